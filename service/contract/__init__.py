@@ -1,0 +1,5 @@
+"""What training and serving must agree on, written once.
+
+The trainer calls the very functions that the service calls, so a vector made while training is the vector made
+while serving. Nothing here imports torch, transformers or FastAPI.
+"""

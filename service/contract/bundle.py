@@ -1,0 +1,210 @@
+"""The bundle: a directory that the trainer writes and the service reads, and the only thing that crosses between them.
+
+manifest.json   what is in it, checked: checksums, preprocessing, space id, figures
+<tower>.onnx    encoder + projector + L2, one graph per modality
+projectors.safetensors, tokenizer.json, MODEL_CARD.md
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.contract.audio import AudioPreprocessing
+from service.contract.images import ImagePreprocessing
+from service.contract.tokens import TextPreprocessing
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+Modality = Literal["image", "audio", "text"]
+MODALITIES: tuple[Modality, ...] = ("image", "audio", "text")
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+SpaceId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+# A plain file name: no folder, no "..", nothing hidden, so that a manifest cannot point outside its bundle.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+Preprocessing = Annotated[ImagePreprocessing | AudioPreprocessing | TextPreprocessing, Field(discriminator="kind")]
+
+_MODALITY_OF_KIND: Mapping[str, Modality] = {"image": "image", "log_mel_patches": "audio", "text": "text"}
+
+# What each kind of tower is fed. Every graph has one output, OUTPUT: float32 (B, dimensions), unit length.
+GRAPH_INPUTS: Mapping[Modality, tuple[str, ...]] = {
+    "image": ("pixels",),  # float32 (B, 3, H, W)
+    "audio": ("patches", "weights"),  # float32 (ΣP, 1, frames, mels) and (B, ΣP), from contract.audio.pack_patches
+    "text": ("input_ids", "attention_mask"),  # int64 (B, L), from contract.tokens.pad_tokens
+}
+OUTPUT = "unit_vectors"
+
+
+class BundleError(ValueError):
+    """A bundle cannot be read: the message names the file and what is wrong with it."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Encoder(_Model):
+    """The frozen encoder inside a tower."""
+
+    source: str
+    """Where it came from: a hub id, a package, or a folder's name."""
+    weights_sha256: Sha256
+    licence: str | None = None
+
+
+class Projector(_Model):
+    """The trained part of a tower; its weights are in projectors.safetensors under the modality's name."""
+
+    kind: Literal["linear", "mlp", "token"]
+    features: int = Field(gt=0)
+    weights_sha256: Sha256
+
+
+class Tower(_Model):
+    file: FileName
+    sha256: Sha256
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    encoder: Encoder
+    projector: Projector
+    preprocessing: Preprocessing
+
+    def fingerprint(self) -> str:
+        """Hash of what defines this tower's vectors, whatever graph computes them."""
+        return _digest(
+            {
+                "encoder": self.encoder.weights_sha256,
+                "projector": self.projector.weights_sha256,
+                "preprocessing": self.preprocessing.model_dump(mode="json"),
+            }
+        )
+
+
+class Manifest(_Model):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    created: str
+    """ISO 8601 date."""
+    space: SpaceId
+    admits: tuple[SpaceId, ...] = ()
+    """Older spaces whose towers are all here unchanged: their stored vectors stay valid."""
+    dimensions: int = Field(gt=0, le=16_384)
+    matryoshka: tuple[int, ...] = ()
+    """Shorter lengths that the projectors were trained to be cut to; any length may be asked for."""
+    towers: dict[Modality, Tower] = Field(min_length=1)
+    temperature: float = Field(gt=0)
+    """Softmax temperature of similarities that training learned; scores are softmax(similarity / temperature)."""
+    means: dict[Modality, list[float]] = {}
+    """Mean unit vector per modality over the training pairs: the modality gap."""
+    templates: dict[Modality, list[str]] = {}
+    """Prompt templates, with one {}, for labels of images and of sounds."""
+    evaluation: dict[str, float | int | bool | str] = {}
+    licences: list[str] = []
+    files: dict[FileName, Sha256] = {}
+    """Every other file of the bundle."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        for modality, tower in self.towers.items():
+            if _MODALITY_OF_KIND[tower.preprocessing.kind] != modality:
+                raise ValueError(f"the {modality} tower has {tower.preprocessing.kind} preprocessing")
+            if isinstance(tower.preprocessing, TextPreprocessing) and tower.preprocessing.tokenizer not in self.files:
+                raise ValueError(f"the tokenizer {tower.preprocessing.tokenizer} is not among the files")
+        for modality, mean in self.means.items():
+            if len(mean) != self.dimensions:
+                raise ValueError(f"the {modality} mean has {len(mean)} numbers, not {self.dimensions}")
+        for templates in self.templates.values():
+            for template in templates:
+                if template.count("{}") != 1:
+                    raise ValueError(f"the template {template!r} must hold {{}} once")
+        if any(not 0 < size <= self.dimensions for size in self.matryoshka):
+            raise ValueError("a Matryoshka dimension is outside the space")
+        if self.space != space_id(self.dimensions, self.towers):
+            raise ValueError("the space id does not match the towers")
+        return self
+
+    def accepts(self, space: str) -> bool:
+        """Whether vectors made in `space` may stand beside vectors made by this bundle."""
+        return space == self.space or space in self.admits
+
+
+@dataclass(frozen=True)
+class Bundle:
+    path: Path
+    manifest: Manifest
+
+    def tower_path(self, modality: Modality) -> Path:
+        return self.path / self.manifest.towers[modality].file
+
+
+def space_id(dimensions: int, towers: Mapping[Modality, Tower]) -> str:
+    """16 hex digits that name a space: what its vectors are made by, not where or when."""
+    parts = {modality: tower.fingerprint() for modality, tower in sorted(towers.items())}
+    return _digest({"dimensions": dimensions, "towers": parts})[:16]
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, Path]) -> Bundle:
+    """Write a bundle to `target`, replacing an older bundle there, in one rename.
+
+    `files` maps each name in the manifest to the file to copy. Raises BundleError when a checksum does not match, or
+    when `target` holds something that is not a bundle.
+    """
+    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise BundleError(f"{target} is not empty and holds no bundle: not overwriting it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        staging.chmod(0o755)
+        for name, source in files.items():
+            shutil.copyfile(source, staging / name)
+        (staging / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        read_bundle(staging)
+        old = None
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+            os.replace(target, old)
+        os.replace(staging, target)
+        if old is not None:
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return Bundle(target, manifest)
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read and verify a bundle: the manifest's shape, every file's presence and checksum. Raises BundleError."""
+    try:
+        raw = (path / MANIFEST).read_bytes()
+    except OSError:
+        raise BundleError(f"{path} holds no readable {MANIFEST}: it is not a bundle") from None
+    try:
+        manifest = Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise BundleError(f"{path / MANIFEST}: {where}: {first['msg']}") from None
+    expected = dict(manifest.files) | {tower.file: tower.sha256 for tower in manifest.towers.values()}
+    for name, sha256 in expected.items():
+        file = path / name
+        if not file.is_file():
+            raise BundleError(f"{file} is missing")
+        if sha256_file(file) != sha256:
+            raise BundleError(f"{file} is damaged: its checksum is not the manifest's")
+    return Bundle(path, manifest)
+
+
+def _digest(value: object) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

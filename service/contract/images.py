@@ -1,0 +1,95 @@
+"""bytes → checked RGB → resize / crop / normalise → float32 (3, H, W)."""
+
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+# Pillow's own guard warns or raises at sizes of its choosing; ImageLimits is checked before any pixel is decoded.
+Image.MAX_IMAGE_PIXELS = None
+
+Triple = tuple[float, float, float]
+
+
+class ImagePreprocessing(BaseModel):
+    """How an image tower wants its pixels; complete, and carried by the bundle's manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["image"] = "image"
+    height: int = Field(gt=0, le=4096)
+    width: int = Field(gt=0, le=4096)
+    resize: Literal["squash", "shortest_edge"] = "squash"
+    """`squash` ignores the aspect ratio; `shortest_edge` keeps it and crops the centre."""
+    shortest_edge: int | None = Field(default=None, gt=0, le=4096)
+    """Length of the shorter side before the crop; None means the crop's own size."""
+    resample: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
+    mean: Triple = (0.5, 0.5, 0.5)
+    std: Triple = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    max_bytes: int = 10_000_000
+    max_pixels: int = 40_000_000
+
+
+def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Image.Image:
+    """Decode the first frame of an image file to upright RGB.
+
+    EXIF orientation is applied, transparency is laid on white, 16-bit samples are scaled to 8.
+
+    Raises UnsupportedMedia (not one of FORMATS), MediaTooLarge (bytes or pixels), BadMedia (corrupt, truncated).
+    """
+    if len(data) > limits.max_bytes:
+        raise MediaTooLarge(f"the image is larger than {limits.max_bytes} bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception:
+        raise UnsupportedMedia(f"not an image in one of these formats: {', '.join(FORMATS)}") from None
+    if image.width * image.height > limits.max_pixels:
+        raise MediaTooLarge(f"the image has more than {limits.max_pixels} pixels")
+    try:
+        image.load()
+        return _rgb(ImageOps.exif_transpose(image))
+    except Exception:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error … on corrupt data
+        raise BadMedia("the image is truncated or corrupt") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        samples = np.asarray(image, dtype=np.float64)
+        if image.mode != "F" or samples.max(initial=0.0) > 255:
+            samples = samples / 257.0  # 16-bit full scale to 8-bit full scale
+        return Image.fromarray(np.clip(np.rint(samples), 0, 255).astype(np.uint8)).convert("RGB")
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def preprocess_image(image: Image.Image, spec: ImagePreprocessing) -> NDArray[np.float32]:
+    """An RGB image → float32 (3, height, width), scaled to [0, 1], then (x - mean) / std per channel."""
+    resample = Image.Resampling[spec.resample.upper()]
+    if spec.resize == "squash":
+        image = image.resize((spec.width, spec.height), resample)
+    else:
+        edge = spec.shortest_edge or max(spec.height, spec.width)
+        scale = edge / min(image.size)
+        # A strip of 1 × 10,000 would grow without bound: only the part that the crop can reach is resized.
+        reach_w, reach_h = spec.width / scale, spec.height / scale
+        left, top = max(0.0, (image.width - reach_w) / 2), max(0.0, (image.height - reach_h) / 2)
+        box = (left, top, min(image.width, left + reach_w), min(image.height, top + reach_h))
+        image = image.resize((spec.width, spec.height), resample, box=box)
+    pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
+    pixels = (pixels - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,0 +1,70 @@
+"""text → token ids and attention mask, from the bundle's own tokenizer.json."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import Tokenizer
+
+from service.contract.errors import InputError
+
+
+class TextPreprocessing(BaseModel):
+    """How a text tower wants its tokens; complete together with the tokenizer file it names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["text"] = "text"
+    tokenizer: str = Field(default="tokenizer.json", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    max_length: int = Field(gt=0, le=32_768)
+    pad_id: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    ids: tuple[int, ...]
+    truncated: bool
+
+
+class TextTokenizer:
+    """A tokenizers.Tokenizer with the truncation and padding of the manifest, not those saved in its file."""
+
+    def __init__(self, path: Path, spec: TextPreprocessing) -> None:
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_length=spec.max_length)
+        self._max_length = spec.max_length
+        self._vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> Tokens:
+        """One text → its ids, special tokens included, cut to max_length. Raises InputError for an empty text."""
+        if not text.strip():
+            raise InputError("the text is empty")
+        try:
+            encoding = self._tokenizer.encode(text)
+        except UnicodeEncodeError:
+            raise InputError("the text is not valid Unicode: it holds a lone surrogate") from None
+        return Tokens(tuple(encoding.ids), bool(encoding.overflowing))
+
+    def accept(self, ids: Sequence[int]) -> Tokens:
+        """Ids made by a client with this very tokenizer, special tokens included. Raises InputError."""
+        if not ids:
+            raise InputError("the list of token ids is empty")
+        if min(ids) < 0 or max(ids) >= self._vocabulary_size:
+            raise InputError(f"a token id is outside the vocabulary of {self._vocabulary_size}")
+        return Tokens(tuple(ids[: self._max_length]), len(ids) > self._max_length)
+
+
+def pad_tokens(texts: Sequence[Tokens], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token sequences → input_ids and attention_mask, int64 (B, longest)."""
+    longest = max(len(text.ids) for text in texts)
+    ids = np.full((len(texts), longest), pad_id, np.int64)
+    mask = np.zeros((len(texts), longest), np.int64)
+    for row, text in enumerate(texts):
+        ids[row, : len(text.ids)] = text.ids
+        mask[row, : len(text.ids)] = 1
+    return ids, mask
