@@ -1,0 +1,118 @@
+"""`python -m training`: a command per step, and `run` for all of them. The last line printed is one JSON object."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from service.contract.bundle import BundleError
+from training import distill, steps
+from training.encoders import EncoderError
+from training.export import ExportError
+from training.features import FeatureError
+from training.pairs import PairError
+from training.recipe import Recipe, RecipeError, load_recipe
+
+_EXPECTED = (RecipeError, PairError, EncoderError, FeatureError, ExportError, BundleError, distill.DistillError)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (function, what) in _COMMANDS.items():
+        command = commands.add_parser(name, help=what, description=what)
+        command.add_argument("recipe", type=Path, help="YAML file; see training/recipes/")
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+        command.add_argument("--work", type=Path, help="folder of this recipe's files (default: build/work/NAME)")
+        command.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
+        if name in ("run", "export"):
+            command.add_argument("--out", type=Path, required=True, help="bundle folder to write")
+        if name == "export":
+            command.add_argument("--projectors", type=Path, help="projectors.safetensors (default: in --work)")
+            command.add_argument("--evaluation", type=Path, help="evaluation.json (default: beside the projectors)")
+            command.add_argument("--samples", type=Path, help="folder of photographs and sounds to check the graphs on")
+        command.set_defaults(function=function)
+    command = commands.add_parser("distill", help=distill.__doc__)
+    distill.add_arguments(command)
+    command.set_defaults(function=None)
+    options = parser.parse_args(arguments)
+    try:
+        if options.function is None:
+            result = distill.main(options)
+        else:
+            recipe = load_recipe(options.recipe, options.overrides)
+            options.work = options.work or Path("build/work") / recipe.name
+            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            options.cache = options.cache or Path(os.environ.get("ISTHMUS_CACHE") or Path(home) / "isthmus")
+            result = options.function(recipe, options)
+    except _EXPECTED as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(json.dumps(result))
+    return 0
+
+
+def _run(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
+    read = steps.pairs(recipe)
+    frozen = steps.encoders(recipe)
+    data = steps.features(recipe, frozen, read, options.cache)
+    trained = steps.fit(recipe, data, options.work)
+    figures = steps.evaluate(recipe, frozen, data, trained, options.cache, options.work)
+    bundle = steps.export(recipe, frozen, trained, figures, options.out)
+    return {"bundle": str(bundle.path), "space": bundle.manifest.space, **bundle.manifest.evaluation}
+
+
+def _pairs(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
+    read = steps.pairs(recipe)
+    return {f"{name}.{split}": len(part.links) for name, splits in read.items() for split, part in splits.items()}
+
+
+def _features(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
+    data = steps.features(recipe, steps.encoders(recipe), steps.pairs(recipe), options.cache)
+    return {
+        f"{name}.{split}": [len(part.media), len(part.texts)]
+        for name, splits in data.items()
+        for split, part in splits.items()
+    }
+
+
+def _train(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
+    data = steps.features(recipe, steps.encoders(recipe), steps.pairs(recipe), options.cache)
+    trained = steps.fit(recipe, data, options.work)
+    best = max(trained.history, key=lambda entry: entry["score"])
+    return {"projectors": str(options.work / "projectors.safetensors"), **best}
+
+
+def _evaluate(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
+    frozen = steps.encoders(recipe)
+    data = steps.features(recipe, frozen, steps.pairs(recipe), options.cache)
+    trained = steps.saved(recipe, options.work / "projectors.safetensors")
+    return steps.evaluate(recipe, frozen, data, trained, options.cache, options.work)
+
+
+def _export(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
+    projectors = options.projectors or options.work / "projectors.safetensors"
+    trained = steps.saved(recipe, projectors)
+    measured = options.evaluation or projectors.with_name("evaluation.json")
+    figures = json.loads(measured.read_text()) if measured.is_file() else {}
+    bundle = steps.export(recipe, steps.encoders(recipe), trained, figures, options.out, options.samples)
+    return {"bundle": str(bundle.path), "space": bundle.manifest.space, **bundle.manifest.evaluation}
+
+
+_COMMANDS = {
+    "run": (_run, "pairs, features, train, evaluate and export in one go"),
+    "pairs": (_pairs, "read and check the pairs"),
+    "features": (_features, "encode everything once with the frozen encoders, into the cache"),
+    "train": (_train, "train the projectors on cached features"),
+    "evaluate": (_evaluate, "measure the trained projectors on the test splits"),
+    "export": (_export, "write the bundle: one checked ONNX graph per modality"),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""Frozen encoders from a hub id, a local folder, an installed package or an ONNX file.
+
+The only place that knows model libraries. An encoder is never trained: its parameters need no gradient, it stays in
+evaluation mode, and its weights' hash names it in caches and bundles.
+"""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from service.contract.audio import AudioPreprocessing
+from service.contract.bundle import Modality
+from service.contract.images import ImagePreprocessing
+from service.contract.tokens import TextPreprocessing
+from training.recipe import EncoderSource, Recipe
+
+Floats = NDArray[np.float32]
+T = TypeVar("T", ImagePreprocessing, AudioPreprocessing, TextPreprocessing)
+Preprocessing = ImagePreprocessing | AudioPreprocessing | TextPreprocessing
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+class EncoderError(ValueError):
+    """An encoder cannot be loaded: the message names it and what is missing."""
+
+
+class ImageEncoder(nn.Module):
+    """pixels (B, 3, H, W) → whole-image vector (B, d) and local vectors (B, N, d)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.model(pixels)
+        states = output.last_hidden_state
+        if states.dim() == 4:  # a convolutional map (B, d, h, w): each cell is a local vector
+            return output.pooler_output.flatten(1), states.flatten(2).transpose(1, 2)
+        registers = getattr(self.model.config, "num_register_tokens", 0)
+        return states[:, 0], states[:, 1 + registers :]
+
+
+class AudioEncoder(nn.Module):
+    """patches (P, 1, frames, mels) → one vector per patch (P, d)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return cast(Tensor, self.model(patches).pooler_output.flatten(1))
+
+
+class TextEncoder(nn.Module):
+    """input_ids, attention_mask (B, L) → token states (B, L, d)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return cast(Tensor, self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state)
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder with everything that defines its features. Exactly one of module and onnx is set."""
+
+    modality: Modality
+    source: str
+    width: int
+    """Length of a feature vector."""
+    weights_sha256: str
+    preprocessing: Preprocessing
+    licence: str | None
+    module: nn.Module | None = None
+    onnx: Path | None = None
+    """A graph with one output `features`: (B, d) for images and texts, (P, d) for the patches of sounds."""
+    tokenizer: Path | None = None
+    pooling: Literal["mean", "cls"] = "mean"
+    """How a text's token states become a sentence vector."""
+
+
+def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
+    """Load the recipe's encoder of a modality, frozen. Raises EncoderError."""
+    source = recipe.encoders[modality]
+    if source.onnx is not None:
+        return _from_onnx(recipe.path(source.onnx), modality, source)
+    folder, name = _resolve(recipe, source)
+    if not (folder / "config.json").is_file():
+        raise EncoderError(f"encoders.{modality}: {folder} holds no config.json: it is not a model folder")
+    model = _load_model(folder)
+    wrapper = {"image": ImageEncoder, "audio": AudioEncoder, "text": TextEncoder}[modality](model)
+    wrapper.eval().requires_grad_(False)
+    # Channels-last halves the time of depthwise convolutions on a CPU (docs/LOG.md) and changes no other model.
+    wrapper.to(memory_format=torch.channels_last)
+    tokenizer = None
+    preprocessing: Preprocessing
+    if modality == "image":
+        preprocessing = _changed(source, _image_preprocessing(folder))
+    elif modality == "audio":
+        preprocessing = _changed(source, _audio_preprocessing(folder))
+    else:
+        tokenizer = folder / "tokenizer.json"
+        if not tokenizer.is_file():
+            raise EncoderError(f"encoders.text: {folder} holds no tokenizer.json (save it with a fast tokenizer)")
+        preprocessing = _changed(source, _text_preprocessing(folder, model.config))
+    return FrozenEncoder(
+        modality=modality,
+        source=name,
+        width=_width(wrapper, preprocessing),
+        weights_sha256=weights_sha256(wrapper),
+        preprocessing=preprocessing,
+        licence=source.licence,
+        module=wrapper,
+        tokenizer=tokenizer,
+        pooling="cls" if _json(folder, "1_Pooling/config.json").get("pooling_mode_cls_token") else "mean",
+    )
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash of every parameter and buffer: name, type, shape and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        array = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}:{array.dtype}:{tuple(array.shape)}".encode())
+        digest.update(array.view(-1).view(torch.uint8).numpy().tobytes() if array.dim() else array.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _resolve(recipe: Recipe, source: EncoderSource) -> tuple[Path, str]:
+    """The model folder, and the name that the manifest and the model card give it."""
+    if source.folder is not None:
+        return recipe.path(source.folder) / source.subfolder, source.folder.name
+    if source.package is not None:
+        found = importlib.util.find_spec(source.package)
+        if found is None or not found.submodule_search_locations:
+            raise EncoderError(f"the package {source.package} is not installed")
+        return Path(found.submodule_search_locations[0]) / source.subfolder, source.package
+    from huggingface_hub import snapshot_download  # only a hub id needs a network
+
+    assert source.hub is not None
+    try:
+        folder = snapshot_download(source.hub, revision=source.revision, allow_patterns=_FILES)
+    except Exception as error:
+        raise EncoderError(f"the hub model {source.hub} cannot be had: {type(error).__name__}: {error}") from error
+    return Path(folder) / source.subfolder, source.hub
+
+
+def _load_model(folder: Path) -> Any:
+    from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    # A pooler or a classifier that the features do not pass through may be missing from, or left over in, the file.
+    level, _ = logging.get_verbosity(), logging.set_verbosity_error()
+    try:
+        model, report = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    finally:
+        logging.set_verbosity(level)
+    absent = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
+    if absent:
+        raise EncoderError(f"{folder} lacks weights: {', '.join(sorted(absent)[:3])} …")
+    if hasattr(model, "pooler") and isinstance(model.pooler, nn.Module) and report["missing_keys"]:
+        model.pooler = None  # random weights would make the hash, and so the cache key, random
+    return model
+
+
+def _changed(source: EncoderSource, spec: T) -> T:
+    try:
+        return type(spec).model_validate({**spec.model_dump(), **source.preprocessing})
+    except ValidationError as error:
+        raise EncoderError(f"preprocessing: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _image_preprocessing(folder: Path) -> ImagePreprocessing:
+    """Read a transformers preprocessor_config.json."""
+    config = _json(folder, "preprocessor_config.json")
+    if not config:
+        raise EncoderError(f"{folder} holds no preprocessor_config.json")
+    size, crop = config.get("size", {}), config.get("crop_size", {})
+    size = {"shortest_edge": size} if isinstance(size, int) else size
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    final = crop if crop and config.get("do_center_crop", False) else size
+    if "height" not in final or "width" not in final:
+        raise EncoderError(f"{folder}: preprocessor_config.json fixes no input size")
+    shortest = size.get("shortest_edge")
+    return ImagePreprocessing(
+        height=final["height"],
+        width=final["width"],
+        resize="shortest_edge" if shortest else "squash",
+        shortest_edge=shortest,
+        resample=cast(Any, _RESAMPLE.get(config.get("resample", 2), "bilinear")),
+        mean=config["image_mean"] if config.get("do_normalize", True) else (0.0, 0.0, 0.0),
+        std=config["image_std"] if config.get("do_normalize", True) else (1.0, 1.0, 1.0),
+    )
+
+
+def _audio_preprocessing(folder: Path) -> AudioPreprocessing:
+    """Read a frontend.json: the log-mel patch front end, stated in full beside the weights."""
+    config = _json(folder, "frontend.json")
+    if config.get("kind") != "log_mel_patches":
+        raise EncoderError(f"{folder} holds no frontend.json of kind log_mel_patches, the one audio front end read here")
+    known = {key: value for key, value in config.items() if key in AudioPreprocessing.model_fields}
+    return AudioPreprocessing.model_validate(known)
+
+
+def _text_preprocessing(folder: Path, config: Any) -> TextPreprocessing:
+    """Length from sentence-transformers' own file where there is one, else from the model's positions."""
+    stated = _json(folder, "sentence_bert_config.json").get("max_seq_length")
+    positions = getattr(config, "max_position_embeddings", 512)
+    pad = getattr(config, "pad_token_id", 0) or 0
+    if config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert"):
+        positions -= pad + 1  # their position ids start after the padding id
+    return TextPreprocessing(max_length=min(stated or positions, positions), pad_id=pad)
+
+
+def _from_onnx(folder: Path, modality: Modality, source: EncoderSource) -> FrozenEncoder:
+    described, graph = _json(folder, "encoder.json"), folder / "encoder.onnx"
+    if not described or not graph.is_file():
+        raise EncoderError(f"{folder} needs encoder.onnx and encoder.json")
+    if described["modality"] != modality:
+        raise EncoderError(f"{folder} is an {described['modality']} encoder, not {modality}")
+    kind = {"image": ImagePreprocessing, "audio": AudioPreprocessing, "text": TextPreprocessing}[modality]
+    return FrozenEncoder(
+        modality=modality,
+        source=described["name"],
+        width=described["features"],
+        weights_sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
+        preprocessing=_changed(source, kind.model_validate(described["preprocessing"])),
+        licence=source.licence or described.get("licence"),
+        onnx=graph,
+        tokenizer=folder / "tokenizer.json" if modality == "text" else None,
+    )
+
+
+@torch.inference_mode()
+def _width(module: nn.Module, spec: Preprocessing) -> int:
+    return int(_first(module(*[torch.from_numpy(array) for array in example_inputs(spec, 1)])).shape[-1])
+
+
+def example_inputs(spec: Preprocessing, batch: int) -> Sequence[NDArray[Any]]:
+    """Arrays of the right shapes for an encoder: what tracing and width detection feed it."""
+    if isinstance(spec, ImagePreprocessing):
+        return [np.zeros((batch, 3, spec.height, spec.width), np.float32)]
+    if isinstance(spec, AudioPreprocessing):
+        return [np.zeros((batch, 1, spec.patch_frames, spec.n_mels), np.float32)]
+    return [np.full((batch, 5), 4, np.int64), np.ones((batch, 5), np.int64)]
+
+
+def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output

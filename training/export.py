@@ -1,0 +1,241 @@
+"""Encoder + projector + L2 in one ONNX graph per modality, checked against torch, then written as a bundle."""
+
+import datetime
+import logging
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from service.contract.bundle import (
+    GRAPH_INPUTS,
+    OUTPUT,
+    Bundle,
+    Encoder,
+    Manifest,
+    Modality,
+    Projector,
+    Tower,
+    sha256_file,
+    space_id,
+    write_bundle,
+)
+from service.contract.vectors import l2_normalise
+from training.card import model_card
+from training.encoders import FrozenEncoder, example_inputs, weights_sha256
+from training.features import Item, collate, preparer, runner
+from training.projector import Head
+from training.recipe import Recipe
+from training.train import Trained, save_projectors
+
+PARITY = 0.9999
+_OPSET = 20
+
+
+class ExportError(ValueError):
+    """A tower's graph does not compute what torch computes, or there was nothing to check it on."""
+
+
+class Whole(nn.Module):
+    """An encoder with its head: the inputs of contract.bundle.GRAPH_INPUTS → unit vectors (B, D)."""
+
+    def __init__(self, encoder: FrozenEncoder, head: Head) -> None:
+        super().__init__()
+        assert encoder.module is not None
+        self.encoder, self.head = encoder.module, head
+        self.modality, self.pooling = encoder.modality, encoder.pooling
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if self.modality == "image":
+            whole, local = self.encoder(*inputs)
+            if self.head.kind != "token":
+                return self.head(whole)
+            return self.head(whole, local, torch.full_like(local[..., 0], 1.0 / local.shape[1]))
+        if self.modality == "audio":
+            patches, weights = inputs
+            states = self.encoder(patches)
+            return self.head(weights @ states, states, weights)
+        ids, mask = inputs
+        states = self.encoder(ids, mask)
+        weights = mask.to(states.dtype)
+        weights = weights / weights.sum(1, keepdim=True)
+        whole = states[:, 0] if self.pooling == "cls" else (weights[:, None] @ states)[:, 0]
+        return self.head(whole, states, weights)
+
+
+def export_tower(encoder: FrozenEncoder, head: Head, path: Path) -> None:
+    """Write the one graph of a tower, dynamic in batch and length; no external data below 2 GB."""
+    with tempfile.TemporaryDirectory() as folder:
+        if encoder.onnx is None:
+            _export_torch(encoder, head, Path(folder) / "tower.onnx")
+        else:
+            _join(encoder, head, Path(folder))
+        model = onnx.load(Path(folder) / "tower.onnx")
+    model.graph.ClearField("value_info")  # shapes of the traced example, which a runtime infers anew
+    model.doc_string = ""
+    onnx.save(model, path)
+    onnx.checker.check_model(path)
+
+
+def check_parity(
+    encoder: FrozenEncoder, head: Head, graph: Path, items: Sequence[Item], *, least: float = PARITY
+) -> float:
+    """Lowest cosine between the graph's vectors and those that training made, over real items.
+
+    The items go through the graph in one batch and through training's own code one by one, so that batching is
+    checked too. Raises ExportError below `least`.
+    """
+    if not items:
+        raise ExportError(f"there is no {encoder.modality} input to check the graph on")
+    prepare, run = preparer(encoder), runner(encoder, head.kind == "token")
+    prepared = [prepare(item) for item in items]
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    inputs = dict(zip(GRAPH_INPUTS[encoder.modality], collate(encoder.preprocessing, prepared), strict=True))
+    served = np.asarray(session.run([OUTPUT], inputs)[0])
+    with torch.inference_mode():
+        trained = np.concatenate(
+            [head(**{k: torch.from_numpy(np.asarray(v, np.float32)) for k, v in run([one]).items()}) for one in prepared]
+        )
+    if served.shape != trained.shape or not np.isfinite(served).all():
+        raise ExportError(f"the {encoder.modality} graph gives {served.shape}, and training {trained.shape}")
+    lowest = float((l2_normalise(served) * l2_normalise(trained)).sum(1).min())
+    if lowest < least:
+        raise ExportError(f"the {encoder.modality} graph's vectors differ from training's: cosine {lowest:.6f} < {least}")
+    return lowest
+
+
+def export_bundle(
+    recipe: Recipe,
+    encoders: Mapping[Modality, FrozenEncoder],
+    trained: Trained,
+    target: Path,
+    *,
+    evaluation: Mapping[str, Any],
+    samples: Mapping[Modality, Sequence[Item]],
+) -> Bundle:
+    """Export, check and write the bundle. `samples` are the real items that each graph is checked on."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        towers: dict[Modality, Tower] = {}
+        files: dict[str, Path] = {}
+        others: dict[str, str] = {}
+        parity: dict[Modality, float] = {}
+        for modality, head in trained.heads.items():
+            encoder = encoders[modality]
+            graph = folder / f"{modality}.onnx"
+            export_tower(encoder, head, graph)
+            parity[modality] = check_parity(encoder, head, graph, samples.get(modality, []))
+            files[graph.name] = graph
+            if encoder.tokenizer is not None:
+                files["tokenizer.json"] = encoder.tokenizer
+                others["tokenizer.json"] = sha256_file(encoder.tokenizer)
+            towers[modality] = Tower(
+                file=graph.name,
+                sha256=sha256_file(graph),
+                encoder=Encoder(source=encoder.source, weights_sha256=encoder.weights_sha256, licence=encoder.licence),
+                projector=Projector(kind=head.kind, features=encoder.width, weights_sha256=weights_sha256(head)),
+                preprocessing=encoder.preprocessing,
+            )
+        space = space_id(recipe.projector.dimensions, towers)
+        projectors = folder / "projectors.safetensors"
+        save_projectors(projectors, trained)
+        card = folder / "MODEL_CARD.md"
+        figures = dict(evaluation) | {f"parity.{m}": round(value, 7) for m, value in parity.items()}
+        card.write_text(model_card(recipe, towers, figures, space), encoding="utf-8")
+        for path in (projectors, card):
+            files[path.name] = path
+            others[path.name] = sha256_file(path)
+        manifest = Manifest(
+            name=recipe.name,
+            created=datetime.datetime.now(datetime.UTC).date().isoformat(),
+            space=space,
+            dimensions=recipe.projector.dimensions,
+            towers=towers,
+            temperature=trained.temperature,
+            means=trained.means,
+            templates=dict(recipe.templates),
+            evaluation=figures,
+            licences=recipe.licences,
+            files=others,
+        )
+        return write_bundle(target, manifest, files)
+
+
+def _export_torch(encoder: FrozenEncoder, head: Head, path: Path) -> None:
+    arrays = list(example_inputs(encoder.preprocessing, 2))
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    shapes: list[dict[int, Any]]
+    if encoder.modality == "image":
+        shapes = [{0: batch}]
+    elif encoder.modality == "audio":
+        arrays = [np.repeat(arrays[0], 3, axis=0), np.full((2, 6), 1 / 3, np.float32)]
+        shapes = [{0: length}, {0: batch, 1: length}]
+    else:
+        shapes = [{0: batch, 1: length}, {0: batch, 1: length}]
+    _to_onnx(Whole(encoder, head).eval(), arrays, GRAPH_INPUTS[encoder.modality], OUTPUT, shapes, path)
+
+
+class _Rows(nn.Module):
+    """A head on the pooled features of an ONNX encoder; for sounds, of their patches with averaging weights."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
+        return self.head(features if weights is None else weights @ features)
+
+
+def _join(encoder: FrozenEncoder, head: Head, folder: Path) -> None:
+    """Append the head's graph to an encoder that is ONNX already."""
+    if head.kind == "token":
+        raise ExportError(f"{encoder.source} is an ONNX encoder with pooled features only: no token projector")
+    assert encoder.onnx is not None
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    arrays: list[NDArray[Any]] = [np.ones((2, encoder.width), np.float32)]
+    shapes: list[dict[int, Any]] = [{0: batch}]
+    names = ["head_features"]
+    if encoder.modality == "audio":
+        arrays = [np.ones((6, encoder.width), np.float32), np.full((2, 6), 1 / 3, np.float32)]
+        shapes, names = [{0: length}, {0: batch, 1: length}], ["head_features", "weights"]
+    _to_onnx(_Rows(head).eval(), arrays, names, OUTPUT, shapes, folder / "head.onnx")
+    first, second = onnx.load(encoder.onnx), onnx.load(folder / "head.onnx")
+    opset = max(entry.version for model in (first, second) for entry in model.opset_import if not entry.domain)
+    first, second = (onnx.version_converter.convert_version(model, opset) for model in (first, second))
+    first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
+    first = onnx.compose.add_prefix(first, "encoder/", rename_inputs=False)
+    second = onnx.compose.add_prefix(second, "head/", rename_inputs=False, rename_outputs=False)
+    joined = onnx.compose.merge_models(first, second, io_map=[("encoder/features", "head_features")])
+    onnx.save(joined, folder / "tower.onnx")
+
+
+def _to_onnx(
+    module: nn.Module, arrays: Sequence[NDArray[Any]], inputs: Sequence[str], output: str, shapes: Any, path: Path
+) -> None:
+    # The exporter warns of its own deprecations, and that torchvision, which is not used, is absent.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
+        torch.onnx.export(
+            module,
+            tuple(torch.from_numpy(array) for array in arrays),
+            path,
+            dynamo=True,
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_shapes=(tuple(shapes),) if isinstance(module, Whole) else tuple(shapes),
+            opset_version=_OPSET,
+            external_data=False,
+            verbose=False,
+        )
+
+

@@ -1,0 +1,212 @@
+"""Encode every item once into a memory-mapped cache, keyed by what defines the features; resumable.
+
+A cache is a folder named by the hash of encoder weights, preprocessing and items (the bytes of every file, or every
+text). It holds the arrays and `progress`, the number of items that are safely written; an interrupted run goes on
+from there.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from service.contract.audio import AudioPreprocessing, decode_audio, log_mel_patches, pack_patches
+from service.contract.errors import InputError
+from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
+from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
+from training.encoders import FrozenEncoder
+
+Item = Path | str
+_CHUNK = {"image": 32, "audio": 32, "text": 128}
+
+
+class FeatureError(ValueError):
+    """An item cannot be encoded: the message names it."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Frozen features of a list of items. Token arrays are there only where they were asked for."""
+
+    pooled: NDArray[np.float32]
+    """(N, d): image CLS or pooled vector, mean over a sound's patches, sentence vector."""
+    tokens: NDArray[np.float16] | None = None
+    """(N, T, d) local vectors: image cells, sound patches, text tokens; zeros past an item's own."""
+    weights: NDArray[np.float32] | None = None
+    """(N, T): 1 / own tokens on an item's own tokens, else 0."""
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+
+def cached_features(
+    encoder: FrozenEncoder, items: Sequence[Item], cache: Path, *, tokens: bool = False, what: str = ""
+) -> Features:
+    """Features of `items`, from the cache as far as they are there. Raises FeatureError naming a bad item."""
+    if not len(items):
+        return Features(np.zeros((0, encoder.width), np.float32))
+    prepare = preparer(encoder)
+    folder = cache / _key(encoder, items, tokens)
+    shapes = _shapes(encoder, items, prepare, tokens)
+    arrays = _open(folder, shapes)
+    done = int(_read(folder / "progress") or 0)
+    run = runner(encoder, tokens)
+    size = _CHUNK[encoder.modality]
+    starts = range(done, len(items), size)
+    with (
+        ThreadPoolExecutor(2) as pool,
+        tqdm(total=len(items), initial=done, desc=what or encoder.modality, unit="item", disable=done == len(items)) as bar,
+    ):
+        chunks = ((start, items[start : start + size]) for start in starts)
+        for start, prepared in _ahead(pool, chunks, prepare):
+            for name, rows in run(prepared).items():
+                arrays[name][start : start + len(prepared), *(slice(n) for n in rows.shape[1:])] = rows
+            for array in arrays.values():
+                array.flush()
+            _write(folder / "progress", str(start + len(prepared)))
+            bar.update(len(prepared))
+    return Features(**arrays)
+
+
+def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
+    """The contract's preprocessing of one item, as the service does it. The callable raises FeatureError."""
+    spec = encoder.preprocessing
+    tokenizer = None
+    if isinstance(spec, TextPreprocessing):
+        assert encoder.tokenizer is not None
+        tokenizer = TextTokenizer(encoder.tokenizer, spec)
+
+    def prepare(item: Item) -> Any:
+        try:
+            if isinstance(spec, ImagePreprocessing):
+                return preprocess_image(decode_image(Path(item).read_bytes()), spec)
+            if isinstance(spec, AudioPreprocessing):
+                return log_mel_patches(decode_audio(Path(item).read_bytes(), spec.sampling_rate), spec)
+            assert tokenizer is not None
+            return tokenizer.encode(str(item))
+        except InputError as error:
+            raise FeatureError(f"{item}: {error}") from None
+
+    return prepare
+
+
+def collate(spec: Any, prepared: Sequence[Any]) -> list[NDArray[Any]]:
+    """Prepared items → the inputs of their tower's graph, in the order of contract.bundle.GRAPH_INPUTS."""
+    if isinstance(spec, ImagePreprocessing):
+        return [np.stack(prepared)]
+    if isinstance(spec, AudioPreprocessing):
+        return list(pack_patches(list(prepared)))
+    return list(pad_tokens(prepared, spec.pad_id))
+
+
+def runner(encoder: FrozenEncoder, tokens: bool) -> Callable[[Sequence[Any]], dict[str, NDArray[np.float32]]]:
+    """A function from prepared items to their feature rows."""
+    spec = encoder.preprocessing
+    if encoder.onnx is not None:
+        if tokens:
+            raise FeatureError(f"{encoder.source} is an ONNX encoder with pooled features only: no token projector")
+        session = onnxruntime.InferenceSession(encoder.onnx, providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_inputs()]
+
+    @torch.inference_mode()
+    def run(prepared: Sequence[Any]) -> dict[str, NDArray[np.float32]]:
+        inputs = collate(spec, prepared)
+        if encoder.onnx is not None:
+            feeds = dict(zip(names, inputs, strict=False))
+            pooled = session.run(["features"], feeds)[0]
+            return {"pooled": inputs[1] @ pooled if encoder.modality == "audio" else pooled}
+        assert encoder.module is not None
+        tensors = [torch.from_numpy(array) for array in inputs]
+        if encoder.modality == "image":
+            whole, local = encoder.module(*tensors)
+            weights = torch.full(local.shape[:2], 1.0 / local.shape[1])
+        elif encoder.modality == "audio":
+            states = encoder.module(tensors[0])
+            whole = tensors[1] @ states
+            parts = states.split([len(item) for item in prepared])
+            local = torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+            weights = torch.nn.utils.rnn.pad_sequence([torch.full((len(p),), 1.0 / len(p)) for p in parts], True)
+        else:
+            local = encoder.module(*tensors)
+            weights = tensors[1] / tensors[1].sum(1, keepdim=True)
+            whole = local[:, 0] if encoder.pooling == "cls" else (weights[:, None] @ local)[:, 0]
+        rows = {"pooled": whole.numpy()}
+        return rows | ({"tokens": local.numpy(), "weights": weights.numpy()} if tokens else {})
+
+    return run
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, chunks: Iterator[tuple[int, Sequence[Item]]], prepare: Callable[[Item], Any]
+) -> Iterator[tuple[int, list[Any]]]:
+    """Prepare the next chunk in threads while the encoder runs on this one."""
+
+    def begin() -> tuple[int, list[Any]] | None:
+        step = next(chunks, None)
+        return None if step is None else (step[0], [pool.submit(prepare, item) for item in step[1]])
+
+    following = begin()
+    while following is not None:
+        current, following = following, begin()
+        yield current[0], [future.result() for future in current[1]]
+
+
+def _shapes(
+    encoder: FrozenEncoder, items: Sequence[Item], prepare: Callable[[Item], Any], tokens: bool
+) -> dict[str, tuple[tuple[int, ...], type]]:
+    shapes: dict[str, tuple[tuple[int, ...], type]] = {"pooled": ((len(items), encoder.width), np.float32)}
+    if tokens:
+        if encoder.modality == "image":
+            longest = runner(encoder, True)([prepare(items[0])])["tokens"].shape[1]
+        elif encoder.modality == "audio":
+            longest = max(len(prepare(item)) for item in items)
+        else:
+            longest = max(len(prepare(item).ids) for item in items)
+        shapes["tokens"] = ((len(items), longest, encoder.width), np.float16)
+        shapes["weights"] = ((len(items), longest), np.float32)
+    return shapes
+
+
+def _open(folder: Path, shapes: dict[str, tuple[tuple[int, ...], type]]) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {}
+    for name, (shape, dtype) in shapes.items():
+        path = folder / f"{name}.npy"
+        if not path.is_file():
+            # Sparse until written; a torn creation is renamed into place only when whole.
+            partial = path.with_suffix(".partial")
+            np.lib.format.open_memmap(partial, "w+", dtype, shape).flush()
+            os.replace(partial, path)
+            (folder / "progress").unlink(missing_ok=True)
+        arrays[name] = np.lib.format.open_memmap(path, "r+")
+    return arrays
+
+
+def _key(encoder: FrozenEncoder, items: Sequence[Item], tokens: bool) -> str:
+    digest = hashlib.sha256(encoder.weights_sha256.encode())
+    digest.update(json.dumps(encoder.preprocessing.model_dump(mode="json"), sort_keys=True).encode())
+    digest.update(f"{encoder.pooling}:{tokens}".encode())
+    for item in items:
+        content = item.read_bytes() if isinstance(item, Path) else item.encode()
+        digest.update(hashlib.sha256(content).digest())
+    return f"{encoder.modality}-{digest.hexdigest()[:24]}"
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text() if path.is_file() else None
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    os.replace(partial, path)

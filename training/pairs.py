@@ -1,0 +1,164 @@
+"""Read pairs of media and text from tables and folders, check them, and split them without leaks."""
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.recipe import PairSource, Recipe
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SUFFIXES = {
+    "image": {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"},
+    "audio": {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"},
+}
+
+
+class PairError(ValueError):
+    """Pairs cannot be read: the message names the source, the row and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of one source and split."""
+
+    name: str
+    modality: Literal["image", "audio"]
+    media: list[Path]
+    texts: list[str]
+    """Every distinct text once."""
+    links: NDArray[np.int64]
+    """(pairs, 2): index into media, index into texts."""
+    labels: NDArray[np.int64] | None
+    """(media,) index into classes; None when the texts are captions."""
+    classes: list[str]
+    """Readable class names, in order of first appearance in the whole source."""
+    weight: float
+
+
+@dataclass(frozen=True)
+class _Row:
+    media: str
+    text: str | None
+    label: str | None
+    split: Split
+
+
+def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
+    """Read one source of the recipe. Raises PairError naming the file and row of whatever is missing or empty.
+
+    A media file may have several captions; all of them stay on its side of the split. Labels become one text per
+    template.
+    """
+    source = recipe.pairs[name]
+    rows = list(_rows(recipe, name, source))
+    if not rows:
+        raise PairError(f"pairs.{name}: no pairs were found")
+    folder = recipe.path(source.folder)
+    classes = list(dict.fromkeys(source.names.get(row.label, readable(row.label)) for row in rows if row.label))
+    templates = recipe.templates.get(source.modality, [])
+    result: dict[Split, Pairs] = {}
+    for split in SPLITS:
+        media: dict[str, int] = {}
+        texts: dict[str, int] = {}
+        links: list[tuple[int, int]] = []
+        labels: list[int] = []
+        for row in rows:
+            if row.split != split:
+                continue
+            index = media.setdefault(row.media, len(media))
+            if row.label is not None:
+                called = source.names.get(row.label, readable(row.label))
+                if index == len(labels):
+                    labels.append(classes.index(called))
+                captions = [template.format(called) for template in templates]
+            else:
+                captions = [row.text or ""]
+            links += [(index, texts.setdefault(caption, len(texts))) for caption in captions]
+        paths = [folder / file for file in media]
+        missing = next((path for path in paths if not path.is_file()), None)
+        if missing is not None:
+            raise PairError(f"pairs.{name}: {missing} is named and is not there")
+        result[split] = Pairs(
+            name=name,
+            modality=source.modality,
+            media=paths,
+            texts=list(texts),
+            links=np.asarray(links, np.int64).reshape(-1, 2),
+            labels=np.asarray(labels, np.int64) if labels else None,
+            classes=classes,
+            weight=source.weight,
+        )
+    if not len(result["train"].links):
+        raise PairError(f"pairs.{name}: the train split is empty")
+    return result
+
+
+def readable(label: str) -> str:
+    """A class name as people write it: `car_side` → `car side`, `Door - wood creaks` → `door wood creaks`."""
+    return " ".join(re.sub(r"[_\-,]+", " ", label).split()).lower()
+
+
+def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
+    by_file = {
+        media: split
+        for split, path in source.split_files.items()
+        for media in recipe.path(path).read_text(encoding="utf-8").split()
+    }
+    by_value = {value: split for split, values in source.splits.items() for value in values}
+    for number, row in enumerate(_table(recipe, name, source), start=1):
+        where = f"pairs.{name}: row {number}"
+        try:
+            media = row[source.media]
+            text = row[source.text] if source.text else None
+            label = row[source.label or "label"] if source.text is None else None
+            value = row[source.split_column] if source.split_column else None
+        except KeyError as error:
+            raise PairError(f"{where} has no column {error}; it has {', '.join(row)}") from None
+        if not (text if label is None else label).strip():  # type: ignore[union-attr]
+            raise PairError(f"{where} ({media}) has an empty text")
+        split = by_value.get(value, None) if value is not None else by_file.get(media) if by_file else "train"
+        if split is None:
+            continue
+        if split == "train" and _held_out(source, media):
+            split = "validation"
+        yield _Row(media, text and text.strip(), label, split)
+
+
+def _held_out(source: PairSource, media: str) -> bool:
+    if not source.validation_fraction:
+        return False
+    match = re.search(source.group, media) if source.group else None
+    key = match[1] if match else media
+    return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32 < source.validation_fraction
+
+
+def _table(recipe: Recipe, name: str, source: PairSource) -> Iterator[dict[str, str]]:
+    if source.table is None:
+        folder = recipe.path(source.folder)
+        for path in sorted(folder.glob("*/*")):
+            if path.suffix.lower() in SUFFIXES[source.modality]:
+                yield {source.media: str(path.relative_to(folder)), "label": path.parent.name}
+        return
+    path = recipe.path(source.table)
+    if not path.is_file():
+        raise PairError(f"pairs.{name}: {path} is not there; set data.root (--set data.root=… or ISTHMUS_DATA)")
+    with path.open(encoding="utf-8", newline="") as stream:
+        if path.suffix == ".jsonl":
+            for number, line in enumerate(stream, start=1):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    raise PairError(f"pairs.{name}: line {number} of {path} is not JSON") from None
+                yield {key: str(value) for key, value in row.items()}
+        else:
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            yield from csv.DictReader(stream, delimiter=delimiter)

@@ -1,0 +1,152 @@
+"""The steps of a run, each a command of its own: pairs → features → train → evaluate → export."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.bundle import Bundle, Modality
+from training.encoders import FrozenEncoder, load_encoder
+from training.evaluate import class_vectors, gap, retrieval, top1
+from training.export import ExportError, export_bundle
+from training.features import Features, Item, cached_features
+from training.pairs import SUFFIXES, PairError, Pairs, Split, read_pairs
+from training.recipe import Recipe
+from training.report import write_report
+from training.train import Prepared, Trained, label_prompts, load_projectors, project, save_projectors, train
+
+Encoders = Mapping[Modality, FrozenEncoder]
+AllPairs = Mapping[str, Mapping[Split, Pairs]]
+_SAMPLES = 16  # real items per modality that a graph is checked on
+_SAMPLE_WORDS = ("dog", "violin", "thunderstorm in the mountains")
+
+
+def pairs(recipe: Recipe) -> AllPairs:
+    """Read and check the pairs of every source; print how many there are."""
+    result = {name: read_pairs(recipe, name) for name in recipe.pairs}
+    print(f"{'source':16}{'split':12}{'media':>9}{'texts':>9}{'pairs':>9}{'classes':>9}", file=sys.stderr)
+    for name, splits in result.items():
+        for split, part in splits.items():
+            classes = len(part.classes) if part.labels is not None else 0
+            counts = f"{len(part.media):>9,}{len(part.texts):>9,}{len(part.links):>9,}{classes or '':>9}"
+            print(f"{name:16}{split:12}{counts}", file=sys.stderr)
+    return result
+
+
+def encoders(recipe: Recipe) -> Encoders:
+    """Load the recipe's frozen encoders."""
+    return {modality: load_encoder(recipe, modality) for modality in recipe.encoders}
+
+
+def features(
+    recipe: Recipe, frozen: Encoders, read: AllPairs, cache: Path
+) -> dict[str, dict[Split, Prepared]]:
+    """Frozen features of every medium and text, from the cache as far as they are there."""
+    tokens = recipe.projector.kind == "token"
+    return {
+        name: {
+            split: Prepared(
+                part,
+                cached_features(frozen[part.modality], part.media, cache, tokens=tokens, what=f"{name} {split} media"),
+                cached_features(frozen["text"], part.texts, cache, tokens=tokens, what=f"{name} {split} texts"),
+            )
+            for split, part in splits.items()
+        }
+        for name, splits in read.items()
+    }
+
+
+def fit(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], work: Path) -> Trained:
+    """Train the projectors; write projectors.safetensors and training.json into `work`."""
+    work.mkdir(parents=True, exist_ok=True)
+    trained = train(recipe, data, work)
+    save_projectors(work / "projectors.safetensors", trained)
+    (work / "training.json").write_text(json.dumps({"history": trained.history}, indent=1) + "\n")
+    return trained
+
+
+def evaluate(
+    recipe: Recipe,
+    frozen: Encoders,
+    data: Mapping[str, Mapping[Split, Prepared]],
+    trained: Trained,
+    cache: Path,
+    work: Path,
+) -> dict[str, Any]:
+    """Figures on every test split; write evaluation.json and report.html into `work`."""
+    figures: dict[str, Any] = {}
+    per_class: dict[str, dict[str, float]] = {}
+    held: dict[Modality, list[NDArray[np.float32]]] = {modality: [] for modality in trained.heads}
+    tokens = recipe.projector.kind == "token"
+    for name, splits in data.items():
+        test = splits["test"]
+        if not len(test.pairs.media):
+            continue
+        modality = test.pairs.modality
+        media = project(trained.heads[modality], test.media)
+        texts = project(trained.heads["text"], test.texts)
+        held[modality].append(media)
+        held["text"].append(texts)
+        if test.pairs.labels is None:
+            for key, value in retrieval(media, texts, test.pairs.links).items():
+                figures[f"{name}.{key.replace('m', modality[0])}"] = value
+        else:
+            prompts = label_prompts(recipe, test.pairs)
+            encoded = cached_features(frozen["text"], prompts, cache, tokens=tokens, what=f"{name} prompts")
+            classes = class_vectors(project(trained.heads["text"], encoded), len(recipe.templates[modality]))
+            figures[f"{name}.top1"], each = top1(media, classes, test.pairs.labels)
+            train_labels = splits["train"].pairs.labels
+            assert train_labels is not None
+            seen = set(test.pairs.labels.tolist()) <= set(train_labels.tolist())
+            figures |= {f"{name}.classes": len(test.pairs.classes), f"{name}.seen": seen}
+            per_class[name] = dict(zip(test.pairs.classes, each.tolist(), strict=True))
+    figures |= gap({modality: np.concatenate(parts) for modality, parts in held.items() if parts})
+    figures["temperature"] = round(trained.temperature, 5)
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
+    write_report(work / "report.html", recipe.name, figures, per_class, trained.history)
+    return figures
+
+
+def export(
+    recipe: Recipe,
+    frozen: Encoders,
+    trained: Trained,
+    evaluation: Mapping[str, Any],
+    out: Path,
+    samples: Path | None = None,
+) -> Bundle:
+    """Export the bundle, each graph checked on real inputs: from `samples`, else from the recipe's test pairs."""
+    return export_bundle(
+        recipe, frozen, trained, out, evaluation=evaluation, samples=_samples(recipe, frozen, samples)
+    )
+
+
+def saved(recipe: Recipe, projectors: Path) -> Trained:
+    """The projectors of an earlier `train` step. Raises PairError where there are none."""
+    if not projectors.is_file():
+        raise PairError(f"{projectors} is not there: run the train step first")
+    return load_projectors(projectors, recipe)
+
+
+def _samples(recipe: Recipe, frozen: Encoders, folder: Path | None) -> dict[Modality, Sequence[Item]]:
+    prompts = [t.format(word) for ts in recipe.templates.values() for t in ts for word in _SAMPLE_WORDS]
+    result: dict[Modality, Sequence[Item]] = {}
+    if folder is not None:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        for modality, suffixes in SUFFIXES.items():
+            if modality in frozen:
+                result[modality] = [path for path in files if path.suffix.lower() in suffixes][:_SAMPLES]
+        return result | {"text": prompts}
+    for name, source in recipe.pairs.items():
+        split = read_pairs(recipe, name)
+        part = split["test"] if len(split["test"].media) else split["train"]
+        result[source.modality] = [*result.get(source.modality, []), *part.media[:_SAMPLES]]
+        result["text"] = [*result.get("text", []), *part.texts[:_SAMPLES]]
+    if not result:
+        raise ExportError("nothing to check the graphs on: give --samples FOLDER")
+    return result

@@ -1,0 +1,331 @@
+"""Train projectors on cached frozen features: one space for all modalities, the text projector shared.
+
+One pair type per step (arXiv 2309.04646 calls it alternating; Uni-Perceiver v2 unmixed batches): a batch never holds
+negatives of another source. Read `train` top to bottom.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from service.contract.bundle import MODALITIES, Modality
+from training.evaluate import class_vectors, retrieval, top1
+from training.features import Features
+from training.losses import clamp_log_scale, info_nce, same_pairs
+from training.pairs import Pairs, Split
+from training.projector import Head, Standardise
+from training.recipe import Recipe, TrainSpec
+
+_VALIDATED_MEDIA = 2000  # bounds the cost of one validation
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The pairs of one source and split with the frozen features of both sides."""
+
+    pairs: Pairs
+    media: Features
+    texts: Features
+
+
+@dataclass(frozen=True)
+class Trained:
+    heads: dict[Modality, Head]
+    temperature: float
+    means: dict[Modality, list[float]]
+    """Mean unit vector of each modality over the training pairs."""
+    history: list[dict[str, float]]
+
+
+def train(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], work: Path) -> Trained:
+    """Train one head per modality and return the best on validation.
+
+    A checkpoint in `work` is written at each validation; an interrupted run of the same recipe goes on from it and
+    ends where an uninterrupted one would.
+    """
+    spec = recipe.train
+    torch.manual_seed(spec.seed)
+    rng = np.random.default_rng(spec.seed)
+    widths = _widths(data)
+    heads = {m: Head(m, width, recipe.projector) for m, width in widths.items()}
+    _standardise(heads, data)
+    log_scale = nn.Parameter(torch.tensor(math.log(1 / spec.temperature)))
+    model = nn.ModuleDict(heads)
+    optimiser = torch.optim.AdamW(_groups(model, log_scale, spec), lr=spec.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step, spec))
+
+    sources = [splits["train"] for splits in data.values()]
+    shares = np.array([source.pairs.weight for source in sources])
+    samplers = [Sampler(source.pairs, spec.batch_size) for source in sources]
+    history: list[dict[str, float]] = []
+    best, best_state, stale, first = -math.inf, _state(model), 0, 0
+
+    checkpoint = work / "checkpoint.pt"
+    signature = recipe.model_dump_json(exclude={"data", "description", "licences", "notes"})
+    if checkpoint.is_file() and (saved := torch.load(checkpoint, weights_only=True))["signature"] == signature:
+        model.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        schedule.load_state_dict(saved["schedule"])
+        log_scale.data.fill_(saved["log_scale"])
+        torch.set_rng_state(saved["torch_rng"])
+        rng.bit_generator.state = json.loads(saved["numpy_rng"])
+        history, best, best_state = saved["history"], saved["best"], saved["best_state"]
+        stale, first = saved["stale"], saved["step"]
+
+    with tqdm(total=spec.steps, initial=first, desc="projectors", unit="step") as bar:
+        for step in range(first, spec.steps):
+            if stale >= spec.patience:
+                break
+            pick = int(rng.choice(len(sources), p=shares / shares.sum()))
+            source, links = sources[pick], samplers[pick].draw(rng)
+            media = _batch(source.media, links[:, 0], spec, heads[source.pairs.modality])
+            texts = _batch(source.texts, links[:, 1], spec, heads["text"])
+            if spec.mix:
+                media, texts = _mixed(media, texts, spec.mix, rng)
+            same = _same(source.pairs, links)
+            model.train()
+            loss = info_nce(heads[source.pairs.modality](**media), heads["text"](**texts), log_scale, same)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_([*model.parameters(), log_scale], 1.0)
+            optimiser.step()
+            schedule.step()
+            clamp_log_scale(log_scale.data)
+            bar.update(1)
+            if (step + 1) % spec.validate_every == 0 or step + 1 == spec.steps:
+                figures = validate(recipe, heads, data)
+                score = float(np.mean(list(figures.values())))
+                history.append({"step": step + 1, "loss": round(loss.item(), 4), "score": round(score, 3), **figures})
+                bar.set_postfix(score=f"{score:.1f}", temperature=f"{math.exp(-log_scale.item()):.3f}")
+                stale = 0 if score > best else stale + 1
+                if score > best:
+                    best, best_state = score, {**_state(model), "log_scale": log_scale.detach().clone()}
+                _save(
+                    checkpoint,
+                    {
+                        "signature": signature,
+                        "model": model.state_dict(),
+                        "optimiser": optimiser.state_dict(),
+                        "schedule": schedule.state_dict(),
+                        "log_scale": log_scale.item(),
+                        "torch_rng": torch.get_rng_state(),
+                        "numpy_rng": json.dumps(rng.bit_generator.state),
+                        "history": history,
+                        "best": best,
+                        "best_state": best_state,
+                        "stale": stale,
+                        "step": step + 1,
+                    },
+                )
+    scale = best_state.pop("log_scale", log_scale.detach())
+    model.load_state_dict(best_state)
+    model.eval().requires_grad_(False)
+    return Trained(heads, math.exp(-float(scale)), _means(heads, data), history)
+
+
+class Sampler:
+    """Draws batches of links with each medium at most once until every medium was drawn; captions at random."""
+
+    def __init__(self, pairs: Pairs, batch_size: int) -> None:
+        order = np.argsort(pairs.links[:, 0], kind="stable")
+        self._links = pairs.links[order]
+        counts = np.bincount(self._links[:, 0], minlength=len(pairs.media))
+        self._starts, self._counts = np.cumsum(counts) - counts, counts
+        self._media = np.flatnonzero(counts)
+        self._batch = min(batch_size, len(self._media))
+
+    def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """(batch, 2) links."""
+        media = rng.choice(self._media, self._batch, replace=False)
+        return self._links[self._starts[media] + rng.integers(0, self._counts[media])]
+
+
+@torch.inference_mode()
+def project(head: Head, features: Features, batch: int = 4096) -> NDArray[np.float32]:
+    """Unit vectors (N, D) of frozen features."""
+    training = head.training
+    head.eval()
+    parts = []
+    for start in range(0, len(features), batch):
+        rows = np.arange(start, min(start + batch, len(features)))
+        parts.append(head(**_tensors(features, rows)).numpy())
+    head.train(training)
+    return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+
+
+def validate(
+    recipe: Recipe, heads: Mapping[Modality, Head], data: Mapping[str, Mapping[Split, Prepared]]
+) -> dict[str, float]:
+    """Mean R@1 of the two directions for captions, top-1 for labels, per source with a validation split."""
+    figures = {}
+    for name, splits in data.items():
+        held = splits["validation"]
+        if not len(held.pairs.media):
+            continue
+        media = project(heads[held.pairs.modality], held.media)
+        if held.pairs.labels is None:
+            keep = held.pairs.links[:, 0] < _VALIDATED_MEDIA
+            recall = retrieval(media[:_VALIDATED_MEDIA], project(heads["text"], held.texts), held.pairs.links[keep])
+            figures[name] = (recall["m2t.r1"] + recall["t2m.r1"]) / 2
+        else:
+            prompts = label_prompts(recipe, held.pairs)
+            index = {text: i for split in splits.values() for i, text in enumerate(split.pairs.texts)}
+            vectors: dict[str, NDArray[np.float32]] = {}
+            for split in splits.values():
+                projected = project(heads["text"], split.texts)
+                vectors |= dict(zip(split.pairs.texts, projected, strict=True))
+            known = [text for text in prompts if text in index]
+            if len(known) != len(prompts):
+                continue  # a class without any pair has no cached prompt; evaluate.py encodes it
+            classes = class_vectors(np.stack([vectors[text] for text in prompts]), len(prompts) // len(held.pairs.classes))
+            figures[name], _ = top1(media, classes, held.pairs.labels)
+    return figures
+
+
+def label_prompts(recipe: Recipe, pairs: Pairs) -> list[str]:
+    """Every class of a labelled source in every template of its modality, class by class."""
+    return [template.format(name) for name in pairs.classes for template in recipe.templates[pairs.modality]]
+
+
+def save_projectors(path: Path, trained: Trained) -> None:
+    """projectors.safetensors: every tensor under `<modality>.`; temperature and means in its metadata."""
+    tensors = {
+        f"{modality}.{key}": value.contiguous()
+        for modality, head in trained.heads.items()
+        for key, value in head.state_dict().items()
+    }
+    save_file(tensors, path, {"temperature": repr(trained.temperature), "means": json.dumps(trained.means)})
+
+
+def load_projectors(path: Path, recipe: Recipe) -> Trained:
+    """Rebuild what `save_projectors` wrote, for a recipe. Raises ValueError where the two do not fit."""
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+        metadata = file.metadata()
+    heads: dict[Modality, Head] = {}
+    for modality in MODALITIES:
+        state = {k.removeprefix(f"{modality}."): v for k, v in tensors.items() if k.startswith(f"{modality}.")}
+        if not state:
+            continue
+        first = state.get("local.norm.weight", state.get("pooled.standardise.mean"))
+        if first is None:
+            raise ValueError(f"{path} holds no {modality} projector of a known kind")
+        head = Head(modality, len(first), recipe.projector)
+        try:
+            head.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not fit the recipe's projector: {error}") from None
+        heads[modality] = head.eval().requires_grad_(False)
+    if not heads:
+        raise ValueError(f"{path} holds no projectors")
+    return Trained(heads, float(metadata["temperature"]), json.loads(metadata["means"]), [])
+
+
+def _means(
+    heads: Mapping[Modality, Head], data: Mapping[str, Mapping[Split, Prepared]]
+) -> dict[Modality, list[float]]:
+    parts: dict[Modality, list[NDArray[np.float32]]] = {modality: [] for modality in heads}
+    for splits in data.values():
+        source = splits["train"]
+        parts[source.pairs.modality].append(project(heads[source.pairs.modality], source.media))
+        parts["text"].append(project(heads["text"], source.texts))
+    return {modality: np.concatenate(rows).mean(0).round(6).tolist() for modality, rows in parts.items()}
+
+
+def _widths(data: Mapping[str, Mapping[Split, Prepared]]) -> dict[Modality, int]:
+    widths: dict[Modality, int] = {}
+    for splits in data.values():
+        widths[splits["train"].pairs.modality] = splits["train"].media.pooled.shape[1]
+        widths["text"] = splits["train"].texts.pooled.shape[1]
+    return widths
+
+
+def _standardise(heads: Mapping[Modality, Head], data: Mapping[str, Mapping[Split, Prepared]]) -> None:
+    for modality, head in heads.items():
+        if head.kind == "token":
+            continue
+        rows = [
+            (split["train"].texts if modality == "text" else split["train"].media).pooled
+            for split in data.values()
+            if modality in ("text", split["train"].pairs.modality)
+        ]
+        standardise = head.pooled.standardise
+        assert isinstance(standardise, Standardise)
+        standardise.fit(torch.from_numpy(np.concatenate(rows)))
+
+
+def _groups(model: nn.Module, log_scale: nn.Parameter, spec: TrainSpec) -> list[dict[str, Any]]:
+    """No weight decay on biases, norms and the scale."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return [
+        {"params": matrices, "weight_decay": spec.weight_decay},
+        {"params": [*others, log_scale], "weight_decay": 0.0},
+    ]
+
+
+def _schedule(step: int, spec: TrainSpec) -> float:
+    """Linear warm-up, then cosine to zero."""
+    if step < spec.warmup_steps:
+        return (step + 1) / spec.warmup_steps
+    done = (step - spec.warmup_steps) / max(1, spec.steps - spec.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _tensors(features: Features, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+    tensors = {"pooled": torch.from_numpy(features.pooled[rows])}
+    if features.tokens is not None and features.weights is not None:
+        tensors["tokens"] = torch.from_numpy(features.tokens[rows].astype(np.float32))
+        tensors["weights"] = torch.from_numpy(features.weights[rows])
+    return tensors
+
+
+def _batch(features: Features, rows: NDArray[np.int64], spec: TrainSpec, head: Head) -> dict[str, Tensor]:
+    tensors = _tensors(features, rows)
+    if spec.feature_noise and head.kind != "token":
+        scale = head.pooled.standardise.scale
+        tensors["pooled"] = tensors["pooled"] + spec.feature_noise * torch.randn_like(tensors["pooled"]) / scale
+    return tensors
+
+
+def _mixed(
+    media: dict[str, Tensor], texts: dict[str, Tensor], mix: float, rng: np.random.Generator
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """FuseMix (arXiv 2312.10144): both sides of a batch mixed with one permutation and one λ."""
+    share = float(rng.beta(mix, mix))
+    share = max(share, 1 - share)  # the larger part stays in place, so that the false-negative mask stays right
+    order = torch.from_numpy(rng.permutation(len(media["pooled"])))
+
+    def blend(side: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**side, "pooled": share * side["pooled"] + (1 - share) * side["pooled"][order]}
+
+    return blend(media), blend(texts)
+
+
+def _same(pairs: Pairs, links: NDArray[np.int64]) -> Tensor:
+    keys = [torch.from_numpy(links[:, 0]), torch.from_numpy(links[:, 1])]
+    if pairs.labels is not None:
+        keys.append(torch.from_numpy(pairs.labels[links[:, 0]]))
+    return same_pairs(*keys)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
