@@ -279,7 +279,7 @@ class TrainingState:
 
 
 def start_or_resume(recipe: DistillRecipe, views: Views, work: Path) -> TrainingState:
-    """A fresh student, or the checkpoint of this recipe. The number of steps may differ: a run can be cut or extended."""
+    """A fresh student, or the checkpoint of this recipe. The number of steps may differ."""
     torch.manual_seed(recipe.seed)
     sample = np.asarray(views.features[:: max(1, len(views.features) // 20_000)], np.float32)
     # A dimension that hardly ever fires must not outweigh the others.
@@ -317,7 +317,7 @@ def start_or_resume(recipe: DistillRecipe, views: Views, work: Path) -> Training
 
 
 def train(recipe: DistillRecipe, state: TrainingState, views: Views, validation: Views) -> bool:
-    """Train to the recipe's last step; True when it was reached, False when Ctrl-C stopped it (a checkpoint is kept)."""
+    """Train to the recipe's last step. True when it was reached; False after Ctrl-C, which keeps a checkpoint."""
     spec = recipe.train
     student, averaged = state.student, state.averaged
     with tqdm(total=spec.steps, initial=state.step, desc=recipe.name) as bar:

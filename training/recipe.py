@@ -22,7 +22,7 @@ class DataRoot(_Model):
 
 
 class EncoderSource(_Model):
-    """Where a frozen encoder comes from: exactly one of the four."""
+    """Where a frozen encoder comes from: exactly one of the four. A path that starts with a dot is the recipe's own."""
 
     hub: str | None = None
     revision: str | None = None
@@ -130,6 +130,10 @@ class Recipe(_Model):
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe; ISTHMUS_DATA replaces data.root, and `key.key=value` overrides replace both. Raises RecipeError."""
     values = read_yaml(path, overrides)
+    for source in (values.get("encoders") or {}).values():
+        for key in ("folder", "onnx"):
+            if isinstance(source, dict) and str(source.get(key) or "").startswith("."):
+                source[key] = str((path.parent / source[key]).resolve())
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from service.contract.bundle import MODALITIES, Modality
 from training.evaluate import class_vectors, retrieval, top1
 from training.features import Features
-from training.losses import clamp_log_scale, info_nce, same_pairs
+from training.losses import MAX_TEMPERATURE, MIN_TEMPERATURE, clamp_log_scale, info_nce, same_pairs
 from training.pairs import Pairs, Split
 from training.projector import Head, Standardise
 from training.recipe import Recipe, TrainSpec
@@ -60,9 +61,10 @@ def train(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], work: Pa
     widths = _widths(data)
     heads = {m: Head(m, width, recipe.projector) for m, width in widths.items()}
     _standardise(heads, data)
-    log_scale = nn.Parameter(torch.tensor(math.log(1 / spec.temperature)))
+    # A temperature per source: labels are learned long before captions, and would sharpen the captions' softmax.
+    log_scales = nn.Parameter(torch.full((len(data),), math.log(1 / spec.temperature)))
     model = nn.ModuleDict(heads)
-    optimiser = torch.optim.AdamW(_groups(model, log_scale, spec), lr=spec.learning_rate)
+    optimiser = torch.optim.AdamW(_groups(model, log_scales, spec), lr=spec.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step, spec))
 
     sources = [splits["train"] for splits in data.values()]
@@ -77,7 +79,7 @@ def train(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], work: Pa
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         schedule.load_state_dict(saved["schedule"])
-        log_scale.data.fill_(saved["log_scale"])
+        log_scales.data.copy_(saved["log_scales"])
         torch.set_rng_state(saved["torch_rng"])
         rng.bit_generator.state = json.loads(saved["numpy_rng"])
         history, best, best_state = saved["history"], saved["best"], saved["best_state"]
@@ -95,22 +97,22 @@ def train(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], work: Pa
                 media, texts = _mixed(media, texts, spec.mix, rng)
             same = _same(source.pairs, links)
             model.train()
-            loss = info_nce(heads[source.pairs.modality](**media), heads["text"](**texts), log_scale, same)
+            loss = info_nce(heads[source.pairs.modality](**media), heads["text"](**texts), log_scales[pick], same)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_([*model.parameters(), log_scale], 1.0)
+            nn.utils.clip_grad_norm_([*model.parameters(), log_scales], 1.0)
             optimiser.step()
             schedule.step()
-            clamp_log_scale(log_scale.data)
+            clamp_log_scale(log_scales.data)
             bar.update(1)
             if (step + 1) % spec.validate_every == 0 or step + 1 == spec.steps:
                 figures = validate(recipe, heads, data)
                 score = float(np.mean(list(figures.values())))
                 history.append({"step": step + 1, "loss": round(loss.item(), 4), "score": round(score, 3), **figures})
-                bar.set_postfix(score=f"{score:.1f}", temperature=f"{math.exp(-log_scale.item()):.3f}")
+                bar.set_postfix(score=f"{score:.1f}")
                 stale = 0 if score > best else stale + 1
                 if score > best:
-                    best, best_state = score, {**_state(model), "log_scale": log_scale.detach().clone()}
+                    best, best_state = score, {**_state(model), "log_scales": log_scales.detach().clone()}
                 _save(
                     checkpoint,
                     {
@@ -118,7 +120,7 @@ def train(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], work: Pa
                         "model": model.state_dict(),
                         "optimiser": optimiser.state_dict(),
                         "schedule": schedule.state_dict(),
-                        "log_scale": log_scale.item(),
+                        "log_scales": log_scales.detach().clone(),
                         "torch_rng": torch.get_rng_state(),
                         "numpy_rng": json.dumps(rng.bit_generator.state),
                         "history": history,
@@ -128,10 +130,10 @@ def train(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], work: Pa
                         "step": step + 1,
                     },
                 )
-    scale = best_state.pop("log_scale", log_scale.detach())
+    learned = torch.exp(-best_state.pop("log_scales", log_scales.detach())).tolist()
     model.load_state_dict(best_state)
     model.eval().requires_grad_(False)
-    return Trained(heads, math.exp(-float(scale)), _means(heads, data), history)
+    return Trained(heads, calibrate(recipe, heads, data, float(np.mean(learned))), _means(heads, data), history)
 
 
 class Sampler:
@@ -174,23 +176,46 @@ def validate(
         if not len(held.pairs.media):
             continue
         media = project(heads[held.pairs.modality], held.media)
-        if held.pairs.labels is None:
+        if held.pairs.labels is not None:
+            figures[name], _ = top1(media, _classes(recipe, heads["text"], splits), held.pairs.labels)
+        else:
             keep = held.pairs.links[:, 0] < _VALIDATED_MEDIA
             recall = retrieval(media[:_VALIDATED_MEDIA], project(heads["text"], held.texts), held.pairs.links[keep])
             figures[name] = (recall["m2t.r1"] + recall["t2m.r1"]) / 2
-        else:
-            prompts = label_prompts(recipe, held.pairs)
-            index = {text: i for split in splits.values() for i, text in enumerate(split.pairs.texts)}
-            vectors: dict[str, NDArray[np.float32]] = {}
-            for split in splits.values():
-                projected = project(heads["text"], split.texts)
-                vectors |= dict(zip(split.pairs.texts, projected, strict=True))
-            known = [text for text in prompts if text in index]
-            if len(known) != len(prompts):
-                continue  # a class without any pair has no cached prompt; evaluate.py encodes it
-            classes = class_vectors(np.stack([vectors[text] for text in prompts]), len(prompts) // len(held.pairs.classes))
-            figures[name], _ = top1(media, classes, held.pairs.labels)
     return figures
+
+
+def calibrate(
+    recipe: Recipe,
+    heads: Mapping[Modality, Head],
+    data: Mapping[str, Mapping[Split, Prepared]],
+    learned: float,
+) -> float:
+    """The temperature that makes label scores most likely on the labelled validation splits (arXiv 1706.04599).
+
+    Without such a split it is `learned`, the mean of the training temperatures.
+    """
+    sets = []
+    for splits in data.values():
+        held = splits["validation"]
+        if held.pairs.labels is not None and len(held.pairs.media):
+            media = project(heads[held.pairs.modality], held.media)
+            similarity = media @ _classes(recipe, heads["text"], splits).T
+            sets.append((torch.from_numpy(similarity).double(), torch.from_numpy(held.pairs.labels)))
+    if not sets:
+        return learned
+    candidates = np.geomspace(MIN_TEMPERATURE, MAX_TEMPERATURE, 200)
+    losses = [sum(cross_entropy(scores / t, labels).item() for scores, labels in sets) for t in candidates]
+    return float(candidates[int(np.argmin(losses))])
+
+
+def _classes(recipe: Recipe, text: Head, splits: Mapping[Split, Prepared]) -> NDArray[np.float32]:
+    """One vector per class of a labelled source, from the caption features of all its splits together."""
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for split in splits.values():
+        vectors |= dict(zip(split.pairs.texts, project(text, split.texts), strict=True))
+    prompts = label_prompts(recipe, splits["train"].pairs)
+    return class_vectors(np.stack([vectors[prompt] for prompt in prompts]), len(prompts) // len(splits["train"].pairs.classes))
 
 
 def label_prompts(recipe: Recipe, pairs: Pairs) -> list[str]:
@@ -265,13 +290,13 @@ def _standardise(heads: Mapping[Modality, Head], data: Mapping[str, Mapping[Spli
         standardise.fit(torch.from_numpy(np.concatenate(rows)))
 
 
-def _groups(model: nn.Module, log_scale: nn.Parameter, spec: TrainSpec) -> list[dict[str, Any]]:
+def _groups(model: nn.Module, log_scales: nn.Parameter, spec: TrainSpec) -> list[dict[str, Any]]:
     """No weight decay on biases, norms and the scale."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     return [
         {"params": matrices, "weight_decay": spec.weight_decay},
-        {"params": [*others, log_scale], "weight_decay": 0.0},
+        {"params": [*others, log_scales], "weight_decay": 0.0},
     ]
 
 

@@ -130,12 +130,13 @@ def _htk_mel(spec: AudioPreprocessing) -> NDArray[np.float32]:
         return np.asarray(1127.0 * np.log1p(hertz / 700.0))
 
     bins = hertz_to_mel(np.linspace(0.0, spec.sampling_rate / 2, spec.fft_length // 2 + 1))[:, None]
-    edges = np.linspace(*hertz_to_mel(np.array([spec.f_min, spec.f_max])), spec.n_mels + 2)
+    lowest, highest = hertz_to_mel(np.array([spec.f_min, spec.f_max]))
+    edges = np.linspace(lowest, highest, spec.n_mels + 2)
     rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     filters = np.maximum(0.0, np.minimum(rise, fall))
     filters[0] = 0.0
-    return filters.astype(np.float32)
+    return np.asarray(filters, dtype=np.float32)
 
 
 def pack_patches(sounds: list[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

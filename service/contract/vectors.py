@@ -18,7 +18,7 @@ def l2_normalise(vectors: NDArray[np.floating]) -> Vectors:
         raise ValueError("a vector has no direction: it is zero, NaN or infinite")
     wide = wide / peak
     unit = wide / np.sqrt((wide * wide).sum(axis=-1, keepdims=True))
-    return unit.astype(np.float32)
+    return np.asarray(unit, dtype=np.float32)
 
 
 def truncate(vectors: NDArray[np.floating], dimensions: int) -> Vectors:

@@ -1,0 +1,75 @@
+# docker build --target cpu .    the default: ONNX Runtime and FAISS on the CPU
+# docker build --target gpu .    with CUDA 12
+# Both serve the starter bundle unless ISTHMUS_BUNDLE says otherwise. Neither holds torch: it is needed once, to export
+# the starter, and stays in the stage that does. PIP_EXTRA_INDEX_URL, a build argument, may name an index with a torch
+# for CPUs only, which is a much smaller download.
+
+FROM python:3.11-slim-bookworm AS builder
+WORKDIR /src
+RUN python3 -m venv /opt/isthmus
+ENV PATH=/opt/isthmus/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
+# The dependencies first: the layer is built again only when they change, not when the code does.
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY service/__init__.py service/__init__.py
+RUN pip install --no-cache-dir -c constraints.txt '.[cpu]'
+COPY service service
+RUN pip install --no-cache-dir --no-deps --force-reinstall .
+
+FROM builder AS starter
+ARG PIP_EXTRA_INDEX_URL
+RUN pip install --no-cache-dir -c constraints.txt '.[train,demo]'
+COPY training training
+COPY starter starter
+COPY examples examples
+RUN python -m examples.photos media \
+    && python -m examples.sounds media \
+    && python -m training export training/recipes/starter.yaml \
+        --projectors starter/projectors.safetensors --samples media --out /opt/starter
+
+FROM nvidia/cuda:12.9.1-cudnn-runtime-ubuntu24.04 AS cuda
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3 \
+    && rm -rf /var/lib/apt/lists/*
+
+FROM cuda AS gpu-builder
+WORKDIR /src
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3-venv \
+    && rm -rf /var/lib/apt/lists/* \
+    && python3 -m venv /opt/isthmus
+ENV PATH=/opt/isthmus/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY service/__init__.py service/__init__.py
+RUN pip install --no-cache-dir -c constraints.txt '.[gpu]'
+COPY service service
+RUN pip install --no-cache-dir --no-deps --force-reinstall .
+
+FROM cuda AS gpu
+RUN useradd --system --uid 10001 --no-create-home isthmus && install -d -o isthmus /data
+COPY --from=gpu-builder /opt/isthmus /opt/isthmus
+COPY --from=starter /opt/starter /opt/starter
+ENV PATH=/opt/isthmus/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    ISTHMUS_HOST=0.0.0.0 ISTHMUS_PORT=8000 ISTHMUS_BUNDLE=/opt/starter ISTHMUS_STORE=/data ISTHMUS_DEVICE=cuda
+USER 10001
+WORKDIR /opt/isthmus
+VOLUME /data
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"ISTHMUS_PORT\"]}/healthz', timeout=4)"]
+CMD ["python", "-m", "service", "serve"]
+
+FROM python:3.11-slim-bookworm AS cpu
+RUN useradd --system --uid 10001 --no-create-home isthmus && install -d -o isthmus /data
+COPY --from=builder /opt/isthmus /opt/isthmus
+COPY --from=starter /opt/starter /opt/starter
+ENV PATH=/opt/isthmus/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    ISTHMUS_HOST=0.0.0.0 ISTHMUS_PORT=8000 ISTHMUS_BUNDLE=/opt/starter ISTHMUS_STORE=/data ISTHMUS_DEVICE=cpu
+USER 10001
+WORKDIR /opt/isthmus
+VOLUME /data
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"ISTHMUS_PORT\"]}/healthz', timeout=4)"]
+CMD ["python", "-m", "service", "serve"]

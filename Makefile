@@ -1,0 +1,60 @@
+# make help lists the targets. VENV=… and PYTHON=… choose another virtual environment and interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+STARTER := build/starter/manifest.json
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check openapi bench starter redis clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: $(STARTER) ## set up, index sample media, search and classify them; ends by itself
+	$(BIN)/python -m examples.demo --bundle build/starter
+
+serve: $(STARTER) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT); items are kept in var/store
+	$(BIN)/python -m service serve --bundle build/starter --store var/store
+
+test: $(STARTER) redis ## set up and run every test
+	$(BIN)/python -m pytest -q
+
+check: $(INSTALLED) ## lint, format, types, openapi.yaml up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m service openapi | diff -u openapi.yaml - || { echo "openapi.yaml is stale: make openapi"; exit 1; }
+
+openapi: $(INSTALLED) ## write openapi.yaml
+	$(BIN)/python -m service openapi > openapi.yaml
+
+bench: $(STARTER) ## measure the speed figures that docs/LOG.md states
+	$(BIN)/python -m benchmarks
+
+starter: $(STARTER) ## build the bundle that demo and serve use
+
+redis: # the tests use a real Redis; without it those that need it are skipped, which CI does not allow
+	@command -v redis-server >/dev/null \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
+			&& DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends redis-server >/dev/null; } \
+		|| { echo "redis-server is not installed: the tests that need it are skipped"; [ -z "$$CI" ]; }
+
+clean: ## remove what was built (not the virtual environment, not var/store)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,demo,dev]'
+	@touch $@
+
+# Real photographs and sounds, on which the starter's exported graphs are checked.
+build/media/.made: $(INSTALLED) examples/photos.py examples/sounds.py
+	$(BIN)/python -m examples.photos build/media >/dev/null
+	$(BIN)/python -m examples.sounds build/media >/dev/null
+	@touch $@
+
+$(STARTER): build/media/.made $(shell find starter training service/contract -type f -not -name '*.pyc')
+	$(BIN)/python -m training export training/recipes/starter.yaml \
+		--projectors starter/projectors.safetensors --samples build/media --out build/starter
+	@touch $@

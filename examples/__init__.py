@@ -1,0 +1,1 @@
+"""Sample media that need no download, and the demonstration that uses them."""

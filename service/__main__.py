@@ -1,0 +1,91 @@
+"""python -m service serve | check BUNDLE | openapi"""
+
+import argparse
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import yaml
+
+from service import logs
+from service.contract.bundle import BundleError, read_bundle
+from service.main import create_app, open_parts
+from service.modalities import handling
+from service.settings import Settings, SettingsError, read_settings
+from service.store.errors import StoreError
+from service.towers import TowerError, open_towers
+
+
+class Server(uvicorn.Server):
+    """Says where it listens, once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop, then finish what is under way."""
+    logs.configure(settings.log_level)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listening = socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+    except OSError as error:
+        message = f"ISTHMUS_HOST {settings.host!r}, ISTHMUS_PORT {settings.port}: cannot listen there: {error.strerror}"
+        raise SettingsError(message) from None
+    app = create_app(settings, open_parts(settings))
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
+    )
+    Server(config).run(sockets=[listening])
+
+
+def check(path: Path) -> None:
+    """Verify a bundle: its manifest, its checksums, and that every tower embeds."""
+    bundle = read_bundle(path)
+    manifest = bundle.manifest
+    print(f"{manifest.name}: space {manifest.space}, {manifest.dimensions} dimensions")
+    for modality, tower in open_towers(bundle, "cpu", 0).items():
+        how = handling(bundle, modality, read_settings())
+        shape = tower.run(how.collate([how.canary.value])).shape
+        if shape != (1, manifest.dimensions):
+            raise BundleError(f"{bundle.tower_path(modality)} gives {shape}, not (1, {manifest.dimensions})")
+        described = manifest.towers[modality]
+        projector = described.projector.kind
+        print(f"{modality}: {described.encoder.source}, {projector} projector, {described.precision}: ok")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m service", description="The Isthmus service.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    flags = commands.add_parser("serve", help="serve a bundle; each flag overrides its ISTHMUS_ variable")
+    for name in ("bundle", "store", "host", "port", "device", "redis-url", "log-level"):
+        flags.add_argument(f"--{name}", metavar=name.upper())
+    commands.add_parser("check", help="verify a bundle").add_argument("path", type=Path, metavar="BUNDLE")
+    commands.add_parser("openapi", help="print the OpenAPI document")
+    options: dict[str, Any] = vars(parser.parse_args(arguments))
+    command = options.pop("command")
+    try:
+        if command == "serve":
+            serve(read_settings(**options))
+        elif command == "check":
+            check(options["path"])
+        else:
+            document = create_app(read_settings()).openapi()
+            print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120), end="")
+    except (SettingsError, BundleError, TowerError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

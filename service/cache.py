@@ -1,0 +1,143 @@
+"""Embeddings by content: Redis when configured, else a bounded map in the process. A broken cache is a miss."""
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import redis.asyncio
+from numpy.typing import NDArray
+from redis.exceptions import RedisError
+
+_UNIT_TOLERANCE = 1e-3
+_ENTRY_OVERHEAD = 256  # bytes a map entry takes besides its vector, about
+
+
+@dataclass(frozen=True)
+class Entry:
+    vector: NDArray[np.float32]
+    """(D,), unit length, not writeable."""
+    truncated: bool = False
+    tokens: int = 0
+
+
+class Observer(Protocol):
+    def cache_error(self) -> None: ...
+
+
+class Cache(Protocol):
+    """Neither method raises: what cannot be read is None, what cannot be written is dropped."""
+
+    async def get_many(self, keys: Sequence[str]) -> list[Entry | None]: ...
+    async def put_many(self, entries: Mapping[str, Entry]) -> None: ...
+    async def close(self) -> None: ...
+
+
+def key_of(space: str, kind: str, content: bytes) -> str:
+    """The key of some content in a space. `kind` keeps a text apart from a file that holds the same bytes."""
+    return f"isthmus:1:{space}:{kind}:{hashlib.sha256(content).hexdigest()}"
+
+
+class MemoryCache:
+    """The least recently used entries, up to a number of bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+
+    async def get_many(self, keys: Sequence[str]) -> list[Entry | None]:
+        found = [self._entries.get(key) for key in keys]
+        for key, entry in zip(keys, found, strict=True):
+            if entry is not None:
+                self._entries.move_to_end(key)
+        return found
+
+    async def put_many(self, entries: Mapping[str, Entry]) -> None:
+        for key, entry in entries.items():
+            old = self._entries.pop(key, None)
+            self._bytes += _size(entry) - (_size(old) if old else 0)
+            self._entries[key] = entry
+        while self._bytes > self._max_bytes:
+            _, evicted = self._entries.popitem(last=False)
+            self._bytes -= _size(evicted)
+
+    async def close(self) -> None:
+        self._entries.clear()
+
+
+class RedisCache:
+    """Raw little-endian float32 vectors, each with four more bytes (see `encode`), and a time to live.
+
+    After a failure Redis is left alone for `pause_s`, so that an outage costs one timeout and not one per request.
+    """
+
+    def __init__(
+        self, url: str, *, dimensions: int, ttl_s: int, timeout_s: float, observer: Observer, pause_s: float = 1.0
+    ) -> None:
+        self._redis = redis.asyncio.Redis.from_url(
+            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=None, decode_responses=False
+        )
+        self._dimensions, self._ttl_s, self._timeout_s, self._pause_s = dimensions, ttl_s, timeout_s, pause_s
+        self._observer = observer
+        self._paused_until = 0.0
+
+    async def get_many(self, keys: Sequence[str]) -> list[Entry | None]:
+        if not keys or time.monotonic() < self._paused_until:
+            return [None] * len(keys)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                values = await self._redis.mget(keys)
+        except (RedisError, OSError, TimeoutError):
+            self._fail()
+            return [None] * len(keys)
+        return [None if value is None else self._decode(value) for value in values]
+
+    async def put_many(self, entries: Mapping[str, Entry]) -> None:
+        if not entries or time.monotonic() < self._paused_until:
+            return
+        try:
+            async with asyncio.timeout(self._timeout_s), self._redis.pipeline(transaction=False) as pipeline:
+                for key, entry in entries.items():
+                    pipeline.set(key, encode(entry), ex=self._ttl_s)
+                await pipeline.execute()
+        except (RedisError, OSError, TimeoutError):
+            self._fail()
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    def _fail(self) -> None:
+        self._observer.cache_error()
+        self._paused_until = time.monotonic() + self._pause_s
+
+    def _decode(self, value: bytes | str) -> Entry | None:
+        entry = decode(value, self._dimensions)
+        if entry is None:
+            self._observer.cache_error()
+        return entry
+
+
+def encode(entry: Entry) -> bytes:
+    """float32 (D,), then tokens × 2 + truncated as uint32; all little-endian."""
+    return entry.vector.astype("<f4").tobytes() + (entry.tokens << 1 | entry.truncated).to_bytes(4, "little")
+
+
+def decode(value: bytes | str, dimensions: int) -> Entry | None:
+    """What `encode` wrote; None for anything that is not a unit vector of so many dimensions."""
+    if isinstance(value, str) or len(value) != 4 * dimensions + 4:
+        return None
+    vector = np.frombuffer(value, "<f4", count=dimensions).astype(np.float32)
+    length = float(np.linalg.norm(vector.astype(np.float64)))
+    if not abs(length - 1.0) <= _UNIT_TOLERANCE:  # NaN compares false
+        return None
+    vector.setflags(write=False)
+    trailer = int.from_bytes(value[-4:], "little")
+    return Entry(vector, bool(trailer & 1), trailer >> 1)
+
+
+def _size(entry: Entry) -> int:
+    return entry.vector.nbytes + _ENTRY_OVERHEAD

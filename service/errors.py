@@ -1,0 +1,215 @@
+"""Everything the service can refuse or fail with, and the one table from exception to HTTP status.
+
+IsthmusError
+├── InvalidRequest      well-formed, and asks for something that cannot be
+├── MalformedRequest    not JSON, not multipart: cannot be read at all
+├── NotFound            no such item, collection, label set or model
+├── Conflict            vectors of another space, a collection that is already there
+├── BodyTooLarge        past the limit on a request's body
+├── UnsupportedBody     a content type that this route does not read
+├── InputFailed         one input of a request: its index, and what is wrong with it
+└── ServiceError        the request was fine
+    ├── Overloaded          too much is waiting
+    ├── NotReady            starting, shutting down, or a part is not working
+    └── DeadlineExceeded    not done in time
+
+contract.errors.InputError and its subclasses say what is wrong with one input; InferenceFailed joins them here.
+Messages are fixed text, safe to send to a client: never another exception's text, a path or an address.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
+
+
+class IsthmusError(Exception):
+    """A request is refused. `code` may be narrower than the table's."""
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+
+class InvalidRequest(IsthmusError): ...
+
+
+class MalformedRequest(IsthmusError): ...
+
+
+class NotFound(IsthmusError): ...
+
+
+class Conflict(IsthmusError): ...
+
+
+class BodyTooLarge(IsthmusError): ...
+
+
+class UnsupportedBody(IsthmusError): ...
+
+
+class InputFailed(IsthmusError):
+    """The input at `index` of the list called `field` cannot be embedded; None where there is no list."""
+
+    def __init__(self, index: int | None, cause: InputError, *, field: str = "inputs") -> None:
+        where = field if index is None else f"{field}[{index}]"
+        super().__init__(f"{where}: {cause}")
+        self.index = index
+        self.cause = cause
+
+
+class ServiceError(IsthmusError): ...
+
+
+class Overloaded(ServiceError):
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotReady(ServiceError): ...
+
+
+class DeadlineExceeded(ServiceError): ...
+
+
+class InferenceFailed(InputError):
+    """The tower failed on this input alone, its neighbours in the batch aside."""
+
+    code = "inference_failed"
+
+
+class FetchDisabled(InputError):
+    """The input is a URL, and this server does not fetch."""
+
+    code = "url_fetch_disabled"
+
+
+# The code of the problem that the request at hand was answered with, for the metrics.
+reason: ContextVar[str | None] = ContextVar("reason", default=None)
+
+# The nearest class in an exception's ancestry decides.
+STATUS: Mapping[type[Exception], tuple[int, str]] = {
+    InvalidRequest: (422, "invalid_request"),
+    MalformedRequest: (400, "malformed_request"),
+    NotFound: (404, "not_found"),
+    Conflict: (409, "conflict"),
+    BodyTooLarge: (413, "body_too_large"),
+    UnsupportedBody: (415, "unsupported_body"),
+    Overloaded: (429, "overloaded"),
+    NotReady: (503, "not_ready"),
+    DeadlineExceeded: (504, "deadline_exceeded"),
+    InputError: (422, InputError.code),
+    UnsupportedMedia: (415, UnsupportedMedia.code),
+    MediaTooLarge: (413, MediaTooLarge.code),
+    BadMedia: (422, BadMedia.code),
+    InferenceFailed: (500, InferenceFailed.code),
+    FetchDisabled: (422, FetchDisabled.code),
+    Exception: (500, "internal_error"),
+}
+
+_HTTP_CODES = {400: "malformed_request", 404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
+
+
+def status_and_code(error: Exception) -> tuple[int, str]:
+    """The HTTP status and the stable code of an exception, from STATUS and from nowhere else."""
+    if isinstance(error, InputFailed):
+        return status_and_code(error.cause)
+    status, code = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    return status, getattr(error, "code", None) or code
+
+
+def input_problem(error: InputError) -> dict[str, str]:
+    """What stands in a failed input's place when a batch goes on without it."""
+    return {"code": error.code, "detail": str(error)}
+
+
+def problem(
+    path: str,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    index: int | None = None,
+    errors: Sequence[Mapping[str, Any]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An RFC 9457 problem; on /v1/* OpenAI's error object, because its clients read that."""
+    reason.set(code)
+    body: dict[str, Any]
+    if path == "/v1" or path.startswith("/v1/"):
+        kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
+        if status == 429:
+            kind = "rate_limit_error"
+        param = ".".join(str(part) for part in errors[0]["loc"]) if errors else None
+        message = f"{detail}: {param}: {errors[0]['msg']}" if errors else detail
+        body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        media_type = "application/json"
+    else:
+        title = HTTPStatus(status).phrase
+        body = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
+        if index is not None:
+            body["index"] = index
+        if errors:
+            body["errors"] = list(errors)
+        media_type = "application/problem+json"
+    return Response(orjson.dumps(body), status, headers=headers, media_type=media_type)
+
+
+def respond(path: str, error: Exception) -> Response:
+    """The response for any exception."""
+    status, code = status_and_code(error)
+    detail = str(error) if isinstance(error, IsthmusError | InputError) else "the server failed on this request"
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else None
+    index = error.index if isinstance(error, InputFailed) else None
+    return problem(path, status, code, detail, index=index, headers=headers)
+
+
+async def _known(request: Request, error: Exception) -> Response:
+    return respond(request.url.path, error)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = _HTTP_CODES.get(error.status_code, "http_error")
+    detail = {404: "there is no such route", 405: "this route does not take that method"}.get(
+        error.status_code, "the request cannot be read"
+    )
+    return problem(request.url.path, error.status_code, code, detail, headers=error.headers)
+
+
+async def _validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = error.errors()
+    if any(each["type"] == "json_invalid" for each in problems):
+        return problem(request.url.path, 400, "malformed_request", "the body is not valid JSON")
+    return problem(
+        request.url.path, 422, "invalid_request", "the request is not valid", errors=readable_errors(problems)
+    )
+
+
+def readable_errors(problems: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Pydantic's errors as [{loc, msg}], at most 20, without the offending input."""
+    return [{"loc": [_shown(part) for part in each["loc"]], "msg": each["msg"]} for each in problems[:20]]
+
+
+def _shown(part: int | str) -> int | str:
+    return part if isinstance(part, int) else part[:64]
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers. What none of them takes, `middleware.Context` logs and answers."""
+    app.add_exception_handler(IsthmusError, _known)
+    app.add_exception_handler(InputError, _known)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)

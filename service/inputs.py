@@ -1,0 +1,155 @@
+"""An HTTP request → a validated model → embedded inputs. Every route that takes inputs reads them here.
+
+    Body = Annotated[EmbedRequest, Depends(reader(EmbedRequest, append_inputs))]
+
+    @router.post("/embed", openapi_extra=documented(EmbedRequest, files=True))
+    async def embed(body: Body, state: StateDep) -> Response:
+        results = await embed_inputs(state.embedder, body.inputs)
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+
+from service.contract.errors import InputError
+from service.errors import InputFailed, MalformedRequest, UnsupportedBody
+from service.pipeline import Embedded, Embedder, Input
+from service.schemas.inputs import AnyInput, File, size_of, to_input
+from service.settings import Settings
+from service.timings import timed
+
+Model = TypeVar("Model", bound=BaseModel)
+Place = Callable[[dict[str, Any], list[File]], None]
+"""Puts a form's files where they belong in the body, before the body is validated."""
+
+_SMALL = 32_768  # bytes that the event loop may well decode itself: under 0.1 ms
+
+
+def append_inputs(body: dict[str, Any], files: list[File]) -> None:
+    """Files are further inputs, in order."""
+    if files:
+        given = body.get("inputs", [])
+        body["inputs"] = [*given, *files] if isinstance(given, list) else given
+
+
+async def read_request(request: Request, model: type[Model], place: Place | None = None) -> Model:
+    """Read a JSON body, or, where `place` says what files are, a multipart form.
+
+    A form has parts `file`, repeated, and at most one part `request` that holds the JSON body.
+    Raises MalformedRequest (400), UnsupportedBody (415), RequestValidationError (422).
+    """
+    settings: Settings = request.state.services.settings
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    with timed("read"):
+        if media_type == "multipart/form-data" and place is not None:
+            body = await _read_form(request, place, settings)
+        elif media_type in ("", "application/json") or media_type.endswith("+json"):
+            body = _parse(await request.body())
+        else:
+            kinds = "application/json or multipart/form-data" if place else "application/json"
+            raise UnsupportedBody(f"this route reads {kinds}")
+        try:
+            return model.model_validate(body, context=settings.limits)
+        except ValidationError as error:
+            problems = [each | {"loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
+            raise RequestValidationError(problems) from None
+
+
+def reader(model: type[Model], place: Place | None = None) -> Callable[[Request], Awaitable[Model]]:
+    """`read_request` as a FastAPI dependency."""
+
+    async def read(request: Request) -> Model:
+        return await read_request(request, model, place)
+
+    return read
+
+
+def documented(model: type[BaseModel], *, files: bool = False) -> dict[str, Any]:
+    """The `openapi_extra` of a route that uses `reader`. The app moves x-definitions to the components."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    definitions = schema.pop("$defs", {}) | {model.__name__: schema}
+    reference = {"$ref": f"#/components/schemas/{model.__name__}"}
+    content: dict[str, Any] = {"application/json": {"schema": reference}}
+    if files:
+        content["multipart/form-data"] = {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "file": {
+                        "type": "array",
+                        "items": {"type": "string", "contentMediaType": "application/octet-stream"},
+                        "description": "Images and sounds, told apart by their content.",
+                    },
+                    "request": {**reference, "description": "The JSON body, without the inputs that are files."},
+                },
+            },
+            "encoding": {"request": {"contentType": "application/json"}},
+        }
+    return {"requestBody": {"required": True, "content": content}, "x-definitions": definitions}
+
+
+async def to_inputs(values: Sequence[AnyInput]) -> list[Input | InputError]:
+    """Schema inputs → pipeline inputs, in order; large base64 is decoded in a thread."""
+    if sum(map(size_of, values)) <= _SMALL:
+        return [_to_input(value) for value in values]
+    return await asyncio.to_thread(lambda: [_to_input(value) for value in values])
+
+
+async def embed_inputs(embedder: Embedder, values: Sequence[AnyInput]) -> list[Embedded | InputError]:
+    """Schema inputs → vectors, in order; an input that cannot be read or embedded is an InputError in its place."""
+    inputs = await to_inputs(values)
+    readable = [each for each in inputs if not isinstance(each, InputError)]
+    embedded = iter(await embedder.embed(readable)) if readable else iter(())
+    return [each if isinstance(each, InputError) else next(embedded) for each in inputs]
+
+
+def all_embedded(results: Sequence[Embedded | InputError], *, field: str | None = "inputs") -> list[Embedded]:
+    """The results, if none is an error. Raises InputFailed for the first that is, with its index in `field`.
+
+    With `field=None` there is one input and no list.
+    """
+    embedded = []
+    for index, result in enumerate(results):
+        if isinstance(result, InputError):
+            raise InputFailed(index if field else None, result, field=field or "query")
+        embedded.append(result)
+    return embedded
+
+
+def _to_input(value: AnyInput) -> Input | InputError:
+    try:
+        return to_input(value)
+    except InputError as error:
+        return error
+
+
+def _parse(body: bytes) -> Any:
+    # orjson refuses NaN, Infinity, numbers that overflow, lone surrogates and bottomless nesting.
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise MalformedRequest("the body is not valid JSON") from None
+
+
+async def _read_form(request: Request, place: Place, settings: Settings) -> Any:
+    limits = settings.limits
+    async with request.form(max_files=limits.inputs, max_fields=1, max_part_size=limits.body_bytes) as form:
+        files: list[File] = []
+        body: Any = {}
+        for name, part in form.multi_items():
+            if name == "request":
+                body = _parse(await part.read() if isinstance(part, UploadFile) else part.encode())
+            elif name == "file" and isinstance(part, UploadFile):
+                files.append(File(part.filename or "", await part.read()))
+            else:
+                raise MalformedRequest("a form has parts called file (with a file name) and request, and no others")
+    if not isinstance(body, dict):
+        raise MalformedRequest("the part called request is not a JSON object")
+    place(body, files)
+    return body

@@ -1,0 +1,167 @@
+"""What every request passes through, outermost first: Context, Disconnects, BodyLimit."""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+import anyio
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import BodyTooLarge, reason, respond
+from service.logs import request_id
+from service.metrics import Metrics
+from service.timings import stages
+
+log = logging.getLogger("service.requests")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_DRAIN_S = 5.0
+CLIENT_GONE = 499
+
+
+class Context:
+    """X-Request-ID, Server-Timing, metrics, the log line, and the answer to what no handler expected."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        identity = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id.set(identity)
+        spent: dict[str, float] = {}
+        stages.set(spent)
+        reason.set(None)
+        started, status = time.perf_counter(), CLIENT_GONE
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = identity
+                total = time.perf_counter() - started
+                timing = [f"{name};dur={1000 * seconds:.2f}" for name, seconds in (spent | {"total": total}).items()]
+                headers["Server-Timing"] = ", ".join(timing)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except Exception as error:
+            log.exception("unexpected failure")
+            if status != CLIENT_GONE:
+                raise  # half of an answer is out: only closing the connection says that it is not whole
+            await respond(scope["path"], error)(scope, receive, sending)
+        finally:
+            self._observe(scope, status, time.perf_counter() - started, spent)
+
+    def _observe(self, scope: MutableMapping[str, Any], status: int, seconds: float, spent: dict[str, float]) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self.metrics.requests.labels(scope["method"], route, str(status)).inc()
+        self.metrics.request_seconds.labels(route).observe(seconds)
+        for stage, duration in spent.items():
+            self.metrics.stage_seconds.labels(stage).observe(duration)
+        if status == CLIENT_GONE:
+            self.metrics.disconnects.inc()
+        elif status >= 400:
+            self.metrics.rejections.labels(reason.get() or str(status)).inc()
+        fields = {"method": scope["method"], "route": route, "status": status, "ms": round(1000 * seconds, 2)}
+        log.info("request", extra={"fields": fields})
+
+
+class Disconnects:
+    """Cancels a request whose client went away before its answer began, so that no model call is spent on it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        answering = False
+        watcher: asyncio.Task[Message] | None = None
+        cancel = anyio.CancelScope()
+
+        async def watch() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" and not answering:
+                cancel.cancel()
+            return message
+
+        async def receiving() -> Message:
+            nonlocal watcher
+            if watcher is not None:
+                return await asyncio.shield(watcher)
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                watcher = asyncio.create_task(watch())
+            return message
+
+        async def sending(message: Message) -> None:
+            nonlocal answering
+            answering = True
+            await send(message)
+
+        try:
+            with cancel:
+                await self.app(scope, receiving, sending)
+        finally:
+            if watcher is not None:
+                watcher.cancel()
+
+
+class BodyLimit:
+    """413 past `limit` bytes: at once where Content-Length says so, else as soon as that many have come."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        stated = Headers(scope=scope).get("content-length", "")
+        if stated.isdecimal() and int(stated) > self.limit:
+            await self._refuse(scope, receive, send)
+            return
+        seen = 0
+
+        async def receiving() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.limit:
+                # FastAPI lets an HTTPException through while it reads a body, and hides any other.
+                raise HTTPException(413, headers={"Connection": "close"})
+            return message
+
+        await self.app(scope, receiving, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = BodyTooLarge(f"the body is larger than {self.limit} bytes")
+        response = respond(scope["path"], error)
+        response.headers["Connection"] = "close"
+
+        async def sending(message: Message) -> None:
+            await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+        await response(scope, receive, sending)
+        # Closing on a client that is still writing resets its connection before it has read the answer.
+        drained = 0
+        with anyio.move_on_after(_DRAIN_S):
+            while drained <= self.limit:
+                message = await receive()
+                drained += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    break
+        await send({"type": "http.response.body", "body": b""})

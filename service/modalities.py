@@ -1,0 +1,109 @@
+"""What differs between images, sounds and texts: how one is prepared, what it costs, how many make a call's arrays."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.batcher import Budget
+from service.contract.audio import AudioLimits, AudioPreprocessing, decode_audio, log_mel_patches, pack_patches
+from service.contract.bundle import GRAPH_INPUTS, Bundle, Modality
+from service.contract.errors import InputError
+from service.contract.images import ImageLimits, ImagePreprocessing, decode_image, preprocess_image
+from service.contract.tokens import TextPreprocessing, TextTokenizer, Tokens, pad_tokens
+from service.settings import Settings
+from service.towers import Arrays
+
+Content = bytes | str | tuple[int, ...]
+"""A media file, a text, or token ids."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An input as its tower wants it."""
+
+    value: Any
+    """Pixels (3, H, W), patches (P, 1, frames, mels), or Tokens."""
+    size: int
+    """In the unit of the modality's budget: 1 image, P patches, or tokens."""
+    tokens: int = 0
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Handling:
+    prepare: Callable[[Content], Prepared]
+    """Decode and preprocess; slow, for a worker thread. Raises InputError."""
+    collate: Callable[[Sequence[Any]], Arrays]
+    """`Prepared.value`s → the graph's inputs."""
+    budget: Budget
+    canary: Prepared
+    """A small input that says whether the tower works."""
+
+
+def handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling:
+    preprocessing = bundle.manifest.towers[modality].preprocessing
+    match preprocessing:
+        case ImagePreprocessing():
+            return _images(preprocessing, settings)
+        case AudioPreprocessing():
+            return _sounds(preprocessing, settings)
+        case TextPreprocessing():
+            return _texts(TextTokenizer(bundle.path / preprocessing.tokenizer, preprocessing), preprocessing, settings)
+
+
+def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
+    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+
+    def prepare(content: Content) -> Prepared:
+        assert isinstance(content, bytes)
+        return Prepared(preprocess_image(decode_image(content, limits), spec), size=1)
+
+    def collate(pixels: Sequence[NDArray[np.float32]]) -> Arrays:
+        return dict(zip(GRAPH_INPUTS["image"], (np.stack(pixels),), strict=True))
+
+    gradient = Image.linear_gradient("L").convert("RGB")
+    canary = Prepared(preprocess_image(gradient, spec), size=1)
+    return Handling(prepare, collate, Budget(settings.batch_images), canary)
+
+
+def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
+    limits = AudioLimits(
+        settings.max_audio_bytes,
+        settings.max_audio_seconds,
+        settings.max_audio_decoded_bytes,
+        settings.max_audio_channels,
+    )
+
+    def prepared(waveform: NDArray[np.float32]) -> Prepared:
+        patches = log_mel_patches(waveform, spec)
+        return Prepared(patches, size=len(patches))
+
+    def prepare(content: Content) -> Prepared:
+        assert isinstance(content, bytes)
+        return prepared(decode_audio(content, spec.sampling_rate, limits))
+
+    def collate(sounds: Sequence[NDArray[np.float32]]) -> Arrays:
+        return dict(zip(GRAPH_INPUTS["audio"], pack_patches(list(sounds)), strict=True))
+
+    seconds = np.arange(spec.sampling_rate // 2) / spec.sampling_rate
+    tone = (0.1 * np.sin(2 * np.pi * 440.0 * seconds)).astype(np.float32)
+    return Handling(prepare, collate, Budget(settings.batch_patches), prepared(tone))
+
+
+def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings) -> Handling:
+    def prepare(content: Content) -> Prepared:
+        assert not isinstance(content, bytes)
+        if len(content) > settings.max_text_chars:
+            unit = "characters" if isinstance(content, str) else "token ids"
+            raise InputError(f"the text is longer than {settings.max_text_chars} {unit}")
+        tokens = tokenizer.encode(content) if isinstance(content, str) else tokenizer.accept(content)
+        return Prepared(tokens, size=len(tokens.ids), tokens=len(tokens.ids), truncated=tokens.truncated)
+
+    def collate(texts: Sequence[Tokens]) -> Arrays:
+        return dict(zip(GRAPH_INPUTS["text"], pad_tokens(texts, spec.pad_id), strict=True))
+
+    return Handling(prepare, collate, Budget(settings.batch_tokens, padded=True), prepare("a dog barks"))

@@ -1,0 +1,45 @@
+"""How answers are written: JSON by orjson (arrays as they are, NaN never), vectors in the encoding asked for."""
+
+import base64
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from service.contract.vectors import truncate
+from service.errors import InvalidRequest
+from service.schemas.embed import Encoding
+
+
+class JSON(Response):
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def cut(vector: NDArray[np.float32], dimensions: int | None) -> NDArray[np.float32]:
+    """The leading `dimensions`, renormalised; all of them for None. Raises InvalidRequest."""
+    if dimensions is None:
+        return vector
+    if dimensions > len(vector):
+        raise InvalidRequest(f"dimensions must be between 1 and {len(vector)}")
+    try:
+        return truncate(vector, dimensions)
+    except ValueError:
+        raise InvalidRequest(f"a vector has no direction in its first {dimensions} dimensions") from None
+
+
+def encoded(vector: NDArray[np.float32], encoding: Encoding) -> NDArray[Any] | str:
+    """A unit vector (D,) as /embed's `encoding` says (see its schema)."""
+    match encoding:
+        case "float":
+            return vector
+        case "base64":
+            return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+        case "int8":
+            return np.asarray(np.clip(np.rint(127.0 * vector), -127, 127), dtype=np.int8)
+        case "binary":
+            return np.packbits(vector > 0)

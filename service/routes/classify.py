@@ -1,0 +1,38 @@
+"""POST /classify."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from service.inputs import append_inputs, documented, reader
+from service.schemas.classify import Classified, ClassifyRequest, ClassifyResponse, ScoredLabel
+from service.state import StateDep
+
+router = APIRouter(tags=["classify"])
+
+Body = Annotated[ClassifyRequest, Depends(reader(ClassifyRequest, append_inputs))]
+
+
+@router.post("/classify", openapi_extra=documented(ClassifyRequest, files=True))
+async def classify(body: Body, state: StateDep) -> ClassifyResponse:
+    """Which of the labels fits each input best, and how surely; no label needs to have been trained on."""
+    results = await state.classifier.classify(
+        body.inputs,
+        labels=body.labels,
+        label_set=body.label_set,
+        templates=body.templates,
+        top_k=body.top_k,
+        threshold=body.threshold,
+    )
+    return ClassifyResponse(
+        results=[
+            Classified(
+                labels=[
+                    ScoredLabel(label=each.label, score=each.score, similarity=each.similarity)
+                    for each in result.labels
+                ],
+                abstained=result.abstained,
+            )
+            for result in results
+        ]
+    )

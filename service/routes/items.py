@@ -1,0 +1,89 @@
+"""POST and GET /items, GET and DELETE /items/{id}, POST /items/delete."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query
+
+from service.errors import NotFound
+from service.indexing import index_items
+from service.inputs import documented, reader
+from service.responses import JSON
+from service.schemas.items import (
+    DeletedResponse,
+    DeleteItemsRequest,
+    ItemId,
+    ItemResponse,
+    ItemsRequest,
+    ItemsResponse,
+    Name,
+    PageResponse,
+    StoredItem,
+    StoredModality,
+    place_items,
+)
+from service.state import StateDep
+from service.store import DEFAULT_COLLECTION, Item
+
+router = APIRouter(tags=["items"])
+
+Items = Annotated[ItemsRequest, Depends(reader(ItemsRequest, place_items))]
+Deletion = Annotated[DeleteItemsRequest, Depends(reader(DeleteItemsRequest))]
+
+
+@router.post("/items", openapi_extra=documented(ItemsRequest, files=True))
+async def upsert_items(body: Items, state: StateDep) -> ItemsResponse:
+    """Embed and store items, each replacing the one of its collection and id. Answered once they are on disk."""
+    items = await index_items(state.embedder, state.store, body.items, fail=body.on_error == "fail")
+    return ItemsResponse(upserted=sum(isinstance(item, StoredItem) for item in items), items=items)
+
+
+@router.get("/items", response_model=PageResponse)
+async def list_items(
+    state: StateDep,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+    collection: Name | None = None,
+    modality: StoredModality | None = None,
+) -> JSON:
+    """Items in the order in which they were first stored; of every collection unless one is named."""
+    items, more = await state.store.page(collection, modality, cursor, limit)
+    return JSON({"items": [_described(item) for item in items], "next_cursor": more})
+
+
+@router.post("/items/delete", openapi_extra=documented(DeleteItemsRequest))
+async def delete_items(body: Deletion, state: StateDep) -> DeletedResponse:
+    """Delete by ids (those that are not there are not counted) or by a filter over the metadata."""
+    if body.ids is not None:
+        return DeletedResponse(deleted=await state.store.delete(body.collection, body.ids))
+    return DeletedResponse(deleted=await state.store.delete_matching(body.collection, body.filter or {}))
+
+
+# An id may hold slashes.
+@router.get("/items/{id:path}", response_model=ItemResponse)
+async def get_item(
+    id: ItemId,
+    state: StateDep,
+    collection: Name = DEFAULT_COLLECTION,
+    include: Literal["vector"] | None = None,
+) -> JSON:
+    return JSON(_described(await state.store.get(collection, id, with_vector=include == "vector")))
+
+
+@router.delete("/items/{id:path}", status_code=204)
+async def delete_item(id: ItemId, state: StateDep, collection: Name = DEFAULT_COLLECTION) -> None:
+    if not await state.store.delete(collection, [id]):
+        raise NotFound(f"no item {id!r} in the collection {collection!r}")
+
+
+def _described(item: Item) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "id": item.id,
+        "collection": item.collection,
+        "modality": item.modality,
+        "metadata": item.metadata,
+        "created": item.created,
+        "updated": item.updated,
+    }
+    if item.vector is not None:
+        described["vector"] = item.vector
+    return described

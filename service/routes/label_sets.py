@@ -1,0 +1,36 @@
+"""PUT, GET and DELETE /label-sets/{name}: labels that are encoded once and classified with often."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from service.inputs import documented, reader
+from service.schemas.classify import LabelSetRequest, LabelSetResponse
+from service.schemas.items import Name
+from service.state import State, StateDep
+
+router = APIRouter(tags=["classify"])
+
+Body = Annotated[LabelSetRequest, Depends(reader(LabelSetRequest))]
+
+
+@router.put("/label-sets/{name}", openapi_extra=documented(LabelSetRequest))
+async def put_label_set(name: Name, body: Body, state: StateDep) -> LabelSetResponse:
+    """Create or replace a label set."""
+    await state.classifier.save_label_set(name, body.labels, body.templates)
+    return await _described(name, state)
+
+
+@router.get("/label-sets/{name}")
+async def get_label_set(name: Name, state: StateDep) -> LabelSetResponse:
+    return await _described(name, state)
+
+
+@router.delete("/label-sets/{name}", status_code=204)
+async def delete_label_set(name: Name, state: StateDep) -> None:
+    await state.store.delete_label_set(name)
+
+
+async def _described(name: str, state: State) -> LabelSetResponse:
+    held = await state.store.label_set(name)
+    return LabelSetResponse(name=name, space=held.space, created=held.created, updated=held.updated, **held.definition)

@@ -1,0 +1,59 @@
+"""POST /embed and POST /score."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from service.schemas.inputs import AnyInput, Inputs, RequestModel, at_most
+
+Encoding = Literal["float", "base64", "int8", "binary"]
+
+
+class EmbedRequest(RequestModel):
+    inputs: Inputs
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Keep this many leading dimensions, renormalised. Default: all."
+    )
+    encoding: Encoding = Field(
+        default="float",
+        description="float: numbers. base64: of little-endian float32. int8: round(127 x), cut to [-127, 127]. "
+        "binary: the bits x > 0, eight to a byte, first dimension in the highest bit, zeros at the end.",
+    )
+    on_error: Literal["fail", "null"] = Field(
+        default="fail",
+        description="fail: one bad input fails the request. null: an error object stands in its place.",
+    )
+
+
+class InputProblem(BaseModel):
+    code: str
+    detail: str
+
+
+class Embedding(BaseModel):
+    index: int
+    modality: Literal["image", "audio", "text"] | None = None
+    embedding: list[float] | list[int] | str | None = None
+    truncated: bool = Field(default=False, description="The text was cut to the tower's length.")
+    error: InputProblem | None = None
+
+
+class EmbedResponse(BaseModel):
+    space: str
+    dimensions: int
+    encoding: Encoding
+    embeddings: list[Embedding]
+
+
+class Pair(RequestModel):
+    a: AnyInput
+    b: AnyInput
+
+
+class ScoreRequest(RequestModel):
+    pairs: Annotated[list[Pair], Field(min_length=1), at_most(lambda limits: max(1, limits.inputs // 2), "pairs")]
+
+
+class ScoreResponse(BaseModel):
+    space: str
+    scores: list[float] = Field(description="Cosine similarity of each pair, in [-1, 1].")

@@ -1,0 +1,151 @@
+"""An input as a client writes it: text, an image or a sound; in JSON, or as a file of a multipart form."""
+
+import base64
+import binascii
+import io
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import soundfile
+from PIL import Image
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, InstanceOf, Tag, ValidationInfo
+from pydantic.json_schema import SkipJsonSchema
+
+from service.contract import audio, images
+from service.contract.errors import BadMedia, UnsupportedMedia
+from service.errors import FetchDisabled
+from service.pipeline import Input, Media, Text
+from service.settings import Limits
+
+_WHITESPACE = str.maketrans("", "", " \t\r\n")
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+class RequestModel(BaseModel):
+    """Base of every request's schema: a misspelt field is an error, not a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a multipart form. What it is, its content says; the name is only a name."""
+
+    name: str
+    data: bytes
+
+
+class TextInput(RequestModel):
+    text: str
+
+
+class ImageInput(RequestModel):
+    image: str = Field(description="base64, or a data: URI", examples=["iVBORw0KGgo…"])
+
+
+class AudioInput(RequestModel):
+    audio: str = Field(description="base64, or a data: URI", examples=["UklGRiQAAABXQVZF…"])
+
+
+def kind_of(value: Any) -> str | None:
+    """The tag of an input, from its type or from the one key that says what it is; None where nothing does."""
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, File):
+        return "file"
+    keys = value if isinstance(value, dict) else type(value).model_fields if isinstance(value, BaseModel) else ()
+    kinds = [kind for kind in ("text", "image", "audio", "vector", "id", "compose") if kind in keys]
+    return kinds[0] if len(kinds) == 1 else None
+
+
+def discriminator(*kinds: str) -> Discriminator:
+    """Chooses the branch of a union by `kind_of`, and says what was expected where there is none."""
+    return Discriminator(
+        kind_of,
+        custom_error_type="input_kind",
+        custom_error_message=f"expected a string, or an object with exactly one of: {', '.join(kinds)}",
+    )
+
+
+AnyInput = Annotated[
+    Annotated[str, Tag("string")]
+    | Annotated[TextInput, Tag("text")]
+    | Annotated[ImageInput, Tag("image")]
+    | Annotated[AudioInput, Tag("audio")]
+    | SkipJsonSchema[Annotated[InstanceOf[File], Tag("file")]],
+    discriminator("text", "image", "audio"),
+]
+
+
+def at_most(limit: Callable[[Limits], int], what: str) -> BeforeValidator:
+    """A list no longer than a setting, checked before any of its members is looked at.
+
+    The settings' limits are the validation context (`read_request` passes them).
+    """
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        limits = info.context if isinstance(info.context, Limits) else Limits()
+        if isinstance(value, list) and len(value) > limit(limits):
+            raise ValueError(f"at most {limit(limits)} {what} in one request")
+        return value
+
+    return BeforeValidator(check)
+
+
+Inputs = Annotated[list[AnyInput], Field(min_length=1), at_most(lambda limits: limits.inputs, "inputs")]
+
+
+def to_input(value: AnyInput) -> Input:
+    """A validated input → what the pipeline takes. Decodes base64, so call it in a worker thread for large data.
+
+    Raises InputError: not base64, a URL, a file that is neither an image nor a sound.
+    """
+    if isinstance(value, str):
+        return Text(value)
+    if isinstance(value, TextInput):
+        return Text(value.text)
+    if isinstance(value, ImageInput):
+        return Media("image", media_bytes(value.image))
+    if isinstance(value, AudioInput):
+        return Media("audio", media_bytes(value.audio))
+    return Media(sniff(value.data), value.data)
+
+
+def size_of(value: AnyInput) -> int:
+    """About how many bytes `to_input` has to go through."""
+    if isinstance(value, ImageInput):
+        return len(value.image)
+    if isinstance(value, AudioInput):
+        return len(value.audio)
+    return len(value.data) if isinstance(value, File) else 0
+
+
+def media_bytes(text: str) -> bytes:
+    """base64 (standard or URL-safe, white space allowed) or a base64 data: URI → bytes. Raises InputError."""
+    scheme = text[:8].lower()
+    if scheme.startswith(("http:", "https:")):
+        raise FetchDisabled("fetching of URLs is off on this server: send the data itself as base64")
+    if scheme.startswith("data:"):
+        header, comma, text = text.partition(",")
+        if not comma or not header.lower().endswith(";base64"):
+            raise BadMedia("the data: URI is not base64")
+    try:
+        data = base64.b64decode(text.translate(_WHITESPACE).translate(_URL_SAFE), validate=True)
+    except (binascii.Error, ValueError):
+        raise BadMedia("the data is not valid base64") from None
+    if not data:
+        raise BadMedia("the data is empty")
+    return data
+
+
+def sniff(data: bytes) -> Literal["image", "audio"]:
+    """What a file is, by its content. Raises UnsupportedMedia where it is neither an image nor a sound."""
+    with suppress(Exception):  # Pillow and soundfile raise many kinds; each means only "not one of mine"
+        Image.open(io.BytesIO(data), formats=images.FORMATS).close()
+        return "image"
+    with suppress(Exception), soundfile.SoundFile(io.BytesIO(data)) as sound:
+        if sound.format in audio.FORMATS:
+            return "audio"
+    raise UnsupportedMedia("neither an image nor a sound in a format that is read here")

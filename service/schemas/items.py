@@ -1,0 +1,215 @@
+"""Items, collections, and the filter over metadata."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    InstanceOf,
+    StrictBool,
+    StrictStr,
+    model_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
+
+from service.schemas.embed import InputProblem
+from service.schemas.inputs import AnyInput, AudioInput, File, ImageInput, RequestModel, at_most
+from service.store import DEFAULT_COLLECTION
+
+MAX_METADATA_BYTES = 16_384
+MAX_DELETED_IDS = 10_000
+_MAX_DEPTH = 16
+_INT64 = range(-(2**63), 2**63)
+
+StoredModality = Literal["image", "audio", "text", "vector"]
+"""What an item was made from; `vector` where the client gave the vector and did not say."""
+
+
+def _plain_text(value: str) -> str:
+    if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in value):
+        raise ValueError("control characters are not allowed")
+    return storable_text(value)
+
+
+def storable_text(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("the NUL character is not allowed")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("not valid Unicode: a lone surrogate") from None
+    return value
+
+
+def _storable(value: Any) -> Any:
+    """JSON that SQLite and every client read back as it was written."""
+    waiting = [(value, 0)]
+    while waiting:
+        held, depth = waiting.pop()
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")
+        if isinstance(held, str):
+            storable_text(held)
+        elif isinstance(held, int) and held not in _INT64:
+            raise ValueError("an integer does not fit in 64 bits")
+        elif isinstance(held, float) and (held != held or abs(held) == float("inf")):
+            raise ValueError("a number is not finite")
+        elif isinstance(held, float) and held.is_integer() and abs(held) >= 2**63:
+            # The JSON reader has turned an integer that is too long into the nearest double.
+            raise ValueError("an integer does not fit in 64 bits")
+        elif isinstance(held, dict):
+            waiting += [(part, depth + 1) for pair in held.items() for part in pair]
+        elif isinstance(held, list):
+            waiting += [(part, depth + 1) for part in held]
+    return value
+
+
+def _small(value: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_METADATA_BYTES:
+        raise ValueError(f"the metadata are larger than {MAX_METADATA_BYTES} bytes of JSON")
+    return value
+
+
+ItemId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_plain_text)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Metadata = Annotated[dict[str, Any], BeforeValidator(_storable), AfterValidator(_small)]
+Scalar = StrictBool | Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True)] | StrictStr | None
+Filter = Annotated[
+    dict[str, Scalar | Annotated[list[Scalar], Field(max_length=1_000)]],
+    Field(max_length=16, description="Each key must hold the scalar, or one of the scalars; null is a stored null."),
+    BeforeValidator(_storable),
+]
+Vector = Annotated[list[float], Field(min_length=1, max_length=16_384)]
+
+
+class ItemInput(RequestModel):
+    """An item with exactly one of text, image, audio, vector; in a form, one without any of them takes a file."""
+
+    id: ItemId
+    text: str | None = None
+    image: str | None = Field(default=None, description="base64, or a data: URI")
+    audio: str | None = Field(default=None, description="base64, or a data: URI")
+    vector: Vector | None = None
+    file: SkipJsonSchema[InstanceOf[File] | None] = None
+    modality: StoredModality | None = Field(default=None, description="Of a vector; other inputs say it themselves.")
+    metadata: Metadata = Field(default_factory=dict)
+    collection: Name = DEFAULT_COLLECTION
+
+    @model_validator(mode="after")
+    def _one_input(self) -> "ItemInput":
+        given = [name for name in ("text", "image", "audio", "vector", "file") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("an item has exactly one of: text, image, audio, vector")
+        if self.modality is not None and self.vector is None:
+            raise ValueError("modality goes with a vector only")
+        return self
+
+    @property
+    def input(self) -> AnyInput | None:
+        """What is to be embedded; None for a vector."""
+        if self.image is not None:
+            return ImageInput(image=self.image)
+        if self.audio is not None:
+            return AudioInput(audio=self.audio)
+        return self.text if self.file is None else self.file
+
+
+class ItemsRequest(RequestModel):
+    items: Annotated[list[ItemInput], Field(min_length=1), at_most(lambda limits: limits.inputs, "items")]
+    on_error: Literal["fail", "null"] = Field(
+        default="fail", description="null: an item whose input is bad is answered by an error, and the others stored."
+    )
+
+    @model_validator(mode="after")
+    def _each_id_once(self) -> "ItemsRequest":
+        seen: set[tuple[str, str]] = set()
+        for item in self.items:
+            if (item.collection, item.id) in seen:
+                raise ValueError(f"the id {item.id!r} is there twice in the collection {item.collection!r}")
+            seen.add((item.collection, item.id))
+        return self
+
+
+def place_items(body: dict[str, Any], files: list[File]) -> None:
+    """Files go, in order, to the items without an input; each of the rest is an item whose id is its name."""
+    items = body.setdefault("items", [])
+    if not isinstance(items, list):
+        return
+    waiting = [
+        item
+        for item in items
+        if isinstance(item, dict) and not item.keys() & {"text", "image", "audio", "vector", "file"}
+    ]
+    for item, file in zip(waiting, files, strict=False):
+        item["file"] = file
+    items += [{"id": file.name, "file": file} for file in files[len(waiting) :]]
+
+
+class DeleteItemsRequest(RequestModel):
+    """Exactly one of ids and filter."""
+
+    ids: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_DELETED_IDS)] | None = None
+    filter: Filter | None = None
+    collection: Name = DEFAULT_COLLECTION
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> "DeleteItemsRequest":
+        if (self.ids is None) == (self.filter is None):
+            raise ValueError("give exactly one of: ids, filter")
+        if self.filter is not None and not self.filter:
+            raise ValueError("an empty filter would delete everything: drop the collection instead")
+        return self
+
+
+class CollectionRequest(RequestModel):
+    """Nothing can be chosen about a collection yet."""
+
+
+class StoredItem(BaseModel):
+    id: str
+    collection: str
+    modality: StoredModality
+
+
+class RefusedItem(BaseModel):
+    id: str
+    collection: str
+    index: int
+    error: InputProblem
+
+
+class ItemsResponse(BaseModel):
+    upserted: int
+    items: list[StoredItem | RefusedItem]
+
+
+class ItemResponse(StoredItem):
+    metadata: dict[str, Any]
+    created: str
+    updated: str
+    vector: list[float] | None = None
+
+
+class PageResponse(BaseModel):
+    items: list[ItemResponse]
+    next_cursor: str | None = Field(description="null on the last page")
+
+
+class DeletedResponse(BaseModel):
+    deleted: int
+
+
+class CollectionResponse(BaseModel):
+    name: str
+    count: int
+    space: str
+    dimensions: int
+    index: str
+    created: str
+
+
+class CollectionsResponse(BaseModel):
+    collections: list[CollectionResponse]

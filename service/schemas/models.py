@@ -1,0 +1,57 @@
+"""GET /models, GET /healthz and GET /readyz; and the problem that every route can answer with."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from service.contract.bundle import Encoder, Modality, Preprocessing
+
+
+class TowerDescription(BaseModel):
+    encoder: Encoder
+    projector: str
+    precision: str
+    provider: str
+    preprocessing: Preprocessing
+
+
+class ModelDescription(BaseModel):
+    name: str
+    created: str
+    space: str
+    dimensions: int
+    matryoshka: list[int]
+    temperature: float
+    towers: dict[Modality, TowerDescription]
+    evaluation: dict[str, float | int | bool | str]
+    licences: list[str]
+
+
+class ModelsResponse(BaseModel):
+    models: list[ModelDescription]
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    status: Literal["ready", "not_ready"]
+    checks: dict[str, bool]
+
+
+class FieldError(BaseModel):
+    loc: list[str | int]
+    msg: str
+
+
+class Problem(BaseModel):
+    """RFC 9457. `code` is stable; `index` is the input's, in a batch."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    index: int | None = None
+    errors: list[FieldError] | None = None

@@ -1,0 +1,99 @@
+"""Every setting, once. Each is an environment variable with the prefix ISTHMUS_, and a flag of `serve` overrides it."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SettingsError(ValueError):
+    """The service cannot start like this: the message names the setting and its value."""
+
+
+class Limits(BaseModel):
+    """What one request may hold."""
+
+    model_config = ConfigDict(frozen=True)
+
+    body_bytes: int = 20_000_000
+    image_bytes: int = 10_000_000
+    image_pixels: int = 40_000_000
+    audio_bytes: int = 25_000_000
+    audio_seconds: float = 600.0
+    audio_decoded_bytes: int = 256 * 2**20
+    audio_channels: int = 8
+    text_chars: int = 32_000
+    inputs: int = 256
+    top_k: int = 1_000
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="ISTHMUS_", extra="ignore", frozen=True)
+
+    bundle: Path = Path("starter")
+    store: Path = Path("store")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65_535)
+    """0 picks a free port."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=0, ge=0, le=1_024)
+    """Of each tower's session; 0 leaves it to ONNX Runtime."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    redis_url: str | None = Field(default=None, pattern=r"^(redis|rediss|unix)://")
+    redis_timeout_s: float = Field(default=0.1, gt=0, le=10)
+    cache_ttl_s: int = Field(default=7 * 86_400, gt=0)
+    """How long Redis keeps a vector."""
+    cache_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Of the in-process cache, used where there is no Redis."""
+
+    max_body_bytes: int = Field(default=20_000_000, gt=0)
+    max_image_bytes: int = Field(default=10_000_000, gt=0)
+    max_image_pixels: int = Field(default=40_000_000, gt=0)
+    max_audio_bytes: int = Field(default=25_000_000, gt=0)
+    max_audio_seconds: float = Field(default=600.0, gt=0)
+    max_audio_decoded_bytes: int = Field(default=256 * 2**20, gt=0)
+    max_audio_channels: int = Field(default=8, gt=0)
+    max_text_chars: int = Field(default=32_000, gt=0)
+    max_inputs: int = Field(default=256, gt=0, le=100_000)
+    max_top_k: int = Field(default=1_000, gt=0, le=100_000)
+
+    batch_images: int = Field(default=32, gt=0)
+    """Items in one call of the image tower."""
+    batch_tokens: int = Field(default=8_192, gt=0)
+    """Padded tokens (rows × longest) in one call of the text tower."""
+    batch_patches: int = Field(default=128, gt=0)
+    """Patches in one call of the audio tower; a longer sound is a call of its own."""
+    queue_inputs: int = Field(default=1_024, gt=0)
+    """Inputs of one modality that may be in work or waiting; past it, 429."""
+    decode_workers: int = Field(default=4, gt=0, le=256)
+    request_deadline_s: float = Field(default=60.0, gt=0)
+    shutdown_grace_s: int = Field(default=20, gt=0)
+
+    @field_validator("redis_url", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return value or None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.queue_inputs < self.max_inputs:
+            raise ValueError(f"queue_inputs must be at least max_inputs ({self.max_inputs}), not {self.queue_inputs}")
+        return self
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(**{name: getattr(self, f"max_{name}") for name in Limits.model_fields})
+
+
+def read_settings(**flags: Any) -> Settings:
+    """Settings from the environment, overridden by flags that are not None. Raises SettingsError."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:
+            raise SettingsError(first["msg"]) from None
+        name = str(first["loc"][0])
+        raise SettingsError(f"ISTHMUS_{name.upper()} is {first['input']!r}: {first['msg']}") from None

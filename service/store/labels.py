@@ -1,0 +1,51 @@
+"""Label sets as rows, in SQLite: functions of a connection."""
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from service.contract.vectors import Vectors
+from service.store.rows import blob, unpack
+from service.store.schema import now
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    name: str
+    space: str
+    definition: dict[str, Any]
+    created: str
+    updated: str
+    vectors: Mapping[str, Vectors]
+    """(L, D) by digest of the templates that they were made with."""
+
+
+def put_label_set(
+    connection: sqlite3.Connection, name: str, space: str, definition: Mapping[str, Any], vectors: Mapping[str, Vectors]
+) -> None:
+    at = now()
+    connection.execute(
+        """INSERT INTO label_sets VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+        space = excluded.space, definition = excluded.definition, updated = excluded.updated""",
+        (name, space, json.dumps(definition, ensure_ascii=False), at, at),
+    )
+    connection.execute("DELETE FROM label_vectors WHERE label_set = ?", (name,))
+    connection.executemany(
+        "INSERT INTO label_vectors VALUES (?, ?, ?)", [(name, digest, blob(held)) for digest, held in vectors.items()]
+    )
+
+
+def label_set(connection: sqlite3.Connection, name: str, dimensions: int) -> LabelSet | None:
+    row = connection.execute("SELECT * FROM label_sets WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        return None
+    held = connection.execute("SELECT digest, vectors FROM label_vectors WHERE label_set = ?", (name,))
+    stored = {digest: unpack(blob).reshape(-1, dimensions) for digest, blob in held}
+    _, space, definition, created, updated = row
+    return LabelSet(name, space, json.loads(definition), created, updated, stored)
+
+
+def delete_label_set(connection: sqlite3.Connection, name: str) -> bool:
+    return connection.execute("DELETE FROM label_sets WHERE name = ?", (name,)).rowcount > 0

@@ -1,0 +1,64 @@
+"""ONNX Runtime sessions: arrays in, (B, dimensions) float32 out; and which provider was actually obtained."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from service.contract.bundle import GRAPH_INPUTS, OUTPUT, Bundle, Modality
+
+Device = Literal["auto", "cpu", "cuda"]
+Arrays = Mapping[str, NDArray[Any]]
+
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+class TowerError(RuntimeError):
+    """A tower cannot be opened. The message is for the operator."""
+
+
+class Tower:
+    """One modality's encoder and projector, as a session. `run` may be called from one thread at a time."""
+
+    def __init__(self, bundle: Bundle, modality: Modality, device: Device, threads: int) -> None:
+        self.modality = modality
+        self.dimensions = bundle.manifest.dimensions
+        self._session = _session(bundle, modality, device, threads)
+        self.provider: str = self._session.get_providers()[0]
+        if device == "cuda" and self.provider != _CUDA:
+            raise TowerError(f"ISTHMUS_DEVICE is 'cuda', but the {modality} tower got {self.provider}")
+        graph_inputs = {each.name for each in self._session.get_inputs()}
+        if graph_inputs != set(GRAPH_INPUTS[modality]):
+            raise TowerError(f"the {modality} tower takes {sorted(graph_inputs)}, not {list(GRAPH_INPUTS[modality])}")
+
+    def run(self, arrays: Arrays) -> NDArray[np.float32]:
+        """The graph's inputs by name → float32 (B, dimensions). Raises whatever ONNX Runtime raises."""
+        (vectors,) = self._session.run([OUTPUT], dict(arrays))
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def open_towers(bundle: Bundle, device: Device, threads: int) -> dict[Modality, Tower]:
+    """One tower for each of the bundle's modalities. Raises TowerError."""
+    return {modality: Tower(bundle, modality, device, threads) for modality in bundle.manifest.towers}
+
+
+def _session(bundle: Bundle, modality: Modality, device: Device, threads: int) -> onnxruntime.InferenceSession:
+    available = onnxruntime.get_available_providers()
+    if device == "cuda" and _CUDA not in available:
+        raise TowerError("ISTHMUS_DEVICE is 'cuda', but this ONNX Runtime has no CUDA: install onnxruntime-gpu")
+    wanted = [_CPU]
+    if device != "cpu" and _CUDA in available:
+        # Finds the CUDA libraries that come as Python packages; without them the provider is silently not obtained.
+        onnxruntime.preload_dlls()
+        wanted = [_CUDA, _CPU]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Three sessions share the cores: threads that spin while they wait take them from the others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(bundle.tower_path(modality), options, providers=wanted)
+    except Exception as error:
+        raise TowerError(f"{bundle.tower_path(modality)} cannot be opened: {error}") from error

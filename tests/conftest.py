@@ -1,0 +1,169 @@
+"""Real components for every test: a bundle, a server on a socket, a Redis, and the data where there is some."""
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import redis
+import soundfile
+import uvicorn
+from PIL import Image
+
+from service.main import create_app
+from service.settings import Settings
+from tests import tiny_bundle
+
+DEADLINE_S = 30.0
+
+Colour = tuple[int, int, int]
+
+
+@pytest.fixture(scope="session")
+def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle.build(tmp_path_factory.mktemp("bundles") / "tiny").path
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[httpx.Client]:
+    """The real app on a real socket, for as long as the block lasts."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    started = threading.Event()
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            started.set()
+
+    server = Server(uvicorn.Config(create_app(settings), log_config=None, access_log=False))
+
+    def run() -> None:
+        try:
+            server.run(sockets=[listening])
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert started.wait(DEADLINE_S), "the server did not start in time"
+        assert server.started, "the server failed to start"
+        port = listening.getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE_S, trust_env=False) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join(DEADLINE_S)
+        listening.close()
+        assert not thread.is_alive(), "the server did not stop in time"
+
+
+@pytest.fixture
+def settings(bundle_dir: Path, tmp_path: Path) -> Settings:
+    return Settings(bundle=bundle_dir, store=tmp_path / "store", device="cpu", threads=1)
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[httpx.Client]:
+    with serving(settings) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def shared_client(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """For tests that leave nothing behind: one server for a whole module."""
+    store = tmp_path_factory.mktemp("shared") / "store"
+    with serving(Settings(bundle=bundle_dir, store=store, device="cpu", threads=1)) as client:
+        yield client
+
+
+@contextmanager
+def redis_server(folder: Path, port: int) -> Iterator[str]:
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed")
+    arguments = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    process = subprocess.Popen([program, *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        # Redis says when it is ready; reading until then needs no polling, and a Redis that dies ends the lines.
+        assert any("Ready to accept connections" in line for line in process.stdout), "redis-server did not start"
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.terminate()
+        process.wait(DEADLINE_S)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def _redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    with redis_server(tmp_path_factory.mktemp("redis"), port) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(_redis: str) -> str:
+    """An empty Redis."""
+    with redis.Redis.from_url(_redis) as connection:
+        connection.flushall()
+    return _redis
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real media and encoders, where there is one."""
+    root = Path(os.environ.get("ISTHMUS_DATA") or Path(__file__).resolve().parents[2] / "shared")
+    if not root.is_dir():
+        pytest.skip(f"no data: {root} is absent, and ISTHMUS_DATA is not set")
+    return root
+
+
+@pytest.fixture(scope="session")
+def png() -> Callable[..., bytes]:
+    """A plain image's file: png("red"), png((1, 2, 3), size=(1, 1), format="JPEG")."""
+
+    def make(colour: str | Colour = "red", size: tuple[int, int] = (40, 30), format: str = "PNG") -> bytes:
+        buffer = io.BytesIO()
+        plain = tiny_bundle.COLOURS[colour] if isinstance(colour, str) else colour
+        Image.new("RGB", size, plain).save(buffer, format)
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def wav() -> Callable[..., bytes]:
+    """A tone's file: wav(440.0, seconds=1.0)."""
+
+    def make(hertz: float = 440.0, seconds: float = 1.0, format: str = "WAV") -> bytes:
+        buffer = io.BytesIO()
+        samples = tiny_bundle.tone(hertz, seconds)
+        soundfile.write(buffer, samples, tiny_bundle.AUDIO.sampling_rate, format=format)
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def unit() -> Callable[..., bool]:
+    def check(vector: list[float], dimensions: int = tiny_bundle.DIMENSIONS) -> bool:
+        return len(vector) == dimensions and abs(float(np.linalg.norm(vector)) - 1.0) < 1e-5
+
+    return check

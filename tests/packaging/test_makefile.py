@@ -1,0 +1,104 @@
+"""The Makefile's plans (make -n), what CI runs, and that the dependencies are declared and pinned."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+TARGETS = {"bench", "check", "clean", "demo", "help", "openapi", "serve", "starter", "test"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = {name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()}
+BASE = [Requirement(line) for line in PROJECT["dependencies"]]
+
+
+def names(*extras: str) -> set[str]:
+    """The packages that the project asks for with these extras."""
+    return {canonicalize_name(each.name) for each in BASE + [each for extra in extras for each in EXTRAS[extra]]}
+
+
+def make(*arguments: str) -> str:
+    done = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_lists_every_target() -> None:
+    listed = {line.split()[0] for line in make("help").splitlines()}
+    assert listed == TARGETS
+    assert make() == make("help")
+
+
+@pytest.mark.parametrize(
+    ("target", "last"), [("demo", "-m examples.demo"), ("serve", "-m service serve"), ("test", "-m pytest")]
+)
+def test_each_command_sets_up_what_it_needs_alone(target: str, last: str, tmp_path: Path) -> None:
+    plan = make("-n", target, f"VENV={tmp_path / 'venv'}", "STARTER=" + str(tmp_path / "starter/manifest.json"))
+    steps = ["-m venv", "pip install", "-m training export", last]
+    places = [plan.find(step) for step in steps]
+    assert -1 not in places, plan
+    assert places == sorted(places), plan
+
+
+def test_what_is_set_up_is_not_set_up_again(tmp_path: Path) -> None:
+    (tmp_path / ".installed").touch()
+    plan = make("-n", "openapi", f"VENV={tmp_path}")
+    assert "pip" not in plan
+    assert "service openapi" in plan
+
+
+def test_ci_runs_what_the_readme_says() -> None:
+    script = (ROOT / ".ci/run").read_text()
+    subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT, check=True)
+    commands = [line for line in script.splitlines() if line.startswith("make")]
+    assert commands[-1] == "make test", "the test run's summary is the last thing printed"
+    assert "check" in commands[0]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    assert "bash .ci/run" in [step.get("run") for step in workflow["jobs"]["test"]["steps"]]
+
+
+def test_every_dependency_is_pinned_and_from_the_default_index() -> None:
+    text = (ROOT / "constraints.txt").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line) for line in lines)
+    assert lines == sorted(lines, key=lambda line: line.partition("==")[0])
+    pinned = {Requirement(line).name for line in lines}
+    assert names(*EXTRAS) <= pinned
+
+
+def test_torch_is_asked_for_by_exactly_its_version_and_only_for_training() -> None:
+    assert [str(each) for each in EXTRAS["train"] if each.name == "torch"] == ["torch==2.13.0"]
+    assert not {"torch", "transformers"} & names("cpu", "gpu", "demo", "dev")
+
+
+@pytest.mark.parametrize(
+    ("package", "extras"), [("service", ("cpu",)), ("training", ("cpu", "train")), ("examples", ("demo",))]
+)
+def test_what_is_imported_is_declared(package: str, extras: tuple[str, ...]) -> None:
+    declared = names(*extras) | {"starlette"}  # FastAPI's own foundation, and part of its interface
+    providers = packages_distributions()
+    undeclared = set()
+    for file in (ROOT / package).rglob("*.py"):
+        for module in imports(file) - sys.stdlib_module_names - {"service", "training", "examples"}:
+            if not {canonicalize_name(name) for name in providers[module]} & declared:
+                undeclared.add(f"{file.relative_to(ROOT)} imports {module}")
+    assert not undeclared
+
+
+def imports(file: Path) -> set[str]:
+    """The top-level names of the absolute imports in a file, wherever they stand."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names

@@ -1,0 +1,344 @@
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.batcher import Batcher, Budget
+from service.errors import InferenceFailed, NotReady, Overloaded
+
+DIMENSIONS = 2
+WAIT_S = 10.0
+
+
+class Model:
+    """Doubles its items; fails on those it is told to; can be held until released."""
+
+    def __init__(self, bad: Sequence[float] = (), *, held: bool = False) -> None:
+        self.bad = bad
+        self.calls: list[list[float]] = []
+        self.entered, self.released = threading.Event(), threading.Event()
+        if not held:
+            self.released.set()
+
+    def run(self, items: np.ndarray) -> np.ndarray:
+        self.entered.set()
+        assert self.released.wait(WAIT_S)
+        self.calls.append([float(item) for item in items])
+        if any(item in self.bad for item in items):
+            raise RuntimeError("cannot embed that")
+        return np.stack([2 * items, -items], axis=1).astype(np.float32)
+
+
+class Seen:
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.failures = 0
+
+    def batch(self, items: int, seconds: float) -> None:
+        assert seconds >= 0
+        self.batches.append(items)
+
+    def failed(self, items: int) -> None:
+        self.failures += items
+
+
+def make(
+    run: Callable[[Any], Any], *, limit: int = 4, capacity: int = 100, padded: bool = False, **more: Any
+) -> Batcher[float]:
+    budget = Budget(limit, padded)
+    return Batcher("test", np.array, run, dimensions=DIMENSIONS, budget=budget, capacity=capacity, **more)
+
+
+def run(coroutine: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(WAIT_S):
+            await coroutine
+
+    asyncio.run(bounded())
+
+
+async def entered(model: Model) -> None:
+    assert await asyncio.to_thread(model.entered.wait, WAIT_S)
+
+
+def submit(batcher: Batcher, item: float, size: int = 1) -> "asyncio.Task[Any]":
+    return asyncio.create_task(batcher.submit(item, size))
+
+
+def test_a_lone_item_is_answered_and_timed() -> None:
+    async def main() -> None:
+        batcher = make(Model().run)
+        answer = await batcher.submit(3.0, 1)
+        assert answer.vector.tolist() == [6.0, -3.0]
+        assert answer.queue_s >= 0
+        assert answer.model_s >= 0
+        await batcher.close()
+
+    run(main())
+
+
+def test_what_waits_while_the_model_runs_shares_the_next_call() -> None:
+    async def main() -> None:
+        model, seen = Model(held=True), Seen()
+        batcher = make(model.run, limit=4, observer=seen)
+        tasks = [submit(batcher, 0)]
+        await entered(model)
+        tasks += [submit(batcher, item) for item in range(1, 7)]
+        model.released.set()
+        answers = await asyncio.gather(*tasks)
+        assert [answer.vector[0] for answer in answers] == [2 * item for item in range(7)]
+        assert seen.batches == [1, 4, 2]
+        await batcher.close()
+
+    run(main())
+
+
+def test_a_full_batch_is_collated_while_the_model_runs() -> None:
+    async def main() -> None:
+        model = Model(held=True)
+        collated: list[int] = []
+        twice = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def collate(items: Sequence[float]) -> np.ndarray:
+            collated.append(len(items))
+            if len(collated) == 2:
+                loop.call_soon_threadsafe(twice.set)
+            return np.array(items)
+
+        batcher: Batcher[float] = Batcher(
+            "test", collate, model.run, dimensions=DIMENSIONS, budget=Budget(2), capacity=100
+        )
+        tasks = [submit(batcher, 0)]
+        await entered(model)
+        tasks += [submit(batcher, 1), submit(batcher, 2)]
+        await twice.wait()  # only the first call has begun, and it is held
+        assert collated == [1, 2]
+        model.released.set()
+        await asyncio.gather(*tasks)
+        await batcher.close()
+
+    run(main())
+
+
+def test_only_the_culprit_of_a_failed_batch_fails() -> None:
+    async def main() -> None:
+        model, seen = Model(bad=[2.0], held=True), Seen()
+        batcher = make(model.run, observer=seen)
+        first = submit(batcher, 0)
+        await entered(model)
+        tasks = [submit(batcher, item) for item in (1, 2, 3)]
+        model.released.set()
+        await first
+        one, two, three = await asyncio.gather(*tasks, return_exceptions=True)
+        assert one.vector[0] == 2
+        assert isinstance(two, InferenceFailed)
+        assert three.vector[0] == 6
+        assert "cannot embed that" not in str(two)
+        assert seen.failures == 1
+        assert (await batcher.submit(5, 1)).vector[0] == 10, "the worker lives on"
+        await batcher.close()
+
+    run(main())
+
+
+def test_an_item_that_cannot_be_collated_fails_alone() -> None:
+    async def main() -> None:
+        model = Model(held=True)
+
+        def collate(items: Sequence[float]) -> np.ndarray:
+            if -1.0 in items:
+                raise ValueError("no")
+            return np.array(items)
+
+        batcher: Batcher[float] = Batcher(
+            "test", collate, model.run, dimensions=DIMENSIONS, budget=Budget(4), capacity=100
+        )
+        first = submit(batcher, 0)
+        await entered(model)
+        tasks = [submit(batcher, item) for item in (1.0, -1.0)]
+        model.released.set()
+        await first
+        good, bad = await asyncio.gather(*tasks, return_exceptions=True)
+        assert good.vector[0] == 2
+        assert isinstance(bad, InferenceFailed)
+        await batcher.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda items: np.zeros((len(items) + 1, DIMENSIONS), np.float32),
+        lambda items: np.zeros((len(items), DIMENSIONS + 1), np.float32),
+        lambda items: np.full((len(items), DIMENSIONS), np.nan, np.float32),
+        lambda items: np.full((len(items), DIMENSIONS), np.inf, np.float32),
+    ],
+    ids=["too many rows", "too many dimensions", "nan", "infinite"],
+)
+def test_a_wrong_output_is_a_failure(wrong: Callable[[Any], Any]) -> None:
+    async def main() -> None:
+        batcher = make(wrong)
+        with pytest.raises(InferenceFailed):
+            await batcher.submit(1, 1)
+        assert batcher.alive
+        await batcher.close()
+
+    run(main())
+
+
+def test_a_cancelled_item_is_dropped_before_the_model_sees_it() -> None:
+    async def main() -> None:
+        model = Model(held=True)
+        batcher = make(model.run, limit=2)
+        first = submit(batcher, 0)
+        await entered(model)
+        gone, ahead, later = submit(batcher, 1), submit(batcher, 2), submit(batcher, 3)
+        await asyncio.sleep(0)  # let them enqueue
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        model.released.set()
+        await asyncio.gather(first, ahead, later)
+        assert 1.0 not in [item for call in model.calls for item in call]
+        await batcher.close()
+
+    run(main())
+
+
+def test_admission_is_refused_before_any_work_once_full_and_again_granted() -> None:
+    async def main() -> None:
+        model = Model()
+        batcher = make(model.run, capacity=3)
+        with batcher.admit(2):
+            with pytest.raises(Overloaded), batcher.admit(2):
+                pytest.fail("admitted past the capacity")
+            assert batcher.depth == 2
+            with batcher.admit(1):
+                assert batcher.depth == 3
+        assert batcher.depth == 0
+        assert model.calls == []
+        await batcher.close()
+
+    run(main())
+
+
+def test_enqueue_waits_while_two_full_batches_wait() -> None:
+    async def main() -> None:
+        model = Model(held=True)
+        batcher = make(model.run, limit=2, padded=True)  # 1 × 2, then 2 × 2 in wait, is more than 2 × the limit of 2
+        first = await batcher.enqueue(0, 1)
+        await entered(model)
+        # With the model held, one full batch goes ahead and one waits; the next has to stay outside.
+        inside = [await batcher.enqueue(item, 2) for item in (1, 2)]
+        outside = [asyncio.create_task(batcher.enqueue(item, 2)) for item in (3, 4, 5, 6)]
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not outside[-1].done()
+        model.released.set()
+        answers = await asyncio.gather(*[await task for task in outside])
+        assert [answer.vector[0] for answer in answers] == [6, 8, 10, 12]
+        await asyncio.gather(first, *inside)
+        await batcher.close()
+
+    run(main())
+
+
+def test_close_in_the_middle_of_a_batch_answers_everyone() -> None:
+    async def main() -> None:
+        model = Model(held=True)
+        batcher = make(model.run, limit=2)
+        running = submit(batcher, 0)
+        await entered(model)
+        waiting = [submit(batcher, item) for item in range(1, 12)]
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0)
+        model.released.set()
+        await closing
+        assert (await running).vector[0] == 0
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(outcome, NotReady) for outcome in outcomes)
+        assert not batcher.alive
+
+    run(main())
+
+
+def test_submit_after_close_is_refused_at_once() -> None:
+    async def main() -> None:
+        batcher = make(Model().run)
+        await batcher.close()
+        await batcher.close()
+        with pytest.raises(NotReady):
+            await batcher.submit(1, 1)
+        with pytest.raises(NotReady), batcher.admit(1):
+            pytest.fail("admitted after close")
+
+    run(main())
+
+
+def test_texts_are_taken_by_likeness_of_length() -> None:
+    async def main() -> None:
+        model = Model(held=True)
+        batcher = make(model.run, limit=600, padded=True)
+        tasks = [submit(batcher, 0)]
+        await entered(model)
+        sizes = [10, 200, 12, 180, 16]
+        tasks += [submit(batcher, size, size) for size in sizes]
+        model.released.set()
+        await asyncio.gather(*tasks)
+        assert [sorted(call) for call in model.calls[1:]] == [[10, 12, 16], [180, 200]]
+        await batcher.close()
+
+    run(main())
+
+
+def test_an_item_larger_than_the_budget_is_a_call_of_its_own() -> None:
+    async def main() -> None:
+        model = Model()
+        batcher = make(model.run, limit=2)
+        assert (await batcher.submit(1, 50)).vector[0] == 2
+        await batcher.close()
+
+    run(main())
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=40),
+    limit=st.integers(1, 60),
+    padded=st.booleans(),
+    bad=st.sets(st.integers(0, 39), max_size=3),
+    pauses=st.lists(st.booleans(), min_size=40, max_size=40),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_item_gets_its_own_answer_in_any_order_of_arrival(
+    sizes: list[int], limit: int, padded: bool, bad: set[int], pauses: list[bool]
+) -> None:
+    async def main() -> None:
+        model = Model(bad=[float(each) for each in bad])
+        batcher = make(model.run, limit=limit, padded=padded)
+        tasks = []
+        for item, size in enumerate(sizes):
+            tasks.append(submit(batcher, item, size))
+            if pauses[item]:
+                await asyncio.sleep(0)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        for item, outcome in enumerate(outcomes):
+            if item in bad:
+                assert isinstance(outcome, InferenceFailed)
+            else:
+                assert outcome.vector.tolist() == [2 * item, -item]
+        by_item = dict(enumerate(sizes))
+        for call in model.calls:
+            held = [by_item[int(item)] for item in call]
+            cost = len(held) * max(held) if padded else sum(held)
+            assert cost <= limit or len(held) == 1
+        await batcher.close()
+
+    run(main())

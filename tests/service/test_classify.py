@@ -1,0 +1,251 @@
+import asyncio
+import base64
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from service.classify import Classifier
+from service.contract.errors import InputError
+from service.contract.vectors import l2_normalise
+from service.errors import InputFailed, NotFound
+from service.pipeline import Text
+from service.schemas.classify import ClassifyRequest, Label, LabelSetRequest
+from service.schemas.inputs import ImageInput
+from service.search import Searcher
+from service.store import Entry, Store
+from tests.service.fakes import FakeEmbedder, fake_manifest, vector_of
+
+LABELS = ["dog", "cat", "rain", "sea", "clock", "bell"]
+PHOTO = ImageInput(image=base64.b64encode(b"photo").decode())
+
+
+def with_classifier(path, use, embedder=None):
+    embedder = embedder or FakeEmbedder()
+
+    async def run():
+        store = Store.open(path, embedder.manifest)
+        try:
+            return await use(Classifier(embedder, store))
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+def classify(path, *inputs, embedder=None, **options):
+    options = {"labels": LABELS, "top_k": 100} | options
+    return with_classifier(path, lambda classifier: classifier.classify(inputs, **options), embedder)
+
+
+def oracle(query, prompts, temperature=0.1):
+    """{label: (score, similarity)} written out: the mean prompt vector, cosine, softmax."""
+    similarities = {}
+    for label, own in prompts.items():
+        mean = np.mean([vector_of(prompt).astype(np.float64) for prompt in own], axis=0)
+        similarities[label] = float(query.astype(np.float64) @ mean / np.linalg.norm(mean))
+    total = sum(np.exp(each / temperature) for each in similarities.values())
+    return {label: (float(np.exp(each / temperature) / total), each) for label, each in similarities.items()}
+
+
+def test_scores_are_the_softmax_over_the_ensembled_prompts(tmp_path):
+    text, image = classify(tmp_path, "a sentence", PHOTO)
+    plain = oracle(vector_of("a sentence"), {label: [label] for label in LABELS})
+    prompted = oracle(
+        vector_of(b"photo"), {label: [f"a photo of a {label}", f"a picture of {label}"] for label in LABELS}
+    )
+    for result, wanted in ((text, plain), (image, prompted)):
+        assert [each.label for each in result.labels] == sorted(LABELS, key=lambda label: -wanted[label][0])
+        for each in result.labels:
+            np.testing.assert_allclose((each.score, each.similarity), wanted[each.label], atol=1e-6)
+        assert abs(sum(each.score for each in result.labels) - 1) < 1e-12
+        assert result.abstained is False
+
+
+def test_templates_of_the_request_and_prompts_of_a_label(tmp_path):
+    labels = ["dog", Label(name="cat", prompts=["my {} cat", "a tabby"])]
+    [result] = classify(tmp_path, PHOTO, labels=labels, templates=["one {}"])
+    wanted = oracle(vector_of(b"photo"), {"dog": ["one dog"], "cat": ["my {} cat", "a tabby"]})
+    assert {each.label: pytest.approx((each.score, each.similarity), abs=1e-6) for each in result.labels} == wanted
+
+
+def test_the_cut_to_top_k_leaves_the_scores_as_they_are(tmp_path):
+    [whole] = classify(tmp_path, "x")
+    [cut] = classify(tmp_path, "x", top_k=2)
+    assert cut.labels == whole.labels[:2]
+
+
+def test_one_label_has_score_one(tmp_path):
+    [result] = classify(tmp_path, "x", labels=["only"])
+    assert [(each.label, each.score) for each in result.labels] == [("only", 1.0)]
+
+
+def test_abstaining_keeps_the_labels(tmp_path):
+    [plain] = classify(tmp_path, "x")
+    best = plain.labels[0].score
+    assert classify(tmp_path, "x", threshold=best)[0].abstained is False
+    [unsure] = classify(tmp_path, "x", threshold=best + 1e-9)
+    assert unsure.abstained is True and unsure.labels == plain.labels
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=st.permutations(LABELS), seed=st.integers(0, 9))
+def test_the_order_of_the_labels_changes_no_score(tmp_path_factory, order, seed):
+    path = tmp_path_factory.mktemp("store")
+    [one] = classify(path, f"{seed}")
+    [other] = classify(path, f"{seed}", labels=order)
+    assert [each.label for each in one.labels] == [each.label for each in other.labels]
+    for left, right in zip(one.labels, other.labels, strict=True):
+        assert (left.score, left.similarity) == pytest.approx((right.score, right.similarity), rel=1e-12)
+
+
+def test_equal_labels_keep_the_order_in_which_they_were_given(tmp_path):
+    names = [f"{number % 7} {number}" for number in range(100)]
+    [result] = classify(tmp_path, "x", labels=[Label(name=name, prompts=["the same"]) for name in names])
+    assert [each.label for each in result.labels] == names
+
+
+def test_the_ranking_is_that_of_a_search_over_the_label_vectors(tmp_path):
+    async def run():
+        embedder = FakeEmbedder()
+        store = Store.open(tmp_path, embedder.manifest)
+        vectors = {
+            label: l2_normalise(sum(vector_of(text.format(label)) for text in ("a photo of a {}", "a picture of {}")))
+            for label in LABELS
+        }
+        await store.upsert([Entry("default", label, "text", {}, vector) for label, vector in vectors.items()])
+        [hits] = await Searcher(embedder, store).search([PHOTO], top_k=100, collection="default")
+        [result] = await Classifier(embedder, store).classify([PHOTO], labels=LABELS, top_k=100)
+        await store.close()
+        assert [hit.item.id for hit in hits] == [each.label for each in result.labels]
+        for hit, each in zip(hits, result.labels, strict=True):
+            assert abs(hit.score - each.similarity) < 1e-6
+
+    asyncio.run(run())
+
+
+def test_ten_thousand_labels_go_through_in_pieces_while_others_are_served(tmp_path):
+    class Yielding(FakeEmbedder):
+        async def embed(self, inputs):
+            await asyncio.sleep(0)
+            return await super().embed(inputs)
+
+    embedder = Yielding()
+    labels = [f"label {number}" for number in range(10_000)]
+
+    async def use(classifier):
+        turns = 0
+        big = asyncio.create_task(classifier.classify(["x"], labels=labels, top_k=3))
+        while not big.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return await big, turns
+
+    [result], turns = with_classifier(tmp_path, use, embedder)
+    query = vector_of("x")
+    best = sorted(labels, key=lambda label: -float(query @ vector_of(label)))[:3]
+    assert [each.label for each in result.labels] == best
+    assert max(embedder.asked) <= 256 and turns > len(embedder.asked) / 2
+
+
+def test_label_vectors_are_remembered_by_labels_and_templates(tmp_path):
+    embedder = FakeEmbedder()
+
+    async def use(classifier):
+        counts = []
+        for options in ({}, {}, {"templates": ["some {}"]}, {"labels": LABELS[::-1]}, {}):
+            before = sum(embedder.asked)
+            await classifier.classify(["x"], **({"labels": LABELS} | options))
+            counts.append(sum(embedder.asked) - before)
+        return counts
+
+    assert with_classifier(tmp_path, use, embedder) == [7, 1, 7, 7, 1]
+
+
+class FailsOn(FakeEmbedder):
+    def __init__(self, text):
+        super().__init__()
+        self._text = text
+
+    async def embed(self, inputs):
+        results = await super().embed(inputs)
+        return [
+            InputError("too odd") if each == Text(self._text) else result
+            for each, result in zip(inputs, results, strict=True)
+        ]
+
+
+def test_a_bad_input_or_label_is_named(tmp_path):
+    with pytest.raises(InputFailed, match=r"^inputs\[1\]: too odd"):
+        classify(tmp_path, "fine", "odd", embedder=FailsOn("odd"))
+    with pytest.raises(InputFailed, match=r"^labels\[300\]: too odd"):
+        classify(tmp_path, "x", labels=[f"{n}" for n in range(400)], embedder=FailsOn("300"))
+
+
+class TestLabelSets:
+    def test_is_encoded_once_and_survives_a_restart(self, tmp_path):
+        labels = ["dog", Label(name="cat", prompts=["a tabby"])]
+        with_classifier(tmp_path, lambda classifier: classifier.save_label_set("animals", labels, None))
+        embedder = FakeEmbedder()
+        stored = classify(tmp_path, PHOTO, "x", labels=None, label_set="animals", embedder=embedder)
+        assert embedder.asked == [2]
+        assert stored == classify(tmp_path, PHOTO, "x", labels=labels)
+
+    def test_templates_of_the_set_and_of_the_request(self, tmp_path):
+        with_classifier(tmp_path, lambda classifier: classifier.save_label_set("set", LABELS, ["the {}"]))
+        stored = classify(tmp_path, PHOTO, labels=None, label_set="set")
+        assert stored == classify(tmp_path, PHOTO, templates=["the {}"])
+        other = classify(tmp_path, PHOTO, labels=None, label_set="set", templates=["no {}"])
+        assert other == classify(tmp_path, PHOTO, templates=["no {}"])
+
+    def test_new_templates_of_an_admitting_bundle_are_used(self, tmp_path):
+        old = fake_manifest()
+        new = fake_manifest("newer", admits=(old.space,), templates={"image": ["new {}"]})
+        with_classifier(tmp_path, lambda classifier: classifier.save_label_set("set", LABELS, None), FakeEmbedder(old))
+        stored = classify(tmp_path, PHOTO, labels=None, label_set="set", embedder=FakeEmbedder(new))
+        assert stored == classify(tmp_path, PHOTO, templates=["new {}"], embedder=FakeEmbedder(new))
+
+    def test_replaced_and_deleted(self, tmp_path):
+        async def use(classifier):
+            await classifier.save_label_set("set", ["old"], None)
+            await classifier.save_label_set("set", ["new"], None)
+            [result] = await classifier.classify(["x"], label_set="set")
+            await classifier._store.delete_label_set("set")
+            with pytest.raises(NotFound, match="no label set 'set'"):
+                await classifier.classify(["x"], label_set="set")
+            with pytest.raises(NotFound, match="no label set 'set'"):
+                await classifier._store.delete_label_set("set")
+            return [each.label for each in result.labels]
+
+        assert with_classifier(tmp_path, use) == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"labels": ["a", "b", "a"]}, "the label 'a' is there twice"),
+        ({"labels": ["a", {"name": "a", "prompts": ["x"]}]}, "the label 'a' is there twice"),
+        ({"labels": []}, "at least 1 item"),
+        ({"labels": [""]}, "at least 1 character"),
+        ({"labels": ["a\0"]}, "NUL"),
+        ({"labels": [f"{n}" for n in range(10_001)]}, "at most 10000 items"),
+        ({"labels": [{"name": "a", "prompts": []}]}, "at least 1 item"),
+        ({}, "exactly one of: labels, label_set"),
+        ({"labels": ["a"], "label_set": "b"}, "exactly one of: labels, label_set"),
+        ({"labels": ["a"], "templates": ["no place"]}, r"must hold \{\} once"),
+        ({"labels": ["a"], "templates": []}, "at least 1 item"),
+        ({"labels": ["a"], "threshold": 1.5}, "less than or equal to 1"),
+        ({"labels": ["a"], "top_k": 1001}, "top_k is at most 1000"),
+        ({"labels": ["a"], "top_k": 1000, "inputs": ["x"] * 26}, "inputs × top_k"),
+    ],
+)
+def test_requests_that_are_refused(body, message):
+    with pytest.raises(ValidationError, match=message):
+        ClassifyRequest.model_validate({"inputs": ["x"]} | body)
+
+
+def test_label_sets_that_are_refused():
+    with pytest.raises(ValidationError, match="the label 'a' is there twice"):
+        LabelSetRequest.model_validate({"labels": ["a", "a"]})

@@ -1,0 +1,93 @@
+import pytest
+
+from tests.service.media import b64, png, wav
+from tests.service.test_items_routes import problem, said
+
+LABELS = ["dog", "cat", {"name": "bell", "prompts": ["the sound of a bell", "ding dong"]}]
+
+
+def classify(client, **body):
+    response = client.post("/classify", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()["results"]
+
+
+def test_text_an_image_and_a_sound(client):
+    results = classify(client, inputs=["a dog", {"image": b64(png())}, {"audio": b64(wav())}], labels=LABELS)
+    assert len(results) == 3
+    for result in results:
+        assert sorted(each["label"] for each in result["labels"]) == ["bell", "cat", "dog"]
+        scores = [each["score"] for each in result["labels"]]
+        assert sum(scores) == pytest.approx(1) and scores == sorted(scores, reverse=True)
+        assert result["abstained"] is False
+
+
+def test_a_label_is_nearest_to_itself(client):
+    [result] = classify(client, inputs=["the rain falls"], labels=["the rain falls", "a cat sleeps"])
+    assert result["labels"][0]["label"] == "the rain falls"
+    assert result["labels"][0]["similarity"] == pytest.approx(1, abs=1e-5)
+
+
+def test_top_k_and_threshold(client):
+    [result] = classify(client, inputs=["x"], labels=LABELS, top_k=1, threshold=1.0)
+    assert len(result["labels"]) == 1 and result["abstained"] is True
+
+
+def test_files(client):
+    response = client.post(
+        "/classify", files=[("file", ("a", png())), ("file", ("b", wav()))], data={"request": '{"labels": ["a", "b"]}'}
+    )
+    assert response.status_code == 200, response.text
+    assert len(response.json()["results"]) == 2
+
+
+def test_label_sets(client):
+    put = client.put("/label-sets/animals", json={"labels": LABELS, "templates": ["a {}"]})
+    assert put.status_code == 200, put.text
+    held = client.get("/label-sets/animals").json()
+    assert held == put.json() and held["labels"] == LABELS and held["templates"] == ["a {}"]
+    by_set = classify(client, inputs=[{"image": b64(png())}], label_set="animals")
+    spelt_out = classify(client, inputs=[{"image": b64(png())}], labels=LABELS, templates=["a {}"])
+    for one, other in zip(by_set[0]["labels"], spelt_out[0]["labels"], strict=True):
+        assert one["label"] == other["label"] and one["score"] == pytest.approx(other["score"], rel=1e-6)
+    assert client.put("/label-sets/animals", json={"labels": ["new"]}).json()["labels"] == ["new"]
+    assert client.delete("/label-sets/animals").status_code == 204
+    for response in (
+        client.get("/label-sets/animals"),
+        client.delete("/label-sets/animals"),
+        client.post("/classify", json={"inputs": ["x"], "label_set": "animals"}),
+    ):
+        problem(response, 404)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"labels": ["a", "a"]}, "the label 'a' is there twice"),
+        ({"labels": []}, "at least 1 item"),
+        ({"labels": [f"{n}" for n in range(10_001)]}, "at most 10000 items"),
+        ({"labels": ["a"], "inputs": []}, "at least 1 item"),
+        ({"labels": ["a"], "inputs": ["x"] * 257}, "at most 256 inputs"),
+        ({"labels": ["a"], "templates": ["{} and {}"]}, "must hold {} once"),
+        ({"labels": ["a"], "threshold": "high"}, "valid number"),
+        ({"labels": [7]}, ""),
+        ({"labels": "dog"}, "valid list"),
+        ({"labels": ["a"], "inputs": [""]}, "inputs[0]"),
+        ({}, "exactly one of: labels, label_set"),
+    ],
+)
+def test_a_request_that_is_refused(client, body, message):
+    response = client.post("/classify", json={"inputs": ["x"]} | body)
+    problem(response, 422)
+    assert message in said(response)
+    assert len(classify(client, inputs=["x"], labels=["a"])) == 1
+
+
+def test_a_bad_image_among_good_inputs_is_named(client):
+    body = {"inputs": ["x", {"image": b64(png()[:50])}], "labels": ["a"]}
+    assert problem(client.post("/classify", json=body), 422)["index"] == 1
+
+
+def test_ten_thousand_labels(client):
+    [result] = classify(client, inputs=["label 77"], labels=[f"label {n}" for n in range(10_000)], top_k=1)
+    assert 0 < result["labels"][0]["score"] <= 1

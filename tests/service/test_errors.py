@@ -1,0 +1,82 @@
+import asyncio
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from service import errors
+from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
+from service.metrics import Metrics
+from service.middleware import Context
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (errors.InvalidRequest("x"), 422, "invalid_request"),
+        (errors.MalformedRequest("x"), 400, "malformed_request"),
+        (errors.NotFound("x"), 404, "not_found"),
+        (errors.NotFound("x", code="item_not_found"), 404, "item_not_found"),
+        (errors.Conflict("x"), 409, "conflict"),
+        (errors.BodyTooLarge("x"), 413, "body_too_large"),
+        (errors.UnsupportedBody("x"), 415, "unsupported_body"),
+        (errors.Overloaded("x"), 429, "overloaded"),
+        (errors.NotReady("x"), 503, "not_ready"),
+        (errors.DeadlineExceeded("x"), 504, "deadline_exceeded"),
+        (InputError("x"), 422, "invalid_input"),
+        (UnsupportedMedia("x"), 415, "unsupported_media"),
+        (MediaTooLarge("x"), 413, "media_too_large"),
+        (BadMedia("x"), 422, "undecodable_media"),
+        (errors.InferenceFailed("x"), 500, "inference_failed"),
+        (errors.FetchDisabled("x"), 422, "url_fetch_disabled"),
+        (errors.InputFailed(3, BadMedia("x")), 422, "undecodable_media"),
+        (ValueError("x"), 500, "internal_error"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_the_table(error: Exception, status: int, code: str) -> None:
+    assert errors.status_and_code(error) == (status, code)
+
+
+def get(path: str, error: Exception) -> httpx.Response:
+    async def main() -> httpx.Response:
+        app = FastAPI(middleware=[Middleware(Context, metrics=Metrics())])
+        errors.install(app)
+
+        @app.get(path)
+        async def fail() -> None:
+            raise error
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            return await client.get(path)
+
+    return asyncio.run(main())
+
+
+def test_overload_says_when_to_try_again() -> None:
+    response = get("/x", errors.Overloaded("busy", retry_after_s=3))
+    assert (response.status_code, response.headers["retry-after"]) == (429, "3")
+
+
+def test_a_failed_input_is_named() -> None:
+    body = get("/x", errors.InputFailed(3, BadMedia("the image is corrupt"))).json()
+    assert (body["index"], body["detail"]) == (3, "inputs[3]: the image is corrupt")
+    alone = get("/x", errors.InputFailed(None, BadMedia("the image is corrupt"), field="query")).json()
+    assert "index" not in alone
+    assert alone["detail"] == "query: the image is corrupt"
+
+
+def test_what_nobody_expected_is_logged_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    response = get("/x", RuntimeError("/secret/path at 10.0.0.1"))
+    assert response.status_code == 500
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["code"] == "internal_error"
+    assert "secret" not in response.text
+    assert "x-request-id" in response.headers
+    assert "secret" in caplog.text
+
+
+def test_openais_routes_speak_openais_language() -> None:
+    body = get("/v1/x", errors.Overloaded("busy")).json()
+    assert body == {"error": {"message": "busy", "type": "rate_limit_error", "param": None, "code": "overloaded"}}

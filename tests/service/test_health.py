@@ -1,0 +1,77 @@
+import asyncio
+import logging
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.main import create_app, open_parts
+from service.settings import Settings
+from service.store.errors import StoreError
+from service.towers import Arrays
+from tests import tiny_bundle
+from tests.conftest import serving
+
+
+def test_a_server_that_works_is_alive_and_ready(shared_client: httpx.Client) -> None:
+    assert shared_client.get("/healthz").json() == {"status": "ok"}
+    response = shared_client.get("/readyz")
+    assert response.status_code == 200
+    assert response.json()["status"] == "ready"
+    assert set(response.json()["checks"]) == {"tower.image", "tower.audio", "tower.text", "workers", "store"}
+
+
+def test_models_describes_the_bundle(shared_client: httpx.Client) -> None:
+    (model,) = shared_client.get("/models").json()["models"]
+    assert model["name"] == "tiny"
+    assert {modality: tower["provider"] for modality, tower in model["towers"].items()} == dict.fromkeys(
+        ("image", "audio", "text"), "CPUExecutionProvider"
+    )
+    assert model["evaluation"] == {"test": True}
+
+
+def test_readiness_names_what_is_broken(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        provider = "none"
+
+        def run(self, arrays: Arrays) -> None:
+            raise RuntimeError("secret detail")
+
+    async def main() -> tuple[httpx.Response, httpx.Response, httpx.Response]:
+        parts = await asyncio.to_thread(open_parts, settings)
+        parts.towers["audio"] = Broken()
+        app = create_app(settings, parts)
+        async with app.router.lifespan_context(app) as state:
+
+            async def with_state(scope, receive, send):  # a server's part of the lifespan protocol
+                await app(scope | {"state": dict(state)}, receive, send)
+
+            transport = httpx.ASGITransport(with_state)
+            async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+                broken = await client.get("/readyz")
+                alive = await client.get("/healthz")
+                await state["services"].embedder.close()
+                return broken, alive, await client.get("/readyz")
+
+    with caplog.at_level(logging.CRITICAL):
+        broken, alive, closed = asyncio.run(main())
+    assert broken.status_code == 503
+    assert broken.json()["checks"] == {
+        "tower.image": True,
+        "tower.audio": False,
+        "tower.text": True,
+        "workers": True,
+        "store": True,
+    }
+    assert "secret" not in broken.text
+    assert alive.status_code == 200
+    assert closed.json()["checks"]["workers"] is False
+
+
+def test_a_store_filled_in_another_space_stops_the_start(settings: Settings, tmp_path: Path) -> None:
+    with serving(settings) as client:
+        response = client.post("/items", json={"items": [{"id": "a", "text": "red"}]})
+        assert response.status_code == 200, response.text
+    other = tiny_bundle.build(tmp_path / "other", seed=1)
+    with pytest.raises(StoreError):
+        open_parts(settings.model_copy(update={"bundle": other.path}))

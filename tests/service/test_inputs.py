@@ -1,0 +1,90 @@
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from service.contract.errors import BadMedia, InputError, UnsupportedMedia
+from service.errors import FetchDisabled
+from service.inputs import append_inputs, documented
+from service.pipeline import Media, Text
+from service.schemas.embed import EmbedRequest
+from service.schemas.inputs import AnyInput, File, ImageInput, TextInput, media_bytes, sniff, to_input
+from service.settings import Limits
+
+ANY_INPUT: TypeAdapter[Any] = TypeAdapter(AnyInput)
+
+
+@given(st.binary(min_size=1, max_size=300), st.booleans(), st.integers(1, 100), st.booleans())
+def test_base64_is_read_however_it_is_written(data: bytes, url_safe: bool, width: int, as_uri: bool) -> None:
+    text = (base64.urlsafe_b64encode if url_safe else base64.b64encode)(data).decode()
+    wrapped = "\n".join(text[start : start + width] for start in range(0, len(text), width))
+    assert media_bytes(f"data:image/png;base64,{wrapped}" if as_uri else f" {wrapped}\r\n") == data
+
+
+@given(st.text(max_size=200))
+def test_any_other_text_is_an_input_error_or_bytes(text: str) -> None:
+    try:
+        assert isinstance(media_bytes(text), bytes)
+    except InputError as error:
+        assert len(text) < 20 or text not in str(error)
+
+
+@pytest.mark.parametrize("url", ["http://x", "https://x/y.png", "HTTPS://X", "http:x"])
+def test_a_url_is_not_fetched(url: str) -> None:
+    with pytest.raises(FetchDisabled):
+        media_bytes(url)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "data:,", "data:image/png;base64,", "abc", "=", "äöü=", "ab\0="])
+def test_what_is_not_base64_is_bad_media(text: str) -> None:
+    with pytest.raises(BadMedia):
+        media_bytes(text)
+
+
+def test_a_file_is_what_its_content_says(png: Callable[..., bytes], wav: Callable[..., bytes]) -> None:
+    for image_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+        assert sniff(png(format=image_format)) == "image", image_format
+    for sound_format in ("WAV", "FLAC", "OGG", "MP3"):
+        assert sniff(wav(format=sound_format)) == "audio", sound_format
+    for neither in (b"", b"RIFF", b"%PDF-1.7", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\0" * 4000):
+        with pytest.raises(UnsupportedMedia):
+            sniff(neither)
+    assert to_input(File("a.wav", png())) == Media("image", png())
+
+
+def test_json_cannot_make_a_file() -> None:
+    for value in ({"name": "a", "data": "b"}, {"file": "b"}):
+        with pytest.raises(ValidationError):
+            ANY_INPUT.validate_python(value)
+    assert "File" not in str(ANY_INPUT.json_schema())
+
+
+def test_each_way_to_write_an_input() -> None:
+    assert to_input(ANY_INPUT.validate_python("a")) == to_input(TextInput(text="a")) == Text("a")
+    assert to_input(ANY_INPUT.validate_python({"image": "YQ=="})) == Media("image", b"a")
+    assert to_input(ANY_INPUT.validate_python({"audio": "YQ=="})) == Media("audio", b"a")
+    assert ANY_INPUT.validate_python(ImageInput(image="YQ==")) == ImageInput(image="YQ==")
+
+
+def test_a_limit_is_the_settings_and_is_checked_before_the_members() -> None:
+    assert len(EmbedRequest.model_validate({"inputs": ["a"] * 3}, context=Limits(inputs=3)).inputs) == 3
+    with pytest.raises(ValidationError) as raised:
+        EmbedRequest.model_validate({"inputs": [0] * 4}, context=Limits(inputs=3))
+    (only,) = raised.value.errors()
+    assert "at most 3 inputs" in only["msg"]
+
+
+def test_files_do_not_hide_that_the_inputs_are_no_list() -> None:
+    body: dict[str, Any] = {"inputs": "red"}
+    append_inputs(body, [File("a", b"")])
+    assert body == {"inputs": "red"}
+
+
+def test_a_documented_body_brings_its_definitions() -> None:
+    extra = documented(EmbedRequest, files=True)
+    assert {"EmbedRequest", "TextInput", "ImageInput", "AudioInput"} == set(extra["x-definitions"])
+    assert set(extra["requestBody"]["content"]) == {"application/json", "multipart/form-data"}

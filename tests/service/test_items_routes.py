@@ -1,0 +1,311 @@
+import json
+import subprocess
+import sys
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+import service
+from tests.service.media import b64, png, wav
+from tests.tiny_bundle import DIMENSIONS
+
+
+def upsert(client, *items, **more):
+    response = client.post("/items", json={"items": list(items), **more})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def problem(response, status):
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    return response.json()
+
+
+def said(response):
+    """Everything a problem says."""
+    body = response.json()
+    return body["detail"] + " " + " ".join(each["msg"] for each in body.get("errors", []))
+
+
+def test_items_of_every_kind(client):
+    answer = upsert(
+        client,
+        {"id": "sentence", "text": "a dog in the rain", "metadata": {"n": 1, "tags": ["a", None], "é": 0.5}},
+        {"id": "photo", "image": b64(png())},
+        {"id": "sound", "audio": f"data:audio/wav;base64,{b64(wav())}", "collection": "sounds"},
+    )
+    assert answer == {
+        "upserted": 3,
+        "items": [
+            {"id": "sentence", "collection": "default", "modality": "text"},
+            {"id": "photo", "collection": "default", "modality": "image"},
+            {"id": "sound", "collection": "sounds", "modality": "audio"},
+        ],
+    }
+    item = client.get("/items/sentence").json()
+    assert item["metadata"] == {"n": 1, "tags": ["a", None], "é": 0.5} and "vector" not in item
+    vector = client.get("/items/sound", params={"collection": "sounds", "include": "vector"}).json()["vector"]
+    embedding = client.post("/embed", json={"inputs": [{"audio": b64(wav())}]}).json()["embeddings"][0]["embedding"]
+    assert vector == pytest.approx(embedding, abs=1e-6)
+    # A vector that went out may come back in.
+    upsert(client, {"id": "given", "vector": vector, "modality": "audio"}, {"id": "raw", "vector": vector})
+    assert client.get("/items/given").json()["modality"] == "audio"
+    assert client.get("/items/raw").json()["modality"] == "vector"
+
+
+def test_an_upsert_replaces(client):
+    upsert(client, {"id": "a", "text": "one", "metadata": {"old": True}})
+    before = client.get("/items/a").json()
+    upsert(client, {"id": "a", "image": b64(png())})
+    after = client.get("/items/a").json()
+    assert after["metadata"] == {} and after["modality"] == "image"
+    assert after["created"] == before["created"] and after["updated"] >= before["updated"]
+    assert client.get("/collections/default").json()["count"] == 1
+
+
+def test_files_of_a_form_are_items(client):
+    request = {"items": [{"id": "first", "metadata": {"x": 1}}, {"id": "words", "text": "a"}, {"id": "second"}]}
+    response = client.post(
+        "/items",
+        data={"request": json.dumps(request)},
+        files=[("file", ("a.png", png())), ("file", ("b.wav", wav())), ("file", ("folder/c.png", png(1)))],
+    )
+    assert response.status_code == 200, response.text
+    assert [(item["id"], item["modality"]) for item in response.json()["items"]] == [
+        ("first", "image"),
+        ("words", "text"),
+        ("second", "audio"),
+        ("folder/c.png", "image"),
+    ]
+    assert client.get("/items/folder/c.png").json()["modality"] == "image"
+    assert client.get("/items/folder%2Fc.png").json()["id"] == "folder/c.png"
+    assert client.get("/items/first").json()["metadata"] == {"x": 1}
+
+
+def test_a_bad_input_fails_the_request_and_is_named(client):
+    items = [{"id": "good", "text": "fine"}, {"id": "bad", "image": b64(png()[:60])}]
+    body = problem(client.post("/items", json={"items": items}), 422)
+    assert body["code"] == "undecodable_media" and body["index"] == 1
+    problem(client.get("/items/good"), 404)
+
+
+def test_on_error_null_stores_the_others(client):
+    items = [
+        {"id": "no sound", "audio": b64(b"just text")},
+        {"id": "good", "text": "fine"},
+        {"id": "short", "vector": [1.0]},
+    ]
+    answer = upsert(client, *items, on_error="null")
+    assert answer["upserted"] == 1
+    assert [item.get("error", {}).get("code") for item in answer["items"]] == [
+        "unsupported_media",
+        None,
+        "invalid_input",
+    ]
+    assert [item.get("index") for item in answer["items"]] == [0, None, 2]
+    assert [item["id"] for item in client.get("/items").json()["items"]] == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"id": "", "text": "a"}, "at least 1 character"),
+        ({"id": "x" * 257, "text": "a"}, "at most 256 characters"),
+        ({"id": "a\nb", "text": "a"}, "control characters"),
+        ({"id": "a\0b", "text": "a"}, "control characters"),
+        ({"id": 7, "text": "a"}, "valid string"),
+        ({"text": "a"}, "Field required"),
+        ({"id": "a"}, "exactly one of: text, image, audio, vector"),
+        ({"id": "a", "text": "a", "image": "b"}, "exactly one of: text, image, audio, vector"),
+        ({"id": "a", "text": "a", "modality": "image"}, "modality goes with a vector only"),
+        ({"id": "a", "text": "a", "txet": "b"}, "Extra inputs"),
+        ({"id": "a", "file": "b"}, "File"),
+        ({"id": "a", "text": "a", "collection": "../etc"}, "pattern"),
+        ({"id": "a", "text": "a", "metadata": [1]}, "valid dictionary"),
+        ({"id": "a", "text": "a", "metadata": {"n": 2**63}}, "64 bits"),
+        ({"id": "a", "text": "a", "metadata": {"n": 10**30}}, "64 bits"),
+        ({"id": "a", "text": "a", "metadata": {"n": -(2**63) - 1}}, "64 bits"),
+        ({"id": "a", "text": "a", "metadata": {"a": ["b\0"]}}, "NUL"),
+        ({"id": "a", "text": "a", "metadata": {"a\0": 1}}, "NUL"),
+        ({"id": "a", "text": "a", "metadata": {"x": "y" * 16_384}}, "larger than 16384 bytes"),
+        ({"id": "a", "text": "a", "metadata": {"x": json.loads("[" * 20 + "]" * 20)}}, "nested deeper"),
+        ({"id": "a", "vector": []}, "at least 1 item"),
+        ({"id": "a", "vector": ["x"]}, "valid number"),
+    ],
+)
+def test_an_item_that_is_refused(client, item, message):
+    response = client.post("/items", json={"items": [item]})
+    assert problem(response, 422)["code"] == "invalid_request"
+    assert message in said(response)
+    upsert(client, {"id": "next", "text": "works"})
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ['{"x": NaN}', '{"x": Infinity}', '{"x": 1e999}', '{"x": "\\ud800"}', '{"\\udfff": 1}', '{"x": 1', "[" * 5_000],
+)
+def test_json_that_is_not_json(client, metadata):
+    body = '{"items": [{"id": "a", "text": "a", "metadata": ' + metadata + "}]}"
+    response = client.post("/items", content=body, headers={"content-type": "application/json"})
+    assert problem(response, 400)["code"] == "malformed_request"
+    upsert(client, {"id": "next", "text": "works"})
+
+
+def test_bytes_that_are_not_utf8(client):
+    body = b'{"items": [{"id": "a\xff", "text": "a"}]}'
+    problem(client.post("/items", content=body, headers={"content-type": "application/json"}), 400)
+
+
+def test_vectors_that_are_refused(client):
+    for vector in ([0.0] * DIMENSIONS, [1.0] * (DIMENSIONS + 1)):
+        body = problem(client.post("/items", json={"items": [{"id": "a", "vector": vector}]}), 422)
+        assert body["code"] == "invalid_input" and body["index"] == 0
+    upsert(client, {"id": "huge", "vector": [1e308] * DIMENSIONS}, {"id": "tiny", "vector": [5e-324] * DIMENSIONS})
+    huge = client.get("/items/huge", params={"include": "vector"}).json()["vector"]
+    assert huge == pytest.approx([DIMENSIONS**-0.5] * DIMENSIONS, rel=1e-6)
+
+
+def test_an_id_twice_in_one_request(client):
+    items = [{"id": "a", "text": "1"}, {"id": "a", "text": "2", "collection": "other"}]
+    upsert(client, *items)
+    response = client.post("/items", json={"items": [*items, {"id": "a", "text": "3"}]})
+    problem(response, 422)
+    assert "'a' is there twice" in said(response)
+
+
+def test_pages(client):
+    upsert(client, *({"id": f"{number}", "text": f"{number}"} for number in range(5)))
+    upsert(client, {"id": "photo", "image": b64(png())}, {"id": "far", "text": "x", "collection": "other"})
+    seen, cursor = [], None
+    while True:
+        page = client.get("/items", params={"limit": 3} | ({"cursor": cursor} if cursor else {})).json()
+        seen.append([item["id"] for item in page["items"]])
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert seen == [["0", "1", "2"], ["3", "4", "photo"], ["far"]]
+    assert [item["id"] for item in client.get("/items", params={"modality": "image"}).json()["items"]] == ["photo"]
+    assert [item["id"] for item in client.get("/items", params={"collection": "other"}).json()["items"]] == ["far"]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"cursor": "made up"},
+        {"cursor": "%%%"},
+        {"cursor": "é"},
+        {"cursor": ""},
+        {"limit": 0},
+        {"limit": 1_001},
+        {"limit": "9" * 50},
+        {"modality": "smell"},
+        {"collection": "../x"},
+    ],
+)
+def test_a_list_that_is_refused(client, parameters):
+    problem(client.get("/items", params=parameters), 422)
+
+
+def test_unknown_names(client):
+    problem(client.get("/items/never"), 404)
+    problem(client.delete("/items/never"), 404)
+    problem(client.get("/items/a", params={"collection": "never"}), 404)
+    problem(client.get("/items", params={"collection": "never"}), 404)
+    problem(client.post("/items/delete", json={"ids": ["a"], "collection": "never"}), 404)
+    problem(client.get("/collections/never"), 404)
+    problem(client.delete("/collections/never"), 404)
+    problem(client.get("/items/" + "x" * 300), 422)
+    problem(client.get("/items/a%00b"), 422)
+
+
+def test_deleting(client):
+    upsert(client, *({"id": f"{n}", "text": f"{n}", "metadata": {"odd": n % 2 == 1, "n": n}} for n in range(8)))
+    assert client.delete("/items/0").status_code == 204
+    problem(client.get("/items/0"), 404)
+    assert client.post("/items/delete", json={"ids": ["0", "2", "2"]}).json() == {"deleted": 1}
+    assert client.post("/items/delete", json={"filter": {"odd": True, "n": [1, 3, 4]}}).json() == {"deleted": 2}
+    assert [item["id"] for item in client.get("/items").json()["items"]] == ["4", "5", "6", "7"]
+
+
+@pytest.mark.parametrize("body", [{}, {"ids": ["a"], "filter": {"a": 1}}, {"filter": {}}, {"ids": []}, {"ids": [1]}])
+def test_a_deletion_that_is_refused(client, body):
+    upsert(client, {"id": "a", "text": "a"})
+    problem(client.post("/items/delete", json=body), 422)
+    assert client.get("/items/a").status_code == 200
+
+
+def test_collections(client):
+    created = client.put("/collections/photos")
+    assert created.status_code == 201
+    body = created.json()
+    assert (body["name"], body["count"], body["dimensions"], body["index"]) == ("photos", 0, DIMENSIONS, "flat")
+    assert len(body["space"]) == 16
+    assert client.put("/collections/photos", json={}).status_code == 200
+    problem(client.put("/collections/photos", json={"index": "hnsw"}), 422)
+    problem(client.put("/collections/..%2Fx"), 404)
+    upsert(client, {"id": "a", "text": "a", "collection": "photos"})
+    assert client.get("/collections/photos").json()["count"] == 1
+    assert [each["name"] for each in client.get("/collections").json()["collections"]] == ["default", "photos"]
+    assert client.delete("/collections/photos").status_code == 204
+    problem(client.get("/items/a", params={"collection": "photos"}), 404)
+
+
+@contextmanager
+def process(bundle_dir, store):
+    """`python -m service serve` in a process of its own, and a client of it."""
+    command = [sys.executable, "-m", "service", "serve", "--bundle", bundle_dir, "--store", store, "--port", "0"]
+    root = Path(service.__file__).parents[1]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            # It says where it listens once it does; one that dies ends the lines.
+            url = next((line.split()[-1] for line in server.stdout if line.startswith("listening on")), None)
+            assert url is not None, "the server did not start"
+            with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+                yield server, client
+        finally:
+            server.kill()
+
+
+def test_an_acknowledged_write_outlives_a_killed_process(bundle_dir, tmp_path):
+    acknowledged, changed = [], threading.Condition()
+
+    def write(client, writer):
+        for turn in range(10_000):
+            batch = [{"id": f"{writer} {turn} {part}", "text": f"a red dog {turn}"} for part in range(3)]
+            try:
+                response = client.post("/items", json={"items": batch})
+            except httpx.TransportError:
+                return
+            with changed:
+                acknowledged.append((response.status_code, [item["id"] for item in batch]))
+                changed.notify()
+
+    with process(bundle_dir, tmp_path) as (server, client):
+        writers = [threading.Thread(target=write, args=(client, number)) for number in range(4)]
+        for writer in writers:
+            writer.start()
+        with changed:
+            assert changed.wait_for(lambda: len(acknowledged) >= 40, timeout=30)
+        server.kill()
+        for writer in writers:
+            writer.join(30)
+    assert {status for status, _ in acknowledged} == {200}
+    with process(bundle_dir, tmp_path) as (_, client):
+        held, cursor = set(), None
+        while True:
+            page = client.get("/items", params={"limit": 1_000} | ({"cursor": cursor} if cursor else {})).json()
+            held |= {item["id"] for item in page["items"]}
+            cursor = page["next_cursor"]
+            if cursor is None:
+                break
+        assert {id for _, ids in acknowledged for id in ids} <= held
+        # What was not acknowledged is there whole or not at all, and all that is there can be found.
+        batches = Counter(id.rpartition(" ")[0] for id in held)
+        assert set(batches.values()) == {3}
+        found = client.post("/search", json={"query": "a red dog", "top_k": min(1_000, len(held))}).json()["results"]
+        assert {each["id"] for each in found} <= held and len(found) == min(1_000, len(held))

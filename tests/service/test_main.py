@@ -1,0 +1,104 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+DEADLINE_S = 60.0
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    given = {name: value for name, value in os.environ.items() if not name.startswith("ISTHMUS_")}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=DEADLINE_S, env=given | environment
+    )
+
+
+@contextmanager
+def started(bundle: Path, store: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    arguments = ["serve", "--bundle", str(bundle), "--store", str(store), "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen([sys.executable, "-m", "service", *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert said.startswith("listening on http://127.0.0.1:"), said
+        yield process, said.removeprefix("listening on ").strip()
+    finally:
+        process.kill()
+        process.wait(DEADLINE_S)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def test_a_fresh_interpreter_loads_no_training_library() -> None:
+    program = "import service.main, sys; print({'torch', 'transformers', 'training'} & set(sys.modules))"
+    done = python("-c", program)
+    assert (done.returncode, done.stdout.strip()) == (0, "set()"), done.stderr
+
+
+def test_serve_says_where_and_ends_well_when_told_to(bundle_dir: Path, tmp_path: Path) -> None:
+    with started(bundle_dir, tmp_path / "store") as (process, url):
+        response = httpx.post(f"{url}/embed", json={"inputs": ["red"]}, trust_env=False)
+        assert response.status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["--port", "http"], {}, "ISTHMUS_PORT is 'http'"),
+        (["--port", "0"], {"ISTHMUS_DEVICE": "tpu"}, "ISTHMUS_DEVICE is 'tpu'"),
+        (["--port", "0", "--host", "203.0.113.1"], {}, "ISTHMUS_HOST '203.0.113.1'"),
+        (["--port", "0", "--bundle", "/nonexistent"], {}, "/nonexistent holds no readable manifest.json"),
+    ],
+)
+def test_a_bad_setting_stops_the_start_with_one_line(
+    arguments: list[str], environment: dict[str, str], said: str, bundle_dir: Path, tmp_path: Path
+) -> None:
+    defaults = {"ISTHMUS_BUNDLE": str(bundle_dir), "ISTHMUS_STORE": str(tmp_path / "store")}
+    done = python("-m", "service", "serve", *arguments, **(defaults | environment))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_check_verifies_a_bundle(bundle_dir: Path, tmp_path: Path) -> None:
+    done = python("-m", "service", "check", str(bundle_dir))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": ok") == 3
+    damaged = python("-m", "service", "check", str(tmp_path))
+    assert damaged.returncode == 2
+    assert damaged.stderr.startswith("error: ")
+
+
+def test_openapi_needs_no_bundle_and_describes_every_body() -> None:
+    done = python("-m", "service", "openapi", ISTHMUS_BUNDLE="/nonexistent")
+    assert done.returncode == 0, done.stderr
+    document = yaml.safe_load(done.stdout)
+    schemas = document["components"]["schemas"]
+
+    def references(node: object) -> Iterator[str]:
+        if isinstance(node, dict):
+            if isinstance(target := node.get("$ref"), str):
+                yield target
+            for child in node.values():
+                yield from references(child)
+        elif isinstance(node, list):
+            for child in node:
+                yield from references(child)
+
+    dangling = {target for target in references(document) if target.rpartition("/")[2] not in schemas}
+    assert dangling == set()
+    assert {"/embed", "/search", "/classify", "/items", "/score", "/models", "/v1/embeddings"} <= set(document["paths"])
+    for path in ("/embed", "/search", "/classify", "/items", "/score"):
+        content = document["paths"][path]["post"]["requestBody"]["content"]
+        assert set(content) == {"application/json", "multipart/form-data"}, path
+    assert "x-definitions" not in done.stdout

@@ -1,0 +1,81 @@
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from service.settings import Settings
+from tests.conftest import serving
+
+
+def test_a_request_id_goes_in_and_out_or_is_made(shared_client: httpx.Client) -> None:
+    assert shared_client.get("/healthz", headers={"X-Request-ID": "mine-7"}).headers["x-request-id"] == "mine-7"
+    made = {shared_client.get("/healthz").headers["x-request-id"] for _ in range(2)}
+    assert len(made) == 2
+    evil = shared_client.get("/healthz", headers={"X-Request-ID": "a b;<script>"}).headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", evil)
+    assert "x-request-id" in shared_client.get("/nothing").headers
+
+
+def test_server_timing_names_the_stages(shared_client: httpx.Client) -> None:
+    timing = shared_client.post("/embed", json={"inputs": ["photo of photo"]}).headers["server-timing"]
+    stages = dict(re.fullmatch(r"(\w+);dur=([0-9.]+)", part).groups() for part in timing.split(", "))
+    assert {"read", "cache", "decode", "queue", "model", "total"} == set(stages)
+
+
+def test_a_body_that_states_it_is_too_large_is_refused_unread(settings: Settings) -> None:
+    with serving(settings.model_copy(update={"max_body_bytes": 1000})) as client:
+        address = (client.base_url.host, client.base_url.port)
+        with socket.create_connection(address, timeout=20) as connection:
+            head = "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1001\r\n\r\n"
+            connection.sendall(head.encode())
+            answer = connection.recv(65_536)  # not one byte of the body was sent
+        assert answer.startswith(b"HTTP/1.1 413")
+        assert b"body_too_large" in answer
+        response = client.post("/embed", content=b"x" * 1500, headers={"Content-Type": "application/json"})
+        assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
+        assert client.post("/embed", json={"inputs": ["red"]}).status_code == 200
+
+
+def test_a_body_that_grows_too_large_is_refused(settings: Settings) -> None:
+    with serving(settings.model_copy(update={"max_body_bytes": 1000})) as client:
+        chunks = (b"x" * 400 for _ in range(4))
+        response = client.post("/embed", content=chunks, headers={"Content-Type": "application/json"})
+        assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
+        form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"y" * 2000
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        response = client.post("/embed", content=iter([form]), headers=headers)
+        assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
+        assert client.post("/embed", json={"inputs": ["red"]}).status_code == 200
+
+
+def test_a_client_that_goes_away_is_counted_and_harms_nobody(client: httpx.Client, wav: Callable[..., bytes]) -> None:
+    address = (client.base_url.host, client.base_url.port)
+    sound = wav(seconds=120.0)
+    head = "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: "
+    body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + sound + b"\r\n--x--\r\n"
+    with socket.create_connection(address, timeout=20) as connection:
+        connection.sendall(f"{head}{len(body)}\r\n\r\n".encode() + body)
+    # The answer to a later request shows that the server has noticed: both go through one event loop.
+    for _ in range(50):
+        assert client.post("/embed", files={"file": ("b", sound)}).status_code == 200
+        if "isthmus_disconnects_total 1.0" in client.get("/metrics").text:
+            break
+    else:
+        raise AssertionError("the disconnect was not counted")
+
+
+def test_metrics_are_the_apps_own(bundle_dir: Path, tmp_path: Path) -> None:
+    settings = Settings(bundle=bundle_dir, store=tmp_path / "a", device="cpu", threads=1)
+    with serving(settings) as one, serving(settings.model_copy(update={"store": tmp_path / "b"})) as two:
+        one.post("/embed", json={"inputs": ["red"]})
+        one.post("/embed", json={"inputs": ["red", ""]})
+        text, other = one.get("/metrics").text, two.get("/metrics").text
+    assert 'isthmus_requests_total{method="POST",route="/embed",status="200"} 1.0' in text
+    assert 'isthmus_requests_total{method="POST",route="/embed",status="422"} 1.0' in text
+    assert 'isthmus_rejections_total{reason="invalid_input"} 1.0' in text
+    assert 'isthmus_cache_total{result="hit"} 1.0' in text
+    assert 'isthmus_batch_items_count{modality="text"} 1.0' in text
+    assert 'isthmus_queue_depth{modality="image"} 0.0' in text
+    assert "/embed" not in other

@@ -1,0 +1,117 @@
+import base64
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from tests import tiny_bundle
+
+
+@pytest.fixture
+def official(shared_client: httpx.Client) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{shared_client.base_url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def native(client: httpx.Client, text: str, **more: Any) -> np.ndarray:
+    body = client.post("/embed", json={"inputs": [text], **more}).json()
+    return np.array(body["embeddings"][0]["embedding"], np.float32)
+
+
+def test_the_official_client_gets_the_same_vector_by_default_and_as_floats(
+    official: openai.OpenAI, shared_client: httpx.Client
+) -> None:
+    expected = native(shared_client, "a photo of the dog")
+    default = official.embeddings.create(model="tiny", input="a photo of the dog")  # base64 behind the scenes
+    floats = official.embeddings.create(model="tiny", input="a photo of the dog", encoding_format="float")
+    for response in (default, floats):
+        assert np.allclose(response.data[0].embedding, expected, atol=1e-7)
+        assert response.model == "tiny"
+        assert response.usage.prompt_tokens == response.usage.total_tokens == 5
+    again = official.embeddings.create(model="tiny", input="a photo of the dog")
+    assert again.usage.prompt_tokens == 5, "from the cache too"
+
+
+def test_base64_is_little_endian_float32(shared_client: httpx.Client) -> None:
+    body = {"model": "tiny", "input": "red", "encoding_format": "base64"}
+    data = shared_client.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
+    assert np.array_equal(np.frombuffer(base64.b64decode(data), "<f4"), native(shared_client, "red"))
+
+
+def test_lists_token_ids_and_dimensions(official: openai.OpenAI, shared_client: httpx.Client) -> None:
+    red = tiny_bundle.WORDS.index("red")
+    many = official.embeddings.create(model="tiny", input=["red", "blue"], dimensions=8)
+    assert [each.index for each in many.data] == [0, 1]
+    assert np.allclose(many.data[0].embedding, native(shared_client, "red", dimensions=8), atol=1e-6)
+    ids = official.embeddings.create(model="tiny", input=[red])
+    lists = official.embeddings.create(model="tiny", input=[[red], [red, red]])
+    assert len(ids.data) == 1
+    assert len(lists.data) == 2
+    for each in (ids.data[0], *lists.data):
+        assert np.allclose(each.embedding, native(shared_client, "red"), atol=1e-6)
+
+
+def test_images_and_sounds_are_inputs_too(
+    shared_client: httpx.Client, png: Callable[..., bytes], wav: Callable[..., bytes]
+) -> None:
+    image = {"image": base64.b64encode(png("red")).decode()}
+    inputs = ["red", image, {"audio": base64.b64encode(wav()).decode()}, {"text": "tone"}]
+    body = shared_client.post("/v1/embeddings", json={"model": "tiny", "input": inputs, "user": "me", "extra": 1})
+    assert body.status_code == 200, body.text
+    red, image_vector, audio, tone = (np.array(each["embedding"]) for each in body.json()["data"])
+    assert red @ image_vector > 0.99
+    assert audio @ tone > 0.99
+    alone = shared_client.post("/v1/embeddings", json={"model": "tiny", "input": image}).json()
+    assert np.allclose(alone["data"][0]["embedding"], image_vector)
+
+
+def test_models_are_listed(official: openai.OpenAI) -> None:
+    assert [model.id for model in official.models.list()] == ["tiny"]
+    assert official.models.retrieve("tiny").owned_by == "isthmus"
+    with pytest.raises(openai.NotFoundError) as raised:
+        official.models.retrieve("other")
+    assert raised.value.code == "model_not_found"
+
+
+def test_an_unknown_model_is_the_error_that_the_client_knows(official: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as raised:
+        official.embeddings.create(model="text-embedding-3-small", input="red")
+    assert raised.value.code == "model_not_found"
+    assert raised.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"model": "tiny", "input": []}, 422, "invalid_request"),
+        ({"model": "tiny", "input": [[]]}, 422, "invalid_request"),
+        ({"model": "tiny", "input": [1, "red"]}, 422, "invalid_request"),
+        ({"model": "tiny", "input": {"vector": [1]}}, 422, "invalid_request"),
+        ({"model": "tiny"}, 422, "invalid_request"),
+        ({"input": "red"}, 422, "invalid_request"),
+        ({"model": "tiny", "input": "red", "encoding_format": "int8"}, 422, "invalid_request"),
+        ({"model": "tiny", "input": "red", "dimensions": 99}, 422, "invalid_request"),
+        ({"model": "tiny", "input": [True]}, 422, "invalid_request"),
+        ({"model": "tiny", "input": ""}, 422, "invalid_input"),
+        ({"model": "tiny", "input": [-1]}, 422, "invalid_input"),
+        ({"model": "tiny", "input": [10**12]}, 422, "invalid_input"),
+        ({"model": "tiny", "input": [["red"]]}, 422, "invalid_request"),
+        ({"model": "tiny", "input": ["red", ""]}, 422, "invalid_input"),
+    ],
+)
+def test_bad_requests_get_openais_error_object(
+    shared_client: httpx.Client, body: dict[str, Any], status: int, code: str
+) -> None:
+    response = shared_client.post("/v1/embeddings", json=body)
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == code
+
+
+def test_routes_that_are_not_there_say_so_in_openais_way(shared_client: httpx.Client) -> None:
+    assert shared_client.get("/v1/nothing").json()["error"]["code"] == "route_not_found"
+    assert shared_client.get("/v1/embeddings").json()["error"]["code"] == "method_not_allowed"

@@ -1,0 +1,247 @@
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.cache import MemoryCache
+from service.contract.bundle import read_bundle
+from service.contract.errors import BadMedia, InputError, UnsupportedMedia
+from service.errors import DeadlineExceeded, InferenceFailed, NotReady, Overloaded
+from service.metrics import Metrics
+from service.pipeline import Embedded, Embedder, Media, Text, TokenIds
+from service.settings import Settings
+from service.timings import stages
+from service.towers import Arrays, open_towers
+from tests import tiny_bundle
+
+WAIT_S = 20.0
+
+
+class Slow:
+    """A tower that waits to be released, and counts the rows it was given."""
+
+    def __init__(self, tower: Any, *, held: bool = False) -> None:
+        self.tower, self.rows = tower, 0
+        self.entered, self.released = threading.Event(), threading.Event()
+        if not held:
+            self.released.set()
+
+    def run(self, arrays: Arrays) -> np.ndarray:
+        self.entered.set()
+        assert self.released.wait(WAIT_S)
+        vectors = self.tower.run(arrays)
+        self.rows += len(vectors)
+        return vectors
+
+
+@asynccontextmanager
+async def opened(
+    bundle_dir: Path, *, held: bool = False, **more: Any
+) -> AsyncIterator[tuple[Embedder, dict[str, Slow]]]:
+    settings = Settings(bundle=bundle_dir, **more)
+    bundle = read_bundle(bundle_dir)
+    towers = {name: Slow(tower, held=held) for name, tower in open_towers(bundle, "cpu", 1).items()}
+    embedder = Embedder(bundle, towers, MemoryCache(2**20), settings, Metrics())
+    try:
+        yield embedder, towers
+    finally:
+        for tower in towers.values():
+            tower.released.set()
+        await embedder.close()
+
+
+def run(coroutine: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(WAIT_S):
+            await coroutine
+
+    asyncio.run(bounded())
+
+
+def embedded(result: Embedded | InputError) -> Embedded:
+    assert isinstance(result, Embedded), result
+    return result
+
+
+def test_results_stand_where_their_inputs_stood(bundle_dir: Path, png: Callable[..., bytes]) -> None:
+    async def main() -> None:
+        async with opened(bundle_dir) as (embedder, _):
+            results = await embedder.embed(
+                [Text("red"), Media("image", b"no image"), Media("image", png("red")), Text(""), TokenIds((2,))]
+            )
+            red, bad, image, empty, ids = results
+            assert isinstance(bad, UnsupportedMedia)
+            assert isinstance(empty, InputError)
+            assert embedded(red).vector @ embedded(image).vector > 0.99
+            assert np.array_equal(embedded(ids).vector, embedded(red).vector)
+            assert not embedded(red).vector.flags.writeable
+            assert await embedder.embed([]) == []
+
+    run(main())
+
+
+def test_the_cache_answers_the_second_time_and_errors_are_not_kept(bundle_dir: Path) -> None:
+    async def main() -> None:
+        async with opened(bundle_dir) as (embedder, towers):
+            (first, bad) = await embedder.embed([Text("the dog barks"), Text("")])
+            (again, bad_again) = await embedder.embed([Text("the dog barks"), Text("")])
+            assert (embedded(first).cached, embedded(again).cached) == (False, True)
+            assert embedded(first).tokens == embedded(again).tokens == 3
+            assert np.array_equal(embedded(first).vector, embedded(again).vector)
+            assert isinstance(bad, InputError)
+            assert isinstance(bad_again, InputError)
+            assert towers["text"].rows == 1
+
+    run(main())
+
+
+def test_identical_inputs_under_way_are_embedded_once(bundle_dir: Path) -> None:
+    async def main() -> None:
+        async with opened(bundle_dir, held=True) as (embedder, towers):
+            one = asyncio.create_task(embedder.embed([Text("dog"), Text("dog")]))
+            await asyncio.to_thread(towers["text"].entered.wait, WAIT_S)
+            two = asyncio.create_task(embedder.embed([Text("dog")]))
+            await asyncio.sleep(0)
+            towers["text"].released.set()
+            results = [*await one, *await two]
+            assert len({embedded(result).vector.tobytes() for result in results}) == 1
+            assert towers["text"].rows == 1
+
+    run(main())
+
+
+def test_one_of_two_who_wait_for_the_same_may_go_away(bundle_dir: Path) -> None:
+    async def main() -> None:
+        async with opened(bundle_dir, held=True) as (embedder, towers):
+            one = asyncio.create_task(embedder.embed([Text("dog")]))
+            await asyncio.to_thread(towers["text"].entered.wait, WAIT_S)
+            two = asyncio.create_task(embedder.embed([Text("dog")]))
+            await asyncio.sleep(0)
+            one.cancel()
+            towers["text"].released.set()
+            (result,) = await two
+            assert embedded(result).modality == "text"
+            with pytest.raises(asyncio.CancelledError):
+                await one
+
+    run(main())
+
+
+def test_a_cancelled_request_costs_no_model_call(bundle_dir: Path) -> None:
+    async def main() -> None:
+        async with opened(bundle_dir, held=True, batch_tokens=1) as (embedder, towers):
+            tower = towers["text"]
+            running = asyncio.create_task(embedder.embed([Text("red")]))
+            await asyncio.to_thread(tower.entered.wait, WAIT_S)
+            gone = asyncio.create_task(embedder.embed([Text("cat"), Text("dog")]))
+            await asyncio.sleep(0)
+            gone.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await gone
+            tower.released.set()
+            await running
+            await embedder.embed([Text("blue")])
+            assert tower.rows == 2
+
+    run(main())
+
+
+def test_too_much_at_once_is_refused_before_any_work(bundle_dir: Path) -> None:
+    async def main() -> None:
+        async with opened(bundle_dir, held=True, max_inputs=4, queue_inputs=4) as (embedder, towers):
+            first = asyncio.create_task(embedder.embed([Text(word) for word in ("a", "dog", "cat")]))
+            await asyncio.to_thread(towers["text"].entered.wait, WAIT_S)
+            with pytest.raises(Overloaded) as raised:
+                await embedder.embed([Text("red"), Text("blue")])
+            assert raised.value.retry_after_s >= 1
+            towers["text"].released.set()
+            await first
+            assert len(await embedder.embed([Text("red"), Text("blue")])) == 2
+
+    run(main())
+
+
+def test_past_the_deadline(bundle_dir: Path) -> None:
+    async def main() -> None:
+        async with opened(bundle_dir, held=True, request_deadline_s=0.05) as (embedder, towers):
+            with pytest.raises(DeadlineExceeded):
+                await embedder.embed([Text("red")])
+            towers["text"].released.set()
+
+    run(main())
+
+
+def test_close_answers_who_waits_and_refuses_who_comes(bundle_dir: Path, png: Callable[..., bytes]) -> None:
+    async def main() -> None:
+        async with opened(bundle_dir, held=True, batch_images=1) as (embedder, towers):
+            images = [Media("image", png((shade, 0, 0))) for shade in range(6)]
+            waiting = [asyncio.create_task(embedder.embed([image])) for image in images]
+            await asyncio.to_thread(towers["image"].entered.wait, WAIT_S)
+            closing = asyncio.create_task(embedder.close())
+            await asyncio.sleep(0)
+            for tower in towers.values():
+                tower.released.set()
+            await closing
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+            assert all(isinstance(outcome, list | NotReady) for outcome in outcomes), outcomes
+            assert any(isinstance(outcome, NotReady) for outcome in outcomes)
+            with pytest.raises(NotReady):
+                await embedder.embed([Text("red")])
+            assert not embedder.workers_alive()
+
+    run(main())
+
+
+def test_a_zero_vector_from_the_model_is_that_inputs_failure(bundle_dir: Path) -> None:
+    class Zero:
+        def run(self, arrays: Arrays) -> np.ndarray:
+            return np.zeros((len(arrays["input_ids"]), tiny_bundle.DIMENSIONS), np.float32)
+
+    async def main() -> None:
+        bundle = read_bundle(bundle_dir)
+        embedder = Embedder(bundle, {"text": Zero()}, MemoryCache(0), Settings(), Metrics())
+        text, image = await embedder.embed([Text("red"), Media("image", b"x")])
+        assert isinstance(text, InferenceFailed)
+        assert isinstance(image, UnsupportedMedia), "a bundle without that tower"
+        with pytest.raises(ValueError, match="no direction"):
+            await embedder.canary("text")
+        await embedder.close()
+
+    run(main())
+
+
+def test_the_canary_goes_through_every_tower(bundle_dir: Path) -> None:
+    async def main() -> None:
+        async with opened(bundle_dir) as (embedder, towers):
+            for modality in embedder.manifest.towers:
+                await embedder.canary(modality)
+                await embedder.canary(modality)
+            assert [tower.rows for tower in towers.values()] == [2, 2, 2]
+
+    run(main())
+
+
+def test_media_of_the_wrong_kind(bundle_dir: Path, wav: Callable[..., bytes]) -> None:
+    async def main() -> None:
+        async with opened(bundle_dir) as (embedder, _):
+            sound, cut = await embedder.embed([Media("image", wav()), Media("audio", wav()[:44])])
+            assert isinstance(sound, UnsupportedMedia)
+            assert isinstance(cut, BadMedia)
+
+    run(main())
+
+
+def test_stages_are_noted_for_the_request(bundle_dir: Path) -> None:
+    async def main() -> None:
+        async with opened(bundle_dir) as (embedder, _):
+            spent: dict[str, float] = {}
+            stages.set(spent)
+            await embedder.embed([Text("red"), Text("blue")])
+            assert set(spent) == {"cache", "decode", "queue", "model"}
+
+    run(main())

@@ -1,0 +1,141 @@
+import json
+
+import numpy as np
+import pytest
+
+from tests.service.media import b64, png, wav
+from tests.service.test_items_routes import problem, said, upsert
+
+
+@pytest.fixture
+def stocked(client):
+    upsert(
+        client,
+        {"id": "photo", "image": b64(png(1)), "metadata": {"year": 2020}},
+        {"id": "photo 2", "image": b64(png(2)), "metadata": {"year": 2021}},
+        {"id": "sound", "audio": b64(wav(1)), "metadata": {"year": 2020}},
+        {"id": "words", "text": "a dog in the rain", "metadata": {"year": None}},
+    )
+    return client
+
+
+def find(client, **body):
+    response = client.post("/search", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()["results"]
+
+
+def ids(results):
+    return [each["id"] for each in results]
+
+
+def test_each_item_is_found_by_what_it_was_made_from(stocked):
+    for query, id in (
+        ("a dog in the rain", "words"),
+        ({"text": "a dog in the rain"}, "words"),
+        ({"image": b64(png(2))}, "photo 2"),
+        ({"audio": b64(wav(1))}, "sound"),
+    ):
+        results = find(stocked, query=query)
+        assert results[0]["id"] == id and results[0]["score"] == pytest.approx(1, abs=1e-5)
+        assert sorted(ids(results)) == ["photo", "photo 2", "sound", "words"]
+        scores = [each["score"] for each in results]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_what_a_result_holds(stocked):
+    response = stocked.post("/search", json={"query": {"image": b64(png(1))}, "top_k": 1}).json()
+    assert response["took_ms"] > 0
+    [result] = response["results"]
+    assert set(result) == {"id", "score", "modality", "metadata"}
+    assert (result["modality"], result["metadata"]) == ("image", {"year": 2020})
+    [result] = find(stocked, query="x", top_k=1, include=[])
+    assert set(result) == {"id", "score", "modality"}
+    [result] = find(stocked, query="x", top_k=1, include=["vector"])
+    assert set(result) == {"id", "score", "modality", "vector"}
+    assert float(np.linalg.norm(result["vector"])) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_vector_that_went_out_finds_its_item(stocked):
+    vector = stocked.get("/items/sound", params={"include": "vector"}).json()["vector"]
+    assert find(stocked, query={"vector": vector})[0]["id"] == "sound"
+
+
+def test_a_stored_item_as_the_query(stocked):
+    results = find(stocked, query={"id": "sound"})
+    assert sorted(ids(results)) == ["photo", "photo 2", "words"]
+
+
+def test_a_composed_query(stocked):
+    only = find(stocked, query={"compose": [{"id": "sound"}, {"text": "x", "weight": 0}]})
+    assert only[0]["id"] == "sound" and only[0]["score"] == pytest.approx(1, abs=1e-5)
+    parts = [{"text": "a dog in the rain"}, {"image": b64(png(1)), "weight": 0.5}]
+    words = np.array(stocked.get("/items/words", params={"include": "vector"}).json()["vector"])
+    photo = np.array(stocked.get("/items/photo", params={"include": "vector"}).json()["vector"])
+    total = words + 0.5 * photo
+    by_hand = find(stocked, query={"vector": total.tolist()})
+    composed = find(stocked, query={"compose": parts})
+    assert ids(composed) == ids(by_hand)
+    assert [each["score"] for each in composed] == pytest.approx([each["score"] for each in by_hand], abs=1e-5)
+
+
+def test_filters(stocked):
+    assert sorted(ids(find(stocked, query="x", filter={"year": 2020}))) == ["photo", "sound"]
+    assert sorted(ids(find(stocked, query="x", filter={"year": [2021.0, None]}))) == ["photo 2", "words"]
+    assert ids(find(stocked, query="x", filter={"year": 2020}, modalities=["audio"])) == ["sound"]
+    assert find(stocked, query="x", filter={"year": "2020"}) == []
+    assert len(find(stocked, query="x", modalities=["image", "audio"], top_k=2)) == 2
+
+
+def test_many_queries(stocked):
+    results = find(stocked, queries=["a dog in the rain", {"id": "photo"}, {"image": b64(png(1))}], top_k=3)
+    assert [len(each) for each in results] == [3, 3, 3]
+    assert results[0][0]["id"] == "words" and results[2][0]["id"] == "photo"
+    assert "photo" not in ids(results[1])
+
+
+def test_files_as_queries(stocked):
+    one = stocked.post("/search", files={"file": ("x", png(2))}, data={"request": json.dumps({"top_k": 1})})
+    assert ids(one.json()["results"]) == ["photo 2"]
+    two = stocked.post("/search", files=[("file", ("x", png(2))), ("file", ("y", wav(1)))])
+    assert [each[0]["id"] for each in two.json()["results"]] == ["photo 2", "sound"]
+
+
+def test_a_fresh_server_finds_nothing(client):
+    assert find(client, query="x") == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({}, 422, "exactly one of: query, queries"),
+        ({"query": ""}, 422, "query"),
+        ({"query": 7}, 422, "expected a string"),
+        ({"query": "x", "top_k": 1_001}, 422, "top_k is at most 1000"),
+        ({"query": "x", "top_k": 10**30}, 422, ""),
+        ({"query": "x", "filter": {"n": 2**64}}, 422, "64 bits"),
+        ({"query": "x", "filter": {"n": [[1]]}}, 422, ""),
+        ({"query": "x", "collection": "never"}, 404, "no collection 'never'"),
+        ({"query": {"id": "never"}}, 404, "no item 'never'"),
+        ({"query": {"vector": [1.0]}}, 422, "the vector has 1 numbers"),
+        ({"query": {"image": "%%%"}}, 422, "not valid base64"),
+        ({"query": {"image": "http://localhost/x.png"}}, 422, "fetching of URLs is off"),
+        ({"query": {"compose": [{"text": "a"}, {"text": "a", "weight": -1}]}}, 422, "cancel each other out"),
+    ],
+)
+def test_a_search_that_is_refused(stocked, body, status, message):
+    response = stocked.post("/search", json=body)
+    problem(response, status)
+    assert message in said(response)
+    assert len(find(stocked, query="x")) == 4
+
+
+def test_the_bad_one_of_many_queries_is_named(stocked):
+    body = problem(stocked.post("/search", json={"queries": ["x", {"image": b64(png()[:50])}]}), 422)
+    assert body["index"] == 1 and body["code"] == "undecodable_media"
+
+
+def test_numbers_that_are_not_finite(stocked):
+    for vector in ("[NaN]", "[1e999]", "[-Infinity]"):
+        body = '{"query": {"vector": ' + vector + "}}"
+        problem(stocked.post("/search", content=body, headers={"content-type": "application/json"}), 400)

@@ -1,0 +1,38 @@
+import pytest
+
+from service.settings import Limits, Settings, SettingsError, read_settings
+
+
+def test_a_flag_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISTHMUS_PORT", "1234")
+    monkeypatch.setenv("ISTHMUS_HOST", "0.0.0.0")
+    settings = read_settings(port="4321", host=None)
+    assert (settings.port, settings.host) == (4321, "0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PORT", "http"), ("PORT", "70000"), ("DEVICE", "tpu"), ("REDIS_URL", "http://x"), ("MAX_INPUTS", "0")],
+)
+def test_a_bad_setting_is_named_with_its_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"ISTHMUS_{name}", value)
+    with pytest.raises(SettingsError) as raised:
+        read_settings()
+    assert f"ISTHMUS_{name}" in str(raised.value)
+    assert repr(value) in str(raised.value)
+
+
+def test_settings_that_contradict_each_other_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISTHMUS_QUEUE_INPUTS", "10")
+    with pytest.raises(SettingsError, match=r"queue_inputs must be at least max_inputs \(256\), not 10"):
+        read_settings()
+
+
+def test_limits_are_the_documented_ones_until_set_otherwise() -> None:
+    assert Settings().limits == Limits()
+    assert Settings(max_inputs=3).limits.inputs == 3
+
+
+def test_an_empty_redis_url_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISTHMUS_REDIS_URL", "")
+    assert read_settings().redis_url is None

@@ -1,0 +1,28 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training import tiny
+from training.recipe import Recipe, load_recipe
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tiny")
+    tiny.write_data(root)
+    tiny.write_encoders(root)
+    return root
+
+
+@pytest.fixture
+def make_recipe(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRecipe:
+    monkeypatch.delenv("ISTHMUS_DATA", raising=False)
+
+    def make(**changes: Any) -> Recipe:
+        return load_recipe(tiny.write_recipe(tmp_path / "recipe.yaml", tiny.recipe_values(tiny_root, **changes)))
+
+    return make

@@ -1,0 +1,305 @@
+"""Distillation end to end on a few generated pictures and sounds, with tiny random teachers saved to disk."""
+
+import argparse
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import soundfile
+import torch
+import yaml
+from PIL import Image
+from transformers import (
+    MobileNetV1Config,
+    MobileNetV1ForImageClassification,
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+)
+
+from service.contract.audio import AudioPreprocessing, decode_audio, log_mel_patches
+from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
+from training import distill, views
+from training.recipe import RecipeError
+
+# The exporter of torch itself uses what a newer torch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+TRAIN = {
+    "steps": 12, "batch_size": 16, "learning_rate": 3e-3, "weight_decay": 0.0, "warmup_steps": 2, "cosine_weight": 1.0,
+    "ema": 0.5, "validate_every": 4, "checkpoint_every": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, sounds, their lists, and two random teachers."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for folder in ("pictures", "sounds"):
+        (root / folder).mkdir()
+    for index in range(20):
+        colours = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((48, 36), Image.Resampling.BICUBIC).save(root / f"pictures/{index}.png")
+        time = np.arange(20_000) / 16_000
+        sound = 0.3 * np.sin(2 * np.pi * rng.uniform(200, 4_000) * time) + 0.05 * rng.standard_normal(len(time))
+        soundfile.write(root / f"sounds/{index // 2}-{index % 2}.wav", sound, 16_000)
+    (root / "pictures.txt").write_text("".join(f"{index}.png\n" for index in range(16)))
+    (root / "more.txt").write_text("".join(f"{index}.png\n" for index in range(16, 20)))
+    rows = [f"{index // 2}-{index % 2}.wav,{index % 4}" for index in range(20)]
+    (root / "sounds.csv").write_text("\n".join(["file,fold", *rows]) + "\n")
+    torch.manual_seed(0)
+    image_config = MobileNetV2Config(depth_multiplier=0.1, min_depth=8, finegrained_output=True, num_labels=3)
+    MobileNetV2ForImageClassification(image_config).save_pretrained(root / "image-teacher")
+    audio_config = MobileNetV1Config(num_channels=1, depth_multiplier=0.05, min_depth=8, num_labels=3)
+    MobileNetV1ForImageClassification(audio_config).save_pretrained(root / "audio-teacher")
+    return root
+
+
+def image_recipe(root: Path, **train: Any) -> dict[str, Any]:
+    return {
+        "name": "tiny-image",
+        "modality": "image",
+        "licence": "none",
+        "trained_on": ["generated pictures"],
+        "data": {
+            "root": str(root),
+            "train": [{"files": "pictures.txt", "folder": "pictures"}],
+            "validation": [{"files": "more.txt", "folder": "pictures"}],
+        },
+        "teacher": {"folder": "image-teacher", "preprocessing": {"height": 32, "width": 32}},
+        "views": {"count": 3},
+        "student": {"preprocessing": {"height": 24, "width": 24}, "stem": [8], "widths": [8, 16], "depths": [1, 1]},
+        "train": TRAIN | train,
+    }
+
+
+def audio_recipe(root: Path) -> dict[str, Any]:
+    clips = [{"files": "sounds.csv", "folder": "sounds", "where": {"fold": [0, 1, 2]}, "group": r"^(\d+)-"}]
+    return image_recipe(root) | {
+        "name": "tiny-audio",
+        "modality": "audio",
+        "data": {
+            "root": str(root),
+            "train": [{**clips[0], "hold_out": 0.3}],
+            "validation": [{**clips[0], "hold_out": 0.3}],
+        },
+        "teacher": {"folder": "audio-teacher"},
+        "views": {"count": 3, "patches": 2},
+        "student": {"preprocessing": {}, "stem": [8], "widths": [8, 16], "depths": [0, 1]},
+    }
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of cached views for every test; checkpoints are told apart by the recipe's name."""
+    return tmp_path_factory.mktemp("work")
+
+
+def written(folder: Path, recipe: dict[str, Any]) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def run(folder: Path, recipe: dict[str, Any], work: Path, *overrides: str) -> dict[str, Any]:
+    path = written(folder, recipe)
+    return distill.main(argparse.Namespace(recipe=path, out=folder / "out", work=work, set=list(overrides)))
+
+
+def trained(folder: Path, recipe: dict[str, Any], work: Path) -> tuple[bool, distill.TrainingState, dict[str, float]]:
+    """Training without export: whether it finished, its state, its figures on the views that it was trained on."""
+    loaded = distill.load_distill_recipe(written(folder, recipe), [])
+    teacher_hash = distill.weights_hash(loaded.data.root / loaded.teacher.folder)
+    training, validation = distill.prepare_views(loaded, work, teacher_hash)
+    state = distill.start_or_resume(loaded, training, work)
+    finished = distill.train(loaded, state, training, validation)
+    return finished, state, distill.measure(state.averaged, training, loaded)
+
+
+def onnx_features(folder: Path, name: str, inputs: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(folder / "out/encoder.onnx", providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_inputs()] == [name]
+    assert [value.name for value in session.get_outputs()] == ["features"]
+    return np.asarray(session.run(None, {name: inputs})[0])
+
+
+def test_an_image_student_learns_and_its_graph_equals_torch(data: Path, work: Path, tmp_path: Path) -> None:
+    before = distill.weights_hash(data / "image-teacher")
+    _, _, short = trained(tmp_path, image_recipe(data, steps=1) | {"name": "short"}, work)
+    result = run(tmp_path, image_recipe(data, steps=40), work)
+    assert result["finished"] and result["steps"] == 40
+    assert distill.weights_hash(data / "image-teacher") == before
+    described = json.loads((tmp_path / "out/encoder.json").read_text())
+    spec = ImagePreprocessing.model_validate(described["preprocessing"])
+    assert (described["name"], described["modality"], spec.height) == ("tiny-image", "image", 24)
+    assert described["teacher"]["sha256"] == before
+    pixels = np.stack(
+        [preprocess_image(decode_image((data / f"pictures/{i}.png").read_bytes()), spec) for i in range(5)]
+    )
+    features = onnx_features(tmp_path, "pixels", pixels)
+    assert features.shape == (5, described["features"])
+    finished, state, figures = trained(tmp_path, image_recipe(data, steps=40), work)
+    assert finished and state.step == 40  # as the checkpoint left it: nothing is trained again
+    assert figures["loss"] < 0.7 * short["loss"]
+    student = distill.best_student(state)
+    with torch.inference_mode():
+        np.testing.assert_allclose(features, student(torch.from_numpy(pixels)).numpy(), atol=1e-4)
+        for parameter in student.parameters():
+            parameter += 0.01
+    recipe = distill.load_distill_recipe(tmp_path / "recipe.yaml", [])
+    _, validation = distill.prepare_views(recipe, work, before)
+    program = (tmp_path / "out/encoder.onnx").read_bytes()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(distill.DistillError, match="differ from torch"):
+        patch.setattr(distill, "onnx_bytes", lambda *_: program)
+        distill.export(recipe, student, validation, tmp_path / "refused", {})
+    assert not (tmp_path / "refused").exists()
+
+
+def test_an_audio_student_is_exported_with_the_contracts_front_end(data: Path, work: Path, tmp_path: Path) -> None:
+    result = run(tmp_path, audio_recipe(data), work)
+    assert result["finished"]
+    described = json.loads((tmp_path / "out/encoder.json").read_text())
+    assert AudioPreprocessing.model_validate(described["preprocessing"]) == AudioPreprocessing()
+    wave = decode_audio((data / "sounds/0-0.wav").read_bytes(), 16_000)
+    patches = log_mel_patches(wave, AudioPreprocessing())
+    features = onnx_features(tmp_path, "patches", patches)
+    assert features.shape == (len(patches), described["features"])
+    assert np.isfinite(features).all()
+
+
+class Killed(BaseException):
+    """Stands for a process that dies: nothing catches it, and nothing is saved on the way out."""
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    data: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole, _ = trained(tmp_path, image_recipe(data) | {"name": "run"}, work)
+    whole.path.rename(tmp_path / "whole.pt")
+    steps, follow = iter(range(12)), distill.follow
+
+    def dying(*arguments: Any) -> None:
+        if next(steps) == 7:
+            raise Killed
+        follow(*arguments)
+
+    monkeypatch.setattr(distill, "follow", dying)
+    with pytest.raises(Killed):
+        trained(tmp_path, image_recipe(data) | {"name": "run"}, work)
+    monkeypatch.undo()
+    assert torch.load(whole.path, weights_only=True)["step"] == 6  # one trained step is lost, and trained again
+    finished, resumed, _ = trained(tmp_path, image_recipe(data) | {"name": "run"}, work)
+    assert finished and resumed.step == whole.step == 12
+    assert resumed.best_step == whole.best_step
+    for left, right in ((whole.student, resumed.student), (whole.averaged, resumed.averaged)):
+        for name, tensor in left.state_dict().items():
+            assert torch.equal(tensor, right.state_dict()[name]), name
+
+
+def test_ctrl_c_keeps_a_checkpoint(data: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow = distill.follow
+
+    def interrupting(*arguments: Any) -> None:
+        follow(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(distill, "follow", interrupting)
+    result = run(tmp_path, image_recipe(data) | {"name": "stopped"}, work)
+    assert not result["finished"]
+    assert torch.load(result["checkpoint"], weights_only=True)["step"] == result["step"]
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    finished, state, _ = trained(tmp_path, image_recipe(data) | {"name": "stopped"}, work)
+    assert finished and state.step == 12
+
+
+def test_an_interrupted_cache_goes_on_to_the_same_views(data: Path, tmp_path: Path) -> None:
+    files = views.listed_files(data, [{"files": "pictures.txt", "folder": "pictures"}], held_out=False) * 3
+
+    def teacher(inputs: np.ndarray) -> np.ndarray:
+        return inputs.reshape(len(inputs), -1)[:, :5]
+
+    def view(path: Path, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        small = ImagePreprocessing(height=8, width=8)
+        return views.image_views(path, rng, 2, small, small)
+
+    calls = iter(range(100))
+
+    def failing(inputs: np.ndarray) -> np.ndarray:
+        if next(calls) > 20:
+            raise KeyboardInterrupt
+        return teacher(inputs)
+
+    whole = views.cached_views(tmp_path / "whole", {"seed": 3}, files, view, teacher, 1)
+    with pytest.raises(KeyboardInterrupt):
+        views.cached_views(tmp_path / "cut", {"seed": 3}, files, view, failing, 1)
+    resumed = views.cached_views(tmp_path / "cut", {"seed": 3}, files, view, teacher, 1)
+    np.testing.assert_array_equal(resumed.inputs, whole.inputs)
+    np.testing.assert_array_equal(resumed.features, whole.features)
+    other = views.cached_views(tmp_path / "whole", {"seed": 4}, files, view, teacher, 1)
+    assert (other.inputs != whole.inputs).any()
+
+
+def test_the_first_view_is_what_the_contract_prepares(data: Path) -> None:
+    spec = ImagePreprocessing(height=24, width=20)
+    path = data / "pictures/0.png"
+    pixels, inputs = views.image_views(path, np.random.default_rng(0), 2, spec, ImagePreprocessing(height=32, width=32))
+    prepared = preprocess_image(decode_image(path.read_bytes()), spec)
+    np.testing.assert_array_equal(distill.student_inputs(pixels[:1], spec)[0].numpy(), prepared)
+    assert inputs.shape == (2, 3, 32, 32)
+    sound = data / "sounds/0-0.wav"
+    stored, _ = views.audio_views(sound, [sound], np.random.default_rng(0), 2, AudioPreprocessing(), 2)
+    plain = log_mel_patches(decode_audio(sound.read_bytes(), 16_000), AudioPreprocessing())
+    np.testing.assert_array_equal(stored[0], plain[0, 0].astype(np.float16))
+
+
+def test_held_out_groups_are_never_trained_on(data: Path) -> None:
+    source = {"files": "sounds.csv", "folder": "sounds", "group": r"^(\d+)-", "hold_out": 0.4}
+    kept, held = (views.listed_files(data, [source], held_out=value) for value in (False, True))
+    assert len(kept) + len(held) == 20
+    assert not {path.name.split("-")[0] for path in kept} & {path.name.split("-")[0] for path in held}
+
+
+def test_training_on_a_validation_file_is_refused(data: Path, work: Path, tmp_path: Path) -> None:
+    recipe = image_recipe(data)
+    recipe["data"]["validation"] = recipe["data"]["train"]
+    with pytest.raises(RecipeError, match="is trained on"):
+        run(tmp_path, recipe, work)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps=0", "train.steps"),
+        ("train.stepps=3", "train.stepps"),
+        ("student.depths=[1]", "student.depths"),
+        ("teacher.preprocessing=null", "teacher.preprocessing"),
+        ("student.preprocessing.height=0", "height"),
+    ],
+)
+def test_a_bad_recipe_names_the_key(data: Path, work: Path, tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        run(tmp_path, image_recipe(data), work, override)
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_the_committed_recipes_are_valid(modality: str) -> None:
+    path = Path(__file__).parents[2] / f"training/recipes/distill-{modality}.yaml"
+    assert distill.load_distill_recipe(path, []).modality == modality
+
+
+@pytest.mark.parametrize(
+    ("modality", "name", "shape"), [("image", "pixels", (3, 128, 128)), ("audio", "patches", (1, 96, 64))]
+)
+def test_the_committed_students_answer(modality: str, name: str, shape: tuple[int, ...]) -> None:
+    folder = Path(__file__).parents[2] / "starter" / modality
+    described = json.loads((folder / "encoder.json").read_text())
+    session = onnxruntime.InferenceSession(folder / "encoder.onnx", providers=["CPUExecutionProvider"])
+    inputs = np.random.default_rng(0).uniform(-1, 1, (3, *shape)).astype(np.float32)
+    together = session.run(["features"], {name: inputs})[0]
+    assert together.shape == (3, described["features"])
+    np.testing.assert_allclose(session.run(["features"], {name: inputs[:1]})[0], together[:1], atol=1e-3)

@@ -1,0 +1,110 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BitImageProcessorPil
+
+from service.contract.audio import AudioPreprocessing
+from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
+from service.contract.tokens import TextPreprocessing
+from tests.training.conftest import MakeRecipe
+from training.encoders import EncoderError, load_encoder, weights_sha256
+
+
+def test_what_a_folder_says_becomes_the_preprocessing(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(encoders={"image": {"folder": "dinov2"}, "audio": {"folder": "yamnet"}, "text": {"folder": "roberta"}})
+    image = load_encoder(recipe, "image").preprocessing
+    assert image == ImagePreprocessing(height=32, width=32, resize="shortest_edge", shortest_edge=40, resample="bicubic")
+    assert load_encoder(recipe, "audio").preprocessing == AudioPreprocessing()
+    # 34 positions less the two that RoBERTa keeps for padding
+    assert load_encoder(recipe, "text").preprocessing == TextPreprocessing(max_length=32, pad_id=1)
+
+
+def test_pixels_are_those_of_transformers_own_processor(make_recipe: MakeRecipe, tiny_root: Path) -> None:
+    recipe = make_recipe(encoders={"image": {"folder": "dinov2"}, "text": {"folder": "bert"}}, pairs={})
+    spec = load_encoder(recipe, "image").preprocessing
+    assert isinstance(spec, ImagePreprocessing)
+    picture = decode_image((tiny_root / "pictures/3.png").read_bytes()).resize((80, 80))
+    processor = BitImageProcessorPil.from_pretrained(tiny_root / "dinov2")
+    theirs = processor(picture, return_tensors="np")["pixel_values"][0]
+    ours = preprocess_image(picture, spec)
+    # Cropping in the resize differs from cropping after it by the rounding of one 8-bit level.
+    assert np.abs(theirs - ours).max() <= 2.01 / 127.5
+    assert np.abs(theirs - ours).mean() < 0.004
+
+
+def test_the_same_weights_have_the_same_hash_and_others_do_not(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    first, second = load_encoder(recipe, "text"), load_encoder(recipe, "text")
+    assert first.weights_sha256 == second.weights_sha256
+    assert second.module is not None
+    with torch.no_grad():
+        next(second.module.parameters()).view(-1)[0] += 1e-3
+    assert weights_sha256(second.module) != first.weights_sha256
+
+
+def test_an_encoder_is_frozen(make_recipe: MakeRecipe) -> None:
+    encoder = load_encoder(make_recipe(), "image")
+    assert encoder.module is not None
+    assert not encoder.module.training
+    assert not any(p.requires_grad for p in encoder.module.parameters())
+
+
+def test_an_installed_package_is_a_source(
+    make_recipe: MakeRecipe, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "tiny_bert_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "model").symlink_to(tiny_root / "bert")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = make_recipe(
+        encoders={
+            "image": {"folder": "mobilenet"},
+            "audio": {"folder": "yamnet"},
+            "text": {"package": "tiny_bert_package", "subfolder": "model"},
+        }
+    )
+    assert load_encoder(recipe, "text").weights_sha256 == load_encoder(make_recipe(), "text").weights_sha256
+    assert "tiny_bert_package" not in sys.modules  # its files are read; its code is not run
+
+
+def test_a_hub_id_is_a_source_once_it_is_in_the_hub_cache(
+    make_recipe: MakeRecipe, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0" * 40
+    repository = tmp_path / "models--someone--tiny-bert"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(commit)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / commit).symlink_to(tiny_root / "bert")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    encoders = {"image": {"folder": "mobilenet"}, "audio": {"folder": "yamnet"}, "text": {"hub": "someone/tiny-bert"}}
+    encoder = load_encoder(make_recipe(encoders=encoders), "text")
+    assert encoder.source == "someone/tiny-bert"
+    assert encoder.weights_sha256 == load_encoder(make_recipe(), "text").weights_sha256
+    encoders["text"] = {"hub": "someone/absent"}
+    with pytest.raises(EncoderError, match="someone/absent cannot be had"):
+        load_encoder(make_recipe(encoders=encoders), "text")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"folder": "absent"}, "no config.json"),
+        ({"package": "no_such_package_here"}, "is not installed"),
+        ({"onnx": "absent"}, "encoder.onnx and encoder.json"),
+        ({"folder": "bert"}, "preprocessor_config.json"),
+        ({"folder": "mobilenet", "preprocessing": {"height": 0}}, "height"),
+        ({"folder": "mobilenet", "preprocessing": {"heigth": 32}}, "heigth"),
+    ],
+)
+def test_what_is_wrong_with_an_encoder_is_named(
+    make_recipe: MakeRecipe, source: dict[str, object], message: str
+) -> None:
+    recipe = make_recipe(encoders={"image": source, "audio": {"folder": "yamnet"}, "text": {"folder": "bert"}})
+    with pytest.raises(EncoderError, match=message):
+        load_encoder(recipe, "image")

@@ -1,0 +1,56 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.contract.vectors import l2_normalise
+from training.evaluate import class_vectors, gap, retrieval, top1
+
+
+def test_recall_on_a_case_worked_by_hand() -> None:
+    media = np.eye(3, dtype=np.float32)
+    texts = np.array([[1, 0, 0], [0.8, 0.6, 0], [0, 0.6, 0.8]], np.float32)
+    links = np.array([[0, 0], [1, 1], [2, 2]])
+    figures = retrieval(media, texts, links)
+    # Medium 1 ties between its own text and the third: a tie counts against the model. Text 1 prefers medium 0.
+    assert figures["m2t.r1"] == 66.67
+    assert figures["t2m.r1"] == 66.67
+    assert figures["m2t.r5"] == figures["t2m.r5"] == 100.0
+
+
+def test_a_collapsed_space_scores_nothing() -> None:
+    """All vectors equal: every pair ties, and a tie is no hit."""
+    same = np.tile(np.array([[1, 0]], np.float32), (8, 1))
+    figures = retrieval(same, same, np.stack([np.arange(8), np.arange(8)], 1))
+    assert figures["m2t.r1"] == figures["t2m.r5"] == 0.0
+
+
+@given(st.integers(0, 10_000))
+def test_recall_equals_a_sort(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    media, texts = (l2_normalise(rng.normal(size=(n, 4))) for n in (7, 12))
+    owner = np.concatenate([np.arange(7), rng.integers(0, 7, 5)])
+    figures = retrieval(media, texts, np.stack([owner, np.arange(12)], 1))
+    order = np.argsort(-(media @ texts.T), axis=1)
+    hits = [any(owner[text] == medium for text in order[medium, :5]) for medium in range(7)]
+    assert figures["m2t.r5"] == round(float(np.mean(hits) * 100), 2)
+
+
+def test_top1_per_class() -> None:
+    classes = np.eye(3, dtype=np.float32)
+    accuracy, each = top1(np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0]], np.float32), classes, np.array([0, 1, 1]))
+    assert accuracy == 66.67
+    assert each[:2].tolist() == [100.0, 50.0]
+    assert np.isnan(each[2])
+
+
+def test_class_vectors_are_means_of_their_own_prompts() -> None:
+    prompts = l2_normalise(np.random.default_rng(0).normal(size=(6, 4)))
+    expected = l2_normalise(np.stack([prompts[:2].mean(0), prompts[2:4].mean(0), prompts[4:].mean(0)]))
+    assert np.allclose(class_vectors(prompts, 2), expected)
+
+
+def test_gap() -> None:
+    one, other = np.tile([[1.0, 0.0]], (4, 1)).astype(np.float32), np.tile([[0.0, 1.0]], (4, 1)).astype(np.float32)
+    figures = gap({"image": one, "text": other})
+    assert figures["gap.image_text"] == round(float(np.sqrt(2)), 4)
+    assert figures["uniformity.image"] == 0.0  # all in one place

@@ -1,0 +1,144 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from service.contract.audio import pack_patches
+from service.contract.bundle import OUTPUT, read_bundle
+from tests.training.conftest import MakeRecipe
+from training import steps
+from training.encoders import load_encoder, weights_sha256
+from training.export import ExportError, check_parity, export_tower
+from training.features import preparer
+from training.pairs import read_pairs
+from training.projector import Head
+from training.recipe import Recipe
+from training.train import Trained
+
+# The exporter of torch itself uses what a newer torch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+PAPER = {"image": {"folder": "dinov2"}, "audio": {"folder": "yamnet"}, "text": {"folder": "roberta"}}
+
+
+def random_heads(recipe: Recipe) -> Trained:
+    torch.manual_seed(1)
+    heads: dict[Any, Head] = {}
+    for modality in recipe.encoders:
+        head = Head(modality, load_encoder(recipe, modality).width, recipe.projector)
+        heads[modality] = head.eval().requires_grad_(False)
+    return Trained(heads, 0.07, {}, [])
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", "token"])
+@pytest.mark.parametrize("encoders", [None, PAPER], ids=["convolutional", "transformers"])
+def test_a_bundle_serves_what_training_computed(
+    make_recipe: MakeRecipe, tmp_path: Path, kind: str, encoders: dict[str, Any] | None
+) -> None:
+    recipe = make_recipe(
+        projector={"kind": kind, "dimensions": 16, "hidden": 32}, **({"encoders": encoders} if encoders else {})
+    )
+    bundle = steps.export(recipe, steps.encoders(recipe), random_heads(recipe), {"x.top1": 1.5}, tmp_path / "bundle")
+    manifest = read_bundle(bundle.path).manifest
+    assert manifest == bundle.manifest
+    assert set(manifest.towers) == {"image", "audio", "text"}
+    assert manifest.evaluation["x.top1"] == 1.5
+    assert all(manifest.evaluation[f"parity.{m}"] >= 0.9999 for m in manifest.towers)
+    assert {p.name for p in bundle.path.iterdir()} >= {"manifest.json", "MODEL_CARD.md", "projectors.safetensors"}
+    for modality in manifest.towers:
+        graph = onnx.load(bundle.tower_path(modality), load_external_data=False)
+        assert not any(t.data_location == onnx.TensorProto.EXTERNAL for t in graph.graph.initializer)
+
+
+def test_every_item_is_its_own_whatever_else_is_in_the_batch(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    trained, encoder = random_heads(recipe), load_encoder(recipe, "audio")
+    export_tower(encoder, trained.heads["audio"], tmp_path / "audio.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "audio.onnx", providers=["CPUExecutionProvider"])
+    sounds = [preparer(encoder)(path) for path in read_pairs(recipe, "tones")["train"].media]
+    sounds.append(np.concatenate([sounds[0]] * 7))
+
+    def embed(batch: list[Any]) -> np.ndarray:
+        patches, weights = pack_patches(batch)
+        return np.asarray(session.run([OUTPUT], {"patches": patches, "weights": weights})[0])
+
+    together = embed(sounds)
+    for row, sound in zip(together, sounds, strict=True):
+        assert float(row @ embed([sound])[0]) > 0.99999
+        assert abs(np.linalg.norm(row) - 1) < 1e-5
+
+
+def test_a_graph_that_computes_something_else_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    encoder, head = load_encoder(recipe, "image"), random_heads(recipe).heads["image"]
+    export_tower(encoder, head, tmp_path / "image.onnx")
+    media = read_pairs(recipe, "pictures")["test"].media
+    assert check_parity(encoder, head, tmp_path / "image.onnx", media) >= 0.9999
+    with torch.no_grad():
+        head.pooled.skip.bias[0] += 1.0  # type: ignore[union-attr,index,operator]
+    with pytest.raises(ExportError, match="image graph's vectors differ"):
+        check_parity(encoder, head, tmp_path / "image.onnx", media)
+    with pytest.raises(ExportError, match="no image input"):
+        check_parity(encoder, head, tmp_path / "image.onnx", [])
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_an_onnx_encoder_equals_the_one_it_was_made_from(
+    make_recipe: MakeRecipe, tmp_path: Path, modality: Any
+) -> None:
+    recipe = make_recipe()
+    encoder = load_encoder(recipe, modality)
+    name = {"image": "pixels", "audio": "patches"}[modality]
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    shape = {"image": (2, 3, 32, 32), "audio": (2, 1, 96, 64)}[modality]
+
+    class Pooled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert encoder.module is not None
+            output = encoder.module(x)
+            return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
+
+    torch.onnx.export(
+        Pooled().eval(), (torch.zeros(shape),), folder / "encoder.onnx", dynamo=True, input_names=[name],
+        output_names=["features"], dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, verbose=False,
+    )  # fmt: skip
+    described = {
+        "name": "tiny-onnx",
+        "modality": modality,
+        "features": encoder.width,
+        "preprocessing": encoder.preprocessing.model_dump(),
+    }
+    (folder / "encoder.json").write_text(json.dumps(described))
+    values = {m: {"folder": f} for m, f in (("image", "mobilenet"), ("audio", "yamnet"), ("text", "bert"))}
+    other = make_recipe(encoders=values | {modality: {"onnx": str(folder)}})
+    joined, head = load_encoder(other, modality), random_heads(recipe).heads[modality]
+    media = read_pairs(recipe, {"image": "pictures", "audio": "tones"}[modality])["test"].media
+    export_tower(encoder, head, tmp_path / "torch.onnx")
+    export_tower(joined, head, tmp_path / "joined.onnx")
+    assert check_parity(joined, head, tmp_path / "joined.onnx", media) >= 0.9999
+    assert check_parity(encoder, head, tmp_path / "joined.onnx", media) >= 0.9999
+
+
+def test_export_leaves_the_encoder_as_it_was(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    encoder = load_encoder(recipe, "text")
+    export_tower(encoder, random_heads(recipe).heads["text"], tmp_path / "text.onnx")
+    assert encoder.module is not None
+    assert weights_sha256(encoder.module) == encoder.weights_sha256
+
+
+def test_the_space_is_what_makes_its_vectors(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    frozen, trained = steps.encoders(recipe), random_heads(recipe)
+    first = steps.export(recipe, frozen, trained, {}, tmp_path / "a").manifest
+    again = steps.export(recipe, frozen, trained, {"changed": 1}, tmp_path / "b").manifest
+    assert first.space == again.space
+    with torch.no_grad():
+        next(trained.heads["text"].parameters()).view(-1)[0] += 0.1
+    assert steps.export(recipe, frozen, trained, {}, tmp_path / "c").manifest.space != first.space

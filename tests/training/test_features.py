@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.conftest import MakeRecipe
+from training.encoders import load_encoder, weights_sha256
+from training.features import FeatureError, cached_features
+from training.pairs import read_pairs
+
+
+def test_features_are_the_encoders_own(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    encoder = load_encoder(make_recipe(), "text")
+    texts = ["a picture of red", "the sound of something very plain"]
+    features = cached_features(encoder, texts, tmp_path, tokens=True)
+    assert features.tokens is not None
+    assert features.weights is not None
+    assert features.tokens.shape == (2, 8, 24)
+    assert np.allclose(features.weights.sum(1), 1)
+    assert np.count_nonzero(features.weights[0]) == 6  # four words, [BOS] and [EOS]
+    mean = (features.weights[..., None] * features.tokens).sum(1)
+    assert np.allclose(mean, features.pooled, atol=2e-3)  # the tokens are kept in float16
+    alone = cached_features(encoder, texts[:1], tmp_path)
+    assert np.allclose(alone.pooled[0], features.pooled[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_sounds_of_different_lengths_do_not_touch_each_other(
+    make_recipe: MakeRecipe, tmp_path: Path, tokens: bool
+) -> None:
+    recipe = make_recipe()
+    encoder, media = load_encoder(recipe, "audio"), read_pairs(recipe, "tones")["train"].media
+    together = cached_features(encoder, media, tmp_path, tokens=tokens)
+    for index, path in enumerate(media):
+        alone = cached_features(encoder, [path], tmp_path, tokens=tokens)
+        assert np.allclose(alone.pooled[0], together.pooled[index], atol=1e-5)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe()
+    encoder, media = load_encoder(recipe, "image"), read_pairs(recipe, "pictures")["train"].media
+    whole = cached_features(encoder, media, tmp_path / "whole").pooled
+    monkeypatch.setattr("training.features._CHUNK", {"image": 4})
+    real = Path.read_bytes
+    reads: list[str] = []
+
+    def interrupted(path: Path) -> bytes:
+        # Each file is read once for the key (16 reads), then once to be encoded.
+        reads.append(path.name)
+        if len(reads) == 26:
+            raise KeyboardInterrupt
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cached_features(encoder, media, tmp_path / "cut")
+    progress = next((tmp_path / "cut").glob("*/progress"))
+    done = int(progress.read_text())
+    assert 0 < done < len(media)
+    reads.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda path: reads.append(path.name) or real(path))
+        resumed = cached_features(encoder, media, tmp_path / "cut").pooled
+    assert np.array_equal(resumed, whole) or np.allclose(resumed, whole, atol=1e-5)
+    assert len(reads) == len(media) + len(media) - done  # the key reads all, the encoder only the rest
+
+
+def test_the_key_changes_with_the_bytes_and_the_preprocessing(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    encoder = load_encoder(make_recipe(), "text")
+    cached_features(encoder, ["red"], cache)
+    cached_features(encoder, ["red"], cache)
+    assert len(list(cache.iterdir())) == 1
+    cached_features(encoder, ["blue"], cache)
+    changed = make_recipe(
+        encoders={
+            "image": {"folder": "mobilenet"},
+            "audio": {"folder": "yamnet"},
+            "text": {"folder": "bert", "preprocessing": {"max_length": 8}},
+        }
+    )
+    cached_features(load_encoder(changed, "text"), ["red"], cache)
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_bad_file_is_named(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    bad = tmp_path / "broken.png"
+    bad.write_bytes(b"no picture")
+    with pytest.raises(FeatureError, match=r"broken\.png: not an image"):
+        cached_features(load_encoder(make_recipe(), "image"), [bad], tmp_path / "cache")
+
+
+def test_no_items_are_no_features(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    assert cached_features(load_encoder(make_recipe(), "text"), [], tmp_path).pooled.shape == (0, 24)
+
+
+def test_encoding_changes_no_weight(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    encoder = load_encoder(recipe, "image")
+    cached_features(encoder, read_pairs(recipe, "pictures")["test"].media, tmp_path)
+    assert isinstance(encoder.module, torch.nn.Module)
+    assert weights_sha256(encoder.module) == encoder.weights_sha256

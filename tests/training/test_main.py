@@ -1,0 +1,65 @@
+"""The command line, on tiny real encoders and generated media."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.contract.bundle import read_bundle
+from tests.training import tiny
+from training.__main__ import main
+from training.encoders import load_encoder
+from training.recipe import load_recipe
+
+# The exporter of torch itself uses what a newer torch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+
+@pytest.fixture
+def recipe(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("ISTHMUS_DATA", raising=False)
+    return tiny.write_recipe(tmp_path / "tiny.yaml", tiny.recipe_values(tiny_root))
+
+
+def test_one_command_and_its_steps_give_the_same_space(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {m: load_encoder(load_recipe(recipe), m).weights_sha256 for m in ("image", "audio", "text")}
+    common = [str(recipe), "--cache", str(tmp_path / "cache"), "--work"]
+    assert main(["run", *common, str(tmp_path / "one"), "--out", str(tmp_path / "bundle")]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["bundle"] == str(tmp_path / "bundle")
+    assert {"pictures.i2t.r1", "pictures.t2i.r10", "tones.top1", "tones.seen", "parity.audio"} <= set(last)
+    for step in ("pairs", "features", "train", "evaluate"):
+        assert main([step, *common, str(tmp_path / "steps")]) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert main(["export", *common, str(tmp_path / "steps"), "--out", str(tmp_path / "second")]) == 0
+    first, second = read_bundle(tmp_path / "bundle").manifest, read_bundle(tmp_path / "second").manifest
+    assert first.space == second.space
+    assert first.evaluation == second.evaluation
+    after = {m: tower.encoder.weights_sha256 for m, tower in first.towers.items()}
+    assert after == before == {m: load_encoder(load_recipe(recipe), m).weights_sha256 for m in before}  # type: ignore[arg-type]
+
+
+def test_what_goes_wrong_is_one_line(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(recipe), "--set", "train.steps=none"]) == 2
+    assert "train.steps" in capsys.readouterr().err
+    assert main(["evaluate", str(recipe), "--work", str(tmp_path / "new"), "--cache", str(tmp_path / "c")]) == 2
+    assert "run the train step first" in capsys.readouterr().err.splitlines()[-1]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("mine")
+    common = [str(recipe), "--cache", str(tmp_path / "c"), "--work", str(tmp_path / "w")]
+    assert main(["run", *common, "--out", str(tmp_path / "full")]) == 2
+    assert "not overwriting it" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "full/thesis.txt").read_text() == "mine"
+
+
+def test_training_imports_nothing_of_service_but_the_contract() -> None:
+    code = (
+        "import sys, training.__main__\n"
+        "print([n for n in sys.modules if n.startswith('service.') and not n.startswith('service.contract')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

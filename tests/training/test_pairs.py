@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training.conftest import MakeRecipe
+from training.pairs import PairError, read_pairs, readable
+
+
+def test_captions_keep_to_their_side_of_the_split(make_recipe: MakeRecipe) -> None:
+    splits = read_pairs(make_recipe(), "pictures")
+    assert {split: len(part.media) for split, part in splits.items()} == {"train": 16, "validation": 8, "test": 8}
+    train = splits["train"]
+    assert len(train.links) == 32
+    assert train.labels is None
+    assert not {p.name for p in train.media} & {p.name for p in splits["test"].media}
+    captions = {train.texts[text] for medium, text in train.links if medium == 0}
+    assert captions == {"a picture of red", "very plain red photo"}
+
+
+def test_labels_become_one_text_per_template(make_recipe: MakeRecipe) -> None:
+    train = read_pairs(make_recipe(), "tones")["train"]
+    assert train.classes == ["low tone", "middle tone", "high tone"]
+    assert len(train.texts) == 6
+    assert train.labels is not None
+    for medium, text in train.links:
+        assert train.classes[train.labels[medium]] in train.texts[text]
+
+
+def test_a_folder_per_label_needs_no_table(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(
+        pairs={"folders": {"modality": "image", "folder": "by_class", "validation_fraction": 0.3}},
+    )
+    splits = read_pairs(recipe, "folders")
+    assert sorted(splits["train"].classes) == ["blue", "green", "red", "white"]
+    assert len(splits["train"].media) + len(splits["validation"].media) == 32
+    assert len(splits["validation"].media) > 0
+
+
+def test_a_group_never_spans_train_and_validation(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(
+        pairs={
+            "folders": {"modality": "image", "folder": "by_class", "validation_fraction": 0.5, "group": r"(\w+)/"},
+        },
+    )
+    splits = read_pairs(recipe, "folders")
+    assert not {p.parent.name for p in splits["train"].media} & {p.parent.name for p in splits["validation"].media}
+
+
+def test_jsonl_equals_csv(make_recipe: MakeRecipe, tiny_root: Path, tmp_path: Path) -> None:
+    rows = [line.split(",") for line in (tiny_root / "captions.csv").read_text().splitlines()]
+    table = tmp_path / "captions.jsonl"
+    table.write_text("\n".join(json.dumps(dict(zip(rows[0], row, strict=True))) for row in rows[1:]))
+    recipe = make_recipe()
+    source = recipe.pairs["pictures"].model_copy(update={"table": table})
+    other = recipe.model_copy(update={"pairs": {"pictures": source}})
+    assert np.array_equal(read_pairs(other, "pictures")["train"].links, read_pairs(recipe, "pictures")["train"].links)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"table": "absent.csv"}, "absent.csv is not there"),
+        ({"media": "picture"}, "row 1 has no column 'picture'"),
+        ({"folder": "sounds"}, r"0\.png is named and is not there|\d+\.png is named and is not there"),
+        ({"splits": {"train": ["nothing"]}}, "no pairs were found"),
+        ({"splits": {"test": ["test"]}}, "the train split is empty"),
+    ],
+)
+def test_what_is_missing_is_named(make_recipe: MakeRecipe, change: dict[str, object], message: str) -> None:
+    recipe = make_recipe()
+    values = recipe.pairs["pictures"].model_dump() | change
+    recipe = make_recipe(pairs={"pictures": {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}})
+    with pytest.raises(PairError, match=message):
+        read_pairs(recipe, "pictures")
+
+
+def test_readable() -> None:
+    assert readable("car_side") == "car side"
+    assert readable("Door - wood creaks") == "door wood creaks"

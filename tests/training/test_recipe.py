@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+from tests.training import tiny
+from training.recipe import RecipeError, load_recipe
+
+RECIPES = sorted((Path(__file__).parents[2] / "training/recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if not p.name.startswith("distill-")], ids=lambda p: p.stem)
+def test_every_shipped_recipe_is_valid(path: Path) -> None:
+    assert load_recipe(path).name == path.stem
+
+
+def test_overrides_beat_the_environment_and_it_beats_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_values(Path("/file")))
+    monkeypatch.setenv("ISTHMUS_DATA", "/environment")
+    assert load_recipe(path).data.root == Path("/environment")
+    assert load_recipe(path, ["data.root=/flag", "train.steps=7"]).data.root == Path("/flag")
+    assert load_recipe(path, ["train.steps=7"]).train.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps=0", "train.steps"),
+        ("train.stepz=5", "train.stepz"),
+        ("encoders.image.hub=a/b", "exactly one of hub"),
+        ("templates.audio=[]", "templates.audio is empty"),
+        ("pairs.tones.modality=video", "pairs.tones.modality"),
+        ("name=7", "name"),
+        ("nonsense", "not key=value"),
+        ("name.x=1", "name is not a mapping"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path: Path, override: str, message: str) -> None:
+    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_values(tmp_path))
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path, [override])
+
+
+def test_unreadable_recipes_say_why(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path / "absent.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(RecipeError, match="not YAML"):
+        load_recipe(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(RecipeError, match="not a mapping"):
+        load_recipe(tmp_path / "list.yaml")
