@@ -37,9 +37,7 @@ class Metrics:
         self.cache = Counter(
             "isthmus_cache", "Look-ups (hit, miss) and cache failures (error).", ["result"], registry=self._registry
         )
-        self.rejections = Counter(
-            "isthmus_rejections", "Requests refused.", ["reason"], registry=self._registry
-        )
+        self.rejections = Counter("isthmus_rejections", "Requests refused.", ["reason"], registry=self._registry)
         self.disconnects = Counter(
             "isthmus_disconnects", "Requests dropped because the client went away.", registry=self._registry
         )

@@ -9,7 +9,13 @@ from training.recipe import Recipe
 
 def model_card(recipe: Recipe, towers: Mapping[Modality, Tower], evaluation: Mapping[str, Any], space: str) -> str:
     """Markdown, from the recipe and from figures that were measured; nothing in it is written by hand."""
-    lines = [f"# {recipe.name}", "", recipe.description, "", f"Space `{space}`, {recipe.projector.dimensions} dimensions."]
+    lines = [
+        f"# {recipe.name}",
+        "",
+        recipe.description,
+        "",
+        f"Space `{space}`, {recipe.projector.dimensions} dimensions.",
+    ]
     lines += ["", "## Towers", "", "| modality | encoder (frozen) | licence | projector |", "|---|---|---|---|"]
     for modality, tower in towers.items():
         encoder = tower.encoder

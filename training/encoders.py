@@ -224,7 +224,9 @@ def _audio_preprocessing(folder: Path) -> AudioPreprocessing:
     """Read a frontend.json: the log-mel patch front end, stated in full beside the weights."""
     config = _json(folder, "frontend.json")
     if config.get("kind") != "log_mel_patches":
-        raise EncoderError(f"{folder} holds no frontend.json of kind log_mel_patches, the one audio front end read here")
+        raise EncoderError(
+            f"{folder} holds no frontend.json of kind log_mel_patches, the one audio front end read here"
+        )
     known = {key: value for key, value in config.items() if key in AudioPreprocessing.model_fields}
     return AudioPreprocessing.model_validate(known)
 

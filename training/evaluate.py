@@ -19,7 +19,7 @@ def retrieval(media: Floats, texts: Floats, links: NDArray[np.int64]) -> dict[st
     similarity = media @ texts.T
     linked = np.zeros(similarity.shape, bool)
     linked[links[:, 0], links[:, 1]] = True
-    figures = {}
+    figures: dict[str, float] = {}
     for direction, scores, right in (("m2t", similarity, linked), ("t2m", similarity.T, linked.T)):
         queries = right.any(axis=1)
         scores, right = scores[queries], right[queries]

@@ -102,13 +102,18 @@ def check_parity(
     served = np.asarray(session.run([OUTPUT], inputs)[0])
     with torch.inference_mode():
         trained = np.concatenate(
-            [head(**{k: torch.from_numpy(np.asarray(v, np.float32)) for k, v in run([one]).items()}) for one in prepared]
+            [
+                head(**{k: torch.from_numpy(np.asarray(v, np.float32)) for k, v in run([one]).items()})
+                for one in prepared
+            ]
         )
     if served.shape != trained.shape or not np.isfinite(served).all():
         raise ExportError(f"the {encoder.modality} graph gives {served.shape}, and training {trained.shape}")
     lowest = float((l2_normalise(served) * l2_normalise(trained)).sum(1).min())
     if lowest < least:
-        raise ExportError(f"the {encoder.modality} graph's vectors differ from training's: cosine {lowest:.6f} < {least}")
+        raise ExportError(
+            f"the {encoder.modality} graph's vectors differ from training's: cosine {lowest:.6f} < {least}"
+        )
     return lowest
 
 
@@ -237,5 +242,3 @@ def _to_onnx(
             external_data=False,
             verbose=False,
         )
-
-

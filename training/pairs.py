@@ -125,7 +125,7 @@ def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
             raise PairError(f"{where} has no column {error}; it has {', '.join(row)}") from None
         if not (text if label is None else label).strip():  # type: ignore[union-attr]
             raise PairError(f"{where} ({media}) has an empty text")
-        split = by_value.get(value, None) if value is not None else by_file.get(media) if by_file else "train"
+        split = by_value.get(value) if value is not None else by_file.get(media) if by_file else "train"
         if split is None:
             continue
         if split == "train" and _held_out(source, media):

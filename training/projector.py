@@ -104,7 +104,7 @@ class Head(nn.Module):
                 self.dropout = nn.Dropout(spec.dropout)
                 self.norm = nn.LayerNorm(spec.dimensions)
         else:
-            self.pooled: Linear | ResidualMLP = {"linear": Linear, "mlp": ResidualMLP}[spec.kind](width, spec)
+            self.pooled = Linear(width, spec) if spec.kind == "linear" else ResidualMLP(width, spec)
 
     def forward(self, pooled: Tensor, tokens: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         if self.kind != "token":

@@ -13,7 +13,7 @@ from service.contract.bundle import Bundle, Modality
 from training.encoders import FrozenEncoder, load_encoder
 from training.evaluate import class_vectors, gap, retrieval, top1
 from training.export import ExportError, export_bundle
-from training.features import Features, Item, cached_features
+from training.features import Item, cached_features
 from training.pairs import SUFFIXES, PairError, Pairs, Split, read_pairs
 from training.recipe import Recipe
 from training.report import write_report
@@ -42,9 +42,7 @@ def encoders(recipe: Recipe) -> Encoders:
     return {modality: load_encoder(recipe, modality) for modality in recipe.encoders}
 
 
-def features(
-    recipe: Recipe, frozen: Encoders, read: AllPairs, cache: Path
-) -> dict[str, dict[Split, Prepared]]:
+def features(recipe: Recipe, frozen: Encoders, read: AllPairs, cache: Path) -> dict[str, dict[Split, Prepared]]:
     """Frozen features of every medium and text, from the cache as far as they are there."""
     tokens = recipe.projector.kind == "token"
     return {
@@ -121,9 +119,7 @@ def export(
     samples: Path | None = None,
 ) -> Bundle:
     """Export the bundle, each graph checked on real inputs: from `samples`, else from the recipe's test pairs."""
-    return export_bundle(
-        recipe, frozen, trained, out, evaluation=evaluation, samples=_samples(recipe, frozen, samples)
-    )
+    return export_bundle(recipe, frozen, trained, out, evaluation=evaluation, samples=_samples(recipe, frozen, samples))
 
 
 def saved(recipe: Recipe, projectors: Path) -> Trained:

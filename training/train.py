@@ -215,7 +215,9 @@ def _classes(recipe: Recipe, text: Head, splits: Mapping[Split, Prepared]) -> ND
     for split in splits.values():
         vectors |= dict(zip(split.pairs.texts, project(text, split.texts), strict=True))
     prompts = label_prompts(recipe, splits["train"].pairs)
-    return class_vectors(np.stack([vectors[prompt] for prompt in prompts]), len(prompts) // len(splits["train"].pairs.classes))
+    return class_vectors(
+        np.stack([vectors[prompt] for prompt in prompts]), len(prompts) // len(splits["train"].pairs.classes)
+    )
 
 
 def label_prompts(recipe: Recipe, pairs: Pairs) -> list[str]:
@@ -257,9 +259,7 @@ def load_projectors(path: Path, recipe: Recipe) -> Trained:
     return Trained(heads, float(metadata["temperature"]), json.loads(metadata["means"]), [])
 
 
-def _means(
-    heads: Mapping[Modality, Head], data: Mapping[str, Mapping[Split, Prepared]]
-) -> dict[Modality, list[float]]:
+def _means(heads: Mapping[Modality, Head], data: Mapping[str, Mapping[Split, Prepared]]) -> dict[Modality, list[float]]:
     parts: dict[Modality, list[NDArray[np.float32]]] = {modality: [] for modality in heads}
     for splits in data.values():
         source = splits["train"]

@@ -131,14 +131,14 @@ def test_servers_share_vectors_through_redis(settings: Settings, redis_url: str)
 
 
 def test_an_outage_of_redis_is_only_a_miss(settings: Settings, tmp_path: Path, free_port: int) -> None:
-    with redis_server(tmp_path, free_port) as url:
-        with serving(settings.model_copy(update={"redis_url": url, "redis_timeout_s": 5.0})) as client:
-            first = embed(client, ["red"])
-            connection = redis.Redis.from_url(url)
+    url = f"redis://127.0.0.1:{free_port}/0"
+    settings = settings.model_copy(update={"redis_url": url, "redis_timeout_s": 5.0})
+    with redis_server(tmp_path, free_port), serving(settings) as client:
+        first = embed(client, ["red"])
+        with redis.Redis.from_url(url) as connection:
             connection.shutdown(nosave=True)
-            connection.close()
-            assert embed(client, ["red"]) == first
-            assert 'isthmus_cache_total{result="error"} 1.0' in client.get("/metrics").text
+        assert embed(client, ["red"]) == first
+        assert 'isthmus_cache_total{result="error"} 1.0' in client.get("/metrics").text
 
 
 BAD_INPUTS = {

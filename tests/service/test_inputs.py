@@ -28,9 +28,10 @@ def test_base64_is_read_however_it_is_written(data: bytes, url_safe: bool, width
 @given(st.text(max_size=200))
 def test_any_other_text_is_an_input_error_or_bytes(text: str) -> None:
     try:
-        assert isinstance(media_bytes(text), bytes)
-    except InputError as error:
-        assert len(text) < 20 or text not in str(error)
+        data = media_bytes(text)
+    except InputError:
+        return
+    assert data
 
 
 @pytest.mark.parametrize("url", ["http://x", "https://x/y.png", "HTTPS://X", "http:x"])

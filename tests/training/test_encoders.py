@@ -14,9 +14,13 @@ from training.encoders import EncoderError, load_encoder, weights_sha256
 
 
 def test_what_a_folder_says_becomes_the_preprocessing(make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe(encoders={"image": {"folder": "dinov2"}, "audio": {"folder": "yamnet"}, "text": {"folder": "roberta"}})
+    recipe = make_recipe(
+        encoders={"image": {"folder": "dinov2"}, "audio": {"folder": "yamnet"}, "text": {"folder": "roberta"}}
+    )
     image = load_encoder(recipe, "image").preprocessing
-    assert image == ImagePreprocessing(height=32, width=32, resize="shortest_edge", shortest_edge=40, resample="bicubic")
+    assert image == ImagePreprocessing(
+        height=32, width=32, resize="shortest_edge", shortest_edge=40, resample="bicubic"
+    )
     assert load_encoder(recipe, "audio").preprocessing == AudioPreprocessing()
     # 34 positions less the two that RoBERTa keeps for padding
     assert load_encoder(recipe, "text").preprocessing == TextPreprocessing(max_length=32, pad_id=1)

@@ -68,7 +68,12 @@ def write_encoders(root: Path) -> None:
     _write_json(root / "dinov2/preprocessor_config.json", image | cropped | {"resample": 3})
     _save(MobileNetV1Model(MobileNetV1Config(num_channels=1, depth_multiplier=0.05, min_depth=8)), root / "yamnet")
     (root / "yamnet/frontend.json").write_text(FRONTEND)
-    sizes: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    sizes: dict[str, Any] = {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
     _save(BertModel(BertConfig(vocab_size=64, **sizes)), root / "bert")
     _write_tokenizer(root / "bert", pad=0)
     _write_json(root / "bert/sentence_bert_config.json", {"max_seq_length": 16})
@@ -135,5 +140,7 @@ def _write_tokenizer(folder: Path, pad: int) -> None:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     bos, eos = tokenizer.token_to_id("[BOS]"), tokenizer.token_to_id("[EOS]")
-    tokenizer.post_processor = processors.TemplateProcessing("[BOS] $A [EOS]", special_tokens=[("[BOS]", bos), ("[EOS]", eos)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[BOS] $A [EOS]", special_tokens=[("[BOS]", bos), ("[EOS]", eos)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
