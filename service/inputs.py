@@ -1,10 +1,10 @@
 """An HTTP request → a validated model → embedded inputs. Every route that takes inputs reads them here.
 
-    Body = Annotated[EmbedRequest, Depends(reader(EmbedRequest, append_inputs))]
+Body = Annotated[EmbedRequest, Depends(reader(EmbedRequest, append_inputs))]
 
-    @router.post("/embed", openapi_extra=documented(EmbedRequest, files=True))
-    async def embed(body: Body, state: StateDep) -> Response:
-        results = await embed_inputs(state.embedder, body.inputs)
+@router.post("/embed", openapi_extra=documented(EmbedRequest, files=True))
+async def embed(body: Body, state: StateDep) -> Response:
+    results = await embed_inputs(state.embedder, body.inputs)
 """
 
 import asyncio

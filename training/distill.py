@@ -284,7 +284,7 @@ def start_or_resume(recipe: DistillRecipe, views: Views, work: Path) -> Training
     sample = np.asarray(views.features[:: max(1, len(views.features) // 20_000)], np.float32)
     # A dimension that hardly ever fires must not outweigh the others.
     deviation = np.maximum(sample.std(axis=0), 0.1 * np.median(sample.std(axis=0)) + 1e-6)
-    student = Student(
+    student = Student(  # type: ignore[call-overload]
         3 if recipe.modality == "image" else 1,
         recipe.student.stem,
         recipe.student.widths,
@@ -435,7 +435,7 @@ def onnx_bytes(model: nn.Module, example: Tensor, input_name: str, output_name: 
     )
     assert program is not None
     stream = io.BytesIO()
-    program.save(stream, external_data=False)
+    program.save(stream, external_data=False)  # type: ignore[arg-type]
     return stream.getvalue()
 
 
@@ -447,7 +447,7 @@ def export(recipe: DistillRecipe, student: Student, views: Views, out: Path, tea
     spec = recipe.preprocessing()
     inputs = student_inputs(views.inputs[:7], spec).contiguous()
     input_name = "pixels" if recipe.modality == "image" else "patches"
-    student = copy.deepcopy(student).to(memory_format=torch.contiguous_format).eval()
+    student = copy.deepcopy(student).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     program = onnx_bytes(student, inputs[:2], input_name, "features")
     session = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
     with torch.inference_mode():

@@ -104,7 +104,7 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     wrapper = {"image": ImageEncoder, "audio": AudioEncoder, "text": TextEncoder}[modality](model)
     wrapper.eval().requires_grad_(False)
     # Channels-last halves the time of depthwise convolutions on a CPU (docs/LOG.md) and changes no other model.
-    wrapper.to(memory_format=torch.channels_last)
+    wrapper.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     tokenizer = None
     preprocessing: Preprocessing
     if modality == "image":
@@ -192,6 +192,14 @@ def _changed(source: EncoderSource, spec: T) -> T:
         raise EncoderError(f"preprocessing: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
 
 
+def _stated(source: EncoderSource, modality: Modality, values: dict[str, Any]) -> Preprocessing:
+    if modality == "image":
+        return _changed(source, ImagePreprocessing.model_validate(values))
+    if modality == "audio":
+        return _changed(source, AudioPreprocessing.model_validate(values))
+    return _changed(source, TextPreprocessing.model_validate(values))
+
+
 def _json(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
@@ -247,13 +255,12 @@ def _from_onnx(folder: Path, modality: Modality, source: EncoderSource) -> Froze
         raise EncoderError(f"{folder} needs encoder.onnx and encoder.json")
     if described["modality"] != modality:
         raise EncoderError(f"{folder} is an {described['modality']} encoder, not {modality}")
-    kind = {"image": ImagePreprocessing, "audio": AudioPreprocessing, "text": TextPreprocessing}[modality]
     return FrozenEncoder(
         modality=modality,
         source=described["name"],
         width=described["features"],
         weights_sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
-        preprocessing=_changed(source, kind.model_validate(described["preprocessing"])),
+        preprocessing=_stated(source, modality, described["preprocessing"]),
         licence=source.licence or described.get("licence"),
         onnx=graph,
         tokenizer=folder / "tokenizer.json" if modality == "text" else None,

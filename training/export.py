@@ -111,9 +111,7 @@ def check_parity(
         raise ExportError(f"the {encoder.modality} graph gives {served.shape}, and training {trained.shape}")
     lowest = float((l2_normalise(served) * l2_normalise(trained)).sum(1).min())
     if lowest < least:
-        raise ExportError(
-            f"the {encoder.modality} graph's vectors differ from training's: cosine {lowest:.6f} < {least}"
-        )
+        raise ExportError(f"the {encoder.modality} graph's vectors differ from training's: lowest cosine {lowest:.6f}")
     return lowest
 
 
@@ -166,7 +164,7 @@ def export_bundle(
             towers=towers,
             temperature=trained.temperature,
             means=trained.means,
-            templates=dict(recipe.templates),
+            templates={modality: list(prompts) for modality, prompts in recipe.templates.items()},
             evaluation=figures,
             licences=recipe.licences,
             files=others,

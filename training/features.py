@@ -65,9 +65,7 @@ def cached_features(
     starts = range(done, len(items), size)
     with (
         ThreadPoolExecutor(2) as pool,
-        tqdm(
-            total=len(items), initial=done, desc=what or encoder.modality, unit="item", disable=done == len(items)
-        ) as bar,
+        tqdm(total=len(items), initial=done, desc=what or encoder.modality, disable=done == len(items)) as bar,
     ):
         chunks = ((start, items[start : start + size]) for start in starts)
         for start, prepared in _ahead(pool, chunks, prepare):

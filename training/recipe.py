@@ -128,7 +128,7 @@ class Recipe(_Model):
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe; ISTHMUS_DATA replaces data.root, and `key.key=value` overrides replace both. Raises RecipeError."""
+    """Read a recipe; ISTHMUS_DATA replaces data.root, `key.key=value` overrides replace both. Raises RecipeError."""
     values = read_yaml(path, overrides)
     for source in (values.get("encoders") or {}).values():
         for key in ("folder", "onnx"):

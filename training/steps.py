@@ -134,9 +134,9 @@ def _samples(recipe: Recipe, frozen: Encoders, folder: Path | None) -> dict[Moda
     result: dict[Modality, Sequence[Item]] = {}
     if folder is not None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        for modality, suffixes in SUFFIXES.items():
-            if modality in frozen:
-                result[modality] = [path for path in files if path.suffix.lower() in suffixes][:_SAMPLES]
+        for modality in frozen:
+            suffixes = SUFFIXES.get(modality, set())
+            result[modality] = [path for path in files if path.suffix.lower() in suffixes][:_SAMPLES]
         return result | {"text": prompts}
     for name, source in recipe.pairs.items():
         split = read_pairs(recipe, name)

@@ -63,7 +63,7 @@ def train(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], work: Pa
     _standardise(heads, data)
     # A temperature per source: labels are learned long before captions, and would sharpen the captions' softmax.
     log_scales = nn.Parameter(torch.full((len(data),), math.log(1 / spec.temperature)))
-    model = nn.ModuleDict(heads)
+    model = nn.ModuleDict({str(modality): head for modality, head in heads.items()})
     optimiser = torch.optim.AdamW(_groups(model, log_scales, spec), lr=spec.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step, spec))
 
@@ -99,7 +99,7 @@ def train(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], work: Pa
             model.train()
             loss = info_nce(heads[source.pairs.modality](**media), heads["text"](**texts), log_scales[pick], same)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_([*model.parameters(), log_scales], 1.0)
             optimiser.step()
             schedule.step()
@@ -215,9 +215,8 @@ def _classes(recipe: Recipe, text: Head, splits: Mapping[Split, Prepared]) -> ND
     for split in splits.values():
         vectors |= dict(zip(split.pairs.texts, project(text, split.texts), strict=True))
     prompts = label_prompts(recipe, splits["train"].pairs)
-    return class_vectors(
-        np.stack([vectors[prompt] for prompt in prompts]), len(prompts) // len(splits["train"].pairs.classes)
-    )
+    templates = len(prompts) // len(splits["train"].pairs.classes)
+    return class_vectors(np.stack([vectors[prompt] for prompt in prompts]), templates)
 
 
 def label_prompts(recipe: Recipe, pairs: Pairs) -> list[str]:
