@@ -23,7 +23,6 @@ PHOTOS: Mapping[str, str] = {
     "grass": "grass from above",
     "gravel": "gravel from above",
     "hubble_deep_field": "thousands of galaxies, seen by the Hubble telescope",
-    "moon": "the surface of the moon with craters",
     "retina": "the retina of a human eye",
     "rocket": "a rocket on its launch pad at dusk",
 }

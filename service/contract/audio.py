@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
 
@@ -18,6 +18,7 @@ Waveform = NDArray[np.float32]
 FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "CAF", "AU"})
 _SAMPLING_RATES = range(1_000, 768_001)
 _BLOCK_FRAMES = 4096
+_LOUDEST = 1e12  # far past any scale that a float file is written in, far below where a float32 spectrum overflows
 
 
 class AudioPreprocessing(BaseModel):
@@ -42,6 +43,14 @@ class AudioPreprocessing(BaseModel):
     patch_frames: int = Field(default=96, gt=0, le=4_096)
     patch_hop_frames: int = Field(default=48, gt=0, le=4_096)
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "AudioPreprocessing":
+        if self.fft_length < self.window_length:
+            raise ValueError(f"fft_length {self.fft_length} is shorter than window_length {self.window_length}")
+        if not self.f_min < self.f_max <= self.sampling_rate / 2:
+            raise ValueError(f"f_min {self.f_min:g} and f_max {self.f_max:g} are not a band below half the rate")
+        return self
+
 
 @dataclass(frozen=True)
 class AudioLimits:
@@ -58,7 +67,8 @@ def decode_audio(data: bytes, sampling_rate: int, limits: AudioLimits = AudioLim
     Channels are averaged and the rate is converted by soxr (high quality). The header's claims are checked before
     memory is taken, and the samples are counted as they arrive, so a header that lies cannot get past a limit.
 
-    Raises UnsupportedMedia, MediaTooLarge, or BadMedia (corrupt, truncated, no samples, not finite).
+    Raises UnsupportedMedia, MediaTooLarge, or BadMedia (corrupt, no samples, not finite). Of a file that ends early a
+    FLAC is corrupt, while WAV, OGG and MP3 do not say how long they should be: what is there is decoded.
     """
     if len(data) > limits.max_bytes:
         raise MediaTooLarge(f"the sound is larger than {limits.max_bytes} bytes")
@@ -82,6 +92,8 @@ def decode_audio(data: bytes, sampling_rate: int, limits: AudioLimits = AudioLim
                 frames += len(block)
                 if frames > most_frames:
                     raise MediaTooLarge(f"the sound is longer than {limits.max_seconds:g} s, or too large decoded")
+                if not np.all(np.abs(block) <= _LOUDEST):  # false for NaN too
+                    raise BadMedia("the sound has samples that are not finite, or absurdly large")
                 blocks.append(block.mean(axis=1))
         except soundfile.SoundFileError:
             raise BadMedia("the sound is truncated or corrupt") from None
@@ -89,8 +101,6 @@ def decode_audio(data: bytes, sampling_rate: int, limits: AudioLimits = AudioLim
     if not frames:
         raise BadMedia("the sound has no samples")
     mono = np.concatenate(blocks)
-    if not np.all(np.isfinite(mono)):
-        raise BadMedia("the sound has samples that are not finite")
     if rate != sampling_rate:
         mono = np.asarray(soxr.resample(mono, rate, sampling_rate, quality="HQ"), dtype=np.float32)
     return mono

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -156,13 +156,16 @@ def sha256_file(path: Path) -> str:
 
 
 def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, Path]) -> Bundle:
-    """Write a bundle to `target`, replacing an older bundle there, in one rename.
+    """Write a bundle to `target` and verify it there, replacing an older bundle by renames once it is whole.
 
-    `files` maps each name in the manifest to the file to copy. Raises BundleError when a checksum does not match, or
-    when `target` holds something that is not a bundle.
+    `files` maps each name in the manifest to the file to copy. Raises BundleError when a name or a checksum does not
+    match, or when `target` holds anything that is not a bundle's. The older bundle is there until the new one is.
     """
-    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).is_file():
-        raise BundleError(f"{target} is not empty and holds no bundle: not overwriting it")
+    named = _named(manifest.model_dump(mode="json"))
+    if set(files) != named:
+        raise BundleError(f"the manifest and the files differ: {', '.join(sorted(set(files) ^ named))}")
+    if foreign := _foreign(target):
+        raise BundleError(f"{target} holds {foreign}, which is no bundle's: not overwriting it")
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -175,7 +178,12 @@ def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, Path]) ->
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
             os.replace(target, old)
-        os.replace(staging, target)
+        try:
+            os.replace(staging, target)
+        except OSError:
+            if old is not None:
+                os.replace(old, target)
+            raise
         if old is not None:
             shutil.rmtree(old)
     finally:
@@ -203,6 +211,26 @@ def read_bundle(path: Path) -> Bundle:
         if sha256_file(file) != sha256:
             raise BundleError(f"{file} is damaged: its checksum is not the manifest's")
     return Bundle(path, manifest)
+
+
+def _named(manifest: Any) -> set[str]:
+    """The files that a manifest, as plain JSON, names."""
+    return {*manifest["files"], *(tower["file"] for tower in manifest["towers"].values())}
+
+
+def _foreign(target: Path) -> str | None:
+    """Something at `target` that writing a bundle there would destroy and that no older bundle put there."""
+    if not target.exists():
+        return None
+    if not target.is_dir():
+        return "a file"
+    held = {path.name for path in target.iterdir()}
+    try:
+        # Not Manifest: a bundle of an older schema, or a damaged one, may be replaced too.
+        held -= {MANIFEST, *_named(json.loads((target / MANIFEST).read_bytes()))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return min(held, default=None)
 
 
 def _digest(value: object) -> str:

@@ -67,6 +67,8 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Image.Imag
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         samples = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(samples).all():
+            raise ValueError("a sample is NaN or infinite")
         if image.mode != "F" or samples.max(initial=0.0) > 255:
             samples = samples / 257.0  # 16-bit full scale to 8-bit full scale
         return Image.fromarray(np.clip(np.rint(samples), 0, 255).astype(np.uint8)).convert("RGB")

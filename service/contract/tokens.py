@@ -41,13 +41,15 @@ class TextTokenizer:
         self._vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> Tokens:
-        """One text → its ids, special tokens included, cut to max_length. Raises InputError for an empty text."""
+        """One text → its ids, special tokens included, cut to max_length. Raises InputError for a text without tokens."""
         if not text.strip():
             raise InputError("the text is empty")
         try:
             encoding = self._tokenizer.encode(text)
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):  # which of them depends on the version of tokenizers
             raise InputError("the text is not valid Unicode: it holds a lone surrogate") from None
+        if not encoding.ids:
+            raise InputError("the text is empty: its characters are none that the tokenizer reads")
         return Tokens(tuple(encoding.ids), bool(encoding.overflowing))
 
     def accept(self, ids: Sequence[int]) -> Tokens:
