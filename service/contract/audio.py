@@ -67,8 +67,8 @@ def decode_audio(data: bytes, sampling_rate: int, limits: AudioLimits = AudioLim
     Channels are averaged and the rate is converted by soxr (high quality). The header's claims are checked before
     memory is taken, and the samples are counted as they arrive, so a header that lies cannot get past a limit.
 
-    Raises UnsupportedMedia, MediaTooLarge, or BadMedia (corrupt, no samples, not finite). Of a file that ends early a
-    FLAC is corrupt, while WAV, OGG and MP3 do not say how long they should be: what is there is decoded.
+    Raises UnsupportedMedia, MediaTooLarge, or BadMedia (corrupt, no samples, not finite). A FLAC that ends early
+    is corrupt; of a WAV, OGG or MP3 that does, what is there is decoded, as players do.
     """
     if len(data) > limits.max_bytes:
         raise MediaTooLarge(f"the sound is larger than {limits.max_bytes} bytes")

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -225,11 +226,9 @@ def _foreign(target: Path) -> str | None:
     if not target.is_dir():
         return "a file"
     held = {path.name for path in target.iterdir()}
-    try:
-        # Not Manifest: a bundle of an older schema, or a damaged one, may be replaced too.
+    # Not read as a Manifest: a bundle of an older schema, or a damaged one, may be replaced too.
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         held -= {MANIFEST, *_named(json.loads((target / MANIFEST).read_bytes()))}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
     return min(held, default=None)
 
 

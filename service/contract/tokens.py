@@ -41,7 +41,7 @@ class TextTokenizer:
         self._vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> Tokens:
-        """One text → its ids, special tokens included, cut to max_length. Raises InputError for a text without tokens."""
+        """One text → its ids, special tokens included, cut to max_length. Raises InputError where it has none."""
         if not text.strip():
             raise InputError("the text is empty")
         try:

@@ -28,12 +28,15 @@ def same_weights(first: Trained, second: Trained) -> bool:
 def test_each_kind_learns_what_the_random_encoders_leave_to_learn(
     make_recipe: MakeRecipe, tmp_path: Path, kind: str
 ) -> None:
-    recipe = make_recipe(projector={"kind": kind, "dimensions": 16, "hidden": 32, "dropout": 0.0})
+    recipe = make_recipe(
+        projector={"kind": kind, "dimensions": 16, "hidden": 32, "dropout": 0.0},
+        train={"steps": 150, "batch_size": 8, "warmup_steps": 10, "validate_every": 25, "learning_rate": 0.003},
+    )
     frozen, data = prepared(recipe, tmp_path / "cache")
     trained = train(recipe, data, tmp_path / "work")
     figures = steps.evaluate(recipe, frozen, data, trained, tmp_path / "cache", tmp_path / "work")
-    # Eight test pictures of four colours: the right two are within the first five for all, by chance for 83 %.
-    assert figures["pictures.t2i.r5"] == 100.0
+    # Four colours, two pictures and two captions of each: by chance a picture finds one of its captions in 25 %.
+    assert figures["pictures.i2t.r1"] >= 50.0
     assert figures["tones.top1"] >= 80.0
     assert figures["tones.seen"] is True
     assert (tmp_path / "work/report.html").read_text().count("<svg") == 2

@@ -1,0 +1,285 @@
+"""Bytes to pixels: every mode lands as upright RGB, every bad file is a named error."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from pydantic import ValidationError
+
+from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
+from service.contract.images import FORMATS, ImageLimits, ImagePreprocessing, decode_image, preprocess_image
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def encode(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def decoded(image: Image.Image, format: str = "PNG", **options: Any) -> np.ndarray:
+    result = decode_image(encode(image, format, **options))
+    assert result.mode == "RGB"
+    return np.asarray(result)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG whose header states a size and which holds no pixels: decoding it would fail as corrupt."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_is_read(format: str) -> None:
+    pixels = decoded(Image.new("RGB", (6, 4), RED), format)
+    assert pixels.shape == (4, 6, 3)
+    assert np.abs(pixels.astype(int) - RED).max() <= 3  # JPEG and WebP are lossy
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    upright = np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20
+    # How a camera stores each orientation of the same picture (EXIF 2.3, tag 0x0112).
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 2).transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(decoded(Image.fromarray(np.ascontiguousarray(stored)), exif=exif), upright)
+
+
+def test_transparency_is_laid_on_white() -> None:
+    half = np.asarray([255, 127, 127])
+    assert np.array_equal(decoded(Image.new("RGBA", (1, 1), (255, 0, 0, 128)))[0, 0], half)
+    assert np.array_equal(decoded(Image.new("RGBA", (1, 1), (255, 0, 0, 0)))[0, 0], (255, 255, 255))
+    assert np.array_equal(decoded(Image.new("LA", (1, 1), (0, 128)))[0, 0], (127, 127, 127))
+    assert np.array_equal(decoded(Image.new("RGB", (1, 1), RED), transparency=RED)[0, 0], (255, 255, 255))
+    assert np.array_equal(decoded(Image.new("RGBA", (1, 1), (255, 0, 0, 128)), "TIFF")[0, 0], half)
+
+
+@pytest.mark.parametrize("transparency", [0, bytes([0, 255])], ids=["one index", "a table"])
+@pytest.mark.parametrize("format", ["PNG", "GIF"])
+def test_palettes(format: str, transparency: Any) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([*BLUE, *RED])
+    image.putdata([0, 1])
+    if format == "GIF" and isinstance(transparency, bytes):
+        transparency = 0  # GIF knows no table
+    assert decoded(image, format).tolist() == [[list(BLUE), list(RED)]]
+    assert decoded(image, format, transparency=transparency).tolist() == [[[255, 255, 255], list(RED)]]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_cmyk(format: str) -> None:
+    pixels = decoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), format)
+    assert np.abs(pixels.astype(int) - RED).max() <= 3
+
+
+def test_grey_of_one_bit_and_laboratory_colours() -> None:
+    assert decoded(Image.new("1", (1, 1), 1)).tolist() == [[[255, 255, 255]]]
+    assert decoded(Image.new("L", (1, 1), 77)).tolist() == [[[77, 77, 77]]]
+    grey = decoded(Image.new("LAB", (1, 1), (128, 128, 128)), "TIFF")[0, 0]
+    assert np.ptp(grey.astype(int)) <= 1
+
+
+@pytest.mark.parametrize(("format", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32)])
+def test_sixteen_bits_are_scaled_to_eight(format: str, dtype: Any) -> None:
+    samples = np.asarray([[0, 257, 32_896, 65_535]], dtype)
+    assert decoded(Image.fromarray(samples), format)[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_floating_point_samples() -> None:
+    assert decoded(Image.fromarray(np.asarray([[0, 100, 255]], np.float32)), "TIFF")[0, :, 0].tolist() == [0, 100, 255]
+    wide = np.asarray([[-5, 0, 65_535, 1e9]], np.float32)
+    assert decoded(Image.fromarray(wide), "TIFF")[0, :, 0].tolist() == [0, 0, 255, 255]
+
+
+@pytest.mark.parametrize("sample", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_numbers_are_bad(sample: float) -> None:
+    with pytest.raises(BadMedia):
+        decoded(Image.fromarray(np.full((2, 2), sample, np.float32)), "TIFF")
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_first_frame_of_an_animation(format: str) -> None:
+    later = [Image.new("RGB", (4, 4), BLUE)]
+    options = {"lossless": True} if format == "WEBP" else {}
+    pixels = decoded(Image.new("RGB", (4, 4), RED), format, save_all=True, append_images=later, **options)
+    assert pixels[0, 0].tolist() == list(RED)
+
+
+def test_a_camera_jpeg_with_a_second_picture_inside() -> None:
+    buffer = io.BytesIO()
+    second = [Image.new("RGB", (8, 8), BLUE)]
+    Image.new("RGB", (8, 8), RED).save(buffer, "MPO", save_all=True, append_images=second)
+    assert np.abs(np.asarray(decode_image(buffer.getvalue())).astype(int) - RED).max() <= 3
+
+
+def test_broken_exif_does_not_lose_the_picture() -> None:
+    jpeg = encode(Image.new("RGB", (8, 8), RED), "JPEG")
+    body = b"Exif\0\0this is no table of tags"
+    marked = jpeg[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + jpeg[2:]
+    assert np.array_equal(np.asarray(decode_image(marked)), np.asarray(decode_image(jpeg)))
+
+
+def test_one_pixel() -> None:
+    image = decode_image(encode(Image.new("RGB", (1, 1), RED)))
+    for resize in ("squash", "shortest_edge"):
+        array = preprocess_image(image, ImagePreprocessing(height=4, width=6, resize=resize))
+        assert array.shape == (3, 4, 6)
+        assert np.array_equal(array, np.broadcast_to(np.asarray([1, -1, -1], np.float32)[:, None, None], (3, 4, 6)))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+def test_a_truncated_file_is_bad(format: str) -> None:
+    rng = np.random.default_rng(0)
+    data = encode(Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)), format)
+    with pytest.raises((BadMedia, UnsupportedMedia)) as caught:
+        decode_image(data[: len(data) * 3 // 4])
+    # Of a WebP not even the header can be read before the file is whole.
+    assert isinstance(caught.value, UnsupportedMedia if format == "WEBP" else BadMedia)
+
+
+def test_a_corrupt_png_is_bad() -> None:
+    data = bytearray(encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))))
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(BadMedia):
+        decode_image(bytes(data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\xd8\xff",
+        b"not an image",
+        b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        b"RIFF\x24\0\0\0WAVEfmt ",
+        encode(Image.new("RGB", (16, 16)), "ICO"),
+        encode(Image.new("RGB", (4, 4)), "PPM"),
+        encode(Image.new("RGB", (4, 4)), "PDF"),
+    ],
+    ids=["empty", "three bytes", "text", "SVG", "sound", "ICO", "PPM", "PDF"],
+)
+def test_what_is_no_image_of_a_known_format_is_unsupported(data: bytes) -> None:
+    with pytest.raises(UnsupportedMedia, match="JPEG, PNG"):
+        decode_image(data)
+
+
+def test_the_byte_limit_comes_before_everything() -> None:
+    data = encode(Image.new("RGB", (8, 8)))
+    assert decode_image(data, ImageLimits(max_bytes=len(data))).size == (8, 8)
+    with pytest.raises(MediaTooLarge, match="bytes"):
+        decode_image(data, ImageLimits(max_bytes=len(data) - 1))
+    with pytest.raises(MediaTooLarge):
+        decode_image(b"no image at all", ImageLimits(max_bytes=3))
+
+
+def test_the_pixel_limit_comes_before_decoding() -> None:
+    # Were a pixel decoded, these would be BadMedia, or take 10 GB.
+    with pytest.raises(MediaTooLarge, match="40000000 pixels"):
+        decode_image(bomb(60_000, 60_000))
+    with pytest.raises(MediaTooLarge):
+        decode_image(bomb(40_000_001, 1))
+    with pytest.raises(BadMedia):
+        decode_image(bomb(10, 10))
+    assert decode_image(encode(Image.new("RGB", (5, 4))), ImageLimits(max_pixels=20)).size == (5, 4)
+    with pytest.raises(MediaTooLarge):
+        decode_image(encode(Image.new("RGB", (7, 3))), ImageLimits(max_pixels=20))
+
+
+def test_golden_array() -> None:
+    """A 2 × 2 picture brought to 1 × 2 with a mean and deviation per channel, worked out by hand."""
+    pixels = np.asarray([[[0, 0, 0], [255, 255, 255]], [[100, 200, 50], [255, 0, 55]]], np.uint8)
+    spec = ImagePreprocessing(height=2, width=2, mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 2.0))
+    expected = [
+        [[0.0, 1.0], [100 / 255, 1.0]],
+        [[-1.0, 1.0], [200 / 255 * 2 - 1, -1.0]],
+        [[-0.5, 0.0], [(50 / 255 - 1) / 2, (55 / 255 - 1) / 2]],
+    ]
+    array = preprocess_image(decode_image(encode(Image.fromarray(pixels))), spec)
+    assert array.dtype == np.float32 and array.flags.c_contiguous
+    np.testing.assert_allclose(array, expected, atol=1e-6)
+    # Bilinear to half the height averages the two rows.
+    half = preprocess_image(Image.fromarray(pixels), ImagePreprocessing(height=1, width=2))
+    np.testing.assert_allclose(
+        half[:, 0], [[-1 + 100 / 255, 1], [-1 + 200 / 255, 0], [-1 + 50 / 255, 55 / 255]], atol=0.01
+    )
+
+
+def test_shortest_edge_crops_the_centre_and_squash_does_not() -> None:
+    picture = np.zeros((30, 90, 3), np.uint8)
+    picture[:, :30], picture[:, 30:60], picture[:, 60:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    image = Image.fromarray(picture)
+    cropped = preprocess_image(image, ImagePreprocessing(height=30, width=30, resize="shortest_edge"))
+    assert np.array_equal(cropped, np.broadcast_to(np.float32([-1, 1, -1])[:, None, None], (3, 30, 30)))
+    squashed = preprocess_image(image, ImagePreprocessing(height=30, width=30))
+    assert [squashed[channel, 15, 5 + 10 * channel] for channel in range(3)] == [1, 1, 1]
+
+
+def test_a_margin_is_cut_where_the_shortest_edge_is_longer_than_the_crop() -> None:
+    picture = np.zeros((40, 40, 3), np.uint8)
+    picture[4:36, 4:36] = 255
+    spec = ImagePreprocessing(height=32, width=32, resize="shortest_edge", shortest_edge=40)
+    assert (preprocess_image(Image.fromarray(picture), spec) == 1).all()
+
+
+@pytest.mark.parametrize("size", [(100_000, 1), (1, 100_000), (3, 7_001)])
+@pytest.mark.parametrize("shortest_edge", [None, 256])
+def test_a_strip_costs_no_more_than_its_crop(size: tuple[int, int], shortest_edge: int | None) -> None:
+    # Resized before it is cropped, 1 × 100,000 at 224 would be 15 GB.
+    spec = ImagePreprocessing(height=224, width=224, resize="shortest_edge", shortest_edge=shortest_edge)
+    array = preprocess_image(Image.new("RGB", size, RED), spec)
+    assert array.shape == (3, 224, 224)
+    assert np.array_equal(np.unique(array), [-1, 1])
+
+
+@given(
+    pixels=arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24), st.just(3))),
+    height=st.integers(1, 32),
+    width=st.integers(1, 32),
+    resize=st.sampled_from(["squash", "shortest_edge"]),
+    resample=st.sampled_from(["bilinear", "bicubic", "lanczos"]),
+)
+def test_whatever_the_picture_the_array_fits(
+    pixels: np.ndarray, height: int, width: int, resize: Any, resample: Any
+) -> None:
+    spec = ImagePreprocessing(height=height, width=width, resize=resize, resample=resample)
+    array = preprocess_image(decode_image(encode(Image.fromarray(pixels))), spec)
+    assert array.shape == (3, height, width) and array.dtype == np.float32
+    assert np.abs(array).max() <= 1
+
+
+@given(st.binary(max_size=200), st.sampled_from(FORMATS))
+def test_noise_behind_a_true_header_is_a_named_error(noise: bytes, format: str) -> None:
+    data = encode(Image.new("RGB", (4, 4)), format)[:30] + noise
+    try:
+        image = decode_image(data, ImageLimits(max_pixels=10_000))
+    except (BadMedia, UnsupportedMedia, MediaTooLarge):
+        return
+    assert image.mode == "RGB"
+
+
+def test_a_spec_is_checked() -> None:
+    for wrong in ({"height": 0}, {"resize": "stretch"}, {"shortest_edge": 0}, {"colour": "BGR"}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            ImagePreprocessing.model_validate({"height": 8, "width": 8, **wrong})

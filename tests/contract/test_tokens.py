@@ -1,0 +1,108 @@
+"""Text to ids: the manifest's truncation and padding, not those saved in the tokenizer's file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from service.contract.errors import InputError
+from service.contract.tokens import TextPreprocessing, TextTokenizer, Tokens, pad_tokens
+
+VOCABULARY = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", "a", "b", "c"]
+PAD, BOS, EOS, UNK, A, B, C = range(len(VOCABULARY))
+
+
+def write(path: Path, *, special: bool = True) -> Path:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if special:
+        ends = [("[BOS]", BOS), ("[EOS]", EOS)]
+        tokenizer.post_processor = processors.TemplateProcessing("[BOS] $A [EOS]", special_tokens=ends)
+    # What a file from a hub often holds, and what must not count.
+    tokenizer.enable_truncation(max_length=3)
+    tokenizer.enable_padding(length=10)
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    path = write(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
+    return TextTokenizer(path, TextPreprocessing(max_length=6))
+
+
+def test_ids_with_their_special_tokens(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.encode("A b zebra") == Tokens((BOS, A, B, UNK, EOS), False)
+
+
+def test_truncation_is_said(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.encode("a b c a") == Tokens((BOS, A, B, C, A, EOS), False)
+    assert tokenizer.encode("a b c a b") == Tokens((BOS, A, B, C, A, EOS), True)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\t\n", "\u3000"])
+def test_an_empty_text_is_an_error(tokenizer: TextTokenizer, text: str) -> None:
+    with pytest.raises(InputError, match="empty"):
+        tokenizer.encode(text)
+
+
+def test_a_text_of_no_tokens_is_an_error(tmp_path: Path) -> None:
+    # Control characters are dropped by the normaliser, and this tokenizer adds nothing of its own.
+    bare = TextTokenizer(write(tmp_path / "bare.json", special=False), TextPreprocessing(max_length=6))
+    assert bare.encode("a").ids == (A,)
+    with pytest.raises(InputError, match="empty"):
+        bare.encode("\x01\x02")
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a \udfff b"])
+def test_a_lone_surrogate_is_an_error(tokenizer: TextTokenizer, text: str) -> None:
+    with pytest.raises(InputError, match="surrogate"):
+        tokenizer.encode(text)
+
+
+def test_ids_of_a_client_are_taken_as_they_are(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.accept([BOS, C, EOS]) == Tokens((BOS, C, EOS), False)
+    assert tokenizer.accept([A] * 6) == Tokens((A,) * 6, False)
+    assert tokenizer.accept([A] * 7) == Tokens((A,) * 6, True)
+
+
+@pytest.mark.parametrize("ids", [[-1], [A, len(VOCABULARY)], [2**70]])
+def test_ids_outside_the_vocabulary_are_an_error(tokenizer: TextTokenizer, ids: list[int]) -> None:
+    assert tokenizer.accept([0, len(VOCABULARY) - 1]).ids == (0, len(VOCABULARY) - 1)
+    with pytest.raises(InputError, match="vocabulary of 7"):
+        tokenizer.accept(ids)
+
+
+def test_no_ids_are_an_error(tokenizer: TextTokenizer) -> None:
+    with pytest.raises(InputError, match="empty"):
+        tokenizer.accept([])
+
+
+def test_padding_is_masked() -> None:
+    ids, mask = pad_tokens([Tokens((5, 6, 7), False), Tokens((8,), False)], pad_id=1)
+    assert ids.dtype == mask.dtype == np.int64
+    assert ids.tolist() == [[5, 6, 7], [8, 1, 1]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=60))
+def test_any_text_gives_ids_that_accept_takes_or_a_named_error(tokenizer: TextTokenizer, text: str) -> None:
+    try:
+        tokens = tokenizer.encode(text)
+    except InputError:
+        assert not text.strip() or any("\ud800" <= character <= "\udfff" for character in text)
+        return
+    assert 2 <= len(tokens.ids) <= 6
+    assert tokenizer.accept(tokens.ids) == Tokens(tokens.ids, False)
+
+
+@pytest.mark.parametrize("values", [{"max_length": 0}, {"max_length": 8, "tokenizer": "../tokenizer.json"}])
+def test_a_spec_is_checked(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=list(values)[-1]):
+        TextPreprocessing.model_validate(values)
