@@ -54,7 +54,7 @@ def compare(client: httpx.Client, recipe: Recipe, bundle: Path, count: int) -> d
     manifest = read_bundle(bundle).manifest
     trained = load_projectors(bundle / "projectors.safetensors", recipe)
     result: dict[Modality, Agreement] = {}
-    for modality, items in test_items(recipe, count).items():
+    for modality, items in real_items(recipe, count).items():
         if modality not in trained.heads:
             continue
         head, encoder = trained.heads[modality], load_encoder(recipe, modality)
@@ -72,7 +72,7 @@ def compare(client: httpx.Client, recipe: Recipe, bundle: Path, count: int) -> d
     return result
 
 
-def test_items(recipe: Recipe, count: int) -> dict[Modality, list[Item]]:
+def real_items(recipe: Recipe, count: int) -> dict[Modality, list[Item]]:
     """Up to `count` distinct inputs per modality, evenly out of every source's test split."""
     pools: dict[Modality, list[Sequence[Item]]] = {}
     for splits in steps.pairs(recipe).values():

@@ -11,23 +11,31 @@ from training.recipe import ProjectorSpec
 
 
 class Standardise(nn.Module):
-    """(x - mean) / std per feature, with statistics of the training features; (…, d) → (…, d)."""
+    """(y - mean) / std per feature of y = sign(x) |x|^power, with statistics of the training features; (…, d) → (…, d).
+
+    The signed power is the normalisation of Perronnin et al. (ECCV 2010) for features that come in bursts.
+    """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, power: float = 1.0) -> None:
         super().__init__()
+        self.power = power
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
     def fit(self, features: Tensor) -> None:
+        features = self._compressed(features)
         self.mean.copy_(features.mean(0))
         # A feature that never varies says nothing: dividing by its tiny deviation would only amplify noise.
         self.scale.copy_(1.0 / features.std(0).clamp_min(1e-3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) * self.scale
+        return (self._compressed(x) - self.mean) * self.scale
+
+    def _compressed(self, x: Tensor) -> Tensor:
+        return x if self.power == 1.0 else x.sign() * x.abs() ** self.power
 
 
 class Linear(nn.Module):
@@ -35,7 +43,7 @@ class Linear(nn.Module):
 
     def __init__(self, width: int, spec: ProjectorSpec) -> None:
         super().__init__()
-        self.standardise = Standardise(width)
+        self.standardise = Standardise(width, spec.power)
         self.dropout = nn.Dropout(spec.dropout)
         self.linear = nn.Linear(width, spec.dimensions)
 
@@ -49,7 +57,7 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, width: int, spec: ProjectorSpec) -> None:
         super().__init__()
-        self.standardise = Standardise(width)
+        self.standardise = Standardise(width, spec.power)
         self.dropout = nn.Dropout(spec.dropout)
         self.skip = nn.Linear(width, spec.dimensions)
         self.up = nn.Linear(width, spec.hidden)
@@ -92,6 +100,9 @@ class Head(nn.Module):
 
     def __init__(self, modality: Modality, width: int, spec: ProjectorSpec) -> None:
         super().__init__()
+        if modality == "text":
+            dropout = spec.dropout if spec.text_dropout is None else spec.text_dropout
+            spec = spec.model_copy(update={"dropout": dropout, "power": 1.0})
         self.kind: Literal["linear", "mlp", "token"] = spec.kind
         self.modality = modality
         if spec.kind == "token":

@@ -80,6 +80,10 @@ class ProjectorSpec(_Model):
     dimensions: int = Field(default=512, gt=0)
     hidden: int = Field(default=1024, gt=0)
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    text_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """Of the text projector; None means the same. Texts are many and their features few: they need less."""
+    power: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Signed power of pooled media features (Perronnin et al., 2010); 0.5 evens out bursts of rectified ones."""
 
 
 class TrainSpec(_Model):
@@ -89,10 +93,6 @@ class TrainSpec(_Model):
     weight_decay: float = Field(default=0.02, ge=0)
     warmup_steps: int = Field(default=200, ge=0)
     temperature: float = Field(default=0.07, gt=0)
-    feature_noise: float = Field(default=0.0, ge=0)
-    """Standard deviation of Gaussian noise on standardised input features."""
-    mix: float = Field(default=0.0, ge=0)
-    """Beta(mix, mix) of FuseMix (arXiv 2312.10144); 0 is off."""
     validate_every: int = Field(default=100, gt=0)
     patience: int = Field(default=10, gt=0)
     """Validations without a gain before training stops."""

@@ -91,10 +91,7 @@ def train(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], work: Pa
                 break
             pick = int(rng.choice(len(sources), p=shares / shares.sum()))
             source, links = sources[pick], samplers[pick].draw(rng)
-            media = _batch(source.media, links[:, 0], spec, heads[source.pairs.modality])
-            texts = _batch(source.texts, links[:, 1], spec, heads["text"])
-            if spec.mix:
-                media, texts = _mixed(media, texts, spec.mix, rng)
+            media, texts = _tensors(source.media, links[:, 0]), _tensors(source.texts, links[:, 1])
             same = _same(source.pairs, links)
             model.train()
             loss = info_nce(heads[source.pairs.modality](**media), heads["text"](**texts), log_scales[pick], same)
@@ -313,28 +310,6 @@ def _tensors(features: Features, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         tensors["tokens"] = torch.from_numpy(features.tokens[rows].astype(np.float32))
         tensors["weights"] = torch.from_numpy(features.weights[rows])
     return tensors
-
-
-def _batch(features: Features, rows: NDArray[np.int64], spec: TrainSpec, head: Head) -> dict[str, Tensor]:
-    tensors = _tensors(features, rows)
-    if spec.feature_noise and head.kind != "token":
-        scale = head.pooled.standardise.scale
-        tensors["pooled"] = tensors["pooled"] + spec.feature_noise * torch.randn_like(tensors["pooled"]) / scale
-    return tensors
-
-
-def _mixed(
-    media: dict[str, Tensor], texts: dict[str, Tensor], mix: float, rng: np.random.Generator
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """FuseMix (arXiv 2312.10144): both sides of a batch mixed with one permutation and one λ."""
-    share = float(rng.beta(mix, mix))
-    share = max(share, 1 - share)  # the larger part stays in place, so that the false-negative mask stays right
-    order = torch.from_numpy(rng.permutation(len(media["pooled"])))
-
-    def blend(side: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {**side, "pooled": share * side["pooled"] + (1 - share) * side["pooled"][order]}
-
-    return blend(media), blend(texts)
 
 
 def _same(pairs: Pairs, links: NDArray[np.int64]) -> Tensor:

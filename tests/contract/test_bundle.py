@@ -201,7 +201,8 @@ def test_the_older_bundle_comes_back_where_the_last_rename_fails(
 ) -> None:
     target = tmp_path / "target"
     tiny_bundle.build(target, seed=1)
-    before, replace, staged = contents(target), os.replace, []
+    before, replace = contents(target), os.replace
+    staged: list[Path] = []
 
     def full(source: Path, destination: Path) -> None:
         """Fails once, where the new bundle is to take its place."""
@@ -284,4 +285,4 @@ def test_older_spaces_are_admitted_by_name(bundle: Bundle) -> None:
 
 def test_a_manifest_cannot_be_changed(bundle: Bundle) -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        bundle.manifest.space = "0" * 16  # type: ignore[misc]
+        bundle.manifest.space = "0" * 16

@@ -231,7 +231,7 @@ def test_shortest_edge_crops_the_centre_and_squash_does_not() -> None:
     picture[:, :30], picture[:, 30:60], picture[:, 60:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     image = Image.fromarray(picture)
     cropped = preprocess_image(image, ImagePreprocessing(height=30, width=30, resize="shortest_edge"))
-    assert np.array_equal(cropped, np.broadcast_to(np.float32([-1, 1, -1])[:, None, None], (3, 30, 30)))
+    assert np.array_equal(cropped, np.broadcast_to(np.asarray([-1, 1, -1], np.float32)[:, None, None], (3, 30, 30)))
     squashed = preprocess_image(image, ImagePreprocessing(height=30, width=30))
     assert [squashed[channel, 15, 5 + 10 * channel] for channel in range(3)] == [1, 1, 1]
 

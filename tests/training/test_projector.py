@@ -75,6 +75,15 @@ def test_a_residual_mlp_without_its_branch_is_the_linear_map() -> None:
     assert torch.allclose(mlp(x), mlp.skip(x))
 
 
+def test_the_power_keeps_signs_and_acts_on_media_only() -> None:
+    spec = ProjectorSpec(kind="mlp", dimensions=8, hidden=4, power=0.5, dropout=0.4, text_dropout=0.1)
+    image, text = Head("image", 3, spec).pooled, Head("text", 3, spec).pooled
+    x = torch.tensor([[4.0, -9.0, 0.0]])
+    assert torch.allclose(image.standardise(x), torch.tensor([[2.0, -3.0, 0.0]]))
+    assert torch.equal(text.standardise(x), x)
+    assert (image.dropout.p, text.dropout.p) == (0.4, 0.1)
+
+
 def test_standardise_gives_mean_0_and_deviation_1_and_survives_a_constant() -> None:
     x = torch.from_numpy(np.random.default_rng(0).normal(3, 5, (200, 4)).astype(np.float32))
     x[:, 3] = 7.0

@@ -1,0 +1,25 @@
+"""POST /classify of one image: with labels never seen before, and with labels already encoded."""
+
+from typing import Any
+
+import httpx
+
+from benchmarks.figures import Figure, latency
+from benchmarks.inputs import Inputs
+
+_COLD = 3  # each encodes every label in every template of the bundle; too few for a 95th percentile
+
+
+def measure(client: httpx.Client, labels: int, requests: int) -> list[Figure]:
+    inputs = Inputs()
+
+    def ask(body: dict[str, Any]) -> None:
+        client.post("/classify", **body).raise_for_status()
+
+    def new_labels() -> list[str]:
+        return [inputs.label() for _ in range(labels)]
+
+    known = new_labels()
+    cold, _ = latency("classify_cold", ask, [inputs.body("image", labels=new_labels()) for _ in range(_COLD)])
+    ask(inputs.body("image", labels=known))
+    return [cold, *latency("classify_warm", ask, [inputs.body("image", labels=known) for _ in range(requests)])]
