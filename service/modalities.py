@@ -10,7 +10,7 @@ from PIL import Image
 
 from service.batcher import Budget
 from service.contract.audio import AudioLimits, AudioPreprocessing, decode_audio, log_mel_patches, pack_patches
-from service.contract.bundle import GRAPH_INPUTS, Bundle, Modality
+from service.contract.bundle import GRAPH_INPUTS, Bundle, BundleError, Modality
 from service.contract.errors import InputError
 from service.contract.images import ImageLimits, ImagePreprocessing, decode_image, preprocess_image
 from service.contract.tokens import TextPreprocessing, TextTokenizer, Tokens, pad_tokens
@@ -45,6 +45,7 @@ class Handling:
 
 
 def handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling:
+    """How the bundle wants inputs of this modality. Raises BundleError where its tokenizer does not fit."""
     preprocessing = bundle.manifest.towers[modality].preprocessing
     match preprocessing:
         case ImagePreprocessing():
@@ -52,7 +53,11 @@ def handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling
         case AudioPreprocessing():
             return _sounds(preprocessing, settings)
         case TextPreprocessing():
-            return _texts(TextTokenizer(bundle.path / preprocessing.tokenizer, preprocessing), preprocessing, settings)
+            path = bundle.path / preprocessing.tokenizer
+            try:
+                return _texts(TextTokenizer(path, preprocessing), preprocessing, settings)
+            except ValueError as error:
+                raise BundleError(f"{path}: {error}") from None
 
 
 def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:

@@ -23,13 +23,11 @@ MODALITIES = {"image", "audio", "text"}
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("parity")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.delenv("ISTHMUS_DATA", raising=False)  # it would take the place of the recipe's own root
-        tiny.write_data(root)
-        tiny.write_encoders(root)
-        yield root
+    tiny.write_data(root)
+    tiny.write_encoders(root)
+    return root
 
 
 @pytest.fixture(scope="module")

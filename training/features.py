@@ -84,7 +84,10 @@ def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
     tokenizer = None
     if isinstance(spec, TextPreprocessing):
         assert encoder.tokenizer is not None
-        tokenizer = TextTokenizer(encoder.tokenizer, spec)
+        try:
+            tokenizer = TextTokenizer(encoder.tokenizer, spec)
+        except ValueError as error:
+            raise FeatureError(f"{encoder.source}: {error}") from None
 
     def prepare(item: Item) -> Any:
         try:

@@ -2,12 +2,12 @@
 
 import io
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
 
@@ -34,6 +34,12 @@ class ImagePreprocessing(BaseModel):
     resample: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)
+
+    @model_validator(mode="after")
+    def _covers_the_crop(self) -> Self:
+        if self.resize == "shortest_edge" and (self.shortest_edge or 4096) < max(self.height, self.width):
+            raise ValueError(f"shortest_edge {self.shortest_edge} is less than the crop, {self.height} x {self.width}")
+        return self
 
 
 @dataclass(frozen=True)

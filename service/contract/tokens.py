@@ -31,10 +31,16 @@ class Tokens:
 
 
 class TextTokenizer:
-    """A tokenizers.Tokenizer with the truncation and padding of the manifest, not those saved in its file."""
+    """A tokenizers.Tokenizer with the truncation and padding of the manifest, not those saved in its file.
+
+    Raises ValueError where max_length leaves no room for a text beside the special tokens.
+    """
 
     def __init__(self, path: Path, spec: TextPreprocessing) -> None:
         self._tokenizer = Tokenizer.from_file(str(path))
+        special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        if spec.max_length <= special:
+            raise ValueError(f"max_length {spec.max_length} leaves no room for text beside {special} special tokens")
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=spec.max_length)
         self._max_length = spec.max_length

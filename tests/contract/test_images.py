@@ -279,7 +279,10 @@ def test_noise_behind_a_true_header_is_a_named_error(noise: bytes, format: str) 
     assert image.mode == "RGB"
 
 
+SMALL_EDGE = {"shortest_edge": 7, "resize": "shortest_edge"}
+
+
 def test_a_spec_is_checked() -> None:
-    for wrong in ({"height": 0}, {"resize": "stretch"}, {"shortest_edge": 0}, {"colour": "BGR"}):
+    for wrong in ({"height": 0}, {"resize": "stretch"}, {"shortest_edge": 0}, {"colour": "BGR"}, SMALL_EDGE):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             ImagePreprocessing.model_validate({"height": 8, "width": 8, **wrong})

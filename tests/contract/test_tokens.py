@@ -83,6 +83,13 @@ def test_no_ids_are_an_error(tokenizer: TextTokenizer) -> None:
         tokenizer.accept([])
 
 
+def test_a_length_without_room_for_text_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "tokenizer.json")
+    assert TextTokenizer(path, TextPreprocessing(max_length=3)).encode("a b").ids == (BOS, A, EOS)
+    with pytest.raises(ValueError, match="max_length 2 leaves no room for text beside 2 special tokens"):
+        TextTokenizer(path, TextPreprocessing(max_length=2))
+
+
 def test_padding_is_masked() -> None:
     ids, mask = pad_tokens([Tokens((5, 6, 7), False), Tokens((8,), False)], pad_id=1)
     assert ids.dtype == mask.dtype == np.int64

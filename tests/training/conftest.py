@@ -19,9 +19,7 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_recipe(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRecipe:
-    monkeypatch.delenv("ISTHMUS_DATA", raising=False)
-
+def make_recipe(tiny_root: Path, tmp_path: Path) -> MakeRecipe:
     def make(**changes: Any) -> Recipe:
         return load_recipe(tiny.write_recipe(tmp_path / "recipe.yaml", tiny.recipe_values(tiny_root, **changes)))
 

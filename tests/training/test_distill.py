@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +217,7 @@ def test_ctrl_c_keeps_a_checkpoint(data: Path, work: Path, tmp_path: Path, monke
 
     def interrupting(*arguments: Any) -> None:
         follow(*arguments)
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(distill, "follow", interrupting)
     result = run(tmp_path, image_recipe(data) | {"name": "stopped"}, work)

@@ -18,8 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
 
 @pytest.fixture
-def recipe(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("ISTHMUS_DATA", raising=False)
+def recipe(tiny_root: Path, tmp_path: Path) -> Path:
     return tiny.write_recipe(tmp_path / "tiny.yaml", tiny.recipe_values(tiny_root))
 
 
