@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.vectors import l2_normalise
+from training.distill.views import listed_files
 from training.encoders import load_encoder
 from training.features import cached_features
 from training.recipe import Recipe, load_recipe
-from training.views import listed_files
 
 Floats = NDArray[np.float32]
 STRENGTHS = (30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0)

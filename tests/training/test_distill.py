@@ -21,7 +21,10 @@ from transformers import (
 
 from service.contract.audio import AudioPreprocessing, decode_audio, log_mel_patches
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
-from training import distill, views
+from training import distill
+from training.distill import fit, graph, views
+from training.distill.recipe import load_distill_recipe
+from training.distill.teacher import prepare_views, weights_hash
 from training.recipe import RecipeError
 
 # The exporter of torch itself uses what a newer torch deprecates.
@@ -120,14 +123,14 @@ def run(folder: Path, recipe: dict[str, Any], work: Path, *overrides: str) -> di
     return distill.main(argparse.Namespace(recipe=path, out=folder / "out", work=work, set=list(overrides)))
 
 
-def trained(folder: Path, recipe: dict[str, Any], work: Path) -> tuple[bool, distill.TrainingState, dict[str, float]]:
+def trained(folder: Path, recipe: dict[str, Any], work: Path) -> tuple[bool, fit.TrainingState, dict[str, float]]:
     """Training without export: whether it finished, its state, its figures on the views that it was trained on."""
-    loaded = distill.load_distill_recipe(written(folder, recipe), [])
-    teacher_hash = distill.weights_hash(loaded.data.root / loaded.teacher.folder)
-    training, validation = distill.prepare_views(loaded, work, teacher_hash)
-    state = distill.start_or_resume(loaded, training, work)
-    finished = distill.train(loaded, state, training, validation)
-    return finished, state, distill.measure(state.averaged, training, loaded)
+    loaded = load_distill_recipe(written(folder, recipe), [])
+    teacher_hash = weights_hash(loaded.data.root / loaded.teacher.folder)
+    training, validation = prepare_views(loaded, work, teacher_hash)
+    state = fit.start_or_resume(loaded, training, work)
+    finished = fit.train(loaded, state, training, validation)
+    return finished, state, fit.measure(state.averaged, training, loaded)
 
 
 def onnx_features(folder: Path, name: str, inputs: np.ndarray) -> np.ndarray:
@@ -140,11 +143,11 @@ def onnx_features(folder: Path, name: str, inputs: np.ndarray) -> np.ndarray:
 def test_an_image_student_learns_and_its_graph_equals_torch(
     data: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = distill.weights_hash(data / "image-teacher")
+    before = weights_hash(data / "image-teacher")
     _, _, short = trained(tmp_path, image_recipe(data, steps=1) | {"name": "short"}, work)
     result = run(tmp_path, image_recipe(data, steps=80), work)
     assert result["finished"] and result["steps"] == 80
-    assert distill.weights_hash(data / "image-teacher") == before
+    assert weights_hash(data / "image-teacher") == before
     described = json.loads((tmp_path / "out/encoder.json").read_text())
     spec = ImagePreprocessing.model_validate(described["preprocessing"])
     assert (described["name"], described["modality"], spec.height) == ("tiny-image", "image", 24)
@@ -157,17 +160,17 @@ def test_an_image_student_learns_and_its_graph_equals_torch(
     finished, state, figures = trained(tmp_path, image_recipe(data, steps=80), work)
     assert finished and state.step == 80  # as the checkpoint left it: nothing is trained again
     assert figures["loss"] < 0.7 * short["loss"]
-    student = distill.best_student(state)
+    student = fit.best_student(state)
     with torch.inference_mode():
         np.testing.assert_allclose(features, student(torch.from_numpy(pixels)).numpy(), atol=1e-4)
         for parameter in student.parameters():
             parameter += 0.01
-    recipe = distill.load_distill_recipe(tmp_path / "recipe.yaml", [])
-    _, validation = distill.prepare_views(recipe, work, before)
+    recipe = load_distill_recipe(tmp_path / "recipe.yaml", [])
+    _, validation = prepare_views(recipe, work, before)
     program = (tmp_path / "out/encoder.onnx").read_bytes()
-    monkeypatch.setattr(distill, "onnx_bytes", lambda *_: program)
+    monkeypatch.setattr(graph, "onnx_bytes", lambda *_: program)
     with pytest.raises(distill.DistillError, match="differ from torch"):
-        distill.export(recipe, student, validation, tmp_path / "refused", {})
+        graph.export(recipe, student, validation, tmp_path / "refused", {})
     assert not (tmp_path / "refused").exists()
 
 
@@ -192,14 +195,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 ) -> None:
     _, whole, _ = trained(tmp_path, image_recipe(data) | {"name": "run"}, work)
     whole.path.rename(tmp_path / "whole.pt")
-    steps, follow = iter(range(12)), distill.follow
+    steps, follow = iter(range(12)), fit.follow
 
     def dying(*arguments: Any) -> None:
         if next(steps) == 7:
             raise Killed
         follow(*arguments)
 
-    monkeypatch.setattr(distill, "follow", dying)
+    monkeypatch.setattr(fit, "follow", dying)
     with pytest.raises(Killed):
         trained(tmp_path, image_recipe(data) | {"name": "run"}, work)
     monkeypatch.undo()
@@ -213,13 +216,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 
 def test_ctrl_c_keeps_a_checkpoint(data: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    follow = distill.follow
+    follow = fit.follow
 
     def interrupting(*arguments: Any) -> None:
         follow(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(distill, "follow", interrupting)
+    monkeypatch.setattr(fit, "follow", interrupting)
     result = run(tmp_path, image_recipe(data) | {"name": "stopped"}, work)
     assert not result["finished"]
     assert torch.load(result["checkpoint"], weights_only=True)["step"] == result["step"]
@@ -261,7 +264,7 @@ def test_the_first_view_is_what_the_contract_prepares(data: Path) -> None:
     path = data / "pictures/0.png"
     pixels, inputs = views.image_views(path, np.random.default_rng(0), 2, spec, ImagePreprocessing(height=32, width=32))
     prepared = preprocess_image(decode_image(path.read_bytes()), spec)
-    np.testing.assert_array_equal(distill.student_inputs(pixels[:1], spec)[0].numpy(), prepared)
+    np.testing.assert_array_equal(fit.student_inputs(pixels[:1], spec)[0].numpy(), prepared)
     assert inputs.shape == (2, 3, 32, 32)
     sound = data / "sounds/0-0.wav"
     stored, _ = views.audio_views(sound, [sound], np.random.default_rng(0), 2, AudioPreprocessing(), 2)
@@ -301,7 +304,7 @@ def test_a_bad_recipe_names_the_key(data: Path, work: Path, tmp_path: Path, over
 @pytest.mark.parametrize("modality", ["image", "audio"])
 def test_the_committed_recipes_are_valid(modality: str) -> None:
     path = Path(__file__).parents[2] / f"training/recipes/distill-{modality}.yaml"
-    assert distill.load_distill_recipe(path, []).modality == modality
+    assert load_distill_recipe(path, []).modality == modality
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+"""`python -m training distill RECIPE`: a small student learns a frozen teacher's features, and is exported as ONNX.
+
+Reads top to bottom: files → views with the teacher's features (cached) → training → export. Ctrl-C keeps a
+checkpoint, and the same command goes on from it. The folder written holds encoder.onnx and encoder.json, which says
+how inputs are prepared; `encoders.<modality>.onnx` of a training recipe loads it.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.distill.fit import best_student, measure, start_or_resume, train
+from training.distill.graph import DistillError, export
+from training.distill.recipe import load_distill_recipe
+from training.distill.teacher import prepare_views, weights_hash
+
+__all__ = ["DistillError", "add_arguments", "main"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="YAML, such as training/recipes/distill-image.yaml")
+    parser.add_argument("--out", type=Path, required=True, help="folder for encoder.onnx and encoder.json")
+    parser.add_argument("--work", type=Path, default=Path(".cache/distill"), help="folder for views and checkpoints")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe value")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """A whole run. Returns its figures, with `finished: False` when it was interrupted (and can go on)."""
+    recipe = load_distill_recipe(args.recipe, args.set)
+    torch.set_num_threads(recipe.train.threads)
+    teacher_folder = recipe.data.root / recipe.teacher.folder
+    weights_before = weights_hash(teacher_folder)
+    train_views, validation_views = prepare_views(recipe, args.work, weights_before)
+    state = start_or_resume(recipe, train_views, args.work)
+    if not train(recipe, state, train_views, validation_views):
+        return {"finished": False, "step": state.step, "checkpoint": str(state.path)}
+    if weights_hash(teacher_folder) != weights_before:
+        raise DistillError(f"the teacher's weights in {teacher_folder} changed while the student was trained")
+    student = best_student(state)
+    export(recipe, student, validation_views, args.out, {"sha256": weights_before})
+    figures = measure(student, validation_views, recipe)
+    return {
+        "finished": True,
+        "name": recipe.name,
+        "steps": state.step,
+        "best_step": state.best_step,
+        "parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "views": len(train_views.inputs),
+        "validation": figures,
+        "onnx_bytes": (args.out / "encoder.onnx").stat().st_size,
+        "out": str(args.out),
+    }

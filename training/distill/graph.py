@@ -1,0 +1,75 @@
+"""A student as an encoder folder: encoder.onnx, checked against torch, and encoder.json."""
+
+import copy
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from training.distill.fit import student_inputs
+from training.distill.recipe import DistillRecipe
+from training.distill.student import Student
+from training.distill.views import Views
+
+_ONNX_TOLERANCE = 1e-4
+
+
+class DistillError(RuntimeError):
+    """The student cannot be trained or exported; the message says why."""
+
+
+def onnx_bytes(model: nn.Module, example: Tensor, input_name: str, output_name: str) -> bytes:
+    """One self-contained ONNX program with a dynamic first dimension."""
+    program = torch.onnx.export(
+        model,
+        (example,),
+        input_names=[input_name],
+        output_names=[output_name],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        opset_version=20,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    stream = io.BytesIO()
+    program.save(stream, external_data=False)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def export(recipe: DistillRecipe, student: Student, views: Views, out: Path, teacher: dict[str, str]) -> None:
+    """Write encoder.onnx and encoder.json, once ONNX Runtime gives torch's features of real inputs to within 1e-4.
+
+    Raises DistillError when it does not.
+    """
+    spec = recipe.preprocessing()
+    inputs = student_inputs(views.inputs[:7], spec).contiguous()
+    input_name = "pixels" if recipe.modality == "image" else "patches"
+    student = copy.deepcopy(student).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    program = onnx_bytes(student, inputs[:2], input_name, "features")
+    session = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        expected = student(inputs).numpy()
+    for size in (1, len(inputs)):
+        difference = float(
+            np.abs(session.run(["features"], {input_name: inputs[:size].numpy()})[0] - expected[:size]).max()
+        )
+        if not difference <= _ONNX_TOLERANCE:
+            raise DistillError(f"ONNX Runtime's features differ from torch's by {difference:.2g}")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "encoder.onnx").write_bytes(program)
+    card = {
+        "name": recipe.name,
+        "modality": recipe.modality,
+        "preprocessing": spec.model_dump(mode="json"),
+        "features": expected.shape[1],
+        "licence": " ".join(recipe.licence.split()),
+        "trained_on": recipe.trained_on,
+        "teacher": {"folder": str(recipe.teacher.folder), **teacher},
+        "sha256": hashlib.sha256(program).hexdigest(),
+    }
+    (out / "encoder.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")

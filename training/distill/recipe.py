@@ -1,0 +1,87 @@
+"""The recipe of a distillation: data, teacher, views, student, training; checked as a whole."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.contract.audio import AudioPreprocessing
+from service.contract.images import ImagePreprocessing
+from training.recipe import RecipeError, read_yaml
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSpec(_Model):
+    root: Path = Path(".")
+    train: list[dict[str, Any]] = Field(min_length=1)
+    """See training.distill.views.listed_files; what `hold_out` holds out is added to the validation files."""
+    validation: list[dict[str, Any]] = Field(min_length=1)
+
+
+class TeacherSpec(_Model):
+    folder: Path
+    """A transformers model folder, under data.root."""
+    preprocessing: ImagePreprocessing | None = None
+
+
+class ViewSpec(_Model):
+    count: int = Field(default=5, gt=0)
+    patches: int = Field(default=10, gt=0)
+    """Of each view of a sound, evenly spaced."""
+
+
+class StudentSpec(_Model):
+    preprocessing: dict[str, Any]
+    stem: list[int]
+    widths: list[int]
+    depths: list[int]
+
+
+class TrainSpec(_Model):
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=1)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    warmup_steps: int = Field(ge=0)
+    cosine_weight: float = Field(ge=0)
+    ema: float = Field(ge=0, lt=1)
+    validate_every: int = Field(gt=0)
+    checkpoint_every: int = Field(gt=0)
+    bfloat16: bool = False
+    threads: int = Field(default=1, gt=0)
+
+
+class DistillRecipe(_Model):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    modality: Literal["image", "audio"]
+    licence: str
+    trained_on: list[str]
+    seed: int = 0
+    data: DataSpec
+    teacher: TeacherSpec
+    views: ViewSpec = ViewSpec()
+    student: StudentSpec
+    train: TrainSpec
+
+    def preprocessing(self) -> ImagePreprocessing | AudioPreprocessing:
+        kind = ImagePreprocessing if self.modality == "image" else AudioPreprocessing
+        return kind.model_validate(self.student.preprocessing)
+
+
+def load_distill_recipe(path: Path, overrides: list[str]) -> DistillRecipe:
+    """Read and check a recipe; `key.key=value` overrides replace its values. Raises RecipeError."""
+    try:
+        recipe = DistillRecipe.model_validate(read_yaml(path, overrides))
+        recipe.preprocessing()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "recipe"
+        raise RecipeError(f"{path}: {where}: {first['msg']}") from None
+    if recipe.modality == "image" and recipe.teacher.preprocessing is None:
+        raise RecipeError(f"{path}: teacher.preprocessing: an image teacher needs its height and width")
+    if len(recipe.student.widths) != len(recipe.student.depths):
+        raise RecipeError(f"{path}: student.depths: one depth for each of student.widths")
+    return recipe

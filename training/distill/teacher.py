@@ -1,0 +1,114 @@
+"""The frozen teacher, and the views of a recipe's files with the teacher's features of them."""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoModelForImageClassification
+
+from service.contract.audio import AudioPreprocessing
+from service.contract.images import ImagePreprocessing
+from training.distill.graph import DistillError, onnx_bytes
+from training.distill.recipe import DistillRecipe
+from training.distill.views import Teacher, Views, audio_views, cached_views, image_views, listed_files
+from training.recipe import RecipeError
+
+_BATCH = 64
+
+
+def weights_hash(folder: Path) -> str:
+    """sha256 of the weight files (*.safetensors) of a transformers folder, in the order of their names."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise DistillError(f"the teacher's folder {folder} has no *.safetensors")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def prepare_views(recipe: DistillRecipe, work: Path, teacher_hash: str) -> tuple[Views, Views]:
+    """The cached training views, and the plain views of the validation files."""
+    root = recipe.data.root
+    files = listed_files(root, recipe.data.train, held_out=False)
+    held_out = [source for source in recipe.data.train if source.get("hold_out")]
+    # A validation source that holds out is the held-out part of a training source, and is not listed twice.
+    plain = [source for source in recipe.data.validation if not source.get("hold_out")]
+    validation = listed_files(root, plain, held_out=False) if plain else []
+    if held_out:
+        validation = sorted({*validation, *listed_files(root, held_out, held_out=True)})
+    if common := set(files) & set(validation):
+        raise RecipeError(f"data.validation: {min(common)} is trained on")
+    teacher = functools.cache(lambda: load_teacher(recipe))
+    return tuple(  # type: ignore[return-value]
+        cached_views(
+            work,
+            {
+                "teacher": teacher_hash,
+                "teacher_preprocessing": repr(recipe.teacher.preprocessing),
+                "student_preprocessing": recipe.preprocessing().model_dump(),
+                "files": [f"{path.relative_to(root)} {path.stat().st_size}" for path in chosen],
+                "count": count,
+                "patches": recipe.views.patches,
+                "seed": recipe.seed,
+            },
+            chosen,
+            view_of(recipe, files, count),
+            lambda inputs: teacher()(inputs),
+            recipe.train.threads,
+        )
+        for chosen, count in ((files, recipe.views.count), (validation, 1))
+    )
+
+
+def view_of(recipe: DistillRecipe, files: list[Path], count: int) -> Callable[[Path, np.random.Generator], Any]:
+    spec = recipe.preprocessing()
+    if isinstance(spec, ImagePreprocessing):
+        assert recipe.teacher.preprocessing is not None
+        return functools.partial(image_views, count=count, student=spec, teacher=recipe.teacher.preprocessing)
+    patches = recipe.views.patches
+    return lambda path, rng: audio_views(path, files, rng, count, spec, patches)
+
+
+class _Pooled(nn.Module):
+    """The teacher's pooled features, (B, d)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        pooled: Tensor = self.model(inputs).pooler_output
+        return pooled.flatten(1)
+
+
+def load_teacher(recipe: DistillRecipe) -> Teacher:
+    """The frozen teacher as an ONNX Runtime session, which on a CPU runs depthwise convolutions four times faster."""
+    folder = recipe.data.root / recipe.teacher.folder
+    model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32)
+    if recipe.modality == "image":
+        assert recipe.teacher.preprocessing is not None
+        shape = (3, recipe.teacher.preprocessing.height, recipe.teacher.preprocessing.width)
+    else:
+        spec = recipe.preprocessing()
+        assert isinstance(spec, AudioPreprocessing)
+        shape = (1, spec.patch_frames, spec.n_mels)
+    program = onnx_bytes(_Pooled(model.base_model).eval(), torch.zeros(2, *shape), "inputs", "pooled")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = recipe.train.threads
+    session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+
+    def teacher(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        starts = range(0, len(inputs), _BATCH)
+        return np.concatenate(
+            [session.run(["pooled"], {"inputs": inputs[start : start + _BATCH]})[0] for start in starts]
+        )
+
+    return teacher
