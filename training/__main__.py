@@ -2,20 +2,15 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from service.contract.bundle import BundleError
 from training import distill, steps
-from training.encoders import EncoderError
-from training.export import ExportError
-from training.features import FeatureError
-from training.pairs import PairError
-from training.recipe import Recipe, RecipeError, load_recipe
-
-_EXPECTED = (RecipeError, PairError, EncoderError, FeatureError, ExportError, BundleError, distill.DistillError)
+from training.errors import TrainingError
+from training.features import default_cache
+from training.recipe import Recipe, load_recipe
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,20 +29,20 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("--evaluation", type=Path, help="evaluation.json (default: beside the projectors)")
             command.add_argument("--samples", type=Path, help="folder of photographs and sounds to check the graphs on")
         command.set_defaults(function=function)
-    command = commands.add_parser("distill", help=distill.__doc__)
-    distill.add_arguments(command)
-    command.set_defaults(function=None)
+    for name, (module, what) in _MODULES.items():
+        command = commands.add_parser(name, help=what, description=module.__doc__)
+        module.add_arguments(command)
+        command.set_defaults(main=module.main)
     options = parser.parse_args(arguments)
     try:
-        if options.function is None:
-            result = distill.main(options)
+        if "main" in options:
+            result = options.main(options)
         else:
             recipe = load_recipe(options.recipe, options.overrides)
             options.work = options.work or Path("build/work") / recipe.name
-            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-            options.cache = options.cache or Path(os.environ.get("ISTHMUS_CACHE") or Path(home) / "isthmus")
+            options.cache = options.cache or default_cache()
             result = options.function(recipe, options)
-    except _EXPECTED as error:
+    except (TrainingError, BundleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -111,6 +106,10 @@ _COMMANDS = {
     "train": (_train, "train the projectors on cached features"),
     "evaluate": (_evaluate, "measure the trained projectors on the test splits"),
     "export": (_export, "write the bundle: one checked ONNX graph per modality"),
+}
+# Commands of modules of their own: each has add_arguments(parser) and main(options) -> the last line.
+_MODULES = {
+    "distill": (distill, "train a small student of a frozen encoder, and export it as ONNX"),
 }
 
 

@@ -22,6 +22,7 @@ from service.contract.audio import AudioPreprocessing
 from service.contract.bundle import Modality
 from service.contract.images import ImagePreprocessing
 from service.contract.tokens import TextPreprocessing
+from training.errors import TrainingError
 from training.recipe import EncoderSource, Recipe
 
 Floats = NDArray[np.float32]
@@ -31,7 +32,7 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
-class EncoderError(ValueError):
+class EncoderError(TrainingError):
     """An encoder cannot be loaded: the message names it and what is missing."""
 
 

@@ -31,6 +31,7 @@ from service.contract.bundle import (
 from service.contract.vectors import l2_normalise
 from training.card import model_card
 from training.encoders import FrozenEncoder, example_inputs, weights_sha256
+from training.errors import TrainingError
 from training.features import Item, collate, preparer, runner
 from training.projector import Head
 from training.recipe import Recipe
@@ -40,7 +41,7 @@ PARITY = 0.9999
 _OPSET = 20
 
 
-class ExportError(ValueError):
+class ExportError(TrainingError):
     """A tower's graph does not compute what torch computes, or there was nothing to check it on."""
 
 

@@ -25,12 +25,13 @@ from service.contract.errors import InputError
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
 from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
 from training.encoders import FrozenEncoder
+from training.errors import TrainingError
 
 Item = Path | str
 _CHUNK = {"image": 32, "audio": 32, "text": 128}
 
 
-class FeatureError(ValueError):
+class FeatureError(TrainingError):
     """An item cannot be encoded: the message names it."""
 
 
@@ -47,6 +48,12 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.pooled)
+
+
+def default_cache() -> Path:
+    """ISTHMUS_CACHE, else `isthmus` in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("ISTHMUS_CACHE") or Path(home) / "isthmus")
 
 
 def cached_features(

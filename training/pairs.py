@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from training.errors import TrainingError
 from training.recipe import PairSource, Recipe
 
 Split = Literal["train", "validation", "test"]
@@ -22,7 +23,7 @@ SUFFIXES = {
 }
 
 
-class PairError(ValueError):
+class PairError(TrainingError):
     """Pairs cannot be read: the message names the source, the row and what is wrong."""
 
 

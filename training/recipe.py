@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from training.errors import TrainingError
 
-class RecipeError(ValueError):
+
+class RecipeError(TrainingError):
     """A recipe cannot be used: the message names the file, the key and what is wrong."""
 
 

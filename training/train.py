@@ -49,8 +49,15 @@ class Trained:
     history: list[dict[str, float]]
 
 
-def train(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], work: Path) -> Trained:
+def train(
+    recipe: Recipe,
+    data: Mapping[str, Mapping[Split, Prepared]],
+    work: Path,
+    frozen: Mapping[Modality, Head] | None = None,
+) -> Trained:
     """Train one head per modality and return the best on validation.
+
+    `frozen` heads belong to a space that is there already: they are aligned to, and left as they are.
 
     A checkpoint in `work` is written at each validation; an interrupted run of the same recipe goes on from it and
     ends where an uninterrupted one would.
@@ -59,11 +66,15 @@ def train(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], work: Pa
     torch.manual_seed(spec.seed)
     rng = np.random.default_rng(spec.seed)
     widths = _widths(data)
-    heads = {m: Head(m, width, recipe.projector) for m, width in widths.items()}
-    _standardise(heads, data)
+    frozen = frozen or {}
+    heads = {m: frozen[m] if m in frozen else Head(m, width, recipe.projector) for m, width in widths.items()}
+    learning = {m: head for m, head in heads.items() if m not in frozen}
+    for head in frozen.values():
+        head.eval().requires_grad_(False)
+    _standardise(learning, data)
     # A temperature per source: labels are learned long before captions, and would sharpen the captions' softmax.
     log_scales = nn.Parameter(torch.full((len(data),), math.log(1 / spec.temperature)))
-    model = nn.ModuleDict({str(modality): head for modality, head in heads.items()})
+    model = nn.ModuleDict({str(modality): head for modality, head in learning.items()})
     optimiser = torch.optim.AdamW(_groups(model, log_scales, spec), lr=spec.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step, spec))
 

@@ -15,11 +15,12 @@ from training.distill.fit import student_inputs
 from training.distill.recipe import DistillRecipe
 from training.distill.student import Student
 from training.distill.views import Views
+from training.errors import TrainingError
 
 _ONNX_TOLERANCE = 1e-4
 
 
-class DistillError(RuntimeError):
+class DistillError(TrainingError):
     """The student cannot be trained or exported; the message says why."""
 
 
