@@ -59,7 +59,7 @@ def compare(client: httpx.Client, recipe: Recipe, bundle: Path, count: int) -> d
             continue
         head, encoder = trained.heads[modality], load_encoder(recipe, modality)
         with tempfile.TemporaryDirectory() as cache:
-            features = cached_features(encoder, items, Path(cache), tokens=head.kind == "token")
+            features = cached_features(encoder, items, Path(cache), tokens=head.needs_tokens)
             made = project(head, features)
         served = embed(client, items, manifest.space)
         if made.shape != served.shape:

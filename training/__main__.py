@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.bundle import BundleError
-from training import distill, steps
+from training import distill, merge, steps
 from training.errors import TrainingError
 from training.features import default_cache
 from training.recipe import Recipe, load_recipe
@@ -56,7 +56,7 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     read = steps.pairs(recipe)
     frozen = steps.encoders(recipe)
     data = steps.features(recipe, frozen, read, options.cache)
-    trained = steps.fit(recipe, data, options.work)
+    trained = steps.fit(recipe, frozen, data, options.cache, options.work)
     figures = steps.evaluate(recipe, frozen, data, trained, options.cache, options.work)
     bundle = steps.export(recipe, frozen, trained, figures, options.out)
     return {"bundle": str(bundle.path), "space": bundle.manifest.space, **bundle.manifest.evaluation}
@@ -77,10 +77,11 @@ def _features(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    data = steps.features(recipe, steps.encoders(recipe), steps.pairs(recipe), options.cache)
-    trained = steps.fit(recipe, data, options.work)
+    frozen = steps.encoders(recipe)
+    data = steps.features(recipe, frozen, steps.pairs(recipe), options.cache)
+    trained = steps.fit(recipe, frozen, data, options.cache, options.work)
     best = max(trained.history, key=lambda entry: entry["score"])
-    return {"projectors": str(options.work / "projectors.safetensors"), **best}
+    return {"projectors": str(options.work / "projectors.safetensors"), **best, **trained.ladder}
 
 
 def _evaluate(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
@@ -110,6 +111,7 @@ _COMMANDS = {
 # Commands of modules of their own: each has add_arguments(parser) and main(options) -> the last line.
 _MODULES = {
     "distill": (distill, "train a small student of a frozen encoder, and export it as ONNX"),
+    "merge": (merge, "average two projectors that were trained from one initialisation"),
 }
 
 

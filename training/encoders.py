@@ -36,42 +36,114 @@ class EncoderError(TrainingError):
     """An encoder cannot be loaded: the message names it and what is missing."""
 
 
-class ImageEncoder(nn.Module):
-    """pixels (B, 3, H, W) → whole-image vector (B, d) and local vectors (B, N, d)."""
+class Classifier(nn.Module):
+    """Pooled features (N, d) → scores (N, C) of the classes that the encoder's own classifier names.
 
-    def __init__(self, model: nn.Module) -> None:
+    Images: softmax. Sounds: sigmoid to the power 8, so that a head's fourth root of the mean over a sound's patches is
+    near the square of the highest patch's (a power mean): a bark is in one patch of a clip.
+    """
+
+    def __init__(self, linear: nn.Module, kept: Sequence[int], sounds: bool) -> None:
         super().__init__()
-        self.model = model
+        self.linear, self.sounds = linear, sounds
+        self.register_buffer("kept", torch.tensor(kept, dtype=torch.long))
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits = self.linear(features)
+        scores = torch.sigmoid(logits) ** 8 if self.sounds else torch.softmax(logits, -1)
+        return scores[:, self.kept]  # type: ignore[index]
+
+
+class SideBySide(nn.Module):
+    """Encoders of one input as one: features side by side, then the mean of their scores of the same C concepts."""
+
+    def __init__(self, encoders: Sequence[nn.Module], concepts: int) -> None:
+        super().__init__()
+        self.encoders, self.concepts = nn.ModuleList(encoders), concepts
+
+    def forward(self, inputs: Tensor) -> Any:
+        vectors = [_first(encoder(inputs)) for encoder in self.encoders]
+        width = [vector.shape[1] - self.concepts for vector in vectors]
+        parts = [vector[:, :own] for vector, own in zip(vectors, width, strict=True)]
+        if self.concepts:
+            scores = [vector[:, own:] for vector, own in zip(vectors, width, strict=True)]
+            parts.append(torch.stack(scores).mean(0))
+        whole = torch.cat(parts, -1)
+        return (whole, whole[:, None]) if isinstance(self.encoders[0], ImageEncoder) else whole
+
+
+class ImageEncoder(nn.Module):
+    """pixels (B, 3, H, W) → whole-image vector (B, d) and local vectors (B, N, d).
+
+    `layers` puts those hidden states before the last one along d; cells of a convolution's layers differ in size, so
+    there the whole image is then the one local vector.
+    """
+
+    def __init__(self, model: nn.Module, pooling: str | None = None, layers: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.model, self.pooling, self.layers = model, pooling, list(layers)
+        self.classifier: Classifier | None = None
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.model(pixels)
+        output = _run(self.model, self.layers, pixels)
         states = output.last_hidden_state
         if states.dim() == 4:  # a convolutional map (B, d, h, w): each cell is a local vector
-            return output.pooler_output.flatten(1), states.flatten(2).transpose(1, 2)
+            pooled = output.pooler_output.flatten(1)
+            whole = torch.cat([*_pooled_maps(output, self.layers), pooled, *_scores(self.classifier, pooled)], -1)
+            return whole, whole[:, None] if self.layers else states.flatten(2).transpose(1, 2)
+        states = torch.cat([*(output.hidden_states[layer] for layer in self.layers), states], -1)
         registers = getattr(self.model.config, "num_register_tokens", 0)
-        return states[:, 0], states[:, 1 + registers :]
+        whole, local = states[:, 0], states[:, 1 + registers :]
+        if self.pooling in ("mean", "both"):
+            mean = local.mean(1)
+            whole = mean if self.pooling == "mean" else torch.cat([whole, mean], -1)
+        return whole, local
 
 
 class AudioEncoder(nn.Module):
     """patches (P, 1, frames, mels) → one vector per patch (P, d)."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, pooling: str | None = None, layers: Sequence[int] = ()) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.layers = model, list(layers)
+        self.classifier: Classifier | None = None
 
     def forward(self, patches: Tensor) -> Tensor:
-        return cast(Tensor, self.model(patches).pooler_output.flatten(1))
+        output = _run(self.model, self.layers, patches)
+        pooled = output.pooler_output.flatten(1)
+        return torch.cat([*_pooled_maps(output, self.layers), pooled, *_scores(self.classifier, pooled)], -1)
 
 
 class TextEncoder(nn.Module):
-    """input_ids, attention_mask (B, L) → token states (B, L, d)."""
+    """input_ids, attention_mask (B, L) → token states (B, L, d); `sentence` pools them."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, pooling: str | None = None, layers: Sequence[int] = ()) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.layers = model, list(layers)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return cast(Tensor, self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state)
+        output = _run(self.model, self.layers, input_ids=input_ids, attention_mask=attention_mask)
+        return torch.cat([*(output.hidden_states[layer] for layer in self.layers), output.last_hidden_state], -1)
+
+
+def sentence(states: Tensor, weights: Tensor, pooling: str) -> Tensor:
+    """Token states (B, L, d) with averaging weights (B, L) → sentence vectors (B, d), or (B, 2 d) where both."""
+    if pooling == "cls":
+        return states[:, 0]
+    mean = (weights[:, None] @ states)[:, 0]
+    return mean if pooling == "mean" else torch.cat([states[:, 0], mean], -1)
+
+
+def _run(model: nn.Module, layers: list[int], *inputs: Tensor, **named: Tensor) -> Any:
+    return model(*inputs, **named, **({"output_hidden_states": True} if layers else {}))
+
+
+def _scores(classifier: Classifier | None, pooled: Tensor) -> list[Tensor]:
+    return [] if classifier is None else [classifier(pooled)]
+
+
+def _pooled_maps(output: Any, layers: list[int]) -> list[Tensor]:
+    return [output.hidden_states[layer].mean((2, 3)) for layer in layers]
 
 
 @dataclass(frozen=True)
@@ -89,8 +161,10 @@ class FrozenEncoder:
     onnx: Path | None = None
     """A graph with one output `features`: (B, d) for images and texts, (P, d) for the patches of sounds."""
     tokenizer: Path | None = None
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["mean", "cls", "both"] = "mean"
     """How a text's token states become a sentence vector."""
+    concepts: tuple[str, ...] = ()
+    """What its own classifier names; their scores are the last of the `width` numbers of a feature vector."""
 
 
 def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
@@ -99,10 +173,16 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     if source.onnx is not None:
         return _from_onnx(recipe.path(source.onnx), modality, source)
     folder, name = _resolve(recipe, source)
-    if not (folder / "config.json").is_file():
-        raise EncoderError(f"encoders.{modality}: {folder} holds no config.json: it is not a model folder")
-    model = _load_model(folder)
-    wrapper = {"image": ImageEncoder, "audio": AudioEncoder, "text": TextEncoder}[modality](model)
+    wrapper: nn.Module
+    wrapper, concepts = _wrapped(folder, modality, source)
+    model: Any = wrapper.model
+    _check_choice(recipe, modality, source, wrapper)
+    if source.beside:
+        others = [_wrapped(recipe.path(other), modality, source) for other in source.beside]
+        if any(names != concepts for _, names in others):
+            raise EncoderError(f"encoders.{modality}: the classifiers of {name} and of those beside it differ in names")
+        wrapper = SideBySide([wrapper, *(other for other, _ in others)], len(concepts))
+        name = "+".join([name, *(path.name for path in source.beside)])
     wrapper.eval().requires_grad_(False)
     # Channels-last halves the time of depthwise convolutions on a CPU (docs/LOG.md) and changes no other model.
     wrapper.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -117,17 +197,62 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
         if not tokenizer.is_file():
             raise EncoderError(f"encoders.text: {folder} holds no tokenizer.json (save it with a fast tokenizer)")
         preprocessing = _changed(source, _text_preprocessing(folder, model.config))
+    pooling = source.pooling or (
+        "cls" if _json(folder, "1_Pooling/config.json").get("pooling_mode_cls_token") else "mean"
+    )
+    try:
+        width = _width(wrapper, preprocessing)
+    except IndexError:
+        raise EncoderError(f"encoders.{modality}: {name} has no hidden state {max(source.layers)}") from None
     return FrozenEncoder(
         modality=modality,
         source=name,
-        width=_width(wrapper, preprocessing),
-        weights_sha256=weights_sha256(wrapper),
+        width=2 * width if modality == "text" and pooling == "both" else width,
+        weights_sha256=_identity(wrapper, source),
         preprocessing=preprocessing,
         licence=source.licence,
         module=wrapper,
         tokenizer=tokenizer,
-        pooling="cls" if _json(folder, "1_Pooling/config.json").get("pooling_mode_cls_token") else "mean",
+        # Images are pooled inside their module.
+        pooling=pooling if modality == "text" else "mean",
+        concepts=concepts,
     )
+
+
+def _wrapped(folder: Path, modality: Modality, source: EncoderSource) -> tuple[Any, tuple[str, ...]]:
+    """The encoder of a model folder with, where they are asked for, the names and the scores of its own classifier."""
+    if not (folder / "config.json").is_file():
+        raise EncoderError(f"encoders.{modality}: {folder} holds no config.json: it is not a model folder")
+    model = _load_model(folder)
+    wrapper = {"image": ImageEncoder, "audio": AudioEncoder, "text": TextEncoder}[modality](
+        model, source.pooling, source.layers
+    )
+    if not source.concepts:
+        return wrapper, ()
+    whole, names = _load_classifier(folder), model.config.id2label
+    kept = [index for index in sorted(names) if names[index] != "background"]
+    linear: Any = getattr(whole, "classifier", None)
+    example = torch.rand(2, *((3, 64, 64) if modality == "image" else (1, 96, 64)))
+    with torch.inference_mode():
+        try:
+            agrees = torch.allclose(linear(model(example).pooler_output.flatten(1)), whole(example).logits, atol=1e-4)
+        except (TypeError, AttributeError, RuntimeError, ValueError):
+            agrees = False
+    if not agrees:
+        raise EncoderError(f"encoders.{modality}: {folder} has no classifier that reads the pooled features alone")
+    wrapper.classifier = Classifier(cast(nn.Module, linear), kept, sounds=modality == "audio")
+    return wrapper, tuple(names[index] for index in kept)
+
+
+def _load_classifier(folder: Path) -> Any:
+    from transformers import AutoModelForImageClassification
+
+    model, report = AutoModelForImageClassification.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise EncoderError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])} …")
+    return model.eval()
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -138,6 +263,25 @@ def weights_sha256(module: nn.Module) -> str:
         digest.update(f"{name}:{array.dtype}:{tuple(array.shape)}".encode())
         digest.update(array.view(-1).view(torch.uint8).numpy().tobytes() if array.dim() else array.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _identity(wrapper: nn.Module, source: EncoderSource) -> str:
+    """The weights' hash; where layers or pooling were chosen, of them too: other features are another encoder."""
+    weights = weights_sha256(wrapper)
+    if not source.layers and source.pooling is None:
+        return weights
+    return hashlib.sha256(f"{weights}:{source.layers}:{source.pooling}".encode()).hexdigest()
+
+
+def _check_choice(recipe: Recipe, modality: Modality, source: EncoderSource, wrapper: nn.Module) -> None:
+    model: Any = wrapper.model
+    convolutional = not hasattr(model.config, "num_hidden_layers")
+    if convolutional and source.pooling in ("cls", "both"):
+        raise EncoderError(f"encoders.{modality}: {source.pooling} pooling needs a CLS state, and it has none")
+    if convolutional and modality == "image" and source.layers and recipe.projector.needs_tokens:
+        raise EncoderError(
+            f"encoders.{modality}: layers of a convolution have no common cells: no {recipe.projector.kind} projector"
+        )
 
 
 def _resolve(recipe: Recipe, source: EncoderSource) -> tuple[Path, str]:

@@ -30,7 +30,7 @@ from service.contract.bundle import (
 )
 from service.contract.vectors import l2_normalise
 from training.card import model_card
-from training.encoders import FrozenEncoder, example_inputs, weights_sha256
+from training.encoders import FrozenEncoder, example_inputs, sentence, weights_sha256
 from training.errors import TrainingError
 from training.features import Item, collate, preparer, runner
 from training.projector import Head
@@ -57,7 +57,7 @@ class Whole(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         if self.modality == "image":
             whole, local = self.encoder(*inputs)
-            if self.head.kind != "token":
+            if not self.head.needs_tokens:
                 return self.head(whole)
             return self.head(whole, local, torch.full_like(local[..., 0], 1.0 / local.shape[1]))
         if self.modality == "audio":
@@ -68,8 +68,7 @@ class Whole(nn.Module):
         states = self.encoder(ids, mask)
         weights = mask.to(states.dtype)
         weights = weights / weights.sum(1, keepdim=True)
-        whole = states[:, 0] if self.pooling == "cls" else (weights[:, None] @ states)[:, 0]
-        return self.head(whole, states, weights)
+        return self.head(sentence(states, weights, self.pooling), states, weights)
 
 
 def export_tower(encoder: FrozenEncoder, head: Head, path: Path) -> None:
@@ -96,7 +95,7 @@ def check_parity(
     """
     if not items:
         raise ExportError(f"there is no {encoder.modality} input to check the graph on")
-    prepare, run = preparer(encoder), runner(encoder, head.kind == "token")
+    prepare, run = preparer(encoder), runner(encoder, head.needs_tokens)
     prepared = [prepare(item) for item in items]
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     inputs = dict(zip(GRAPH_INPUTS[encoder.modality], collate(encoder.preprocessing, prepared), strict=True))
@@ -162,6 +161,7 @@ def export_bundle(
             created=datetime.datetime.now(datetime.UTC).date().isoformat(),
             space=space,
             dimensions=recipe.projector.dimensions,
+            matryoshka=recipe.projector.matryoshka,
             towers=towers,
             temperature=trained.temperature,
             means=trained.means,
@@ -200,7 +200,7 @@ class _Rows(nn.Module):
 
 def _join(encoder: FrozenEncoder, head: Head, folder: Path) -> None:
     """Append the head's graph to an encoder that is ONNX already."""
-    if head.kind == "token":
+    if head.needs_tokens:
         raise ExportError(f"{encoder.source} is an ONNX encoder with pooled features only: no token projector")
     assert encoder.onnx is not None
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")

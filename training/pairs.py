@@ -43,6 +43,8 @@ class Pairs:
     classes: list[str]
     """Readable class names, in order of first appearance in the whole source."""
     weight: float
+    supervision: str = "pairs"
+    """As in the recipe: what training may take of these pairs."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
         links: list[tuple[int, int]] = []
         labels: list[int] = []
         for row in rows:
-            if row.split != split:
+            if row.split != split or (split != "test" and row.label in source.unseen):
                 continue
             index = media.setdefault(row.media, len(media))
             if row.label is not None:
@@ -84,6 +86,12 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
             else:
                 captions = [row.text or ""]
             links += [(index, texts.setdefault(caption, len(texts))) for caption in captions]
+        if split == "train" and source.supervision != "pairs":
+            # Labels that training must not see are not read at all.
+            media = media if source.supervision == "concepts" else {}
+            texts, labels, links = {}, [], [(index, 0) for index in media.values()]
+        if split == "validation" and source.supervision != "pairs":
+            media, texts, labels, links = {}, {}, [], []
         paths = [folder / file for file in media]
         missing = next((path for path in paths if not path.is_file()), None)
         if missing is not None:
@@ -97,8 +105,9 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
             labels=np.asarray(labels, np.int64) if labels else None,
             classes=classes,
             weight=source.weight,
+            supervision=source.supervision,
         )
-    if not len(result["train"].links):
+    if not len(result["train"].links) and source.supervision != "none":
         raise PairError(f"pairs.{name}: the train split is empty")
     return result
 

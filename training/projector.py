@@ -1,13 +1,13 @@
 """Projectors: the small trained modules between frozen features and the shared space."""
 
-from typing import Literal
+import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, normalize
+from torch.nn.functional import gelu, glu, normalize
 
-from service.contract.bundle import Modality
-from training.recipe import ProjectorSpec
+from service.contract.bundle import Modality, ProjectorKind
+from training.recipe import TOKEN_KINDS, ProjectorSpec
 
 
 class Standardise(nn.Module):
@@ -69,6 +69,25 @@ class ResidualMLP(nn.Module):
         return out
 
 
+class GatedLinearUnit(nn.Module):
+    """LayerNorm → Dropout → Linear(a · σ(b)), [a, b] = Linear(x), on standardised features; (B, d) → (B, D).
+
+    The head of SAIL (arXiv 2412.04616); gate of arXiv 1612.08083.
+    """
+
+    def __init__(self, width: int, spec: ProjectorSpec) -> None:
+        super().__init__()
+        self.standardise = Standardise(width, spec.power)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.up = nn.Linear(width, 2 * spec.hidden)
+        self.down = nn.Linear(spec.hidden, spec.dimensions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(glu(self.up(self.dropout(self.norm(self.standardise(x)))), dim=-1))
+        return out
+
+
 class TokenProjector(nn.Module):
     """LayerNorm → Dropout → [Linear + (Linear → GELU → Linear)] on each token; (…, d) → (…, D).
 
@@ -89,23 +108,84 @@ class TokenProjector(nn.Module):
         return out
 
 
+class AttentionPooling(nn.Module):
+    """Learned queries over tokens (pooling by attention, arXiv 1810.00825), then Linear(GELU); → (B, D).
+
+    `tokens` (B, N, d) with `weights` (B, N), or packed (ΣN, d) with (B, ΣN); a token of weight 0 is not an item's own.
+    A query times a key projection is one vector per head, so the scores are one Linear(d, heads).
+    """
+
+    def __init__(self, width: int, spec: ProjectorSpec) -> None:
+        super().__init__()
+        self.heads = math.gcd(8, spec.dimensions)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.scores = nn.Linear(width, self.heads)
+        self.values = nn.Linear(width, spec.dimensions)
+        self.out = nn.Linear(spec.dimensions, spec.dimensions)
+
+    def forward(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        x = self.norm(tokens)
+        scores = self.scores(x).transpose(-1, -2)  # (B, heads, N), or (heads, ΣN) where packed
+        values = (
+            self.values(self.dropout(x)).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+        )  # (…, heads, N, D / heads)
+        absent = (weights <= 0)[:, None]
+        shares = scores.masked_fill(absent, float("-inf")).softmax(-1)  # (B, heads, N)
+        pooled = torch.einsum("bhn,hnd->bhd" if values.dim() == 3 else "bhn,bhnd->bhd", shares, values)
+        out: Tensor = self.out(gelu(pooled.flatten(1)))
+        return out
+
+
+_POOLED = {"linear": Linear, "mlp": ResidualMLP, "glu": GatedLinearUnit}
+
+
+class ConceptBranch(nn.Module):
+    """Scores (B, C) of what the encoder's own classifier names → unit vectors (B, D): their names, weighted.
+
+    The names' vectors are centred on their mean, without which every name is near every other. `root` undoes the power
+    of a sound's scores (training.encoders.Classifier).
+    """
+
+    names: Tensor
+
+    def __init__(self, concepts: int, dimensions: int, root: float) -> None:
+        super().__init__()
+        self.root = root
+        self.gain = nn.Parameter(torch.ones(()))
+        """Length of this branch beside the unit vector of the other one."""
+        self.register_buffer("names", torch.zeros(concepts, dimensions))
+
+    def place(self, vectors: Tensor) -> None:
+        """Take the names' vectors (C, D) as they are now."""
+        self.names = vectors - vectors.mean(0)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return normalize(scores**self.root @ self.names, dim=-1)
+
+
 class Head(nn.Module):
     """A projector of one modality and the L2 normalisation after it: frozen features → unit vectors (B, D).
 
-    Pooled kinds (`linear`, `mlp`) take `pooled` (B, d). The `token` kind takes local vectors with averaging weights:
-    `tokens` (B, N, d) with `weights` (B, N), or packed `tokens` (ΣN, d) with `weights` (B, ΣN). Images add the
-    projected CLS; texts pass their mean through a second projection (arXiv 2409.19425):
-    p = Linear; LayerNorm(p + Dropout(Linear(GELU(p)))).
+    Pooled kinds (`linear`, which `ridge` and `cca` fill in; `mlp`; `glu`) take `pooled` (B, d). The others take local
+    vectors with averaging weights: `tokens` (B, N, d) with `weights` (B, N), or packed `tokens` (ΣN, d) with `weights`
+    (B, ΣN). `attention` adds a Linear of the pooled vector. `token` adds an image's projected CLS, and passes a text's
+    mean through a second projection (arXiv 2409.19425): p = Linear; LayerNorm(p + Dropout(Linear(GELU(p)))).
+    With `concepts`, the last so many numbers of `pooled` are the scores that ConceptBranch reads.
     """
 
-    def __init__(self, modality: Modality, width: int, spec: ProjectorSpec) -> None:
+    def __init__(self, modality: Modality, width: int, spec: ProjectorSpec, concepts: int = 0) -> None:
         super().__init__()
+        width -= concepts
+        self.width = width
+        self.branch = ConceptBranch(concepts, spec.dimensions, 0.25 if modality == "audio" else 1) if concepts else None
         if modality == "text":
             dropout = spec.dropout if spec.text_dropout is None else spec.text_dropout
             spec = spec.model_copy(update={"dropout": dropout, "power": 1.0})
-        self.kind: Literal["linear", "mlp", "token"] = spec.kind
+        self.kind: ProjectorKind = "linear" if spec.kind == "ridge" or spec.kind == "cca" else spec.kind
         self.modality = modality
-        if spec.kind == "token":
+        self.local: nn.Module
+        if self.kind == "token":
             self.local = TokenProjector(width, spec)
             if modality == "image":
                 self.whole = TokenProjector(width, spec)
@@ -114,13 +194,26 @@ class Head(nn.Module):
                 self.refine = nn.Linear(spec.dimensions, spec.dimensions)
                 self.dropout = nn.Dropout(spec.dropout)
                 self.norm = nn.LayerNorm(spec.dimensions)
+        elif self.kind == "attention":
+            self.local = AttentionPooling(width, spec)
+            self.skip = nn.Sequential(nn.LayerNorm(width), nn.Dropout(spec.dropout), nn.Linear(width, spec.dimensions))
         else:
-            self.pooled = Linear(width, spec) if spec.kind == "linear" else ResidualMLP(width, spec)
+            self.pooled = _POOLED[self.kind](width, spec)
+
+    @property
+    def needs_tokens(self) -> bool:
+        return self.kind in TOKEN_KINDS
 
     def forward(self, pooled: Tensor, tokens: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
-        if self.kind != "token":
+        if self.branch is not None:
+            features, scores = pooled[:, : self.width], pooled[:, self.width :]
+            vector = normalize(self.pooled(features), dim=-1) + self.branch.gain * self.branch(scores)
+            return normalize(vector, dim=-1)
+        if not self.needs_tokens:
             return normalize(self.pooled(pooled), dim=-1)
         assert tokens is not None and weights is not None
+        if self.kind == "attention":
+            return normalize(self.skip(pooled) + self.local(tokens, weights), dim=-1)
         local = self.local(tokens)
         mean = weights @ local if local.dim() == 2 else (weights[:, None] @ local)[:, 0]
         if self.modality == "image":

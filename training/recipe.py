@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from training.errors import TrainingError
 
+TOKEN_KINDS = ("token", "attention")
+
 
 class RecipeError(TrainingError):
     """A recipe cannot be used: the message names the file, the key and what is wrong."""
@@ -37,11 +39,25 @@ class EncoderSource(_Model):
     licence: str | None = None
     preprocessing: dict[str, Any] = {}
     """Changes to the preprocessing that comes with the encoder."""
+    pooling: Literal["cls", "mean", "both"] | None = None
+    """An item's vector: its CLS state, the mean of the others, or both side by side (SAIL). None: the encoder's own."""
+    layers: tuple[int, ...] = ()
+    """Hidden states, in transformers' numbering, that are put beside the last one: several layers mixed."""
+    concepts: bool = False
+    """Put the scores of the encoder's own classifier beside its features: what it was trained to name."""
+    beside: list[Path] = []
+    """Folders of further encoders that take the same input: their features are put beside, their scores averaged."""
+    labels: str | None = None
+    """The label set that the encoder was trained with: results on its classes are concept-informed."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if sum(value is not None for value in (self.hub, self.folder, self.package, self.onnx)) != 1:
             raise ValueError("exactly one of hub, folder, package and onnx must be given")
+        if self.onnx is not None and (self.pooling or self.layers or self.concepts or self.beside):
+            raise ValueError("an ONNX encoder has one output: pooling, layers, concepts and beside cannot be chosen")
+        if len(set(self.layers)) != len(self.layers) or any(layer < 0 for layer in self.layers):
+            raise ValueError("layers must be different numbers from 0 up")
         return self
 
 
@@ -67,6 +83,13 @@ class PairSource(_Model):
     """Readable class names for labels that are not."""
     weight: float = Field(default=1.0, gt=0.0)
     """Share of the training steps."""
+    supervision: Literal["pairs", "concepts", "none"] = "pairs"
+    """What training takes of the train split: its texts or labels; its media alone, captioned by what their encoder's
+    own classifier names (concepts); or nothing. The other splits are evaluated all the same."""
+    unseen: list[str] = []
+    """Labels that are kept from training and validation, to be told apart from all others in the test split."""
+    prompts: dict[str, list[str]] = {}
+    """Further prompts for some classes, by readable name: descriptions that are averaged with the templates."""
 
     @model_validator(mode="after")
     def _has_text(self) -> Self:
@@ -78,14 +101,83 @@ class PairSource(_Model):
 
 
 class ProjectorSpec(_Model):
-    kind: Literal["linear", "mlp", "token"] = "mlp"
+    kind: Literal["ridge", "cca", "linear", "mlp", "glu", "token", "attention"] = "mlp"
+    """Closed forms (ridge, cca) and trained heads; all but linear maps must beat the linear baseline to ship."""
     dimensions: int = Field(default=512, gt=0)
     hidden: int = Field(default=1024, gt=0)
+    """Width inside mlp and glu. SAIL's GLU is eight times as wide as the features."""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     text_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
     """Of the text projector; None means the same. Texts are many and their features few: they need less."""
     power: float = Field(default=1.0, gt=0.0, le=1.0)
     """Signed power of pooled media features (Perronnin et al., 2010); 0.5 evens out bursts of rectified ones."""
+    matryoshka: tuple[int, ...] = ()
+    """Shorter lengths that vectors can be cut to: each is trained like the whole (arXiv 2205.13147)."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the head is computed instead of trained."""
+        return self.kind in ("ridge", "cca")
+
+    @property
+    def linear(self) -> bool:
+        return self.closed or self.kind == "linear"
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the head reads local vectors, and not pooled ones alone."""
+        return self.kind in TOKEN_KINDS
+
+    @model_validator(mode="after")
+    def _nested(self) -> Self:
+        if list(self.matryoshka) != sorted({m for m in self.matryoshka if 0 < m < self.dimensions}):
+            raise ValueError(f"matryoshka must rise and stay between 1 and {self.dimensions - 1}")
+        return self
+
+
+class ObjectiveSpec(_Model):
+    """The contrast of a batch; training/losses says what each is."""
+
+    kind: Literal["info_nce", "sigmoid", "sdm"] = "info_nce"
+    repeats: Literal["mask", "positive"] | None = None
+    """Pairs of a batch that share medium, text or label: left out, or positives too. sdm has them as positives."""
+    captions: int = Field(default=1, gt=0)
+    """Texts of each medium in a batch; batch_size counts pairs."""
+    chunk: int | None = Field(default=None, gt=0)
+    """Rows of logits at a time: the (batch, batch) matrix is never held. None: all at once."""
+    scaling: Literal["batch", "pairs"] = "batch"
+    """sigmoid: the sum is divided by B (SigLIP) or by B² (SAIL)."""
+    bias: float = -10.0
+    """sigmoid: where its learned bias starts."""
+    mixed: bool = False
+    """Every source in every batch instead of one source per step."""
+
+    @property
+    def repeated(self) -> Literal["mask", "positive"]:
+        return self.repeats or ("positive" if self.kind == "sdm" else "mask")
+
+    @model_validator(mode="after")
+    def _applicable(self) -> Self:
+        if self.kind == "sdm" and self.repeats == "mask":
+            raise ValueError("sdm matches a distribution over repeated pairs: repeats cannot be mask")
+        for name in ("scaling", "bias"):
+            if self.kind != "sigmoid" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} belongs to sigmoid, not to {self.kind}")
+        return self
+
+
+class RegulariserSpec(_Model):
+    """Weights of what is added to the contrast, and mixing; 0 is off."""
+
+    structure: float = Field(default=0.0, ge=0.0)
+    """Neighbourhoods stay as in the frozen features (STRUCTURE)."""
+    structure_levels: int = Field(default=1, gt=0)
+    noise_robust: float = Field(default=0.0, ge=0.0)
+    """For pairs that may be wrong (NMTune)."""
+    alignment: float = Field(default=0.0, ge=0.0)
+    uniformity: float = Field(default=0.0, ge=0.0)
+    fusemix: float = Field(default=0.0, ge=0.0)
+    """α of FuseMix's Beta(α, α) on pooled features."""
 
 
 class TrainSpec(_Model):
@@ -99,6 +191,23 @@ class TrainSpec(_Model):
     patience: int = Field(default=10, gt=0)
     """Validations without a gain before training stops."""
     seed: int = 0
+    objective: ObjectiveSpec = ObjectiveSpec()
+    regularise: RegulariserSpec = RegulariserSpec()
+    until: dict[str, float] = {}
+    """Share of the steps after which a source is no longer drawn: noisy pairs first, clean ones last."""
+    ema: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Decay of an average of the weights, validated beside them and kept only where it is better."""
+    baseline: bool = True
+    """Compute and train the linear heads that a non-linear one must beat to ship."""
+    baseline_steps: int = Field(default=500, gt=0)
+    """Upper bound of the linear baseline's steps."""
+    start: Path | None = None
+    """projectors.safetensors to go on from, of the same kind and dimensions."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the heads run under autocast; losses stay fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensorboard: bool = False
+    """Write losses and validation for TensorBoard beside the checkpoint (needs the package tensorboard)."""
 
 
 class Recipe(_Model):
@@ -121,8 +230,31 @@ class Recipe(_Model):
         for name, source in self.pairs.items():
             if source.modality not in self.encoders:
                 raise ValueError(f"pairs.{name} has {source.modality} media, and there is no {source.modality} encoder")
+            if source.supervision == "concepts" and not self.encoders[source.modality].concepts:
+                raise ValueError(f"pairs.{name} asks for concepts, and encoders.{source.modality}.concepts is not set")
             if (source.label or source.table is None) and not self.templates.get(source.modality):
                 raise ValueError(f"pairs.{name} has labels, and templates.{source.modality} is empty")
+        if self.pairs and all(source.supervision != "pairs" for source in self.pairs.values()):
+            raise ValueError("no pairs have texts to train on: supervision is pairs for none of them")
+        for modality, encoder in self.encoders.items():
+            if not (encoder.concepts or encoder.beside):
+                continue
+            if modality == "text":
+                raise ValueError("encoders.text: concepts and beside are for images and sounds")
+            if self.projector.needs_tokens or self.projector.closed:
+                raise ValueError(f"encoders.{modality}: concepts and beside are not for {self.projector.kind} heads")
+            if encoder.concepts and not self.templates.get(modality):
+                raise ValueError(f"encoders.{modality}.concepts needs templates.{modality} to read the names in")
+        for name, share in self.train.until.items():
+            if name not in self.pairs or not 0 < share < 1:
+                raise ValueError(f"train.until.{name}: it must name pairs, and lie between 0 and 1")
+        if self.pairs and set(self.train.until) >= set(self.pairs):
+            raise ValueError("train.until ends every source: one must last")
+        if self.projector.needs_tokens:
+            if any(source.pooling == "both" for source in self.encoders.values()):
+                raise ValueError(f"a {self.projector.kind} projector takes one width: pooling cannot be both")
+            if self.train.regularise.fusemix:
+                raise ValueError(f"fusemix mixes pooled features: not for a {self.projector.kind} projector")
         return self
 
     def path(self, relative: Path) -> Path:

@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle, Modality
+from service.contract.vectors import l2_normalise
+from training.concepts import named
+from training.distributed import joined
 from training.encoders import FrozenEncoder, load_encoder
 from training.evaluate import class_vectors, gap, retrieval, top1
 from training.export import ExportError, export_bundle
@@ -44,7 +47,7 @@ def encoders(recipe: Recipe) -> Encoders:
 
 def features(recipe: Recipe, frozen: Encoders, read: AllPairs, cache: Path) -> dict[str, dict[Split, Prepared]]:
     """Frozen features of every medium and text, from the cache as far as they are there."""
-    tokens = recipe.projector.kind == "token"
+    tokens = recipe.projector.needs_tokens
     return {
         name: {
             split: Prepared(
@@ -58,12 +61,16 @@ def features(recipe: Recipe, frozen: Encoders, read: AllPairs, cache: Path) -> d
     }
 
 
-def fit(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], work: Path) -> Trained:
+def fit(
+    recipe: Recipe, frozen: Encoders, data: Mapping[str, Mapping[Split, Prepared]], cache: Path, work: Path
+) -> Trained:
     """Train the projectors; write projectors.safetensors and training.json into `work`."""
     work.mkdir(parents=True, exist_ok=True)
-    trained = train(recipe, data, work)
-    save_projectors(work / "projectors.safetensors", trained)
-    (work / "training.json").write_text(json.dumps({"history": trained.history}, indent=1) + "\n")
+    trained = train(recipe, data, work, names=named(recipe, frozen, cache))
+    if joined().index == 0:
+        save_projectors(work / "projectors.safetensors", trained)
+        record = {"history": trained.history, **trained.ladder}
+        (work / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     return trained
 
 
@@ -79,11 +86,16 @@ def evaluate(
     figures: dict[str, Any] = {}
     per_class: dict[str, dict[str, float]] = {}
     held: dict[Modality, list[NDArray[np.float32]]] = {modality: [] for modality in trained.heads}
-    tokens = recipe.projector.kind == "token"
+    tokens = recipe.projector.needs_tokens
     for name, splits in data.items():
         test = splits["test"]
         if not len(test.pairs.media):
             continue
+        # Whether labels of the evaluated classes, or of classes like them, trained the encoder, or these projectors.
+        encoder = recipe.encoders[test.pairs.modality]
+        figures[f"{name}.concept_informed"] = bool(
+            encoder.labels or encoder.concepts or splits["train"].pairs.labels is not None
+        )
         modality = test.pairs.modality
         media = project(trained.heads[modality], test.media)
         texts = project(trained.heads["text"], test.texts)
@@ -96,18 +108,55 @@ def evaluate(
             prompts = label_prompts(recipe, test.pairs)
             encoded = cached_features(frozen["text"], prompts, cache, tokens=tokens, what=f"{name} prompts")
             classes = class_vectors(project(trained.heads["text"], encoded), len(recipe.templates[modality]))
+            classes = _described(recipe, frozen, trained, name, test.pairs.classes, classes, cache)
             figures[f"{name}.top1"], each = top1(media, classes, test.pairs.labels)
             train_labels = splits["train"].pairs.labels
-            assert train_labels is not None
-            seen = set(test.pairs.labels.tolist()) <= set(train_labels.tolist())
+            known = set() if train_labels is None else set(train_labels.tolist())
+            seen = set(test.pairs.labels.tolist()) <= known
             figures |= {f"{name}.classes": len(test.pairs.classes), f"{name}.seen": seen}
+            if not known:
+                figures[f"{name}.zero_shot.top1"] = figures[f"{name}.top1"]
+            elif not seen:
+                unseen = np.array([label not in known for label in test.pairs.labels])
+                figures[f"{name}.unseen.top1"], _ = top1(media[unseen], classes, test.pairs.labels[unseen])
             per_class[name] = dict(zip(test.pairs.classes, each.tolist(), strict=True))
     figures |= gap({modality: np.concatenate(parts) for modality, parts in held.items() if parts})
     figures["temperature"] = round(trained.temperature, 5)
+    figures |= trained.ladder
     work.mkdir(parents=True, exist_ok=True)
     (work / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
     write_report(work / "report.html", recipe.name, figures, per_class, trained.history)
     return figures
+
+
+def _described(
+    recipe: Recipe,
+    frozen: Encoders,
+    trained: Trained,
+    name: str,
+    classes: Sequence[str],
+    vectors: NDArray[np.float32],
+    cache: Path,
+) -> NDArray[np.float32]:
+    """Class vectors, each averaged with the mean of the recipe's further prompts for that class."""
+    prompts = recipe.pairs[name].prompts
+    if unknown := sorted(set(prompts) - set(classes)):
+        raise PairError(f"pairs.{name}.prompts: {unknown[0]} is none of its classes")
+    rows = [(index, prompt) for index, label in enumerate(classes) for prompt in prompts.get(label, [])]
+    if not rows:
+        return vectors
+    encoded = project(
+        trained.heads["text"], cached_features(frozen["text"], [prompt for _, prompt in rows], cache, what=name)
+    )
+    owner = np.array([index for index, _ in rows])
+    return l2_normalise(
+        np.stack(
+            [
+                row + encoded[owner == index].mean(0) if (owner == index).any() else row
+                for index, row in enumerate(vectors)
+            ]
+        )
+    )
 
 
 def export(

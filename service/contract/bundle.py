@@ -26,6 +26,7 @@ SCHEMA_VERSION: Final = 1
 MANIFEST = "manifest.json"
 
 Modality = Literal["image", "audio", "text"]
+ProjectorKind = Literal["linear", "mlp", "glu", "token", "attention"]
 MODALITIES: tuple[Modality, ...] = ("image", "audio", "text")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SpaceId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -64,7 +65,7 @@ class Encoder(_Model):
 class Projector(_Model):
     """The trained part of a tower; its weights are in projectors.safetensors under the modality's name."""
 
-    kind: Literal["linear", "mlp", "token"]
+    kind: ProjectorKind
     features: int = Field(gt=0)
     weights_sha256: Sha256
 

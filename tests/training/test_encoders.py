@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from service.contract.audio import AudioPreprocessing
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
 from service.contract.tokens import TextPreprocessing
 from tests.training.conftest import MakeRecipe
-from training.encoders import EncoderError, load_encoder, weights_sha256
+from training.encoders import EncoderError, FrozenEncoder, load_encoder, weights_sha256
+from training.features import runner
 
 
 def test_what_a_folder_says_becomes_the_preprocessing(make_recipe: MakeRecipe) -> None:
@@ -47,6 +49,42 @@ def test_the_same_weights_have_the_same_hash_and_others_do_not(make_recipe: Make
     with torch.no_grad():
         next(second.module.parameters()).view(-1)[0] += 1e-3
     assert weights_sha256(second.module) != first.weights_sha256
+
+
+def test_pooling_and_layers_choose_the_features(make_recipe: MakeRecipe) -> None:
+    def encode(**choice: Any) -> tuple[FrozenEncoder, dict[str, np.ndarray]]:
+        recipe = make_recipe(encoders={"image": {"folder": "dinov2", **choice}, "text": {"folder": "bert"}}, pairs={})
+        encoder = load_encoder(recipe, "image")
+        pixels = np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
+        return encoder, runner(encoder, True)([pixels, pixels * 0.5])
+
+    plain, rows = encode()
+    mean = rows["tokens"].mean(1)
+    for pooling, expected in (("cls", rows["pooled"]), ("mean", mean), ("both", np.hstack([rows["pooled"], mean]))):
+        encoder, chosen = encode(pooling=pooling)
+        assert np.allclose(chosen["pooled"], expected, atol=1e-5)
+        assert encoder.width == expected.shape[1]
+        assert encoder.weights_sha256 != plain.weights_sha256  # its features are cached apart
+    mixed, chosen = encode(layers=[0, 1])
+    assert mixed.width == 3 * plain.width
+    assert np.allclose(chosen["pooled"][:, -plain.width :], rows["pooled"], atol=1e-6)
+    assert not np.allclose(chosen["pooled"][:, : plain.width], rows["pooled"])
+
+
+@pytest.mark.parametrize(
+    ("image", "projector", "message"),
+    [
+        ({"folder": "dinov2", "layers": [7]}, {"kind": "linear"}, "image: dinov2 has no hidden state 7"),
+        ({"folder": "mobilenet", "pooling": "cls"}, {"kind": "linear"}, "image: cls pooling needs a CLS state"),
+        ({"folder": "mobilenet", "layers": [3]}, {"kind": "attention"}, "no common cells: no attention projector"),
+    ],
+)
+def test_features_that_an_encoder_has_not_are_refused(
+    make_recipe: MakeRecipe, image: dict[str, Any], projector: dict[str, Any], message: str
+) -> None:
+    recipe = make_recipe(encoders={"image": image, "text": {"folder": "bert"}}, pairs={}, projector=projector)
+    with pytest.raises(EncoderError, match=message):
+        load_encoder(recipe, "image")
 
 
 def test_an_encoder_is_frozen(make_recipe: MakeRecipe) -> None:

@@ -35,7 +35,7 @@ def random_heads(recipe: Recipe) -> Trained:
     return Trained(heads, 0.07, {}, [])
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp", "token"])
+@pytest.mark.parametrize("kind", ["linear", "mlp", "glu", "token", "attention"])
 @pytest.mark.parametrize("encoders", [None, PAPER], ids=["convolutional", "transformers"])
 def test_a_bundle_serves_what_training_computed(
     make_recipe: MakeRecipe, tmp_path: Path, kind: str, encoders: dict[str, Any] | None
@@ -53,6 +53,31 @@ def test_a_bundle_serves_what_training_computed(
     for modality in manifest.towers:
         graph = onnx.load(bundle.tower_path(modality), load_external_data=False)
         assert not any(t.data_location == onnx.TensorProto.EXTERNAL for t in graph.graph.initializer)
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        ({"folder": "dinov2", "pooling": "both"}, {"folder": "bert", "pooling": "both"}),
+        (
+            {"folder": "dinov2", "pooling": "mean", "layers": [1]},
+            {"folder": "bert", "pooling": "cls", "layers": [0, 1]},
+        ),
+        ({"folder": "mobilenet", "layers": [3, 9]}, {"folder": "roberta"}),
+    ],
+    ids=["both", "layers", "convolutional layers"],
+)
+def test_chosen_features_are_served_too(
+    make_recipe: MakeRecipe, tmp_path: Path, image: dict[str, Any], text: dict[str, Any]
+) -> None:
+    audio = {"folder": "yamnet", "layers": image.get("layers", [])}
+    recipe = make_recipe(
+        encoders={"image": image, "audio": audio, "text": text},
+        projector={"kind": "linear", "dimensions": 16, "matryoshka": [4, 8]},
+    )
+    bundle = steps.export(recipe, steps.encoders(recipe), random_heads(recipe), {}, tmp_path / "bundle")
+    assert all(bundle.manifest.evaluation[f"parity.{m}"] >= 0.9999 for m in bundle.manifest.towers)
+    assert bundle.manifest.matryoshka == (4, 8)
 
 
 def test_every_item_is_its_own_whatever_else_is_in_the_batch(make_recipe: MakeRecipe, tmp_path: Path) -> None:

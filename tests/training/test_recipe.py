@@ -30,6 +30,17 @@ def test_overrides_beat_the_environment_and_it_beats_the_file(tmp_path: Path, mo
         ("templates.audio=[]", "templates.audio is empty"),
         ("pairs.tones.modality=video", "pairs.tones.modality"),
         ("name=7", "name"),
+        ("projector.matryoshka=[8,4]", "matryoshka must rise"),
+        ("projector.matryoshka=[16]", "between 1 and 15"),
+        ("train.objective.kind=softmax", "train.objective.kind"),
+        ("train.objective={kind: sdm, repeats: mask}", "repeats cannot be mask"),
+        ("train.objective.bias=0.0", "bias belongs to sigmoid, not to info_nce"),
+        ("train.objective.chunk=0", "train.objective.chunk"),
+        ("train.regularise.structur=1.0", "train.regularise.structur"),
+        ("train.ema=1.0", "train.ema"),
+        ("train.until={tone: 0.5}", "train.until.tone: it must name pairs"),
+        ("train.until={tones: 0.5, pictures: 0.5}", "one must last"),
+        ("encoders.image.layers=[3, 3]", "layers must be different"),
         ("nonsense", "not key=value"),
         ("name.x=1", "name is not a mapping"),
     ],
@@ -49,3 +60,12 @@ def test_unreadable_recipes_say_why(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- a")
     with pytest.raises(RecipeError, match="not a mapping"):
         load_recipe(tmp_path / "list.yaml")
+
+
+def test_token_projectors_refuse_what_is_for_pooled_features(tmp_path: Path) -> None:
+    values = tiny.recipe_values(tmp_path, projector={"kind": "attention"})
+    path = tiny.write_recipe(tmp_path / "r.yaml", values)
+    with pytest.raises(RecipeError, match="pooling cannot be both"):
+        load_recipe(path, ["encoders.text.pooling=both"])
+    with pytest.raises(RecipeError, match="fusemix mixes pooled features"):
+        load_recipe(path, ["train.regularise.fusemix=1.0"])

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,9 +7,11 @@ import torch
 
 from tests.training.conftest import MakeRecipe
 from training import steps
+from training.features import Features
 from training.pairs import Split, read_pairs
 from training.recipe import Recipe
-from training.train import Prepared, Sampler, Trained, load_projectors, project, save_projectors, train
+from training.sampling import Batches
+from training.train import FitError, Prepared, Sampler, Trained, load_projectors, project, save_projectors, train
 
 
 def prepared(recipe: Recipe, cache: Path) -> tuple[steps.Encoders, dict[str, dict[Split, Prepared]]]:
@@ -24,13 +27,20 @@ def same_weights(first: Trained, second: Trained) -> bool:
     )
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp", "token"])
+@pytest.mark.parametrize("kind", ["ridge", "cca", "linear", "mlp", "glu", "token", "attention"])
 def test_each_kind_learns_what_the_random_encoders_leave_to_learn(
     make_recipe: MakeRecipe, tmp_path: Path, kind: str
 ) -> None:
     recipe = make_recipe(
         projector={"kind": kind, "dimensions": 16, "hidden": 32, "dropout": 0.0},
-        train={"steps": 150, "batch_size": 8, "warmup_steps": 10, "validate_every": 25, "learning_rate": 0.003},
+        train={
+            "steps": 150,
+            "batch_size": 8,
+            "warmup_steps": 10,
+            "validate_every": 25,
+            "learning_rate": 0.003,
+            "baseline": False,
+        },
     )
     frozen, data = prepared(recipe, tmp_path / "cache")
     trained = train(recipe, data, tmp_path / "work")
@@ -39,6 +49,7 @@ def test_each_kind_learns_what_the_random_encoders_leave_to_learn(
     assert figures["pictures.i2t.r1"] >= 50.0
     assert figures["tones.top1"] >= 80.0
     assert figures["tones.seen"] is True
+    assert figures["head.won"] == kind
     assert (tmp_path / "work/report.html").read_text().count("<svg") == 2
 
 
@@ -117,3 +128,139 @@ def test_a_batch_holds_each_medium_once(make_recipe: MakeRecipe) -> None:
     assert len(set(links[:, 0].tolist())) == 12
     known = {tuple(link) for link in pairs.links.tolist()}
     assert {tuple(link) for link in links.tolist()} <= known
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "sigmoid": {"objective": {"kind": "sigmoid", "bias": -5.0}},
+    "sigmoid pairs": {"objective": {"kind": "sigmoid", "scaling": "pairs", "repeats": "positive"}},
+    "sdm, two captions": {"objective": {"kind": "sdm", "captions": 2}},
+    "blocks": {"objective": {"chunk": 3}},
+    "mixed batches": {"objective": {"mixed": True}, "batch_size": 16},
+    "regularised": {"regularise": {"structure": 1.0, "noise_robust": 0.1, "alignment": 0.1, "uniformity": 0.1}},
+    "fusemix": {"regularise": {"fusemix": 1.0}},
+    "ema": {"ema": 0.9},
+    "bf16": {"precision": "bf16"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_every_option_learns(make_recipe: MakeRecipe, tmp_path: Path, options: dict[str, Any]) -> None:
+    values = {"steps": 120, "batch_size": 8, "warmup_steps": 10, "validate_every": 40, "learning_rate": 0.003}
+    recipe = make_recipe(
+        projector={"kind": "mlp", "dimensions": 16, "hidden": 32, "dropout": 0.0, "matryoshka": [4, 8]},
+        train={**values, "baseline": False, **options},
+    )
+    _, data = prepared(recipe, tmp_path / "cache")
+    trained = train(recipe, data, tmp_path / "work")
+    assert max(entry["score"] for entry in trained.history) >= 65.0  # untrained: about 30
+    assert "head.ema" in trained.ladder or "ema" not in options
+
+
+def test_an_interrupted_run_with_a_baseline_and_an_average_goes_on(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"steps": 12, "batch_size": 8, "warmup_steps": 2, "validate_every": 4, "ema": 0.8}
+    recipe = make_recipe(train={**values, "objective": {"kind": "sigmoid"}})
+    _, data = prepared(recipe, tmp_path / "cache")
+    whole = train(recipe, data, tmp_path / "whole")
+    draws, real = iter(range(18)), Sampler.draw  # the baseline's 12 steps, and half of the recipe's own
+
+    def interrupted(sampler: Sampler, rng: np.random.Generator) -> np.ndarray:
+        if next(draws, None) is None:
+            raise KeyboardInterrupt
+        return real(sampler, rng)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "draw", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, data, tmp_path / "cut")
+    resumed = train(recipe, data, tmp_path / "cut")
+    assert same_weights(whole, resumed)
+    assert (whole.history, whole.ladder) == (resumed.history, resumed.ladder)
+
+
+def test_the_average_is_kept_only_where_it_is_better(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    values = {"steps": 30, "batch_size": 8, "warmup_steps": 2, "validate_every": 10, "learning_rate": 0.01}
+    recipe = make_recipe(train={**values, "ema": 0.9999, "baseline": False})
+    _, data = prepared(recipe, tmp_path / "cache")
+    slow = train(recipe, data, tmp_path / "slow")  # an average that hardly leaves the initialisation
+    assert max(entry["score"] for entry in slow.history) > max(entry["ema"] for entry in slow.history)
+    assert slow.ladder["head.ema"] is False
+    plain = train(make_recipe(train={**values, "baseline": False}), data, tmp_path / "plain")
+    assert same_weights(slow, plain)
+
+
+def test_a_source_ends_where_the_recipe_says(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(train={"steps": 40, "batch_size": 8, "until": {"tones": 0.5}})
+    sources = [Prepared(read_pairs(recipe, name)["train"], *fake_features(recipe, name)) for name in recipe.pairs]
+    batches, rng = Batches(recipe, sources), np.random.default_rng(0)
+    drawn = [batches.draw(step, rng)[0].source for step in range(40)]
+    assert set(drawn[:20]) == {0, 1}
+    assert set(drawn[20:]) == {0}
+
+
+def test_a_mixed_batch_holds_every_source_and_mistakes_none(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(train={"batch_size": 8, "objective": {"mixed": True}})
+    sources = [Prepared(read_pairs(recipe, name)["train"], *fake_features(recipe, name)) for name in recipe.pairs]
+    parts = Batches(recipe, sources).draw(0, np.random.default_rng(0))
+    assert [part.source for part in parts] == [0, 1]
+    for first, second in zip(parts[0].keys, parts[1].keys, strict=True):
+        shared = set(first.tolist()) & set(second.tolist())
+        assert shared <= {-1}
+
+
+def test_several_captions_of_a_medium_are_different_ones(make_recipe: MakeRecipe) -> None:
+    pairs = read_pairs(make_recipe(), "pictures")["train"]  # two captions of each picture
+    rng = np.random.default_rng(0)
+    for asked, expected in ((1, 1), (2, 2), (3, 2)):
+        links = Sampler(pairs, 12, asked).draw(rng)
+        media, counts = np.unique(links[:, 0], return_counts=True)
+        assert len(media) == 12 // asked
+        assert set(counts.tolist()) == {expected}
+        assert len({tuple(link) for link in links.tolist()}) == len(links)
+        assert {tuple(link) for link in links.tolist()} <= {tuple(link) for link in pairs.links.tolist()}
+
+
+def test_training_goes_on_from_a_file(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(train={"steps": 20, "batch_size": 8, "validate_every": 10, "baseline": False})
+    _, data = prepared(recipe, tmp_path / "cache")
+    first = train(recipe, data, tmp_path / "first")
+    save_projectors(tmp_path / "p.safetensors", first)
+    still = {"steps": 1, "batch_size": 8, "warmup_steps": 0, "learning_rate": 1e-12, "baseline": False}
+    again = make_recipe(train={**still, "start": str(tmp_path / "p.safetensors")})
+    second = train(again, data, tmp_path / "second")
+    for modality, head in first.heads.items():
+        for key, value in head.state_dict().items():
+            assert torch.allclose(value, second.heads[modality].state_dict()[key], atol=1e-6)
+    assert second.init != first.init
+    with pytest.raises(FitError, match=r"train\.start: .*absent.* is not there"):
+        train(make_recipe(train={**still, "start": str(tmp_path / "absent")}), data, tmp_path / "third")
+    other = make_recipe(
+        train={**still, "start": str(tmp_path / "p.safetensors")}, projector={"kind": "mlp", "dimensions": 8}
+    )
+    with pytest.raises(FitError, match="does not fit"):
+        train(other, data, tmp_path / "fourth")
+
+
+def test_tensorboard_shows_the_validations(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    values = {"steps": 20, "batch_size": 8, "validate_every": 10, "baseline": False, "tensorboard": True}
+    recipe = make_recipe(train=values)
+    _, data = prepared(recipe, tmp_path / "cache")
+    history = train(recipe, data, tmp_path / "work").history
+    events = accumulator.EventAccumulator(str(tmp_path / "work/tensorboard")).Reload()
+    shown = [(event.step, round(event.value, 3)) for event in events.Scalars("mlp/score")]
+    assert shown == [(entry["step"], entry["score"]) for entry in history]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_named(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(train={"device": "cuda", "baseline": False})
+    _, data = prepared(recipe, tmp_path / "cache")
+    with pytest.raises(FitError, match=r"train\.device is cuda"):
+        train(recipe, data, tmp_path / "work")
+
+
+def fake_features(recipe: Recipe, name: str) -> tuple[Features, Features]:
+    pairs = read_pairs(recipe, name)["train"]
+    return tuple(Features(np.zeros((len(side), 3), np.float32)) for side in (pairs.media, pairs.texts))  # type: ignore[return-value]

@@ -2,44 +2,25 @@
 
 import copy
 import hashlib
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
-from torch import Tensor, nn
 
 from training.distill.fit import student_inputs
 from training.distill.recipe import DistillRecipe
 from training.distill.student import Student
 from training.distill.views import Views
 from training.errors import TrainingError
+from training.graphs import onnx_bytes
 
 _ONNX_TOLERANCE = 1e-4
 
 
 class DistillError(TrainingError):
     """The student cannot be trained or exported; the message says why."""
-
-
-def onnx_bytes(model: nn.Module, example: Tensor, input_name: str, output_name: str) -> bytes:
-    """One self-contained ONNX program with a dynamic first dimension."""
-    program = torch.onnx.export(
-        model,
-        (example,),
-        input_names=[input_name],
-        output_names=[output_name],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        opset_version=20,
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    stream = io.BytesIO()
-    program.save(stream, external_data=False)  # type: ignore[arg-type]
-    return stream.getvalue()
 
 
 def export(recipe: DistillRecipe, student: Student, views: Views, out: Path, teacher: dict[str, str]) -> None:

@@ -15,9 +15,10 @@ from transformers import AutoModelForImageClassification
 
 from service.contract.audio import AudioPreprocessing
 from service.contract.images import ImagePreprocessing
-from training.distill.graph import DistillError, onnx_bytes
+from training.distill.graph import DistillError
 from training.distill.recipe import DistillRecipe
 from training.distill.views import Teacher, Views, audio_views, cached_views, image_views, listed_files
+from training.graphs import onnx_bytes
 from training.recipe import RecipeError
 
 _BATCH = 64

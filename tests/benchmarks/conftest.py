@@ -1,0 +1,3 @@
+from tests.training.conftest import tiny_root
+
+__all__ = ["tiny_root"]

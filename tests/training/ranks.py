@@ -1,0 +1,52 @@
+"""One process of test_distributed: `python -m tests.training.ranks OUT`, with torchrun's variables set.
+
+Every process makes the same eight pairs, keeps its share, and writes its loss and gradients.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from training.distributed import joined
+from training.losses import contrast
+from training.recipe import ObjectiveSpec
+
+SPECS = {
+    "info_nce": ObjectiveSpec(),
+    "positive": ObjectiveSpec(repeats="positive"),
+    "sigmoid": ObjectiveSpec(kind="sigmoid", scaling="pairs"),
+    "sdm": ObjectiveSpec(kind="sdm"),
+    "chunked": ObjectiveSpec(chunk=3),
+}
+LABELS = torch.tensor([0, 1, 2, 0, 3, 3, 4, 0])
+
+
+def run(out: Path) -> None:
+    ranks = joined("gloo")
+    result = {}
+    for name, spec in SPECS.items():
+        torch.manual_seed(0)
+        media, texts = nn.Linear(6, 4), nn.Linear(5, 4)
+        x, y = torch.randn(8, 6), torch.randn(8, 5)
+        scale, bias = nn.Parameter(torch.tensor(1.2)), nn.Parameter(torch.tensor(-0.5))
+        keys = (torch.arange(8), LABELS)
+        ours = [ranks.share(rows) for rows in (x, y, *keys)]
+        loss = contrast(
+            spec, normalize(media(ours[0]), dim=-1), normalize(texts(ours[1]), dim=-1), scale, tuple(ours[2:]),
+            bias=bias, ranks=ranks,
+        )  # fmt: skip
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = [*media.parameters(), *texts.parameters(), scale, bias]
+        ranks.sum_gradients(parameters)
+        gradients = torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in parameters])
+        result[name] = {"loss": loss.item(), "gradients": gradients.tolist()}
+    agreed = ranks.agree(float(ranks.index + 5))
+    (out / f"{ranks.index}of{ranks.count}.json").write_text(json.dumps({"agreed": agreed, "losses": result}))
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))

@@ -1,0 +1,238 @@
+"""What an encoder's own classifier names: read beside its features, as a branch of the head, and as soft captions."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    MobileNetV1Config,
+    MobileNetV1ForImageClassification,
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+)
+
+from tests.training import tiny
+from tests.training.conftest import MakeRecipe
+from training import steps
+from training.concepts import named, soft_caption_loss
+from training.encoders import EncoderError, load_encoder
+from training.features import cached_features, preparer
+from training.pairs import PairError, read_pairs
+from training.projector import ConceptBranch
+from training.recipe import RecipeError
+from training.train import load_projectors, train
+
+# The exporter of torch itself uses what a newer torch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+COLOURS = ["background", "red", "green", "blue"]
+
+
+@pytest.fixture(scope="module")
+def root(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny data with encoders that kept their classifiers."""
+    root = tmp_path_factory.mktemp("concepts") / "data"
+    shutil.copytree(tiny_root, root)
+    torch.manual_seed(3)
+    for folder in ("first", "second"):
+        config = MobileNetV2Config(depth_multiplier=0.1, min_depth=8, id2label=dict(enumerate(COLOURS)))
+        tiny._save(MobileNetV2ForImageClassification(config), root / folder)
+        shutil.copy(tiny_root / "mobilenet/preprocessor_config.json", root / folder)
+    config = MobileNetV1Config(num_channels=1, depth_multiplier=0.05, min_depth=8, id2label={0: "low", 1: "high"})
+    tiny._save(MobileNetV1ForImageClassification(config), root / "hearing")
+    (root / "hearing/frontend.json").write_text(tiny.FRONTEND)
+    dino = Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, patch_size=8, image_size=64)
+    tiny._save(Dinov2ForImageClassification(dino), root / "other")
+    shutil.copy(tiny_root / "dinov2/preprocessor_config.json", root / "other")
+    return root
+
+
+def values(root: Path, **pairs: Any) -> dict[str, Any]:
+    """The tiny recipe with concepts; tones are captioned by their encoder's own classifier."""
+    tones = tiny.recipe_values(root)["pairs"]["tones"] | {"supervision": "concepts"}
+    tones["splits"] = {"train": ["0", "1"], "test": ["2"]}
+    return {
+        "data": {"root": str(root)},
+        "encoders": {
+            "image": {"folder": "first", "beside": ["second"], "concepts": True},
+            "audio": {"folder": "hearing", "concepts": True, "labels": "tones"},
+            "text": {"folder": "bert"},
+        },
+        "pairs": {"pictures": tiny.recipe_values(root)["pairs"]["pictures"], "tones": tones | pairs},
+    }
+
+
+def test_scores_are_the_classifiers_own_and_the_last_of_the_features(root: Path, make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(**values(root))
+    image, audio = load_encoder(recipe, "image"), load_encoder(recipe, "audio")
+    assert image.concepts == ("red", "green", "blue")
+    assert image.source == "first+second"
+    pixels = torch.from_numpy(preparer(image)(root / "pictures/0.png"))[None]
+    expected, features = [], []
+    for folder in ("first", "second"):
+        model = MobileNetV2ForImageClassification.from_pretrained(root / folder).eval()
+        with torch.inference_mode():
+            expected.append(model(pixels).logits.softmax(-1)[0, 1:])
+            features.append(model.mobilenet_v2(pixels).pooler_output[0])
+    assert image.module is not None
+    with torch.inference_mode():
+        whole, local = image.module(pixels)
+    torch.testing.assert_close(whole[0, -3:], (expected[0] + expected[1]) / 2)
+    torch.testing.assert_close(whole[0, :-3], torch.cat(features))
+    assert image.width == whole.shape[1]
+    assert local.shape == (1, 1, image.width)
+    patches = torch.from_numpy(preparer(audio)(root / "sounds/0.wav"))
+    hearing = MobileNetV1ForImageClassification.from_pretrained(root / "hearing").eval()
+    assert audio.module is not None
+    with torch.inference_mode():
+        torch.testing.assert_close(audio.module(patches)[:, -2:], hearing(patches).logits.sigmoid() ** 8)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ({"folder": "other", "concepts": True}, "no classifier that reads the pooled features alone"),
+        ({"folder": "mobilenet", "concepts": True}, "lacks weights"),
+    ],
+)
+def test_a_classifier_that_is_not_there_is_refused(
+    root: Path, make_recipe: MakeRecipe, image: dict[str, Any], said: str
+) -> None:
+    recipe = make_recipe(**values(root) | {"encoders": values(root)["encoders"] | {"image": image}})
+    with pytest.raises(EncoderError, match=said):
+        load_encoder(recipe, "image")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"projector": {"kind": "token"}}, "not for token heads"),
+        ({"projector": {"kind": "ridge"}}, "not for ridge heads"),
+        ({"templates": {"audio": ["{}"]}}, "templates.image"),
+    ],
+)
+def test_what_cannot_have_concepts_says_so(
+    root: Path, make_recipe: MakeRecipe, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        make_recipe(**values(root) | changes)
+    without = values(root)
+    del without["encoders"]["audio"]["concepts"]
+    with pytest.raises(RecipeError, match=r"pairs.tones asks for concepts"):
+        make_recipe(**without)
+
+
+def test_the_branch_is_a_weighted_sum_of_centred_names() -> None:
+    branch = ConceptBranch(3, 2, root=0.25)
+    branch.place(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
+    got = branch(torch.tensor([[16.0, 0.0, 1.0], [0.0, 81.0, 0.0]]))
+    names = np.array([[1, -1 / 3], [0, 2 / 3], [-1, -1 / 3]])
+    expected = np.array([2 * names[0] + 1 * names[2], 3 * names[1]])
+    np.testing.assert_allclose(got, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+
+
+def test_soft_captions_are_cross_entropy_against_normalised_scores() -> None:
+    rng = np.random.default_rng(0)
+    media, names = (torch.tensor(rng.normal(size=(n, 4)), requires_grad=True) for n in (5, 3))
+    scores = torch.tensor(rng.random((5, 3)))
+    scores[0] = 0.0
+    log_scale = torch.tensor(1.5, requires_grad=True)
+    loss = soft_caption_loss(media, names, log_scale, scores)
+    logits = np.exp(1.5) * media.detach().numpy().astype(np.float32) @ names.detach().numpy().astype(np.float32).T
+    logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    target = scores.numpy() / np.maximum(scores.numpy().sum(1, keepdims=True), 1e-12)
+    assert loss.item() == pytest.approx(-(target * logs).sum(1).mean(), rel=1e-5)
+    loss.backward()
+    assert media.grad is not None
+    assert names.grad is not None
+    assert log_scale.grad is not None
+    assert not media.grad[0].any(), "a medium of which nothing is said must not move"
+    assert media.grad[1:].abs().sum() > 0
+    assert names.grad.abs().sum() > 0
+    assert log_scale.grad.abs() > 0
+
+
+def test_labels_that_training_must_not_see_change_nothing_of_it(
+    root: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    table = (root / "sounds.csv").read_text()
+    weights = []
+    for name in ("sounds.csv", "shuffled.csv"):
+        if name == "shuffled.csv":
+            head, *rows = table.strip().split("\n")
+            labels = [row.split(",")[1] for row in rows]
+            turned = labels[1:] + labels[:1]
+            lines = [
+                ",".join([row.split(",")[0], turned[i] if row.split(",")[2] != "2" else labels[i], row.split(",")[2]])
+                for i, row in enumerate(rows)
+            ]
+            (root / name).write_text("\n".join([head, *lines]) + "\n")
+        recipe = make_recipe(**values(root, table=name))
+        frozen = steps.encoders(recipe)
+        data = steps.features(recipe, frozen, steps.pairs(recipe), tmp_path / "cache")
+        assert data["tones"]["train"].pairs.labels is None
+        assert data["tones"]["train"].pairs.texts == []
+        trained = train(recipe, data, tmp_path / name, names=named(recipe, frozen, tmp_path / "cache"))
+        weights.append({f"{m}.{k}": v for m, head in trained.heads.items() for k, v in head.state_dict().items()})
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_run_with_concepts_ends_in_a_checked_bundle(root: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(**values(root, prompts={"low tone": ["a very low tone"]}))
+    frozen, cache = steps.encoders(recipe), tmp_path / "cache"
+    data = steps.features(recipe, frozen, steps.pairs(recipe), cache)
+    trained = steps.fit(recipe, frozen, data, cache, tmp_path)
+    branch = trained.heads["audio"].branch
+    assert branch is not None
+    vectors = trained.heads["text"](torch.from_numpy(named(recipe, frozen, cache)["audio"].prompts[0].pooled))
+    torch.testing.assert_close(branch.names, vectors - vectors.mean(0))
+    figures = steps.evaluate(recipe, frozen, data, trained, cache, tmp_path)
+    assert figures["tones.zero_shot.top1"] == figures["tones.top1"]
+    assert figures["tones.seen"] is False
+    assert figures["tones.concept_informed"] is True
+    bundle = steps.export(recipe, frozen, trained, figures, tmp_path / "bundle")
+    assert all(bundle.manifest.evaluation[f"parity.{m}"] >= 0.9999 for m in ("image", "audio", "text"))
+    again = load_projectors(tmp_path / "projectors.safetensors", recipe)
+    kept = trained.heads["image"].state_dict()
+    assert all(torch.equal(value, kept[key]) for key, value in again.heads["image"].state_dict().items())
+
+
+def test_withheld_classes_are_tested_among_all(root: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(**values(root, supervision="pairs", unseen=["high_tone"]))
+    split = read_pairs(recipe, "tones")
+    assert split["train"].labels is not None
+    assert "high tone" not in {split["train"].classes[label] for label in split["train"].labels}
+    assert "high tone" in split["train"].classes
+    frozen, cache = steps.encoders(recipe), tmp_path / "cache"
+    data = steps.features(recipe, frozen, steps.pairs(recipe), cache)
+    trained = train(recipe, data, tmp_path, names=named(recipe, frozen, cache))
+    figures = steps.evaluate(recipe, frozen, data, trained, cache, tmp_path)
+    assert figures["tones.seen"] is False
+    assert 0.0 <= figures["tones.unseen.top1"] <= 100.0
+
+
+def test_a_prompt_for_no_class_is_refused(root: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(**values(root, prompts={"purple": ["x"]}))
+    frozen, cache = steps.encoders(recipe), tmp_path / "cache"
+    data = steps.features(recipe, frozen, steps.pairs(recipe), cache)
+    trained = train(recipe, data, tmp_path, names=named(recipe, frozen, cache))
+    with pytest.raises(PairError, match="purple is none of its classes"):
+        steps.evaluate(recipe, frozen, data, trained, cache, tmp_path)
+
+
+def test_a_long_list_goes_through_onnx_runtime_to_the_same_features(
+    root: Path, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(**values(root))
+    for modality, items in (("image", sorted(root.glob("pictures/*"))), ("audio", sorted(root.glob("sounds/*")))):
+        encoder = load_encoder(recipe, modality)
+        plain = cached_features(encoder, items, tmp_path / "plain").pooled
+        with monkeypatch.context() as patch:
+            patch.setattr("training.features._MANY", 1)
+            compiled = cached_features(encoder, items, tmp_path / "compiled").pooled
+        np.testing.assert_allclose(compiled, plain, rtol=1e-3, atol=1e-4)

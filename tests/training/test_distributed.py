@@ -1,0 +1,74 @@
+"""Two real processes over gloo do what one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.training import ranks as program
+from tests.training import tiny
+from training.distributed import ALONE, joined
+
+DEADLINE_S = 120.0
+ROOT = Path(__file__).parents[2]
+
+
+def torchrun(port: int, count: int, *arguments: str) -> None:
+    """Run `python arguments` as `count` processes with the variables that torchrun sets."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    errors = [process.communicate(timeout=DEADLINE_S)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, "\n".join(errors)[-3000:]
+
+
+def test_without_torchrun_there_is_one_process() -> None:
+    rows = torch.randn(3, 2)
+    assert joined() is ALONE
+    assert ALONE.gather(rows) is rows
+    assert ALONE.share(rows) is rows
+    assert ALONE.agree(2.5) == 2.5
+
+
+def test_losses_and_gradients_of_two_processes_are_those_of_one(tmp_path: Path, free_port: int) -> None:
+    program.run(tmp_path)
+    torchrun(free_port, 2, "-m", "tests.training.ranks", str(tmp_path))
+    alone = json.loads((tmp_path / "0of1.json").read_text())["losses"]
+    first, second = (json.loads((tmp_path / f"{rank}of2.json").read_text()) for rank in range(2))
+    assert first["agreed"] == second["agreed"] == 5.0
+    for name, expected in alone.items():
+        parts = [each["losses"][name] for each in (first, second)]
+        assert sum(part["loss"] for part in parts) == pytest.approx(expected["loss"], rel=1e-6), name
+        for part in parts:
+            assert np.allclose(part["gradients"], expected["gradients"], atol=1e-6), name
+
+
+def test_training_on_two_processes_gives_the_weights_of_one(tmp_path: Path, tiny_root: Path, free_port: int) -> None:
+    values = tiny.recipe_values(tiny_root)
+    values["train"] |= {"steps": 6, "validate_every": 3, "batch_size": 6}  # equal shares in both sources
+    values["train"] |= {"baseline": False}
+    del values["pairs"]["pictures"], values["encoders"]["image"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    command = ("-m", "training", "train", str(tmp_path / "recipe.yaml"), "--cache", str(tmp_path / "cache"))
+    torchrun(free_port, 1, *command, "--work", str(tmp_path / "one"))
+    torchrun(free_port, 2, *command, "--work", str(tmp_path / "two"))
+    one, two = (load_file(tmp_path / run / "projectors.safetensors") for run in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert torch.allclose(value, two[key], atol=1e-4), key

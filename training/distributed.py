@@ -1,0 +1,87 @@
+"""The processes of one training run under torchrun: who am I, vectors of all, gradients of all.
+
+`torchrun --nproc-per-node 2 -m training train RECIPE` trains on the negatives of every process. Without torchrun
+there is one process, and nothing here does anything.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `count`."""
+
+    index: int
+    count: int
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows (n, D) of every process in their order, (count · n, D); gradients go back to where rows came from."""
+        return rows if self.count == 1 else cast(Tensor, _Gather.apply(rows, self))
+
+    def gather_constant(self, values: Tensor) -> Tensor:
+        """The same without gradients."""
+        if self.count == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.count)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Add up every parameter's gradient over the processes, in place."""
+        if self.count == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:  # a head that had no part in this process's share
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+
+    def agree(self, value: float) -> float:
+        """The first process's value, so that all of them stop at the same step."""
+        if self.count == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64, device=_device())
+        dist.broadcast(shared, 0)
+        return float(shared.item())
+
+    def share(self, rows: Any) -> Any:
+        """This process's equal share of rows (n, …); what does not divide is left out."""
+        size = len(rows) // self.count
+        return rows[self.index * size : (self.index + 1) * size] if self.count > 1 else rows
+
+
+ALONE = Ranks(0, 1)
+
+
+def joined(backend: str | None = None) -> Ranks:
+    """Join the run that torchrun's variables describe; ALONE where there are none. NCCL with a GPU, else gloo."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    if not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group(backend or ("nccl" if torch.cuda.is_available() else "gloo"))
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks, ctx.size = ranks, len(rows)
+        return ranks.gather_constant(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # Every process's loss used these rows: the sum of what each sends back is their gradient.
+        whole = gradients[0].contiguous().clone()
+        dist.all_reduce(whole)
+        return whole[ctx.ranks.index * ctx.size : (ctx.ranks.index + 1) * ctx.size], None
+
+
+def _device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"

@@ -1,0 +1,26 @@
+"""What projectors are trained on: contrasts of pairs, and regularisers of a batch."""
+
+from training.losses.contrastive import (
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    clamp_log_scale,
+    info_nce,
+    same_pairs,
+)
+from training.losses.objective import contrast, nested
+from training.losses.regularise import alignment, fusemix, noise_robust, structure, uniformity
+
+__all__ = [
+    "MAX_TEMPERATURE",
+    "MIN_TEMPERATURE",
+    "alignment",
+    "clamp_log_scale",
+    "contrast",
+    "fusemix",
+    "info_nce",
+    "nested",
+    "noise_robust",
+    "same_pairs",
+    "structure",
+    "uniformity",
+]

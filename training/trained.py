@@ -1,0 +1,88 @@
+"""Trained heads, and their file projectors.safetensors."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from service.contract.bundle import MODALITIES, Modality
+from training.projector import Head
+from training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Trained:
+    heads: dict[Modality, Head]
+    temperature: float
+    means: dict[Modality, list[float]]
+    """Mean unit vector of each modality over the training pairs."""
+    history: list[dict[str, float]]
+    """Every validation of the head that the recipe asks for."""
+    ladder: dict[str, Any] = field(default_factory=dict)
+    """`head.won` and the validation score of each kind of head that was tried."""
+    init: str = ""
+    """Hash of the weights that training started from; heads of one init can be merged."""
+
+
+def save_projectors(path: Path, trained: Trained) -> None:
+    """projectors.safetensors: every tensor under `<modality>.`; what else Trained holds in its metadata."""
+    tensors = {
+        f"{modality}.{key}": value.contiguous()
+        for modality, head in trained.heads.items()
+        for key, value in head.state_dict().items()
+    }
+    metadata = {
+        "temperature": repr(trained.temperature),
+        "means": json.dumps(trained.means),
+        "kinds": json.dumps({modality: head.kind for modality, head in trained.heads.items()}),
+        "ladder": json.dumps(trained.ladder),
+        "init": trained.init,
+    }
+    save_file(tensors, path, metadata)
+
+
+def load_projectors(path: Path, recipe: Recipe) -> Trained:
+    """Rebuild what `save_projectors` wrote, for a recipe. Raises ValueError where the two do not fit.
+
+    A linear head fits every recipe of its dimensions: it is what ships where the recipe's own did not beat it.
+    """
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+        metadata = file.metadata()
+    kinds = json.loads(metadata.get("kinds", "{}"))
+    heads: dict[Modality, Head] = {}
+    for modality in MODALITIES:
+        state = {k.removeprefix(f"{modality}."): v for k, v in tensors.items() if k.startswith(f"{modality}.")}
+        if not state:
+            continue
+        first = state.get("local.norm.weight", state.get("pooled.standardise.mean"))
+        if first is None:
+            raise ValueError(f"{path} holds no {modality} projector of a known kind")
+        spec = recipe.projector
+        if kinds.get(modality) == "linear":
+            spec = spec.model_copy(update={"kind": "linear"})
+        concepts = len(state.get("branch.names", ()))
+        head = Head(modality, len(first) + concepts, spec, concepts)
+        try:
+            head.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not fit the recipe's projector: {error}") from None
+        heads[modality] = head.eval().requires_grad_(False)
+    if not heads:
+        raise ValueError(f"{path} holds no projectors")
+    ladder, init = json.loads(metadata.get("ladder", "{}")), metadata.get("init", "")
+    return Trained(heads, float(metadata["temperature"]), json.loads(metadata["means"]), [], ladder, init)
+
+
+def init_hash(state: dict[str, torch.Tensor]) -> str:
+    """Hash of the parameters that training starts from, without the statistics of the features."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        if ".standardise." not in name:
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,99 @@
+"""What training is judged by: heads on the validation splits, and what is read off them once they are chosen."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+
+from service.contract.bundle import Modality
+from training.evaluate import class_vectors, retrieval, top1
+from training.features import Features
+from training.losses import MAX_TEMPERATURE, MIN_TEMPERATURE
+from training.pairs import Pairs, Split
+from training.projector import Head
+from training.recipe import Recipe
+from training.sampling import Prepared, tensors
+
+Heads = Mapping[Modality, Head]
+Data = Mapping[str, Mapping[Split, Prepared]]
+_VALIDATED_MEDIA = 2000  # bounds the cost of one validation
+
+
+@torch.inference_mode()
+def project(head: Head, features: Features, batch: int = 4096) -> NDArray[np.float32]:
+    """Unit vectors (N, D) of frozen features."""
+    training = head.training
+    head.eval()
+    device = next(head.parameters()).device
+    parts = []
+    for start in range(0, len(features), batch):
+        rows = np.arange(start, min(start + batch, len(features)))
+        inputs = {key: value.to(device) for key, value in tensors(features, rows, head.needs_tokens).items()}
+        parts.append(head(**inputs).float().cpu().numpy())
+    head.train(training)
+    return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+
+
+def validate(recipe: Recipe, heads: Heads, data: Data) -> dict[str, float]:
+    """Mean R@1 of the two directions for captions, top-1 for labels, per source with a validation split."""
+    figures = {}
+    for name, splits in data.items():
+        held = splits["validation"]
+        if not len(held.pairs.media):
+            continue
+        media = project(heads[held.pairs.modality], held.media)
+        if held.pairs.labels is not None:
+            figures[name], _ = top1(media, _classes(recipe, heads["text"], splits), held.pairs.labels)
+        else:
+            keep = held.pairs.links[:, 0] < _VALIDATED_MEDIA
+            recall = retrieval(media[:_VALIDATED_MEDIA], project(heads["text"], held.texts), held.pairs.links[keep])
+            figures[name] = (recall["m2t.r1"] + recall["t2m.r1"]) / 2
+    return figures
+
+
+def calibrate(recipe: Recipe, heads: Heads, data: Data, learned: float) -> float:
+    """The temperature that makes label scores most likely on the labelled validation splits (arXiv 1706.04599).
+
+    Without such a split it is `learned`, the mean of the training temperatures.
+    """
+    sets = []
+    for splits in data.values():
+        held = splits["validation"]
+        if held.pairs.labels is not None and len(held.pairs.media):
+            media = project(heads[held.pairs.modality], held.media)
+            similarity = media @ _classes(recipe, heads["text"], splits).T
+            sets.append((torch.from_numpy(similarity).double(), torch.from_numpy(held.pairs.labels)))
+    if not sets:
+        return learned
+    candidates = np.geomspace(MIN_TEMPERATURE, MAX_TEMPERATURE, 200)
+    losses = [sum(cross_entropy(scores / t, labels).item() for scores, labels in sets) for t in candidates]
+    return float(candidates[int(np.argmin(losses))])
+
+
+def means(heads: Heads, data: Data) -> dict[Modality, list[float]]:
+    """Mean unit vector of each modality over the training pairs."""
+    parts: dict[Modality, list[NDArray[np.float32]]] = {modality: [] for modality in heads}
+    for splits in data.values():
+        source = splits["train"]
+        sides: list[tuple[Modality, Features]] = [(source.pairs.modality, source.media), ("text", source.texts)]
+        for modality, features in sides:
+            if len(features):
+                parts[modality].append(project(heads[modality], features))
+    return {modality: np.concatenate(rows).mean(0).round(6).tolist() for modality, rows in parts.items()}
+
+
+def label_prompts(recipe: Recipe, pairs: Pairs) -> list[str]:
+    """Every class of a labelled source in every template of its modality, class by class."""
+    return [template.format(name) for name in pairs.classes for template in recipe.templates[pairs.modality]]
+
+
+def _classes(recipe: Recipe, text: Head, splits: Mapping[Split, Prepared]) -> NDArray[np.float32]:
+    """One vector per class of a labelled source, from the caption features of all its splits together."""
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for split in splits.values():
+        vectors |= dict(zip(split.pairs.texts, project(text, split.texts), strict=True))
+    prompts = label_prompts(recipe, splits["train"].pairs)
+    templates = len(prompts) // len(splits["train"].pairs.classes)
+    return class_vectors(np.stack([vectors[prompt] for prompt in prompts]), templates)
