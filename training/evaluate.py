@@ -16,17 +16,27 @@ def retrieval(media: Floats, texts: Floats, links: NDArray[np.int64]) -> dict[st
 
     A media query counts when any of its texts is within the top k; ties count against the model.
     """
+    figures: dict[str, float] = {}
+    for direction, (rank, _) in ranks(media, texts, links).items():
+        figures |= {f"{direction}.r{k}": round(float((rank < k).mean() * 100), 2) for k in (1, 5, 10)}
+    return figures
+
+
+def ranks(
+    media: Floats, texts: Floats, links: NDArray[np.int64]
+) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Per direction, the rank from 0 of each query's best true partner, and the medium that the query belongs to."""
     similarity = media @ texts.T
     linked = np.zeros(similarity.shape, bool)
     linked[links[:, 0], links[:, 1]] = True
-    figures: dict[str, float] = {}
+    result = {}
     for direction, scores, right in (("m2t", similarity, linked), ("t2m", similarity.T, linked.T)):
         queries = right.any(axis=1)
+        owner = np.flatnonzero(queries) if direction == "m2t" else right[queries].argmax(axis=1)
         scores, right = scores[queries], right[queries]
         best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        rank = ((scores >= best) & ~right).sum(axis=1)
-        figures |= {f"{direction}.r{k}": round(float((rank < k).mean() * 100), 2) for k in (1, 5, 10)}
-    return figures
+        result[direction] = (((scores >= best) & ~right).sum(axis=1), owner)
+    return result
 
 
 def class_vectors(prompts: Floats, templates: int) -> Floats:

@@ -210,6 +210,17 @@ class TrainSpec(_Model):
     """Write losses and validation for TensorBoard beside the checkpoint (needs the package tensorboard)."""
 
 
+class EmergentSpec(_Model):
+    """Retrieval between the test media of modalities that never met in training."""
+
+    queries: str
+    """Labelled pairs whose test media are the queries."""
+    gallery: list[str] = Field(min_length=1)
+    """Pairs whose test media are searched."""
+    shows: dict[str, list[str]] = Field(min_length=1)
+    """For readable class names of the queries: classes, or words of a caption, of media that answer them."""
+
+
 class Recipe(_Model):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     description: str = ""
@@ -219,6 +230,7 @@ class Recipe(_Model):
     projector: ProjectorSpec = ProjectorSpec()
     train: TrainSpec = TrainSpec()
     templates: dict[Literal["image", "audio"], list[str]] = {}
+    emergent: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], EmergentSpec] = {}
     licences: list[str] = []
     notes: str = ""
     """Goes into the model card."""
@@ -234,6 +246,10 @@ class Recipe(_Model):
                 raise ValueError(f"pairs.{name} asks for concepts, and encoders.{source.modality}.concepts is not set")
             if (source.label or source.table is None) and not self.templates.get(source.modality):
                 raise ValueError(f"pairs.{name} has labels, and templates.{source.modality} is empty")
+        for name, spec in self.emergent.items():
+            for pairs in (spec.queries, *spec.gallery):
+                if pairs not in self.pairs:
+                    raise ValueError(f"emergent.{name} names {pairs}, and there are no such pairs")
         if self.pairs and all(source.supervision != "pairs" for source in self.pairs.values()):
             raise ValueError("no pairs have texts to train on: supervision is pairs for none of them")
         for modality, encoder in self.encoders.items():

@@ -13,12 +13,14 @@ from service.contract.bundle import Bundle, Modality
 from service.contract.vectors import l2_normalise
 from training.concepts import named
 from training.distributed import joined
+from training.emergent import average_precision, chance_precision, shown
 from training.encoders import FrozenEncoder, load_encoder
-from training.evaluate import class_vectors, gap, retrieval, top1
+from training.evaluate import class_vectors, gap, ranks, retrieval, top1
 from training.export import ExportError, export_bundle
 from training.features import Item, cached_features
+from training.intervals import interval
 from training.pairs import SUFFIXES, PairError, Pairs, Split, read_pairs
-from training.recipe import Recipe
+from training.recipe import EmergentSpec, Recipe
 from training.report import write_report
 from training.train import Prepared, Trained, label_prompts, load_projectors, project, save_projectors, train
 
@@ -104,22 +106,30 @@ def evaluate(
         if test.pairs.labels is None:
             for key, value in retrieval(media, texts, test.pairs.links).items():
                 figures[f"{name}.{key.replace('m', modality[0])}"] = value
+            for key, (rank, owner) in ranks(media, texts, test.pairs.links).items():
+                hits = (rank < 1) * 100.0
+                figures[f"{name}.{key.replace('m', modality[0])}.r1.ci95"] = interval(hits, owner)
         else:
             prompts = label_prompts(recipe, test.pairs)
             encoded = cached_features(frozen["text"], prompts, cache, tokens=tokens, what=f"{name} prompts")
             classes = class_vectors(project(trained.heads["text"], encoded), len(recipe.templates[modality]))
             classes = _described(recipe, frozen, trained, name, test.pairs.classes, classes, cache)
             figures[f"{name}.top1"], each = top1(media, classes, test.pairs.labels)
+            right = ((media @ classes.T).argmax(1) == test.pairs.labels) * 100.0
+            figures[f"{name}.top1.ci95"] = interval(right)
             train_labels = splits["train"].pairs.labels
             known = set() if train_labels is None else set(train_labels.tolist())
             seen = set(test.pairs.labels.tolist()) <= known
             figures |= {f"{name}.classes": len(test.pairs.classes), f"{name}.seen": seen}
             if not known:
-                figures[f"{name}.zero_shot.top1"] = figures[f"{name}.top1"]
+                figures |= {f"{name}.zero_shot.top1{end}": figures[f"{name}.top1{end}"] for end in ("", ".ci95")}
             elif not seen:
                 unseen = np.array([label not in known for label in test.pairs.labels])
                 figures[f"{name}.unseen.top1"], _ = top1(media[unseen], classes, test.pairs.labels[unseen])
+                figures[f"{name}.unseen.top1.ci95"] = interval(right[unseen])
             per_class[name] = dict(zip(test.pairs.classes, each.tolist(), strict=True))
+    for name, spec in recipe.emergent.items():
+        figures |= _emergent(name, spec, data, trained)
     figures |= gap({modality: np.concatenate(parts) for modality, parts in held.items() if parts})
     figures["temperature"] = round(trained.temperature, 5)
     figures |= trained.ladder
@@ -127,6 +137,34 @@ def evaluate(
     (work / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
     write_report(work / "report.html", recipe.name, figures, per_class, trained.history)
     return figures
+
+
+def _emergent(
+    name: str, spec: EmergentSpec, data: Mapping[str, Mapping[Split, Prepared]], trained: Trained
+) -> dict[str, Any]:
+    """Mean average precision of queries whose modality never met the gallery's in training, beside chance."""
+    queries, gallery = data[spec.queries]["test"], [data[pairs]["test"] for pairs in spec.gallery]
+    if queries.pairs.labels is None:
+        raise PairError(f"emergent.{name}: {spec.queries} has no labels")
+    if unknown := sorted(set(spec.shows) - set(queries.pairs.classes)):
+        raise PairError(f"emergent.{name}.shows: {unknown[0]} is no class of {spec.queries}")
+    each = [shown(one.pairs, spec.shows) for one in gallery]
+    relevant = {label: np.concatenate([one[label] for one in each]) for label in spec.shows}
+    media = np.concatenate([project(trained.heads[one.pairs.modality], one.media) for one in gallery])
+    labels = [queries.pairs.classes[label] for label in queries.pairs.labels]
+    rows = [row for row, label in enumerate(labels) if label in relevant and relevant[label].any()]
+    if not rows:
+        raise PairError(f"emergent.{name}: nothing in {', '.join(spec.gallery)} shows what {spec.queries} asks for")
+    right = np.stack([relevant[labels[row]] for row in rows])
+    vectors = project(trained.heads[queries.pairs.modality], queries.media)[rows]
+    precision = average_precision(vectors @ media.T, right) * 100
+    chance = chance_precision(right.sum(1), right.shape[1]) * 100
+    return {
+        f"{name}.map": round(float(precision.mean()), 2),
+        f"{name}.map.ci95": interval(precision),
+        f"{name}.chance": round(float(chance.mean()), 2),
+        f"{name}.queries": len(rows),
+    }
 
 
 def _described(

@@ -107,7 +107,7 @@ class Manifest(_Model):
     """Mean unit vector per modality over the training pairs: the modality gap."""
     templates: dict[Modality, list[str]] = {}
     """Prompt templates, with one {}, for labels of images and of sounds."""
-    evaluation: dict[str, float | int | bool | str] = {}
+    evaluation: dict[str, float | int | bool | str | list[float]] = {}
     licences: list[str] = []
     files: dict[FileName, Sha256] = {}
     """Every other file of the bundle."""

@@ -23,7 +23,7 @@ class ModelDescription(BaseModel):
     matryoshka: list[int]
     temperature: float
     towers: dict[Modality, TowerDescription]
-    evaluation: dict[str, float | int | bool | str]
+    evaluation: dict[str, float | int | bool | str | list[float]]
     licences: list[str]
 
 
