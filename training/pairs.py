@@ -112,6 +112,11 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
     return result
 
 
+def read_labels(recipe: Recipe, name: str) -> set[str]:
+    """The labels of a source as its table or folders spell them. Raises PairError."""
+    return {row.label for row in _rows(recipe, name, recipe.pairs[name]) if row.label is not None}
+
+
 def readable(label: str) -> str:
     """A class name as people write it: `car_side` → `car side`, `Door - wood creaks` → `door wood creaks`."""
     return " ".join(re.sub(r"[_\-,]+", " ", label).split()).lower()

@@ -152,7 +152,7 @@ class ConceptBranch(nn.Module):
     def __init__(self, concepts: int, dimensions: int, root: float) -> None:
         super().__init__()
         self.root = root
-        self.gain = nn.Parameter(torch.ones(()))
+        self.gain = nn.Parameter(torch.tensor(0.5))
         """Length of this branch beside the unit vector of the other one."""
         self.register_buffer("names", torch.zeros(concepts, dimensions))
 

@@ -1,3 +1,3 @@
-from tests.training.conftest import tiny_root
+from tests.training.conftest import concept_root, tiny_root
 
-__all__ = ["tiny_root"]
+__all__ = ["concept_root", "tiny_root"]

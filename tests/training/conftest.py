@@ -18,6 +18,16 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def concept_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny data with encoders that kept their classifiers."""
+    root = tmp_path_factory.mktemp("concepts")
+    tiny.write_data(root)
+    tiny.write_encoders(root)
+    tiny.write_classifiers(root)
+    return root
+
+
 @pytest.fixture
 def make_recipe(tiny_root: Path, tmp_path: Path) -> MakeRecipe:
     def make(**changes: Any) -> Recipe:

@@ -1,20 +1,12 @@
 """What an encoder's own classifier names: read beside its features, as a branch of the head, and as soft captions."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    Dinov2Config,
-    Dinov2ForImageClassification,
-    MobileNetV1Config,
-    MobileNetV1ForImageClassification,
-    MobileNetV2Config,
-    MobileNetV2ForImageClassification,
-)
+from transformers import MobileNetV1ForImageClassification, MobileNetV2ForImageClassification
 
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe
@@ -30,52 +22,18 @@ from training.train import load_projectors, train
 # The exporter of torch itself uses what a newer torch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
-COLOURS = ["background", "red", "green", "blue"]
 
-
-@pytest.fixture(scope="module")
-def root(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny data with encoders that kept their classifiers."""
-    root = tmp_path_factory.mktemp("concepts") / "data"
-    shutil.copytree(tiny_root, root)
-    torch.manual_seed(3)
-    for folder in ("first", "second"):
-        config = MobileNetV2Config(depth_multiplier=0.1, min_depth=8, id2label=dict(enumerate(COLOURS)))
-        tiny._save(MobileNetV2ForImageClassification(config), root / folder)
-        shutil.copy(tiny_root / "mobilenet/preprocessor_config.json", root / folder)
-    config = MobileNetV1Config(num_channels=1, depth_multiplier=0.05, min_depth=8, id2label={0: "low", 1: "high"})
-    tiny._save(MobileNetV1ForImageClassification(config), root / "hearing")
-    (root / "hearing/frontend.json").write_text(tiny.FRONTEND)
-    dino = Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, patch_size=8, image_size=64)
-    tiny._save(Dinov2ForImageClassification(dino), root / "other")
-    shutil.copy(tiny_root / "dinov2/preprocessor_config.json", root / "other")
-    return root
-
-
-def values(root: Path, **pairs: Any) -> dict[str, Any]:
-    """The tiny recipe with concepts; tones are captioned by their encoder's own classifier."""
-    tones = tiny.recipe_values(root)["pairs"]["tones"] | {"supervision": "concepts"}
-    tones["splits"] = {"train": ["0", "1"], "test": ["2"]}
-    return {
-        "data": {"root": str(root)},
-        "encoders": {
-            "image": {"folder": "first", "beside": ["second"], "concepts": True},
-            "audio": {"folder": "hearing", "concepts": True, "labels": "tones"},
-            "text": {"folder": "bert"},
-        },
-        "pairs": {"pictures": tiny.recipe_values(root)["pairs"]["pictures"], "tones": tones | pairs},
-    }
-
-
-def test_scores_are_the_classifiers_own_and_the_last_of_the_features(root: Path, make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe(**values(root))
+def test_scores_are_the_classifiers_own_and_the_last_of_the_features(
+    concept_root: Path, make_recipe: MakeRecipe
+) -> None:
+    recipe = make_recipe(**tiny.concept_values(concept_root))
     image, audio = load_encoder(recipe, "image"), load_encoder(recipe, "audio")
     assert image.concepts == ("red", "green", "blue")
     assert image.source == "first+second"
-    pixels = torch.from_numpy(preparer(image)(root / "pictures/0.png"))[None]
+    pixels = torch.from_numpy(preparer(image)(concept_root / "pictures/0.png"))[None]
     expected, features = [], []
     for folder in ("first", "second"):
-        model = MobileNetV2ForImageClassification.from_pretrained(root / folder).eval()
+        model = MobileNetV2ForImageClassification.from_pretrained(concept_root / folder).eval()
         with torch.inference_mode():
             expected.append(model(pixels).logits.softmax(-1)[0, 1:])
             features.append(model.mobilenet_v2(pixels).pooler_output[0])
@@ -86,8 +44,8 @@ def test_scores_are_the_classifiers_own_and_the_last_of_the_features(root: Path,
     torch.testing.assert_close(whole[0, :-3], torch.cat(features))
     assert image.width == whole.shape[1]
     assert local.shape == (1, 1, image.width)
-    patches = torch.from_numpy(preparer(audio)(root / "sounds/0.wav"))
-    hearing = MobileNetV1ForImageClassification.from_pretrained(root / "hearing").eval()
+    patches = torch.from_numpy(preparer(audio)(concept_root / "sounds/0.wav"))
+    hearing = MobileNetV1ForImageClassification.from_pretrained(concept_root / "hearing").eval()
     assert audio.module is not None
     with torch.inference_mode():
         torch.testing.assert_close(audio.module(patches)[:, -2:], hearing(patches).logits.sigmoid() ** 8)
@@ -101,9 +59,12 @@ def test_scores_are_the_classifiers_own_and_the_last_of_the_features(root: Path,
     ],
 )
 def test_a_classifier_that_is_not_there_is_refused(
-    root: Path, make_recipe: MakeRecipe, image: dict[str, Any], said: str
+    concept_root: Path, make_recipe: MakeRecipe, image: dict[str, Any], said: str
 ) -> None:
-    recipe = make_recipe(**values(root) | {"encoders": values(root)["encoders"] | {"image": image}})
+    recipe = make_recipe(
+        **tiny.concept_values(concept_root)
+        | {"encoders": tiny.concept_values(concept_root)["encoders"] | {"image": image}}
+    )
     with pytest.raises(EncoderError, match=said):
         load_encoder(recipe, "image")
 
@@ -117,11 +78,11 @@ def test_a_classifier_that_is_not_there_is_refused(
     ],
 )
 def test_what_cannot_have_concepts_says_so(
-    root: Path, make_recipe: MakeRecipe, changes: dict[str, Any], said: str
+    concept_root: Path, make_recipe: MakeRecipe, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(RecipeError, match=said):
-        make_recipe(**values(root) | changes)
-    without = values(root)
+        make_recipe(**tiny.concept_values(concept_root) | changes)
+    without = tiny.concept_values(concept_root)
     del without["encoders"]["audio"]["concepts"]
     with pytest.raises(RecipeError, match=r"pairs.tones asks for concepts"):
         make_recipe(**without)
@@ -158,9 +119,9 @@ def test_soft_captions_are_cross_entropy_against_normalised_scores() -> None:
 
 
 def test_labels_that_training_must_not_see_change_nothing_of_it(
-    root: Path, make_recipe: MakeRecipe, tmp_path: Path
+    concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    table = (root / "sounds.csv").read_text()
+    table = (concept_root / "sounds.csv").read_text()
     weights = []
     for name in ("sounds.csv", "shuffled.csv"):
         if name == "shuffled.csv":
@@ -171,8 +132,8 @@ def test_labels_that_training_must_not_see_change_nothing_of_it(
                 ",".join([row.split(",")[0], turned[i] if row.split(",")[2] != "2" else labels[i], row.split(",")[2]])
                 for i, row in enumerate(rows)
             ]
-            (root / name).write_text("\n".join([head, *lines]) + "\n")
-        recipe = make_recipe(**values(root, table=name))
+            (concept_root / name).write_text("\n".join([head, *lines]) + "\n")
+        recipe = make_recipe(**tiny.concept_values(concept_root, table=name))
         frozen = steps.encoders(recipe)
         data = steps.features(recipe, frozen, steps.pairs(recipe), tmp_path / "cache")
         assert data["tones"]["train"].pairs.labels is None
@@ -182,8 +143,10 @@ def test_labels_that_training_must_not_see_change_nothing_of_it(
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def test_a_run_with_concepts_ends_in_a_checked_bundle(root: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    recipe = make_recipe(**values(root, prompts={"low tone": ["a very low tone"]}))
+def test_a_run_with_concepts_ends_in_a_checked_bundle(
+    concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = make_recipe(**tiny.concept_values(concept_root, prompts={"low tone": ["a very low tone"]}))
     frozen, cache = steps.encoders(recipe), tmp_path / "cache"
     data = steps.features(recipe, frozen, steps.pairs(recipe), cache)
     trained = steps.fit(recipe, frozen, data, cache, tmp_path)
@@ -202,8 +165,8 @@ def test_a_run_with_concepts_ends_in_a_checked_bundle(root: Path, make_recipe: M
     assert all(torch.equal(value, kept[key]) for key, value in again.heads["image"].state_dict().items())
 
 
-def test_withheld_classes_are_tested_among_all(root: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    recipe = make_recipe(**values(root, supervision="pairs", unseen=["high_tone"]))
+def test_withheld_classes_are_tested_among_all(concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(**tiny.concept_values(concept_root, supervision="pairs", unseen=["high_tone"]))
     split = read_pairs(recipe, "tones")
     assert split["train"].labels is not None
     assert "high tone" not in {split["train"].classes[label] for label in split["train"].labels}
@@ -216,8 +179,8 @@ def test_withheld_classes_are_tested_among_all(root: Path, make_recipe: MakeReci
     assert 0.0 <= figures["tones.unseen.top1"] <= 100.0
 
 
-def test_a_prompt_for_no_class_is_refused(root: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    recipe = make_recipe(**values(root, prompts={"purple": ["x"]}))
+def test_a_prompt_for_no_class_is_refused(concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(**tiny.concept_values(concept_root, prompts={"purple": ["x"]}))
     frozen, cache = steps.encoders(recipe), tmp_path / "cache"
     data = steps.features(recipe, frozen, steps.pairs(recipe), cache)
     trained = train(recipe, data, tmp_path, names=named(recipe, frozen, cache))
@@ -226,10 +189,13 @@ def test_a_prompt_for_no_class_is_refused(root: Path, make_recipe: MakeRecipe, t
 
 
 def test_a_long_list_goes_through_onnx_runtime_to_the_same_features(
-    root: Path, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = make_recipe(**values(root))
-    for modality, items in (("image", sorted(root.glob("pictures/*"))), ("audio", sorted(root.glob("sounds/*")))):
+    recipe = make_recipe(**tiny.concept_values(concept_root))
+    for modality, items in (
+        ("image", sorted(concept_root.glob("pictures/*"))),
+        ("audio", sorted(concept_root.glob("sounds/*"))),
+    ):
         encoder = load_encoder(recipe, modality)
         plain = cached_features(encoder, items, tmp_path / "plain").pooled
         with monkeypatch.context() as patch:

@@ -1,6 +1,7 @@
 """A tiny data root: pictures whose colour is their class, tones whose pitch is their class, random encoders on disk."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,20 @@ from transformers import (
     BertConfig,
     BertModel,
     Dinov2Config,
+    Dinov2ForImageClassification,
     Dinov2Model,
     MobileNetV1Config,
+    MobileNetV1ForImageClassification,
     MobileNetV1Model,
     MobileNetV2Config,
+    MobileNetV2ForImageClassification,
     MobileNetV2Model,
     RobertaConfig,
     RobertaModel,
 )
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (240, 240, 240)}
+SEEN = ["background", "red", "green", "blue"]
 PITCHES = {"low": 200.0, "middle": 900.0, "high": 3500.0}
 WORDS = [*COLOURS, *PITCHES, "a", "picture", "of", "the", "sound", "tone", "very", "plain", "photo", "something"]
 FRONTEND = (
@@ -80,6 +85,36 @@ def write_encoders(root: Path) -> None:
     roberta = RobertaConfig(vocab_size=64, max_position_embeddings=34, pad_token_id=1, **sizes)
     _save(RobertaModel(roberta, add_pooling_layer=False), root / "roberta")
     _write_tokenizer(root / "roberta", pad=1)
+
+
+def write_classifiers(root: Path) -> None:
+    """Random encoders that kept their classifiers: two that see, one that hears, one of another kind."""
+    torch.manual_seed(3)
+    for folder in ("first", "second"):
+        colours = MobileNetV2Config(depth_multiplier=0.1, min_depth=8, id2label=dict(enumerate(SEEN)))
+        _save(MobileNetV2ForImageClassification(colours), root / folder)
+        shutil.copy(root / "mobilenet/preprocessor_config.json", root / folder)
+    pitches = MobileNetV1Config(num_channels=1, depth_multiplier=0.05, min_depth=8, id2label={0: "low", 1: "high"})
+    _save(MobileNetV1ForImageClassification(pitches), root / "hearing")
+    (root / "hearing/frontend.json").write_text(FRONTEND)
+    dino = Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, patch_size=8, image_size=64)
+    _save(Dinov2ForImageClassification(dino), root / "other")
+    shutil.copy(root / "dinov2/preprocessor_config.json", root / "other")
+
+
+def concept_values(root: Path, **tones: Any) -> dict[str, Any]:
+    """Changes to recipe_values: encoders with concepts, and tones captioned by their encoder's own classifier."""
+    pairs = recipe_values(root)["pairs"]
+    unlabelled = {"supervision": "concepts", "splits": {"train": ["0", "1"], "test": ["2"]}}
+    return {
+        "data": {"root": str(root)},
+        "encoders": {
+            "image": {"folder": "first", "beside": ["second"], "concepts": True},
+            "audio": {"folder": "hearing", "concepts": True, "labels": "tones"},
+            "text": {"folder": "bert"},
+        },
+        "pairs": {"pictures": pairs["pictures"], "tones": pairs["tones"] | unlabelled | tones},
+    }
 
 
 def recipe_values(root: Path, **changes: Any) -> dict[str, Any]:
