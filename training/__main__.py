@@ -8,6 +8,7 @@ from typing import Any
 
 from service.contract.bundle import BundleError
 from training import distill, merge, steps
+from training.distributed import leave
 from training.errors import TrainingError
 from training.features import default_cache
 from training.recipe import Recipe, load_recipe
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    leave()
     print(json.dumps(result))
     return 0
 

@@ -69,6 +69,16 @@ def joined(backend: str | None = None) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
+def leave() -> None:
+    """End the run together; nothing where there is one process.
+
+    A process that exits with its group still open may be aborted by the group's threads, seldom, after its last line.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, ranks: Ranks) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from training.distributed import joined
+from training.distributed import joined, leave
 from training.losses import contrast
 from training.recipe import ObjectiveSpec
 
@@ -50,3 +50,4 @@ def run(out: Path) -> None:
 
 if __name__ == "__main__":
     run(Path(sys.argv[1]))
+    leave()
