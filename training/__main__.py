@@ -49,7 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    leave()
     print(json.dumps(result))
     return 0
 
@@ -118,4 +117,4 @@ _MODULES = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -5,8 +5,9 @@ there is one process, and nothing here does anything.
 """
 
 import os
+import sys
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -69,14 +70,21 @@ def joined(backend: str | None = None) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
-def leave() -> None:
-    """End the run together; nothing where there is one process.
+def leave(code: int) -> NoReturn:
+    """End this process with `code`, and the run that it is part of.
 
-    A process that exits with its group still open may be aborted by the group's threads, seldom, after its last line.
+    torch never ends a group's threads, not even when the group is destroyed: one that lets go of its last tensor while
+    the interpreter is going down aborts the process after its work is done, about one run in fifteen. So a process
+    that was part of a run goes without that: everything is written, its output is flushed, the kernel does the rest.
     """
-    if dist.is_initialized():
+    if not dist.is_initialized():
+        sys.exit(code)
+    if code == 0:  # after an error the others may be waiting elsewhere; torchrun stops them
         dist.barrier()
         dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class _Gather(torch.autograd.Function):

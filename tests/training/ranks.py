@@ -50,4 +50,4 @@ def run(out: Path) -> None:
 
 if __name__ == "__main__":
     run(Path(sys.argv[1]))
-    leave()
+    leave(0)
