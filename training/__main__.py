@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.bundle import BundleError
-from training import distill, merge, steps
+from training import bind, distill, doctor, extend, merge, select, steps
 from training.distributed import leave
 from training.errors import TrainingError
 from training.features import default_cache
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
     print(json.dumps(result))
-    return 0
+    return 0 if result.get("ok", True) else 1  # what `doctor` finds lacking
 
 
 def _run(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
@@ -111,8 +111,12 @@ _COMMANDS = {
 }
 # Commands of modules of their own: each has add_arguments(parser) and main(options) -> the last line.
 _MODULES = {
+    "add-modality": (extend, "train a new tower against a bundle that stays as it is"),
+    "bind": (bind, "join two spaces through the texts that both can read"),
+    "doctor": (doctor, "say what a recipe needs and lacks before it starts"),
     "distill": (distill, "train a small student of a frozen encoder, and export it as ONNX"),
     "merge": (merge, "average two projectors that were trained from one initialisation"),
+    "select": (select, "rank pairs of encoders by how alike they are"),
 }
 
 

@@ -2,13 +2,45 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.pairs import Pairs
+from training.intervals import interval
+from training.pairs import PairError, Pairs
+from training.recipe import EmergentSpec
 
 Floats = NDArray[np.float32]
+
+
+def emergent_figures(
+    name: str, spec: EmergentSpec, queries: Pairs, vectors: Floats, gallery: Sequence[Pairs], media: Floats
+) -> dict[str, Any]:
+    """Mean average precision of queries whose modality never met the gallery's in training, beside chance.
+
+    `vectors` (Q, D) are unit vectors of the queries' media, `media` (N, D) those of the galleries' one after the other.
+    Raises PairError where the spec does not fit the pairs.
+    """
+    if queries.labels is None:
+        raise PairError(f"emergent.{name}: {spec.queries} has no labels")
+    if unknown := sorted(set(spec.shows) - set(queries.classes)):
+        raise PairError(f"emergent.{name}.shows: {unknown[0]} is no class of {spec.queries}")
+    each = [shown(one, spec.shows) for one in gallery]
+    relevant = {label: np.concatenate([one[label] for one in each]) for label in spec.shows}
+    labels = [queries.classes[label] for label in queries.labels]
+    rows = [row for row, label in enumerate(labels) if label in relevant and relevant[label].any()]
+    if not rows:
+        raise PairError(f"emergent.{name}: nothing in {', '.join(spec.gallery)} shows what {spec.queries} asks for")
+    right = np.stack([relevant[labels[row]] for row in rows])
+    precision = average_precision(vectors[rows] @ media.T, right) * 100
+    chance = chance_precision(right.sum(1), right.shape[1]) * 100
+    return {
+        f"{name}.map": round(float(precision.mean()), 2),
+        f"{name}.map.ci95": interval(precision),
+        f"{name}.chance": round(float(chance.mean()), 2),
+        f"{name}.queries": len(rows),
+    }
 
 
 def shown(pairs: Pairs, words: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.bool_]]:

@@ -159,7 +159,8 @@ class FrozenEncoder:
     licence: str | None
     module: nn.Module | None = None
     onnx: Path | None = None
-    """A graph with one output `features`: (B, d) for images and texts, (P, d) for the patches of sounds."""
+    """A graph with one output: (B, d) for images and texts; for sounds (P, d) of their patches, or (B, d) where it
+    takes the patches' weights too, as a bundle's tower does."""
     tokenizer: Path | None = None
     pooling: Literal["mean", "cls", "both"] = "mean"
     """How a text's token states become a sentence vector."""

@@ -115,6 +115,21 @@ def check_parity(
     return lowest
 
 
+def write_tower(encoder: FrozenEncoder, head: Head, folder: Path, items: Sequence[Item]) -> tuple[Tower, float]:
+    """Export one tower into `folder` and check it there: its entry of a manifest, and its parity over `items`."""
+    graph = folder / f"{encoder.modality}.onnx"
+    export_tower(encoder, head, graph)
+    parity = check_parity(encoder, head, graph, items)
+    tower = Tower(
+        file=graph.name,
+        sha256=sha256_file(graph),
+        encoder=Encoder(source=encoder.source, weights_sha256=encoder.weights_sha256, licence=encoder.licence),
+        projector=Projector(kind=head.kind, features=encoder.width, weights_sha256=weights_sha256(head)),
+        preprocessing=encoder.preprocessing,
+    )
+    return tower, parity
+
+
 def export_bundle(
     recipe: Recipe,
     encoders: Mapping[Modality, FrozenEncoder],
@@ -133,20 +148,11 @@ def export_bundle(
         parity: dict[Modality, float] = {}
         for modality, head in trained.heads.items():
             encoder = encoders[modality]
-            graph = folder / f"{modality}.onnx"
-            export_tower(encoder, head, graph)
-            parity[modality] = check_parity(encoder, head, graph, samples.get(modality, []))
-            files[graph.name] = graph
+            towers[modality], parity[modality] = write_tower(encoder, head, folder, samples.get(modality, []))
+            files[towers[modality].file] = folder / towers[modality].file
             if encoder.tokenizer is not None:
                 files["tokenizer.json"] = encoder.tokenizer
                 others["tokenizer.json"] = sha256_file(encoder.tokenizer)
-            towers[modality] = Tower(
-                file=graph.name,
-                sha256=sha256_file(graph),
-                encoder=Encoder(source=encoder.source, weights_sha256=encoder.weights_sha256, licence=encoder.licence),
-                projector=Projector(kind=head.kind, features=encoder.width, weights_sha256=weights_sha256(head)),
-                preprocessing=encoder.preprocessing,
-            )
         space = space_id(recipe.projector.dimensions, towers)
         projectors = folder / "projectors.safetensors"
         save_projectors(projectors, trained)

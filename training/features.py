@@ -150,14 +150,17 @@ def runner(
             raise FeatureError(f"{encoder.source} is an ONNX encoder with pooled features only: no token projector")
         session = onnxruntime.InferenceSession(encoder.onnx, providers=["CPUExecutionProvider"])
         names = [value.name for value in session.get_inputs()]
+        output = session.get_outputs()[0].name
 
     @torch.inference_mode()
     def run(prepared: Sequence[Any]) -> dict[str, NDArray[np.float32]]:
         inputs = collate(spec, prepared)
         if encoder.onnx is not None:
             feeds = dict(zip(names, inputs, strict=False))
-            pooled = session.run(["features"], feeds)[0]
-            return {"pooled": inputs[1] @ pooled if encoder.modality == "audio" else pooled}
+            pooled = session.run([output], feeds)[0]
+            # A bundle's tower takes the weights too, and averages a sound's patches itself.
+            patches = encoder.modality == "audio" and len(names) == 1
+            return {"pooled": inputs[1] @ pooled if patches else pooled}
         if compiled is not None:
             vectors = compiled.run(["vectors"], {"inputs": inputs[0]})[0]
             return {"pooled": inputs[1] @ vectors if encoder.modality == "audio" else vectors}

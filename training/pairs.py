@@ -129,7 +129,7 @@ def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
         for media in recipe.path(path).read_text(encoding="utf-8").split()
     }
     by_value = {value: split for split, values in source.splits.items() for value in values}
-    for number, row in enumerate(_table(recipe, name, source), start=1):
+    for number, row in enumerate(table_rows(recipe, name, source), start=1):
         where = f"pairs.{name}: row {number}"
         try:
             media = row[source.media]
@@ -156,7 +156,8 @@ def _held_out(source: PairSource, media: str) -> bool:
     return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32 < source.validation_fraction
 
 
-def _table(recipe: Recipe, name: str, source: PairSource) -> Iterator[dict[str, str]]:
+def table_rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[dict[str, str]]:
+    """The rows of a source's table, by column; of a folder per label, rows that say the same. Raises PairError."""
     if source.table is None:
         folder = recipe.path(source.folder)
         for path in sorted(folder.glob("*/*")):

@@ -13,7 +13,7 @@ from service.contract.bundle import Bundle, Modality
 from service.contract.vectors import l2_normalise
 from training.concepts import named
 from training.distributed import joined
-from training.emergent import average_precision, chance_precision, shown
+from training.emergent import emergent_figures
 from training.encoders import FrozenEncoder, load_encoder
 from training.evaluate import class_vectors, gap, ranks, retrieval, top1
 from training.export import ExportError, export_bundle
@@ -142,29 +142,9 @@ def evaluate(
 def _emergent(
     name: str, spec: EmergentSpec, data: Mapping[str, Mapping[Split, Prepared]], trained: Trained
 ) -> dict[str, Any]:
-    """Mean average precision of queries whose modality never met the gallery's in training, beside chance."""
     queries, gallery = data[spec.queries]["test"], [data[pairs]["test"] for pairs in spec.gallery]
-    if queries.pairs.labels is None:
-        raise PairError(f"emergent.{name}: {spec.queries} has no labels")
-    if unknown := sorted(set(spec.shows) - set(queries.pairs.classes)):
-        raise PairError(f"emergent.{name}.shows: {unknown[0]} is no class of {spec.queries}")
-    each = [shown(one.pairs, spec.shows) for one in gallery]
-    relevant = {label: np.concatenate([one[label] for one in each]) for label in spec.shows}
-    media = np.concatenate([project(trained.heads[one.pairs.modality], one.media) for one in gallery])
-    labels = [queries.pairs.classes[label] for label in queries.pairs.labels]
-    rows = [row for row, label in enumerate(labels) if label in relevant and relevant[label].any()]
-    if not rows:
-        raise PairError(f"emergent.{name}: nothing in {', '.join(spec.gallery)} shows what {spec.queries} asks for")
-    right = np.stack([relevant[labels[row]] for row in rows])
-    vectors = project(trained.heads[queries.pairs.modality], queries.media)[rows]
-    precision = average_precision(vectors @ media.T, right) * 100
-    chance = chance_precision(right.sum(1), right.shape[1]) * 100
-    return {
-        f"{name}.map": round(float(precision.mean()), 2),
-        f"{name}.map.ci95": interval(precision),
-        f"{name}.chance": round(float(chance.mean()), 2),
-        f"{name}.queries": len(rows),
-    }
+    vectors, *media = (project(trained.heads[one.pairs.modality], one.media) for one in (queries, *gallery))
+    return emergent_figures(name, spec, queries.pairs, vectors, [one.pairs for one in gallery], np.concatenate(media))
 
 
 def _described(

@@ -81,7 +81,7 @@ def means(heads: Heads, data: Data) -> dict[Modality, list[float]]:
         for modality, features in sides:
             if len(features):
                 parts[modality].append(project(heads[modality], features))
-    return {modality: np.concatenate(rows).mean(0).round(6).tolist() for modality, rows in parts.items()}
+    return {modality: np.concatenate(rows).mean(0).round(6).tolist() for modality, rows in parts.items() if rows}
 
 
 def label_prompts(recipe: Recipe, pairs: Pairs) -> list[str]:

@@ -26,7 +26,8 @@ SCHEMA_VERSION: Final = 1
 MANIFEST = "manifest.json"
 
 Modality = Literal["image", "audio", "text"]
-ProjectorKind = Literal["linear", "mlp", "glu", "token", "attention"]
+# bound: a projector of another space, and the map from there into this one.
+ProjectorKind = Literal["linear", "mlp", "glu", "token", "attention", "bound"]
 MODALITIES: tuple[Modality, ...] = ("image", "audio", "text")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SpaceId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]

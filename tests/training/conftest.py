@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.training import tiny
+from service.contract.bundle import Bundle
+from tests.training import spaces, tiny
 from training.recipe import Recipe, load_recipe
 
 MakeRecipe = Callable[..., Recipe]
@@ -34,3 +35,13 @@ def make_recipe(tiny_root: Path, tmp_path: Path) -> MakeRecipe:
         return load_recipe(tiny.write_recipe(tmp_path / "recipe.yaml", tiny.recipe_values(tiny_root, **changes)))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def picture_space(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return spaces.built(tiny_root, tmp_path_factory.mktemp("pictures"), "image")
+
+
+@pytest.fixture(scope="session")
+def sound_space(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return spaces.built(tiny_root, tmp_path_factory.mktemp("sounds"), "audio")

@@ -1,0 +1,102 @@
+"""What a recipe needs and lacks, before it starts: data, encoders, room, packages, and how long it will take.
+
+Every check looks, and none stops the others: what is missing is counted, not met one by one. Encoders are really loaded
+and fed a few of the recipe's own items, so that widths and speeds are measured. Ends with 1 where something is lacking.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from service.contract.bundle import Modality
+from training.doctor.checks import Check
+from training.doctor.data import check_source
+from training.doctor.machine import (
+    check_encoder,
+    check_memory,
+    check_packages,
+    check_room,
+    check_training,
+    time_class,
+    timed,
+    training_seconds,
+    weight,
+)
+from training.encoders import FrozenEncoder
+from training.errors import TrainingError
+from training.features import Item, default_cache
+from training.pairs import Pairs, Split
+from training.recipe import Recipe, load_recipe
+
+_LIBRARIES = 1_000_000_000  # bytes that torch, transformers and ONNX Runtime take themselves, roundly
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="YAML file; see training/recipes/")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
+
+
+def main(options: argparse.Namespace) -> dict[str, Any]:
+    """Print the table. `ok` is whether nothing is lacking. Raises RecipeError where there is no recipe to look at."""
+    recipe = load_recipe(options.recipe, options.overrides)
+    lacking, figures = 0, dict[str, Any]()
+    for check in examine(recipe, options.cache or default_cache(), figures):
+        print(f"{check.state:9}{check.what:24}{check.detail}", file=sys.stderr, flush=True)
+        lacking += check.state == "missing"
+    return {"ok": not lacking, "lacking": lacking, **figures}
+
+
+def examine(recipe: Recipe, cache: Path, figures: dict[str, Any]) -> Iterator[Check]:
+    """Every check in turn; what is counted and estimated goes into `figures`."""
+    found: dict[str, Mapping[Split, Pairs]] = {}
+    loaded: dict[Modality, FrozenEncoder] = {}
+    root = recipe.data.root
+    yield Check("data.root", "ok" if root.is_dir() else "missing", str(root.absolute()))
+    for name in recipe.pairs:
+        yield from check_source(recipe, name, found)
+    for modality in recipe.encoders:
+        yield from check_encoder(recipe, modality, loaded)
+    yield from check_packages(recipe)
+    yield from check_training(recipe)
+    if len(found) == len(recipe.pairs) and len(loaded) == len(recipe.encoders):
+        yield from _estimate(recipe, found, loaded, cache, figures)
+
+
+def _estimate(
+    recipe: Recipe,
+    found: Mapping[str, Mapping[Split, Pairs]],
+    loaded: Mapping[Modality, FrozenEncoder],
+    cache: Path,
+    figures: dict[str, Any],
+) -> Iterator[Check]:
+    """Room, memory and time, from the number of items and from what a few of them take."""
+    items: dict[Modality, list[Item]] = {modality: [] for modality in loaded}
+    for splits in found.values():
+        for part in splits.values():
+            items[part.modality] += part.media
+            items["text"] += part.texts
+    encoding, size = 0.0, 0
+    for modality, own in items.items():
+        if not own:
+            continue
+        try:
+            seconds, each = timed(loaded[modality], own, recipe.projector.needs_tokens)
+        except TrainingError as error:
+            yield Check(f"encoders.{modality}", "missing", str(error))
+            return
+        encoding, size = encoding + seconds * len(own), size + each * len(own)
+        yield Check(f"encoding {modality}", "ok", f"{len(own):,} items, {1 / seconds:,.0f} per second, measured")
+    # Features are mapped from the cache, and copied once to standardise them.
+    memory = _LIBRARIES + 2 * size + sum(weight(encoder) for encoder in loaded.values())
+    training = training_seconds(recipe, loaded)
+    yield check_room(cache, size)
+    yield check_memory(memory)
+    whole = time_class(encoding + training)
+    parts = f"encoding {time_class(encoding)} where nothing is cached, training {time_class(training)}"
+    yield Check("time", "ok", f"{whole} at most: {parts}")
+    figures |= {f"items.{modality}": len(own) for modality, own in items.items()}
+    figures |= {"cache_bytes": size, "memory_bytes": memory, "time": whole}
+    figures |= {"encoding_seconds": round(encoding, 1), "training_seconds": round(training, 1)}

@@ -1,0 +1,75 @@
+"""Whether a recipe's pairs can be read: paths, columns, media files, and a sample of what is in them."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from service.contract.audio import decode_audio
+from service.contract.errors import InputError
+from service.contract.images import decode_image
+from training.doctor.checks import Check
+from training.pairs import PairError, Pairs, Split, read_pairs, table_rows
+from training.recipe import PairSource, Recipe
+
+SAMPLED = 24
+
+
+def check_source(recipe: Recipe, name: str, found: dict[str, Mapping[Split, Pairs]]) -> Iterator[Check]:
+    """The checks of one source; its pairs go into `found` where they can be read."""
+    source, what = recipe.pairs[name], f"pairs.{name}"
+    folder = recipe.path(source.folder)
+    lists = [recipe.path(path) for path in source.split_files.values()]
+    table = [] if source.table is None else [recipe.path(source.table)]
+    absent = [path for path in [folder, *table, *lists] if not path.exists()]
+    for path in absent:
+        yield Check(what, "missing", f"{path} is not there")
+    if absent:
+        return
+    try:
+        rows = list(table_rows(recipe, name, source))
+    except PairError as error:
+        yield Check(what, "missing", str(error))
+        return
+    if not rows:
+        yield Check(what, "missing", f"no rows in {table[0] if table else folder}")
+        return
+    if table:
+        wanted = [c for c in (source.media, source.text, source.label, source.split_column) if c is not None]
+        lacking = [column for column in wanted if column not in rows[0]]
+        if lacking:
+            yield Check(what, "missing", f"{table[0]} has no column {', '.join(lacking)}; it has {', '.join(rows[0])}")
+            return
+        yield Check(what, "ok", f"{table[0].name}: {len(rows):,} rows, columns {', '.join(wanted)}")
+    media = [folder / name for name in dict.fromkeys(row[source.media] for row in rows)]
+    there = [path for path in media if path.is_file()]
+    if len(there) < len(media):
+        gone = next(path for path in media if not path.is_file())
+        yield Check(what, "missing", f"{len(media) - len(there):,} of {len(media):,} media are not there, as {gone}")
+    else:
+        yield Check(what, "ok", f"{len(media):,} media in {folder}")
+    sample = there[:: max(1, len(there) // SAMPLED)][:SAMPLED]
+    broken = [text for path in sample if (text := _unreadable(source, path))]
+    if broken:
+        yield Check(what, "missing", f"{len(broken)} of {len(sample)} sampled media cannot be read, as {broken[0]}")
+    elif sample:
+        yield Check(what, "ok", f"{len(sample)} sampled media can be read")
+    if len(there) < len(media):
+        return
+    try:
+        splits = read_pairs(recipe, name)
+    except PairError as error:
+        yield Check(what, "missing", str(error))
+        return
+    found[name] = splits
+    yield Check(what, "ok", ", ".join(f"{split} {len(part.media):,}" for split, part in splits.items()))
+
+
+def _unreadable(source: PairSource, path: Path) -> str | None:
+    try:
+        data = path.read_bytes()
+        if source.modality == "image":
+            decode_image(data)
+        else:
+            decode_audio(data, 16_000)
+    except (InputError, OSError) as error:
+        return f"{path}: {error}"
+    return None
