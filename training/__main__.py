@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.bundle import BundleError
-from training import bind, distill, doctor, extend, merge, select, steps
+from training import bind, distill, doctor, evaluation, extend, merge, select, steps
 from training.distributed import leave
 from training.errors import TrainingError
 from training.features import default_cache
@@ -85,13 +85,6 @@ def _train(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     return {"projectors": str(options.work / "projectors.safetensors"), **best, **trained.ladder}
 
 
-def _evaluate(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    frozen = steps.encoders(recipe)
-    data = steps.features(recipe, frozen, steps.pairs(recipe), options.cache)
-    trained = steps.saved(recipe, options.work / "projectors.safetensors")
-    return steps.evaluate(recipe, frozen, data, trained, options.cache, options.work)
-
-
 def _export(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     projectors = options.projectors or options.work / "projectors.safetensors"
     trained = steps.saved(recipe, projectors)
@@ -106,7 +99,6 @@ _COMMANDS = {
     "pairs": (_pairs, "read and check the pairs"),
     "features": (_features, "encode everything once with the frozen encoders, into the cache"),
     "train": (_train, "train the projectors on cached features"),
-    "evaluate": (_evaluate, "measure the trained projectors on the test splits"),
     "export": (_export, "write the bundle: one checked ONNX graph per modality"),
 }
 # Commands of modules of their own: each has add_arguments(parser) and main(options) -> the last line.
@@ -114,6 +106,7 @@ _MODULES = {
     "add-modality": (extend, "train a new tower against a bundle that stays as it is"),
     "bind": (bind, "join two spaces through the texts that both can read"),
     "doctor": (doctor, "say what a recipe needs and lacks before it starts"),
+    "evaluate": (evaluation, "measure a recipe's projectors on its test splits, or a bundle on any data"),
     "distill": (distill, "train a small student of a frozen encoder, and export it as ONNX"),
     "merge": (merge, "average two projectors that were trained from one initialisation"),
     "select": (select, "rank pairs of encoders by how alike they are"),

@@ -9,6 +9,7 @@ from service.contract.bundle import Modality
 from service.contract.vectors import l2_normalise
 
 Floats = NDArray[np.float32]
+_BLOCK = 2**25  # similarities at a time
 
 
 def retrieval(media: Floats, texts: Floats, links: NDArray[np.int64]) -> dict[str, float]:
@@ -25,23 +26,39 @@ def retrieval(media: Floats, texts: Floats, links: NDArray[np.int64]) -> dict[st
 def ranks(
     media: Floats, texts: Floats, links: NDArray[np.int64]
 ) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Per direction, the rank from 0 of each query's best true partner, and the medium that the query belongs to."""
-    similarity = media @ texts.T
-    linked = np.zeros(similarity.shape, bool)
-    linked[links[:, 0], links[:, 1]] = True
+    """Per direction, the rank from 0 of each query's best true partner, and the medium that the query belongs to.
+
+    Queries that no pair names are left out. Works through blocks of queries: memory does not grow with their number.
+    """
     result = {}
-    for direction, scores, right in (("m2t", similarity, linked), ("t2m", similarity.T, linked.T)):
-        queries = right.any(axis=1)
-        owner = np.flatnonzero(queries) if direction == "m2t" else right[queries].argmax(axis=1)
-        scores, right = scores[queries], right[queries]
-        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        result[direction] = (((scores >= best) & ~right).sum(axis=1), owner)
+    for direction, own, other, pairs in (("m2t", media, texts, links), ("t2m", texts, media, links[:, ::-1])):
+        pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+        queries, first = np.unique(pairs[:, 0], return_index=True)
+        rank = np.zeros(len(queries), np.int64)
+        size = max(1, _BLOCK // max(1, len(other)))
+        for start in range(0, len(queries), size):
+            rows = queries[start : start + size]
+            scores = own[rows] @ other.T
+            mine = pairs[first[start] : first[start + size] if start + size < len(queries) else len(pairs)]
+            right = np.zeros(scores.shape, bool)
+            right[np.searchsorted(rows, mine[:, 0]), mine[:, 1]] = True
+            best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
+            rank[start : start + size] = ((scores >= best) & ~right).sum(axis=1)
+        result[direction] = (rank, queries if direction == "m2t" else pairs[first, 1])
     return result
 
 
 def class_vectors(prompts: Floats, templates: int) -> Floats:
     """Unit vectors of prompts (classes × templates, D), class by class → one unit vector per class (classes, D)."""
     return l2_normalise(prompts.reshape(-1, templates, prompts.shape[-1]).mean(axis=1))
+
+
+def with_prompts(classes: Floats, prompts: Floats, owner: NDArray[np.int64]) -> Floats:
+    """Class vectors (C, D), each averaged with the mean of its own prompts' vectors (P, D); `owner` (P,) says whose."""
+    result = np.array(classes)
+    for index in np.unique(owner):
+        result[index] = l2_normalise((classes[index] + prompts[owner == index].mean(0))[None])[0]
+    return result
 
 
 def top1(media: Floats, classes: Floats, labels: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:

@@ -61,9 +61,18 @@ def default_cache() -> Path:
 
 
 def cached_features(
-    encoder: FrozenEncoder, items: Sequence[Item], cache: Path, *, tokens: bool = False, what: str = ""
+    encoder: FrozenEncoder,
+    items: Sequence[Item],
+    cache: Path,
+    *,
+    tokens: bool = False,
+    lenient: bool = False,
+    what: str = "",
 ) -> Features:
-    """Features of `items`, from the cache as far as they are there. Raises FeatureError naming a bad item."""
+    """Features of `items`, from the cache as far as they are there. Raises FeatureError naming a bad item.
+
+    A lenient caller gets a row of NaN for a bad item instead.
+    """
     if not len(items):
         return Features(np.zeros((0, encoder.width), np.float32))
     prepare = preparer(encoder)
@@ -80,12 +89,19 @@ def cached_features(
     ):
         chunks = ((start, items[start : start + size]) for start in starts)
         for start, prepared in _ahead(pool, chunks, prepare):
-            for name, rows in run(prepared).items():
-                arrays[name][start : start + len(prepared), *(slice(n) for n in rows.shape[1:])] = rows
+            good = [index for index, one in enumerate(prepared) if not isinstance(one, FeatureError)]
+            if len(good) < len(prepared) and not lenient:
+                raise next(one for one in prepared if isinstance(one, FeatureError))
+            arrays["pooled"][start : start + len(prepared)] = np.nan
+            for name, rows in run([prepared[index] for index in good]).items() if good else ():
+                arrays[name][start + np.array(good), *(slice(n) for n in rows.shape[1:])] = rows
             for array in arrays.values():
                 array.flush()
             _write(folder / "progress", str(start + len(prepared)))
             bar.update(len(prepared))
+    if not lenient and len(bad := np.flatnonzero(np.isnan(arrays["pooled"][:, 0]))):  # left by a lenient caller
+        prepare(items[bad[0]])
+        raise FeatureError(f"{items[bad[0]]}: its features in {folder} are not numbers")
     return Features(**arrays)
 
 
@@ -188,11 +204,17 @@ def runner(
 def _ahead(
     pool: ThreadPoolExecutor, chunks: Iterator[tuple[int, Sequence[Item]]], prepare: Callable[[Item], Any]
 ) -> Iterator[tuple[int, list[Any]]]:
-    """Prepare the next chunk in threads while the encoder runs on this one."""
+    """Prepare the next chunk in threads while the encoder runs on this one. What fails is its FeatureError."""
+
+    def attempt(item: Item) -> Any:
+        try:
+            return prepare(item)
+        except FeatureError as error:
+            return error
 
     def begin() -> tuple[int, list[Any]] | None:
         step = next(chunks, None)
-        return None if step is None else (step[0], [pool.submit(prepare, item) for item in step[1]])
+        return None if step is None else (step[0], [pool.submit(attempt, item) for item in step[1]])
 
     following = begin()
     while following is not None:

@@ -167,14 +167,28 @@ def table_rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[dict[s
     path = recipe.path(source.table)
     if not path.is_file():
         raise PairError(f"pairs.{name}: {path} is not there; set data.root (--set data.root=… or ISTHMUS_DATA)")
-    with path.open(encoding="utf-8", newline="") as stream:
-        if path.suffix == ".jsonl":
-            for number, line in enumerate(stream, start=1):
-                try:
+    yield from read_table(path, f"pairs.{name}")
+
+
+def read_table(path: Path, what: str) -> Iterator[dict[str, str]]:
+    """The rows of a CSV, TSV or JSONL table by column. Raises PairError, which begins with `what` and names the row."""
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            if path.suffix == ".jsonl":
+                for line in stream:
+                    number += 1
                     row = json.loads(line)
-                except ValueError:
-                    raise PairError(f"pairs.{name}: line {number} of {path} is not JSON") from None
-                yield {key: str(value) for key, value in row.items()}
-        else:
-            delimiter = "\t" if path.suffix == ".tsv" else ","
-            yield from csv.DictReader(stream, delimiter=delimiter)
+                    if not isinstance(row, dict):
+                        raise PairError(f"{what}: line {number} of {path} is no JSON object")
+                    yield {key: "" if value is None else str(value) for key, value in row.items()}
+            else:
+                for row in csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ","):
+                    number += 1
+                    if None in row or None in row.values():
+                        raise PairError(f"{what}: row {number} of {path} has not as many fields as the first line")
+                    yield row
+    except json.JSONDecodeError:
+        raise PairError(f"{what}: line {number} of {path} is not JSON") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PairError(f"{what}: {path} cannot be read after row {number}: {error}") from None

@@ -6,6 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+STYLE = (
+    "body{font:16px/1.5 system-ui;margin:2rem auto;max-width:60rem}td{padding:.1rem 1rem .1rem 0}"
+    "svg{max-width:100%;height:auto}"
+)
+
 
 def write_report(
     path: Path,
@@ -20,8 +25,7 @@ def write_report(
     drawings += [_bars(source, values) for source, values in per_class.items()]
     path.write_text(
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(name)}</title>"
-        "<style>body{font:16px/1.5 system-ui;margin:2rem auto;max-width:60rem}td{padding:.1rem 1rem .1rem 0}"
-        "svg{max-width:100%;height:auto}</style>"
+        f"<style>{STYLE}</style>"
         f"<h1>{html.escape(name)}</h1><table>{rows}</table>{''.join(drawings)}</html>\n",
         encoding="utf-8",
     )
@@ -37,7 +41,7 @@ def _curve(history: Sequence[Mapping[str, float]]) -> str:
         axes.plot(steps, [entry[key] for entry in history], label=key, linewidth=2 if key == "score" else 1)
     axes.set(xlabel="step", ylabel="validation, percent", title="Validation while training")
     axes.legend()
-    return _svg(figure)
+    return svg(figure)
 
 
 def _bars(source: str, values: Mapping[str, float]) -> str:
@@ -50,10 +54,11 @@ def _bars(source: str, values: Mapping[str, float]) -> str:
     axes.set(xlabel="top-1, percent", title=f"{source}, per class", xlim=(0, 100))
     axes.tick_params(axis="y", labelsize=7)
     axes.margins(y=0.005)
-    return _svg(figure)
+    return svg(figure)
 
 
-def _svg(figure: Any) -> str:
+def svg(figure: Any) -> str:
+    """A matplotlib figure as an element of a page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     text = buffer.getvalue()

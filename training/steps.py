@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle, Modality
-from service.contract.vectors import l2_normalise
 from training.concepts import named
 from training.distributed import joined
 from training.emergent import emergent_figures
 from training.encoders import FrozenEncoder, load_encoder
-from training.evaluate import class_vectors, gap, ranks, retrieval, top1
+from training.evaluate import class_vectors, gap, ranks, retrieval, top1, with_prompts
 from training.export import ExportError, export_bundle
 from training.features import Item, cached_features
 from training.intervals import interval
@@ -166,15 +165,7 @@ def _described(
     encoded = project(
         trained.heads["text"], cached_features(frozen["text"], [prompt for _, prompt in rows], cache, what=name)
     )
-    owner = np.array([index for index, _ in rows])
-    return l2_normalise(
-        np.stack(
-            [
-                row + encoded[owner == index].mean(0) if (owner == index).any() else row
-                for index, row in enumerate(vectors)
-            ]
-        )
-    )
+    return with_prompts(vectors, encoded, np.array([index for index, _ in rows]))
 
 
 def export(

@@ -78,6 +78,11 @@ class Tower(_Model):
     encoder: Encoder
     projector: Projector
     preprocessing: Preprocessing
+    labels: tuple[str, ...] | None = None
+    """Label sets that its encoder or projector saw in training: results on their classes are concept-informed.
+
+    Empty where it saw none, None where that was not written down.
+    """
 
     def fingerprint(self) -> str:
         """Hash of what defines this tower's vectors, whatever graph computes them."""

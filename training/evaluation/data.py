@@ -1,0 +1,189 @@
+"""Read what a bundle is evaluated on: a folder per class, a table of `file,label`, or a table of `file,caption`."""
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from service.contract.bundle import Modality
+from training.errors import TrainingError
+from training.pairs import SUFFIXES, Pairs, read_table, readable
+
+_FILE = ("file", "path", "filename", "file_name", "image", "audio", "media")
+_LABEL = ("label", "class", "category")
+_CAPTION = ("caption", "text")
+_Medium = Literal["image", "audio"]
+_MEDIA: tuple[_Medium, ...] = ("image", "audio")
+_MODALITY: dict[str, _Medium] = {suffix: modality for modality in _MEDIA for suffix in SUFFIXES[modality]}
+
+
+class DataError(TrainingError):
+    """A data set cannot be evaluated on: the message names the file or row and what is wrong."""
+
+
+class Wording(BaseModel):
+    """How classes are put into words: the file of --templates, as YAML or JSON, or as text with a template per line."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    templates: list[str] | dict[Modality, list[str]] = []
+    """Prompts with one {} for the class name; per modality where they differ."""
+    names: dict[str, str] = {}
+    """Class names for labels that do not read as such."""
+    prompts: dict[str, list[str]] = {}
+    """Whole prompts of some classes, by label or name; their mean weighs as much as that of the templates."""
+
+    def of(self, modality: Modality, default: list[str]) -> list[str]:
+        own = self.templates.get(modality, []) if isinstance(self.templates, dict) else self.templates
+        return own or default or ["{}"]
+
+
+def read_wording(path: Path | None) -> Wording:
+    """Raises DataError naming the key that is wrong."""
+    if path is None:
+        return Wording()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        values: Any = yaml.safe_load(text) if path.suffix in (".yaml", ".yml", ".json") else None
+        if values is None:
+            values = {"templates": [line.strip() for line in text.splitlines() if line.strip()]}
+        wording = Wording.model_validate(values)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    every = wording.templates.values() if isinstance(wording.templates, dict) else [wording.templates]
+    for template in (template for templates in every for template in templates):
+        if template.count("{}") != 1:
+            raise DataError(f"{path}: the template {template!r} must hold {{}} once")
+    return wording
+
+
+def read_data(
+    data: Path,
+    root: Path | None = None,
+    where: Mapping[str, set[str]] | None = None,
+    by: Literal["label", "caption"] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> dict[_Medium, Pairs]:
+    """The media of a data set by modality, with labels or captions; both modalities share one list of classes.
+
+    `root` is where a table's files lie (default: the table's folder); `where` keeps the rows whose columns hold one of
+    the values; `by` decides for a table that has labels and captions. Raises DataError, and PairError for
+    a table that cannot be read.
+    """
+    if data.is_dir():
+        rows = _folder_rows(data) if not where else _no_columns(data)
+        root, by = root or data, "label"
+    elif data.is_file():
+        rows, by = _table_rows(data, where or {}, by)
+        root = root or data.parent
+    else:
+        raise DataError(f"{data} is not there")
+    classes: dict[str, int] = {}
+    media: dict[str, dict[str, int]] = {"image": {}, "audio": {}}
+    labels: dict[str, list[int]] = {"image": [], "audio": []}
+    texts: dict[str, dict[str, int]] = {"image": {}, "audio": {}}
+    links: dict[str, list[tuple[int, int]]] = {"image": [], "audio": []}
+    for where_from, file, said in rows:
+        if (modality := _MODALITY.get(Path(file).suffix.lower())) is None:
+            raise DataError(f"{where_from}: {file} is neither an image nor a sound by its name")
+        if not said.strip():
+            raise DataError(f"{where_from}: {file} has an empty {by}")
+        index = media[modality].setdefault(file, len(media[modality]))
+        if by == "caption":
+            links[modality].append((index, texts[modality].setdefault(said.strip(), len(texts[modality]))))
+            continue
+        name = (names or {}).get(said, readable(said)) or said
+        label = classes.setdefault(name, len(classes))
+        if index == len(labels[modality]):
+            labels[modality].append(label)
+        elif labels[modality][index] != label:
+            raise DataError(f"{where_from}: {file} has two labels, {list(classes)[labels[modality][index]]} and {name}")
+    result: dict[_Medium, Pairs] = {}
+    for modality in _MEDIA:
+        if not media[modality]:
+            continue
+        paths = [root / file for file in media[modality]]
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise DataError(f"{missing[0]} and {len(missing) - 1} more of {len(paths)} files are not there: --root?")
+        result[modality] = Pairs(
+            name=data.stem,
+            modality=modality,
+            media=paths,
+            texts=list(texts[modality]),
+            links=np.asarray(links[modality], np.int64).reshape(-1, 2),
+            labels=np.asarray(labels[modality], np.int64) if by == "label" else None,
+            classes=list(classes),
+            weight=1.0,
+        )
+    if not result:
+        raise DataError(f"{data} holds no image and no sound" + (" in the rows of --where" if where else ""))
+    if by == "label" and len(classes) < 2:
+        raise DataError(f"{data} has the one class {next(iter(classes))}: nothing to tell apart")
+    return result
+
+
+_Row = tuple[str, str, str]  # where it was read, the file, its label or caption
+
+
+def _folder_rows(folder: Path) -> Iterator[_Row]:
+    for path in sorted(folder.glob("*/**/*")):
+        inside = path.relative_to(folder)
+        if path.suffix.lower() in _MODALITY and not any(part.startswith(".") for part in inside.parts):
+            yield str(folder), str(inside), inside.parts[0]
+
+
+def _no_columns(folder: Path) -> Iterator[_Row]:
+    raise DataError(f"{folder} is a folder per class: it has no columns for --where")
+
+
+def _table_rows(
+    path: Path, where: Mapping[str, set[str]], by: Literal["label", "caption"] | None
+) -> tuple[Iterator[_Row], Literal["label", "caption"]]:
+    if path.suffix not in (".csv", ".tsv", ".jsonl"):
+        raise DataError(f"{path} is neither a folder nor a .csv, .tsv or .jsonl table")
+    first = next(read_table(path, "data"), None)
+    if first is None:
+        raise DataError(f"{path} has no rows")
+    columns = {name.strip().lower(): name for name in first}
+    file, label, caption = (
+        next((columns[name] for name in known if name in columns), None) for known in (_FILE, _LABEL, _CAPTION)
+    )
+    if file is None or (label is None and caption is None):
+        raise DataError(
+            f"{path} has the columns {', '.join(first)}: one of {', '.join(_FILE)} is needed, and one of "
+            f"{', '.join(_LABEL)} or of {', '.join(_CAPTION)}"
+        )
+    if unknown := sorted(set(where) - set(first)):
+        raise DataError(f"--where: {path} has no column {unknown[0]}; it has {', '.join(first)}")
+    if by is None:
+        if label is not None and caption is not None:
+            raise DataError(f"{path} has {label} and {caption}: say --by label or --by caption")
+        by = "caption" if label is None else "label"
+    said = label if by == "label" else caption
+    if said is None:
+        raise DataError(f"{path} has no {by} column; it has {', '.join(first)}")
+
+    def rows() -> Iterator[_Row]:
+        for number, row in enumerate(read_table(path, "data"), start=1):
+            if all(row.get(column) in values for column, values in where.items()):
+                if said not in row or file not in row:
+                    raise DataError(f"row {number} of {path} has not the columns {file} and {said}")
+                yield f"row {number} of {path}", row[file].strip(), row[said]
+
+    return rows(), by
+
+
+def write_items(path: Path, rows: list[dict[str, Any]]) -> None:
+    """What was found for every item, as a table to sort and filter."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
