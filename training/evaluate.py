@@ -1,11 +1,8 @@
-"""Zero-shot labelling, retrieval in both directions and the modality gap, from projected vectors."""
-
-from collections.abc import Mapping, Sequence
+"""Zero-shot labelling and retrieval in both directions, from projected vectors."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import Modality
 from service.contract.vectors import l2_normalise
 
 Floats = NDArray[np.float32]
@@ -66,20 +63,3 @@ def top1(media: Floats, classes: Floats, labels: NDArray[np.int64]) -> tuple[flo
     right = (media @ classes.T).argmax(axis=1) == labels
     each = np.array([right[labels == c].mean() * 100 if (labels == c).any() else np.nan for c in range(len(classes))])
     return round(float(right.mean() * 100), 2), each
-
-
-def gap(vectors: Mapping[Modality, Floats]) -> dict[str, float]:
-    """Distance between modality centroids, and uniformity per modality (Wang & Isola, arXiv 2005.10242).
-
-    Uniformity is log mean exp(-2 |x - y|²) over pairs of at most 2,000 vectors; lower is more spread out.
-    """
-    names: Sequence[Modality] = sorted(vectors)
-    figures = {}
-    for i, first in enumerate(names):
-        sample = vectors[first][:2000]
-        squared = 2 - 2 * (sample @ sample.T)[np.triu_indices(len(sample), 1)]
-        figures[f"uniformity.{first}"] = round(float(np.log(np.exp(-2 * squared).mean())), 4)
-        for second in names[i + 1 :]:
-            distance = np.linalg.norm(vectors[first].mean(0) - vectors[second].mean(0))
-            figures[f"gap.{first}_{second}"] = round(float(distance), 4)
-    return figures

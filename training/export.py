@@ -148,7 +148,8 @@ def export_bundle(
         parity: dict[Modality, float] = {}
         for modality, head in trained.heads.items():
             encoder = encoders[modality]
-            towers[modality], parity[modality] = write_tower(encoder, head, folder, samples.get(modality, []))
+            tower, parity[modality] = write_tower(encoder, head, folder, samples.get(modality, []))
+            towers[modality] = tower.model_copy(update={"labels": recipe.labels_seen(modality)})
             files[towers[modality].file] = folder / towers[modality].file
             if encoder.tokenizer is not None:
                 files["tokenizer.json"] = encoder.tokenizer

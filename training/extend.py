@@ -165,9 +165,8 @@ def write_extended(
         # Of the new towers alone: what was measured of the older ones is as true as it was.
         measured = dict(figures)
         for modality in new:
-            towers[modality], parity = write_tower(
-                encoders[modality], trained.heads[modality], folder, samples[modality]
-            )
+            tower, parity = write_tower(encoders[modality], trained.heads[modality], folder, samples[modality])
+            towers[modality] = tower.model_copy(update={"labels": recipe.labels_seen(modality)})
             files[towers[modality].file] = folder / towers[modality].file
             measured[f"parity.{modality}"] = round(parity, 7)
         for key in ("temperature", *trained.ladder):

@@ -14,10 +14,11 @@ from training.concepts import named
 from training.distributed import joined
 from training.emergent import emergent_figures
 from training.encoders import FrozenEncoder, load_encoder
-from training.evaluate import class_vectors, gap, ranks, retrieval, top1, with_prompts
+from training.evaluate import class_vectors, ranks, retrieval, top1, with_prompts
 from training.export import ExportError, export_bundle
 from training.features import Item, cached_features
 from training.intervals import interval
+from training.modality_gap import Paired, gap_figures
 from training.pairs import SUFFIXES, PairError, Pairs, Split, read_pairs
 from training.recipe import EmergentSpec, Recipe
 from training.report import write_report
@@ -86,22 +87,20 @@ def evaluate(
     """Figures on every test split; write evaluation.json and report.html into `work`."""
     figures: dict[str, Any] = {}
     per_class: dict[str, dict[str, float]] = {}
-    held: dict[Modality, list[NDArray[np.float32]]] = {modality: [] for modality in trained.heads}
+    paired: dict[Split, list[Paired]] = {"test": [], "validation": []}
     tokens = recipe.projector.needs_tokens
     for name, splits in data.items():
         test = splits["test"]
         if not len(test.pairs.media):
             continue
-        # Whether labels of the evaluated classes, or of classes like them, trained the encoder, or these projectors.
-        encoder = recipe.encoders[test.pairs.modality]
-        figures[f"{name}.concept_informed"] = bool(
-            encoder.labels or encoder.concepts or splits["train"].pairs.labels is not None
-        )
+        figures[f"{name}.concept_informed"] = bool(recipe.labels_seen(test.pairs.modality))
         modality = test.pairs.modality
-        media = project(trained.heads[modality], test.media)
-        texts = project(trained.heads["text"], test.texts)
-        held[modality].append(media)
-        held["text"].append(texts)
+        for split, sets in paired.items():
+            part = splits[split]
+            if len(part.pairs.links):
+                vectors = project(trained.heads[modality], part.media), project(trained.heads["text"], part.texts)
+                sets.append(Paired(name, modality, *vectors, part.pairs.links, part.pairs.labels is None))
+        media, texts = paired["test"][-1].media, paired["test"][-1].texts
         if test.pairs.labels is None:
             for key, value in retrieval(media, texts, test.pairs.links).items():
                 figures[f"{name}.{key.replace('m', modality[0])}"] = value
@@ -129,7 +128,7 @@ def evaluate(
             per_class[name] = dict(zip(test.pairs.classes, each.tolist(), strict=True))
     for name, spec in recipe.emergent.items():
         figures |= _emergent(name, spec, data, trained)
-    figures |= gap({modality: np.concatenate(parts) for modality, parts in held.items() if parts})
+    figures |= gap_figures(paired["test"], paired["validation"], trained.means)
     figures["temperature"] = round(trained.temperature, 5)
     figures |= trained.ladder
     work.mkdir(parents=True, exist_ok=True)

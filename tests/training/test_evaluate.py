@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.contract.vectors import l2_normalise
-from training.evaluate import class_vectors, gap, retrieval, top1
+from training import evaluate
+from training.evaluate import class_vectors, ranks, retrieval, top1, with_prompts
 
 
 def test_recall_on_a_case_worked_by_hand() -> None:
@@ -49,8 +51,25 @@ def test_class_vectors_are_means_of_their_own_prompts() -> None:
     assert np.allclose(class_vectors(prompts, 2), expected)
 
 
-def test_gap() -> None:
-    one, other = np.tile([[1.0, 0.0]], (4, 1)).astype(np.float32), np.tile([[0.0, 1.0]], (4, 1)).astype(np.float32)
-    figures = gap({"image": one, "text": other})
-    assert figures["gap.image_text"] == round(float(np.sqrt(2)), 4)
-    assert figures["uniformity.image"] == 0.0  # all in one place
+def test_ranks_in_blocks_are_those_of_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    media, texts = (l2_normalise(rng.normal(size=(n, 4)).astype(np.float32)) for n in (9, 20))
+    links = rng.permutation(np.stack([rng.integers(0, 8, 20), np.arange(20)], 1))  # medium 8 has no text
+    whole = ranks(media, texts, links)
+    monkeypatch.setattr(evaluate, "_BLOCK", 50)
+    for direction, (rank, owner) in ranks(media, texts, links).items():
+        np.testing.assert_array_equal(rank, whole[direction][0])
+        np.testing.assert_array_equal(owner, whole[direction][1])
+    linked = np.zeros((9, 20), bool)
+    linked[links[:, 0], links[:, 1]] = True
+    scores = media @ texts.T
+    expected = [((row >= row[own].max()) & ~own).sum() for row, own in zip(scores, linked, strict=True) if own.any()]
+    np.testing.assert_array_equal(whole["m2t"][0], expected)
+    np.testing.assert_array_equal(whole["t2m"][1], linked.argmax(0))
+
+
+def test_prompts_of_a_class_weigh_as_much_as_its_templates() -> None:
+    classes = np.eye(2, 3, dtype=np.float32)
+    prompts = np.array([[0, 0, 1], [0, 0, 1]], np.float32)
+    described = with_prompts(classes, prompts, np.array([1, 1]))
+    np.testing.assert_allclose(described, [[1, 0, 0], [0, 0.5**0.5, 0.5**0.5]], rtol=1e-6)

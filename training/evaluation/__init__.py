@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from service.contract.bundle import MANIFEST, Bundle, read_bundle
 from training import steps
-from training.evaluation.data import DataError, Wording, read_data, read_wording, write_items
+from training.evaluation.data import DataError, Wording, name_of, read_data, read_wording, write_items
 from training.evaluation.measure import Result, between, hits, measure
 from training.evaluation.page import items, write_page
 from training.features import default_cache
@@ -72,11 +72,11 @@ def _recipe(options: argparse.Namespace) -> dict[str, Any]:
 
 def _bundle(bundle: Bundle, data: _Data, wording: Wording, options: argparse.Namespace) -> dict[str, Any]:
     results, figures = _measured(bundle, data, wording, options.cache)
-    out = options.out or Path("build/evaluation") / f"{bundle.manifest.name}-{options.data.stem}"
+    out = options.out or Path("build/evaluation") / f"{bundle.manifest.name}-{name_of(options.data)}"
     out.mkdir(parents=True, exist_ok=True)
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     write_items(out / "items.csv", items(results))
-    write_page(out / "report.html", f"{bundle.manifest.name} on {options.data.stem}", bundle, results, figures)
+    write_page(out / "report.html", f"{bundle.manifest.name} on {name_of(options.data)}", bundle, results, figures)
     for key, value in figures.items():
         if not key.endswith(".ci95"):
             between_them = "  {} – {}".format(*figures[f"{key}.ci95"]) if f"{key}.ci95" in figures else ""

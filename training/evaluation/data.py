@@ -25,6 +25,11 @@ class DataError(TrainingError):
     """A data set cannot be evaluated on: the message names the file or row and what is wrong."""
 
 
+def name_of(data: Path) -> str:
+    """What a data set is called: its file's name, or its folder's where that says nothing."""
+    return data.resolve().parent.name if data.stem == "index" else data.resolve().stem
+
+
 class Wording(BaseModel):
     """How classes are put into words: the file of --templates, as YAML or JSON, or as text with a template per line."""
 
@@ -114,7 +119,7 @@ def read_data(
         if missing:
             raise DataError(f"{missing[0]} and {len(missing) - 1} more of {len(paths)} files are not there: --root?")
         result[modality] = Pairs(
-            name=data.stem,
+            name=name_of(data),
             modality=modality,
             media=paths,
             texts=list(texts[modality]),

@@ -27,8 +27,12 @@ _NAMED = 60  # classes that fit at the sides of a confusion matrix
 
 def write_page(path: Path, title: str, bundle: Bundle, results: Results, figures: Mapping[str, Any]) -> None:
     """Draw `path`: the figures, and per modality what was confused, what went best and worst, and a map."""
-    rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in figures.items())
-    parts = [f"<h1>{html.escape(title)}</h1><table>{rows}</table>"]
+    rows = "".join(
+        f"<tr><td>{html.escape(key)}<td>{html.escape(str(value))}<td>{_range(figures.get(f'{key}.ci95'))}"
+        for key, value in figures.items()
+        if not key.endswith(".ci95")
+    )
+    parts = [f"<h1>{html.escape(title)}</h1><table><tr><th><th><th>95 %{rows}</table>"]
     for modality, result in results.items():
         parts.append(f"<h2>{modality}</h2>")
         if isinstance(result, Labelled):
@@ -43,6 +47,10 @@ def write_page(path: Path, title: str, bundle: Bundle, results: Results, figures
         f"{''.join(parts)}</html>\n",
         encoding="utf-8",
     )
+
+
+def _range(bounds: Sequence[float] | None) -> str:
+    return "" if bounds is None else f"{bounds[0]} – {bounds[1]}"
 
 
 def _confusions(result: Labelled) -> str:
@@ -129,17 +137,23 @@ def _queries(bundle: Bundle, result: Captioned) -> str:
     texts = np.unique(result.pairs.links[:, 1])
     rank, owner = result.found["t2m"]
     order = np.argsort(rank, kind="stable")
+    ends = [_of_different_media(owner, order), _of_different_media(owner, order[::-1])]
     parts = []
-    for title, chosen in (("Found first", order[:_SHOWN]), ("Found last", order[::-1][:_SHOWN])):
+    for title, chosen in zip(("Found first", "Found last"), ends, strict=True):
         parts.append(f"<h3>{title}</h3><table>")
         for query in chosen:
             text = result.pairs.texts[texts[query]]
-            found = np.argsort(-(result.vectors @ result.texts[texts[query]]), kind="stable")[: _THUMBNAILS - 1]
-            pictures = "".join(_picture(bundle, result, int(row), "found") for row in found)
+            found = np.argsort(-(result.vectors @ result.texts[texts[query]]), kind="stable")[: _THUMBNAILS - 2]
+            pictures = "".join(_picture(bundle, result, int(row), str(i)) for i, row in enumerate(found, start=1))
             own = _picture(bundle, result, int(owner[query]), f"its own, rank {rank[query] + 1}")
             parts.append(f"<tr><td>{html.escape(text)}<td>{own}{pictures}")
         parts.append("</table>")
     return "".join(parts)
+
+
+def _of_different_media(owner: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    _, first = np.unique(owner[order], return_index=True)
+    return order[np.sort(first)[:_SHOWN]]
 
 
 def _map(result: Result) -> str:
