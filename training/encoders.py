@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from service.contract.audio import AudioPreprocessing
 from service.contract.bundle import Modality
@@ -70,6 +71,32 @@ class SideBySide(nn.Module):
             parts.append(torch.stack(scores).mean(0))
         whole = torch.cat(parts, -1)
         return (whole, whole[:, None]) if isinstance(self.encoders[0], ImageEncoder) else whole
+
+
+class SeveralScales(nn.Module):
+    """An image encoder's vector averaged over the size that pixels (B, 3, H, W) come in and further squares of them.
+
+    A convolution that was trained at one size sees small things at a larger one and whole scenes at its own (test-time
+    scales of VGG, arXiv 1409.1556). The one local vector is the whole image's.
+    """
+
+    def __init__(self, encoder: nn.Module, sizes: Sequence[int], height: int, width: int) -> None:
+        super().__init__()
+        self.encoder, self.sizes = encoder, list(sizes)
+        # As matrix products: ONNX Runtime's own cubic resize takes longer than the encoder. No part of the weights.
+        for size in sizes:
+            self.register_buffer(f"down_{size}", _resize(height, size), persistent=False)
+            self.register_buffer(f"across_{size}", _resize(width, size).T, persistent=False)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        smaller = [getattr(self, f"down_{size}") @ pixels @ getattr(self, f"across_{size}") for size in self.sizes]
+        whole = torch.stack([_first(self.encoder(view)) for view in (pixels, *smaller)]).mean(0)
+        return whole, whole[:, None]
+
+
+def _resize(length: int, size: int) -> Tensor:
+    """(size, length): cubic interpolation. Without a low-pass it comes nearest to resizing the picture itself."""
+    return interpolate(torch.eye(length)[None, None], (size, length), mode="bicubic")[0, 0]
 
 
 class ImageEncoder(nn.Module):
@@ -191,6 +218,8 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     preprocessing: Preprocessing
     if modality == "image":
         preprocessing = _changed(source, _image_preprocessing(folder))
+        if source.scales:
+            wrapper = SeveralScales(wrapper, source.scales, preprocessing.height, preprocessing.width).eval()
     elif modality == "audio":
         preprocessing = _changed(source, _audio_preprocessing(folder))
     else:
@@ -267,11 +296,12 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def _identity(wrapper: nn.Module, source: EncoderSource) -> str:
-    """The weights' hash; where layers or pooling were chosen, of them too: other features are another encoder."""
+    """The weights' hash; where layers, pooling or scales were chosen, of them too: other features, another encoder."""
     weights = weights_sha256(wrapper)
-    if not source.layers and source.pooling is None:
+    if not source.layers and source.pooling is None and not source.scales:
         return weights
-    return hashlib.sha256(f"{weights}:{source.layers}:{source.pooling}".encode()).hexdigest()
+    scales = f":{source.scales}" if source.scales else ""
+    return hashlib.sha256(f"{weights}:{source.layers}:{source.pooling}{scales}".encode()).hexdigest()
 
 
 def _check_choice(recipe: Recipe, modality: Modality, source: EncoderSource, wrapper: nn.Module) -> None:

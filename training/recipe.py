@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from service.contract.bundle import Modality
 from training.errors import TrainingError
 
 TOKEN_KINDS = ("token", "attention")
@@ -47,6 +48,8 @@ class EncoderSource(_Model):
     """Put the scores of the encoder's own classifier beside its features: what it was trained to name."""
     beside: list[Path] = []
     """Folders of further encoders that take the same input: their features are put beside, their scores averaged."""
+    scales: tuple[int, ...] = ()
+    """Further squares, in pixels, that a convolution sees a picture at: its vectors are averaged over them."""
     labels: str | None = None
     """The label set that the encoder was trained with: results on its classes are concept-informed."""
 
@@ -54,10 +57,14 @@ class EncoderSource(_Model):
     def _one_source(self) -> Self:
         if sum(value is not None for value in (self.hub, self.folder, self.package, self.onnx)) != 1:
             raise ValueError("exactly one of hub, folder, package and onnx must be given")
-        if self.onnx is not None and (self.pooling or self.layers or self.concepts or self.beside):
-            raise ValueError("an ONNX encoder has one output: pooling, layers, concepts and beside cannot be chosen")
+        if self.onnx is not None and (self.pooling or self.layers or self.concepts or self.beside or self.scales):
+            raise ValueError(
+                "an ONNX encoder is as it is: pooling, layers, concepts, beside and scales cannot be chosen"
+            )
         if len(set(self.layers)) != len(self.layers) or any(layer < 0 for layer in self.layers):
             raise ValueError("layers must be different numbers from 0 up")
+        if len(set(self.scales)) != len(self.scales) or any(not 32 <= size <= 4096 for size in self.scales):
+            raise ValueError("scales must be different sizes from 32 to 4096 pixels")
         return self
 
 
@@ -253,6 +260,10 @@ class Recipe(_Model):
         if self.pairs and all(source.supervision != "pairs" for source in self.pairs.values()):
             raise ValueError("no pairs have texts to train on: supervision is pairs for none of them")
         for modality, encoder in self.encoders.items():
+            if encoder.scales and (modality != "image" or self.projector.needs_tokens):
+                raise ValueError(
+                    f"encoders.{modality}: scales are for images, and not for {' or '.join(TOKEN_KINDS)} heads"
+                )
             if not (encoder.concepts or encoder.beside):
                 continue
             if modality == "text":
@@ -272,6 +283,17 @@ class Recipe(_Model):
             if self.train.regularise.fusemix:
                 raise ValueError(f"fusemix mixes pooled features: not for a {self.projector.kind} projector")
         return self
+
+    def labels_seen(self, modality: Modality) -> tuple[str, ...]:
+        """The label sets that the encoder or the projector of a modality is trained with: what informs its results."""
+        encoder = self.encoders[modality]
+        own = encoder.labels or ("its encoder's classes" if encoder.concepts else None)
+        pairs = [
+            name
+            for name, source in self.pairs.items()
+            if source.modality == modality and source.text is None and source.supervision == "pairs"
+        ]
+        return tuple([own, *pairs] if own else pairs)
 
     def path(self, relative: Path) -> Path:
         return self.data.root / relative

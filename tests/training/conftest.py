@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.contract.bundle import Bundle
+from service.contract.bundle import Bundle, read_bundle
 from tests.training import spaces, tiny
 from training.recipe import Recipe, load_recipe
 
@@ -45,3 +45,13 @@ def picture_space(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def sound_space(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return spaces.built(tiny_root, tmp_path_factory.mktemp("sounds"), "audio")
+
+
+@pytest.fixture(scope="session")
+def both_spaces(picture_space: Bundle, tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The space of pictures with the sounds added to it."""
+    folder = tmp_path_factory.mktemp("extended")
+    recipe = spaces.recipe(tiny_root, folder, "audio")
+    common = ["--work", folder / "work", "--cache", folder / "cache", "--out", folder / "bundle"]
+    assert spaces.run("add-modality", picture_space.path, recipe, *common) == 0
+    return read_bundle(folder / "bundle")

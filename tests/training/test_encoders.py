@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import interpolate
 from transformers import BitImageProcessorPil
 
 from service.contract.audio import AudioPreprocessing
@@ -13,6 +14,7 @@ from service.contract.tokens import TextPreprocessing
 from tests.training.conftest import MakeRecipe
 from training.encoders import EncoderError, FrozenEncoder, load_encoder, weights_sha256
 from training.features import runner
+from training.recipe import RecipeError
 
 
 def test_what_a_folder_says_becomes_the_preprocessing(make_recipe: MakeRecipe) -> None:
@@ -69,6 +71,44 @@ def test_pooling_and_layers_choose_the_features(make_recipe: MakeRecipe) -> None
     assert mixed.width == 3 * plain.width
     assert np.allclose(chosen["pooled"][:, -plain.width :], rows["pooled"], atol=1e-6)
     assert not np.allclose(chosen["pooled"][:, : plain.width], rows["pooled"])
+
+
+# The exporter of torch itself uses what a newer torch deprecates.
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+def test_scales_average_the_vectors_of_a_picture_and_of_smaller_ones_of_it(make_recipe: MakeRecipe) -> None:
+    def load(**choice: Any) -> FrozenEncoder:
+        encoders = {"image": {"folder": "mobilenet", "preprocessing": {"height": 64, "width": 64}, **choice}}
+        return load_encoder(make_recipe(encoders=encoders | {"text": {"folder": "bert"}}, pairs={}), "image")
+
+    plain, scaled = load(), load(scales=[32, 48])
+    assert scaled.width == plain.width
+    assert len({plain.weights_sha256, scaled.weights_sha256, load(scales=[32]).weights_sha256}) == 3
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
+    smaller = [interpolate(torch.from_numpy(pixels), (size, size), mode="bicubic").numpy() for size in (32, 48)]
+    expected = np.mean([runner(plain, False)(list(view))["pooled"] for view in (pixels, *smaller)], axis=0)
+    for many in (False, True):  # in torch, and as a graph in ONNX Runtime
+        got = runner(scaled, False, many=many)(list(pixels))["pooled"]
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert np.abs(runner(plain, False)(list(pixels))["pooled"] - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"encoders": {"image": {"folder": "mobilenet", "scales": [16]}}}, "different sizes from 32"),
+        ({"encoders": {"image": {"folder": "mobilenet", "scales": [64, 64]}}}, "different sizes from 32"),
+        ({"encoders": {"image": {"onnx": "mobilenet", "scales": [64]}}}, "scales cannot be chosen"),
+        ({"encoders": {"audio": {"folder": "yamnet", "scales": [64]}}}, "encoders.audio: scales are for images"),
+        (
+            {"encoders": {"image": {"folder": "mobilenet", "scales": [64]}}, "projector": {"kind": "attention"}},
+            "and not for token or attention heads",
+        ),
+    ],
+)
+def test_scales_that_cannot_be_are_refused(make_recipe: MakeRecipe, changes: dict[str, Any], said: str) -> None:
+    encoders = changes["encoders"] | {"text": {"folder": "bert"}}
+    with pytest.raises(RecipeError, match=said):
+        make_recipe(**changes | {"encoders": encoders, "pairs": {}})
 
 
 @pytest.mark.parametrize(

@@ -22,40 +22,27 @@ from training.trained import Trained, save_projectors
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("extended")
-
-
-@pytest.fixture(scope="module")
-def extended(picture_space: Bundle, tiny_root: Path, folder: Path) -> Bundle:
-    recipe = spaces.recipe(tiny_root, folder, "audio")
-    common = ["--work", folder / "work", "--cache", folder / "cache", "--out", folder / "bundle"]
-    assert spaces.run("add-modality", picture_space.path, recipe, *common) == 0
-    return read_bundle(folder / "bundle")
-
-
 def test_the_older_towers_are_the_same_bytes_and_give_the_same_vectors(
-    picture_space: Bundle, extended: Bundle, tiny_root: Path, tmp_path: Path
+    picture_space: Bundle, both_spaces: Bundle, tiny_root: Path, tmp_path: Path
 ) -> None:
-    old, new = picture_space.manifest, extended.manifest
+    old, new = picture_space.manifest, both_spaces.manifest
     assert set(new.towers) == {*old.towers, "audio"}
     for modality, tower in old.towers.items():
         assert new.towers[modality] == tower
-        assert picture_space.tower_path(modality).read_bytes() == extended.tower_path(modality).read_bytes()
+        assert picture_space.tower_path(modality).read_bytes() == both_spaces.tower_path(modality).read_bytes()
     files, _ = spaces.pictures(tiny_root)
     for modality, items in (("image", files), ("text", ["a picture of red", "the sound of blue", "something"])):
         before = spaces.vectors(picture_space, modality, items, tmp_path / "before")
-        after = spaces.vectors(extended, modality, items, tmp_path / "after")
+        after = spaces.vectors(both_spaces, modality, items, tmp_path / "after")
         assert np.array_equal(before, after)
     heads = load_file(picture_space.path / "projectors.safetensors")
-    kept = load_file(extended.path / "projectors.safetensors")
+    kept = load_file(both_spaces.path / "projectors.safetensors")
     assert all(kept[name].equal(tensor) for name, tensor in heads.items())
     assert {name.split(".")[0] for name in kept} == {"image", "text", "audio"}
 
 
-def test_the_new_space_admits_the_older_one(picture_space: Bundle, extended: Bundle) -> None:
-    old, new = picture_space.manifest, extended.manifest
+def test_the_new_space_admits_the_older_one(picture_space: Bundle, both_spaces: Bundle) -> None:
+    old, new = picture_space.manifest, both_spaces.manifest
     assert new.space == space_id(old.dimensions, new.towers) != old.space
     assert new.admits == (old.space,)
     assert new.accepts(old.space) and not old.accepts(new.space)
@@ -63,18 +50,18 @@ def test_the_new_space_admits_the_older_one(picture_space: Bundle, extended: Bun
     assert old.evaluation.items() <= new.evaluation.items()
     assert {"tones.top1", "parity.audio", "audio.head.won"} <= set(new.evaluation)
     assert set(new.templates) == {"image", "audio"}
-    assert old.space in (extended.path / "MODEL_CARD.md").read_text()
+    assert old.space in (both_spaces.path / "MODEL_CARD.md").read_text()
 
 
 def test_a_store_filled_before_goes_on_and_takes_sounds(
-    picture_space: Bundle, extended: Bundle, tiny_root: Path, tmp_path: Path
+    picture_space: Bundle, both_spaces: Bundle, tiny_root: Path, tmp_path: Path
 ) -> None:
     settings = {"store": tmp_path / "store", "device": "cpu", "threads": 1}
     images, _ = spaces.pictures(tiny_root)
     with serving(Settings(bundle=picture_space.path, **settings)) as client:  # type: ignore[arg-type]
         _index(client, images)
         before = _search(client, "a picture of red", ["image"])
-    with serving(Settings(bundle=extended.path, **settings)) as client:  # type: ignore[arg-type]
+    with serving(Settings(bundle=both_spaces.path, **settings)) as client:  # type: ignore[arg-type]
         assert _search(client, "a picture of red", ["image"]) == before
         clips, called = spaces.sounds(tiny_root)
         _index(client, clips)
@@ -83,8 +70,8 @@ def test_a_store_filled_before_goes_on_and_takes_sounds(
         assert _search(client, "a picture of red", ["image"]) == before
 
 
-def test_modalities_that_never_met_find_each_other(extended: Bundle, tiny_root: Path, tmp_path: Path) -> None:
-    score, chance = spaces.sound_to_image(extended, tiny_root, tmp_path)
+def test_modalities_that_never_met_find_each_other(both_spaces: Bundle, tiny_root: Path, tmp_path: Path) -> None:
+    score, chance = spaces.sound_to_image(both_spaces, tiny_root, tmp_path)
     assert score > 2 * chance
 
 
@@ -142,7 +129,7 @@ def test_the_work_of_one_space_is_not_that_of_another(
 
 
 def test_what_does_not_fit_is_said(
-    picture_space: Bundle, extended: Bundle, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    picture_space: Bundle, both_spaces: Bundle, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(bundle: Bundle, recipe: Path, *changes: str) -> str:
         sets = [part for change in changes for part in ("--set", change)]
@@ -152,7 +139,7 @@ def test_what_does_not_fit_is_said(
         return capsys.readouterr().err.splitlines()[-1]
 
     recipe = spaces.recipe(tiny_root, tmp_path, "audio")
-    assert "adds nothing" in refused(extended, recipe)
+    assert "adds nothing" in refused(both_spaces, recipe)
     assert "--set projector.dimensions=16" in refused(picture_space, recipe, "projector.dimensions=8")
     assert "weights are not those of bert" in refused(picture_space, recipe, "encoders.text={folder: roberta}")
     shorter = "encoders.text={folder: bert, preprocessing: {max_length: 4}}"

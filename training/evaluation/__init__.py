@@ -10,7 +10,7 @@ from typing import Any, Literal
 from service.contract.bundle import MANIFEST, Bundle, read_bundle
 from training import steps
 from training.evaluation.data import DataError, Wording, name_of, read_data, read_wording, write_items
-from training.evaluation.measure import Result, between, hits, measure
+from training.evaluation.measures import Result, between, hits, measure
 from training.evaluation.page import items, write_page
 from training.features import default_cache
 from training.intervals import interval

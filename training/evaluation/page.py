@@ -15,7 +15,7 @@ from PIL import Image
 from service.contract.audio import AudioPreprocessing, decode_audio, log_mel_patches
 from service.contract.bundle import Bundle
 from service.contract.images import decode_image
-from training.evaluation.measure import Captioned, Floats, Labelled, Result, Results, calibration
+from training.evaluation.measures import Captioned, Floats, Labelled, Result, Results, calibration
 from training.report import STYLE, svg
 
 _SHOWN = 5  # best and worst classes or queries
