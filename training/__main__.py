@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.bundle import BundleError
-from training import bind, distill, doctor, evaluation, extend, merge, select, steps
+from training import bind, curate, distill, doctor, evaluation, extend, merge, select, steps
 from training.distributed import leave
 from training.errors import TrainingError
 from training.features import default_cache
@@ -105,6 +105,7 @@ _COMMANDS = {
 _MODULES = {
     "add-modality": (extend, "train a new tower against a bundle that stays as it is"),
     "bind": (bind, "join two spaces through the texts that both can read"),
+    "curate": (curate, "choose from a pool of captions or pairs what is worth training on"),
     "doctor": (doctor, "say what a recipe needs and lacks before it starts"),
     "evaluate": (evaluation, "measure a recipe's projectors on its test splits, or a bundle on any data"),
     "distill": (distill, "train a small student of a frozen encoder, and export it as ONNX"),
