@@ -58,8 +58,11 @@ def _bars(source: str, values: Mapping[str, float]) -> str:
 
 
 def svg(figure: Any) -> str:
-    """A matplotlib figure as an element of a page."""
+    """A matplotlib figure as an element of a page; the same bytes for the same figure."""
+    import matplotlib
+
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
+    with matplotlib.rc_context({"svg.hashsalt": "isthmus"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -4,6 +4,7 @@ import html
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,8 @@ def _extract(curation: Curation, name: str, path: Path, inside: Mapping[str, str
     if not wanted:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with path.open("rb") as stream:
-        for row in read_rows(stream, path, name, curation.spec.pool[name]):
+    with path.open("rb") as stream, closing(read_rows(stream, path, name, curation.spec.pool[name])) as rows:
+        for row in rows:
             if row.media in wanted and row.content is not None:
                 target = folder / inside[row.media]
                 partial = target.with_name(f"{target.name}.partial")

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -78,8 +79,9 @@ def prepared(preparation: Preparation, parts: Sequence[Part]) -> Iterator[tuple[
     size, before = preparation.curation.spec.block, 0
     for name, path in parts:
         try:
-            with path.open("rb") as stream:
-                rows = read_rows(stream, path, name, preparation.curation.spec.pool[name])
+            source = preparation.curation.spec.pool[name]
+            # Rows are closed before the stream that they read, also when an interruption leaves them half-way.
+            with path.open("rb") as stream, closing(read_rows(stream, path, name, source)) as rows:
                 for block in blocks(rows, size):
                     yield preparation(name, block), before + stream.tell()
         except OSError as error:

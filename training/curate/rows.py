@@ -5,7 +5,7 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +25,7 @@ class Row:
     """Of a medium in a shard; those of tables are read when they are needed."""
 
 
-def read_rows(stream: BinaryIO, path: Path, name: str, source: PoolSource) -> Iterator[Row]:
+def read_rows(stream: BinaryIO, path: Path, name: str, source: PoolSource) -> Generator[Row, None, None]:
     """The rows of one file, which `stream` has open. Raises CurateError naming the file and row of what is wrong."""
     zipped = path.suffix == ".gz"
     kind = Path(path.stem).suffix if zipped else path.suffix
