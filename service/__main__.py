@@ -1,8 +1,11 @@
 """python -m service serve | check BUNDLE | openapi"""
 
 import argparse
+import asyncio
+import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +17,39 @@ from service.contract.bundle import BundleError, read_bundle
 from service.main import create_app, open_parts
 from service.modalities import handling
 from service.settings import Settings, SettingsError, read_settings
+from service.state import State
 from service.store.errors import StoreError
 from service.towers import TowerError, open_towers
 
+_ANSWERING_S = 5
+"""After the grace, for the answers (503) to reach their clients."""
+
 
 class Server(uvicorn.Server):
-    """Says where it listens, once it does."""
+    """Says where it listens, once it does. SIGHUP reloads the bundles. At its end whoever waits is answered."""
+
+    def __init__(self, config: uvicorn.Config, grace_s: float) -> None:
+        super().__init__(config)
+        self.grace_s = grace_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self.started and threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.state.begin_reload)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+
+    @property
+    def state(self) -> State:
+        state: State = self.lifespan.state["services"]
+        return state
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Uvicorn alone would let requests finish for so long, and cut off the others without an answer.
+        grace = asyncio.get_running_loop().call_later(self.grace_s, self.state.begin_close)
+        await super().shutdown(sockets)
+        grace.cancel()
 
 
 def serve(settings: Settings) -> None:
@@ -43,9 +67,9 @@ def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=settings.shutdown_grace_s,
+        timeout_graceful_shutdown=settings.shutdown_grace_s + _ANSWERING_S,
     )
-    Server(config).run(sockets=[listening])
+    Server(config, settings.shutdown_grace_s).run(sockets=[listening])
 
 
 def check(path: Path) -> None:
@@ -67,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m service", description="The Isthmus service.")
     commands = parser.add_subparsers(dest="command", required=True)
     flags = commands.add_parser("serve", help="serve a bundle; each flag overrides its ISTHMUS_ variable")
-    for name in ("bundle", "store", "host", "port", "device", "redis-url", "log-level"):
+    for name in ("bundle", "more-bundles", "modalities", "store", "host", "port", "device", "redis-url", "log-level"):
         flags.add_argument(f"--{name}", metavar=name.upper())
     commands.add_parser("check", help="verify a bundle").add_argument("path", type=Path, metavar="BUNDLE")
     commands.add_parser("openapi", help="print the OpenAPI document")

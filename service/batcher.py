@@ -8,21 +8,23 @@ is enough for a full one.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import InferenceFailed, NotReady, Overloaded
+from service.errors import InferenceFailed, NotReady
+from service.workers import WorkerDied, Workers
 
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Vector = NDArray[np.float32]
+
+_RESTART_S = (0.0, 0.01, 0.05, 0.25, 1.0)
+"""Before a dead worker's 1st, 2nd … restart without a batch answered in between."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,20 @@ class Budget:
 
     limit: int
     padded: bool = False
+    near: int | None = None
+    """Buckets by length: of items larger than this, none is more than twice as large as another. None: no buckets."""
 
     def cost(self, rows: int, total: int, largest: int) -> int:
         return rows * largest if self.padded else total
+
+    def together(self, smallest: int, largest: int) -> bool:
+        return self.near is None or largest <= max(2 * smallest, self.near)
 
 
 class Observer(Protocol):
     def batch(self, items: int, seconds: float) -> None: ...
     def failed(self, items: int) -> None: ...
+    def restarted(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,8 @@ class _Waiter(Generic[Item]):
     size: int
     result: asyncio.Future[Answer]
     enqueued: float = field(default_factory=time.perf_counter)
+    returned: bool = False
+    """Whether a worker died with it in hand."""
 
 
 @dataclass
@@ -69,7 +79,8 @@ class Batcher(Generic[Item]):
     """One queue and one model. Lives on one event loop; the model has a thread of its own, collation another.
 
     `collate` makes a call's arrays from items; `run` makes (B, dimensions) from those. Either may raise: the items are
-    then run one by one, and only those that fail again are answered with InferenceFailed.
+    then run one by one, and only those that fail again are answered with InferenceFailed. A task or a thread of its
+    own that dies is started again; what it had in hand is tried once more.
     """
 
     def __init__(
@@ -80,47 +91,32 @@ class Batcher(Generic[Item]):
         *,
         dimensions: int,
         budget: Budget,
-        capacity: int,
         observer: Observer | None = None,
     ) -> None:
         self.name = name
         self._collate, self._run_model = collate, run
-        self._dimensions, self._budget, self._capacity = dimensions, budget, capacity
+        self._dimensions, self._budget = dimensions, budget
         self._observer = observer
-        self._admitted = 0
-        self._waiting: list[_Waiter[Item]] = []
+        self._line = _Line[Item](budget)
         self._ahead: _Batch[Item] | None = None
+        self._preparing = False
         self._busy = False
         self._closed = False
+        self._deaths = 0
+        self.item_s = 0.0
+        """Seconds of model per item, lately."""
         self._changed = asyncio.Event()
-        self._model_thread = ThreadPoolExecutor(1, f"{name}-model")
-        self._collate_thread = ThreadPoolExecutor(1, f"{name}-collate")
-        self._workers = [
-            asyncio.create_task(self._collating(), name=f"{name}-collating"),
-            asyncio.create_task(self._running(), name=f"{name}-running"),
-        ]
+        self._model = Workers(f"{name}-model", died=self._count_death)
+        self._collator = Workers(f"{name}-collate", died=self._count_death)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._start("collating")
+        self._start("running")
 
     @property
     def alive(self) -> bool:
-        return not self._closed and not any(worker.done() for worker in self._workers)
-
-    @property
-    def depth(self) -> int:
-        """Inputs admitted and not yet answered."""
-        return self._admitted
-
-    @contextmanager
-    def admit(self, items: int) -> Iterator[None]:
-        """Take room for `items` before any work is done for them. Raises Overloaded, or NotReady once closed."""
-        if self._closed:
-            raise NotReady("the server is shutting down")
-        if self._admitted + items > self._capacity:
-            raise Overloaded(f"too many {self.name} inputs are waiting")
-        self._admitted += items
-        try:
-            yield
-        finally:
-            self._admitted -= items
+        """Whether every task and thread of it is."""
+        tasks = not any(task.done() for task in self._tasks.values())
+        return not self._closed and tasks and self._model.alive and self._collator.alive
 
     async def enqueue(self, item: Item, size: int) -> asyncio.Future[Answer]:
         """Put an item in the queue and return its answer to come.
@@ -128,19 +124,16 @@ class Batcher(Generic[Item]):
         Waits while two full batches are waiting already: whoever prepares items then stops preparing more, so that
         prepared items do not fill the memory. Cancel the result to withdraw the item.
         """
-        while not self._closed and self._waiting and self._cost(self._waiting) + size > 2 * self._budget.limit:
+        while not self._closed and self._line.waiters and self._line.cost_with(size) > 2 * self._budget.limit:
             await self._changed.wait()
-        if self._closed:
-            raise NotReady("the server is shutting down")
-        waiter = _Waiter(item, size, asyncio.get_running_loop().create_future())
-        waiter.result.add_done_callback(lambda _: self._withdraw(waiter))
-        self._waiting.append(waiter)
-        self._notify()
-        return waiter.result
+        return self._admit(item, size, first=False)
 
-    async def submit(self, item: Item, size: int) -> Answer:
-        """Enqueue and wait. Raises InferenceFailed for an item the model fails on, NotReady at shutdown."""
-        return await (await self.enqueue(item, size))
+    async def submit(self, item: Item, size: int, *, first: bool = False) -> Answer:
+        """Enqueue and wait. Raises InferenceFailed for an item the model fails on, NotReady at shutdown.
+
+        With `first` it goes to the head of the queue, full or not.
+        """
+        return await (self._admit(item, size, first=True) if first else await self.enqueue(item, size))
 
     async def close(self) -> None:
         """Finish the call that runs, answer everything else with NotReady, stop the threads."""
@@ -148,13 +141,22 @@ class Batcher(Generic[Item]):
             return
         self._closed = True
         self._notify()
-        await asyncio.gather(*self._workers, return_exceptions=True)
-        left = [*self._waiting, *(self._ahead.waiters if self._ahead else ())]
-        self._waiting, self._ahead = [], None
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        left = [*self._line.waiters, *(self._ahead.waiters if self._ahead else ())]
+        self._line, self._ahead = _Line(self._budget), None
         for waiter in left:
             _fail(waiter, NotReady("the server is shutting down"))
-        self._model_thread.shutdown()
-        self._collate_thread.shutdown()
+        await asyncio.to_thread(self._model.close)
+        await asyncio.to_thread(self._collator.close)
+
+    def _admit(self, item: Item, size: int, *, first: bool) -> asyncio.Future[Answer]:
+        if self._closed:
+            raise NotReady("the server is shutting down")
+        waiter = _Waiter(item, size, asyncio.get_running_loop().create_future())
+        waiter.result.add_done_callback(lambda result: self._withdraw(waiter) if result.cancelled() else None)
+        self._line.put([waiter], first=first)
+        self._notify()
+        return waiter.result
 
     # Between a test of the state and a wait there is no await, so that no change is missed.
     def _notify(self) -> None:
@@ -162,83 +164,104 @@ class Batcher(Generic[Item]):
         self._changed = asyncio.Event()
 
     def _withdraw(self, waiter: _Waiter[Item]) -> None:
-        if waiter.result.cancelled() and waiter in self._waiting:
-            self._waiting.remove(waiter)
+        if self._line.remove(waiter):
             self._notify()
 
-    def _cost(self, waiters: Sequence[_Waiter[Item]]) -> int:
-        sizes = [waiter.size for waiter in waiters]
-        return self._budget.cost(len(sizes), sum(sizes), max(sizes, default=0))
+    # Workers, and what becomes of them
+
+    def _start(self, name: str) -> None:
+        work = self._collating if name == "collating" else self._running
+        self._tasks[name] = task = asyncio.create_task(work(), name=f"{self.name}-{name}")
+        task.add_done_callback(lambda done: self._ended(name, done))
+
+    def _ended(self, name: str, task: "asyncio.Task[None]") -> None:
+        if self._closed:
+            return
+        failure = None if task.cancelled() else task.exception()
+        log.critical("the %s task of the %s batcher died", name, self.name, exc_info=failure)
+        self._count_death()
+        delay = _RESTART_S[min(self._deaths, len(_RESTART_S) - 1)]
+        self._deaths += 1
+        if delay:
+            asyncio.get_running_loop().call_later(delay, lambda: None if self._closed else self._start(name))
+        else:
+            self._start(name)
+
+    def _count_death(self) -> None:
+        if self._observer:
+            self._observer.restarted()
+
+    def _give_back(self, waiters: Sequence[_Waiter[Item]]) -> None:
+        """What a dying worker had in hand: to the head of the queue, unless it was in a dead one's hand before."""
+        again = [waiter for waiter in waiters if not waiter.result.done() and not waiter.returned]
+        for waiter in waiters:
+            if waiter.returned:
+                _fail(waiter, InferenceFailed("the model failed on this input"))
+            waiter.returned = True
+        self._line.put(again, first=True)
 
     async def _collating(self) -> None:
-        loop = asyncio.get_running_loop()
         while not self._closed:
-            # With the model at work, a batch that is not full would only be smaller for being closed early.
-            full = self._cost(self._waiting) >= self._budget.limit
-            if self._ahead is not None or not self._waiting or (self._busy and not full):
+            # A batch that is not full would only be smaller for being closed before the model is free.
+            if self._ahead is not None or not self._busy or not self._line.full:
                 await self._changed.wait()
                 continue
-            batch = _Batch(self._take())
+            batch = _Batch(self._line.take())
+            self._preparing = True
             try:
                 items = [waiter.item for waiter in batch.waiters]
-                batch.arrays = await loop.run_in_executor(self._collate_thread, self._collate, items)
+                batch.arrays = await self._collator.run(lambda items=items: self._collate(items))  # type: ignore[misc]
             except Exception as error:
                 batch.failure = error
+            except BaseException:
+                self._give_back(batch.waiters)
+                raise
+            finally:
+                self._preparing = False
             self._ahead = batch
             self._notify()
 
     async def _running(self) -> None:
-        while True:
-            if self._closed:
-                return
-            if self._ahead is None:
+        while not self._closed:
+            batch = self._next()
+            if batch is None:
                 await self._changed.wait()
                 continue
-            batch, self._ahead, self._busy = self._ahead, None, True
+            self._busy = True
             self._notify()
             try:
                 await self._answer(batch)
-            except Exception:
-                log.exception("the %s batcher failed on a batch", self.name)
-                for waiter in batch.waiters:
-                    _fail(waiter, InferenceFailed("the model failed on this input"))
-            self._busy = False
-            self._notify()
+            except BaseException:
+                self._give_back(batch.waiters)
+                raise
+            finally:
+                self._busy = False
+                self._notify()
+            self._deaths = 0
 
-    def _take(self) -> list[_Waiter[Item]]:
-        """The next batch: the oldest that waits, then what goes with it, oldest first, or by likeness of length."""
-        first, rest = self._waiting[0], self._waiting[1:]
-        if self._budget.padded:
-            rest.sort(key=lambda waiter: abs(waiter.size - first.size))
-        taken, total, shortest, largest = [first], first.size, first.size, first.size
-        for waiter in rest:
-            shortest, largest = min(shortest, waiter.size), max(largest, waiter.size)
-            total += waiter.size
-            if self._budget.cost(len(taken) + 1, total, largest) > self._budget.limit:
-                break
-            if self._budget.padded and largest > max(2 * shortest, 16):
-                break  # more than half of a row would be padding: another call is cheaper
-            taken.append(waiter)
-        chosen = set(map(id, taken))
-        self._waiting = [waiter for waiter in self._waiting if id(waiter) not in chosen]
-        return taken
+    def _next(self) -> _Batch[Item] | None:
+        """The batch that was collated ahead, or what waits; not before what is being collated, though."""
+        batch, self._ahead = self._ahead, None
+        if batch is None and not self._preparing and self._line.waiters:
+            batch = _Batch(self._line.take())
+        return batch
 
     async def _answer(self, batch: _Batch[Item]) -> None:
         waiters = [waiter for waiter in batch.waiters if not waiter.result.done()]
         if not waiters:
             return
         failure = batch.failure
-        if failure is None and len(waiters) == len(batch.waiters):
-            failure = await self._attempt(waiters, batch.arrays)
-        elif failure is None:  # some went away while the batch waited for the model
-            failure = await self._attempt(waiters, None)
+        if failure is None:
+            # Where some went away while the batch waited for the model, its arrays hold too much.
+            failure = await self._attempt(waiters, batch.arrays if len(waiters) == len(batch.waiters) else None)
         if failure is None:
             return
         log.warning("a batch of %d failed in the %s tower", len(waiters), self.name, exc_info=failure)
         for waiter in waiters:
             if waiter.result.done():
                 continue
-            alone = failure if len(waiters) == 1 else await self._attempt([waiter], None)
+            tried = len(waiters) == 1 and not isinstance(failure, WorkerDied)
+            alone = failure if tried else await self._attempt([waiter], None)
             if alone is not None:
                 if self._observer:
                     self._observer.failed(1)
@@ -258,16 +281,69 @@ class Batcher(Generic[Item]):
             return vectors
 
         try:
-            vectors = await asyncio.get_running_loop().run_in_executor(self._model_thread, call)
+            vectors = await self._model.run(call)
         except Exception as error:
             return error
         seconds = time.perf_counter() - started
+        self.item_s += 0.2 * (seconds / len(waiters) - self.item_s)
         if self._observer:
             self._observer.batch(len(waiters), seconds)
         for waiter, vector in zip(waiters, vectors, strict=True):
             if not waiter.result.done():
                 waiter.result.set_result(Answer(vector, started - waiter.enqueued, seconds))
         return None
+
+
+class _Line(Generic[Item]):
+    """Who waits, the oldest first. Knows what they cost without counting them each time."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self.waiters: list[_Waiter[Item]] = []
+        self._total = self._largest = 0
+
+    @property
+    def full(self) -> bool:
+        return self._budget.cost(len(self.waiters), self._total, self._largest) >= self._budget.limit
+
+    def cost_with(self, size: int) -> int:
+        return self._budget.cost(len(self.waiters) + 1, self._total + size, max(self._largest, size))
+
+    def put(self, waiters: Sequence[_Waiter[Item]], *, first: bool) -> None:
+        place = 0 if first else len(self.waiters)
+        self.waiters[place:place] = waiters
+        for waiter in waiters:
+            self._total += waiter.size
+            self._largest = max(self._largest, waiter.size)
+
+    def remove(self, waiter: _Waiter[Item]) -> bool:
+        if waiter not in self.waiters:
+            return False
+        self._become([each for each in self.waiters if each is not waiter])
+        return True
+
+    def take(self) -> list[_Waiter[Item]]:
+        """The next batch: the oldest, then what goes with it, oldest first, or by likeness of length."""
+        first, rest = self.waiters[0], self.waiters[1:]
+        if self._budget.near is not None:
+            rest.sort(key=lambda waiter: abs(waiter.size - first.size))
+        taken, total, smallest, largest = [first], first.size, first.size, first.size
+        for waiter in rest:
+            smallest, largest = min(smallest, waiter.size), max(largest, waiter.size)
+            total += waiter.size
+            if self._budget.cost(len(taken) + 1, total, largest) > self._budget.limit:
+                break
+            if not self._budget.together(smallest, largest):
+                break
+            taken.append(waiter)
+        chosen = set(map(id, taken))
+        self._become([waiter for waiter in self.waiters if id(waiter) not in chosen])
+        return taken
+
+    def _become(self, waiters: list[_Waiter[Item]]) -> None:
+        self.waiters = waiters
+        self._total = sum(waiter.size for waiter in waiters)
+        self._largest = max((waiter.size for waiter in waiters), default=0)
 
 
 def _fail(waiter: _Waiter[Any], error: Exception) -> None:

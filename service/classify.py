@@ -78,7 +78,8 @@ class Classifier:
         for modality in dict.fromkeys(each.modality for each in embedded):
             chosen = templates or default_templates(self._embedder.manifest, modality)
             digest = label_digest(labels, chosen)
-            saved = stored.vectors.get(digest) if stored else None
+            fits = stored is not None and self._embedder.manifest.accepts(stored.space)  # another model's need not
+            saved = stored.vectors.get(digest) if stored is not None and fits else None
             vectors[modality] = saved if saved is not None else await self._label_vectors(digest, labels, chosen)
         names = [each if isinstance(each, str) else each.name for each in labels]
         temperature = self._embedder.manifest.temperature

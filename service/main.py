@@ -1,9 +1,10 @@
 """The app: `create_app(settings)`. Its lifespan opens bundle → towers → batchers → cache → store."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 from fastapi import FastAPI
@@ -12,18 +13,20 @@ from starlette.middleware import Middleware
 
 from service import __version__, errors
 from service.cache import Cache, MemoryCache, RedisCache
+from service.channel import Runs
 from service.classify import Classifier
-from service.contract.bundle import Bundle, Modality, read_bundle
+from service.contract.bundle import Bundle, Manifest, Modality, read_bundle
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Context, Disconnects
+from service.model import Model
 from service.pipeline import Embedder
 from service.routes import classify, collections, embed, health, items, label_sets, models, openai, score, search
 from service.schemas.models import Problem
 from service.search import Searcher
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 from service.state import State
-from service.store import Store
-from service.towers import Tower, open_towers
+from service.store import SpaceMismatch, Store
+from service.towers import open_towers
 
 ROUTERS = (
     embed.router,
@@ -40,12 +43,22 @@ ROUTERS = (
 
 
 @dataclass(frozen=True)
+class Opened:
+    """A bundle and its towers."""
+
+    bundle: Bundle
+    towers: Mapping[Modality, Runs]
+
+
+@dataclass(frozen=True)
 class Parts:
     """What is slow to open, and can be wrong: the files on disk."""
 
-    bundle: Bundle
-    towers: Mapping[Modality, Tower]
+    models: Sequence[Opened]
+    """The default first."""
     store: Store
+    home: str
+    """The name of the model whose space the store has."""
 
 
 class Lifespan(TypedDict):
@@ -53,10 +66,31 @@ class Lifespan(TypedDict):
 
 
 def open_parts(settings: Settings) -> Parts:
-    """Read and open what the settings name. Raises BundleError, TowerError, StoreError. Slow: not for an event loop."""
-    bundle = read_bundle(settings.bundle)
-    towers = open_towers(bundle, settings.device, settings.threads)
-    return Parts(bundle, towers, Store.open(settings.store, bundle.manifest))
+    """Read and open what the settings name. Slow: not for an event loop.
+
+    Raises BundleError, TowerError, StoreError, and SettingsError where two bundles have one name.
+    """
+    models: dict[str, Opened] = {}
+    for path in (settings.bundle, *settings.more_bundles):
+        bundle = read_bundle(path)
+        name = bundle.manifest.name
+        if name in models:
+            raise SettingsError(f"ISTHMUS_MORE_BUNDLES: {models[name].bundle.path} and {path} are both called {name!r}")
+        models[name] = Opened(bundle, open_towers(bundle, settings.device, settings.threads, settings.modalities))
+    store, home = open_store(settings.store, [opened.bundle.manifest for opened in models.values()])
+    return Parts(list(models.values()), store, home)
+
+
+def open_store(path: Path, manifests: Sequence[Manifest]) -> tuple[Store, str]:
+    """The store, and the name of the first model that may add to it. Raises StoreError."""
+    refused: SpaceMismatch | None = None
+    for manifest in manifests:
+        try:
+            return Store.open(path, manifest), manifest.name
+        except SpaceMismatch as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
 
 
 def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
@@ -66,24 +100,20 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Lifespan]:
         opened = parts if parts is not None else await asyncio.to_thread(open_parts, settings)
-        bundle, towers, store = opened.bundle, opened.towers, opened.store
+        store = opened.store
         async with AsyncExitStack() as closing:
             closing.push_async_callback(store.close)
-            cache = open_cache(settings, bundle, metrics)
-            closing.push_async_callback(cache.close)
-            embedder = Embedder(bundle, towers, cache, settings, metrics)
-            closing.push_async_callback(embedder.close)
-            providers = {modality: tower.provider for modality, tower in towers.items()}
-            state = State(
-                settings=settings,
-                bundle=bundle,
-                providers=providers,
-                embedder=embedder,
-                store=store,
-                searcher=Searcher(embedder, store),
-                classifier=Classifier(embedder, store),
-                metrics=metrics,
-            )
+            models: dict[str, Model] = {}
+            for each in opened.models:
+                manifest = each.bundle.manifest
+                cache = open_cache(settings, manifest, metrics, models=len(opened.models))
+                closing.push_async_callback(cache.close)
+                embedder = Embedder(each.bundle, each.towers, cache, settings, metrics)
+                models[manifest.name] = Model(each.bundle.path, embedder, Classifier(embedder, store))
+            home = models[opened.home]
+            searcher = Searcher(home.embedder, store)
+            state = State(settings, models, home, store, searcher, metrics)
+            closing.push_async_callback(state.close)
             yield {"services": state}
 
     app = FastAPI(
@@ -106,12 +136,13 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     return app
 
 
-def open_cache(settings: Settings, bundle: Bundle, metrics: Metrics) -> Cache:
+def open_cache(settings: Settings, manifest: Manifest, metrics: Metrics, *, models: int = 1) -> Cache:
+    """One model's; in the process it gets an equal share."""
     if settings.redis_url is None:
-        return MemoryCache(settings.cache_bytes)
+        return MemoryCache(settings.cache_bytes // models)
     return RedisCache(
         settings.redis_url,
-        dimensions=bundle.manifest.dimensions,
+        dimensions=manifest.dimensions,
         ttl_s=settings.cache_ttl_s,
         timeout_s=settings.redis_timeout_s,
         observer=metrics,

@@ -17,6 +17,9 @@ from service.contract.tokens import TextPreprocessing, TextTokenizer, Tokens, pa
 from service.settings import Settings
 from service.towers import Arrays
 
+_NEAR_TOKENS, _NEAR_MS = 16, 2_000
+"""Texts and sounds up to these go together, whatever their lengths; longer ones are put into buckets (see Budget)."""
+
 Content = bytes | str | tuple[int, ...]
 """A media file, a text, or token ids."""
 
@@ -28,7 +31,7 @@ class Prepared:
     value: Any
     """Pixels (3, H, W), patches (P, 1, frames, mels), or Tokens."""
     size: int
-    """In the unit of the modality's budget: 1 image, P patches, or tokens."""
+    """In the unit of the modality's budget: 1 image, milliseconds of sound, or tokens."""
     tokens: int = 0
     truncated: bool = False
 
@@ -83,9 +86,11 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
         settings.max_audio_channels,
     )
 
+    hop_ms = 1_000 * spec.patch_hop_frames * spec.hop_length / spec.sampling_rate
+
     def prepared(waveform: NDArray[np.float32]) -> Prepared:
         patches = log_mel_patches(waveform, spec)
-        return Prepared(patches, size=len(patches))
+        return Prepared(patches, size=round(len(patches) * hop_ms))
 
     def prepare(content: Content) -> Prepared:
         assert isinstance(content, bytes)
@@ -96,7 +101,9 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
 
     seconds = np.arange(spec.sampling_rate // 2) / spec.sampling_rate
     tone = (0.1 * np.sin(2 * np.pi * 440.0 * seconds)).astype(np.float32)
-    return Handling(prepare, collate, Budget(settings.batch_patches), prepared(tone))
+    return Handling(
+        prepare, collate, Budget(round(1_000 * settings.batch_audio_seconds), near=_NEAR_MS), prepared(tone)
+    )
 
 
 def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings) -> Handling:
@@ -111,4 +118,6 @@ def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings
     def collate(texts: Sequence[Tokens]) -> Arrays:
         return dict(zip(GRAPH_INPUTS["text"], pad_tokens(texts, spec.pad_id), strict=True))
 
-    return Handling(prepare, collate, Budget(settings.batch_tokens, padded=True), prepare("a dog barks"))
+    return Handling(
+        prepare, collate, Budget(settings.batch_tokens, padded=True, near=_NEAR_TOKENS), prepare("a dog barks")
+    )

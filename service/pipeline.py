@@ -5,9 +5,9 @@ threads (so one bad input fails alone, before the queue), wait in the queue of t
 """
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -15,20 +15,21 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batcher import Batcher
 from service.cache import Cache, Entry, key_of
+from service.channel import Channel, Open, Runs, opener
 from service.contract.bundle import Bundle, Manifest, Modality
 from service.contract.errors import InputError, UnsupportedMedia
 from service.contract.vectors import l2_normalise
-from service.errors import DeadlineExceeded, InferenceFailed
+from service.errors import DeadlineExceeded, InferenceFailed, NotReady
 from service.metrics import Metrics
-from service.modalities import Content, Handling, handling
+from service.modalities import Content, Prepared
 from service.settings import Settings
 from service.timings import record, timed
-from service.towers import Tower
+from service.workers import Workers
+
+log = logging.getLogger(__name__)
 
 _HASHED_ON_THE_LOOP = 65_536  # bytes: under 0.1 ms
-_CANARY_S = 5.0
 
 Result = TypeVar("Result")
 
@@ -67,14 +68,6 @@ class Embedded:
     """That a text has, special tokens included; 0 for media."""
 
 
-@dataclass(frozen=True)
-class _Channel:
-    handling: Handling
-    batcher: Batcher[Any]
-    slots: asyncio.Semaphore
-    """Held from undecoded to enqueued."""
-
-
 @dataclass
 class _Flight:
     """A vector that is being made, and how many wait for it."""
@@ -84,29 +77,32 @@ class _Flight:
 
 
 class Embedder:
-    """Owns a worker pool and one batcher per tower. Lives on one event loop."""
+    """A model's way from inputs to vectors: a worker pool, and a channel per tower. Lives on one event loop."""
 
     def __init__(
-        self, bundle: Bundle, towers: Mapping[Modality, Tower], cache: Cache, settings: Settings, metrics: Metrics
+        self,
+        bundle: Bundle,
+        towers: Mapping[Modality, Runs],
+        cache: Cache,
+        settings: Settings,
+        metrics: Metrics,
+        open: Open | None = None,
     ) -> None:
-        self.manifest: Manifest = bundle.manifest
+        self.bundle = bundle
         self._cache, self._metrics, self._deadline_s = cache, metrics, settings.request_deadline_s
-        self._pool = ThreadPoolExecutor(settings.decode_workers, "decode")
+        self._pool = Workers("decode", settings.decode_workers)
         self._flights: dict[str, _Flight] = {}
-        self._channels: dict[Modality, _Channel] = {}
+        self._closing: asyncio.Task[None] | None = None
+        self.channels: dict[Modality, Channel] = {}
+        name = bundle.manifest.name
         for modality, tower in towers.items():
-            how = handling(bundle, modality, settings)
-            batcher: Batcher[Any] = Batcher(
-                modality,
-                how.collate,
-                tower.run,
-                dimensions=self.manifest.dimensions,
-                budget=how.budget,
-                capacity=settings.queue_inputs,
-                observer=metrics.of_tower(modality),
-            )
-            self._channels[modality] = _Channel(how, batcher, asyncio.Semaphore(settings.decode_workers))
-            metrics.watch_queue(modality, batcher)
+            observer = metrics.of_tower(name, modality)
+            self.channels[modality] = Channel(bundle, modality, tower, open or opener(settings), settings, observer)
+            metrics.watch(name, modality, self.channels[modality])
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
 
     async def embed(self, inputs: Sequence[Input]) -> list[Embedded | InputError]:
         """One result per input, in order: a unit vector, or what is wrong with that input.
@@ -117,8 +113,8 @@ class Embedder:
         modalities = [modality_of(each) for each in inputs]
         with ExitStack() as admitted:
             for modality, count in Counter(modalities).items():
-                if modality in self._channels:
-                    admitted.enter_context(self._channels[modality].batcher.admit(count))
+                if modality in self.channels:
+                    admitted.enter_context(self.channels[modality].admit(count))
             try:
                 async with asyncio.timeout(self._deadline_s):
                     return await self._embed(inputs, modalities)
@@ -127,20 +123,35 @@ class Embedder:
 
     async def canary(self, modality: Modality) -> None:
         """Embed a small input through one tower, past the cache. Raises if anything on the way does not work."""
-        channel = self._channels[modality]
-        canary = channel.handling.canary
-        async with asyncio.timeout(_CANARY_S):
-            answer = await channel.batcher.submit(canary.value, canary.size)
-        l2_normalise(answer.vector)
+        await self.channels[modality].canary()
 
     def workers_alive(self) -> bool:
-        return all(channel.batcher.alive for channel in self._channels.values())
+        return self._pool.alive and all(channel.alive for channel in self.channels.values())
+
+    async def replace(self, bundle: Bundle) -> None:
+        """Embed with another bundle of the same space from now on; what is under way ends with the older one.
+
+        Raises BundleError or TowerError, and goes on with the older one, where a tower cannot be opened or fails.
+        """
+        opening = [asyncio.create_task(channel.prepare(bundle)) for channel in self.channels.values()]
+        await asyncio.wait(opening)
+        if failures := [failure for task in opening if (failure := task.exception())]:
+            await asyncio.gather(*(task.result().retire() for task in opening if not task.exception()))
+            raise failures[0]
+        self.bundle = bundle
+        for channel, task in zip(self.channels.values(), opening, strict=True):
+            channel.install(task.result())
 
     async def close(self) -> None:
         """Answer everything that waits (NotReady), then stop the threads."""
-        await asyncio.gather(*(channel.batcher.close() for channel in self._channels.values()))
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        await asyncio.gather(*(channel.close() for channel in self.channels.values()))
         # What is still being decoded goes on to a closed batcher, and is answered there.
-        await asyncio.to_thread(self._pool.shutdown)
+        await asyncio.to_thread(self._pool.close)
 
     async def _embed(self, inputs: Sequence[Input], modalities: Sequence[Modality]) -> list[Embedded | InputError]:
         keys = await self._keys(inputs)
@@ -166,7 +177,7 @@ class Embedder:
         large = sum(len(each.data) for each in inputs if isinstance(each, Media)) > _HASHED_ON_THE_LOOP
         space = self.manifest.space
         if large:
-            return await self._in_pool(lambda: [_key(space, each) for each in inputs])
+            return await self._pool.run(lambda: [_key(space, each) for each in inputs])
         return [_key(space, each) for each in inputs]
 
     async def _shared(self, key: str, each: Input) -> Entry | InputError:
@@ -186,17 +197,18 @@ class Embedder:
 
     async def _make(self, each: Input) -> Entry | InputError:
         modality = modality_of(each)
-        channel = self._channels.get(modality)
+        channel = self.channels.get(modality)
         if channel is None:
-            return UnsupportedMedia(f"this bundle has no {modality} tower")
-        try:
-            async with channel.slots:
-                with timed("decode"):
-                    prepared = await self._in_pool(lambda: channel.handling.prepare(_content_of(each)))
-                waiting = await channel.batcher.enqueue(prepared.value, prepared.size)
-            answer = await waiting
-        except InputError as error:
-            return error
+            return UnsupportedMedia(f"no {modality} tower is served here")
+        async with channel.using() as engine:
+            try:
+                async with channel.slots:
+                    with timed("decode"):
+                        prepared = await self._prepared(engine.handling.prepare, each)
+                    waiting = await engine.batcher.enqueue(prepared.value, prepared.size)
+                answer = await waiting
+            except InputError as error:
+                return error
         record("queue", answer.queue_s)
         record("model", answer.model_s)
         try:
@@ -206,8 +218,14 @@ class Embedder:
         vector.setflags(write=False)
         return Entry(vector, prepared.truncated, prepared.tokens)
 
-    async def _in_pool(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+    async def _prepared(self, prepare: Callable[[Content], Prepared], each: Input) -> Prepared:
+        try:
+            return await self._pool.run(lambda: prepare(_content_of(each)))
+        except (InputError, NotReady):
+            raise
+        except Exception:  # a fault of ours or of a library, which this input alone has met
+            log.exception("an input of kind %s could not be prepared", modality_of(each))
+            raise InferenceFailed("the server failed to read this input") from None
 
 
 def modality_of(each: Input) -> Modality:

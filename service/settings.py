@@ -1,10 +1,12 @@
 """Every setting, once. Each is an environment variable with the prefix ISTHMUS_, and a flag of `serve` overrides it."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.contract.bundle import MODALITIES, Modality
 
 
 class SettingsError(ValueError):
@@ -32,6 +34,13 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ISTHMUS_", extra="ignore", frozen=True)
 
     bundle: Path = Path("starter")
+    """Of the default model; its manifest's name is the model's."""
+    more_bundles: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Further models, chosen by a request's `model`; separated by commas."""
+    modalities: Annotated[tuple[Modality, ...], NoDecode] = MODALITIES
+    """The towers to load, of those that a bundle has; separated by commas."""
+    unload_idle_s: float | None = Field(default=None, gt=0)
+    """A tower without work for so long is closed, and opened again by the next input; unset, towers stay open."""
     store: Path = Path("store")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535)
@@ -63,18 +72,26 @@ class Settings(BaseSettings):
     """Items in one call of the image tower."""
     batch_tokens: int = Field(default=8_192, gt=0)
     """Padded tokens (rows × longest) in one call of the text tower."""
-    batch_patches: int = Field(default=128, gt=0)
-    """Patches in one call of the audio tower; a longer sound is a call of its own."""
+    batch_audio_seconds: float = Field(default=60.0, gt=0)
+    """Seconds of sound in one call of the audio tower; a longer sound is a call of its own."""
     queue_inputs: int = Field(default=1_024, gt=0)
-    """Inputs of one modality that may be in work or waiting; past it, 429."""
+    """Inputs of one modality that may be in work or waiting; past it, 429 with a Retry-After."""
     decode_workers: int = Field(default=4, gt=0, le=256)
+    """Threads of a model that decode and preprocess."""
     request_deadline_s: float = Field(default=60.0, gt=0)
+    """For the vectors of one request; past it, 504."""
     shutdown_grace_s: int = Field(default=20, gt=0)
+    """For what is under way at the end; past it, 503."""
 
-    @field_validator("redis_url", mode="before")
+    @field_validator("redis_url", "unload_idle_s", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return value or None
+
+    @field_validator("more_bundles", "modalities", mode="before")
+    @classmethod
+    def _separated(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":

@@ -1,31 +1,92 @@
 """What the lifespan opens, and how a route asks for it: `async def route(state: StateDep)`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from service.classify import Classifier
-from service.contract.bundle import Bundle, Modality
+from service.contract.bundle import Bundle
+from service.errors import NotFound
 from service.metrics import Metrics
+from service.model import Model, ReloadRefused
 from service.pipeline import Embedder
 from service.search import Searcher
 from service.settings import Settings
 from service.store import Store
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class State:
     settings: Settings
-    bundle: Bundle
-    providers: Mapping[Modality, str]
-    """The ONNX Runtime provider that each tower obtained."""
-    embedder: Embedder
+    models: Mapping[str, Model]
+    """By name, the default first."""
+    home: Model
+    """The one whose space the store has: items and queries are embedded by it."""
     store: Store
     searcher: Searcher
-    classifier: Classifier
     metrics: Metrics
+    _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
+
+    def model(self, name: str | None) -> Model:
+        """The model that a request names, or the default. Raises NotFound."""
+        if name is None:
+            return self.default
+        if name not in self.models:
+            raise NotFound("there is no such model: /models and /v1/models list what there is", code="model_not_found")
+        return self.models[name]
+
+    @property
+    def default(self) -> Model:
+        return next(iter(self.models.values()))
+
+    async def reload(self) -> None:
+        """Read every model's bundle again, as `Model.reload` does; the log and the metrics say what came of it."""
+        for name, model in self.models.items():
+            try:
+                manifest = await model.reload()
+            except ReloadRefused as refused:
+                log.error("%s", refused)
+                self.metrics.reloads.labels(name, "refused").inc()
+            else:
+                log.info("%s is reloaded: made on %s", model.path, manifest.created)
+                self.metrics.reloads.labels(name, "done").inc()
+
+    async def close(self) -> None:
+        """Answer everything that waits for a vector with NotReady."""
+        await asyncio.gather(*(model.embedder.close() for model in self.models.values()))
+
+    # For the callbacks of signals and timers.
+
+    def begin_reload(self) -> None:
+        self._begin(self.reload())
+
+    def begin_close(self) -> None:
+        self._begin(self.close())
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Of the model at home, for routes that do not let a request choose.
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.home.bundle
+
+    @property
+    def embedder(self) -> Embedder:
+        return self.home.embedder
+
+    @property
+    def classifier(self) -> Classifier:
+        return self.home.classifier
 
 
 def current(request: Request) -> State:

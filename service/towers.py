@@ -1,13 +1,13 @@
 """ONNX Runtime sessions: arrays in, (B, dimensions) float32 out; and which provider was actually obtained."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from service.contract.bundle import GRAPH_INPUTS, OUTPUT, Bundle, Modality
+from service.contract.bundle import GRAPH_INPUTS, MODALITIES, OUTPUT, Bundle, Modality
 
 Device = Literal["auto", "cpu", "cuda"]
 Arrays = Mapping[str, NDArray[Any]]
@@ -39,9 +39,14 @@ class Tower:
         return np.asarray(vectors, dtype=np.float32)
 
 
-def open_towers(bundle: Bundle, device: Device, threads: int) -> dict[Modality, Tower]:
-    """One tower for each of the bundle's modalities. Raises TowerError."""
-    return {modality: Tower(bundle, modality, device, threads) for modality in bundle.manifest.towers}
+def open_towers(
+    bundle: Bundle, device: Device, threads: int, modalities: Collection[Modality] = MODALITIES
+) -> dict[Modality, Tower]:
+    """One tower for each of the bundle's modalities that are among `modalities`. Raises TowerError."""
+    wanted = [modality for modality in bundle.manifest.towers if modality in modalities]
+    if not wanted:
+        raise TowerError(f"{bundle.path} has no tower for any of: {', '.join(modalities)} (ISTHMUS_MODALITIES)")
+    return {modality: Tower(bundle, modality, device, threads) for modality in wanted}
 
 
 def _session(bundle: Bundle, modality: Modality, device: Device, threads: int) -> onnxruntime.InferenceSession:

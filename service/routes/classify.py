@@ -16,7 +16,7 @@ Body = Annotated[ClassifyRequest, Depends(reader(ClassifyRequest, append_inputs)
 @router.post("/classify", openapi_extra=documented(ClassifyRequest, files=True))
 async def classify(body: Body, state: StateDep) -> ClassifyResponse:
     """Which of the labels fits each input best, and how surely; no label needs to have been trained on."""
-    results = await state.classifier.classify(
+    results = await state.model(body.model).classifier.classify(
         body.inputs,
         labels=body.labels,
         label_set=body.label_set,

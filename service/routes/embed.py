@@ -19,10 +19,11 @@ Body = Annotated[EmbedRequest, Depends(reader(EmbedRequest, append_inputs))]
 @router.post("/embed", response_model=EmbedResponse, openapi_extra=documented(EmbedRequest, files=True))
 async def embed(body: Body, state: StateDep) -> JSON:
     """Embed texts, images and sounds: one unit vector per input, all in one space."""
-    results = await embed_inputs(state.embedder, body.inputs)
+    model = state.model(body.model)
+    results = await embed_inputs(model.embedder, body.inputs)
     if body.on_error == "fail":
         all_embedded(results)
-    manifest = state.bundle.manifest
+    manifest = model.manifest
     return JSON(
         {
             "space": manifest.space,

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from service.model import Model
 from service.schemas.models import ModelDescription, ModelsResponse, TowerDescription
 from service.state import StateDep
 
@@ -10,19 +11,25 @@ router = APIRouter(tags=["service"])
 
 @router.get("/models")
 async def models(state: StateDep) -> ModelsResponse:
-    """The bundle that is served: its space, its towers, and the figures it was released with."""
-    manifest = state.bundle.manifest
+    """The bundles that are served, the default first: their spaces, towers, and the figures they were released with."""
+    return ModelsResponse(models=[_described(model) for model in state.models.values()])
+
+
+def _described(model: Model) -> ModelDescription:
+    manifest, channels = model.manifest, model.embedder.channels
     towers = {
         modality: TowerDescription(
             encoder=tower.encoder,
             projector=tower.projector.kind,
             precision=tower.precision,
-            provider=state.providers[modality],
+            provider=channels[modality].provider,
+            loaded=channels[modality].loaded,
             preprocessing=tower.preprocessing,
         )
         for modality, tower in manifest.towers.items()
+        if modality in channels
     }
-    described = ModelDescription(
+    return ModelDescription(
         name=manifest.name,
         created=manifest.created,
         space=manifest.space,
@@ -33,4 +40,3 @@ async def models(state: StateDep) -> ModelsResponse:
         evaluation=manifest.evaluation,
         licences=manifest.licences,
     )
-    return ModelsResponse(models=[described])

@@ -6,12 +6,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from service.contract.errors import InputError
-from service.errors import NotFound
 from service.inputs import all_embedded, documented, reader, to_inputs
-from service.pipeline import Embedded, Input, TokenIds
+from service.model import Model
+from service.pipeline import Embedded, Embedder, Input, TokenIds
 from service.responses import JSON, cut, encoded
 from service.schemas.openai import EmbeddingsRequest, EmbeddingsResponse, OpenAIInput, OpenAIModel, OpenAIModels
-from service.state import State, StateDep
+from service.state import StateDep
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 Body = Annotated[EmbeddingsRequest, Depends(reader(EmbeddingsRequest))]
@@ -20,9 +20,8 @@ Body = Annotated[EmbeddingsRequest, Depends(reader(EmbeddingsRequest))]
 @router.post("/embeddings", response_model=EmbeddingsResponse, openapi_extra=documented(EmbeddingsRequest))
 async def embeddings(body: Body, state: StateDep) -> JSON:
     """As OpenAI's endpoint; `input` also takes {"image": …}, {"audio": …} and {"text": …}."""
-    if body.model != state.bundle.manifest.name:
-        raise NotFound("there is no such model: GET /v1/models lists what there is", code="model_not_found")
-    results = all_embedded(await _embed(state, body.inputs()), field="input")
+    embedder = state.model(body.model).embedder
+    results = all_embedded(await _embed(embedder, body.inputs()), field="input")
     tokens = sum(each.tokens for each in results)
     data = [
         {
@@ -38,28 +37,26 @@ async def embeddings(body: Body, state: StateDep) -> JSON:
 
 @router.get("/models", response_model=OpenAIModels)
 async def models(state: StateDep) -> OpenAIModels:
-    return OpenAIModels(data=[_described(state)])
+    return OpenAIModels(data=[_described(model) for model in state.models.values()])
 
 
 @router.get("/models/{name}", response_model=OpenAIModel)
 async def model(name: str, state: StateDep) -> OpenAIModel:
-    if name != state.bundle.manifest.name:
-        raise NotFound("there is no such model: GET /v1/models lists what there is", code="model_not_found")
-    return _described(state)
+    return _described(state.model(name))
 
 
-def _described(state: State) -> OpenAIModel:
-    manifest = state.bundle.manifest
+def _described(model: Model) -> OpenAIModel:
+    manifest = model.manifest
     day = datetime.datetime.fromisoformat(manifest.created)
     created = int(day.replace(tzinfo=day.tzinfo or datetime.UTC).timestamp())
     return OpenAIModel(id=manifest.name, created=created, owned_by="isthmus")
 
 
-async def _embed(state: State, values: list[OpenAIInput]) -> list[Embedded | InputError]:
+async def _embed(embedder: Embedder, values: list[OpenAIInput]) -> list[Embedded | InputError]:
     others = iter(await to_inputs([each for each in values if not isinstance(each, list)]))
     inputs: list[Input | InputError] = [
         TokenIds(tuple(each)) if isinstance(each, list) else next(others) for each in values
     ]
     readable = [each for each in inputs if not isinstance(each, InputError)]
-    results = iter(await state.embedder.embed(readable))
+    results = iter(await embedder.embed(readable))
     return [each if isinstance(each, InputError) else next(results) for each in inputs]

@@ -40,10 +40,11 @@ Body = Annotated[ScoreRequest, Depends(reader(ScoreRequest, fill_pairs))]
 async def score(body: Body, state: StateDep) -> JSON:
     """Cosine similarity of pairs of inputs, of any two kinds."""
     sides = [side for pair in body.pairs for side in (pair.a, pair.b)]
-    vectors = [_vector(result, index // 2) for index, result in enumerate(await embed_inputs(state.embedder, sides))]
+    model = state.model(body.model)
+    vectors = [_vector(result, index // 2) for index, result in enumerate(await embed_inputs(model.embedder, sides))]
     stacked = np.stack(vectors)
     scores = np.clip((stacked[0::2] * stacked[1::2]).sum(axis=1), -1.0, 1.0)
-    return JSON({"space": state.bundle.manifest.space, "scores": scores})
+    return JSON({"space": model.manifest.space, "scores": scores})
 
 
 def _vector(result: Embedded | InputError, pair: int) -> np.ndarray[Any, np.dtype[np.float32]]:

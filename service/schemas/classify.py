@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from service.schemas.inputs import Inputs, RequestModel
+from service.schemas.inputs import Inputs, ModelName, RequestModel
 from service.schemas.items import Name, storable_text
 from service.schemas.search import TopK
 
@@ -51,6 +51,7 @@ class ClassifyRequest(RequestModel):
     """Exactly one of labels and label_set."""
 
     inputs: Inputs
+    model: ModelName = None
     labels: Labels | None = None
     label_set: Name | None = None
     templates: Templates | None = Field(

@@ -4,13 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from service.schemas.inputs import AnyInput, Inputs, RequestModel, at_most
+from service.schemas.inputs import AnyInput, Inputs, ModelName, RequestModel, at_most
 
 Encoding = Literal["float", "base64", "int8", "binary"]
 
 
 class EmbedRequest(RequestModel):
     inputs: Inputs
+    model: ModelName = None
     dimensions: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Keep this many leading dimensions, renormalised. Default: all."
     )
@@ -51,6 +52,7 @@ class Pair(RequestModel):
 
 
 class ScoreRequest(RequestModel):
+    model: ModelName = None
     pairs: Annotated[list[Pair], Field(min_length=1), at_most(lambda limits: max(1, limits.inputs // 2), "pairs")]
 
 

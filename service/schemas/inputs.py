@@ -94,6 +94,8 @@ def at_most(limit: Callable[[Limits], int], what: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+ModelName = Annotated[str | None, Field(max_length=64, description="One of GET /models. Default: the first of them.")]
+
 Inputs = Annotated[list[AnyInput], Field(min_length=1), at_most(lambda limits: limits.inputs, "inputs")]
 
 

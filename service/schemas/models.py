@@ -12,6 +12,8 @@ class TowerDescription(BaseModel):
     projector: str
     precision: str
     provider: str
+    loaded: bool
+    """Not while a tower is closed for want of work."""
     preprocessing: Preprocessing
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batcher import Batcher, Budget
-from service.errors import InferenceFailed, NotReady, Overloaded
+from service.errors import InferenceFailed, NotReady
 
 DIMENSIONS = 2
 WAIT_S = 10.0
@@ -37,7 +37,7 @@ class Model:
 class Seen:
     def __init__(self) -> None:
         self.batches: list[int] = []
-        self.failures = 0
+        self.failures = self.restarts = 0
 
     def batch(self, items: int, seconds: float) -> None:
         assert seconds >= 0
@@ -46,12 +46,15 @@ class Seen:
     def failed(self, items: int) -> None:
         self.failures += items
 
+    def restarted(self) -> None:
+        self.restarts += 1
+
 
 def make(
-    run: Callable[[Any], Any], *, limit: int = 4, capacity: int = 100, padded: bool = False, **more: Any
+    run: Callable[[Any], Any], *, limit: int = 4, padded: bool = False, near: int | None = None, **more: Any
 ) -> Batcher[float]:
-    budget = Budget(limit, padded)
-    return Batcher("test", np.array, run, dimensions=DIMENSIONS, budget=budget, capacity=capacity, **more)
+    budget = Budget(limit, padded, near)
+    return Batcher("test", np.array, run, dimensions=DIMENSIONS, budget=budget, **more)
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -111,9 +114,7 @@ def test_a_full_batch_is_collated_while_the_model_runs() -> None:
                 loop.call_soon_threadsafe(twice.set)
             return np.array(items)
 
-        batcher: Batcher[float] = Batcher(
-            "test", collate, model.run, dimensions=DIMENSIONS, budget=Budget(2), capacity=100
-        )
+        batcher: Batcher[float] = Batcher("test", collate, model.run, dimensions=DIMENSIONS, budget=Budget(2))
         tasks = [submit(batcher, 0)]
         await entered(model)
         tasks += [submit(batcher, 1), submit(batcher, 2)]
@@ -156,9 +157,7 @@ def test_an_item_that_cannot_be_collated_fails_alone() -> None:
                 raise ValueError("no")
             return np.array(items)
 
-        batcher: Batcher[float] = Batcher(
-            "test", collate, model.run, dimensions=DIMENSIONS, budget=Budget(4), capacity=100
-        )
+        batcher: Batcher[float] = Batcher("test", collate, model.run, dimensions=DIMENSIONS, budget=Budget(4))
         first = submit(batcher, 0)
         await entered(model)
         tasks = [submit(batcher, item) for item in (1.0, -1.0)]
@@ -212,23 +211,6 @@ def test_a_cancelled_item_is_dropped_before_the_model_sees_it() -> None:
     run(main())
 
 
-def test_admission_is_refused_before_any_work_once_full_and_again_granted() -> None:
-    async def main() -> None:
-        model = Model()
-        batcher = make(model.run, capacity=3)
-        with batcher.admit(2):
-            with pytest.raises(Overloaded), batcher.admit(2):
-                pytest.fail("admitted past the capacity")
-            assert batcher.depth == 2
-            with batcher.admit(1):
-                assert batcher.depth == 3
-        assert batcher.depth == 0
-        assert model.calls == []
-        await batcher.close()
-
-    run(main())
-
-
 def test_enqueue_waits_while_two_full_batches_wait() -> None:
     async def main() -> None:
         model = Model(held=True)
@@ -277,16 +259,17 @@ def test_submit_after_close_is_refused_at_once() -> None:
         await batcher.close()
         with pytest.raises(NotReady):
             await batcher.submit(1, 1)
-        with pytest.raises(NotReady), batcher.admit(1):
-            pytest.fail("admitted after close")
+        with pytest.raises(NotReady):
+            await batcher.submit(1, 1, first=True)
 
     run(main())
 
 
-def test_texts_are_taken_by_likeness_of_length() -> None:
+@pytest.mark.parametrize("padded", [True, False], ids=["texts", "sounds"])
+def test_inputs_are_taken_by_likeness_of_length(padded: bool) -> None:
     async def main() -> None:
         model = Model(held=True)
-        batcher = make(model.run, limit=600, padded=True)
+        batcher = make(model.run, limit=600, padded=padded, near=16)
         tasks = [submit(batcher, 0)]
         await entered(model)
         sizes = [10, 200, 12, 180, 16]
@@ -313,16 +296,17 @@ def test_an_item_larger_than_the_budget_is_a_call_of_its_own() -> None:
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=40),
     limit=st.integers(1, 60),
     padded=st.booleans(),
+    near=st.none() | st.integers(1, 20),
     bad=st.sets(st.integers(0, 39), max_size=3),
     pauses=st.lists(st.booleans(), min_size=40, max_size=40),
 )
 @settings(max_examples=60, deadline=None)
 def test_every_item_gets_its_own_answer_in_any_order_of_arrival(
-    sizes: list[int], limit: int, padded: bool, bad: set[int], pauses: list[bool]
+    sizes: list[int], limit: int, padded: bool, near: int | None, bad: set[int], pauses: list[bool]
 ) -> None:
     async def main() -> None:
         model = Model(bad=[float(each) for each in bad])
-        batcher = make(model.run, limit=limit, padded=padded)
+        batcher = make(model.run, limit=limit, padded=padded, near=near)
         tasks = []
         for item, size in enumerate(sizes):
             tasks.append(submit(batcher, item, size))
@@ -339,6 +323,7 @@ def test_every_item_gets_its_own_answer_in_any_order_of_arrival(
             held = [by_item[int(item)] for item in call]
             cost = len(held) * max(held) if padded else sum(held)
             assert cost <= limit or len(held) == 1
+            assert near is None or max(held) <= max(2 * min(held), near)
         await batcher.close()
 
     run(main())

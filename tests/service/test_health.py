@@ -39,7 +39,7 @@ def test_readiness_names_what_is_broken(settings: Settings, caplog: pytest.LogCa
 
     async def main() -> tuple[httpx.Response, httpx.Response, httpx.Response]:
         parts = await asyncio.to_thread(open_parts, settings)
-        parts.towers["audio"] = Broken()
+        parts.models[0].towers["audio"] = Broken()
         app = create_app(settings, parts)
         async with app.router.lifespan_context(app) as state:
 
@@ -50,7 +50,7 @@ def test_readiness_names_what_is_broken(settings: Settings, caplog: pytest.LogCa
             async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
                 broken = await client.get("/readyz")
                 alive = await client.get("/healthz")
-                await state["services"].embedder.close()
+                await state["services"].close()
                 return broken, alive, await client.get("/readyz")
 
     with caplog.at_level(logging.CRITICAL):

@@ -76,6 +76,6 @@ def test_metrics_are_the_apps_own(bundle_dir: Path, tmp_path: Path) -> None:
     assert 'isthmus_requests_total{method="POST",route="/embed",status="422"} 1.0' in text
     assert 'isthmus_rejections_total{reason="invalid_input"} 1.0' in text
     assert 'isthmus_cache_total{result="hit"} 1.0' in text
-    assert 'isthmus_batch_items_count{modality="text"} 1.0' in text
-    assert 'isthmus_queue_depth{modality="image"} 0.0' in text
+    assert 'isthmus_batch_items_count{modality="text",model="tiny"} 1.0' in text
+    assert 'isthmus_queue_depth{modality="image",model="tiny"} 0.0' in text
     assert "/embed" not in other

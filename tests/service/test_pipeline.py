@@ -27,6 +27,7 @@ class Slow:
 
     def __init__(self, tower: Any, *, held: bool = False) -> None:
         self.tower, self.rows = tower, 0
+        self.provider = tower.provider
         self.entered, self.released = threading.Event(), threading.Event()
         if not held:
             self.released.set()
@@ -199,6 +200,8 @@ def test_close_answers_who_waits_and_refuses_who_comes(bundle_dir: Path, png: Ca
 
 def test_a_zero_vector_from_the_model_is_that_inputs_failure(bundle_dir: Path) -> None:
     class Zero:
+        provider = "none"
+
         def run(self, arrays: Arrays) -> np.ndarray:
             return np.zeros((len(arrays["input_ids"]), tiny_bundle.DIMENSIONS), np.float32)
 

@@ -1,0 +1,243 @@
+"""One modality of one model: a tower, its queue and its workers. It can be closed while idle, and replaced in use.
+
+Whoever embeds holds the tower that was open when it began. A tower that is replaced, or closed for want of work, is
+let go when the last of those is done; so no request is dropped.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.batcher import Batcher
+from service.contract.bundle import Bundle, Modality, read_bundle
+from service.contract.vectors import l2_normalise
+from service.errors import NotReady, Overloaded
+from service.metrics import TowerMetrics
+from service.modalities import Handling, handling
+from service.settings import Settings
+from service.towers import Arrays, Tower, TowerError
+
+log = logging.getLogger(__name__)
+
+_CANARY_S = 5.0
+
+
+class Runs(Protocol):
+    """A tower, or what stands in for one."""
+
+    provider: str
+
+    def run(self, arrays: Arrays) -> NDArray[np.float32]: ...
+
+
+Open = Callable[[Bundle, Modality], Runs]
+"""Slow: for a thread. Raises TowerError or BundleError."""
+
+
+def opener(settings: Settings) -> Open:
+    return lambda bundle, modality: Tower(bundle, modality, settings.device, settings.threads)
+
+
+class Engine:
+    """An open tower, how its inputs are prepared, and the queue in front of it."""
+
+    def __init__(self, bundle: Bundle, modality: Modality, tower: Runs, how: Handling, metrics: TowerMetrics) -> None:
+        self.bundle, self.provider, self.handling = bundle, tower.provider, how
+        self.batcher: Batcher[Any] = Batcher(
+            modality,
+            how.collate,
+            tower.run,
+            dimensions=bundle.manifest.dimensions,
+            budget=how.budget,
+            observer=metrics,
+        )
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @property
+    def used(self) -> bool:
+        return self._users > 0
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
+
+    async def canary(self) -> None:
+        """Embed a small input, ahead of what waits. Raises if anything on the way does not work."""
+        small = self.handling.canary
+        async with asyncio.timeout(_CANARY_S):
+            answer = await self.batcher.submit(small.value, small.size, first=True)
+        l2_normalise(answer.vector)
+
+    async def retire(self) -> None:
+        """Close, once nobody uses it any more."""
+        await self._unused.wait()
+        await self.batcher.close()
+
+
+class Channel:
+    """Lives on one event loop."""
+
+    def __init__(
+        self, bundle: Bundle, modality: Modality, tower: Runs, open: Open, settings: Settings, metrics: TowerMetrics
+    ) -> None:
+        self._bundle, self._modality, self._open = bundle, modality, open
+        self._settings, self._metrics = settings, metrics
+        self.slots = asyncio.Semaphore(settings.decode_workers)
+        """Held from undecoded to enqueued."""
+        self.provider = tower.provider
+        """That the tower obtained when it was last opened."""
+        self._admitted = 0
+        self._engine: Engine | None = Engine(bundle, modality, tower, handling(bundle, modality, settings), metrics)
+        self._opening: asyncio.Task[None] | None = None
+        self._broken = False
+        self._closed = False
+        self._retiring: dict[asyncio.Task[None], Engine] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._wait_for_idleness()
+
+    @property
+    def depth(self) -> int:
+        """Inputs admitted and not yet answered."""
+        return self._admitted
+
+    @property
+    def loaded(self) -> bool:
+        return self._engine is not None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the workers are; a tower that is closed for want of work has none."""
+        return not self._closed and not self._broken and (self._engine is None or self._engine.batcher.alive)
+
+    @contextmanager
+    def admit(self, items: int) -> Iterator[None]:
+        """Take room for `items` before any work is done for them. Raises Overloaded, or NotReady once closed."""
+        if self._closed:
+            raise NotReady("the server is shutting down")
+        if self._admitted + items > self._settings.queue_inputs:
+            raise Overloaded(f"too many {self._modality} inputs are waiting", retry_after_s=self._until_there_is_room())
+        self._admitted += items
+        try:
+            yield
+        finally:
+            self._admitted -= items
+
+    @asynccontextmanager
+    async def using(self) -> AsyncIterator[Engine]:
+        """The tower as it is now, opened if need be; it stays open inside. Raises NotReady if it cannot be opened."""
+        engine = self._engine or await self._reopen()
+        try:
+            with engine.use():
+                yield engine
+        finally:
+            self._wait_for_idleness()
+
+    async def canary(self) -> None:
+        """Raises if the tower does not work. One that is closed for want of work is not opened for this."""
+        if self._closed:
+            raise NotReady("the server is shutting down")
+        if self._engine is None and self._broken:
+            await self._reopen()
+        if self._engine is not None:
+            await self._engine.canary()
+
+    async def prepare(self, bundle: Bundle) -> Engine:
+        """The same modality of another bundle, open and tried out, for `install`. Raises TowerError, BundleError."""
+        tower, how = await asyncio.to_thread(
+            lambda: (self._open(bundle, self._modality), handling(bundle, self._modality, self._settings))
+        )
+        engine = Engine(bundle, self._modality, tower, how, self._metrics)
+        try:
+            await engine.canary()
+        except Exception as error:
+            await engine.retire()
+            raise TowerError(f"the {self._modality} tower does not embed a small input: {error}") from error
+        return engine
+
+    def install(self, engine: Engine) -> None:
+        """From now on this one is used; the one before it finishes what it has."""
+        old, self._engine = self._engine, engine
+        self._bundle, self.provider, self._broken = engine.bundle, engine.provider, False
+        if old is not None:
+            self._retire(old)
+        self._metrics.opened()
+        if self._closed:  # meanwhile
+            self._engine = None
+            self._retire(engine)
+        self._wait_for_idleness()
+
+    async def close(self) -> None:
+        """Answer everything that waits with NotReady, and stop the workers."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._opening is not None:
+            await self._opening
+        if self._engine is not None:
+            await self._engine.batcher.close()
+        await asyncio.gather(*(engine.batcher.close() for engine in self._retiring.values()))
+        await asyncio.gather(*self._retiring)
+
+    async def _reopen(self) -> Engine:
+        # Whoever waits for it may give up: the tower is opened all the same, for the next who comes.
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open_again())
+            self._opening.add_done_callback(lambda _: setattr(self, "_opening", None))
+        await asyncio.shield(self._opening)
+        if self._engine is None or self._closed:
+            raise NotReady(f"the {self._modality} tower is not open")
+        return self._engine
+
+    async def _open_again(self) -> None:
+        try:
+            there = await asyncio.to_thread(read_bundle, self._bundle.path)
+            if there.manifest != self._bundle.manifest:
+                raise TowerError(f"{there.path} holds another bundle now: reload it")
+            engine = await self.prepare(self._bundle)
+        except Exception:
+            self._broken = True
+            log.exception("the %s tower cannot be opened", self._modality)
+            return
+        if self._engine is None:
+            self.install(engine)
+        else:  # a reload came first
+            self._retire(engine)
+
+    def _wait_for_idleness(self) -> None:
+        if self._settings.unload_idle_s is None or self._closed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(self._settings.unload_idle_s, self._unload)
+
+    def _unload(self) -> None:
+        engine = self._engine
+        if engine is not None and not engine.used:
+            log.info("the %s tower is closed for want of work", self._modality)
+            self._engine = None
+            self._retire(engine)
+
+    def _retire(self, engine: Engine) -> None:
+        task = asyncio.create_task(engine.retire())
+        self._retiring[task] = engine
+        task.add_done_callback(self._retiring.pop)
+
+    def _until_there_is_room(self) -> int:
+        """Seconds, 1 to 60: how long the model takes for what has been admitted, at its pace of late."""
+        pace = self._engine.batcher.item_s if self._engine else 0.0
+        return min(60, max(1, math.ceil(pace * self._admitted)))
