@@ -48,7 +48,7 @@ class Engine:
     """An open tower, how its inputs are prepared, and the queue in front of it."""
 
     def __init__(self, bundle: Bundle, modality: Modality, tower: Runs, how: Handling, metrics: TowerMetrics) -> None:
-        self.bundle, self.provider, self.handling = bundle, tower.provider, how
+        self.bundle, self.provider, self.handling, self.tower = bundle, tower.provider, how, tower
         self.batcher: Batcher[Any] = Batcher(
             modality,
             how.collate,

@@ -1,19 +1,26 @@
 """Items as a client writes them → vectors → the store."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from service.contract.errors import InputError
 from service.errors import InputFailed, input_problem
-from service.inputs import embed_inputs
+from service.inputs import embed_inputs, to_inputs
 from service.pipeline import Embedded, Embedder
 from service.schemas.embed import InputProblem
 from service.schemas.items import ItemInput, RefusedItem, StoredItem, StoredModality
 from service.search import unit_vector
 from service.store import Entry, Store
+from service.token_vectors import TokenEmbedder
 
 
 async def index_items(
-    embedder: Embedder, store: Store, items: Sequence[ItemInput], *, fail: bool
+    embedder: Embedder,
+    store: Store,
+    items: Sequence[ItemInput],
+    *,
+    fail: bool,
+    tokens: TokenEmbedder | None = None,
 ) -> list[StoredItem | RefusedItem]:
     """Embed and upsert items in one transaction; an answer for each, in order.
 
@@ -36,8 +43,27 @@ async def index_items(
             modality, vector = result.modality, result.vector
         else:
             modality, vector = item.modality or "vector", result
-        entries.append(Entry(item.collection, item.id, modality, item.metadata, vector))
+        entries.append(Entry(item.collection, item.id, modality, item.metadata, vector, text=item.text))
         answers.append(StoredItem(id=item.id, collection=item.collection, modality=modality))
+    if tokens is not None and tokens.available:
+        entries = await _with_tokens(tokens, store, items, entries)
     if entries:
         await store.upsert(entries)
     return answers
+
+
+async def _with_tokens(
+    tokens: TokenEmbedder, store: Store, items: Sequence[ItemInput], entries: list[Entry]
+) -> list[Entry]:
+    """Entries of the collections that keep token vectors, with theirs; an input whose tower has none goes without."""
+    keeping = {name for name in {each.collection for each in entries} if await store.keeps_tokens(name)}
+    inputs = {(item.collection, item.id): item.input for item in items if item.collection in keeping}
+    wanted = [entry for entry in entries if inputs.get((entry.collection, entry.id)) is not None]
+    given = await to_inputs([each for entry in wanted if (each := inputs[entry.collection, entry.id]) is not None])
+    made = await tokens.embed([each for each in given if not isinstance(each, InputError)])
+    by_item = {
+        (entry.collection, entry.id): each
+        for entry, each in zip(wanted, made, strict=True)
+        if not isinstance(each, InputError)
+    }
+    return [replace(entry, tokens=by_item.get((entry.collection, entry.id))) for entry in entries]

@@ -26,6 +26,7 @@ from service.search import Searcher
 from service.settings import Settings, SettingsError
 from service.state import State
 from service.store import SpaceMismatch, Store
+from service.token_vectors import TokenEmbedder
 from service.towers import open_towers
 
 ROUTERS = (
@@ -111,8 +112,10 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
                 embedder = Embedder(each.bundle, each.towers, cache, settings, metrics)
                 models[manifest.name] = Model(each.bundle.path, embedder, Classifier(embedder, store))
             home = models[opened.home]
-            searcher = Searcher(home.embedder, store)
-            state = State(settings, models, home, store, searcher, metrics)
+            tokens = TokenEmbedder(home.embedder)
+            closing.push_async_callback(tokens.close)
+            searcher = Searcher(home.embedder, store, tokens)
+            state = State(settings, models, home, store, searcher, tokens, metrics)
             closing.push_async_callback(state.close)
             yield {"services": state}
 

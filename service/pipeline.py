@@ -89,7 +89,7 @@ class Embedder:
         open: Open | None = None,
     ) -> None:
         self.bundle = bundle
-        self._cache, self._metrics, self._deadline_s = cache, metrics, settings.request_deadline_s
+        self._cache, self._metrics, self.deadline_s = cache, metrics, settings.request_deadline_s
         self._pool = Workers("decode", settings.decode_workers)
         self._flights: dict[str, _Flight] = {}
         self._closing: asyncio.Task[None] | None = None
@@ -116,7 +116,7 @@ class Embedder:
                 if modality in self.channels:
                     admitted.enter_context(self.channels[modality].admit(count))
             try:
-                async with asyncio.timeout(self._deadline_s):
+                async with asyncio.timeout(self.deadline_s):
                     return await self._embed(inputs, modalities)
             except TimeoutError:
                 raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
@@ -220,7 +220,7 @@ class Embedder:
 
     async def _prepared(self, prepare: Callable[[Content], Prepared], each: Input) -> Prepared:
         try:
-            return await self._pool.run(lambda: prepare(_content_of(each)))
+            return await self._pool.run(lambda: prepare(content_of(each)))
         except (InputError, NotReady):
             raise
         except Exception:  # a fault of ours or of a library, which this input alone has met
@@ -232,7 +232,7 @@ def modality_of(each: Input) -> Modality:
     return each.modality if isinstance(each, Media) else "text"
 
 
-def _content_of(each: Input) -> Content:
+def content_of(each: Input) -> Content:
     match each:
         case Text():
             return each.text

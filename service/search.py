@@ -1,25 +1,113 @@
-"""Queries → unit vectors → the nearest items. A query may be any input, a vector, a stored item, or a sum of these."""
+"""Queries → unit vectors → the nearest items, in the order that is asked for.
 
-from collections.abc import Sequence
+A query may be any input, a vector, a stored item, or a weighted sum of these. Without an `Ordering` the order is that
+of the store; with one, candidates come from the store and are put in order here.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
-from service.errors import InputFailed
-from service.inputs import embed_inputs
+from service.errors import InputFailed, InvalidRequest
+from service.inputs import embed_inputs, to_inputs
+from service.late_interaction import heat, maxsim, transport
 from service.pipeline import Embedded, Embedder
-from service.schemas.search import ComposeQuery, IdQuery, Query, VectorQuery, parts
-from service.store import Filter, Hit, Store
+from service.ranking import distinct, diverse, fuse
+from service.schemas.search import (
+    FUSED,
+    ComposeQuery,
+    Diversity,
+    IdQuery,
+    Keywords,
+    Query,
+    Rerank,
+    VectorQuery,
+    parts,
+    words_of,
+)
+from service.store import Filter, Hit, Item, Store
+from service.token_vectors import TokenEmbedder
 
 _CANCELLED = 1e-6
 """Length of a sum of unit vectors (the largest weight scaled to 1) below which its direction is rounding noise."""
+_DEEPEST = 4_000
+"""Candidates of one query that are looked at, at most, for enough that are no repetitions."""
+_STORED = ("image", "audio", "text", "vector")
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """What decides the order besides cosine similarity; schemas.search.SearchRequest says how."""
+
+    correction: float | None = None
+    threshold: float | None = None
+    keywords: Keywords | None = None
+    deduplicate: float | None = None
+    rerank: Rerank | None = None
+    diversity: Diversity | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    item: Item
+    score: float
+    explanation: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Scope:
+    collection: str
+    modalities: Sequence[str] | None
+    filter: Filter | None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A query as vectors."""
+
+    vector: Vectors
+    """(D,), unit length: Σ share · part."""
+    parts: Vectors
+    """(P, D), unit length."""
+    weights: Sequence[float]
+    own: str | None
+    """The stored item that the query is."""
+    query: Query
+
+
+@dataclass
+class _Candidate:
+    item: Item
+    similarity: float
+    correction: float = 0.0
+    ranks: dict[str, int] = field(default_factory=dict)
+    words: float | None = None
+    fused: float | None = None
+    tokens: float | None = None
+    heat: NDArray[np.float32] | None = None
+    score: float = 0.0
+
+    @property
+    def vector(self) -> Vectors:
+        assert self.item.vector is not None
+        return self.item.vector
+
+    @property
+    def corrected(self) -> float:
+        return self.similarity - self.correction
 
 
 class Searcher:
-    def __init__(self, embedder: Embedder, store: Store) -> None:
+    def __init__(self, embedder: Embedder, store: Store, tokens: TokenEmbedder | None = None) -> None:
         self._embedder = embedder
         self._store = store
+        self._tokens = tokens
 
     async def search(
         self,
@@ -29,28 +117,216 @@ class Searcher:
         collection: str,
         modalities: Sequence[str] | None = None,
         filter: Filter | None = None,
+        ordering: Ordering | None = None,
+        explain: bool = False,
         with_vector: bool = False,
         field: str = "queries",
-    ) -> list[list[Hit]]:
+    ) -> list[list[Result]]:
         """The `top_k` best items for each query, best first.
 
-        Raises NotFound (collection, or an id in a query) and InputFailed; `field` is what the request calls the
-        queries: "query" where there is only one.
+        Raises NotFound (collection, or an id in a query), InvalidRequest (an ordering that this bundle or collection
+        does not allow) and InputFailed; `field` is what the request calls the queries: "query" where there is only one.
         """
-        vectors = await self._vectors(queries, collection, field)
-        stored = [query.id if isinstance(query, IdQuery) else None for query in queries]
+        asked = await self._asked(queries, collection, field)
+        ordering = ordering or Ordering()
+        scope = _Scope(collection, modalities, filter)
+        if ordering == Ordering() and not explain:
+            found = await self._nearest(asked, top_k, scope, with_vector=with_vector)
+            return [[Result(hit.item, hit.score) for hit in hits] for hits in found]
+        strength = ordering.correction or 0.0
+        if strength and not self._embedder.manifest.means:
+            raise InvalidRequest("correction: this bundle has no means of its modalities")
+        token_vectors = await self._query_tokens(asked, collection, field) if ordering.rerank else None
+        pools = [each.pool for each in (ordering.rerank, ordering.diversity) if each is not None]
+        wanted = max(top_k, *pools, FUSED if ordering.keywords else 0, 1)
+        depth = min(2 * wanted, _DEEPEST) if ordering.deduplicate else wanted
+        first = await self._candidates(asked, depth, scope, strength)
+        results = []
+        for position, each in enumerate(asked):
+            chosen = await self._chosen(each, first[position], depth, wanted, scope, ordering)
+            if ordering.rerank and token_vectors:
+                await self._rerank(chosen, token_vectors[position], each, collection, ordering.rerank, explain)
+            if ordering.diversity:
+                chosen = await asyncio.to_thread(_diversified, chosen, ordering.diversity, top_k)
+            results.append(
+                [
+                    Result(one.item, one.score, _explanation(one, each, ordering) if explain else None)
+                    for one in chosen[:top_k]
+                ]
+            )
+        return results
+
+    async def _nearest(
+        self, asked: Sequence[_Asked], depth: int, scope: _Scope, *, with_vector: bool
+    ) -> list[list[Hit]]:
+        own = [each.own for each in asked]
         return await self._store.search(
-            collection,
-            vectors,
-            top_k,
-            modalities=modalities,
-            filter=filter,
-            leave_out=stored if any(id is not None for id in stored) else None,
+            scope.collection,
+            np.stack([each.vector for each in asked]),
+            depth,
+            modalities=scope.modalities,
+            filter=scope.filter,
+            leave_out=own if any(own) else None,
             with_vector=with_vector,
         )
 
-    async def _vectors(self, queries: Sequence[Query], collection: str, field: str) -> Vectors:
-        """One unit vector per query, (Q, D)."""
+    async def _candidates(
+        self, asked: Sequence[_Asked], depth: int, scope: _Scope, strength: float
+    ) -> list[list[_Candidate]]:
+        """The `depth` best for each query by corrected similarity, best first.
+
+        The correction is the same for all items of a modality, so that the best of each modality hold the best of all.
+        """
+        if not strength:
+            found = await self._nearest(asked, depth, scope, with_vector=True)
+            return [[_Candidate(hit.item, hit.score) for hit in hits] for hits in found]
+        modalities = [each for each in _STORED if scope.modalities is None or each in scope.modalities]
+        by_modality = await asyncio.gather(
+            *(self._nearest(asked, depth, replace(scope, modalities=[each]), with_vector=True) for each in modalities)
+        )
+        merged = []
+        for position, each in enumerate(asked):
+            candidates = [
+                _Candidate(hit.item, hit.score, self._correction(each, modality, strength))
+                for modality, found in zip(modalities, by_modality, strict=True)
+                for hit in found[position]
+            ]
+            merged.append(sorted(candidates, key=lambda one: -one.corrected)[:depth])
+        return merged
+
+    def _correction(self, asked: _Asked, modality: str, strength: float) -> float:
+        mean = next((held for name, held in self._embedder.manifest.means.items() if name == modality), None)
+        return 0.0 if mean is None else strength * float(asked.vector @ np.asarray(mean, np.float32))
+
+    async def _chosen(
+        self,
+        asked: _Asked,
+        candidates: list[_Candidate],
+        depth: int,
+        wanted: int,
+        scope: _Scope,
+        ordering: Ordering,
+    ) -> list[_Candidate]:
+        """Up to `wanted` candidates in order, after threshold, fusion and deduplication."""
+        while True:
+            if ordering.threshold is not None:
+                candidates = [one for one in candidates if one.corrected >= ordering.threshold]
+            exhausted = len(candidates) < depth
+            for one in candidates:
+                one.score = one.corrected
+            if ordering.keywords:
+                candidates = await self._fused(asked, candidates, depth, scope, ordering)
+            if not ordering.deduplicate:
+                return candidates[:wanted]
+            similarity = ordering.deduplicate
+            if candidates:
+                stacked = np.stack([one.vector for one in candidates])
+                kept = await asyncio.to_thread(distinct, stacked, similarity)
+                candidates = [candidates[place] for place in kept]
+            if len(candidates) >= wanted or exhausted or depth >= _DEEPEST:
+                return candidates[:wanted]
+            depth = min(4 * depth, _DEEPEST)
+            [candidates] = await self._candidates([asked], depth, scope, ordering.correction or 0.0)
+
+    async def _fused(
+        self, asked: _Asked, candidates: list[_Candidate], depth: int, scope: _Scope, ordering: Ordering
+    ) -> list[_Candidate]:
+        """Candidates and what the words find, by reciprocal rank; each list has its best `depth`."""
+        keywords = ordering.keywords
+        assert keywords is not None
+        hits = await self._store.keyword_search(
+            scope.collection,
+            keywords.query or words_of(asked.query),
+            depth,
+            field=keywords.field,
+            every=keywords.match == "all",
+            modalities=scope.modalities,
+            filter=scope.filter,
+            leave_out=asked.own,
+        )
+        by_id = {one.item.id: one for one in candidates}
+        for place, one in enumerate(candidates, start=1):
+            one.ranks["vector"] = place
+        worded: list[_Candidate] = []
+        for hit in hits:
+            if hit.item.id not in by_id:
+                assert hit.item.vector is not None
+                correction = self._correction(asked, hit.item.modality, ordering.correction or 0.0)
+                fresh = _Candidate(hit.item, float(asked.vector @ hit.item.vector), correction)
+                if ordering.threshold is not None and fresh.corrected < ordering.threshold:
+                    continue
+                by_id[hit.item.id] = fresh
+            found = by_id[hit.item.id]
+            worded.append(found)
+            found.words, found.ranks["words"] = hit.score, len(worded)
+        rankings = [[one.item.id for one in candidates], [one.item.id for one in worded]]
+        for id, score in fuse(rankings, (1 - keywords.weight, keywords.weight)).items():
+            by_id[id].fused = by_id[id].score = score
+        # Equal scores: the nearer one first.
+        return sorted(by_id.values(), key=lambda one: (-one.score, -one.similarity))
+
+    async def _rerank(
+        self,
+        candidates: list[_Candidate],
+        query_tokens: Sequence[Vectors],
+        asked: _Asked,
+        collection: str,
+        rerank: Rerank,
+        explain: bool,
+    ) -> None:
+        """Order candidates, in place, by their similarity and their tokens' likeness to the query's."""
+        stored = await self._store.tokens(collection, [one.item.id for one in candidates])
+
+        def work() -> None:
+            having = [one for one in candidates if one.item.id in stored]
+            held = [stored[one.item.id] for one in having]
+            compare = maxsim if rerank.method == "maxsim" else transport
+            total = np.zeros(len(having))
+            shares = np.array(asked.weights) / max(map(abs, asked.weights))
+            for share, own in zip(shares / np.abs(shares).sum(), query_tokens, strict=True) if having else ():
+                total += share * compare(own, held)
+            for one, tokens, score in zip(having, held, total, strict=True):
+                one.tokens = float(score)
+                if explain and rerank.method == "maxsim":
+                    one.heat = heat(np.concatenate(query_tokens), tokens)
+            for one in candidates:
+                # An item without tokens is judged by its similarity alone.
+                alike = one.corrected if one.tokens is None else one.tokens
+                one.score = (1 - rerank.weight) * one.corrected + rerank.weight * alike
+            candidates.sort(key=lambda one: -one.score)
+
+        await asyncio.to_thread(work)
+
+    async def _query_tokens(self, asked: Sequence[_Asked], collection: str, field: str) -> list[list[Vectors]]:
+        """For each query the token vectors (N, D) of each of its parts."""
+        if self._tokens is None or not self._tokens.available:
+            raise InvalidRequest("rerank: this bundle has no token vectors: its recipe must say export.tokens")
+        if not await self._store.keeps_tokens(collection):
+            raise InvalidRequest(f"rerank: the collection {collection!r} keeps no token vectors")
+        flat = [(position, part) for position, each in enumerate(asked) for part in parts(each.query)]
+        ids = [part.id for _, part in flat if isinstance(part, IdQuery)]
+        stored = await self._store.tokens(collection, ids)
+        inputs = await to_inputs(
+            [part for _, part in flat if not isinstance(part, VectorQuery | IdQuery | ComposeQuery)]
+        )
+        readable = [each for each in inputs if not isinstance(each, InputError)]
+        made = iter(await self._tokens.embed(readable))
+        found: list[list[Vectors]] = [[] for _ in asked]
+        for position, part in flat:
+            result: Vectors | InputError
+            if isinstance(part, VectorQuery):
+                result = InputError("a vector has no tokens to rerank by")
+            elif isinstance(part, IdQuery):
+                result = stored.get(part.id, InputError("the stored item has no tokens to rerank by"))
+            else:
+                result = next(made)
+            if isinstance(result, InputError):
+                raise InputFailed(None if field == "query" else position, result, field=field)
+            found[position].append(result)
+        return found
+
+    async def _asked(self, queries: Sequence[Query], collection: str, field: str) -> list[_Asked]:
+        """Every query as one unit vector, and as those of its parts."""
         flat = [(position, part) for position, query in enumerate(queries) for part in parts(query)]
         ids = [part.id for _, part in flat if isinstance(part, IdQuery)]
         stored = await self._store.vectors(collection, ids)
@@ -68,15 +344,55 @@ class Searcher:
             if isinstance(result, InputError):
                 raise InputFailed(None if field == "query" else position, result, field=field)
             found[position].append(result.vector if isinstance(result, Embedded) else result)
-        rows = []
+        asked = []
         for position, (query, vectors) in enumerate(zip(queries, found, strict=True)):
+            weights = [part.weight for part in query.compose] if isinstance(query, ComposeQuery) else [1.0]
             row: Vectors | InputError = vectors[0]
             if isinstance(query, ComposeQuery):
-                row = weighted_sum(vectors, [part.weight for part in query.compose])
+                row = weighted_sum(vectors, weights)
             if isinstance(row, InputError):
                 raise InputFailed(None if field == "query" else position, row, field=field)
-            rows.append(row)
-        return np.stack(rows)
+            own = query.id if isinstance(query, IdQuery) else None
+            asked.append(_Asked(row, np.stack(vectors), weights, own, query))
+        return asked
+
+
+def _diversified(candidates: list[_Candidate], diversity: Diversity, count: int) -> list[_Candidate]:
+    if not candidates:
+        return candidates
+    relevance = np.array([one.score for one in candidates])
+    if candidates[0].fused is not None and candidates[0].tokens is None:
+        # Fused scores are no similarities: spread over 0 to 1 they can be weighed against some.
+        relevance = (relevance - relevance.min()) / max(float(np.ptp(relevance)), 1e-12)
+    vectors = np.stack([one.vector for one in candidates])
+    return [candidates[place] for place in diverse(relevance, vectors, diversity.trade, count)]
+
+
+def _explanation(one: _Candidate, asked: _Asked, ordering: Ordering) -> dict[str, Any]:
+    explained: dict[str, Any] = {"similarity": one.similarity}
+    if isinstance(asked.query, ComposeQuery):
+        largest = max(map(abs, asked.weights))
+        scaled = np.array(asked.weights) / largest
+        length = np.linalg.norm(scaled @ asked.parts.astype(np.float64))
+        similar = asked.parts.astype(np.float64) @ one.vector
+        explained["parts"] = [
+            {"weight": weight, "similarity": alone, "contribution": share * alone}
+            for weight, share, alone in zip(asked.weights, (scaled / length).tolist(), similar.tolist(), strict=True)
+        ]
+    if ordering.correction:
+        explained["correction"] = one.correction
+    if ordering.keywords:
+        explained |= {
+            "vector_rank": one.ranks.get("vector"),
+            "keyword_rank": one.ranks.get("words"),
+            "keyword_score": one.words,
+            "fused": one.fused,
+        }
+    if ordering.rerank:
+        explained["tokens"] = one.tokens
+        if one.heat is not None:
+            explained["heat"] = one.heat
+    return explained
 
 
 def unit_vector(vector: Sequence[float], dimensions: int) -> Vectors | InputError:

@@ -17,6 +17,7 @@ from service.pipeline import Embedder
 from service.search import Searcher
 from service.settings import Settings
 from service.store import Store
+from service.token_vectors import TokenEmbedder
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class State:
     """The one whose space the store has: items and queries are embedded by it."""
     store: Store
     searcher: Searcher
+    tokens: TokenEmbedder
     metrics: Metrics
     _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from service.contract.bundle import GRAPH_INPUTS, MODALITIES, OUTPUT, Bundle, Modality
+from service.contract.bundle import GRAPH_INPUTS, MODALITIES, OUTPUT, TOKEN_MASK, TOKENS, Bundle, Modality
 
 Device = Literal["auto", "cpu", "cuda"]
 Arrays = Mapping[str, NDArray[Any]]
@@ -32,11 +32,23 @@ class Tower:
         graph_inputs = {each.name for each in self._session.get_inputs()}
         if graph_inputs != set(GRAPH_INPUTS[modality]):
             raise TowerError(f"the {modality} tower takes {sorted(graph_inputs)}, not {list(GRAPH_INPUTS[modality])}")
+        has_tokens = bundle.manifest.towers[modality].tokens
+        if has_tokens and not {TOKENS, TOKEN_MASK} <= {each.name for each in self._session.get_outputs()}:
+            raise TowerError(f"the {modality} tower gives no {TOKENS} and {TOKEN_MASK}, which its manifest promises")
+        # What only the token vectors need is not computed where they are not asked for.
+        self._options = onnxruntime.RunOptions()
+        self._options.only_execute_path_to_fetches = has_tokens
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
         """The graph's inputs by name → float32 (B, dimensions). Raises whatever ONNX Runtime raises."""
-        (vectors,) = self._session.run([OUTPUT], dict(arrays))
+        (vectors,) = self._session.run([OUTPUT], dict(arrays), self._options)
         return np.asarray(vectors, dtype=np.float32)
+
+    def run_tokens(self, arrays: Arrays) -> list[NDArray[np.float32]]:
+        """The graph's inputs by name → each item's own tokens, float32 (N, dimensions). May run beside `run`."""
+        tokens, mask = self._session.run([TOKENS, TOKEN_MASK], dict(arrays), self._options)
+        packed = tokens.ndim == 2
+        return [np.asarray((tokens if packed else tokens[row])[own > 0], np.float32) for row, own in enumerate(mask)]
 
 
 def open_towers(

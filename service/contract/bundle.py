@@ -44,6 +44,9 @@ GRAPH_INPUTS: Mapping[Modality, tuple[str, ...]] = {
     "text": ("input_ids", "attention_mask"),  # int64 (B, L), from contract.tokens.pad_tokens
 }
 OUTPUT = "unit_vectors"
+# A tower with token vectors has two outputs more. Images and texts: float32 (B, N, dimensions), each of unit length,
+# and float32 (B, N), above 0 on an item's own. Sounds, whose patches are packed: (ΣP, dimensions) and (B, ΣP).
+TOKENS, TOKEN_MASK = "token_vectors", "token_mask"
 
 
 class BundleError(ValueError):
@@ -78,6 +81,8 @@ class Tower(_Model):
     encoder: Encoder
     projector: Projector
     preprocessing: Preprocessing
+    tokens: bool = False
+    """Whether its graph gives TOKENS and TOKEN_MASK too."""
     labels: tuple[str, ...] | None = None
     """Label sets that its encoder or projector saw in training: results on their classes are concept-informed.
 

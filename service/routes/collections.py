@@ -2,9 +2,10 @@
 
 from fastapi import APIRouter, Request, Response
 
+from service.errors import InvalidRequest
 from service.inputs import read_request
 from service.schemas.items import CollectionRequest, CollectionResponse, CollectionsResponse, Name
-from service.state import StateDep
+from service.state import State, StateDep
 from service.store import Collection, Index
 
 router = APIRouter(tags=["items"])
@@ -12,21 +13,26 @@ router = APIRouter(tags=["items"])
 
 @router.get("/collections")
 async def list_collections(state: StateDep) -> CollectionsResponse:
-    return CollectionsResponse(collections=[_described(each) for each in await state.store.collections()])
+    return CollectionsResponse(collections=[await _described(each, state) for each in await state.store.collections()])
 
 
 @router.get("/collections/{name}")
 async def get_collection(name: Name, state: StateDep) -> CollectionResponse:
-    return _described(await state.store.collection(name))
+    return await _described(await state.store.collection(name), state)
 
 
 @router.put("/collections/{name}", responses={201: {"model": CollectionResponse}})
 async def put_collection(name: Name, request: Request, response: Response, state: StateDep) -> CollectionResponse:
-    """Create a collection (201), or find it there (200). The body may be absent."""
-    if await request.body():
-        await read_request(request, CollectionRequest)
+    """Create a collection (201), or find it there (200) and change what is given. The body may be absent."""
+    wanted = await read_request(request, CollectionRequest) if await request.body() else CollectionRequest()
+    if wanted.tokens and not state.tokens.available:
+        raise InvalidRequest("tokens: this bundle has no token vectors: its recipe must say export.tokens")
     response.status_code = 201 if await state.store.create_collection(name) else 200
-    return _described(await state.store.collection(name))
+    if wanted.keywords is not None:
+        await state.store.set_keyword_fields(name, wanted.keywords)
+    if wanted.tokens is not None:
+        await state.store.keep_tokens(name, wanted.tokens)
+    return await _described(await state.store.collection(name), state)
 
 
 @router.delete("/collections/{name}", status_code=204)
@@ -35,7 +41,7 @@ async def drop_collection(name: Name, state: StateDep) -> None:
     await state.store.drop_collection(name)
 
 
-def _described(collection: Collection) -> CollectionResponse:
+async def _described(collection: Collection, state: State) -> CollectionResponse:
     return CollectionResponse(
         name=collection.name,
         count=collection.count,
@@ -43,4 +49,6 @@ def _described(collection: Collection) -> CollectionResponse:
         dimensions=collection.dimensions,
         index=Index.kind,
         created=collection.created,
+        keywords=await state.store.keyword_fields(collection.name),
+        tokens=await state.store.keeps_tokens(collection.name),
     )

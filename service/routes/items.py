@@ -33,7 +33,8 @@ Deletion = Annotated[DeleteItemsRequest, Depends(reader(DeleteItemsRequest))]
 @router.post("/items", openapi_extra=documented(ItemsRequest, files=True))
 async def upsert_items(body: Items, state: StateDep) -> ItemsResponse:
     """Embed and store items, each replacing the one of its collection and id. Answered once they are on disk."""
-    items = await index_items(state.embedder, state.store, body.items, fail=body.on_error == "fail")
+    fail = body.on_error == "fail"
+    items = await index_items(state.embedder, state.store, body.items, fail=fail, tokens=state.tokens)
     return ItemsResponse(upserted=sum(isinstance(item, StoredItem) for item in items), items=items)
 
 

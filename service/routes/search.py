@@ -1,6 +1,7 @@
 """POST /search."""
 
 import time
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
@@ -8,8 +9,8 @@ from fastapi import APIRouter, Depends
 from service.inputs import documented, reader
 from service.responses import JSON
 from service.schemas.search import SearchRequest, SearchResponse, place_query
+from service.search import Ordering, Result
 from service.state import StateDep
-from service.store import Hit
 from service.timings import timed
 
 router = APIRouter(tags=["search"])
@@ -28,18 +29,24 @@ async def search(body: Body, state: StateDep) -> JSON:
             collection=body.collection,
             modalities=body.modalities,
             filter=body.filter,
+            ordering=Ordering(
+                body.correction, body.threshold, body.keywords, body.deduplicate, body.rerank, body.diversity
+            ),
+            explain="explain" in body.include,
             with_vector="vector" in body.include,
             field="queries" if body.query is None else "query",
         )
-    results = [[_result(hit, "metadata" in body.include) for hit in hits] for hits in found]
+    results = [[_result(each, body.include) for each in one] for one in found]
     took_ms = round(1_000 * (time.perf_counter() - started), 3)
     return JSON({"results": results if body.query is None else results[0], "took_ms": took_ms})
 
 
-def _result(hit: Hit, with_metadata: bool) -> dict[str, Any]:
-    result: dict[str, Any] = {"id": hit.item.id, "score": hit.score, "modality": hit.item.modality}
-    if with_metadata:
-        result["metadata"] = hit.item.metadata
-    if hit.item.vector is not None:
-        result["vector"] = hit.item.vector
+def _result(found: Result, include: Collection[str]) -> dict[str, Any]:
+    result: dict[str, Any] = {"id": found.item.id, "score": found.score, "modality": found.item.modality}
+    if "metadata" in include:
+        result["metadata"] = found.item.metadata
+    if "vector" in include:
+        result["vector"] = found.item.vector
+    if found.explanation is not None:
+        result["explain"] = found.explanation
     return result

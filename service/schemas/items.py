@@ -82,6 +82,7 @@ Filter = Annotated[
     Field(max_length=16, description="Each key must hold the scalar, or one of the scalars; null is a stored null."),
     BeforeValidator(_storable),
 ]
+MetadataKey = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(storable_text)]
 Vector = Annotated[list[float], Field(min_length=1, max_length=16_384)]
 
 
@@ -165,7 +166,18 @@ class DeleteItemsRequest(RequestModel):
 
 
 class CollectionRequest(RequestModel):
-    """Nothing can be chosen about a collection yet."""
+    """What is not given stays as it is."""
+
+    keywords: Annotated[list[MetadataKey], Field(max_length=16)] | None = Field(
+        default=None,
+        description="Metadata keys whose strings, or lists of strings, /search finds words in, besides the text of "
+        "text items. Items that are there already are indexed too, before the answer.",
+    )
+    tokens: bool | None = Field(
+        default=None,
+        description="Keep the token vectors of items that are stored from now on, for /search's rerank; false throws "
+        "them away. For bundles that have token vectors.",
+    )
 
 
 class StoredItem(BaseModel):
@@ -209,6 +221,8 @@ class CollectionResponse(BaseModel):
     dimensions: int
     index: str
     created: str
+    keywords: list[str]
+    tokens: bool
 
 
 class CollectionsResponse(BaseModel):

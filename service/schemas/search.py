@@ -15,7 +15,7 @@ from service.schemas.inputs import (
     at_most,
     discriminator,
 )
-from service.schemas.items import Filter, ItemId, Name, StoredModality, Vector
+from service.schemas.items import Filter, ItemId, Name, StoredModality, Vector, storable_text
 from service.settings import Limits
 from service.store import DEFAULT_COLLECTION
 
@@ -23,6 +23,9 @@ MAX_RESULTS = 25_600
 """Queries × top_k of one request: a response is written in one go, and must not hold the event loop."""
 MAX_VECTORS = 2_560
 """The same, where the results carry their vectors."""
+MAX_POOL = 1_000
+FUSED = 100
+"""Of each ranking that are fused, at least."""
 
 
 class VectorQuery(RequestModel):
@@ -91,8 +94,44 @@ def _top_k(value: int, info: ValidationInfo) -> int:
 TopK = Annotated[int, Field(ge=1, strict=True), AfterValidator(_top_k)]
 
 
+class Keywords(RequestModel):
+    """A search for words beside the one for meaning; the two rankings are fused by reciprocal rank."""
+
+    query: Annotated[str, Field(min_length=1, max_length=1_000), AfterValidator(storable_text)] | None = Field(
+        default=None, description='Words and "quoted phrases"; without it the words of the query itself.'
+    )
+    field: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        default=None, description="`text`, or one of the collection's keyword fields; without it all of them."
+    )
+    match: Literal["any", "all"] = Field(default="any", description="Whether an item must hold all the words.")
+    weight: float = Field(
+        default=0.5, ge=0, le=1, description="Of the words' ranking; that of the vectors has the rest."
+    )
+
+
+class Diversity(RequestModel):
+    """Maximal marginal relevance: each result is weighed against its likeness to those before it."""
+
+    trade: float = Field(
+        default=0.5, ge=0, le=1, alias="lambda", description="1: relevance alone. 0: unlike what came before, alone."
+    )
+    pool: int = Field(default=100, ge=1, le=MAX_POOL, strict=True, description="How many of the best are chosen from.")
+
+
+class Rerank(RequestModel):
+    """Order the best again by their tokens, where the bundle has token vectors and the collection keeps them."""
+
+    method: Literal["maxsim", "transport"]
+    weight: float = Field(default=0.5, ge=0, le=1, description="Of the tokens' score; the similarity has the rest.")
+    pool: int = Field(default=100, ge=1, le=MAX_POOL, strict=True, description="How many of the best are reranked.")
+
+
 class SearchRequest(RequestModel):
-    """Exactly one of query and queries."""
+    """Exactly one of query and queries.
+
+    What comes first is decided in this order: similarity (less the `correction`), `threshold`, fusion with `keywords`,
+    `deduplicate`, `rerank`, `diversity`, `top_k`.
+    """
 
     query: Query | None = None
     queries: Annotated[list[Query], Field(min_length=1), at_most(lambda limits: limits.inputs, "queries")] | None = None
@@ -100,7 +139,24 @@ class SearchRequest(RequestModel):
     collection: Name = DEFAULT_COLLECTION
     modalities: Annotated[list[StoredModality], Field(min_length=1)] | None = None
     filter: Filter | None = None
-    include: list[Literal["metadata", "vector"]] = Field(default=["metadata"])
+    correction: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Takes so much of the query's similarity to the mean of an item's modality off each score, so that "
+        "no modality comes first for being nearer as a whole. 0 is none, 1 all of it.",
+    )
+    threshold: float | None = Field(default=None, description="Leave out what is less similar (after the correction).")
+    keywords: Keywords | None = None
+    deduplicate: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Leave out what is as similar as this to a better result. 1: the same content under other ids.",
+    )
+    rerank: Rerank | None = None
+    diversity: Diversity | None = None
+    include: list[Literal["metadata", "vector", "explain"]] = Field(default=["metadata"])
 
     @model_validator(mode="after")
     def _bounded(self, info: ValidationInfo) -> "SearchRequest":
@@ -109,14 +165,37 @@ class SearchRequest(RequestModel):
         limits = info.context if isinstance(info.context, Limits) else Limits()
         if sum(len(parts(each)) for each in self.asked) > limits.inputs:
             raise ValueError(f"at most {limits.inputs} parts of queries in one request")
-        bound = MAX_VECTORS if "vector" in self.include else MAX_RESULTS
+        bound = MAX_VECTORS if {"vector", "explain"} & set(self.include) else MAX_RESULTS
         if len(self.asked) * self.top_k > bound:
             raise ValueError(f"queries × top_k is at most {bound} with these fields to include")
+        if len(self.asked) * self.pool > MAX_RESULTS:
+            raise ValueError(f"queries × pool is at most {MAX_RESULTS}")
+        if self.keywords is not None and self.keywords.query is None:
+            for each in self.asked:
+                if not words_of(each):
+                    raise ValueError("keywords.query is needed where a query has no text")
         return self
+
+    @property
+    def pool(self) -> int:
+        """How many candidates each query needs."""
+        pools = [each.pool for each in (self.rerank, self.diversity) if each is not None]
+        return max([self.top_k, *pools, *([FUSED] if self.keywords else [])])
 
     @property
     def asked(self) -> Sequence[Query]:
         return self.queries if self.queries is not None else [] if self.query is None else [self.query]
+
+
+def words_of(query: Query) -> str:
+    """The text of a query, or of the parts of a composed one that speak for an item; empty where there is none."""
+    texts = []
+    for part in parts(query):
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, TextInput) and not (isinstance(part, _Weighted) and part.weight <= 0):
+            texts.append(part.text)
+    return " ".join(texts)
 
 
 def parts(query: Query) -> Sequence[Query | Part]:
@@ -132,12 +211,36 @@ def place_query(body: dict[str, Any], files: list[File]) -> None:
         body["queries"] = [*given, *files] if isinstance(given, list) else given
 
 
+class ExplainedPart(BaseModel):
+    weight: float
+    similarity: float = Field(description="Of the part alone.")
+    contribution: float = Field(description="To the similarity of the whole; they add up to it.")
+
+
+class Explanation(BaseModel):
+    similarity: float = Field(description="Cosine similarity of the query and the item.")
+    parts: list[ExplainedPart] | None = Field(default=None, description="Of a composed query.")
+    correction: float | None = Field(default=None, description="What was taken off the similarity.")
+    vector_rank: int | None = Field(default=None, description="With keywords: the place among the vectors, from 1.")
+    keyword_rank: int | None = Field(default=None, description="With keywords: the place among the words, from 1.")
+    keyword_score: float | None = Field(default=None, description="BM25.")
+    fused: float | None = Field(default=None, description="Σ weight / (60 + rank).")
+    tokens: float | None = Field(default=None, description="The reranker's score; null for an item without tokens.")
+    heat: list[float] | None = Field(
+        default=None, description="With maxsim: of each of the item's tokens, the similarity to the query's nearest."
+    )
+
+
 class SearchResult(BaseModel):
     id: str
-    score: float = Field(description="Cosine similarity.")
+    score: float = Field(
+        description="Cosine similarity, less the correction; with keywords the fused score, with rerank the weighted "
+        "mean of the similarity and the tokens' score."
+    )
     modality: StoredModality
     metadata: dict[str, Any] | None = None
     vector: list[float] | None = None
+    explain: Explanation | None = None
 
 
 class SearchResponse(BaseModel):

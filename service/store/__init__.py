@@ -17,8 +17,8 @@ import numpy as np
 
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
-from service.errors import NotFound, NotReady
-from service.store import labels, rows, schema, snapshot
+from service.errors import InvalidRequest, NotFound, NotReady
+from service.store import keywords, labels, rows, schema, snapshot, tokens
 from service.store.errors import SpaceMismatch, StoreDamaged, StoreError, StoreInUse
 from service.store.index import Index, Keys
 from service.store.labels import LabelSet
@@ -70,6 +70,8 @@ class Store:
         self._connections: list[sqlite3.Connection] = []
         writing = self._connect()
         schema.prepare(writing, path, manifest)
+        keywords.prepare(writing)
+        tokens.prepare(writing)
         sequence = int(schema.meta(writing, "sequence") or 0)
         self._id = schema.meta(writing, "store") or ""
         self._indexes = self._load_indexes(writing, sequence)
@@ -169,6 +171,8 @@ class Store:
                 mine = [entry for entry in entries if entry.collection == name]
                 collection = self._ensure(transaction, name)
                 keys, replaced = rows.upsert(transaction.connection, collection, mine, transaction.sequence)
+                keywords.put(transaction.connection, collection, keys, replaced, mine)
+                tokens.put(transaction.connection, collection, keys, replaced, mine)
                 for modality in dict.fromkeys(entry.modality for entry in mine):
                     chosen = np.array([entry.modality == modality for entry in mine])
                     vectors = np.stack([entry.vector for entry in mine if entry.modality == modality])
@@ -265,6 +269,56 @@ class Store:
 
         return await self._read(read)
 
+    async def keyword_search(
+        self,
+        collection: str,
+        query: str,
+        count: int,
+        *,
+        field: str | None = None,
+        every: bool = False,
+        modalities: Sequence[str] | None = None,
+        filter: Filter | None = None,
+        leave_out: str | None = None,
+    ) -> list[Hit]:
+        """The `count` best items for the words of a query by BM25 (the hits' score), with their vectors, best first.
+
+        `field` is `text` or one of the collection's keyword fields (raises InvalidRequest for another), None all of
+        them; see keywords.search. The item `leave_out` is not among them.
+        """
+
+        def read(connection: sqlite3.Connection) -> list[Hit]:
+            key = _collection_key(connection, collection)
+            known = [keywords.TEXT, *keywords.fields(connection, key)]
+            if field is not None and field not in known:
+                raise InvalidRequest(
+                    f"keywords.field: {field!r} is no keyword field of the collection {collection!r}: "
+                    f"it has {', '.join(known)}"
+                )
+            with _one_view(connection):
+                among = rows.matching(connection, key, filter) if filter else None
+                found = keywords.search(
+                    connection,
+                    key,
+                    query,
+                    count + bool(leave_out),
+                    field=field,
+                    modalities=modalities,
+                    among=among,
+                    every=every,
+                )
+                items = rows.items_by_key(connection, [each for each, _ in found], with_vector=True)
+            hits = [Hit(items[each], score) for each, score in found if items[each].id != leave_out]
+            return hits[:count]
+
+        return await self._read(read)
+
+    async def tokens(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        """The token vectors (N, D) of those items that have any."""
+        return await self._read(
+            lambda connection: tokens.of_items(connection, _collection_key(connection, collection), ids)
+        )
+
     # Collections
 
     async def collections(self) -> list[Collection]:
@@ -288,6 +342,35 @@ class Store:
             return len(transaction.changes) > before
 
         return await self._write(write)
+
+    async def keyword_fields(self, collection: str) -> list[str]:
+        """The metadata keys whose words can be searched for, besides the text of text items."""
+        return await self._read(lambda connection: keywords.fields(connection, _collection_key(connection, collection)))
+
+    async def set_keyword_fields(self, collection: str, fields: Sequence[str]) -> None:
+        """Make these the keyword fields; the items that are there are indexed in the same transaction."""
+        await self._write(
+            lambda transaction: keywords.set_fields(
+                transaction.connection, _collection_key(transaction.connection, collection), fields
+            )
+        )
+
+    async def keeps_tokens(self, collection: str) -> bool:
+        """Whether items are stored with their token vectors; False for a collection that is not there yet."""
+
+        def read(connection: sqlite3.Connection) -> bool:
+            key = rows.collection_key(connection, collection)
+            return key is not None and tokens.kept(connection, key)
+
+        return await self._read(read)
+
+    async def keep_tokens(self, collection: str, wanted: bool) -> None:
+        """Keep token vectors of what is written from now on, or throw away those that are kept."""
+        await self._write(
+            lambda transaction: tokens.keep(
+                transaction.connection, _collection_key(transaction.connection, collection), wanted
+            )
+        )
 
     async def drop_collection(self, name: str) -> None:
         def write(transaction: Transaction) -> None:

@@ -30,6 +30,10 @@ class Entry:
     metadata: Metadata
     vector: Vectors
     """(D,), unit length."""
+    text: str | None = None
+    """Of a text item: its words can be searched for."""
+    tokens: Vectors | None = None
+    """(N, D), unit length, for reranking; kept where the collection keeps them."""
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ class TestRequest:
             ({"query": {"id": "a\ud800"}}, "string"),
             ({"queries": ["a"] * 5}, "at most 4 queries"),
             ({"queries": [{"compose": [{"text": "a"}] * 3}] * 2}, "at most 4 parts"),
-            ({"query": "a", "rerank": True}, "Extra inputs are not permitted"),
+            ({"query": "a", "reorder": True}, "Extra inputs are not permitted"),
         ],
     )
     def test_what_is_refused(self, body, message):

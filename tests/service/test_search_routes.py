@@ -139,3 +139,43 @@ def test_numbers_that_are_not_finite(stocked):
     for vector in ("[NaN]", "[1e999]", "[-Infinity]"):
         body = '{"query": {"vector": ' + vector + "}}"
         problem(stocked.post("/search", content=body, headers={"content-type": "application/json"}), 400)
+
+
+def test_words_are_found_beside_meaning(stocked):
+    results = find(stocked, query="bells", keywords={"query": "rain"}, include=["explain"])
+    assert ids(results)[0] == "words" and results[0]["explain"]["keyword_rank"] == 1
+    assert results[0]["score"] == results[0]["explain"]["fused"]
+    assert find(stocked, query="rain", keywords={"match": "all"}, top_k=1)[0]["id"] == "words"
+    put = stocked.put("/collections/default", json={"keywords": ["title"]})
+    assert put.status_code == 200 and put.json()["keywords"] == ["title"]
+    upsert(stocked, {"id": "titled", "image": b64(png(9)), "metadata": {"title": "Thunder over the sea"}})
+    only = {"query": "thunder", "field": "title", "weight": 1}
+    assert find(stocked, query="x", keywords=only)[0]["id"] == "titled"
+    assert stocked.put("/collections/default").json()["keywords"] == ["title"]
+    response = stocked.post("/search", json={"query": "x", "keywords": {"field": "year"}})
+    assert problem(response, 422) and "it has text, title" in said(response)
+
+
+def test_the_same_file_under_another_id_is_one_result(stocked):
+    upsert(stocked, *({"id": f"again {n}", "image": b64(png(1))} for n in range(12)))
+    results = find(stocked, query={"image": b64(png(1))}, top_k=4, deduplicate=1)
+    assert len(results) == 4 and sum(each["score"] > 0.9999 for each in results) == 1
+
+
+def test_explained_and_diverse(stocked):
+    query = {"compose": [{"text": "a dog in the rain"}, {"id": "photo", "weight": -0.5}]}
+    for result in find(stocked, query=query, include=["explain"], diversity={"lambda": 0.5, "pool": 4}):
+        assert set(result) == {"id", "score", "modality", "explain"}
+        parts = result["explain"]["parts"]
+        assert sum(part["contribution"] for part in parts) == pytest.approx(result["score"], abs=1e-5)
+
+
+def test_what_this_bundle_cannot_do(stocked):
+    for body, message in (
+        ({"correction": 1}, "no means of its modalities"),
+        ({"rerank": {"method": "maxsim"}}, "no token vectors"),
+    ):
+        response = stocked.post("/search", json={"query": "x"} | body)
+        assert problem(response, 422) and message in said(response)
+    response = stocked.put("/collections/default", json={"tokens": True})
+    assert problem(response, 422) and "no token vectors" in said(response)

@@ -1,0 +1,150 @@
+"""Words of items, in SQLite's FTS5: functions of a connection.
+
+The text of a text item is always indexed, under the field `text`; strings in the metadata, and lists of them, where the
+collection names their key as one of its keyword fields. Rows go with their items: deleting an item deletes them.
+"""
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from unicodedata import category
+
+from service.store.index import Keys
+from service.store.rows import Entry
+
+TEXT = "text"
+
+_MAX_WORDS = 64
+
+# The index holds no text of its own (content=): triggers keep it level with the rows, also where a deleted item takes
+# its rows along.
+_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS keyword_fields (
+        collection INTEGER NOT NULL REFERENCES collections (key) ON DELETE CASCADE,
+        field TEXT NOT NULL,
+        PRIMARY KEY (collection, field)
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS keywords (
+        key INTEGER PRIMARY KEY,
+        item INTEGER NOT NULL REFERENCES items (key) ON DELETE CASCADE,
+        collection INTEGER NOT NULL,
+        field TEXT NOT NULL,
+        content TEXT NOT NULL
+    ) STRICT""",
+    "CREATE INDEX IF NOT EXISTS keywords_of_item ON keywords (item)",
+    "CREATE INDEX IF NOT EXISTS keywords_of_field ON keywords (collection, field)",
+    """CREATE VIRTUAL TABLE IF NOT EXISTS keyword_index USING fts5 (
+        content, content = 'keywords', content_rowid = 'key', tokenize = 'unicode61 remove_diacritics 2'
+    )""",
+    """CREATE TRIGGER IF NOT EXISTS keywords_inserted AFTER INSERT ON keywords BEGIN
+        INSERT INTO keyword_index (rowid, content) VALUES (new.key, new.content);
+    END""",
+    """CREATE TRIGGER IF NOT EXISTS keywords_deleted AFTER DELETE ON keywords BEGIN
+        INSERT INTO keyword_index (keyword_index, rowid, content) VALUES ('delete', old.key, old.content);
+    END""",
+)
+
+_FROM_METADATA = """
+INSERT INTO keywords (item, collection, field, content)
+SELECT items.key, items.collection, held.key, CASE held.type WHEN 'text' THEN held.atom ELSE
+    (SELECT group_concat(atom, char(10)) FROM json_each(held.value) WHERE type = 'text') END AS words
+FROM items JOIN json_each(items.metadata) AS held
+WHERE items.collection = ?1 AND held.key IN (SELECT value FROM json_each(?2)) AND held.type IN ('text', 'array')
+    AND words IS NOT NULL"""
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Create the tables where they are not there yet."""
+    for statement in _SCHEMA:
+        connection.execute(statement)
+
+
+def fields(connection: sqlite3.Connection, collection: int) -> list[str]:
+    """The metadata keys whose strings are indexed, sorted."""
+    rows = connection.execute("SELECT field FROM keyword_fields WHERE collection = ? ORDER BY field", (collection,))
+    return [row[0] for row in rows]
+
+
+def set_fields(connection: sqlite3.Connection, collection: int, wanted: Sequence[str]) -> None:
+    """Make these the keyword fields of a collection, its items of now included."""
+    held = set(fields(connection, collection))
+    gone, new = sorted(held - set(wanted)), sorted(set(wanted) - held)
+    for field in gone:
+        connection.execute("DELETE FROM keyword_fields WHERE collection = ? AND field = ?", (collection, field))
+        connection.execute("DELETE FROM keywords WHERE collection = ? AND field = ?", (collection, field))
+    if new:
+        connection.executemany("INSERT INTO keyword_fields VALUES (?, ?)", [(collection, field) for field in new])
+        connection.execute(_FROM_METADATA, (collection, json.dumps(new, ensure_ascii=False)))
+
+
+def put(
+    connection: sqlite3.Connection, collection: int, keys: Keys, replaced: Sequence[bool], entries: Sequence[Entry]
+) -> None:
+    """Index what was just written under these row keys, in place of what the replaced rows had."""
+    older = [int(key) for key, known in zip(keys, replaced, strict=True) if known]
+    if older:
+        connection.execute("DELETE FROM keywords WHERE item IN (SELECT value FROM json_each(?))", (json.dumps(older),))
+    texts = [
+        (int(key), collection, TEXT, entry.text)
+        for key, entry in zip(keys, entries, strict=True)
+        if entry.text is not None
+    ]
+    if texts:
+        connection.executemany("INSERT INTO keywords (item, collection, field, content) VALUES (?, ?, ?, ?)", texts)
+    if named := fields(connection, collection):
+        connection.execute(
+            f"{_FROM_METADATA} AND items.key IN (SELECT value FROM json_each(?3))",
+            (collection, json.dumps(named, ensure_ascii=False), json.dumps(keys.tolist())),
+        )
+
+
+def search(
+    connection: sqlite3.Connection,
+    collection: int,
+    query: str,
+    count: int,
+    *,
+    field: str | None = None,
+    modalities: Sequence[str] | None = None,
+    among: Keys | None = None,
+    every: bool = False,
+) -> list[tuple[int, float]]:
+    """The `count` best (row key, BM25, higher is better) for the words of a query, best first.
+
+    An item counts by the best of its fields. With `every`, all the words must be in one field.
+    """
+    expression = match_expression(query, every=every)
+    if expression is None:
+        return []
+    where, bound = ["keyword_index MATCH ?", "keywords.collection = ?"], [expression, collection]
+    if field is not None:
+        where.append("field = ?")
+        bound.append(field)
+    if modalities is not None:
+        where.append("(SELECT modality FROM items WHERE items.key = item) IN (SELECT value FROM json_each(?))")
+        bound.append(json.dumps(list(modalities)))
+    if among is not None:
+        where.append("item IN (SELECT value FROM json_each(?))")
+        bound.append(json.dumps(among.tolist()))
+    # Materialised: merged into the grouping, bm25 would be out of its query.
+    rows = connection.execute(
+        f"""WITH scored AS MATERIALIZED (
+            SELECT item, bm25(keyword_index) AS score
+            FROM keyword_index JOIN keywords ON keywords.key = keyword_index.rowid WHERE {" AND ".join(where)}
+        ) SELECT item, -min(score) FROM scored GROUP BY item ORDER BY min(score), item LIMIT ?""",
+        (*bound, count),
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
+def match_expression(query: str, *, every: bool = False) -> str | None:
+    """A client's words as an FTS5 expression that is always valid: every word or "quoted phrase" is a string in it, so
+    that nothing in it is an operator. None where no word is left."""
+    terms = []
+    for place, part in enumerate(query.split('"')):
+        words = "".join(each if category(each)[0] in "LMN" else " " for each in part).split()
+        # Between a pair of quotes; what follows a quote that is never closed is words again.
+        quoted = place % 2 == 1 and place < query.count('"')
+        terms += [" ".join(words)] if quoted and words else words
+    joined = [f'"{term}"' for term in dict.fromkeys(terms)][:_MAX_WORDS]
+    return (" AND " if every else " OR ").join(joined) or None

@@ -1,0 +1,79 @@
+"""Token vectors of items, for reranking by late interaction: functions of a connection.
+
+Kept only where the collection asks for it, because they are many: as float16, (N, D) an item.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from service.contract.vectors import Vectors
+from service.store.index import Keys
+from service.store.rows import Entry
+
+_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS token_collections (
+        collection INTEGER PRIMARY KEY REFERENCES collections (key) ON DELETE CASCADE
+    ) STRICT""",
+    """CREATE TABLE IF NOT EXISTS token_vectors (
+        item INTEGER PRIMARY KEY REFERENCES items (key) ON DELETE CASCADE,
+        count INTEGER NOT NULL,
+        vectors BLOB NOT NULL
+    ) STRICT""",
+)
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Create the tables where they are not there yet."""
+    for statement in _SCHEMA:
+        connection.execute(statement)
+
+
+def kept(connection: sqlite3.Connection, collection: int) -> bool:
+    """Whether the collection keeps the token vectors of its items."""
+    row = connection.execute("SELECT 1 FROM token_collections WHERE collection = ?", (collection,)).fetchone()
+    return row is not None
+
+
+def keep(connection: sqlite3.Connection, collection: int, wanted: bool) -> None:
+    """Keep token vectors from now on, or throw them away."""
+    if wanted:
+        connection.execute("INSERT OR IGNORE INTO token_collections VALUES (?)", (collection,))
+        return
+    connection.execute("DELETE FROM token_collections WHERE collection = ?", (collection,))
+    connection.execute(
+        "DELETE FROM token_vectors WHERE item IN (SELECT key FROM items WHERE collection = ?)", (collection,)
+    )
+
+
+def put(
+    connection: sqlite3.Connection, collection: int, keys: Keys, replaced: Sequence[bool], entries: Sequence[Entry]
+) -> None:
+    """Keep what was just written under these row keys, in place of what the replaced rows had."""
+    if not kept(connection, collection):
+        return
+    older = [int(key) for key, known in zip(keys, replaced, strict=True) if known]
+    if older:
+        connection.execute(
+            "DELETE FROM token_vectors WHERE item IN (SELECT value FROM json_each(?))", (json.dumps(older),)
+        )
+    connection.executemany(
+        "INSERT INTO token_vectors VALUES (?, ?, ?)",
+        [
+            (int(key), len(entry.tokens), np.ascontiguousarray(entry.tokens, "<f2").tobytes())
+            for key, entry in zip(keys, entries, strict=True)
+            if entry.tokens is not None
+        ],
+    )
+
+
+def of_items(connection: sqlite3.Connection, collection: int, ids: Iterable[str]) -> dict[str, Vectors]:
+    """The token vectors (N, D) of those ids that have any, float32."""
+    rows = connection.execute(
+        """SELECT items.id, count, vectors FROM token_vectors JOIN items ON items.key = token_vectors.item
+        WHERE items.collection = ? AND items.id IN (SELECT value FROM json_each(?))""",
+        (collection, json.dumps(list(ids))),
+    )
+    return {id: np.frombuffer(stored, "<f2").astype(np.float32).reshape(count, -1) for id, count, stored in rows}
