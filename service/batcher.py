@@ -2,7 +2,8 @@
 
 No timer fills a batch: the model takes what waits, up to a budget, as soon as it is free, so a lone request never
 waits and at saturation batches fill by themselves. While the model runs, one further batch is collated, once there
-is enough for a full one.
+is enough for a full one. A model that takes several calls at once has a lane for each; what waits is shared out among
+the lanes that are free.
 """
 
 import asyncio
@@ -35,12 +36,21 @@ class Budget:
     padded: bool = False
     near: int | None = None
     """Buckets by length: of items larger than this, none is more than twice as large as another. None: no buckets."""
+    slack: int | None = None
+    """Of padding in one call; what does not fit waits for the next. None: any."""
+    waiting: int = 0
+    """How much may wait beside the call that runs; 0: two full calls."""
+
+    @property
+    def by_length(self) -> bool:
+        return self.near is not None or self.slack is not None
 
     def cost(self, rows: int, total: int, largest: int) -> int:
         return rows * largest if self.padded else total
 
-    def together(self, smallest: int, largest: int) -> bool:
-        return self.near is None or largest <= max(2 * smallest, self.near)
+    def together(self, rows: int, total: int, smallest: int, largest: int) -> bool:
+        near = self.near is None or largest <= max(2 * smallest, self.near)
+        return near and (self.slack is None or rows * largest - total <= self.slack)
 
 
 class Observer(Protocol):
@@ -76,7 +86,7 @@ class _Batch(Generic[Item]):
 
 
 class Batcher(Generic[Item]):
-    """One queue and one model. Lives on one event loop; the model has a thread of its own, collation another.
+    """One queue and one model. Lives on one event loop; each of the model's lanes has a thread, collation another.
 
     `collate` makes a call's arrays from items; `run` makes (B, dimensions) from those. Either may raise: the items are
     then run one by one, and only those that fail again are answered with InferenceFailed. A task or a thread of its
@@ -91,6 +101,7 @@ class Batcher(Generic[Item]):
         *,
         dimensions: int,
         budget: Budget,
+        lanes: int = 1,
         observer: Observer | None = None,
     ) -> None:
         self.name = name
@@ -100,17 +111,18 @@ class Batcher(Generic[Item]):
         self._line = _Line[Item](budget)
         self._ahead: _Batch[Item] | None = None
         self._preparing = False
-        self._busy = False
+        self._lanes, self._busy = lanes, 0
         self._closed = False
         self._deaths = 0
         self.item_s = 0.0
         """Seconds of model per item, lately."""
         self._changed = asyncio.Event()
-        self._model = Workers(f"{name}-model", died=self._count_death)
+        self._model = Workers(f"{name}-model", lanes, died=self._count_death)
         self._collator = Workers(f"{name}-collate", died=self._count_death)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._start("collating")
-        self._start("running")
+        for lane in range(lanes):
+            self._start(f"running-{lane}" if lane else "running")
 
     @property
     def alive(self) -> bool:
@@ -121,10 +133,11 @@ class Batcher(Generic[Item]):
     async def enqueue(self, item: Item, size: int) -> asyncio.Future[Answer]:
         """Put an item in the queue and return its answer to come.
 
-        Waits while two full batches are waiting already: whoever prepares items then stops preparing more, so that
+        Waits while the budget's `waiting` is used up: whoever prepares items then stops preparing more, so that
         prepared items do not fill the memory. Cancel the result to withdraw the item.
         """
-        while not self._closed and self._line.waiters and self._line.cost_with(size) > 2 * self._budget.limit:
+        room = self._budget.waiting or 2 * self._budget.limit
+        while not self._closed and self._line.waiters and self._line.cost_with(size) > room:
             await self._changed.wait()
         return self._admit(item, size, first=False)
 
@@ -203,7 +216,7 @@ class Batcher(Generic[Item]):
     async def _collating(self) -> None:
         while not self._closed:
             # A batch that is not full would only be smaller for being closed before the model is free.
-            if self._ahead is not None or not self._busy or not self._line.full:
+            if self._ahead is not None or self._busy < self._lanes or not self._line.full:
                 await self._changed.wait()
                 continue
             batch = _Batch(self._line.take())
@@ -227,7 +240,7 @@ class Batcher(Generic[Item]):
             if batch is None:
                 await self._changed.wait()
                 continue
-            self._busy = True
+            self._busy += 1
             self._notify()
             try:
                 await self._answer(batch)
@@ -235,7 +248,7 @@ class Batcher(Generic[Item]):
                 self._give_back(batch.waiters)
                 raise
             finally:
-                self._busy = False
+                self._busy -= 1
                 self._notify()
             self._deaths = 0
 
@@ -243,7 +256,7 @@ class Batcher(Generic[Item]):
         """The batch that was collated ahead, or what waits; not before what is being collated, though."""
         batch, self._ahead = self._ahead, None
         if batch is None and not self._preparing and self._line.waiters:
-            batch = _Batch(self._line.take())
+            batch = _Batch(self._line.take(sharers=self._lanes - self._busy))
         return batch
 
     async def _answer(self, batch: _Batch[Item]) -> None:
@@ -322,20 +335,24 @@ class _Line(Generic[Item]):
         self._become([each for each in self.waiters if each is not waiter])
         return True
 
-    def take(self) -> list[_Waiter[Item]]:
-        """The next batch: the oldest, then what goes with it, oldest first, or by likeness of length."""
+    def take(self, sharers: int = 1) -> list[_Waiter[Item]]:
+        """The next batch: the oldest, then what goes with it, oldest first, or by likeness of length.
+
+        Where several lanes are free it is no more than this one's share of what waits.
+        """
         first, rest = self.waiters[0], self.waiters[1:]
-        if self._budget.near is not None:
+        limit = min(self._budget.limit, -(-self._total // sharers)) if sharers > 1 else self._budget.limit
+        if self._budget.by_length:
             rest.sort(key=lambda waiter: abs(waiter.size - first.size))
         taken, total, smallest, largest = [first], first.size, first.size, first.size
         for waiter in rest:
-            smallest, largest = min(smallest, waiter.size), max(largest, waiter.size)
-            total += waiter.size
-            if self._budget.cost(len(taken) + 1, total, largest) > self._budget.limit:
+            low, high, size = min(smallest, waiter.size), max(largest, waiter.size), total + waiter.size
+            if self._budget.cost(len(taken) + 1, size, high) > limit:
                 break
-            if not self._budget.together(smallest, largest):
-                break
+            if not self._budget.together(len(taken) + 1, size, low, high):
+                continue
             taken.append(waiter)
+            total, smallest, largest = size, low, high
         chosen = set(map(id, taken))
         self._become([waiter for waiter in self.waiters if id(waiter) not in chosen])
         return taken

@@ -21,7 +21,7 @@ from service.errors import NotReady, Overloaded
 from service.metrics import TowerMetrics
 from service.modalities import Handling, handling
 from service.settings import Settings
-from service.towers import Arrays, Tower, TowerError
+from service.towers import CPU, Arrays, Tower, TowerError
 
 log = logging.getLogger(__name__)
 
@@ -41,20 +41,24 @@ Open = Callable[[Bundle, Modality], Runs]
 
 
 def opener(settings: Settings) -> Open:
-    return lambda bundle, modality: Tower(bundle, modality, settings.device, settings.threads)
+    return lambda bundle, modality: Tower(bundle, modality, settings.device, settings.call_threads)
 
 
 class Engine:
     """An open tower, how its inputs are prepared, and the queue in front of it."""
 
-    def __init__(self, bundle: Bundle, modality: Modality, tower: Runs, how: Handling, metrics: TowerMetrics) -> None:
+    def __init__(
+        self, bundle: Bundle, modality: Modality, tower: Runs, settings: Settings, how: Handling, metrics: TowerMetrics
+    ) -> None:
         self.bundle, self.provider, self.handling, self.tower = bundle, tower.provider, how, tower
+        on_cpu = tower.provider == CPU
         self.batcher: Batcher[Any] = Batcher(
             modality,
             how.collate,
             tower.run,
             dimensions=bundle.manifest.dimensions,
-            budget=how.budget,
+            budget=how.budget(on_cpu),
+            lanes=settings.cpu_lanes if on_cpu else 1,
             observer=metrics,
         )
         self._users = 0
@@ -102,7 +106,8 @@ class Channel:
         self.provider = tower.provider
         """That the tower obtained when it was last opened."""
         self._admitted = 0
-        self._engine: Engine | None = Engine(bundle, modality, tower, handling(bundle, modality, settings), metrics)
+        how = handling(bundle, modality, settings)
+        self._engine: Engine | None = Engine(bundle, modality, tower, settings, how, metrics)
         self._opening: asyncio.Task[None] | None = None
         self._broken = False
         self._closed = False
@@ -161,7 +166,7 @@ class Channel:
         tower, how = await asyncio.to_thread(
             lambda: (self._open(bundle, self._modality), handling(bundle, self._modality, self._settings))
         )
-        engine = Engine(bundle, self._modality, tower, how, self._metrics)
+        engine = Engine(bundle, self._modality, tower, self._settings, how, self._metrics)
         try:
             await engine.canary()
         except Exception as error:

@@ -77,7 +77,7 @@ def open_parts(settings: Settings) -> Parts:
         name = bundle.manifest.name
         if name in models:
             raise SettingsError(f"ISTHMUS_MORE_BUNDLES: {models[name].bundle.path} and {path} are both called {name!r}")
-        models[name] = Opened(bundle, open_towers(bundle, settings.device, settings.threads, settings.modalities))
+        models[name] = Opened(bundle, open_towers(bundle, settings.device, settings.call_threads, settings.modalities))
     store, home = open_store(settings.store, [opened.bundle.manifest for opened in models.values()])
     return Parts(list(models.values()), store, home)
 

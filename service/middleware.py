@@ -9,7 +9,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import anyio
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -47,11 +47,13 @@ class Context:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = identity
                 total = time.perf_counter() - started
                 timing = [f"{name};dur={1000 * seconds:.2f}" for name, seconds in (spent | {"total": total}).items()]
-                headers["Server-Timing"] = ", ".join(timing)
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", identity.encode()),
+                    (b"server-timing", ", ".join(timing).encode()),
+                ]
             await send(message)
 
         try:

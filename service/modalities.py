@@ -19,6 +19,8 @@ from service.towers import Arrays
 
 _NEAR_TOKENS, _NEAR_MS = 16, 2_000
 """Texts and sounds up to these go together, whatever their lengths; longer ones are put into buckets (see Budget)."""
+_SLACK_TOKENS = 16
+"""Padding that is computed on the CPU before another call is cheaper: a call of MiniLM costs as much as 8 tokens."""
 
 Content = bytes | str | tuple[int, ...]
 """A media file, a text, or token ids."""
@@ -42,7 +44,8 @@ class Handling:
     """Decode and preprocess; slow, for a worker thread. Raises InputError."""
     collate: Callable[[Sequence[Any]], Arrays]
     """`Prepared.value`s → the graph's inputs."""
-    budget: Budget
+    budget: Callable[[bool], Budget]
+    """Of a call, on the CPU or not."""
     canary: Prepared
     """A small input that says whether the tower works."""
 
@@ -75,7 +78,7 @@ def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
 
     gradient = Image.linear_gradient("L").convert("RGB")
     canary = Prepared(preprocess_image(gradient, spec), size=1)
-    return Handling(prepare, collate, Budget(settings.batch_images), canary)
+    return Handling(prepare, collate, lambda on_cpu: Budget(settings.batch_images or (8 if on_cpu else 32)), canary)
 
 
 def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
@@ -101,9 +104,8 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
 
     seconds = np.arange(spec.sampling_rate // 2) / spec.sampling_rate
     tone = (0.1 * np.sin(2 * np.pi * 440.0 * seconds)).astype(np.float32)
-    return Handling(
-        prepare, collate, Budget(round(1_000 * settings.batch_audio_seconds), near=_NEAR_MS), prepared(tone)
-    )
+    budget = Budget(round(1_000 * settings.batch_audio_seconds), near=_NEAR_MS)
+    return Handling(prepare, collate, lambda _: budget, prepared(tone))
 
 
 def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings) -> Handling:
@@ -118,6 +120,11 @@ def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings
     def collate(texts: Sequence[Tokens]) -> Arrays:
         return dict(zip(GRAPH_INPUTS["text"], pad_tokens(texts, spec.pad_id), strict=True))
 
-    return Handling(
-        prepare, collate, Budget(settings.batch_tokens, padded=True, near=_NEAR_TOKENS), prepare("a dog barks")
-    )
+    def budget(on_cpu: bool) -> Budget:
+        if on_cpu:
+            # Many may wait, so that those of one length find each other.
+            limit = settings.batch_tokens or 512
+            return Budget(limit, padded=True, slack=_SLACK_TOKENS, waiting=16 * limit)
+        return Budget(settings.batch_tokens or 8_192, padded=True, near=_NEAR_TOKENS)
+
+    return Handling(prepare, collate, budget, prepare("a dog barks"))

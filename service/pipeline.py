@@ -6,32 +6,34 @@ threads (so one bad input fails alone, before the queue), wait in the queue of t
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.batcher import Answer
 from service.cache import Cache, Entry, key_of
 from service.channel import Channel, Open, Runs, opener
 from service.contract.bundle import Bundle, Manifest, Modality
 from service.contract.errors import InputError, UnsupportedMedia
 from service.contract.vectors import l2_normalise
-from service.errors import DeadlineExceeded, InferenceFailed, NotReady
+from service.errors import DeadlineExceeded, InferenceFailed
 from service.metrics import Metrics
 from service.modalities import Content, Prepared
 from service.settings import Settings
 from service.timings import record, timed
-from service.workers import Workers
+from service.workers import WorkerDied, Workers
 
 log = logging.getLogger(__name__)
 
 _HASHED_ON_THE_LOOP = 65_536  # bytes: under 0.1 ms
-
-Result = TypeVar("Result")
+_TOKENISED_ON_THE_LOOP = 512  # characters: about 0.2 ms, where a hop to a thread and back costs nearly as much
+_CHUNK = 8_192
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,23 @@ class Embedded:
 
 @dataclass
 class _Flight:
-    """A vector that is being made, and how many wait for it."""
+    """A vector that is being made, and how many wait for it. Cancelling the result gives it up."""
 
-    task: "asyncio.Task[Entry | InputError]"
+    result: "asyncio.Future[Entry | InputError]"
     waiting: int = 0
+
+    def land(self, outcome: Entry | InputError | BaseException) -> None:
+        if self.result.done():
+            return
+        if isinstance(outcome, InputError):
+            self.result.set_result(outcome)
+        elif isinstance(outcome, BaseException):
+            self.result.set_exception(outcome)
+        else:
+            self.result.set_result(outcome)
+
+
+_Making = Sequence[tuple[Input, _Flight]]
 
 
 class Embedder:
@@ -92,6 +107,7 @@ class Embedder:
         self._cache, self._metrics, self.deadline_s = cache, metrics, settings.request_deadline_s
         self._pool = Workers("decode", settings.decode_workers)
         self._flights: dict[str, _Flight] = {}
+        self._making: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
         self.channels: dict[Modality, Channel] = {}
         name = bundle.manifest.name
@@ -162,7 +178,7 @@ class Embedder:
         missing = [key for key in distinct if key not in known]
         self._metrics.cache.labels("hit").inc(len(known))
         self._metrics.cache.labels("miss").inc(len(missing))
-        made = dict(zip(missing, await _all([self._shared(key, distinct[key]) for key in missing]), strict=True))
+        made = await self._made({key: distinct[key] for key in missing})
         await self._cache.put_many({key: each for key, each in made.items() if isinstance(each, Entry)})
         results: list[Embedded | InputError] = []
         for key, modality in zip(keys, modalities, strict=True):
@@ -180,52 +196,145 @@ class Embedder:
             return await self._pool.run(lambda: [_key(space, each) for each in inputs])
         return [_key(space, each) for each in inputs]
 
-    async def _shared(self, key: str, each: Input) -> Entry | InputError:
-        """Make a vector, or wait for whoever is making the same. It is given up when the last who waits goes away."""
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.create_task(self._make(each)))
-        flight.waiting += 1
-        try:
-            return await asyncio.shield(flight.task)
-        finally:
-            flight.waiting -= 1
-            if not flight.waiting:
-                flight.task.cancel()  # does nothing to a task that is done
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
+    async def _made(self, missing: Mapping[str, Input]) -> dict[str, Entry | InputError]:
+        """Make each vector, or wait for whoever is making the same. One is given up when the last who waits goes away.
 
-    async def _make(self, each: Input) -> Entry | InputError:
-        modality = modality_of(each)
-        channel = self.channels.get(modality)
-        if channel is None:
-            return UnsupportedMedia(f"no {modality} tower is served here")
-        async with channel.using() as engine:
+        Raises the first failure that is not of one input alone.
+        """
+        if not missing:
+            return {}
+        loop = asyncio.get_running_loop()
+        flights: dict[str, _Flight] = {}
+        new: dict[Modality, list[tuple[Input, _Flight]]] = {}
+        for key, each in missing.items():
+            flight = self._flights.get(key)
+            if flight is None:
+                flight = self._flights[key] = _Flight(loop.create_future())
+                new.setdefault(modality_of(each), []).append((each, flight))
+            flight.waiting += 1
+            flights[key] = flight
+        for modality, making in new.items():
+            if modality == "text":
+                self._begin(self._make(modality, making, _chunks(making)))
+            else:  # each in a thread of its own
+                for one in making:
+                    self._begin(self._make(modality, [one], [[one]]))
+        try:
+            await asyncio.wait([each.result for each in flights.values()], return_when=asyncio.FIRST_EXCEPTION)
+            failures = (each.result.exception() for each in flights.values() if each.result.done())
+            if failure := next(filter(None, failures), None):
+                raise failure
+            return {key: flight.result.result() for key, flight in flights.items()}
+        finally:
+            for key, flight in flights.items():
+                flight.waiting -= 1
+                if not flight.waiting:
+                    if not flight.result.cancel() and not flight.result.cancelled():
+                        flight.result.exception()  # seen, whoever raises it
+                    if self._flights.get(key) is flight:
+                        del self._flights[key]
+
+    def _begin(self, making: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(making)
+        self._making.add(task)
+        task.add_done_callback(self._making.discard)
+
+    async def _make(self, modality: Modality, making: _Making, chunks: Sequence[_Making]) -> None:
+        """Prepare chunk by chunk, enqueue, and let every flight land, whatever happens."""
+        try:
+            channel = self.channels.get(modality)
+            if channel is None:
+                raise UnsupportedMedia(f"no {modality} tower is served here")
+            async with channel.using() as engine:
+                answers: list[asyncio.Future[Answer]] = []
+                for chunk in chunks:
+                    async with channel.slots:
+                        chunk = [each for each in chunk if not each[1].result.done()]  # who gave up meanwhile
+                        with timed("decode"):
+                            prepared = await self._prepared(engine.handling.prepare, [each for each, _ in chunk])
+                        for (_, flight), ready in zip(chunk, prepared, strict=True):
+                            if isinstance(ready, InputError):
+                                flight.land(ready)
+                            elif not flight.result.done():
+                                answer = await engine.batcher.enqueue(ready.value, ready.size)
+                                _couple(flight, answer, ready)
+                                answers.append(answer)
+                if answers:
+                    await asyncio.wait(answers)
+        except BaseException as error:
+            for _, flight in making:
+                flight.land(error)
+            if not isinstance(error, Exception):
+                raise
+
+    async def _prepared(
+        self, prepare: Callable[[Content], Prepared], inputs: Sequence[Input]
+    ) -> list[Prepared | InputError]:
+        def one(each: Input) -> Prepared | InputError:
             try:
-                async with channel.slots:
-                    with timed("decode"):
-                        prepared = await self._prepared(engine.handling.prepare, each)
-                    waiting = await engine.batcher.enqueue(prepared.value, prepared.size)
-                answer = await waiting
+                return prepare(content_of(each))
             except InputError as error:
                 return error
-        record("queue", answer.queue_s)
-        record("model", answer.model_s)
-        try:
-            vector = l2_normalise(answer.vector)
-        except ValueError:
-            return InferenceFailed("the model gave this input no direction")
-        vector.setflags(write=False)
-        return Entry(vector, prepared.truncated, prepared.tokens)
+            except Exception:  # a fault of ours or of a library, which this input alone has met
+                log.exception("an input of kind %s could not be prepared", modality_of(each))
+                return InferenceFailed("the server failed to read this input")
 
-    async def _prepared(self, prepare: Callable[[Content], Prepared], each: Input) -> Prepared:
+        if sum(map(_length, inputs)) <= _TOKENISED_ON_THE_LOOP:
+            return [one(each) for each in inputs]
         try:
-            return await self._pool.run(lambda: prepare(content_of(each)))
-        except (InputError, NotReady):
-            raise
-        except Exception:  # a fault of ours or of a library, which this input alone has met
-            log.exception("an input of kind %s could not be prepared", modality_of(each))
-            raise InferenceFailed("the server failed to read this input") from None
+            return await self._pool.run(lambda: [one(each) for each in inputs])
+        except WorkerDied:
+            return [InferenceFailed("the server failed to read this input") for _ in inputs]
+
+
+def _couple(flight: _Flight, answer: "asyncio.Future[Answer]", prepared: Prepared) -> None:
+    """The answer to a prepared input lands its flight; a flight that is given up withdraws the input."""
+
+    def land(answer: "asyncio.Future[Answer]") -> None:
+        if answer.cancelled():
+            return
+        if failure := answer.exception():
+            flight.land(failure)
+            return
+        given = answer.result()
+        record("queue", given.queue_s)
+        record("model", given.model_s)
+        try:
+            vector = l2_normalise(given.vector)
+        except ValueError:
+            flight.land(InferenceFailed("the model gave this input no direction"))
+            return
+        vector.setflags(write=False)
+        flight.land(Entry(vector, prepared.truncated, prepared.tokens))
+
+    answer.add_done_callback(land)
+    flight.result.add_done_callback(lambda result: answer.cancel() if result.cancelled() else None)
+
+
+def _chunks(making: _Making) -> list[_Making]:
+    """Texts of about _CHUNK characters each: few hops between threads, and the first are embedded while the others wait
+    to be read."""
+    chunks: list[list[tuple[Input, _Flight]]] = []
+    room = 0.0
+    for each in making:
+        length = _length(each[0])
+        if length > room or not chunks:
+            chunks.append([])
+            room = float(_CHUNK)
+        chunks[-1].append(each)
+        room -= length
+    return list(chunks)
+
+
+def _length(each: Input) -> float:
+    """Of a text, in characters or token ids; media are endless."""
+    match each:
+        case Text():
+            return len(each.text)
+        case TokenIds():
+            return len(each.ids)
+        case Media():
+            return math.inf
 
 
 def modality_of(each: Input) -> Modality:
@@ -250,13 +359,3 @@ def _key(space: str, each: Input) -> str:
             return key_of(space, "ids", ",".join(map(str, each.ids)).encode())
         case Media():
             return key_of(space, each.modality, each.data)
-
-
-async def _all(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Run side by side; the first failure cancels the rest."""
-    tasks = [asyncio.create_task(each) for each in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()

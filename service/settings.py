@@ -1,5 +1,6 @@
 """Every setting, once. Each is an environment variable with the prefix ISTHMUS_, and a flag of `serve` overrides it."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.contract.bundle import MODALITIES, Modality
+
+_MOST_LANES = 4
 
 
 class SettingsError(ValueError):
@@ -46,8 +49,12 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65_535)
     """0 picks a free port."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    lanes: int = Field(default=0, ge=0, le=64)
+    """Calls that a tower on the CPU runs at once; 0: as many as there are cores for `threads`, up to four. One call on
+    many threads is quicker when it is alone, several on few get more done: 1.28 times as much on two cores
+    (docs/LOG.md). A GPU runs one call at a time."""
     threads: int = Field(default=0, ge=0, le=1_024)
-    """Of each tower's session; 0 leaves it to ONNX Runtime."""
+    """Of each call; 0: the cores, shared out among the lanes."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     redis_url: str | None = Field(default=None, pattern=r"^(redis|rediss|unix)://")
@@ -68,10 +75,10 @@ class Settings(BaseSettings):
     max_inputs: int = Field(default=256, gt=0, le=100_000)
     max_top_k: int = Field(default=1_000, gt=0, le=100_000)
 
-    batch_images: int = Field(default=32, gt=0)
-    """Items in one call of the image tower."""
-    batch_tokens: int = Field(default=8_192, gt=0)
-    """Padded tokens (rows × longest) in one call of the text tower."""
+    batch_images: int | None = Field(default=None, gt=0)
+    """Items in one call of the image tower; unset, 8 on the CPU and 32 on a GPU."""
+    batch_tokens: int | None = Field(default=None, gt=0)
+    """Padded tokens (rows × longest) in one call of the text tower; unset, 512 on the CPU and 8,192 on a GPU."""
     batch_audio_seconds: float = Field(default=60.0, gt=0)
     """Seconds of sound in one call of the audio tower; a longer sound is a call of its own."""
     queue_inputs: int = Field(default=1_024, gt=0)
@@ -83,7 +90,7 @@ class Settings(BaseSettings):
     shutdown_grace_s: int = Field(default=20, gt=0)
     """For what is under way at the end; past it, 503."""
 
-    @field_validator("redis_url", "unload_idle_s", mode="before")
+    @field_validator("redis_url", "unload_idle_s", "batch_images", "batch_tokens", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return value or None
@@ -98,6 +105,15 @@ class Settings(BaseSettings):
         if self.queue_inputs < self.max_inputs:
             raise ValueError(f"queue_inputs must be at least max_inputs ({self.max_inputs}), not {self.queue_inputs}")
         return self
+
+    @property
+    def cpu_lanes(self) -> int:
+        cores = len(os.sched_getaffinity(0))
+        return self.lanes or max(1, min(_MOST_LANES, cores // (self.threads or 1)))
+
+    @property
+    def call_threads(self) -> int:
+        return self.threads or max(1, len(os.sched_getaffinity(0)) // self.cpu_lanes)
 
     @property
     def limits(self) -> Limits:

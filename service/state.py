@@ -91,7 +91,7 @@ class State:
         return self.home.classifier
 
 
-def current(request: Request) -> State:
+async def current(request: Request) -> State:
     state: State = request.state.services
     return state
 

@@ -12,7 +12,8 @@ from service.contract.bundle import GRAPH_INPUTS, MODALITIES, OUTPUT, TOKEN_MASK
 Device = Literal["auto", "cpu", "cuda"]
 Arrays = Mapping[str, NDArray[Any]]
 
-_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
 
 
 class TowerError(RuntimeError):
@@ -20,7 +21,7 @@ class TowerError(RuntimeError):
 
 
 class Tower:
-    """One modality's encoder and projector, as a session. `run` may be called from one thread at a time."""
+    """One modality's encoder and projector, as a session. `run` may be called from several threads at once."""
 
     def __init__(self, bundle: Bundle, modality: Modality, device: Device, threads: int) -> None:
         self.modality = modality
@@ -65,11 +66,11 @@ def _session(bundle: Bundle, modality: Modality, device: Device, threads: int) -
     available = onnxruntime.get_available_providers()
     if device == "cuda" and _CUDA not in available:
         raise TowerError("ISTHMUS_DEVICE is 'cuda', but this ONNX Runtime has no CUDA: install onnxruntime-gpu")
-    wanted = [_CPU]
+    wanted = [CPU]
     if device != "cpu" and _CUDA in available:
         # Finds the CUDA libraries that come as Python packages; without them the provider is silently not obtained.
         onnxruntime.preload_dlls()
-        wanted = [_CUDA, _CPU]
+        wanted = [_CUDA, CPU]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

@@ -73,7 +73,7 @@ def serving(settings: Settings) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def settings(bundle_dir: Path, tmp_path: Path) -> Settings:
-    return Settings(bundle=bundle_dir, store=tmp_path / "store", device="cpu", threads=1)
+    return Settings(bundle=bundle_dir, store=tmp_path / "store", device="cpu", lanes=1, threads=1)
 
 
 @pytest.fixture

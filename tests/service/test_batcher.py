@@ -327,3 +327,53 @@ def test_every_item_gets_its_own_answer_in_any_order_of_arrival(
         await batcher.close()
 
     run(main())
+
+
+def test_lanes_run_side_by_side_and_share_what_waits() -> None:
+    async def main() -> None:
+        model = Model(held=True)
+        both = threading.Barrier(2)
+        collated: list[list[float]] = []
+
+        def call(items: np.ndarray) -> np.ndarray:
+            both.wait(WAIT_S)  # passes only if two calls are in the model at one time
+            return model.run(items)
+
+        def collate(items: Sequence[float]) -> np.ndarray:
+            collated.append(list(items))
+            return np.array(items)
+
+        budget = Budget(8)
+        batcher: Batcher[float] = Batcher("test", collate, call, dimensions=DIMENSIONS, budget=budget, lanes=2)
+        futures = [await batcher.enqueue(float(item), 1) for item in range(5)]
+        model.released.set()
+        answers = await asyncio.gather(*futures)
+        assert [answer.vector[0] for answer in answers] == [0, 2, 4, 6, 8]
+        assert sorted(map(len, collated)) == [2, 3], "half each, though one call could have held all"
+        await batcher.close()
+
+    run(main())
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(0, 64))
+@settings(deadline=None, max_examples=50)
+def test_no_call_computes_more_padding_than_the_slack(sizes: list[int], slack: int) -> None:
+    calls: list[list[float]] = []
+
+    def call(items: np.ndarray) -> np.ndarray:
+        calls.append([float(item) for item in items])
+        return np.stack([items, items], axis=1).astype(np.float32)
+
+    async def main() -> None:
+        budget = Budget(512, padded=True, slack=slack, waiting=10**6)
+        batcher: Batcher[float] = Batcher("test", np.array, call, dimensions=DIMENSIONS, budget=budget)
+        futures = [await batcher.enqueue(float(size), size) for size in sizes]
+        answers = await asyncio.gather(*futures)
+        assert [answer.vector[0] for answer in answers] == sizes
+        await batcher.close()
+
+    run(main())
+    for batch in calls:
+        assert len(batch) * max(batch) - sum(batch) <= slack
+        assert len(batch) * max(batch) <= 512
+    assert len(calls) <= len(sizes)

@@ -44,7 +44,7 @@ class Slow:
 async def opened(
     bundle_dir: Path, *, held: bool = False, **more: Any
 ) -> AsyncIterator[tuple[Embedder, dict[str, Slow]]]:
-    settings = Settings(bundle=bundle_dir, **more)
+    settings = Settings(bundle=bundle_dir, lanes=1, **more)
     bundle = read_bundle(bundle_dir)
     towers = {name: Slow(tower, held=held) for name, tower in open_towers(bundle, "cpu", 1).items()}
     embedder = Embedder(bundle, towers, MemoryCache(2**20), settings, Metrics())
@@ -246,5 +246,60 @@ def test_stages_are_noted_for_the_request(bundle_dir: Path) -> None:
             stages.set(spent)
             await embedder.embed([Text("red"), Text("blue")])
             assert set(spent) == {"cache", "decode", "queue", "model"}
+
+    run(main())
+
+
+def test_texts_that_are_read_in_a_thread_in_chunks_come_back_in_order(bundle_dir: Path) -> None:
+    async def main() -> None:
+        async with opened(bundle_dir) as (embedder, towers):
+            words = tiny_bundle.WORDS[2:]
+            long = [Text(f"{words[index % len(words)]} {'dog ' * index}") for index in range(120)]
+            assert sum(len(each.text) for each in long) > 3 * 8_192, "several chunks"
+            texts = [*long, Text(" "), Text("red")]
+            together = await embedder.embed(texts)
+            assert isinstance(together[120], InputError)
+            rows = towers["text"].rows
+            assert rows == 121
+            alone = [(await embedder.embed([each]))[0] for each in texts[:5]]
+            for one, many in zip(alone, together, strict=False):
+                assert embedded(one).cached
+                assert np.array_equal(embedded(one).vector, embedded(many).vector)
+            assert towers["text"].rows == rows
+
+    run(main())
+
+
+def test_of_a_cancelled_request_only_what_another_waits_for_is_made(bundle_dir: Path) -> None:
+    async def main() -> None:
+        async with opened(bundle_dir, held=True, batch_tokens=1) as (embedder, towers):
+            first = asyncio.create_task(embedder.embed([Text("a")]))
+            await asyncio.to_thread(towers["text"].entered.wait, WAIT_S)
+            many = asyncio.create_task(embedder.embed([Text("red"), Text("green"), Text("blue")]))
+            one = asyncio.create_task(embedder.embed([Text("green")]))
+            await asyncio.sleep(0)
+            many.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await many
+            towers["text"].released.set()
+            await first
+            (green,) = await one
+            assert embedded(green).tokens == 1
+            assert towers["text"].rows == 2, "the first, and green"
+
+    run(main())
+
+
+def test_a_preparation_that_breaks_fails_that_input_alone(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with opened(bundle_dir) as (embedder, _):
+            monkeypatch.setattr("service.contract.tokens.TextTokenizer.encode", broken)
+            bad, ids = await embedder.embed([Text("red"), TokenIds((2,))])
+            assert isinstance(bad, InferenceFailed)
+            assert "surprise" not in str(bad)
+            assert embedded(ids).tokens == 1
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a surprise")
 
     run(main())
