@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.batcher import Budget
-from service.contract.audio import AudioLimits, AudioPreprocessing, decode_audio, log_mel_patches, pack_patches
-from service.contract.bundle import GRAPH_INPUTS, Bundle, BundleError, Modality
+from service.contract.audio import AudioLimits, decode_audio
+from service.contract.bundle import Bundle, BundleError, Modality
 from service.contract.errors import InputError
 from service.contract.images import ImageLimits, ImagePreprocessing, decode_image, preprocess_image
+from service.contract.sounds import AudioPreprocessing, Sound
 from service.contract.tokens import TextPreprocessing, TextTokenizer, Tokens, pad_tokens
 from service.settings import Settings
 from service.towers import Arrays
@@ -31,7 +32,7 @@ class Prepared:
     """An input as its tower wants it."""
 
     value: Any
-    """Pixels (3, H, W), patches (P, 1, frames, mels), or Tokens."""
+    """Pixels (3, H, W), Sound, or Tokens."""
     size: int
     """In the unit of the modality's budget: 1 image, milliseconds of sound, or tokens."""
     tokens: int = 0
@@ -74,7 +75,7 @@ def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
         return Prepared(preprocess_image(decode_image(content, limits), spec), size=1)
 
     def collate(pixels: Sequence[NDArray[np.float32]]) -> Arrays:
-        return dict(zip(GRAPH_INPUTS["image"], (np.stack(pixels),), strict=True))
+        return dict(zip(spec.inputs, (np.stack(pixels),), strict=True))
 
     gradient = Image.linear_gradient("L").convert("RGB")
     canary = Prepared(preprocess_image(gradient, spec), size=1)
@@ -89,22 +90,20 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
         settings.max_audio_channels,
     )
 
-    hop_ms = 1_000 * spec.patch_hop_frames * spec.hop_length / spec.sampling_rate
-
     def prepared(waveform: NDArray[np.float32]) -> Prepared:
-        patches = log_mel_patches(waveform, spec)
-        return Prepared(patches, size=round(len(patches) * hop_ms))
+        sound = spec.prepare(waveform)
+        return Prepared(sound, size=spec.milliseconds(sound))
 
     def prepare(content: Content) -> Prepared:
         assert isinstance(content, bytes)
         return prepared(decode_audio(content, spec.sampling_rate, limits))
 
-    def collate(sounds: Sequence[NDArray[np.float32]]) -> Arrays:
-        return dict(zip(GRAPH_INPUTS["audio"], pack_patches(list(sounds)), strict=True))
+    def collate(sounds: Sequence[Sound]) -> Arrays:
+        return dict(zip(spec.inputs, spec.collate(sounds), strict=True))
 
     seconds = np.arange(spec.sampling_rate // 2) / spec.sampling_rate
     tone = (0.1 * np.sin(2 * np.pi * 440.0 * seconds)).astype(np.float32)
-    budget = Budget(round(1_000 * settings.batch_audio_seconds), near=_NEAR_MS)
+    budget = Budget(round(1_000 * settings.batch_audio_seconds), spec.padded, near=_NEAR_MS)
     return Handling(prepare, collate, lambda _: budget, prepared(tone))
 
 
@@ -118,7 +117,7 @@ def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings
         return Prepared(tokens, size=len(tokens.ids), tokens=len(tokens.ids), truncated=tokens.truncated)
 
     def collate(texts: Sequence[Tokens]) -> Arrays:
-        return dict(zip(GRAPH_INPUTS["text"], pad_tokens(texts, spec.pad_id), strict=True))
+        return dict(zip(spec.inputs, pad_tokens(texts, spec.pad_id), strict=True))
 
     def budget(on_cpu: bool) -> Budget:
         if on_cpu:

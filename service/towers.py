@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from service.contract.bundle import GRAPH_INPUTS, MODALITIES, OUTPUT, TOKEN_MASK, TOKENS, Bundle, Modality
+from service.contract.bundle import MODALITIES, OUTPUT, TOKEN_MASK, TOKENS, Bundle, Modality
 
 Device = Literal["auto", "cpu", "cuda"]
 Arrays = Mapping[str, NDArray[Any]]
@@ -31,8 +31,9 @@ class Tower:
         if device == "cuda" and self.provider != _CUDA:
             raise TowerError(f"ISTHMUS_DEVICE is 'cuda', but the {modality} tower got {self.provider}")
         graph_inputs = {each.name for each in self._session.get_inputs()}
-        if graph_inputs != set(GRAPH_INPUTS[modality]):
-            raise TowerError(f"the {modality} tower takes {sorted(graph_inputs)}, not {list(GRAPH_INPUTS[modality])}")
+        wanted = bundle.manifest.towers[modality].preprocessing.inputs
+        if graph_inputs != set(wanted):
+            raise TowerError(f"the {modality} tower takes {sorted(graph_inputs)}, not {list(wanted)}")
         has_tokens = bundle.manifest.towers[modality].tokens
         if has_tokens and not {TOKENS, TOKEN_MASK} <= {each.name for each in self._session.get_outputs()}:
             raise TowerError(f"the {modality} tower gives no {TOKENS} and {TOKEN_MASK}, which its manifest promises")

@@ -18,7 +18,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from service.contract.audio import AudioPreprocessing, log_mel_patches
 from service.contract.bundle import (
     OUTPUT,
     Bundle,
@@ -33,6 +32,7 @@ from service.contract.bundle import (
     write_bundle,
 )
 from service.contract.images import ImagePreprocessing
+from service.contract.patches import LogMelPatches, log_mel_patches
 from service.contract.tokens import TextPreprocessing
 
 DIMENSIONS = 16
@@ -42,7 +42,7 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 MAX_TOKENS = 32
 
 IMAGE = ImagePreprocessing(height=SIDE, width=SIDE)
-AUDIO = AudioPreprocessing()
+AUDIO = LogMelPatches()
 TEXT = TextPreprocessing(max_length=MAX_TOKENS)
 
 

@@ -6,8 +6,7 @@ evaluation mode, and its weights' hash names it in caches and bundles.
 
 import hashlib
 import importlib.util
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -15,26 +14,58 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from service.contract.audio import AudioPreprocessing
-from service.contract.bundle import Modality
+from service.contract.bundle import Modality, Preprocessing
 from service.contract.images import ImagePreprocessing
-from service.contract.tokens import TextPreprocessing
-from training.errors import TrainingError
+from service.contract.patches import LogMelPatches
+from service.contract.sounds import AudioPreprocessing
+from training.audio_encoders import AudioEncoder, ClapEncoder, WaveformEncoder, WhisperEncoder
+from training.image_encoders import ClipEncoder, SiglipEncoder
+from training.preprocessors import EncoderError as EncoderError
+from training.preprocessors import (
+    audio_preprocessing,
+    image_preprocessing,
+    read_json,
+    text_preprocessing,
+)
 from training.recipe import EncoderSource, Recipe
 
 Floats = NDArray[np.float32]
-T = TypeVar("T", ImagePreprocessing, AudioPreprocessing, TextPreprocessing)
-Preprocessing = ImagePreprocessing | AudioPreprocessing | TextPreprocessing
+T = TypeVar("T", bound=BaseModel)
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-_RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
-
-
-class EncoderError(TrainingError):
-    """An encoder cannot be loaded: the message names it and what is missing."""
+_LAST_LAYER_ONLY = (
+    "clap",
+    "clap_audio_model",
+    "clip",
+    "clip_vision_model",
+    "hubert",
+    "siglip",
+    "siglip_vision_model",
+    "wav2vec2",
+    "wavlm",
+)
+_EXAMPLE_S = 1
+_KIND = {"image": "image", "audio": "log_mel_patches", "text": "text"}
+"""Of preprocessing that does not say its kind."""
+# Families that AutoModel does not read, or reads without their projection.
+_WITH_PROJECTION = ("ClapAudioModel", "ClapAudioModelWithProjection", "CLIPVisionModelWithProjection")
+_IMAGE_TYPES = (
+    "clip",
+    "clip_vision_model",
+    "convnext",
+    "convnextv2",
+    "dinov2",
+    "dinov2_with_registers",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "resnet",
+    "siglip",
+    "siglip_vision_model",
+    "vit",
+)
 
 
 class Classifier(nn.Module):
@@ -127,24 +158,10 @@ class ImageEncoder(nn.Module):
         return whole, local
 
 
-class AudioEncoder(nn.Module):
-    """patches (P, 1, frames, mels) → one vector per patch (P, d)."""
-
-    def __init__(self, model: nn.Module, pooling: str | None = None, layers: Sequence[int] = ()) -> None:
-        super().__init__()
-        self.model, self.layers = model, list(layers)
-        self.classifier: Classifier | None = None
-
-    def forward(self, patches: Tensor) -> Tensor:
-        output = _run(self.model, self.layers, patches)
-        pooled = output.pooler_output.flatten(1)
-        return torch.cat([*_pooled_maps(output, self.layers), pooled, *_scores(self.classifier, pooled)], -1)
-
-
 class TextEncoder(nn.Module):
     """input_ids, attention_mask (B, L) → token states (B, L, d); `sentence` pools them."""
 
-    def __init__(self, model: nn.Module, pooling: str | None = None, layers: Sequence[int] = ()) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[int] = ()) -> None:
         super().__init__()
         self.model, self.layers = model, list(layers)
 
@@ -202,14 +219,13 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
         return _from_onnx(recipe.path(source.onnx), modality, source)
     folder, name = _resolve(recipe, source)
     wrapper: nn.Module
-    wrapper, concepts = _wrapped(folder, modality, source)
-    model: Any = wrapper.model
-    _check_choice(recipe, modality, source, wrapper)
+    wrapper, concepts, config = _wrapped(folder, modality, source)
+    _check_choice(recipe, modality, source, config)
     if source.beside:
         others = [_wrapped(recipe.path(other), modality, source) for other in source.beside]
-        if any(names != concepts for _, names in others):
+        if any(names != concepts for _, names, _ in others):
             raise EncoderError(f"encoders.{modality}: the classifiers of {name} and of those beside it differ in names")
-        wrapper = SideBySide([wrapper, *(other for other, _ in others)], len(concepts))
+        wrapper = SideBySide([wrapper, *(other for other, _, _ in others)], len(concepts))
         name = "+".join([name, *(path.name for path in source.beside)])
     wrapper.eval().requires_grad_(False)
     # Channels-last halves the time of depthwise convolutions on a CPU (docs/LOG.md) and changes no other model.
@@ -217,18 +233,18 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     tokenizer = None
     preprocessing: Preprocessing
     if modality == "image":
-        preprocessing = _changed(source, _image_preprocessing(folder))
+        preprocessing = _changed(source, image_preprocessing(folder, config.model_type))
         if source.scales:
             wrapper = SeveralScales(wrapper, source.scales, preprocessing.height, preprocessing.width).eval()
     elif modality == "audio":
-        preprocessing = _changed(source, _audio_preprocessing(folder))
+        preprocessing = _changed(source, audio_preprocessing(folder, config))
     else:
         tokenizer = folder / "tokenizer.json"
         if not tokenizer.is_file():
             raise EncoderError(f"encoders.text: {folder} holds no tokenizer.json (save it with a fast tokenizer)")
-        preprocessing = _changed(source, _text_preprocessing(folder, model.config))
+        preprocessing = _changed(source, text_preprocessing(folder, config))
     pooling = source.pooling or (
-        "cls" if _json(folder, "1_Pooling/config.json").get("pooling_mode_cls_token") else "mean"
+        "cls" if read_json(folder, "1_Pooling/config.json").get("pooling_mode_cls_token") else "mean"
     )
     try:
         width = _width(wrapper, preprocessing)
@@ -249,16 +265,14 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     )
 
 
-def _wrapped(folder: Path, modality: Modality, source: EncoderSource) -> tuple[Any, tuple[str, ...]]:
-    """The encoder of a model folder with, where they are asked for, the names and the scores of its own classifier."""
+def _wrapped(folder: Path, modality: Modality, source: EncoderSource) -> tuple[Any, tuple[str, ...], Any]:
+    """The encoder of a model folder, the names that its own classifier scores, where they are asked for, its config."""
     if not (folder / "config.json").is_file():
         raise EncoderError(f"encoders.{modality}: {folder} holds no config.json: it is not a model folder")
     model = _load_model(folder)
-    wrapper = {"image": ImageEncoder, "audio": AudioEncoder, "text": TextEncoder}[modality](
-        model, source.pooling, source.layers
-    )
+    wrapper = _MODULES[modality](model, source)
     if not source.concepts:
-        return wrapper, ()
+        return wrapper, (), model.config
     whole, names = _load_classifier(folder), model.config.id2label
     kept = [index for index in sorted(names) if names[index] != "background"]
     linear: Any = getattr(whole, "classifier", None)
@@ -271,7 +285,38 @@ def _wrapped(folder: Path, modality: Modality, source: EncoderSource) -> tuple[A
     if not agrees:
         raise EncoderError(f"encoders.{modality}: {folder} has no classifier that reads the pooled features alone")
     wrapper.classifier = Classifier(cast(nn.Module, linear), kept, sounds=modality == "audio")
-    return wrapper, tuple(names[index] for index in kept)
+    return wrapper, tuple(names[index] for index in kept), model.config
+
+
+def _image_module(model: Any, source: EncoderSource) -> nn.Module:
+    match model.config.model_type:
+        case "clip" | "clip_vision_model":
+            return ClipEncoder(model, source.pooling)
+        case "siglip" | "siglip_vision_model":
+            return SiglipEncoder(model, source.pooling)
+    return ImageEncoder(model, source.pooling, source.layers)
+
+
+def _audio_module(model: Any, source: EncoderSource) -> nn.Module:
+    match model.config.model_type:
+        case "clap" | "clap_audio_model":
+            return ClapEncoder(model)
+        case "whisper":
+            return WhisperEncoder(model, source.layers)
+        case "wav2vec2" | "hubert" | "wavlm":
+            return WaveformEncoder(model)
+    return AudioEncoder(model, source.layers)
+
+
+def _text_module(model: Any, source: EncoderSource) -> nn.Module:
+    return TextEncoder(model, source.layers)
+
+
+_MODULES: dict[str, Callable[[Any, EncoderSource], nn.Module]] = {
+    "image": _image_module,
+    "audio": _audio_module,
+    "text": _text_module,
+}
 
 
 def _load_classifier(folder: Path) -> Any:
@@ -304,15 +349,27 @@ def _identity(wrapper: nn.Module, source: EncoderSource) -> str:
     return hashlib.sha256(f"{weights}:{source.layers}:{source.pooling}{scales}".encode()).hexdigest()
 
 
-def _check_choice(recipe: Recipe, modality: Modality, source: EncoderSource, wrapper: nn.Module) -> None:
-    model: Any = wrapper.model
-    convolutional = not hasattr(model.config, "num_hidden_layers")
+def _check_choice(recipe: Recipe, modality: Modality, source: EncoderSource, config: Any) -> None:
+    where, kind = f"encoders.{modality}", config.model_type
+    if modality == "image" and kind not in _IMAGE_TYPES:
+        raise EncoderError(f"{where}: the model type {kind} is not read here ({', '.join(_IMAGE_TYPES)} are)")
+    convolutional = not hasattr(config, "num_hidden_layers")
     if convolutional and source.pooling in ("cls", "both"):
-        raise EncoderError(f"encoders.{modality}: {source.pooling} pooling needs a CLS state, and it has none")
+        raise EncoderError(f"{where}: {source.pooling} pooling needs a CLS state, and it has none")
     if convolutional and modality == "image" and source.layers and recipe.projector.needs_tokens:
         raise EncoderError(
-            f"encoders.{modality}: layers of a convolution have no common cells: no {recipe.projector.kind} projector"
+            f"{where}: layers of a convolution have no common cells: no {recipe.projector.kind} projector"
         )
+    if kind.startswith("siglip") and source.pooling in ("cls", "both"):
+        raise EncoderError(f"{where}: {source.pooling} pooling needs a CLS state, and {kind} has none")
+    own_way = modality == "audio" and not convolutional
+    if own_way and source.pooling is not None:
+        raise EncoderError(f"{where}: pooling cannot be chosen for {kind}: it has its own (docs/encoders.md)")
+    if source.layers and kind in _LAST_LAYER_ONLY:
+        raise EncoderError(f"{where}: layers cannot be chosen for {kind}")
+    for name in ("add_adapter", "conv_pos_batch_norm"):
+        if getattr(config, name, False):
+            raise EncoderError(f"{where}: {kind} with {name} is not supported")
 
 
 def _resolve(recipe: Recipe, source: EncoderSource) -> tuple[Path, str]:
@@ -335,15 +392,18 @@ def _resolve(recipe: Recipe, source: EncoderSource) -> tuple[Path, str]:
 
 
 def _load_model(folder: Path) -> Any:
+    import transformers
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    named = (config.architectures or [""])[0]
+    architecture = getattr(transformers, named) if named in _WITH_PROJECTION else AutoModel
     # A pooler or a classifier that the features do not pass through may be missing from, or left over in, the file.
     level, _ = logging.get_verbosity(), logging.set_verbosity_error()
     try:
-        model, report = AutoModel.from_pretrained(
+        model, report = architecture.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -369,64 +429,12 @@ def _changed(source: EncoderSource, spec: T) -> T:
 
 
 def _stated(source: EncoderSource, modality: Modality, values: dict[str, Any]) -> Preprocessing:
-    if modality == "image":
-        return _changed(source, ImagePreprocessing.model_validate(values))
-    if modality == "audio":
-        return _changed(source, AudioPreprocessing.model_validate(values))
-    return _changed(source, TextPreprocessing.model_validate(values))
-
-
-def _json(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def _image_preprocessing(folder: Path) -> ImagePreprocessing:
-    """Read a transformers preprocessor_config.json."""
-    config = _json(folder, "preprocessor_config.json")
-    if not config:
-        raise EncoderError(f"{folder} holds no preprocessor_config.json")
-    size, crop = config.get("size", {}), config.get("crop_size", {})
-    size = {"shortest_edge": size} if isinstance(size, int) else size
-    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
-    final = crop if crop and config.get("do_center_crop", False) else size
-    if "height" not in final or "width" not in final:
-        raise EncoderError(f"{folder}: preprocessor_config.json fixes no input size")
-    shortest = size.get("shortest_edge")
-    return ImagePreprocessing(
-        height=final["height"],
-        width=final["width"],
-        resize="shortest_edge" if shortest else "squash",
-        shortest_edge=shortest,
-        resample=cast(Any, _RESAMPLE.get(config.get("resample", 2), "bilinear")),
-        mean=config["image_mean"] if config.get("do_normalize", True) else (0.0, 0.0, 0.0),
-        std=config["image_std"] if config.get("do_normalize", True) else (1.0, 1.0, 1.0),
-    )
-
-
-def _audio_preprocessing(folder: Path) -> AudioPreprocessing:
-    """Read a frontend.json: the log-mel patch front end, stated in full beside the weights."""
-    config = _json(folder, "frontend.json")
-    if config.get("kind") != "log_mel_patches":
-        raise EncoderError(
-            f"{folder} holds no frontend.json of kind log_mel_patches, the one audio front end read here"
-        )
-    known = {key: value for key, value in config.items() if key in AudioPreprocessing.model_fields}
-    return AudioPreprocessing.model_validate(known)
-
-
-def _text_preprocessing(folder: Path, config: Any) -> TextPreprocessing:
-    """Length from sentence-transformers' own file where there is one, else from the model's positions."""
-    stated = _json(folder, "sentence_bert_config.json").get("max_seq_length")
-    positions = getattr(config, "max_position_embeddings", 512)
-    pad = getattr(config, "pad_token_id", 0) or 0
-    if config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert"):
-        positions -= pad + 1  # their position ids start after the padding id
-    return TextPreprocessing(max_length=min(stated or positions, positions), pad_id=pad)
+    stated: Preprocessing = TypeAdapter(Preprocessing).validate_python({"kind": _KIND[modality], **values})
+    return _changed(source, stated)
 
 
 def _from_onnx(folder: Path, modality: Modality, source: EncoderSource) -> FrozenEncoder:
-    described, graph = _json(folder, "encoder.json"), folder / "encoder.onnx"
+    described, graph = read_json(folder, "encoder.json"), folder / "encoder.onnx"
     if not described or not graph.is_file():
         raise EncoderError(f"{folder} needs encoder.onnx and encoder.json")
     if described["modality"] != modality:
@@ -452,8 +460,11 @@ def example_inputs(spec: Preprocessing, batch: int) -> Sequence[NDArray[Any]]:
     """Arrays of the right shapes for an encoder: what tracing and width detection feed it."""
     if isinstance(spec, ImagePreprocessing):
         return [np.zeros((batch, 3, spec.height, spec.width), np.float32)]
-    if isinstance(spec, AudioPreprocessing):
+    if isinstance(spec, LogMelPatches):
         return [np.zeros((batch, 1, spec.patch_frames, spec.n_mels), np.float32)]
+    if isinstance(spec, AudioPreprocessing):
+        sound = spec.prepare(np.zeros(_EXAMPLE_S * spec.sampling_rate, np.float32))
+        return spec.collate([sound] * batch)[:-1]
     return [np.full((batch, 5), 4, np.int64), np.ones((batch, 5), np.int64)]
 
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.contract.bundle import (
-    GRAPH_INPUTS,
     OUTPUT,
     Bundle,
     Encoder,
@@ -29,6 +28,7 @@ from service.contract.bundle import (
     write_bundle,
 )
 from service.contract.vectors import l2_normalise
+from service.contract.waveforms import Waveforms
 from training.card import model_card
 from training.encoders import FrozenEncoder, example_inputs, sentence, weights_sha256
 from training.errors import TrainingError
@@ -46,7 +46,7 @@ class ExportError(TrainingError):
 
 
 class Whole(nn.Module):
-    """An encoder with its head: the inputs of contract.bundle.GRAPH_INPUTS → unit vectors (B, D)."""
+    """An encoder with its head: the inputs of its preprocessing → unit vectors (B, D)."""
 
     def __init__(self, encoder: FrozenEncoder, head: Head) -> None:
         super().__init__()
@@ -61,8 +61,8 @@ class Whole(nn.Module):
                 return self.head(whole)
             return self.head(whole, local, torch.full_like(local[..., 0], 1.0 / local.shape[1]))
         if self.modality == "audio":
-            patches, weights = inputs
-            states = self.encoder(patches)
+            *rows, weights = inputs
+            states = self.encoder(*rows)
             return self.head(weights @ states, states, weights)
         ids, mask = inputs
         states = self.encoder(ids, mask)
@@ -98,7 +98,7 @@ def check_parity(
     prepare, run = preparer(encoder), runner(encoder, head.needs_tokens)
     prepared = [prepare(item) for item in items]
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    inputs = dict(zip(GRAPH_INPUTS[encoder.modality], collate(encoder.preprocessing, prepared), strict=True))
+    inputs = dict(zip(encoder.preprocessing.inputs, collate(encoder.preprocessing, prepared), strict=True))
     served = np.asarray(session.run([OUTPUT], inputs)[0])
     with torch.inference_mode():
         trained = np.concatenate(
@@ -181,17 +181,20 @@ def export_bundle(
 
 
 def _export_torch(encoder: FrozenEncoder, head: Head, path: Path) -> None:
-    arrays = list(example_inputs(encoder.preprocessing, 2))
+    audio = encoder.modality == "audio"
+    arrays = list(example_inputs(encoder.preprocessing, 6 if audio else 2))
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     shapes: list[dict[int, Any]]
     if encoder.modality == "image":
         shapes = [{0: batch}]
-    elif encoder.modality == "audio":
-        arrays = [np.repeat(arrays[0], 3, axis=0), np.full((2, 6), 1 / 3, np.float32)]
-        shapes = [{0: length}, {0: batch, 1: length}]
+    elif audio:
+        shapes = [{0: length} for _ in arrays] + [{0: batch, 1: length}]
+        arrays.append(np.full((2, 6), 1 / 3, np.float32))
+        if isinstance(encoder.preprocessing, Waveforms):
+            shapes[0][1] = torch.export.Dim("samples")
     else:
         shapes = [{0: batch, 1: length}, {0: batch, 1: length}]
-    _to_onnx(Whole(encoder, head).eval(), arrays, GRAPH_INPUTS[encoder.modality], OUTPUT, shapes, path)
+    _to_onnx(Whole(encoder, head).eval(), arrays, encoder.preprocessing.inputs, OUTPUT, shapes, path)
 
 
 class _Rows(nn.Module):

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from service.contract.audio import AudioPreprocessing, decode_audio, log_mel_patches, pack_patches
+from service.contract.audio import decode_audio
 from service.contract.errors import InputError
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
+from service.contract.sounds import AudioPreprocessing
 from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
 from training.encoders import FrozenEncoder, example_inputs, sentence
 from training.errors import TrainingError
@@ -121,7 +122,7 @@ def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
             if isinstance(spec, ImagePreprocessing):
                 return preprocess_image(decode_image(Path(item).read_bytes()), spec)
             if isinstance(spec, AudioPreprocessing):
-                return log_mel_patches(decode_audio(Path(item).read_bytes(), spec.sampling_rate), spec)
+                return spec.prepare(decode_audio(Path(item).read_bytes(), spec.sampling_rate))
             assert tokenizer is not None
             return tokenizer.encode(str(item))
         except InputError as error:
@@ -131,11 +132,11 @@ def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
 
 
 def collate(spec: Any, prepared: Sequence[Any]) -> list[NDArray[Any]]:
-    """Prepared items → the inputs of their tower's graph, in the order of contract.bundle.GRAPH_INPUTS."""
+    """Prepared items → the inputs of their tower's graph, in the order of its preprocessing's `inputs`."""
     if isinstance(spec, ImagePreprocessing):
         return [np.stack(prepared)]
     if isinstance(spec, AudioPreprocessing):
-        return list(pack_patches(list(prepared)))
+        return spec.collate(prepared)
     return list(pad_tokens(prepared, spec.pad_id))
 
 
@@ -157,9 +158,10 @@ def runner(
     """A function from prepared items to their feature rows; `many` says that taking time to start will pay."""
     spec = encoder.preprocessing
     compiled = None
-    if many and not tokens and encoder.module is not None and encoder.modality != "text":
-        example = torch.from_numpy(example_inputs(spec, 2)[0])
-        program = onnx_bytes(_Whole(encoder.module).eval(), example, "inputs", "vectors")
+    example = example_inputs(spec, 2) if many and not tokens and encoder.module is not None else []
+    if len(example) == 1:
+        assert encoder.module is not None
+        program = onnx_bytes(_Whole(encoder.module).eval(), torch.from_numpy(example[0]), "inputs", "vectors")
         compiled = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
     if encoder.onnx is not None:
         if tokens:
@@ -174,23 +176,24 @@ def runner(
         if encoder.onnx is not None:
             feeds = dict(zip(names, inputs, strict=False))
             pooled = session.run([output], feeds)[0]
-            # A bundle's tower takes the weights too, and averages a sound's patches itself.
-            patches = encoder.modality == "audio" and len(names) == 1
-            return {"pooled": inputs[1] @ pooled if patches else pooled}
+            # A bundle's tower takes the weights too, and averages a sound's rows itself.
+            rows_of_sounds = encoder.modality == "audio" and len(names) < len(inputs)
+            return {"pooled": inputs[-1] @ pooled if rows_of_sounds else pooled}
         if compiled is not None:
             vectors = compiled.run(["vectors"], {"inputs": inputs[0]})[0]
-            return {"pooled": inputs[1] @ vectors if encoder.modality == "audio" else vectors}
+            return {"pooled": inputs[-1] @ vectors if encoder.modality == "audio" else vectors}
         assert encoder.module is not None
         tensors = [torch.from_numpy(array) for array in inputs]
         if encoder.modality == "image":
             whole, local = encoder.module(*tensors)
             weights = torch.full(local.shape[:2], 1.0 / local.shape[1])
         elif encoder.modality == "audio":
-            states = encoder.module(tensors[0])
-            whole = tensors[1] @ states
+            states = encoder.module(*tensors[:-1])
+            whole = tensors[-1] @ states
             parts = states.split([len(item) for item in prepared])
             local = torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
-            weights = torch.nn.utils.rnn.pad_sequence([torch.full((len(p),), 1.0 / len(p)) for p in parts], True)
+            shares = [torch.from_numpy(item.shares) for item in prepared]
+            weights = torch.nn.utils.rnn.pad_sequence(shares, batch_first=True)
         else:
             local = encoder.module(*tensors)
             weights = tensors[1] / tensors[1].sum(1, keepdim=True)

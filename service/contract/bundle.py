@@ -18,9 +18,11 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from service.contract.audio import AudioPreprocessing
 from service.contract.images import ImagePreprocessing
+from service.contract.patches import LogMelPatches
 from service.contract.tokens import TextPreprocessing
+from service.contract.waveforms import Waveforms
+from service.contract.windows import LogMelWindows
 
 SCHEMA_VERSION: Final = 1
 MANIFEST = "manifest.json"
@@ -33,16 +35,19 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SpaceId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 # A plain file name: no folder, no "..", nothing hidden, so that a manifest cannot point outside its bundle.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
-Preprocessing = Annotated[ImagePreprocessing | AudioPreprocessing | TextPreprocessing, Field(discriminator="kind")]
+Preprocessing = Annotated[
+    ImagePreprocessing | LogMelPatches | LogMelWindows | Waveforms | TextPreprocessing, Field(discriminator="kind")
+]
 
-_MODALITY_OF_KIND: Mapping[str, Modality] = {"image": "image", "log_mel_patches": "audio", "text": "text"}
-
-# What each kind of tower is fed. Every graph has one output, OUTPUT: float32 (B, dimensions), unit length.
-GRAPH_INPUTS: Mapping[Modality, tuple[str, ...]] = {
-    "image": ("pixels",),  # float32 (B, 3, H, W)
-    "audio": ("patches", "weights"),  # float32 (ΣP, 1, frames, mels) and (B, ΣP), from contract.audio.pack_patches
-    "text": ("input_ids", "attention_mask"),  # int64 (B, L), from contract.tokens.pad_tokens
+_MODALITY_OF_KIND: Mapping[str, Modality] = {
+    "image": "image",
+    "log_mel_patches": "audio",
+    "log_mel_windows": "audio",
+    "waveform": "audio",
+    "text": "text",
 }
+
+# A graph's inputs are `preprocessing.inputs`. Every graph has one output: float32 (B, dimensions), unit length.
 OUTPUT = "unit_vectors"
 # A tower with token vectors has two outputs more. Images and texts: float32 (B, N, dimensions), each of unit length,
 # and float32 (B, N), above 0 on an item's own. Sounds, whose patches are packed: (ΣP, dimensions) and (B, ΣP).

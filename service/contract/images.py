@@ -35,6 +35,11 @@ class ImagePreprocessing(BaseModel):
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the graph's inputs: pixels, float32 (B, 3, height, width)."""
+        return ("pixels",)
+
     @model_validator(mode="after")
     def _covers_the_crop(self) -> Self:
         if self.resize == "shortest_edge" and (self.shortest_edge or 4096) < max(self.height, self.width):

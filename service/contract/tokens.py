@@ -23,6 +23,11 @@ class TextPreprocessing(BaseModel):
     max_length: int = Field(gt=0, le=32_768)
     pad_id: int = Field(default=0, ge=0)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the graph's inputs, from `pad_tokens`: int64 (B, L) each."""
+        return ("input_ids", "attention_mask")
+
 
 @dataclass(frozen=True)
 class Tokens:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from examples.sounds import RATE, SECONDS, SOUNDS, synthesise, write_sounds
-from service.contract.audio import AudioLimits, AudioPreprocessing, decode_audio, log_mel_patches
+from service.contract.audio import AudioLimits, decode_audio
+from service.contract.patches import LogMelPatches, log_mel_patches
 
 # What YAMNet must say among its five best of 521 names. Of an engine it may say in what.
 NAMES = {
@@ -55,7 +56,7 @@ def top_names(data_root: Path):
     model = AutoModelForImageClassification.from_pretrained(data_root / "encoders/yamnet").float().eval()
 
     def classify(waveform: np.ndarray) -> list[str]:
-        patches = torch.from_numpy(log_mel_patches(waveform, AudioPreprocessing()))
+        patches = torch.from_numpy(log_mel_patches(waveform, LogMelPatches()))
         with torch.inference_mode():
             scores = torch.sigmoid(model(patches).logits).mean(0)
         return [model.config.id2label[index] for index in scores.topk(5).indices.tolist()]

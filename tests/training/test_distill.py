@@ -19,8 +19,9 @@ from transformers import (
     MobileNetV2ForImageClassification,
 )
 
-from service.contract.audio import AudioPreprocessing, decode_audio, log_mel_patches
+from service.contract.audio import decode_audio
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
+from service.contract.patches import LogMelPatches, log_mel_patches
 from training import distill
 from training.distill import fit, graph, views
 from training.distill.recipe import load_distill_recipe
@@ -178,9 +179,9 @@ def test_an_audio_student_is_exported_with_the_contracts_front_end(data: Path, w
     result = run(tmp_path, audio_recipe(data), work)
     assert result["finished"]
     described = json.loads((tmp_path / "out/encoder.json").read_text())
-    assert AudioPreprocessing.model_validate(described["preprocessing"]) == AudioPreprocessing()
+    assert LogMelPatches.model_validate(described["preprocessing"]) == LogMelPatches()
     wave = decode_audio((data / "sounds/0-0.wav").read_bytes(), 16_000)
-    patches = log_mel_patches(wave, AudioPreprocessing())
+    patches = log_mel_patches(wave, LogMelPatches())
     features = onnx_features(tmp_path, "patches", patches)
     assert features.shape == (len(patches), described["features"])
     assert np.isfinite(features).all()
@@ -267,8 +268,8 @@ def test_the_first_view_is_what_the_contract_prepares(data: Path) -> None:
     np.testing.assert_array_equal(fit.student_inputs(pixels[:1], spec)[0].numpy(), prepared)
     assert inputs.shape == (2, 3, 32, 32)
     sound = data / "sounds/0-0.wav"
-    stored, _ = views.audio_views(sound, [sound], np.random.default_rng(0), 2, AudioPreprocessing(), 2)
-    plain = log_mel_patches(decode_audio(sound.read_bytes(), 16_000), AudioPreprocessing())
+    stored, _ = views.audio_views(sound, [sound], np.random.default_rng(0), 2, LogMelPatches(), 2)
+    plain = log_mel_patches(decode_audio(sound.read_bytes(), 16_000), LogMelPatches())
     np.testing.assert_array_equal(stored[0], plain[0, 0].astype(np.float16))
 
 

@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import interpolate
 from transformers import BitImageProcessorPil
 
-from service.contract.audio import AudioPreprocessing
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
+from service.contract.patches import LogMelPatches
 from service.contract.tokens import TextPreprocessing
 from tests.training.conftest import MakeRecipe
 from training.encoders import EncoderError, FrozenEncoder, load_encoder, weights_sha256
@@ -25,7 +25,7 @@ def test_what_a_folder_says_becomes_the_preprocessing(make_recipe: MakeRecipe) -
     assert image == ImagePreprocessing(
         height=32, width=32, resize="shortest_edge", shortest_edge=40, resample="bicubic"
     )
-    assert load_encoder(recipe, "audio").preprocessing == AudioPreprocessing()
+    assert load_encoder(recipe, "audio").preprocessing == LogMelPatches()
     # 34 positions less the two that RoBERTa keeps for padding
     assert load_encoder(recipe, "text").preprocessing == TextPreprocessing(max_length=32, pad_id=1)
 
@@ -179,7 +179,7 @@ def test_a_hub_id_is_a_source_once_it_is_in_the_hub_cache(
         ({"folder": "absent"}, "no config.json"),
         ({"package": "no_such_package_here"}, "is not installed"),
         ({"onnx": "absent"}, "encoder.onnx and encoder.json"),
-        ({"folder": "bert"}, "preprocessor_config.json"),
+        ({"folder": "bert"}, "the model type bert is not read here"),
         ({"folder": "mobilenet", "preprocessing": {"height": 0}}, "height"),
         ({"folder": "mobilenet", "preprocessing": {"heigth": 32}}, "heigth"),
     ],

@@ -8,8 +8,9 @@ import onnxruntime
 import pytest
 import torch
 
-from service.contract.audio import pack_patches
+from service.contract.audio import decode_audio
 from service.contract.bundle import OUTPUT, read_bundle
+from service.contract.patches import LogMelPatches
 from tests.training.conftest import MakeRecipe
 from training import steps
 from training.encoders import load_encoder, weights_sha256
@@ -85,11 +86,13 @@ def test_every_item_is_its_own_whatever_else_is_in_the_batch(make_recipe: MakeRe
     trained, encoder = random_heads(recipe), load_encoder(recipe, "audio")
     export_tower(encoder, trained.heads["audio"], tmp_path / "audio.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "audio.onnx", providers=["CPUExecutionProvider"])
-    sounds = [preparer(encoder)(path) for path in read_pairs(recipe, "tones")["train"].media]
-    sounds.append(np.concatenate([sounds[0]] * 7))
+    media, spec = read_pairs(recipe, "tones")["train"].media, encoder.preprocessing
+    assert isinstance(spec, LogMelPatches)
+    sounds = [preparer(encoder)(path) for path in media]
+    sounds.append(spec.prepare(np.tile(decode_audio(media[0].read_bytes(), spec.sampling_rate), 7)))
 
     def embed(batch: list[Any]) -> np.ndarray:
-        patches, weights = pack_patches(batch)
+        patches, weights = spec.collate(batch)
         return np.asarray(session.run([OUTPUT], {"patches": patches, "weights": weights})[0])
 
     together = embed(sounds)

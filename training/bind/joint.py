@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from service.contract.bundle import (
-    GRAPH_INPUTS,
     OUTPUT,
     Bundle,
     Encoder,
@@ -69,17 +68,18 @@ def write_joint(
                 continue
             moved = folder / f"{modality}.onnx"
             append(first.tower_path(modality), through, moved)
-            inputs = _noise(a.towers[modality])
-            expected = through(_run(first.tower_path(modality), modality, inputs))
-            parity[modality] = _agree(modality, _run(moved, modality, inputs), expected)
+            inputs, names = _noise(a.towers[modality]), a.towers[modality].preprocessing.inputs
+            expected = through(_run(first.tower_path(modality), names, inputs))
+            parity[modality] = _agree(modality, _run(moved, names, inputs), expected)
             towers[modality] = _bound(moved, a.towers[modality], [a.towers[modality]], through, 1.0)
         if weight:
             both = folder / "text.onnx"
             mix(second.tower_path("text"), first.tower_path("text"), through, weight, both)
             prepare = preparer(as_encoder(second, "text"))
-            inputs = collate(b.towers["text"].preprocessing, [prepare(text) for text in texts])
-            ours, theirs = (_run(each.tower_path("text"), "text", inputs) for each in (second, first))
-            parity["text"] = _agree("text", _run(both, "text", inputs), mixed(ours, through(theirs), weight))
+            spec = b.towers["text"].preprocessing
+            inputs, names = collate(spec, [prepare(text) for text in texts]), spec.inputs
+            ours, theirs = (_run(each.tower_path("text"), names, inputs) for each in (second, first))
+            parity["text"] = _agree("text", _run(both, names, inputs), mixed(ours, through(theirs), weight))
             towers["text"] = _bound(both, b.towers["text"], [b.towers["text"], a.towers["text"]], through, weight)
         measured: dict[str, Any] = {**({} if weight else b.evaluation), **figures}
         measured |= {f"parity.{modality}": round(value, 7) for modality, value in parity.items()}
@@ -130,17 +130,18 @@ def _bound(graph: Path, like: Tower, towers: Sequence[Tower], through: Map, weig
 def _noise(tower: Tower) -> list[NDArray[Any]]:
     rng = np.random.default_rng(0)
     size = 2 if isinstance(tower.preprocessing, ImagePreprocessing) else 6
-    first = rng.standard_normal(example_inputs(tower.preprocessing, size)[0].shape).astype(np.float32)
+    shape, *lengths = example_inputs(tower.preprocessing, size)
+    first = rng.standard_normal(shape.shape).astype(np.float32)
     if isinstance(tower.preprocessing, ImagePreprocessing):
         return [first]
-    weights = np.zeros((2, size), np.float32)  # a sound of four patches, and one of two
+    weights = np.zeros((2, size), np.float32)  # a sound of four rows, and one of two
     weights[0, :4], weights[1, 4:] = 1 / 4, 1 / 2
-    return [first, weights]
+    return [first, *lengths, weights]
 
 
-def _run(graph: Path, modality: Modality, inputs: Sequence[NDArray[Any]]) -> Floats:
+def _run(graph: Path, names: Sequence[str], inputs: Sequence[NDArray[Any]]) -> Floats:
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run([OUTPUT], dict(zip(GRAPH_INPUTS[modality], inputs, strict=True)))[0])
+    return np.asarray(session.run([OUTPUT], dict(zip(names, inputs, strict=True)))[0])
 
 
 def _agree(modality: Modality, joint: Floats, parts: Floats) -> float:

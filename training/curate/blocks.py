@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.audio import decode_audio, log_mel_patches
+from service.contract.audio import decode_audio
 from service.contract.bundle import Modality, read_bundle
 from service.contract.errors import InputError
 from service.contract.images import decode_image, preprocess_image
@@ -219,7 +219,7 @@ class Preparation:
             return perceptual_hash(image), None if spec is None else preprocess_image(image, spec)
         if spec is None:
             return -1, None
-        return -1, log_mel_patches(decode_audio(data, spec.sampling_rate), spec)
+        return -1, spec.prepare(decode_audio(data, spec.sampling_rate))
 
 
 def write_block(path: Path, block: Block) -> None:

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.contract.audio import AudioPreprocessing
 from service.contract.images import ImagePreprocessing
+from service.contract.patches import LogMelPatches
 from training.recipe import RecipeError, read_yaml
 
 
@@ -66,8 +66,8 @@ class DistillRecipe(_Model):
     student: StudentSpec
     train: TrainSpec
 
-    def preprocessing(self) -> ImagePreprocessing | AudioPreprocessing:
-        kind = ImagePreprocessing if self.modality == "image" else AudioPreprocessing
+    def preprocessing(self) -> ImagePreprocessing | LogMelPatches:
+        kind = ImagePreprocessing if self.modality == "image" else LogMelPatches
         return kind.model_validate(self.student.preprocessing)
 
 

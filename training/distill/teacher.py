@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
 
-from service.contract.audio import AudioPreprocessing
 from service.contract.images import ImagePreprocessing
+from service.contract.patches import LogMelPatches
 from training.distill.graph import DistillError
 from training.distill.recipe import DistillRecipe
 from training.distill.views import Teacher, Views, audio_views, cached_views, image_views, listed_files
@@ -99,7 +99,7 @@ def load_teacher(recipe: DistillRecipe) -> Teacher:
         shape = (3, recipe.teacher.preprocessing.height, recipe.teacher.preprocessing.width)
     else:
         spec = recipe.preprocessing()
-        assert isinstance(spec, AudioPreprocessing)
+        assert isinstance(spec, LogMelPatches)
         shape = (1, spec.patch_frames, spec.n_mels)
     program = onnx_bytes(_Pooled(model.base_model).eval(), torch.zeros(2, *shape), "inputs", "pooled")
     options = onnxruntime.SessionOptions()

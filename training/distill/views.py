@@ -23,8 +23,9 @@ from PIL import Image, ImageEnhance
 from scipy.signal import sosfilt
 from tqdm import tqdm
 
-from service.contract.audio import AudioPreprocessing, decode_audio, log_mel_patches
+from service.contract.audio import decode_audio
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
+from service.contract.patches import LogMelPatches, log_mel_patches
 
 Teacher = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """A teacher's model inputs (B, ...) → features (B, d)."""
@@ -104,7 +105,7 @@ def _augmented(image: Image.Image, rng: np.random.Generator, size: tuple[int, in
 
 
 def audio_views(
-    path: Path, partners: list[Path], rng: np.random.Generator, count: int, spec: AudioPreprocessing, patches: int
+    path: Path, partners: list[Path], rng: np.random.Generator, count: int, spec: LogMelPatches, patches: int
 ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
     """One sound → log-mel patches (count · patches, frames, mels), and the same as (…, 1, frames, mels) in float32.
 

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.contract.audio import AudioPreprocessing, decode_audio, log_mel_patches
+from service.contract.audio import decode_audio
 from service.contract.bundle import Bundle
 from service.contract.images import decode_image
+from service.contract.patches import LogMelPatches, log_mel_patches
+from service.contract.sounds import AudioPreprocessing
 from training.evaluation.measures import Captioned, Floats, Labelled, Result, Results, calibration
 from training.report import STYLE, svg
 
@@ -214,8 +216,9 @@ def _picture(bundle: Bundle, result: Result, row: int, below: str) -> str:
     path = result.pairs.media[row]
     spec = bundle.manifest.towers[result.pairs.modality].preprocessing
     if isinstance(spec, AudioPreprocessing):
-        patches = log_mel_patches(decode_audio(path.read_bytes(), spec.sampling_rate), spec)
-        picture = Image.fromarray(_spectrogram(patches[: max(1, _SIDE * 2 // spec.patch_frames)]))
+        drawn = spec if isinstance(spec, LogMelPatches) else LogMelPatches()
+        patches = log_mel_patches(decode_audio(path.read_bytes(), drawn.sampling_rate), drawn)
+        picture = Image.fromarray(_spectrogram(patches[: max(1, _SIDE * 2 // drawn.patch_frames)]))
     else:
         picture = decode_image(path.read_bytes())
     picture.thumbnail((_SIDE, _SIDE))

@@ -1,0 +1,96 @@
+"""Waveform → log-mel patches, float32 (patches, 1, frames, mels): the front end of YAMNet."""
+
+import functools
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from service.contract.sounds import AudioPreprocessing, Sound, Waveform
+
+_BLOCK_FRAMES = 4096
+
+
+class LogMelPatches(AudioPreprocessing):
+    """Short overlapping patches of a log-mel spectrum.
+
+    The spectrum is the magnitude of a short-time Fourier transform (periodic Hann window, frames not centred),
+    mapped through an HTK-scale triangular mel filter bank; the features are log(mel + log_offset), cut into patches
+    of `patch_frames` frames every `patch_hop_frames`. This is the front end of YAMNet (Plakal & Ellis, 2020).
+    """
+
+    kind: Literal["log_mel_patches"] = "log_mel_patches"
+    window_length: int = Field(default=400, gt=0, le=16_384)
+    hop_length: int = Field(default=160, gt=0, le=16_384)
+    fft_length: int = Field(default=512, gt=0, le=16_384)
+    n_mels: int = Field(default=64, gt=0, le=512)
+    f_min: float = Field(default=125.0, ge=0)
+    f_max: float = Field(default=7_500.0, gt=0)
+    log_offset: float = Field(default=0.001, gt=0)
+    patch_frames: int = Field(default=96, gt=0, le=4_096)
+    patch_hop_frames: int = Field(default=48, gt=0, le=4_096)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LogMelPatches":
+        if self.fft_length < self.window_length:
+            raise ValueError(f"fft_length {self.fft_length} is shorter than window_length {self.window_length}")
+        if not self.f_min < self.f_max <= self.sampling_rate / 2:
+            raise ValueError(f"f_min {self.f_min:g} and f_max {self.f_max:g} are not a band below half the rate")
+        return self
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("patches", "weights")
+
+    def prepare(self, waveform: Waveform) -> Sound:
+        patches = log_mel_patches(waveform, self)
+        count = len(patches)
+        frames: NDArray[np.int64] = np.full(count, self.patch_frames, np.int64)
+        return Sound(patches, np.full(count, 1.0 / count, np.float32), frames)
+
+    def milliseconds(self, sound: Sound) -> int:
+        return round(len(sound) * self.patch_hop_frames * self.hop_length * 1000 / self.sampling_rate)
+
+
+def log_mel_patches(waveform: Waveform, spec: LogMelPatches) -> NDArray[np.float32]:
+    """Waveform (samples,) at the spec's rate → float32 (patches, 1, patch_frames, n_mels), at least one patch.
+
+    The end is padded with silence to a whole number of patch hops, so that no sample is left out.
+    """
+    patch = (spec.patch_frames - 1) * spec.hop_length + spec.window_length
+    hop = spec.patch_hop_frames * spec.hop_length
+    after_first = max(0, len(waveform) - patch)
+    padded = patch + -(-after_first // hop) * hop
+    waveform = np.pad(waveform, (0, padded - len(waveform)))
+    frames = np.lib.stride_tricks.sliding_window_view(waveform, spec.window_length)[:: spec.hop_length]
+    window, mel = _periodic_hann(spec.window_length), _htk_mel(spec)
+    features = np.empty((len(frames), spec.n_mels), np.float32)
+    for start in range(0, len(frames), _BLOCK_FRAMES):  # bounds the spectrum's memory for a ten-minute sound
+        block = slice(start, start + _BLOCK_FRAMES)
+        spectrum = np.abs(np.fft.rfft(frames[block] * window, n=spec.fft_length))
+        features[block] = np.log(spectrum.astype(np.float32) @ mel + np.float32(spec.log_offset))
+    patches = np.lib.stride_tricks.sliding_window_view(features, spec.patch_frames, axis=0)[:: spec.patch_hop_frames]
+    return np.ascontiguousarray(patches.transpose(0, 2, 1)[:, None])
+
+
+@functools.lru_cache(maxsize=8)
+def _periodic_hann(length: int) -> NDArray[np.float32]:
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def _htk_mel(spec: LogMelPatches) -> NDArray[np.float32]:
+    """(fft_length // 2 + 1, n_mels) triangular filters, linear on the HTK mel scale; the DC bin is left out."""
+
+    def hertz_to_mel(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(1127.0 * np.log1p(hertz / 700.0))
+
+    bins = hertz_to_mel(np.linspace(0.0, spec.sampling_rate / 2, spec.fft_length // 2 + 1))[:, None]
+    lowest, highest = hertz_to_mel(np.array([spec.f_min, spec.f_max]))
+    edges = np.linspace(lowest, highest, spec.n_mels + 2)
+    rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    filters = np.maximum(0.0, np.minimum(rise, fall))
+    filters[0] = 0.0
+    return np.asarray(filters, dtype=np.float32)

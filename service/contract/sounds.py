@@ -1,0 +1,92 @@
+"""Waveform → what an audio tower is fed; and sounds of any length → one model call.
+
+`patches`, `windows` and `waveforms` are the kinds of front end: each is a specification that a bundle's manifest
+carries whole, and knows how to apply itself.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+Waveform = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """A sound as its tower wants it: P rows that the tower encodes one by one, and how they are averaged."""
+
+    rows: NDArray[np.float32]
+    """(P, …): patches, windows, or stretches of samples with silence past a stretch's own."""
+    shares: NDArray[np.float32]
+    """(P,): what part of the sound's vector each row is; they sum to 1."""
+    lengths: NDArray[np.int64]
+    """(P,): how much of a row is the sound's own, in the unit that the specification says."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class AudioPreprocessing(BaseModel, ABC):
+    """The front end of an audio tower; complete, and carried by the bundle's manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sampling_rate: int = Field(default=16_000, ge=1_000, le=192_000)
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the graph's inputs: rows, lengths where the tower is told them, and `weights`."""
+
+    @property
+    def padded(self) -> bool:
+        """Whether a call's rows are as long as its longest: sounds are then batched by likeness of length."""
+        return False
+
+    @abstractmethod
+    def prepare(self, waveform: Waveform) -> Sound:
+        """Waveform (samples,) at the specification's rate → rows. At least one, even of no samples."""
+
+    @abstractmethod
+    def milliseconds(self, sound: Sound) -> int:
+        """What a sound costs in a batch: the length of what the tower hears, padding and overlap included."""
+
+    def collate(self, sounds: Sequence[Sound]) -> list[NDArray[Any]]:
+        """Sounds → one call's arrays, in the order of `inputs`: their rows one after the other, and `weights` (B, ΣP).
+
+        `weights @ features` is each sound's weighted mean over its own rows, so sounds of any length share a call.
+        """
+        weights = np.zeros((len(sounds), sum(map(len, sounds))), np.float32)
+        start = 0
+        for row, sound in enumerate(sounds):
+            weights[row, start : start + len(sound)] = sound.shares
+            start += len(sound)
+        arrays: list[NDArray[Any]] = [self._stack([sound.rows for sound in sounds])]
+        if len(self.inputs) == 3:
+            arrays.append(np.concatenate([sound.lengths for sound in sounds]))
+        return [*arrays, weights]
+
+    def _stack(self, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        return np.concatenate(rows)
+
+
+def cut(samples: int, window: int, hop: int, least: int) -> list[tuple[int, int]]:
+    """Stretches (start, length) of at most `window` samples, one every `hop`, that cover a sound.
+
+    A last stretch with fewer than `least` samples that no earlier one has is left out.
+    """
+    count = 1 + -(-max(0, samples - window) // hop)
+    if count > 1 and samples - ((count - 2) * hop + window) < least:
+        count -= 1
+    return [(start, min(window, samples - start)) for start in range(0, count * hop, hop)]
+
+
+def shares_of(lengths: Sequence[int]) -> NDArray[np.float32]:
+    """Each stretch's part of the whole; equal parts where there is nothing."""
+    total = sum(lengths)
+    return np.asarray([length / total if total else 1 / len(lengths) for length in lengths], np.float32)

@@ -1,0 +1,60 @@
+"""Waveform → samples at unit variance: the front end of wav2vec 2.0, HuBERT and WavLM, which read the sound itself."""
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from service.contract.sounds import AudioPreprocessing, Sound, Waveform, cut, shares_of
+
+_EPSILON = 1e-7
+
+
+class Waveforms(AudioPreprocessing):
+    """Stretches of samples, float32 (stretches, samples); a batch is padded with zeros to its longest.
+
+    A sound of more than `max_samples` is cut, since attention over a stretch costs the square of its length; the
+    stretches' vectors are averaged by their own lengths. With `normalise` each is brought to mean 0 and variance 1.
+    """
+
+    kind: Literal["waveform"] = "waveform"
+    max_samples: int = Field(default=480_000, gt=0, le=9_600_000)
+    min_samples: int = Field(default=400, gt=0, le=192_000)
+    """That give the tower one frame; a shorter sound is padded with silence."""
+    normalise: bool = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_samples < self.min_samples:
+            raise ValueError(f"max_samples {self.max_samples} are fewer than min_samples {self.min_samples}")
+        return self
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("waveforms", "lengths", "weights")
+
+    @property
+    def padded(self) -> bool:
+        return True
+
+    def prepare(self, waveform: Waveform) -> Sound:
+        if len(waveform) < self.min_samples:
+            waveform = np.pad(waveform, (0, self.min_samples - len(waveform)))
+        stretches = cut(len(waveform), self.max_samples, self.max_samples, self.min_samples)
+        rows = [self._normalised(waveform[start : start + length]) for start, length in stretches]
+        lengths = [length for _, length in stretches]
+        return Sound(self._stack([row[None] for row in rows]), shares_of(lengths), np.asarray(lengths, np.int64))
+
+    def milliseconds(self, sound: Sound) -> int:
+        return round(sound.rows.size * 1000 / self.sampling_rate)
+
+    def _normalised(self, stretch: Waveform) -> Waveform:
+        if not self.normalise:
+            return stretch
+        return np.asarray((stretch - stretch.mean()) / np.sqrt(stretch.var() + _EPSILON), np.float32)
+
+    def _stack(self, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        longest = max(part.shape[1] for part in rows)
+        return np.concatenate([np.pad(part, ((0, 0), (0, longest - part.shape[1]))) for part in rows])

@@ -1,0 +1,197 @@
+"""Waveform → log-mel windows of one fixed size: the front ends of AST, CLAP and Whisper.
+
+A window is what the transformers feature extractor of the same model makes of the same stretch of sound. A sound that
+is longer than the model's window is cut into windows, whose vectors are averaged by how much of the sound each holds.
+"""
+
+import functools
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from service.contract.sounds import AudioPreprocessing, Sound, Waveform, cut, shares_of
+
+_BLOCK_FRAMES = 1024
+
+Doubles = NDArray[np.float64]
+
+
+class LogMelWindows(AudioPreprocessing):
+    """Long windows of a log-mel spectrum, each one row of the tower: float32 (windows, channels, frames, n_mels).
+
+    Each frame of `window_length` samples, every `hop_length`, is freed of its mean (`remove_dc`), pre-emphasised,
+    multiplied by a Hann window and zero-padded to `fft_length`; its power spectrum goes through `n_mels` triangular
+    filters and is not less than `floor`. The logarithm is cut off at `dynamic_range` below the window's loudest value,
+    and (x - mean) / std is taken. The defaults are those of Whisper (arXiv 2212.04356).
+    """
+
+    kind: Literal["log_mel_windows"] = "log_mel_windows"
+    samples: int = Field(default=480_000, gt=0, le=4_000_000)
+    """Of one window."""
+    frames: int = Field(default=3_000, gt=0, le=16_384)
+    """That the tower takes of a window: the first of those that its samples give."""
+    window_length: int = Field(default=400, gt=1, le=16_384)
+    hop_length: int = Field(default=160, gt=0, le=16_384)
+    fft_length: int = Field(default=400, gt=0, le=16_384)
+    window: Literal["hann", "hann_symmetric"] = "hann"
+    centred: bool = True
+    """Frames are centred on multiples of the hop, both ends mirrored; else the first begins at the first sample."""
+    remove_dc: bool = False
+    preemphasis: float = Field(default=0.0, ge=0.0, lt=1.0)
+    n_mels: int = Field(default=80, gt=0, le=512)
+    f_min: float = Field(default=0.0, ge=0)
+    f_max: float = Field(default=8_000.0, gt=0)
+    mel_scale: Literal["htk", "slaney", "kaldi"] = "slaney"
+    """kaldi: HTK's scale, with filters that are triangles on it and not in hertz."""
+    mel_norm: Literal["none", "slaney"] = "slaney"
+    logarithm: Literal["ln", "log10", "db"] = "log10"
+    floor: float = Field(default=1e-10, gt=0)
+    dynamic_range: float | None = Field(default=8.0, gt=0)
+    mean: float = -4.0
+    std: float = Field(default=4.0, gt=0)
+    short: Literal["silence", "repeat", "repeat_whole", "zeros"] = "silence"
+    """What fills the window of a shorter sound: silence; the sound again, cut off at the end or as often as it fits
+    whole; or, in the features before they are scaled, zeros."""
+    long: Literal["windows", "fusion"] = "windows"
+    """fusion: a sound of more than one window is one row of four channels: all of it, shrunk to a window, and the
+    window in the middle of its first, second and last third. That of a shorter sound is four times the same."""
+    lengths: bool = True
+    """Whether the tower is told how many frames of a window are the sound's own."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.fft_length < self.window_length:
+            raise ValueError(f"fft_length {self.fft_length} is shorter than window_length {self.window_length}")
+        if not self.f_min < self.f_max <= self.sampling_rate / 2:
+            raise ValueError(f"f_min {self.f_min:g} and f_max {self.f_max:g} are not a band below half the rate")
+        if self.samples < self.window_length:
+            raise ValueError(f"samples {self.samples} are fewer than window_length {self.window_length}")
+        most = 1 + (self.samples - (0 if self.centred else self.window_length)) // self.hop_length
+        if self.frames > most:
+            raise ValueError(f"frames {self.frames} are more than the {most} that {self.samples} samples give")
+        if self.long == "fusion" and self.lengths:
+            raise ValueError("a fusion of a whole sound has no length of its own: lengths must be false")
+        return self
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("patches", "lengths", "weights") if self.lengths else ("patches", "weights")
+
+    @property
+    def channels(self) -> int:
+        return 4 if self.long == "fusion" else 1
+
+    def prepare(self, waveform: Waveform) -> Sound:
+        if self.long == "fusion" and len(waveform) > self.samples:
+            mel = log_mel(waveform, self)
+            rows = _fused(mel, self)[None] if len(mel) > self.frames else np.stack([mel] * 4)[None]
+            return Sound(self._scaled(rows), shares_of([1]), np.array([self.frames], np.int64))
+        # Frames that are not centred reach into the next window by what they overlap.
+        hop = self.samples if self.centred else self.samples - (self.window_length - self.hop_length)
+        stretches = cut(len(waveform), self.samples, max(hop, 1), self.window_length)
+        windows = [self._window(waveform[start : start + length]) for start, length in stretches]
+        rows = np.repeat(np.stack(windows)[:, None], self.channels, axis=1)
+        own = [-(-length // self.hop_length) for _, length in stretches]
+        lengths = np.asarray([min(max(each, 1), self.frames) for each in own], np.int64)
+        return Sound(self._scaled(rows), shares_of([min(length, hop) for _, length in stretches]), lengths)
+
+    def milliseconds(self, sound: Sound) -> int:
+        return round(len(sound) * self.samples * 1000 / self.sampling_rate)
+
+    def _window(self, stretch: Waveform) -> NDArray[np.float32]:
+        """(frames, n_mels) of at most a window's samples, not yet scaled."""
+        if self.short == "zeros":
+            given = max(len(stretch), self.window_length)
+            mel = log_mel(np.pad(stretch, (0, given - len(stretch))), self)[: self.frames]
+            return np.pad(mel, ((0, self.frames - len(mel)), (0, 0)))
+        if self.short != "silence" and 0 < len(stretch) < self.samples:
+            stretch = np.tile(stretch, self.samples // len(stretch) + (self.short == "repeat"))[: self.samples]
+        mel = log_mel(np.pad(stretch, (0, self.samples - len(stretch))), self)[: self.frames]
+        return np.maximum(mel, mel.max() - np.float32(self.dynamic_range)) if self.dynamic_range else mel
+
+    def _scaled(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return (rows - np.float32(self.mean)) / np.float32(self.std)
+
+
+def log_mel(waveform: Waveform, spec: LogMelWindows) -> NDArray[np.float32]:
+    """Waveform (samples,) of at least a frame → logarithm of the mel powers (frames, n_mels), in float64 on the way."""
+    if spec.centred:
+        waveform = np.pad(waveform, spec.window_length // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(waveform, spec.window_length)[:: spec.hop_length]
+    window, mel = _hann(spec.window_length, spec.window == "hann"), mel_filters(spec)
+    features = np.empty((len(frames), spec.n_mels), np.float32)
+    for start in range(0, len(frames), _BLOCK_FRAMES):  # bounds the spectrum's memory for a ten-minute sound
+        block = frames[start : start + _BLOCK_FRAMES].astype(np.float64)
+        if spec.remove_dc:
+            block -= block.mean(axis=1, keepdims=True)
+        if spec.preemphasis:
+            block[:, 1:] -= spec.preemphasis * block[:, :-1]
+            block[:, 0] *= 1 - spec.preemphasis
+        spectrum = np.fft.rfft(block * window, n=spec.fft_length)
+        power = spectrum.real**2 + spectrum.imag**2
+        features[start : start + len(block)] = _logarithm(np.maximum(power @ mel, spec.floor), spec.logarithm)
+    return features
+
+
+def _logarithm(power: Doubles, kind: str) -> Doubles:
+    if kind == "ln":
+        return np.asarray(np.log(power))
+    return np.asarray(np.log10(power) * (10.0 if kind == "db" else 1.0))
+
+
+def _fused(mel: NDArray[np.float32], spec: LogMelWindows) -> NDArray[np.float32]:
+    """(4, frames, n_mels) of a longer spectrum: the fusion of CLAP (arXiv 2211.06687).
+
+    CLAP draws the place of each window from a third of the places at random; here it is the middle one.
+    """
+    thirds = np.array_split(np.arange(len(mel) - spec.frames + 1), 3)
+    starts = [int(third[len(third) // 2]) if len(third) else 0 for third in thirds]
+    # Linear interpolation between the centres of frames, in torch's own float32: bilinear, corners not aligned.
+    half, scale = np.float32(0.5), np.float32(len(mel)) / np.float32(spec.frames)
+    at = np.maximum((np.arange(spec.frames, dtype=np.float32) + half) * scale - half, 0)
+    low = np.minimum(at.astype(np.int64), len(mel) - 1)
+    high, part = np.minimum(low + 1, len(mel) - 1), (at - low.astype(np.float32))[:, None]
+    shrunk = mel[low] * (1 - part) + mel[high] * part
+    return np.stack([shrunk, *(mel[start : start + spec.frames] for start in starts)])
+
+
+@functools.lru_cache(maxsize=8)
+def _hann(length: int, periodic: bool) -> Doubles:
+    return np.asarray(np.hanning(length + 1)[:-1] if periodic else np.hanning(length))
+
+
+@functools.lru_cache(maxsize=8)
+def mel_filters(spec: LogMelWindows) -> Doubles:
+    """(fft_length // 2 + 1, n_mels) triangular filters."""
+    lowest, highest = _to_mel(np.array([spec.f_min, spec.f_max], np.float64), spec.mel_scale)
+    edges = np.linspace(lowest, highest, spec.n_mels + 2)
+    bins = np.linspace(0.0, spec.sampling_rate / 2, spec.fft_length // 2 + 1)
+    hertz = _to_hertz(edges, spec.mel_scale)
+    places, corners = (_to_mel(bins, "kaldi"), edges) if spec.mel_scale == "kaldi" else (bins, hertz)
+    slopes = corners - places[:, None]
+    widths = np.diff(corners)
+    filters = np.maximum(0.0, np.minimum(-slopes[:, :-2] / widths[:-1], slopes[:, 2:] / widths[1:]))
+    if spec.mel_norm == "slaney":  # of one area each
+        filters *= 2.0 / (hertz[2:] - hertz[:-2])
+    return np.asarray(filters)
+
+
+def _to_mel(hertz: Doubles, scale: str) -> Doubles:
+    if scale == "htk":
+        return np.asarray(2595.0 * np.log10(1.0 + hertz / 700.0))
+    if scale == "kaldi":
+        return np.asarray(1127.0 * np.log(1.0 + hertz / 700.0))
+    # Linear below 1 kHz, logarithmic above (Slaney's Auditory Toolbox, 1998).
+    above = 15.0 + np.log(np.maximum(hertz, 1000.0) / 1000.0) * (27.0 / np.log(6.4))
+    return np.where(hertz >= 1000.0, above, 3.0 * hertz / 200.0)
+
+
+def _to_hertz(mel: Doubles, scale: str) -> Doubles:
+    if scale == "htk":
+        return np.asarray(700.0 * (10.0 ** (mel / 2595.0) - 1.0))
+    if scale == "kaldi":
+        return np.asarray(700.0 * (np.exp(mel / 1127.0) - 1.0))
+    above = 1000.0 * np.exp(np.log(6.4) / 27.0 * (np.maximum(mel, 15.0) - 15.0))
+    return np.where(mel >= 15.0, above, 200.0 * mel / 3.0)

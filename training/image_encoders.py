@@ -1,0 +1,45 @@
+"""Image encoders of the two-tower models, which pool in ways of their own; training.encoders holds the others.
+
+Each: pixels (B, 3, H, W) → whole-image vector (B, d) and local vectors (B, N, d).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ClipEncoder(nn.Module):
+    """CLIP's vision model: its normalised CLS state, and patches likewise, through its own projection if it has one."""
+
+    def __init__(self, model: nn.Module, pooling: str | None = None) -> None:
+        super().__init__()
+        self.model: Any = getattr(model, "vision_model", model)
+        self.projection: Any = getattr(model, "visual_projection", None)
+        self.pooling = pooling
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        states = self.model.post_layernorm(self.model(pixels).last_hidden_state)
+        if self.projection is not None:
+            states = self.projection(states)
+        whole, local = states[:, 0], states[:, 1:]
+        if self.pooling in ("mean", "both"):
+            mean = local.mean(1)
+            whole = mean if self.pooling == "mean" else torch.cat([whole, mean], -1)
+        return whole, local
+
+
+class SiglipEncoder(nn.Module):
+    """SigLIP's vision model: pooled by its attention head, or, asked for or where it has none, by the mean."""
+
+    def __init__(self, model: nn.Module, pooling: str | None = None) -> None:
+        super().__init__()
+        self.model: Any = getattr(model, "vision_model", model)
+        self.mean = pooling == "mean" or not self.model.use_head
+        if self.mean and self.model.use_head:
+            self.model.use_head, self.model.head = False, None
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.model(pixels)
+        local = output.last_hidden_state
+        return (local.mean(1) if self.mean else output.pooler_output), local

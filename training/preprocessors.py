@@ -1,0 +1,277 @@
+"""What a transformers folder says of its inputs → the contract's specification of the same preprocessing.
+
+docs/encoders.md lists what is read here and how it was checked. What cannot be served as transformers would do it is
+refused, with the model's type and the setting.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from service.contract.images import ImagePreprocessing
+from service.contract.patches import LogMelPatches
+from service.contract.tokens import TextPreprocessing
+from service.contract.waveforms import Waveforms
+from service.contract.windows import LogMelWindows
+from training.audio_encoders import samples_of_a_frame
+from training.errors import TrainingError
+
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+_HALF = ([0.5] * 3, [0.5] * 3)
+_CROPPED = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
+# What each processor takes where its file is silent, as older files are; `square`: a lone number is both sides.
+_PROCESSORS: dict[str, dict[str, Any]] = {
+    "ViT": {"resample": 2, "stats": _HALF, "size": {"height": 224, "width": 224}, "square": True},
+    "Siglip": {"resample": 3, "stats": _HALF, "size": {"height": 224, "width": 224}},
+    "CLIP": {"resample": 3, "stats": _CLIP, "size": {"shortest_edge": 224}, **_CROPPED},
+    "Bit": {"resample": 3, "stats": _CLIP, "size": {"shortest_edge": 224}, **_CROPPED},
+    "ConvNext": {"resample": 3, "stats": _HALF, "size": {"shortest_edge": 384}, "crop_pct": 224 / 256},
+    "MobileNetV1": {"resample": 2, "stats": _HALF, "size": {"shortest_edge": 256}, **_CROPPED},
+    "MobileNetV2": {"resample": 2, "stats": _HALF, "size": {"shortest_edge": 256}, **_CROPPED},
+}
+# The processor of a model whose file does not name one.
+_OF_MODEL = {
+    "vit": "ViT",
+    "siglip": "Siglip",
+    "siglip_vision_model": "Siglip",
+    "clip": "CLIP",
+    "clip_vision_model": "CLIP",
+    "dinov2": "Bit",
+    "dinov2_with_registers": "Bit",
+    "convnext": "ConvNext",
+    "convnextv2": "ConvNext",
+    "resnet": "ConvNext",
+    "mobilenet_v1": "MobileNetV1",
+    "mobilenet_v2": "MobileNetV2",
+}
+Hearing = LogMelPatches | LogMelWindows | Waveforms
+_LONGEST_S = 30
+"""Of a stretch that a waveform encoder hears at once: the memory of its attention grows with the square."""
+
+
+class EncoderError(TrainingError):
+    """An encoder cannot be loaded: the message names it and what is missing."""
+
+
+def read_json(folder: Path, name: str) -> Any:
+    """The file's content, or an empty dictionary where there is none."""
+    path = folder / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def image_preprocessing(folder: Path, model_type: str) -> ImagePreprocessing:
+    """Read a preprocessor_config.json as the image processor that it is for would. Raises EncoderError."""
+    stated = read_json(folder, "preprocessor_config.json")
+    if not stated:
+        raise EncoderError(f"{folder} holds no preprocessor_config.json")
+    where = f"{folder}: {model_type}: preprocessor_config.json"
+    kind = _processor(stated, model_type)
+    if kind not in _PROCESSORS:
+        raise EncoderError(f"{where}: image_processor_type {kind} is not read here ({', '.join(_PROCESSORS)} are)")
+    config = _PROCESSORS[kind] | {key: value for key, value in stated.items() if value is not None}
+    if not config.get("do_resize", True):
+        raise EncoderError(f"{where}: do_resize is false: pictures would come in any size")
+    size, crop = config["size"], config.get("crop_size", {})
+    if isinstance(size, int):
+        size = {"height": size, "width": size} if config.get("square") else {"shortest_edge": size}
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    if set(size) not in ({"height", "width"}, {"shortest_edge"}):
+        raise EncoderError(f"{where}: size {size}: only height and width, or shortest_edge alone, are read here")
+    if config["resample"] not in _RESAMPLE:
+        raise EncoderError(f"{where}: resample {config['resample']} is none of Pillow's")
+    shortest, cropped = size.get("shortest_edge"), config.get("do_center_crop", False)
+    if shortest is None and "do_center_crop" not in stated:
+        cropped = False  # the crop that processors take by default belongs to a shortest edge
+    final = crop if cropped else size
+    if kind == "ConvNext":
+        if shortest is None or cropped:
+            raise EncoderError(f"{where}: size {size}: a ConvNext processor takes shortest_edge, and crops by crop_pct")
+        final = {"height": shortest, "width": shortest}
+        # Below 384 it crops; from there on it squashes.
+        shortest = int(shortest / config["crop_pct"]) if shortest < 384 else None
+    elif shortest is None and cropped and crop != size:
+        raise EncoderError(f"{where}: do_center_crop after a size of height and width is not read here")
+    if "height" not in final:
+        raise EncoderError(f"{where} fixes no input size: size is {size}, and do_center_crop is false")
+    mean, std = config["stats"]
+    mean, std = config.get("image_mean", mean), config.get("image_std", std)
+    if not config.get("do_normalize", True):
+        mean, std = [0.0] * 3, [1.0] * 3
+    # 255 · factor is folded into the statistics: (p · f - mean) / std = (p / 255 - mean / (255 f)) / (std / (255 f)).
+    factor = 255 * (config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0)
+    factor = 1.0 if abs(factor - 1) < 1e-6 else factor
+    try:
+        return ImagePreprocessing(
+            height=final["height"],
+            width=final["width"],
+            resize="shortest_edge" if shortest else "squash",
+            shortest_edge=shortest,
+            resample=cast(Any, _RESAMPLE[config["resample"]]),
+            mean=cast(Any, tuple(value / factor for value in _three(mean))),
+            std=cast(Any, tuple(value / factor for value in _three(std))),
+        )
+    except ValidationError as error:
+        raise EncoderError(f"{where}: {error.errors()[0]['msg']}") from None
+
+
+def audio_preprocessing(folder: Path, config: Any) -> Hearing:
+    """Read a preprocessor_config.json of CLAP, AST, Whisper or wav2vec 2.0, or a frontend.json. Raises EncoderError."""
+    frontend = read_json(folder, "frontend.json")
+    if frontend.get("kind") == "log_mel_patches":
+        return LogMelPatches.model_validate({k: v for k, v in frontend.items() if k in LogMelPatches.model_fields})
+    stated = read_json(folder, "preprocessor_config.json")
+    stated = stated.get("feature_extractor", stated)  # where a whole processor was saved
+    model_type = config.model_type
+    read = _FRONT_ENDS.get(model_type)
+    if read is None:
+        raise EncoderError(
+            f"{folder}: {model_type} has no audio front end here: needed is a frontend.json of kind log_mel_patches, "
+            f"or a model of type {', '.join(_FRONT_ENDS)}"
+        )
+    if not stated:
+        raise EncoderError(f"{folder}: {model_type}: there is no preprocessor_config.json")
+    where = f"{folder}: {model_type}: preprocessor_config.json"
+    if stated.get("padding_value", 0.0) != 0.0:
+        raise EncoderError(f"{where}: padding_value {stated['padding_value']}: only 0 is read here")
+    if stated.get("dither", 0.0) != 0.0:
+        raise EncoderError(f"{where}: dither {stated['dither']} adds noise: two runs would differ")
+    try:
+        return read(stated, config, where)
+    except ValidationError as error:
+        raise EncoderError(f"{where}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+
+
+def _clap(stated: dict[str, Any], config: Any, where: str) -> Hearing:
+    """ClapFeatureExtractor. A sound longer than a window is fused or cut, where it would draw windows at random."""
+    rate, hop = stated.get("sampling_rate", 48_000), stated.get("hop_length", 480)
+    window, samples = stated.get("fft_window_size", 1024), int(stated.get("max_length_s", 10) * rate)
+    fused = getattr(config, "audio_config", config).enable_fusion
+    truncation, padding = stated.get("truncation", "fusion"), stated.get("padding", "repeatpad")
+    if truncation not in ("fusion", "rand_trunc") or fused != (truncation == "fusion"):
+        raise EncoderError(f"{where}: truncation {truncation} does not go with the model's enable_fusion {fused}")
+    short = {"repeatpad": "repeat_whole", "repeat": "repeat", "pad": "silence"}
+    if padding not in short:
+        raise EncoderError(f"{where}: padding {padding} is none of {', '.join(short)}")
+    if stated.get("top_db") is not None:
+        raise EncoderError(f"{where}: top_db is not read here (transformers does not apply it either)")
+    return LogMelWindows(
+        sampling_rate=rate,
+        samples=samples,
+        frames=samples // hop + 1,
+        window_length=window,
+        hop_length=hop,
+        fft_length=window,
+        n_mels=stated.get("feature_size", 64),
+        f_min=stated.get("frequency_min", 0),
+        f_max=stated.get("frequency_max", 14_000),
+        mel_scale="htk" if fused else "slaney",
+        mel_norm="none" if fused else "slaney",
+        logarithm="db",
+        dynamic_range=None,
+        mean=0.0,
+        std=1.0,
+        short=cast(Any, short[padding]),
+        long="fusion" if fused else "windows",
+        lengths=False,
+    )
+
+
+def _ast(stated: dict[str, Any], config: Any, where: str) -> Hearing:
+    """ASTFeatureExtractor: Kaldi's filter bank, as transformers computes it without torchaudio."""
+    rate, frames = stated.get("sampling_rate", 16_000), stated.get("max_length", 1024)
+    if frames != config.max_length:
+        raise EncoderError(f"{where}: max_length {frames} is not the model's {config.max_length}")
+    scaled = stated.get("do_normalize", True)
+    return LogMelWindows(
+        sampling_rate=rate,
+        samples=(frames - 1) * 160 + 400,
+        frames=frames,
+        window_length=400,
+        hop_length=160,
+        fft_length=512,
+        window="hann_symmetric",
+        centred=False,
+        remove_dc=True,
+        preemphasis=0.97,
+        n_mels=stated.get("num_mel_bins", 128),
+        f_min=20.0,
+        f_max=rate // 2,
+        mel_scale="kaldi",
+        mel_norm="none",
+        logarithm="ln",
+        floor=1.192092955078125e-07,
+        dynamic_range=None,
+        mean=stated.get("mean", -4.2677393) if scaled else 0.0,
+        std=2 * stated.get("std", 4.5689974) if scaled else 1.0,
+        short="zeros",
+        lengths=False,
+    )
+
+
+def _whisper(stated: dict[str, Any], config: Any, where: str) -> Hearing:
+    """WhisperFeatureExtractor."""
+    rate, hop = stated.get("sampling_rate", 16_000), stated.get("hop_length", 160)
+    window, samples = stated.get("n_fft", 400), stated.get("chunk_length", 30) * rate
+    if stated.get("do_normalize", False):
+        raise EncoderError(f"{where}: do_normalize is not read here")
+    if samples // hop != 2 * config.max_source_positions:
+        raise EncoderError(
+            f"{where}: chunk_length gives {samples // hop} frames; the model takes {2 * config.max_source_positions}"
+        )
+    return LogMelWindows(
+        sampling_rate=rate,
+        samples=samples,
+        frames=samples // hop,
+        window_length=window,
+        hop_length=hop,
+        fft_length=window,
+        n_mels=stated.get("feature_size", 80),
+    )
+
+
+def _waveform(stated: dict[str, Any], config: Any, where: str) -> Hearing:
+    """Wav2Vec2FeatureExtractor."""
+    rate = stated.get("sampling_rate", 16_000)
+    geometry = list(zip(config.conv_kernel, config.conv_stride, strict=True))
+    return Waveforms(
+        sampling_rate=rate,
+        max_samples=_LONGEST_S * rate,
+        min_samples=samples_of_a_frame(geometry),
+        normalise=stated.get("do_normalize", True),
+    )
+
+
+_FRONT_ENDS = {
+    "clap": _clap,
+    "clap_audio_model": _clap,
+    "audio-spectrogram-transformer": _ast,
+    "whisper": _whisper,
+    "wav2vec2": _waveform,
+    "hubert": _waveform,
+    "wavlm": _waveform,
+}
+
+
+def text_preprocessing(folder: Path, config: Any) -> TextPreprocessing:
+    """Length from sentence-transformers' own file where there is one, else from the model's positions."""
+    stated = read_json(folder, "sentence_bert_config.json").get("max_seq_length")
+    positions = getattr(config, "max_position_embeddings", 512)
+    pad = getattr(config, "pad_token_id", 0) or 0
+    if config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert"):
+        positions -= pad + 1  # their position ids start after the padding id
+    return TextPreprocessing(max_length=min(stated or positions, positions), pad_id=pad)
+
+
+def _processor(stated: dict[str, Any], model_type: str) -> str:
+    """ViTImageProcessorFast, ViTImageProcessorPil, ViTFeatureExtractor … → ViT."""
+    name: str = stated.get("image_processor_type") or stated.get("feature_extractor_type") or ""
+    for ending in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
+        name = name.removesuffix(ending)
+    return name or _OF_MODEL.get(model_type, model_type)
+
+
+def _three(value: float | list[float]) -> list[float]:
+    return [value] * 3 if isinstance(value, int | float) else value
