@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 import yaml
+from fastapi import FastAPI
 
 from service import logs
 from service.contract.bundle import BundleError, read_bundle
@@ -62,14 +63,17 @@ def serve(settings: Settings) -> None:
         message = f"ISTHMUS_HOST {settings.host!r}, ISTHMUS_PORT {settings.port}: cannot listen there: {error.strerror}"
         raise SettingsError(message) from None
     app = create_app(settings, open_parts(settings))
-    config = uvicorn.Config(
+    Server(uvicorn_config(app, settings), settings.shutdown_grace_s).run(sockets=[listening])
+
+
+def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_grace_s + _ANSWERING_S,
     )
-    Server(config, settings.shutdown_grace_s).run(sockets=[listening])
 
 
 def check(path: Path) -> None:

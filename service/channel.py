@@ -82,6 +82,8 @@ class Engine:
 
     async def canary(self) -> None:
         """Embed a small input, ahead of what waits. Raises if anything on the way does not work."""
+        if not self.batcher.alive:
+            raise NotReady("a worker died and is not replaced yet")
         small = self.handling.canary
         async with asyncio.timeout(_CANARY_S):
             answer = await self.batcher.submit(small.value, small.size, first=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from service.errors import NotReady
@@ -31,78 +32,86 @@ class Workers:
     """`count` threads that take calls in order. Unlike a ThreadPoolExecutor's, they do not stay dead.
 
     What ends a thread is whatever is no Exception: SystemExit, or the panic of a library that is written in Rust.
+    The event loop shares no lock with a thread at work, which might die with it in hand.
     """
 
     def __init__(self, name: str, count: int = 1, *, died: Callable[[], None] = lambda: None) -> None:
-        self._name, self._died = name, died
+        self._name, self._count, self._died = name, count, died
         self._calls: deque[_Call] = deque()
-        self._changed = threading.Condition()
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        """Something for each call: a thread that finds no call waits for it."""
         self._closed = False
         self._threads: list[threading.Thread] = []
-        for _ in range(count):
-            self._start()
+        self._filling = threading.Lock()
+        self._fill()
 
     @property
     def alive(self) -> bool:
-        return not self._closed and all(thread.is_alive() for thread in self._threads)
+        return not self._closed and sum(thread.is_alive() for thread in self._threads) == self._count
 
     async def run(self, function: Callable[[], Result]) -> Result:
         """Its result, or what it raised. Raises WorkerDied, and NotReady after close. A cancelled call is not begun."""
+        if self._closed:
+            raise NotReady("the server is shutting down")
         call = _Call(function)
-        with self._changed:
-            if self._closed:
-                raise NotReady("the server is shutting down")
-            self._calls.append(call)
-            self._changed.notify()
+        self._calls.append(call)
+        self._wake.put(None)
+        if len(self._threads) < self._count:
+            self._fill()
         result: Result = await asyncio.wrap_future(call.future)
         return result
 
     def close(self) -> None:
         """Run what was given, and stop. Blocks."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._closed = True
+        for _ in range(self._count):
+            self._wake.put(None)
         for thread in list(self._threads):
             thread.join()
-        for call in self._calls:  # only where a thread died meanwhile
-            _fail(call)
+        self._give_up()
 
-    def _start(self) -> None:
-        # A daemon, so that a process that fails on its way can end.
-        thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    def _fill(self) -> None:
+        """Start the threads that are missing, as far as the system lets us."""
+        with self._filling:
+            while len(self._threads) < self._count and not self._closed:
+                # A daemon, so that a process that fails on its way can end.
+                thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._threads.append(thread)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    log.critical("a thread of %s cannot be started", self._name)
+                    self._threads.remove(thread)
+                    break
+        if not self._threads:
+            self._give_up()
 
     def _work(self) -> None:
         hand: list[_Call] = []  # what this thread has to answer for
         try:
-            while self._take(hand):
+            while True:
+                try:
+                    # One step of the interpreter: a thread that is killed has the call, or it is still in the queue.
+                    hand.extend(map(deque.popleft, (self._calls,)))
+                except IndexError:
+                    if self._closed:
+                        return
+                    self._wake.get()
+                    continue
                 _perform(hand[0])
                 hand.clear()
         except BaseException:  # whatever it is, the thread is at its end
             log.critical("a thread of %s died", self._name, exc_info=True)
-            self._replace(hand)
-
-    def _take(self, hand: list[_Call]) -> bool:
-        """Move the next call into the hand; False once there is none and there will be none."""
-        with self._changed:
-            while not self._calls:
-                if self._closed:
-                    return False
-                self._changed.wait()
-            # In this order a thread that is killed in between has it twice, and not never.
-            hand.append(self._calls[0])
-            self._calls.popleft()
-            return True
-
-    def _replace(self, hand: list[_Call]) -> None:
-        for call in hand:
-            _fail(call)
-        with self._changed:
             self._threads.remove(threading.current_thread())
-            if not self._closed:
-                self._start()
-        self._died()
+            self._fill()
+            self._died()
+            for call in hand:
+                _fail(call)
+
+    def _give_up(self) -> None:
+        """Answer what no thread will run."""
+        while self._calls:
+            _fail(self._calls.popleft())
 
 
 def _perform(call: _Call) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import redis
 import soundfile
-import uvicorn
 from PIL import Image
 
-from service.main import create_app
+from service.__main__ import Server, uvicorn_config
+from service.main import Parts, create_app
 from service.settings import Settings
 from tests import tiny_bundle
 
@@ -38,17 +38,24 @@ def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[httpx.Client]:
+def serving(settings: Settings, parts: Parts | None = None) -> Iterator[httpx.Client]:
     """The real app on a real socket, for as long as the block lasts."""
+    with served(settings, parts) as (_, client):
+        yield client
+
+
+@contextmanager
+def served(settings: Settings, parts: Parts | None = None) -> Iterator[tuple[Server, httpx.Client]]:
+    """The server too, which can be told to stop."""
     listening = socket.create_server(("127.0.0.1", 0))
     started = threading.Event()
 
-    class Server(uvicorn.Server):
+    class Started(Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             started.set()
 
-    server = Server(uvicorn.Config(create_app(settings), log_config=None, access_log=False))
+    server = Started(uvicorn_config(create_app(settings, parts), settings), settings.shutdown_grace_s)
 
     def run() -> None:
         try:
@@ -63,7 +70,7 @@ def serving(settings: Settings) -> Iterator[httpx.Client]:
         assert server.started, "the server failed to start"
         port = listening.getsockname()[1]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE_S, trust_env=False) as client:
-            yield client
+            yield server, client
     finally:
         server.should_exit = True
         thread.join(DEADLINE_S)

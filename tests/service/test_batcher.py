@@ -377,3 +377,123 @@ def test_no_call_computes_more_padding_than_the_slack(sizes: list[int], slack: i
         assert len(batch) * max(batch) - sum(batch) <= slack
         assert len(batch) * max(batch) <= 512
     assert len(calls) <= len(sizes)
+
+
+def task_named(name: str) -> "asyncio.Task[Any]":
+    (task,) = (task for task in asyncio.all_tasks() if task.get_name() == name)
+    return task
+
+
+@pytest.mark.parametrize("which", ["test-running", "test-collating"])
+def test_a_task_that_is_killed_is_replaced_and_loses_nothing(which: str) -> None:
+    async def main() -> None:
+        model, seen = Model(held=True), Seen()
+        batcher = make(model.run, limit=2, observer=seen)
+        tasks = [submit(batcher, 0)]
+        await entered(model)
+        tasks += [submit(batcher, item) for item in range(1, 8)]
+        await asyncio.sleep(0)
+        killed = task_named(which)
+        killed.cancel()
+        await asyncio.wait([killed])
+        await asyncio.sleep(0)
+        assert batcher.alive, "it was replaced at once"
+        model.released.set()
+        answers = await asyncio.gather(*tasks)
+        assert [answer.vector[0] for answer in answers] == [2 * item for item in range(8)]
+        assert seen.restarts == 1
+        await batcher.close()
+
+    run(main())
+
+
+def test_a_batch_that_kills_its_worker_twice_is_answered() -> None:
+    async def main() -> None:
+        model, seen = Model(held=True), Seen()
+        batcher = make(model.run, observer=seen)
+        item = submit(batcher, 1)
+        for _ in range(2):
+            await entered(model)
+            killed = task_named("test-running")
+            killed.cancel()
+            await asyncio.wait([killed])
+            await asyncio.sleep(0)
+        with pytest.raises(InferenceFailed):
+            await item
+        model.released.set()
+        assert (await batcher.submit(2, 1)).vector[0] == 4
+        assert seen.restarts == 2
+        await batcher.close()
+
+    run(main())
+
+
+def test_a_worker_that_dies_again_and_again_is_dead_for_a_while_and_comes_back() -> None:
+    async def main() -> None:
+        batcher = make(Model().run)
+        deaths = 0
+        while batcher.alive:  # the first restarts come at once, the later ones after a pause
+            killed = task_named("test-running")
+            killed.cancel()
+            await asyncio.wait([killed])
+            await asyncio.sleep(0)
+            deaths += 1
+        assert deaths == 2
+        assert (await batcher.submit(1, 1)).vector[0] == 2
+        assert batcher.alive
+        await batcher.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("thread", ["model", "collate"])
+def test_a_thread_that_dies_costs_only_the_input_that_killed_it(thread: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Deadly(Model):
+        def run(self, items: np.ndarray) -> np.ndarray:
+            if thread == "model" and 2.0 in items:
+                raise SystemExit
+            return super().run(items)
+
+    def collate(items: Sequence[float]) -> np.ndarray:
+        if thread == "collate" and 2.0 in items:
+            raise SystemExit
+        return np.array(items)
+
+    async def main() -> None:
+        model, seen = Deadly(held=True), Seen()
+        batcher: Batcher[float] = Batcher(
+            "test", collate, model.run, dimensions=DIMENSIONS, budget=Budget(3), observer=seen
+        )
+        tasks = [submit(batcher, 0)]
+        await entered(model)
+        tasks += [submit(batcher, item) for item in (1, 2, 3)]
+        await asyncio.sleep(0)
+        model.released.set()
+        zero, one, two, three = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [answer.vector[0] for answer in (zero, one, three)] == [0, 2, 6]
+        assert isinstance(two, InferenceFailed)
+        assert seen.restarts >= 2, "with the others, and alone"
+        assert batcher.alive
+        await batcher.close()
+
+    run(main())
+
+
+def test_the_head_of_the_queue_is_open_to_a_canary() -> None:
+    async def main() -> None:
+        model = Model(held=True)
+        batcher = make(model.run, limit=1)
+        tasks = [submit(batcher, 0)]
+        await entered(model)
+        tasks += [submit(batcher, item) for item in (1, 2, 3)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        canary = asyncio.create_task(batcher.submit(9, 1, first=True))
+        await asyncio.sleep(0)
+        model.released.set()
+        await asyncio.gather(canary, *tasks)
+        assert model.calls.index([9.0]) <= 2, "after what ran and what was collated ahead"
+        assert batcher.item_s > 0
+        await batcher.close()
+
+    run(main())

@@ -1,5 +1,4 @@
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,26 +17,7 @@ from service.settings import Settings
 from service.timings import stages
 from service.towers import Arrays, open_towers
 from tests import tiny_bundle
-
-WAIT_S = 20.0
-
-
-class Slow:
-    """A tower that waits to be released, and counts the rows it was given."""
-
-    def __init__(self, tower: Any, *, held: bool = False) -> None:
-        self.tower, self.rows = tower, 0
-        self.provider = tower.provider
-        self.entered, self.released = threading.Event(), threading.Event()
-        if not held:
-            self.released.set()
-
-    def run(self, arrays: Arrays) -> np.ndarray:
-        self.entered.set()
-        assert self.released.wait(WAIT_S)
-        vectors = self.tower.run(arrays)
-        self.rows += len(vectors)
-        return vectors
+from tests.service.slow import WAIT_S, Slow
 
 
 @asynccontextmanager

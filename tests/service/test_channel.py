@@ -1,0 +1,214 @@
+"""A tower's life: closed while idle, opened by the next input, replaced under load, never pulled from under anyone."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.cache import MemoryCache
+from service.channel import Runs
+from service.contract.bundle import Bundle, Modality, read_bundle
+from service.errors import NotReady, Overloaded
+from service.metrics import Metrics
+from service.pipeline import Embedded, Embedder, Text
+from service.settings import Settings
+from service.towers import Arrays, TowerError, open_towers
+from tests import tiny_bundle
+from tests.service.slow import WAIT_S, Slow
+from tests.service.test_pipeline import run
+
+
+class Opened:
+    """Opens text towers, and remembers them."""
+
+    def __init__(self, *, held: bool = False) -> None:
+        self.towers: list[Slow] = []
+        self.held = held
+        self.failing = False
+
+    def __call__(self, bundle: Bundle, modality: Modality) -> Runs:
+        if self.failing:
+            raise TowerError("no memory for it")
+        tower = Slow(open_towers(bundle, "cpu", 1, [modality])[modality], held=self.held)
+        self.towers.append(tower)
+        return tower
+
+
+@asynccontextmanager
+async def text_only(bundle: Bundle, opened: Opened, **more: Any) -> AsyncIterator[Embedder]:
+    settings = Settings(**more)
+    embedder = Embedder(bundle, {"text": opened(bundle, "text")}, MemoryCache(0), settings, Metrics(), opened)
+    try:
+        yield embedder
+    finally:
+        for tower in opened.towers:
+            tower.released.set()
+        await embedder.close()
+
+
+async def until(said: Any) -> None:
+    """For what a timer of the code under test brings about; bounded by `run`."""
+    while not said():
+        await asyncio.sleep(0.005)
+
+
+def vector(results: list[Any]) -> np.ndarray:
+    (result,) = results
+    assert isinstance(result, Embedded), result
+    return result.vector
+
+
+def test_an_idle_tower_is_closed_and_comes_back(bundle_dir: Path) -> None:
+    async def main() -> None:
+        opened = Opened()
+        async with text_only(read_bundle(bundle_dir), opened, unload_idle_s=0.02) as embedder:
+            channel = embedder.channels["text"]
+            first = vector(await embedder.embed([Text("red")]))
+            await until(lambda: not channel.loaded)
+            assert channel.alive, "closed for want of work is not dead"
+            await embedder.canary("text")
+            assert not channel.loaded, "a canary does not open it"
+            assert np.array_equal(vector(await embedder.embed([Text("red")])), first)
+            assert len(opened.towers) == 2
+            await until(lambda: not channel.loaded)
+
+    run(main())
+
+
+def test_a_tower_at_work_is_not_idle(bundle_dir: Path) -> None:
+    async def main() -> None:
+        opened = Opened()
+        async with text_only(read_bundle(bundle_dir), opened, unload_idle_s=0.02) as embedder:
+            tower = opened.towers[0]
+            tower.released.clear()
+            waiting = asyncio.create_task(embedder.embed([Text("red")]))
+            await asyncio.to_thread(tower.entered.wait, WAIT_S)
+            fired = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.1, fired.set)  # the tower's own timer was due before this one
+            await fired.wait()
+            assert embedder.channels["text"].loaded
+            tower.released.set()
+            vector(await waiting)
+            assert len(opened.towers) == 1
+
+    run(main())
+
+
+def test_many_who_come_to_a_closed_tower_open_it_once(bundle_dir: Path) -> None:
+    async def main() -> None:
+        opened = Opened()
+        async with text_only(read_bundle(bundle_dir), opened, unload_idle_s=0.02) as embedder:
+            await until(lambda: not embedder.channels["text"].loaded)
+            words = ["red", "green", "blue", "dog", "cat"]
+            await asyncio.gather(*(embedder.embed([Text(word)]) for word in words))
+            assert len(opened.towers) == 2
+
+    run(main())
+
+
+def test_a_tower_that_cannot_be_opened_again_is_an_answer_and_not_ready(
+    bundle_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        opened = Opened()
+        async with text_only(read_bundle(bundle_dir), opened, unload_idle_s=0.02) as embedder:
+            await until(lambda: not embedder.channels["text"].loaded)
+            opened.failing = True
+            with pytest.raises(NotReady):
+                await embedder.embed([Text("red")])
+            assert not embedder.workers_alive()
+            with pytest.raises(NotReady):
+                await embedder.canary("text")
+            opened.failing = False
+            await embedder.canary("text")  # readiness finds out by itself that it works again
+            assert embedder.workers_alive()
+            vector(await embedder.embed([Text("red")]))
+
+    run(main())
+    assert "no memory for it" in caplog.text
+
+
+def test_another_bundle_in_the_folder_is_not_opened_by_accident(
+    bundle_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        shutil.copytree(bundle_dir, tmp_path / "b")
+        opened = Opened()
+        async with text_only(read_bundle(tmp_path / "b"), opened, unload_idle_s=0.02) as embedder:
+            await until(lambda: not embedder.channels["text"].loaded)
+            tiny_bundle.build(tmp_path / "b", seed=1)
+            with pytest.raises(NotReady):
+                await embedder.embed([Text("red")])
+
+    run(main())
+    assert "holds another bundle now" in caplog.text
+
+
+def test_a_replaced_tower_finishes_what_it_has(bundle_dir: Path) -> None:
+    async def main() -> None:
+        opened = Opened()
+        bundle = read_bundle(bundle_dir)
+        async with text_only(bundle, opened, batch_tokens=1) as embedder:
+            old = opened.towers[0]
+            old.released.clear()
+            running = asyncio.create_task(embedder.embed([Text("red")]))
+            await asyncio.to_thread(old.entered.wait, WAIT_S)
+            queued = [asyncio.create_task(embedder.embed([Text(word)])) for word in ("green", "blue", "dog")]
+            await until(lambda: embedder.channels["text"].depth == 4)
+            await embedder.replace(bundle)
+            fresh = vector(await embedder.embed([Text("red dog")]))
+            assert np.isfinite(fresh).all()
+            assert opened.towers[1].rows == 2, "the canary and the new request"
+            old.released.set()
+            for each in (running, *queued):
+                vector(await each)
+            assert old.rows == 4
+
+    run(main())
+
+
+def test_a_bundle_whose_tower_fails_is_not_taken(bundle_dir: Path) -> None:
+    class Failing(Opened):
+        def __call__(self, bundle: Bundle, modality: Modality) -> Runs:
+            tower = super().__call__(bundle, modality)
+            return tower if len(self.towers) == 1 else Nan()
+
+    class Nan:
+        provider = "none"
+
+        def run(self, arrays: Arrays) -> np.ndarray:
+            return np.full((len(arrays["input_ids"]), tiny_bundle.DIMENSIONS), np.nan, np.float32)
+
+    async def main() -> None:
+        bundle = read_bundle(bundle_dir)
+        async with text_only(bundle, Failing()) as embedder:
+            with pytest.raises(TowerError, match="does not embed a small input"):
+                await embedder.replace(bundle)
+            vector(await embedder.embed([Text("red")]))
+
+    run(main())
+
+
+def test_admission_is_refused_once_full_says_when_to_come_again_and_is_granted_then(bundle_dir: Path) -> None:
+    async def main() -> None:
+        opened = Opened()
+        async with text_only(read_bundle(bundle_dir), opened, max_inputs=3, queue_inputs=3) as embedder:
+            channel = embedder.channels["text"]
+            with channel.admit(2):
+                with pytest.raises(Overloaded) as raised, channel.admit(2):
+                    pytest.fail("admitted past the capacity")
+                assert 1 <= raised.value.retry_after_s <= 60
+                with channel.admit(1):
+                    assert channel.depth == 3
+            assert channel.depth == 0
+            assert opened.towers[0].rows == 0
+            await embedder.close()
+            with pytest.raises(NotReady), channel.admit(1):
+                pytest.fail("admitted after close")
+
+    run(main())

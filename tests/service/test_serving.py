@@ -1,0 +1,211 @@
+"""Over a real socket: clients that go away, full queues, deadlines, dead workers, and the end of the server."""
+
+import asyncio
+import json
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from service.__main__ import Server
+from service.main import Parts, open_parts
+from service.settings import Settings
+from service.towers import Arrays
+from tests.conftest import served
+from tests.service.slow import WAIT_S, Slow
+
+
+@contextmanager
+def with_towers(
+    settings: Settings, wrap: Callable[[Any], Any]
+) -> Iterator[tuple[Server, httpx.Client, dict[str, Any]]]:
+    """The service with each tower inside what `wrap` makes of it."""
+    parts: Parts = open_parts(settings)
+    towers = parts.models[0].towers
+    wrapped = {modality: wrap(tower) for modality, tower in towers.items()}
+    towers.update(wrapped)
+    with served(settings, parts) as (server, client):
+        try:
+            yield server, client, wrapped
+        finally:
+            for tower in wrapped.values():
+                if isinstance(tower, Slow):
+                    tower.released.set()
+
+
+def sent(client: httpx.Client, *texts: str) -> socket.socket:
+    """A request on a connection of its own, whole, and not yet answered."""
+    connection = socket.create_connection((client.base_url.host, client.base_url.port), timeout=WAIT_S)
+    body = json.dumps({"inputs": texts}).encode()
+    head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def metric(client: httpx.Client, name: str, **labels: str) -> float:
+    wanted = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
+    text = client.get("/metrics").text
+    return float(re.search(rf"^{name}{{{wanted}}} (\S+)$" if wanted else rf"^{name} (\S+)$", text, re.M).group(1))
+
+
+def until(said: Callable[[], bool]) -> None:
+    """Each look is a request to the server, so this waits on its event loop and not on a clock."""
+    for _ in range(2_000):
+        if said():
+            return
+    raise AssertionError("it did not come about")
+
+
+def in_queue(client: httpx.Client) -> float:
+    return metric(client, "isthmus_queue_depth", modality="text", model="tiny")
+
+
+def test_a_client_that_goes_away_costs_no_model_call(settings: Settings) -> None:
+    with with_towers(settings.model_copy(update={"batch_tokens": 1}), lambda tower: Slow(tower, held=True)) as (
+        _,
+        client,
+        towers,
+    ):
+        tower = towers["text"]
+        running = sent(client, "red")
+        assert tower.entered.wait(WAIT_S)
+        gone = [sent(client, word) for word in ("cat", "dog", "barks")]
+        until(lambda: in_queue(client) == 4)
+        for connection in gone:
+            connection.close()
+        until(lambda: in_queue(client) == 1)
+        tower.released.set()
+        assert running.recv(65_536).startswith(b"HTTP/1.1 200")
+        running.close()
+        assert client.post("/embed", json={"inputs": ["blue"]}).status_code == 200
+        # One collated ahead while its client was there may not be dropped from a call; none is here, at one each.
+        assert tower.rows == 2
+        assert metric(client, "isthmus_disconnects_total") == 3
+
+
+def test_a_full_queue_is_429_with_a_time_to_come_again(settings: Settings) -> None:
+    small = settings.model_copy(update={"max_inputs": 2, "queue_inputs": 2})
+    with with_towers(small, lambda tower: Slow(tower, held=True)) as (_, client, towers), sent(client, "red", "blue"):
+        assert towers["text"].entered.wait(WAIT_S)
+        refused = client.post("/embed", json={"inputs": ["green"]})
+        assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        openai = client.post("/v1/embeddings", json={"model": "tiny", "input": "green"})
+        assert (openai.status_code, openai.json()["error"]["type"]) == (429, "rate_limit_error")
+        assert "retry-after" in openai.headers
+        assert client.get("/healthz").status_code == 200
+        towers["text"].released.set()
+        until(lambda: in_queue(client) == 0)
+        assert client.post("/embed", json={"inputs": ["green"]}).status_code == 200
+
+
+def test_past_the_deadline_is_504(settings: Settings) -> None:
+    hasty = settings.model_copy(update={"request_deadline_s": 0.05})
+    with with_towers(hasty, lambda tower: Slow(tower, held=True)) as (_, client, towers):
+        late = client.post("/embed", json={"inputs": ["red"]})
+        assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+        assert in_queue(client) == 0
+        towers["text"].released.set()
+
+
+class Mortal:
+    """Ends the thread that runs it, as often as it is told to."""
+
+    def __init__(self, tower: Any) -> None:
+        self.tower, self.provider, self.deaths = tower, tower.provider, 0
+
+    def run(self, arrays: Arrays) -> np.ndarray:
+        if self.deaths:
+            self.deaths -= 1
+            raise SystemExit
+        return self.tower.run(arrays)
+
+
+def test_a_worker_that_dies_is_replaced_and_its_request_answered(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    with with_towers(settings, Mortal) as (_, client, towers):
+        towers["text"].deaths = 1
+        assert client.post("/embed", json={"inputs": ["red"]}).status_code == 200
+        towers["text"].deaths = 2
+        failed = client.post("/embed", json={"inputs": ["blue"]})
+        assert (failed.status_code, failed.json()["code"]) == (500, "inference_failed")
+        assert client.get("/readyz").status_code == 200
+        assert client.post("/embed", json={"inputs": ["blue"]}).status_code == 200
+        assert metric(client, "isthmus_worker_restarts_total", modality="text", model="tiny") == 3
+
+
+def test_readiness_sees_a_worker_that_cannot_be_replaced(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    wav: Callable[..., bytes],
+) -> None:
+    start = threading.Thread.start
+
+    def no_threads(thread: threading.Thread) -> None:
+        if thread.name == "audio-model":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with with_towers(settings, Mortal) as (_, client, towers):
+        assert client.get("/readyz").status_code == 200
+        monkeypatch.setattr("threading.Thread.start", no_threads)
+        towers["audio"].deaths = 1
+        for _ in range(2):  # the first one's own canary kills the worker
+            ready = client.get("/readyz")
+            assert ready.status_code == 503
+            checks = ready.json()["checks"]
+            assert checks["tower.audio"] is False
+            assert checks["workers"] is False
+            assert checks["tower.text"] is True
+        monkeypatch.undo()
+        assert client.get("/readyz").status_code == 503, "a canary is not sent to a dead worker"
+        assert client.post("/embed", files={"file": ("a", wav())}).status_code == 200, "who needs it brings it back"
+        assert client.get("/readyz").status_code == 200
+
+
+def test_what_is_under_way_at_the_end_is_finished(settings: Settings) -> None:
+    with with_towers(settings, lambda tower: Slow(tower, held=True)) as (server, client, towers):
+        tower = towers["text"]
+        with ThreadPoolExecutor() as pool:
+            requests = [pool.submit(client.post, "/embed", json={"inputs": [word]}) for word in ("red", "dog", "cat")]
+            assert tower.entered.wait(WAIT_S)
+            until(lambda: in_queue(client) == 3)
+            server.should_exit = True
+            tower.released.set()
+            assert [request.result(WAIT_S).status_code for request in requests] == [200, 200, 200]
+
+
+def test_what_is_not_finished_within_the_grace_is_answered_all_the_same(settings: Settings) -> None:
+    brief = settings.model_copy(update={"shutdown_grace_s": 0, "batch_tokens": 1})
+    with with_towers(brief, lambda tower: Slow(tower, held=True)) as (server, client, towers):
+        tower = towers["text"]
+        with ThreadPoolExecutor() as pool:
+            words = ("red", "dog", "cat", "green")
+            requests = [pool.submit(client.post, "/embed", json={"inputs": [word]}) for word in words]
+            assert tower.entered.wait(WAIT_S)
+            until(lambda: in_queue(client) == 4)
+            closing = threading.Event()
+            state = server.state
+
+            async def seen() -> None:
+                while not any(model.embedder.channels["text"]._closed for model in state.models.values()):
+                    await asyncio.sleep(0.005)
+                closing.set()
+
+            loop = state.models["tiny"].embedder.channels["text"]._engine.batcher._tasks["running"].get_loop()
+            asyncio.run_coroutine_threadsafe(seen(), loop)
+            server.should_exit = True
+            assert closing.wait(WAIT_S)
+            tower.released.set()
+            answers = [request.result(WAIT_S) for request in requests]
+            assert sorted(answer.status_code for answer in answers) == [200, 503, 503, 503]
+            assert {answer.json()["code"] for answer in answers if answer.status_code == 503} == {"not_ready"}
