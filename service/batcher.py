@@ -161,6 +161,7 @@ class Batcher(Generic[Item]):
             _fail(waiter, NotReady("the server is shutting down"))
         await asyncio.to_thread(self._model.close)
         await asyncio.to_thread(self._collator.close)
+        del self._run_model, self._collate  # a tower's memory is not to wait for the garbage collector
 
     def _admit(self, item: Item, size: int, *, first: bool) -> asyncio.Future[Answer]:
         if self._closed:

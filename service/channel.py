@@ -110,6 +110,7 @@ class Channel:
         self._admitted = 0
         how = handling(bundle, modality, settings)
         self._engine: Engine | None = Engine(bundle, modality, tower, settings, how, metrics)
+        metrics.opened()
         self._opening: asyncio.Task[None] | None = None
         self._broken = False
         self._closed = False

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,37 +25,48 @@ from tests.service.test_pipeline import run
 
 
 class Opened:
-    """Opens text towers, and remembers them."""
+    """Opens text towers. Holds none of them, so that `gone` says when one is let go."""
 
-    def __init__(self, *, held: bool = False) -> None:
-        self.towers: list[Slow] = []
-        self.held = held
+    def __init__(self) -> None:
+        self.count = 0
         self.failing = False
+        self.loop: asyncio.AbstractEventLoop
+        self._last: weakref.ref[Slow] | None = None
+        self.gone = asyncio.Event()
+        """Set when the one opened last is let go."""
+
+    @property
+    def last(self) -> Slow:
+        assert self._last is not None
+        tower = self._last()
+        assert tower is not None
+        return tower
 
     def __call__(self, bundle: Bundle, modality: Modality) -> Runs:
         if self.failing:
             raise TowerError("no memory for it")
-        tower = Slow(open_towers(bundle, "cpu", 1, [modality])[modality], held=self.held)
-        self.towers.append(tower)
+        tower = Slow(open_towers(bundle, "cpu", 1, [modality])[modality])
+        self.count += 1
+        self._last = weakref.ref(tower)
+        self.gone = gone = asyncio.Event()
+        weakref.finalize(tower, _tell, self.loop, gone)
         return tower
+
+
+def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(event.set)
 
 
 @asynccontextmanager
 async def text_only(bundle: Bundle, opened: Opened, **more: Any) -> AsyncIterator[Embedder]:
     settings = Settings(**more)
+    opened.loop = asyncio.get_running_loop()
     embedder = Embedder(bundle, {"text": opened(bundle, "text")}, MemoryCache(0), settings, Metrics(), opened)
     try:
         yield embedder
     finally:
-        for tower in opened.towers:
-            tower.released.set()
         await embedder.close()
-
-
-async def until(said: Any) -> None:
-    """For what a timer of the code under test brings about; bounded by `run`."""
-    while not said():
-        await asyncio.sleep(0.005)
 
 
 def vector(results: list[Any]) -> np.ndarray:
@@ -69,13 +81,14 @@ def test_an_idle_tower_is_closed_and_comes_back(bundle_dir: Path) -> None:
         async with text_only(read_bundle(bundle_dir), opened, unload_idle_s=0.02) as embedder:
             channel = embedder.channels["text"]
             first = vector(await embedder.embed([Text("red")]))
-            await until(lambda: not channel.loaded)
+            await opened.gone.wait()
+            assert not channel.loaded
             assert channel.alive, "closed for want of work is not dead"
             await embedder.canary("text")
             assert not channel.loaded, "a canary does not open it"
             assert np.array_equal(vector(await embedder.embed([Text("red")])), first)
-            assert len(opened.towers) == 2
-            await until(lambda: not channel.loaded)
+            assert opened.count == 2
+            await opened.gone.wait()
 
     run(main())
 
@@ -84,7 +97,7 @@ def test_a_tower_at_work_is_not_idle(bundle_dir: Path) -> None:
     async def main() -> None:
         opened = Opened()
         async with text_only(read_bundle(bundle_dir), opened, unload_idle_s=0.02) as embedder:
-            tower = opened.towers[0]
+            tower = opened.last
             tower.released.clear()
             waiting = asyncio.create_task(embedder.embed([Text("red")]))
             await asyncio.to_thread(tower.entered.wait, WAIT_S)
@@ -94,7 +107,7 @@ def test_a_tower_at_work_is_not_idle(bundle_dir: Path) -> None:
             assert embedder.channels["text"].loaded
             tower.released.set()
             vector(await waiting)
-            assert len(opened.towers) == 1
+            assert opened.count == 1
 
     run(main())
 
@@ -103,10 +116,10 @@ def test_many_who_come_to_a_closed_tower_open_it_once(bundle_dir: Path) -> None:
     async def main() -> None:
         opened = Opened()
         async with text_only(read_bundle(bundle_dir), opened, unload_idle_s=0.02) as embedder:
-            await until(lambda: not embedder.channels["text"].loaded)
+            await opened.gone.wait()
             words = ["red", "green", "blue", "dog", "cat"]
             await asyncio.gather(*(embedder.embed([Text(word)]) for word in words))
-            assert len(opened.towers) == 2
+            assert opened.count == 2
 
     run(main())
 
@@ -117,7 +130,7 @@ def test_a_tower_that_cannot_be_opened_again_is_an_answer_and_not_ready(
     async def main() -> None:
         opened = Opened()
         async with text_only(read_bundle(bundle_dir), opened, unload_idle_s=0.02) as embedder:
-            await until(lambda: not embedder.channels["text"].loaded)
+            await opened.gone.wait()
             opened.failing = True
             with pytest.raises(NotReady):
                 await embedder.embed([Text("red")])
@@ -140,7 +153,7 @@ def test_another_bundle_in_the_folder_is_not_opened_by_accident(
         shutil.copytree(bundle_dir, tmp_path / "b")
         opened = Opened()
         async with text_only(read_bundle(tmp_path / "b"), opened, unload_idle_s=0.02) as embedder:
-            await until(lambda: not embedder.channels["text"].loaded)
+            await opened.gone.wait()
             tiny_bundle.build(tmp_path / "b", seed=1)
             with pytest.raises(NotReady):
                 await embedder.embed([Text("red")])
@@ -154,16 +167,17 @@ def test_a_replaced_tower_finishes_what_it_has(bundle_dir: Path) -> None:
         opened = Opened()
         bundle = read_bundle(bundle_dir)
         async with text_only(bundle, opened, batch_tokens=1) as embedder:
-            old = opened.towers[0]
+            old = opened.last
             old.released.clear()
             running = asyncio.create_task(embedder.embed([Text("red")]))
             await asyncio.to_thread(old.entered.wait, WAIT_S)
             queued = [asyncio.create_task(embedder.embed([Text(word)])) for word in ("green", "blue", "dog")]
-            await until(lambda: embedder.channels["text"].depth == 4)
+            await asyncio.sleep(0)
+            assert embedder.channels["text"].depth == 4
             await embedder.replace(bundle)
             fresh = vector(await embedder.embed([Text("red dog")]))
             assert np.isfinite(fresh).all()
-            assert opened.towers[1].rows == 2, "the canary and the new request"
+            assert opened.last.rows == 2, "the canary and the new request"
             old.released.set()
             for each in (running, *queued):
                 vector(await each)
@@ -176,7 +190,7 @@ def test_a_bundle_whose_tower_fails_is_not_taken(bundle_dir: Path) -> None:
     class Failing(Opened):
         def __call__(self, bundle: Bundle, modality: Modality) -> Runs:
             tower = super().__call__(bundle, modality)
-            return tower if len(self.towers) == 1 else Nan()
+            return tower if self.count == 1 else Nan()
 
     class Nan:
         provider = "none"
@@ -206,7 +220,7 @@ def test_admission_is_refused_once_full_says_when_to_come_again_and_is_granted_t
                 with channel.admit(1):
                     assert channel.depth == 3
             assert channel.depth == 0
-            assert opened.towers[0].rows == 0
+            assert opened.last.rows == 0
             await embedder.close()
             with pytest.raises(NotReady), channel.admit(1):
                 pytest.fail("admitted after close")

@@ -21,9 +21,10 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 @contextmanager
-def started(bundle: Path, store: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def started(bundle: Path, store: Path, stderr: int | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
     arguments = ["serve", "--bundle", str(bundle), "--store", str(store), "--port", "0", "--device", "cpu"]
-    process = subprocess.Popen([sys.executable, "-m", "service", *arguments], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "service", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     try:
         assert process.stdout is not None
         said = process.stdout.readline()
@@ -32,8 +33,9 @@ def started(bundle: Path, store: Path) -> Iterator[tuple[subprocess.Popen[str], 
     finally:
         process.kill()
         process.wait(DEADLINE_S)
-        if process.stdout is not None:
-            process.stdout.close()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
 
 
 def test_a_fresh_interpreter_loads_no_training_library() -> None:

@@ -184,7 +184,9 @@ def test_what_is_under_way_at_the_end_is_finished(settings: Settings) -> None:
             assert [request.result(WAIT_S).status_code for request in requests] == [200, 200, 200]
 
 
-def test_what_is_not_finished_within_the_grace_is_answered_all_the_same(settings: Settings) -> None:
+def test_what_is_not_finished_within_the_grace_is_answered_all_the_same(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     brief = settings.model_copy(update={"shutdown_grace_s": 0, "batch_tokens": 1})
     with with_towers(brief, lambda tower: Slow(tower, held=True)) as (server, client, towers):
         tower = towers["text"]
@@ -194,15 +196,17 @@ def test_what_is_not_finished_within_the_grace_is_answered_all_the_same(settings
             assert tower.entered.wait(WAIT_S)
             until(lambda: in_queue(client) == 4)
             closing = threading.Event()
-            state = server.state
+            embedder = server.state.models["tiny"].embedder
+            close = embedder.close
 
-            async def seen() -> None:
-                while not any(model.embedder.channels["text"]._closed for model in state.models.values()):
-                    await asyncio.sleep(0.005)
+            async def closed() -> None:
+                task = asyncio.create_task(close())
+                for _ in range(10):  # until its queues are closed; it then waits for the call that is held
+                    await asyncio.sleep(0)
                 closing.set()
+                await task
 
-            loop = state.models["tiny"].embedder.channels["text"]._engine.batcher._tasks["running"].get_loop()
-            asyncio.run_coroutine_threadsafe(seen(), loop)
+            monkeypatch.setattr(embedder, "close", closed)
             server.should_exit = True
             assert closing.wait(WAIT_S)
             tower.released.set()

@@ -1,0 +1,234 @@
+"""Several bundles side by side, some modalities only, and bundles that are read again while they are served."""
+
+import json
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.contract.bundle import Bundle, Manifest, read_bundle, write_bundle
+from service.main import open_parts
+from service.settings import Settings, SettingsError
+from service.store import SpaceMismatch
+from service.towers import TowerError
+from tests import tiny_bundle
+from tests.conftest import serving
+from tests.service.test_main import DEADLINE_S, started
+from tests.service.test_serving import metric, until
+
+Make = Callable[..., bytes]
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Of another space."""
+    return tiny_bundle.build(tmp_path_factory.mktemp("other") / "other", name="other", seed=1)
+
+
+@pytest.fixture(scope="module")
+def both(bundle_dir: Path, other: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    store = tmp_path_factory.mktemp("both") / "store"
+    with serving(Settings(bundle=bundle_dir, more_bundles=(other.path,), store=store, device="cpu", threads=1)) as it:
+        yield it
+
+
+def rewritten(bundle: Bundle, **changes: object) -> Manifest:
+    """Put another manifest in the bundle's place, over the same files."""
+    manifest = Manifest.model_validate(bundle.manifest.model_dump() | changes)
+    names = {*manifest.files, *(tower.file for tower in manifest.towers.values())}
+    return write_bundle(bundle.path, manifest, {name: bundle.path / name for name in names}).manifest
+
+
+def post(client: httpx.Client, route: str, **body: object) -> dict:
+    response = client.post(route, json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_both_are_listed_the_default_first(both: httpx.Client, other: Bundle) -> None:
+    models = both.get("/models").json()["models"]
+    assert [model["name"] for model in models] == ["tiny", "other"]
+    assert models[1]["space"] == other.manifest.space
+    assert [model["id"] for model in both.get("/v1/models").json()["data"]] == ["tiny", "other"]
+    assert both.get("/v1/models/other").json()["id"] == "other"
+
+
+def test_a_request_chooses_its_model(both: httpx.Client, other: Bundle) -> None:
+    plain = post(both, "/embed", inputs=["red"])
+    named = post(both, "/embed", inputs=["red"], model="tiny")
+    elsewhere = post(both, "/embed", inputs=["red"], model="other")
+    assert plain == named
+    assert elsewhere["space"] == other.manifest.space != plain["space"]
+    assert elsewhere["embeddings"][0]["embedding"] != plain["embeddings"][0]["embedding"]
+    openai = post(both, "/v1/embeddings", input="red", model="other")
+    assert openai["data"][0]["embedding"] == pytest.approx(elsewhere["embeddings"][0]["embedding"])
+    score = post(both, "/score", pairs=[{"a": "red", "b": "red"}], model="other")
+    assert score["space"] == other.manifest.space
+    assert score["scores"] == pytest.approx([1.0])
+    labelled = post(both, "/classify", inputs=["red"], labels=["red", "blue"], model="other")
+    assert labelled["results"][0]["labels"][0]["label"] == "red"
+
+
+def test_a_stored_label_set_serves_models_of_other_spaces_too(both: httpx.Client) -> None:
+    assert both.put("/label-sets/colours", json={"labels": ["red", "blue"]}).status_code == 200
+    for model in ("tiny", "other"):
+        labelled = post(both, "/classify", inputs=["blue"], label_set="colours", model=model)["results"][0]["labels"]
+        assert labelled[0]["label"] == "blue"
+        assert labelled[0]["similarity"] > 0.99, "by its own label vectors"
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/embed", {"inputs": ["red"]}),
+        ("/score", {"pairs": [{"a": "red", "b": "red"}]}),
+        ("/classify", {"inputs": ["red"], "labels": ["red"]}),
+    ],
+)
+def test_an_unknown_model_is_404(both: httpx.Client, route: str, body: dict) -> None:
+    response = both.post(route, json=body | {"model": "nothing"})
+    assert (response.status_code, response.json()["code"]) == (404, "model_not_found")
+
+
+def test_readiness_and_metrics_name_the_model(both: httpx.Client) -> None:
+    checks = both.get("/readyz").json()["checks"]
+    assert {"tower.text", "other: tower.text", "workers", "store"} <= set(checks)
+    before = metric(both, "isthmus_batch_items_count", modality="text", model="other")
+    post(both, "/embed", inputs=["dog dog cat"], model="other")
+    assert metric(both, "isthmus_batch_items_count", modality="text", model="other") == before + 1
+
+
+def test_the_store_is_searched_with_the_model_of_its_space(bundle_dir: Path, other: Bundle, tmp_path: Path) -> None:
+    settings = Settings(bundle=other.path, store=tmp_path / "store", device="cpu", threads=1)
+    with serving(settings) as client:
+        post(client, "/items", items=[{"id": "a", "text": "red"}, {"id": "b", "text": "blue"}])
+    with serving(settings.model_copy(update={"bundle": bundle_dir, "more_bundles": (other.path,)})) as client:
+        (best, _) = post(client, "/search", query="red")["results"]
+        assert best["id"] == "a" and best["score"] == pytest.approx(1.0)
+        post(client, "/items", items=[{"id": "c", "text": "green"}])
+        assert post(client, "/search", query="green")["results"][0]["score"] == pytest.approx(1.0)
+        assert post(client, "/embed", inputs=["red"])["space"] == read_bundle(bundle_dir).manifest.space
+    third = tiny_bundle.build(tmp_path / "third", name="third", seed=2)
+    with pytest.raises(SpaceMismatch):
+        open_parts(settings.model_copy(update={"bundle": bundle_dir, "more_bundles": (third.path,)}))
+
+
+def test_two_bundles_of_one_name_stop_the_start(bundle_dir: Path, tmp_path: Path) -> None:
+    twin = tiny_bundle.build(tmp_path / "twin", seed=1)
+    settings = Settings(bundle=bundle_dir, more_bundles=(twin.path,), store=tmp_path / "store", device="cpu")
+    with pytest.raises(SettingsError, match="are both called 'tiny'"):
+        open_parts(settings)
+
+
+def test_only_the_towers_that_are_asked_for_are_loaded(settings: Settings, png: Make) -> None:
+    with serving(settings.model_copy(update={"modalities": ("text",)})) as client:
+        (model,) = client.get("/models").json()["models"]
+        assert set(model["towers"]) == {"text"}
+        assert set(client.get("/readyz").json()["checks"]) == {"tower.text", "workers", "store"}
+        post(client, "/embed", inputs=["red"])
+        image = client.post("/embed", files={"file": ("a.png", png())})
+        assert (image.status_code, image.json()["code"]) == (415, "unsupported_media")
+        assert 'modality="image"' not in client.get("/metrics").text
+        assert client.put("/label-sets/colours", json={"labels": ["red", "blue"]}).status_code == 200
+
+
+def test_a_setting_that_leaves_no_tower_stops_the_start(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(TowerError, match="ISTHMUS_MODALITIES"):
+        open_parts(settings.model_copy(update={"modalities": ()}))
+
+
+def test_a_text_runs_no_image_session(client: httpx.Client, png: Make) -> None:
+    def calls(modality: str) -> float:
+        return metric(client, "isthmus_batch_items_count", modality=modality, model="tiny")
+
+    post(client, "/embed", inputs=["red", "dog"])
+    post(client, "/search", query="red")
+    assert (calls("image"), calls("audio")) == (0, 0)
+    texts = calls("text")
+    assert texts > 0
+    assert client.post("/embed", files={"file": ("a.png", png())}).status_code == 200
+    assert (calls("image"), calls("text")) == (1, texts)
+
+
+class Asking:
+    """Asks all the time, from several threads, and remembers every answer."""
+
+    def __init__(self, url: str) -> None:
+        self.statuses: list[int] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(url, number)) for number in range(4)]
+
+    def _ask(self, url: str, number: int) -> None:
+        with httpx.Client(base_url=url, timeout=DEADLINE_S, trust_env=False) as client:
+            for turn in range(100_000):
+                if self._stop.is_set():
+                    return
+                text = f"red {'dog ' * (turn % 7)}{number} {turn}"  # distinct: embedded, not remembered
+                self.statuses.append(client.post("/embed", json={"inputs": [text]}).status_code)
+
+    def __enter__(self) -> "Asking":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(DEADLINE_S)
+
+
+def reload(process: "subprocess.Popen[str]", client: httpx.Client, result: str) -> None:
+    """Send SIGHUP, and wait until the metrics say that the reload ended like this."""
+
+    def count() -> float:
+        found = [line for line in client.get("/metrics").text.splitlines() if f'result="{result}"' in line]
+        return sum(float(line.split()[-1]) for line in found if "_total{" in line)
+
+    before = count()
+    process.send_signal(signal.SIGHUP)
+    until(lambda: count() > before)
+
+
+def test_a_bundle_is_reloaded_under_load_without_dropping_a_request(tmp_path: Path) -> None:
+    bundle = tiny_bundle.build(tmp_path / "bundle")
+    with (
+        started(bundle.path, tmp_path / "store") as (process, url),
+        httpx.Client(base_url=url, timeout=DEADLINE_S, trust_env=False) as client,
+    ):
+        with Asking(url) as asking:
+            for turn in range(3):
+                rewritten(bundle, evaluation={"turn": turn}, temperature=0.1 + turn)
+                reload(process, client, "done")
+                (model,) = client.get("/models").json()["models"]
+                assert (model["evaluation"], model["temperature"]) == ({"turn": turn}, 0.1 + turn)
+            asked = len(asking.statuses)
+            until(lambda: client.get("/healthz").is_success and len(asking.statuses) > asked + 20)
+        assert set(asking.statuses) == {200}
+        assert metric(client, "isthmus_tower_opened_total", modality="text", model="tiny") == 4, "at the start too"
+
+
+def test_a_reload_is_refused_for_another_space_another_name_or_damage(tmp_path: Path) -> None:
+    bundle = tiny_bundle.build(tmp_path / "bundle")
+    with (
+        started(bundle.path, tmp_path / "store", stderr=subprocess.PIPE) as (process, url),
+        httpx.Client(base_url=url, timeout=DEADLINE_S, trust_env=False) as client,
+    ):
+        assert process.stderr is not None
+        said = iter(process.stderr)
+
+        def refusal() -> str:
+            reload(process, client, "refused")
+            return next(line for line in said if "is not reloaded" in line)
+
+        tiny_bundle.build(bundle.path, seed=1)
+        assert "it is of the space" in refusal()
+        tiny_bundle.build(bundle.path, name="renamed")
+        assert "it is called 'renamed'" in refusal()
+        (bundle.path / "text.onnx").write_bytes(b"damaged")
+        assert "damaged" in refusal()
+        assert post(client, "/embed", inputs=["red"])["space"] == bundle.manifest.space
+        assert json.loads(client.get("/readyz").text)["status"] == "ready"
