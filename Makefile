@@ -29,8 +29,8 @@ check: $(INSTALLED) ## lint, format, types, openapi.yaml up to date
 openapi: $(INSTALLED) ## write openapi.yaml
 	$(BIN)/python -m service openapi > openapi.yaml
 
-bench: $(STARTER) ## measure the speed figures that docs/LOG.md states
-	$(BIN)/python -m benchmarks
+bench: $(STARTER) ## measure the speed figures, about 20 minutes; ONLY=name measures one part
+	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 starter: $(STARTER) ## build the bundle that demo and serve use
 

@@ -5,13 +5,13 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import redis.asyncio
 from numpy.typing import NDArray
-from redis.exceptions import RedisError
 
 _UNIT_TOLERANCE = 1e-3
 _ENTRY_OVERHEAD = 256  # bytes a map entry takes besides its vector, about
@@ -91,8 +91,10 @@ class RedisCache:
         try:
             async with asyncio.timeout(self._timeout_s):
                 values = await self._redis.mget(keys)
-        except (RedisError, OSError, TimeoutError):
-            self._fail()
+            if not isinstance(values, list) or len(values) != len(keys):
+                raise ValueError("not a value for each key")
+        except Exception:  # what is no Redis answers anything, and its client then raises anything
+            await self._fail()
             return [None] * len(keys)
         return [None if value is None else self._decode(value) for value in values]
 
@@ -104,17 +106,20 @@ class RedisCache:
                 for key, entry in entries.items():
                     pipeline.set(key, encode(entry), ex=self._ttl_s)
                 await pipeline.execute()
-        except (RedisError, OSError, TimeoutError):
-            self._fail()
+        except Exception:
+            await self._fail()
 
     async def close(self) -> None:
         await self._redis.aclose()
 
-    def _fail(self) -> None:
+    async def _fail(self) -> None:
         self._observer.cache_error()
         self._paused_until = time.monotonic() + self._pause_s
+        # A connection that was left in mid-answer would give that answer's rest to the next question.
+        with suppress(Exception):
+            await self._redis.connection_pool.disconnect()
 
-    def _decode(self, value: bytes | str) -> Entry | None:
+    def _decode(self, value: object) -> Entry | None:
         entry = decode(value, self._dimensions)
         if entry is None:
             self._observer.cache_error()
@@ -126,9 +131,9 @@ def encode(entry: Entry) -> bytes:
     return entry.vector.astype("<f4").tobytes() + (entry.tokens << 1 | entry.truncated).to_bytes(4, "little")
 
 
-def decode(value: bytes | str, dimensions: int) -> Entry | None:
+def decode(value: object, dimensions: int) -> Entry | None:
     """What `encode` wrote; None for anything that is not a unit vector of so many dimensions."""
-    if isinstance(value, str) or len(value) != 4 * dimensions + 4:
+    if not isinstance(value, bytes) or len(value) != 4 * dimensions + 4:
         return None
     vector = np.frombuffer(value, "<f4", count=dimensions).astype(np.float32)
     length = float(np.linalg.norm(vector.astype(np.float64)))

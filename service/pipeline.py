@@ -105,6 +105,7 @@ class Embedder:
     ) -> None:
         self.bundle = bundle
         self._cache, self._metrics, self.deadline_s = cache, metrics, settings.request_deadline_s
+        self._capacity = settings.queue_inputs
         self._pool = Workers("decode", settings.decode_workers)
         self._flights: dict[str, _Flight] = {}
         self._making: set[asyncio.Task[None]] = set()
@@ -126,14 +127,16 @@ class Embedder:
         Identical inputs are embedded once, also across requests that are under way at the same time. Raises Overloaded
         before any work, DeadlineExceeded, and NotReady at shutdown; a cancelled call withdraws what it waits for.
         """
-        modalities = [modality_of(each) for each in inputs]
+        size = max(1, len(inputs) if len(inputs) <= self._capacity else self._capacity // 2)
+        pieces = [inputs[start : start + size] for start in range(0, len(inputs), size)]
         with ExitStack() as admitted:
-            for modality, count in Counter(modalities).items():
+            # Each piece takes the room of the one before it.
+            for modality, count in Counter(map(modality_of, inputs)).items():
                 if modality in self.channels:
-                    admitted.enter_context(self.channels[modality].admit(count))
+                    admitted.enter_context(self.channels[modality].admit(min(count, size)))
             try:
                 async with asyncio.timeout(self.deadline_s):
-                    return await self._embed(inputs, modalities)
+                    return [each for piece in pieces for each in await self._embed(piece)]
             except TimeoutError:
                 raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
 
@@ -169,7 +172,7 @@ class Embedder:
         # What is still being decoded goes on to a closed batcher, and is answered there.
         await asyncio.to_thread(self._pool.close)
 
-    async def _embed(self, inputs: Sequence[Input], modalities: Sequence[Modality]) -> list[Embedded | InputError]:
+    async def _embed(self, inputs: Sequence[Input]) -> list[Embedded | InputError]:
         keys = await self._keys(inputs)
         distinct = dict(zip(keys, inputs, strict=True))
         with timed("cache"):
@@ -181,12 +184,12 @@ class Embedder:
         made = await self._made({key: distinct[key] for key in missing})
         await self._cache.put_many({key: each for key, each in made.items() if isinstance(each, Entry)})
         results: list[Embedded | InputError] = []
-        for key, modality in zip(keys, modalities, strict=True):
+        for key, given in zip(keys, inputs, strict=True):
             each = known[key] if key in known else made[key]
             if isinstance(each, InputError):
                 results.append(each)
             else:
-                results.append(Embedded(each.vector, modality, each.truncated, key in known, each.tokens))
+                results.append(Embedded(each.vector, modality_of(given), each.truncated, key in known, each.tokens))
         return results
 
     async def _keys(self, inputs: Sequence[Input]) -> list[str]:

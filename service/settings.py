@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.contract.bundle import MODALITIES, Modality
@@ -82,7 +82,8 @@ class Settings(BaseSettings):
     batch_audio_seconds: float = Field(default=60.0, gt=0)
     """Seconds of sound in one call of the audio tower, as the tower hears it; a longer sound is a call of its own."""
     queue_inputs: int = Field(default=1_024, gt=0)
-    """Inputs of one modality that may be in work or waiting; past it, 429 with a Retry-After."""
+    """Inputs of one modality that may be in work or waiting; past it, 429 with a Retry-After. A request of more inputs
+    than that takes half of the room, and is fed through in pieces."""
     decode_workers: int = Field(default=4, gt=0, le=256)
     """Threads of a model that decode and preprocess."""
     request_deadline_s: float = Field(default=60.0, gt=0)
@@ -99,12 +100,6 @@ class Settings(BaseSettings):
     @classmethod
     def _separated(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Settings":
-        if self.queue_inputs < self.max_inputs:
-            raise ValueError(f"queue_inputs must be at least max_inputs ({self.max_inputs}), not {self.queue_inputs}")
-        return self
 
     @property
     def cpu_lanes(self) -> int:

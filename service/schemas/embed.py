@@ -17,7 +17,8 @@ class EmbedRequest(RequestModel):
     )
     encoding: Encoding = Field(
         default="float",
-        description="float: numbers. base64: of little-endian float32. int8: round(127 x), cut to [-127, 127]. "
+        description="float: numbers. base64: of little-endian float32. "
+        "int8: round(127 x / r), cut to [-127, 127], where r = min(1, 5 / sqrt(dimensions)) for every vector. "
         "binary: the bits x > 0, eight to a byte, first dimension in the highest bit, zeros at the end.",
     )
     on_error: Literal["fail", "null"] = Field(

@@ -1,7 +1,12 @@
 """The project's Dockerfile, parsed into stages."""
 
 import json
+import os
 import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,11 +30,13 @@ class Stage:
 
     @property
     def command(self) -> list[str]:
-        return json.loads(self.values("CMD")[-1])
+        command: list[str] = json.loads(self.values("CMD")[-1])
+        return command
 
     @property
     def health_command(self) -> list[str]:
-        return json.loads(self.values("HEALTHCHECK")[-1].partition("CMD")[2])
+        command: list[str] = json.loads(self.values("HEALTHCHECK")[-1].partition("CMD")[2])
+        return command
 
     @property
     def copies(self) -> list[tuple[str | None, list[str], str]]:
@@ -54,3 +61,44 @@ def read_stages() -> dict[str, Stage]:
         elif instruction != "COMMENT":
             list(stages.values())[-1].steps.append((instruction, value))
     return stages
+
+
+def run_steps(stage: Stage, folder: Path, move: Callable[[str], str]) -> None:
+    """Run a stage's steps without Docker, in a folder; `move` puts the image's paths elsewhere."""
+    outside = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL", "ISTHMUS"))}
+    env = outside | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    workdir = folder
+    for instruction, value in stage.steps:
+        if instruction == "WORKDIR":
+            workdir = folder / value.strip("/")
+            workdir.mkdir()
+        elif instruction == "ENV":
+            env |= {
+                key: move(setting).replace("$PATH", env["PATH"])
+                for key, setting in Stage("", "", [("ENV", value)]).env.items()
+            }
+        elif instruction == "COPY":
+            for _, sources, target in Stage("", "", [("COPY", value)]).copies:
+                for source in sources:
+                    _copy(ROOT / source, workdir / source if target.endswith("/") else workdir / target)
+        elif instruction == "RUN":
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", move(value)],
+                cwd=workdir,
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=500,
+                check=False,
+            )
+            assert done.returncode == 0, f"RUN {value}\n{done.stdout}{done.stderr}"
+        else:
+            raise NotImplementedError(f"{instruction} is not known here")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copyfile(source, target)

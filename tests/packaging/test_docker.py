@@ -1,6 +1,5 @@
 """The Dockerfile without a Docker engine: linted, its references resolved, its steps run in a venv."""
 
-import os
 import re
 import shutil
 import signal
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.settings import Settings
-from tests.packaging.dockerfile import ROOT, Stage, read_stages
+from tests.packaging.dockerfile import ROOT, Stage, read_stages, run_steps
 
 FINAL = ("cpu", "gpu")
 DEADLINE_S = 60.0
@@ -129,46 +128,10 @@ def image(stages: dict[str, Stage], bundle_dir: Path, tmp_path_factory: pytest.T
             text = text.replace(inside, str(outside))
         return text
 
-    outside = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL", "ISTHMUS"))}
-    env = outside | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    workdir = folder
-    for instruction, value in stages["builder"].steps:
-        if instruction == "WORKDIR":
-            workdir = folder / value.strip("/")
-            workdir.mkdir()
-        elif instruction == "ENV":
-            env |= {
-                key: move(setting).replace("$PATH", env["PATH"])
-                for key, setting in Stage("", "", [("ENV", value)]).env.items()
-            }
-        elif instruction == "COPY":
-            for _, sources, target in Stage("", "", [("COPY", value)]).copies:
-                for source in sources:
-                    copy(ROOT / source, workdir / source if target.endswith("/") else workdir / target)
-        elif instruction == "RUN":
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", move(value)],
-                cwd=workdir,
-                env=env,
-                capture_output=True,
-                text=True,
-                timeout=500,
-                check=False,
-            )
-            assert done.returncode == 0, f"RUN {value}\n{done.stdout}{done.stderr}"
-        else:
-            pytest.fail(f"this test does not know how to run {instruction}")
+    run_steps(stages["builder"], folder, move)
     final = stages["cpu"]
     settings = {key: move(value).replace("$PATH", "/usr/bin:/bin") for key, value in final.env.items()}
     return Image(final, folder / "isthmus", settings)
-
-
-def copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    else:
-        shutil.copyfile(source, target)
 
 
 @pytest.mark.slow

@@ -1,17 +1,22 @@
 import asyncio
+import io
 import socket
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import redis
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from service.cache import Entry, MemoryCache, RedisCache, decode, encode, key_of
 from service.contract.vectors import l2_normalise
+from service.pipeline import Input, Media, Text, TokenIds, _key
 from tests.conftest import redis_server
 
 DIMENSIONS = 8
@@ -56,6 +61,35 @@ def test_an_entry_is_read_as_it_was_written(numbers: list[float], truncated: boo
 def test_garbage_is_no_entry_or_a_unit_vector(value: bytes) -> None:
     read = decode(value, DIMENSIONS)
     assert read is None or abs(float(np.linalg.norm(read.vector)) - 1) < 1e-2
+
+
+IMAGES = st.builds(
+    lambda size, colour: Media("image", a_png(size, colour)),
+    st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    st.tuples(*[st.integers(0, 255)] * 3),
+)
+INPUTS = st.one_of(
+    st.builds(Text, st.text(max_size=8)),
+    st.builds(lambda ids: TokenIds(tuple(ids)), st.lists(st.integers(0, 99), max_size=4)),
+    st.builds(Media, st.sampled_from(["image", "audio"]), st.binary(max_size=8)),
+    IMAGES,
+)
+
+
+def a_png(size: tuple[int, int], colour: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@given(IMAGES, IMAGES)
+def test_two_images_share_a_key_only_if_they_are_one(one: Media, other: Media) -> None:
+    assert (_key("a" * 16, one) == _key("a" * 16, other)) == (one.data == other.data)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["0" * 16, "1" * 16]), INPUTS), min_size=2, max_size=12))
+def test_no_two_inputs_of_any_kind_or_space_share_a_key(placed: list[tuple[str, Input]]) -> None:
+    assert len({_key(space, each) for space, each in placed}) == len(set(placed))
 
 
 def test_keys_tell_spaces_kinds_and_contents_apart() -> None:
@@ -152,6 +186,79 @@ def test_a_redis_that_does_not_answer_is_a_miss() -> None:
             cache = make(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", errors, timeout_s=0.05)
             assert await cache.get_many(["a"]) == [None]
             assert errors.seen == 1
+            await cache.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"garbage\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"*what\r\n",
+        b":7\r\n",
+        b"*1\r\n$-1\r\n",
+        b"*3\r\n$-1\r\n$-1\r\n$-1\r\n",
+        b"*2\r\n$40\r\nhalf of it, and then nothing",
+        b"*2\r\n$-9\r\n$1000000000000\r\n",
+        b"-LOADING Redis is loading the dataset in memory\r\n",
+        bytes(range(256)),
+        b"",
+    ],
+)
+def test_what_is_no_redis_is_a_miss_whatever_it_answers(answer: bytes) -> None:
+    async def main() -> None:
+        async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(ConnectionError):
+                while await reader.read(65_536):
+                    writer.write(answer)
+            writer.close()
+
+        async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
+            errors = Errors()
+            port = server.sockets[0].getsockname()[1]
+            cache = make(f"redis://127.0.0.1:{port}/0", errors, timeout_s=0.2)
+            assert await cache.get_many(["a", "b"]) == [None, None]
+            await cache.put_many({"a": entry()})
+            assert errors.seen >= 1
+            await cache.close()
+
+    run(main())
+
+
+def test_a_redis_that_was_slow_once_does_not_answer_the_next_question_with_the_last_answer(redis_url: str) -> None:
+    async def main() -> None:
+        address = urlsplit(redis_url)
+        held, passing = asyncio.Event(), asyncio.Event()
+        passing.set()
+
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, held_back: bool) -> None:
+            with suppress(ConnectionError):
+                while data := await reader.read(65_536):
+                    if held_back and not passing.is_set():
+                        held.set()
+                        await passing.wait()
+                    writer.write(data)
+            writer.close()
+
+        async def between(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            theirs, ours = await asyncio.open_connection(address.hostname, address.port)
+            await asyncio.gather(relay(reader, ours, held_back=False), relay(theirs, writer, held_back=True))
+
+        async with await asyncio.start_server(between, "127.0.0.1", 0) as server:
+            errors = Errors()
+            cache = make(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", errors, timeout_s=1.0)
+            await cache.put_many({"a": entry(1), "b": entry(2)})
+            assert errors.seen == 0
+            passing.clear()
+            assert await cache.get_many(["a"]) == [None], "too slow"
+            assert held.is_set()
+            assert errors.seen == 1
+            passing.set()
+            (b,) = await cache.get_many(["b"])
+            assert b is not None
+            assert np.array_equal(b.vector, entry(2).vector)
             await cache.close()
 
     run(main())

@@ -8,8 +8,12 @@ import httpx
 import numpy as np
 import pytest
 import redis
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.contract.bundle import read_bundle
+from service.contract.vectors import l2_normalise
+from service.responses import encoded
 from service.settings import Settings
 from tests import tiny_bundle
 from tests.conftest import redis_server, serving
@@ -100,9 +104,19 @@ def test_encodings_say_the_same_vector(shared_client: httpx.Client) -> None:
     in_base64 = embed(shared_client, text, encoding="base64")[0]["embedding"]
     assert np.array_equal(np.frombuffer(base64.b64decode(in_base64), "<f4"), whole)
     in_int8 = embed(shared_client, text, encoding="int8")[0]["embedding"]
-    assert in_int8 == np.rint(127 * whole).astype(int).tolist()
+    assert in_int8 == np.rint(127 * whole / min(1, 5 / np.sqrt(D))).clip(-127, 127).astype(int).tolist()
     in_bits = embed(shared_client, text, encoding="binary")[0]["embedding"]
     assert np.unpackbits(np.array(in_bits, np.uint8)).tolist() == (whole > 0).astype(int).tolist()
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=300), st.integers(0, 2**32))
+def test_int8_keeps_the_direction(numbers: list[float], seed: int) -> None:
+    noise = np.random.default_rng(seed).standard_normal(len(numbers))  # a direction whose numbers are not far apart
+    vector = l2_normalise(0.1 * np.array(numbers) + noise / np.abs(noise).max())
+    quantised = np.asarray(encoded(vector, "int8"), np.float32)
+    assert np.abs(quantised).max() <= 127
+    if np.abs(vector).max() <= 5 / np.sqrt(len(vector)):  # nothing is cut
+        assert l2_normalise(quantised) @ vector > 0.999
 
 
 def test_a_long_text_is_cut_and_says_so(shared_client: httpx.Client) -> None:

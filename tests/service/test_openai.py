@@ -7,7 +7,9 @@ import numpy as np
 import openai
 import pytest
 
+from service.settings import Settings
 from tests import tiny_bundle
+from tests.conftest import serving
 
 
 @pytest.fixture
@@ -115,3 +117,35 @@ def test_bad_requests_get_openais_error_object(
 def test_routes_that_are_not_there_say_so_in_openais_way(shared_client: httpx.Client) -> None:
     assert shared_client.get("/v1/nothing").json()["error"]["code"] == "route_not_found"
     assert shared_client.get("/v1/embeddings").json()["error"]["code"] == "method_not_allowed"
+
+
+def test_a_request_larger_than_the_queue_is_fed_through_in_pieces(settings: Settings) -> None:
+    settings = settings.model_copy(update={"max_inputs": 500, "queue_inputs": 16, "batch_tokens": 8})
+    words = tiny_bundle.WORDS[2:]
+    inputs = [f"{words[index % len(words)]} {words[index // len(words) % len(words)]}" for index in range(450)]
+    with serving(settings) as client:
+        with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0) as official:
+            answered = official.embeddings.create(model="tiny", input=inputs)
+        assert [each.index for each in answered.data] == list(range(450))
+        for index in (0, 7, 8, 449):
+            assert np.allclose(answered.data[index].embedding, native(client, inputs[index]), atol=1e-6)
+        assert answered.usage.prompt_tokens == 900
+
+
+def test_jinas_objects_and_data_uris(shared_client: httpx.Client, png: Callable[..., bytes]) -> None:
+    image = base64.b64encode(png("red")).decode()
+    body = {
+        "model": "tiny",
+        "task": "retrieval.query",
+        "normalized": True,
+        "input": [{"text": "red"}, {"image": image}, {"image": f"data:image/png;base64,{image}"}],
+    }
+    data = shared_client.post("/v1/embeddings", json=body).json()["data"]
+    text, plain, uri = (np.array(each["embedding"]) for each in data)
+    assert text @ plain > 0.99
+    assert np.array_equal(plain, uri)
+    body["input"] = [{"text": "red"}, {"image": "https://example.com/red.png"}]
+    refused = shared_client.post("/v1/embeddings", json=body)
+    assert refused.status_code == 422
+    assert refused.json()["error"]["code"] == "url_fetch_disabled"
+    assert "input[1]" in refused.json()["error"]["message"]

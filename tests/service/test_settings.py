@@ -22,12 +22,6 @@ def test_a_bad_setting_is_named_with_its_value(monkeypatch: pytest.MonkeyPatch, 
     assert repr(value) in str(raised.value)
 
 
-def test_settings_that_contradict_each_other_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ISTHMUS_QUEUE_INPUTS", "10")
-    with pytest.raises(SettingsError, match=r"queue_inputs must be at least max_inputs \(256\), not 10"):
-        read_settings()
-
-
 def test_limits_are_the_documented_ones_until_set_otherwise() -> None:
     assert Settings().limits == Limits()
     assert Settings(max_inputs=3).limits.inputs == 3

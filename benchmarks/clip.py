@@ -1,0 +1,110 @@
+"""A CLIP with random weights and the shape of ViT-B/32: a model folder for transformers, and a bundle with its vision
+tower."""
+
+import datetime
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from service.contract.bundle import (
+    OUTPUT,
+    Encoder,
+    Manifest,
+    Projector,
+    Tower,
+    sha256_file,
+    space_id,
+    write_bundle,
+)
+from service.contract.images import ImagePreprocessing
+from training.encoders import weights_sha256
+
+_SIDE = 224
+_WIDTH, _DIMENSIONS = 768, 512
+_OPSET = 20
+
+
+class _Vision(nn.Module):
+    """pixels (B, 3, 224, 224) → unit vectors (B, 512)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.vision, self.projection = model.vision_model, model.visual_projection
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return nn.functional.normalize(self.projection(self.vision(pixel_values=pixels).pooler_output), dim=-1)
+
+
+def make(folder: Path) -> tuple[Path, Path]:
+    """The model's folder and the bundle; made where they are not there yet."""
+    saved, bundle = folder / "model", folder / "bundle"
+    if not (bundle / "manifest.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        torch.manual_seed(0)
+        model: Any = CLIPModel(CLIPConfig())
+        model.eval()
+        _save(model, saved)
+        _export(model, folder, bundle)
+    return saved, bundle
+
+
+def _save(model: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
+    CLIPImageProcessor().save_pretrained(folder)
+    # Its tokenizer is needed to load it, and reads no text here: bytes, without merges.
+    letters = [*map(chr, range(33, 127)), *map(chr, range(161, 173)), *map(chr, range(174, 324))]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"}
+    config |= {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"processor_class": "CLIPProcessor"}))
+
+
+def _export(model: Any, folder: Path, target: Path) -> None:
+    graph = folder / "image.onnx"
+    vision = _Vision(model).eval()
+    settings = json.loads((folder / "model" / "preprocessor_config.json").read_text())
+    preprocessing = ImagePreprocessing(
+        height=_SIDE,
+        width=_SIDE,
+        resize="shortest_edge",
+        resample="bicubic",
+        mean=tuple(settings["image_mean"]),
+        std=tuple(settings["image_std"]),
+    )
+    torch.onnx.export(
+        vision,
+        (torch.zeros(2, 3, _SIDE, _SIDE),),
+        graph,
+        input_names=list(preprocessing.inputs),
+        output_names=[OUTPUT],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        opset_version=_OPSET,
+        dynamo=True,
+        external_data=False,
+    )
+    tower = Tower(
+        file=graph.name,
+        sha256=sha256_file(graph),
+        encoder=Encoder(source="CLIP, random weights", weights_sha256=weights_sha256(vision.vision)),
+        projector=Projector(kind="linear", features=_WIDTH, weights_sha256=weights_sha256(vision.projection)),
+        preprocessing=preprocessing,
+    )
+    manifest = Manifest(
+        name="clip",
+        created=datetime.date(2026, 11, 24).isoformat(),
+        space=space_id(_DIMENSIONS, {"image": tower}),
+        dimensions=_DIMENSIONS,
+        towers={"image": tower},
+        temperature=0.01,
+    )
+    write_bundle(target, manifest, {graph.name: graph})
+    graph.unlink()

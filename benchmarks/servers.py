@@ -1,0 +1,109 @@
+"""The servers that are measured, each a process of its own: where it listens, what it costs, how it ends."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_LISTENING = re.compile(r"listening on (http://\S+)")
+_TICKS = os.sysconf("SC_CLK_TCK")
+_START_S = 120.0
+
+
+class BenchmarkError(Exception):
+    """A part cannot be measured: the message says why."""
+
+
+@dataclass(frozen=True)
+class Server:
+    name: str
+    address: str
+    pid: int
+
+    @property
+    def rss(self) -> int:
+        """Bytes of memory that it holds now."""
+        with open(f"/proc/{self.pid}/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time that it took so far, in seconds."""
+        with open(f"/proc/{self.pid}/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+@contextmanager
+def isthmus(name: str, bundle: Path, store: Path, **settings: object) -> Iterator[Server]:
+    """`python -m service serve`, ready. `settings` are its variables without the prefix."""
+    given = {f"ISTHMUS_{key.upper()}": str(value) for key, value in settings.items()}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ISTHMUS_")}
+    command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--store", str(store)]
+    with _process([*command, "--port", "0", "--log-level", "error"], kept | given, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        # Read by a thread of its own: a pipe that nobody reads would stop the server.
+        addresses: list[str] = []
+        listening = threading.Event()
+
+        def read() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if found := _LISTENING.search(line):
+                    addresses.append(found[1])
+                    listening.set()
+            listening.set()
+
+        threading.Thread(target=read, daemon=True).start()
+        listening.wait(_START_S)
+        if not addresses:
+            raise BenchmarkError(f"{name} did not start")
+        wait_until(f"{addresses[0]}/readyz", process)
+        yield Server(name, addresses[0], process.pid)
+
+
+@contextmanager
+def other(name: str, command: Sequence[str], env: Mapping[str, str], address: str, log: Path) -> Iterator[Server]:
+    """Somebody else's server, at a given address, with /health; its output goes to `log`."""
+    with log.open("w") as output, _process(command, env, stdout=output) as process:
+        wait_until(f"{address}/health", process)
+        yield Server(name, address, process.pid)
+
+
+@contextmanager
+def _process(command: Sequence[str], env: Mapping[str, str], *, stdout: object) -> Iterator["subprocess.Popen[str]"]:
+    process = subprocess.Popen(command, env=dict(env), stdout=stdout, stderr=subprocess.STDOUT, text=True)  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def wait_until(url: str, process: "subprocess.Popen[str]", pause_s: float = 0.01) -> None:
+    """Until the URL is answered with 200. Raises BenchmarkError when the process ends, or in the end."""
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise BenchmarkError(f"the server at {url} ended with status {process.returncode}")
+        try:
+            with urllib.request.urlopen(url, timeout=_START_S) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(pause_s)
+    raise BenchmarkError(f"{url} was not answered within {_START_S:.0f} s")
