@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from service.contract.errors import InputError
+from service.contract.vectors import Vectors, l2_normalise
 from service.errors import InputFailed, input_problem
 from service.inputs import embed_inputs, to_inputs
 from service.pipeline import Embedded, Embedder
@@ -28,10 +31,11 @@ async def index_items(
     """
     inputs = [item.input for item in items]
     embedded = iter(await embed_inputs(embedder, [each for each in inputs if each is not None]))
+    given = iter(unit_vectors([item.vector for item in items if item.vector is not None], embedder.manifest.dimensions))
     entries: list[Entry] = []
     answers: list[StoredItem | RefusedItem] = []
     for index, (item, value) in enumerate(zip(items, inputs, strict=True)):
-        result = next(embedded) if value is not None else unit_vector(item.vector or (), embedder.manifest.dimensions)
+        result = next(embedded) if value is not None else next(given)
         if isinstance(result, InputError):
             if fail:
                 raise InputFailed(index, result, field="items")
@@ -44,7 +48,7 @@ async def index_items(
         else:
             modality, vector = item.modality or "vector", result
         entries.append(Entry(item.collection, item.id, modality, item.metadata, vector, text=item.text))
-        answers.append(StoredItem(id=item.id, collection=item.collection, modality=modality))
+        answers.append(StoredItem.model_construct(id=item.id, collection=item.collection, modality=modality))
     if tokens is not None and tokens.available:
         entries = await _with_tokens(tokens, store, items, entries)
     if entries:
@@ -67,3 +71,13 @@ async def _with_tokens(
         if not isinstance(each, InputError)
     }
     return [replace(entry, tokens=by_item.get((entry.collection, entry.id))) for entry in entries]
+
+
+def unit_vectors(given: Sequence[Vectors], dimensions: int) -> Sequence[Vectors | InputError]:
+    """Clients' vectors at unit length, float32 (D,) each, or what is wrong with one."""
+    if not given or any(len(vector) != dimensions for vector in given):
+        return [unit_vector(vector, dimensions) for vector in given]
+    try:
+        return list(l2_normalise(np.stack(given)))
+    except ValueError:  # one of them has no direction: which?
+        return [unit_vector(vector, dimensions) for vector in given]

@@ -395,7 +395,7 @@ def _explanation(one: _Candidate, asked: _Asked, ordering: Ordering) -> dict[str
     return explained
 
 
-def unit_vector(vector: Sequence[float], dimensions: int) -> Vectors | InputError:
+def unit_vector(vector: Sequence[float] | NDArray[np.floating], dimensions: int) -> Vectors | InputError:
     """A client's vector at unit length, float32 (D,)."""
     if len(vector) != dimensions:
         return InputError(f"the vector has {len(vector)} numbers; this space has {dimensions}")

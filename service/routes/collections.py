@@ -1,12 +1,15 @@
 """GET /collections; GET, PUT and DELETE /collections/{name}."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
+
 from fastapi import APIRouter, Request, Response
 
 from service.errors import InvalidRequest
 from service.inputs import read_request
-from service.schemas.items import CollectionRequest, CollectionResponse, CollectionsResponse, Name
+from service.schemas.items import CollectionPart, CollectionRequest, CollectionResponse, CollectionsResponse, Name
 from service.state import State, StateDep
-from service.store import Collection, Index
+from service.store import Collection, Part, Wanted
 
 router = APIRouter(tags=["items"])
 
@@ -18,7 +21,7 @@ async def list_collections(state: StateDep) -> CollectionsResponse:
 
 @router.get("/collections/{name}")
 async def get_collection(name: Name, state: StateDep) -> CollectionResponse:
-    return await _described(await state.store.collection(name), state)
+    return await _described_whole(name, state)
 
 
 @router.put("/collections/{name}", responses={201: {"model": CollectionResponse}})
@@ -27,12 +30,13 @@ async def put_collection(name: Name, request: Request, response: Response, state
     wanted = await read_request(request, CollectionRequest) if await request.body() else CollectionRequest()
     if wanted.tokens and not state.tokens.available:
         raise InvalidRequest("tokens: this bundle has no token vectors: its recipe must say export.tokens")
-    response.status_code = 201 if await state.store.create_collection(name) else 200
+    index = None if wanted.index is None else Wanted(wanted.index, wanted.precision)
+    response.status_code = 201 if await state.store.create_collection(name, index) else 200
     if wanted.keywords is not None:
         await state.store.set_keyword_fields(name, wanted.keywords)
     if wanted.tokens is not None:
         await state.store.keep_tokens(name, wanted.tokens)
-    return await _described(await state.store.collection(name), state)
+    return await _described_whole(name, state)
 
 
 @router.delete("/collections/{name}", status_code=204)
@@ -41,13 +45,19 @@ async def drop_collection(name: Name, state: StateDep) -> None:
     await state.store.drop_collection(name)
 
 
-async def _described(collection: Collection, state: State) -> CollectionResponse:
+async def _described_whole(name: str, state: State) -> CollectionResponse:
+    return await _described(await state.store.collection(name), state, await state.store.parts(name))
+
+
+async def _described(collection: Collection, state: State, parts: Sequence[Part] | None = None) -> CollectionResponse:
     return CollectionResponse(
         name=collection.name,
         count=collection.count,
         space=collection.space,
         dimensions=collection.dimensions,
-        index=Index.kind,
+        index=collection.wanted.kind,
+        precision=collection.wanted.precision,
+        parts=None if parts is None else [CollectionPart.model_validate(asdict(part)) for part in parts],
         created=collection.created,
         keywords=await state.store.keyword_fields(collection.name),
         tokens=await state.store.keeps_tokens(collection.name),

@@ -54,9 +54,9 @@ async def list_items(
 @router.post("/items/delete", openapi_extra=documented(DeleteItemsRequest))
 async def delete_items(body: Deletion, state: StateDep) -> DeletedResponse:
     """Delete by ids (those that are not there are not counted) or by a filter over the metadata."""
-    if body.ids is not None:
-        return DeletedResponse(deleted=await state.store.delete(body.collection, body.ids))
-    return DeletedResponse(deleted=await state.store.delete_matching(body.collection, body.filter or {}))
+    if body.filter is not None:
+        return DeletedResponse(deleted=await state.store.delete_matching(body.collection, body.filter))
+    return DeletedResponse(deleted=await state.store.delete(body.collection, body.ids or []))
 
 
 # An id may hold slashes.

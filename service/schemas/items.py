@@ -1,27 +1,32 @@
 """Items, collections, and the filter over metadata."""
 
-import json
+import base64
+import binascii
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import orjson
+from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     Field,
     InstanceOf,
-    StrictBool,
-    StrictStr,
+    PlainValidator,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
 
 from service.schemas.embed import InputProblem
 from service.schemas.inputs import AnyInput, AudioInput, File, ImageInput, RequestModel, at_most
-from service.store import DEFAULT_COLLECTION
+from service.store import DEFAULT_COLLECTION, Kind, Precision, Wanted, filters
 
 MAX_METADATA_BYTES = 16_384
 MAX_DELETED_IDS = 10_000
 _MAX_DEPTH = 16
+_MAX_DIMENSIONS = 16_384
 _INT64 = range(-(2**63), 2**63)
 
 StoredModality = Literal["image", "audio", "text", "vector"]
@@ -68,7 +73,7 @@ def _storable(value: Any) -> Any:
 
 
 def _small(value: dict[str, Any]) -> dict[str, Any]:
-    if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_METADATA_BYTES:
+    if value and len(orjson.dumps(value)) > MAX_METADATA_BYTES:
         raise ValueError(f"the metadata are larger than {MAX_METADATA_BYTES} bytes of JSON")
     return value
 
@@ -76,14 +81,67 @@ def _small(value: dict[str, Any]) -> dict[str, Any]:
 ItemId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_plain_text)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Metadata = Annotated[dict[str, Any], BeforeValidator(_storable), AfterValidator(_small)]
-Scalar = StrictBool | Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True)] | StrictStr | None
+Scalar = str | int | float | bool | None
+
+
+def _parsed(value: Any) -> filters.Filter:
+    return filters.parse(_storable(value))
+
+
 Filter = Annotated[
-    dict[str, Scalar | Annotated[list[Scalar], Field(max_length=1_000)]],
-    Field(max_length=16, description="Each key must hold the scalar, or one of the scalars; null is a stored null."),
-    BeforeValidator(_storable),
+    filters.Filter,
+    PlainValidator(_parsed),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "additionalProperties": True,
+            "description": (
+                "Conditions on the metadata, all of which must hold. A key with a scalar, or a list of which it must "
+                "hold one, or an object of operators: $eq, $in, $gt, $gte, $lt, $lte (numbers, or texts), $contains "
+                "(part of a text, or a member of a list), $exists. $and and $or take lists of filters, $not takes one."
+            ),
+            "examples": [{"year": {"$gte": 2000, "$lt": 2010}, "$or": [{"set": "train"}, {"set": {"$exists": False}}]}],
+        }
+    ),
 ]
 MetadataKey = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(storable_text)]
-Vector = Annotated[list[float], Field(min_length=1, max_length=16_384)]
+
+
+def _numbers(value: Any) -> Any:
+    """A vector → float64 (D,). A list of numbers is not looked at one by one in Python: NumPy says what is wrong."""
+    if isinstance(value, str):
+        try:
+            data = base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError("the vector is not valid base64") from None
+        if len(data) % 4:
+            raise ValueError("the vector is no float32: its bytes are not a multiple of 4")
+        numbers: NDArray[np.floating] = np.frombuffer(data, "<f4")
+    elif isinstance(value, list):
+        # A boolean or a nested list would pass for numbers.
+        if not set(map(type, value)) <= {float, int}:
+            raise ValueError("a vector holds numbers only: each should be a valid number")
+        numbers = np.array(value, np.float64)
+    else:
+        raise ValueError("a vector is a list of numbers, or base64 of little-endian float32")
+    if not 1 <= numbers.size <= _MAX_DIMENSIONS:
+        raise ValueError(f"a vector has at least 1 item and at most {_MAX_DIMENSIONS}")
+    return numbers
+
+
+Vector = Annotated[
+    Any,
+    PlainValidator(_numbers),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": _MAX_DIMENSIONS},
+                {"type": "string", "description": "base64 of little-endian float32"},
+            ],
+        }
+    ),
+]
+"""As NumPy's array (D,), float64 or float32; not yet of unit length."""
 
 
 class ItemInput(RequestModel):
@@ -160,7 +218,7 @@ class DeleteItemsRequest(RequestModel):
     def _one_choice(self) -> "DeleteItemsRequest":
         if (self.ids is None) == (self.filter is None):
             raise ValueError("give exactly one of: ids, filter")
-        if self.filter is not None and not self.filter:
+        if self.filter == filters.All(()):
             raise ValueError("an empty filter would delete everything: drop the collection instead")
         return self
 
@@ -178,6 +236,19 @@ class CollectionRequest(RequestModel):
         description="Keep the token vectors of items that are stored from now on, for /search's rerank; false throws "
         "them away. For bundles that have token vectors.",
     )
+    index: Kind | Literal["auto"] | None = Field(
+        default=None,
+        description="The index of every modality; auto goes by size. It is built in the background, while searches go "
+        "on. A new collection's is auto.",
+    )
+    precision: Precision | None = Field(default=None, description="Of hnsw, ivf_flat and sq; other kinds have one.")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "CollectionRequest":
+        if self.index is None and self.precision is not None:
+            raise ValueError("precision is given with index")
+        Wanted(self.index or "auto", self.precision)
+        return self
 
 
 class StoredItem(BaseModel):
@@ -214,12 +285,25 @@ class DeletedResponse(BaseModel):
     deleted: int
 
 
+class CollectionPart(BaseModel):
+    """How the items of one modality are searched now."""
+
+    modality: StoredModality
+    kind: Kind
+    precision: Precision | None
+    count: int
+    indexed: int = Field(description="Of the count; the rest is searched one by one.")
+    building: bool
+
+
 class CollectionResponse(BaseModel):
     name: str
     count: int
     space: str
     dimensions: int
-    index: str
+    index: Kind | Literal["auto"] = Field(description="What was asked for.")
+    precision: Precision | None
+    parts: list[CollectionPart] | None = Field(default=None, description="Of one collection; not in a list of them.")
     created: str
     keywords: list[str]
     tokens: bool

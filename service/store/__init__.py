@@ -19,30 +19,44 @@ from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
 from service.errors import InvalidRequest, NotFound, NotReady
 from service.store import keywords, labels, rows, schema, snapshot, tokens
+from service.store.builder import Builder
 from service.store.errors import SpaceMismatch, StoreDamaged, StoreError, StoreInUse
-from service.store.index import Index, Keys
+from service.store.filters import Filter, parse
+from service.store.index import Index
+from service.store.kinds import PRECISIONS, Built, Effort, Keys, Kind, Precision, Rules, Wanted
 from service.store.labels import LabelSet
-from service.store.rows import Collection, Entry, Filter, Item
+from service.store.rows import Collection, Entry, Item, SlotReader
 from service.store.schema import DEFAULT_COLLECTION
-from service.store.writer import Change, Create, Drop, Put, Remove, Transaction, Writer
+from service.store.writer import Change, Configure, Drop, Put, Remove, Transaction, Writer
 
 __all__ = [
     "DEFAULT_COLLECTION",
+    "PRECISIONS",
     "Collection",
+    "Effort",
     "Entry",
     "Filter",
     "Hit",
-    "Index",
     "Item",
+    "Kind",
     "LabelSet",
+    "Part",
+    "Precision",
+    "Rules",
     "SpaceMismatch",
     "Store",
     "StoreDamaged",
     "StoreError",
     "StoreInUse",
+    "Wanted",
+    "parse",
 ]
 
 _READERS = 4
+_LOOKS = 4
+"""Times that a search is made again because what it found was replaced before it was read."""
+_UNWRITABLE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
+_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -55,110 +69,143 @@ class Hit:
     """Cosine similarity, -1 to 1."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """How the items of one modality of a collection are searched now."""
+
+    modality: str
+    kind: Kind
+    precision: Precision | None
+    """None where the codes are the kind's own."""
+    count: int
+    indexed: int
+    """Of the count; the rest is searched one by one."""
+    building: bool
+
+
 class Store:
     """An open store. An awaited write is on disk and can be searched; no method blocks the event loop.
 
     Every method that names a collection, an item or a label set that is not there raises NotFound.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, lock: int) -> None:
+    def __init__(self, path: Path, manifest: Manifest, lock: int, rules: Rules) -> None:
         """Not called directly: see open()."""
         self._path = path
         self._lock = lock
         self._space = manifest.space
         self._dimensions = manifest.dimensions
         self._connections: list[sqlite3.Connection] = []
-        writing = self._connect()
-        schema.prepare(writing, path, manifest)
-        keywords.prepare(writing)
-        tokens.prepare(writing)
-        sequence = int(schema.meta(writing, "sequence") or 0)
-        self._id = schema.meta(writing, "store") or ""
-        self._indexes = self._load_indexes(writing, sequence)
-        self._writer = Writer(writing, sequence, self._apply)
+        self._closed = self._damaged = False
+        try:
+            writing = self._connect()
+            schema.prepare(writing, path, manifest)
+            keywords.prepare(writing)
+            tokens.prepare(writing)
+            self._id = schema.meta(writing, "store") or ""
+            self._indexes = self._load_indexes(writing)
+            reading = self._connect()
+        except BaseException:
+            self._disconnect()
+            raise
         self._thread = threading.local()
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
-        self._closed = False
+        self._writer = Writer(writing, self._apply)
+        self._builder = Builder(_Library(self, reading), rules)
 
     @classmethod
-    def open(cls, path: Path, manifest: Manifest) -> "Store":
-        """Open or create the store in a directory. Blocks while vectors are read: call it before serving.
+    def open(cls, path: Path, manifest: Manifest, rules: Rules | None = None) -> "Store":
+        """Open or create the store in a directory. Blocks while it is read: call it before serving.
 
-        Raises StoreInUse, StoreDamaged, or SpaceMismatch where the vectors that are there are of a space that the
-        bundle does not accept.
+        An index whose snapshot is absent or damaged is built in the background, while searches are exact. Raises
+        StoreInUse, StoreDamaged, or SpaceMismatch where the vectors that are there are of a space that the bundle does
+        not accept; StoreError where the directory cannot be written.
         """
+        lock = hold(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise StoreError(f"the store {path} cannot be written: {error.strerror}") from None
-        try:
-            # Held by the process, however it ends: a second server over the same rows would serve an index of its own.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise StoreInUse(f"the store {path} is open in another process: each server needs its own") from None
-        try:
-            return cls(path, manifest, lock)
+            return cls(path, manifest, lock, rules or Rules())
         except (sqlite3.Error, ValueError) as error:
             os.close(lock)
-            raise StoreDamaged(f"the store {path} cannot be read: {error}") from error
+            raise _reason(path, error) from error
         except BaseException:
             os.close(lock)
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        connection = schema.connect(self._path / "store.sqlite3")
+        connection = schema.connect(self._path / schema.FILE)
         self._connections.append(connection)
         return connection
 
-    def _load_indexes(self, connection: sqlite3.Connection, sequence: int) -> dict[int, Index]:
-        """Start from the snapshot and bring it up to the rows; without a usable one this reads every vector."""
-        at, saved = snapshot.load(self._path / "snapshot", self._id, sequence, self._dimensions)
+    def _disconnect(self) -> None:
+        for connection in self._connections:
+            connection.close()
+
+    @property
+    def _snapshot(self) -> Path:
+        return self._path / "snapshot"
+
+    def _load_indexes(self, connection: sqlite3.Connection) -> dict[int, Index]:
+        """Start from the snapshot and bring it up to the rows; vectors that are in no index are read."""
+        latest = int(schema.meta(connection, "sequence") or 0)
+        saved = snapshot.load(self._snapshot, self._id, latest, self._dimensions)
         indexes = {}
         for collection in rows.collections(connection):
-            index = saved.get(collection.key) or Index(self._dimensions)
-            held = index.keys()
-            keys, sequences = rows.sequences(connection, collection.key)
-            index.remove(np.setdiff1d(held, keys[sequences <= at]))
-            fresh = np.setdiff1d(keys, index.keys())
-            for modality, batch, vectors in rows.batches(connection, fresh, self._dimensions):
-                index.put(modality, batch, vectors, replaced=batch[:0])
+            index = Index(self._dimensions, collection.wanted)
+            for each in saved:
+                if each.collection == collection.key:
+                    index.load(each.modality, each.built, each.slots)
+            reader = SlotReader(connection, collection.key, self._dimensions)
+            for slots, modalities, metadata in rows.live(connection, collection.key):
+                for modality in dict.fromkeys(modalities):
+                    chosen = np.array([each == modality for each in modalities])
+                    own = [held for held, mine in zip(metadata, chosen, strict=True) if mine]
+                    fresh = ~index.revive(modality, slots[chosen], own)
+                    if fresh.any():
+                        wanted = slots[chosen][fresh]
+                        found, vectors = reader.vectors(wanted)
+                        if len(found) != len(wanted):
+                            raise ValueError("an item has no vector")
+                        index.put(modality, wanted, vectors, [own[place] for place in np.flatnonzero(fresh)])
             indexes[collection.key] = index
+        for each in saved:
+            if each.collection not in indexes:
+                snapshot.forget(self._snapshot, each.collection)
         return indexes
 
     def _apply(self, changes: list[Change]) -> None:
         for change in changes:
             match change:
-                case Create(collection):
-                    self._indexes[collection] = Index(self._dimensions)
+                case Configure(collection, wanted):
+                    # Replaced as a whole: the builder and searches may be going through it.
+                    self._indexes = {collection: Index(self._dimensions, wanted), **self._indexes}
+                    self._indexes[collection].wanted = wanted
                 case Drop(collection):
-                    del self._indexes[collection]
-                case Put(collection, modality, keys, vectors, replaced):
-                    self._indexes[collection].put(modality, keys, vectors, replaced)
-                case Remove(collection, keys):
-                    self._indexes[collection].remove(keys)
+                    self._indexes = {key: index for key, index in self._indexes.items() if key != collection}
+                    snapshot.forget(self._snapshot, collection)
+                case Put(collection, modality, slots, vectors, metadata, replaced):
+                    self._indexes[collection].put(modality, slots, vectors, metadata, replaced)
+                case Remove(collection, slots):
+                    self._indexes[collection].remove(slots)
+        self._builder.notify()
 
     def ready(self) -> bool:
-        return not self._closed and self._writer.alive()
+        return not self._closed and not self._damaged and self._writer.alive()
+
+    async def indexed(self, timeout_s: float) -> bool:
+        """Whether every part has the index that it is to have, now or within the time."""
+        return await asyncio.to_thread(self._builder.wait, timeout_s)
 
     async def close(self) -> None:
-        """Finish every write and search that was begun, save a snapshot, and let go of the directory."""
+        """Finish every write and search that was begun, and let go of the directory."""
         if not self._closed:
             self._closed = True
             await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
-        whole = self._writer.alive()
         self._writer.close()
         self._readers.shutdown(wait=True)
-        try:
-            if whole:
-                snapshot.save(self._path / "snapshot", self._id, self._writer.sequence, self._indexes)
-        except (OSError, RuntimeError):
-            _log.exception("no snapshot was saved: the next start reads every vector again")
-        for connection in self._connections:
-            connection.close()
+        self._builder.close()
+        self._disconnect()
         os.close(self._lock)
 
     # Items
@@ -166,18 +213,24 @@ class Store:
     async def upsert(self, entries: Sequence[Entry]) -> None:
         """Write all the entries or none, each replacing the item of its collection and id; no id twice."""
 
+        by_part: dict[str, dict[str, list[Entry]]] = {}
+        for entry in entries:
+            by_part.setdefault(entry.collection, {}).setdefault(entry.modality, []).append(entry)
+
         def write(transaction: Transaction) -> None:
-            for name in dict.fromkeys(entry.collection for entry in entries):
-                mine = [entry for entry in entries if entry.collection == name]
+            for name, parts in by_part.items():
                 collection = self._ensure(transaction, name)
-                keys, replaced = rows.upsert(transaction.connection, collection, mine, transaction.sequence)
-                keywords.put(transaction.connection, collection, keys, replaced, mine)
-                tokens.put(transaction.connection, collection, keys, replaced, mine)
-                for modality in dict.fromkeys(entry.modality for entry in mine):
-                    chosen = np.array([entry.modality == modality for entry in mine])
-                    vectors = np.stack([entry.vector for entry in mine if entry.modality == modality])
-                    older = keys[chosen & np.array(replaced)]
-                    transaction.changes.append(Put(collection, modality, keys[chosen], vectors, older))
+                for modality, mine in parts.items():
+                    first = transaction.take(len(mine))
+                    keys, replaced = rows.upsert(transaction.connection, collection, mine, first)
+                    known = [id in replaced for id in (entry.id for entry in mine)]
+                    keywords.put(transaction.connection, collection, keys, known, mine)
+                    tokens.put(transaction.connection, collection, keys, known, mine)
+                    slots = np.arange(first, first + len(mine))
+                    vectors = np.stack([entry.vector for entry in mine])
+                    metadata = [entry.metadata for entry in mine]
+                    older = np.sort(np.array(list(replaced.values()), np.int64))
+                    transaction.changes.append(Put(collection, modality, slots, vectors, metadata, older))
 
         await self._write(write)
 
@@ -219,20 +272,25 @@ class Store:
 
     async def delete(self, collection: str, ids: Sequence[str]) -> int:
         """How many were there, and are gone."""
-        return await self._delete(collection, lambda connection, key: rows.keys_of_ids(connection, key, ids))
+        return await self._delete(collection, lambda connection, key: rows.slots_of_ids(connection, key, ids))
 
     async def delete_matching(self, collection: str, filter: Filter) -> int:
-        return await self._delete(collection, lambda connection, key: rows.matching(connection, key, filter))
+        def choose(connection: sqlite3.Connection, key: int) -> Keys:
+            return self._indexes[key].matching(filter, SlotReader(connection, key, self._dimensions))
 
-    async def _delete(self, collection: str, choose: Callable[[sqlite3.Connection, int], Keys]) -> int:
+        return await self._delete(collection, choose, alone=True)
+
+    async def _delete(
+        self, collection: str, choose: Callable[[sqlite3.Connection, int], Keys], *, alone: bool = False
+    ) -> int:
         def write(transaction: Transaction) -> int:
             key = _collection_key(transaction.connection, collection)
-            keys = choose(transaction.connection, key)
-            rows.delete(transaction.connection, keys)
-            transaction.changes.append(Remove(key, keys))
-            return int(keys.size)
+            slots = choose(transaction.connection, key)
+            rows.delete(transaction.connection, key, slots)
+            transaction.changes.append(Remove(key, slots))
+            return int(slots.size)
 
-        return await self._write(write)
+        return await self._write(write, alone=alone)
 
     async def search(
         self,
@@ -244,11 +302,12 @@ class Store:
         filter: Filter | None = None,
         leave_out: Sequence[str | None] | None = None,
         with_vector: bool = False,
+        effort: Effort | None = None,
     ) -> list[list[Hit]]:
-        """The `count` nearest items to each of the unit vectors (Q, D), best first, exactly.
+        """The `count` nearest items to each of the unit vectors (Q, D), best first, as its index finds them.
 
-        `leave_out` names for each query one item that is not to be among its own results. An item that is deleted
-        while the search runs is left out.
+        Scores are exact whatever the index. `leave_out` names for each query one item that is not to be among its own
+        results. An item that is deleted while the search runs is left out.
         """
 
         def read(connection: sqlite3.Connection) -> list[list[Hit]]:
@@ -256,14 +315,19 @@ class Store:
             index = self._indexes.get(key)
             if index is None:
                 raise NotFound(f"no collection {collection!r}")
-            with _one_view(connection):
-                among = rows.matching(connection, key, filter) if filter else None
+            reader = SlotReader(connection, key, self._dimensions)
+            for _ in range(_LOOKS):
                 # One more than asked for, where one of them may be the item that is left out.
-                found = index.search(queries, count + bool(leave_out), modalities, among)
-                items = rows.items_by_key(connection, {key for hits in found for key, _ in hits}, with_vector)
+                found = index.search(
+                    queries, count + bool(leave_out), reader, modalities=modalities, filter=filter, effort=effort
+                )
+                slots = {slot for hits in found for slot, _ in hits}
+                items = rows.items_by_slot(connection, key, slots, with_vector)
+                if len(items) == len(slots):
+                    break
             results = []
             for hits, own in zip(found, leave_out or [None] * len(found), strict=True):
-                kept = [Hit(items[key], score) for key, score in hits if key in items and items[key].id != own]
+                kept = [Hit(items[slot], score) for slot, score in hits if slot in items and items[slot].id != own]
                 results.append(kept[:count])
             return results
 
@@ -295,8 +359,12 @@ class Store:
                     f"keywords.field: {field!r} is no keyword field of the collection {collection!r}: "
                     f"it has {', '.join(known)}"
                 )
+            among = None
+            if filter is not None:
+                index = self._indexes[key]
+                slots = index.matching(filter, SlotReader(connection, key, self._dimensions))
+                among = rows.keys_of_slots(connection, key, slots)
             with _one_view(connection):
-                among = rows.matching(connection, key, filter) if filter else None
                 found = keywords.search(
                     connection,
                     key,
@@ -333,13 +401,38 @@ class Store:
 
         return await self._read(read)
 
-    async def create_collection(self, name: str) -> bool:
-        """Whether it was created by this call: it is no error that it is there already."""
+    async def parts(self, name: str) -> list[Part]:
+        def read(connection: sqlite3.Connection) -> list[Part]:
+            key = _collection_key(connection, name)
+            index = self._indexes.get(key)
+            described = []
+            for modality, view in sorted(index.views().items() if index else ()):
+                kind, precision = (
+                    (view.built.chosen.kind, view.built.chosen.precision) if view.built else ("flat", "float32")
+                )
+                living = view.count - view.dead
+                indexed = int(np.count_nonzero(view.alive[: view.indexed]))
+                building = self._builder.building == (key, modality)
+                if living:
+                    described.append(Part(modality, kind, precision, living, indexed, building))
+            return described
+
+        return await self._read(read)
+
+    async def create_collection(self, name: str, wanted: Wanted | None = None) -> bool:
+        """Whether it was created by this call: it is no error that it is there already.
+
+        With `wanted` its index is to be of that kind from now on, and is built in the background.
+        """
 
         def write(transaction: Transaction) -> bool:
             before = len(transaction.changes)
-            self._ensure(transaction, name)
-            return len(transaction.changes) > before
+            key = self._ensure(transaction, name)
+            created = len(transaction.changes) > before
+            if wanted is not None:
+                rows.configure_collection(transaction.connection, key, wanted)
+                transaction.changes.append(Configure(key, wanted))
+            return created
 
         return await self._write(write)
 
@@ -383,7 +476,7 @@ class Store:
     def _ensure(self, transaction: Transaction, name: str) -> int:
         key, created = rows.ensure_collection(transaction.connection, name, self._space, self._dimensions)
         if created:
-            transaction.changes.append(Create(key))
+            transaction.changes.append(Configure(key, Wanted()))
         return key
 
     # Label sets
@@ -410,14 +503,22 @@ class Store:
 
         await self._write(write)
 
-    async def _write(self, operation: Callable[[Transaction], T]) -> T:
-        return await asyncio.wrap_future(self._writer.submit(operation))
+    async def _write(self, operation: Callable[[Transaction], T], *, alone: bool = False) -> T:
+        return await asyncio.wrap_future(self._writer.submit(operation, alone=alone))
 
     async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         def run() -> T:
             if not hasattr(self._thread, "connection"):
                 self._thread.connection = self._connect()
-            return function(self._thread.connection)
+            try:
+                return function(self._thread.connection)
+            except sqlite3.DatabaseError as error:
+                code = _primary_code(error)
+                if code not in (*_UNWRITABLE, *_CORRUPT):
+                    raise
+                self._damaged = self._damaged or code in _CORRUPT
+                _log.exception("the store cannot be read: stop the server, and run `python -m service check` on it")
+                raise NotReady("the store cannot be read") from None
 
         if self._closed:
             raise NotReady("the store is closed")
@@ -439,3 +540,53 @@ def _collection_key(connection: sqlite3.Connection, name: str) -> int:
     if key is None:
         raise NotFound(f"no collection {name!r}")
     return key
+
+
+class _Library:
+    """What the builder sees of the store."""
+
+    def __init__(self, store: Store, connection: sqlite3.Connection) -> None:
+        self._store, self._connection = store, connection
+
+    def indexes(self) -> Mapping[int, Index]:
+        return self._store._indexes
+
+    def reader(self, collection: int) -> SlotReader:
+        return SlotReader(self._connection, collection, self._store._dimensions)
+
+    def save(self, collection: int, modality: str, built: Built | None, slots: Keys) -> None:
+        store = self._store
+        if built is None:
+            snapshot.forget(store._snapshot, collection, modality)
+        elif collection in store._indexes:
+            saved = snapshot.Saved(collection, modality, built, slots)
+            snapshot.save(store._snapshot, store._id, store._writer.sequence, saved)
+
+
+def hold(path: Path) -> int:
+    """Take a directory, made if need be, for this process until the descriptor is closed. Raises StoreError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StoreError(f"the store {path} cannot be written: {error.strerror}") from None
+    try:
+        # Held by the process, however it ends: a second server over the same rows would serve an index of its own.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise StoreInUse(f"the store {path} is open in another process: each server needs its own") from None
+    return lock
+
+
+def _reason(path: Path, error: Exception) -> StoreError:
+    if isinstance(error, sqlite3.Error) and _primary_code(error) in _UNWRITABLE:
+        return StoreError(f"the store {path} cannot be written: {error}")
+    return StoreDamaged(
+        f"the store {path} cannot be read: {error}; `python -m service check {path}` says more, and "
+        "`python -m service restore` brings a backup back"
+    )
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF

@@ -1,128 +1,363 @@
-"""Exact nearest neighbours in memory, one index per collection, derived from the rows in SQLite."""
+"""The vectors and metadata of one collection in memory, derived from the rows in SQLite.
+
+A collection has a part per modality, so that a search for images alone costs what images cost. A part numbers its rows
+in the order of their slots (the number that every write of a vector gets, and that is never used again). Rows
+0 … n - 1 are in an index of the collection's kind once there is one; the rest, in blocks of plain vectors, are searched
+one by one. A row that was deleted or replaced stays, dead, until the index is built anew.
+
+Searches take no lock: they work on the views that were current when they began, and what a view shows never changes.
+"""
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.vectors import Vectors
+from service.store.columns import Columns, Growing, Mask
+from service.store.filters import Filter
+from service.store.kinds import Built, Chosen, Effort, Keys, Rules, Wanted, graph_rather_than_scan
 
-Keys = NDArray[np.int64]
+_BLOCK = 2**22
+"""Numbers in a block: 16 MiB."""
+_NOTHING = np.empty(0, np.int64)
+
+Scores = NDArray[np.float32]
 
 
-class ReadWriteLock:
-    """Any number of readers, or one writer; a waiting writer goes before new readers, so searches cannot starve it."""
+class Reader(Protocol):
+    """How a search reads what is not in memory."""
 
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._readers = 0
-        self._writing = False
-        self._writers_waiting = 0
+    def vectors(self, slots: Keys) -> tuple[Keys, Vectors]:
+        """Those of the slots that are still there, ascending, and their vectors (N, D)."""
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        with self._condition:
-            self._condition.wait_for(lambda: not self._writing and not self._writers_waiting)
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._readers -= 1
-                self._condition.notify_all()
+    def metadata(self, slots: Keys, holding: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
+        """Slots of those given that are still there and whose JSON holds the text, and their metadata."""
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        with self._condition:
-            self._writers_waiting += 1
-            self._condition.wait_for(lambda: not self._writing and not self._readers)
-            self._writers_waiting -= 1
-            self._writing = True
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._writing = False
-                self._condition.notify_all()
+
+@dataclass(frozen=True)
+class View:
+    """A part at one moment."""
+
+    slots: Keys
+    """Ascending."""
+    alive: Mask
+    dead: int
+    columns: Columns
+    """May hold more rows than the view."""
+    built: Built | None
+    blocks: tuple[Vectors, ...]
+    """The vectors (rows per block, D) of the rows after those of `built`, the last block not full."""
+
+    @property
+    def count(self) -> int:
+        return len(self.slots)
+
+    @property
+    def indexed(self) -> int:
+        return 0 if self.built is None else self.built.count
+
+
+class _Part:
+    """What views are made of. Used under the lock of its index."""
+
+    def __init__(self, dimensions: int) -> None:
+        self._dimensions = dimensions
+        self._block_rows = max(64, _BLOCK // dimensions)
+        self.slots = Growing(np.int64)
+        self.alive = Growing(np.bool_)
+        self.dead = 0
+        self.columns = Columns()
+        self.built: Built | None = None
+        self.blocks: list[Vectors] = []
+
+    def append(self, slots: Keys, metadata: Sequence[Mapping[str, Any]], alive: Mask | None = None) -> None:
+        """Rows whose vectors are in the index already, or are stored next."""
+        first = len(self.slots.held())
+        self.columns.extend(range(first, first + len(metadata)), metadata)
+        self.slots.extend(slots)
+        self.alive.extend(np.ones(len(slots), np.bool_) if alive is None else alive)
+        self.dead += 0 if alive is None else int(len(slots) - np.count_nonzero(alive))
+
+    def store(self, vectors: Vectors, held: int) -> None:
+        """Vectors of rows that come after `held` others in the blocks."""
+        while len(vectors):
+            place = held % self._block_rows
+            if place == 0:
+                self.blocks.append(np.empty((self._block_rows, self._dimensions), np.float32))
+            taken = vectors[: self._block_rows - place]
+            self.blocks[-1][place : place + len(taken)] = taken
+            held += len(taken)
+            vectors = vectors[len(taken) :]
+
+    def kill(self, slots: Keys) -> bool:
+        """Whether any was here."""
+        held = self.slots.held()
+        rows = np.searchsorted(held, slots)
+        rows = rows[rows < len(held)]
+        rows = rows[np.isin(held[rows], slots)]
+        rows = rows[self.alive.held()[rows]]
+        if rows.size:
+            alive = self.alive.held().copy()
+            alive[rows] = False
+            self.alive = Growing(np.bool_)
+            self.alive.extend(alive)
+            self.dead += int(rows.size)
+        return bool(rows.size)
+
+    def view(self) -> View:
+        return View(self.slots.held(), self.alive.held(), self.dead, self.columns, self.built, tuple(self.blocks))
 
 
 class Index:
-    """The vectors of one collection under their row keys.
+    """The parts of one collection. Searches and changes may come from any thread."""
 
-    One flat index per modality: a search restricted to a modality scans only that part, and is still exact.
-    Searches and changes may come from any thread.
-    """
+    def __init__(self, dimensions: int, wanted: Wanted | None = None) -> None:
+        self.dimensions = dimensions
+        self.wanted = wanted or Wanted()
+        self._parts: dict[str, _Part] = {}
+        self._views: Mapping[str, View] = {}
+        self._changing = threading.Lock()
 
-    kind = "flat"
+    def put(
+        self,
+        modality: str,
+        slots: Keys,
+        vectors: Vectors,
+        metadata: Sequence[Mapping[str, Any]],
+        replaced: Keys = _NOTHING,
+    ) -> None:
+        """Add rows under new slots, greater than any before, in one step with the end of those they replace."""
+        with self._changing:
+            views = self._without(replaced)
+            part = self._parts.setdefault(modality, _Part(self.dimensions))
+            held = part.view()
+            part.append(slots, metadata)
+            part.store(vectors, held.count - held.indexed)
+            self._views = {**views, modality: part.view()}
 
-    def __init__(self, dimensions: int, parts: dict[str, faiss.IndexIDMap] | None = None) -> None:
-        self._dimensions = dimensions
-        self._parts = parts or {}
-        self._lock = ReadWriteLock()
+    def remove(self, slots: Keys) -> None:
+        with self._changing:
+            self._views = self._without(slots)
 
-    def put(self, modality: str, keys: Keys, vectors: Vectors, replaced: Keys) -> None:
-        """Set the vectors (N, D) of N distinct keys in one step; `replaced` are those keys that were held before."""
-        with self._lock.writing():
-            self._remove(replaced)
-            part = self._parts.get(modality)
-            if part is None:
-                part = self._parts[modality] = faiss.IndexIDMap(faiss.IndexFlatIP(self._dimensions))
-            part.add_with_ids(np.ascontiguousarray(vectors, dtype=np.float32), keys)
+    def _without(self, slots: Keys) -> dict[str, View]:
+        views = dict(self._views)
+        for modality, part in self._parts.items():
+            if slots.size and part.kill(slots):
+                views[modality] = part.view()
+        return views
 
-    def remove(self, keys: Keys) -> None:
-        with self._lock.writing():
-            self._remove(keys)
+    def load(self, modality: str, built: Built, slots: Keys) -> None:
+        """Begin a part with an index over these slots. They are dead until revive() says which are not."""
+        part = self._parts[modality] = _Part(self.dimensions)
+        part.built = built
+        part.append(slots, (), np.zeros(len(slots), np.bool_))
+        self._views = {**self._views, modality: part.view()}
 
-    def _remove(self, keys: Keys) -> None:
-        for part in self._parts.values():
-            if part.ntotal and keys.size:
-                part.remove_ids(faiss.IDSelectorBatch(keys))
+    def revive(self, modality: str, slots: Keys, metadata: Sequence[Mapping[str, Any]]) -> Mask:
+        """Say of slots, ascending, that they live, and what their metadata are; which of them the index holds."""
+        part = self._parts.get(modality)
+        held = _NOTHING if part is None else part.slots.held()
+        rows = np.searchsorted(held, slots)
+        known = rows < len(held)
+        known[known] = held[rows[known]] == slots[known]
+        if part is not None and known.any():
+            part.alive.held()[rows[known]] = True
+            part.dead -= int(np.count_nonzero(known))
+            part.columns.extend(rows[known].tolist(), [metadata[place] for place in np.flatnonzero(known).tolist()])
+            self._views = {**self._views, modality: part.view()}
+        return known
 
-    def keys(self) -> Keys:
-        """Every key held, sorted."""
-        with self._lock.reading():
-            held = [faiss.vector_to_array(part.id_map) for part in self._parts.values()]
-        return np.sort(np.concatenate([np.empty(0, np.int64), *held]))
+    def slots(self) -> Keys:
+        """Every live slot, ascending."""
+        held = [view.slots[view.alive] for view in self._views.values()]
+        return np.sort(np.concatenate([_NOTHING, *held]))
+
+    def matching(self, filter: Filter, reader: Reader) -> Keys:
+        """The slots whose metadata pass, ascending."""
+        found = [view.slots[_select(view, filter, reader)] for view in self._views.values()]
+        return np.sort(np.concatenate([_NOTHING, *found]))
+
+    def views(self) -> Mapping[str, View]:
+        return self._views
+
+    def switch(self, modality: str, before: View, built: Built | None, vectors: Iterable[Vectors], kept: Keys) -> None:
+        """Serve rows `kept` of the view `before`, in that order, by a new index, or by vectors where it is None.
+
+        What was added and removed since then is carried over. Only one thread may switch.
+        """
+        with self._changing:
+            old = self._parts[modality]
+            now = old.view()
+            later = np.arange(before.count, now.count)
+            numbers = np.full(now.count, -1, np.int64)
+            numbers[kept] = np.arange(len(kept))
+            numbers[later] = np.arange(len(kept), len(kept) + len(later))
+            rows = np.concatenate([kept, later])
+            new = _Part(self.dimensions)
+            new.slots.extend(now.slots[rows])
+            new.alive.extend(now.alive[rows])
+            new.dead = int(len(rows) - np.count_nonzero(now.alive[rows]))
+            new.columns = now.columns if len(rows) == now.count else now.columns.kept(numbers)
+            new.built = built
+            stored = 0
+            if built is None:
+                for batch in vectors:
+                    new.store(batch, stored)
+                    stored += len(batch)
+            for batch in _rest(now, before.count - now.indexed):
+                new.store(batch, stored)
+                stored += len(batch)
+            self._parts[modality] = new
+            self._views = {**self._views, modality: new.view()}
 
     def search(
-        self, queries: Vectors, count: int, modalities: Sequence[str] | None = None, among: Keys | None = None
+        self,
+        queries: Vectors,
+        count: int,
+        reader: Reader,
+        *,
+        modalities: Sequence[str] | None = None,
+        filter: Filter | None = None,
+        effort: Effort | None = None,
     ) -> list[list[tuple[int, float]]]:
-        """The `count` best (key, inner product) for each of the queries (Q, D), best first, exactly.
+        """The `count` best (slot, inner product) for each of the queries (Q, D), best first.
 
-        `among` restricts the search to these keys. Equal scores come in the order of the keys.
+        Equal scores come in the order of the slots. With a filter there are as many as pass, up to `count`.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        if among is not None and among.size == 0:
+        effort = effort or Effort()
+        found: list[tuple[Scores, Keys]] = []
+        for modality, view in self._views.items():
+            if modalities is None or modality in modalities:
+                found += _search(view, queries, count, filter, effort, reader)
+        if not found:
             return [[] for _ in queries]
-        # The selector travels with the call: searches with different filters run at once over the same index.
-        parameters = None
-        if among is not None:
-            selector = faiss.IDSelectorBatch(among)
-            parameters = faiss.SearchParameters()
-            parameters.sel = selector
-        found_scores: list[NDArray[np.float32]] = []
-        found_keys: list[Keys] = []
-        with self._lock.reading():
-            for modality, part in self._parts.items():
-                if part.ntotal and (modalities is None or modality in modalities):
-                    scores, keys = part.search(queries, min(count, part.ntotal), params=parameters)
-                    found_scores.append(scores)
-                    found_keys.append(keys)
-        if not found_keys:
-            return [[] for _ in queries]
-        scores, keys = np.concatenate(found_scores, axis=1), np.concatenate(found_keys, axis=1)
+        scores = np.concatenate([each for each, _ in found], axis=1)
+        slots = np.concatenate([each for _, each in found], axis=1)
         results = []
-        for row_scores, row_keys in zip(scores, keys, strict=True):
-            order = np.lexsort((row_keys, -row_scores))
-            order = order[row_keys[order] >= 0][:count]  # FAISS fills missing places with -1
-            results.append(list(zip(row_keys[order].tolist(), row_scores[order].tolist(), strict=True)))
+        for row_scores, row_slots in zip(scores, slots, strict=True):
+            order = np.lexsort((row_slots, -row_scores))
+            order = order[row_slots[order] >= 0][:count]
+            results.append(list(zip(row_slots[order].tolist(), row_scores[order].tolist(), strict=True)))
         return results
 
-    @contextmanager
-    def frozen(self) -> Iterator[dict[str, faiss.IndexIDMap]]:
-        """The parts by modality, unchanged until the block ends."""
-        with self._lock.reading():
-            yield dict(self._parts)
+    def plan(self, rules: Rules) -> "tuple[str, View, Chosen, bool] | None":
+        """A part whose index is to change: its view, the index to have, and whether adding to the old one does."""
+        for modality, view in self._views.items():
+            built, living = view.built, view.count - view.dead
+            chosen = rules.choose(self.wanted, living, self.dimensions, built.chosen.kind if built else "flat")
+            if built is None:
+                if chosen.kind != "flat":
+                    return modality, view, chosen, False
+                continue
+            dead = int(built.count - np.count_nonzero(view.alive[: built.count]))
+            trained = built.chosen.kind != "hnsw" or built.chosen.precision == "int8"
+            outgrown = trained and living > rules.outgrown * built.trained
+            if chosen != built.chosen or outgrown or dead > max(rules.dead_share * built.count, rules.graph_from):
+                return modality, view, chosen, False
+            if view.count - built.count >= max(rules.rest_at_least, rules.rest_share * built.count):
+                return modality, view, chosen, True
+        return None
+
+
+def _rest(view: View, start: int) -> Iterable[Vectors]:
+    """The vectors in a view's blocks from the number `start` on."""
+    stored = view.count - view.indexed
+    for number, block in enumerate(view.blocks):
+        first = number * len(block)
+        batch = block[max(0, start - first) : stored - first]
+        if len(batch):
+            yield batch
+
+
+def _search(
+    view: View, queries: Vectors, count: int, filter: Filter | None, effort: Effort, reader: Reader
+) -> list[tuple[Scores, Keys]]:
+    allowed = view.alive if view.dead or filter is not None else None
+    if filter is not None:
+        allowed = _select(view, filter, reader)
+    found = []
+    if view.built is not None:
+        scores, rows = _in_index(view, view.built, queries, count, allowed, effort, reader)
+        found.append((scores, _slots(view, rows)))
+    stored, first = view.count - view.indexed, view.indexed
+    for block in view.blocks:
+        length = min(len(block), stored - (first - view.indexed))
+        mask = None if allowed is None else allowed[first : first + length]
+        if length and (mask is None or mask.any()):
+            scores, rows = _nearest(block[:length], queries, count, mask)
+            found.append((scores, _slots(view, np.where(rows < 0, -1, rows + first))))
+        first += length
+    return found
+
+
+def _slots(view: View, rows: Keys) -> Keys:
+    return np.where(rows < 0, -1, view.slots[np.maximum(rows, 0)])
+
+
+def _select(view: View, filter: Filter, reader: Reader) -> Mask:
+    """Which of the rows live and pass."""
+
+    def scan(rows: Keys, text: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
+        for slot, metadata in reader.metadata(view.slots[rows], text):
+            yield int(np.searchsorted(view.slots, slot)), metadata
+
+    return view.columns.select(filter, view.alive, scan)
+
+
+def _nearest(vectors: Vectors, queries: Vectors, count: int, allowed: Mask | None) -> tuple[Scores, Keys]:
+    """Scores and places (Q, count) of the nearest of vectors (N, D), best first, -1 where there are no more."""
+    count = min(count, len(vectors))
+    scores = np.empty((len(queries), count), np.float32)
+    places = np.empty((len(queries), count), np.int64)
+    bits = None if allowed is None else np.packbits(allowed, bitorder="little")
+    selector = () if bits is None else (faiss.IDSelectorBitmap(bits),)
+    pointers = (faiss.swig_ptr(each) for each in (queries, vectors))
+    sizes = (vectors.shape[1], len(queries), len(vectors), count)
+    faiss.knn_inner_product(*pointers, *sizes, faiss.swig_ptr(scores), faiss.swig_ptr(places), *selector)
+    return scores, places
+
+
+def _in_index(
+    view: View, built: Built, queries: Vectors, count: int, allowed: Mask | None, effort: Effort, reader: Reader
+) -> tuple[Scores, Keys]:
+    """Scores and row numbers (Q, ≤ count), not in order."""
+    if allowed is not None:
+        allowed = allowed[: built.count]
+    selected = built.count if allowed is None else int(np.count_nonzero(allowed))
+    count = min(count, selected)
+    if not count:
+        return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    nominees = min(selected, built.nominees(count, effort))
+    graph = built.chosen.kind == "hnsw"
+    if effort.exact or (graph and not graph_rather_than_scan(selected, built.count, effort, nominees)):
+        scores, rows = built.scan(queries, nominees, allowed)
+    else:
+        scores, rows = built.nominate(queries, nominees, allowed, selected, effort)
+        # Where the neighbourhood of a query holds too few that are allowed, they are all looked at.
+        short = np.flatnonzero((rows[:, :count] < 0).any(axis=1))
+        if short.size:
+            scores[short], rows[short] = built.scan(queries[short], nominees, allowed)
+    if built.chosen.exact_scores:
+        return scores, rows
+    return _scored_again(view, queries, rows, count, reader)
+
+
+def _scored_again(view: View, queries: Vectors, rows: Keys, count: int, reader: Reader) -> tuple[Scores, Keys]:
+    """The `count` best of the nominated rows (Q, N), by their stored vectors."""
+    slots, vectors = reader.vectors(np.unique(view.slots[rows[rows >= 0]]))
+    scores = np.full(rows.shape, -np.inf, np.float32)
+    for query, (row_scores, own) in enumerate(zip(scores, rows, strict=True)):
+        wanted = view.slots[np.maximum(own, 0)]
+        places = np.searchsorted(slots, wanted)
+        there = (own >= 0) & (places < len(slots))
+        there[there] = slots[places[there]] == wanted[there]
+        row_scores[there] = vectors[places[there]] @ queries[query]
+    rows = np.where(np.isinf(scores), -1, rows)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Sequence
 from unicodedata import category
 
-from service.store.index import Keys
+from service.store.kinds import Keys
 from service.store.rows import Entry
 
 TEXT = "text"

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 
 from service.contract.vectors import Vectors
 from service.errors import InvalidRequest
-from service.store.index import Keys
+from service.store.kinds import Keys, Wanted
 from service.store.schema import now
 
+_BATCH = 10_000
+"""Rows read at a time."""
+
 Metadata = Mapping[str, Any]
-Filter = Mapping[str, str | int | float | bool | Sequence[str | int | float | bool | None] | None]
-"""Every key must hold the scalar, or one of the scalars; an empty filter lets everything through."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,29 @@ class Collection:
     space: str
     dimensions: int
     created: str
+    wanted: Wanted
     count: int
 
 
 # Collections
 
-_COLLECTION = """SELECT key, name, space, dimensions, created,
+_COLLECTION = """SELECT key, name, space, dimensions, created, kind, precision,
     (SELECT count(*) FROM items WHERE items.collection = collections.key) FROM collections"""
 
 
 def collections(connection: sqlite3.Connection) -> list[Collection]:
-    return [Collection(*row) for row in connection.execute(f"{_COLLECTION} ORDER BY name")]
+    return [_collection(*row) for row in connection.execute(f"{_COLLECTION} ORDER BY name")]
 
 
 def collection(connection: sqlite3.Connection, name: str) -> Collection | None:
     row = connection.execute(f"{_COLLECTION} WHERE name = ?", (name,)).fetchone()
-    return None if row is None else Collection(*row)
+    return None if row is None else _collection(*row)
+
+
+def _collection(
+    key: int, name: str, space: str, dimensions: int, created: str, kind: Any, precision: Any, count: int
+) -> Collection:
+    return Collection(key, name, space, dimensions, created, Wanted(kind, precision), count)
 
 
 def collection_key(connection: sqlite3.Connection, name: str) -> int | None:
@@ -90,7 +99,14 @@ def ensure_collection(connection: sqlite3.Connection, name: str, space: str, dim
     return cursor.lastrowid, True
 
 
+def configure_collection(connection: sqlite3.Connection, key: int, wanted: Wanted) -> None:
+    connection.execute(
+        "UPDATE collections SET kind = ?, precision = ? WHERE key = ?", (wanted.kind, wanted.precision, key)
+    )
+
+
 def drop_collection(connection: sqlite3.Connection, key: int) -> None:
+    connection.execute("DELETE FROM vectors WHERE slot IN (SELECT slot FROM items WHERE collection = ?)", (key,))
     connection.execute("DELETE FROM items WHERE collection = ?", (key,))
     connection.execute("DELETE FROM collections WHERE key = ?", (key,))
 
@@ -99,63 +115,83 @@ def drop_collection(connection: sqlite3.Connection, key: int) -> None:
 
 
 def upsert(
-    connection: sqlite3.Connection, collection: int, entries: Sequence[Entry], sequence: int
-) -> tuple[Keys, list[bool]]:
-    """Write entries of one collection; their row keys, and which of them replaced an older row."""
+    connection: sqlite3.Connection, collection: int, entries: Sequence[Entry], first: int
+) -> tuple[Keys, dict[str, int]]:
+    """Write entries of one collection under the slots from `first` on.
+
+    Their row keys, and by id the slots of the rows that they replace.
+    """
     ids = json.dumps([entry.id for entry in entries])
-    known = {
-        row[0]
-        for row in connection.execute(
-            "SELECT id FROM items WHERE collection = ? AND id IN (SELECT value FROM json_each(?))", (collection, ids)
-        )
-    }
+    replaced: dict[str, int] = dict(
+        connection.execute(f"SELECT id, slot FROM items WHERE collection = ? AND id IN {_GIVEN}", (collection, ids))
+    )
     at = now()
-    keys = []
-    for entry in entries:
-        row = connection.execute(
-            """INSERT INTO items (collection, id, modality, sequence, created, updated, metadata, vector)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-            ON CONFLICT (collection, id) DO UPDATE SET modality = excluded.modality, sequence = excluded.sequence,
-                updated = excluded.updated, metadata = excluded.metadata, vector = excluded.vector
-            RETURNING key""",
-            (
-                collection,
-                entry.id,
-                entry.modality,
-                sequence,
-                at,
-                at,
-                json.dumps(entry.metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")),
-                blob(entry.vector),
-            ),
-        ).fetchone()
-        keys.append(row[0])
-    return np.array(keys, np.int64), [entry.id in known for entry in entries]
+    connection.executemany(
+        """INSERT INTO items (collection, id, modality, slot, created, updated, metadata)
+        VALUES (?, ?, ?, ?, ?, ?, ?)
+        ON CONFLICT (collection, id) DO UPDATE SET modality = excluded.modality, slot = excluded.slot,
+            updated = excluded.updated, metadata = excluded.metadata""",
+        [
+            (collection, entry.id, entry.modality, slot, at, at, _packed(entry.metadata))
+            for slot, entry in enumerate(entries, first)
+        ],
+    )
+    connection.executemany(
+        "INSERT INTO vectors VALUES (?, ?)", [(slot, blob(entry.vector)) for slot, entry in enumerate(entries, first)]
+    )
+    _delete_vectors(connection, replaced.values())
+    keys = connection.execute(
+        "SELECT key FROM items WHERE collection = ? AND slot BETWEEN ? AND ? ORDER BY slot",
+        (collection, first, first + len(entries) - 1),
+    )
+    return np.fromiter((row[0] for row in keys), np.int64, len(entries)), replaced
+
+
+def _packed(metadata: Metadata) -> str:
+    # Raises ValueError for NaN and for what no JSON holds; orjson would write null.
+    return json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")) if metadata else "{}"
 
 
 _ITEM = "collections.name, items.id, modality, metadata, items.created, updated"
 _FROM = "FROM items JOIN collections ON collections.key = items.collection"
+_VECTOR = f"{_FROM} JOIN vectors ON vectors.slot = items.slot"
+_GIVEN = "(SELECT value FROM json_each(?))"
 
 
 def item(connection: sqlite3.Connection, collection: int, id: str, with_vector: bool) -> Item | None:
-    columns = f"{_ITEM}, vector" if with_vector else _ITEM
-    row = connection.execute(f"SELECT {columns} {_FROM} WHERE collection = ? AND id = ?", (collection, id)).fetchone()
+    columns = f"{_ITEM}, vector {_VECTOR}" if with_vector else f"{_ITEM} {_FROM}"
+    row = connection.execute(f"SELECT {columns} WHERE collection = ? AND id = ?", (collection, id)).fetchone()
     return None if row is None else _item(*row)
 
 
-def items_by_key(connection: sqlite3.Connection, keys: Iterable[int], with_vector: bool) -> dict[int, Item]:
-    columns = f"{_ITEM}, vector" if with_vector else _ITEM
+def items_by_slot(
+    connection: sqlite3.Connection, collection: int, slots: Iterable[int], with_vector: bool
+) -> dict[int, Item]:
+    columns = f"{_ITEM}, vector {_VECTOR}" if with_vector else f"{_ITEM} {_FROM}"
     rows = connection.execute(
-        f"SELECT items.key, {columns} {_FROM} WHERE items.key IN (SELECT value FROM json_each(?))",
-        (json.dumps(list(keys)),),
+        f"SELECT items.slot, {columns} WHERE items.collection = ? AND items.slot IN {_GIVEN}",
+        (collection, _json(slots)),
     )
     return {row[0]: _item(*row[1:]) for row in rows}
+
+
+def items_by_key(connection: sqlite3.Connection, keys: Iterable[int], with_vector: bool) -> dict[int, Item]:
+    columns = f"{_ITEM}, vector {_VECTOR}" if with_vector else f"{_ITEM} {_FROM}"
+    rows = connection.execute(f"SELECT items.key, {columns} WHERE items.key IN {_GIVEN}", (_json(keys),))
+    return {row[0]: _item(*row[1:]) for row in rows}
+
+
+def keys_of_slots(connection: sqlite3.Connection, collection: int, slots: Keys) -> Keys:
+    rows = connection.execute(
+        f"SELECT key FROM items WHERE collection = ? AND slot IN {_GIVEN}", (collection, _json(slots.tolist()))
+    )
+    return np.sort(np.fromiter((row[0] for row in rows), np.int64))
 
 
 def vectors(connection: sqlite3.Connection, collection: int, ids: Sequence[str]) -> dict[str, Vectors]:
     """The vectors (D,) of those ids that are there."""
     rows = connection.execute(
-        "SELECT id, vector FROM items WHERE collection = ? AND id IN (SELECT value FROM json_each(?))",
+        f"SELECT id, vector FROM items JOIN vectors USING (slot) WHERE collection = ? AND id IN {_GIVEN}",
         (collection, json.dumps(list(ids))),
     )
     return {id: unpack(stored) for id, stored in rows}
@@ -196,67 +232,85 @@ def key_of_cursor(text: str) -> int:
     return int(raw[1:])
 
 
-# JSON's own notion of equality: 1 is 1.0, and is neither true nor "1". Both sides are read by SQLite's JSON parser, so
-# that a number is the same double on both; a container matches nothing, because its type is never among the wanted.
-_MATCHES = """EXISTS (SELECT 1 FROM json_each(items.metadata) AS held WHERE held.key = ?
-    AND (ifnull(held.atom, 0), CASE held.type WHEN 'integer' THEN 'real' ELSE held.type END) IN
-        (SELECT ifnull(atom, 0), CASE type WHEN 'integer' THEN 'real' ELSE type END FROM json_each(?)))"""
-
-
-def matching(connection: sqlite3.Connection, collection: int, filter: Filter) -> Keys:
-    """Row keys of the items of a collection whose metadata pass the filter, sorted."""
-    where = ["collection = ?"]
-    bound: list[int | str] = [collection]
-    for name, wanted in filter.items():
-        allowed = list(wanted) if isinstance(wanted, Sequence) and not isinstance(wanted, str) else [wanted]
-        where.append(_MATCHES)
-        bound += [name, json.dumps(allowed, ensure_ascii=False, allow_nan=False)]
-    rows = connection.execute(f"SELECT key FROM items WHERE {' AND '.join(where)} ORDER BY key", bound)
-    return np.fromiter((row[0] for row in rows), np.int64)
-
-
-def keys_of_ids(connection: sqlite3.Connection, collection: int, ids: Sequence[str]) -> Keys:
+def slots_of_ids(connection: sqlite3.Connection, collection: int, ids: Sequence[str]) -> Keys:
     rows = connection.execute(
-        "SELECT key FROM items WHERE collection = ? AND id IN (SELECT value FROM json_each(?)) ORDER BY key",
+        f"SELECT slot FROM items WHERE collection = ? AND id IN {_GIVEN} ORDER BY slot",
         (collection, json.dumps(list(ids))),
     )
     return np.fromiter((row[0] for row in rows), np.int64)
 
 
-def delete(connection: sqlite3.Connection, keys: Keys) -> None:
-    connection.execute("DELETE FROM items WHERE key IN (SELECT value FROM json_each(?))", (json.dumps(keys.tolist()),))
+def delete(connection: sqlite3.Connection, collection: int, slots: Keys) -> None:
+    connection.execute(
+        f"DELETE FROM items WHERE collection = ? AND slot IN {_GIVEN}", (collection, _json(slots.tolist()))
+    )
+    _delete_vectors(connection, slots.tolist())
 
 
-def sequences(connection: sqlite3.Connection, collection: int) -> tuple[Keys, Keys]:
-    """Every row key of a collection, sorted, and the sequence number of its last write."""
-    rows = connection.execute("SELECT key, sequence FROM items WHERE collection = ? ORDER BY key", (collection,))
-    pairs = np.fromiter((number for row in rows for number in row), np.int64).reshape(-1, 2)
-    return pairs[:, 0], pairs[:, 1]
+def _delete_vectors(connection: sqlite3.Connection, slots: Iterable[int]) -> None:
+    connection.execute(f"DELETE FROM vectors WHERE slot IN {_GIVEN}", (_json(slots),))
 
 
-def batches(connection: sqlite3.Connection, keys: Keys, dimensions: int) -> Iterator[tuple[str, Keys, Vectors]]:
-    """The vectors of these rows, as (modality, keys, (N, D)) in batches.
+def live(connection: sqlite3.Connection, collection: int) -> Iterator[tuple[Keys, list[str], list[Metadata]]]:
+    """Every item of a collection in the order of the slots: slots, modalities, metadata; in batches."""
+    rows = connection.execute(
+        "SELECT slot, modality, metadata FROM items WHERE collection = ? ORDER BY slot", (collection,)
+    )
+    while batch := rows.fetchmany(_BATCH):
+        slots, modalities, metadata = zip(*batch, strict=True)
+        yield np.array(slots, np.int64), list(modalities), [orjson.loads(held) for held in metadata]
 
-    Raises ValueError for a row whose vector has another length.
-    """
-    for start in range(0, keys.size, 10_000):
-        rows = connection.execute(
-            "SELECT modality, key, vector FROM items WHERE key IN (SELECT value FROM json_each(?))",
-            (json.dumps(keys[start : start + 10_000].tolist()),),
-        ).fetchall()
-        for modality in {row[0] for row in rows}:
-            chosen = [row for row in rows if row[0] == modality]
-            if any(len(row[2]) != 4 * dimensions for row in chosen):
-                raise ValueError(f"a stored vector does not have {dimensions} dimensions")
-            stacked = np.frombuffer(b"".join(row[2] for row in chosen), "<f4").reshape(-1, dimensions)
-            yield modality, np.array([row[1] for row in chosen], np.int64), stacked.astype(np.float32)
+
+class SlotReader:
+    """Reads vectors and metadata of a collection by slot (see index.Reader)."""
+
+    def __init__(self, connection: sqlite3.Connection, collection: int, dimensions: int) -> None:
+        self._connection, self._collection, self._dimensions = connection, collection, dimensions
+
+    def vectors(self, slots: Keys) -> tuple[Keys, Vectors]:
+        """Raises ValueError for a row whose vector has another length."""
+        found = []
+        for start in range(0, len(slots), _BATCH):
+            part = slots[start : start + _BATCH]
+            if part[-1] - part[0] < 2 * len(part):
+                between = (int(part[0]), int(part[-1]))
+                rows = self._connection.execute(
+                    "SELECT slot, vector FROM vectors WHERE slot BETWEEN ? AND ? ORDER BY slot", between
+                ).fetchall()
+                wanted = set(part.tolist())
+                found += [row for row in rows if row[0] in wanted]
+            else:
+                found += self._connection.execute(
+                    f"SELECT slot, vector FROM vectors WHERE slot IN {_GIVEN} ORDER BY slot", (_json(part.tolist()),)
+                ).fetchall()
+        if any(len(vector) != 4 * self._dimensions for _, vector in found):
+            raise ValueError(f"a stored vector does not have {self._dimensions} dimensions")
+        stacked = np.frombuffer(b"".join(vector for _, vector in found), "<f4").reshape(-1, self._dimensions)
+        return np.array([slot for slot, _ in found], np.int64), stacked.astype(np.float32, copy=False)
+
+    def metadata(self, slots: Keys, holding: str) -> Iterator[tuple[int, Metadata]]:
+        # As it stands in the JSON that _packed() wrote.
+        text = json.dumps(holding, ensure_ascii=False)[1:-1]
+        for start in range(0, len(slots), _BATCH):
+            part = slots[start : start + _BATCH]
+            rows = self._connection.execute(
+                f"""SELECT slot, metadata FROM items WHERE collection = ? AND slot IN {_GIVEN}
+                AND instr(metadata, ?)""",
+                (self._collection, _json(part.tolist()), text),
+            ).fetchall()
+            for slot, metadata in rows:
+                yield slot, orjson.loads(metadata)
 
 
 def _item(
     collection: str, id: str, modality: str, metadata: str, created: str, updated: str, vector: bytes | None = None
 ) -> Item:
     unpacked = None if vector is None else unpack(vector)
-    return Item(collection, id, modality, json.loads(metadata), created, updated, unpacked)
+    return Item(collection, id, modality, orjson.loads(metadata), created, updated, unpacked)
+
+
+def _json(numbers: Iterable[int]) -> str:
+    return orjson.dumps(list(numbers)).decode()
 
 
 def blob(vectors: Vectors) -> bytes:

@@ -2,16 +2,24 @@
 
 import sqlite3
 import uuid
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from service.contract.bundle import Manifest
 from service.store.errors import SpaceMismatch, StoreDamaged
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DEFAULT_COLLECTION = "default"
+FILE = "store.sqlite3"
 
-# The vector is the last column: reading what stands before it leaves a long vector's overflow pages alone.
+_PAGE_BYTES = 8_192
+"""Five vectors of 384 dimensions to a page, where 4,096 would hold two."""
+_CACHE_KIB = 16_384
+_CHECKPOINT_PAGES = 4_000
+
+# A slot names one vector for ever: writing an item again gives it another, so that what an index holds under a slot can
+# be out of date but never wrong. Vectors have a table of their own: reading metadata then reads no vectors.
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE collections (
@@ -19,21 +27,24 @@ CREATE TABLE collections (
     name TEXT NOT NULL UNIQUE,
     space TEXT NOT NULL,
     dimensions INTEGER NOT NULL,
-    created TEXT NOT NULL
+    created TEXT NOT NULL,
+    kind TEXT NOT NULL DEFAULT 'auto',
+    precision TEXT
 ) STRICT;
 CREATE TABLE items (
     key INTEGER PRIMARY KEY AUTOINCREMENT,
     collection INTEGER NOT NULL REFERENCES collections (key),
     id TEXT NOT NULL,
     modality TEXT NOT NULL,
-    sequence INTEGER NOT NULL,
+    slot INTEGER NOT NULL,
     created TEXT NOT NULL,
     updated TEXT NOT NULL,
     metadata TEXT NOT NULL,
-    vector BLOB NOT NULL,
     UNIQUE (collection, id)
 ) STRICT;
-CREATE INDEX items_in_order ON items (collection, key, modality, sequence);
+CREATE INDEX items_in_order ON items (collection, key, modality);
+CREATE UNIQUE INDEX items_by_slot ON items (collection, slot);
+CREATE TABLE vectors (slot INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
 CREATE TABLE label_sets (
     name TEXT PRIMARY KEY,
     space TEXT NOT NULL,
@@ -50,12 +61,39 @@ CREATE TABLE label_vectors (
 """
 
 
-def connect(path: Path) -> sqlite3.Connection:
+def _to_2(connection: sqlite3.Connection) -> None:
+    """Version 1 kept the vector in the item's row, and had no slots: an item's key becomes its first slot."""
+    for statement in (
+        "ALTER TABLE collections ADD COLUMN kind TEXT NOT NULL DEFAULT 'auto'",
+        "ALTER TABLE collections ADD COLUMN precision TEXT",
+        "CREATE TABLE vectors (slot INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT",
+        "INSERT INTO vectors SELECT key, vector FROM items ORDER BY key",
+        "DROP INDEX items_in_order",
+        "ALTER TABLE items DROP COLUMN vector",
+        "ALTER TABLE items RENAME COLUMN sequence TO slot",
+        "UPDATE items SET slot = key",
+        "CREATE INDEX items_in_order ON items (collection, key, modality)",
+        "CREATE UNIQUE INDEX items_by_slot ON items (collection, slot)",
+        "INSERT INTO meta SELECT 'slot', CAST(ifnull(max(key), 0) AS TEXT) FROM items",
+    ):
+        connection.execute(statement)
+
+
+_MIGRATIONS: Mapping[str, Callable[[sqlite3.Connection], None]] = {"1": _to_2}
+"""From the version named to the next."""
+
+
+def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """A connection in autocommit mode: transactions are opened and closed by name."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
+    uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     connection.execute("PRAGMA foreign_keys = ON")
+    if not read_only:
+        connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # of a file that is made now
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     return connection
 
 
@@ -64,28 +102,46 @@ def prepare(connection: sqlite3.Connection, path: Path, manifest: Manifest) -> N
 
     Raises StoreDamaged (another schema), SpaceMismatch.
     """
-    if not _has_schema(connection):
+    if not has_schema(connection):
         _create_schema(connection, manifest.space, manifest.dimensions)
         return
-    version = meta(connection, "schema")
-    if version != str(SCHEMA_VERSION):
-        raise StoreDamaged(f"the store {path} has schema version {version}; this service reads {SCHEMA_VERSION}")
+    migrate(connection, path)
     space = meta(connection, "space") or ""
     if not manifest.accepts(space) and not _is_empty(connection):
         raise SpaceMismatch(
             f"the store {path} holds vectors of space {space}, and the bundle {manifest.name} accepts only "
-            f"{', '.join((manifest.space, *manifest.admits))}: serve the bundle that filled it, or give this one "
-            "another store directory and index the items again"
+            f"{', '.join((manifest.space, *manifest.admits))}: serve the bundle that filled it, or embed its items "
+            f"again with `python -m service reembed {path} NEW_STORE --bundle BUNDLE`"
         )
     if space != manifest.space:
         _adopt_space(connection, manifest.space, manifest.dimensions)
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring tables of an older version up to this one, in one transaction. Raises StoreDamaged for another version."""
+    version = meta(connection, "schema") or "0"
+    if version == str(SCHEMA_VERSION):
+        return
+    if version not in _MIGRATIONS:
+        raise StoreDamaged(f"the store {path} has schema version {version}; this service reads {SCHEMA_VERSION}")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        while version in _MIGRATIONS:
+            _MIGRATIONS[version](connection)
+            version = str(int(version) + 1)
+        set_meta(connection, "schema", version)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
 
 
 def _create_schema(connection: sqlite3.Connection, space: str, dimensions: int) -> None:
     connection.execute("BEGIN IMMEDIATE")
     for statement in _SCHEMA.split(";"):
         connection.execute(statement)
-    for name, value in (("schema", SCHEMA_VERSION), ("store", uuid.uuid4().hex), ("space", space), ("sequence", 0)):
+    first = {"schema": SCHEMA_VERSION, "store": uuid.uuid4().hex, "space": space, "sequence": 0, "slot": 0}
+    for name, value in first.items():
         set_meta(connection, name, str(value))
     # A first search on a fresh server finds nothing, rather than no collection.
     connection.execute(
@@ -95,7 +151,7 @@ def _create_schema(connection: sqlite3.Connection, space: str, dimensions: int) 
     connection.execute("COMMIT")
 
 
-def _has_schema(connection: sqlite3.Connection) -> bool:
+def has_schema(connection: sqlite3.Connection) -> bool:
     return (
         connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'meta'").fetchone() is not None
     )

@@ -1,62 +1,121 @@
-"""The indexes on disk, so that a start need not read every vector again. Never trusted: SQLite is the truth."""
+"""Indexes on disk, so that a start need neither build them nor read their vectors. Never trusted: SQLite is the truth.
+
+One index is two files, NAME.faiss and NAME.slots.npy, and a header NAME.json that is written last. What an index holds
+never changes, so it is written once, when it was built; a start takes from the rows what was added and deleted since.
+"""
 
 import json
+import logging
 import os
-import shutil
-from collections.abc import Mapping
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import faiss
+import numpy as np
 
 from service.contract.bundle import sha256_file
-from service.store.index import Index
+from service.store.kinds import Built, Chosen, Keys
 
-_HEADER = "snapshot.json"
+_FILES = (".faiss", ".slots.npy")
+_HEADER = re.compile(r"[0-9a-f]{32}\.json")
 
-
-def save(directory: Path, store_id: str, sequence: int, indexes: Mapping[int, Index]) -> None:
-    """Write the indexes by collection key, holding every change up to `sequence`, replacing an older snapshot."""
-    staging = directory.with_name(directory.name + ".new")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    files = []
-    for collection, index in indexes.items():
-        with index.frozen() as parts:
-            for modality, part in parts.items():
-                file = staging / f"{collection}-{modality}.faiss"
-                faiss.write_index(part, str(file))
-                files.append(
-                    {"name": file.name, "sha256": sha256_file(file), "collection": collection, "modality": modality}
-                )
-    header = {"store": store_id, "sequence": sequence, "files": files}
-    (staging / _HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
-    # A crash between these two leaves no snapshot, which costs one slow start and no data.
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(staging, directory)
+_log = logging.getLogger(__name__)
 
 
-def load(directory: Path, store_id: str, latest: int, dimensions: int) -> tuple[int, dict[int, Index]]:
-    """The snapshot's sequence and its indexes; (0, {}) where there is none that is whole and of this store."""
-    try:
-        return _load(directory, store_id, latest, dimensions)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # RuntimeError: FAISS cannot read it
-        # Gone for good: were SQLite restored from an older copy, its sequence would one day pass the snapshot's, and
-        # the snapshot would then look like a part of its history.
-        shutil.rmtree(directory, ignore_errors=True)
-        return 0, {}
+class SnapshotDamaged(ValueError):
+    """The message says what does not fit."""
 
 
-def _load(directory: Path, store_id: str, latest: int, dimensions: int) -> tuple[int, dict[int, Index]]:
-    header = json.loads((directory / _HEADER).read_text(encoding="utf-8"))
-    if header["store"] != store_id or header["sequence"] > latest:
-        raise ValueError("a snapshot of other rows")
-    parts: dict[int, dict[str, faiss.IndexIDMap]] = {}
-    for entry in header["files"]:
-        file = directory / entry["name"]
-        if sha256_file(file) != entry["sha256"]:
-            raise ValueError("a damaged snapshot")
-        part = faiss.read_index(str(file))
-        if not isinstance(part, faiss.IndexIDMap) or part.d != dimensions:
-            raise ValueError("a snapshot of another kind of index")
-        parts.setdefault(entry["collection"], {})[entry["modality"]] = part
-    return header["sequence"], {collection: Index(dimensions, held) for collection, held in parts.items()}
+@dataclass(frozen=True)
+class Saved:
+    collection: int
+    modality: str
+    built: Built
+    slots: Keys
+
+
+def save(directory: Path, store: str, sequence: int, saved: Saved) -> None:
+    """Write an index that holds no change later than `sequence`, then drop the older one of its part."""
+    directory.mkdir(exist_ok=True)
+    older = [path for path, header in headers(directory) if _part(header) == (saved.collection, saved.modality)]
+    name = uuid.uuid4().hex
+    faiss.write_index(saved.built.index, str(directory / f"{name}.faiss"))
+    np.save(directory / f"{name}.slots.npy", saved.slots, allow_pickle=False)
+    header = {
+        "store": store,
+        "sequence": sequence,
+        "collection": saved.collection,
+        "modality": saved.modality,
+        "chosen": asdict(saved.built.chosen),
+        "trained": saved.built.trained,
+        "sha256": {suffix: sha256_file(directory / f"{name}{suffix}") for suffix in _FILES},
+    }
+    staged = directory / f"{name}.new"
+    staged.write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+    os.replace(staged, directory / f"{name}.json")
+    for path in older:
+        _remove(path)
+
+
+def forget(directory: Path, collection: int, modality: str | None = None) -> None:
+    """Drop the indexes of a collection, or of one part of it."""
+    for path, header in headers(directory):
+        if _part(header) == (collection, modality or _part(header)[1]):
+            _remove(path)
+
+
+def load(directory: Path, store: str, latest: int, dimensions: int) -> list[Saved]:
+    """The indexes that are whole and of this store. The others are deleted, and what no header names."""
+    found, kept = [], set()
+    for path, header in headers(directory):
+        try:
+            found.append(read(path, header, store, latest, dimensions))
+            kept.add(path.stem)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # RuntimeError: FAISS cannot read it
+            # Gone for good: were SQLite restored from an older copy, its sequence would one day pass the snapshot's,
+            # and the snapshot would then look like a part of its history.
+            _log.warning("an index is built anew: its snapshot cannot be used (%s)", error)
+    if directory.is_dir():
+        for path in directory.iterdir():
+            if path.name.partition(".")[0] not in kept and path.is_file():
+                path.unlink()
+    return found
+
+
+def read(path: Path, header: object, store: str, latest: int, dimensions: int) -> Saved:
+    """Raises SnapshotDamaged, OSError, and what FAISS raises for a file that it cannot read."""
+    if not isinstance(header, dict) or header["store"] != store or header["sequence"] > latest:
+        raise SnapshotDamaged("it is of other rows")
+    files = {suffix: path.with_name(path.stem + suffix) for suffix in _FILES}
+    for suffix, file in files.items():
+        if sha256_file(file) != header["sha256"][suffix]:
+            raise SnapshotDamaged("its checksum does not match")
+    index = faiss.read_index(str(files[".faiss"]))
+    slots = np.load(files[".slots.npy"], allow_pickle=False)
+    if index.d != dimensions or slots.shape != (index.ntotal,) or (np.diff(slots) <= 0).any():
+        raise SnapshotDamaged("it is of another shape")
+    built = Built(Chosen(**header["chosen"]), index, header["trained"])
+    return Saved(header["collection"], header["modality"], built, slots)
+
+
+def headers(directory: Path) -> Iterator[tuple[Path, object]]:
+    if directory.is_dir():
+        for path in sorted(directory.iterdir()):
+            if _HEADER.fullmatch(path.name):
+                header: object = None
+                with suppress(OSError, ValueError):
+                    header = json.loads(path.read_text(encoding="utf-8"))
+                yield path, header
+
+
+def _part(header: object) -> tuple[object, object]:
+    return (header.get("collection"), header.get("modality")) if isinstance(header, dict) else (None, None)
+
+
+def _remove(header: Path) -> None:
+    for suffix in (".json", *_FILES):
+        header.with_name(header.stem + suffix).unlink(missing_ok=True)

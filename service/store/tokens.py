@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from service.contract.vectors import Vectors
-from service.store.index import Keys
+from service.store.kinds import Keys
 from service.store.rows import Entry
 
 _SCHEMA = (

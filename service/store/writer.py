@@ -4,15 +4,15 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from service.contract.vectors import Vectors
 from service.errors import NotReady
-from service.store.index import Keys
-from service.store.schema import set_meta
+from service.store.kinds import Keys, Wanted
+from service.store.schema import meta, set_meta
 
 _GROUP = 64
 """Operations that share a commit at most: it bounds how long the first of them waits for the others."""
@@ -28,20 +28,24 @@ T = TypeVar("T")
 class Put:
     collection: int
     modality: str
-    keys: Keys
+    slots: Keys
     vectors: Vectors
+    metadata: Sequence[Mapping[str, Any]]
     replaced: Keys
 
 
 @dataclass(frozen=True)
 class Remove:
     collection: int
-    keys: Keys
+    slots: Keys
 
 
 @dataclass(frozen=True)
-class Create:
+class Configure:
+    """A collection that is new, or whose index is to be of another kind."""
+
     collection: int
+    wanted: Wanted
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,15 @@ class Drop:
     collection: int
 
 
-Change = Put | Remove | Create | Drop
+Change = Put | Remove | Configure | Drop
 """What a committed operation does to the indexes."""
 
 
 @dataclass(frozen=True)
 class Transaction:
     connection: sqlite3.Connection
-    sequence: int
+    take: Callable[[int], int]
+    """The first of so many new slots in a row. What is taken and not written is never used."""
     changes: list[Change] = field(default_factory=list)
 
 
@@ -64,17 +69,20 @@ class Transaction:
 class _Job:
     operation: Callable[[Transaction], Any]
     answer: "Future[Any]"
+    alone: bool
 
 
 class Writer:
     """Runs operations in order. An operation that raises is undone alone; the others of its commit stand."""
 
-    def __init__(self, connection: sqlite3.Connection, sequence: int, apply: Callable[[list[Change]], None]) -> None:
+    def __init__(self, connection: sqlite3.Connection, apply: Callable[[list[Change]], None]) -> None:
         """`apply` brings the indexes up to date with what has just been committed, before anyone is answered."""
         self._connection = connection
-        self._sequence = sequence
+        self._sequence = int(meta(connection, "sequence") or 0)
+        self._slot = int(meta(connection, "slot") or 0)
         self._apply = apply
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._held_back: _Job | None = None
         self._gate = threading.Lock()
         self._open = True
         self._failed = False
@@ -88,13 +96,16 @@ class Writer:
     def alive(self) -> bool:
         return self._open and not self._failed and self._thread.is_alive()
 
-    def submit(self, operation: Callable[[Transaction], T]) -> "Future[T]":
-        """The future is answered once the operation is on disk and can be searched. Raises NotReady."""
+    def submit(self, operation: Callable[[Transaction], T], *, alone: bool = False) -> "Future[T]":
+        """The future is answered once the operation is on disk and can be searched. Raises NotReady.
+
+        One that is to be `alone` shares its commit with none: it finds in the indexes all that was written before it.
+        """
         answer: Future[T] = Future()
         with self._gate:
             if not self.alive():
                 raise NotReady("the store takes no more writes")
-            self._jobs.put(_Job(operation, answer))
+            self._jobs.put(_Job(operation, answer, alone))
         return answer
 
     def close(self) -> None:
@@ -105,24 +116,36 @@ class Writer:
                 self._jobs.put(None)
         self._thread.join()
 
+    def _take(self, count: int) -> int:
+        self._slot += count
+        return self._slot - count + 1
+
     def _run(self) -> None:
         try:
-            while self._open or not self._jobs.empty():
+            while self._open or self._held_back or not self._jobs.empty():
                 if jobs := self._waiting():
                     self._commit(jobs)
         finally:
             with self._gate:
                 self._failed = self._failed or self._open
-            while not self._jobs.empty():
-                if (job := self._jobs.get()) and job.answer.set_running_or_notify_cancel():
+            while self._held_back or not self._jobs.empty():
+                if (job := self._taken()) and job.answer.set_running_or_notify_cancel():
                     job.answer.set_exception(NotReady(_NOT_WRITTEN))
 
     def _waiting(self) -> list[_Job]:
         """Wait for something to do, then take all that waits, up to _GROUP; nobody waits for a group to fill."""
-        taken = [self._jobs.get()]
-        while len(taken) < _GROUP and not self._jobs.empty():
-            taken.append(self._jobs.get())
+        taken = [self._taken()]
+        while len(taken) < _GROUP and not self._jobs.empty() and not (taken[0] and taken[0].alone):
+            job = self._taken()
+            if job is not None and job.alone:
+                self._held_back = job
+                break
+            taken.append(job)
         return [job for job in taken if job is not None and job.answer.set_running_or_notify_cancel()]
+
+    def _taken(self) -> _Job | None:
+        job, self._held_back = self._held_back, None
+        return job or self._jobs.get()
 
     def _commit(self, jobs: list[_Job]) -> None:
         if self._failed:
@@ -134,7 +157,7 @@ class Writer:
             self._connection.execute("BEGIN IMMEDIATE")
             sequence = self._sequence + 1
             for job in jobs:
-                transaction = Transaction(self._connection, sequence)
+                transaction = Transaction(self._connection, self._take)
                 self._connection.execute("SAVEPOINT job")
                 try:
                     outcomes.append((job, job.operation(transaction), None))
@@ -144,6 +167,7 @@ class Writer:
                     outcomes.append((job, None, error))
                 self._connection.execute("RELEASE job")
             set_meta(self._connection, "sequence", str(sequence))
+            set_meta(self._connection, "slot", str(self._slot))
             self._connection.execute("COMMIT")
         except Exception:
             _log.exception("nothing was written: the commit failed")

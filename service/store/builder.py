@@ -1,0 +1,165 @@
+"""The thread that builds indexes: it works on what searches do not see, and switches when it is done."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+
+from service.contract.vectors import Vectors
+from service.store import kinds
+from service.store.index import Index, Reader, View
+from service.store.kinds import Built, Keys, Rules
+
+_BATCH = 4_096
+"""Vectors read at a time."""
+_NICE = 10
+_AFTER_FAILURE_S = 60.0
+_CLOSING_S = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+class Library(Protocol):
+    """What the builder needs of the store."""
+
+    def indexes(self) -> Mapping[int, Index]: ...
+
+    def reader(self, collection: int) -> Reader:
+        """For the builder's own thread."""
+
+    def save(self, collection: int, modality: str, built: Built | None, slots: Keys) -> None:
+        """Keep an index that was switched to; None: there is none any more."""
+
+
+class Builder:
+    def __init__(self, library: Library, rules: Rules) -> None:
+        self._library, self._rules = library, rules
+        self._changed = threading.Condition()
+        self._work = True
+        self._closing = False
+        self._idle = True
+        self._failed: float | None = None
+        self.building: tuple[int, str] | None = None
+        """The part whose index is being built: collection, modality."""
+        self._thread = threading.Thread(target=self._run, name="store-builder", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        """Something was written: an index may have to be built."""
+        with self._changed:
+            self._work = True
+            self._changed.notify_all()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether there is nothing to build, now or within the time. False where building failed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or (self._idle and not self._work), timeout_s)
+            return self._idle and not self._work and self._failed is None
+
+    def close(self) -> None:
+        """Stop. What was half built is given up; training cannot be stopped, and ends with the process."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(_CLOSING_S)
+
+    def _run(self) -> None:
+        # Searches and writes go first. On Linux a thread has a niceness of its own, and FAISS's threads inherit it.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        while True:
+            with self._changed:
+                self._idle = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._closing or self._work)
+                if self._closing:
+                    return
+                self._work, self._idle = False, False
+            if self._failed is not None and time.monotonic() < self._failed + _AFTER_FAILURE_S:
+                continue
+            try:
+                while not self._closing and self._step():
+                    pass
+                self._failed = None
+            except Exception:
+                # What has no index is searched vector by vector: slower, and right.
+                _log.exception("an index could not be built; the next write after a minute tries again")
+                self._failed = time.monotonic()
+            finally:
+                self.building = None
+
+    def _step(self) -> bool:
+        """Build the first index that is needed; whether there was one."""
+        for collection, index in list(self._library.indexes().items()):
+            planned = index.plan(self._rules)
+            if planned is not None:
+                modality, view, chosen, more = planned
+                self.building = (collection, modality)
+                started = time.monotonic()
+                reader = self._library.reader(collection)
+                if more and view.built is not None:
+                    rows = np.arange(view.count)
+                    batches = _batches(view, rows[view.indexed :], reader)
+                    built = kinds.extend(view.built, batches, self._stopped)
+                else:
+                    rows = np.flatnonzero(view.alive)
+                    if chosen.kind == "flat":
+                        index.switch(modality, view, None, list(_batches(view, rows, reader)), rows)
+                        self._library.save(collection, modality, None, view.slots[rows])
+                        return True
+                    built = kinds.build(
+                        chosen,
+                        index.dimensions,
+                        len(rows),
+                        _sampler(view, rows, reader),
+                        _batches(view, rows, reader),
+                        self._stopped,
+                    )
+                if built is None:
+                    return False
+                index.switch(modality, view, kinds.on_gpu(built), [], rows)
+                _log.info(
+                    "an index was built",
+                    extra={
+                        "fields": {
+                            "collection": collection,
+                            "modality": modality,
+                            "kind": built.chosen.kind,
+                            "vectors": built.count,
+                            "seconds": round(time.monotonic() - started, 1),
+                        }
+                    },
+                )
+                self._library.save(collection, modality, built, view.slots[rows])
+                return True
+        return False
+
+    def _stopped(self) -> bool:
+        return self._closing
+
+
+def _batches(view: View, rows: Keys, reader: Reader) -> Iterator[Vectors]:
+    """The vectors of these rows, as they are stored. A row that was deleted meanwhile is zeros, and dead."""
+    for start in range(0, len(rows), _BATCH):
+        yield _vectors(view, rows[start : start + _BATCH], reader)
+
+
+def _vectors(view: View, rows: Keys, reader: Reader) -> Vectors:
+    wanted = view.slots[rows]
+    slots, vectors = reader.vectors(wanted)
+    if len(slots) == len(wanted):
+        return vectors
+    whole = np.zeros((len(wanted), vectors.shape[1]), np.float32)
+    whole[np.searchsorted(wanted, slots)] = vectors
+    return whole
+
+
+def _sampler(view: View, rows: Keys, reader: Reader) -> Callable[[int], Vectors]:
+    def sample(count: int) -> Vectors:
+        chosen = np.sort(np.random.default_rng(0).choice(rows, count, replace=False)) if count < len(rows) else rows
+        return np.concatenate(list(_batches(view, chosen, reader)))
+
+    return sample

@@ -1,0 +1,336 @@
+"""Kinds of index: how each is built, searched, and when it is taken. decisions/0011 says why, with the figures.
+
+flat      exact, every vector is looked at
+hnsw      a graph (Malkov & Yashunin, 2016); float32, or float16 or int8 codes
+ivf_flat  inverted lists of a k-means; float32, float16 or int8
+ivf_pq    inverted lists of product codes (Jégou et al., 2011)
+ivf_opq   the same after a learned rotation (Ge et al., 2013)
+sq        every vector is looked at, as int8 or float16 codes
+binary    inverted lists of one bit per dimension after a random rotation (RaBitQ, Gao & Long, 2024)
+
+What holds codes instead of float32 vectors only nominates: the score of every result is that of the stored vector.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.vectors import Vectors
+
+Kind = Literal["flat", "hnsw", "ivf_flat", "ivf_pq", "ivf_opq", "sq", "binary"]
+Precision = Literal["float32", "float16", "int8"]
+Keys = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+PRECISIONS: dict[Kind, tuple[Precision, ...]] = {
+    "flat": ("float32",),
+    "hnsw": ("float32", "float16", "int8"),
+    "ivf_flat": ("float32", "float16", "int8"),
+    "ivf_pq": (),
+    "ivf_opq": (),
+    "sq": ("int8", "float16"),
+    "binary": (),
+}
+"""The precisions that may be chosen for a kind, its default first; none where the codes are the kind's own."""
+
+_M = 16
+"""Neighbours of a node of the graph; twice as many on its lowest level."""
+_EF_CONSTRUCTION = 100
+_EF_SEARCH = 128
+_EF_MOST = 4_096
+"""That a filter may make of it."""
+_NPROBE_SHARE = 1 / 64
+"""Of the lists, that a search looks into unless it says otherwise."""
+_PER_CENTROID = 40
+_NOMINATED: dict[str, int] = {"float16": 2, "int8": 4, "ivf_pq": 16, "ivf_opq": 16, "binary": 16}
+"""Candidates per result that are scored again by their stored vectors."""
+_ADDED = 1_024
+"""Vectors added between two looks at whether to stop."""
+_GPU_MOST = 2_048
+"""Results that FAISS gives from a GPU."""
+_CODES: dict[str, int] = {"float16": faiss.ScalarQuantizer.QT_fp16, "int8": faiss.ScalarQuantizer.QT_8bit}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a collection asks for. `auto` goes by size, part by part."""
+
+    kind: Kind | Literal["auto"] = "auto"
+    precision: Precision | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "auto":
+            if self.precision is not None:
+                raise ValueError("precision is chosen with a kind of index, not with auto")
+        elif self.precision is not None and self.precision not in PRECISIONS[self.kind]:
+            allowed = " or ".join(PRECISIONS[self.kind])
+            raise ValueError(f"an index of kind {self.kind} has {allowed or 'codes of its own, and no'} precision")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    kind: Kind
+    precision: Precision | None
+
+    @property
+    def exact_scores(self) -> bool:
+        return self.precision == "float32"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When an index is built and built anew. Tests use smaller numbers."""
+
+    flat_up_to: int = 20_000
+    """Vectors of a part that `auto` searches one by one."""
+    trained_from: int = 10_000
+    """Vectors that lists and codes are trained from at least; a part with fewer is flat whatever is asked for."""
+    graph_from: int = 1_000
+    rest_at_least: int = 10_000
+    rest_share: float = 0.1
+    """The index takes in what is not in it yet, once that is both this many and this share of it."""
+    dead_share: float = 0.25
+    """Of an index, beyond which it is built anew without what was deleted."""
+    outgrown: int = 4
+    """Times its size at its training, beyond which lists and codes are trained anew."""
+    memory: int = field(default_factory=lambda: os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    """Bytes. Where a float32 graph would take more than half of it, `auto` takes int8, and then product codes."""
+
+    def choose(self, wanted: Wanted, count: int, dimensions: int, present: Kind | None = None) -> Chosen:
+        """The index of a part of `count` vectors that is served by an index of kind `present` now."""
+        if wanted.kind == "auto":
+            # An index that is there stays until the part is half as large, so that none is built back and forth.
+            flat = self.flat_up_to / 2 if present not in (None, "flat") else self.flat_up_to
+            if count <= flat:
+                return Chosen("flat", "float32")
+            graph = 4 * 2 * _M
+            if count * (4 * dimensions + graph) <= self.memory / 2:
+                return Chosen("hnsw", "float32")
+            return (
+                Chosen("hnsw", "int8") if count * (dimensions + graph) <= self.memory / 2 else Chosen("ivf_opq", None)
+            )
+        least = self.graph_from if wanted.kind == "hnsw" else self.trained_from
+        if count < (least / 2 if present == wanted.kind else least):
+            return Chosen("flat", "float32")
+        allowed = PRECISIONS[wanted.kind]
+        return Chosen(wanted.kind, wanted.precision or (allowed[0] if allowed else None))
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard one search tries; it travels with the call. None leaves it to the kind of index."""
+
+    ef_search: int | None = None
+    nprobe: int | None = None
+    rescore: int | None = None
+    """Candidates that are scored again by their stored vectors, of an index that holds codes."""
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Built:
+    """An index over rows 0 … count - 1 of a part. Never changed once it is searched."""
+
+    chosen: Chosen
+    index: Any
+    trained: int
+    """Vectors that it held when it was trained."""
+    on_gpu: Any = None
+    """A copy on the GPU, for searches that leave nothing out."""
+
+    @property
+    def count(self) -> int:
+        return int(self.index.ntotal)
+
+    def nominate(
+        self, queries: Vectors, count: int, allowed: Mask | None, selected: int, effort: Effort
+    ) -> tuple[NDArray[np.float32], Keys]:
+        """Scores and row numbers (Q, ≤ count) of the nearest of the rows allowed, best first, -1 where there are none.
+
+        `selected` is how many are allowed.
+        """
+        share = selected / max(self.count, 1)
+        if allowed is None and self.on_gpu is not None and count <= _GPU_MOST:
+            found: tuple[NDArray[np.float32], Keys] = self.on_gpu.search(queries, count, self._nprobe(effort, 1.0))
+            return found
+        # The bits stay alive as long as the selector that points to them.
+        bits = None if allowed is None else np.packbits(allowed, bitorder="little")
+        selector = None if bits is None else faiss.IDSelectorBitmap(bits)
+        parameters = self._parameters(self.index, selector, count, share, effort)
+        scores, rows = self.index.search(queries, count, params=parameters)
+        return scores, rows
+
+    def scan(self, queries: Vectors, count: int, allowed: Mask | None) -> tuple[NDArray[np.float32], Keys]:
+        """The same, having looked at every row that is allowed; of an index that holds codes, at their codes."""
+        index = faiss.downcast_index(self.index)
+        if isinstance(index, faiss.IndexHNSW):
+            index = faiss.downcast_index(index.storage)
+        bits = None if allowed is None else np.packbits(allowed, bitorder="little")
+        selector = None if bits is None else faiss.IDSelectorBitmap(bits)
+        parameters = self._parameters(index, selector, count, 1.0, Effort(nprobe=2**31))
+        scores, rows = index.search(queries, count, params=parameters)
+        return scores, rows
+
+    def _parameters(self, index: Any, selector: Any, count: int, share: float, effort: Effort) -> Any:
+        index = faiss.downcast_index(index)
+        chosen = {} if selector is None else {"sel": selector}
+        match index:
+            case faiss.IndexPreTransform():
+                inner = self._parameters(index.index, selector, count, share, effort)
+                return faiss.SearchParametersPreTransform(index_params=inner)
+            case faiss.IndexHNSW():
+                return faiss.SearchParametersHNSW(**chosen, efSearch=ef_search(effort, count, share))
+            case faiss.IndexIVFPQ():
+                return faiss.IVFPQSearchParameters(**chosen, nprobe=self._nprobe(effort, share))
+            case faiss.IndexIVFRaBitQ():
+                return faiss.IVFRaBitQSearchParameters(**chosen, nprobe=self._nprobe(effort, share), qb=8)
+            case faiss.IndexIVF():
+                return faiss.SearchParametersIVF(**chosen, nprobe=self._nprobe(effort, share))
+            case _:
+                return faiss.SearchParameters(**chosen)
+
+    def _nprobe(self, effort: Effort, share: float) -> int:
+        """Lists to look into: more of them where a filter leaves less in each."""
+        index = _inverted(self.index)
+        if index is None:
+            return 0
+        wanted = effort.nprobe or max(8, round(index.nlist * _NPROBE_SHARE))
+        return int(min(index.nlist, np.ceil(wanted / max(share, 1e-9))))
+
+    def nominees(self, count: int, effort: Effort) -> int:
+        """Candidates to ask for, so that `count` of them are right."""
+        if self.chosen.exact_scores:
+            return count
+        return max(count, effort.rescore or max(64, count * _NOMINATED[self.chosen.precision or self.chosen.kind]))
+
+
+def ef_search(effort: Effort, count: int, share: float) -> int:
+    """Nodes that a search keeps in sight. With a filter as many of those allowed as without one, up to a bound."""
+    wanted = max(effort.ef_search or _EF_SEARCH, count)
+    return int(min(np.ceil(wanted / max(share, 1e-9)), max(wanted, _EF_MOST)))
+
+
+def graph_rather_than_scan(selected: int, total: int, effort: Effort, count: int) -> bool:
+    """Whether the graph finds the nearest of the rows allowed sooner than looking at each of them.
+
+    The measured rule of decisions/0012.
+    """
+    share = selected / max(total, 1)
+    graph = ef_search(effort, count, share) * _GRAPH_US
+    return graph < total * _SKIP_US + selected * _LOOK_US
+
+
+# Microseconds on the machine of decisions/0012; only their ratios matter.
+_GRAPH_US = 5.0
+_SKIP_US = 0.001
+_LOOK_US = 0.1
+
+
+def build(
+    chosen: Chosen,
+    dimensions: int,
+    count: int,
+    sample: Callable[[int], Vectors],
+    batches: Iterator[Vectors],
+    stopped: Callable[[], bool],
+) -> Built | None:
+    """An index over `count` vectors that come in batches (n, D); None when stopped.
+
+    `sample(n)` gives at most n of them, drawn at random.
+    """
+    index = _empty(chosen, dimensions, count)
+    if not index.is_trained:
+        index.train(sample(_training_size(index, count)))
+    return Built(chosen, index, count) if _add(index, batches, stopped) else None
+
+
+def extend(built: Built, batches: Iterator[Vectors], stopped: Callable[[], bool]) -> Built | None:
+    """A copy of an index that holds the batches too; None when stopped. The index itself may be searched meanwhile."""
+    index = faiss.clone_index(built.index)
+    return Built(built.chosen, index, built.trained) if _add(index, batches, stopped) else None
+
+
+def _add(index: Any, batches: Iterator[Vectors], stopped: Callable[[], bool]) -> bool:
+    for batch in batches:
+        for start in range(0, len(batch), _ADDED):
+            if stopped():
+                return False
+            index.add(np.ascontiguousarray(batch[start : start + _ADDED], dtype=np.float32))
+    return True
+
+
+def _empty(chosen: Chosen, dimensions: int, count: int) -> Any:
+    metric = faiss.METRIC_INNER_PRODUCT
+    lists = int(max(1, min(4 * count**0.5, count / _PER_CENTROID)))
+    codes = _code_bytes(dimensions)
+    match chosen:
+        case Chosen("hnsw", precision):
+            suffix = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}[precision or "float32"]
+            index = faiss.index_factory(dimensions, f"HNSW{_M},{suffix}", metric)
+            index.hnsw.efConstruction = _EF_CONSTRUCTION
+            return index
+        case Chosen("ivf_flat", precision):
+            name = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}[precision or "float32"]
+            index = faiss.index_factory(dimensions, f"IVF{lists},{name}", metric)
+        case Chosen("ivf_pq"):
+            index = faiss.index_factory(dimensions, f"IVF{lists},PQ{codes}", metric)
+        case Chosen("ivf_opq"):
+            index = faiss.index_factory(dimensions, f"OPQ{codes},IVF{lists},PQ{codes}", metric)
+        case Chosen("sq", precision):
+            return faiss.IndexScalarQuantizer(dimensions, _CODES[precision or "int8"], metric)
+        case Chosen("binary"):
+            index = faiss.index_factory(dimensions, f"RR{dimensions},IVF{lists},RaBitQ", metric)
+        case _:
+            raise ValueError(chosen)
+    inverted = _inverted(index)
+    inverted.cp.min_points_per_centroid = 1  # FAISS prints a warning for each codebook otherwise
+    inverted.cp.spherical = True
+    if isinstance(inverted, faiss.IndexIVFPQ):
+        inverted.pq.cp.min_points_per_centroid = 1
+    return index
+
+
+def _code_bytes(dimensions: int) -> int:
+    """Of a product code: one for eight dimensions, or the nearest that divides them."""
+    return max(size for size in range(1, dimensions + 1) if dimensions % size == 0 and size <= max(1, dimensions // 8))
+
+
+def _training_size(index: Any, count: int) -> int:
+    inverted = _inverted(index)
+    lists = 0 if inverted is None else inverted.nlist
+    return min(count, max(_PER_CENTROID * lists, 65_536))
+
+
+def _inverted(index: Any) -> Any:
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        index = faiss.downcast_index(index.index)
+    return index if isinstance(index, faiss.IndexIVF) else None
+
+
+def on_gpu(built: Built) -> Built:
+    """With a copy on the GPU where FAISS has one and the kind can live there; as it is otherwise."""
+    gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
+    if not gpus or built.chosen.kind not in ("ivf_flat", "ivf_pq"):
+        return built
+    return Built(built.chosen, built.index, built.trained, _OnGpu(built.index))
+
+
+class _OnGpu:
+    """FAISS's GPU indexes take one search at a time."""
+
+    def __init__(self, index: Any) -> None:
+        self._resources = faiss.StandardGpuResources()
+        self._index = faiss.index_cpu_to_gpu(self._resources, 0, index)
+        self._turn = threading.Lock()
+
+    def search(self, queries: Vectors, count: int, nprobe: int) -> tuple[NDArray[np.float32], Keys]:
+        with self._turn:
+            scores, rows = self._index.search(queries, count, params=faiss.SearchParametersIVF(nprobe=nprobe))
+        return scores, rows
