@@ -16,7 +16,7 @@ from service.store.kinds import Built, Keys, Rules
 
 _BATCH = 4_096
 """Vectors read at a time."""
-_NICE = 10
+_NICE = 5
 _AFTER_FAILURE_S = 60.0
 _CLOSING_S = 10.0
 

@@ -244,6 +244,8 @@ def build(
 
     `sample(n)` gives at most n of them, drawn at random.
     """
+    # Threads cost more than they bring where there is little to do.
+    faiss.omp_set_num_threads(os.cpu_count() if count > _ADDED else 1)
     index = _empty(chosen, dimensions, count)
     if not index.is_trained:
         index.train(sample(_training_size(index, count)))

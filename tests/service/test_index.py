@@ -5,99 +5,160 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.contract.vectors import l2_normalise
+from service.store import kinds
+from service.store.columns import Columns, Growing
+from service.store.filters import parse
 from service.store.index import Index
+from service.store.kinds import Rules, Wanted
 
-NONE = np.empty(0, np.int64)
+
+class Rows:
+    """Reads what the tests wrote, as the store reads its rows."""
+
+    def __init__(self):
+        self.held = {}
+
+    def vectors(self, slots):
+        found = [slot for slot in slots.tolist() if slot in self.held]
+        return np.array(found, np.int64), np.stack([self.held[slot] for slot in found])
+
+    def metadata(self, slots, holding):
+        raise AssertionError("nothing here asks for metadata")
+
+
+NOTHING = Rows()
 
 
 def unit(rng, count, dimensions=8):
     return l2_normalise(rng.standard_normal((count, dimensions)))
 
 
-def brute_force(queries, vectors, keys, count):
-    """The `count` best keys per query, by plain matrix product."""
+def brute_force(queries, vectors, slots, count):
+    """The `count` best slots per query, by plain matrix product."""
     scores = queries.astype(np.float64) @ vectors.astype(np.float64).T
-    return [[int(keys[i]) for i in np.argsort(-row, kind="stable")[:count]] for row in scores]
+    return [[int(slots[i]) for i in np.argsort(-row, kind="stable")[:count]] for row in scores]
 
 
-def filled(rng, count, modalities=("image", "text", "audio")):
-    index = Index(8)
-    vectors, keys = unit(rng, count), rng.permutation(10 * count)[:count].astype(np.int64) + 1
-    kinds = rng.choice(modalities, count)
-    for kind in modalities:
-        index.put(kind, keys[kinds == kind], vectors[kinds == kind], NONE)
-    return index, vectors, keys, kinds
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 200), st.integers(1, 30), st.floats(0, 1))
-def test_a_restricted_search_is_exact_at_any_selectivity(seed, size, count, selectivity):
-    rng = np.random.default_rng(seed)
-    index, vectors, keys, _ = filled(rng, size)
-    allowed = rng.random(size) < selectivity
-    queries = unit(rng, 3)
-    found = index.search(queries, count, among=np.sort(keys[allowed]))
-    assert [[key for key, _ in hits] for hits in found] == brute_force(queries, vectors[allowed], keys[allowed], count)
-    for query, hits in zip(queries, found, strict=True):
-        for key, score in hits:
-            assert abs(score - float(query @ vectors[keys == key][0])) < 1e-6
+def put(index, modality, slots, vectors, replaced=()):
+    metadata = [{"slot": slot} for slot in slots]
+    index.put(modality, np.array(slots), vectors, metadata, np.array(sorted(replaced), np.int64))
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32), st.sets(st.sampled_from(["image", "text", "audio"])))
-def test_a_search_by_modality_is_exact(seed, wanted):
+@given(st.integers(0, 2**32), st.integers(1, 60), st.sets(st.sampled_from(["image", "text", "audio"])))
+def test_a_search_by_modality_is_exact(seed, size, wanted):
     rng = np.random.default_rng(seed)
-    index, vectors, keys, kinds = filled(rng, 60)
-    allowed = np.isin(kinds, list(wanted))
+    index = Index(8)
+    vectors, slots, of = unit(rng, size), np.arange(1, size + 1), rng.choice(["image", "text", "audio"], size)
+    for slot, kind, vector in zip(slots.tolist(), of, vectors, strict=True):
+        put(index, kind, [slot], vector[None])
+    allowed = np.isin(of, list(wanted))
     queries = unit(rng, 2)
-    found = index.search(queries, 10, modalities=list(wanted))
-    assert [[key for key, _ in hits] for hits in found] == brute_force(queries, vectors[allowed], keys[allowed], 10)
+    found = index.search(queries, 10, NOTHING, modalities=list(wanted))
+    assert [[slot for slot, _ in hits] for hits in found] == brute_force(queries, vectors[allowed], slots[allowed], 10)
 
 
-def test_equal_scores_come_in_the_order_of_the_keys():
+def test_equal_scores_come_in_the_order_of_the_slots():
     index = Index(8)
     vector = unit(np.random.default_rng(0), 1)
-    index.put("text", np.array([7, 3]), vector.repeat(2, axis=0), NONE)
-    index.put("image", np.array([5]), vector, NONE)
-    assert [key for key, _ in index.search(vector, 3)[0]] == [3, 5, 7]
+    put(index, "text", [3], vector)
+    put(index, "image", [5], vector)
+    put(index, "text", [7], vector)
+    assert [slot for slot, _ in index.search(vector, 3, NOTHING)[0]] == [3, 5, 7]
 
 
 def test_an_empty_index_finds_nothing():
     queries = unit(np.random.default_rng(0), 2)
-    assert Index(8).search(queries, 5) == [[], []]
-    assert filled(np.random.default_rng(0), 5)[0].search(queries, 5, among=NONE) == [[], []]
+    assert Index(8).search(queries, 5, NOTHING) == [[], []]
 
 
 def test_put_replaces_across_modalities():
     rng = np.random.default_rng(1)
-    index, one = Index(8), np.array([1])
-    old, new = unit(rng, 1), unit(rng, 1)
-    index.put("image", one, old, NONE)
-    index.put("text", one, new, replaced=one)
-    assert index.keys().tolist() == [1]
-    assert index.search(new, 5, modalities=["image"]) == [[]]
-    assert abs(index.search(new, 5)[0][0][1] - 1) < 1e-6
+    index, old, new = Index(8), unit(rng, 1), unit(rng, 1)
+    put(index, "image", [1], old)
+    put(index, "text", [2], new, replaced=[1])
+    assert index.slots().tolist() == [2]
+    assert index.search(new, 5, NOTHING, modalities=["image"]) == [[]]
+    assert abs(index.search(new, 5, NOTHING)[0][0][1] - 1) < 1e-6
 
 
-def test_searches_while_vectors_are_replaced_always_see_every_key_once():
+def test_blocks_are_searched_to_their_last_row():
+    """More rows than a block holds, written in pieces that do not fit it."""
+    rng = np.random.default_rng(3)
+    dimensions = 2**16  # 64 rows in a block
+    index, vectors = Index(dimensions), unit(rng, 150, dimensions)
+    for start in range(0, 150, 50):
+        put(index, "text", list(range(start, start + 50)), vectors[start : start + 50])
+    for row in (0, 63, 64, 127, 128, 149):
+        [[(slot, score)]] = index.search(vectors[row : row + 1], 1, NOTHING)
+        assert slot == row and abs(score - 1) < 1e-5
+
+
+def test_searches_while_vectors_are_replaced_and_indexes_switched_always_see_every_item_once():
     rng = np.random.default_rng(2)
-    index, vectors, keys, _ = filled(rng, 100, modalities=("text",))
-    done = threading.Event()
-    failures = []
+    index, rows = Index(8, Wanted("hnsw")), Rows()
+    vectors = unit(rng, 100)
+    current = dict(enumerate(range(1, 101)))  # item → slot
+    rows.held = dict(zip(current.values(), vectors, strict=True))
+    put(index, "text", list(current.values()), vectors)
+    done, failures = threading.Event(), []
+    item_of = {slot: item for item, slot in current.items()}
 
     def search():
         while not done.is_set():
-            found = [key for key, _ in index.search(vectors[:1], 100)[0]]
-            if sorted(found) != sorted(keys.tolist()):
+            found = [item_of[slot] for slot, _ in index.search(vectors[:1], 100, NOTHING)[0]]
+            if sorted(found) != list(range(100)):
                 failures.append(found)
 
     threads = [threading.Thread(target=search) for _ in range(3)]
     for thread in threads:
         thread.start()
+    rules = Rules(graph_from=10, rest_at_least=20, dead_share=0.3)
+    switched, slot = 0, 101
     for _ in range(200):
-        chosen = rng.choice(100, 10, replace=False)
-        index.put("text", keys[chosen], unit(rng, 10), replaced=keys[chosen])
+        chosen = rng.choice(100, 10, replace=False).tolist()
+        fresh = unit(rng, 10)
+        new = list(range(slot, slot + 10))
+        slot += 10
+        item_of |= dict(zip(new, chosen, strict=True))
+        rows.held |= dict(zip(new, fresh, strict=True))
+        put(index, "text", new, fresh, replaced=[current[item] for item in chosen])
+        current |= dict(zip(chosen, new, strict=True))
+        if planned := index.plan(rules):
+            modality, view, wanted, more = planned
+            kept = np.arange(view.count) if more else np.flatnonzero(view.alive)
+            # What is written between the look and the switch is carried over.
+            if more:
+                batch = rows.vectors(view.slots[view.indexed :])[1]
+                built = kinds.extend(view.built, iter([batch]), lambda: False)
+            else:
+                batch = rows.vectors(view.slots[kept])[1]
+                built = kinds.build(wanted, 8, len(kept), lambda count: batch[:count], iter([batch]), lambda: False)  # noqa: B023
+            put(index, "text", [slot], fresh[:1], replaced=[current[0]])
+            rows.held[slot], item_of[slot], current[0] = fresh[0], 0, slot
+            slot += 1
+            index.switch(modality, view, built, [], kept)
+            switched += 1
     done.set()
     for thread in threads:
         thread.join()
-    assert failures == []
+    assert failures == [] and switched > 5
+    assert index.slots().tolist() == sorted(current.values())
+    assert index.views()["text"].count < 1_000  # the dead of 2,000 writes were left behind
+
+
+def test_what_an_array_gave_out_stays_as_it_was():
+    array = Growing(np.int64)
+    array.extend([1, 2])
+    before = array.held()
+    array.extend(range(1_000))
+    assert before.tolist() == [1, 2] and len(array.held()) == 1_002
+
+
+def test_columns_keep_what_is_kept():
+    columns = Columns()
+    columns.extend(range(3), [{"a": 1}, {"b": "x"}, {"a": 1, "b": None}])
+    kept = columns.kept(np.array([-1, 0, 1]))
+    everything = np.ones(2, np.bool_)
+    for raw, expected in (({"a": 1}, [False, True]), ({"b": "x"}, [True, False]), ({"b": None}, [False, True])):
+        assert kept.select(parse(raw), everything, NOTHING.metadata).tolist() == expected

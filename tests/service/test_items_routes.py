@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 import service
@@ -170,6 +171,30 @@ def test_vectors_that_are_refused(client):
     assert huge == pytest.approx([DIMENSIONS**-0.5] * DIMENSIONS, rel=1e-6)
 
 
+def test_vectors_as_base64(client):
+    vector = np.arange(1, DIMENSIONS + 1, dtype="<f4")
+    upsert(client, {"id": "a", "vector": b64(vector.tobytes()), "modality": "image"}, {"id": "b", "vector": [2.0] * 16})
+    held = client.get("/items/a", params={"include": "vector"}).json()["vector"]
+    assert held == pytest.approx((vector / np.linalg.norm(vector)).tolist(), rel=1e-6)
+    found = client.post("/search", json={"query": {"vector": b64(vector.tobytes())}, "top_k": 1}).json()["results"]
+    assert found[0]["id"] == "a"
+    for wrong, message in (
+        ("%%%", "not valid base64"),
+        (b64(b"12345"), "multiple of 4"),
+        ("", "at least 1 item"),
+        ([True] * DIMENSIONS, "numbers only"),
+        ([[1.0]] * DIMENSIONS, "numbers only"),
+        (7, "a list of numbers, or base64"),
+    ):
+        response = client.post("/items", json={"items": [{"id": "c", "vector": wrong}]})
+        problem(response, 422)
+        assert message in said(response)
+    for wrong in ([np.nan] * DIMENSIONS, [np.inf] * DIMENSIONS, [0.0] * DIMENSIONS, [1.0]):
+        vector = np.array(wrong, "<f4")
+        problem(client.post("/items", json={"items": [{"id": "c", "vector": b64(vector.tobytes())}]}), 422)
+    problem(client.get("/items/c"), 404)
+
+
 def test_an_id_twice_in_one_request(client):
     items = [{"id": "a", "text": "1"}, {"id": "a", "text": "2", "collection": "other"}]
     upsert(client, *items)
@@ -229,10 +254,22 @@ def test_deleting(client):
     problem(client.get("/items/0"), 404)
     assert client.post("/items/delete", json={"ids": ["0", "2", "2"]}).json() == {"deleted": 1}
     assert client.post("/items/delete", json={"filter": {"odd": True, "n": [1, 3, 4]}}).json() == {"deleted": 2}
-    assert [item["id"] for item in client.get("/items").json()["items"]] == ["4", "5", "6", "7"]
+    filter = {"$or": [{"n": {"$gt": 6}}, {"$not": {"n": {"$gte": 5}}}]}
+    assert client.post("/items/delete", json={"filter": filter}).json() == {"deleted": 2}
+    assert [item["id"] for item in client.get("/items").json()["items"]] == ["5", "6"]
 
 
-@pytest.mark.parametrize("body", [{}, {"ids": ["a"], "filter": {"a": 1}}, {"filter": {}}, {"ids": []}, {"ids": [1]}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"ids": ["a"], "filter": {"a": 1}},
+        {"filter": {}},
+        {"filter": {"$and": [{}]}},
+        {"ids": []},
+        {"ids": [1]},
+    ],
+)
 def test_a_deletion_that_is_refused(client, body):
     upsert(client, {"id": "a", "text": "a"})
     problem(client.post("/items/delete", json=body), 422)
@@ -243,13 +280,27 @@ def test_collections(client):
     created = client.put("/collections/photos")
     assert created.status_code == 201
     body = created.json()
-    assert (body["name"], body["count"], body["dimensions"], body["index"]) == ("photos", 0, DIMENSIONS, "flat")
+    assert (body["name"], body["count"], body["dimensions"], body["index"]) == ("photos", 0, DIMENSIONS, "auto")
+    assert body["parts"] == [] and body["precision"] is None
     assert len(body["space"]) == 16
     assert client.put("/collections/photos", json={}).status_code == 200
-    problem(client.put("/collections/photos", json={"index": "hnsw"}), 422)
+    for wrong, message in (
+        ({"index": "tree"}, "'flat', 'hnsw'"),
+        ({"index": "ivf_pq", "precision": "int8"}, "codes of its own"),
+        ({"index": "sq", "precision": "float32"}, "int8 or float16"),
+        ({"precision": "int8"}, "given with index"),
+    ):
+        refused = client.put("/collections/photos", json=wrong)
+        problem(refused, 422)
+        assert message in said(refused)
+    changed = client.put("/collections/photos", json={"index": "hnsw", "precision": "int8"}).json()
+    assert (changed["index"], changed["precision"]) == ("hnsw", "int8")
+    assert client.put("/collections/photos").json()["index"] == "hnsw"
     problem(client.put("/collections/..%2Fx"), 404)
     upsert(client, {"id": "a", "text": "a", "collection": "photos"})
-    assert client.get("/collections/photos").json()["count"] == 1
+    described = client.get("/collections/photos").json()
+    part = {"modality": "text", "kind": "flat", "precision": "float32", "count": 1, "indexed": 0, "building": False}
+    assert described["count"] == 1 and described["parts"] == [part]
     assert [each["name"] for each in client.get("/collections").json()["collections"]] == ["default", "photos"]
     assert client.delete("/collections/photos").status_code == 204
     problem(client.get("/items/a", params={"collection": "photos"}), 404)

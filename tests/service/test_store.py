@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from service.contract.vectors import l2_normalise
 from service.errors import NotFound, NotReady
-from service.store import Entry, SpaceMismatch, Store, StoreDamaged, StoreError, StoreInUse
+from service.store import (
+    Effort,
+    Entry,
+    Rules,
+    SpaceMismatch,
+    Store,
+    StoreDamaged,
+    StoreError,
+    StoreInUse,
+    Wanted,
+    parse,
+)
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
 
 
@@ -18,15 +29,19 @@ def entry(id, metadata=None, *, collection="default", modality="text", of=None):
     return Entry(collection, id, modality, metadata or {}, vector_of(of or id))
 
 
+SMALL = Rules(flat_up_to=20, trained_from=40, graph_from=20, rest_at_least=10)
+"""Indexes of a few vectors."""
+
+
 def ids(hits):
     return [hit.item.id for hit in hits]
 
 
-def in_store(path, use, manifest=None):
+def in_store(path, use, manifest=None, rules=None):
     """Open a store, run `use` with it, close it."""
 
     async def run():
-        store = Store.open(path, manifest or fake_manifest())
+        store = Store.open(path, manifest or fake_manifest(), rules)
         try:
             return await use(store)
         finally:
@@ -57,85 +72,241 @@ def test_what_was_written_is_there_after_a_restart(tmp_path):
 
     in_store(tmp_path, write)
     assert in_store(tmp_path, read) == {("default", "b"): ("text", {"new": True}), ("other", "c"): ("text", {})}
-    (tmp_path / "snapshot" / "snapshot.json").unlink()
-    assert len(in_store(tmp_path, read)) == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "header", "missing file", "foreign"])
-def test_a_damaged_snapshot_is_rebuilt(tmp_path, damage):
-    async def write(store):
-        await store.upsert([entry(f"{number}") for number in range(50)])
+def many(count, start=0):
+    return [entry(f"{number}", {"n": number}) for number in range(start, start + count)]
 
-    async def read(store):
-        return [(await store.search("default", vector_of(f"{number}")[None], 3))[0] for number in range(50)]
 
-    in_store(tmp_path, write)
-    before = in_store(tmp_path, read)
-    directory = tmp_path / "snapshot"
-    header = directory / "snapshot.json"
-    [file] = directory.glob("*.faiss")
+async def written(store):
+    """A collection with a graph of 60, of which some are gone, and a rest that is in no index."""
+    await store.upsert(many(60))
+    assert await store.indexed(300)
+    await store.upsert([*many(3, start=60), entry("7", {"n": 7}, of="seven")])
+    await store.delete("default", ["0", "1"])
+
+
+async def read_back(store):
+    """What written() left can be found, each by its own vector, and the filter knows it."""
+    for number in range(63):
+        query = vector_of("seven" if number == 7 else f"{number}")[None]
+        hits = (await store.search("default", query, 61))[0]
+        assert len(hits) == 61
+        assert (hits[0].item.id == f"{number}" and abs(hits[0].score - 1) < 1e-6) == (number > 1)
+        hits = (await store.search("default", query, 5, filter=parse({"n": number})))[0]
+        assert ids(hits) == ([f"{number}"] if number > 1 else [])
+
+
+async def part(store):
+    [only] = await store.parts("default")
+    return only.kind, only.count, only.indexed
+
+
+def test_an_index_is_taken_from_its_snapshot_and_brought_up_to_the_rows(tmp_path):
+    async def run(store):
+        assert await part(store) == ("hnsw", 61, 57)  # before anything is built anew
+        await read_back(store)
+
+    in_store(tmp_path, written, rules=SMALL)
+    in_store(tmp_path, run, rules=Rules(flat_up_to=20, rest_at_least=1_000))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "slots", "header", "missing file", "foreign", "newer"])
+def test_a_damaged_snapshot_is_rebuilt_while_exact_search_answers(tmp_path, damage):
+    in_store(tmp_path, written, rules=SMALL)
+    [header] = (tmp_path / "snapshot").glob("*.json")
+    file = header.with_suffix(".slots.npy" if damage == "slots" else ".faiss")
     data = bytearray(file.read_bytes())
     if damage == "cut":
         file.write_bytes(data[: len(data) // 2])
-    elif damage == "flip":
-        data[len(data) // 2] ^= 0xFF
+    elif damage in ("flip", "slots"):
+        data[-9] ^= 0xFF
         file.write_bytes(data)
     elif damage == "header":
         header.write_text("{")
     elif damage == "missing file":
         file.unlink()
     else:
-        header.write_text(json.dumps(json.loads(header.read_text()) | {"store": "0" * 32}))
-    after = in_store(tmp_path, read)
-    assert [[(hit.item.id, hit.score) for hit in hits] for hits in after] == [
-        [(hit.item.id, hit.score) for hit in hits] for hits in before
-    ]
-    assert all(hits[0].item.id == f"{number}" for number, hits in enumerate(after))
+        # Of another store; of rows that have since been restored from an older copy.
+        other = {"store": "0" * 32} if damage == "foreign" else {"sequence": 10**6}
+        header.write_text(json.dumps(json.loads(header.read_text()) | other))
 
+    async def run(store):
+        await read_back(store)
+        assert await store.indexed(300)
+        assert await part(store) == ("hnsw", 61, 61)
+        await read_back(store)
 
-def test_rows_written_after_the_snapshot_are_replayed_over_it(tmp_path):
-    """The snapshot of an older state beside newer rows, as a killed process leaves it."""
-
-    async def first(store):
-        await store.upsert([entry("kept"), entry("changed"), entry("gone")])
-
-    async def second(store):
-        await store.upsert([entry("changed", of="other"), entry("added", modality="image")])
-        await store.delete("default", ["gone"])
-        await store.create_collection("later")
-
-    async def read(store):
-        for name, of in (("kept", "kept"), ("changed", "other"), ("added", "added")):
-            hits = (await store.search("default", vector_of(of)[None], 10))[0]
-            assert hits[0].item.id == name and abs(hits[0].score - 1) < 1e-6
-            assert sorted(ids(hits)) == ["added", "changed", "kept"]
-        assert (await store.search("later", vector_of("x")[None], 10)) == [[]]
-
-    in_store(tmp_path, first)
-    older = {file.name: file.read_bytes() for file in (tmp_path / "snapshot").iterdir()}
-    in_store(tmp_path, second)
-    for file in (tmp_path / "snapshot").iterdir():
-        file.unlink()
-    for name, data in older.items():
-        (tmp_path / "snapshot" / name).write_bytes(data)
-    in_store(tmp_path, read)
+    # No index is built in this one: what was damaged is gone, and searched vector by vector.
+    in_store(tmp_path, read_back, rules=Rules(flat_up_to=1_000))
+    assert list((tmp_path / "snapshot").iterdir()) == []
+    in_store(tmp_path, run, rules=SMALL)
+    assert len(list((tmp_path / "snapshot").iterdir())) == 3
 
 
 def test_a_snapshot_from_the_future_of_restored_rows_is_not_used(tmp_path):
     async def first(store):
-        await store.upsert([entry("a")])
+        await store.upsert(many(60))
 
     async def second(store):
-        await store.upsert([entry("a", of="newer")])
+        await store.upsert([entry(f"{number}", of=f"newer {number}") for number in range(60)])
+        assert await store.indexed(300)
 
     async def read(store):
-        assert (await store.search("default", vector_of("a")[None], 1))[0][0].score > 0.999
+        for number in range(60):
+            hits = (await store.search("default", vector_of(f"{number}")[None], 1))[0]
+            assert ids(hits) == [f"{number}"] and hits[0].score > 0.999
 
     in_store(tmp_path, first)
     copy = (tmp_path / "store.sqlite3").read_bytes()
-    in_store(tmp_path, second)
+    in_store(tmp_path, second, rules=SMALL)
+    assert list((tmp_path / "snapshot").iterdir())
     (tmp_path / "store.sqlite3").write_bytes(copy)
-    in_store(tmp_path, read)
+    in_store(tmp_path, read, rules=SMALL)
+
+
+class TestIndexes:
+    def test_auto_takes_a_graph_past_its_size_and_gives_it_up_below_half(self, tmp_path):
+        async def run(store):
+            await store.upsert(many(20))
+            assert await store.indexed(300) and await part(store) == ("flat", 20, 0)
+            await store.upsert(many(1, start=20))
+            assert await store.indexed(300) and await part(store) == ("hnsw", 21, 21)
+            await store.upsert(many(9, start=21))
+            assert await store.indexed(300) and await part(store) == ("hnsw", 30, 21)
+            await store.upsert(many(1, start=30))
+            assert await store.indexed(300) and await part(store) == ("hnsw", 31, 31)  # the rest is taken in
+            await store.delete("default", [f"{number}" for number in range(20)])
+            assert await store.indexed(300) and await part(store) == ("hnsw", 11, 11)
+            await store.delete("default", ["20"])
+            assert await store.indexed(300) and await part(store) == ("flat", 10, 0)
+            hits = (await store.search("default", vector_of("25")[None], 20))[0]
+            assert hits[0].item.id == "25" and len(hits) == 10
+            assert list((tmp_path / "snapshot").iterdir()) == []
+
+        in_store(tmp_path, run, rules=SMALL)
+
+    def test_auto_takes_codes_where_memory_is_short(self):
+        assert Rules(memory=10**9).choose(Wanted(), 200_000, 384).precision == "float32"
+        assert Rules(memory=10**9).choose(Wanted(), 900_000, 384).precision == "int8"
+        assert Rules(memory=10**9).choose(Wanted(), 2_000_000, 384).kind == "ivf_opq"
+
+    @pytest.mark.parametrize(
+        "wanted",
+        [
+            Wanted("hnsw", "float16"),
+            Wanted("hnsw", "int8"),
+            Wanted("ivf_flat"),
+            Wanted("ivf_flat", "float16"),
+            Wanted("ivf_flat", "int8"),
+            Wanted("ivf_pq"),
+            Wanted("ivf_opq"),
+            Wanted("sq"),
+            Wanted("sq", "float16"),
+            Wanted("binary"),
+            Wanted("flat"),
+        ],
+        ids=lambda wanted: f"{wanted.kind} {wanted.precision}",
+    )
+    def test_a_collection_is_switched_while_it_changes(self, tmp_path, wanted):
+        async def run(store):
+            await store.upsert(many(400))
+            assert await store.indexed(300)
+            await store.create_collection("default", wanted)
+            changes = [store.upsert([entry(f"{number}", {"n": number}, of=f"new {number}")]) for number in range(40)]
+            await asyncio.gather(*changes, store.delete("default", ["50", "51"]))
+            assert await store.indexed(300)
+            [only] = await store.parts("default")
+            assert only.kind == wanted.kind and only.count == 398
+            # A tenth may be left to be searched one by one.
+            assert only.indexed == 0 if wanted.kind == "flat" else only.indexed > 350
+            for number in (0, 39, 40, 399, 50):
+                query = vector_of(f"new {number}" if number < 40 else f"{number}")
+                # As hard as can be: what is measured elsewhere is how much less will do.
+                hits = (await store.search("default", query[None], 10, effort=Effort(exact=True, rescore=398)))[0]
+                assert (hits[0].item.id == f"{number}") == (number != 50)
+                scores = {
+                    f"{each}": vector_of(f"new {each}" if each < 40 else f"{each}") @ query for each in range(400)
+                }
+                best = sorted(scores.keys() - {"50", "51"}, key=lambda id: -scores[id])[:10]
+                assert ids(hits) == best
+                for hit in hits:
+                    assert abs(hit.score - scores[hit.item.id]) < 1e-6  # of the stored vector, whatever the codes say
+            near = await store.search("default", vector_of("100")[None], 1)
+            assert ids(near[0]) == ["100"]
+            with_filter = await store.search("default", vector_of("x")[None], 10, filter=parse({"n": {"$lt": 5}}))
+            assert sorted(ids(with_filter[0])) == ["0", "1", "2", "3", "4"]
+
+        async def again(store):
+            assert (await part(store))[0] == wanted.kind
+            assert ids((await store.search("default", vector_of("new 7")[None], 1))[0]) == ["7"]
+
+        in_store(tmp_path, run, rules=SMALL)
+        in_store(tmp_path, again, rules=SMALL)
+
+    def test_effort_travels_with_the_call(self, tmp_path):
+        """A search with little effort misses what one with much finds, also while both run at once."""
+        rng = np.random.default_rng(0)
+        vectors = l2_normalise(rng.standard_normal((2_000, 32)))
+        queries = l2_normalise(rng.standard_normal((40, 32)))
+        best = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+
+        async def recall(store, effort):
+            found = await store.search("default", queries, 10, effort=effort)
+            return np.mean(
+                [len(set(ids(hits)) & set(map(str, row))) / 10 for hits, row in zip(found, best, strict=True)]
+            )
+
+        async def run(store):
+            await store.create_collection("default", Wanted("ivf_flat"))
+            await store.upsert([Entry("default", f"{n}", "image", {}, vector) for n, vector in enumerate(vectors)])
+            assert await store.indexed(300)
+            little, much = Effort(nprobe=1), Effort(nprobe=1_000)
+            found = await asyncio.gather(*(recall(store, effort) for effort in (little, much) * 4))
+            assert found[1::2] == [1.0] * 4 and len(set(found[::2])) == 1 and found[0] < 0.8
+            await store.create_collection("default", Wanted("hnsw"))
+            assert await store.indexed(300)
+            assert await recall(store, Effort(ef_search=10)) < await recall(store, Effort(ef_search=500))
+
+        in_store(tmp_path, run, fake_manifest(dimensions=32), rules=SMALL)
+
+
+def test_a_store_of_the_first_schema_is_brought_up(tmp_path):
+    connection = sqlite3.connect(tmp_path / "store.sqlite3")
+    manifest = fake_manifest()
+    connection.executescript(f"""
+        CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+        CREATE TABLE collections (key INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, space TEXT NOT NULL,
+            dimensions INTEGER NOT NULL, created TEXT NOT NULL) STRICT;
+        CREATE TABLE items (key INTEGER PRIMARY KEY AUTOINCREMENT,
+            collection INTEGER NOT NULL REFERENCES collections (key), id TEXT NOT NULL, modality TEXT NOT NULL,
+            sequence INTEGER NOT NULL, created TEXT NOT NULL, updated TEXT NOT NULL, metadata TEXT NOT NULL,
+            vector BLOB NOT NULL, UNIQUE (collection, id)) STRICT;
+        CREATE INDEX items_in_order ON items (collection, key, modality, sequence);
+        CREATE TABLE label_sets (name TEXT PRIMARY KEY, space TEXT NOT NULL, definition TEXT NOT NULL,
+            created TEXT NOT NULL, updated TEXT NOT NULL) STRICT;
+        CREATE TABLE label_vectors (label_set TEXT NOT NULL REFERENCES label_sets (name) ON DELETE CASCADE,
+            digest TEXT NOT NULL, vectors BLOB NOT NULL, PRIMARY KEY (label_set, digest)) STRICT;
+        INSERT INTO meta VALUES ('schema', '1'), ('store', 'x'), ('space', '{manifest.space}'), ('sequence', '3');
+        INSERT INTO collections VALUES (1, 'default', '{manifest.space}', {DIMENSIONS}, '2026-01-01');
+    """)
+    for key, id in ((1, "a"), (4, "b")):
+        connection.execute(
+            "INSERT INTO items VALUES (?, 1, ?, 'text', 2, 'then', 'then', '{\"x\": 1}', ?)",
+            (key, id, vector_of(id).tobytes()),
+        )
+    connection.commit()
+    connection.close()
+
+    async def run(store):
+        for id in ("a", "b"):
+            assert ids((await store.search("default", vector_of(id)[None], 1, filter=parse({"x": 1})))[0]) == [id]
+        await store.upsert([entry("b", of="new"), entry("c")])
+        assert ids((await store.search("default", vector_of("new")[None], 3))[0])[0] == "b"
+        assert [item.created for item in (await store.page(None, None, None, 10))[0]][:2] == ["then", "then"]
+
+    in_store(tmp_path, run)
+    in_store(tmp_path, lambda store: store.search("default", vector_of("c")[None], 1))
 
 
 class TestSpaces:
@@ -144,7 +315,7 @@ class TestSpaces:
             await store.upsert([entry("a")])
 
         in_store(tmp_path, write)
-        with pytest.raises(SpaceMismatch, match=r"store directory and index the items again") as refusal:
+        with pytest.raises(SpaceMismatch, match=r"service reembed") as refusal:
             Store.open(tmp_path, fake_manifest("another"))
         assert fake_manifest().space in str(refusal.value) and str(tmp_path) in str(refusal.value)
         in_store(tmp_path, everything)  # it was left as it was, and let go of
@@ -206,10 +377,9 @@ class TestOpening:
             await store.upsert([entry("a")])
 
         in_store(tmp_path, write)
-        (tmp_path / "snapshot" / "snapshot.json").unlink()
         connection = sqlite3.connect(tmp_path / "store.sqlite3")
         with connection:
-            connection.execute("UPDATE items SET vector = x'00'")
+            connection.execute("UPDATE vectors SET vector = x'00'")
         connection.close()
         with pytest.raises(StoreDamaged, match=f"{DIMENSIONS} dimensions"):
             Store.open(tmp_path, fake_manifest())
@@ -326,68 +496,6 @@ def test_searches_during_writes_find_every_item_that_is_never_touched(tmp_path):
         assert set(await everything(store)) == {("default", each.id) for each in still}
 
     in_store(tmp_path, run)
-
-
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.sampled_from([0, 1, 0.0, 1.0, -0.0, 0.1, "0", "1", "", "true", "null"])
-    | st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=4)
-)
-names = st.sampled_from(["a", "b", 'q"uote', "back\\slash", "$.a", "a.b", "[0]", "", "é"])
-metadata = st.dictionaries(names, scalars | st.lists(scalars, max_size=2) | st.dictionaries(names, scalars, max_size=1))
-
-
-def equal(held, wanted):
-    """Equality of JSON scalars: a boolean is no number, and 1 is 1.0."""
-    if isinstance(held, bool) or isinstance(wanted, bool) or held is None or wanted is None:
-        return held is wanted
-    return type(held) in (int, float, str) and held == wanted
-
-
-def passes(held, filter):
-    return all(
-        name in held and any(equal(held[name], each) for each in (wanted if isinstance(wanted, list) else [wanted]))
-        for name, wanted in filter.items()
-    )
-
-
-VALUES = [None, True, False, 0, 1, -0.0, 1.0, 0.1, 0.1 + 0.2, "", "1", "true", "null", [1], [True], {"a": 1}, {}]
-
-
-def test_every_kind_of_value_against_every_other(tmp_path):
-    async def run(store):
-        await store.upsert([entry(f"{place}", {"a": value}) for place, value in enumerate(VALUES)])
-        for wanted in VALUES[:13]:
-            found = (await store.search("default", vector_of("x")[None], 100, filter={"a": wanted}))[0]
-            expected = {f"{place}" for place, value in enumerate(VALUES) if passes({"a": value}, {"a": wanted})}
-            assert set(ids(found)) == expected, wanted
-
-    in_store(tmp_path, run)
-
-
-@settings(max_examples=60, deadline=None)
-@given(data=st.data(), held=st.lists(metadata, min_size=1, max_size=12))
-def test_a_filtered_search_equals_brute_force(tmp_path_factory, data, held):
-    # Wanted values come mostly from what is held, so that filters match something.
-    some = [value for each in held for value in each.values() if not isinstance(value, list | dict)]
-    wanted = st.sampled_from(some) | scalars if some else scalars
-    filter = data.draw(st.dictionaries(names, wanted | st.lists(wanted, max_size=3), min_size=1, max_size=2))
-
-    async def run(store):
-        await store.upsert([entry(f"{number}", each) for number, each in enumerate(held)])
-        query = vector_of("query")
-        expected = sorted(
-            (f"{number}" for number, each in enumerate(held) if passes(each, filter)),
-            key=lambda id: -float(query @ vector_of(id)),
-        )
-        assert ids((await store.search("default", query[None], 5, filter=filter))[0]) == expected[:5]
-        assert await store.delete_matching("default", filter) == len(expected)
-        assert len(await everything(store)) == len(held) - len(expected)
-
-    in_store(tmp_path_factory.mktemp("store"), run)
 
 
 some_ids = st.sampled_from(string.ascii_lowercase[:6])

@@ -1,0 +1,248 @@
+"""The store at size: ingest over HTTP, start, recall, latency, filters, memory, and a peer on the same vectors.
+
+python -m benchmarks.store [--vectors 1000000] [--queries 1000] [--bundle build/starter] [--work DIR] [--peer]
+
+Writes clustered vectors through `POST /items`, waits until the graph is built, stops the server, and measures the store
+that it left in a process of its own. With --work the store is kept there, and used again when it is whole. --peer
+measures LanceDB too (pip install '.[peer]'). Prints tables and, as its last line, one JSON object.
+"""
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import faiss
+import httpx
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from benchmarks.clustered import QUERIES, Clustered
+from examples.demo import serving
+from service.contract.bundle import read_bundle
+from service.contract.vectors import Vectors
+from service.store import Effort, Filter, Store, parse
+
+COUNT = 10
+FILTERS = {
+    "1": {"hundredth": 7},
+    "10": {"tenth": "part 3"},
+    "50": {"even": True},
+    "topics": {"topic": {"$lt": 20}},
+}
+"""By per cent of the vectors that pass; the last follows the clusters, so that most queries have none of it near."""
+_BATCH = 256
+_CLIENTS = 2
+
+
+def ingest(client: httpx.Client, clustered: Clustered, count: int) -> float:
+    """Vectors stored per second, as acknowledged, in batches, by several clients."""
+
+    def post(items: list[dict[str, Any]]) -> None:
+        body = orjson.dumps({"items": items})
+        client.post("/items", content=body, headers={"content-type": "application/json"}).raise_for_status()
+
+    spent = 0.0
+    with ThreadPoolExecutor(_CLIENTS) as pool:
+        for first, vectors, metadata in clustered.chunks(0, count):
+            items = [
+                {
+                    "id": f"item {first + place}",
+                    "vector": base64.b64encode(vector.tobytes()).decode(),
+                    "modality": "image",
+                    "metadata": held,
+                }
+                for place, (vector, held) in enumerate(zip(vectors, metadata, strict=True))
+            ]
+            started = time.perf_counter()
+            list(pool.map(post, [items[start : start + _BATCH] for start in range(0, len(items), _BATCH)]))
+            spent += time.perf_counter() - started
+    return count / spent
+
+
+def wait_until_indexed(client: httpx.Client, count: int) -> float:
+    started = time.perf_counter()
+    while True:
+        [part] = client.get("/collections/default").raise_for_status().json()["parts"]
+        if not part["building"] and part["indexed"] > 0.9 * count:
+            return time.perf_counter() - started
+        time.sleep(1)
+
+
+def fill(bundle: Path, work: Path, clustered: Clustered, count: int) -> dict[str, float]:
+    with serving(bundle, work) as client:
+        client.timeout = httpx.Timeout(600)
+        rate = ingest(client, clustered, count)
+        print(f"stored {count:,} vectors, {rate:,.0f} per second; building …", flush=True)
+        return {"ingest_per_s": round(rate, 1), "built_s": round(wait_until_indexed(client, count), 1)}
+
+
+def truth(clustered: Clustered, count: int, queries: Vectors) -> dict[str, NDArray[np.int64]]:
+    """The numbers of the nearest of all, and of those that pass each filter, by looking at every vector."""
+    heaps: dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
+    for first, vectors, metadata in clustered.chunks(0, count):
+        scores = queries @ vectors.T
+        for name, wanted in {"": {}, **FILTERS}.items():
+            passing = np.array([_passes(wanted, held) for held in metadata])
+            own = np.where(passing, scores, -2.0)
+            best = np.argpartition(-own, COUNT, axis=1)[:, :COUNT]
+            held_scores, held = heaps.get(
+                name, (np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))
+            )
+            merged = np.concatenate([held_scores, np.take_along_axis(own, best, 1)], axis=1)
+            numbers = np.concatenate([held, best + first], axis=1)
+            order = np.argsort(-merged, axis=1)[:, :COUNT]
+            heaps[name] = (np.take_along_axis(merged, order, 1), np.take_along_axis(numbers, order, 1))
+    return {name: numbers for name, (_, numbers) in heaps.items()}
+
+
+def _passes(wanted: dict[str, Any], held: dict[str, Any]) -> bool:
+    return all(
+        held[name] < value["$lt"] if isinstance(value, dict) else held[name] == value for name, value in wanted.items()
+    )
+
+
+def recall(found: Sequence[Sequence[int]], right: NDArray[np.int64]) -> float:
+    return float(
+        np.mean([len(set(own) & set(best.tolist())) / len(best) for own, best in zip(found, right, strict=True)])
+    )
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+async def measure(bundle: Path, work: Path, queries: Vectors, right: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
+    """Of the store that is there: run in a process that does nothing else."""
+    before = resident_bytes()
+    manifest = read_bundle(bundle).manifest
+    started = time.perf_counter()
+    store = Store.open(work, manifest)
+    figures: dict[str, Any] = {"start_s": round(time.perf_counter() - started, 2)}
+    [part] = await store.parts("default")
+    figures["hnsw.indexed"] = part.indexed
+    index = next(iter(store._indexes[1].views().values())).built
+    assert index is not None
+    graph = index.index.hnsw
+    needed = part.count * 4 * manifest.dimensions + 4 * graph.neighbors.size() + 8 * graph.offsets.size()
+    for query in queries[:50]:
+        await store.search("default", query[None], COUNT)
+    figures["memory_ratio"] = round((resident_bytes() - before) / needed, 3)
+    figures["memory_mb"] = round(resident_bytes() / 2**20)
+
+    async def ask(query: Vectors, filter: Filter | None = None, effort: Effort | None = None) -> list[int]:
+        hits = (await store.search("default", query[None], COUNT, filter=filter, effort=effort))[0]
+        return [int(hit.item.id.removeprefix("item ")) for hit in hits]
+
+    ef = 128
+    parameters = faiss.SearchParametersHNSW(efSearch=ef)
+    own, bare, found = [], [], []
+    for query in queries:  # in turns, so that what else the machine does falls on both alike
+        started = time.perf_counter()
+        index.index.search(query[None], COUNT, params=parameters)
+        bare.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        found.append(await ask(query))
+        own.append(time.perf_counter() - started)
+    figures["hnsw.recall10"] = round(recall(found, right[""]), 4)
+    figures["hnsw.p50_ms"] = round(1e3 * float(np.median(own)), 3)
+    figures["hnsw.p99_ms"] = round(1e3 * float(np.quantile(own, 0.99)), 3)
+    figures["hnsw.bare_p50_ms"] = round(1e3 * float(np.median(bare)), 3)
+    figures["hnsw.bare_p99_ms"] = round(1e3 * float(np.quantile(bare, 0.99)), 3)
+    figures["hnsw.over_bare_faiss"] = round(float(np.median(own) / np.median(bare)), 3)
+    for name, raw in FILTERS.items():
+        filter = parse(raw)
+        found, taken = await _timed(lambda query: ask(query, filter), queries)  # noqa: B023
+        figures[f"filtered.{name}.recall10"] = round(recall(found, right[name]), 4)
+        figures[f"filtered.{name}.p50_ms"] = round(1e3 * float(np.median(taken)), 3)
+        figures[f"filtered.{name}.p99_ms"] = round(1e3 * float(np.quantile(taken, 0.99)), 3)
+    figures["curve"] = []
+    for effort in (16, 32, 64, 128, 256):
+        found, taken = await _timed(lambda query: ask(query, None, Effort(ef_search=effort)), queries)  # noqa: B023
+        figures["curve"].append([effort, round(recall(found, right[""]), 4), round(1e3 * float(np.median(taken)), 3)])
+    await store.close()
+    return figures
+
+
+async def _timed(
+    ask: Callable[[Vectors], Awaitable[list[int]]], queries: Vectors
+) -> tuple[list[list[int]], list[float]]:
+    found, taken = [], []
+    for query in queries:
+        started = time.perf_counter()
+        found.append(await ask(query))
+        taken.append(time.perf_counter() - started)
+    return found, taken
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.store", description=__doc__.split("\n")[0])
+    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser.add_argument("--vectors", type=int, default=1_000_000)
+    parser.add_argument("--queries", type=int, default=1_000)
+    parser.add_argument("--work", type=Path, help="keep the store there")
+    parser.add_argument("--peer", action="store_true", help="measure LanceDB on the same vectors")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    clustered = Clustered(read_bundle(options.bundle).manifest.dimensions)
+    if options.measure:
+        right = dict(np.load(options.work / "truth.npz"))
+        queries = right.pop("queries")
+        right = {name.removeprefix("for "): numbers for name, numbers in right.items()}
+        print(json.dumps(asyncio.run(measure(options.bundle, options.work / "store", queries, right))))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        work = options.work or Path(folder)
+        return run(options, clustered, work)
+
+
+def run(options: argparse.Namespace, clustered: Clustered, work: Path) -> int:
+    filled, said = work / "filled.json", {"vectors": options.vectors, "dimensions": clustered.dimensions}
+    figures: dict[str, Any]
+    if filled.exists() and (held := json.loads(filled.read_text()))["vectors"] == options.vectors:
+        figures = held
+    else:
+        work.mkdir(parents=True, exist_ok=True)
+        figures = said | fill(options.bundle, work / "store", clustered, options.vectors)
+        filled.write_text(json.dumps(figures))
+    queries = clustered.vectors(QUERIES, options.queries)
+    right = truth(clustered, options.vectors, queries)
+    np.savez(work / "truth.npz", queries=queries, **{f"for {name}": numbers for name, numbers in right.items()})  # type: ignore[arg-type]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.store",
+        "--measure",
+        "--work",
+        str(work),
+        "--bundle",
+        str(options.bundle),
+    ]
+    figures |= json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+    )
+    curve = figures.pop("curve")
+    figures |= {"peer.name": None, "peer.recall10": None, "peer.p50_ratio": None}
+    print(f"{'figure':28}{'value':>14}")
+    for name, value in figures.items():
+        print(f"{name:28}{value!s:>14}")
+    print(f"\n{'efSearch':>8}{'recall@10':>12}{'p50 ms':>10}")
+    for effort, found, taken in curve:
+        print(f"{effort:>8}{found:>12}{taken:>10}")
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
