@@ -34,7 +34,7 @@ from service.contract.vectors import Vectors
 from service.store import Effort, Filter, Store, parse
 
 COUNT = 10
-FILTERS = {
+FILTERS: dict[str, dict[str, Any]] = {
     "1": {"hundredth": 7},
     "10": {"tenth": "part 3"},
     "50": {"even": True},
@@ -89,10 +89,11 @@ def fill(bundle: Path, work: Path, clustered: Clustered, count: int) -> dict[str
 
 def truth(clustered: Clustered, count: int, queries: Vectors) -> dict[str, NDArray[np.int64]]:
     """The numbers of the nearest of all, and of those that pass each filter, by looking at every vector."""
+    filters: dict[str, dict[str, Any]] = {"": {}, **FILTERS}
     heaps: dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
     for first, vectors, metadata in clustered.chunks(0, count):
         scores = queries @ vectors.T
-        for name, wanted in {"": {}, **FILTERS}.items():
+        for name, wanted in filters.items():
             passing = np.array([_passes(wanted, held) for held in metadata])
             own = np.where(passing, scores, -2.0)
             best = np.argpartition(-own, COUNT, axis=1)[:, :COUNT]

@@ -1,7 +1,6 @@
-"""python -m service serve | check BUNDLE | openapi"""
+"""python -m service serve | check BUNDLE or STORE | backup | restore | reembed | openapi"""
 
 import argparse
-import asyncio
 import signal
 import socket
 import sys
@@ -17,9 +16,12 @@ from service import logs
 from service.contract.bundle import BundleError, read_bundle
 from service.main import create_app, open_parts
 from service.modalities import handling
+from service.reembed import Originals, Outcome, reembed, survey
 from service.settings import Settings, SettingsError, read_settings
 from service.state import State
+from service.store import upkeep
 from service.store.errors import StoreError
+from service.store.schema import FILE
 from service.towers import TowerError, open_towers
 
 _ANSWERING_S = 5
@@ -91,21 +93,74 @@ def check(path: Path) -> None:
         print(f"{modality}: {described.encoder.source}, {projector} projector, {described.precision}: ok")
 
 
+def check_store(path: Path) -> int:
+    """Verify a store: pages, rows, vectors, and that its indexes hold what the rows hold; 1 where anything is wrong."""
+    wrong = False
+    for good, said in upkeep.check(path):
+        print(f"{'ok' if good else 'WRONG':8}{said}", flush=True)
+        wrong = wrong or not good
+    return int(wrong)
+
+
+def reembed_store(
+    old: Path, new: Path, bundle: Path, media: Path | None, media_key: str | None, leave_out: bool
+) -> int:
+    """Embed a store's items again; 1, with nothing done, where some cannot be and none may be left out."""
+    originals = Originals(media, media_key)
+    outcome = survey(old, originals)
+    if outcome.left_out and not leave_out:
+        print(f"{outcome.embedded} items can be embedded again, and these cannot:")
+        _print_left_out(outcome)
+        print("nothing was done: --leave-out goes on without them")
+        return 1
+    outcome = asyncio.run(reembed(old, new, read_settings(bundle=bundle), originals))
+    print(f"{new}: {outcome.embedded} items embedded, {outcome.already} were there, {outcome.label_sets} label sets")
+    _print_left_out(outcome)
+    return 0
+
+
+def _print_left_out(outcome: Outcome) -> None:
+    for reason, count in outcome.left_out.most_common():
+        print(f"{count:10}  {reason}, such as {outcome.examples[reason]!r}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m service", description="The Isthmus service.")
     commands = parser.add_subparsers(dest="command", required=True)
     flags = commands.add_parser("serve", help="serve a bundle; each flag overrides its ISTHMUS_ variable")
     for name in ("bundle", "more-bundles", "modalities", "store", "host", "port", "device", "redis-url", "log-level"):
         flags.add_argument(f"--{name}", metavar=name.upper())
-    commands.add_parser("check", help="verify a bundle").add_argument("path", type=Path, metavar="BUNDLE")
+    checked = commands.add_parser("check", help="verify a bundle, or a store, which may be served meanwhile")
+    checked.add_argument("path", type=Path, metavar="BUNDLE or STORE")
+    saved = commands.add_parser("backup", help="copy a store, which may be served meanwhile, into one file")
+    saved.add_argument("store", type=Path, metavar="STORE")
+    saved.add_argument("file", type=Path, metavar="FILE")
+    restored = commands.add_parser("restore", help="make a store of a backup")
+    restored.add_argument("file", type=Path, metavar="FILE")
+    restored.add_argument("store", type=Path, metavar="STORE", help="a directory that holds no store")
+    moved = commands.add_parser("reembed", help="make a store of another space: embed the items of a store again")
+    moved.add_argument("old", type=Path, metavar="STORE")
+    moved.add_argument("new", type=Path, metavar="NEW_STORE", help="started where it is absent, gone on with if not")
+    moved.add_argument("--bundle", type=Path, required=True, help="the bundle that is to serve the new store")
+    moved.add_argument("--media", type=Path, metavar="FOLDER", help="where the files of images and sounds are")
+    moved.add_argument("--media-key", metavar="KEY", help="the metadata key of a file's path there; else the item's id")
+    moved.add_argument("--leave-out", action="store_true", help="go on without the items that cannot be embedded")
     commands.add_parser("openapi", help="print the OpenAPI document")
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     command = options.pop("command")
     try:
         if command == "serve":
             serve(read_settings(**options))
+        elif command == "check" and (options["path"] / FILE).exists():
+            return check_store(options["path"])
         elif command == "check":
             check(options["path"])
+        elif command == "backup":
+            print(f"{options['file']}: {upkeep.backup(options['store'], options['file'])} items")
+        elif command == "restore":
+            print(f"{options['store']}: {upkeep.restore(options['file'], options['store'])} items")
+        elif command == "reembed":
+            return reembed_store(**options)
         else:
             document = create_app(read_settings()).openapi()
             print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120), end="")

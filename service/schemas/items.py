@@ -122,6 +122,8 @@ def _numbers(value: Any) -> Any:
         if not set(map(type, value)) <= {float, int}:
             raise ValueError("a vector holds numbers only: each should be a valid number")
         numbers = np.array(value, np.float64)
+        if not np.isfinite(numbers).all():
+            raise ValueError("a vector holds finite numbers only")
     else:
         raise ValueError("a vector is a list of numbers, or base64 of little-endian float32")
     if not 1 <= numbers.size <= _MAX_DIMENSIONS:

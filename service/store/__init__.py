@@ -243,6 +243,13 @@ class Store:
 
         return await self._read(read)
 
+    async def holds(self, collection: str, id: str) -> bool:
+        def read(connection: sqlite3.Connection) -> bool:
+            key = rows.collection_key(connection, collection)
+            return key is not None and rows.item(connection, key, id, with_vector=False) is not None
+
+        return await self._read(read)
+
     async def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
         def read(connection: sqlite3.Connection) -> dict[str, Vectors]:
             found = rows.vectors(connection, _collection_key(connection, collection), ids)

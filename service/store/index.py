@@ -10,7 +10,7 @@ Searches take no lock: they work on the views that were current when they began,
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import faiss
@@ -60,6 +60,11 @@ class View:
     @property
     def indexed(self) -> int:
         return 0 if self.built is None else self.built.count
+
+    def head(self, count: int) -> "View":
+        """Its first rows, at most so many."""
+        slots, alive = self.slots[:count], self.alive[:count]
+        return replace(self, slots=slots, alive=alive, dead=int(len(alive) - np.count_nonzero(alive)))
 
 
 class _Part:
@@ -252,6 +257,8 @@ class Index:
             built, living = view.built, view.count - view.dead
             chosen = rules.choose(self.wanted, living, self.dimensions, built.chosen.kind if built else "flat")
             if built is None:
+                if chosen.kind == "hnsw":
+                    return modality, view.head(rules.step), chosen, False
                 if chosen.kind != "flat":
                     return modality, view, chosen, False
                 continue
@@ -261,7 +268,7 @@ class Index:
             if chosen != built.chosen or outgrown or dead > max(rules.dead_share * built.count, rules.graph_from):
                 return modality, view, chosen, False
             if view.count - built.count >= max(rules.rest_at_least, rules.rest_share * built.count):
-                return modality, view, chosen, True
+                return modality, view.head(max(2 * built.count, built.count + rules.step)), chosen, True
         return None
 
 

@@ -97,6 +97,9 @@ class Rules:
     """The index takes in what is not in it yet, once that is both this many and this share of it."""
     dead_share: float = 0.25
     """Of an index, beyond which it is built anew without what was deleted."""
+    step: int = 50_000
+    """An index takes in at most as much as it holds, or this much, before it is switched to: what a step has done is
+    searched sooner, and outlives a restart."""
     outgrown: int = 4
     """Times its size at its training, beyond which lists and codes are trained anew."""
     memory: int = field(default_factory=lambda: os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

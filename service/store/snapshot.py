@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -119,3 +120,8 @@ def _part(header: object) -> tuple[object, object]:
 def _remove(header: Path) -> None:
     for suffix in (".json", *_FILES):
         header.with_name(header.stem + suffix).unlink(missing_ok=True)
+
+
+def clear(directory: Path) -> None:
+    """Drop every index."""
+    shutil.rmtree(directory, ignore_errors=True)

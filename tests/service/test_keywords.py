@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest
-from service.store import Entry, Store
+from service.store import Entry, Store, parse
 from service.store.keywords import match_expression
 from tests.service.fakes import fake_manifest, vector_of
 
@@ -66,7 +66,7 @@ def test_keyword_fields_cover_what_was_stored_before(tmp_path):
     assert set(found(tmp_path, "dog", titles_and_tags, field="title")) == {"two", "picture"}
     assert found(tmp_path, "strasse straße", titles_and_tags, field="tags") == ["cat"]
     assert found(tmp_path, "dog", titles_and_tags, modalities=["image"]) == ["picture"]
-    assert found(tmp_path, "dog", titles_and_tags, filter={"year": 2020}) == ["cat"]
+    assert found(tmp_path, "dog", titles_and_tags, filter=parse({"year": 2020})) == ["cat"]
     assert set(found(tmp_path, "dog", titles_and_tags, leave_out="picture")) == {"brown", "two", "cat"}
     assert len(found(tmp_path, "dog", titles_and_tags, count=2)) == 2
 
@@ -76,7 +76,7 @@ def test_and_what_is_stored_replaced_and_deleted_later(tmp_path):
         await titles_and_tags(store)
         await store.upsert([entry("new", title="a dog too"), entry("two", "nothing of the kind", title="none")])
         await store.delete("default", ["picture"])
-        await store.delete_matching("default", {"year": 2020})
+        await store.delete_matching("default", parse({"year": 2020}))
 
     assert set(found(tmp_path, "dog dogs", change)) == {"new", "brown"}
 

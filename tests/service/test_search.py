@@ -15,7 +15,7 @@ from service.schemas.inputs import File
 from service.schemas.search import Query, SearchRequest, place_query
 from service.search import Searcher, unit_vector, weighted_sum
 from service.settings import Limits
-from service.store import Entry, Store
+from service.store import Entry, Store, parse
 from tests.service.fakes import DIMENSIONS, FakeEmbedder, fake_manifest, vector_of
 
 QUERY = TypeAdapter(Query)
@@ -84,12 +84,12 @@ def test_a_stored_item_is_not_among_its_own_results(tmp_path):
 
 
 def test_filters_and_modalities(tmp_path):
-    assert [name for name, _ in search(tmp_path, "x", filter={"name": ["dog", "sea"]})[0]] == [
+    assert [name for name, _ in search(tmp_path, "x", filter=parse({"name": ["dog", "sea"]}))[0]] == [
         name for name, _ in expected(vector_of("x"), leave_out=["cat", "rain", "clock"])
     ]
     assert search(tmp_path, "x", "y", modalities=["image"]) == [[], []]
     # The item itself is within the filter, and is still not a result.
-    assert search(tmp_path, {"id": "dog"}, filter={"name": "dog"}) == [[]]
+    assert search(tmp_path, {"id": "dog"}, filter=parse({"name": "dog"})) == [[]]
 
 
 @pytest.mark.parametrize(

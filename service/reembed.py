@@ -1,0 +1,194 @@
+"""A store of one space → a new store of another: what `python -m service reembed` runs.
+
+Vectors of one space mean nothing in another, and no map between two spaces is as good as embedding again. So this needs
+the originals. The store has the texts of text items; images and sounds are looked for in a folder, under the path that a
+metadata key holds or else the item's id; what was given as a vector has no original. The old store is only read.
+"""
+
+import asyncio
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from service.cache import MemoryCache
+from service.classify import Classifier
+from service.contract.bundle import read_bundle
+from service.contract.errors import InputError
+from service.metrics import Metrics
+from service.pipeline import Embedded, Embedder, Input, Media, Text
+from service.schemas.classify import Label
+from service.schemas.inputs import sniff
+from service.settings import Settings
+from service.store import Entry, Store, StoreError, Wanted, keywords, rows, schema, tokens
+from service.towers import open_towers
+
+_BATCH = 64
+
+
+@dataclass
+class Outcome:
+    embedded: int = 0
+    already: int = 0
+    """In the new store from a run that was interrupted."""
+    label_sets: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """An id for each reason."""
+
+    def leave_out(self, reason: str, id: str) -> None:
+        self.left_out[reason] += 1
+        self.examples.setdefault(reason, id)
+
+
+@dataclass(frozen=True)
+class _Item:
+    collection: str
+    id: str
+    modality: str
+    metadata: dict[str, Any]
+    text: str | None
+
+
+@dataclass(frozen=True)
+class Originals:
+    """Where images and sounds are."""
+
+    folder: Path | None = None
+    key: str | None = None
+    """The metadata key that holds a path inside the folder."""
+
+    def of(self, item: _Item) -> Text | Path | str:
+        """A text, the path of a file, or why there is neither."""
+        if item.modality == "text":
+            return "its text was not stored" if item.text is None else Text(item.text)
+        if item.modality == "vector":
+            return "it was given as a vector"
+        if self.folder is None:
+            return f"{item.modality}: no folder of media was named (--media)"
+        name = item.id if self.key is None else item.metadata.get(self.key)
+        if not isinstance(name, str):
+            return f"{item.modality}: its metadata have no path under {self.key!r}"
+        path = (self.folder / name).resolve()
+        if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
+            return f"{item.modality}: its file is not in {self.folder}"
+        return path
+
+
+def survey(old: Path, originals: Originals) -> Outcome:
+    """What could be embedded again, and what not, without doing anything. Raises StoreError."""
+    outcome = Outcome()
+    with closing(_opened(old)) as connection:
+        for item in _items(connection):
+            found = originals.of(item)
+            if isinstance(found, str):
+                outcome.leave_out(found, item.id)
+            else:
+                outcome.embedded += 1
+    return outcome
+
+
+async def reembed(old: Path, new: Path, settings: Settings, originals: Originals) -> Outcome:
+    """Fill a store at `new`, or go on filling it, for the bundle that the settings name.
+
+    Raises StoreError, BundleError, TowerError.
+    """
+    bundle = read_bundle(settings.bundle)
+    towers = open_towers(bundle, settings.device, settings.threads, settings.modalities)
+    embedder = Embedder(bundle, towers, MemoryCache(0), settings, Metrics())
+    outcome = Outcome()
+    try:
+        with closing(_opened(old)) as connection:
+            store = Store.open(new, bundle.manifest)
+            try:
+                await _collections(connection, store)
+                batch: list[_Item] = []
+                for item in _items(connection):
+                    batch.append(item)
+                    if len(batch) == _BATCH:
+                        await _move(batch, store, embedder, originals, outcome)
+                        batch = []
+                if batch:
+                    await _move(batch, store, embedder, originals, outcome)
+                await _label_sets(connection, Classifier(embedder, store), outcome)
+            finally:
+                await store.close()
+    finally:
+        await embedder.close()
+    return outcome
+
+
+async def _move(batch: list[_Item], store: Store, embedder: Embedder, originals: Originals, outcome: Outcome) -> None:
+    wanted: list[tuple[_Item, Input]] = []
+    for item in batch:
+        if await store.holds(item.collection, item.id):
+            outcome.already += 1
+            continue
+        found = originals.of(item)
+        try:
+            if isinstance(found, Path):
+                data = await asyncio.to_thread(found.read_bytes)
+                found = "it is of another kind than its item" if sniff(data) != item.modality else found
+                if isinstance(found, Path):
+                    wanted.append((item, Media(sniff(data), data)))
+                    continue
+        except (OSError, InputError):
+            found = f"{item.modality}: its file cannot be read"
+        if isinstance(found, Text):
+            wanted.append((item, found))
+        else:
+            outcome.leave_out(str(found), item.id)
+    entries = []
+    results = await embedder.embed([each for _, each in wanted]) if wanted else []
+    for (item, _), result in zip(wanted, results, strict=True):
+        if isinstance(result, Embedded):
+            entries.append(Entry(item.collection, item.id, item.modality, item.metadata, result.vector, item.text))
+        else:
+            outcome.leave_out(f"{item.modality}: {result}", item.id)
+    if entries:
+        await store.upsert(entries)
+        outcome.embedded += len(entries)
+
+
+async def _collections(connection: sqlite3.Connection, store: Store) -> None:
+    for collection in rows.collections(connection):
+        await store.create_collection(collection.name, Wanted(collection.wanted.kind, collection.wanted.precision))
+        await store.set_keyword_fields(collection.name, keywords.fields(connection, collection.key))
+        if tokens.kept(connection, collection.key):
+            await store.keep_tokens(collection.name, True)
+
+
+async def _label_sets(connection: sqlite3.Connection, classifier: Classifier, outcome: Outcome) -> None:
+    for name, definition in connection.execute("SELECT name, definition FROM label_sets ORDER BY name").fetchall():
+        held = json.loads(definition)
+        labels = [each if isinstance(each, str) else Label.model_validate(each) for each in held["labels"]]
+        await classifier.save_label_set(name, labels, held.get("templates"))
+        outcome.label_sets += 1
+
+
+def _items(connection: sqlite3.Connection) -> Iterator[_Item]:
+    found = connection.execute(
+        """SELECT collections.name, items.id, modality, metadata,
+        (SELECT content FROM keywords WHERE keywords.item = items.key AND field = ?)
+        FROM items JOIN collections ON collections.key = items.collection ORDER BY items.key""",
+        (keywords.TEXT,),
+    )
+    for collection, id, modality, metadata, text in found:
+        yield _Item(collection, id, modality, json.loads(metadata), text)
+
+
+def _opened(old: Path) -> sqlite3.Connection:
+    file = old / schema.FILE
+    if not file.is_file():
+        raise StoreError(f"{old} holds no store")
+    connection = schema.connect(file, read_only=True)
+    version = schema.meta(connection, "schema")
+    if version != str(schema.SCHEMA_VERSION):
+        connection.close()
+        raise StoreError(f"the store {old} has schema version {version}: serve it once with the bundle that filled it")
+    return connection

@@ -1,0 +1,168 @@
+"""Backup, restore and check of a store's directory: what `python -m service backup | restore | check` run."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from service.store import hold, schema, snapshot
+from service.store.errors import StoreDamaged, StoreError
+from service.store.kinds import Built, Chosen, Keys
+from service.store.rows import SlotReader
+
+_BATCH = 10_000
+_UNIT = 1e-3
+"""How far from 1 the length of a stored vector may be."""
+
+
+def backup(store: Path, target: Path) -> int:
+    """Copy a store's rows, as they are at one moment, into one file; how many items it holds.
+
+    The store may be served, and written to, meanwhile. Raises StoreError; a target that is there is not overwritten.
+    """
+    if target.exists():
+        raise StoreError(f"{target} is there already: it is not overwritten")
+    with closing(_opened(store / schema.FILE)) as source:
+        _copied(source, target)
+    with closing(schema.connect(target, read_only=True)) as copy:
+        return _verified(copy, target)
+
+
+def restore(source: Path, store: Path) -> int:
+    """Make a store of a backup, in a directory that holds none; how many items it has. Raises StoreError.
+
+    Its indexes are built at its first start, in the background.
+    """
+    with closing(_opened(source)) as held:
+        count = _verified(held, source)
+        lock = hold(store)
+        try:
+            if (store / schema.FILE).exists():
+                raise StoreError(f"{store} holds a store already: restore into another directory, or move it away")
+            snapshot.clear(store / "snapshot")
+            _copied(held, store / schema.FILE)
+        finally:
+            os.close(lock)
+    return count
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    if not path.is_file():
+        raise StoreError(f"{path} is not there")
+    connection = schema.connect(path, read_only=True)
+    try:
+        if not schema.has_schema(connection):
+            raise StoreError(f"{path} is no store's")
+    except sqlite3.Error as error:
+        connection.close()
+        raise StoreDamaged(f"{path} cannot be read: {error}") from None
+    except StoreError:
+        connection.close()
+        raise
+    return connection
+
+
+def _copied(source: sqlite3.Connection, target: Path) -> None:
+    staged = target.with_name(target.name + ".new")
+    staged.unlink(missing_ok=True)
+    try:
+        with closing(sqlite3.connect(staged)) as copy:
+            source.backup(copy)  # in one step, and so of one moment, whatever is written meanwhile
+        with staged.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(staged, target)
+        directory = os.open(target.parent, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
+    except (OSError, sqlite3.Error) as error:
+        staged.unlink(missing_ok=True)
+        raise StoreError(f"{target} cannot be written: {error}") from None
+
+
+def _verified(connection: sqlite3.Connection, path: Path) -> int:
+    try:
+        if (said := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise StoreDamaged(f"{path} is damaged: {said}")
+        return int(connection.execute("SELECT count(*) FROM items").fetchone()[0])
+    except sqlite3.Error as error:
+        raise StoreDamaged(f"{path} is damaged: {error}") from None
+
+
+def check(store: Path) -> Iterator[tuple[bool, str]]:
+    """What was looked at, and whether it is as it should be. The store may be served meanwhile. Raises StoreError."""
+    with closing(_opened(store / schema.FILE)) as connection:
+        try:
+            connection.execute("BEGIN")
+            version = schema.meta(connection, "schema")
+            if version != str(schema.SCHEMA_VERSION):
+                yield False, f"schema version {version}: serve it once, which brings it to {schema.SCHEMA_VERSION}"
+                return
+            found = [row[0] for row in connection.execute("PRAGMA integrity_check(10)")]
+            yield found == ["ok"], "database pages: " + "; ".join(found)
+            broken = connection.execute("PRAGMA foreign_key_check").fetchall()
+            yield not broken, f"references: {len(broken)} broken"
+            yield from _check_rows(connection)
+            yield from _check_snapshot(connection, store / "snapshot")
+        except sqlite3.Error as error:
+            yield False, f"database: {error}"
+
+
+def _check_rows(connection: sqlite3.Connection) -> Iterator[tuple[bool, str]]:
+    for what, query in (
+        ("items without a vector", "SELECT count(*) FROM items WHERE slot NOT IN (SELECT slot FROM vectors)"),
+        ("vectors without an item", "SELECT count(*) FROM vectors WHERE slot NOT IN (SELECT slot FROM items)"),
+        ("metadata that are no JSON", "SELECT count(*) FROM items WHERE NOT json_valid(metadata)"),
+    ):
+        count = connection.execute(query).fetchone()[0]
+        yield not count, f"{what}: {count}"
+    wrong = seen = 0
+    for key, dimensions in connection.execute("SELECT key, dimensions FROM collections ORDER BY key").fetchall():
+        rows = connection.execute(
+            "SELECT vector FROM items JOIN vectors USING (slot) WHERE collection = ? ORDER BY slot", (key,)
+        )
+        while batch := rows.fetchmany(_BATCH):
+            whole = [vector for (vector,) in batch if len(vector) == 4 * dimensions]
+            vectors = np.frombuffer(b"".join(whole), "<f4").reshape(-1, dimensions).astype(np.float64)
+            lengths = np.sqrt((vectors * vectors).sum(axis=1))
+            good = np.abs(lengths - 1) < _UNIT  # False for NaN too
+            wrong += len(batch) - int(np.count_nonzero(good))
+            seen += len(batch)
+    yield not wrong, f"vectors: {seen}, of which {wrong} are not finite and of unit length"
+
+
+def _check_snapshot(connection: sqlite3.Connection, directory: Path) -> Iterator[tuple[bool, str]]:
+    store, latest = schema.meta(connection, "store") or "", int(schema.meta(connection, "sequence") or 0)
+    collections = dict(connection.execute("SELECT key, dimensions FROM collections"))
+    for path, header in snapshot.headers(directory):
+        try:
+            dimensions = collections[header["collection"]] if isinstance(header, dict) else 0
+            saved = snapshot.read(path, header, store, latest, dimensions)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            yield False, f"index {path.stem}: cannot be used ({error}); the next start builds it anew"
+            continue
+        rows = connection.execute(
+            "SELECT slot FROM items WHERE collection = ? AND modality = ? ORDER BY slot",
+            (saved.collection, saved.modality),
+        )
+        living = np.intersect1d(np.fromiter((row[0] for row in rows), np.int64), saved.slots)
+        differing = _differing(saved.built, saved.slots, living, SlotReader(connection, saved.collection, dimensions))
+        kind = saved.built.chosen.kind
+        said = "holds codes, not compared" if differing is None else f"{differing} differ from the rows"
+        yield not differing, f"index {path.stem}: {kind}, {len(living)} of its {saved.built.count} vectors live, {said}"
+
+
+def _differing(built: Built, slots: Keys, living: Keys, reader: SlotReader) -> int | None:
+    """How many vectors of a graph are not those of the rows; None where the index holds none as they were."""
+    if built.chosen != Chosen("hnsw", "float32"):
+        return None
+    differing = 0
+    for start in range(0, len(living), _BATCH):
+        found, vectors = reader.vectors(living[start : start + _BATCH])
+        places = np.searchsorted(slots, found)
+        held = faiss.downcast_index(built.index.storage).reconstruct_batch(places)
+        differing += int(np.count_nonzero((held != vectors).any(axis=1)))
+    return differing
