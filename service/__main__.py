@@ -1,6 +1,7 @@
 """python -m service serve | check BUNDLE or STORE | backup | restore | reembed | openapi"""
 
 import argparse
+import asyncio
 import signal
 import socket
 import sys

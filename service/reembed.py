@@ -1,8 +1,8 @@
 """A store of one space → a new store of another: what `python -m service reembed` runs.
 
 Vectors of one space mean nothing in another, and no map between two spaces is as good as embedding again. So this needs
-the originals. The store has the texts of text items; images and sounds are looked for in a folder, under the path that a
-metadata key holds or else the item's id; what was given as a vector has no original. The old store is only read.
+the originals. The store has the texts of text items; images and sounds are looked for in a folder, under the path that
+a metadata key holds or else the item's id; what was given as a vector has no original. The old store is only read.
 """
 
 import asyncio
