@@ -2,30 +2,41 @@
 
 Prompt ensembling as in CLIP (Radford et al., 2021, section 3.1.4): a label's vector is the mean of the unit vectors of
 its prompts, scaled to length 1. Scores are the softmax of the similarities at the temperature that training learned.
+Examples of a label move its vector (adapters.py); a detector says whether an input is of any label (abstention.py).
 """
 
 import asyncio
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from service import adapters
+from service.contract import abstention
+from service.contract.abstention import Detector
 from service.contract.bundle import Manifest
 from service.contract.errors import InputError
+from service.contract.images import ImageLimits
 from service.contract.vectors import Vectors, l2_normalise
+from service.crops import crops
 from service.errors import InputFailed, InvalidRequest
-from service.inputs import all_embedded, embed_inputs
-from service.pipeline import Embedded, Embedder, Text
-from service.schemas.classify import Label
+from service.inputs import all_embedded, embed_inputs, to_inputs
+from service.pipeline import Embedded, Embedder, Input, Media, Text
+from service.schemas.classify import Grid, Label, TaughtLabel, Templates
 from service.schemas.inputs import AnyInput
 from service.store import LabelSet, Store
 
 _CHUNK = 256
-"""Prompts handed to the embedder at a time, so that 10,000 labels neither fill its queue nor wait in it all at once."""
+"""Inputs handed to the embedder at a time, so that 10,000 labels neither fill its queue nor wait in it all at once."""
 _CACHE_BYTES = 64 * 2**20
+_REMEMBERED_SETS = 8
+_ROWS = 1_024
+"""Label vectors that are widened to float64 at a time."""
 
 PLAIN = ("{}",)
 
@@ -42,15 +53,35 @@ class Classification:
     labels: list[Score]
     """Best first."""
     abstained: bool
+    on_topic: float | None = None
+    cells: "list[list[Classification]] | None" = None
+
+
+@dataclass(frozen=True)
+class _Set:
+    """The labels of a request, and what is known about them."""
+
+    labels: Sequence[str | Label]
+    templates: Templates | None
+    stored: Mapping[str, Vectors] = field(default_factory=dict)
+    """Label vectors (L, D) by digest."""
+    shifts: Mapping[str, Vectors] = field(default_factory=dict)
+    """(L, D) by modality of the examples."""
+    detectors: Mapping[str, Detector] = field(default_factory=dict)
+    version: str = ""
+    ready: dict[str, Vectors] = field(default_factory=dict)
+    """Label vectors by modality, as a stored set's own templates make them."""
 
 
 class Classifier:
     """Remembers the label vectors of the sets used last."""
 
-    def __init__(self, embedder: Embedder, store: Store) -> None:
+    def __init__(self, embedder: Embedder, store: Store, image_limits: ImageLimits = ImageLimits()) -> None:
         self._embedder = embedder
         self._store = store
+        self._image_limits = image_limits
         self._cache: OrderedDict[str, Vectors] = OrderedDict()
+        self._sets: OrderedDict[str, _Set] = OrderedDict()
 
     async def classify(
         self,
@@ -58,50 +89,184 @@ class Classifier:
         *,
         labels: Sequence[str | Label] | None = None,
         label_set: str | None = None,
-        templates: Sequence[str] | None = None,
+        templates: Templates | None = None,
         top_k: int = 5,
         threshold: float | None = None,
+        abstain: bool | float = False,
+        grid: Grid | None = None,
     ) -> list[Classification]:
         """One classification per input, over distinct labels or those of a stored set.
 
-        Raises NotFound (the label set), InputFailed (an input, or a label's prompt).
+        Raises NotFound (the label set), InputFailed (an input, or a label's prompt), InvalidRequest (nothing has
+        learned to abstain).
         """
-        stored: LabelSet | None = None
-        if label_set is not None:
-            stored = await self._store.label_set(label_set)
-            labels, own = stored.definition["labels"], stored.definition["templates"]
-            labels = [each if isinstance(each, str) else Label.model_validate(each) for each in labels]
-            templates = templates or own
-        assert labels is not None
-        embedded = all_embedded(await embed_inputs(self._embedder, inputs))
-        vectors = {}
+        chosen = await self._stored_set(label_set) if label_set is not None else _Set(labels or (), None)
+        if grid is None:
+            embedded = all_embedded(await embed_inputs(self._embedder, inputs))
+        else:
+            embedded = await self._embedded_cells(inputs, grid)
+        found: list[Classification] = [Classification([], False)] * len(embedded)
         for modality in dict.fromkeys(each.modality for each in embedded):
-            chosen = templates or default_templates(self._embedder.manifest, modality)
-            digest = label_digest(labels, chosen)
-            fits = stored is not None and self._embedder.manifest.accepts(stored.space)  # another model's need not
-            saved = stored.vectors.get(digest) if stored is not None and fits else None
-            vectors[modality] = saved if saved is not None else await self._label_vectors(digest, labels, chosen)
-        names = [each if isinstance(each, str) else each.name for each in labels]
-        temperature = self._embedder.manifest.temperature
-        return await asyncio.to_thread(
-            lambda: [
-                _classification(each, vectors[each.modality], names, temperature, top_k, threshold) for each in embedded
-            ]
-        )
+            places = [place for place, each in enumerate(embedded) if each.modality == modality]
+            detector = self._detector(chosen, modality) if abstain else None
+            vectors = await self._vectors(chosen, modality, templates)
+            own = np.stack([embedded[place].vector for place in places])
+            results = await asyncio.to_thread(
+                _classifications,
+                own,
+                vectors,
+                [_name(each) for each in chosen.labels],
+                self._embedder.manifest.temperature,
+                top_k,
+                threshold,
+                detector,
+                0.5 if abstain is True else float(abstain),
+            )
+            for place, result in zip(places, results, strict=True):
+                found[place] = result
+        return found if grid is None else _with_cells(found, grid)
 
-    async def save_label_set(self, name: str, labels: Sequence[str | Label], templates: Sequence[str] | None) -> None:
-        """Encode a label set for every modality there is, and store it. Raises InputFailed."""
+    async def save_label_set(
+        self,
+        name: str,
+        labels: Sequence[str | Label],
+        templates: Templates | None,
+        off_topic: Sequence[AnyInput] = (),
+    ) -> None:
+        """Encode a label set for every modality there is, learn from its examples, and store it. Raises InputFailed."""
         manifest = self._embedder.manifest
-        vectors = {}
+        vectors: dict[str, Vectors] = {}
+        by_modality: dict[str, Vectors] = {}
         for modality in manifest.towers:
-            chosen = templates or default_templates(manifest, modality)
-            digest = label_digest(labels, chosen)
-            vectors[digest] = await self._label_vectors(digest, labels, chosen)
+            own = templates_for(manifest, modality, templates)
+            digest = label_digest(labels, own)
+            by_modality[modality] = vectors[digest] = await self._label_vectors(digest, labels, own)
+        taught, owners = await self._taught(labels)
+        unlike = await self._embed_all([(("off_topic", place), each) for place, each in enumerate(off_topic)])
+        detectors: dict[str, Any] = {}
+        for modality in dict.fromkeys(each.modality for each in taught):
+            mine = np.array([each.modality == modality for each in taught])
+            examples = np.stack([each.vector for each in taught if each.modality == modality])
+            off = [each.vector for each in unlike if each.modality == modality]
+            shift, detector = await asyncio.to_thread(
+                _learn, examples, owners[mine], by_modality[modality], off, manifest.temperature
+            )
+            vectors[_shift_key(modality)] = shift
+            if detector is not None:
+                detectors[modality] = detector.model_dump()
         definition = {
-            "labels": [each if isinstance(each, str) else each.model_dump() for each in labels],
-            "templates": list(templates) if templates else None,
+            "labels": [_defined(each) for each in labels],
+            "templates": templates,
+            "detectors": detectors,
         }
         await self._store.put_label_set(name, definition, vectors)
+
+    async def _taught(self, labels: Sequence[str | Label]) -> tuple[list[Embedded], NDArray[np.int64]]:
+        """The examples of the labels, and the label of each."""
+        examples = [
+            ((f"labels[{owner}].examples", place), each)
+            for owner, label in enumerate(labels)
+            if isinstance(label, TaughtLabel)
+            for place, each in enumerate(label.examples)
+        ]
+        owners = [owner for owner, label in enumerate(labels) if isinstance(label, TaughtLabel) for _ in label.examples]
+        return await self._embed_all(examples), np.array(owners, np.int64)
+
+    async def _embed_all(self, inputs: Sequence[tuple[tuple[str, int], AnyInput]]) -> list[Embedded]:
+        """Any number of inputs. Raises InputFailed with the list and the place that stand before the bad one."""
+        embedded: list[Embedded] = []
+        for start in range(0, len(inputs), _CHUNK):
+            chunk = inputs[start : start + _CHUNK]
+            results = await embed_inputs(self._embedder, [each for _, each in chunk])
+            for ((name, place), _), result in zip(chunk, results, strict=True):
+                if isinstance(result, InputError):
+                    raise InputFailed(place, result, field=name)
+                embedded.append(result)
+        return embedded
+
+    async def _embedded_cells(self, inputs: Sequence[AnyInput], grid: Grid) -> list[Embedded]:
+        """Each image followed by its cells, row by row."""
+        asked: list[Input] = []
+        for index, each in enumerate(await to_inputs(inputs)):
+            if isinstance(each, InputError):
+                raise InputFailed(index, each)
+            if not isinstance(each, Media) or each.modality != "image":
+                raise InputFailed(index, InputError("only an image has a grid of cells"))
+            try:
+                cells = await asyncio.to_thread(crops, each.data, grid.rows, grid.columns, self._image_limits)
+            except InputError as error:
+                raise InputFailed(index, error) from None
+            asked += [each, *(Media("image", cell) for cell in cells)]
+        embedded = []
+        for place, result in enumerate(await self._embedder.embed(asked)):
+            if isinstance(result, InputError):
+                raise InputFailed(place // (grid.rows * grid.columns + 1), result)
+            embedded.append(result)
+        return embedded
+
+    async def _stored_set(self, name: str) -> _Set:
+        """A stored set, read from the store only where it has changed since it was last used. Raises NotFound."""
+        version = await self._store.label_set_version(name)
+        known = self._sets.get(name)
+        if known is None or known.version != version:
+            held = await self._store.label_set(name)
+            known = self._sets[name] = self._opened(held)
+        self._sets.move_to_end(name)
+        while len(self._sets) > _REMEMBERED_SETS:
+            self._sets.popitem(last=False)
+        return known
+
+    def _opened(self, held: LabelSet) -> _Set:
+        labels = [
+            each if isinstance(each, str) else Label(name=each["name"], prompts=each.get("prompts"))
+            for each in held.definition["labels"]
+        ]
+        detectors = held.definition.get("detectors", {})
+        own, shifts = {}, {}
+        for key, vectors in held.vectors.items():
+            if modality := _shifted_modality(key):
+                shifts[modality] = vectors
+            else:
+                own[key] = vectors
+        if not self._embedder.manifest.accepts(held.space):  # another model's: only its words mean something here
+            if shifts:
+                raise InvalidRequest("label_set: its examples were embedded by a model of another space")
+            own = {}
+        return _Set(
+            labels,
+            held.definition["templates"],
+            own,
+            shifts,
+            {modality: Detector.model_validate(each) for modality, each in detectors.items()},
+            held.updated,
+        )
+
+    def _detector(self, chosen: _Set, modality: str) -> Detector:
+        own = chosen.detectors.get(modality)
+        held = next((each for name, each in self._embedder.manifest.abstention.items() if name == modality), None)
+        if own is None and held is None:
+            raise InvalidRequest(
+                f"abstain: neither the labels nor this bundle have learned which {modality} inputs are off topic"
+            )
+        detector = own or held
+        assert detector is not None
+        return detector
+
+    async def _vectors(self, chosen: _Set, modality: str, templates: Templates | None) -> Vectors:
+        """Label vectors (L, D) for inputs of a modality, moved by examples of it."""
+        plain = templates is None and bool(chosen.version)
+        if plain and modality in chosen.ready:
+            return chosen.ready[modality]
+        own = templates_for(self._embedder.manifest, modality, templates or chosen.templates)
+        digest = label_digest(chosen.labels, own)
+        vectors = chosen.stored.get(digest)
+        if vectors is None:
+            vectors = await self._label_vectors(digest, chosen.labels, own)
+        if modality in chosen.shifts:
+            vectors = await asyncio.to_thread(adapters.shifted, vectors, chosen.shifts[modality])
+        if plain:
+            chosen.ready[modality] = vectors
+        return vectors
 
     async def _label_vectors(self, digest: str, labels: Sequence[str | Label], templates: Sequence[str]) -> Vectors:
         """(L, D), from the cache or encoded now."""
@@ -117,7 +282,8 @@ class Classifier:
     async def _encode(self, labels: Sequence[str | Label], templates: Sequence[str]) -> Vectors:
         prompts, owners = [], []
         for position, label in enumerate(labels):
-            own = [template.replace("{}", label) for template in templates] if isinstance(label, str) else label.prompts
+            given = None if isinstance(label, str) else label.prompts
+            own = given or [template.replace("{}", _name(label)) for template in templates]
             prompts += own
             owners += [position] * len(own)
         sums = np.zeros((len(labels), self._embedder.manifest.dimensions))
@@ -135,25 +301,115 @@ class Classifier:
             raise InvalidRequest("labels: the prompts of a label cancel each other out") from None
 
 
-def default_templates(manifest: Manifest, modality: str) -> Sequence[str]:
-    """The bundle's templates for labels of this modality; a text is compared with the label's own words."""
+def templates_for(manifest: Manifest, modality: str, given: Templates | None = None) -> Sequence[str]:
+    """The templates for inputs of a modality: those given, else the bundle's; a text is compared with the label's own
+    words."""
+    if isinstance(given, Mapping):
+        given = next((held for name, held in given.items() if name == modality), None)
+    if given is not None:
+        return given
     return next((held for name, held in manifest.templates.items() if name == modality and name != "text"), PLAIN)
 
 
-def label_digest(labels: Sequence[str | Label], templates: Sequence[str]) -> str:
+def label_digest(labels: Iterable[str | Label], templates: Sequence[str]) -> str:
     """Names label vectors: equal for equal labels, in the same order, under the same templates."""
-    parts = [each if isinstance(each, str) else [each.name, each.prompts] for each in labels]
+    parts = [
+        each if isinstance(each, str) else each.name if each.prompts is None else [each.name, each.prompts]
+        for each in labels
+    ]
     return hashlib.sha256(json.dumps([parts, list(templates)]).encode()).hexdigest()
 
 
-def _classification(
-    embedded: Embedded, vectors: Vectors, names: Sequence[str], temperature: float, top_k: int, threshold: float | None
-) -> Classification:
+def _name(label: str | Label) -> str:
+    return label if isinstance(label, str) else label.name
+
+
+def _defined(label: str | Label) -> str | dict[str, Any]:
+    """A label as it is stored: its words, and how many examples it was taught by."""
+    if isinstance(label, str):
+        return label
+    examples = len(label.examples) if isinstance(label, TaughtLabel) else 0
+    return (
+        {"name": label.name}
+        | ({"prompts": label.prompts} if label.prompts else {})
+        | ({"examples": examples} if examples else {})
+    )
+
+
+_SHIFT = "shift:"
+
+
+def _shift_key(modality: str) -> str:
+    return _SHIFT + modality
+
+
+def _shifted_modality(key: str) -> str | None:
+    return key.removeprefix(_SHIFT) if key.startswith(_SHIFT) else None
+
+
+def _learn(
+    examples: Vectors,
+    owners: NDArray[np.int64],
+    label_vectors: Vectors,
+    off_topic: Sequence[Vectors],
+    temperature: float,
+) -> tuple[Vectors, Detector | None]:
+    """What the examples of one modality teach: shifts (L, D), and where there is enough to tell apart, a detector."""
+    shift = adapters.shifts(examples, owners, len(label_vectors))
+    if len(examples) < 2 or len(off_topic) < 2:
+        return shift, None
+    on = abstention.scores(adapters.own_similarities(examples, owners, label_vectors), temperature)
+    moved = adapters.shifted(label_vectors, shift).astype(np.float64)
+    off = abstention.scores(np.stack(off_topic).astype(np.float64) @ moved.T, temperature)
+    return shift, abstention.fit([row[None] for row in on], [row[None] for row in off])
+
+
+def _classifications(
+    inputs: Vectors,
+    labels: Vectors,
+    names: Sequence[str],
+    temperature: float,
+    top_k: int,
+    threshold: float | None,
+    detector: Detector | None,
+    cut: float,
+) -> list[Classification]:
+    """Of inputs (N, D) over label vectors (L, D)."""
     # float64, so that a label's score does not depend on its place among the others.
-    similarities = vectors.astype(np.float64) @ embedded.vector.astype(np.float64)
+    wide = inputs.astype(np.float64)
+    similarities = np.concatenate(
+        [wide @ labels[start : start + _ROWS].astype(np.float64).T for start in range(0, len(labels), _ROWS)], axis=1
+    )
     logits = similarities / temperature
-    scores = np.exp(logits - logits.max())
-    scores /= scores.sum()
-    order = np.argsort(-similarities, kind="stable")[:top_k]
-    best = [Score(names[place], float(scores[place]), float(similarities[place])) for place in order]
-    return Classification(best, abstained=threshold is not None and best[0].score < threshold)
+    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores /= scores.sum(axis=1, keepdims=True)
+    likely: Sequence[float | None] = [None] * len(inputs)
+    if detector is not None:
+        likely = detector.probability(abstention.scores(similarities, temperature)).tolist()
+    results = []
+    for own, similar, on_topic in zip(scores, similarities, likely, strict=True):
+        order = _best(similar, top_k)
+        best = [Score(names[place], float(own[place]), float(similar[place])) for place in order]
+        unsure = threshold is not None and best[0].score < threshold
+        results.append(Classification(best, unsure or (on_topic is not None and on_topic < cut), on_topic))
+    return results
+
+
+def _best(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """Places of the `count` largest, largest first; equal ones in the order in which they stand."""
+    if count >= len(values):
+        return np.argsort(-values, kind="stable")
+    least = np.partition(values, -count)[-count]
+    candidates = np.flatnonzero(values >= least)
+    return candidates[np.argsort(-values[candidates], kind="stable")][:count]
+
+
+def _with_cells(found: Sequence[Classification], grid: Grid) -> list[Classification]:
+    """Images followed by their cells → images that hold their cells."""
+    each = grid.rows * grid.columns + 1
+    results = []
+    for start in range(0, len(found), each):
+        whole, *cells = found[start : start + each]
+        rows = [cells[row * grid.columns : (row + 1) * grid.columns] for row in range(grid.rows)]
+        results.append(replace(whole, cells=rows))
+    return results

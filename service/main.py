@@ -16,6 +16,7 @@ from service.cache import Cache, MemoryCache, RedisCache
 from service.channel import Runs
 from service.classify import Classifier
 from service.contract.bundle import Bundle, Manifest, Modality, read_bundle
+from service.contract.images import ImageLimits
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Context, Disconnects
 from service.model import Model
@@ -105,12 +106,13 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
         async with AsyncExitStack() as closing:
             closing.push_async_callback(store.close)
             models: dict[str, Model] = {}
+            limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
             for each in opened.models:
                 manifest = each.bundle.manifest
                 cache = open_cache(settings, manifest, metrics, models=len(opened.models))
                 closing.push_async_callback(cache.close)
                 embedder = Embedder(each.bundle, each.towers, cache, settings, metrics)
-                models[manifest.name] = Model(each.bundle.path, embedder, Classifier(embedder, store))
+                models[manifest.name] = Model(each.bundle.path, embedder, Classifier(embedder, store, limits))
             home = models[opened.home]
             tokens = TokenEmbedder(home.embedder)
             closing.push_async_callback(tokens.close)

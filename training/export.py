@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from service.contract.bundle import (
     OUTPUT,
+    TOKEN_MASK,
+    TOKENS,
     Bundle,
     Encoder,
     Manifest,
@@ -35,6 +37,7 @@ from training.errors import TrainingError
 from training.features import Item, collate, preparer, runner
 from training.projector import Head
 from training.recipe import Recipe
+from training.token_vectors import check_has_tokens, check_tokens, token_vectors
 from training.train import Trained, save_projectors
 
 PARITY = 0.9999
@@ -46,36 +49,50 @@ class ExportError(TrainingError):
 
 
 class Whole(nn.Module):
-    """An encoder with its head: the inputs of its preprocessing → unit vectors (B, D)."""
+    """An encoder with its head: the inputs of its preprocessing → unit vectors (B, D).
 
-    def __init__(self, encoder: FrozenEncoder, head: Head) -> None:
+    With `tokens`, the token vectors and their mask (contract.bundle.TOKENS, TOKEN_MASK) too.
+    """
+
+    def __init__(self, encoder: FrozenEncoder, head: Head, tokens: bool = False) -> None:
         super().__init__()
         assert encoder.module is not None
         self.encoder, self.head = encoder.module, head
-        self.modality, self.pooling = encoder.modality, encoder.pooling
+        self.modality, self.pooling, self.tokens = encoder.modality, encoder.pooling, tokens
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        pooled, states, weights = self._features(*inputs)
+        vector: Tensor = self.head(pooled, states, weights) if self.head.needs_tokens else self.head(pooled)
+        if not self.tokens:
+            return vector
+        return vector, token_vectors(self.head, pooled, states, weights), weights
+
+    def _features(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pooled features (B, d), local ones, and the weights that average those."""
         if self.modality == "image":
             whole, local = self.encoder(*inputs)
-            if not self.head.needs_tokens:
-                return self.head(whole)
-            return self.head(whole, local, torch.full_like(local[..., 0], 1.0 / local.shape[1]))
+            return whole, local, torch.full_like(local[..., 0], 1.0 / local.shape[1])
         if self.modality == "audio":
             *rows, weights = inputs
             states = self.encoder(*rows)
-            return self.head(weights @ states, states, weights)
+            return weights @ states, states, weights
         ids, mask = inputs
         states = self.encoder(ids, mask)
         weights = mask.to(states.dtype)
         weights = weights / weights.sum(1, keepdim=True)
-        return self.head(sentence(states, weights, self.pooling), states, weights)
+        return sentence(states, weights, self.pooling), states, weights
 
 
-def export_tower(encoder: FrozenEncoder, head: Head, path: Path) -> None:
-    """Write the one graph of a tower, dynamic in batch and length; no external data below 2 GB."""
+def export_tower(encoder: FrozenEncoder, head: Head, path: Path, tokens: bool = False) -> None:
+    """Write the one graph of a tower, dynamic in batch and length; no external data below 2 GB.
+
+    With `tokens` it has the outputs of token vectors too. Raises TokenError where it cannot have them.
+    """
+    if tokens:
+        check_has_tokens(encoder)
     with tempfile.TemporaryDirectory() as folder:
         if encoder.onnx is None:
-            _export_torch(encoder, head, Path(folder) / "tower.onnx")
+            _export_torch(Whole(encoder, head, tokens).eval(), encoder, Path(folder) / "tower.onnx")
         else:
             _join(encoder, head, Path(folder))
         model = onnx.load(Path(folder) / "tower.onnx")
@@ -115,17 +132,22 @@ def check_parity(
     return lowest
 
 
-def write_tower(encoder: FrozenEncoder, head: Head, folder: Path, items: Sequence[Item]) -> tuple[Tower, float]:
+def write_tower(
+    encoder: FrozenEncoder, head: Head, folder: Path, items: Sequence[Item], tokens: bool = False
+) -> tuple[Tower, float]:
     """Export one tower into `folder` and check it there: its entry of a manifest, and its parity over `items`."""
     graph = folder / f"{encoder.modality}.onnx"
-    export_tower(encoder, head, graph)
+    export_tower(encoder, head, graph, tokens)
     parity = check_parity(encoder, head, graph, items)
+    if tokens:
+        parity = min(parity, check_tokens(encoder, Whole(encoder, head, tokens).eval(), graph, items))
     tower = Tower(
         file=graph.name,
         sha256=sha256_file(graph),
         encoder=Encoder(source=encoder.source, weights_sha256=encoder.weights_sha256, licence=encoder.licence),
         projector=Projector(kind=head.kind, features=encoder.width, weights_sha256=weights_sha256(head)),
         preprocessing=encoder.preprocessing,
+        tokens=tokens,
     )
     return tower, parity
 
@@ -148,7 +170,9 @@ def export_bundle(
         parity: dict[Modality, float] = {}
         for modality, head in trained.heads.items():
             encoder = encoders[modality]
-            tower, parity[modality] = write_tower(encoder, head, folder, samples.get(modality, []))
+            tower, parity[modality] = write_tower(
+                encoder, head, folder, samples.get(modality, []), recipe.export.tokens
+            )
             towers[modality] = tower.model_copy(update={"labels": recipe.labels_seen(modality)})
             files[towers[modality].file] = folder / towers[modality].file
             if encoder.tokenizer is not None:
@@ -172,6 +196,7 @@ def export_bundle(
             towers=towers,
             temperature=trained.temperature,
             means=trained.means,
+            abstention=trained.abstention,
             templates={modality: list(prompts) for modality, prompts in recipe.templates.items()},
             evaluation=figures,
             licences=recipe.licences,
@@ -180,7 +205,7 @@ def export_bundle(
         return write_bundle(target, manifest, files)
 
 
-def _export_torch(encoder: FrozenEncoder, head: Head, path: Path) -> None:
+def _export_torch(whole: Whole, encoder: FrozenEncoder, path: Path) -> None:
     audio = encoder.modality == "audio"
     arrays = list(example_inputs(encoder.preprocessing, 6 if audio else 2))
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
@@ -194,7 +219,8 @@ def _export_torch(encoder: FrozenEncoder, head: Head, path: Path) -> None:
             shapes[0][1] = torch.export.Dim("samples")
     else:
         shapes = [{0: batch, 1: length}, {0: batch, 1: length}]
-    _to_onnx(Whole(encoder, head).eval(), arrays, encoder.preprocessing.inputs, OUTPUT, shapes, path)
+    outputs = [OUTPUT, TOKENS, TOKEN_MASK] if whole.tokens else [OUTPUT]
+    _to_onnx(whole, arrays, encoder.preprocessing.inputs, outputs, shapes, path)
 
 
 class _Rows(nn.Module):
@@ -220,7 +246,7 @@ def _join(encoder: FrozenEncoder, head: Head, folder: Path) -> None:
     if encoder.modality == "audio":
         arrays = [np.ones((6, encoder.width), np.float32), np.full((2, 6), 1 / 3, np.float32)]
         shapes, names = [{0: length}, {0: batch, 1: length}], ["head_features", "weights"]
-    _to_onnx(_Rows(head).eval(), arrays, names, OUTPUT, shapes, folder / "head.onnx")
+    _to_onnx(_Rows(head).eval(), arrays, names, [OUTPUT], shapes, folder / "head.onnx")
     first, second = onnx.load(encoder.onnx), onnx.load(folder / "head.onnx")
     opset = max(entry.version for model in (first, second) for entry in model.opset_import if not entry.domain)
     first, second = (onnx.version_converter.convert_version(model, opset) for model in (first, second))
@@ -232,7 +258,12 @@ def _join(encoder: FrozenEncoder, head: Head, folder: Path) -> None:
 
 
 def _to_onnx(
-    module: nn.Module, arrays: Sequence[NDArray[Any]], inputs: Sequence[str], output: str, shapes: Any, path: Path
+    module: nn.Module,
+    arrays: Sequence[NDArray[Any]],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    shapes: Any,
+    path: Path,
 ) -> None:
     # The exporter warns of its own deprecations, and that torchvision, which is not used, is absent.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
@@ -245,7 +276,7 @@ def _to_onnx(
             path,
             dynamo=True,
             input_names=list(inputs),
-            output_names=[output],
+            output_names=list(outputs),
             dynamic_shapes=(tuple(shapes),) if isinstance(module, Whole) else tuple(shapes),
             opset_version=_OPSET,
             external_data=False,

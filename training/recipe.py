@@ -217,6 +217,13 @@ class TrainSpec(_Model):
     """Write losses and validation for TensorBoard beside the checkpoint (needs the package tensorboard)."""
 
 
+class ExportSpec(_Model):
+    """What a bundle's towers come in."""
+
+    tokens: bool = False
+    """Token vectors too, for reranking by late interaction (training/token_vectors.py)."""
+
+
 class EmergentSpec(_Model):
     """Retrieval between the test media of modalities that never met in training."""
 
@@ -236,6 +243,7 @@ class Recipe(_Model):
     pairs: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], PairSource]
     projector: ProjectorSpec = ProjectorSpec()
     train: TrainSpec = TrainSpec()
+    export: ExportSpec = ExportSpec()
     templates: dict[Literal["image", "audio"], list[str]] = {}
     emergent: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], EmergentSpec] = {}
     licences: list[str] = []

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle, Modality
+from training.abstention import learn
 from training.concepts import named
 from training.distributed import joined
 from training.emergent import emergent_figures
@@ -69,6 +71,7 @@ def fit(
     """Train the projectors; write projectors.safetensors and training.json into `work`."""
     work.mkdir(parents=True, exist_ok=True)
     trained = train(recipe, data, work, names=named(recipe, frozen, cache))
+    trained = replace(trained, abstention=learn(recipe, trained.heads, data, trained.temperature))
     if joined().index == 0:
         save_projectors(work / "projectors.safetensors", trained)
         record = {"history": trained.history, **trained.ladder}
@@ -130,6 +133,7 @@ def evaluate(
         figures |= _emergent(name, spec, data, trained)
     figures |= gap_figures(paired["test"], paired["validation"], trained.means)
     figures["temperature"] = round(trained.temperature, 5)
+    figures |= {f"abstention.{kind}.auroc": round(each.auroc, 4) for kind, each in trained.abstention.items()}
     figures |= trained.ladder
     work.mkdir(parents=True, exist_ok=True)
     (work / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")

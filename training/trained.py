@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from service.contract.abstention import Detector
 from service.contract.bundle import MODALITIES, Modality
 from training.projector import Head
 from training.recipe import Recipe
@@ -27,6 +28,8 @@ class Trained:
     """`head.won` and the validation score of each kind of head that was tried."""
     init: str = ""
     """Hash of the weights that training started from; heads of one init can be merged."""
+    abstention: dict[Modality, Detector] = field(default_factory=dict)
+    """Which inputs are of none of the labels, by modality."""
 
 
 def save_projectors(path: Path, trained: Trained) -> None:
@@ -41,6 +44,7 @@ def save_projectors(path: Path, trained: Trained) -> None:
         "means": json.dumps(trained.means),
         "kinds": json.dumps({modality: head.kind for modality, head in trained.heads.items()}),
         "ladder": json.dumps(trained.ladder),
+        "abstention": json.dumps({modality: each.model_dump() for modality, each in trained.abstention.items()}),
         "init": trained.init,
     }
     save_file(tensors, path, metadata)
@@ -76,7 +80,9 @@ def load_projectors(path: Path, recipe: Recipe) -> Trained:
     if not heads:
         raise ValueError(f"{path} holds no projectors")
     ladder, init = json.loads(metadata.get("ladder", "{}")), metadata.get("init", "")
-    return Trained(heads, float(metadata["temperature"]), json.loads(metadata["means"]), [], ladder, init)
+    learned = json.loads(metadata.get("abstention", "{}"))
+    detectors = {modality: Detector.model_validate(each) for modality, each in learned.items()}
+    return Trained(heads, float(metadata["temperature"]), json.loads(metadata["means"]), [], ladder, init, detectors)
 
 
 def init_hash(state: dict[str, torch.Tensor]) -> str:

@@ -45,7 +45,7 @@ def validate(recipe: Recipe, heads: Heads, data: Data) -> dict[str, float]:
             continue
         media = project(heads[held.pairs.modality], held.media)
         if held.pairs.labels is not None:
-            figures[name], _ = top1(media, _classes(recipe, heads["text"], splits), held.pairs.labels)
+            figures[name], _ = top1(media, classes_of(recipe, heads["text"], splits), held.pairs.labels)
         else:
             keep = held.pairs.links[:, 0] < _VALIDATED_MEDIA
             recall = retrieval(media[:_VALIDATED_MEDIA], project(heads["text"], held.texts), held.pairs.links[keep])
@@ -63,7 +63,7 @@ def calibrate(recipe: Recipe, heads: Heads, data: Data, learned: float) -> float
         held = splits["validation"]
         if held.pairs.labels is not None and len(held.pairs.media):
             media = project(heads[held.pairs.modality], held.media)
-            similarity = media @ _classes(recipe, heads["text"], splits).T
+            similarity = media @ classes_of(recipe, heads["text"], splits).T
             sets.append((torch.from_numpy(similarity).double(), torch.from_numpy(held.pairs.labels)))
     if not sets:
         return learned
@@ -89,7 +89,7 @@ def label_prompts(recipe: Recipe, pairs: Pairs) -> list[str]:
     return [template.format(name) for name in pairs.classes for template in recipe.templates[pairs.modality]]
 
 
-def _classes(recipe: Recipe, text: Head, splits: Mapping[Split, Prepared]) -> NDArray[np.float32]:
+def classes_of(recipe: Recipe, text: Head, splits: Mapping[Split, Prepared]) -> NDArray[np.float32]:
     """One vector per class of a labelled source, from the caption features of all its splits together."""
     vectors: dict[str, NDArray[np.float32]] = {}
     for split in splits.values():

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from service.contract.abstention import Detector
 from service.contract.images import ImagePreprocessing
 from service.contract.patches import LogMelPatches
 from service.contract.tokens import TextPreprocessing
@@ -121,6 +122,8 @@ class Manifest(_Model):
     """Softmax temperature of similarities that training learned; scores are softmax(similarity / temperature)."""
     means: dict[Modality, list[float]] = {}
     """Mean unit vector per modality over the training pairs: the modality gap."""
+    abstention: dict[Modality, Detector] = {}
+    """Which inputs are of none of the labels: learned with classes withheld."""
     templates: dict[Modality, list[str]] = {}
     """Prompt templates, with one {}, for labels of images and of sounds."""
     evaluation: dict[str, float | int | bool | str | list[float]] = {}

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
+from service.classify import Classification
 from service.inputs import append_inputs, documented, reader
 from service.schemas.classify import Classified, ClassifyRequest, ClassifyResponse, ScoredLabel
 from service.state import StateDep
@@ -13,7 +14,7 @@ router = APIRouter(tags=["classify"])
 Body = Annotated[ClassifyRequest, Depends(reader(ClassifyRequest, append_inputs))]
 
 
-@router.post("/classify", openapi_extra=documented(ClassifyRequest, files=True))
+@router.post("/classify", response_model_exclude_none=True, openapi_extra=documented(ClassifyRequest, files=True))
 async def classify(body: Body, state: StateDep) -> ClassifyResponse:
     """Which of the labels fits each input best, and how surely; no label needs to have been trained on."""
     results = await state.model(body.model).classifier.classify(
@@ -23,16 +24,16 @@ async def classify(body: Body, state: StateDep) -> ClassifyResponse:
         templates=body.templates,
         top_k=body.top_k,
         threshold=body.threshold,
+        abstain=body.abstain,
+        grid=body.grid,
     )
-    return ClassifyResponse(
-        results=[
-            Classified(
-                labels=[
-                    ScoredLabel(label=each.label, score=each.score, similarity=each.similarity)
-                    for each in result.labels
-                ],
-                abstained=result.abstained,
-            )
-            for result in results
-        ]
+    return ClassifyResponse(results=[_result(each) for each in results])
+
+
+def _result(found: Classification) -> Classified:
+    return Classified(
+        labels=[ScoredLabel(label=each.label, score=each.score, similarity=each.similarity) for each in found.labels],
+        abstained=found.abstained,
+        on_topic=found.on_topic,
+        cells=None if found.cells is None else [[_result(cell) for cell in row] for row in found.cells],
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from service.inputs import documented, reader
-from service.schemas.classify import LabelSetRequest, LabelSetResponse
+from service.schemas.classify import LabelSetRequest, LabelSetResponse, LearnedDetector, StoredLabel
 from service.schemas.items import Name
 from service.state import State, StateDep
 
@@ -16,8 +16,8 @@ Body = Annotated[LabelSetRequest, Depends(reader(LabelSetRequest))]
 
 @router.put("/label-sets/{name}", openapi_extra=documented(LabelSetRequest))
 async def put_label_set(name: Name, body: Body, state: StateDep) -> LabelSetResponse:
-    """Create or replace a label set."""
-    await state.classifier.save_label_set(name, body.labels, body.templates)
+    """Create or replace a label set, and learn from its examples, which are not kept."""
+    await state.classifier.save_label_set(name, body.labels, body.templates, body.off_topic)
     return await _described(name, state)
 
 
@@ -33,4 +33,14 @@ async def delete_label_set(name: Name, state: StateDep) -> None:
 
 async def _described(name: str, state: State) -> LabelSetResponse:
     held = await state.store.label_set(name)
-    return LabelSetResponse(name=name, space=held.space, created=held.created, updated=held.updated, **held.definition)
+    labels = [each if isinstance(each, str) else StoredLabel(**each) for each in held.definition["labels"]]
+    detectors = held.definition.get("detectors", {})
+    return LabelSetResponse(
+        name=name,
+        space=held.space,
+        labels=labels,
+        templates=held.definition["templates"],
+        abstention={modality: LearnedDetector(auroc=each["auroc"]) for modality, each in detectors.items()},
+        created=held.created,
+        updated=held.updated,
+    )

@@ -1,14 +1,28 @@
 """Labels, label sets, and scores."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictBool,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
-from service.schemas.inputs import Inputs, ModelName, RequestModel
+from service.contract.bundle import Modality
+from service.schemas.inputs import AnyInput, Inputs, ModelName, RequestModel
 from service.schemas.items import Name, storable_text
 from service.schemas.search import TopK
+from service.settings import Limits
 
 MAX_LABELS = 10_000
+MAX_EXAMPLES = 4_096
+"""In all, of a label set."""
 MAX_SCORES = 25_600
 """Inputs × top_k of one request: a response is written in one go, and must not hold the event loop."""
 
@@ -17,8 +31,14 @@ Words = Annotated[str, Field(min_length=1, max_length=1_000), AfterValidator(sto
 
 class Label(RequestModel):
     name: Words
-    prompts: Annotated[list[Words], Field(min_length=1, max_length=100)] = Field(
-        description="Whole sentences that stand for the label, in place of the templates."
+    prompts: Annotated[list[Words], Field(min_length=1, max_length=100)] | None = Field(
+        default=None, description="Whole sentences that stand for the label, in place of the templates."
+    )
+
+
+class TaughtLabel(Label):
+    examples: Annotated[list[AnyInput], Field(max_length=100)] = Field(
+        default=[], description="A handful of inputs that show the label; they move it for inputs of their modality."
     )
 
 
@@ -28,7 +48,7 @@ def _one_place(template: str) -> str:
     return template
 
 
-def _each_once(labels: list[str | Label]) -> list[str | Label]:
+def _each_once(labels: Sequence[str | Label]) -> Sequence[str | Label]:
     seen: set[str] = set()
     for label in labels:
         name = label if isinstance(label, str) else label.name
@@ -39,12 +59,39 @@ def _each_once(labels: list[str | Label]) -> list[str | Label]:
 
 
 Labels = Annotated[list[Words | Label], Field(min_length=1, max_length=MAX_LABELS), AfterValidator(_each_once)]
-Templates = Annotated[list[Annotated[Words, AfterValidator(_one_place)]], Field(min_length=1, max_length=100)]
+TaughtLabels = Annotated[
+    list[Words | TaughtLabel], Field(min_length=1, max_length=MAX_LABELS), AfterValidator(_each_once)
+]
+SameTemplates = Annotated[list[Annotated[Words, AfterValidator(_one_place)]], Field(min_length=1, max_length=100)]
+Templates = SameTemplates | dict[Modality, SameTemplates]
+"""For inputs of every modality, or by modality."""
 
 
 class LabelSetRequest(RequestModel):
-    labels: Labels
+    labels: TaughtLabels
     templates: Templates | None = Field(default=None, description="Without them, the bundle's for each modality.")
+    off_topic: Annotated[list[AnyInput], Field(max_length=MAX_EXAMPLES)] = Field(
+        default=[],
+        description="Inputs that are of none of the labels. With them and the examples (two of each, at least, of a "
+        "modality) the set learns to say `none of these`; without, the bundle's own detector is asked.",
+    )
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "LabelSetRequest":
+        if len(self.off_topic) + sum(len(label.examples) for label in self.taught) > MAX_EXAMPLES:
+            raise ValueError(f"examples and off-topic inputs are at most {MAX_EXAMPLES} in one label set")
+        if self.off_topic and not any(label.examples for label in self.taught):
+            raise ValueError("off_topic needs examples of labels to be told from")
+        return self
+
+    @property
+    def taught(self) -> list[TaughtLabel]:
+        return [label for label in self.labels if isinstance(label, TaughtLabel)]
+
+
+class Grid(RequestModel):
+    rows: int = Field(ge=1, le=16, strict=True)
+    columns: int = Field(ge=1, le=16, strict=True)
 
 
 class ClassifyRequest(RequestModel):
@@ -59,13 +106,26 @@ class ClassifyRequest(RequestModel):
     )
     top_k: TopK = 5
     threshold: float | None = Field(default=None, ge=0, le=1, description="Abstain where the best score is below it.")
+    abstain: StrictBool | Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=False,
+        description="Abstain where a learned detector takes the input to be of none of the labels: where `on_topic` is "
+        "below this, 0.5 for true. The detector is the label set's own, or the bundle's.",
+    )
+    grid: Grid | None = Field(default=None, description="Classify the cells of each image too.")
 
     @model_validator(mode="after")
-    def _bounded(self) -> "ClassifyRequest":
+    def _bounded(self, info: ValidationInfo) -> "ClassifyRequest":
         if (self.labels is None) == (self.label_set is None):
             raise ValueError("give exactly one of: labels, label_set")
         if len(self.inputs) * self.top_k > MAX_SCORES:
             raise ValueError(f"inputs × top_k is at most {MAX_SCORES}")
+        if self.grid is not None:
+            limits = info.context if isinstance(info.context, Limits) else Limits()
+            cells = self.grid.rows * self.grid.columns
+            if len(self.inputs) * (cells + 1) > limits.inputs:
+                raise ValueError(f"inputs and their cells are at most {limits.inputs} in one request")
+            if len(self.inputs) * (cells + 1) * self.top_k > MAX_SCORES:
+                raise ValueError(f"inputs × cells × top_k is at most {MAX_SCORES}")
         return self
 
 
@@ -78,16 +138,35 @@ class ScoredLabel(BaseModel):
 class Classified(BaseModel):
     labels: list[ScoredLabel] = Field(description="Best first, top_k of them.")
     abstained: bool
+    on_topic: float | None = Field(
+        default=None, description="With `abstain`: how likely the input is of one of the labels at all."
+    )
+    cells: list[list["Classified"]] | None = Field(default=None, description="With `grid`: row by row.")
 
 
 class ClassifyResponse(BaseModel):
     results: list[Classified]
 
 
+class StoredLabel(BaseModel):
+    name: str
+    prompts: list[str] | None = None
+    examples: int | None = Field(default=None, description="How many it was taught by.")
+
+    @model_serializer(mode="wrap")
+    def _without_nulls(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in whole(self).items() if value is not None}
+
+
+class LearnedDetector(BaseModel):
+    auroc: float = Field(description="Of telling the examples from the off-topic inputs, each unseen; 0.5 is chance.")
+
+
 class LabelSetResponse(BaseModel):
     name: str
     space: str
-    labels: list[str | Label]
-    templates: list[str] | None
+    labels: list[str | StoredLabel]
+    templates: list[str] | dict[str, list[str]] | None
+    abstention: dict[str, LearnedDetector] = Field(description="By modality.")
     created: str
     updated: str

@@ -503,6 +503,17 @@ class Store:
 
         return await self._read(read)
 
+    async def label_set_version(self, name: str) -> str:
+        """What changes whenever the set is written."""
+
+        def read(connection: sqlite3.Connection) -> str:
+            found = labels.version(connection, name)
+            if found is None:
+                raise NotFound(f"no label set {name!r}")
+            return found
+
+        return await self._read(read)
+
     async def delete_label_set(self, name: str) -> None:
         def write(transaction: Transaction) -> None:
             if not labels.delete_label_set(transaction.connection, name):

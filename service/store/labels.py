@@ -19,7 +19,7 @@ class LabelSet:
     created: str
     updated: str
     vectors: Mapping[str, Vectors]
-    """(L, D) by digest of the templates that they were made with."""
+    """(L, D) by digest of the labels and templates that they were made with, and whatever else was learned."""
 
 
 def put_label_set(
@@ -45,6 +45,12 @@ def label_set(connection: sqlite3.Connection, name: str, dimensions: int) -> Lab
     stored = {digest: unpack(blob).reshape(-1, dimensions) for digest, blob in held}
     _, space, definition, created, updated = row
     return LabelSet(name, space, json.loads(definition), created, updated, stored)
+
+
+def version(connection: sqlite3.Connection, name: str) -> str | None:
+    """Changes whenever the set does."""
+    row = connection.execute("SELECT updated FROM label_sets WHERE name = ?", (name,)).fetchone()
+    return None if row is None else str(row[0])
 
 
 def delete_label_set(connection: sqlite3.Connection, name: str) -> bool:

@@ -1,5 +1,6 @@
 import asyncio
 import base64
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.classify import Classifier
+from service.adapters import STRENGTH
+from service.classify import Classifier, _best
+from service.contract.abstention import Detector, auroc
 from service.contract.errors import InputError
 from service.contract.vectors import l2_normalise
-from service.errors import InputFailed, NotFound
-from service.pipeline import Text
-from service.schemas.classify import ClassifyRequest, Label, LabelSetRequest
+from service.errors import InputFailed, InvalidRequest, NotFound
+from service.pipeline import Media, Text
+from service.schemas.classify import ClassifyRequest, Label, LabelSetRequest, TaughtLabel
 from service.schemas.inputs import ImageInput
 from service.search import Searcher
 from service.store import Entry, Store
@@ -239,6 +242,11 @@ class TestLabelSets:
         ({"labels": ["a"], "threshold": 1.5}, "less than or equal to 1"),
         ({"labels": ["a"], "top_k": 1001}, "top_k is at most 1000"),
         ({"labels": ["a"], "top_k": 1000, "inputs": ["x"] * 26}, "inputs × top_k"),
+        ({"labels": ["a"], "abstain": 1.0}, "less than 1"),
+        ({"labels": ["a"], "templates": {"smell": ["{}"]}}, "smell"),
+        ({"labels": ["a"], "grid": {"rows": 17, "columns": 1}}, "less than or equal to 16"),
+        ({"labels": ["a"], "grid": {"rows": 16, "columns": 16}}, "inputs and their cells are at most 256"),
+        ({"labels": [{"name": "a", "examples": ["x"]}]}, "examples"),
     ],
 )
 def test_requests_that_are_refused(body, message):
@@ -249,3 +257,153 @@ def test_requests_that_are_refused(body, message):
 def test_label_sets_that_are_refused():
     with pytest.raises(ValidationError, match="the label 'a' is there twice"):
         LabelSetRequest.model_validate({"labels": ["a", "a"]})
+    with pytest.raises(ValidationError, match="off_topic needs examples"):
+        LabelSetRequest.model_validate({"labels": ["a", "b"], "off_topic": ["x", "y"]})
+    many = [{"name": f"{n}", "examples": ["x"] * 100} for n in range(41)]
+    with pytest.raises(ValidationError, match="at most 4096 in one label set"):
+        LabelSetRequest.model_validate({"labels": many})
+
+
+def picture(name):
+    return ImageInput(image=base64.b64encode(name.encode()).decode())
+
+
+def taught(name, *examples):
+    return TaughtLabel(name=name, examples=[picture(each) for each in examples])
+
+
+class TestExamples:
+    LABELS = (taught("dog", "rex", "fido", "bello"), taught("cat", "tom"), "rain", Label(name="sea", prompts=["waves"]))
+
+    def test_move_their_labels_and_no_others(self, tmp_path):
+        plain = classify(tmp_path, PHOTO, picture("rex"), labels=self.LABELS)
+
+        async def use(classifier):
+            await classifier.save_label_set("set", self.LABELS, None)
+            return await classifier.classify([PHOTO, picture("rex"), "rex"], label_set="set", top_k=9)
+
+        photo, rex, word = with_classifier(tmp_path, use)
+        similar = [{each.label: each.similarity for each in result.labels} for result in (plain[0], photo)]
+        for name in ("rain", "sea"):
+            assert similar[0][name] == similar[1][name]
+        assert similar[0]["dog"] != similar[1]["dog"] and similar[0]["cat"] != similar[1]["cat"]
+        places = [[each.label for each in result.labels].index("dog") for result in (plain[1], rex)]
+        assert places[1] < places[0]
+        # Pictures say nothing about words.
+        assert word == classify(tmp_path, "rex", labels=self.LABELS, top_k=9)[0]
+
+    def test_equal_the_vectors_written_out_under_any_templates(self, tmp_path):
+        async def use(classifier):
+            await classifier.save_label_set("set", self.LABELS, None)
+            return await classifier.classify([PHOTO], label_set="set", templates=["my {}"], top_k=9)
+
+        [result] = with_classifier(tmp_path, use)
+        examples = {"dog": ["rex", "fido", "bello"], "cat": ["tom"]}
+        means = {name: np.mean([vector_of(each.encode()) for each in own], axis=0) for name, own in examples.items()}
+        middle = np.mean(list(means.values()), axis=0)
+        for each in result.labels:
+            vector = vector_of("waves" if each.label == "sea" else f"my {each.label}").astype(np.float64)
+            if each.label in means:
+                vector = l2_normalise(vector + STRENGTH * (means[each.label] - middle))
+            assert each.similarity == pytest.approx(float(vector_of(b"photo") @ vector), abs=1e-6)
+
+    def test_a_bad_one_is_named(self, tmp_path):
+        labels = ["rain", taught("dog", "rex", "bad")]
+        with pytest.raises(InputFailed, match=r"^labels\[1\].examples\[1\]: the file is corrupt"):
+            with_classifier(tmp_path, lambda classifier: classifier.save_label_set("set", labels, None))
+        with pytest.raises(InputFailed, match=r"^off_topic\[0\]: the file is corrupt"):
+            with_classifier(
+                tmp_path,
+                lambda classifier: classifier.save_label_set("set", self.LABELS, None, off_topic=[picture("bad")]),
+            )
+
+
+class Near(FakeEmbedder):
+    """Pictures called `dog …` and `cat …` lie near those words, others anywhere."""
+
+    def _embed(self, value):
+        found = super()._embed(value)
+        if isinstance(value, Media) and value.data[:3] in (b"dog", b"cat"):
+            return replace(found, vector=l2_normalise(vector_of(value.data[:3].decode()) + 0.3 * found.vector))
+        return found
+
+
+class TestAbstention:
+    LABELS = tuple(taught(name, *(f"{name} {n}" for n in range(8))) for name in ("dog", "cat"))
+    OFF = tuple(picture(f"other {n}") for n in range(16))
+
+    def asked(self, path, manifest=None, off_topic=OFF, **options):
+        async def use(classifier):
+            await classifier.save_label_set("set", self.LABELS, ["{}"], off_topic)
+            inputs = [picture(f"{kind} {n}") for kind in ("dog", "cat", "else", "thing") for n in range(100, 140)]
+            return await classifier.classify(inputs, label_set="set", **options)
+
+        return with_classifier(path, use, Near(manifest))
+
+    def test_is_learned_from_examples_and_off_topic_inputs(self, tmp_path):
+        results = self.asked(tmp_path, abstain=True)
+        assert np.mean([each.abstained for each in results[:80]]) < 0.1
+        assert np.mean([each.abstained for each in results[80:]]) > 0.7
+        on, off = ([each.on_topic for each in half] for half in (results[:80], results[80:]))
+        assert auroc(np.array(on), np.array(off)) > 0.95
+        strict = self.asked(tmp_path, abstain=0.99)
+        assert [each.abstained for each in strict] == [each.on_topic < 0.99 for each in strict]
+        assert all(each.on_topic is None and not each.abstained for each in self.asked(tmp_path))
+
+    def test_falls_back_on_the_bundle(self, tmp_path):
+        with pytest.raises(InvalidRequest, match="which image inputs are off topic"):
+            self.asked(tmp_path, off_topic=(), abstain=True)
+        five = (1.0,) * 5
+        sure = Detector(centre=(0.0,) * 5, scale=five, weights=(0.0,) * 5, bias=1.0, auroc=0.5)
+        manifest = fake_manifest().model_copy(update={"abstention": {"image": sure}})
+        results = self.asked(tmp_path, manifest, off_topic=(), abstain=True)
+        assert [each.on_topic for each in results] == pytest.approx([1 / (1 + np.exp(-1))] * len(results))
+
+    @settings(max_examples=10, deadline=None)
+    @given(order=st.permutations(range(4)))
+    def test_the_order_of_the_labels_changes_nothing(self, tmp_path_factory, order):
+        labels = [*self.LABELS, "rain", "sea"]
+
+        async def use(classifier):
+            asked = [picture("dog 1"), picture("x")]
+            await classifier.save_label_set("set", labels, None, self.OFF)
+            one = await classifier.classify(asked, label_set="set", abstain=True)
+            await classifier.save_label_set("set", [labels[place] for place in order], None, self.OFF)
+            return one, await classifier.classify(asked, label_set="set", abstain=True)
+
+        for one, other in zip(*with_classifier(tmp_path_factory.mktemp("store"), use, Near()), strict=True):
+            assert [each.label for each in one.labels] == [each.label for each in other.labels]
+            assert [each.score for each in one.labels] == pytest.approx([each.score for each in other.labels], rel=1e-5)
+            assert one.on_topic == pytest.approx(other.on_topic, rel=1e-3)
+
+
+def test_templates_by_modality(tmp_path):
+    templates = {"image": ["one {}"], "text": ["the {}"]}
+    text, image = classify(tmp_path, "x", PHOTO, templates=templates)
+    assert [text] == classify(tmp_path, "x", templates=["the {}"])
+    assert [image] == classify(tmp_path, PHOTO, templates=["one {}"])
+    assert classify(tmp_path, "x", templates={"image": ["one {}"]}) == classify(tmp_path, "x")
+
+
+def test_a_stored_set_is_read_again_only_when_it_has_changed(tmp_path):
+    async def use(classifier):
+        await classifier.save_label_set("set", ["old"], None)
+        names = []
+        for labels in (None, ["new"], None):
+            if labels:
+                await classifier.save_label_set("set", labels, None)
+            [result] = await classifier.classify(["x"], label_set="set")
+            names.append(result.labels[0].label)
+        held = classifier._sets["set"]
+        await classifier.classify(["x"], label_set="set")
+        assert classifier._sets["set"] is held
+        return names
+
+    assert with_classifier(tmp_path, use) == ["old", "new", "new"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(1, 40))
+def test_the_best_are_those_of_a_stable_sort(values, count):
+    numbers = np.array(values, np.float64)
+    assert _best(numbers, count).tolist() == np.argsort(-numbers, kind="stable")[:count].tolist()

@@ -1,4 +1,9 @@
+import base64
+import io
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.service.media import b64, png, wav
 from tests.service.test_items_routes import problem, said
@@ -91,3 +96,38 @@ def test_a_bad_image_among_good_inputs_is_named(client):
 def test_ten_thousand_labels(client):
     [result] = classify(client, inputs=["label 77"], labels=[f"label {n}" for n in range(10_000)], top_k=1)
     assert 0 < result["labels"][0]["score"] <= 1
+
+
+def test_a_planted_object_tops_its_cell(client):
+    """Four plain quarters, and one cell of another colour: the labels name the colours."""
+    pixels = np.full((60, 90, 3), (0, 0, 255), np.uint8)
+    pixels[20:40, 60:90] = (255, 0, 0)  # row 1, column 2 of three by three
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    inputs = [{"image": base64.b64encode(file.getvalue()).decode()}]
+    body = {"labels": ["red", "green", "blue"], "grid": {"rows": 3, "columns": 3}, "top_k": 3}
+    [result] = classify(client, inputs=inputs, **body)
+    assert result["labels"][0]["label"] == "blue"
+    tops = [[cell["labels"][0]["label"] for cell in row] for row in result["cells"]]
+    assert tops == [["blue"] * 3, ["blue", "blue", "red"], ["blue"] * 3]
+    red = {
+        (row, column): next(each["score"] for each in cell["labels"] if each["label"] == "red")
+        for row, cells in enumerate(result["cells"])
+        for column, cell in enumerate(cells)
+    }
+    assert max(red, key=red.__getitem__) == (1, 2)
+    refused = client.post("/classify", json={"inputs": ["x"], "labels": ["a"], "grid": {"rows": 1, "columns": 2}})
+    assert problem(refused, 422)["index"] == 0 and "only an image has a grid" in said(refused)
+
+
+def test_a_label_set_learns_from_examples(client):
+    labels = [{"name": "red", "examples": [{"image": b64(png(1))}, {"image": b64(png(2))}]}, "cat"]
+    body = {"labels": labels, "off_topic": [{"image": b64(png(5))}, {"image": b64(png(6))}]}
+    put = client.put("/label-sets/taught", json=body)
+    assert put.status_code == 200, put.text
+    assert put.json()["labels"] == [{"name": "red", "examples": 2}, "cat"]
+    assert set(put.json()["abstention"]) == {"image"} and 0 <= put.json()["abstention"]["image"]["auroc"] <= 1
+    [result] = classify(client, inputs=[{"image": b64(png(1))}], label_set="taught", abstain=True)
+    assert 0 <= result["on_topic"] <= 1 and result["abstained"] is (result["on_topic"] < 0.5)
+    refused = client.post("/classify", json={"inputs": ["x"], "label_set": "taught", "abstain": True})
+    assert problem(refused, 422) and "which text inputs are off topic" in said(refused)

@@ -1,0 +1,53 @@
+"""A handful of examples per label, as a shift of the label's vector; labels without examples stay where they are."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.vectors import Vectors, l2_normalise
+
+STRENGTH = 1.0
+
+
+def shifts(vectors: Vectors, owners: NDArray[np.int64], labels: int) -> Vectors:
+    """Of each label, what its examples say about it beyond what examples have in common: (L, D), zeros without any.
+
+    `vectors` (N, D) are the examples' unit vectors and `owners` (N,) the labels they belong to. The mean of a label's
+    examples less the mean of those means: the gap between modalities, which all examples share, drops out, so that a
+    label with examples gains nothing on one without.
+    """
+    sums, counts = _sums(vectors, owners, labels)
+    having = counts > 0
+    prototypes = sums[having] / counts[having, None]
+    result = np.zeros_like(sums)
+    result[having] = STRENGTH * (prototypes - prototypes.mean(axis=0))
+    return np.asarray(result, np.float32)
+
+
+def shifted(label_vectors: Vectors, shift: Vectors) -> Vectors:
+    """Label vectors (L, D) moved by their shifts, of unit length; those that have none are the same numbers."""
+    moved = np.flatnonzero(shift.any(axis=1))
+    result = label_vectors.copy()
+    result[moved] = l2_normalise(label_vectors[moved].astype(np.float64) + shift[moved])
+    return result
+
+
+def own_similarities(vectors: Vectors, owners: NDArray[np.int64], label_vectors: Vectors) -> NDArray[np.float64]:
+    """Of each example to every label (N, L), its own label being as it would be without that example."""
+    sums, counts = _sums(vectors, owners, len(label_vectors))
+    having = counts > 0
+    middle = (sums[having] / counts[having, None]).mean(axis=0)
+    wide = vectors.astype(np.float64)
+    similarities = wide @ shifted(label_vectors, shifts(vectors, owners, len(label_vectors))).astype(np.float64).T
+    for place, owner in enumerate(owners):
+        vector = label_vectors[owner].astype(np.float64)
+        if counts[owner] > 1:
+            rest = (sums[owner] - wide[place]) / (counts[owner] - 1)
+            vector = l2_normalise(vector + STRENGTH * (rest - middle)).astype(np.float64)
+        similarities[place, owner] = wide[place] @ vector
+    return np.asarray(similarities)
+
+
+def _sums(vectors: Vectors, owners: NDArray[np.int64], labels: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    sums = np.zeros((labels, vectors.shape[1]))
+    np.add.at(sums, owners, vectors.astype(np.float64))
+    return sums, np.bincount(owners, minlength=labels)
