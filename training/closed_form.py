@@ -104,7 +104,8 @@ def _moments(
     """Mean and covariance of the texts over all sources, and the moments of each modality that learns."""
     learning: dict[Modality, list[Prepared]] = {}
     for splits in data.values():
-        if splits["train"].pairs.modality not in frozen:
+        # A set that is only evaluated has no pairs to fit.
+        if splits["train"].pairs.modality not in frozen and len(splits["train"].pairs.links):
             learning.setdefault(splits["train"].pairs.modality, []).append(splits["train"])
     if not learning:
         raise ClosedFormError("every media head is frozen: nothing is left to fit")
