@@ -19,6 +19,7 @@ LATENCIES = (
     "search_vector",
     "search_text",
     "classify_warm",
+    "classify_stored",
 )
 RATES = ("embed_text_per_second", "embed_image_per_second", "embed_audio_per_second", "store_vectors_per_second")
 SMALL = ["--requests", "2", "--vectors", "300", "--labels", "3", "--concurrency", "2"]
