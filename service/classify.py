@@ -69,8 +69,8 @@ class _Set:
     """(L, D) by modality of the examples."""
     detectors: Mapping[str, Detector] = field(default_factory=dict)
     version: str = ""
-    ready: dict[str, Vectors] = field(default_factory=dict)
-    """Label vectors by modality, as a stored set's own templates make them."""
+    ready: dict[tuple[str, tuple[str, ...]], Vectors] = field(default_factory=dict)
+    """Of a stored set: label vectors by modality and the templates that stand for it when a request names none."""
 
 
 class Classifier:
@@ -217,10 +217,7 @@ class Classifier:
         return known
 
     def _opened(self, held: LabelSet) -> _Set:
-        labels = [
-            each if isinstance(each, str) else Label(name=each["name"], prompts=each.get("prompts"))
-            for each in held.definition["labels"]
-        ]
+        labels = stored_labels(held.definition)
         detectors = held.definition.get("detectors", {})
         own, shifts = {}, {}
         for key, vectors in held.vectors.items():
@@ -254,10 +251,11 @@ class Classifier:
 
     async def _vectors(self, chosen: _Set, modality: str, templates: Templates | None) -> Vectors:
         """Label vectors (L, D) for inputs of a modality, moved by examples of it."""
-        plain = templates is None and bool(chosen.version)
-        if plain and modality in chosen.ready:
-            return chosen.ready[modality]
         own = templates_for(self._embedder.manifest, modality, templates or chosen.templates)
+        plain = templates is None and bool(chosen.version)
+        key = (modality, tuple(own))  # a bundle that is read again may come with other templates
+        if plain and key in chosen.ready:
+            return chosen.ready[key]
         digest = label_digest(chosen.labels, own)
         vectors = chosen.stored.get(digest)
         if vectors is None:
@@ -265,7 +263,7 @@ class Classifier:
         if modality in chosen.shifts:
             vectors = await asyncio.to_thread(adapters.shifted, vectors, chosen.shifts[modality])
         if plain:
-            chosen.ready[modality] = vectors
+            chosen.ready[key] = vectors
         return vectors
 
     async def _label_vectors(self, digest: str, labels: Sequence[str | Label], templates: Sequence[str]) -> Vectors:
@@ -334,6 +332,14 @@ def _defined(label: str | Label) -> str | dict[str, Any]:
         | ({"prompts": label.prompts} if label.prompts else {})
         | ({"examples": examples} if examples else {})
     )
+
+
+def stored_labels(definition: Mapping[str, Any]) -> list[str | Label]:
+    """The words of a stored set's labels; what examples taught it is not among them."""
+    return [
+        each if isinstance(each, str) else Label(name=each["name"], prompts=each.get("prompts"))
+        for each in definition["labels"]
+    ]
 
 
 _SHIFT = "shift:"

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from service.cache import MemoryCache
-from service.classify import Classifier
+from service.classify import Classifier, stored_labels
 from service.contract.bundle import read_bundle
 from service.contract.errors import InputError
 from service.metrics import Metrics
 from service.pipeline import Embedded, Embedder, Input, Media, Text
-from service.schemas.classify import Label
 from service.schemas.inputs import sniff
 from service.settings import Settings
 from service.store import Entry, Store, StoreError, Wanted, keywords, rows, schema, tokens
@@ -166,8 +165,9 @@ async def _collections(connection: sqlite3.Connection, store: Store) -> None:
 async def _label_sets(connection: sqlite3.Connection, classifier: Classifier, outcome: Outcome) -> None:
     for name, definition in connection.execute("SELECT name, definition FROM label_sets ORDER BY name").fetchall():
         held = json.loads(definition)
-        labels = [each if isinstance(each, str) else Label.model_validate(each) for each in held["labels"]]
-        await classifier.save_label_set(name, labels, held.get("templates"))
+        await classifier.save_label_set(name, stored_labels(held), held.get("templates"))
+        if any(not isinstance(each, str) and each.get("examples") for each in held["labels"]):
+            outcome.leave_out("examples of a label set: teach it again", name)
         outcome.label_sets += 1
 
 
