@@ -12,7 +12,7 @@ from service.batcher import Budget
 from service.contract.audio import AudioLimits, decode_audio
 from service.contract.bundle import Bundle, BundleError, Modality
 from service.contract.errors import InputError
-from service.contract.images import ImageLimits, ImagePreprocessing, decode_image, preprocess_image
+from service.contract.images import ImageLimits, ImagePreprocessing, preprocess_image, read_image
 from service.contract.sounds import AudioPreprocessing, Sound
 from service.contract.tokens import TextPreprocessing, TextTokenizer, Tokens, pad_tokens
 from service.settings import Settings
@@ -72,7 +72,7 @@ def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
 
     def prepare(content: Content) -> Prepared:
         assert isinstance(content, bytes)
-        return Prepared(preprocess_image(decode_image(content, limits), spec), size=1)
+        return Prepared(read_image(content, spec, limits), size=1)
 
     def collate(pixels: Sequence[NDArray[np.float32]]) -> Arrays:
         return dict(zip(spec.inputs, (np.stack(pixels),), strict=True))

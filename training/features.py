@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from service.contract.audio import decode_audio
 from service.contract.errors import InputError
-from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
+from service.contract.images import ImagePreprocessing, read_image
 from service.contract.sounds import AudioPreprocessing
 from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
 from training.encoders import FrozenEncoder, example_inputs, sentence
@@ -120,7 +120,7 @@ def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
     def prepare(item: Item) -> Any:
         try:
             if isinstance(spec, ImagePreprocessing):
-                return preprocess_image(decode_image(Path(item).read_bytes()), spec)
+                return read_image(Path(item).read_bytes(), spec)
             if isinstance(spec, AudioPreprocessing):
                 return spec.prepare(decode_audio(Path(item).read_bytes(), spec.sampling_rate))
             assert tokenizer is not None

@@ -50,6 +50,9 @@ def decode_audio(data: bytes, sampling_rate: int, limits: AudioLimits = AudioLim
             int(limits.max_seconds * source.samplerate), limits.max_decoded_bytes // (4 * source.channels)
         )
         blocks, frames = [], 0
+        # Block by block, to the same bits as all at once: a long sound is never held at its own rate.
+        rates = (source.samplerate, sampling_rate)
+        resampler = soxr.ResampleStream(*rates, 1, dtype="float32", quality="HQ") if rates[0] != rates[1] else None
         try:
             while len(block := source.read(65_536, dtype="float32", always_2d=True)):
                 frames += len(block)
@@ -57,13 +60,12 @@ def decode_audio(data: bytes, sampling_rate: int, limits: AudioLimits = AudioLim
                     raise MediaTooLarge(f"the sound is longer than {limits.max_seconds:g} s, or too large decoded")
                 if not np.all(np.abs(block) <= _LOUDEST):  # false for NaN too
                     raise BadMedia("the sound has samples that are not finite, or absurdly large")
-                blocks.append(block.mean(axis=1))
+                mono = block[:, 0] if source.channels == 1 else block.mean(axis=1)
+                blocks.append(mono if resampler is None else resampler.resample_chunk(mono))
         except soundfile.SoundFileError:
             raise BadMedia("the sound is truncated or corrupt") from None
-        rate = source.samplerate
     if not frames:
         raise BadMedia("the sound has no samples")
-    mono = np.concatenate(blocks)
-    if rate != sampling_rate:
-        mono = np.asarray(soxr.resample(mono, rate, sampling_rate, quality="HQ"), dtype=np.float32)
-    return mono
+    if resampler is not None:
+        blocks.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    return np.concatenate(blocks)

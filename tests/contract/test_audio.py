@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -158,3 +159,12 @@ def test_noise_behind_a_true_header_is_a_named_error_or_a_sound(noise: bytes, fo
     except (BadMedia, UnsupportedMedia, MediaTooLarge):
         return
     assert np.isfinite(waveform).all()
+
+
+@pytest.mark.parametrize("rate", [44_100, 8_000, RATE])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_block_by_block_is_the_same_bits_as_all_at_once(rate: int, channels: int) -> None:
+    samples = np.random.default_rng(rate).uniform(-0.5, 0.5, (3 * 65_536 + 17, channels)).astype(np.float32)
+    mono = samples.mean(axis=1)
+    whole = mono if rate == RATE else soxr.resample(mono, rate, RATE, quality="HQ")
+    assert np.array_equal(decode_audio(encode(samples, rate, subtype="FLOAT"), RATE), whole)

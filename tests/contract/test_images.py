@@ -3,18 +3,29 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pydantic import ValidationError
 
 from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
-from service.contract.images import FORMATS, ImageLimits, ImagePreprocessing, decode_image, preprocess_image
+from service.contract.images import (
+    FORMATS,
+    REDUCING_GAP,
+    SCALED_TOLERANCE,
+    ImageLimits,
+    ImagePreprocessing,
+    _decoded,
+    decode_image,
+    preprocess_image,
+    read_image,
+)
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -286,3 +297,108 @@ def test_a_spec_is_checked() -> None:
     for wrong in ({"height": 0}, {"resize": "stretch"}, {"shortest_edge": 0}, {"colour": "BGR"}, SMALL_EDGE):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             ImagePreprocessing.model_validate({"height": 8, "width": 8, **wrong})
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """With shapes, edges and grain at every scale."""
+    rng = np.random.default_rng(width * height)
+    layers = [
+        Image.fromarray(rng.integers(0, 256, (max(1, height // step), max(1, width // step), 3), dtype=np.uint8))
+        for step in (256, 64, 16, 4)
+    ]
+    enlarged = [np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC), np.float32) for layer in layers]
+    mixed = sum(weight * layer for weight, layer in zip((0.5, 0.3, 0.15, 0.05), enlarged, strict=True))
+    return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
+
+
+CROPPED = ImagePreprocessing(height=64, width=64, resize="shortest_edge", shortest_edge=72, resample="bicubic")
+SQUASHED = ImagePreprocessing(height=96, width=48)
+
+
+def mean_difference(data: bytes, spec: ImagePreprocessing) -> float:
+    """Of a scaled from a full decode, in 255ths."""
+    return 127.5 * float(np.abs(read_image(data, spec) - preprocess_image(decode_image(data), spec)).mean())
+
+
+@pytest.mark.parametrize("spec", [CROPPED, SQUASHED], ids=["cropped", "squashed"])
+@pytest.mark.parametrize("size", [(1200, 800), (801, 1203), (640, 640)])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_scaled_decode_changes_less_than_the_tolerance(
+    spec: ImagePreprocessing, size: tuple[int, int], progressive: bool
+) -> None:
+    data = encode(photograph(*size), "JPEG", quality=90, progressive=progressive)
+    assert _decoded(data, ImageLimits(), spec).width < size[0], "it is scaled"
+    assert 0 < mean_difference(data, spec) < SCALED_TOLERANCE
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_scaled_decode_is_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(photograph(900, 600), "JPEG", quality=90, exif=exif)
+    for spec in (CROPPED, SQUASHED):
+        assert mean_difference(data, spec) < SCALED_TOLERANCE
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_are_scaled_too(mode: str) -> None:
+    data = encode(photograph(900, 600).convert(mode), "JPEG", quality=90)
+    assert _decoded(data, ImageLimits(), CROPPED).width == 225
+    assert mean_difference(data, CROPPED) < SCALED_TOLERANCE
+
+
+def test_a_second_picture_inside_does_not_keep_the_first_from_being_scaled() -> None:
+    buffer = io.BytesIO()
+    photograph(900, 600).save(buffer, "MPO", save_all=True, append_images=[Image.new("RGB", (900, 600), BLUE)])
+    assert _decoded(buffer.getvalue(), ImageLimits(), CROPPED).width == 225
+    assert mean_difference(buffer.getvalue(), CROPPED) < SCALED_TOLERANCE
+
+
+@pytest.mark.parametrize("format", sorted(set(FORMATS) - {"JPEG"}))
+def test_other_formats_are_decoded_whole(format: str) -> None:
+    data = encode(photograph(900, 600), format)
+    assert np.array_equal(read_image(data, CROPPED), preprocess_image(decode_image(data), CROPPED))
+
+
+@given(width=st.integers(1, 700), height=st.integers(1, 700))
+@settings(max_examples=60, deadline=None)
+def test_a_scaled_decode_leaves_what_the_resize_needs(width: int, height: int) -> None:
+    data = encode(Image.new("RGB", (width, height), RED), "JPEG")
+    for spec in (
+        ImagePreprocessing(height=40, width=32),
+        ImagePreprocessing(height=32, width=32, resize="shortest_edge"),
+    ):
+        image = _decoded(data, ImageLimits(), spec)
+        if image.size != (width, height):
+            least = (32, 40) if spec.resize == "squash" else (32, 32)
+            assert image.width >= REDUCING_GAP * least[0] and image.height >= REDUCING_GAP * least[1]
+
+
+def test_limits_are_of_the_whole_image_and_a_truncated_one_is_bad() -> None:
+    data = encode(photograph(900, 600), "JPEG", quality=90)
+    with pytest.raises(MediaTooLarge, match="pixels"):
+        read_image(data, CROPPED, ImageLimits(max_pixels=900 * 600 - 1))
+    with pytest.raises(BadMedia):
+        read_image(data[: len(data) // 2], CROPPED)
+
+
+@pytest.mark.parametrize("size", [(512, 384), (1024, 768), (2048, 1536)])
+def test_real_photographs_stay_within_the_tolerance(data_root: Path, size: tuple[int, int]) -> None:
+    """Mosaics of Flickr8k, whose every part is as sharp as a camera's: enlarged photographs would be an easy test."""
+    files = sorted((data_root / "data/flickr8k/images").iterdir())
+    spec = ImagePreprocessing(height=224, width=224, resize="shortest_edge", shortest_edge=256, resample="bicubic")
+    for start in (0, 3000):
+        mosaic = Image.new("RGB", size)
+        cells = [(x, y) for y in range(0, size[1], 224) for x in range(0, size[0], 224)]
+        for cell, file in zip(cells, files[start:], strict=False):
+            mosaic.paste(Image.open(file).convert("RGB"), cell)
+        assert mean_difference(encode(mosaic, "JPEG", quality=90), spec) < SCALED_TOLERANCE
+
+
+def test_every_sample_is_normalised_as_the_formula_says() -> None:
+    every = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(np.stack([every, every.T, every[::-1]], axis=2))
+    spec = ImagePreprocessing(height=16, width=16, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    scaled = np.asarray(image, np.float32) / np.float32(255)
+    expected = (scaled - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
+    assert np.array_equal(preprocess_image(image, spec), expected.transpose(2, 0, 1))

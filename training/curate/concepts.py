@@ -12,7 +12,7 @@ import numpy as np
 import simplemma
 
 from service.contract.errors import InputError
-from service.contract.images import decode_image, preprocess_image
+from service.contract.images import read_image
 from service.contract.vectors import l2_normalise
 from training.curate.blocks import Preparation
 from training.curate.duplicates import normalised
@@ -125,6 +125,6 @@ def _examples(curation: Curation, spec: ConceptSpec) -> dict[str, list[Path]]:
 def _pixels(files: Sequence[Path], spec: Any) -> Iterator[Any]:
     for path in files:
         try:
-            yield preprocess_image(decode_image(path.read_bytes()), spec)
+            yield read_image(path.read_bytes(), spec)
         except InputError as error:
             raise CurateError(f"concepts.examples: {path}: {error}") from None
