@@ -5,10 +5,11 @@ let go when the last of those is done; so no request is dropped.
 """
 
 import asyncio
+import ctypes
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,6 +43,12 @@ Open = Callable[[Bundle, Modality], Runs]
 
 def opener(settings: Settings) -> Open:
     return lambda bundle, modality: Tower(bundle, modality, settings.device, settings.call_threads)
+
+
+def _trim() -> None:
+    """Give freed memory back to the system: glibc by itself keeps much of what a tower took."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Engine:
@@ -243,7 +250,11 @@ class Channel:
     def _retire(self, engine: Engine) -> None:
         task = asyncio.create_task(engine.retire())
         self._retiring[task] = engine
-        task.add_done_callback(self._retiring.pop)
+        task.add_done_callback(self._let_go)
+
+    def _let_go(self, task: "asyncio.Task[None]") -> None:
+        del self._retiring[task]
+        asyncio.get_running_loop().run_in_executor(None, _trim)
 
     def _until_there_is_room(self) -> int:
         """Seconds, 1 to 60: how long the model takes for what has been admitted, at its pace of late."""

@@ -1,7 +1,7 @@
 """The app: `create_app(settings)`. Its lifespan opens bundle → towers → batchers → cache → store."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,8 @@ class Opened:
     """A bundle and its towers."""
 
     bundle: Bundle
-    towers: Mapping[Modality, Runs]
+    towers: dict[Modality, Runs]
+    """Emptied once they are served: what else held a tower would keep it in memory after it is closed."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def open_parts(settings: Settings) -> Parts:
         name = bundle.manifest.name
         if name in models:
             raise SettingsError(f"ISTHMUS_MORE_BUNDLES: {models[name].bundle.path} and {path} are both called {name!r}")
-        models[name] = Opened(bundle, open_towers(bundle, settings.device, settings.call_threads, settings.modalities))
+        towers = open_towers(bundle, settings.device, settings.call_threads, settings.modalities)
+        models[name] = Opened(bundle, {**towers})
     store, home = open_store(settings.store, [opened.bundle.manifest for opened in models.values()])
     return Parts(list(models.values()), store, home)
 
@@ -112,6 +114,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
                 cache = open_cache(settings, manifest, metrics, models=len(opened.models))
                 closing.push_async_callback(cache.close)
                 embedder = Embedder(each.bundle, each.towers, cache, settings, metrics)
+                each.towers.clear()
                 models[manifest.name] = Model(each.bundle.path, embedder, Classifier(embedder, store, limits))
             home = models[opened.home]
             tokens = TokenEmbedder(home.embedder)

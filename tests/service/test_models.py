@@ -1,9 +1,11 @@
 """Several bundles side by side, some modalities only, and bundles that are read again while they are served."""
 
+import asyncio
 import json
 import signal
 import subprocess
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import httpx
 import pytest
 
 from service.contract.bundle import Bundle, Manifest, read_bundle, write_bundle
-from service.main import open_parts
+from service.main import create_app, open_parts
 from service.settings import Settings, SettingsError
 from service.store import SpaceMismatch
 from service.towers import TowerError
@@ -232,3 +234,17 @@ def test_a_reload_is_refused_for_another_space_another_name_or_damage(tmp_path: 
         assert "damaged" in refusal()
         assert post(client, "/embed", inputs=["red"])["space"] == bundle.manifest.space
         assert json.loads(client.get("/readyz").text)["status"] == "ready"
+
+
+def test_nothing_keeps_a_tower_that_is_closed_for_want_of_work(settings: Settings) -> None:
+    """What opened it at the start must have let go of it: its memory is the point of closing it."""
+
+    async def main() -> None:
+        parts = open_parts(settings.model_copy(update={"unload_idle_s": 0.02, "modalities": ("text",)}))
+        gone, loop = asyncio.Event(), asyncio.get_running_loop()
+        weakref.finalize(parts.models[0].towers["text"], loop.call_soon_threadsafe, gone.set)
+        app = create_app(settings.model_copy(update={"unload_idle_s": 0.02}), parts)
+        async with app.router.lifespan_context(app), asyncio.timeout(DEADLINE_S):
+            await gone.wait()
+
+    asyncio.run(main())
