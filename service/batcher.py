@@ -114,8 +114,7 @@ class Batcher(Generic[Item]):
         self._lanes, self._busy = lanes, 0
         self._closed = False
         self._deaths = 0
-        self.item_s = 0.0
-        """Seconds of model per item, lately."""
+        self._item_s = 0.0
         self._changed = asyncio.Event()
         self._model = Workers(f"{name}-model", lanes, died=self._count_death)
         self._collator = Workers(f"{name}-collate", died=self._count_death)
@@ -129,6 +128,11 @@ class Batcher(Generic[Item]):
         """Whether every task and thread of it is."""
         tasks = not any(task.done() for task in self._tasks.values())
         return not self._closed and tasks and self._model.alive and self._collator.alive
+
+    @property
+    def pace(self) -> float:
+        """Seconds per item at which its lanes work together, lately."""
+        return self._item_s / self._lanes
 
     async def enqueue(self, item: Item, size: int) -> asyncio.Future[Answer]:
         """Put an item in the queue and return its answer to come.
@@ -299,7 +303,7 @@ class Batcher(Generic[Item]):
         except Exception as error:
             return error
         seconds = time.perf_counter() - started
-        self.item_s += 0.2 * (seconds / len(waiters) - self.item_s)
+        self._item_s += 0.2 * (seconds / len(waiters) - self._item_s)
         if self._observer:
             self._observer.batch(len(waiters), seconds)
         for waiter, vector in zip(waiters, vectors, strict=True):

@@ -258,5 +258,5 @@ class Channel:
 
     def _until_there_is_room(self) -> int:
         """Seconds, 1 to 60: how long the model takes for what has been admitted, at its pace of late."""
-        pace = self._engine.batcher.item_s if self._engine else 0.0
+        pace = self._engine.batcher.pace if self._engine else 0.0
         return min(60, max(1, math.ceil(pace * self._admitted)))

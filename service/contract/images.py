@@ -117,6 +117,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         samples = np.asarray(image, dtype=np.float64)
         if not np.isfinite(samples).all():
             raise ValueError("a sample is NaN or infinite")
+        if isinstance(clear := image.info.get("transparency"), int):
+            samples = np.where(samples == clear, 65_535, samples)
         if image.mode != "F" or samples.max(initial=0.0) > 255:
             samples = samples / 257.0  # 16-bit full scale to 8-bit full scale
         return Image.fromarray(np.clip(np.rint(samples), 0, 255).astype(np.uint8)).convert("RGB")

@@ -42,14 +42,45 @@ def decoded(image: Image.Image, format: str = "PNG", **options: Any) -> np.ndarr
     return np.asarray(result)
 
 
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
 def bomb(width: int, height: int) -> bytes:
     """A PNG whose header states a size and which holds no pixels: decoding it would fail as corrupt."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    return PNG + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+WIDE = (0, 257, 32_896, 65_535)
+
+
+@pytest.mark.parametrize(
+    ("colour_type", "samples", "clear", "expected"),
+    [
+        (0, [(x,) for x in WIDE], None, [[0] * 3, [1] * 3, [128] * 3, [255] * 3]),
+        (0, [(x,) for x in WIDE], (257,), [[0] * 3, [255] * 3, [128] * 3, [255] * 3]),
+        (2, [(x, 0, 65_535) for x in WIDE], None, [[0, 0, 255], [1, 0, 255], [128, 0, 255], [255, 0, 255]]),
+        (2, [(x, 0, 65_535) for x in WIDE], (257, 0, 65_535), [[0, 0, 255], [255] * 3, [128, 0, 255], [255, 0, 255]]),
+        (4, [(x, 65_535) for x in WIDE], None, [[0] * 3, [1] * 3, [128] * 3, [255] * 3]),
+        (6, [(x, 0, 0, 65_535) for x in WIDE], None, [[0, 0, 0], [1, 0, 0], [128, 0, 0], [255, 0, 0]]),
+        (6, [(x, 0, 0, 0) for x in WIDE], None, [[255] * 3] * 4),
+    ],
+    ids=["grey", "grey, one clear", "RGB", "RGB, one clear", "grey and alpha", "RGBA", "all clear"],
+)
+def test_sixteen_bit_pngs_of_every_kind(
+    colour_type: int, samples: list[tuple[int, ...]], clear: tuple[int, ...] | None, expected: list[list[int]]
+) -> None:
+    """Pillow writes none but the first: these are written here."""
+    row = b"\0" + b"".join(struct.pack(f">{len(pixel)}H", *pixel) for pixel in samples)
+    between = [] if clear is None else [chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear))]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", len(samples), 1, 16, colour_type, 0, 0, 0))
+    data = b"".join([PNG, header, *between, chunk(b"IDAT", zlib.compress(row)), chunk(b"IEND", b"")])
+    assert np.asarray(decode_image(data))[0].tolist() == expected
 
 
 @pytest.mark.parametrize("format", FORMATS)

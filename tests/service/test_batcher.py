@@ -493,7 +493,7 @@ def test_the_head_of_the_queue_is_open_to_a_canary() -> None:
         model.released.set()
         await asyncio.gather(canary, *tasks)
         assert model.calls.index([9.0]) <= 2, "after what ran and what was collated ahead"
-        assert batcher.item_s > 0
+        assert batcher.pace > 0
         await batcher.close()
 
     run(main())

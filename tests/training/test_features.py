@@ -1,12 +1,18 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from PIL import Image
 
+from service.contract.bundle import read_bundle
+from service.modalities import handling
+from service.settings import Settings
 from tests.training.conftest import MakeRecipe
 from training.encoders import load_encoder, weights_sha256
-from training.features import FeatureError, cached_features
+from training.features import FeatureError, cached_features, preparer
 from training.pairs import read_pairs
 
 
@@ -104,3 +110,31 @@ def test_encoding_changes_no_weight(make_recipe: MakeRecipe, tmp_path: Path) -> 
     cached_features(encoder, read_pairs(recipe, "pictures")["test"].media, tmp_path)
     assert isinstance(encoder.module, torch.nn.Module)
     assert weights_sha256(encoder.module) == encoder.weights_sha256
+
+
+def test_training_and_serving_are_fed_the_same_bits(bundle_dir: Path, tmp_path: Path) -> None:
+    """A camera's JPEG on its side, which is decoded scaled; a stereo sound of another rate; a text."""
+    bundle, exif = read_bundle(bundle_dir), Image.Exif()
+    exif[0x0112] = 6
+    grain = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    picture = Image.fromarray(grain).resize((900, 600), Image.Resampling.BICUBIC)
+    picture.save(tmp_path / "a.jpg", quality=90, exif=exif)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (3 * 44_100, 2))
+    soundfile.write(tmp_path / "a.flac", noise, 44_100)
+    for modality, item in (("image", tmp_path / "a.jpg"), ("audio", tmp_path / "a.flac"), ("text", "a red dog")):
+        preprocessing = bundle.manifest.towers[modality].preprocessing
+        encoder = SimpleNamespace(
+            preprocessing=preprocessing, tokenizer=bundle_dir / "tokenizer.json", source="a bundle's"
+        )
+        trained = preparer(encoder)(item)
+        content = item.read_bytes() if isinstance(item, Path) else item
+        served = handling(bundle, modality, Settings()).prepare(content).value
+        if modality == "image":
+            trained, served = {"pixels": trained}, {"pixels": served}
+        elif modality == "audio":
+            trained, served = vars(trained), vars(served)
+        else:
+            trained, served = {"ids": trained.ids}, {"ids": served.ids}
+        assert trained.keys() == served.keys()
+        for name, value in trained.items():
+            assert np.array_equal(value, served[name]), name
