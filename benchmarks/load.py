@@ -33,7 +33,7 @@ class Load:
     """What came of it."""
 
     seconds: float = 0.0
-    """That were counted."""
+    """That were counted: as many as were asked for, and on until there are as many answers as clients."""
     statuses: Counter[int] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
     """Of answers with status 200, in seconds."""
@@ -165,21 +165,22 @@ async def _closed(host: str, port: int, requests: Sequence[bytes], clients: int,
     loop = asyncio.get_running_loop()
     load, upcoming = Load(), 0
     finished = asyncio.Event()
-    live = clients
-    started = time.perf_counter()
-    opening, closing = started + _WARM_UP * seconds, started + (1 + _WARM_UP) * seconds
+    live, over = clients, False
+    opening = time.perf_counter() + _WARM_UP * seconds
 
     def answered(client: _Client, status: int | None, latency: float, body: bytes) -> None:
-        nonlocal upcoming, live
+        nonlocal upcoming, live, over
         now = time.perf_counter()
         if status is None:
             load.unanswered += 1
-        elif opening <= now < closing:
+        elif now >= opening and not over:
             load.statuses[status] += 1
             if status == 200:
                 load.latencies.append(latency)
                 load.sample = body
-        if status is None or now >= closing or not client.open:
+            if now >= opening + seconds and load.statuses.total() >= clients:
+                load.seconds, over = now - opening, True
+        if status is None or over or not client.open:
             live -= 1
             client.close()
             if not live:
@@ -196,7 +197,7 @@ async def _closed(host: str, port: int, requests: Sequence[bytes], clients: int,
         await asyncio.wait_for(finished.wait(), seconds * (1 + _WARM_UP) + _PATIENCE_S)
     except TimeoutError:
         load.unanswered += live
-    load.seconds = seconds
+    load.seconds = load.seconds or time.perf_counter() - opening
     load.sample = bytes(load.sample).partition(b"\r\n\r\n")[2]
     return load
 

