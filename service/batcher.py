@@ -62,7 +62,7 @@ class Observer(Protocol):
 @dataclass(frozen=True)
 class Answer:
     vector: Vector
-    """(dimensions,), as the model gave it."""
+    """(dimensions,), as the model gave it: a row of the batch's array."""
     queue_s: float
     model_s: float
 

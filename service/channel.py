@@ -62,7 +62,7 @@ class Engine:
         self.batcher: Batcher[Any] = Batcher(
             modality,
             how.collate,
-            tower.run,
+            lambda arrays: _unit_rows(tower.run(arrays)),
             dimensions=bundle.manifest.dimensions,
             budget=how.budget(on_cpu),
             lanes=settings.cpu_lanes if on_cpu else 1,
@@ -260,3 +260,18 @@ class Channel:
         """Seconds, 1 to 60: how long the model takes for what has been admitted, at its pace of late."""
         pace = self._engine.batcher.pace if self._engine else 0.0
         return min(60, max(1, math.ceil(pace * self._admitted)))
+
+
+def _unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows scaled to length 1, all at once and in the model's thread; those without a direction as they are."""
+    try:
+        return l2_normalise(vectors)
+    except ValueError:
+        return np.stack([_unit_or_same(row) for row in vectors])
+
+
+def _unit_or_same(row: NDArray[np.float32]) -> NDArray[np.float32]:
+    try:
+        return l2_normalise(row)
+    except ValueError:
+        return row

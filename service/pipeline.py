@@ -21,7 +21,6 @@ from service.cache import Cache, Entry, key_of
 from service.channel import Channel, Open, Runs, opener
 from service.contract.bundle import Bundle, Manifest, Modality
 from service.contract.errors import InputError, UnsupportedMedia
-from service.contract.vectors import l2_normalise
 from service.errors import DeadlineExceeded, InferenceFailed
 from service.metrics import Metrics
 from service.modalities import Content, Prepared
@@ -302,11 +301,10 @@ def _couple(flight: _Flight, answer: "asyncio.Future[Answer]", prepared: Prepare
         given = answer.result()
         record("queue", given.queue_s)
         record("model", given.model_s)
-        try:
-            vector = l2_normalise(given.vector)
-        except ValueError:
+        if not given.vector.any():
             flight.land(InferenceFailed("the model gave this input no direction"))
             return
+        vector = given.vector.copy()  # of one row: the cache shall not keep the whole batch
         vector.setflags(write=False)
         flight.land(Entry(vector, prepared.truncated, prepared.tokens))
 
