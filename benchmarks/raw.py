@@ -23,7 +23,7 @@ from benchmarks.paired import ratio, say, take_turns
 from benchmarks.plan import Plan
 from benchmarks.servers import Server, isthmus
 from service.contract.bundle import OUTPUT, Bundle, Modality, read_bundle
-from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
+from service.contract.images import ImagePreprocessing, read_image
 from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
 from service.contract.vectors import l2_normalise
 
@@ -112,7 +112,7 @@ def _preparing(bundle: Bundle, modality: Modality) -> Prepare:
             zip(spec.inputs, pad_tokens([tokenizer.encode(text) for text in texts], pad), strict=True)
         )
     assert isinstance(spec, ImagePreprocessing)
-    return lambda files: {spec.inputs[0]: np.stack([preprocess_image(decode_image(file), spec) for file in files])}
+    return lambda files: {spec.inputs[0]: np.stack([read_image(file, spec) for file in files])}
 
 
 def _rate(

@@ -22,6 +22,8 @@ def test_server_timing_names_the_stages(shared_client: httpx.Client) -> None:
     timing = shared_client.post("/embed", json={"inputs": ["photo of photo"]}).headers["server-timing"]
     stages = dict(re.fullmatch(r"(\w+);dur=([0-9.]+)", part).groups() for part in timing.split(", "))
     assert {"read", "cache", "decode", "queue", "model", "total"} == set(stages)
+    searched = shared_client.post("/search", json={"query": "photo"}).headers["server-timing"]
+    assert {"decode", "queue", "model", "search"} <= {part.partition(";")[0] for part in searched.split(", ")}
 
 
 def test_a_body_that_states_it_is_too_large_is_refused_unread(settings: Settings) -> None:
