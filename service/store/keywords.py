@@ -126,11 +126,12 @@ def search(
     if among is not None:
         where.append("item IN (SELECT value FROM json_each(?))")
         bound.append(json.dumps(among.tolist()))
-    # Materialised: merged into the grouping, bm25 would be out of its query.
+    # Materialised: merged into the grouping, bm25 would be out of its query. CROSS JOIN: SQLite keeps to this order,
+    # where it might otherwise go through the collection's rows and ask the word index about each.
     rows = connection.execute(
         f"""WITH scored AS MATERIALIZED (
             SELECT item, bm25(keyword_index) AS score
-            FROM keyword_index JOIN keywords ON keywords.key = keyword_index.rowid WHERE {" AND ".join(where)}
+            FROM keyword_index CROSS JOIN keywords ON keywords.key = keyword_index.rowid WHERE {" AND ".join(where)}
         ) SELECT item, -min(score) FROM scored GROUP BY item ORDER BY min(score), item LIMIT ?""",
         (*bound, count),
     )

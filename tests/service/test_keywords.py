@@ -1,12 +1,13 @@
 import asyncio
 import sqlite3
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest
-from service.store import Entry, Store, parse
+from service.store import Entry, Store, keywords, parse
 from service.store.keywords import match_expression
 from tests.service.fakes import fake_manifest, vector_of
 
@@ -114,3 +115,18 @@ def test_any_words_make_a_valid_expression(query, every):
         connection.execute("SELECT * FROM words WHERE words MATCH ?", (expression,)).fetchall()
     connection.close()
     assert match_expression("dog") == '"dog"'
+
+
+def test_the_words_are_looked_up_once_and_not_for_each_item(tmp_path):
+    """With the rows outside and the word index inside, 50,000 texts took 20 seconds a query instead of 0.02."""
+    with_store(tmp_path, lambda store: store.upsert(ENTRIES))
+    connection = sqlite3.connect(tmp_path / "store.sqlite3")
+    asked = []
+    connection.set_trace_callback(asked.append)
+    keywords.search(connection, 1, "dog", 5, field="text", modalities=["text"], among=np.arange(1, 4))
+    connection.set_trace_callback(None)
+    query = next(each for each in asked if each.startswith("WITH scored"))
+    steps = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}")]
+    order = [step for step in steps if step.startswith(("SCAN keyword", "SEARCH keyword"))]
+    assert "VIRTUAL TABLE" in order[0] and order[1].startswith("SEARCH keywords USING INTEGER PRIMARY KEY"), steps
+    connection.close()
