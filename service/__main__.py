@@ -25,6 +25,9 @@ from service.store.errors import StoreError
 from service.store.schema import FILE
 from service.towers import TowerError, open_towers
 
+_KEEP_ALIVE_S = 75
+"""Longer than clients and proxies keep an idle connection (5 to 60 s): were the server the first to close one, a request
+that is sent at that moment would be lost."""
 _ANSWERING_S = 5
 """After the grace, for the answers (503) to reach their clients."""
 
@@ -75,6 +78,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.shutdown_grace_s + _ANSWERING_S,
     )
 

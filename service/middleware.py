@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLarge, reason, respond
@@ -58,6 +59,8 @@ class Context:
 
         try:
             await self.app(scope, receive, sending)
+        except ClientDisconnect:
+            pass  # in the middle of its body: there is nobody to answer
         except Exception as error:
             log.exception("unexpected failure")
             if status != CLIENT_GONE:
