@@ -26,8 +26,8 @@ from service.store.schema import FILE
 from service.towers import TowerError, open_towers
 
 _KEEP_ALIVE_S = 75
-"""Longer than clients and proxies keep an idle connection (5 to 60 s): were the server the first to close one, a request
-that is sent at that moment would be lost."""
+"""Longer than clients and proxies keep an idle connection (5 to 60 s): were the server the first to close one, a
+request that is sent at that moment would be lost."""
 _ANSWERING_S = 5
 """After the grace, for the answers (503) to reach their clients."""
 

@@ -90,14 +90,24 @@ def test_a_client_that_goes_away_costs_no_model_call(settings: Settings) -> None
         assert metric(client, "isthmus_disconnects_total") == 3
 
 
-@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize(
+    ("kind", "begun"),
+    [
+        ("application/json", b'{"inputs": ["red'),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nRIFF',
+        ),
+    ],
+    ids=["JSON", "form"],
+)
 def test_a_client_that_goes_away_in_the_middle_of_its_body_is_no_failure(
-    client: httpx.Client, kind: str, caplog: pytest.LogCaptureFixture
+    client: httpx.Client, kind: str, begun: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = metric(client, "isthmus_disconnects_total")
     head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 5000\r\n\r\n"
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=WAIT_S) as connection:
-        connection.sendall(head.encode() + b"--x\r\n" + b" " * 100)
+        connection.sendall(head.encode() + begun)
     until(lambda: metric(client, "isthmus_disconnects_total") == before + 1)
     assert "unexpected failure" not in caplog.text
 
