@@ -6,10 +6,10 @@ INSTALLED := $(VENV)/.installed
 STARTER := build/starter/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check openapi bench starter redis clean
+.PHONY: help demo serve test check openapi bench bench-store crash starter redis clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: $(STARTER) ## set up, index sample media, search and classify them; ends by itself
 	$(BIN)/python -m examples.demo --bundle build/starter
@@ -31,6 +31,13 @@ openapi: $(INSTALLED) ## write openapi.yaml
 
 bench: $(STARTER) ## measure the speed figures, about 20 minutes; ONLY=name measures one part
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+bench-store: $(STARTER) ## measure the store with 1,000,000 vectors; VECTORS=n for fewer, WORK=folder keeps it, PEER=1 measures LanceDB
+	$(BIN)/python -m benchmarks.store $(if $(VECTORS),--vectors $(VECTORS)) $(if $(WORK),--work $(WORK)) \
+		$(if $(PEER),--peer)
+
+crash: $(STARTER) ## kill the server 50 times while it is written to, and look whether anything is lost
+	$(BIN)/python -m benchmarks.crash
 
 starter: $(STARTER) ## build the bundle that demo and serve use
 

@@ -31,7 +31,7 @@ from service.schemas.search import (
     parts,
     words_of,
 )
-from service.store import Filter, Hit, Item, Store
+from service.store import Effort, Filter, Hit, Item, Store
 from service.token_vectors import TokenEmbedder
 
 _CANCELLED = 1e-6
@@ -65,6 +65,7 @@ class _Scope:
     collection: str
     modalities: Sequence[str] | None
     filter: Filter | None
+    effort: Effort | None
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Searcher:
         collection: str,
         modalities: Sequence[str] | None = None,
         filter: Filter | None = None,
+        effort: Effort | None = None,
         ordering: Ordering | None = None,
         explain: bool = False,
         with_vector: bool = False,
@@ -129,7 +131,7 @@ class Searcher:
         """
         asked = await self._asked(queries, collection, field)
         ordering = ordering or Ordering()
-        scope = _Scope(collection, modalities, filter)
+        scope = _Scope(collection, modalities, filter, effort)
         if ordering == Ordering() and not explain:
             found = await self._nearest(asked, top_k, scope, with_vector=with_vector)
             return [[Result(hit.item, hit.score) for hit in hits] for hits in found]
@@ -168,6 +170,7 @@ class Searcher:
             filter=scope.filter,
             leave_out=own if any(own) else None,
             with_vector=with_vector,
+            effort=scope.effort,
         )
 
     async def _candidates(

@@ -11,6 +11,7 @@ from service.responses import JSON
 from service.schemas.search import SearchRequest, SearchResponse, place_query
 from service.search import Ordering, Result
 from service.state import StateDep
+from service.store import Effort
 from service.timings import timed
 
 router = APIRouter(tags=["search"])
@@ -29,6 +30,7 @@ async def search(body: Body, state: StateDep) -> JSON:
             collection=body.collection,
             modalities=body.modalities,
             filter=body.filter,
+            effort=None if body.effort is None else Effort(**body.effort.model_dump()),
             ordering=Ordering(
                 body.correction, body.threshold, body.keywords, body.deduplicate, body.rerank, body.diversity
             ),

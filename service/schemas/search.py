@@ -126,6 +126,17 @@ class Rerank(RequestModel):
     pool: int = Field(default=100, ge=1, le=MAX_POOL, strict=True, description="How many of the best are reranked.")
 
 
+class SearchEffort(RequestModel):
+    """How hard an index tries, for this request alone. What its kind does not know is left aside."""
+
+    ef_search: int | None = Field(default=None, ge=1, le=4_096, strict=True, description="Of hnsw.")
+    nprobe: int | None = Field(default=None, ge=1, le=65_536, strict=True, description="Of the ivf kinds, binary.")
+    rescore: int | None = Field(
+        default=None, ge=1, le=10_000, strict=True, description="Candidates scored by their stored vectors, of codes."
+    )
+    exact: bool = Field(default=False, description="Look at every item; of an index of codes, at every code.")
+
+
 class SearchRequest(RequestModel):
     """Exactly one of query and queries.
 
@@ -139,6 +150,7 @@ class SearchRequest(RequestModel):
     collection: Name = DEFAULT_COLLECTION
     modalities: Annotated[list[StoredModality], Field(min_length=1)] | None = None
     filter: Filter | None = None
+    effort: SearchEffort | None = None
     correction: float | None = Field(
         default=None,
         ge=0,

@@ -329,7 +329,7 @@ class Store:
                     queries, count + bool(leave_out), reader, modalities=modalities, filter=filter, effort=effort
                 )
                 slots = {slot for hits in found for slot, _ in hits}
-                items = rows.items_by_slot(connection, key, slots, with_vector)
+                items = rows.items_by_slot(connection, key, collection, slots, with_vector)
                 if len(items) == len(slots):
                     break
             results = []

@@ -4,7 +4,7 @@ import base64
 import binascii
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from service.store.schema import now
 
 _BATCH = 10_000
 """Rows read at a time."""
+_FEW = 32
+"""Up to so many are named in the statement itself, which is sooner read than JSON."""
 
 Metadata = Mapping[str, Any]
 
@@ -165,12 +167,16 @@ def item(connection: sqlite3.Connection, collection: int, id: str, with_vector: 
 
 
 def items_by_slot(
-    connection: sqlite3.Connection, collection: int, slots: Iterable[int], with_vector: bool
+    connection: sqlite3.Connection, collection: int, name: str, slots: Set[int], with_vector: bool
 ) -> dict[int, Item]:
-    columns = f"{_ITEM}, vector {_VECTOR}" if with_vector else f"{_ITEM} {_FROM}"
+    """Of the collection with this key and name."""
+    vector, join = (", vector", "JOIN vectors USING (slot)") if with_vector else ("", "")
+    few = len(slots) <= _FEW
+    given = ",".join("?" * len(slots)) if few else _GIVEN[1:-1]
     rows = connection.execute(
-        f"SELECT items.slot, {columns} WHERE items.collection = ? AND items.slot IN {_GIVEN}",
-        (collection, _json(slots)),
+        f"""SELECT slot, ?, id, modality, metadata, created, updated{vector} FROM items {join}
+        WHERE collection = ? AND slot IN ({given})""",
+        (name, collection, *(slots if few else (_json(slots),))),
     )
     return {row[0]: _item(*row[1:]) for row in rows}
 

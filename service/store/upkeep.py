@@ -53,7 +53,10 @@ def restore(source: Path, store: Path) -> int:
 def _opened(path: Path) -> sqlite3.Connection:
     if not path.is_file():
         raise StoreError(f"{path} is not there")
-    connection = schema.connect(path, read_only=True)
+    try:
+        connection = schema.connect(path, read_only=True)
+    except sqlite3.Error as error:
+        raise StoreDamaged(f"{path} cannot be read: {error}") from None
     try:
         if not schema.has_schema(connection):
             raise StoreError(f"{path} is no store's")
@@ -149,7 +152,12 @@ def _check_snapshot(connection: sqlite3.Connection, directory: Path) -> Iterator
             (saved.collection, saved.modality),
         )
         living = np.intersect1d(np.fromiter((row[0] for row in rows), np.int64), saved.slots)
-        differing = _differing(saved.built, saved.slots, living, SlotReader(connection, saved.collection, dimensions))
+        try:
+            reader = SlotReader(connection, saved.collection, dimensions)
+            differing = _differing(saved.built, saved.slots, living, reader)
+        except ValueError as error:
+            yield False, f"index {path.stem}: cannot be compared ({error})"
+            continue
         kind = saved.built.chosen.kind
         said = "holds codes, not compared" if differing is None else f"{differing} differ from the rows"
         yield not differing, f"index {path.stem}: {kind}, {len(living)} of its {saved.built.count} vectors live, {said}"

@@ -1,0 +1,217 @@
+"""Is everything that was acknowledged still there after `kill -9`? Kills the server at random moments and looks.
+
+python -m benchmarks.crash [--kills 50] [--bundle build/starter] [--seed 0]
+
+Several clients upsert and delete batches at once, each over ids of its own, so that what an id must hold is known: what
+was acknowledged last, or else, of the one batch that was under way, all of it or nothing. A vector follows from its id
+and version. After every kill the server is started again on what is there, and every item is looked at twice, as a row
+and through the index. Prints a line per kill and, as its last line, one JSON object.
+"""
+
+import argparse
+import base64
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from service.contract.bundle import read_bundle
+from service.contract.vectors import Vectors, l2_normalise
+from service.store import upkeep
+
+_CLIENTS = 4
+_IDS = 300
+"""Of each client: together more than a graph is built from, so that indexes are built and saved while it is killed."""
+_LONGEST_S = 1.5
+_START_S = 120.0
+
+
+@dataclass
+class Client:
+    """What one client knows. A version of None: the item is not there."""
+
+    name: str
+    acknowledged: dict[str, int | None] = field(default_factory=dict)
+    under_way: dict[str, int | None] = field(default_factory=dict)
+    """What the batch that was not answered would make of its ids."""
+    writes: int = 0
+    version: int = 0
+
+
+@dataclass
+class Findings:
+    kills: int = 0
+    acknowledged: int = 0
+    lost: int = 0
+    duplicates: int = 0
+    half_written: int = 0
+
+
+def vector_of(id: str, version: int, dimensions: int) -> Vectors:
+    rng = np.random.default_rng([zlib.crc32(id.encode()), version])
+    return l2_normalise(rng.standard_normal(dimensions))
+
+
+@contextmanager
+def server(bundle: Path, store: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """A server and a client of it; killed at the end where it still runs."""
+    environment = os.environ | {"ISTHMUS_MAX_TOP_K": str(2 * _CLIENTS * _IDS)}
+    command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--store", str(store), "--port", "0"]
+    command += ["--modalities", next(iter(read_bundle(bundle).manifest.towers)), "--log-level", "error"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        overdue = threading.Timer(_START_S, process.kill)
+        overdue.start()
+        try:
+            assert process.stdout is not None
+            address = next((line.split()[-1] for line in process.stdout if line.startswith("listening on")), None)
+            overdue.cancel()
+            if address is None:
+                raise RuntimeError("the server did not start")
+            with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
+                yield process, client
+        finally:
+            overdue.cancel()
+            process.kill()
+
+
+def write(client: Client, http: httpx.Client, rng: random.Random, dimensions: int, stopped: threading.Event) -> None:
+    """Batches, one after the other, until the server is gone."""
+    ids = [f"{client.name} {number}" for number in range(_IDS)]
+    while not stopped.is_set():
+        deleting = rng.random() < 0.25
+        chosen = rng.sample(ids, rng.randint(1, 12 if deleting else 40))
+        client.version += 1
+        client.under_way = dict.fromkeys(chosen, None if deleting else client.version)
+        try:
+            if deleting:
+                http.post("/items/delete", json={"ids": chosen}).raise_for_status()
+            else:
+                items = [_item(id, client.version, dimensions) for id in chosen]
+                http.post("/items", json={"items": items}).raise_for_status()
+        except httpx.TransportError:
+            return
+        client.acknowledged |= client.under_way
+        client.under_way = {}
+        client.writes += len(chosen)
+
+
+def _item(id: str, version: int, dimensions: int) -> dict[str, Any]:
+    vector = base64.b64encode(vector_of(id, version, dimensions).tobytes()).decode()
+    return {"id": id, "vector": vector, "modality": "image", "metadata": {"version": version, "of": id}}
+
+
+def look(http: httpx.Client, clients: list[Client], findings: Findings, dimensions: int) -> None:
+    """Compare what is there with what must be there, and take it as what is known from now on."""
+    rows: dict[str, int] = {}
+    cursor = None
+    while True:
+        page = http.get("/items", params={"limit": 1_000} | ({"cursor": cursor} if cursor else {})).json()
+        for item in page["items"]:
+            findings.duplicates += item["id"] in rows
+            rows[item["id"]] = _version(item, findings)
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    found: dict[str, int] = {}
+    query = {"vector": vector_of("query", 0, dimensions).tolist()}
+    wanted: dict[str, Any] = {
+        "query": query,
+        "top_k": 2 * _CLIENTS * _IDS,
+        "include": ["metadata", "vector"],
+        "effort": {"exact": True},
+    }
+    for item in http.post("/search", json=wanted).raise_for_status().json()["results"]:
+        findings.duplicates += item["id"] in found
+        found[item["id"]] = version = _version(item, findings)
+        if not np.allclose(item["vector"], vector_of(item["id"], version, dimensions), atol=1e-6):
+            findings.half_written += 1
+    # What the index does not find, or finds as it was, is as good as lost.
+    findings.lost += sum(found.get(id) != rows.get(id) for id in found.keys() | rows.keys())
+    for client in clients:
+        _judge(client, rows, findings)
+
+
+def _version(item: Mapping[str, Any], findings: Findings) -> int:
+    whole = item["metadata"].get("of") == item["id"] and isinstance(item["metadata"].get("version"), int)
+    findings.half_written += not whole
+    return int(item["metadata"]["version"]) if whole else -1
+
+
+def _judge(client: Client, rows: Mapping[str, int], findings: Findings) -> None:
+    applied = [rows.get(id) == version for id, version in client.under_way.items()]
+    # An id that the batch would leave as it is tells nothing of whether it was written.
+    changing = [
+        done
+        for (id, version), done in zip(client.under_way.items(), applied, strict=True)
+        if version != client.acknowledged.get(id)
+    ]
+    findings.half_written += bool(changing) and any(changing) and not all(changing)
+    expected = client.acknowledged | (client.under_way if changing and all(changing) else {})
+    findings.lost += sum(rows.get(id) != version for id, version in expected.items())
+    findings.acknowledged += client.writes
+    client.writes = 0
+    client.under_way = {}
+    client.acknowledged = {id: rows.get(id) for id in expected}
+
+
+def crash(bundle: Path, store: Path, kills: int, seed: int = 0) -> Findings:
+    """Kill the server so often, and what was found after each kill."""
+    rng = random.Random(seed)
+    dimensions = read_bundle(bundle).manifest.dimensions
+    clients = [Client(f"client {number}") for number in range(_CLIENTS)]
+    findings = Findings()
+    while True:
+        with server(bundle, store) as (process, http):
+            if findings.kills:
+                look(http, clients, findings, dimensions)
+                print(
+                    f"kill {findings.kills}: {findings.acknowledged} writes acknowledged, {findings.lost} lost",
+                    flush=True,
+                )
+            if findings.kills == kills:
+                break
+            stopped = threading.Event()
+            threads = [
+                threading.Thread(target=write, args=(each, http, random.Random(rng.random()), dimensions, stopped))
+                for each in clients
+            ]
+            for thread in threads:
+                thread.start()
+            stopped.wait(rng.uniform(0.05, _LONGEST_S))
+            process.kill()
+            stopped.set()
+            for thread in threads:
+                thread.join()
+            findings.kills += 1
+    wrong = [said for good, said in upkeep.check(store) if not good]
+    if wrong:
+        raise RuntimeError(f"the store is not whole: {'; '.join(wrong)}")
+    return findings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.crash", description=__doc__.split("\n")[0])
+    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0, help="of what is written and when it is killed")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        findings = crash(options.bundle, Path(folder) / "store", options.kills, options.seed)
+    print(json.dumps(vars(findings)))
+    return int(bool(findings.lost or findings.duplicates or findings.half_written))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
