@@ -32,9 +32,8 @@ openapi: $(INSTALLED) ## write openapi.yaml
 bench: $(STARTER) ## measure the speed figures, about 20 minutes; ONLY=name measures one part
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
-bench-store: $(STARTER) ## measure the store with 1,000,000 vectors; VECTORS=n for fewer, WORK=folder keeps it, PEER=1 measures LanceDB
-	$(BIN)/python -m benchmarks.store $(if $(VECTORS),--vectors $(VECTORS)) $(if $(WORK),--work $(WORK)) \
-		$(if $(PEER),--peer)
+bench-store: $(STARTER) ## measure the store with 1,000,000 vectors; VECTORS=n for fewer, WORK=folder keeps it
+	$(BIN)/python -m benchmarks.store $(if $(VECTORS),--vectors $(VECTORS)) $(if $(WORK),--work $(WORK))
 
 crash: $(STARTER) ## kill the server 50 times while it is written to, and look whether anything is lost
 	$(BIN)/python -m benchmarks.crash
