@@ -129,6 +129,7 @@ def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
         for media in recipe.path(path).read_text(encoding="utf-8").split()
     }
     by_value = {value: split for split, values in source.splits.items() for value in values}
+    excluded = _excluded(recipe, name, source)
     for number, row in enumerate(table_rows(recipe, name, source), start=1):
         where = f"pairs.{name}: row {number}"
         try:
@@ -141,11 +142,23 @@ def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
         if not (text if label is None else label).strip():  # type: ignore[union-attr]
             raise PairError(f"{where} ({media}) has an empty text")
         split = by_value.get(value) if value is not None else by_file.get(media) if by_file else "train"
-        if split is None:
+        if split is None or (split == "train" and media in excluded):
             continue
         if split == "train" and _held_out(source, media):
             split = "validation"
         yield _Row(media, text and text.strip(), label, split)
+
+
+def _excluded(recipe: Recipe, name: str, source: PairSource) -> set[str]:
+    if source.exclude is None:
+        return set()
+    path = recipe.path(source.exclude)
+    if not path.is_file():
+        raise PairError(f"pairs.{name}: exclude: {path} is not there")
+    rows = list(read_table(path, f"pairs.{name}: exclude"))
+    if rows and "file" not in rows[0]:
+        raise PairError(f"pairs.{name}: exclude: {path} has no column file")
+    return {row["file"] for row in rows}
 
 
 def _held_out(source: PairSource, media: str) -> bool:

@@ -93,6 +93,8 @@ class PairSource(_Model):
     supervision: Literal["pairs", "concepts", "none"] = "pairs"
     """What training takes of the train split: its texts or labels; its media alone, captioned by what their encoder's
     own classifier names (concepts); or nothing. The other splits are evaluated all the same."""
+    exclude: Path | None = None
+    """A CSV whose column `file` names media that training leaves out, such as what `suspects` wrote."""
     unseen: list[str] = []
     """Labels that are kept from training and validation, to be told apart from all others in the test split."""
     prompts: dict[str, list[str]] = {}
