@@ -1,8 +1,9 @@
 """`python -m training suspects RECIPE --pairs NAME`: labels that the nearest neighbours of their media contradict.
 
-Leave-one-out kNN on frozen features (LOOK, arXiv 2110.06014): where most of an item's neighbours have another label, its
-own is doubtful. Writes a table, the most doubtful first, with what the neighbours say; look at it, correct the labels,
-or name the table in the pairs' `exclude`. Nothing is changed by itself: neighbours are wrong about rare kinds too.
+Leave-one-out kNN on frozen features (LOOK, arXiv 2110.06014): where most of an item's neighbours have another label,
+its own is doubtful. Writes a table, the most doubtful first, with what the neighbours say; look at it, correct the
+labels, or name the table in the pairs' `exclude`. Nothing is changed by itself: neighbours are wrong about rare kinds
+too.
 """
 
 import argparse
