@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{name}: {_TABLES[name][1]}")
         for row, changes, data in _TABLES[name][0](splits):
             scores = [
-                _score(recipe, data, options.source, short | {"seed": seed}, changes) for seed in range(options.seeds)
+                _score(recipe, options.source, data, short | {"seed": seed}, changes) for seed in range(options.seeds)
             ]
             for column in scores[0]:
                 key = re.sub(r"[^\w.]+", "_", ".".join(part for part in (name, row, column) if part))
@@ -76,15 +76,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _score(
-    recipe: Recipe, splits: Splits, source: str, short: Mapping[str, Any], changes: Mapping[str, Any]
+    recipe: Recipe, source: str, splits: Splits, short: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> dict[str, float]:
     """Validation R@1 of one run, whole and, where the row asks, of vectors cut short."""
+    further: Mapping[str, Splits] = changes.get("further", {})
     values = recipe.model_dump()
+    values["pairs"] |= dict.fromkeys(further, values["pairs"][source])
     values["projector"] |= changes.get("projector", {})
     values["train"] |= {**short, **changes.get("train", {})}
     changed = Recipe.model_validate(values)
     with tempfile.TemporaryDirectory() as work:
-        trained = train(changed, {source: splits}, Path(work))
+        trained = train(changed, {source: splits, **further}, Path(work))
     figures = {"": validate(changed, trained.heads, {source: splits})[source]}
     for length in changes.get("cut", ()):
         figures[f"at {length}"] = _cut(trained, splits["validation"], length)
@@ -98,21 +100,20 @@ def _cut(trained: Trained, held: Prepared, length: int) -> float:
     return (recall["m2t.r1"] + recall["t2m.r1"]) / 2
 
 
-def _some(splits: Splits, media: int) -> Splits:
-    """The first `media` training media and their texts."""
+def _some(splits: Splits, media: int, first: int = 0) -> Splits:
+    """`media` training media from the `first` on, and their texts."""
     part = splits["train"]
-    keep = part.pairs.links[:, 0] < media
+    keep = (part.pairs.links[:, 0] >= first) & (part.pairs.links[:, 0] < first + media)
     links = part.pairs.links[keep]
     used, texts = np.unique(links[:, 1], return_inverse=True)
     pairs = replace(
         part.pairs,
-        media=part.pairs.media[:media],
+        media=part.pairs.media[first : first + media],
         texts=[part.pairs.texts[i] for i in used],
-        links=np.stack([links[:, 0], texts.reshape(-1)], 1),
+        links=np.stack([links[:, 0] - first, texts.reshape(-1)], 1),
     )
-    features = [
-        Features(np.array(side.pooled[rows])) for side, rows in ((part.media, slice(0, media)), (part.texts, used))
-    ]
+    rows = ((part.media, np.arange(first, first + len(pairs.media))), (part.texts, used))
+    features = [Features(np.array(side.pooled[chosen])) for side, chosen in rows]
     return {**splits, "train": Prepared(pairs, *features)}
 
 
@@ -171,6 +172,21 @@ def _noise(splits: Splits) -> Iterable[Row]:
             yield row, {"train": {"regularise": {"noise_robust": weight}}}, part
 
 
+def _curriculum(splits: Splits) -> Iterable[Row]:
+    """Two thirds of the media are noisy, one third is clean; every run has as many steps."""
+    media = len(splits["train"].media)
+    clean = _some(splits, media - 2 * media // 3, first=2 * media // 3)
+    unjudged: Splits = {split: _some({"train": part}, 0)["train"] for split, part in splits.items()}
+    yield "the clean third alone", {}, clean
+    for share in (0.3, 0.6):
+        part = _shuffled(_some(splits, 2 * media // 3), share)["train"]
+        noisy = {**unjudged, "train": replace(part, pairs=replace(part.pairs, name="noisy"))}
+        yield f"{share:.0%} of the rest shuffled, to the end", {"further": {"noisy": noisy}}, clean
+        for end in (0.5, 0.75):
+            changes = {"further": {"noisy": noisy}, "train": {"until": {"noisy": end}}}
+            yield f"{share:.0%} shuffled, clean alone from {end:.0%} on", changes, clean
+
+
 def _regularisers(splits: Splits) -> Iterable[Row]:
     for count in (1000, len(splits["train"].media)):
         part = _some(splits, count)
@@ -192,6 +208,7 @@ _TABLES = {
     "captions": (_captions, "several captions of a medium"),
     "objectives": (_objectives, "contrasts"),
     "noise": (_noise, "pairs shuffled among one another, and the noise-robust terms (arXiv 2309.17002)"),
+    "curriculum": (_curriculum, "noisy pairs first, then clean ones, against both throughout (arXiv 2410.08202)"),
     "regularisers": (_regularisers, "what is added to the contrast"),
     "matryoshka": (_matryoshka, "vectors cut short (arXiv 2205.13147)"),
 }

@@ -162,11 +162,11 @@ def runner(
     if len(example) == 1:
         assert encoder.module is not None
         program = onnx_bytes(_Whole(encoder.module).eval(), torch.from_numpy(example[0]), "inputs", "vectors")
-        compiled = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
+        compiled = _session(program)
     if encoder.onnx is not None:
         if tokens:
             raise FeatureError(f"{encoder.source} is an ONNX encoder with pooled features only: no token projector")
-        session = onnxruntime.InferenceSession(encoder.onnx, providers=["CPUExecutionProvider"])
+        session = _session(encoder.onnx)
         names = [value.name for value in session.get_inputs()]
         output = session.get_outputs()[0].name
 
@@ -202,6 +202,14 @@ def runner(
         return rows | ({"tokens": local.numpy(), "weights": weights.numpy()} if tokens else {})
 
     return run
+
+
+def _session(graph: bytes | Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    # Threads that spin while they wait take the cores from those that decode, and from other jobs: on two busy cores
+    # they made this six times slower.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _ahead(

@@ -26,6 +26,13 @@ def test_a_part_keeps_its_pairs() -> None:
     assert np.array_equal(part.media.pooled[links[:, 0]], part.texts.pooled[links[:, 1]])
 
 
+def test_a_part_from_the_middle_on_has_the_media_that_follow() -> None:
+    part = _some(splits(), 7, first=10)["train"]  # type: ignore[arg-type]
+    assert part.media.pooled[:, 0].tolist() == list(range(10, 17))
+    links = part.pairs.links
+    assert np.array_equal(part.media.pooled[links[:, 0]], part.texts.pooled[links[:, 1]])
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_so_many_media_get_the_captions_of_others(share: float) -> None:
     part = _shuffled(splits(), share)["train"]  # type: ignore[arg-type]
@@ -41,5 +48,8 @@ def test_a_table_is_printed(tmp_path: Path, tiny_root: Path, capsys: pytest.Capt
     assert main([*common, "--source", "pictures", "--tables", "matryoshka", "--set", "projector.dimensions=256"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"matryoshka.plain", "matryoshka.plain.at_32"} <= set(result)
+    assert main([*common, "--source", "pictures", "--tables", "curriculum"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert sum(key.startswith("curriculum.") for key in result) == 7
     assert main([*common, "--source", "tones"]) == 2
     assert "no captioned pairs named tones" in capsys.readouterr().err
