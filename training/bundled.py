@@ -9,6 +9,7 @@ from training.encoders import FrozenEncoder, weights_sha256
 from training.errors import TrainingError
 from training.projector import Head
 from training.recipe import ProjectorSpec
+from training.trained import bank_sizes
 
 PROJECTORS = "projectors.safetensors"
 
@@ -60,8 +61,13 @@ def text_head(bundle: Bundle) -> Head:
     state = {key.removeprefix("text."): value for key, value in tensors.items() if key.startswith("text.")}
     up = state.get("pooled.up.weight")
     hidden = 1 if up is None else len(up) // (2 if described.kind == "glu" else 1)
-    spec = ProjectorSpec(kind=described.kind, dimensions=bundle.manifest.dimensions, hidden=hidden)
-    head = Head("text", described.features, spec)
+    spec = ProjectorSpec(
+        kind=described.kind,
+        dimensions=bundle.manifest.dimensions,
+        hidden=hidden,
+        querybank=int("reserve.reach" in state),
+    )
+    head = Head("text", described.features, spec, banks=bank_sizes(state))
     try:
         head.load_state_dict(state)
     except RuntimeError as error:

@@ -56,7 +56,7 @@ def ridge(
     With a frozen text head, media are mapped onto its unit vectors instead. Raises ClosedFormError.
     """
     mean, ctt, moments = _moments(heads, data, frozen)
-    size = recipe.projector.dimensions
+    size = recipe.projector.inner
     if "text" in frozen:
         axes = np.eye(len(mean))
         mean = np.zeros_like(mean)  # the frozen text vectors stay where they are
@@ -88,7 +88,7 @@ def cca(recipe: Recipe, heads: Mapping[Modality, Head], data: Data, frozen: Mapp
             values, vectors = solved[modality]
             predictors[modality] = (vectors / _penalised(values, penalty)) @ (vectors.T @ each.cmt) @ root
             explained += each.weight * (root @ each.cmt.T @ predictors[modality])
-        squared, axes = _leading(explained, recipe.projector.dimensions)
+        squared, axes = _leading(explained, recipe.projector.inner)
         correlation = np.sqrt(np.clip(squared, 1e-12, None))
         texts = root @ axes * correlation**_POWER
         _fill(heads["text"], texts, -mean @ texts)
@@ -130,7 +130,11 @@ def _moments(
 def _raw(source: Prepared, media: Head, text: Head, frozen_text: bool) -> list[Doubles]:
     """E[m], E[t], E[m mᵀ], E[t tᵀ], E[m tᵀ] over a source's links, in blocks of media."""
     links, count = source.pairs.links, len(source.pairs.links)
-    texts = project(text, source.texts) if frozen_text else _standardised(text, source.texts.pooled)
+    if frozen_text:
+        inner = media.pooled.linear.out_features  # type: ignore[union-attr]
+        texts = project(text, source.texts)[:, :inner]
+    else:
+        texts = _standardised(text, source.texts.pooled)
     each = (len(source.media), len(texts))
     linked = csr_array((np.ones(count, np.float32), (links[:, 0], links[:, 1])), shape=each)
     often = np.bincount(links[:, 0], minlength=each[0]).astype(np.float32)

@@ -53,7 +53,9 @@ def place(heads: Mapping[Modality, Head], names: Mapping[Modality, Named]) -> No
     """Give the heads' branches the names' vectors as the text head sees them now, with its gradient."""
     for modality, vocabulary in names.items():
         if modality in heads and heads[modality].branch is not None:
-            heads[modality].branch.place(name_vectors(heads["text"], vocabulary, 0))  # type: ignore[union-attr]
+            vectors = name_vectors(heads["text"], vocabulary, 0)
+            branch = heads[modality].branch
+            branch.place(vectors[:, : branch.names.shape[1]])  # type: ignore[union-attr]
 
 
 def name_vectors(text: Head, vocabulary: Named, template: int) -> Tensor:

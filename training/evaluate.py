@@ -51,10 +51,13 @@ def class_vectors(prompts: Floats, templates: int) -> Floats:
 
 
 def with_prompts(classes: Floats, prompts: Floats, owner: NDArray[np.int64]) -> Floats:
-    """Class vectors (C, D), each averaged with the mean of its own prompts' vectors (P, D); `owner` (P,) says whose."""
+    """Class vectors (C, D); those with prompts of their own, (P, D), are these prompts' mean, as `/classify` has it.
+
+    `owner` (P,) says whose each prompt is.
+    """
     result = np.array(classes)
     for index in np.unique(owner):
-        result[index] = l2_normalise((classes[index] + prompts[owner == index].mean(0))[None])[0]
+        result[index] = l2_normalise(prompts[owner == index].mean(0)[None])[0]
     return result
 
 

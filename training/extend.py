@@ -107,7 +107,9 @@ def fitted(recipe: Recipe, bundle: Bundle) -> tuple[Recipe, Head]:
     recipe = only(recipe, {*new, "text"})
     if without := [modality for modality in new if modality not in {s.modality for s in recipe.pairs.values()}]:
         raise ExtendError(f"{recipe.name} has no pairs of {without[0]} to train on")
-    projector = recipe.projector.model_copy(update={"matryoshka": manifest.matryoshka})
+    projector = recipe.projector.model_copy(
+        update={"matryoshka": manifest.matryoshka, "querybank": int(head.reserve is not None)}
+    )
     # The linear baseline reads pooled texts, which a text head that reads tokens cannot give.
     spec = recipe.train.model_copy(update={"baseline": recipe.train.baseline and not head.needs_tokens})
     return recipe.model_copy(update={"projector": projector, "train": spec}), head

@@ -120,6 +120,8 @@ def _check(first: Path, ours: File, second: Path, theirs: File) -> None:
             f"{first} and {second} are not of one kind: {different} is {shapes.get(different, 'absent')} "
             f"and {others.get(different, 'absent')}"
         )
+    if "text.reserve.reach" in ours[0]:
+        raise MergeError("heads with a query bank cannot be merged, for banks cannot: set projector.querybank to 0")
     inits = [file[1].get("init", "") for file in (ours, theirs)]
     if inits[0] != inits[1]:
         raise MergeError(

@@ -1,12 +1,14 @@
 """Projectors: the small trained modules between frozen features and the shared space."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, glu, normalize
 
 from service.contract.bundle import Modality, ProjectorKind
+from training.querybank import MediaReserve, TextReserve
 from training.recipe import TOKEN_KINDS, ProjectorSpec
 
 
@@ -171,12 +173,24 @@ class Head(nn.Module):
     vectors with averaging weights: `tokens` (B, N, d) with `weights` (B, N), or packed `tokens` (ΣN, d) with `weights`
     (B, ΣN). `attention` adds a Linear of the pooled vector. `token` adds an image's projected CLS, and passes a text's
     mean through a second projection (arXiv 2409.19425): p = Linear; LayerNorm(p + Dropout(Linear(GELU(p)))).
-    With `concepts`, the last so many numbers of `pooled` are the scores that ConceptBranch reads.
+    With `concepts`, the last so many numbers of `pooled` are the scores that ConceptBranch reads. With
+    `spec.querybank`, the last dimensions are those that training.querybank reserves; `banks` are its banks' sizes.
     """
 
-    def __init__(self, modality: Modality, width: int, spec: ProjectorSpec, concepts: int = 0) -> None:
+    def __init__(
+        self,
+        modality: Modality,
+        width: int,
+        spec: ProjectorSpec,
+        concepts: int = 0,
+        banks: Mapping[Modality, int] | None = None,
+    ) -> None:
         super().__init__()
         width -= concepts
+        self.reserve: MediaReserve | TextReserve | None = None
+        if spec.querybank:
+            self.reserve = TextReserve(spec.inner, banks or {}) if modality == "text" else MediaReserve(modality)
+            spec = spec.model_copy(update={"dimensions": spec.inner, "querybank": 0})
         self.width = width
         self.branch = ConceptBranch(concepts, spec.dimensions, 0.25 if modality == "audio" else 1) if concepts else None
         if modality == "text":
@@ -205,6 +219,10 @@ class Head(nn.Module):
         return self.kind in TOKEN_KINDS
 
     def forward(self, pooled: Tensor, tokens: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        vectors = self._projected(pooled, tokens, weights)
+        return vectors if self.reserve is None else self.reserve(vectors)
+
+    def _projected(self, pooled: Tensor, tokens: Tensor | None, weights: Tensor | None) -> Tensor:
         if self.branch is not None:
             features, scores = pooled[:, : self.width], pooled[:, self.width :]
             vector = normalize(self.pooled(features), dim=-1) + self.branch.gain * self.branch(scores)

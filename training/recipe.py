@@ -11,6 +11,8 @@ from service.contract.bundle import Modality
 from training.errors import TrainingError
 
 TOKEN_KINDS = ("token", "attention")
+RESERVED = 3
+"""Dimensions of a space whose hubs are corrected: one for images, one for sounds, one that keeps texts at length 1."""
 
 
 class RecipeError(TrainingError):
@@ -98,7 +100,7 @@ class PairSource(_Model):
     unseen: list[str] = []
     """Labels that are kept from training and validation, to be told apart from all others in the test split."""
     prompts: dict[str, list[str]] = {}
-    """Further prompts for some classes, by readable name: descriptions that are averaged with the templates."""
+    """Prompts of their own for some classes, by readable name: descriptions that stand for the templates there."""
 
     @model_validator(mode="after")
     def _has_text(self) -> Self:
@@ -120,6 +122,8 @@ class ProjectorSpec(_Model):
     """Of the text projector; None means the same. Texts are many and their features few: they need less."""
     power: float = Field(default=1.0, gt=0.0, le=1.0)
     """Signed power of pooled media features (Perronnin et al., 2010); 0.5 evens out bursts of rectified ones."""
+    querybank: int = Field(default=0, ge=0)
+    """Media of each modality in the bank that hubs among the texts are corrected by (training.querybank); 0: none."""
     matryoshka: tuple[int, ...] = ()
     """Shorter lengths that vectors can be cut to: each is trained like the whole (arXiv 2205.13147)."""
 
@@ -133,6 +137,11 @@ class ProjectorSpec(_Model):
         return self.closed or self.kind == "linear"
 
     @property
+    def inner(self) -> int:
+        """The dimensions that are left beside those that the correction of hubs reserves."""
+        return self.dimensions - (RESERVED if self.querybank else 0)
+
+    @property
     def needs_tokens(self) -> bool:
         """Whether the head reads local vectors, and not pooled ones alone."""
         return self.kind in TOKEN_KINDS
@@ -141,6 +150,10 @@ class ProjectorSpec(_Model):
     def _nested(self) -> Self:
         if list(self.matryoshka) != sorted({m for m in self.matryoshka if 0 < m < self.dimensions}):
             raise ValueError(f"matryoshka must rise and stay between 1 and {self.dimensions - 1}")
+        if self.querybank and (self.matryoshka or self.inner < 1):
+            raise ValueError(
+                f"querybank reserves the last {RESERVED} dimensions: not with matryoshka, nor without more"
+            )
         return self
 
 

@@ -158,7 +158,7 @@ def _described(
     vectors: NDArray[np.float32],
     cache: Path,
 ) -> NDArray[np.float32]:
-    """Class vectors, each averaged with the mean of the recipe's further prompts for that class."""
+    """Class vectors; those of classes for which the recipe has prompts are these prompts'."""
     prompts = recipe.pairs[name].prompts
     if unknown := sorted(set(prompts) - set(classes)):
         raise PairError(f"pairs.{name}.prompts: {unknown[0]} is none of its classes")

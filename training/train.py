@@ -18,6 +18,7 @@ from service.contract.bundle import Modality
 from training.closed_form import cca, ridge
 from training.concepts import Named
 from training.distributed import joined
+from training.hubness import with_querybank
 from training.optimise import FitError, new_heads, optimise
 from training.projector import Head
 from training.recipe import ProjectorSpec, Recipe
@@ -90,7 +91,9 @@ def train(
     _print(rungs, won)
     ladder: dict[str, Any] = {"head.won": won.kind}
     ladder |= {f"head.{rung.kind}": round(rung.score, 3) for rung in rungs}
-    return replace(won.trained, history=wanted.trained.history, ladder=ladder | won.trained.ladder)
+    trained = replace(won.trained, history=wanted.trained.history, ladder=ladder | won.trained.ladder)
+    # A frozen text head keeps the banks that it has.
+    return with_querybank(recipe, trained, data) if spec.querybank and "text" not in frozen else trained
 
 
 def _closed(kind: str, recipe: Recipe, data: Data, frozen: Mapping[Modality, Head]) -> _Rung:
@@ -141,9 +144,9 @@ def _check_room(recipe: Recipe, data: Data, frozen: Heads) -> None:
     if "text" in frozen:
         return
     width = min(splits["train"].texts.pooled.shape[1] for splits in data.values())
-    if recipe.projector.dimensions > width:
+    if recipe.projector.inner > width:
         raise FitError(
-            f"projector.dimensions is {recipe.projector.dimensions}, and {recipe.projector.kind} fills no more than "
+            f"projector.dimensions is {recipe.projector.inner}, and {recipe.projector.kind} fills no more than "
             f"the {width} of the text features"
         )
 

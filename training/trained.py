@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from service.contract.abstention import Detector
 from service.contract.bundle import MODALITIES, Modality
 from training.projector import Head
+from training.querybank import MEDIA
 from training.recipe import Recipe
 
 
@@ -71,7 +73,7 @@ def load_projectors(path: Path, recipe: Recipe) -> Trained:
         if kinds.get(modality) == "linear":
             spec = spec.model_copy(update={"kind": "linear"})
         concepts = len(state.get("branch.names", ()))
-        head = Head(modality, len(first) + concepts, spec, concepts)
+        head = Head(modality, len(first) + concepts, spec, concepts, bank_sizes(state))
         try:
             head.load_state_dict(state)
         except RuntimeError as error:
@@ -83,6 +85,11 @@ def load_projectors(path: Path, recipe: Recipe) -> Trained:
     learned = json.loads(metadata.get("abstention", "{}"))
     detectors = {modality: Detector.model_validate(each) for modality, each in learned.items()}
     return Trained(heads, float(metadata["temperature"]), json.loads(metadata["means"]), [], ladder, init, detectors)
+
+
+def bank_sizes(state: Mapping[str, torch.Tensor]) -> dict[Modality, int]:
+    """Rows of each bank of a text head's tensors (training.querybank)."""
+    return {m: len(state[f"reserve.bank_{m}"]) for m in MEDIA if f"reserve.bank_{m}" in state}
 
 
 def init_hash(state: dict[str, torch.Tensor]) -> str:

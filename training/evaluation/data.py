@@ -40,7 +40,7 @@ class Wording(BaseModel):
     names: dict[str, str] = {}
     """Class names for labels that do not read as such."""
     prompts: dict[str, list[str]] = {}
-    """Whole prompts of some classes, by label or name; their mean weighs as much as that of the templates."""
+    """Whole prompts of some classes, by label or name: instead of the templates, as `/classify` has them."""
 
     def of(self, modality: Modality, default: list[str]) -> list[str]:
         own = self.templates.get(modality, []) if isinstance(self.templates, dict) else self.templates
