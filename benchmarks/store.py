@@ -148,6 +148,7 @@ async def measure(bundle: Path, work: Path, queries: Vectors, right: dict[str, N
         return [int(hit.item.id.removeprefix("item ")) for hit in hits]
 
     ef = 128
+    faiss.omp_set_num_threads(1)
     parameters = faiss.SearchParametersHNSW(efSearch=ef)
     own, bare, found = [], [], []
     for query in queries:  # in turns, so that what else the machine does falls on both alike

@@ -8,6 +8,7 @@ one by one. A row that was deleted or replaced stays, dead, until the index is b
 Searches take no lock: they work on the views that were current when they began, and what a view shows never changes.
 """
 
+import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from service.store.kinds import Built, Chosen, Effort, Keys, Rules, Wanted, grap
 
 _BLOCK = 2**22
 """Numbers in a block: 16 MiB."""
+_TOGETHER = 8
+"""Queries from which on FAISS searches with all cores."""
 _NOTHING = np.empty(0, np.int64)
 
 Scores = NDArray[np.float32]
@@ -235,6 +238,8 @@ class Index:
         Equal scores come in the order of the slots. With a filter there are as many as pass, up to `count`.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
+        # Of this thread's searches alone. Few queries have no use for a second thread, and would wait for it to be run.
+        faiss.omp_set_num_threads(1 if len(queries) < _TOGETHER else os.cpu_count())
         effort = effort or Effort()
         found: list[tuple[Scores, Keys]] = []
         for modality, view in self._views.items():
