@@ -30,7 +30,7 @@ async def index_items(
     With `fail`, one bad input fails them all: raises InputFailed with its index. Without, the others are stored.
     """
     inputs = [item.input for item in items]
-    embedded = iter(await embed_inputs(embedder, [each for each in inputs if each is not None]))
+    embedded = iter(await embed_inputs(embedder, [each for each in inputs if each is not None], role="passage"))
     given = iter(unit_vectors([item.vector for item in items if item.vector is not None], embedder.manifest.dimensions))
     entries: list[Entry] = []
     answers: list[StoredItem | RefusedItem] = []
@@ -63,7 +63,8 @@ async def _with_tokens(
     keeping = {name for name in {each.collection for each in entries} if await store.keeps_tokens(name)}
     inputs = {(item.collection, item.id): item.input for item in items if item.collection in keeping}
     wanted = [entry for entry in entries if inputs.get((entry.collection, entry.id)) is not None]
-    given = await to_inputs([each for entry in wanted if (each := inputs[entry.collection, entry.id]) is not None])
+    values = [each for entry in wanted if (each := inputs[entry.collection, entry.id]) is not None]
+    given = await to_inputs(values, role="passage")
     made = await tokens.embed([each for each in given if not isinstance(each, InputError)])
     by_item = {
         (entry.collection, entry.id): each

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 
 from service.contract.errors import InputError
+from service.contract.tokens import Role
 from service.errors import InputFailed, MalformedRequest, UnsupportedBody
 from service.pipeline import Embedded, Embedder, Input
 from service.schemas.inputs import AnyInput, File, size_of, to_input
@@ -94,16 +95,18 @@ def documented(model: type[BaseModel], *, files: bool = False) -> dict[str, Any]
     return {"requestBody": {"required": True, "content": content}, "x-definitions": definitions}
 
 
-async def to_inputs(values: Sequence[AnyInput]) -> list[Input | InputError]:
+async def to_inputs(values: Sequence[AnyInput], role: Role = "query") -> list[Input | InputError]:
     """Schema inputs → pipeline inputs, in order; large base64 is decoded in a thread."""
     if sum(map(size_of, values)) <= _SMALL:
-        return [_to_input(value) for value in values]
-    return await asyncio.to_thread(lambda: [_to_input(value) for value in values])
+        return [_to_input(value, role) for value in values]
+    return await asyncio.to_thread(lambda: [_to_input(value, role) for value in values])
 
 
-async def embed_inputs(embedder: Embedder, values: Sequence[AnyInput]) -> list[Embedded | InputError]:
+async def embed_inputs(
+    embedder: Embedder, values: Sequence[AnyInput], role: Role = "query"
+) -> list[Embedded | InputError]:
     """Schema inputs → vectors, in order; an input that cannot be read or embedded is an InputError in its place."""
-    inputs = await to_inputs(values)
+    inputs = await to_inputs(values, role)
     readable = [each for each in inputs if not isinstance(each, InputError)]
     embedded = iter(await embedder.embed(readable)) if readable else iter(())
     return [each if isinstance(each, InputError) else next(embedded) for each in inputs]
@@ -122,9 +125,9 @@ def all_embedded(results: Sequence[Embedded | InputError], *, field: str | None 
     return embedded
 
 
-def _to_input(value: AnyInput) -> Input | InputError:
+def _to_input(value: AnyInput, role: Role) -> Input | InputError:
     try:
-        return to_input(value)
+        return to_input(value, role)
     except InputError as error:
         return error
 

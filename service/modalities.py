@@ -14,7 +14,7 @@ from service.contract.bundle import Bundle, BundleError, Modality
 from service.contract.errors import InputError
 from service.contract.images import ImageLimits, ImagePreprocessing, preprocess_image, read_image
 from service.contract.sounds import AudioPreprocessing, Sound
-from service.contract.tokens import TextPreprocessing, TextTokenizer, Tokens, pad_tokens
+from service.contract.tokens import Role, TextPreprocessing, TextTokenizer, Tokens, pad_tokens
 from service.settings import Settings
 from service.towers import Arrays
 
@@ -23,7 +23,15 @@ _NEAR_TOKENS, _NEAR_MS = 16, 2_000
 _SLACK_TOKENS = 16
 """Padding that is computed on the CPU before another call is cheaper: a call of MiniLM costs as much as 8 tokens."""
 
-Content = bytes | str | tuple[int, ...]
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+    role: Role = "query"
+    """What the encoder's instructions go by: whether it is asked or stored."""
+
+
+Content = bytes | Text | tuple[int, ...]
 """A media file, a text, or token ids."""
 
 
@@ -110,10 +118,14 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
 def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings) -> Handling:
     def prepare(content: Content) -> Prepared:
         assert not isinstance(content, bytes)
-        if len(content) > settings.max_text_chars:
-            unit = "characters" if isinstance(content, str) else "token ids"
+        given = content.text if isinstance(content, Text) else content
+        if len(given) > settings.max_text_chars:
+            unit = "characters" if isinstance(given, str) else "token ids"
             raise InputError(f"the text is longer than {settings.max_text_chars} {unit}")
-        tokens = tokenizer.encode(content) if isinstance(content, str) else tokenizer.accept(content)
+        if isinstance(content, Text):
+            tokens = tokenizer.encode(spec.prefixed(content.text, content.role))
+        else:
+            tokens = tokenizer.accept(content)
         return Prepared(tokens, size=len(tokens.ids), tokens=len(tokens.ids), truncated=tokens.truncated)
 
     def collate(texts: Sequence[Tokens]) -> Arrays:
@@ -126,4 +138,4 @@ def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings
             return Budget(limit, padded=True, slack=_SLACK_TOKENS, waiting=16 * limit)
         return Budget(settings.batch_tokens or 8_192, padded=True, near=_NEAR_TOKENS)
 
-    return Handling(prepare, collate, budget, prepare("a dog barks"))
+    return Handling(prepare, collate, budget, prepare(Text("a dog barks")))

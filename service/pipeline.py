@@ -24,6 +24,7 @@ from service.contract.errors import InputError, UnsupportedMedia
 from service.errors import DeadlineExceeded, InferenceFailed
 from service.metrics import Metrics
 from service.modalities import Content, Prepared
+from service.modalities import Text as Text
 from service.settings import Settings
 from service.timings import record, timed
 from service.workers import WorkerDied, Workers
@@ -33,11 +34,6 @@ log = logging.getLogger(__name__)
 _HASHED_ON_THE_LOOP = 65_536  # bytes: under 0.1 ms
 _TOKENISED_ON_THE_LOOP = 512  # characters: about 0.2 ms, where a hop to a thread and back costs nearly as much
 _CHUNK = 8_192
-
-
-@dataclass(frozen=True)
-class Text:
-    text: str
 
 
 @dataclass(frozen=True)
@@ -345,7 +341,7 @@ def modality_of(each: Input) -> Modality:
 def content_of(each: Input) -> Content:
     match each:
         case Text():
-            return each.text
+            return each
         case TokenIds():
             return each.ids
         case Media():
@@ -355,7 +351,9 @@ def content_of(each: Input) -> Content:
 def _key(space: str, each: Input) -> str:
     match each:
         case Text():
-            return key_of(space, "text", each.text.encode("utf-8", "surrogatepass"))
+            return key_of(
+                space, "text" if each.role == "query" else each.role, each.text.encode("utf-8", "surrogatepass")
+            )
         case TokenIds():
             return key_of(space, "ids", ",".join(map(str, each.ids)).encode())
         case Media():

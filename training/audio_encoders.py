@@ -4,6 +4,7 @@ Every row's vector is its own, whatever else is in the batch: what pads a row en
 normalisation.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,7 +113,10 @@ class WaveformEncoder(nn.Module):
         projected = self.model["projection"](x.transpose(1, 2))
         states = projected[0] if isinstance(projected, tuple) else projected
         own = torch.arange(states.shape[1], device=states.device)[None] < lengths[:, None]
-        states = self.model["encoder"](states, attention_mask=own).last_hidden_state
+        with warnings.catch_warnings():
+            # WavLM gives torch a mask of another type than its position biases.
+            warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
+            states = self.model["encoder"](states, attention_mask=own).last_hidden_state
         return _mean(states, lengths)
 
 

@@ -9,14 +9,14 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, normalize
 
 from service.contract.bundle import Modality, Preprocessing
 from service.contract.images import ImagePreprocessing
@@ -26,9 +26,11 @@ from training.audio_encoders import AudioEncoder, ClapEncoder, WaveformEncoder, 
 from training.image_encoders import ClipEncoder, SiglipEncoder
 from training.preprocessors import EncoderError as EncoderError
 from training.preprocessors import (
+    Pooling,
     audio_preprocessing,
     image_preprocessing,
     read_json,
+    sentence_pooling,
     text_preprocessing,
 )
 from training.recipe import EncoderSource, Recipe
@@ -170,12 +172,21 @@ class TextEncoder(nn.Module):
         return torch.cat([*(output.hidden_states[layer] for layer in self.layers), output.last_hidden_state], -1)
 
 
-def sentence(states: Tensor, weights: Tensor, pooling: str) -> Tensor:
-    """Token states (B, L, d) with averaging weights (B, L) → sentence vectors (B, d), or (B, 2 d) where both."""
-    if pooling == "cls":
-        return states[:, 0]
-    mean = (weights[:, None] @ states)[:, 0]
-    return mean if pooling == "mean" else torch.cat([states[:, 0], mean], -1)
+def sentence(states: Tensor, weights: Tensor, pooling: str, unit: bool = False) -> Tensor:
+    """Token states (B, L, d) with averaging weights (B, L) → sentence vectors (B, d), or (B, 2 d) where both.
+
+    Padding is on the right, with weight 0. With `unit` the vectors have length 1.
+    """
+    if pooling == "last":
+        last = (weights > 0).sum(1) - 1
+        pooled = states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
+    elif pooling == "cls":
+        pooled = states[:, 0]
+    else:
+        pooled = (weights[:, None] @ states)[:, 0]
+        if pooling == "both":
+            pooled = torch.cat([states[:, 0], pooled], -1)
+    return normalize(pooled, dim=-1) if unit else pooled
 
 
 def _run(model: nn.Module, layers: list[int], *inputs: Tensor, **named: Tensor) -> Any:
@@ -206,8 +217,10 @@ class FrozenEncoder:
     """A graph with one output: (B, d) for images and texts; for sounds (P, d) of their patches, or (B, d) where it
     takes the patches' weights too, as a bundle's tower does."""
     tokenizer: Path | None = None
-    pooling: Literal["mean", "cls", "both"] = "mean"
+    pooling: Pooling = "mean"
     """How a text's token states become a sentence vector."""
+    unit: bool = False
+    """Whether that vector is brought to length 1, as sentence-transformers' Normalize does."""
     concepts: tuple[str, ...] = ()
     """What its own classifier names; their scores are the last of the `width` numbers of a feature vector."""
 
@@ -231,6 +244,8 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     # Channels-last halves the time of depthwise convolutions on a CPU (docs/LOG.md) and changes no other model.
     wrapper.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     tokenizer = None
+    pooling: Pooling = "mean"  # images and sounds are pooled inside their modules
+    unit = False
     preprocessing: Preprocessing
     if modality == "image":
         preprocessing = _changed(source, image_preprocessing(folder, config.model_type))
@@ -243,9 +258,8 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
         if not tokenizer.is_file():
             raise EncoderError(f"encoders.text: {folder} holds no tokenizer.json (save it with a fast tokenizer)")
         preprocessing = _changed(source, text_preprocessing(folder, config))
-    pooling = source.pooling or (
-        "cls" if read_json(folder, "1_Pooling/config.json").get("pooling_mode_cls_token") else "mean"
-    )
+        stated, normalised = sentence_pooling(folder, config.model_type, source.pooling)
+        pooling, unit = stated, normalised if source.normalise is None else source.normalise
     try:
         width = _width(wrapper, preprocessing)
     except IndexError:
@@ -254,13 +268,13 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
         modality=modality,
         source=name,
         width=2 * width if modality == "text" and pooling == "both" else width,
-        weights_sha256=_identity(wrapper, source),
+        weights_sha256=_identity(wrapper, source, unit),
         preprocessing=preprocessing,
         licence=source.licence,
         module=wrapper,
         tokenizer=tokenizer,
-        # Images are pooled inside their module.
-        pooling=pooling if modality == "text" else "mean",
+        pooling=pooling,
+        unit=unit,
         concepts=concepts,
     )
 
@@ -340,13 +354,13 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _identity(wrapper: nn.Module, source: EncoderSource) -> str:
-    """The weights' hash; where layers, pooling or scales were chosen, of them too: other features, another encoder."""
+def _identity(wrapper: nn.Module, source: EncoderSource, unit: bool) -> str:
+    """The weights' hash; where features were chosen or are brought to length 1, of that too: another encoder."""
     weights = weights_sha256(wrapper)
-    if not source.layers and source.pooling is None and not source.scales:
+    if not source.layers and source.pooling is None and not source.scales and not unit:
         return weights
-    scales = f":{source.scales}" if source.scales else ""
-    return hashlib.sha256(f"{weights}:{source.layers}:{source.pooling}{scales}".encode()).hexdigest()
+    others = (f":{source.scales}" if source.scales else "") + (":unit" if unit else "")
+    return hashlib.sha256(f"{weights}:{source.layers}:{source.pooling}{others}".encode()).hexdigest()
 
 
 def _check_choice(recipe: Recipe, modality: Modality, source: EncoderSource, config: Any) -> None:
@@ -354,6 +368,10 @@ def _check_choice(recipe: Recipe, modality: Modality, source: EncoderSource, con
     if modality == "image" and kind not in _IMAGE_TYPES:
         raise EncoderError(f"{where}: the model type {kind} is not read here ({', '.join(_IMAGE_TYPES)} are)")
     convolutional = not hasattr(config, "num_hidden_layers")
+    if source.pooling == "last" and modality != "text":
+        raise EncoderError(f"{where}: last pooling is for texts")
+    if source.normalise is not None and modality != "text":
+        raise EncoderError(f"{where}: normalise is for texts")
     if convolutional and source.pooling in ("cls", "both"):
         raise EncoderError(f"{where}: {source.pooling} pooling needs a CLS state, and it has none")
     if convolutional and modality == "image" and source.layers and recipe.projector.needs_tokens:

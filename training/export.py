@@ -58,7 +58,8 @@ class Whole(nn.Module):
         super().__init__()
         assert encoder.module is not None
         self.encoder, self.head = encoder.module, head
-        self.modality, self.pooling, self.tokens = encoder.modality, encoder.pooling, tokens
+        self.modality, self.tokens = encoder.modality, tokens
+        self.pooling, self.unit = encoder.pooling, encoder.unit
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         pooled, states, weights = self._features(*inputs)
@@ -80,7 +81,7 @@ class Whole(nn.Module):
         states = self.encoder(ids, mask)
         weights = mask.to(states.dtype)
         weights = weights / weights.sum(1, keepdim=True)
-        return sentence(states, weights, self.pooling), states, weights
+        return sentence(states, weights, self.pooling, self.unit), states, weights
 
 
 def export_tower(encoder: FrozenEncoder, head: Head, path: Path, tokens: bool = False) -> None:

@@ -124,7 +124,7 @@ def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
             if isinstance(spec, AudioPreprocessing):
                 return spec.prepare(decode_audio(Path(item).read_bytes(), spec.sampling_rate))
             assert tokenizer is not None
-            return tokenizer.encode(str(item))
+            return tokenizer.encode(spec.prefixed(str(item), "query"))
         except InputError as error:
             raise FeatureError(f"{item}: {error}") from None
 
@@ -197,7 +197,7 @@ def runner(
         else:
             local = encoder.module(*tensors)
             weights = tensors[1] / tensors[1].sum(1, keepdim=True)
-            whole = sentence(local, weights, encoder.pooling)
+            whole = sentence(local, weights, encoder.pooling, encoder.unit)
         rows = {"pooled": whole.numpy()}
         return rows | ({"tokens": local.numpy(), "weights": weights.numpy()} if tokens else {})
 

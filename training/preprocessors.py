@@ -6,7 +6,7 @@ refused, with the model's type and the setting.
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import ValidationError
 
@@ -46,6 +46,14 @@ _OF_MODEL = {
     "resnet": "ConvNext",
     "mobilenet_v1": "MobileNetV1",
     "mobilenet_v2": "MobileNetV2",
+}
+Pooling = Literal["mean", "cls", "both", "last"]
+_POOLING: dict[str, Pooling] = {
+    "cls": "cls",
+    "mean": "mean",
+    "lasttoken": "last",
+    "cls_token": "cls",
+    "mean_tokens": "mean",
 }
 Hearing = LogMelPatches | LogMelWindows | Waveforms
 _LONGEST_S = 30
@@ -256,13 +264,47 @@ _FRONT_ENDS = {
 
 
 def text_preprocessing(folder: Path, config: Any) -> TextPreprocessing:
-    """Length from sentence-transformers' own file where there is one, else from the model's positions."""
-    stated = read_json(folder, "sentence_bert_config.json").get("max_seq_length")
+    """Length and instructions from sentence-transformers' own files where there are, else length from the positions.
+
+    Raises EncoderError.
+    """
+    stated = read_json(folder, "sentence_bert_config.json")
+    if stated.get("do_lower_case"):
+        raise EncoderError(f"{folder}: {config.model_type}: sentence_bert_config.json: do_lower_case is not read here")
     positions = getattr(config, "max_position_embeddings", 512)
     pad = getattr(config, "pad_token_id", 0) or 0
     if config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert"):
         positions -= pad + 1  # their position ids start after the padding id
-    return TextPreprocessing(max_length=min(stated or positions, positions), pad_id=pad)
+    asked = read_json(folder, "config_sentence_transformers.json")
+    prompts = asked.get("prompts") or {}
+    default = prompts.get(asked.get("default_prompt_name"), "")
+    passage = next((prompts[name] for name in ("document", "passage", "corpus") if name in prompts), default)
+    return TextPreprocessing(
+        max_length=min(stated.get("max_seq_length") or positions, positions),
+        pad_id=pad,
+        query_prefix=prompts.get("query", default),
+        passage_prefix=passage,
+    )
+
+
+def sentence_pooling(folder: Path, model_type: str, chosen: Pooling | None) -> tuple[Pooling, bool]:
+    """How sentence-transformers pools the model, where nothing else is `chosen`, and whether it normalises the result.
+
+    Raises EncoderError for a module or a pooling that is not served here.
+    """
+    modules = read_json(folder, "modules.json") or []
+    kinds = [module["type"].rpartition(".")[2] for module in modules]
+    if others := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
+        raise EncoderError(f"{folder}: {model_type}: modules.json: a module {others[0]} is not served here")
+    path = next((m["path"] for m, kind in zip(modules, kinds, strict=True) if kind == "Pooling"), "1_Pooling")
+    stated, where = read_json(folder, f"{path}/config.json"), f"{folder}: {model_type}: {path}/config.json"
+    modes = [key.removeprefix("pooling_mode_") for key, on in stated.items() if key.startswith("pooling_mode_") and on]
+    modes += [stated["pooling_mode"]] if "pooling_mode" in stated else []
+    if stated.get("include_prompt", True) is False:
+        raise EncoderError(f"{where}: include_prompt false is not served here")
+    if chosen is None and modes and (len(modes) > 1 or modes[0] not in _POOLING):
+        raise EncoderError(f"{where}: pooling by {', '.join(modes)} is not served here")
+    return chosen or (_POOLING[modes[0]] if modes else "mean"), "Normalize" in kinds
 
 
 def _processor(stated: dict[str, Any], model_type: str) -> str:

@@ -42,8 +42,11 @@ class EncoderSource(_Model):
     licence: str | None = None
     preprocessing: dict[str, Any] = {}
     """Changes to the preprocessing that comes with the encoder."""
-    pooling: Literal["cls", "mean", "both"] | None = None
-    """An item's vector: its CLS state, the mean of the others, or both side by side (SAIL). None: the encoder's own."""
+    pooling: Literal["cls", "mean", "both", "last"] | None = None
+    """An item's vector: its CLS state, the mean of the others, both side by side (SAIL), or, for texts, the last
+    token's state. None: the encoder's own."""
+    normalise: bool | None = None
+    """Bring a text's vector to length 1 before the projector. None: where sentence-transformers' modules.json does."""
     layers: tuple[int, ...] = ()
     """Hidden states, in transformers' numbering, that are put beside the last one: several layers mixed."""
     concepts: bool = False
@@ -59,10 +62,9 @@ class EncoderSource(_Model):
     def _one_source(self) -> Self:
         if sum(value is not None for value in (self.hub, self.folder, self.package, self.onnx)) != 1:
             raise ValueError("exactly one of hub, folder, package and onnx must be given")
-        if self.onnx is not None and (self.pooling or self.layers or self.concepts or self.beside or self.scales):
-            raise ValueError(
-                "an ONNX encoder is as it is: pooling, layers, concepts, beside and scales cannot be chosen"
-            )
+        chosen = ("pooling", "normalise", "layers", "concepts", "beside", "scales")
+        if self.onnx is not None and any(getattr(self, name) for name in chosen):
+            raise ValueError(f"an ONNX encoder is as it is: {', '.join(chosen[:-1])} and scales cannot be chosen")
         if len(set(self.layers)) != len(self.layers) or any(layer < 0 for layer in self.layers):
             raise ValueError("layers must be different numbers from 0 up")
         if len(set(self.scales)) != len(self.scales) or any(not 32 <= size <= 4096 for size in self.scales):

@@ -48,6 +48,9 @@ _MODALITY_OF_KIND: Mapping[str, Modality] = {
     "text": "text",
 }
 
+# Settings that came after the first spaces: at these values they change no vector, and are left out of a space's hash.
+_LATER = {"query_prefix": "", "passage_prefix": ""}
+
 # A graph's inputs are `preprocessing.inputs`. Every graph has one output: float32 (B, dimensions), unit length.
 OUTPUT = "unit_vectors"
 # A tower with token vectors has two outputs more. Images and texts: float32 (B, N, dimensions), each of unit length,
@@ -97,11 +100,13 @@ class Tower(_Model):
 
     def fingerprint(self) -> str:
         """Hash of what defines this tower's vectors, whatever graph computes them."""
+        preprocessing = self.preprocessing.model_dump(mode="json")
+        later = {name for name, neutral in _LATER.items() if preprocessing.get(name) == neutral}
         return _digest(
             {
                 "encoder": self.encoder.weights_sha256,
                 "projector": self.projector.weights_sha256,
-                "preprocessing": self.preprocessing.model_dump(mode="json"),
+                "preprocessing": {name: value for name, value in preprocessing.items() if name not in later},
             }
         )
 

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 
 from service.contract.errors import InputError
 
+Role = Literal["query", "passage"]
+
 
 class TextPreprocessing(BaseModel):
     """How a text tower wants its tokens; complete together with the tokenizer file it names."""
@@ -22,6 +24,14 @@ class TextPreprocessing(BaseModel):
     tokenizer: str = Field(default="tokenizer.json", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     max_length: int = Field(gt=0, le=32_768)
     pad_id: int = Field(default=0, ge=0)
+    query_prefix: str = Field(default="", max_length=4_096)
+    """Instruction that the encoder wants before what is asked: search queries, labels, and the texts of training."""
+    passage_prefix: str = Field(default="", max_length=4_096)
+    """And before what is found: stored texts."""
+
+    def prefixed(self, text: str, role: Role) -> str:
+        """The text as the encoder wants it. One without a word stays as it is, to be refused as empty."""
+        return (self.query_prefix if role == "query" else self.passage_prefix) + text if text.strip() else text
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ Body = Annotated[EmbedRequest, Depends(reader(EmbedRequest, append_inputs))]
 async def embed(body: Body, state: StateDep) -> JSON:
     """Embed texts, images and sounds: one unit vector per input, all in one space."""
     model = state.model(body.model)
-    results = await embed_inputs(model.embedder, body.inputs)
+    results = await embed_inputs(model.embedder, body.inputs, body.role)
     if body.on_error == "fail":
         all_embedded(results)
     manifest = model.manifest

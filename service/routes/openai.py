@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from service.contract.errors import InputError
+from service.contract.tokens import Role
 from service.inputs import all_embedded, documented, reader, to_inputs
 from service.model import Model
 from service.pipeline import Embedded, Embedder, Input, TokenIds
@@ -21,7 +22,7 @@ Body = Annotated[EmbeddingsRequest, Depends(reader(EmbeddingsRequest))]
 async def embeddings(body: Body, state: StateDep) -> JSON:
     """As OpenAI's endpoint; `input` also takes {"image": …}, {"audio": …} and {"text": …}."""
     embedder = state.model(body.model).embedder
-    results = all_embedded(await _embed(embedder, body.inputs()), field="input")
+    results = all_embedded(await _embed(embedder, body.inputs(), body.role), field="input")
     tokens = sum(each.tokens for each in results)
     data = [
         {
@@ -52,8 +53,8 @@ def _described(model: Model) -> OpenAIModel:
     return OpenAIModel(id=manifest.name, created=created, owned_by="isthmus")
 
 
-async def _embed(embedder: Embedder, values: list[OpenAIInput]) -> list[Embedded | InputError]:
-    others = iter(await to_inputs([each for each in values if not isinstance(each, list)]))
+async def _embed(embedder: Embedder, values: list[OpenAIInput], role: Role) -> list[Embedded | InputError]:
+    others = iter(await to_inputs([each for each in values if not isinstance(each, list)], role))
     inputs: list[Input | InputError] = [
         TokenIds(tuple(each)) if isinstance(each, list) else next(others) for each in values
     ]

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from service.contract.tokens import Role
 from service.schemas.inputs import AnyInput, Inputs, ModelName, RequestModel, at_most
 
 Encoding = Literal["float", "base64", "int8", "binary"]
@@ -20,6 +21,11 @@ class EmbedRequest(RequestModel):
         description="float: numbers. base64: of little-endian float32. "
         "int8: round(127 x / r), cut to [-127, 127], where r = min(1, 5 / sqrt(dimensions)) for every vector. "
         "binary: the bits x > 0, eight to a byte, first dimension in the highest bit, zeros at the end.",
+    )
+    role: Role = Field(
+        default="query",
+        description="Which instruction goes before the texts, where the encoder wants one: that of what is asked, or "
+        "that of what is stored and found.",
     )
     on_error: Literal["fail", "null"] = Field(
         default="fail",

@@ -15,6 +15,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from service.contract import audio, images
 from service.contract.errors import BadMedia, UnsupportedMedia
+from service.contract.tokens import Role
 from service.errors import FetchDisabled
 from service.pipeline import Input, Media, Text
 from service.settings import Limits
@@ -99,15 +100,15 @@ ModelName = Annotated[str | None, Field(max_length=64, description="One of GET /
 Inputs = Annotated[list[AnyInput], Field(min_length=1), at_most(lambda limits: limits.inputs, "inputs")]
 
 
-def to_input(value: AnyInput) -> Input:
+def to_input(value: AnyInput, role: Role = "query") -> Input:
     """A validated input → what the pipeline takes. Decodes base64, so call it in a worker thread for large data.
 
     Raises InputError: not base64, a URL, a file that is neither an image nor a sound.
     """
     if isinstance(value, str):
-        return Text(value)
+        return Text(value, role)
     if isinstance(value, TextInput):
-        return Text(value.text)
+        return Text(value.text, role)
     if isinstance(value, ImageInput):
         return Media("image", media_bytes(value.image))
     if isinstance(value, AudioInput):

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag
 
+from service.contract.tokens import Role
 from service.schemas.inputs import AudioInput, ImageInput, RequestModel, TextInput, at_most, kind_of
 
 TokenList = Annotated[
@@ -52,6 +53,7 @@ class EmbeddingsRequest(RequestModel):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str | None = None
+    role: Role = Field(default="query", description="As in POST /embed.")
 
     def inputs(self) -> list[OpenAIInput]:
         """The input as a list, which it need not be."""

@@ -65,13 +65,13 @@ def write_encoders(root: Path) -> None:
     """Random encoders of the recipes' own classes, in the layouts that the loaders read."""
     torch.manual_seed(0)
     image = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": True, "resample": 2}
-    _save(MobileNetV2Model(MobileNetV2Config(depth_multiplier=0.1, min_depth=8)), root / "mobilenet")
+    save(MobileNetV2Model(MobileNetV2Config(depth_multiplier=0.1, min_depth=8)), root / "mobilenet")
     _write_json(root / "mobilenet/preprocessor_config.json", image | {"size": {"height": 32, "width": 32}})
     dino = Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=32)
-    _save(Dinov2Model(dino), root / "dinov2")
+    save(Dinov2Model(dino), root / "dinov2")
     cropped = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True}
     _write_json(root / "dinov2/preprocessor_config.json", image | cropped | {"resample": 3})
-    _save(MobileNetV1Model(MobileNetV1Config(num_channels=1, depth_multiplier=0.05, min_depth=8)), root / "yamnet")
+    save(MobileNetV1Model(MobileNetV1Config(num_channels=1, depth_multiplier=0.05, min_depth=8)), root / "yamnet")
     (root / "yamnet/frontend.json").write_text(FRONTEND)
     sizes: dict[str, Any] = {
         "hidden_size": 24,
@@ -79,12 +79,12 @@ def write_encoders(root: Path) -> None:
         "num_attention_heads": 2,
         "intermediate_size": 48,
     }
-    _save(BertModel(BertConfig(vocab_size=64, **sizes)), root / "bert")
-    _write_tokenizer(root / "bert", pad=0)
+    save(BertModel(BertConfig(vocab_size=64, **sizes)), root / "bert")
+    write_tokenizer(root / "bert", pad=0)
     _write_json(root / "bert/sentence_bert_config.json", {"max_seq_length": 16})
     roberta = RobertaConfig(vocab_size=64, max_position_embeddings=34, pad_token_id=1, **sizes)
-    _save(RobertaModel(roberta, add_pooling_layer=False), root / "roberta")
-    _write_tokenizer(root / "roberta", pad=1)
+    save(RobertaModel(roberta, add_pooling_layer=False), root / "roberta")
+    write_tokenizer(root / "roberta", pad=1)
 
 
 def write_classifiers(root: Path) -> None:
@@ -92,13 +92,13 @@ def write_classifiers(root: Path) -> None:
     torch.manual_seed(3)
     for folder in ("first", "second"):
         colours = MobileNetV2Config(depth_multiplier=0.1, min_depth=8, id2label=dict(enumerate(SEEN)))
-        _save(MobileNetV2ForImageClassification(colours), root / folder)
+        save(MobileNetV2ForImageClassification(colours), root / folder)
         shutil.copy(root / "mobilenet/preprocessor_config.json", root / folder)
     pitches = MobileNetV1Config(num_channels=1, depth_multiplier=0.05, min_depth=8, id2label={0: "low", 1: "high"})
-    _save(MobileNetV1ForImageClassification(pitches), root / "hearing")
+    save(MobileNetV1ForImageClassification(pitches), root / "hearing")
     (root / "hearing/frontend.json").write_text(FRONTEND)
     dino = Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, patch_size=8, image_size=64)
-    _save(Dinov2ForImageClassification(dino), root / "other")
+    save(Dinov2ForImageClassification(dino), root / "other")
     shutil.copy(root / "dinov2/preprocessor_config.json", root / "other")
 
 
@@ -158,7 +158,7 @@ def write_recipe(path: Path, values: dict[str, Any]) -> Path:
     return path
 
 
-def _save(model: Any, folder: Path) -> None:
+def save(model: Any, folder: Path) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):  # as initialised, deep random convolutions shrink everything to zero
             torch.nn.init.kaiming_normal_(module.weight)
@@ -169,7 +169,7 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values))
 
 
-def _write_tokenizer(folder: Path, pad: int) -> None:
+def write_tokenizer(folder: Path, pad: int) -> None:
     special = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"] if pad == 0 else ["[BOS]", "[PAD]", "[EOS]", "[UNK]"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *WORDS])}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()

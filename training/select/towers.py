@@ -73,8 +73,14 @@ def _tower(recipe: Recipe, modality: Modality, networks: Mapping[str, Network]) 
     if plain and len({source.pooling for source in networks.values()}) == 1:
         encoder = _load(recipe, modality, first)
         return Tower(encoder, dict.fromkeys(networks, (slice(None),)))
+    if modality == "text":  # of several poolings side by side none could be brought to length 1 alone
+        first = first.model_copy(update={"normalise": False})
     unpooled = _load(recipe, modality, first.model_copy(update={"pooling": None}))
     model = cast(Any, unpooled.module).model
+    if modality == "audio" and not getattr(unpooled.module, "convolutional", False):
+        raise SelectError(
+            f"candidates.audio {', '.join(networks)}: of sounds only convolutions are read at a layer or at random"
+        )
     poolings = {name: _pooling(unpooled, model, name, source) for name, source in networks.items()}
     pooling = poolings[next(iter(poolings))] if len(set(poolings.values())) == 1 else "both"
     layers = tuple(sorted({source.layer for source in networks.values() if source.layer is not None}))
@@ -107,6 +113,8 @@ def _pooling(unpooled: FrozenEncoder, model: Any, name: str, source: Network) ->
                 f"candidates.{unpooled.modality}.{name}: {source.pooling} pooling needs a CLS state, and it has none"
             )
         return "map"
+    if source.pooling == "last":
+        raise SelectError(f"candidates.{unpooled.modality}.{name}: last pooling cannot stand beside others")
     return source.pooling or (unpooled.pooling if unpooled.modality == "text" else "cls")
 
 
