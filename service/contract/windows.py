@@ -108,7 +108,11 @@ class LogMelWindows(AudioPreprocessing):
             return np.pad(mel, ((0, self.frames - len(mel)), (0, 0)))
         if self.short != "silence" and 0 < len(stretch) < self.samples:
             stretch = np.tile(stretch, self.samples // len(stretch) + (self.short == "repeat"))[: self.samples]
-        mel = log_mel(np.pad(stretch, (0, self.samples - len(stretch))), self)[: self.frames]
+        # What follows is silence, of which no spectrum need be taken: half a minute for a bark, of Whisper.
+        given = min(self.samples, len(stretch) + self.window_length + self.hop_length)
+        mel = log_mel(np.pad(stretch, (0, given - len(stretch))), self)[: self.frames]
+        silence = _logarithm(np.array([self.floor]), self.logarithm).astype(np.float32)[0]
+        mel = np.pad(mel, ((0, self.frames - len(mel)), (0, 0)), constant_values=silence)
         return np.maximum(mel, mel.max() - np.float32(self.dynamic_range)) if self.dynamic_range else mel
 
     def _scaled(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -20,6 +20,7 @@ from service.contract.bundle import (
     space_id,
     write_bundle,
 )
+from service.contract.tokens import TextPreprocessing
 from tests import tiny_bundle
 
 Change = Callable[[dict[str, Any]], None]
@@ -285,3 +286,13 @@ def test_older_spaces_are_admitted_by_name(bundle: Bundle) -> None:
 def test_a_manifest_cannot_be_changed(bundle: Bundle) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         bundle.manifest.space = "0" * 16
+
+
+def test_settings_that_came_later_leave_older_space_ids_as_they_are(bundle: Bundle) -> None:
+    """The id of the tiny bundle's space as it was before there were instructions."""
+    manifest = bundle.manifest
+    text = manifest.towers["text"]
+    assert isinstance(text.preprocessing, TextPreprocessing)
+    assert manifest.space == "0291c4579c448f3e"
+    spec = text.preprocessing.model_copy(update={"query_prefix": "query: "})
+    assert text.model_copy(update={"preprocessing": spec}).fingerprint() != text.fingerprint()

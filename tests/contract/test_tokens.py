@@ -113,3 +113,11 @@ def test_any_text_gives_ids_that_accept_takes_or_a_named_error(tokenizer: TextTo
 def test_a_spec_is_checked(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=list(values)[-1]):
         TextPreprocessing.model_validate(values)
+
+
+def test_an_instruction_goes_before_words_and_not_before_nothing() -> None:
+    spec = TextPreprocessing(max_length=8, query_prefix="query: ", passage_prefix="passage: ")
+    assert spec.prefixed("a dog", "query") == "query: a dog"
+    assert spec.prefixed("a dog", "passage") == "passage: a dog"
+    assert spec.prefixed(" ", "query") == " "
+    assert TextPreprocessing(max_length=8).prefixed("a dog", "passage") == "a dog"

@@ -310,7 +310,7 @@ POOLING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "lasttoken": lambda states: states[:, -1],
 }
 QUERIES = ["a picture of red", "very plain blue photo of the something", "white"]
-SIZES = {**SMALL, "vocab_size": 64, "max_position_embeddings": 34}
+SIZES = {**SMALL, "vocab_size": 64, "max_position_embeddings": 34, "initializer_range": 0.5}
 
 
 def sentence_files(folder: Path, mode: str, *, unit: bool, prompts: dict[str, str]) -> None:
@@ -465,7 +465,7 @@ def test_texts(name: str, tmp_path: Path, served: Any) -> None:
             vectors = [each["embedding"] for each in response.json()["embeddings"]]
             check(vectors, [text_features(folder, prompt + text, mode, unit) for text in QUERIES], head)
             assert client.post("/embed", json={"inputs": [" "], "role": role}).status_code == 422
-        stored = [{"id": str(index), "input": text} for index, text in enumerate(QUERIES)]
+        stored = [{"id": str(index), "text": text} for index, text in enumerate(QUERIES)]
         assert client.post("/items", json={"items": stored}).status_code == 200
         asked = client.post("/search", json={"query": QUERIES[0], "include": ["vector"]}).json()["results"]
         spoken = client.post("/v1/embeddings", json={"model": "family", "input": QUERIES, "role": "passage"}).json()
