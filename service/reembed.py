@@ -65,7 +65,7 @@ class Originals:
     def of(self, item: _Item) -> Text | Path | str:
         """A text, the path of a file, or why there is neither."""
         if item.modality == "text":
-            return "its text was not stored" if item.text is None else Text(item.text)
+            return "its text was not stored" if item.text is None else Text(item.text, role="passage")
         if item.modality == "vector":
             return "it was given as a vector"
         if self.folder is None:
