@@ -378,6 +378,7 @@ def served(make_recipe: MakeRecipe, tmp_path: Path) -> Callable[..., tuple[Head,
         torch.manual_seed(1)
         head = Head(modality, encoder.width, recipe.projector.model_copy(update={"kind": "linear", "power": 1.0}))
         head.eval().requires_grad_(False)
+        head.pooled.linear.bias.zero_()  # type: ignore[union-attr,operator]  # which would drown faint features
         built = tmp_path / "built"
         built.mkdir()
         tower, parity = write_tower(encoder, head, built, items)
