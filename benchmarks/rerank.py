@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle, Modality, read_bundle
 from service.late_interaction import maxsim, transport
-from service.modalities import handling
+from service.modalities import Content, Text, handling
 from service.settings import Settings
 from service.towers import Tower
 from training.pairs import Pairs, read_pairs
@@ -78,7 +78,7 @@ def _scored(bundle: Bundle, pairs: Pairs, media: int, pool: int) -> dict[tuple[s
     texts = [pairs.texts[pairs.links[place, 1]] for place in first]
     sides = {
         "media": _embedded(bundle, pairs.modality, [Path(pairs.media[place]).read_bytes() for place in own]),
-        "text": _embedded(bundle, "text", texts),
+        "text": _embedded(bundle, "text", [Text(text) for text in texts]),
     }
     found = {}
     for query, gallery in (("media", "text"), ("text", "media")):
@@ -95,7 +95,7 @@ def _scored(bundle: Bundle, pairs: Pairs, media: int, pool: int) -> dict[tuple[s
     return found
 
 
-def _embedded(bundle: Bundle, modality: Modality, contents: Sequence[bytes | str]) -> tuple[Floats, list[Floats]]:
+def _embedded(bundle: Bundle, modality: Modality, contents: Sequence[Content]) -> tuple[Floats, list[Floats]]:
     """Vectors (N, D) and token vectors of inputs, as the service prepares them."""
     tower, how = Tower(bundle, modality, "cpu", 0), handling(bundle, modality, Settings())
     vectors, tokens = [], []

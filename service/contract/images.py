@@ -71,7 +71,8 @@ def read_image(data: bytes, spec: ImagePreprocessing, limits: ImageLimits = Imag
     the size that it is resized to. That changes pixels by less than SCALED_TOLERANCE on average. Raises as
     decode_image does.
     """
-    return preprocess_image(_decoded(data, limits, spec), spec)
+    image, size = _decoded(data, limits, spec)
+    return preprocess_image(image, spec, size)
 
 
 def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Image.Image:
@@ -81,10 +82,11 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Image.Imag
 
     Raises UnsupportedMedia (not one of FORMATS), MediaTooLarge (bytes or pixels), BadMedia (corrupt, truncated).
     """
-    return _decoded(data, limits, None)
+    return _decoded(data, limits, None)[0]
 
 
-def _decoded(data: bytes, limits: ImageLimits, spec: ImagePreprocessing | None) -> Image.Image:
+def _decoded(data: bytes, limits: ImageLimits, spec: ImagePreprocessing | None) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture, upright, and the (width, height) that it has in full."""
     if len(data) > limits.max_bytes:
         raise MediaTooLarge(f"the image is larger than {limits.max_bytes} bytes")
     try:
@@ -94,10 +96,12 @@ def _decoded(data: bytes, limits: ImageLimits, spec: ImagePreprocessing | None) 
     if image.width * image.height > limits.max_pixels:
         raise MediaTooLarge(f"the image has more than {limits.max_pixels} pixels")
     try:
+        stored = image.size
         if spec is not None and image.format in ("JPEG", "MPO"):
             image.draft(None, _least(image, spec))
         image.load()
-        return _rgb(ImageOps.exif_transpose(image))
+        lying = image.getexif().get(_ORIENTATION) in _LYING
+        return _rgb(ImageOps.exif_transpose(image)), (stored[1], stored[0]) if lying else stored
     except Exception:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error … on corrupt data
         raise BadMedia("the image is truncated or corrupt") from None
 
@@ -132,9 +136,12 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def preprocess_image(image: Image.Image, spec: ImagePreprocessing) -> NDArray[np.float32]:
+def preprocess_image(
+    image: Image.Image, spec: ImagePreprocessing, size: tuple[int, int] | None = None
+) -> NDArray[np.float32]:
     """An RGB image → float32 (3, height, width), scaled to [0, 1], then (x - mean) / std per channel.
 
+    Of an image that was decoded smaller than it is, `size` is what it has in full, by which it is cropped.
     The numbers are those of the image processors of transformers (its Pillow backend), bit for bit, but for pictures
     more than four times as long as wide that are cropped.
     """
@@ -143,7 +150,8 @@ def preprocess_image(image: Image.Image, spec: ImagePreprocessing) -> NDArray[np
         image = image.resize((spec.width, spec.height), resample)
     else:
         edge = spec.shortest_edge or max(spec.height, spec.width)
-        width, height = (int(edge * length / min(image.size)) for length in image.size)
+        full = size or image.size
+        width, height = (int(edge * length / min(full)) for length in full)
         left, top = (width - spec.width) // 2, (height - spec.height) // 2
         right, bottom = left + spec.width, top + spec.height
         if max(width, height) <= _LONG * min(width, height):
