@@ -23,7 +23,7 @@ from service.state import State
 from service.store import upkeep
 from service.store.errors import StoreError
 from service.store.schema import FILE
-from service.towers import TowerError, open_towers
+from service.towers import Tower, TowerError
 
 _KEEP_ALIVE_S = 75
 """Longer than clients and proxies keep an idle connection (5 to 60 s): were the server the first to close one, a
@@ -88,14 +88,15 @@ def check(path: Path) -> None:
     bundle = read_bundle(path)
     manifest = bundle.manifest
     print(f"{manifest.name}: space {manifest.space}, {manifest.dimensions} dimensions")
-    for modality, tower in open_towers(bundle, "cpu", 0).items():
+    for modality, described in manifest.towers.items():
         how = handling(bundle, modality, read_settings())
-        shape = tower.run(how.collate([how.canary.value])).shape
-        if shape != (1, manifest.dimensions):
-            raise BundleError(f"{bundle.tower_path(modality)} gives {shape}, not (1, {manifest.dimensions})")
-        described = manifest.towers[modality]
+        for precision in described.precisions:
+            shape = Tower(bundle, modality, "cpu", 0, precision).run(how.collate([how.canary.value])).shape
+            if shape != (1, manifest.dimensions):
+                path = bundle.tower_path(modality, precision)
+                raise BundleError(f"{path} gives {shape}, not (1, {manifest.dimensions})")
         projector = described.projector.kind
-        print(f"{modality}: {described.encoder.source}, {projector} projector, {described.precision}: ok")
+        print(f"{modality}: {described.encoder.source}, {projector} projector, {', '.join(described.precisions)}: ok")
 
 
 def check_store(path: Path) -> int:
@@ -133,7 +134,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m service", description="The Isthmus service.")
     commands = parser.add_subparsers(dest="command", required=True)
     flags = commands.add_parser("serve", help="serve a bundle; each flag overrides its ISTHMUS_ variable")
-    for name in ("bundle", "more-bundles", "modalities", "store", "host", "port", "device", "redis-url", "log-level"):
+    for name in (
+        "bundle",
+        "more-bundles",
+        "modalities",
+        "store",
+        "host",
+        "port",
+        "device",
+        "precision",
+        "redis-url",
+        "log-level",
+    ):
         flags.add_argument(f"--{name}", metavar=name.upper())
     checked = commands.add_parser("check", help="verify a bundle, or a store, which may be served meanwhile")
     checked.add_argument("path", type=Path, metavar="BUNDLE or STORE")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.batcher import Batcher
-from service.contract.bundle import Bundle, Modality, read_bundle
+from service.contract.bundle import Bundle, Modality, Precision, read_bundle
 from service.contract.vectors import l2_normalise
 from service.errors import NotReady, Overloaded
 from service.metrics import TowerMetrics
@@ -33,6 +33,7 @@ class Runs(Protocol):
     """A tower, or what stands in for one."""
 
     provider: str
+    precision: Precision
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]: ...
 
@@ -42,7 +43,7 @@ Open = Callable[[Bundle, Modality], Runs]
 
 
 def opener(settings: Settings) -> Open:
-    return lambda bundle, modality: Tower(bundle, modality, settings.device, settings.call_threads)
+    return lambda bundle, modality: Tower(bundle, modality, settings.device, settings.call_threads, settings.precision)
 
 
 def _trim() -> None:
@@ -57,7 +58,8 @@ class Engine:
     def __init__(
         self, bundle: Bundle, modality: Modality, tower: Runs, settings: Settings, how: Handling, metrics: TowerMetrics
     ) -> None:
-        self.bundle, self.provider, self.handling, self.tower = bundle, tower.provider, how, tower
+        self.bundle, self.handling, self.tower = bundle, how, tower
+        self.provider, self.precision = tower.provider, tower.precision
         on_cpu = tower.provider == CPU
         self.batcher: Batcher[Any] = Batcher(
             modality,
@@ -112,8 +114,8 @@ class Channel:
         self._settings, self._metrics = settings, metrics
         self.slots = asyncio.Semaphore(settings.decode_workers)
         """Held from undecoded to enqueued."""
-        self.provider = tower.provider
-        """That the tower obtained when it was last opened."""
+        self.provider, self.precision = tower.provider, tower.precision
+        """What the tower obtained when it was last opened."""
         self._admitted = 0
         how = handling(bundle, modality, settings)
         self._engine: Engine | None = Engine(bundle, modality, tower, settings, how, metrics)
@@ -187,7 +189,8 @@ class Channel:
     def install(self, engine: Engine) -> None:
         """From now on this one is used; the one before it finishes what it has."""
         old, self._engine = self._engine, engine
-        self._bundle, self.provider, self._broken = engine.bundle, engine.provider, False
+        self._bundle, self._broken = engine.bundle, False
+        self.provider, self.precision = engine.provider, engine.precision
         if old is not None:
             self._retire(old)
         self._metrics.opened()

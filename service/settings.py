@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65_535)
     """0 picks a free port."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    """Of the towers; auto: what each tower's manifest entry says is the default on the device."""
     lanes: int = Field(default=0, ge=0, le=64)
     """Calls that a tower on the CPU runs at once; 0: as many as there are cores for `threads`, up to four. One call on
     many threads is quicker when it is alone, several on few get more done: 1.28 times as much on two cores

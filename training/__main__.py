@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     read = steps.pairs(recipe)
-    frozen = steps.encoders(recipe)
+    frozen = steps.encoders(recipe, options.cache)
     data = steps.features(recipe, frozen, read, options.cache)
     trained = steps.fit(recipe, frozen, data, options.cache, options.work)
     figures = steps.evaluate(recipe, frozen, data, trained, options.cache, options.work)
@@ -69,7 +69,7 @@ def _pairs(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _features(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    data = steps.features(recipe, steps.encoders(recipe), steps.pairs(recipe), options.cache)
+    data = steps.features(recipe, steps.encoders(recipe, options.cache), steps.pairs(recipe), options.cache)
     return {
         f"{name}.{split}": [len(part.media), len(part.texts)]
         for name, splits in data.items()
@@ -78,7 +78,7 @@ def _features(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    frozen = steps.encoders(recipe)
+    frozen = steps.encoders(recipe, options.cache)
     data = steps.features(recipe, frozen, steps.pairs(recipe), options.cache)
     trained = steps.fit(recipe, frozen, data, options.cache, options.work)
     best = max(trained.history, key=lambda entry: entry["score"])
@@ -90,7 +90,7 @@ def _export(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     trained = steps.saved(recipe, projectors)
     measured = options.evaluation or projectors.with_name("evaluation.json")
     figures = json.loads(measured.read_text()) if measured.is_file() else {}
-    bundle = steps.export(recipe, steps.encoders(recipe), trained, figures, options.out, options.samples)
+    bundle = steps.export(recipe, steps.encoders(recipe, options.cache), trained, figures, options.out, options.samples)
     return {"bundle": str(bundle.path), "space": bundle.manifest.space, **bundle.manifest.evaluation}
 
 

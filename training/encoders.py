@@ -18,7 +18,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from service.contract.bundle import Modality, Preprocessing
+from service.contract.bundle import Modality, Precision, Preprocessing
 from service.contract.images import ImagePreprocessing
 from service.contract.patches import LogMelPatches
 from service.contract.sounds import AudioPreprocessing
@@ -223,6 +223,7 @@ class FrozenEncoder:
     """Whether that vector is brought to length 1, as sentence-transformers' Normalize does."""
     concepts: tuple[str, ...] = ()
     """What its own classifier names; their scores are the last of the `width` numbers of a feature vector."""
+    precision: Precision = "fp32"
 
 
 def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -35,7 +34,10 @@ from training.card import model_card
 from training.encoders import FrozenEncoder, example_inputs, sentence, weights_sha256
 from training.errors import TrainingError
 from training.features import Item, collate, preparer, runner
+from training.graphs import session
+from training.precision import make_variants
 from training.projector import Head
+from training.quantise import HEAD
 from training.recipe import Recipe
 from training.token_vectors import check_has_tokens, check_tokens, token_vectors
 from training.train import Trained, save_projectors
@@ -98,9 +100,42 @@ def export_tower(encoder: FrozenEncoder, head: Head, path: Path, tokens: bool = 
             _join(encoder, head, Path(folder))
         model = onnx.load(Path(folder) / "tower.onnx")
     model.graph.ClearField("value_info")  # shapes of the traced example, which a runtime infers anew
+    for node in model.graph.node:
+        scope = next((each.value for each in node.metadata_props if each.key == "namespace"), "")
+        if "/head: " in scope and not node.name.startswith(HEAD):
+            node.name = HEAD + node.name  # as where a head was joined to an ONNX encoder
     model.doc_string = ""
     onnx.save(model, path)
     onnx.checker.check_model(path)
+
+
+class _Pooled(nn.Module):
+    """An encoder's features as an ONNX encoder gives them: of sounds, their patches'."""
+
+    def __init__(self, encoder: FrozenEncoder) -> None:
+        super().__init__()
+        assert encoder.module is not None
+        self.encoder, self.modality, self.pooling = encoder.module, encoder.modality, encoder.pooling
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if self.modality != "text":
+            output = self.encoder(*inputs)
+            return output[0] if isinstance(output, tuple) else output
+        ids, mask = inputs
+        weights = mask.to(torch.float32)
+        return sentence(self.encoder(ids, mask), weights / weights.sum(1, keepdim=True), self.pooling)
+
+
+def export_encoder(encoder: FrozenEncoder, path: Path) -> None:
+    """Write an encoder without a head, as `FrozenEncoder.onnx` describes it."""
+    arrays = list(example_inputs(encoder.preprocessing, 2))
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    text = encoder.modality == "text"
+    shapes: list[dict[int, Any]] = [{0: batch, 1: length} if text else {0: batch} for _ in arrays]
+    if isinstance(encoder.preprocessing, Waveforms):
+        shapes[0][1] = torch.export.Dim("samples")
+    names = encoder.preprocessing.inputs[: len(arrays)]
+    _to_onnx(_Pooled(encoder).eval(), arrays, names, "features", shapes, path)
 
 
 def check_parity(
@@ -115,9 +150,8 @@ def check_parity(
         raise ExportError(f"there is no {encoder.modality} input to check the graph on")
     prepare, run = preparer(encoder), runner(encoder, head.needs_tokens)
     prepared = [prepare(item) for item in items]
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     inputs = dict(zip(encoder.preprocessing.inputs, collate(encoder.preprocessing, prepared), strict=True))
-    served = np.asarray(session.run([OUTPUT], inputs)[0])
+    served = np.asarray(session(graph).run([OUTPUT], inputs)[0])
     with torch.inference_mode():
         trained = np.concatenate(
             [
@@ -145,6 +179,7 @@ def write_tower(
     tower = Tower(
         file=graph.name,
         sha256=sha256_file(graph),
+        precision=encoder.precision,
         encoder=Encoder(source=encoder.source, weights_sha256=encoder.weights_sha256, licence=encoder.licence),
         projector=Projector(kind=head.kind, features=encoder.width, weights_sha256=weights_sha256(head)),
         preprocessing=encoder.preprocessing,
@@ -180,10 +215,13 @@ def export_bundle(
                 files["tokenizer.json"] = encoder.tokenizer
                 others["tokenizer.json"] = sha256_file(encoder.tokenizer)
         space = space_id(recipe.projector.dimensions, towers)
+        towers, gates = make_variants(recipe, encoders, towers, folder)
+        for tower in towers.values():
+            files |= {variant.file: folder / variant.file for variant in tower.variants.values()}
         projectors = folder / "projectors.safetensors"
         save_projectors(projectors, trained)
         card = folder / "MODEL_CARD.md"
-        figures = dict(evaluation) | {f"parity.{m}": round(value, 7) for m, value in parity.items()}
+        figures = dict(evaluation) | {f"parity.{m}": round(value, 7) for m, value in parity.items()} | gates
         card.write_text(model_card(recipe, towers, figures, space), encoding="utf-8")
         for path in (projectors, card):
             files[path.name] = path
@@ -253,8 +291,11 @@ def _join(encoder: FrozenEncoder, head: Head, folder: Path) -> None:
     first, second = (onnx.version_converter.convert_version(model, opset) for model in (first, second))
     first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
     first = onnx.compose.add_prefix(first, "encoder/", rename_inputs=False)
-    second = onnx.compose.add_prefix(second, "head/", rename_inputs=False, rename_outputs=False)
+    second = onnx.compose.add_prefix(second, HEAD, rename_inputs=False, rename_outputs=False)
     joined = onnx.compose.merge_models(first, second, io_map=[("encoder/features", "head_features")])
+    opsets = {entry.domain: entry.version for entry in joined.opset_import}
+    del joined.opset_import[:]  # each of them twice
+    joined.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items())
     onnx.save(joined, folder / "tower.onnx")
 
 
@@ -278,7 +319,7 @@ def _to_onnx(
             dynamo=True,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=(tuple(shapes),) if isinstance(module, Whole) else tuple(shapes),
+            dynamic_shapes=(tuple(shapes),) if isinstance(module, (Whole, _Pooled)) else tuple(shapes),
             opset_version=_OPSET,
             external_data=False,
             verbose=False,

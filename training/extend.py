@@ -62,7 +62,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     # Checkpoints of another frozen space are none of this one.
     work = (options.work or Path("build/work") / recipe.name) / bundle.manifest.space
     cache = options.cache or default_cache()
-    frozen = steps.encoders(recipe)
+    frozen = steps.encoders(recipe, cache)
     read = steps.pairs(recipe)
     texts = [text for splits in read.values() for part in splits.values() for text in part.texts[:_SAMPLES]]
     check_text(bundle, frozen["text"], head, texts[:_SAMPLES])
@@ -163,7 +163,7 @@ def write_extended(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         towers: dict[Modality, Tower] = dict(old.towers)
-        files = {file: bundle.path / file for file in {*old.files, *(t.file for t in old.towers.values())}}
+        files = {file: bundle.path / file for file in old.checksums()}
         # Of the new towers alone: what was measured of the older ones is as true as it was.
         measured = dict(figures)
         for modality in new:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from service.contract.sounds import AudioPreprocessing
 from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
 from training.encoders import FrozenEncoder, example_inputs, sentence
 from training.errors import TrainingError
-from training.graphs import onnx_bytes
+from training.graphs import onnx_bytes, session
 
 Item = Path | str
 _CHUNK = {"image": 32, "audio": 32, "text": 128}
@@ -161,21 +160,20 @@ def runner(
     example = example_inputs(spec, 2) if many and not tokens and encoder.module is not None else []
     if len(example) == 1:
         assert encoder.module is not None
-        program = onnx_bytes(_Whole(encoder.module).eval(), torch.from_numpy(example[0]), "inputs", "vectors")
-        compiled = _session(program)
+        compiled = session(onnx_bytes(_Whole(encoder.module).eval(), torch.from_numpy(example[0]), "inputs", "vectors"))
     if encoder.onnx is not None:
         if tokens:
             raise FeatureError(f"{encoder.source} is an ONNX encoder with pooled features only: no token projector")
-        session = _session(encoder.onnx)
-        names = [value.name for value in session.get_inputs()]
-        output = session.get_outputs()[0].name
+        given = session(encoder.onnx)
+        names = [value.name for value in given.get_inputs()]
+        output = given.get_outputs()[0].name
 
     @torch.inference_mode()
     def run(prepared: Sequence[Any]) -> dict[str, NDArray[np.float32]]:
         inputs = collate(spec, prepared)
         if encoder.onnx is not None:
             feeds = dict(zip(names, inputs, strict=False))
-            pooled = session.run([output], feeds)[0]
+            pooled = given.run([output], feeds)[0]
             # A bundle's tower takes the weights too, and averages a sound's rows itself.
             rows_of_sounds = encoder.modality == "audio" and len(names) < len(inputs)
             return {"pooled": inputs[-1] @ pooled if rows_of_sounds else pooled}
@@ -202,14 +200,6 @@ def runner(
         return rows | ({"tokens": local.numpy(), "weights": weights.numpy()} if tokens else {})
 
     return run
-
-
-def _session(graph: bytes | Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    # Threads that spin while they wait take the cores from those that decode, and from other jobs: on two busy cores
-    # they made this six times slower.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _ahead(

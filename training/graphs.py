@@ -1,7 +1,9 @@
-"""A torch module of one input as an ONNX program, for ONNX Runtime."""
+"""Torch modules as ONNX programs, and sessions that run them beside other work."""
 
 import io
+from pathlib import Path
 
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -22,3 +24,10 @@ def onnx_bytes(model: nn.Module, example: Tensor, input_name: str, output_name: 
     stream = io.BytesIO()
     program.save(stream, external_data=False)  # type: ignore[arg-type]
     return stream.getvalue()
+
+
+def session(program: Path | bytes) -> onnxruntime.InferenceSession:
+    """On the CPU, with threads that sleep while they wait: beside another job, spinning takes its cores for nothing."""
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])

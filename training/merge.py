@@ -54,7 +54,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         _write(options, merged(first, second, alpha), alpha)
         return {"projectors": str(options.out), "alpha": alpha}
     recipe = load_recipe(options.recipe, options.overrides)
-    frozen = steps.encoders(recipe)
+    frozen = steps.encoders(recipe, options.cache)
     data = steps.features(recipe, frozen, steps.pairs(recipe), options.cache or default_cache())
     scores: dict[float, float] = {}
     print(f"{'alpha':>6}{'score':>9}" + "".join(f"{name:>14}" for name in data), file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from service.contract.bundle import Modality
+from service.contract.bundle import Modality, Precision
 from training.errors import TrainingError
 
 TOKEN_KINDS = ("token", "attention")
@@ -57,6 +57,8 @@ class EncoderSource(_Model):
     """Further squares, in pixels, that a convolution sees a picture at: its vectors are averaged over them."""
     labels: str | None = None
     """The label set that the encoder was trained with: results on its classes are concept-informed."""
+    precision: Literal["fp32", "int8"] = "fp32"
+    """int8: it is quantised before anything is encoded with it, so that heads learn from what will be served."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -235,10 +237,21 @@ class TrainSpec(_Model):
 
 
 class ExportSpec(_Model):
-    """What a bundle's towers come in."""
+    """What a bundle's towers come in. Each precision passes the gates of training/precision.py or is refused."""
 
+    precisions: tuple[Precision, ...] = ("fp32",)
+    int8: Literal["static", "dynamic"] = "static"
+    """static: scales from training items, the same whatever else is in a batch. dynamic: matrix products only."""
+    calibration: int = Field(default=256, gt=0)
+    """Training items of each modality that static scales are measured on."""
     tokens: bool = False
     """Token vectors too, for reranking by late interaction (training/token_vectors.py)."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if "fp32" not in self.precisions or len(set(self.precisions)) < len(self.precisions):
+            raise ValueError("precisions must be different, and hold fp32: the others are measured against it")
+        return self
 
 
 class EmergentSpec(_Model):
@@ -288,6 +301,10 @@ class Recipe(_Model):
             if encoder.scales and (modality != "image" or self.projector.needs_tokens):
                 raise ValueError(
                     f"encoders.{modality}: scales are for images, and not for {' or '.join(TOKEN_KINDS)} heads"
+                )
+            if encoder.precision == "int8" and self.projector.needs_tokens:
+                raise ValueError(
+                    f"encoders.{modality}: an int8 encoder gives pooled features only: no {self.projector.kind} head"
                 )
             if not (encoder.concepts or encoder.beside):
                 continue

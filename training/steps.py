@@ -18,10 +18,11 @@ from training.emergent import emergent_figures
 from training.encoders import FrozenEncoder, load_encoder
 from training.evaluate import class_vectors, ranks, retrieval, top1, with_prompts
 from training.export import ExportError, export_bundle
-from training.features import Item, cached_features
+from training.features import Item, cached_features, default_cache
 from training.intervals import interval
 from training.modality_gap import Paired, gap_figures
 from training.pairs import SUFFIXES, PairError, Pairs, Split, read_pairs
+from training.quantised import quantised
 from training.recipe import EmergentSpec, Recipe
 from training.report import write_report
 from training.train import Prepared, Trained, label_prompts, load_projectors, project, save_projectors, train
@@ -44,9 +45,15 @@ def pairs(recipe: Recipe) -> AllPairs:
     return result
 
 
-def encoders(recipe: Recipe) -> Encoders:
-    """Load the recipe's frozen encoders."""
-    return {modality: load_encoder(recipe, modality) for modality in recipe.encoders}
+def encoders(recipe: Recipe, cache: Path | None = None) -> Encoders:
+    """Load the recipe's frozen encoders. Those that it wants in int8 are quantised once, and kept in the cache."""
+    loaded = {modality: load_encoder(recipe, modality) for modality in recipe.encoders}
+    return {
+        modality: quantised(recipe, encoder, cache or default_cache())
+        if recipe.encoders[modality].precision == "int8"
+        else encoder
+        for modality, encoder in loaded.items()
+    }
 
 
 def features(recipe: Recipe, frozen: Encoders, read: AllPairs, cache: Path) -> dict[str, dict[Split, Prepared]]:

@@ -1,7 +1,7 @@
 """The bundle: a directory that the trainer writes and the service reads, and the only thing that crosses between them.
 
 manifest.json   what is in it, checked: checksums, preprocessing, space id, figures
-<tower>.onnx    encoder + projector + L2, one graph per modality
+<tower>.onnx    encoder + projector + L2, one graph per modality; <tower>.int8.onnx the same in another precision
 projectors.safetensors, tokenizer.json, MODEL_CARD.md
 """
 
@@ -32,6 +32,8 @@ Modality = Literal["image", "audio", "text"]
 # bound: a projector of another space, and the map from there into this one.
 ProjectorKind = Literal["linear", "mlp", "glu", "token", "attention", "bound"]
 MODALITIES: tuple[Modality, ...] = ("image", "audio", "text")
+Precision = Literal["fp32", "fp16", "int8"]
+Accelerator = Literal["cpu", "cuda"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SpaceId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 # A plain file name: no folder, no "..", nothing hidden, so that a manifest cannot point outside its bundle.
@@ -83,10 +85,23 @@ class Projector(_Model):
     weights_sha256: Sha256
 
 
+class Variant(_Model):
+    """A tower in another precision, which passed the gates of export: a further file."""
+
+    file: FileName
+    sha256: Sha256
+    gates: dict[str, float] = {}
+    """Against the tower's own graph on real inputs: `cosine`, `cosine_lowest`, `r1_loss` in points, `top10_overlap`."""
+
+
 class Tower(_Model):
     file: FileName
     sha256: Sha256
-    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    precision: Precision = "fp32"
+    """Of `file`."""
+    variants: dict[Precision, Variant] = {}
+    defaults: dict[Accelerator, Precision] = {}
+    """What a server takes on each device unless it is told otherwise; `precision` where nothing is said."""
     encoder: Encoder
     projector: Projector
     preprocessing: Preprocessing
@@ -98,8 +113,32 @@ class Tower(_Model):
     Empty where it saw none, None where that was not written down.
     """
 
+    @model_validator(mode="after")
+    def _precisions(self) -> "Tower":
+        if self.precision in self.variants:
+            raise ValueError(f"{self.precision} is the precision of {self.file}, and there is a variant of it too")
+        for device, precision in self.defaults.items():
+            if precision not in self.precisions:
+                raise ValueError(f"the default on {device} is {precision}, and there is no such variant")
+        return self
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Those that it comes in, its own first."""
+        return (self.precision, *self.variants)
+
+    def default(self, device: Accelerator) -> Precision:
+        return self.defaults.get(device, self.precision)
+
+    def graph(self, precision: Precision) -> tuple[str, str]:
+        """File and checksum of the tower in one of its precisions. Raises KeyError."""
+        if precision == self.precision:
+            return self.file, self.sha256
+        variant = self.variants[precision]
+        return variant.file, variant.sha256
+
     def fingerprint(self) -> str:
-        """Hash of what defines this tower's vectors, whatever graph computes them."""
+        """Hash of what defines this tower's vectors, whatever graph computes them, and in whatever precision."""
         preprocessing = self.preprocessing.model_dump(mode="json")
         later = {name for name, neutral in _LATER.items() if preprocessing.get(name) == neutral}
         return _digest(
@@ -143,6 +182,9 @@ class Manifest(_Model):
                 raise ValueError(f"the {modality} tower has {tower.preprocessing.kind} preprocessing")
             if isinstance(tower.preprocessing, TextPreprocessing) and tower.preprocessing.tokenizer not in self.files:
                 raise ValueError(f"the tokenizer {tower.preprocessing.tokenizer} is not among the files")
+        graphs = [tower.graph(each)[0] for tower in self.towers.values() for each in tower.precisions]
+        if len({*graphs, *self.files}) < len(graphs) + len(self.files):
+            raise ValueError("one file is named twice")
         for modality, mean in self.means.items():
             if len(mean) != self.dimensions:
                 raise ValueError(f"the {modality} mean has {len(mean)} numbers, not {self.dimensions}")
@@ -156,6 +198,11 @@ class Manifest(_Model):
             raise ValueError("the space id does not match the towers")
         return self
 
+    def checksums(self) -> dict[str, str]:
+        """Every file of the bundle but the manifest, with its checksum."""
+        graphs = (tower.graph(precision) for tower in self.towers.values() for precision in tower.precisions)
+        return dict(self.files) | dict(graphs)
+
     def accepts(self, space: str) -> bool:
         """Whether vectors made in `space` may stand beside vectors made by this bundle."""
         return space == self.space or space in self.admits
@@ -166,8 +213,10 @@ class Bundle:
     path: Path
     manifest: Manifest
 
-    def tower_path(self, modality: Modality) -> Path:
-        return self.path / self.manifest.towers[modality].file
+    def tower_path(self, modality: Modality, precision: Precision | None = None) -> Path:
+        """The tower's graph in one of its precisions; its own where none is named. Raises KeyError."""
+        tower = self.manifest.towers[modality]
+        return self.path / tower.graph(precision or tower.precision)[0]
 
 
 def space_id(dimensions: int, towers: Mapping[Modality, Tower]) -> str:
@@ -229,8 +278,7 @@ def read_bundle(path: Path) -> Bundle:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise BundleError(f"{path / MANIFEST}: {where}: {first['msg']}") from None
-    expected = dict(manifest.files) | {tower.file: tower.sha256 for tower in manifest.towers.values()}
-    for name, sha256 in expected.items():
+    for name, sha256 in manifest.checksums().items():
         file = path / name
         if not file.is_file():
             raise BundleError(f"{file} is missing")
@@ -241,7 +289,9 @@ def read_bundle(path: Path) -> Bundle:
 
 def _named(manifest: Any) -> set[str]:
     """The files that a manifest, as plain JSON, names."""
-    return {*manifest["files"], *(tower["file"] for tower in manifest["towers"].values())}
+    towers = manifest["towers"].values()
+    variants = (variant["file"] for tower in towers for variant in tower.get("variants", {}).values())
+    return {*manifest["files"], *(tower["file"] for tower in towers), *variants}
 
 
 def _foreign(target: Path) -> str | None:

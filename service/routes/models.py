@@ -21,7 +21,8 @@ def _described(model: Model) -> ModelDescription:
         modality: TowerDescription(
             encoder=tower.encoder,
             projector=tower.projector.kind,
-            precision=tower.precision,
+            precision=channels[modality].precision,
+            precisions=list(tower.precisions),
             provider=channels[modality].provider,
             loaded=channels[modality].loaded,
             preprocessing=tower.preprocessing,

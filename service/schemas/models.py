@@ -4,13 +4,16 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from service.contract.bundle import Encoder, Modality, Preprocessing
+from service.contract.bundle import Encoder, Modality, Precision, Preprocessing
 
 
 class TowerDescription(BaseModel):
     encoder: Encoder
     projector: str
-    precision: str
+    precision: Precision
+    """That is served."""
+    precisions: list[Precision]
+    """Those that the bundle has."""
     provider: str
     loaded: bool
     """Not while a tower is closed for want of work."""

@@ -33,6 +33,7 @@ def test_models_describes_the_bundle(shared_client: httpx.Client) -> None:
 def test_readiness_names_what_is_broken(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         provider = "none"
+        precision = "fp32"
 
         def run(self, arrays: Arrays) -> None:
             raise RuntimeError("secret detail")

@@ -181,6 +181,7 @@ def test_close_answers_who_waits_and_refuses_who_comes(bundle_dir: Path, png: Ca
 def test_a_zero_vector_from_the_model_is_that_inputs_failure(bundle_dir: Path) -> None:
     class Zero:
         provider = "none"
+        precision = "fp32"
 
         def run(self, arrays: Arrays) -> np.ndarray:
             return np.zeros((len(arrays["input_ids"]), tiny_bundle.DIMENSIONS), np.float32)

@@ -89,7 +89,9 @@ def write_joint(
         others = {each: folder / each for each in (PROJECTORS, CARD)}
         files = {each: second.path / each for each in b.files} | others
         for modality, tower in towers.items():
-            files[tower.file] = (folder if modality in parity else second.path) / tower.file
+            for precision in tower.precisions:
+                file, _ = tower.graph(precision)
+                files[file] = (folder if modality in parity else second.path) / file
         manifest = Manifest.model_validate(
             b.model_dump()
             | {
@@ -123,7 +125,9 @@ def _bound(graph: Path, like: Tower, towers: Sequence[Tower], through: Map, weig
     digest = hashlib.sha256("".join(tower.projector.weights_sha256 for tower in towers).encode())
     digest.update(through.weight.tobytes() + through.bias.tobytes() + np.float32(weight).tobytes())
     projector = Projector(kind="bound", features=like.projector.features, weights_sha256=digest.hexdigest())
+    # A variant of a tower would be of the vectors before the map.
     changes = {"file": graph.name, "sha256": sha256_file(graph), "encoder": encoder, "projector": projector}
+    changes |= {"variants": {}, "defaults": {}}
     return like.model_copy(update=changes)
 
 

@@ -64,7 +64,7 @@ def _recipe(options: argparse.Namespace) -> dict[str, Any]:
         raise DataError(f"--data is for a bundle, and {options.target} is no folder with a {MANIFEST}")
     recipe = load_recipe(options.target, options.overrides)
     work = options.work or Path("build/work") / recipe.name
-    frozen = steps.encoders(recipe)
+    frozen = steps.encoders(recipe, options.cache)
     data = steps.features(recipe, frozen, steps.pairs(recipe), options.cache)
     trained = steps.saved(recipe, work / "projectors.safetensors")
     return steps.evaluate(recipe, frozen, data, trained, options.cache, work)

@@ -1,0 +1,207 @@
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from service.contract.bundle import OUTPUT, Bundle, BundleError, read_bundle, space_id
+from service.towers import Tower, TowerError
+from tests.training import tiny
+from tests.training.conftest import MakeRecipe
+from tests.training.test_export import random_heads
+from training import precision, steps
+from training.features import collate, preparer
+from training.graphs import session
+from training.pairs import read_pairs
+from training.precision import Measured
+from training.quantise import HEAD, QuantiseError, batches, dynamic, half, smoothed, static
+from training.recipe import ExportSpec, Recipe, RecipeError, load_recipe
+
+# The exporter of torch itself uses what a newer torch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+Built = tuple[Recipe, Bundle]
+
+
+@pytest.fixture(scope="module")
+def built(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """A bundle in three precisions. Random encoders of a few channels lose more than real ones: the gates are open."""
+    folder = tmp_path_factory.mktemp("precisions")
+    wanted = {"precisions": ["fp32", "int8", "fp16"], "calibration": 8}
+    recipe = load_recipe(tiny.write_recipe(folder / "recipe.yaml", tiny.recipe_values(tiny_root, export=wanted)))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(precision, "COSINE", 0.5)
+        patched.setattr(precision, "R1_LOSS", 100.0)
+        yield recipe, steps.export(recipe, steps.encoders(recipe), random_heads(recipe), {}, folder / "bundle")
+
+
+def test_a_bundle_comes_in_several_precisions_of_one_space(built: Built) -> None:
+    _, bundle = built
+    manifest = read_bundle(bundle.path).manifest
+    plain = {m: tower.model_copy(update={"variants": {}, "defaults": {}}) for m, tower in manifest.towers.items()}
+    assert manifest.space == space_id(manifest.dimensions, plain)
+    assert set(manifest.towers) == {"image", "audio", "text"}
+    for modality, tower in manifest.towers.items():
+        assert set(tower.precisions) == {"fp32", "int8", "fp16"}
+        assert (tower.default("cpu"), tower.default("cuda")) == ("int8", "fp16")
+        for name, variant in tower.variants.items():
+            assert set(variant.gates) == {"cosine", "cosine_lowest", "r1_loss", "top10_overlap"}
+            assert variant.gates["cosine"] == manifest.evaluation[f"{name}.{modality}.cosine"]
+            assert manifest.evaluation[f"{name}.{modality}.refused"] is False
+        assert tower.variants["fp16"].gates["cosine"] > 0.999
+        assert Tower(bundle, modality, "cpu", 1).precision == "int8"
+        assert Tower(bundle, modality, "cpu", 1, "fp32").precision == "fp32"
+    assert "int8.image.cosine" in (bundle.path / "MODEL_CARD.md").read_text()
+
+
+def test_what_loses_too_much_is_refused_with_its_figures(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, bundle = built
+    monkeypatch.setattr(precision, "COSINE", 1.1)
+    plain = {"text": bundle.manifest.towers["text"].model_copy(update={"variants": {}, "defaults": {}})}
+    plain["image"] = bundle.manifest.towers["image"].model_copy(update={"variants": {}, "defaults": {}})
+    pictures = recipe.model_copy(update={"pairs": {"pictures": recipe.pairs["pictures"]}})
+    shutil.copytree(bundle.path, tmp_path / "copy")
+    towers, figures = precision.make_variants(pictures, steps.encoders(recipe), plain, tmp_path / "copy")  # type: ignore[arg-type]
+    for modality, tower in towers.items():
+        assert tower.precisions == ("fp32",)
+        assert tower.default("cpu") == tower.default("cuda") == "fp32"
+        assert figures[f"int8.{modality}.refused"] is True
+        assert 0 < figures[f"int8.{modality}.cosine"] <= 1
+    assert capsys.readouterr().err.count("refused") == 4
+    refused = bundle.manifest.model_copy(update={"towers": towers})
+    with pytest.raises(TowerError, match="ISTHMUS_PRECISION is 'int8', and the bundle's text tower comes in fp32 only"):
+        Tower(Bundle(bundle.path, refused), "text", "cpu", 1, "int8")
+
+
+def test_without_test_pairs_nothing_smaller_is_made(built: Built, tmp_path: Path) -> None:
+    recipe, bundle = built
+    towers = dict(bundle.manifest.towers)
+    with pytest.raises(QuantiseError, match="no test pairs"):
+        precision.make_variants(recipe.model_copy(update={"pairs": {}}), {}, towers, tmp_path)
+    whole = recipe.model_copy(update={"export": ExportSpec()})
+    assert precision.make_variants(whole, {}, towers, tmp_path) == (towers, {})
+
+
+def test_the_gates() -> None:
+    assert Measured(0.99, 0.9, 0.5, 0.8).passes
+    assert not Measured(0.9899, 0.98, 0.0, 1.0).passes
+    assert not Measured(1.0, 1.0, 0.51, 1.0).passes
+    assert Measured(1.0, 1.0, -3.0, 1.0).passes
+    assert not Measured(float("nan"), 1.0, 0.0, 1.0).passes
+    assert not Measured(1.0, 1.0, float("nan"), 1.0).passes
+
+
+@pytest.mark.parametrize(
+    ("export", "message"),
+    [
+        ({"precisions": ["int8"]}, "hold fp32"),
+        ({"precisions": ["fp32", "int8", "int8"]}, "must be different"),
+        ({"precisions": ["fp32", "int4"]}, "export.precisions"),
+        ({"calibration": 0}, "export.calibration"),
+    ],
+)
+def test_a_recipe_that_asks_for_the_impossible(make_recipe: MakeRecipe, export: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make_recipe(export=export)
+
+
+def prepared(recipe: Recipe, modality: Any, count: int = 8) -> tuple[Any, list[Any]]:
+    encoder = steps.encoders(recipe)[modality]
+    pairs = read_pairs(recipe, "tones" if modality == "audio" else "pictures")["train"]
+    items: Any = pairs.texts if modality == "text" else pairs.media
+    return encoder, [preparer(encoder)(item) for item in items[:count]]
+
+
+def run(graph: Path | bytes, encoder: Any, items: list[Any]) -> np.ndarray:
+    inputs = dict(zip(encoder.preprocessing.inputs, collate(encoder.preprocessing, items), strict=True))
+    return np.asarray(session(graph).run([OUTPUT], inputs)[0])
+
+
+@pytest.mark.parametrize("modality", ["image", "audio", "text"])
+def test_static_int8_leaves_the_projector_alone_and_rows_to_themselves(
+    built: Built, tmp_path: Path, modality: Any
+) -> None:
+    recipe, bundle = built
+    encoder, items = prepared(recipe, modality)
+    target = tmp_path / "int8.onnx"
+    source = bundle.path / f"{modality}.onnx"
+    static(source, target, batches(source, encoder.preprocessing, items))
+    model = onnx.load(target)
+    made = {name: node for node in model.graph.node for name in node.output}
+    kinds = {"MatMul"} if modality == "text" else {"Conv"}
+    quantised = [
+        n for n in model.graph.node if n.op_type in kinds and made.get(n.input[1], n).op_type == "DequantizeLinear"
+    ]
+    assert quantised
+    assert not any(node.name.startswith(HEAD) for node in quantised)
+    heads = [node for node in model.graph.node if node.name.startswith(HEAD)]
+    assert heads
+    assert not any(made[name].op_type == "DequantizeLinear" for n in heads for name in n.input if name in made)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    scale = weights[made[quantised[0].input[1]].input[1]]
+    assert list(scale.dims) == [weights[made[quantised[0].input[1]].input[0]].dims[1 if modality == "text" else 0]]
+    together = run(target, encoder, items)
+    for item, vector in zip(items, together, strict=True):
+        assert float(run(target, encoder, [item])[0] @ vector) > 0.99999
+
+
+def test_smoothing_changes_no_vector(built: Built) -> None:
+    recipe, bundle = built
+    encoder, items = prepared(recipe, "text")
+    model = onnx.load(bundle.path / "text.onnx")
+    smooth = smoothed(model, batches(bundle.path / "text.onnx", encoder.preprocessing, items))
+    assert sum(node.op_type == "Mul" for node in smooth.graph.node) > sum(n.op_type == "Mul" for n in model.graph.node)
+    before, after = run(bundle.path / "text.onnx", encoder, items), run(smooth.SerializeToString(), encoder, items)
+    assert np.allclose(before, after, atol=1e-5)
+
+
+def test_dynamic_int8_is_for_matrix_products(built: Built, tmp_path: Path) -> None:
+    recipe, bundle = built
+    encoder, items = prepared(recipe, "text")
+    dynamic(bundle.path / "text.onnx", tmp_path / "text.onnx")
+    kinds = {node.op_type for node in onnx.load(tmp_path / "text.onnx").graph.node}
+    assert {"DynamicQuantizeLinear", "MatMulInteger"} <= kinds
+    cosines = (run(bundle.path / "text.onnx", encoder, items) * run(tmp_path / "text.onnx", encoder, items)).sum(1)
+    assert cosines.min() > 0.9
+    with pytest.raises(QuantiseError, match=r"image\.onnx has no matrix product"):
+        dynamic(bundle.path / "image.onnx", tmp_path / "image.onnx")
+    with pytest.raises(QuantiseError, match="needs real inputs"):
+        static(bundle.path / "text.onnx", tmp_path / "never.onnx", [])
+
+
+def test_half_keeps_inputs_outputs_and_projector(built: Built, tmp_path: Path) -> None:
+    recipe, bundle = built
+    encoder, items = prepared(recipe, "image")
+    half(bundle.path / "image.onnx", tmp_path / "half.onnx")
+    model = onnx.load(tmp_path / "half.onnx")
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for name in node.input:
+            if node.op_type in ("Conv", "Gemm") and name in weights:
+                expected = "FLOAT" if node.name.startswith(HEAD) else "FLOAT16"
+                assert weights[name] == onnx.TensorProto.DataType.Value(expected), node.name
+    assert (run(bundle.path / "image.onnx", encoder, items) * run(tmp_path / "half.onnx", encoder, items)).sum(
+        1
+    ).min() > 0.999
+
+
+def test_a_damaged_or_missing_variant_is_named(built: Built, tmp_path: Path) -> None:
+    _, bundle = built
+    shutil.copytree(bundle.path, tmp_path / "copy")
+    path = tmp_path / "copy" / "text.int8.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0\0")
+    with pytest.raises(BundleError, match=r"text\.int8\.onnx is damaged"):
+        read_bundle(tmp_path / "copy")
+    manifest = json.loads((tmp_path / "copy" / "manifest.json").read_text())
+    del manifest["towers"]["text"]["variants"]["fp16"]
+    (tmp_path / "copy" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="the default on cuda is fp16, and there is no such variant"):
+        read_bundle(tmp_path / "copy")

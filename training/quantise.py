@@ -1,0 +1,235 @@
+"""A tower's graph in a smaller precision: int8 weights and activations, or fp16; the projector stays fp32.
+
+Whether a graph that is made here may ship is for `training.precision` to measure.
+
+int8 is ONNX Runtime's own quantisation, weights per output channel, activations with one scale per tensor:
+
+- *static* (QDQ): scales from real inputs, seen before. A vector does not depend on what else is in its batch. Of a
+  convolutional encoder the convolutions and what lies between them, of a transformer its matrix products with weights,
+  after their inputs' outlying channels are moved into the weights (SmoothQuant, arXiv 2211.10438): without that a
+  MiniLM loses as much as it does here to all else together (docs/LOG.md, 2026-11-24).
+- *dynamic*: matrix products only, the scale from each batch as it comes. It needs no inputs to calibrate on, but an
+  outlier in one row costs every other row of its batch precision.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+from service.contract.tokens import TextPreprocessing
+from training.errors import TrainingError
+from training.features import collate
+from training.graphs import session
+
+HEAD = "head/"
+"""How the names of a projector's nodes begin, in every graph that `training.export` writes."""
+_SMOOTHING = 0.7  # SmoothQuant's α; MiniLM's lowest cosine is best there of 0.3 to 1.0
+_CONVOLUTIONAL = ["Conv", "Relu", "Clip", "Add"]
+_TINY = 1e-5
+
+Batch = Mapping[str, NDArray[Any]]
+
+
+class QuantiseError(TrainingError):
+    """A graph cannot be quantised: the message says what it lacks."""
+
+
+def batches(graph: Path, preprocessing: Any, prepared: Sequence[Any]) -> list[Batch]:
+    """Inputs of a graph to calibrate it on: texts one by one, for padding is no activation to make room for."""
+    names = [each.name for each in onnx.load(graph, load_external_data=False).graph.input]
+    size = 1 if isinstance(preprocessing, TextPreprocessing) else 8
+    parts = [prepared[start : start + size] for start in range(0, len(prepared), size)]
+    return [dict(zip(names, collate(preprocessing, part), strict=False)) for part in parts]
+
+
+def static(source: Path, target: Path, calibration: Sequence[Batch]) -> None:
+    """int8 with scales from `calibration`. Raises QuantiseError where there is nothing to quantise or calibrate on."""
+    if not calibration:
+        raise QuantiseError(f"{source.name}: static int8 needs real inputs to calibrate on")
+    model = onnx.load(source)
+    products, convolutions = _products(model), _encoder_nodes(model, ["Conv"])
+    if not products and not convolutions:
+        raise QuantiseError(f"{source.name} has no convolution or matrix product with weights outside its projector")
+    with tempfile.TemporaryDirectory() as name, _quiet():
+        ready = Path(name) / "ready.onnx"
+        if len(products) > len(convolutions):
+            onnx.save(smoothed(model, calibration), ready)
+            kinds, nodes = ["MatMul"], [node.name for node in products]
+            # A product that nothing quantised reads gives its sums as they are.
+            extra: dict[str, Any] = {"OpTypesToExcludeOutputQuantization": kinds}
+        else:
+            # Shapes are inferred, and batch normalisation folded, before ranges are measured.
+            quant_pre_process(source, ready, skip_symbolic_shape=True)
+            kinds, extra = _CONVOLUTIONAL, {}
+            nodes = [node.name for node in _chain(onnx.load(ready))]
+        quantize_static(
+            ready,
+            target,
+            _Reader(calibration),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=kinds,
+            nodes_to_quantize=nodes,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options=extra,
+        )
+    _tidy(target)
+
+
+def dynamic(source: Path, target: Path) -> None:
+    """int8 matrix products with scales from each batch. Raises QuantiseError where there are none."""
+    nodes = [node.name for node in _products(onnx.load(source))]
+    if not nodes:
+        raise QuantiseError(f"{source.name} has no matrix product with weights outside its projector: use static int8")
+    with _quiet():
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_quantize=nodes,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+    _tidy(target)
+
+
+def half(source: Path, target: Path) -> None:
+    """fp16 inside, with the inputs, the outputs and the projector in fp32."""
+    model = onnx.load(source)
+    head = [node.name for node in model.graph.node if node.name.startswith(HEAD)]
+    with _quiet():
+        converted = convert_float_to_float16(
+            onnx.shape_inference.infer_shapes(model),
+            keep_io_types=True,
+            node_block_list=head,
+            op_block_list=[*DEFAULT_OP_BLOCK_LIST, "LpNormalization"],
+        )
+    onnx.save(converted, target)
+    _tidy(target)
+
+
+def smoothed(model: ModelProto, calibration: Sequence[Batch]) -> ModelProto:
+    """The same function, with each product's inputs x divided and its weights multiplied by a scale per channel.
+
+    scale = max|x|^α / max|w|^(1 - α): channels of large activations become smaller, and their weights larger, so that
+    one scale per tensor fits the activations (SmoothQuant, arXiv 2211.10438, equation 4).
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers: dict[str, list[NodeProto]] = {}
+    for node in _products(model):
+        readers.setdefault(node.input[0], []).append(node)
+    scales = {}
+    for name, largest in _largest(model, list(readers), calibration).items():
+        tables = [numpy_helper.to_array(weights[node.input[1]]) for node in readers[name]]
+        own = np.maximum(np.max([np.abs(table).max(axis=1) for table in tables], axis=0), _TINY)
+        scales[name] = (np.maximum(largest, _TINY) ** _SMOOTHING / own ** (1 - _SMOOTHING)).astype(np.float32)
+    result = ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    done: set[str] = set()
+    products = {node.name for nodes in readers.values() for node in nodes}
+    for node in model.graph.node:
+        if node.name in products:
+            name = node.input[0]
+            if name not in done:
+                done.add(name)
+                result.graph.initializer.append(numpy_helper.from_array(1 / scales[name], f"{name}/smoothing"))
+                result.graph.node.append(
+                    helper.make_node("Mul", [name, f"{name}/smoothing"], [f"{name}/smooth"], f"smooth/{name}")
+                )
+            table = numpy_helper.to_array(weights[node.input[1]]) * scales[name][:, None]
+            # Under a name of its own: other nodes may read the same weights.
+            result.graph.initializer.append(numpy_helper.from_array(table, f"{node.name}/smoothed"))
+            changed = NodeProto()
+            changed.CopyFrom(node)
+            changed.input[0], changed.input[1] = f"{name}/smooth", f"{node.name}/smoothed"
+            node = changed
+        result.graph.node.append(node)
+    read = {name for node in result.graph.node for name in node.input}
+    kept = [tensor for tensor in result.graph.initializer if tensor.name in read]
+    del result.graph.initializer[:]
+    result.graph.initializer.extend(kept)
+    return result
+
+
+def _largest(model: ModelProto, names: Sequence[str], calibration: Sequence[Batch]) -> dict[str, NDArray[np.float32]]:
+    """The largest magnitude that each channel of some tensors takes."""
+    watched = ModelProto()
+    watched.CopyFrom(model)
+    there = {output.name for output in model.graph.output}
+    watched.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in there)
+    running = session(watched.SerializeToString())
+    result: dict[str, NDArray[np.float32]] = {}
+    for batch in calibration:
+        for name, values in zip(names, running.run(list(names), dict(batch)), strict=True):
+            largest = np.abs(values.reshape(-1, values.shape[-1])).max(axis=0)
+            result[name] = np.maximum(result[name], largest) if name in result else largest
+    return result
+
+
+def _encoder_nodes(model: ModelProto, kinds: Sequence[str]) -> list[NodeProto]:
+    return [node for node in model.graph.node if node.op_type in kinds and not node.name.startswith(HEAD)]
+
+
+def _chain(model: ModelProto) -> list[NodeProto]:
+    """Convolutions, their activations, and the sums of two branches; a shift of the features is no such sum."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [
+        node
+        for node in _encoder_nodes(model, _CONVOLUTIONAL)
+        if node.op_type != "Add" or not constants.intersection(node.input)
+    ]
+
+
+def _products(model: ModelProto) -> list[NodeProto]:
+    """The encoder's products with a matrix of weights on the right."""
+    matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    return [node for node in _encoder_nodes(model, ["MatMul"]) if node.input[1] in matrices]
+
+
+def _tidy(path: Path) -> None:
+    """As `training.export` leaves its graphs: one file, no shapes but those of inputs and outputs."""
+    model = onnx.load(path)
+    model.graph.ClearField("value_info")
+    model.doc_string = ""
+    onnx.save(model, path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser advises on the root logger, and means what is done here already."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, calibration: Sequence[Batch]) -> None:
+        self._left = iter(calibration)
+
+    def get_next(self) -> Any:
+        batch = next(self._left, None)
+        return None if batch is None else dict(batch)
