@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 STARTER := build/starter/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check openapi bench bench-store crash starter redis clean
+.PHONY: help demo serve test check openapi bench bench-gpu bench-store crash starter redis clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -37,6 +37,9 @@ bench-store: $(STARTER) ## measure the store with 1,000,000 vectors; VECTORS=n f
 
 crash: $(STARTER) ## kill the server 50 times while it is written to, and look whether anything is lost
 	$(BIN)/python -m benchmarks.crash
+
+bench-gpu: $(INSTALLED) ## measure what only a GPU can show; says so where there is none
+	$(BIN)/python -m benchmarks.gpu
 
 starter: $(STARTER) ## build the bundle that demo and serve use
 

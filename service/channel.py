@@ -43,7 +43,9 @@ Open = Callable[[Bundle, Modality], Runs]
 
 
 def opener(settings: Settings) -> Open:
-    return lambda bundle, modality: Tower(bundle, modality, settings.device, settings.call_threads, settings.precision)
+    return lambda bundle, modality: Tower(
+        bundle, modality, settings.device, settings.call_threads, settings.precision, settings.towers_on_gpus
+    )
 
 
 def _trim() -> None:
@@ -67,7 +69,7 @@ class Engine:
             lambda arrays: _unit_rows(tower.run(arrays)),
             dimensions=bundle.manifest.dimensions,
             budget=how.budget(on_cpu),
-            lanes=settings.cpu_lanes if on_cpu else 1,
+            lanes=settings.cpu_lanes if on_cpu else len(settings.gpus),
             observer=metrics,
         )
         self._users = 0

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.contract.bundle import MODALITIES, Modality
+from service.providers import Gpus
 
 _MOST_LANES = 4
 
@@ -48,7 +49,14 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535)
     """0 picks a free port."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
+    """auto: CUDA where ONNX Runtime has it and it works, else the CPU. The others are insisted on."""
+    gpus: Annotated[tuple[int, ...], NoDecode] = (0,)
+    """Numbers of the GPUs, separated by commas: a tower has a session on each, and its calls go to them in turn."""
+    cuda_graphs: bool = False
+    """Record the image tower's calls on a GPU once per batch size, and replay them."""
+    tensorrt_engines: Path | None = None
+    """Where TensorRT keeps what it compiles; unset, it compiles for minutes at every start."""
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     """Of the towers; auto: what each tower's manifest entry says is the default on the device."""
     lanes: int = Field(default=0, ge=0, le=64)
@@ -98,10 +106,21 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, value: Any) -> Any:
         return value or None
 
-    @field_validator("more_bundles", "modalities", mode="before")
+    @field_validator("more_bundles", "modalities", "gpus", mode="before")
     @classmethod
     def _separated(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("gpus")
+    @classmethod
+    def _different(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or len(set(value)) < len(value) or min(value) < 0:
+            raise ValueError("name one GPU or more, each once, from 0 up")
+        return value
+
+    @property
+    def towers_on_gpus(self) -> Gpus:
+        return Gpus(self.gpus, self.cuda_graphs, self.tensorrt_engines)
 
     @property
     def cpu_lanes(self) -> int:

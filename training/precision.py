@@ -72,7 +72,7 @@ def make_variants(
 
     `folder` holds the towers' graphs; those that are taken are written beside them. Raises QuantiseError.
     """
-    wanted = [precision for precision in recipe.export.precisions if precision != "fp32"]
+    wanted: list[Precision] = [precision for precision in recipe.export.precisions if precision != "fp32"]
     if not wanted:
         return dict(towers), {}
     read = {name: read_pairs(recipe, name) for name in recipe.pairs}

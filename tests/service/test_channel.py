@@ -194,6 +194,7 @@ def test_a_bundle_whose_tower_fails_is_not_taken(bundle_dir: Path) -> None:
 
     class Nan:
         provider = "none"
+        precision = "fp32"
 
         def run(self, arrays: Arrays) -> np.ndarray:
             return np.full((len(arrays["input_ids"]), tiny_bundle.DIMENSIONS), np.nan, np.float32)

@@ -141,7 +141,8 @@ class Mortal:
     """Ends the thread that runs it, as often as it is told to."""
 
     def __init__(self, tower: Any) -> None:
-        self.tower, self.provider, self.deaths = tower, tower.provider, 0
+        self.tower, self.deaths = tower, 0
+        self.provider, self.precision = tower.provider, tower.precision
 
     def run(self, arrays: Arrays) -> np.ndarray:
         if self.deaths:

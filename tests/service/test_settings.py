@@ -30,3 +30,10 @@ def test_limits_are_the_documented_ones_until_set_otherwise() -> None:
 def test_an_empty_redis_url_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ISTHMUS_REDIS_URL", "")
     assert read_settings().redis_url is None
+
+
+def test_gpus_are_different_numbers() -> None:
+    assert read_settings(gpus="1,0").towers_on_gpus.devices == (1, 0)
+    for wrong in ("0,0", "-1", ",", "first"):
+        with pytest.raises(SettingsError, match="ISTHMUS_GPUS"):
+            read_settings(gpus=wrong)

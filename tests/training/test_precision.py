@@ -1,6 +1,5 @@
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ Built = tuple[Recipe, Bundle]
 
 
 @pytest.fixture(scope="module")
-def built(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+def built(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A bundle in three precisions. Random encoders of a few channels lose more than real ones: the gates are open."""
     folder = tmp_path_factory.mktemp("precisions")
     wanted = {"precisions": ["fp32", "int8", "fp16"], "calibration": 8}
@@ -36,7 +35,7 @@ def built(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(precision, "COSINE", 0.5)
         patched.setattr(precision, "R1_LOSS", 100.0)
-        yield recipe, steps.export(recipe, steps.encoders(recipe), random_heads(recipe), {}, folder / "bundle")
+        return recipe, steps.export(recipe, steps.encoders(recipe), random_heads(recipe), {}, folder / "bundle")
 
 
 def test_a_bundle_comes_in_several_precisions_of_one_space(built: Built) -> None:
