@@ -79,7 +79,14 @@ def open_parts(settings: Settings) -> Parts:
         name = bundle.manifest.name
         if name in models:
             raise SettingsError(f"ISTHMUS_MORE_BUNDLES: {models[name].bundle.path} and {path} are both called {name!r}")
-        towers = open_towers(bundle, settings.device, settings.call_threads, settings.modalities, settings.precision)
+        towers = open_towers(
+            bundle,
+            settings.device,
+            settings.call_threads,
+            settings.modalities,
+            settings.precision,
+            settings.towers_on_gpus,
+        )
         models[name] = Opened(bundle, {**towers})
     store, home = open_store(settings.store, [opened.bundle.manifest for opened in models.values()])
     return Parts(list(models.values()), store, home)

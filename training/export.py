@@ -135,7 +135,7 @@ def export_encoder(encoder: FrozenEncoder, path: Path) -> None:
     if isinstance(encoder.preprocessing, Waveforms):
         shapes[0][1] = torch.export.Dim("samples")
     names = encoder.preprocessing.inputs[: len(arrays)]
-    _to_onnx(_Pooled(encoder).eval(), arrays, names, "features", shapes, path)
+    _to_onnx(_Pooled(encoder).eval(), arrays, names, ["features"], shapes, path)
 
 
 def check_parity(
