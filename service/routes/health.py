@@ -37,7 +37,9 @@ async def readyz(state: StateDep) -> JSON:
     checks["workers"] = all(model.embedder.workers_alive() for model in state.models.values())
     checks["store"] = state.store.ready()
     ready = all(checks.values())
-    return JSON({"status": "ready" if ready else "not_ready", "checks": checks}, 200 if ready else 503)
+    providers = {name: embedder.channels[modality].provider for name, (embedder, modality) in towers.items()}
+    status = "ready" if ready else "not_ready"
+    return JSON({"status": status, "checks": checks, "providers": providers}, 200 if ready else 503)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

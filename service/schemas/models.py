@@ -43,6 +43,8 @@ class Health(BaseModel):
 class Readiness(BaseModel):
     status: Literal["ready", "not_ready"]
     checks: dict[str, bool]
+    providers: dict[str, str]
+    """The ONNX Runtime provider that each tower obtained, by the name of its check."""
 
 
 class FieldError(BaseModel):
