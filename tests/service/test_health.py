@@ -19,6 +19,9 @@ def test_a_server_that_works_is_alive_and_ready(shared_client: httpx.Client) -> 
     assert response.status_code == 200
     assert response.json()["status"] == "ready"
     assert set(response.json()["checks"]) == {"tower.image", "tower.audio", "tower.text", "workers", "store"}
+    assert response.json()["providers"] == dict.fromkeys(
+        ("tower.image", "tower.audio", "tower.text"), "CPUExecutionProvider"
+    )
 
 
 def test_models_describes_the_bundle(shared_client: httpx.Client) -> None:
