@@ -15,22 +15,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-TARGETS = set(
-    [
-        "bench",
-        "bench-gpu",
-        "bench-store",
-        "check",
-        "clean",
-        "crash",
-        "demo",
-        "help",
-        "openapi",
-        "serve",
-        "starter",
-        "test",
-    ]
-)
+TARGETS = {
+    *("bench", "bench-gpu", "bench-store", "check", "clean", "crash", "demo"),
+    *("help", "openapi", "serve", "starter", "test"),
+}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()}
 BASE = [Requirement(line) for line in PROJECT["dependencies"]]
