@@ -125,8 +125,10 @@ def _measure(load: Generator, requests: list[bytes], clients: int, plan: Plan) -
 
 def _precisions(bundle: Path) -> list[str]:
     """fp32, and int8 where the bundle has its text tower in it."""
-    variants = getattr(read_bundle(bundle).manifest.towers["text"], "variants", {})
-    return ["fp32", *(["int8"] if "int8" in variants else [])]
+    if "int8" in getattr(read_bundle(bundle).manifest.towers["text"], "variants", {}):
+        return ["fp32", "int8"]
+    say("int8", not_measured="the bundle has no such text tower: export one with data, export.precisions=[fp32,int8]")
+    return ["fp32"]
 
 
 @contextmanager
