@@ -37,9 +37,13 @@ class Cache(Protocol):
     async def close(self) -> None: ...
 
 
-def key_of(space: str, kind: str, content: bytes) -> str:
-    """The key of some content in a space. `kind` keeps a text apart from a file that holds the same bytes."""
-    return f"isthmus:1:{space}:{kind}:{hashlib.sha256(content).hexdigest()}"
+def key_of(space: str, precision: str, kind: str, content: bytes) -> str:
+    """The key of some content in a space. `kind` keeps a text apart from a file that holds the same bytes.
+
+    The space hashes the preprocessing, the weights and the dimensions. It does not say the precision, in which the bits
+    of a vector differ.
+    """
+    return f"isthmus:2:{space}:{precision}:{kind}:{hashlib.sha256(content).hexdigest()}"
 
 
 class MemoryCache:

@@ -190,9 +190,12 @@ class Embedder:
     async def _keys(self, inputs: Sequence[Input]) -> list[str]:
         large = sum(len(each.data) for each in inputs if isinstance(each, Media)) > _HASHED_ON_THE_LOOP
         space = self.manifest.space
-        if large:
-            return await self._pool.run(lambda: [_key(space, each) for each in inputs])
-        return [_key(space, each) for each in inputs]
+        precisions = {modality: channel.precision for modality, channel in self.channels.items()}
+
+        def keys() -> list[str]:
+            return [_key(space, precisions.get(modality_of(each), "none"), each) for each in inputs]
+
+        return await self._pool.run(keys) if large else keys()
 
     async def _made(self, missing: Mapping[str, Input]) -> dict[str, Entry | InputError]:
         """Make each vector, or wait for whoever is making the same. One is given up when the last who waits goes away.
@@ -348,13 +351,12 @@ def content_of(each: Input) -> Content:
             return each.data
 
 
-def _key(space: str, each: Input) -> str:
+def _key(space: str, precision: str, each: Input) -> str:
     match each:
         case Text():
-            return key_of(
-                space, "text" if each.role == "query" else each.role, each.text.encode("utf-8", "surrogatepass")
-            )
+            kind = "text" if each.role == "query" else each.role
+            return key_of(space, precision, kind, each.text.encode("utf-8", "surrogatepass"))
         case TokenIds():
-            return key_of(space, "ids", ",".join(map(str, each.ids)).encode())
+            return key_of(space, precision, "ids", ",".join(map(str, each.ids)).encode())
         case Media():
-            return key_of(space, each.modality, each.data)
+            return key_of(space, precision, each.modality, each.data)

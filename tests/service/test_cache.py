@@ -84,16 +84,21 @@ def a_png(size: tuple[int, int], colour: tuple[int, int, int]) -> bytes:
 
 @given(IMAGES, IMAGES)
 def test_two_images_share_a_key_only_if_they_are_one(one: Media, other: Media) -> None:
-    assert (_key("a" * 16, one) == _key("a" * 16, other)) == (one.data == other.data)
+    assert (_key("a" * 16, "fp32", one) == _key("a" * 16, "fp32", other)) == (one.data == other.data)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["0" * 16, "1" * 16]), INPUTS), min_size=2, max_size=12))
-def test_no_two_inputs_of_any_kind_or_space_share_a_key(placed: list[tuple[str, Input]]) -> None:
-    assert len({_key(space, each) for space, each in placed}) == len(set(placed))
+SPACES, PRECISIONS = st.sampled_from(["0" * 16, "1" * 16]), st.sampled_from(["fp32", "int8"])
+
+
+@given(st.lists(st.tuples(SPACES, PRECISIONS, INPUTS), min_size=2, max_size=12))
+def test_no_two_inputs_of_any_kind_precision_or_space_share_a_key(placed: list[tuple[str, str, Input]]) -> None:
+    assert len({_key(*each) for each in placed}) == len(set(placed))
 
 
 def test_keys_tell_spaces_kinds_and_contents_apart() -> None:
-    keys = {key_of(space, kind, content) for space in "ab" for kind in ("text", "image") for content in (b"", b"x")}
+    keys = {
+        key_of(space, "fp32", kind, content) for space in "ab" for kind in ("text", "image") for content in (b"", b"x")
+    }
     assert len(keys) == 8
 
 
