@@ -1,7 +1,8 @@
 """Sounds of classes that training never heard, told apart among all: `python -m benchmarks.unseen RECIPE --work DIR`.
 
-Takes the trained space of a recipe whose sounds have concepts, keeps its text head as it is, and trains the audio head
-anew on labels of part of the classes (and on the soft captions of the same clips), once per split of the classes.
+Takes the trained space of a recipe whose sounds have concepts, keeps its text projector as it is, and trains the audio
+head anew on labels of part of the classes (and on the soft captions of the same clips), once per split of the classes.
+Hubs are corrected by a bank of the same clips: what labels made too likely is the first of them.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import numpy as np
 from training import steps
 from training.concepts import named
 from training.features import default_cache
+from training.hubness import with_querybank
 from training.pairs import read_labels
 from training.recipe import PairSource, Recipe, load_recipe
 from training.train import train
@@ -33,7 +35,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     recipe, cache = load_recipe(options.recipe, options.overrides), options.cache or default_cache()
     frozen = steps.encoders(recipe)
-    kept = steps.saved(recipe, options.work / "projectors.safetensors").heads
     labels = sorted(read_labels(recipe, options.pairs))
     shuffled = np.random.default_rng(0).permutation(len(labels))
     rows: list[dict[str, Any]] = []
@@ -42,7 +43,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         data = steps.features(split, frozen, steps.pairs(split), cache)
         work = options.work / f"unseen-{number}"
         names = named(split, frozen, cache)
-        trained = train(split, data, work, frozen={"text": kept["text"]}, names={"audio": names["audio"]})
+        kept = steps.saved(recipe, options.work / "projectors.safetensors")  # anew: its banks are changed below
+        trained = train(split, data, work, frozen={"text": kept.heads["text"]}, names={"audio": names["audio"]})
+        if (
+            recipe.projector.querybank
+        ):  # hubs of this space of texts and sounds, as strongly as the recipe chose for its own
+            trained = with_querybank(split, trained, data, kept.ladder["querybank.strength"])
         figures = steps.evaluate(split, frozen, data, trained, cache, work)
         keys = (f"{options.pairs}.unseen.top1", f"{options.pairs}.top1")
         rows.append({"split": number, "unseen": figures[keys[0]], "all": figures[keys[1]]})

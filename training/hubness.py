@@ -23,10 +23,10 @@ _TEXTS = 5000  # that say how far b(t) varies
 _MARGIN = 1.25  # by which texts to come may vary more
 
 
-def with_querybank(recipe: Recipe, trained: Trained, data: Data) -> Trained:
+def with_querybank(recipe: Recipe, trained: Trained, data: Data, strength: float | None = None) -> Trained:
     """The heads with banks and the strength of correction that is best on validation, temperature and means anew.
 
-    Without a validation split there is nothing to choose by, and the strength is 0.
+    Without a validation split there is nothing to choose by, and the strength is 0, unless it is given.
     """
     heads, rng = trained.heads, np.random.default_rng(recipe.train.seed)
     width = recipe.projector.inner
@@ -50,13 +50,13 @@ def with_querybank(recipe: Recipe, trained: Trained, data: Data) -> Trained:
         reserve.centre[MEDIA.index(modality)] = liked.mean()
         spread = max(spread, float((liked - liked.mean()).abs().max()))
     scores: dict[float, float] = {}
-    for strength in STRENGTHS:
-        _set(heads, strength, spread)
+    for tried in STRENGTHS if strength is None else (0.0, strength):
+        _set(heads, tried, spread)
         figures = validate(recipe, heads, data)
-        scores[strength] = float(np.mean(list(figures.values()))) if figures else 0.0
+        scores[tried] = float(np.mean(list(figures.values()))) if figures else 0.0
         columns = "".join(f"  {name} {value:.2f}" for name, value in figures.items())
-        print(f"hubs corrected by {strength:<6g}{scores[strength]:8.2f}{columns}", file=sys.stderr)
-    best = max(scores, key=lambda strength: scores[strength])
+        print(f"hubs corrected by {tried:<6g}{scores[tried]:8.2f}{columns}", file=sys.stderr)
+    best = max(scores, key=lambda tried: scores[tried]) if strength is None else strength
     reach = _set(heads, best, spread)
     # Reserved numbers make every cosine smaller by one factor, and so does the temperature that fits them.
     temperature = calibrate(recipe, heads, data, trained.temperature / (1 + reach**2))

@@ -10,11 +10,15 @@ from tests.training import tiny
 from training.__main__ import main as training
 
 
-def test_every_class_is_unseen_once(concept_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("bank", [0, 6])
+def test_every_class_is_unseen_once(
+    concept_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], bank: int
+) -> None:
     path = tiny.write_recipe(
         tmp_path / "tiny.yaml", tiny.recipe_values(concept_root, **tiny.concept_values(concept_root))
     )
     work, cache = ["--work", str(tmp_path / "work")], ["--cache", str(tmp_path / "cache")]
+    work += ["--set", f"projector.querybank={bank}"]
     assert training(["train", str(path), *work, *cache]) == 0
     before = (tmp_path / "work/projectors.safetensors").read_bytes()
     options = ["--pairs", "tones", "--splits", "3", "--steps", "12"]
