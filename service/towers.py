@@ -91,7 +91,7 @@ def open_towers(
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """As `python -m benchmarks.sessions` found best (docs/LOG.md); what it found no gain in is left as it is."""
+    """Threads that do not spin, and ONNX Runtime's own choices otherwise: `python -m benchmarks.sessions` compares."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from service.contract.bundle import read_bundle
-from service.modalities import handling
+from service.modalities import Text, handling
 from service.settings import Settings
 from tests.training.conftest import MakeRecipe
 from training.encoders import load_encoder, weights_sha256
@@ -127,7 +127,7 @@ def test_training_and_serving_are_fed_the_same_bits(bundle_dir: Path, tmp_path: 
             preprocessing=preprocessing, tokenizer=bundle_dir / "tokenizer.json", source="a bundle's"
         )
         trained = preparer(encoder)(item)
-        content = item.read_bytes() if isinstance(item, Path) else item
+        content = item.read_bytes() if isinstance(item, Path) else Text(item)
         served = handling(bundle, modality, Settings()).prepare(content).value
         if modality == "image":
             trained, served = {"pixels": trained}, {"pixels": served}
