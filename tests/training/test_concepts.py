@@ -44,7 +44,7 @@ def test_scores_are_the_classifiers_own_and_the_last_of_the_features(
     torch.testing.assert_close(whole[0, :-3], torch.cat(features))
     assert image.width == whole.shape[1]
     assert local.shape == (1, 1, image.width)
-    patches = torch.from_numpy(preparer(audio)(concept_root / "sounds/0.wav"))
+    patches = torch.from_numpy(preparer(audio)(concept_root / "sounds/0.wav").rows)
     hearing = MobileNetV1ForImageClassification.from_pretrained(concept_root / "hearing").eval()
     assert audio.module is not None
     with torch.inference_mode():
