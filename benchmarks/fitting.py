@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         recipe = load_recipe(options.recipe, options.overrides)
         if options.source not in recipe.pairs or recipe.pairs[options.source].text is None:
             raise TrainingError(f"{options.recipe} has no captioned pairs named {options.source}")
-        recipe = recipe.model_copy(update={"pairs": {options.source: recipe.pairs[options.source]}})
+        pairs = {options.source: recipe.pairs[options.source]}
+        recipe = recipe.model_copy(update={"pairs": pairs, "emergent": {}})
         frozen = steps.encoders(recipe)
         read = steps.pairs(recipe)
         splits = steps.features(recipe, frozen, read, options.cache or default_cache())[options.source]
