@@ -22,7 +22,7 @@ from service.contract.tokens import TextPreprocessing
 from service.contract.vectors import l2_normalise
 from service.pipeline import Embedded
 from service.schemas.inputs import AnyInput
-from service.store import Store
+from service.store import SqliteStore
 
 _HASH = "0" * 64
 
@@ -68,7 +68,7 @@ async def _measure(count: int, dimensions: int, calls: int) -> dict[str, float]:
     labels = [f"label {number}" for number in range(count)]
     figures: dict[str, float] = {"labels": count, "dimensions": dimensions}
     with tempfile.TemporaryDirectory() as folder:
-        store = Store.open(Path(folder), embedder.manifest)
+        store = SqliteStore.open(Path(folder), embedder.manifest)
         try:
             classifier = Classifier(embedder, store)
             await classifier.save_label_set("set", labels, None)

@@ -32,7 +32,7 @@ from benchmarks.clustered import QUERIES, Clustered
 from examples.demo import serving
 from service.contract.bundle import read_bundle
 from service.contract.vectors import Vectors
-from service.store import Effort, Filter, Store, parse
+from service.store import Effort, Filter, SqliteStore, parse
 
 COUNT = 10
 FILTERS: dict[str, dict[str, Any]] = {
@@ -130,7 +130,7 @@ async def measure(bundle: Path, work: Path, queries: Vectors, right: dict[str, N
     before = resident_bytes()
     manifest = read_bundle(bundle).manifest
     started = time.perf_counter()
-    store = Store.open(work, manifest)
+    store = SqliteStore.open(work, manifest)
     figures: dict[str, Any] = {"start_s": round(time.perf_counter() - started, 2)}
     [part] = await store.parts("default")
     figures["hnsw.indexed"] = part.indexed

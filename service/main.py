@@ -26,7 +26,7 @@ from service.schemas.models import Problem
 from service.search import Searcher
 from service.settings import Settings, SettingsError
 from service.state import State
-from service.store import SpaceMismatch, Store
+from service.store import SpaceMismatch, SqliteStore, Store
 from service.token_vectors import TokenEmbedder
 from service.towers import open_towers
 
@@ -97,7 +97,7 @@ def open_store(path: Path, manifests: Sequence[Manifest]) -> tuple[Store, str]:
     refused: SpaceMismatch | None = None
     for manifest in manifests:
         try:
-            return Store.open(path, manifest), manifest.name
+            return SqliteStore.open(path, manifest), manifest.name
         except SpaceMismatch as error:
             refused = refused or error
     assert refused is not None

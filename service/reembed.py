@@ -23,7 +23,7 @@ from service.metrics import Metrics
 from service.pipeline import Embedded, Embedder, Input, Media, Text
 from service.schemas.inputs import sniff
 from service.settings import Settings
-from service.store import Entry, Store, StoreError, Wanted, keywords, rows, schema, tokens
+from service.store import Entry, SqliteStore, Store, StoreError, Wanted, keywords, rows, schema, tokens
 from service.towers import open_towers
 
 _BATCH = 64
@@ -103,7 +103,7 @@ async def reembed(old: Path, new: Path, settings: Settings, originals: Originals
     outcome = Outcome()
     try:
         with closing(_opened(old)) as connection:
-            store = Store.open(new, bundle.manifest)
+            store = SqliteStore.open(new, bundle.manifest)
             try:
                 await _collections(connection, store)
                 batch: list[_Item] = []

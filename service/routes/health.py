@@ -35,7 +35,7 @@ async def readyz(state: StateDep) -> JSON:
     works = await asyncio.gather(*(_embeds(embedder, modality) for embedder, modality in towers.values()))
     checks = dict(zip(towers, works, strict=True))
     checks["workers"] = all(model.embedder.workers_alive() for model in state.models.values())
-    checks["store"] = state.store.ready()
+    checks["store"] = await state.store.ready()
     ready = all(checks.values())
     providers = {name: embedder.channels[modality].provider for name, (embedder, modality) in towers.items()}
     status = "ready" if ready else "not_ready"

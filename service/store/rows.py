@@ -53,7 +53,6 @@ class Item:
 
 @dataclass(frozen=True)
 class Collection:
-    key: int
     name: str
     space: str
     dimensions: int
@@ -62,25 +61,30 @@ class Collection:
     count: int
 
 
+@dataclass(frozen=True)
+class CollectionRow(Collection):
+    key: int
+
+
 # Collections
 
 _COLLECTION = """SELECT key, name, space, dimensions, created, kind, precision,
     (SELECT count(*) FROM items WHERE items.collection = collections.key) FROM collections"""
 
 
-def collections(connection: sqlite3.Connection) -> list[Collection]:
+def collections(connection: sqlite3.Connection) -> list[CollectionRow]:
     return [_collection(*row) for row in connection.execute(f"{_COLLECTION} ORDER BY name")]
 
 
-def collection(connection: sqlite3.Connection, name: str) -> Collection | None:
+def collection(connection: sqlite3.Connection, name: str) -> CollectionRow | None:
     row = connection.execute(f"{_COLLECTION} WHERE name = ?", (name,)).fetchone()
     return None if row is None else _collection(*row)
 
 
 def _collection(
     key: int, name: str, space: str, dimensions: int, created: str, kind: Any, precision: Any, count: int
-) -> Collection:
-    return Collection(key, name, space, dimensions, created, Wanted(kind, precision), count)
+) -> CollectionRow:
+    return CollectionRow(name, space, dimensions, created, Wanted(kind, precision), count, key)
 
 
 def collection_key(connection: sqlite3.Connection, name: str) -> int | None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from service.store import hold, schema, snapshot
+from service.store import schema, snapshot
 from service.store.errors import StoreDamaged, StoreError
 from service.store.kinds import Built, Chosen, Keys
 from service.store.rows import SlotReader
+from service.store.sqlite import hold
 
 _BATCH = 10_000
 _UNIT = 1e-3

@@ -18,7 +18,7 @@ from service.pipeline import Media, Text
 from service.schemas.classify import ClassifyRequest, Label, LabelSetRequest, TaughtLabel
 from service.schemas.inputs import ImageInput
 from service.search import Searcher
-from service.store import Entry, Store
+from service.store import Entry, SqliteStore
 from tests.service.fakes import FakeEmbedder, fake_manifest, vector_of
 
 LABELS = ["dog", "cat", "rain", "sea", "clock", "bell"]
@@ -29,7 +29,7 @@ def with_classifier(path, use, embedder=None):
     embedder = embedder or FakeEmbedder()
 
     async def run():
-        store = Store.open(path, embedder.manifest)
+        store = SqliteStore.open(path, embedder.manifest)
         try:
             return await use(Classifier(embedder, store))
         finally:
@@ -113,7 +113,7 @@ def test_equal_labels_keep_the_order_in_which_they_were_given(tmp_path):
 def test_the_ranking_is_that_of_a_search_over_the_label_vectors(tmp_path):
     async def run():
         embedder = FakeEmbedder()
-        store = Store.open(tmp_path, embedder.manifest)
+        store = SqliteStore.open(tmp_path, embedder.manifest)
         vectors = {
             label: l2_normalise(sum(vector_of(text.format(label)) for text in ("a photo of a {}", "a picture of {}")))
             for label in LABELS

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.store import Entry, Rules, Store, parse
+from service.store import Entry, Rules, SqliteStore, parse
 from service.store.filters import MAX_NODES, passes
 from tests.service.fakes import fake_manifest, vector_of
 
@@ -129,7 +129,7 @@ def test_a_filtered_search_equals_brute_force(tmp_path_factory, data, held, grap
     rules = Rules(flat_up_to=5, graph_from=5, rest_at_least=10**6) if graph else Rules()
 
     async def run():
-        store = Store.open(tmp_path_factory.mktemp("store"), fake_manifest(), rules)
+        store = SqliteStore.open(tmp_path_factory.mktemp("store"), fake_manifest(), rules)
         entries = [
             Entry("default", f"{number}", kind, each, vector_of(f"{number}"))
             for number, (each, kind) in enumerate(zip(held, kinds, strict=True))
@@ -168,7 +168,7 @@ def test_a_filter_at_any_selectivity_over_a_graph_of_clusters(tmp_path):
     queries = vectors[rng.integers(0, 4_000, 50)]
 
     async def run():
-        store = Store.open(tmp_path, fake_manifest(dimensions=16), Rules(flat_up_to=100))
+        store = SqliteStore.open(tmp_path, fake_manifest(dimensions=16), Rules(flat_up_to=100))
         await store.upsert(
             [
                 Entry("default", f"{n}", "image", {"n": n, "cluster": int(cluster)}, vector)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest
-from service.store import Entry, Store, keywords, parse
+from service.store import Entry, SqliteStore, keywords, parse
 from service.store.keywords import match_expression
 from tests.service.fakes import fake_manifest, vector_of
 
@@ -27,7 +27,7 @@ ENTRIES = [
 
 def with_store(path, use):
     async def run():
-        store = Store.open(path, fake_manifest())
+        store = SqliteStore.open(path, fake_manifest())
         try:
             return await use(store)
         finally:

@@ -4,7 +4,7 @@ import pytest
 
 from service.__main__ import main
 from service.contract.bundle import read_bundle
-from service.store import Store
+from service.store import SqliteStore
 from tests import tiny_bundle
 from tests.conftest import serving
 from tests.service.media import b64
@@ -48,7 +48,7 @@ def test_a_store_is_embedded_again_in_another_space(filled, tmp_path, capsys):
     assert "0 items embedded, 3 were there" in capsys.readouterr().out
 
     async def look():
-        store = Store.open(tmp_path / "new", read_bundle(other).manifest)
+        store = SqliteStore.open(tmp_path / "new", read_bundle(other).manifest)
         items = {item.id: item for item in (await store.page(None, None, None, 10))[0]}
         assert set(items) == {"words", "pictures/red.png", "tone.wav"}
         assert items["pictures/red.png"].metadata == {"n": 1} and items["tone.wav"].modality == "audio"

@@ -15,7 +15,7 @@ from service.schemas.inputs import File
 from service.schemas.search import Query, SearchRequest, place_query
 from service.search import Searcher, unit_vector, weighted_sum
 from service.settings import Limits
-from service.store import Entry, Store, parse
+from service.store import Entry, SqliteStore, parse
 from tests.service.fakes import DIMENSIONS, FakeEmbedder, fake_manifest, vector_of
 
 QUERY = TypeAdapter(Query)
@@ -26,7 +26,7 @@ def search(path, *queries, prepare=None, field="queries", **options):
     """Search a store that holds a text item for each of ITEMS."""
 
     async def run():
-        store = Store.open(path, fake_manifest())
+        store = SqliteStore.open(path, fake_manifest())
         try:
             await store.upsert([Entry("default", name, "text", {"name": name}, vector_of(name)) for name in ITEMS])
             asked = [QUERY.validate_python(query) for query in queries]

@@ -14,7 +14,7 @@ from service.errors import InputFailed, InvalidRequest
 from service.late_interaction import maxsim, transport
 from service.schemas.search import Diversity, Keywords, Query, Rerank, SearchRequest
 from service.search import Ordering, Searcher
-from service.store import Entry, Store
+from service.store import Entry, SqliteStore
 from tests.service.fakes import DIMENSIONS, FakeEmbedder, fake_manifest, vector_of
 
 QUERY = TypeAdapter(Query)
@@ -43,7 +43,7 @@ def search(path, *queries, entries=ENTRIES, keep=False, top_k=10, manifest=MANIF
     options.setdefault("ordering", Ordering())
 
     async def run():
-        store = Store.open(path, manifest)
+        store = SqliteStore.open(path, manifest)
         try:
             await store.keep_tokens("default", keep)
             await store.upsert(entries)
@@ -263,7 +263,7 @@ class TestRerank:
 
     def test_token_vectors_go_when_they_are_no_longer_kept(self, tmp_path):
         async def run():
-            store = Store.open(tmp_path, MANIFEST)
+            store = SqliteStore.open(tmp_path, MANIFEST)
             await store.upsert(WITH_TOKENS)
             assert await store.tokens("default", NAMES) == {}
             await store.keep_tokens("default", True)

@@ -15,7 +15,7 @@ from service.store import (
     Entry,
     Rules,
     SpaceMismatch,
-    Store,
+    SqliteStore,
     StoreDamaged,
     StoreError,
     StoreInUse,
@@ -41,7 +41,7 @@ def in_store(path, use, manifest=None, rules=None):
     """Open a store, run `use` with it, close it."""
 
     async def run():
-        store = Store.open(path, manifest or fake_manifest(), rules)
+        store = SqliteStore.open(path, manifest or fake_manifest(), rules)
         try:
             return await use(store)
         finally:
@@ -316,7 +316,7 @@ class TestSpaces:
 
         in_store(tmp_path, write)
         with pytest.raises(SpaceMismatch, match=r"service reembed") as refusal:
-            Store.open(tmp_path, fake_manifest("another"))
+            SqliteStore.open(tmp_path, fake_manifest("another"))
         assert fake_manifest().space in str(refusal.value) and str(tmp_path) in str(refusal.value)
         in_store(tmp_path, everything)  # it was left as it was, and let go of
 
@@ -334,7 +334,7 @@ class TestSpaces:
         in_store(tmp_path, write, old)
         assert in_store(tmp_path, read, new) == {("default", "a"): ("text", {})}
         with pytest.raises(SpaceMismatch):
-            Store.open(tmp_path, old)
+            SqliteStore.open(tmp_path, old)
 
     def test_an_empty_store_takes_any_space(self, tmp_path):
         in_store(tmp_path, everything)
@@ -349,19 +349,19 @@ class TestOpening:
     def test_twice_at_once_is_refused(self, tmp_path):
         async def again(store):
             with pytest.raises(StoreInUse, match="open in another process"):
-                Store.open(tmp_path, fake_manifest())
+                SqliteStore.open(tmp_path, fake_manifest())
 
         in_store(tmp_path, again)
 
     def test_a_file_that_is_no_database(self, tmp_path):
         (tmp_path / "store.sqlite3").write_bytes(b"not a database" * 1000)
         with pytest.raises(StoreDamaged, match="cannot be read"):
-            Store.open(tmp_path, fake_manifest())
+            SqliteStore.open(tmp_path, fake_manifest())
 
     def test_a_path_that_is_a_file(self, tmp_path):
         (tmp_path / "file").write_text("")
         with pytest.raises(StoreError, match="cannot be written"):
-            Store.open(tmp_path / "file", fake_manifest())
+            SqliteStore.open(tmp_path / "file", fake_manifest())
 
     def test_another_schema_version(self, tmp_path):
         in_store(tmp_path, everything)
@@ -370,7 +370,7 @@ class TestOpening:
             connection.execute("UPDATE meta SET value = '99' WHERE name = 'schema'")
         connection.close()
         with pytest.raises(StoreDamaged, match="schema version 99"):
-            Store.open(tmp_path, fake_manifest())
+            SqliteStore.open(tmp_path, fake_manifest())
 
     def test_a_stored_vector_of_another_length(self, tmp_path):
         async def write(store):
@@ -382,16 +382,16 @@ class TestOpening:
             connection.execute("UPDATE vectors SET vector = x'00'")
         connection.close()
         with pytest.raises(StoreDamaged, match=f"{DIMENSIONS} dimensions"):
-            Store.open(tmp_path, fake_manifest())
+            SqliteStore.open(tmp_path, fake_manifest())
 
 
 def test_a_closed_store_refuses_and_is_not_ready(tmp_path):
     async def run():
-        store = Store.open(tmp_path, fake_manifest())
-        assert store.ready()
+        store = SqliteStore.open(tmp_path, fake_manifest())
+        assert await store.ready()
         await store.close()
         await store.close()
-        assert not store.ready()
+        assert not await store.ready()
         with pytest.raises(NotReady):
             await store.upsert([entry("a")])
         with pytest.raises(NotReady):
@@ -520,7 +520,7 @@ def test_any_sequence_of_writes_leaves_what_a_dict_would_hold(tmp_path_factory, 
 
     async def run():
         model = {}
-        store = Store.open(path, fake_manifest())
+        store = SqliteStore.open(path, fake_manifest())
         await store.create_collection("c")
         for operation, argument in sequence:
             if operation == "upsert":
@@ -536,7 +536,7 @@ def test_any_sequence_of_writes_leaves_what_a_dict_would_hold(tmp_path_factory, 
                 model = {id: value for id, value in model.items() if id not in argument}
             elif operation == "restart":
                 await store.close()
-                store = Store.open(path, fake_manifest())
+                store = SqliteStore.open(path, fake_manifest())
             else:
                 await store.drop_collection("c")
                 await store.create_collection("c")

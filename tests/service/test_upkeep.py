@@ -10,7 +10,7 @@ import pytest
 
 from service.__main__ import main
 from service.errors import NotReady
-from service.store import Entry, Rules, Store, StoreDamaged, StoreError, upkeep
+from service.store import Entry, Rules, SqliteStore, StoreDamaged, StoreError, upkeep
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
 
 SMALL = Rules(flat_up_to=20, graph_from=20, rest_at_least=10)
@@ -22,7 +22,7 @@ def entry(id, **metadata):
 
 def in_store(path, use, rules=SMALL):
     async def run():
-        store = Store.open(path, fake_manifest(), rules)
+        store = SqliteStore.open(path, fake_manifest(), rules)
         try:
             return await use(store)
         finally:
@@ -144,14 +144,14 @@ class TestDisk:
         data[(page - 1) * 8_192 : page * 8_192] = b"\x7f" * 8_192
         file.write_bytes(data)
         with pytest.raises(StoreDamaged, match="service check"):
-            Store.open(tmp_path, fake_manifest())
+            SqliteStore.open(tmp_path, fake_manifest())
         assert file.read_bytes() == bytes(data)
         assert main(["check", str(tmp_path)]) == 1
         assert "WRONG" in capsys.readouterr().out
 
     def test_a_page_that_is_damaged_while_it_is_served(self, tmp_path):
         async def run():
-            store = Store.open(tmp_path, fake_manifest())
+            store = SqliteStore.open(tmp_path, fake_manifest())
             await store.upsert([entry(f"{number}", long="x" * 3_000) for number in range(300)])
             writing = store._connections[0]
             writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -159,10 +159,10 @@ class TestDisk:
             data = bytearray(file.read_bytes())
             data[8_192:] = b"\x7f" * (len(data) - 8_192)
             file.write_bytes(data)
-            assert store.ready()
+            assert await store.ready()
             with pytest.raises(NotReady, match="the store cannot be read"):
                 await asyncio.gather(*(store.get("default", f"{number}") for number in range(300)))
-            assert not store.ready()
+            assert not await store.ready()
             await store.close()
 
         asyncio.run(run())
@@ -173,12 +173,12 @@ class TestDisk:
 import asyncio, resource, signal, sys
 from pathlib import Path
 from service.errors import NotReady
-from service.store import Store
+from service.store import SqliteStore
 from tests.service.fakes import fake_manifest
 from tests.service.test_upkeep import entry
 
 async def run(path):
-    store = Store.open(path, fake_manifest())
+    store = SqliteStore.open(path, fake_manifest())
     await store.upsert([entry("before")])
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
@@ -189,7 +189,7 @@ async def run(path):
         except NotReady as error:
             assert "nothing of this request was stored" in str(error)
             refused += 1
-    assert refused > 40 and store.ready()
+    assert refused > 40 and await store.ready()
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     await store.upsert([entry("after")])
     await store.close()
@@ -221,7 +221,7 @@ asyncio.run(run(Path(sys.argv[1])))
                 (tmp_path / "store").chmod(0o500)
                 (tmp_path / "store" / "lock").chmod(0o400)
             with pytest.raises(StoreError, match="cannot be written"):
-                Store.open(tmp_path / "store", fake_manifest())
+                SqliteStore.open(tmp_path / "store", fake_manifest())
             if os.geteuid() == 0:
                 subprocess.run(["mount", "-o", "remount,rw", str(tmp_path)], check=True)
             else:
