@@ -2,18 +2,21 @@
 
 import argparse
 import asyncio
+import logging
 import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
 import yaml
 from fastapi import FastAPI
 
-from service import logs
+from service import listener, logs
 from service.contract.bundle import BundleError, read_bundle
 from service.main import create_app, open_parts
 from service.modalities import handling
@@ -30,16 +33,32 @@ _KEEP_ALIVE_S = 75
 request that is sent at that moment would be lost."""
 _ANSWERING_S = 5
 """After the grace, for the answers (503) to reach their clients."""
+_ARRIVING_S = 0.25
+"""For the requests of connections that were made before the last moment to be accepted and begun."""
+
+log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """Says where it listens, once it does. SIGHUP reloads the bundles. At its end whoever waits is answered."""
+    """Says where it listens, once it does. SIGHUP reloads the bundles. At its end whoever waits is answered.
 
-    def __init__(self, config: uvicorn.Config, grace_s: float) -> None:
+    SIGTERM lets it drain first: for `drain_s` it goes on as before, but says in /readyz and by `Connection: close` that
+    it is about to end, so that proxies turn to other replicas. Another signal, or Ctrl-C, cuts that short.
+    """
+
+    def __init__(self, config: uvicorn.Config, grace_s: float, drain_s: float = 0.0) -> None:
         super().__init__(config)
-        self.grace_s = grace_s
+        self.grace_s, self.drain_s = grace_s, drain_s
+        self._hurried = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._loop is not None and (sig == signal.SIGINT or self.should_exit):
+            self._loop.call_soon_threadsafe(self._hurried.set)
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.state.begin_reload)
@@ -53,23 +72,36 @@ class Server(uvicorn.Server):
         return state
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.drain_s:
+            await self._drain(sockets or [])
         # Uvicorn alone would let requests finish for so long, and cut off the others without an answer.
         grace = asyncio.get_running_loop().call_later(self.grace_s, self.state.begin_close)
         await super().shutdown(sockets)
         grace.cancel()
 
+    async def _drain(self, sockets: list[socket.socket]) -> None:
+        log.info("draining for %s s", self.drain_s)
+        self.state.draining.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.drain_s):
+                await self._hurried.wait()
+        for each in sockets:
+            with suppress(OSError):  # another system than Linux: what waits to be accepted is lost
+                listener.admit_nobody(each)
+        await asyncio.sleep(_ARRIVING_S)
+
 
 def serve(settings: Settings) -> None:
     """Serve until told to stop, then finish what is under way."""
     logs.configure(settings.log_level)
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        listening = socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+        bound = listener.bind(settings.host, settings.port)
     except OSError as error:
         message = f"ISTHMUS_HOST {settings.host!r}, ISTHMUS_PORT {settings.port}: cannot listen there: {error.strerror}"
         raise SettingsError(message) from None
     app = create_app(settings, open_parts(settings))
-    Server(uvicorn_config(app, settings), settings.shutdown_grace_s).run(sockets=[listening])
+    server = Server(uvicorn_config(app, settings), settings.shutdown_grace_s, settings.drain_s)
+    server.run(sockets=[bound])
 
 
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from service import tracing
 from service.errors import InferenceFailed, NotReady
 from service.workers import WorkerDied, Workers
 
@@ -54,7 +55,7 @@ class Budget:
 
 
 class Observer(Protocol):
-    def batch(self, items: int, seconds: float) -> None: ...
+    def batch(self, waits: Sequence[float], seconds: float) -> None: ...
     def failed(self, items: int) -> None: ...
     def restarted(self) -> None: ...
 
@@ -73,6 +74,7 @@ class _Waiter(Generic[Item]):
     size: int
     result: asyncio.Future[Answer]
     enqueued: float = field(default_factory=time.perf_counter)
+    origin: tracing.Origin | None = field(default_factory=tracing.origin)
     returned: bool = False
     """Whether a worker died with it in hand."""
 
@@ -298,14 +300,16 @@ class Batcher(Generic[Item]):
                 raise ValueError("the model gave numbers that are not finite")
             return vectors
 
+        origins = [waiter.origin for waiter in waiters]
         try:
-            vectors = await self._model.run(call)
+            with tracing.batch(origins, {"isthmus.modality": self.name, "isthmus.items": len(waiters)}):
+                vectors = await self._model.run(call)
         except Exception as error:
             return error
         seconds = time.perf_counter() - started
         self._item_s += 0.2 * (seconds / len(waiters) - self._item_s)
         if self._observer:
-            self._observer.batch(len(waiters), seconds)
+            self._observer.batch([started - waiter.enqueued for waiter in waiters], seconds)
         for waiter, vector in zip(waiters, vectors, strict=True):
             if not waiter.result.done():
                 waiter.result.set_result(Answer(vector, started - waiter.enqueued, seconds))

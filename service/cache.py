@@ -30,10 +30,11 @@ class Observer(Protocol):
 
 
 class Cache(Protocol):
-    """Neither method raises: what cannot be read is None, what cannot be written is dropped."""
+    """No method raises: what cannot be read is None, what cannot be written is dropped."""
 
     async def get_many(self, keys: Sequence[str]) -> list[Entry | None]: ...
     async def put_many(self, entries: Mapping[str, Entry]) -> None: ...
+    async def alive(self) -> bool: ...
     async def close(self) -> None: ...
 
 
@@ -68,6 +69,13 @@ class MemoryCache:
         while self._bytes > self._max_bytes:
             _, evicted = self._entries.popitem(last=False)
             self._bytes -= _size(evicted)
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    async def alive(self) -> bool:
+        return True
 
     async def close(self) -> None:
         self._entries.clear()
@@ -113,12 +121,24 @@ class RedisCache:
         except Exception:
             await self._fail()
 
+    async def alive(self) -> bool:
+        """Whether Redis answers, now."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return bool(await self._redis.ping())
+        except Exception:
+            await self._disconnect()
+            return False
+
     async def close(self) -> None:
         await self._redis.aclose()
 
     async def _fail(self) -> None:
         self._observer.cache_error()
         self._paused_until = time.monotonic() + self._pause_s
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         # A connection that was left in mid-answer would give that answer's rest to the next question.
         with suppress(Exception):
             await self._redis.connection_pool.disconnect()

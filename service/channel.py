@@ -129,6 +129,9 @@ class Channel:
         self._timer: asyncio.TimerHandle | None = None
         self._wait_for_idleness()
 
+    def decoded(self, seconds: float) -> None:
+        self._metrics.decoded(seconds)
+
     @property
     def depth(self) -> int:
         """Inputs admitted and not yet answered."""

@@ -14,6 +14,7 @@ from service.schemas.embed import InputProblem
 from service.schemas.items import ItemInput, RefusedItem, StoredItem, StoredModality
 from service.search import unit_vector
 from service.store import Entry, Store
+from service.timings import timed
 from service.token_vectors import TokenEmbedder
 
 
@@ -52,7 +53,8 @@ async def index_items(
     if tokens is not None and tokens.available:
         entries = await _with_tokens(tokens, store, items, entries)
     if entries:
-        await store.upsert(entries)
+        with timed("write"):
+            await store.upsert(entries)
     return answers
 
 

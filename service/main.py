@@ -29,6 +29,7 @@ from service.state import State
 from service.store import SpaceMismatch, SqliteStore, Store
 from service.token_vectors import TokenEmbedder
 from service.towers import open_towers
+from service.tracing import Tracing, open_tracing
 
 ROUTERS = (
     embed.router,
@@ -104,15 +105,18 @@ def open_store(path: Path, manifests: Sequence[Manifest]) -> tuple[Store, str]:
     raise refused
 
 
-def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
-    """The service. Without `parts`, its start opens them."""
+def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing | None = None) -> FastAPI:
+    """The service. Without `parts` its start opens them; without `tracing` traces go where the settings say."""
     metrics = Metrics()
+    tracing = tracing or open_tracing(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Lifespan]:
         opened = parts if parts is not None else await asyncio.to_thread(open_parts, settings)
         store = opened.store
         async with AsyncExitStack() as closing:
+            if tracing is not None:
+                closing.push_async_callback(asyncio.to_thread, tracing.close)
             closing.push_async_callback(store.close)
             models: dict[str, Model] = {}
             limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
@@ -120,6 +124,8 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
                 manifest = each.bundle.manifest
                 cache = open_cache(settings, manifest, metrics, models=len(opened.models))
                 closing.push_async_callback(cache.close)
+                if isinstance(cache, MemoryCache):
+                    metrics.watch_cache(manifest.name, cache)
                 embedder = Embedder(each.bundle, each.towers, cache, settings, metrics)
                 each.towers.clear()
                 models[manifest.name] = Model(each.bundle.path, embedder, Classifier(embedder, store, limits))
@@ -127,6 +133,8 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
             tokens = TokenEmbedder(home.embedder)
             closing.push_async_callback(tokens.close)
             searcher = Searcher(home.embedder, store, tokens)
+            metrics.info.info({"version": __version__, "model": opened.home, "space": home.manifest.space})
+            metrics.watch_store(settings.store)
             state = State(settings, models, home, store, searcher, tokens, metrics)
             closing.push_async_callback(state.close)
             yield {"services": state}
@@ -139,7 +147,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
         docs_url=None,  # both pages load their scripts from somebody else's server
         redoc_url=None,
         middleware=[
-            Middleware(Context, metrics=metrics),
+            Middleware(Context, metrics=metrics, slow_s=settings.slow_request_s, tracing=tracing),
             Middleware(Disconnects),
             Middleware(BodyLimit, limit=settings.max_body_bytes),
         ],

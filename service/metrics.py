@@ -1,8 +1,25 @@
-"""What /metrics shows. Each app has a registry of its own, so two apps in one process do not mix."""
+"""What /metrics shows. Each app has a registry of its own, so two apps in one process do not mix.
 
+No label holds what a client wrote: methods, routes, codes, models and modalities are all of a known few.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from math import nan
+from pathlib import Path
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOWER = ("model", "modality")
@@ -16,9 +33,25 @@ class Channel(Protocol):
     def loaded(self) -> bool: ...
 
 
+class Sized(Protocol):
+    @property
+    def bytes(self) -> int: ...
+
+
 class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+        self.info = Info("isthmus_build", "What is served.", registry=self._registry)
+        self.check = Gauge(
+            "isthmus_check",
+            "1 where the check of /readyz passed when it was last asked.",
+            ["check"],
+            registry=self._registry,
+        )
+        self.in_flight = Gauge("isthmus_requests_in_flight", "Requests begun, not answered.", registry=self._registry)
         self.requests = Counter(
             "isthmus_requests", "Requests answered.", ["method", "route", "status"], registry=self._registry
         )
@@ -27,6 +60,20 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "isthmus_stage_seconds", "A request's longest input.", ["stage"], buckets=_SECONDS, registry=self._registry
+        )
+        self.decode_seconds = Histogram(
+            "isthmus_decode_seconds",
+            "Reading and preparing one medium, or some texts.",
+            _TOWER,
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.queue_seconds = Histogram(
+            "isthmus_queue_seconds",
+            "Wait of one input for the model.",
+            _TOWER,
+            buckets=_SECONDS,
+            registry=self._registry,
         )
         self.batch_items = Histogram(
             "isthmus_batch_items", "Inputs in one model call.", _TOWER, buckets=_ITEMS, registry=self._registry
@@ -52,15 +99,39 @@ class Metrics:
         self.cache = Counter(
             "isthmus_cache", "Look-ups (hit, miss) and cache failures (error).", ["result"], registry=self._registry
         )
+        self._cache_bytes = Gauge(
+            "isthmus_cache_bytes", "Held by the cache in the process.", ["model"], registry=self._registry
+        )
+        self.slow_requests = Counter(
+            "isthmus_slow_requests", "Requests past ISTHMUS_SLOW_REQUEST_S.", ["route"], registry=self._registry
+        )
+        self._store_bytes = Gauge("isthmus_store_bytes", "Of the store's files.", registry=self._registry)
+        self._store_free_bytes = Gauge("isthmus_store_free_bytes", "Free on the store's disk.", registry=self._registry)
         self.rejections = Counter("isthmus_rejections", "Requests refused.", ["reason"], registry=self._registry)
         self.disconnects = Counter(
             "isthmus_disconnects", "Requests dropped because the client went away.", registry=self._registry
         )
         self._queue_depth = Gauge("isthmus_queue_depth", "Inputs in work or waiting.", _TOWER, registry=self._registry)
+        self._queue_capacity = Gauge(
+            "isthmus_queue_capacity", "Inputs that may be in work or waiting.", _TOWER, registry=self._registry
+        )
 
-    def watch(self, model: str, modality: str, channel: Channel) -> None:
+    def watch(self, model: str, modality: str, channel: Channel, capacity: int) -> None:
+        self._queue_capacity.labels(model, modality).set(capacity)
         self._queue_depth.labels(model, modality).set_function(lambda: channel.depth)
         self._tower_loaded.labels(model, modality).set_function(lambda: channel.loaded)
+
+    def watch_cache(self, model: str, cache: Sized) -> None:
+        self._cache_bytes.labels(model).set_function(lambda: cache.bytes)
+
+    def watch_store(self, path: Path) -> None:
+        """The directory of a store that is kept in files."""
+        self._store_bytes.set_function(lambda: _bytes_in(path))
+        self._store_free_bytes.set_function(lambda: free_bytes(path) or nan)
+
+    def checked(self, checks: Mapping[str, bool]) -> None:
+        for name, passed in checks.items():
+            self.check.labels(name).set(passed)
 
     def cache_error(self) -> None:
         self.cache.labels("error").inc()
@@ -77,15 +148,22 @@ class TowerMetrics:
     """What a channel and its batchers report, under its model and modality."""
 
     def __init__(self, metrics: Metrics, model: str, modality: str) -> None:
+        self._decode = metrics.decode_seconds.labels(model, modality)
+        self._queue = metrics.queue_seconds.labels(model, modality)
         self._items = metrics.batch_items.labels(model, modality)
         self._seconds = metrics.batch_seconds.labels(model, modality)
         self._failures = metrics.inference_failures.labels(model, modality)
         self._restarts = metrics.worker_restarts.labels(model, modality)
         self._opened = metrics.tower_opened.labels(model, modality)
 
-    def batch(self, items: int, seconds: float) -> None:
-        self._items.observe(items)
+    def decoded(self, seconds: float) -> None:
+        self._decode.observe(seconds)
+
+    def batch(self, waits: Sequence[float], seconds: float) -> None:
+        self._items.observe(len(waits))
         self._seconds.observe(seconds)
+        for wait in waits:
+            self._queue.observe(wait)
 
     def failed(self, items: int) -> None:
         self._failures.inc(items)
@@ -95,3 +173,19 @@ class TowerMetrics:
 
     def opened(self) -> None:
         self._opened.inc()
+
+
+def free_bytes(path: Path) -> int | None:
+    """That an unprivileged process may still write there; None where the disk does not say."""
+    try:
+        disk = os.statvfs(path)
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize
+
+
+def _bytes_in(path: Path) -> float:
+    try:
+        return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+    except OSError:  # a file went away meanwhile
+        return nan

@@ -5,8 +5,10 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import MutableMapping
-from typing import Any
+from collections.abc import Mapping, MutableMapping
+from contextlib import nullcontext
+from http import HTTPMethod
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from starlette.datastructures import Headers
@@ -14,29 +16,45 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import tracing
 from service.errors import BodyTooLarge, reason, respond
 from service.logs import request_id
 from service.metrics import Metrics
 from service.timings import stages
+from service.tracing import Tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 log = logging.getLogger("service.requests")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _DRAIN_S = 5.0
 CLIENT_GONE = 499
+_METHODS = frozenset(HTTPMethod)
 
 
 class Context:
-    """X-Request-ID, Server-Timing, metrics, the log line, and the answer to what no handler expected."""
+    """X-Request-ID, Server-Timing, metrics, spans, the log line, and the answer to what no handler expected."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, slow_s: float | None = None, tracing: Tracing | None = None
+    ) -> None:
+        self.app, self.metrics, self.slow_s, self.tracing = app, metrics, slow_s, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        with (
+            self.metrics.in_flight.track_inprogress(),
+            self.tracing.request(_method(scope), headers) if self.tracing else nullcontext() as span,
+        ):
+            await self._handle(scope, receive, send, headers, span)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, headers: Headers, span: "Span | None") -> None:
+        given = headers.get("x-request-id", "")
         identity = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         request_id.set(identity)
         spent: dict[str, float] = {}
@@ -50,11 +68,13 @@ class Context:
                 status = message["status"]
                 total = time.perf_counter() - started
                 timing = [f"{name};dur={1000 * seconds:.2f}" for name, seconds in (spent | {"total": total}).items()]
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", identity.encode()),
-                    (b"server-timing", ", ".join(timing).encode()),
-                ]
+                own = {"x-request-id": identity, "server-timing": ", ".join(timing)}
+                if span is not None:
+                    own["traceparent"] = tracing.traceparent(span)
+                if _draining(scope):
+                    own["connection"] = "close"  # the next request is for another replica
+                given = message.get("headers", ())
+                message["headers"] = [*given, *((name.encode(), value.encode()) for name, value in own.items())]
             await send(message)
 
         try:
@@ -67,11 +87,18 @@ class Context:
                 raise  # half of an answer is out: only closing the connection says that it is not whole
             await respond(scope["path"], error)(scope, receive, sending)
         finally:
-            self._observe(scope, status, time.perf_counter() - started, spent)
+            self._observe(scope, status, time.perf_counter() - started, spent, span)
 
-    def _observe(self, scope: MutableMapping[str, Any], status: int, seconds: float, spent: dict[str, float]) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
-        self.metrics.requests.labels(scope["method"], route, str(status)).inc()
+    def _observe(
+        self,
+        scope: MutableMapping[str, Any],
+        status: int,
+        seconds: float,
+        spent: Mapping[str, float],
+        span: "Span | None",
+    ) -> None:
+        route, method = getattr(scope.get("route"), "path", "unmatched"), _method(scope)
+        self.metrics.requests.labels(method, route, str(status)).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
         for stage, duration in spent.items():
             self.metrics.stage_seconds.labels(stage).observe(duration)
@@ -79,8 +106,30 @@ class Context:
             self.metrics.disconnects.inc()
         elif status >= 400:
             self.metrics.rejections.labels(reason.get() or str(status)).inc()
-        fields = {"method": scope["method"], "route": route, "status": status, "ms": round(1000 * seconds, 2)}
+        fields: dict[str, Any] = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 2)}
+        code = reason.get()
+        if code is not None:
+            fields["code"] = code
         log.info("request", extra={"fields": fields})
+        took = {f"{stage}_ms": round(1000 * duration, 2) for stage, duration in spent.items()}
+        if self.slow_s is not None and seconds >= self.slow_s:
+            self.metrics.slow_requests.labels(route).inc()
+            log.warning("slow request", extra={"fields": fields | {"stages": took}})
+        if span is not None:
+            attributes: dict[str, Any] = {f"isthmus.{stage}": value for stage, value in took.items()}
+            if code is not None:
+                attributes["error.type"] = code
+            tracing.finish(span, route, method, status, attributes)
+
+
+def _method(scope: Scope) -> str:
+    """One of those that HTTP defines, or _OTHER: a client may write anything there."""
+    return scope["method"] if scope["method"] in _METHODS else "_OTHER"
+
+
+def _draining(scope: Scope) -> bool:
+    services = scope.get("state", {}).get("services")
+    return services is not None and services.draining.is_set()
 
 
 class Disconnects:

@@ -110,7 +110,7 @@ class Embedder:
         for modality, tower in towers.items():
             observer = metrics.of_tower(name, modality)
             self.channels[modality] = Channel(bundle, modality, tower, open or opener(settings), settings, observer)
-            metrics.watch(name, modality, self.channels[modality])
+            metrics.watch(name, modality, self.channels[modality], settings.queue_inputs)
 
     @property
     def manifest(self) -> Manifest:
@@ -141,6 +141,9 @@ class Embedder:
 
     def workers_alive(self) -> bool:
         return self._pool.alive and all(channel.alive for channel in self.channels.values())
+
+    async def cache_alive(self) -> bool:
+        return await self._cache.alive()
 
     async def replace(self, bundle: Bundle) -> None:
         """Embed with another bundle of the same space from now on; what is under way ends with the older one.
@@ -177,7 +180,8 @@ class Embedder:
         self._metrics.cache.labels("hit").inc(len(known))
         self._metrics.cache.labels("miss").inc(len(missing))
         made = await self._made({key: distinct[key] for key in missing})
-        await self._cache.put_many({key: each for key, each in made.items() if isinstance(each, Entry)})
+        with timed("cache"):
+            await self._cache.put_many({key: each for key, each in made.items() if isinstance(each, Entry)})
         results: list[Embedded | InputError] = []
         for key, given in zip(keys, inputs, strict=True):
             each = known[key] if key in known else made[key]
@@ -251,8 +255,9 @@ class Embedder:
                 for chunk in chunks:
                     async with channel.slots:
                         chunk = [each for each in chunk if not each[1].result.done()]  # who gave up meanwhile
-                        with timed("decode"):
+                        with timed("decode") as took:
                             prepared = await self._prepared(engine.handling.prepare, [each for each, _ in chunk])
+                        channel.decoded(took())
                         for (_, flight), ready in zip(chunk, prepared, strict=True):
                             if isinstance(ready, InputError):
                                 flight.land(ready)

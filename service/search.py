@@ -32,6 +32,7 @@ from service.schemas.search import (
     words_of,
 )
 from service.store import Effort, Filter, Hit, Item, Store
+from service.timings import timed
 from service.token_vectors import TokenEmbedder
 
 _CANCELLED = 1e-6
@@ -147,7 +148,8 @@ class Searcher:
         for position, each in enumerate(asked):
             chosen = await self._chosen(each, first[position], depth, wanted, scope, ordering)
             if ordering.rerank and token_vectors:
-                await self._rerank(chosen, token_vectors[position], each, collection, ordering.rerank, explain)
+                with timed("rerank"):
+                    await self._rerank(chosen, token_vectors[position], each, collection, ordering.rerank, explain)
             if ordering.diversity:
                 chosen = await asyncio.to_thread(_diversified, chosen, ordering.diversity, top_k)
             results.append(
@@ -162,16 +164,17 @@ class Searcher:
         self, asked: Sequence[_Asked], depth: int, scope: _Scope, *, with_vector: bool
     ) -> list[list[Hit]]:
         own = [each.own for each in asked]
-        return await self._store.search(
-            scope.collection,
-            np.stack([each.vector for each in asked]),
-            depth,
-            modalities=scope.modalities,
-            filter=scope.filter,
-            leave_out=own if any(own) else None,
-            with_vector=with_vector,
-            effort=scope.effort,
-        )
+        with timed("index"):
+            return await self._store.search(
+                scope.collection,
+                np.stack([each.vector for each in asked]),
+                depth,
+                modalities=scope.modalities,
+                filter=scope.filter,
+                leave_out=own if any(own) else None,
+                with_vector=with_vector,
+                effort=scope.effort,
+            )
 
     async def _candidates(
         self, asked: Sequence[_Asked], depth: int, scope: _Scope, strength: float
@@ -237,16 +240,17 @@ class Searcher:
         """Candidates and what the words find, by reciprocal rank; each list has its best `depth`."""
         keywords = ordering.keywords
         assert keywords is not None
-        hits = await self._store.keyword_search(
-            scope.collection,
-            keywords.query or words_of(asked.query),
-            depth,
-            field=keywords.field,
-            every=keywords.match == "all",
-            modalities=scope.modalities,
-            filter=scope.filter,
-            leave_out=asked.own,
-        )
+        with timed("keywords"):
+            hits = await self._store.keyword_search(
+                scope.collection,
+                keywords.query or words_of(asked.query),
+                depth,
+                field=keywords.field,
+                every=keywords.match == "all",
+                modalities=scope.modalities,
+                filter=scope.filter,
+                leave_out=asked.own,
+            )
         by_id = {one.item.id: one for one in candidates}
         for place, one in enumerate(candidates, start=1):
             one.ranks["vector"] = place

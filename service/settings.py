@@ -66,6 +66,15 @@ class Settings(BaseSettings):
     threads: int = Field(default=0, ge=0, le=1_024)
     """Of each call; 0: the cores, shared out among the lanes."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """debug also logs what exceptions say, which may quote a request; the others name only their kind and place."""
+    slow_request_s: float | None = Field(default=10.0, gt=0)
+    """A request that takes longer gets a warning in the log, with the time of each stage; unset, none does."""
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://")
+    """Where traces go by OTLP over HTTP, as http://collector:4318; needs the extra `otel`. Unset, none are made."""
+    trace_share: float = Field(default=1.0, ge=0, le=1)
+    """Of the requests that bring no trace of their own; the others are traced as their `traceparent` says."""
+    min_free_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Of the disk that holds the store; with less, /readyz names it, and goes on to be ready."""
 
     redis_url: str | None = Field(default=None, pattern=r"^(redis|rediss|unix)://")
     redis_timeout_s: float = Field(default=0.1, gt=0, le=10)
@@ -98,10 +107,15 @@ class Settings(BaseSettings):
     """Threads of a model that decode and preprocess."""
     request_deadline_s: float = Field(default=60.0, gt=0)
     """For the vectors of one request; past it, 504."""
+    drain_s: float = Field(default=0.0, ge=0, le=600)
+    """After SIGTERM the server works on for so long, and says in /readyz and by `Connection: close` that it is ending.
+    Behind a proxy: longer than the proxy keeps idle connections to it, and than it takes to notice."""
     shutdown_grace_s: int = Field(default=20, gt=0)
     """For what is under way at the end; past it, 503."""
 
-    @field_validator("redis_url", "unload_idle_s", "batch_images", "batch_tokens", mode="before")
+    @field_validator(
+        "redis_url", "unload_idle_s", "batch_images", "batch_tokens", "slow_request_s", "otlp_endpoint", mode="before"
+    )
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return value or None

@@ -33,6 +33,8 @@ class State:
     searcher: Searcher
     tokens: TokenEmbedder
     metrics: Metrics
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while the server works for the last time: it is about to end."""
     _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
 
     def model(self, name: str | None) -> Model:

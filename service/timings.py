@@ -1,9 +1,11 @@
 """Where a request's time goes: stages named as in the Server-Timing header."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+
+from service import tracing
 
 # The middleware sets a dictionary for each request; tasks that the request starts share it.
 stages: ContextVar[dict[str, float] | None] = ContextVar("stages", default=None)
@@ -17,9 +19,11 @@ def record(stage: str, seconds: float) -> None:
 
 
 @contextmanager
-def timed(stage: str) -> Iterator[None]:
+def timed(stage: str) -> Iterator[Callable[[], float]]:
+    """Note a stage; gives what says how long it took so far, in seconds."""
     started = time.perf_counter()
     try:
-        yield
+        with tracing.stage(stage):
+            yield lambda: time.perf_counter() - started
     finally:
         record(stage, time.perf_counter() - started)

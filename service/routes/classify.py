@@ -8,6 +8,7 @@ from service.classify import Classification
 from service.inputs import append_inputs, documented, reader
 from service.schemas.classify import Classified, ClassifyRequest, ClassifyResponse, ScoredLabel
 from service.state import StateDep
+from service.timings import timed
 
 router = APIRouter(tags=["classify"])
 
@@ -17,16 +18,17 @@ Body = Annotated[ClassifyRequest, Depends(reader(ClassifyRequest, append_inputs)
 @router.post("/classify", response_model_exclude_none=True, openapi_extra=documented(ClassifyRequest, files=True))
 async def classify(body: Body, state: StateDep) -> ClassifyResponse:
     """Which of the labels fits each input best, and how surely; no label needs to have been trained on."""
-    results = await state.model(body.model).classifier.classify(
-        body.inputs,
-        labels=body.labels,
-        label_set=body.label_set,
-        templates=body.templates,
-        top_k=body.top_k,
-        threshold=body.threshold,
-        abstain=body.abstain,
-        grid=body.grid,
-    )
+    with timed("classify"):
+        results = await state.model(body.model).classifier.classify(
+            body.inputs,
+            labels=body.labels,
+            label_set=body.label_set,
+            templates=body.templates,
+            top_k=body.top_k,
+            threshold=body.threshold,
+            abstain=body.abstain,
+            grid=body.grid,
+        )
     return ClassifyResponse(results=[_result(each) for each in results])
 
 

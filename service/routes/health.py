@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from service.contract.bundle import Modality
+from service.metrics import free_bytes
 from service.pipeline import Embedder
 from service.responses import JSON
 from service.schemas.models import Health, Readiness
@@ -23,9 +24,12 @@ async def healthz() -> Health:
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
 async def readyz(state: StateDep) -> JSON:
-    """Embeds a small input through every tower, past the cache, and asks the store. 503 if anything fails.
+    """Embeds a small input through every tower, past the cache, and asks the store. 503 if any of these fails, or while
+    the server is about to end (`accepting`); `failing` names what does.
 
     A tower that is closed for want of work counts as one that works, unless it could not be opened the last time.
+    Without Redis, or room on the store's disk (`disk`), the answer is 200 and `degraded`: most requests are answered as
+    well as before, and a server that is left alone for it would leave all of them to the others, which are no better.
     """
     towers = {
         _check(state, name, modality): (model.embedder, modality)
@@ -36,15 +40,32 @@ async def readyz(state: StateDep) -> JSON:
     checks = dict(zip(towers, works, strict=True))
     checks["workers"] = all(model.embedder.workers_alive() for model in state.models.values())
     checks["store"] = await state.store.ready()
+    checks["accepting"] = not state.draining.is_set()
     ready = all(checks.values())
+    wanting = await _wanting(state)
+    checks |= wanting
+    state.metrics.checked(checks)
     providers = {name: embedder.channels[modality].provider for name, (embedder, modality) in towers.items()}
-    status = "ready" if ready else "not_ready"
-    return JSON({"status": status, "checks": checks, "providers": providers}, 200 if ready else 503)
+    status = ("ready" if all(checks.values()) else "degraded") if ready else "not_ready"
+    failing = [name for name, passed in checks.items() if not passed]
+    answer = {"status": status, "checks": checks, "failing": failing, "providers": providers}
+    return JSON(answer, 200 if ready else 503)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(state: StateDep) -> Response:
     return Response(state.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _wanting(state: State) -> dict[str, bool]:
+    """What the server can do without for a while."""
+    checks = {}
+    if state.settings.redis_url is not None:
+        checks["redis"] = await state.home.embedder.cache_alive()
+    free = free_bytes(state.settings.store)
+    if free is not None:
+        checks["disk"] = free >= state.settings.min_free_bytes
+    return checks
 
 
 def _check(state: State, name: str, modality: Modality) -> str:

@@ -23,6 +23,7 @@ from service.schemas.items import (
 )
 from service.state import StateDep
 from service.store import DEFAULT_COLLECTION, Item
+from service.timings import timed
 
 router = APIRouter(tags=["items"])
 
@@ -54,9 +55,10 @@ async def list_items(
 @router.post("/items/delete", openapi_extra=documented(DeleteItemsRequest))
 async def delete_items(body: Deletion, state: StateDep) -> DeletedResponse:
     """Delete by ids (those that are not there are not counted) or by a filter over the metadata."""
-    if body.filter is not None:
-        return DeletedResponse(deleted=await state.store.delete_matching(body.collection, body.filter))
-    return DeletedResponse(deleted=await state.store.delete(body.collection, body.ids or []))
+    with timed("write"):
+        if body.filter is not None:
+            return DeletedResponse(deleted=await state.store.delete_matching(body.collection, body.filter))
+        return DeletedResponse(deleted=await state.store.delete(body.collection, body.ids or []))
 
 
 # An id may hold slashes.
@@ -72,7 +74,9 @@ async def get_item(
 
 @router.delete("/items/{id:path}", status_code=204)
 async def delete_item(id: ItemId, state: StateDep, collection: Name = DEFAULT_COLLECTION) -> None:
-    if not await state.store.delete(collection, [id]):
+    with timed("write"):
+        deleted = await state.store.delete(collection, [id])
+    if not deleted:
         raise NotFound(f"no item {id!r} in the collection {collection!r}")
 
 

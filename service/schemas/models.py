@@ -41,8 +41,11 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    status: Literal["ready", "not_ready"]
+    status: Literal["ready", "degraded", "not_ready"]
+    """degraded: what failed can be done without for a while, and requests should still come here."""
     checks: dict[str, bool]
+    failing: list[str]
+    """The names of the checks that failed."""
     providers: dict[str, str]
     """The ONNX Runtime provider that each tower obtained, by the name of its check."""
 

@@ -39,9 +39,9 @@ class Seen:
         self.batches: list[int] = []
         self.failures = self.restarts = 0
 
-    def batch(self, items: int, seconds: float) -> None:
-        assert seconds >= 0
-        self.batches.append(items)
+    def batch(self, waits: Sequence[float], seconds: float) -> None:
+        assert seconds >= 0 and all(wait >= 0 for wait in waits)
+        self.batches.append(len(waits))
 
     def failed(self, items: int) -> None:
         self.failures += items

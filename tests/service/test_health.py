@@ -10,7 +10,7 @@ from service.settings import Settings
 from service.store.errors import StoreError
 from service.towers import Arrays
 from tests import tiny_bundle
-from tests.conftest import serving
+from tests.conftest import redis_server, served, serving
 
 
 def test_a_server_that_works_is_alive_and_ready(shared_client: httpx.Client) -> None:
@@ -18,7 +18,9 @@ def test_a_server_that_works_is_alive_and_ready(shared_client: httpx.Client) -> 
     response = shared_client.get("/readyz")
     assert response.status_code == 200
     assert response.json()["status"] == "ready"
-    assert set(response.json()["checks"]) == {"tower.image", "tower.audio", "tower.text", "workers", "store"}
+    towers = {"tower.image", "tower.audio", "tower.text"}
+    assert set(response.json()["checks"]) == towers | {"workers", "store", "accepting", "disk"}
+    assert response.json()["failing"] == []
     assert response.json()["providers"] == dict.fromkeys(
         ("tower.image", "tower.audio", "tower.text"), "CPUExecutionProvider"
     )
@@ -66,7 +68,10 @@ def test_readiness_names_what_is_broken(settings: Settings, caplog: pytest.LogCa
         "tower.text": True,
         "workers": True,
         "store": True,
+        "accepting": True,
+        "disk": True,
     }
+    assert broken.json()["failing"] == ["tower.audio"]
     assert "secret" not in broken.text
     assert alive.status_code == 200
     assert closed.json()["checks"]["workers"] is False
@@ -79,3 +84,31 @@ def test_a_store_filled_in_another_space_stops_the_start(settings: Settings, tmp
     other = tiny_bundle.build(tmp_path / "other", seed=1)
     with pytest.raises(StoreError):
         open_parts(settings.model_copy(update={"bundle": other.path}))
+
+
+def test_without_redis_it_is_degraded_and_goes_on(settings: Settings, tmp_path: Path, free_port: int) -> None:
+    url = f"redis://127.0.0.1:{free_port}/0"
+    with serving(settings.model_copy(update={"redis_url": url, "redis_timeout_s": 5.0})) as client:
+        away = client.get("/readyz")
+        assert (away.status_code, away.json()["status"], away.json()["failing"]) == (200, "degraded", ["redis"])
+        assert 'isthmus_check{check="redis"} 0.0' in client.get("/metrics").text
+        assert client.post("/embed", json={"inputs": ["red"]}).status_code == 200
+        with redis_server(tmp_path, free_port):
+            assert client.get("/readyz").json()["status"] == "ready"
+            assert 'isthmus_check{check="redis"} 1.0' in client.get("/metrics").text
+
+
+def test_a_disk_with_too_little_room_is_named(settings: Settings) -> None:
+    with serving(settings.model_copy(update={"min_free_bytes": 2**62})) as client:
+        found = client.get("/readyz")
+    assert (found.status_code, found.json()["status"], found.json()["failing"]) == (200, "degraded", ["disk"])
+
+
+def test_a_server_that_is_about_to_end_says_so_and_still_answers(settings: Settings) -> None:
+    with served(settings) as (server, client):
+        assert "connection" not in client.get("/healthz").headers
+        server.state.draining.set()
+        draining = client.get("/readyz")
+        assert (draining.status_code, draining.json()["failing"]) == (503, ["accepting"])
+        last = client.post("/embed", json={"inputs": ["red"]})
+        assert (last.status_code, last.headers["connection"]) == (200, "close")
