@@ -1,7 +1,8 @@
-"""python -m service serve | check BUNDLE or STORE | backup | restore | reembed | openapi"""
+"""python -m service serve | keys | check BUNDLE or STORE | backup | restore | reembed | openapi"""
 
 import argparse
 import asyncio
+import datetime
 import logging
 import signal
 import socket
@@ -10,16 +11,19 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast, get_args
 
 import uvicorn
 import yaml
 from fastapi import FastAPI
 
 from service import listener, logs
+from service.auth import local_names
 from service.contract.bundle import BundleError, read_bundle
+from service.keys import KeysError, Scope, create_key, read_keys, revoke_key
 from service.main import create_app, open_parts
 from service.modalities import handling
+from service.quotas import UNITS, Limit
 from service.reembed import Originals, Outcome, reembed, survey
 from service.settings import Settings, SettingsError, read_settings
 from service.state import State
@@ -27,6 +31,8 @@ from service.store import upkeep
 from service.store.errors import StoreError
 from service.store.schema import FILE
 from service.towers import Tower, TowerError
+
+log = logging.getLogger("service")
 
 _KEEP_ALIVE_S = 75
 """Longer than clients and proxies keep an idle connection (5 to 60 s): were the server the first to close one, a
@@ -99,6 +105,8 @@ def serve(settings: Settings) -> None:
     except OSError as error:
         message = f"ISTHMUS_HOST {settings.host!r}, ISTHMUS_PORT {settings.port}: cannot listen there: {error.strerror}"
         raise SettingsError(message) from None
+    if settings.keys is None and local_names((), settings.host, keyed=False) is None:
+        log.warning("there are no keys (ISTHMUS_KEYS): whoever reaches %s may read, write and delete", settings.host)
     app = create_app(settings, open_parts(settings))
     server = Server(uvicorn_config(app, settings), settings.shutdown_grace_s, settings.drain_s)
     server.run(sockets=[bound])
@@ -162,6 +170,66 @@ def _print_left_out(outcome: Outcome) -> None:
         print(f"{count:10}  {reason}, such as {outcome.examples[reason]!r}")
 
 
+def manage_keys(action: str, file: Path | None, **options: Any) -> None:
+    """Raises KeysError, SettingsError."""
+    path = file or read_settings().keys
+    if path is None:
+        raise SettingsError("ISTHMUS_KEYS is not set: it, or --file, names the file of the keys")
+    match action:
+        case "create":
+            key, clear = create_key(path, **options)
+            print(f"{key.id} is added to {path}. This is the key; it is shown only now:", file=sys.stderr)
+            print(clear)
+        case "list":
+            now = datetime.datetime.now(datetime.UTC)
+            for key in read_keys(path):
+                limits = " ".join(map(str, key.limits)) or "no limits"
+                until = f", until {key.expires:%Y-%m-%d}" if key.expires else ""
+                made = f"made {key.created:%Y-%m-%d}{until}"
+                print(
+                    f"{key.id}  {key.state(now):7}  {','.join(sorted(key.scopes)):16}  {key.name}  ({made}; {limits})"
+                )
+        case "revoke":
+            key = revoke_key(path, options["id"])
+            print(f"{key.id} ({key.name}) is revoked; servers that read {path} see it within a second or two")
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    file = argparse.ArgumentParser(add_help=False)
+    file.add_argument("--file", type=Path, metavar="FILE", help="of the keys; else ISTHMUS_KEYS")
+    actions = parser.add_subparsers(dest="action", required=True)
+    made = actions.add_parser("create", parents=[file], help="add a key to the file, and print it: once")
+    made.add_argument("--name", required=True, help="whose it is, or what for")
+    made.add_argument("--scopes", required=True, type=_scopes, metavar="SCOPES", help="of read,write,admin")
+    made.add_argument(
+        "--limit",
+        dest="limits",
+        action="append",
+        default=[],
+        type=_limit,
+        metavar="UNIT=AMOUNT/PERIOD",
+        help=f"such as items=1000/minute; repeated. Units: {', '.join(UNITS)}",
+    )
+    made.add_argument("--days", type=int, metavar="N", help="until it expires; else it does not")
+    actions.add_parser("list", parents=[file], help="all of them, the revoked too")
+    gone = actions.add_parser("revoke", parents=[file], help="for ever")
+    gone.add_argument("id", metavar="ID")
+
+
+def _scopes(text: str) -> list[Scope]:
+    scopes = [each.strip() for each in text.split(",")]
+    if unknown := [each for each in scopes if each not in get_args(Scope)]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(get_args(Scope))}")
+    return cast("list[Scope]", scopes)
+
+
+def _limit(text: str) -> Limit:
+    try:
+        return Limit.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m service", description="The Isthmus service.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -177,6 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
         "precision",
         "redis-url",
         "log-level",
+        "keys",
     ):
         flags.add_argument(f"--{name}", metavar=name.upper())
     checked = commands.add_parser("check", help="verify a bundle, or a store, which may be served meanwhile")
@@ -194,6 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
     moved.add_argument("--media", type=Path, metavar="FOLDER", help="where the files of images and sounds are")
     moved.add_argument("--media-key", metavar="KEY", help="the metadata key of a file's path there; else the item's id")
     moved.add_argument("--leave-out", action="store_true", help="go on without the items that cannot be embedded")
+    _add_keys(commands.add_parser("keys", help="make, list and revoke API keys"))
     commands.add_parser("openapi", help="print the OpenAPI document")
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     command = options.pop("command")
@@ -204,6 +274,8 @@ def main(arguments: list[str] | None = None) -> int:
             return check_store(options["path"])
         elif command == "check":
             check(options["path"])
+        elif command == "keys":
+            manage_keys(**options)
         elif command == "backup":
             print(f"{options['file']}: {upkeep.backup(options['store'], options['file'])} items")
         elif command == "restore":
@@ -213,7 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             document = create_app(read_settings()).openapi()
             print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120), end="")
-    except (SettingsError, BundleError, TowerError, StoreError) as error:
+    except (SettingsError, BundleError, TowerError, StoreError, KeysError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

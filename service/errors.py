@@ -3,6 +3,11 @@
 IsthmusError
 ├── InvalidRequest      well-formed, and asks for something that cannot be
 ├── MalformedRequest    not JSON, not multipart: cannot be read at all
+├── Unauthenticated     no key, or one that is not valid
+├── Forbidden           a key that may not do this
+│   └── CrossOrigin         a page of another site asks, and there are no keys to tell who that is
+├── Misdirected         asked for by a name that this server does not answer to
+├── RateLimited         what the key may use is used up
 ├── NotFound            no such item, collection, label set or model
 ├── Conflict            vectors of another space, a collection that is already there
 ├── BodyTooLarge        past the limit on a request's body
@@ -46,6 +51,18 @@ class InvalidRequest(IsthmusError): ...
 class MalformedRequest(IsthmusError): ...
 
 
+class Unauthenticated(IsthmusError): ...
+
+
+class Forbidden(IsthmusError): ...
+
+
+class CrossOrigin(Forbidden): ...
+
+
+class Misdirected(IsthmusError): ...
+
+
 class NotFound(IsthmusError): ...
 
 
@@ -66,6 +83,12 @@ class InputFailed(IsthmusError):
         super().__init__(f"{where}: {cause}")
         self.index = index
         self.cause = cause
+
+
+class RateLimited(IsthmusError):
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class ServiceError(IsthmusError): ...
@@ -102,6 +125,11 @@ reason: ContextVar[str | None] = ContextVar("reason", default=None)
 STATUS: Mapping[type[Exception], tuple[int, str]] = {
     InvalidRequest: (422, "invalid_request"),
     MalformedRequest: (400, "malformed_request"),
+    Unauthenticated: (401, "unauthenticated"),
+    Forbidden: (403, "forbidden"),
+    CrossOrigin: (403, "cross_origin"),
+    Misdirected: (421, "unknown_host"),
+    RateLimited: (429, "rate_limited"),
     NotFound: (404, "not_found"),
     Conflict: (409, "conflict"),
     BodyTooLarge: (413, "body_too_large"),
@@ -170,7 +198,11 @@ def respond(path: str, error: Exception) -> Response:
     """The response for any exception."""
     status, code = status_and_code(error)
     detail = str(error) if isinstance(error, IsthmusError | InputError) else "the server failed on this request"
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else None
+    headers = {}
+    if isinstance(error, Overloaded | RateLimited):
+        headers["Retry-After"] = str(error.retry_after_s)
+    elif isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = 'Bearer realm="isthmus"'
     index = error.index if isinstance(error, InputFailed) else None
     return problem(path, status, code, detail, index=index, headers=headers)
 

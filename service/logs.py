@@ -19,6 +19,8 @@ trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
 
 _OURS = ("service.providers", "service.store.errors", "service.contract.bundle", "service.workers", "onnxruntime")
 """Modules whose exceptions speak of bundles, stores and shapes, and never of an input."""
+caller: ContextVar[str | None] = ContextVar("caller", default=None)
+"""The id of the key that the request at hand came with."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -44,6 +46,8 @@ class JsonFormatter(logging.Formatter):
             line["request_id"] = identity
         if trace := trace_id.get():
             line["trace_id"] = trace
+        if key := caller.get():
+            line["key"] = key
         line |= getattr(record, "fields", {})
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]

@@ -10,19 +10,24 @@ from typing import Any, TypedDict
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from service import __version__, errors
+from service.auth import Gate, local_names, scope_of
 from service.cache import Cache, MemoryCache, RedisCache
 from service.channel import Runs
 from service.classify import Classifier
 from service.contract.bundle import Bundle, Manifest, Modality, read_bundle
 from service.contract.images import ImageLimits
+from service.keys import Keyring
 from service.metrics import Metrics
-from service.middleware import BodyLimit, Context, Disconnects
+from service.middleware import BodyLimit, Context, Disconnects, SecurityHeaders
 from service.model import Model
 from service.pipeline import Embedder
-from service.routes import classify, collections, embed, health, items, label_sets, models, openai, score, search
+from service.quotas import Limiter, MemoryLimiter, RedisLimiter
+from service.routes import admin, classify, collections, embed, health, items, label_sets, models, openai, score, search
 from service.schemas.models import Problem
+from service.schemas.openai import OpenAIError
 from service.search import Searcher
 from service.settings import Settings, SettingsError
 from service.state import State
@@ -42,6 +47,7 @@ ROUTERS = (
     models.router,
     openai.router,
     health.router,
+    admin.router,
 )
 
 
@@ -63,6 +69,7 @@ class Parts:
     store: Store
     home: str
     """The name of the model whose space the store has."""
+    keys: Keyring | None = None
 
 
 class Lifespan(TypedDict):
@@ -72,8 +79,9 @@ class Lifespan(TypedDict):
 def open_parts(settings: Settings) -> Parts:
     """Read and open what the settings name. Slow: not for an event loop.
 
-    Raises BundleError, TowerError, StoreError, and SettingsError where two bundles have one name.
+    Raises BundleError, TowerError, StoreError, KeysError, and SettingsError where two bundles have one name.
     """
+    keys = None if settings.keys is None else Keyring.open(settings.keys)
     models: dict[str, Opened] = {}
     for path in (settings.bundle, *settings.more_bundles):
         bundle = read_bundle(path)
@@ -90,7 +98,7 @@ def open_parts(settings: Settings) -> Parts:
         )
         models[name] = Opened(bundle, {**towers})
     store, home = open_store(settings.store, [opened.bundle.manifest for opened in models.values()])
-    return Parts(list(models.values()), store, home)
+    return Parts(list(models.values()), store, home, keys)
 
 
 def open_store(path: Path, manifests: Sequence[Manifest]) -> tuple[Store, str]:
@@ -135,7 +143,9 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
             searcher = Searcher(home.embedder, store, tokens)
             metrics.info.info({"version": __version__, "model": opened.home, "space": home.manifest.space})
             metrics.watch_store(settings.store)
-            state = State(settings, models, home, store, searcher, tokens, metrics)
+            limiter = open_limiter(settings, metrics)
+            closing.push_async_callback(limiter.close)
+            state = State(settings, models, home, store, searcher, tokens, metrics, limiter, opened.keys)
             closing.push_async_callback(state.close)
             yield {"services": state}
 
@@ -147,7 +157,15 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
         docs_url=None,  # both pages load their scripts from somebody else's server
         redoc_url=None,
         middleware=[
+            Middleware(SecurityHeaders),
             Middleware(Context, metrics=metrics, slow_s=settings.slow_request_s, tracing=tracing),
+            *cors(settings),
+            Middleware(
+                Gate,
+                origins=settings.origins,
+                hosts=local_names(settings.hosts, settings.host, settings.keys is not None),
+                max_body_bytes=settings.max_body_bytes,
+            ),
             Middleware(Disconnects),
             Middleware(BodyLimit, limit=settings.max_body_bytes),
         ],
@@ -157,6 +175,27 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
         app.include_router(router)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
     return app
+
+
+def cors(settings: Settings) -> list[Middleware]:
+    """Nothing, unless there are sites whose pages may call the service; they send a key, never a cookie."""
+    if not settings.origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID"],
+            expose_headers=["RateLimit", "RateLimit-Policy", "Retry-After", "Server-Timing", "X-Request-ID"],
+        )
+    ]
+
+
+def open_limiter(settings: Settings, metrics: Metrics) -> Limiter:
+    if settings.redis_url is None:
+        return MemoryLimiter()
+    return RedisLimiter(settings.redis_url, timeout_s=settings.redis_timeout_s, observer=metrics)
 
 
 def open_cache(settings: Settings, manifest: Manifest, metrics: Metrics, *, models: int = 1) -> Cache:
@@ -172,6 +211,29 @@ def open_cache(settings: Settings, manifest: Manifest, metrics: Metrics, *, mode
     )
 
 
+_NUMBER = {"schema": {"type": "integer"}}
+_STRING = {"schema": {"type": "string"}}
+REFUSALS: dict[int, dict[str, Any]] = {
+    401: {
+        "description": "No API key (`missing_api_key`), or one that is not valid (`invalid_api_key`).",
+        "headers": {"WWW-Authenticate": _STRING},
+    },
+    403: {"description": "The key lacks the scope (`forbidden`), or a page of another site asks (`cross_origin`)."},
+    429: {
+        "description": "What the key may use is used up (`rate_limited`), or too much is waiting (`overloaded`). The "
+        "RateLimit fields tell of the key's limits, on other answers too; the last three of the nearest one.",
+        "headers": {
+            "Retry-After": _NUMBER,
+            "RateLimit": _STRING,
+            "RateLimit-Policy": _STRING,
+            "RateLimit-Limit": _NUMBER,
+            "RateLimit-Remaining": _NUMBER,
+            "RateLimit-Reset": _NUMBER,
+        },
+    },
+}
+
+
 def openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's document, with the request bodies that `inputs.documented` describes and RFC 9457 errors."""
     document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
@@ -182,10 +244,33 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     schemas |= schemas["Problem"].pop("$defs", {})
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        openai_like = path.startswith("/v1/")
+        for method, operation in operations.items():
             schemas |= operation.pop("x-definitions", {})
             operation["responses"].pop("422", None)
-            if not path.startswith("/v1/"):
+            if not openai_like:
                 operation["responses"]["default"] = {"description": "A problem (RFC 9457)", "content": problem}
-    document["components"]["schemas"] = dict(sorted(schemas.items()))
+            if needed := scope_of(method.upper(), path):
+                operation["security"] = [{"key": [needed]}]
+                for status in (401, 403, 429):
+                    name = f"{'OpenAI' if openai_like else ''}{status}"
+                    operation["responses"][str(status)] = {"$ref": f"#/components/responses/{name}"}
+    schemas["OpenAIError"] = OpenAIError.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= schemas["OpenAIError"].pop("$defs", {})
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/OpenAIError"}}}
+    components = document["components"]
+    components["schemas"] = dict(sorted(schemas.items()))
+    components["responses"] = {
+        f"{prefix}{status}": described | {"content": content}
+        for prefix, content in (("", problem), ("OpenAI", error))
+        for status, described in REFUSALS.items()
+    }
+    components["securitySchemes"] = {
+        "key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "A key of `python -m service keys create`, with the scope that the operation names. A "
+            "server that has no keys (ISTHMUS_KEYS) asks for none, and does nothing of the scope admin.",
+        }
+    }
     return document

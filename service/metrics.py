@@ -108,6 +108,9 @@ class Metrics:
         self._store_bytes = Gauge("isthmus_store_bytes", "Of the store's files.", registry=self._registry)
         self._store_free_bytes = Gauge("isthmus_store_free_bytes", "Free on the store's disk.", registry=self._registry)
         self.rejections = Counter("isthmus_rejections", "Requests refused.", ["reason"], registry=self._registry)
+        self.limiter_errors = Counter(
+            "isthmus_limiter_errors", "Times that Redis did not count for the limits of keys.", registry=self._registry
+        )
         self.disconnects = Counter(
             "isthmus_disconnects", "Requests dropped because the client went away.", registry=self._registry
         )
@@ -132,6 +135,9 @@ class Metrics:
     def checked(self, checks: Mapping[str, bool]) -> None:
         for name, passed in checks.items():
             self.check.labels(name).set(passed)
+
+    def limiter_error(self) -> None:
+        self.limiter_errors.inc()
 
     def cache_error(self) -> None:
         self.cache.labels("error").inc()

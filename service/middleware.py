@@ -1,4 +1,4 @@
-"""What every request passes through, outermost first: Context, Disconnects, BodyLimit."""
+"""What every request passes through, outermost first: SecurityHeaders, Context, auth.Gate, Disconnects, BodyLimit."""
 
 import asyncio
 import logging
@@ -11,14 +11,15 @@ from http import HTTPMethod
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import tracing
 from service.errors import BodyTooLarge, reason, respond
-from service.logs import request_id
+from service.logs import caller, request_id
 from service.metrics import Metrics
 from service.timings import stages
 from service.tracing import Tracing
@@ -32,6 +33,17 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _DRAIN_S = 5.0
 CLIENT_GONE = 499
 _METHODS = frozenset(HTTPMethod)
+
+_ANSWER_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+# The playground: its own scripts and styles as files, nothing inline; media that it makes or is given.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; "
+    "connect-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 
 
 class Context:
@@ -60,6 +72,7 @@ class Context:
         spent: dict[str, float] = {}
         stages.set(spent)
         reason.set(None)
+        caller.set(None)
         started, status = time.perf_counter(), CLIENT_GONE
 
         async def sending(message: Message) -> None:
@@ -132,6 +145,23 @@ def _draining(scope: Scope) -> bool:
     return services is not None and services.draining.is_set()
 
 
+class SecurityHeaders:
+    """What keeps a browser from taking an answer for something else; what is no JSON may be a page, and gets it all."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                json = headers.get("content-type", "").partition(";")[0].endswith("json")
+                headers.update(_ANSWER_HEADERS if json else _ANSWER_HEADERS | _PAGE_HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, sending)
+
+
 class Disconnects:
     """Cancels a request whose client went away before its answer began, so that no model call is spent on it."""
 
@@ -186,7 +216,8 @@ class BodyLimit:
             return
         stated = Headers(scope=scope).get("content-length", "")
         if stated.isdecimal() and int(stated) > self.limit:
-            await self._refuse(scope, receive, send)
+            response = respond(scope["path"], BodyTooLarge(f"the body is larger than {self.limit} bytes"))
+            await refuse(response, scope, receive, send, self.limit)
             return
         seen = 0
 
@@ -201,21 +232,24 @@ class BodyLimit:
 
         await self.app(scope, receiving, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = BodyTooLarge(f"the body is larger than {self.limit} bytes")
-        response = respond(scope["path"], error)
-        response.headers["Connection"] = "close"
 
-        async def sending(message: Message) -> None:
-            await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+async def refuse(response: Response, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+    """Answer a request whose body nobody is going to read, and close its connection.
 
-        await response(scope, receive, sending)
-        # Closing on a client that is still writing resets its connection before it has read the answer.
-        drained = 0
-        with anyio.move_on_after(_DRAIN_S):
-            while drained <= self.limit:
-                message = await receive()
-                drained += len(message.get("body", b""))
-                if message["type"] != "http.request" or not message.get("more_body", False):
-                    break
-        await send({"type": "http.response.body", "body": b""})
+    Closing on a client that is still writing resets its connection before it has read the answer: what it writes is
+    taken and thrown away first, up to `limit` bytes.
+    """
+    response.headers["Connection"] = "close"
+
+    async def sending(message: Message) -> None:
+        await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+    await response(scope, receive, sending)
+    drained = 0
+    with anyio.move_on_after(_DRAIN_S):
+        while drained <= limit:
+            message = await receive()
+            drained += len(message.get("body", b""))
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                break
+    await send({"type": "http.response.body", "body": b""})

@@ -25,7 +25,9 @@ from service.errors import DeadlineExceeded, InferenceFailed
 from service.metrics import Metrics
 from service.modalities import Content, Prepared
 from service.modalities import Text as Text
-from service.settings import Settings
+from service.quotas import Costs, Unit, metering
+from service.settings import Limits, Settings
+from service.stated import stated_pixels, stated_seconds
 from service.timings import record, timed
 from service.workers import WorkerDied, Workers
 
@@ -100,7 +102,7 @@ class Embedder:
     ) -> None:
         self.bundle = bundle
         self._cache, self._metrics, self.deadline_s = cache, metrics, settings.request_deadline_s
-        self._capacity = settings.queue_inputs
+        self._capacity, self._limits = settings.queue_inputs, settings.limits
         self._pool = Workers("decode", settings.decode_workers)
         self._flights: dict[str, _Flight] = {}
         self._making: set[asyncio.Task[None]] = set()
@@ -120,7 +122,8 @@ class Embedder:
         """One result per input, in order: a unit vector, or what is wrong with that input.
 
         Identical inputs are embedded once, also across requests that are under way at the same time. Raises Overloaded
-        before any work, DeadlineExceeded, and NotReady at shutdown; a cancelled call withdraws what it waits for.
+        and RateLimited before any work, DeadlineExceeded, and NotReady at shutdown; a cancelled call withdraws what it
+        waits for.
         """
         size = max(1, len(inputs) if len(inputs) <= self._capacity else self._capacity // 2)
         pieces = [inputs[start : start + size] for start in range(0, len(inputs), size)]
@@ -131,9 +134,19 @@ class Embedder:
                     admitted.enter_context(self.channels[modality].admit(min(count, size)))
             try:
                 async with asyncio.timeout(self.deadline_s):
+                    await self._charge(inputs)
                     return [each for piece in pieces for each in await self._embed(piece)]
             except TimeoutError:
                 raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
+
+    async def _charge(self, inputs: Sequence[Input]) -> None:
+        """Take what the inputs cost from the limits of the request's key. Raises RateLimited."""
+        meter = metering.get()
+        if meter is None or meter.units <= {"requests"}:
+            return
+        measured = meter.units & {"pixels", "seconds"} and any(isinstance(each, Media) for each in inputs)
+        costs = await self._pool.run(lambda: costs_of(inputs, self._limits)) if measured else costs_of(inputs, None)
+        await meter.take(costs)
 
     async def canary(self, modality: Modality) -> None:
         """Embed a small input through one tower, past the cache. Raises if anything on the way does not work."""
@@ -340,6 +353,19 @@ def _length(each: Input) -> float:
             return len(each.ids)
         case Media():
             return math.inf
+
+
+def costs_of(inputs: Sequence[Input], limits: Limits | None) -> Costs:
+    """What inputs cost, in the units of keys' limits; media by what their headers say, without `limits` nothing."""
+    costs: dict[Unit, float] = {"items": len(inputs), "characters": 0, "pixels": 0, "seconds": 0}
+    for each in inputs:
+        if not isinstance(each, Media):
+            costs["characters"] += _length(each)
+        elif limits is not None and each.modality == "image":
+            costs["pixels"] += stated_pixels(each.data, limits)
+        elif limits is not None:
+            costs["seconds"] += stated_seconds(each.data, limits)
+    return costs
 
 
 def modality_of(each: Input) -> Modality:

@@ -1,6 +1,7 @@
 """Every setting, once. Each is an environment variable with the prefix ISTHMUS_, and a flag of `serve` overrides it."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,6 +77,14 @@ class Settings(BaseSettings):
     min_free_bytes: int = Field(default=256 * 2**20, ge=0)
     """Of the disk that holds the store; with less, /readyz names it, and goes on to be ready."""
 
+    keys: Path | None = None
+    """The file of API keys that `python -m service keys` writes. Unset, whoever reaches the port may read and write."""
+    origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Sites whose pages may call the service from a browser (CORS), such as https://example.org; commas between."""
+    hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names that the service may be asked for by (Host) where it has no keys, beside addresses and localhost; commas
+    between. Unset, any name will do, unless it listens on a loopback address: then none."""
+
     redis_url: str | None = Field(default=None, pattern=r"^(redis|rediss|unix)://")
     redis_timeout_s: float = Field(default=0.1, gt=0, le=10)
     cache_ttl_s: int = Field(default=7 * 86_400, gt=0)
@@ -114,13 +123,20 @@ class Settings(BaseSettings):
     """For what is under way at the end; past it, 503."""
 
     @field_validator(
-        "redis_url", "unload_idle_s", "batch_images", "batch_tokens", "slow_request_s", "otlp_endpoint", mode="before"
+        "redis_url",
+        "keys",
+        "unload_idle_s",
+        "batch_images",
+        "batch_tokens",
+        "slow_request_s",
+        "otlp_endpoint",
+        mode="before",
     )
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return value or None
 
-    @field_validator("more_bundles", "modalities", "gpus", mode="before")
+    @field_validator("more_bundles", "modalities", "gpus", "origins", "hosts", mode="before")
     @classmethod
     def _separated(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -130,6 +146,14 @@ class Settings(BaseSettings):
     def _different(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if not value or len(set(value)) < len(value) or min(value) < 0:
             raise ValueError("name one GPU or more, each once, from 0 up")
+        return value
+
+    @field_validator("origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            if not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]+)?", each):
+                raise ValueError(f"{each!r} is no origin: write scheme://host or scheme://host:port, in lower case")
         return value
 
     @property

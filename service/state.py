@@ -11,9 +11,11 @@ from fastapi import Depends, Request
 from service.classify import Classifier
 from service.contract.bundle import Bundle
 from service.errors import NotFound
+from service.keys import Keyring
 from service.metrics import Metrics
 from service.model import Model, ReloadRefused
 from service.pipeline import Embedder
+from service.quotas import Limiter
 from service.search import Searcher
 from service.settings import Settings
 from service.store import Store
@@ -33,9 +35,12 @@ class State:
     searcher: Searcher
     tokens: TokenEmbedder
     metrics: Metrics
+    limiter: Limiter
+    keys: Keyring | None = None
+    """None: there are none, and nobody needs one."""
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while the server works for the last time: it is about to end."""
-    _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
+    _tasks: set["asyncio.Task[object]"] = field(default_factory=set)
 
     def model(self, name: str | None) -> Model:
         """The model that a request names, or the default. Raises NotFound."""
@@ -49,17 +54,21 @@ class State:
     def default(self) -> Model:
         return next(iter(self.models.values()))
 
-    async def reload(self) -> None:
-        """Read every model's bundle again, as `Model.reload` does; the log and the metrics say what came of it."""
+    async def reload(self) -> dict[str, bool]:
+        """Read every model's bundle again, as `Model.reload` does: which are reloaded; the log says why one is not."""
+        done = {}
         for name, model in self.models.items():
             try:
                 manifest = await model.reload()
             except ReloadRefused as refused:
                 log.error("%s", refused)
                 self.metrics.reloads.labels(name, "refused").inc()
+                done[name] = False
             else:
                 log.info("%s is reloaded: made on %s", model.path, manifest.created)
                 self.metrics.reloads.labels(name, "done").inc()
+                done[name] = True
+        return done
 
     async def close(self) -> None:
         """Answer everything that waits for a vector with NotReady."""
@@ -73,7 +82,7 @@ class State:
     def begin_close(self) -> None:
         self._begin(self.close())
 
-    def _begin(self, work: Coroutine[None, None, None]) -> None:
+    def _begin(self, work: Coroutine[None, None, object]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

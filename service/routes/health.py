@@ -41,6 +41,8 @@ async def readyz(state: StateDep) -> JSON:
     checks["workers"] = all(model.embedder.workers_alive() for model in state.models.values())
     checks["store"] = await state.store.ready()
     checks["accepting"] = not state.draining.is_set()
+    if state.keys is not None:
+        checks["keys"] = await state.keys.readable()
     ready = all(checks.values())
     wanting = await _wanting(state)
     checks |= wanting

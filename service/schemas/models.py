@@ -1,4 +1,4 @@
-"""GET /models, GET /healthz and GET /readyz; and the problem that every route can answer with."""
+"""GET /models, GET /healthz, GET /readyz and POST /admin/reload; and the problem that every route can answer with."""
 
 from typing import Literal
 
@@ -48,6 +48,10 @@ class Readiness(BaseModel):
     """The names of the checks that failed."""
     providers: dict[str, str]
     """The ONNX Runtime provider that each tower obtained, by the name of its check."""
+
+
+class Reloaded(BaseModel):
+    models: dict[str, Literal["done", "refused"]]
 
 
 class FieldError(BaseModel):

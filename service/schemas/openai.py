@@ -94,3 +94,14 @@ class OpenAIModel(BaseModel):
 class OpenAIModels(BaseModel):
     object: Literal["list"] = "list"
     data: list[OpenAIModel]
+
+
+class OpenAIProblem(BaseModel):
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class OpenAIError(BaseModel):
+    error: OpenAIProblem

@@ -48,7 +48,7 @@ def get(path: str, error: Exception) -> httpx.Response:
         async def fail() -> None:
             raise error
 
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             return await client.get(path)
 
     return asyncio.run(main())

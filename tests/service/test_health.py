@@ -53,7 +53,7 @@ def test_readiness_names_what_is_broken(settings: Settings, caplog: pytest.LogCa
                 await app(scope | {"state": dict(state)}, receive, send)
 
             transport = httpx.ASGITransport(with_state)
-            async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 broken = await client.get("/readyz")
                 alive = await client.get("/healthz")
                 await state["services"].close()

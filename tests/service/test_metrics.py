@@ -74,7 +74,7 @@ def test_what_a_client_writes_makes_no_new_label(settings: Settings, server: str
         app = FastAPI(middleware=[Middleware(Context, metrics=metrics)])
 
         async def ask() -> None:
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
                 await client.request("GET", "/")
                 for number in range(20):
                     await client.request(f"METHOD{number}", "/")

@@ -30,7 +30,7 @@ def test_a_body_that_states_it_is_too_large_is_refused_unread(settings: Settings
     with serving(settings.model_copy(update={"max_body_bytes": 1000})) as client:
         address = (client.base_url.host, client.base_url.port)
         with socket.create_connection(address, timeout=20) as connection:
-            head = "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1001\r\n\r\n"
+            head = "POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1001\r\n\r\n"
             connection.sendall(head.encode())
             answer = connection.recv(65_536)  # not one byte of the body was sent
         assert answer.startswith(b"HTTP/1.1 413")
@@ -55,7 +55,9 @@ def test_a_body_that_grows_too_large_is_refused(settings: Settings) -> None:
 def test_a_client_that_goes_away_is_counted_and_harms_nobody(client: httpx.Client, wav: Callable[..., bytes]) -> None:
     address = (client.base_url.host, client.base_url.port)
     sound = wav(seconds=120.0)
-    head = "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: "
+    head = (
+        "POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: "
+    )
     body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + sound + b"\r\n--x--\r\n"
     with socket.create_connection(address, timeout=20) as connection:
         connection.sendall(f"{head}{len(body)}\r\n\r\n".encode() + body)

@@ -44,7 +44,7 @@ def sent(client: httpx.Client, *texts: str) -> socket.socket:
     """A request on a connection of its own, whole, and not yet answered."""
     connection = socket.create_connection((client.base_url.host, client.base_url.port), timeout=WAIT_S)
     body = json.dumps({"inputs": texts}).encode()
-    head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body)
     return connection
 
@@ -105,7 +105,7 @@ def test_a_client_that_goes_away_in_the_middle_of_its_body_is_no_failure(
     client: httpx.Client, kind: str, begun: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = metric(client, "isthmus_disconnects_total")
-    head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 5000\r\n\r\n"
+    head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 5000\r\n\r\n"
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=WAIT_S) as connection:
         connection.sendall(head.encode() + begun)
     until(lambda: metric(client, "isthmus_disconnects_total") == before + 1)

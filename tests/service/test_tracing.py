@@ -32,7 +32,7 @@ def traced(settings: Settings, ask, share: float = 1.0) -> tuple[list[ReadableSp
                 await app(scope | {"state": dict(state)}, receive, send)
 
             transport = httpx.ASGITransport(with_state)
-            async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 return list(await asyncio.gather(*(each(client) for each in ask)))
 
     answers = asyncio.run(main())
