@@ -30,7 +30,8 @@ def test_a_body_that_states_it_is_too_large_is_refused_unread(settings: Settings
     with serving(settings.model_copy(update={"max_body_bytes": 1000})) as client:
         address = (client.base_url.host, client.base_url.port)
         with socket.create_connection(address, timeout=20) as connection:
-            head = "POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1001\r\n\r\n"
+            kind = "Content-Type: application/json"
+            head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{kind}\r\nContent-Length: 1001\r\n\r\n"
             connection.sendall(head.encode())
             answer = connection.recv(65_536)  # not one byte of the body was sent
         assert answer.startswith(b"HTTP/1.1 413")

@@ -44,7 +44,8 @@ def sent(client: httpx.Client, *texts: str) -> socket.socket:
     """A request on a connection of its own, whole, and not yet answered."""
     connection = socket.create_connection((client.base_url.host, client.base_url.port), timeout=WAIT_S)
     body = json.dumps({"inputs": texts}).encode()
-    head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    length = f"Content-Length: {len(body)}"
+    head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{length}\r\n\r\n"
     connection.sendall(head.encode() + body)
     return connection
 
