@@ -239,6 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
         "more-bundles",
         "modalities",
         "store",
+        "milvus-uri",
         "host",
         "port",
         "device",

@@ -32,6 +32,7 @@ from service.search import Searcher
 from service.settings import Settings, SettingsError
 from service.state import State
 from service.store import SpaceMismatch, SqliteStore, Store
+from service.store.milvus import MilvusStore
 from service.token_vectors import TokenEmbedder
 from service.towers import open_towers
 from service.tracing import Tracing, open_tracing
@@ -97,20 +98,27 @@ def open_parts(settings: Settings) -> Parts:
             settings.towers_on_gpus,
         )
         models[name] = Opened(bundle, {**towers})
-    store, home = open_store(settings.store, [opened.bundle.manifest for opened in models.values()])
+    store, home = open_store(settings, [opened.bundle.manifest for opened in models.values()])
     return Parts(list(models.values()), store, home, keys)
 
 
-def open_store(path: Path, manifests: Sequence[Manifest]) -> tuple[Store, str]:
+def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store, str]:
     """The store, and the name of the first model that may add to it. Raises StoreError."""
     refused: SpaceMismatch | None = None
     for manifest in manifests:
         try:
-            return SqliteStore.open(path, manifest), manifest.name
+            return _opened(settings, manifest), manifest.name
         except SpaceMismatch as error:
             refused = refused or error
     assert refused is not None
     raise refused
+
+
+def _opened(settings: Settings, manifest: Manifest) -> Store:
+    if settings.store != Path("milvus"):
+        return SqliteStore.open(settings.store, manifest)
+    token = None if settings.milvus_token is None else settings.milvus_token.get_secret_value()
+    return MilvusStore.open(settings.milvus_uri, token, settings.milvus_timeout_s, manifest)
 
 
 def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing | None = None) -> FastAPI:

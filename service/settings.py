@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.contract.bundle import MODALITIES, Modality
@@ -47,6 +47,14 @@ class Settings(BaseSettings):
     unload_idle_s: float | None = Field(default=None, gt=0)
     """A tower without work for so long is closed, and opened again by the next input; unset, towers stay open."""
     store: Path = Path("store")
+    """A directory, for one process; or the word `milvus`, for many."""
+    milvus_uri: str = Field(default="http://127.0.0.1:19530", pattern=r"^(https?|tcp)://.+|^unix:.+|.+\.db$")
+    """http://HOST:PORT/DATABASE; a store has a database to itself. A path that ends in .db is a Milvus Lite, which runs
+    in this process."""
+    milvus_token: SecretStr | None = None
+    """An API key, or NAME:PASSWORD."""
+    milvus_timeout_s: float = Field(default=5.0, gt=0, le=600)
+    """For one call; past it, 503."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535)
     """0 picks a free port."""
@@ -123,6 +131,7 @@ class Settings(BaseSettings):
     """For what is under way at the end; past it, 503."""
 
     @field_validator(
+        "milvus_token",
         "redis_url",
         "keys",
         "unload_idle_s",

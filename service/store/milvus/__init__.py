@@ -1,0 +1,360 @@
+"""A store in Milvus: any number of service processes share it. decisions/0015 says what differs from SQLite.
+
+Reads are strongly consistent, so that what one process has written the next search of any other finds. Milvus has no
+transactions: an upsert of one collection is one call, and one of several collections may be done in part where Milvus
+fails in between; writing it again puts that right.
+"""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from service.contract.bundle import Manifest
+from service.contract.vectors import Vectors
+from service.errors import InvalidRequest, NotFound, NotReady
+from service.store.errors import StoreError
+from service.store.filters import Filter, passes
+from service.store.interface import Hit, Part
+from service.store.kinds import Effort, Kind, Wanted
+from service.store.labels import LabelSet
+from service.store.milvus import labels, layout, opening
+from service.store.milvus.connection import Connection, NoCollection, NotLoaded
+from service.store.milvus.filters import translate
+from service.store.milvus.tables import BATCH, MOST, STRONG, Tables
+from service.store.rows import Collection, Entry, Item
+from service.store.schema import now
+
+_RESULTS = 65_536
+"""Of one search call, over all its queries."""
+_EF, _NPROBE = 128, 16
+
+
+class MilvusStore:
+    """See interface.Store, whose methods are described there."""
+
+    def __init__(self, connection: Connection, manifest: Manifest) -> None:
+        """Not called directly: see open()."""
+        self._connection = connection
+        self._tables = Tables(connection, manifest.dimensions)
+        self._space = manifest.space
+        self._dimensions = manifest.dimensions
+        self._closed = False
+
+    @classmethod
+    def open(cls, uri: str, token: str | None, timeout_s: float, manifest: Manifest) -> "MilvusStore":
+        """Open or create the store in the database that the address names. Blocks: call it before serving.
+
+        Raises StoreError where Milvus does not answer, and SpaceMismatch.
+        """
+        connection = Connection(uri, token, timeout_s)
+        try:
+            opening.prepare(connection, manifest)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, NotReady | NoCollection | NotLoaded):
+                raise StoreError("ISTHMUS_MILVUS_URI: the Milvus there fails; the log says how") from None
+            raise
+        return cls(connection, manifest)
+
+    async def ready(self) -> bool:
+        try:
+            return not self._closed and await self._tables.note(layout.STORE) is not None
+        except (NotReady, NotFound):
+            return False
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await asyncio.to_thread(self._connection.close)
+
+    # Items
+
+    async def upsert(self, entries: Sequence[Entry]) -> None:
+        by_collection: dict[str, list[Entry]] = {}
+        for entry in entries:
+            by_collection.setdefault(entry.collection, []).append(entry)
+        at = now()
+        # Refused before anything is written.
+        rows = {name: [layout.row(entry, at, at) for entry in mine] for name, mine in by_collection.items()}
+        for name, mine in rows.items():
+            try:
+                await self._upsert(name, mine)
+            except NotFound:
+                await self.create_collection(name)
+                await self._upsert(name, mine)
+
+    async def _upsert(self, name: str, rows: list[dict[str, Any]]) -> None:
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            held = await self._tables.rows(name, [row["id"] for row in batch], ["id", "created"])
+            for row in batch:
+                row["created"] = held[row["id"]]["created"] if row["id"] in held else row["created"]
+            await self._tables.write(name, "upsert", batch)
+
+    async def get(self, collection: str, id: str, with_vector: bool = False) -> Item:
+        key = layout.key(id)
+        held = await self._tables.rows(collection, [key], [*layout.ITEM, *(["vector"] if with_vector else [])])
+        if key not in held:
+            raise NotFound(f"no item {id!r} in the collection {collection!r}")
+        return layout.item(collection, held[key])
+
+    async def holds(self, collection: str, id: str) -> bool:
+        try:
+            return bool(await self._tables.rows(collection, [layout.key(id)], ["id"]))
+        except NotFound:
+            return False
+
+    async def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        held = await self._tables.rows(collection, [layout.key(id) for id in ids], ["id", "vector"])
+        found = {}
+        for id in ids:
+            if (row := held.get(layout.key(id))) is None:
+                raise NotFound(f"no item {id!r} in the collection {collection!r}")
+            found[id] = np.asarray(row["vector"], np.float32)
+        return found
+
+    async def page(
+        self, collection: str | None, modality: str | None, cursor: str | None, limit: int
+    ) -> tuple[list[Item], str | None]:
+        names = [each.name for each in await self._described()] if collection is None else [collection]
+        first, after = ("", "") if cursor is None else _place(cursor)
+        found: list[Item] = []
+        for name in names:
+            if name < first:
+                continue
+            condition = layout.both(
+                f'id > "{after}"' if name == first and after else True,
+                True if modality is None else layout.among("modality", [modality]),
+            )
+            try:
+                async for batch in self._tables.scan(name, condition, layout.ITEM, batch=limit + 1 - len(found)):
+                    found += [layout.item(name, row) for row in batch]
+                    if len(found) > limit:
+                        last = found[limit - 1]
+                        return found[:limit], _cursor(last.collection, layout.key(last.id))
+            except NotFound:
+                if collection is not None:
+                    raise
+        return found, None
+
+    async def delete(self, collection: str, ids: Sequence[str]) -> int:
+        keys = list(await self._tables.rows(collection, [layout.key(id) for id in ids], ["id"]))
+        await self._tables.delete(collection, keys)
+        return len(keys)
+
+    async def delete_matching(self, collection: str, filter: Filter) -> int:
+        keys = await self._matching(collection, filter)
+        await self._tables.delete(collection, keys)
+        return len(keys)
+
+    async def search(
+        self,
+        collection: str,
+        queries: Vectors,
+        count: int,
+        *,
+        modalities: Sequence[str] | None = None,
+        filter: Filter | None = None,
+        leave_out: Sequence[str | None] | None = None,
+        with_vector: bool = False,
+        effort: Effort | None = None,
+    ) -> list[list[Hit]]:
+        wanted = count + bool(leave_out)
+        if wanted > MOST:
+            raise InvalidRequest(f"a Milvus store finds {MOST - 1:,} items at most")
+        effort = effort or Effort()
+        if effort.exact and (await self.collection(collection)).wanted.kind != "flat":
+            raise InvalidRequest("effort.exact: a Milvus store searches exactly where a collection was put as flat")
+        among = True if modalities is None else layout.among("modality", modalities)
+        if filter is None:
+            conditions = [layout.both(among)]
+        elif (translated := translate(filter)).exact:
+            if translated.text is False:
+                await self._tables.count(collection)  # it may not be there
+                return [[] for _ in queries]
+            conditions = [layout.both(among, translated.text)]
+        else:
+            keys = await self._matching(collection, filter)
+            conditions = [
+                layout.both(among, layout.among("id", keys[start : start + BATCH]))
+                for start in range(0, len(keys), BATCH)
+            ]
+        found: list[list[Hit]] = [[] for _ in queries]
+        for condition in conditions:
+            for mine, more in zip(
+                found, await self._nearest(collection, queries, wanted, condition, with_vector, effort), strict=True
+            ):
+                mine += more
+        results = []
+        for hits, own in zip(found, leave_out or [None] * len(found), strict=True):
+            hits.sort(key=lambda hit: -hit.score)
+            results.append([hit for hit in hits if hit.item.id != own][:count])
+        return results
+
+    async def _nearest(
+        self, collection: str, queries: Vectors, count: int, condition: str, with_vector: bool, effort: Effort
+    ) -> list[list[Hit]]:
+        output = [*layout.ITEM, *(["vector"] if with_vector else [])]
+        # Each kind of index reads its own of these.
+        parameters = {"ef": max(effort.ef_search or _EF, count), "nprobe": effort.nprobe or _NPROBE}
+        together = max(1, _RESULTS // count)
+        found: list[list[Hit]] = []
+        for start in range(0, len(queries), together):
+            results = await self._tables.read(
+                collection,
+                "search",
+                data=list(np.ascontiguousarray(queries[start : start + together], np.float32)),
+                anns_field="vector",
+                limit=count,
+                filter=condition,
+                output_fields=output,
+                search_params={"metric_type": "IP", "params": parameters},
+                **STRONG,
+            )
+            found += [
+                [Hit(layout.item(collection, hit["entity"]), float(hit["distance"])) for hit in hits]
+                for hits in results
+            ]
+        return found
+
+    async def keyword_search(
+        self,
+        collection: str,
+        query: str,
+        count: int,
+        *,
+        field: str | None = None,
+        every: bool = False,
+        modalities: Sequence[str] | None = None,
+        filter: Filter | None = None,
+        leave_out: str | None = None,
+    ) -> list[Hit]:
+        raise InvalidRequest("keywords: a Milvus store has no index of words")
+
+    async def tokens(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        return {}
+
+    # Collections
+
+    async def collections(self) -> list[Collection]:
+        return await self._described(counted=True)
+
+    async def collection(self, name: str) -> Collection:
+        held = await self._tables.note(f"collection/{name}")
+        if held is None:
+            raise NotFound(f"no collection {name!r}")
+        return await self._collection(name, held, counted=True)
+
+    async def parts(self, name: str) -> list[Part]:
+        kind = (await self.collection(name)).wanted.kind
+        chosen: Kind = "hnsw" if kind == "auto" else kind
+        modalities = ("audio", "image", "text", "vector", "video")
+        counts = await asyncio.gather(
+            *(self._tables.count(name, layout.among("modality", [each])) for each in modalities)
+        )
+        # Milvus builds what is not indexed yet by itself, and does not say of which modality it is.
+        return [
+            Part(modality, chosen, "float32", count, count, False)
+            for modality, count in zip(modalities, counts, strict=True)
+            if count
+        ]
+
+    async def create_collection(self, name: str, wanted: Wanted | None = None) -> bool:
+        if wanted is not None:
+            layout.check_index(wanted)
+        held = await self._tables.note(f"collection/{name}")
+        if held is not None:
+            if wanted is None or wanted.kind == held["kind"]:
+                return False
+            if await self._tables.count(name):
+                raise InvalidRequest("index: a Milvus store changes the index of an empty collection only")
+            await self._tables.write(name, "drop_collection")
+        wanted = wanted or Wanted()
+        schema = layout.items_schema(self._connection.client, self._dimensions)
+        await asyncio.to_thread(opening.make, self._connection, layout.collection_name(name), schema, wanted)
+        await self._tables.put_note(f"collection/{name}", layout.description(wanted))
+        return held is None
+
+    async def keyword_fields(self, collection: str) -> list[str]:
+        return []
+
+    async def set_keyword_fields(self, collection: str, fields: Sequence[str]) -> None:
+        if fields:
+            raise InvalidRequest("keywords: a Milvus store has no index of words")
+
+    async def keeps_tokens(self, collection: str) -> bool:
+        return False
+
+    async def keep_tokens(self, collection: str, wanted: bool) -> None:
+        if wanted:
+            raise InvalidRequest("tokens: a Milvus store keeps no token vectors")
+
+    async def drop_collection(self, name: str) -> None:
+        if await self._tables.note(f"collection/{name}") is None:
+            raise NotFound(f"no collection {name!r}")
+        await self._tables.write(name, "drop_collection")
+        await self._tables.delete(None, [f"collection/{name}"])
+
+    async def _described(self, *, counted: bool = False) -> list[Collection]:
+        found = []
+        async for batch in self._tables.scan(None, 'id like "collection/%"', ["id", "content"]):
+            for row in batch:
+                name = row["id"].removeprefix("collection/")
+                found.append(await self._collection(name, orjson.loads(row["content"]), counted=counted))
+        return sorted(found, key=lambda each: each.name)
+
+    async def _collection(self, name: str, held: Mapping[str, Any], *, counted: bool) -> Collection:
+        wanted = Wanted(held["kind"], held["precision"])
+        count = await self._tables.count(name) if counted else 0
+        return Collection(name, self._space, self._dimensions, held["created"], wanted, count)
+
+    # Label sets
+
+    async def put_label_set(self, name: str, definition: Mapping[str, Any], vectors: Mapping[str, Vectors]) -> None:
+        await labels.put(self._tables, name, definition, vectors, self._space, self._dimensions)
+
+    async def label_set(self, name: str) -> LabelSet:
+        return await labels.get(self._tables, name, self._dimensions)
+
+    async def label_set_version(self, name: str) -> str:
+        return await labels.version(self._tables, name)
+
+    async def delete_label_set(self, name: str) -> None:
+        await labels.delete(self._tables, name)
+
+    async def _matching(self, collection: str, filter: Filter) -> list[str]:
+        """The keys of the items that pass. Milvus nominates where it cannot say; the metadata decide."""
+        translated = translate(filter)
+        if translated.text is False:
+            await self._tables.count(collection)
+            return []
+        condition = layout.both(translated.text)
+        output = ["id"] if translated.exact else ["id", "metadata"]
+        keys: list[str] = []
+        async for batch in self._tables.scan(collection, condition, output):
+            keys += [row["id"] for row in batch if translated.exact or passes(filter, orjson.loads(row["metadata"]))]
+        return keys
+
+
+def _cursor(collection: str, key: str) -> str:
+    """A page's last row, as an opaque text."""
+    return base64.urlsafe_b64encode(orjson.dumps([collection, key])).decode().rstrip("=")
+
+
+def _place(cursor: str) -> tuple[str, str]:
+    """Raises InvalidRequest for what _cursor() did not make."""
+    try:
+        place = orjson.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError):
+        place = None
+    match place:
+        # As it goes into an expression, nothing in it may end the text.
+        case [str(collection), str(key)] if '"' not in key and "\\" not in key:
+            return collection, key
+        case _:
+            raise InvalidRequest("the cursor is not one that a page came with")

@@ -1,0 +1,158 @@
+"""Filters as Milvus expressions, and what of the metadata is stored so that they can be.
+
+Milvus's own conditions on JSON mean other things than ours (a missing key and a stored null are one there, true is 1
+in some versions, `not` of an unknown is unknown), and differ between its versions. So an item has, beside its metadata
+as a text, an array of *terms*, one number for each thing that is so of it (decisions/0015):
+
+    is     a key with its value         kind   a key with the type of what it holds         holds  a text in a list
+
+Equality, membership and existence are then questions after terms, which are true or false of every item. Ranges and
+parts of texts compare `fields`, where numbers are doubles, and only under a term that says what type is there. `not` is
+taken inside to the terms first, so that no unknown is ever negated.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from service.store.filters import All, Bound, Contains, Exists, Filter, Is, Not, Some
+
+MAX_TERMS = 4_096
+"""Of an array, in Milvus."""
+_KINDS = ("constant", "number", "text", "list", "object")
+_OPPOSITE = {"$gt": "<=", "$gte": "<", "$lt": ">=", "$lte": ">"}
+_OPERATOR = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+_SIMPLE_KEY = re.compile(r"[A-Za-z0-9_]{1,64}")
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A condition that every item which passes the filter meets."""
+
+    text: str | bool
+    """True: no condition; False: none passes."""
+    exact: bool
+    """Whether only items that pass meet it."""
+
+
+def translate(filter: Filter) -> Expression:
+    return _translate(filter, negated=False)
+
+
+def terms(metadata: Mapping[str, Any]) -> list[int]:
+    """The numbers of what is so of an item with these metadata, each once."""
+    found: set[int] = set()
+    for name, value in metadata.items():
+        kind = _kind(value)
+        found.add(_term("kind", name, kind))
+        if kind == "list":
+            found.update(_term("holds", name, each) for each in value if isinstance(each, str))
+        elif kind != "object":
+            found.add(_is(name, value))
+    return sorted(found)
+
+
+def fields(metadata: Mapping[str, Any]) -> dict[str, float | str]:
+    """What ranges are compared with, and looked into for parts of texts."""
+    comparable = {name: value for name, value in metadata.items() if _kind(value) in ("number", "text")}
+    return {_key(name): value if isinstance(value, str) else float(value) for name, value in comparable.items()}
+
+
+def _translate(filter: Filter, *, negated: bool) -> Expression:
+    match filter:
+        case All(of):
+            return _joined([_translate(each, negated=negated) for each in of], every=not negated)
+        case Some(of):
+            return _joined([_translate(each, negated=negated) for each in of], every=negated)
+        case Not(of):
+            return _translate(of, negated=not negated)
+        case Is(name, values):
+            return Expression(_having([_is(name, value) for value in values], negated), exact=True)
+        case Exists(name):
+            return Expression(_having([_term("kind", name, kind) for kind in _KINDS], negated), exact=True)
+        case Bound(name, operator, value):
+            return _bound(name, operator, value, negated)
+        case Contains(name, text):
+            return _contains(name, text, negated)
+
+
+def _bound(name: str, operator: str, value: str | float, negated: bool) -> Expression:
+    guard = _term("kind", name, _kind(value))
+    if isinstance(value, str) and not _plain(value):
+        return Expression(True if negated else _having([guard]), exact=False)
+    literal = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(float(value))
+    compared = f"fields[{json.dumps(_key(name))}] {(_OPPOSITE if negated else _OPERATOR)[operator]} {literal}"
+    return Expression(_guarded(guard, compared, negated), exact=True)
+
+
+def _contains(name: str, text: str, negated: bool) -> Expression:
+    guard = _term("kind", name, "text")
+    held = Expression(_having([_term("holds", name, text)], negated), exact=True)
+    if not _plain(text):
+        return _joined([held, Expression(True if negated else _having([guard]), exact=False)], every=negated)
+    inside = f"fields[{json.dumps(_key(name))}] like {json.dumps(f'%{text}%', ensure_ascii=False)}"
+    in_text = _guarded(guard, f"not ({inside})" if negated else inside, negated)
+    return _joined([held, Expression(in_text, exact=True)], every=negated)
+
+
+def _guarded(guard: int, compared: str, negated: bool) -> str:
+    there = f"({_having([guard])} and {compared})"
+    return f"({_having([guard], negated=True)} or {there})" if negated else there
+
+
+def _joined(parts: Sequence[Expression], *, every: bool) -> Expression:
+    """All of the parts, or any of them. What is not exact lets more through, and so does what is made of it."""
+    decisive = not every
+    if any(part.text is decisive and part.exact for part in parts):
+        return Expression(decisive, exact=True)
+    exact = all(part.exact for part in parts)
+    if any(part.text is decisive for part in parts):
+        return Expression(decisive, exact)
+    texts = [part.text for part in parts if isinstance(part.text, str)]
+    if not texts:
+        return Expression(every, exact)
+    return Expression(texts[0] if len(texts) == 1 else f"({(' and ' if every else ' or ').join(texts)})", exact)
+
+
+def _having(wanted: Iterable[int], negated: bool = False) -> str | bool:
+    """Any of the terms, or none of them."""
+    numbers = sorted(set(wanted))
+    if not numbers:
+        return negated
+    one = len(numbers) == 1
+    there = f"array_contains(terms, {numbers[0]})" if one else f"array_contains_any(terms, {numbers})"
+    return f"not {there}" if negated else there
+
+
+def _is(name: str, value: Any) -> int:
+    # As doubles, like everywhere: two numbers that are one double are one number, and -0.0 is 0.0.
+    return _term("is", name, value if _kind(value) != "number" else float(value) + 0.0)
+
+
+def _term(*of: Any) -> int:
+    """63 bits: that two of a hundred million are one has a chance of one in a thousand."""
+    digest = hashlib.blake2b(json.dumps(of, ensure_ascii=False).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def _kind(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "constant"
+    if isinstance(value, int | float):
+        return "number"
+    return "text" if isinstance(value, str) else "list" if isinstance(value, list) else "object"
+
+
+def _key(name: str) -> str:
+    """A metadata key as it stands in an expression; what is no plain word is a hash there."""
+    if _SIMPLE_KEY.fullmatch(name):
+        return name
+    return "#" + hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+
+
+def _plain(text: str) -> bool:
+    """Whether a text means itself in an expression and in a pattern, in every version of Milvus."""
+    return text.isprintable() and not set(text) & set("%_\\\"'{}")

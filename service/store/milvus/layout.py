@@ -1,0 +1,159 @@
+"""How a store lies in a Milvus database: its collections' names and fields, and rows from and to what the service has.
+
+isthmus          the catalogue: one row for the store, one for each collection, and the label sets, in pieces
+isthmus_NAME     the items of a collection; what a Milvus name may not hold is written as _ and two hexadecimal digits
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, unquote
+
+import numpy as np
+import orjson
+
+from service.contract.vectors import Vectors
+from service.errors import InvalidRequest
+from service.store.kinds import Wanted
+from service.store.milvus.filters import MAX_TERMS, fields, terms
+from service.store.rows import Entry, Item
+from service.store.schema import now
+
+CATALOGUE = "isthmus"
+STORE = "store"
+"""The catalogue's row of the store itself."""
+ITEM = ["id", "modality", "metadata", "created", "updated"]
+_TEXT_BYTES = 65_535
+"""The longest VARCHAR."""
+_ID_BYTES = 3_072
+"""256 characters of four bytes, each written as %XX."""
+_INDEXES: Mapping[str, tuple[str, Mapping[str, int]]] = {
+    "auto": ("HNSW", {"M": 16, "efConstruction": 100}),
+    "hnsw": ("HNSW", {"M": 16, "efConstruction": 100}),
+    "flat": ("FLAT", {}),
+    "ivf_flat": ("IVF_FLAT", {"nlist": 1_024}),
+}
+
+
+def check_index(wanted: Wanted) -> None:
+    """Raises InvalidRequest. Kinds with codes are left out: their scores would not be those of the stored vectors."""
+    if wanted.kind not in _INDEXES or wanted.precision not in (None, "float32"):
+        raise InvalidRequest(f"index: a Milvus store has {', '.join(_INDEXES)}, of float32")
+
+
+def collection_name(name: str) -> str:
+    return "isthmus_" + re.sub(r"[^A-Za-z0-9]", lambda found: f"_{ord(found[0]):02x}", name)
+
+
+def items_schema(client: Any, dimensions: int) -> Any:
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=_ID_BYTES)
+    schema.add_field("modality", DataType.VARCHAR, max_length=16)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dimensions)
+    schema.add_field("metadata", DataType.VARCHAR, max_length=_TEXT_BYTES)
+    schema.add_field("created", DataType.VARCHAR, max_length=40)
+    schema.add_field("updated", DataType.VARCHAR, max_length=40)
+    schema.add_field("terms", DataType.ARRAY, element_type=DataType.INT64, max_capacity=MAX_TERMS)
+    schema.add_field("fields", DataType.JSON)
+    return schema
+
+
+def catalogue_schema(client: Any, dimensions: int) -> Any:
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=1_024)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dimensions)
+    schema.add_field("content", DataType.VARCHAR, max_length=_TEXT_BYTES)
+    return schema
+
+
+def index(client: Any, wanted: Wanted) -> Any:
+    kind, parameters = _INDEXES[wanted.kind]
+    chosen = client.prepare_index_params()
+    # Of unit vectors the inner product is the cosine, and Milvus need not normalise them again.
+    chosen.add_index("vector", index_type=kind, metric_type="IP", params=dict(parameters))
+    return chosen
+
+
+def key(id: str) -> str:
+    """An id as it stands in Milvus: in an expression it needs no quoting."""
+    return quote(id, safe="-._~/:@ +,=")
+
+
+def row(entry: Entry, created: str, updated: str) -> dict[str, Any]:
+    """Raises InvalidRequest for metadata of more parts than can be filtered by."""
+    held = terms(entry.metadata)
+    if len(held) > MAX_TERMS:
+        raise InvalidRequest(
+            f"the metadata of {entry.id!r} have {len(held)} parts to filter by, and a Milvus store keeps {MAX_TERMS}"
+        )
+    return {
+        "id": key(entry.id),
+        "modality": entry.modality,
+        "vector": np.ascontiguousarray(entry.vector, np.float32),
+        "metadata": json.dumps(dict(entry.metadata), ensure_ascii=False, allow_nan=False, separators=(",", ":")),
+        "created": created,
+        "updated": updated,
+        "terms": held,
+        "fields": fields(entry.metadata),
+    }
+
+
+def item(collection: str, held: Mapping[str, Any]) -> Item:
+    vector = held.get("vector")
+    return Item(
+        collection,
+        unquote(held["id"]),
+        held["modality"],
+        orjson.loads(held["metadata"]),
+        held["created"],
+        held["updated"],
+        None if vector is None else np.asarray(vector, np.float32),
+    )
+
+
+def among(field: str, values: Iterable[str]) -> str:
+    """Values are keys, or words of ours: nothing in them needs quoting."""
+    quoted = ", ".join(f'"{value}"' for value in values)
+    return f"{field} in [{quoted}]"
+
+
+def both(*expressions: str | bool) -> str:
+    return " and ".join(f"({each})" for each in expressions if isinstance(each, str) and each)
+
+
+# The catalogue's rows
+
+
+def description(wanted: Wanted) -> dict[str, Any]:
+    """Of a new collection."""
+    return {"kind": wanted.kind, "precision": wanted.precision, "created": now()}
+
+
+def note(id: str, content: Mapping[str, Any], dimensions: int) -> dict[str, Any]:
+    return piece(id, orjson.dumps(content).decode(), dimensions)
+
+
+def piece(id: str, content: str, dimensions: int) -> dict[str, Any]:
+    # Every row of a Milvus collection has a vector, also where it means nothing.
+    return {"id": id, "vector": np.eye(1, dimensions, dtype=np.float32)[0], "content": content}
+
+
+def pieces(text: str) -> list[str]:
+    """A text cut into what a row holds: of four bytes a character at most."""
+    size = _TEXT_BYTES // 4
+    return [text[start : start + size] for start in range(0, len(text), size)]
+
+
+def vector_row(id: str, vector: Vectors) -> dict[str, Any]:
+    return {"id": id, "vector": np.ascontiguousarray(vector, np.float32), "content": ""}
+
+
+def stacked(rows: Mapping[str, Mapping[str, Any]], ids: Sequence[str], dimensions: int) -> Vectors:
+    """(N, D). Raises KeyError where a row is missing."""
+    found = [np.asarray(rows[id]["vector"], np.float32) for id in ids]
+    return np.stack(found) if found else np.empty((0, dimensions), np.float32)

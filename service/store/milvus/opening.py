@@ -1,0 +1,91 @@
+"""Making or checking the catalogue, when a process starts. Blocks."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from service.contract.bundle import Manifest
+from service.errors import NotReady
+from service.store.errors import SpaceMismatch, StoreDamaged
+from service.store.kinds import Wanted
+from service.store.milvus import layout
+from service.store.milvus.connection import Connection
+from service.store.milvus.tables import COUNT, STRONG
+from service.store.schema import DEFAULT_COLLECTION
+
+_VERSION = 1
+_PREFIX = f"{layout.CATALOGUE}_"
+
+
+def prepare(connection: Connection, manifest: Manifest) -> None:
+    """Make the catalogue and the default collection, or check that what is there is of this space.
+
+    Raises SpaceMismatch, StoreDamaged (another version), NotReady.
+    """
+    call, dimensions = connection.call_now, manifest.dimensions
+    known = set(call("list_collections"))
+    if layout.CATALOGUE in known:
+        # A Milvus Lite that was started anew has nothing in memory.
+        for name in known:
+            if name == layout.CATALOGUE or name.startswith(_PREFIX):
+                call("load_collection", name)
+        held = _note(connection, layout.STORE)
+        if held is not None and not _kept(connection, manifest, held, known):
+            call("drop_collection", layout.CATALOGUE)
+            known.remove(layout.CATALOGUE)
+    if layout.CATALOGUE not in known:
+        make(connection, layout.CATALOGUE, layout.catalogue_schema(connection.client, dimensions))
+    _put_note(connection, layout.STORE, {"version": _VERSION, "space": manifest.space}, dimensions)
+    if _note(connection, f"collection/{DEFAULT_COLLECTION}") is None:
+        name = layout.collection_name(DEFAULT_COLLECTION)
+        make(connection, name, layout.items_schema(connection.client, dimensions))
+        _put_note(connection, f"collection/{DEFAULT_COLLECTION}", layout.description(Wanted()), dimensions)
+
+
+def make(connection: Connection, name: str, schema: Any, wanted: Wanted = Wanted()) -> None:
+    """A collection of Milvus, ready to be searched."""
+    call = connection.call_now
+    for step, options in (
+        ("create_collection", {"schema": schema, **STRONG}),
+        # Nothing is there yet to be indexed, so that there is nothing to wait for.
+        ("create_index", {"index_params": layout.index(connection.client, wanted), "sync": False}),
+    ):
+        try:
+            call(step, name, **options)
+        except NotReady:
+            # Another process may have made it at this moment.
+            if not call("has_collection", name):
+                raise
+    call("load_collection", name)
+
+
+def _kept(connection: Connection, manifest: Manifest, held: Mapping[str, Any], known: Iterable[str]) -> bool:
+    """Whether what is stored is kept; where it cannot be, and it is nothing, its collections are dropped."""
+    if held["version"] != _VERSION:
+        raise StoreDamaged(f"the store in Milvus has version {held['version']}; this service reads {_VERSION}")
+    if manifest.accepts(held["space"]):
+        return True
+    ours = [name for name in known if name.startswith(_PREFIX)]
+    counted = [connection.call_now("query", name, filter="", **COUNT) for name in ours]
+    sets = connection.call_now(
+        "query", layout.CATALOGUE, filter='id like "labels/%"', output_fields=["id"], limit=1, **STRONG
+    )
+    if sets or any(rows[0]["count(*)"] for rows in counted):
+        raise SpaceMismatch(
+            f"the store in Milvus holds vectors of space {held['space']}, and the bundle {manifest.name} accepts "
+            f"only {', '.join((manifest.space, *manifest.admits))}: serve the bundle that filled it, or name another "
+            "database in ISTHMUS_MILVUS_URI and store the items there again"
+        )
+    for name in ours:
+        connection.call_now("drop_collection", name)
+    return False
+
+
+def _note(connection: Connection, id: str) -> dict[str, Any] | None:
+    asked = {"filter": layout.among("id", [id]), "output_fields": ["content"], "limit": 1, **STRONG}
+    rows = connection.call_now("query", layout.CATALOGUE, **asked)
+    return json.loads(rows[0]["content"]) if rows else None
+
+
+def _put_note(connection: Connection, id: str, content: Mapping[str, Any], dimensions: int) -> None:
+    connection.call_now("upsert", layout.CATALOGUE, [layout.note(id, content, dimensions)])
