@@ -119,8 +119,15 @@ class Metrics:
             "isthmus_queue_capacity", "Inputs that may be in work or waiting.", _TOWER, registry=self._registry
         )
 
+        # What alerts count has to be there before it does: they do not see what a series begins with.
+        for result in ("hit", "miss", "error"):
+            self.cache.labels(result)
+        self.rejections.labels("overloaded")
+
     def watch(self, model: str, modality: str, channel: Channel, capacity: int) -> None:
         self._queue_capacity.labels(model, modality).set(capacity)
+        for result in ("done", "refused"):
+            self.reloads.labels(model, result)
         self._queue_depth.labels(model, modality).set_function(lambda: channel.depth)
         self._tower_loaded.labels(model, modality).set_function(lambda: channel.loaded)
 
