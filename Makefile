@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 STARTER := build/starter/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check openapi bench bench-gpu bench-store crash starter redis clean
+.PHONY: help demo serve test check openapi bench bench-gpu bench-store crash rolling starter redis tools clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -17,7 +17,7 @@ demo: $(STARTER) ## set up, index sample media, search and classify them; ends b
 serve: $(STARTER) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT); items are kept in var/store
 	$(BIN)/python -m service serve --bundle build/starter --store var/store
 
-test: $(STARTER) redis ## set up and run every test
+test: $(STARTER) redis tools ## set up and run every test
 	$(BIN)/python -m pytest -q
 
 check: $(INSTALLED) ## lint, format, types, openapi.yaml up to date
@@ -38,6 +38,9 @@ bench-store: $(STARTER) ## measure the store with 1,000,000 vectors; VECTORS=n f
 crash: $(STARTER) ## kill the server 50 times while it is written to, and look whether anything is lost
 	$(BIN)/python -m benchmarks.crash
 
+rolling: $(STARTER) tools ## restart two replicas behind nginx 20 times under load; RESTARTS=n for another number
+	$(BIN)/python -m benchmarks.rolling $(if $(RESTARTS),--restarts $(RESTARTS))
+
 bench-gpu: $(INSTALLED) ## measure what only a GPU can show; says so where there is none
 	$(BIN)/python -m benchmarks.gpu
 
@@ -48,6 +51,12 @@ redis: # the tests use a real Redis; without it those that need it are skipped, 
 		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
 			&& DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends redis-server >/dev/null; } \
 		|| { echo "redis-server is not installed: the tests that need it are skipped"; [ -z "$$CI" ]; }
+
+tools: # nginx for rolling restarts and promtool for alert rules, as above
+	@{ [ -x /usr/sbin/nginx ] || command -v nginx >/dev/null; } && command -v promtool >/dev/null \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
+			&& DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends nginx-light prometheus >/dev/null; } \
+		|| { echo "nginx or promtool is not installed: the tests that need them are skipped"; [ -z "$$CI" ]; }
 
 clean: ## remove what was built (not the virtual environment, not var/store)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

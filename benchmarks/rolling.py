@@ -5,9 +5,10 @@ python -m benchmarks.rolling [--restarts 20] [--clients 8] [--bundle build/start
 nginx (Debian's nginx-light) runs deploy/nginx/nginx.conf with local addresses. A restart is what an orchestrator does:
 SIGTERM, wait for the end, start again, wait for /readyz. Clients embed texts and photographs, search, label and write,
 one request after the other, and never try again. Each replica has a store of its own, so a written item must be in one
-of the two. Prints a line per restart and, as its last line, one JSON object: `tried` requests; `refused`, those answered
-with anything but 200; `crashed`, replicas that ended otherwise than by the signal or did not come back; `lost`, items
-that were acknowledged and are nowhere; `unanswered`, requests without an answer. All but the first must be 0.
+of the two. Prints a line per restart and, as its last line, one JSON object: `tried` requests; `refused`, those that
+were answered with anything but 200; `crashed`, replicas that ended otherwise than by the signal or did not come back;
+`lost`, items that were acknowledged and are nowhere; `unanswered`, requests without an answer. All but the first must
+be 0.
 """
 
 import argparse
@@ -86,7 +87,7 @@ class Replica:
     """A server process, always at the same address and on the same store."""
 
     def __init__(self, bundle: Path, store: Path, port: int, drain_s: float) -> None:
-        self.address = f"http://127.0.0.1:{port}"
+        self.address, self.store = f"http://127.0.0.1:{port}", store
         self._command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--store", str(store)]
         self._command += ["--port", str(port), "--log-level", "error"]
         kept = {key: value for key, value in os.environ.items() if not key.startswith("ISTHMUS_")}
@@ -94,8 +95,11 @@ class Replica:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Until it is ready. Raises BenchmarkError."""
         self._process = subprocess.Popen(self._command, env=self._env, stdout=subprocess.DEVNULL)
+
+    def wait(self) -> None:
+        """Until it is ready. Raises BenchmarkError."""
+        assert self._process is not None
         wait_until(f"{self.address}/readyz", self._process, pause_s=0.05)  # type: ignore[arg-type]
 
     def end(self) -> bool:
@@ -193,6 +197,8 @@ def roll(
         for replica in replicas:
             closing.callback(replica.kill)
             replica.start()
+        for replica in replicas:
+            replica.wait()
             httpx.put(f"{replica.address}/collections/default", json={}, trust_env=False).raise_for_status()
         address = closing.enter_context(nginx(ports, folder))
         threads = [
@@ -200,13 +206,13 @@ def roll(
         ]
         for thread in threads:
             thread.start()
-        closing.callback(lambda: [thread.join() for thread in threads])
         closing.callback(stopped.set)
         for number in range(restarts):
             replica = replicas[number % len(replicas)]
             ended = replica.end()
             try:
                 replica.start()
+                replica.wait()
             except BenchmarkError:
                 ended = False
             findings.crashed += not ended

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 TARGETS = {
     *("bench", "bench-gpu", "bench-store", "check", "clean", "crash", "demo"),
-    *("help", "openapi", "serve", "starter", "test"),
+    *("help", "openapi", "rolling", "serve", "starter", "test"),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()}

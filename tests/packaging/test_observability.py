@@ -1,4 +1,4 @@
-"""The alert rules and the dashboard, by Prometheus' own parser, and against the metrics that a server really exports."""
+"""The alert rules and the dashboard, by Prometheus' own parser and against the metrics that a server really exports."""
 
 import json
 import os
