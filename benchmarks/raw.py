@@ -22,7 +22,7 @@ from benchmarks.load import Generator
 from benchmarks.paired import ratio, say, take_turns
 from benchmarks.plan import Plan
 from benchmarks.servers import Server, isthmus
-from service.contract.bundle import OUTPUT, Bundle, Modality, read_bundle
+from service.contract.bundle import OUTPUT, Bundle, Modality, Precision, read_bundle
 from service.contract.images import ImagePreprocessing, read_image
 from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
 from service.contract.vectors import l2_normalise
@@ -45,22 +45,31 @@ def http_over_raw(plan: Plan) -> dict[str, float | None]:
 
 
 def added_latency(plan: Plan) -> dict[str, float | None]:
+    """In the precision that is served by default, and in fp32."""
     bundle = read_bundle(plan.bundle)
+    default = bundle.manifest.towers["text"].default("cpu")
+    return {
+        f"added_latency_ms.text{'.fp32' if precision == 'fp32' != default else ''}": _added(plan, bundle, precision)
+        for precision in dict.fromkeys((default, "fp32"))
+    }
+
+
+def _added(plan: Plan, bundle: Bundle, precision: Precision) -> float:
     texts = real.captions()[:2_000]
     upcoming = cycle(texts)
     with (
-        isthmus("isthmus", plan.bundle, plan.fresh(), cache_bytes=0, precision="fp32") as server,
+        isthmus(f"isthmus {precision}", plan.bundle, plan.fresh(), cache_bytes=0, precision=precision) as server,
         Generator(server.address) as load,
     ):
         requests = real.text_requests(server, "/v1/embeddings", bundle.manifest.name, 1)
         served = {"HTTP": lambda: load.closed(requests, clients=1, seconds=plan.seconds).median}
-        bare = {name: _alone(embed, upcoming, plan.seconds) for name, embed in _ways(bundle, "text").items()}
+        ways = _ways(bundle, "text", precision)
+        bare = {name: _alone(embed, upcoming, plan.seconds) for name, embed in ways.items()}
         taken = take_turns(served | bare, plan.rounds)
     for name, medians in taken.items():
-        say(name, p50_ms=1_000 * statistics.median(medians))
+        say(f"{name}, {precision}", p50_ms=1_000 * statistics.median(medians))
     fastest = min(bare, key=lambda name: statistics.median(taken[name]))
-    added = statistics.median(one - other for one, other in zip(taken["HTTP"], taken[fastest], strict=True))
-    return {"added_latency_ms.text": 1_000 * added}
+    return 1_000 * statistics.median(one - other for one, other in zip(taken["HTTP"], taken[fastest], strict=True))
 
 
 def _saturated(plan: Plan, server: Server, bundle: Bundle, modality: Modality) -> float:
@@ -88,7 +97,9 @@ def _saturated(plan: Plan, server: Server, bundle: Bundle, modality: Modality) -
     return ratio(taken["over HTTP"], taken[fastest])
 
 
-def _ways(bundle: Bundle, modality: Modality) -> dict[str, Callable[[Sequence[Any]], object]]:
+def _ways(
+    bundle: Bundle, modality: Modality, precision: Precision = "fp32"
+) -> dict[str, Callable[[Sequence[Any]], object]]:
     """Functions from a batch of inputs to its vectors."""
     prepare = _preparing(bundle, modality)
 
@@ -96,7 +107,7 @@ def _ways(bundle: Bundle, modality: Modality) -> dict[str, Callable[[Sequence[An
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        path = bundle.tower_path(modality)
+        path = bundle.tower_path(modality, precision)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return lambda batch: l2_normalise(session.run([OUTPUT], prepare(batch))[0])
 
