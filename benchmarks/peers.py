@@ -10,8 +10,6 @@ engines, scenario by scenario.
 
 import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from benchmarks import models, real
 from benchmarks.load import Generator, Load
 from benchmarks.paired import ratio, say, take_turns
 from benchmarks.plan import Plan
-from benchmarks.servers import BenchmarkError, Server, isthmus, other
+from benchmarks.servers import BenchmarkError, Server, environment, isthmus, other
 from service.contract.bundle import Modality, read_bundle
 
 _PORT = 7_990  # and those after it
@@ -145,7 +143,7 @@ def _ours(plan: Plan, bundle: Path, precision: str) -> Iterator[Contender]:
 
 @contextmanager
 def _infinity(plan: Plan, model: Path, engine: str, port: int) -> Iterator[Contender]:
-    python = _environment(plan)
+    python = environment(plan.folder / "infinity", Path(__file__).with_name("infinity.txt"), _TORCH)
     command = [str(python.parent / "infinity_emb"), "v2", "--model-id", str(model), "--served-model-name", "peer"]
     command += ["--engine", engine, "--device", "cpu", "--pooling-method", "mean", "--no-trust-remote-code"]
     command += ["--no-model-warmup", "--host", "127.0.0.1", "--port", str(port)]
@@ -153,19 +151,3 @@ def _infinity(plan: Plan, model: Path, engine: str, port: int) -> Iterator[Conte
     log = plan.folder / f"infinity-{engine}.log"
     with other(f"infinity {engine}", command, env, f"http://127.0.0.1:{port}", log) as server:
         yield Contender(server, "peer", "/embeddings")
-
-
-def _environment(plan: Plan) -> Path:
-    """infinity's interpreter; made where it is not there yet."""
-    folder = plan.folder / "infinity"
-    python = folder / "bin" / "python"
-    done = folder / ".installed"
-    if not done.exists():
-        say("infinity's environment", made_in=folder)
-        run = partial(subprocess.run, check=True, stdout=sys.stderr)
-        run([sys.executable, "-m", "venv", "--clear", folder])
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        run([*install, _TORCH])
-        run([*install, "--no-deps", "-r", Path(__file__).with_name("infinity.txt")])
-        done.touch()
-    return python

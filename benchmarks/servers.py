@@ -22,6 +22,24 @@ class BenchmarkError(Exception):
     """A part cannot be measured: the message says why."""
 
 
+def environment(folder: Path, requirements: Path, *first: str) -> Path:
+    """The interpreter of a peer's own virtual environment, made where it is not there yet.
+
+    `first` is installed first, and then what the file lists, without dependencies.
+    """
+    python = folder.resolve() / "bin" / "python"
+    done = folder / ".installed"
+    if not done.exists():
+        print(f"  making {folder} …", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True, stdout=sys.stderr)
+        install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        if first:
+            subprocess.run([*install, *first], check=True, stdout=sys.stderr)
+        subprocess.run([*install, "--no-deps", "-r", requirements], check=True, stdout=sys.stderr)
+        done.touch()
+    return python
+
+
 @dataclass(frozen=True)
 class Server:
     name: str

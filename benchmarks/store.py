@@ -1,10 +1,13 @@
 """The store at size: ingest over HTTP, start, recall, latency, filters, memory, and a peer on the same vectors.
 
-python -m benchmarks.store [--vectors 1000000] [--queries 1000] [--bundle build/starter] [--work DIR]
+python -m benchmarks.store [--vectors 1000000] [--queries 1000] [--bundle build/starter] [--work DIR] [--no-peer]
 
 Writes clustered vectors through `POST /items`, waits until the graph is built, stops the server, and measures the store
-that it left in a process of its own. With --work the store is kept there, and used again when it is whole. No peer is
-measured yet: its keys are null. Prints tables and, as its last line, one JSON object.
+that it left in a process of its own. With --work the store is kept there, and used again when it is whole. The peer is
+LanceDB, embedded in a process as this store is, in a virtual environment of its own under build/bench, made from PyPI
+(lancedb.txt): the same vectors and queries, one at a time. `peer.recall10` is the best recall it has no later than this
+store answers with its own settings, `peer.p50_ratio` this store's median over its own at the first of its efforts with
+that recall or, if none has it, at its best. Prints tables and, as its last line, one JSON object.
 """
 
 import argparse
@@ -29,6 +32,7 @@ import uvicorn
 from numpy.typing import NDArray
 
 from benchmarks.clustered import QUERIES, Clustered
+from benchmarks.servers import environment
 from examples.demo import serving
 from service.contract.bundle import read_bundle
 from service.contract.vectors import Vectors
@@ -120,6 +124,38 @@ def recall(found: Sequence[Sequence[int]], right: NDArray[np.int64]) -> float:
     )
 
 
+def peer(work: Path, clustered: Clustered, count: int, queries: Vectors, right: NDArray[np.int64]) -> dict[str, Any]:
+    """Its curve: [effort, recall, p50 in ms], and what it is."""
+    vectors = np.lib.format.open_memmap(work / "vectors.npy", "w+", np.float32, (count, clustered.dimensions))
+    for first, chunk, _ in clustered.chunks(0, count):
+        vectors[first : first + len(chunk)] = chunk
+    vectors.flush()
+    np.save(work / "queries.npy", queries)
+    here = Path(__file__).parent
+    command = [environment(Path("build/bench/lancedb"), here / "lancedb.txt"), here / "store_peer.py"]
+    paths = [work / "vectors.npy", work / "queries.npy", work / "lancedb"]
+    print("LanceDB …", flush=True)
+    output = subprocess.run([*command, *paths], check=True, stdout=subprocess.PIPE, text=True).stdout
+    (work / "vectors.npy").unlink()
+    said = json.loads(output.splitlines()[-1])
+    curve = [
+        [f"{ef}, refined {refine}" if refine > 1 else str(ef), round(recall(found, right), 4), round(p50, 3)]
+        for ef, refine, p50, _, found in said["curve"]
+    ]
+    return {"name": f"LanceDB {said['version']}, IVF_HNSW_SQ", "built_s": round(said["built_s"], 1), "curve": curve}
+
+
+def compared(curve: list[list[Any]], own_recall: float, own_p50: float) -> dict[str, float | None]:
+    """See the module. Null where it has answered nothing by then."""
+    in_time = [found for _, found, p50 in curve if p50 <= own_p50]
+    as_good = [p50 for _, found, p50 in curve if found >= own_recall]
+    best = max(curve, key=lambda each: each[1])
+    return {
+        "peer.recall10": max(in_time, default=None),
+        "peer.p50_ratio": round(own_p50 / (min(as_good) if as_good else best[2]), 3),
+    }
+
+
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
@@ -132,6 +168,7 @@ async def measure(bundle: Path, work: Path, queries: Vectors, right: dict[str, N
     started = time.perf_counter()
     store = SqliteStore.open(work, manifest)
     figures: dict[str, Any] = {"start_s": round(time.perf_counter() - started, 2)}
+    await store.indexed(3_600)
     [part] = await store.parts("default")
     figures["hnsw.indexed"] = part.indexed
     index = next(iter(store._indexes[1].views().values())).built
@@ -195,6 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--vectors", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--work", type=Path, help="keep the store there")
+    parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     clustered = Clustered(read_bundle(options.bundle).manifest.dimensions)
@@ -238,12 +276,20 @@ def run(options: argparse.Namespace, clustered: Clustered, work: Path) -> int:
     )
     curve = figures.pop("curve")
     figures |= {"peer.name": None, "peer.recall10": None, "peer.p50_ratio": None}
-    print(f"{'figure':28}{'value':>14}")
+    theirs: list[list[Any]] = []
+    if not options.no_peer:
+        measured = peer(work, clustered, options.vectors, queries, right[""])
+        theirs = measured["curve"]
+        figures |= {"peer.name": measured["name"], "peer.built_s": measured["built_s"]}
+        figures |= compared(theirs, figures["hnsw.recall10"], figures["hnsw.p50_ms"])
+    print(f"{'figure':28}{'value':>32}")
     for name, value in figures.items():
-        print(f"{name:28}{value!s:>14}")
-    print(f"\n{'efSearch':>8}{'recall@10':>12}{'p50 ms':>10}")
-    for effort, found, taken in curve:
-        print(f"{effort:>8}{found:>12}{taken:>10}")
+        print(f"{name:28}{value!s:>32}")
+    for title, rows in (("this store, efSearch", curve), ("LanceDB, ef", theirs)):
+        if rows:
+            print(f"\n{title:24}{'recall@10':>12}{'p50 ms':>10}")
+        for effort, found, taken in rows:
+            print(f"{effort!s:24}{found:>12}{taken:>10}")
     print(json.dumps(figures))
     return 0
 

@@ -272,7 +272,8 @@ class Index:
             outgrown = trained and living > rules.outgrown * built.trained
             if chosen != built.chosen or outgrown or dead > max(rules.dead_share * built.count, rules.graph_from):
                 return modality, view, chosen, False
-            if view.count - built.count >= max(rules.rest_at_least, rules.rest_share * built.count):
+            many = max(rules.rest_at_least, rules.rest_share * built.count)
+            if view.count - built.count >= min(many, rules.rest_at_most):
                 return modality, view.head(max(2 * built.count, built.count + rules.step)), chosen, True
         return None
 

@@ -32,7 +32,17 @@ def test_the_truth_is_what_a_matrix_product_says() -> None:
 
 @pytest.mark.slow
 def test_the_last_line_is_every_figure(bundle_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    command = ["--bundle", str(bundle_dir), "--vectors", "21000", "--queries", "20", "--work", str(tmp_path)]
+    command = [
+        "--bundle",
+        str(bundle_dir),
+        "--vectors",
+        "21000",
+        "--queries",
+        "20",
+        "--work",
+        str(tmp_path),
+        "--no-peer",
+    ]
     assert store.main(command) == 0
     figures = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert figures["dimensions"] == read_bundle(bundle_dir).manifest.dimensions and figures["vectors"] == 21_000
@@ -42,3 +52,10 @@ def test_the_last_line_is_every_figure(bundle_dir: Path, tmp_path: Path, capfd: 
     for name in ("ingest_per_s", "start_s", "memory_ratio", "hnsw.p99_ms", "hnsw.over_bare_faiss"):
         assert figures[name] > 0
     assert figures["peer.name"] is None
+
+
+def test_a_peer_is_compared_at_equal_latency_and_at_equal_recall() -> None:
+    curve = [["16", 0.80, 1.0], ["64", 0.95, 2.0], ["128", 0.99, 4.0]]
+    assert store.compared(curve, own_recall=0.95, own_p50=1.5) == {"peer.recall10": 0.80, "peer.p50_ratio": 0.75}
+    assert store.compared(curve, own_recall=0.999, own_p50=1.0) == {"peer.recall10": 0.80, "peer.p50_ratio": 0.25}
+    assert store.compared(curve, own_recall=0.9, own_p50=0.5)["peer.recall10"] is None
