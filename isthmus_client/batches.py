@@ -1,0 +1,175 @@
+"""Many inputs: in batches, several under way at once, in order, and what is wrong with one is said of that one alone.
+
+`Plan`s are generators that yield calls and are sent their results, so that both clients drive the same logic.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from isthmus_client import calls
+from isthmus_client.calls import Call, NewItem
+from isthmus_client.errors import InvalidInput
+from isthmus_client.inputs import Input, to_wire, wire_size
+from isthmus_client.results import Embedding, Problem, Written
+
+B = TypeVar("B")
+R = TypeVar("R")
+Plan = Generator[Call[Any], Any, R]
+UNREADABLE = "unreadable_file"
+
+
+@dataclass(frozen=True)
+class Batching:
+    """A request holds at most so many inputs and about so many bytes; so many requests are under way at once."""
+
+    inputs: int = 64
+    bytes: int = 8_000_000
+    concurrency: int = 4
+
+    def __post_init__(self) -> None:
+        if min(self.inputs, self.bytes, self.concurrency) < 1:
+            raise ValueError(f"inputs, bytes and concurrency are 1 or more, not {self}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One input on its way: its place among all, and its wire form or why it has none."""
+
+    number: int
+    source: Any
+    wire: str | dict[str, Any] | Problem
+
+
+def of_inputs(inputs: Iterable[Input], batching: Batching) -> Iterator[list[Entry]]:
+    return _batches((Entry(number, each, _wire(each)) for number, each in enumerate(inputs)), batching)
+
+
+def of_items(items: Iterable[NewItem], batching: Batching) -> Iterator[list[Entry]]:
+    return _batches((Entry(number, each, _item_wire(each)) for number, each in enumerate(items)), batching)
+
+
+def embedded(batch: Sequence[Entry], options: Mapping[str, Any]) -> Plan[list[Embedding]]:
+    """The embedding or the error of each entry, numbered as the entries are."""
+
+    def ask(wires: Sequence[Any]) -> Call[list[Embedding]]:
+        return calls.embed_wire(wires, options)
+
+    results = yield from _each(batch, ask, lambda entry, problem: Embedding(entry.number, error=problem))
+    return [replace(each, index=entry.number) for entry, each in zip(batch, results, strict=True)]
+
+
+def written(batch: Sequence[Entry]) -> Plan[list[Written]]:
+    def ask(wires: Sequence[Any]) -> Call[list[Written]]:
+        return calls.upsert_wire(wires, "null")
+
+    def failed(entry: Entry, problem: Problem) -> Written:
+        return Written(entry.source.id, entry.source.collection, error=problem)
+
+    return (yield from _each(batch, ask, failed))
+
+
+def _each(
+    batch: Sequence[Entry],
+    ask: Callable[[Sequence[Any]], Call[list[R]]],
+    failed: Callable[[Entry, Problem], R],
+) -> Plan[list[R]]:
+    """Ask for all that can be sent, and put what cannot be in its place."""
+    sendable = [entry for entry in batch if not isinstance(entry.wire, Problem)]
+    answers = iter((yield from _halved(sendable, ask, failed)))
+    return [failed(entry, entry.wire) if isinstance(entry.wire, Problem) else next(answers) for entry in batch]
+
+
+def _halved(
+    batch: Sequence[Entry],
+    ask: Callable[[Sequence[Any]], Call[list[R]]],
+    failed: Callable[[Entry, Problem], R],
+) -> Plan[list[R]]:
+    """A request that is refused for what it holds is asked again in halves, until the culprits stand alone."""
+    if not batch:
+        return []
+    try:
+        answers: list[R] = yield ask([entry.wire for entry in batch])
+    except InvalidInput as error:
+        if not _of_inputs(error):
+            raise
+        if len(batch) == 1:
+            return [failed(batch[0], Problem(error.code, _reason(error)))]
+        middle = len(batch) // 2
+        first = yield from _halved(batch[:middle], ask, failed)
+        return first + (yield from _halved(batch[middle:], ask, failed))
+    return answers
+
+
+def _of_inputs(error: InvalidInput) -> bool:
+    """Whether it is the inputs that are wrong, or their number or size; not an option, which all requests share."""
+    return not error.errors or any(tuple(each["loc"])[1:2] in (("inputs",), ("items",)) for each in error.errors)
+
+
+def _reason(error: InvalidInput) -> str:
+    return error.errors[0]["msg"] if error.errors else error.detail
+
+
+def _wire(value: Input) -> str | dict[str, Any] | Problem:
+    try:
+        return to_wire(value)
+    except OSError as error:
+        return Problem(UNREADABLE, f"{error.filename}: {error.strerror or error}")
+
+
+def _item_wire(item: NewItem) -> dict[str, Any] | Problem:
+    try:
+        return item.to_wire()
+    except OSError as error:
+        return Problem(UNREADABLE, f"{error.filename}: {error.strerror or error}")
+
+
+def _batches(entries: Iterable[Entry], batching: Batching) -> Iterator[list[Entry]]:
+    batch: list[Entry] = []
+    held = 0
+    for entry in entries:
+        size = 0 if isinstance(entry.wire, Problem) else wire_size(entry.wire)
+        if batch and (len(batch) == batching.inputs or held + size > batching.bytes):
+            yield batch
+            batch, held = [], 0
+        batch.append(entry)
+        held += size
+    if batch:
+        yield batch
+
+
+def map_lazily(function: Callable[[B], R], batches: Iterator[B], concurrency: int) -> Generator[R, None, None]:
+    """`map`, with so many calls in threads at once, in order; batches are taken only as there is room for them."""
+    with ThreadPoolExecutor(concurrency, "isthmus-client") as pool:
+        running: deque[Future[R]] = deque()
+        try:
+            for batch in batches:
+                running.append(pool.submit(function, batch))
+                if len(running) == concurrency:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+async def gather_lazily(
+    function: Callable[[B], Awaitable[R]], batches: Iterator[B], concurrency: int
+) -> AsyncGenerator[R, None]:
+    """The same with tasks. Batches are made in a thread: that may read files."""
+    running: deque[asyncio.Future[R]] = deque()
+    try:
+        while (batch := await asyncio.to_thread(next, batches, None)) is not None:
+            running.append(asyncio.ensure_future(function(batch)))
+            if len(running) == concurrency:
+                yield await running.popleft()
+        while running:
+            yield await running.popleft()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)

@@ -1,0 +1,206 @@
+"""Every route as a value: what is sent, and how the answer is read. No I/O, so that both clients share it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypedDict, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from isthmus_client import results
+from isthmus_client.inputs import Input, to_wire
+
+T = TypeVar("T")
+
+
+class EmbedOptions(TypedDict, total=False):
+    model: str
+    dimensions: int
+    role: Literal["query", "passage"]
+    on_error: Literal["fail", "null"]
+
+
+class SearchOptions(TypedDict, total=False):
+    """As openapi.yaml's SearchRequest has them."""
+
+    top_k: int
+    collection: str
+    modalities: Sequence[str]
+    filter: Mapping[str, Any]
+    effort: Mapping[str, Any]
+    correction: float
+    threshold: float
+    keywords: Mapping[str, Any]
+    deduplicate: float
+    rerank: Mapping[str, Any]
+    diversity: Mapping[str, Any]
+    include: Sequence[Literal["metadata", "vector", "explain"]]
+
+
+class ClassifyOptions(TypedDict, total=False):
+    model: str
+    labels: Sequence[str | Mapping[str, Any]]
+    label_set: str
+    templates: Sequence[str] | Mapping[str, Sequence[str]]
+    top_k: int
+    threshold: float
+    abstain: bool | float
+    grid: Mapping[str, int]
+
+
+class ListOptions(TypedDict, total=False):
+    cursor: str | None
+    limit: int
+    collection: str
+    modality: str
+
+
+class CollectionOptions(TypedDict, total=False):
+    keywords: Sequence[str]
+    tokens: bool
+    index: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """An item to be stored under the caller's id. `content` is an input, or `vector(numbers)` with a modality."""
+
+    id: str
+    content: Input
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    collection: str = "default"
+    modality: str | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        content = to_wire(self.content)
+        wire = {"id": self.id, "metadata": dict(self.metadata), "collection": self.collection}
+        if self.modality is not None:
+            wire["modality"] = self.modality
+        return wire | ({"text": content} if isinstance(content, str) else content)
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    method: str
+    path: str
+    read: Callable[[httpx.Response], T]
+    body: Any = None
+    parameters: Mapping[str, Any] | None = None
+    answers: frozenset[int] = frozenset()
+    """Statuses that are answers here, although they look like errors."""
+
+
+def embed(inputs: Iterable[Input], options: Mapping[str, Any]) -> Call[list[results.Embedding]]:
+    return embed_wire([to_wire(each) for each in inputs], options)
+
+
+def embed_wire(inputs: Sequence[str | Mapping[str, Any]], options: Mapping[str, Any]) -> Call[list[results.Embedding]]:
+    body = {"inputs": inputs, "encoding": "base64", **options}
+    return Call("POST", "/embed", lambda got: [results.embedding(each) for each in got.json()["embeddings"]], body)
+
+
+def search(query: Input, options: Mapping[str, Any]) -> Call[list[results.Found]]:
+    body = {"query": to_wire(query), **options}
+    return Call("POST", "/search", lambda got: [results.found(each) for each in got.json()["results"]], body)
+
+
+def search_many(queries: Iterable[Input], options: Mapping[str, Any]) -> Call[list[list[results.Found]]]:
+    body = {"queries": [to_wire(each) for each in queries], **options}
+
+    def read(got: httpx.Response) -> list[list[results.Found]]:
+        return [[results.found(each) for each in ranked] for ranked in got.json()["results"]]
+
+    return Call("POST", "/search", read, body)
+
+
+def classify(inputs: Iterable[Input], options: Mapping[str, Any]) -> Call[list[results.Classified]]:
+    body = {"inputs": [to_wire(each) for each in inputs], **options}
+    return Call("POST", "/classify", lambda got: [results.classified(each) for each in got.json()["results"]], body)
+
+
+def score(pairs: Iterable[tuple[Input, Input]], model: str | None) -> Call[list[float]]:
+    body: dict[str, Any] = {"pairs": [{"a": to_wire(a), "b": to_wire(b)} for a, b in pairs]}
+    if model is not None:
+        body["model"] = model
+    return Call("POST", "/score", lambda got: list(got.json()["scores"]), body)
+
+
+def upsert_wire(items: Sequence[Mapping[str, Any]], on_error: str) -> Call[list[results.Written]]:
+    body = {"items": items, "on_error": on_error}
+    return Call("POST", "/items", lambda got: [results.written(each) for each in got.json()["items"]], body)
+
+
+def list_items(options: Mapping[str, Any]) -> Call[results.Page]:
+    def read(got: httpx.Response) -> results.Page:
+        body = got.json()
+        return results.Page([results.item(each) for each in body["items"]], body["next_cursor"])
+
+    return Call("GET", "/items", read, parameters={name: value for name, value in options.items() if value is not None})
+
+
+def get_item(item: str, collection: str, with_vector: bool) -> Call[results.Item]:
+    parameters = {"collection": collection} | ({"include": "vector"} if with_vector else {})
+    return Call("GET", f"/items/{quote(item, safe='')}", lambda got: results.item(got.json()), parameters=parameters)
+
+
+def delete_items(ids: Sequence[str] | None, filter: Mapping[str, Any] | None, collection: str) -> Call[int]:
+    body: dict[str, Any] = {"collection": collection}
+    if ids is not None:
+        body["ids"] = ids
+    if filter is not None:
+        body["filter"] = filter
+    return Call("POST", "/items/delete", lambda got: int(got.json()["deleted"]), body)
+
+
+def list_collections() -> Call[list[results.Collection]]:
+    return Call("GET", "/collections", lambda got: [results.collection(each) for each in got.json()["collections"]])
+
+
+def get_collection(name: str) -> Call[results.Collection]:
+    return Call("GET", f"/collections/{quote(name, safe='')}", lambda got: results.collection(got.json()))
+
+
+def put_collection(name: str, options: Mapping[str, Any]) -> Call[results.Collection]:
+    path = f"/collections/{quote(name, safe='')}"
+    return Call("PUT", path, lambda got: results.collection(got.json()), dict(options))
+
+
+def drop_collection(name: str) -> Call[None]:
+    return Call("DELETE", f"/collections/{quote(name, safe='')}", _nothing)
+
+
+def put_label_set(
+    name: str,
+    labels: Sequence[str | Mapping[str, Any]],
+    templates: Sequence[str] | Mapping[str, Sequence[str]] | None,
+    off_topic: Iterable[Input],
+) -> Call[results.LabelSet]:
+    body: dict[str, Any] = {"labels": labels, "off_topic": [to_wire(each) for each in off_topic]}
+    if templates is not None:
+        body["templates"] = templates
+    return Call("PUT", f"/label-sets/{quote(name, safe='')}", lambda got: results.label_set(got.json()), body)
+
+
+def get_label_set(name: str) -> Call[results.LabelSet]:
+    return Call("GET", f"/label-sets/{quote(name, safe='')}", lambda got: results.label_set(got.json()))
+
+
+def delete_label_set(name: str) -> Call[None]:
+    return Call("DELETE", f"/label-sets/{quote(name, safe='')}", _nothing)
+
+
+def models() -> Call[list[results.Model]]:
+    return Call("GET", "/models", lambda got: [results.model(each) for each in got.json()["models"]])
+
+
+def ready() -> Call[results.Readiness]:
+    def read(got: httpx.Response) -> results.Readiness:
+        body = got.json()
+        return results.Readiness(body["status"] == "ready", body["checks"], body.get("providers", {}))
+
+    return Call("GET", "/readyz", read, answers=frozenset({503}))
+
+
+def _nothing(_: httpx.Response) -> None:
+    return None

@@ -1,0 +1,435 @@
+"""The two clients: `Isthmus`, and `AsyncIsthmus` with the same methods to be awaited.
+
+    with Isthmus("http://127.0.0.1:8000") as space:
+        space.upsert([NewItem("cat", Path("cat.jpg"), {"place": "garden"})])
+        for found in space.search("a cat", top_k=3):
+            print(found.id, found.score)
+
+Every method raises a ClientError (errors.py) where there is no result. Overload (429) and restarts (503, a connection
+that breaks) are waited for first, as `Retries` says.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, closing
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+
+from isthmus_client import batches, calls
+from isthmus_client.batches import Batching, Entry, Plan, gather_lazily, map_lazily
+from isthmus_client.calls import (
+    Call,
+    ClassifyOptions,
+    CollectionOptions,
+    EmbedOptions,
+    ListOptions,
+    NewItem,
+    SearchOptions,
+)
+from isthmus_client.errors import ClientError, Unreachable, UnreadableAnswer, refusal
+from isthmus_client.inputs import Input
+from isthmus_client.results import (
+    Classified,
+    Collection,
+    Embedding,
+    Found,
+    Item,
+    LabelSet,
+    Model,
+    Page,
+    Readiness,
+    Written,
+)
+from isthmus_client.retries import RETRIED_FAILURES, RETRIED_STATUSES, Retries, retry_after
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+T = TypeVar("T")
+Labels = Sequence[str | Mapping[str, Any]]
+Templates = Sequence[str] | Mapping[str, Sequence[str]]
+
+
+class _Conversation:
+    """What both clients know: where the server is, and what to make of each answer."""
+
+    def __init__(
+        self,
+        url: str | None,
+        api_key: str | None,
+        timeout_s: float,
+        retries: Retries,
+        batching: Batching,
+    ) -> None:
+        self.url = (url or os.environ.get("ISTHMUS_URL") or DEFAULT_URL).rstrip("/")
+        self.retries = retries
+        self.batching = batching
+        key = api_key or os.environ.get("ISTHMUS_API_KEY")
+        headers = {"accept": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+        self.options: dict[str, Any] = {"base_url": self.url, "headers": headers, "timeout": timeout_s}
+
+    @staticmethod
+    def request(call: Call[Any]) -> dict[str, Any]:
+        """As httpx takes it."""
+        parts = {"method": call.method, "url": call.path, "params": call.parameters, "json": call.body}
+        return {name: value for name, value in parts.items() if value is not None}
+
+    def pause(self, call: Call[Any], failed: int, outcome: httpx.Response | httpx.HTTPError) -> float | None:
+        """Seconds until the next try; None where this outcome is the last one."""
+        if isinstance(outcome, httpx.HTTPError):
+            return self.retries.pause(failed, None) if isinstance(outcome, RETRIED_FAILURES) else None
+        if outcome.status_code in RETRIED_STATUSES - call.answers:
+            return self.retries.pause(failed, retry_after(outcome))
+        return None
+
+    def result(self, call: Call[T], outcome: httpx.Response | httpx.HTTPError) -> T:
+        """The typed result of the last outcome. Raises ClientError."""
+        if isinstance(outcome, httpx.HTTPError):
+            what = "did not answer in time" if isinstance(outcome, httpx.TimeoutException) else "cannot be reached"
+            raise Unreachable(f"{self.url} {what}: {type(outcome).__name__}: {outcome}") from outcome
+        if outcome.is_error and outcome.status_code not in call.answers:
+            raise refusal(outcome, retry_after(outcome))
+        try:
+            return call.read(outcome)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UnreadableAnswer(
+                f"{self.url}{call.path} gave an answer ({outcome.status_code}) that is not one of an Isthmus server"
+            ) from error
+
+
+class Isthmus(_Conversation):
+    """`url` is otherwise ISTHMUS_URL's or http://127.0.0.1:8000, `api_key` ISTHMUS_API_KEY's. Threads may share it.
+
+    `transport` and `sleep` are seams for tests.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 60.0,
+        retries: Retries = Retries(),
+        batching: Batching = Batching(),
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        super().__init__(url, api_key, timeout_s, retries, batching)
+        self._http = httpx.Client(**self.options, transport=transport)
+        self._sleep = sleep
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _do(self, call: Call[T]) -> T:
+        failed = 0
+        while True:
+            outcome: httpx.Response | httpx.HTTPError
+            try:
+                outcome = self._http.request(**self.request(call))
+            except httpx.HTTPError as error:
+                outcome = error
+            failed += 1
+            pause = self.pause(call, failed, outcome)
+            if pause is None:
+                return self.result(call, outcome)
+            self._sleep(pause)
+
+    def _drive(self, plan: Plan[T]) -> T:
+        try:
+            call = next(plan)
+            while True:
+                try:
+                    result = self._do(call)
+                except ClientError as error:
+                    call = plan.throw(error)
+                else:
+                    call = plan.send(result)
+        except StopIteration as done:
+            finished: T = done.value
+            return finished
+
+    def embed(self, inputs: Iterable[Input], **options: Unpack[EmbedOptions]) -> list[Embedding]:
+        """One request: a unit vector per input, in order."""
+        return self._do(calls.embed(inputs, options))
+
+    def embed_many(self, inputs: Iterable[Input], **options: Unpack[EmbedOptions]) -> Generator[Embedding, None, None]:
+        """Any number of inputs, in order, in batches of which several are under way at once (`Batching`).
+
+        `inputs` is read as it is needed. An input that cannot be embedded gives an Embedding with its `error`.
+        """
+        whole: EmbedOptions = {"on_error": "null", **options}
+
+        def one(batch: Sequence[Entry]) -> list[Embedding]:
+            return self._drive(batches.embedded(batch, whole))
+
+        entries = batches.of_inputs(inputs, self.batching)
+        with closing(map_lazily(one, entries, self.batching.concurrency)) as finished:
+            for done in finished:
+                yield from done
+
+    def search(self, query: Input, **options: Unpack[SearchOptions]) -> list[Found]:
+        """What is stored, nearest first."""
+        return self._do(calls.search(query, options))
+
+    def search_many(self, queries: Iterable[Input], **options: Unpack[SearchOptions]) -> list[list[Found]]:
+        """One request for several queries: a list of results for each."""
+        return self._do(calls.search_many(queries, options))
+
+    def classify(self, inputs: Iterable[Input], **options: Unpack[ClassifyOptions]) -> list[Classified]:
+        """The labels of each input, best first. Give `labels` or the name of a stored `label_set`."""
+        return self._do(calls.classify(inputs, options))
+
+    def score(self, pairs: Iterable[tuple[Input, Input]], *, model: str | None = None) -> list[float]:
+        """The cosine similarity of each pair."""
+        return self._do(calls.score(pairs, model))
+
+    def upsert(self, items: Iterable[NewItem], *, on_error: str = "fail") -> list[Written]:
+        """One request: store items, each replacing the one of its collection and id. Returns once they are on disk."""
+        return self._do(calls.upsert_wire([each.to_wire() for each in items], on_error))
+
+    def upsert_many(self, items: Iterable[NewItem]) -> Generator[Written, None, None]:
+        """Any number of items, as `embed_many`: the outcome of each, in order. Nothing is sent that is not iterated."""
+
+        def one(batch: Sequence[Entry]) -> list[Written]:
+            return self._drive(batches.written(batch))
+
+        entries = batches.of_items(items, self.batching)
+        with closing(map_lazily(one, entries, self.batching.concurrency)) as finished:
+            for done in finished:
+                yield from done
+
+    def page(self, **options: Unpack[ListOptions]) -> Page:
+        """One page of the stored items."""
+        return self._do(calls.list_items(options))
+
+    def items(self, **options: Unpack[ListOptions]) -> Iterator[Item]:
+        """Every stored item, page by page, in the order in which they were first stored."""
+        while True:
+            page = self.page(**options)
+            yield from page.items
+            if page.next_cursor is None:
+                return
+            options["cursor"] = page.next_cursor
+
+    def item(self, id: str, *, collection: str = "default", with_vector: bool = False) -> Item:
+        return self._do(calls.get_item(id, collection, with_vector))
+
+    def delete(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        filter: Mapping[str, Any] | None = None,
+        collection: str = "default",
+    ) -> int:
+        """Delete by ids, or by a filter over the metadata; how many there were."""
+        return self._do(calls.delete_items(ids, filter, collection))
+
+    def collections(self) -> list[Collection]:
+        return self._do(calls.list_collections())
+
+    def collection(self, name: str) -> Collection:
+        return self._do(calls.get_collection(name))
+
+    def put_collection(self, name: str, **options: Unpack[CollectionOptions]) -> Collection:
+        """Make a collection, or change what is given of it."""
+        return self._do(calls.put_collection(name, options))
+
+    def drop_collection(self, name: str) -> None:
+        self._do(calls.drop_collection(name))
+
+    def put_label_set(
+        self, name: str, labels: Labels, *, templates: Templates | None = None, off_topic: Iterable[Input] = ()
+    ) -> LabelSet:
+        """Store labels, encoded once, for `classify(label_set=name)`."""
+        return self._do(calls.put_label_set(name, labels, templates, off_topic))
+
+    def label_set(self, name: str) -> LabelSet:
+        return self._do(calls.get_label_set(name))
+
+    def delete_label_set(self, name: str) -> None:
+        self._do(calls.delete_label_set(name))
+
+    def models(self) -> list[Model]:
+        """The served bundles; the first is the default."""
+        return self._do(calls.models())
+
+    def ready(self) -> Readiness:
+        """What works and what does not. Does not raise where the server answers that it is not ready."""
+        return self._do(calls.ready())
+
+
+class AsyncIsthmus(_Conversation):
+    """As `Isthmus`, with methods to be awaited; `embed_many`, `upsert_many` and `items` are asynchronous iterators."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 60.0,
+        retries: Retries = Retries(),
+        batching: Batching = Batching(),
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        super().__init__(url, api_key, timeout_s, retries, batching)
+        self._http = httpx.AsyncClient(**self.options, transport=transport)
+        self._sleep = sleep
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _do(self, call: Call[T]) -> T:
+        failed = 0
+        while True:
+            outcome: httpx.Response | httpx.HTTPError
+            try:
+                outcome = await self._http.request(**self.request(call))
+            except httpx.HTTPError as error:
+                outcome = error
+            failed += 1
+            pause = self.pause(call, failed, outcome)
+            if pause is None:
+                return self.result(call, outcome)
+            await self._sleep(pause)
+
+    async def _drive(self, plan: Plan[T]) -> T:
+        try:
+            call = next(plan)
+            while True:
+                try:
+                    result = await self._do(call)
+                except ClientError as error:
+                    call = plan.throw(error)
+                else:
+                    call = plan.send(result)
+        except StopIteration as done:
+            finished: T = done.value
+            return finished
+
+    # Calls that may read files are made in a thread.
+
+    async def embed(self, inputs: Iterable[Input], **options: Unpack[EmbedOptions]) -> list[Embedding]:
+        return await self._do(await asyncio.to_thread(calls.embed, inputs, options))
+
+    async def embed_many(
+        self, inputs: Iterable[Input], **options: Unpack[EmbedOptions]
+    ) -> AsyncGenerator[Embedding, None]:
+        whole: EmbedOptions = {"on_error": "null", **options}
+
+        async def one(batch: Sequence[Entry]) -> list[Embedding]:
+            return await self._drive(batches.embedded(batch, whole))
+
+        entries = batches.of_inputs(inputs, self.batching)
+        async with aclosing(gather_lazily(one, entries, self.batching.concurrency)) as finished:
+            async for done in finished:
+                for each in done:
+                    yield each
+
+    async def search(self, query: Input, **options: Unpack[SearchOptions]) -> list[Found]:
+        return await self._do(await asyncio.to_thread(calls.search, query, options))
+
+    async def search_many(self, queries: Iterable[Input], **options: Unpack[SearchOptions]) -> list[list[Found]]:
+        return await self._do(await asyncio.to_thread(calls.search_many, queries, options))
+
+    async def classify(self, inputs: Iterable[Input], **options: Unpack[ClassifyOptions]) -> list[Classified]:
+        return await self._do(await asyncio.to_thread(calls.classify, inputs, options))
+
+    async def score(self, pairs: Iterable[tuple[Input, Input]], *, model: str | None = None) -> list[float]:
+        return await self._do(await asyncio.to_thread(calls.score, pairs, model))
+
+    async def upsert(self, items: Iterable[NewItem], *, on_error: str = "fail") -> list[Written]:
+        wires = await asyncio.to_thread(lambda: [each.to_wire() for each in items])
+        return await self._do(calls.upsert_wire(wires, on_error))
+
+    async def upsert_many(self, items: Iterable[NewItem]) -> AsyncGenerator[Written, None]:
+        async def one(batch: Sequence[Entry]) -> list[Written]:
+            return await self._drive(batches.written(batch))
+
+        entries = batches.of_items(items, self.batching)
+        async with aclosing(gather_lazily(one, entries, self.batching.concurrency)) as finished:
+            async for done in finished:
+                for each in done:
+                    yield each
+
+    async def page(self, **options: Unpack[ListOptions]) -> Page:
+        return await self._do(calls.list_items(options))
+
+    async def items(self, **options: Unpack[ListOptions]) -> AsyncIterator[Item]:
+        while True:
+            page = await self.page(**options)
+            for each in page.items:
+                yield each
+            if page.next_cursor is None:
+                return
+            options["cursor"] = page.next_cursor
+
+    async def item(self, id: str, *, collection: str = "default", with_vector: bool = False) -> Item:
+        return await self._do(calls.get_item(id, collection, with_vector))
+
+    async def delete(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        filter: Mapping[str, Any] | None = None,
+        collection: str = "default",
+    ) -> int:
+        return await self._do(calls.delete_items(ids, filter, collection))
+
+    async def collections(self) -> list[Collection]:
+        return await self._do(calls.list_collections())
+
+    async def collection(self, name: str) -> Collection:
+        return await self._do(calls.get_collection(name))
+
+    async def put_collection(self, name: str, **options: Unpack[CollectionOptions]) -> Collection:
+        return await self._do(calls.put_collection(name, options))
+
+    async def drop_collection(self, name: str) -> None:
+        await self._do(calls.drop_collection(name))
+
+    async def put_label_set(
+        self, name: str, labels: Labels, *, templates: Templates | None = None, off_topic: Iterable[Input] = ()
+    ) -> LabelSet:
+        return await self._do(await asyncio.to_thread(calls.put_label_set, name, labels, templates, off_topic))
+
+    async def label_set(self, name: str) -> LabelSet:
+        return await self._do(calls.get_label_set(name))
+
+    async def delete_label_set(self, name: str) -> None:
+        await self._do(calls.delete_label_set(name))
+
+    async def models(self) -> list[Model]:
+        return await self._do(calls.models())
+
+    async def ready(self) -> Readiness:
+        return await self._do(calls.ready())

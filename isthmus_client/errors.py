@@ -1,0 +1,100 @@
+"""What a call can fail with.
+
+ClientError
+├── Unreachable             no answer: nothing listens there, the connection broke, it took too long
+├── UnreadableAnswer        an answer, and not one of an Isthmus server
+└── Refused                 the server answered with an error: status, code, detail, index, errors
+    ├── InvalidInput            400, 413, 415, 422: the request, or one of its inputs, cannot be taken
+    ├── NotAllowed              401, 403: no key, or one that may not do this
+    ├── NotFound                404
+    ├── Conflict                409: vectors of another space, for instance
+    ├── Overloaded              429, still, after the retries
+    └── ServerFailed            5xx; 503 after the retries
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+
+class ClientError(Exception):
+    """Base of all that the client raises on purpose."""
+
+
+class Unreachable(ClientError): ...
+
+
+class UnreadableAnswer(ClientError): ...
+
+
+class Refused(ClientError):
+    """`code` is stable and for programs, `detail` for people. `index` is the failing input's, in a batch."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        index: int | None = None,
+        errors: Sequence[Mapping[str, Any]] = (),
+        request_id: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        where = "".join(f"; {'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in errors)
+        super().__init__(f"{detail}{where} ({status} {code})")
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.index = index
+        self.errors = tuple(errors)
+        self.request_id = request_id
+        self.retry_after_s = retry_after_s
+
+
+class InvalidInput(Refused): ...
+
+
+class NotAllowed(Refused): ...
+
+
+class NotFound(Refused): ...
+
+
+class Conflict(Refused): ...
+
+
+class Overloaded(Refused): ...
+
+
+class ServerFailed(Refused): ...
+
+
+_KINDS: Mapping[int, type[Refused]] = {
+    **dict.fromkeys((400, 413, 415, 422), InvalidInput),
+    **dict.fromkeys((401, 403), NotAllowed),
+    404: NotFound,
+    409: Conflict,
+    429: Overloaded,
+}
+
+
+def refusal(response: httpx.Response, retry_after_s: float | None) -> Refused:
+    """The exception for an answer that is an error: from its problem+json, or from its status where it has none."""
+    status = response.status_code
+    kind = _KINDS.get(status, ServerFailed if status >= 500 else Refused)
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    told = body if isinstance(body, dict) else {}
+    return kind(
+        status,
+        str(told.get("code", "unknown")),
+        str(told.get("detail") or response.reason_phrase or "no reason given"),
+        index=told.get("index"),
+        errors=told.get("errors") or (),
+        request_id=response.headers.get("x-request-id"),
+        retry_after_s=retry_after_s,
+    )

@@ -1,0 +1,78 @@
+"""What a caller may give, and how it goes over the wire.
+
+| given | is |
+|---|---|
+| `str` | a text |
+| `pathlib.Path` | a file: an image or a sound, by its content |
+| `bytes` | the content of such a file |
+| `image(…)`, `audio(…)` | a file or bytes, said to be an image or a sound |
+| `stored(id)`, `vector(numbers)`, `composed((part, weight), …)` | in queries: a stored item, a vector, a weighted sum |
+| a mapping | the wire's own form, as it is: `{"text": "…"}`, `{"image": "<base64>"}` |
+"""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Input = str | bytes | Path | Mapping[str, Any]
+
+_IMAGE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM|II\*\0|MM\0\*", re.DOTALL)
+"""How the image formats that the service reads begin. What begins otherwise goes as a sound, and the service, which
+looks at the whole of it, says what it is not."""
+
+
+def image(source: Path | bytes) -> dict[str, Any]:
+    return {"image": _encoded(source)}
+
+
+def audio(source: Path | bytes) -> dict[str, Any]:
+    return {"audio": _encoded(source)}
+
+
+def stored(item: str) -> dict[str, Any]:
+    """A stored item as a query: more like this."""
+    return {"id": item}
+
+
+def vector(numbers: Sequence[float]) -> dict[str, Any]:
+    return {"vector": list(numbers)}
+
+
+def composed(*parts: tuple[Input, float]) -> dict[str, Any]:
+    """A weighted sum of inputs as a query; weights may be negative."""
+    return {"compose": [{**_as_object(part), "weight": weight} for part, weight in parts]}
+
+
+def to_wire(value: Input) -> str | dict[str, Any]:
+    """An input as JSON has it. Raises OSError where a file cannot be read, TypeError for what is no input."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Path):
+        value = value.read_bytes()
+    if isinstance(value, bytes):
+        return image(value) if _IMAGE.match(value) else audio(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"an input is a str, bytes, a pathlib.Path or a mapping, not {type(value).__name__}")
+
+
+def wire_size(value: str | Mapping[str, Any]) -> int:
+    """About how many bytes an input takes in a request."""
+    if isinstance(value, str):
+        return len(value)
+    return sum(len(each) if isinstance(each, str) else 16 * len(each) for each in value.values() if _sized(each))
+
+
+def _sized(value: Any) -> bool:
+    return isinstance(value, str | Sequence)
+
+
+def _as_object(value: Input) -> dict[str, Any]:
+    wire = to_wire(value)
+    return {"text": wire} if isinstance(wire, str) else wire
+
+
+def _encoded(source: Path | bytes) -> str:
+    return base64.b64encode(source if isinstance(source, bytes) else source.read_bytes()).decode()

@@ -1,0 +1,50 @@
+"""When to ask again, and how long to wait before. Pure functions: the clients do the waiting."""
+
+import random
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import httpx
+
+RETRIED_STATUSES = frozenset({429, 503})
+RETRIED_FAILURES = (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
+"""No answer came, and asking again is safe: every request of this client can be repeated without harm, because writes
+name their ids. A timeout is not among them: a server that is too slow does not get quicker by being asked twice."""
+
+
+@dataclass(frozen=True)
+class Retries:
+    """Exponential backoff with full jitter: before try n + 1, between 0 and first_s × 2ⁿ seconds, at most `most_s`.
+
+    What a server says by Retry-After is waited for at least, with jitter on top, so that those who were refused
+    together do not come back together. One that asks for longer than `patience_s` is not waited for.
+    """
+
+    attempts: int = 5
+    first_s: float = 0.25
+    most_s: float = 20.0
+    patience_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError(f"attempts is {self.attempts}: at least 1, the first try")
+
+    def pause(self, failed: int, retry_after_s: float | None) -> float | None:
+        """Seconds to wait after so many failed tries (from 1); None where it is time to give up."""
+        if failed >= self.attempts or (retry_after_s or 0.0) > self.patience_s:
+            return None
+        backoff = min(self.most_s, self.first_s * 2 ** (failed - 1))
+        return (retry_after_s or 0.0) + random.uniform(0.0, backoff)
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """Seconds that the server asks to wait, from Retry-After as a number or as an HTTP date (RFC 9110, 10.2.3)."""
+    given = response.headers.get("retry-after", "").strip()
+    if given.isdigit():
+        return float(given)
+    try:
+        until = parsedate_to_datetime(given)
+    except ValueError:
+        return None
+    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
