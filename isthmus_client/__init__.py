@@ -1,36 +1,85 @@
-"""A client of the Isthmus service: embed, search and classify images, sounds and texts. It needs httpx alone."""
+"""A client of the Isthmus service: embed, search and classify images, sounds and texts. It needs httpx alone.
 
-from isthmus_client.batches import Batching
-from isthmus_client.calls import NewItem
-from isthmus_client.client import AsyncIsthmus, Isthmus
-from isthmus_client.errors import (
-    ClientError,
-    Conflict,
-    InvalidInput,
-    NotAllowed,
-    NotFound,
-    Overloaded,
-    Refused,
-    ServerFailed,
-    Unreachable,
-    UnreadableAnswer,
-)
-from isthmus_client.inputs import Input, audio, composed, image, stored, vector
-from isthmus_client.results import (
-    Classified,
-    Collection,
-    Embedding,
-    Found,
-    Item,
-    LabelSet,
-    Model,
-    Page,
-    Problem,
-    Readiness,
-    ScoredLabel,
-    Written,
-)
-from isthmus_client.retries import Retries
+Names are imported when they are first asked for: the command's help and completion then need no HTTP.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isthmus_client.batches import Batching
+    from isthmus_client.calls import NewItem
+    from isthmus_client.client import AsyncIsthmus, Isthmus
+    from isthmus_client.errors import (
+        ClientError,
+        Conflict,
+        InvalidInput,
+        NotAllowed,
+        NotFound,
+        Overloaded,
+        Refused,
+        ServerFailed,
+        Unreachable,
+        UnreadableAnswer,
+    )
+    from isthmus_client.inputs import Input, audio, composed, image, stored, vector
+    from isthmus_client.results import (
+        Classified,
+        Collection,
+        Embedding,
+        Found,
+        Item,
+        LabelSet,
+        Model,
+        Page,
+        Problem,
+        Readiness,
+        ScoredLabel,
+        Written,
+    )
+    from isthmus_client.retries import Retries
+
+_MODULES = {
+    "batches": ("Batching",),
+    "calls": ("NewItem",),
+    "client": ("AsyncIsthmus", "Isthmus"),
+    "errors": (
+        "ClientError",
+        "Conflict",
+        "InvalidInput",
+        "NotAllowed",
+        "NotFound",
+        "Overloaded",
+        "Refused",
+        "ServerFailed",
+        "Unreachable",
+        "UnreadableAnswer",
+    ),
+    "inputs": ("Input", "audio", "composed", "image", "stored", "vector"),
+    "results": (
+        "Classified",
+        "Collection",
+        "Embedding",
+        "Found",
+        "Item",
+        "LabelSet",
+        "Model",
+        "Page",
+        "Problem",
+        "Readiness",
+        "ScoredLabel",
+        "Written",
+    ),
+    "retries": ("Retries",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'isthmus_client' has no attribute {name!r}")
+    return getattr(import_module(f"isthmus_client.{_HOME[name]}"), name)
+
 
 __all__ = [
     "AsyncIsthmus",

@@ -202,7 +202,7 @@ def test_the_asynchronous_client_does_the_same(client: httpx.Client, media: Path
             [said] = await space.classify([audio(media / "tone.wav")], labels=["tone", "red"])
             assert said.labels[0].label == "tone"
             assert (await space.score([("red", "red")]))[0] == pytest.approx(1, abs=1e-5)
-            assert [each.id async for each in space.items(limit=1)] == ["red.png", "tone.wav", "t"]
+            assert {each.id async for each in space.items(limit=1)} == {"red.png", "tone.wav", "t"}
             assert (await space.item("t")).modality == "text"
             assert await space.delete(["t"]) == 1
             await space.put_collection("c")
@@ -318,3 +318,10 @@ def test_it_is_of_the_service_s_version_and_imports_nothing_heavy() -> None:
     program = "import sys, isthmus_client; print([m for m in ('numpy', 'pydantic', 'service') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there_and_none_else() -> None:
+    assert {name for name in isthmus_client.__all__ if not hasattr(isthmus_client, name)} == set()
+    assert set(isthmus_client.__all__) == set(isthmus_client._HOME)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = isthmus_client.Nothing

@@ -1,0 +1,488 @@
+"""`isthmus`, the command for people: `embed`, `search`, `classify` ask a running server; the rest works here.
+
+Everything that takes long to import is imported by the command that needs it, so that help and completion are quick.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+from click.shell_completion import get_completion_class
+
+from isthmus_client import terminal
+
+if TYPE_CHECKING:
+    from isthmus_client import Input, Isthmus
+    from isthmus_client.errors import ClientError
+
+_MEDIA = {
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"),
+}
+_MAGIC = (
+    b"\xff\xd8\xff",
+    b"\x89PNG",
+    b"GIF8",
+    b"RIFF",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"fLaC",
+    b"OggS",
+    b"ID3",
+    b"\xff\xfb",
+)
+_QUERIES_AT_ONCE = 32
+_MODALITIES = click.Choice(["image", "audio", "text"])
+_START = "start one with `isthmus serve` (in a checkout: `make serve`), or name one by --url or ISTHMUS_URL"
+
+
+class Failure(click.ClickException):
+    """An error, and what to do about it."""
+
+    def __init__(self, message: str, next_step: str | None = None) -> None:
+        super().__init__(message)
+        self.next_step = next_step
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {self.message}", err=True)
+        if self.next_step:
+            click.echo(f"{click.style('next:', bold=True)}  {self.next_step}", err=True)
+
+
+class Commands(click.Group):
+    """Lists in its help what asks a server and what works here apart from each other."""
+
+    here = ("serve", "index", "train", "evaluate", "doctor", "completion")
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, wanted in (("Ask a running server", False), ("On this machine", True)):
+            rows = [
+                (name, command.get_short_help_str(formatter.width))
+                for name, command in self.commands.items()
+                if (name in self.here) == wanted
+            ]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option("--url", envvar="ISTHMUS_URL", show_envvar=True, help="Where the server is (http://127.0.0.1:8000).")
+@click.option("--api-key", envvar="ISTHMUS_API_KEY", show_envvar=True, help="For a server that asks for one.")
+@click.version_option(package_name="isthmus", message="isthmus %(version)s")
+@click.pass_context
+def cli(context: click.Context, url: str | None, api_key: str | None) -> None:
+    """Embed, search and classify images, sounds and texts in one space.
+
+    An INPUT is a file (an image or a sound), a text, or `-` for standard input: a file's content, or a text per line.
+    """
+    context.obj = (url, api_key)
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT…", type=click.Path(allow_dash=True))
+@click.option("--text", "as_text", is_flag=True, help="Every INPUT is a text, even where there is a file of that name.")
+@click.option("--dimensions", type=click.IntRange(min=1), help="Keep so many, renormalised.")
+@click.option("--role", type=click.Choice(["query", "passage"]), help="Of texts: what is asked, or what is stored.")
+@click.option("--model", help="One of GET /models.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object per input, a line each, with the whole vector.")
+@click.pass_context
+def embed(context: click.Context, /, inputs: tuple[str, ...], as_text: bool, as_json: bool, **options: Any) -> None:
+    """Unit vectors of inputs."""
+    given = list(_read_inputs(inputs, as_text))
+    failed = 0
+    rows = []
+    with _server(context) as space:
+        for (name, _), each in zip(given, space.embed_many((i for _, i in given), **_given(options)), strict=True):
+            if each.error or each.vector is None:
+                failed += 1
+                if not as_json:
+                    click.echo(f"error: {name}: {each.error.detail if each.error else 'no vector'}", err=True)
+            if as_json:
+                said: dict[str, Any] = {"input": name, "modality": each.modality, "embedding": each.vector}
+                if each.error:
+                    said["error"] = {"code": each.error.code, "detail": each.error.detail}
+                click.echo(json.dumps(said, ensure_ascii=False))
+            elif each.vector is not None:
+                head = " ".join(f"{number:+.3f}" for number in each.vector[:6])
+                rows.append((name, each.modality or "", str(len(each.vector)), f"{head} …"))
+    if rows:
+        _echo_lines(terminal.table(rows, ("input", "modality", "dimensions", "vector"), right=(2,)))
+    if failed:
+        context.exit(1)
+
+
+@cli.command()
+@click.argument("query", nargs=-1, metavar="QUERY…", type=click.Path(allow_dash=True))
+@click.option("--like", metavar="ID", help="More like a stored item, instead of QUERY or as a part of it.")
+@click.option(
+    "--weight", "weights", multiple=True, type=float, help="Of each QUERY, in order, where there are several."
+)
+@click.option("--text", "as_text", is_flag=True, help="QUERY is a text, even where there is a file of that name.")
+@click.option("-k", "--top", default=10, show_default=True, type=click.IntRange(min=1), help="How many results.")
+@click.option("-m", "--modality", "modalities", multiple=True, type=_MODALITIES, help="Only results of it; repeatable.")
+@click.option("-c", "--collection", default="default", show_default=True)
+@click.option("--filter", "filter_json", metavar="JSON", help='On metadata, as {"year": {"$gte": 2000}}.')
+@click.option("--media", type=click.Path(file_okay=False, exists=True, path_type=Path), help="Where the ids are files.")
+@click.option("--pictures/--no-pictures", default=None, help="Draw what is found in the terminal; else where it can.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object per query, a line each.")
+@click.pass_context
+def search(
+    context: click.Context,
+    /,
+    query: tuple[str, ...],
+    like: str | None,
+    weights: tuple[float, ...],
+    as_text: bool,
+    top: int,
+    modalities: tuple[str, ...],
+    collection: str,
+    filter_json: str | None,
+    media: Path | None,
+    pictures: bool | None,
+    as_json: bool,
+) -> None:
+    """Find stored items by text, image, sound or several together.
+
+    Several arguments are a weighted sum.
+
+    `-` reads a query per line of standard input, or the content of one file.
+    """
+    options: dict[str, Any] = {"top_k": top, "collection": collection}
+    if modalities:
+        options["modalities"] = list(modalities)
+    if filter_json is not None:
+        options["filter"] = _parsed(filter_json)
+    asked = _queries(query, like, weights, as_text)
+    draw = terminal.shows_pictures() if pictures is None else pictures
+    with _server(context) as space:
+        for first in range(0, len(asked), _QUERIES_AT_ONCE):
+            some = asked[first : first + _QUERIES_AT_ONCE]
+            for (name, _), found in zip(some, space.search_many([q for _, q in some], **options), strict=True):
+                if as_json:
+                    results = [
+                        {"id": each.id, "score": each.score, "modality": each.modality, "metadata": each.metadata}
+                        for each in found
+                    ]
+                    click.echo(json.dumps({"query": name, "results": results}, ensure_ascii=False))
+                    continue
+                if len(asked) > 1:
+                    click.echo(click.style(name, bold=True))
+                _show_found(found, media, draw)
+                if not found:
+                    _nothing_found(space, collection, options)
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT…", type=click.Path(allow_dash=True))
+@click.option("--text", "as_text", is_flag=True, help="Every INPUT is a text, even where there is a file of that name.")
+@click.option("-l", "--label", "labels", multiple=True, help="One label; repeatable.")
+@click.option("--labels", "file", type=click.File(), help="A file with a label per line.")
+@click.option("--label-set", help="Labels that the server has stored.")
+@click.option("-k", "--top", "top_k", default=5, show_default=True, type=click.IntRange(min=1), help="How many labels.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help='"None of these" where the best score is below it.')
+@click.option("--abstain", is_flag=True, help='"None of these" where a learned detector says so.')
+@click.option("--model", help="One of GET /models.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object per input, a line each.")
+@click.pass_context
+def classify(
+    context: click.Context,
+    /,
+    inputs: tuple[str, ...],
+    as_text: bool,
+    labels: tuple[str, ...],
+    file: Any,
+    label_set: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Which of your labels fits, without training a classifier."""
+    words = [*labels, *(line.strip() for line in file or () if line.strip())]
+    if bool(words) == bool(label_set):
+        raise click.UsageError("say the labels: --label dog --label cat, --labels FILE, or the name of a --label-set")
+    asked = _given(options) | ({"labels": words} if words else {"label_set": label_set})
+    if not options["abstain"]:
+        asked.pop("abstain", None)
+    given = list(_read_inputs(inputs, as_text))
+    with _server(context) as space:
+        for first in range(0, len(given), _QUERIES_AT_ONCE):
+            some = given[first : first + _QUERIES_AT_ONCE]
+            for (name, _), result in zip(some, space.classify([i for _, i in some], **asked), strict=True):
+                scored = [{"label": e.label, "score": e.score, "similarity": e.similarity} for e in result.labels]
+                if as_json:
+                    said = {"input": name, "labels": scored, "abstained": result.abstained}
+                    click.echo(json.dumps(said, ensure_ascii=False))
+                    continue
+                click.echo(click.style(name, bold=True) + ("   none of these" if result.abstained else ""))
+                rows = [(f"  {each.label}", f"{each.score:.3f}", terminal.bar(each.score)) for each in result.labels]
+                _echo_lines(terminal.table(rows, ("  label", "score", ""), right=(1,)))
+
+
+def _passes_on(name: str, help: str, run: Callable[[list[str]], int]) -> None:
+    """A command whose arguments are another program's."""
+
+    @cli.command(
+        name,
+        help=help,
+        short_help=help.partition("\n")[0],
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    )
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENTS]…", shell_complete=_files)
+    def passed(arguments: tuple[str, ...]) -> None:
+        sys.exit(run(list(arguments)))
+
+
+def _files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    return click.Path().shell_complete(context, parameter, incomplete)
+
+
+def _module(name: str, extra: str) -> Any:
+    """A module of the service or of the trainer. Raises Failure where it, or a package that it needs, is missing."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        what = "the service" if name.startswith("service") else "the trainer"
+        missing = (error.name or name).partition(".")[0]
+        raise Failure(
+            f"{what} is not installed here: there is no package {missing!r}",
+            f"pip install 'isthmus[{extra}]' (in a checkout: make starter); isthmus doctor lists what is missing",
+        ) from None
+
+
+def _serve(arguments: list[str]) -> int:
+    whole = _with_bundle(arguments)
+    return int(_module("service.__main__", "cpu").main(["serve", *whole]))
+
+
+def _with_bundle(arguments: list[str]) -> list[str]:
+    """`--bundle build/starter` where no bundle is named and a checkout has built that one."""
+    import os
+
+    starter = Path("build/starter")
+    named = any(each.startswith(("--bundle", "-h", "--help")) for each in arguments) or "ISTHMUS_BUNDLE" in os.environ
+    if named or (Path("starter") / "manifest.json").is_file():
+        return arguments
+    if not (starter / "manifest.json").is_file():
+        raise Failure(
+            "no bundle is named",
+            "isthmus serve --bundle FOLDER; in a checkout `make starter` builds one in build/starter, "
+            "and `isthmus train RECIPE --out FOLDER` trains one",
+        )
+    click.echo(f"serving {starter}", err=True)
+    return ["--bundle", str(starter), *arguments]
+
+
+def _index(arguments: list[str]) -> int:
+    return int(_module("service.__main__", "cpu").main(["index", *arguments]))
+
+
+def _train(arguments: list[str]) -> int:
+    return int(_module("training.__main__", "cpu,train").main(["run", *arguments]))
+
+
+def _evaluate(arguments: list[str]) -> int:
+    return int(_module("training.__main__", "cpu,train").main(["evaluate", *arguments]))
+
+
+_passes_on("serve", "Serve a bundle over HTTP.\n\nThe same as `python -m service serve`.", _serve)
+_passes_on("index", "Index a folder of images and sounds.\n\nThe same as `python -m service index`.", _index)
+_passes_on("train", "Train a space by a recipe: RECIPE --out FOLDER.\n\nThe same as `python -m training run`.", _train)
+_passes_on("evaluate", "Measure a bundle on any data.\n\nThe same as `python -m training evaluate`.", _evaluate)
+
+
+@cli.command()
+@click.option("--bundle", help="The bundle to look at; else ISTHMUS_BUNDLE, or build/starter where it is there.")
+@click.option("--store", help="The store to look at; else ISTHMUS_STORE.")
+@click.option("--port", help="The port that is to be free; else ISTHMUS_PORT, or 8000.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def doctor(context: click.Context, /, as_json: bool, **flags: str | None) -> None:
+    """What this machine has and lacks to serve, and what to do.
+
+    It looks at Python, packages, ONNX Runtime, the bundle, the store, Redis, the port, disk and memory. Whether a
+    recipe can be trained here is another question: python -m training doctor RECIPE.
+    """
+    checks = _module("service.doctor", "cpu")
+    found = []
+    for check in checks.examine(**_given(flags)):
+        found.append(check)
+        if not as_json:
+            colour = {"ok": "green", "note": "yellow", "missing": "red"}[check.state]
+            click.echo(f"{click.style(f'{check.state:8}', fg=colour)}{check.what:12}{check.detail}")
+            if check.next_step:
+                click.echo(f"{'':8}{'':12}→ {check.next_step}")
+    lacking = [check.what for check in found if check.state == "missing"]
+    if as_json:
+        rows = [{"check": e.what, "state": e.state, "detail": e.detail, "next": e.next_step} for e in found]
+        click.echo(json.dumps({"ok": not lacking, "checks": rows}, ensure_ascii=False))
+    else:
+        click.echo(f"{len(lacking)} to be mended: {', '.join(lacking)}" if lacking else "all is well")
+    if lacking:
+        context.exit(1)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes your shell complete `isthmus`.
+
+    \b
+    bash:  isthmus completion bash > ~/.local/share/bash-completion/completions/isthmus
+    zsh:   isthmus completion zsh > "${fpath[1]}/_isthmus"
+    fish:  isthmus completion fish > ~/.config/fish/completions/isthmus.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "isthmus", "_ISTHMUS_COMPLETE").source())
+
+
+def main() -> NoReturn:
+    cli.main(prog_name="isthmus")
+    raise AssertionError("click ends the program")
+
+
+@contextmanager
+def _server(context: click.Context) -> Iterator["Isthmus"]:
+    """The client, and its errors as a line for people and the next step."""
+    from isthmus_client import ClientError, Isthmus, Retries
+
+    url, key = context.obj
+    try:
+        with Isthmus(url, api_key=key, retries=Retries(attempts=3)) as space:
+            yield space
+    except ClientError as error:
+        raise Failure(str(error), _next_step(error)) from None
+
+
+def _next_step(error: "ClientError") -> str | None:
+    from isthmus_client import errors
+
+    steps: Sequence[tuple[type[ClientError], str]] = [
+        (errors.Unreachable, _START),
+        (errors.UnreadableAnswer, "something else listens there: name the server by --url or ISTHMUS_URL"),
+        (errors.NotAllowed, "give a key that may do this by --api-key or ISTHMUS_API_KEY"),
+        (errors.Overloaded, "ask again later, or with less at once"),
+        (errors.ServerFailed, "`isthmus doctor` looks at what the server needs; its log names the request"),
+    ]
+    step = next((step for kind, step in steps if isinstance(error, kind)), None)
+    if isinstance(error, errors.NotFound) and "collection" in error.detail:
+        return "a collection comes to be when something is put into it: `isthmus index FOLDER`"
+    return step
+
+
+def _read_inputs(arguments: Sequence[str], as_text: bool) -> Iterator[tuple[str, "Input"]]:
+    """The name and the input of each argument."""
+    for argument in arguments:
+        if argument == "-" and not as_text:
+            yield from _standard_input()
+        else:
+            yield argument, _one_input(argument, as_text)
+
+
+def _one_input(argument: str, as_text: bool) -> "Input":
+    path = Path(argument)
+    if as_text:
+        return argument
+    if path.is_dir():
+        raise Failure(f"{argument} is a folder", f"its files: {argument}/*; to index them: isthmus index {argument}")
+    if path.is_file():
+        return path
+    if path.suffix.lower() in _MEDIA:
+        raise Failure(f"there is no file {argument}", "mind the folder you are in; --text takes it for the words")
+    return argument
+
+
+def _standard_input() -> Iterator[tuple[str, "Input"]]:
+    data = sys.stdin.buffer.read()
+    if data.startswith(_MAGIC):
+        yield "-", data
+        return
+    try:
+        lines = [line.strip() for line in data.decode().splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise Failure("standard input is neither text nor an image or a sound that is known") from None
+    if not lines:
+        raise Failure("standard input is empty", "give a text per line, or the content of one file")
+    yield from ((line, line) for line in lines)
+
+
+def _queries(
+    arguments: Sequence[str], like: str | None, weights: Sequence[float], as_text: bool
+) -> list[tuple[str, "Input"]]:
+    """Each query with its name: one per line of standard input, else one of all the arguments together."""
+    from isthmus_client.inputs import composed, stored
+
+    if list(arguments) == ["-"] and like is None and not as_text:
+        if weights:
+            raise click.UsageError("--weight is for several QUERY arguments, not for lines of standard input")
+        return list(_standard_input())
+    if "-" in arguments and not as_text:
+        raise click.UsageError("`-` stands alone: a query per line")
+    parts = [(each, _one_input(each, as_text)) for each in arguments]
+    if like is not None:
+        parts.append((like, stored(like)))
+    if not parts:
+        raise click.UsageError('say what to look for: isthmus search "a cat", a file, or --like ID')
+    if weights and len(weights) != len(parts):
+        raise click.UsageError(f"{len(weights)} weights for {len(parts)} parts of the query: one for each, or none")
+    if len(parts) == 1:
+        return parts
+    pairs = zip((part for _, part in parts), weights or [1.0] * len(parts), strict=True)
+    return [(" + ".join(name for name, _ in parts), composed(*pairs))]
+
+
+def _show_found(found: Sequence[Any], media: Path | None, draw: bool) -> None:
+    rows = [
+        (f"{each.score:.3f}", each.modality, each.id, "  ".join(f"{k}={v}" for k, v in each.metadata.items()))
+        for each in found
+    ]
+    lines = terminal.table(rows, ("score", "modality", "id", "metadata"), right=(0,)) if rows else []
+    for line, each in zip(lines, [None, *found], strict=False):
+        click.echo(line)
+        file = _file_of(each, media) if draw and each is not None and each.modality == "image" else None
+        if file is not None:
+            _echo_lines(terminal.picture(file))
+
+
+def _file_of(found: Any, media: Path | None) -> Path | None:
+    """The file of a result: the id, or a `path` in its metadata, under the folder of media or where we are."""
+    for name in (found.id, found.metadata.get("path"), found.metadata.get("file")):
+        if isinstance(name, str):
+            file = (media or Path()) / name
+            if file.is_file():
+                return file
+    return None
+
+
+def _nothing_found(space: "Isthmus", collection: str, options: dict[str, Any]) -> None:
+    count = space.collection(collection).count
+    if count:
+        hint = "none fits the filter or the modality" if {"filter", "modalities"} & options.keys() else "none fits"
+        raise Failure(f"nothing found among the {count} items of the collection {collection!r}: {hint}")
+    raise Failure(f"the collection {collection!r} is empty", "isthmus index FOLDER fills it")
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"--filter is not JSON: {error}") from None
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _echo_lines(lines: Sequence[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+if __name__ == "__main__":
+    main()

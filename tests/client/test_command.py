@@ -1,0 +1,261 @@
+"""`isthmus` as people use it: against a live server, with files, texts and standard input, and with what goes wrong."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+
+from isthmus_client import Isthmus, NewItem, command, terminal
+from tests import tiny_bundle
+
+ROOT = Path(__file__).parents[2]
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(client: httpx.Client, media: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command in the folder of media, against a server that holds them."""
+    monkeypatch.chdir(media)
+    with Isthmus(str(client.base_url)) as space:
+        names = ("red.png", "blue.png", "tone.wav")
+        space.upsert([NewItem(name, media / name, {"what": name.partition(".")[0]}) for name in names])
+
+    def isthmus(*arguments: str, input: str | bytes | None = None) -> Result:
+        return CliRunner().invoke(command.cli, ["--url", str(client.base_url), *arguments], input=input)
+
+    return isthmus
+
+
+def lines(result: Result) -> list[str]:
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
+
+
+def told(result: Result) -> list[dict[str, object]]:
+    return [json.loads(line) for line in lines(result)]
+
+
+def test_search_prints_a_table_and_json(run: Run) -> None:
+    first = lines(run("search", "red", "-m", "image"))
+    assert first[0].split() == ["score", "modality", "id", "metadata"]
+    assert first[1].split()[1:] == ["image", "red.png", "what=red"]
+    [said] = told(run("search", "red", "-m", "image", "-k", "1", "--json"))
+    assert said["query"] == "red"
+    [best] = said["results"]  # type: ignore[misc]
+    assert best["id"] == "red.png" and best["metadata"] == {"what": "red"}
+
+
+def test_files_stored_items_and_sums_are_queries(run: Run) -> None:
+    assert "tone.wav" in lines(run("search", "tone.wav", "-k", "1"))[1]
+    assert "blue.png" in lines(run("search", "--like", "red.png", "-m", "image"))[1]
+    both = run("search", "red", "blue.png", "--weight", "0.1", "--weight", "1", "-m", "image")
+    assert "blue.png" in lines(both)[1]
+    filtered = lines(run("search", "red", "--filter", '{"what": "tone"}'))
+    assert len(filtered) == 2 and "tone.wav" in filtered[1]
+
+
+def test_standard_input_is_a_query_per_line_or_a_file(run: Run, media: Path) -> None:
+    said = told(run("search", "-", "-m", "image", "--json", input="red\n\nblue\n"))
+    assert [(each["query"], each["results"][0]["id"]) for each in said] == [  # type: ignore[index]
+        ("red", "red.png"),
+        ("blue", "blue.png"),
+    ]
+    assert "blue.png" in lines(run("search", "-", "-m", "image", input=(media / "blue.png").read_bytes()))[1]
+    [vector] = told(run("embed", "-", "--json", input=(media / "tone.wav").read_bytes()))
+    assert vector["modality"] == "audio"
+
+
+def test_embed_gives_vectors_and_says_which_input_is_bad(run: Run) -> None:
+    assert lines(run("embed", "red", "tone.wav"))[2].split()[:3] == ["tone.wav", "audio", str(tiny_bundle.DIMENSIONS)]
+    mixed = run("embed", "red", "broken.png", "blue.png", "--json")
+    said = [json.loads(line) for line in mixed.stdout.splitlines()]
+    assert mixed.exit_code == 1
+    assert [each["embedding"] is None for each in said] == [False, True, False]
+    assert said[1]["error"]["code"] == "unsupported_media"
+    assert "error: broken.png: not an image in one of these formats" in run("embed", "broken.png").stderr
+    [word] = told(run("embed", "--text", "red.png", "--json", "--dimensions", "8"))
+    assert word["modality"] == "text" and len(word["embedding"]) == 8  # type: ignore[arg-type]
+
+
+def test_classify_prints_bars_and_json(run: Run, media: Path) -> None:
+    (media / "labels").write_text("red\nblue\n\n")
+    printed = lines(run("classify", "red.png", "blue.png", "--labels", "labels"))
+    assert printed[0] == "red.png"
+    assert printed[2].split()[0] == "red" and "█" in printed[2]
+    [said] = told(run("classify", "tone.wav", "-l", "tone", "-l", "red", "--json", "--threshold", "0.1"))
+    assert said["labels"][0]["label"] == "tone" and said["abstained"] is False  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "parts"),
+    [
+        (["search"], 2, ["say what to look for"]),
+        (["search", "gone.jpg"], 1, ["there is no file gone.jpg", "next:", "--text"]),
+        (["search", "."], 1, [". is a folder", "isthmus index ."]),
+        (["search", "red", "--filter", "{"], 2, ["--filter is not JSON"]),
+        (["search", "red", "--filter", '{"$no": 1}'], 1, ["$no"]),
+        (["search", "red", "-c", "nothing"], 1, ["no collection 'nothing'", "next:", "isthmus index"]),
+        (["search", "red", "-m", "text"], 1, ["nothing found among the 3 items", "none fits the filter or the mod"]),
+        (["search", "red", "blue", "--weight", "1"], 2, ["1 weights for 2 parts"]),
+        (["search", "-", "red"], 2, ["stands alone"]),
+        (["search", "-", "--weight", "1"], 2, ["--weight is for several QUERY"]),
+        (["classify", "red.png"], 2, ["say the labels"]),
+        (["classify", "broken.png", "-l", "a"], 1, ["inputs[0]"]),
+        (["--url", "http://127.0.0.1:1", "search", "x"], 1, ["cannot be reached", "next:", "isthmus serve"]),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_next_step(
+    run: Run, arguments: Sequence[str], code: int, parts: list[str]
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    for part in parts:
+        assert part in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_standard_input_that_holds_nothing_is_said(run: Run) -> None:
+    assert "standard input is empty" in run("search", "-", input="\n").stderr
+    assert "neither text nor" in run("embed", "-", input=b"\x00\xff\xfe").stderr
+
+
+def test_an_empty_collection_is_said(client: httpx.Client) -> None:
+    client.put("/collections/default", json={})
+    result = CliRunner().invoke(command.cli, ["--url", str(client.base_url), "search", "red"])
+    assert (result.exit_code, "is empty" in result.stderr, "isthmus index" in result.stderr) == (1, True, True)
+
+
+def test_what_is_found_is_drawn(run: Run, media: Path) -> None:
+    drawn = run("search", "red", "-m", "image", "-k", "1", "--pictures", "--media", str(media))
+    assert drawn.stdout.count("▀") >= 24 * 9
+    assert run("search", "red", "-m", "image", "-k", "1").stdout.count("▀") == 0, "not where it is no terminal"
+
+
+def test_a_picture_is_half_blocks_in_its_colours(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    deep = terminal.picture(media / "red.png", columns=8)
+    assert len(deep) == 3 and deep[0].count("▀") == 8
+    assert "38;2;255;0;0;48;2;255;0;0" in deep[0]
+    monkeypatch.delenv("COLORTERM")
+    assert "38;5;196;48;5;196" in terminal.picture(media / "red.png", columns=8)[0]
+    assert terminal.picture(media / "broken.png") == []
+
+
+def test_bars_are_as_long_as_their_share() -> None:
+    assert [len(terminal.bar(share)) for share in (-1, 0, 0.5, 1, 2)] == [0, 0, 10, 20, 20]
+    assert terminal.bar(0.5, 1) == "▌"
+
+
+def isthmus(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", "from isthmus_client.command import main; main()", *arguments]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("ISTHMUS_")}
+    whole = clean | {"PYTHONPATH": str(ROOT)} | (env or {})
+    return subprocess.run(program, cwd=cwd, capture_output=True, text=True, check=False, env=whole)
+
+
+def test_help_and_completion_import_nothing_heavy() -> None:
+    program = """if True:
+        import sys
+        from isthmus_client.command import cli
+        cli.main(["--help"], standalone_mode=False)
+        heavy = {"httpx", "numpy", "PIL", "onnxruntime", "torch", "service", "training", "pydantic"}
+        print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "Ask a running server" in done.stdout and "On this machine" in done.stdout
+
+
+def test_commands_that_serve_never_import_torch() -> None:
+    program = """if True:
+        import sys
+        from isthmus_client.command import cli
+        try:
+            cli.main(["serve", "--help"])
+        finally:
+            import service.doctor
+            print([name for name in ("torch", "transformers", "training") if name in sys.modules], file=sys.stderr)
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--redis-url" in done.stdout, "it is the service's own help"
+    assert done.stderr.strip() == "[]"
+
+
+def test_shells_complete_commands_options_and_files(tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").touch()
+
+    def completed(shell: str, words: str, place: int) -> str:
+        env = {"_ISTHMUS_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": str(place)}
+        return isthmus(env=env, cwd=tmp_path).stdout
+
+    assert completed("bash", "isthmus se", 1).split() == ["plain,search", "plain,serve"]
+    assert "--modality" in completed("zsh", "isthmus search --mod", 2)
+    assert "audio" in completed("bash", "isthmus search -m ", 3)
+    assert completed("bash", "isthmus search ", 2).startswith("file,"), "the shell itself completes files"
+    for shell in ("bash", "zsh", "fish"):
+        done = isthmus("completion", shell)
+        assert done.returncode == 0 and "_ISTHMUS_COMPLETE" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shells_themselves_read_what_is_printed(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    script = isthmus("completion", shell).stdout
+    done = subprocess.run([shell, "-n"], input=script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_bash_completes_by_it(tmp_path: Path) -> None:
+    program = tmp_path / "isthmus"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m isthmus_client.command "$@"\n')
+    program.chmod(0o755)
+    ask = "\n".join(
+        [
+            isthmus("completion", "bash").stdout,
+            'COMP_WORDS=(isthmus cl); COMP_CWORD=1; _isthmus_completion isthmus; echo "${COMPREPLY[@]}"',
+        ]
+    )
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash"], input=ask, capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.split() == ["classify"]
+
+
+def test_serve_says_where_a_bundle_comes_from(tmp_path: Path) -> None:
+    done = isthmus("serve", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "no bundle is named" in done.stderr and "make starter" in done.stderr
+
+
+def test_what_is_passed_on_reaches_its_program(tmp_path: Path) -> None:
+    wrong = isthmus("serve", "--bundle", "nowhere", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        "error: nowhere holds no readable manifest.json: it is not a bundle\n",
+    )
+
+
+def test_without_the_service_the_next_step_is_said(tmp_path: Path) -> None:
+    program = """if True:
+        import sys
+        class Absent:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in ("service", "training"):
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        sys.meta_path.insert(0, Absent())
+        from isthmus_client.command import cli
+        cli.main(sys.argv[1:])
+    """
+    for name, extra in (("serve", "[cpu]"), ("doctor", "[cpu]"), ("train", "[cpu,train]")):
+        command_line = [sys.executable, "-c", program, name]
+        env = os.environ | {"ISTHMUS_BUNDLE": "x"}
+        done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
+        assert done.returncode == 1
+        assert "is not installed here" in done.stderr and extra in done.stderr
