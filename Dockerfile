@@ -12,6 +12,7 @@ ENV PATH=/opt/isthmus/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY service/__init__.py service/__init__.py
 RUN pip install --no-cache-dir -c constraints.txt '.[cpu]'
+COPY isthmus_client isthmus_client
 COPY service service
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
@@ -43,6 +44,7 @@ ENV PATH=/opt/isthmus/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY service/__init__.py service/__init__.py
 RUN pip install --no-cache-dir -c constraints.txt '.[gpu]'
+COPY isthmus_client isthmus_client
 COPY service service
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
 

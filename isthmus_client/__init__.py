@@ -6,6 +6,8 @@ Names are imported when they are first asked for: the command's help and complet
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+VERSION = "0.1.0"
+
 if TYPE_CHECKING:
     from isthmus_client.batches import Batching
     from isthmus_client.calls import NewItem

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.shell_completion import get_completion_class
 
-from isthmus_client import terminal
+from isthmus_client import VERSION, terminal
 
 if TYPE_CHECKING:
     from isthmus_client import Input, Isthmus
@@ -74,7 +74,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.option("--url", envvar="ISTHMUS_URL", show_envvar=True, help="Where the server is (http://127.0.0.1:8000).")
 @click.option("--api-key", envvar="ISTHMUS_API_KEY", show_envvar=True, help="For a server that asks for one.")
-@click.version_option(package_name="isthmus", message="isthmus %(version)s")
+@click.version_option(VERSION, message="isthmus %(version)s")
 @click.pass_context
 def cli(context: click.Context, url: str | None, api_key: str | None) -> None:
     """Embed, search and classify images, sounds and texts in one space.
