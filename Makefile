@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 STARTER := build/starter/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check openapi bench bench-gpu bench-store crash rolling starter redis tools clean
+.PHONY: help demo serve test check openapi bench bench-gpu bench-store chaos crash fuzz hostile rolling starter redis tools clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -38,6 +38,15 @@ bench-store: $(STARTER) ## measure the store with 1,000,000 vectors; VECTORS=n f
 crash: $(STARTER) ## kill the server 50 times while it is written to, and look whether anything is lost
 	$(BIN)/python -m benchmarks.crash
 
+hostile: $(STARTER) ## send the server what is made to hurt, and look at each answer, its time, and the memory it took
+	$(BIN)/python -m benchmarks.hostile
+
+fuzz: $(STARTER) ## ask the server all that openapi.yaml allows and forbids; give the decoders damaged files
+	$(BIN)/python -m benchmarks.fuzz
+
+chaos: $(STARTER) redis tools ## break what the server stands on, under load, and look at what its clients see
+	$(BIN)/python -m benchmarks.chaos
+
 rolling: $(STARTER) tools ## restart two replicas behind nginx 20 times under load; RESTARTS=n for another number
 	$(BIN)/python -m benchmarks.rolling $(if $(RESTARTS),--restarts $(RESTARTS))
 
@@ -52,11 +61,12 @@ redis: # the tests use a real Redis; without it those that need it are skipped, 
 			&& DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends redis-server >/dev/null; } \
 		|| { echo "redis-server is not installed: the tests that need it are skipped"; [ -z "$$CI" ]; }
 
-tools: # nginx for rolling restarts and promtool for alert rules, as above
+tools: # nginx for rolling restarts, promtool for alert rules, libfaketime for clocks that jump, as above
 	@{ [ -x /usr/sbin/nginx ] || command -v nginx >/dev/null; } && command -v promtool >/dev/null \
+		&& ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 \
 		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
-			&& DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends nginx-light prometheus >/dev/null; } \
-		|| { echo "nginx or promtool is not installed: the tests that need them are skipped"; [ -z "$$CI" ]; }
+			&& DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends nginx-light prometheus faketime >/dev/null; } \
+		|| { echo "nginx, promtool or libfaketime is not installed: the tests that need them are skipped"; [ -z "$$CI" ]; }
 
 clean: ## remove what was built (not the virtual environment, not var/store)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import ctypes
 import datetime
 import logging
 import signal
@@ -23,6 +24,7 @@ from service.contract.bundle import BundleError, read_bundle
 from service.keys import KeysError, Scope, create_key, read_keys, revoke_key
 from service.main import create_app, open_parts
 from service.modalities import handling
+from service.protocol import Protocol
 from service.quotas import UNITS, Limit
 from service.reembed import Originals, Outcome, reembed, survey
 from service.settings import Settings, SettingsError, read_settings
@@ -34,6 +36,7 @@ from service.towers import Tower, TowerError
 
 log = logging.getLogger("service")
 
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 _KEEP_ALIVE_S = 75
 """Longer than clients and proxies keep an idle connection (5 to 60 s): were the server the first to close one, a
 request that is sent at that moment would be lost."""
@@ -99,6 +102,7 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings) -> None:
     """Serve until told to stop, then finish what is under way."""
+    give_large_blocks_back()
     logs.configure(settings.log_level)
     try:
         bound = listener.bind(settings.host, settings.port)
@@ -112,9 +116,18 @@ def serve(settings: Settings) -> None:
     server.run(sockets=[bound])
 
 
+def give_large_blocks_back() -> None:
+    """glibc learns to keep what is freed, up to 32 MB at a time, and for each thread: after some large bodies and
+    pictures that is hundreds of megabytes. Blocks of 8 MB and more are to go back to the system at once."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 8 * 2**20)
+
+
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=Protocol,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -117,6 +117,8 @@ class Batcher(Generic[Item]):
         self._closed = False
         self._deaths = 0
         self._item_s = 0.0
+        self._begun: dict[object, float] = {}
+        """When each of the calls that run now began."""
         self._changed = asyncio.Event()
         self._model = Workers(f"{name}-model", lanes, died=self._count_death)
         self._collator = Workers(f"{name}-collate", died=self._count_death)
@@ -135,6 +137,11 @@ class Batcher(Generic[Item]):
     def pace(self) -> float:
         """Seconds per item at which its lanes work together, lately."""
         return self._item_s / self._lanes
+
+    @property
+    def longest_call_s(self) -> float:
+        """Of the calls that run now, for how long the oldest has."""
+        return time.perf_counter() - min(self._begun.values()) if self._begun else 0.0
 
     async def enqueue(self, item: Item, size: int) -> asyncio.Future[Answer]:
         """Put an item in the queue and return its answer to come.
@@ -289,7 +296,7 @@ class Batcher(Generic[Item]):
 
     async def _attempt(self, waiters: Sequence[_Waiter[Item]], arrays: Any) -> Exception | None:
         """One model call. Answers the waiters and returns None, or answers none and returns what went wrong."""
-        started = time.perf_counter()
+        started, this = time.perf_counter(), object()
 
         def call() -> Vector:
             given = self._collate([waiter.item for waiter in waiters]) if arrays is None else arrays
@@ -301,11 +308,14 @@ class Batcher(Generic[Item]):
             return vectors
 
         origins = [waiter.origin for waiter in waiters]
+        self._begun[this] = started
         try:
             with tracing.batch(origins, {"isthmus.modality": self.name, "isthmus.items": len(waiters)}):
                 vectors = await self._model.run(call)
         except Exception as error:
             return error
+        finally:
+            del self._begun[this]
         seconds = time.perf_counter() - started
         self._item_s += 0.2 * (seconds / len(waiters) - self._item_s)
         if self._observer:

@@ -144,14 +144,34 @@ class Channel:
     @property
     def alive(self) -> bool:
         """Whether the workers are; a tower that is closed for want of work has none."""
-        return not self._closed and not self._broken and (self._engine is None or self._engine.batcher.alive)
+        return (
+            not self._closed
+            and not self._broken
+            and not self.hangs
+            and (self._engine is None or self._engine.batcher.alive)
+        )
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a call of the tower takes so long that nothing can be expected of it."""
+        return self._engine is not None and self._engine.batcher.longest_call_s > self._settings.hang_s
+
+    @property
+    def _wait_s(self) -> float:
+        """About how long what is admitted will take."""
+        return 0.0 if self._engine is None else self._admitted * self._engine.batcher.pace
 
     @contextmanager
     def admit(self, items: int) -> Iterator[None]:
-        """Take room for `items` before any work is done for them. Raises Overloaded, or NotReady once closed."""
+        """Take room for `items` before any work is done for them. Raises Overloaded, or NotReady once closed.
+
+        There is room for `queue_inputs`, and for what the tower, as fast as it lately is, does in `queue_s`.
+        """
         if self._closed:
             raise NotReady("the server is shutting down")
-        if self._admitted + items > self._settings.queue_inputs:
+        if self.hangs:
+            raise NotReady(f"the {self._modality} model does not answer")
+        if self._admitted + items > self._settings.queue_inputs or self._wait_s > self._settings.queue_s:
             raise Overloaded(f"too many {self._modality} inputs are waiting", retry_after_s=self._until_there_is_room())
         self._admitted += items
         try:
@@ -173,6 +193,8 @@ class Channel:
         """Raises if the tower does not work. One that is closed for want of work is not opened for this."""
         if self._closed:
             raise NotReady("the server is shutting down")
+        if self.hangs:
+            raise NotReady(f"the {self._modality} model does not answer")
         if self._engine is None and self._broken:
             await self._reopen()
         if self._engine is not None:

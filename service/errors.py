@@ -22,6 +22,7 @@ contract.errors.InputError and its subclasses say what is wrong with one input; 
 Messages are fixed text, safe to send to a client: never another exception's text, a path or an address.
 """
 
+import sqlite3
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from http import HTTPStatus
@@ -32,6 +33,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
 
@@ -143,10 +145,27 @@ STATUS: Mapping[type[Exception], tuple[int, str]] = {
     BadMedia: (422, BadMedia.code),
     InferenceFailed: (500, InferenceFailed.code),
     FetchDisabled: (422, FetchDisabled.code),
+    # A disk that is full, descriptors that are used up: nothing is wrong with the request, which may come again.
+    OSError: (503, "not_ready"),
+    sqlite3.OperationalError: (503, "not_ready"),
     Exception: (500, "internal_error"),
 }
 
-_HTTP_CODES = {400: "malformed_request", 404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_HTTP_CODES = {
+    400: "malformed_request",
+    404: "route_not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "body_too_large",
+    429: "overloaded",
+}
+_HTTP_DETAILS = {
+    404: "there is no such route",
+    405: "this route does not take that method",
+    408: "the body did not come in time",
+    413: "the body is too large",
+    429: "too many large bodies are being read",
+}
 
 
 def status_and_code(error: Exception) -> tuple[int, str]:
@@ -214,10 +233,19 @@ async def _known(request: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _HTTP_CODES.get(error.status_code, "http_error")
-    detail = {404: "there is no such route", 405: "this route does not take that method"}.get(
-        error.status_code, "the request cannot be read"
-    )
-    return problem(request.url.path, error.status_code, code, detail, headers=error.headers)
+    detail = _HTTP_DETAILS.get(error.status_code, "the request cannot be read")
+    headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
+    return problem(request.url.path, error.status_code, code, detail, headers=headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods that any route takes for this path; Starlette knows those of one route."""
+    routes = request.app.routes
+
+    def taken(method: str) -> bool:
+        return any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+
+    return ", ".join(filter(taken, ("DELETE", "GET", "PATCH", "POST", "PUT")))
 
 
 async def _validation(request: Request, error: Exception) -> Response:

@@ -11,15 +11,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import orjson
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.contract.errors import InputError
 from service.contract.tokens import Role
-from service.errors import InputFailed, MalformedRequest, UnsupportedBody
+from service.errors import BodyTooLarge, InputFailed, MalformedRequest, UnsupportedBody
 from service.pipeline import Embedded, Embedder, Input
 from service.schemas.inputs import AnyInput, File, size_of, to_input
 from service.settings import Settings
@@ -30,6 +32,10 @@ Place = Callable[[dict[str, Any], list[File]], None]
 """Puts a form's files where they belong in the body, before the body is validated."""
 
 _SMALL = 32_768  # bytes that the event loop may well decode itself: under 0.1 ms
+_MOST_MEMORY = 200_000_000
+"""Bytes that a body may become when it is read: 19 MB of `{},{},…` would become 461 MB."""
+_MEMORY = {b"{": 240, b"[": 64, b",": 32, b":": 60, b'"': 50}
+"""That each of these stands for: an object of a key, a list, a number, a place in an object, half a text."""
 
 
 def append_inputs(body: dict[str, Any], files: list[File]) -> None:
@@ -51,7 +57,10 @@ async def read_request(request: Request, model: type[Model], place: Place | None
         if media_type == "multipart/form-data" and place is not None:
             body = await _read_form(request, place, settings)
         elif media_type in ("", "application/json") or media_type.endswith("+json"):
-            body = _parse(await request.body())
+            data = await request.body()
+            if len(data) > _SMALL:
+                await asyncio.sleep(0)  # a client that has gone since is noticed, and costs no reading
+            body = _parse(data)
         else:
             kinds = "application/json or multipart/form-data" if place else "application/json"
             raise UnsupportedBody(f"this route reads {kinds}")
@@ -81,6 +90,7 @@ def documented(model: type[BaseModel], *, files: bool = False) -> dict[str, Any]
         content["multipart/form-data"] = {
             "schema": {
                 "type": "object",
+                "additionalProperties": False,
                 "properties": {
                     "file": {
                         "type": "array",
@@ -132,7 +142,21 @@ def _to_input(value: AnyInput, role: Role) -> Input | InputError:
         return error
 
 
+def _memory_of(body: bytes) -> int:
+    """About what the body becomes, at most; what is written inside of texts is first taken for JSON, too."""
+    rough = sum(each * body.count(mark) for mark, each in _MEMORY.items())
+    if rough <= _MOST_MEMORY:
+        return rough
+    letters = np.frombuffer(body.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
+    inside = np.logical_xor.accumulate(letters == ord('"'))
+    outside = letters[~inside].tobytes()
+    # Of a text, its end is outside and its beginning is not.
+    return sum(each * outside.count(mark) * (2 if mark == b'"' else 1) for mark, each in _MEMORY.items())
+
+
 def _parse(body: bytes) -> Any:
+    if len(body) > _SMALL and _memory_of(body) > _MOST_MEMORY:
+        raise BodyTooLarge("the body holds too many values")
     # orjson refuses NaN, Infinity, numbers that overflow, lone surrogates and bottomless nesting.
     try:
         return orjson.loads(body)
@@ -140,9 +164,27 @@ def _parse(body: bytes) -> Any:
         raise MalformedRequest("the body is not valid JSON") from None
 
 
+class _Form(MultiPartParser):
+    """Knows whether it was whole: of one that breaks off, the last file would be missing without a word."""
+
+    whole = False
+
+    def on_end(self) -> None:
+        self.whole = True
+
+
 async def _read_form(request: Request, place: Place, settings: Settings) -> Any:
     limits = settings.limits
-    async with request.form(max_files=limits.inputs, max_fields=1, max_part_size=limits.body_bytes) as form:
+    reading = _Form(
+        request.headers, request.stream(), max_files=limits.inputs, max_fields=1, max_part_size=limits.body_bytes
+    )
+    try:
+        form = await reading.parse()
+    except MultiPartException:
+        raise MalformedRequest("the form cannot be read, or has too many parts") from None
+    try:
+        if not reading.whole:
+            raise MalformedRequest("the form breaks off")
         files: list[File] = []
         body: Any = {}
         for name, part in form.multi_items():
@@ -152,6 +194,8 @@ async def _read_form(request: Request, place: Place, settings: Settings) -> Any:
                 files.append(File(part.filename or "", await part.read()))
             else:
                 raise MalformedRequest("a form has parts called file (with a file name) and request, and no others")
+    finally:
+        await form.close()
     if not isinstance(body, dict):
         raise MalformedRequest("the part called request is not a JSON object")
     place(body, files)

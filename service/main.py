@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -175,7 +176,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 max_body_bytes=settings.max_body_bytes,
             ),
             Middleware(Disconnects),
-            Middleware(BodyLimit, limit=settings.max_body_bytes),
+            Middleware(BodyLimit, limit=settings.max_body_bytes, together=settings.max_bodies_bytes),
         ],
     )
     errors.install(app)
@@ -248,24 +249,24 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    schemas["Problem"] = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas |= schemas["Problem"].pop("$defs", {})
-    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for model in (Problem, OpenAIError):
+        schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schemas[model.__name__].pop("$defs", {})
+    problem, error = _content("application/problem+json", Problem), _content("application/json", OpenAIError)
     for path, operations in document["paths"].items():
         openai_like = path.startswith("/v1/")
         for method, operation in operations.items():
             schemas |= operation.pop("x-definitions", {})
             operation["responses"].pop("422", None)
-            if not openai_like:
-                operation["responses"]["default"] = {"description": "A problem (RFC 9457)", "content": problem}
+            operation["responses"]["default"] = {
+                "description": "As OpenAI says it" if openai_like else "A problem (RFC 9457)",
+                "content": error if openai_like else problem,
+            }
             if needed := scope_of(method.upper(), path):
                 operation["security"] = [{"key": [needed]}]
                 for status in (401, 403, 429):
                     name = f"{'OpenAI' if openai_like else ''}{status}"
                     operation["responses"][str(status)] = {"$ref": f"#/components/responses/{name}"}
-    schemas["OpenAIError"] = OpenAIError.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas |= schemas["OpenAIError"].pop("$defs", {})
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/OpenAIError"}}}
     components = document["components"]
     components["schemas"] = dict(sorted(schemas.items()))
     components["responses"] = {
@@ -282,3 +283,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         }
     }
     return document
+
+
+def _content(media_type: str, model: type[BaseModel]) -> dict[str, Any]:
+    return {media_type: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}

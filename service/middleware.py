@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import tracing
-from service.errors import BodyTooLarge, reason, respond
+from service.errors import BodyTooLarge, Overloaded, reason, respond
 from service.logs import caller, request_id
 from service.metrics import Metrics
 from service.timings import stages
@@ -31,6 +31,9 @@ log = logging.getLogger("service.requests")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _DRAIN_S = 5.0
+_BODY_S, _BODY_RATE = 20.0, 10_000
+"""A body has so many seconds to come, and one more for every so many bytes that came."""
+_TOO_MUCH = "too many large bodies are being read"
 CLIENT_GONE = 499
 _METHODS = frozenset(HTTPMethod)
 
@@ -205,10 +208,12 @@ class Disconnects:
 
 
 class BodyLimit:
-    """413 past `limit` bytes: at once where Content-Length says so, else as soon as that many have come."""
+    """413 past `limit` bytes: at once where Content-Length says so, else as soon as that many have come. 408 for a body
+    that does not come. 429 where the bodies of all requests under way would be more than `together`."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
+    def __init__(self, app: ASGIApp, limit: int, together: int) -> None:
+        self.app, self.limit, self.together = app, limit, together
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -219,18 +224,39 @@ class BodyLimit:
             response = respond(scope["path"], BodyTooLarge(f"the body is larger than {self.limit} bytes"))
             await refuse(response, scope, receive, send, self.limit)
             return
-        seen = 0
+        held = int(stated) if stated.isdecimal() else 0
+        if self._held and self._held + held > self.together:
+            await refuse(respond(scope["path"], Overloaded(_TOO_MUCH)), scope, receive, send, self.limit)
+            return
+        seen, whole = 0, False
+        started = asyncio.get_running_loop().time()
 
         async def receiving() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, whole, held
+            if whole:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(started + _BODY_S + seen / _BODY_RATE):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, headers={"Connection": "close"}) from None
             seen += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if seen > self.limit:
                 # FastAPI lets an HTTPException through while it reads a body, and hides any other.
                 raise HTTPException(413, headers={"Connection": "close"})
+            if seen > held:  # it did not say how long it is
+                self._held += seen - held
+                held = seen
+                if self._held > self.together:
+                    raise HTTPException(429, headers={"Connection": "close", "Retry-After": "1"})
             return message
 
-        await self.app(scope, receiving, send)
+        self._held += held
+        try:
+            await self.app(scope, receiving, send)
+        finally:
+            self._held -= held
 
 
 async def refuse(response: Response, scope: Scope, receive: Receive, send: Send, limit: int) -> None:

@@ -101,6 +101,8 @@ class Settings(BaseSettings):
     """Of the in-process cache, used where there is no Redis."""
 
     max_body_bytes: int = Field(default=20_000_000, gt=0)
+    max_bodies_bytes: int = Field(default=400_000_000, gt=0)
+    """Of all requests that are being read or answered, together; past it, 429 before a body is read."""
     max_image_bytes: int = Field(default=10_000_000, gt=0)
     max_image_pixels: int = Field(default=40_000_000, gt=0)
     max_audio_bytes: int = Field(default=25_000_000, gt=0)
@@ -120,6 +122,11 @@ class Settings(BaseSettings):
     queue_inputs: int = Field(default=1_024, gt=0)
     """Inputs of one modality that may be in work or waiting; past it, 429 with a Retry-After. A request of more inputs
     than that takes half of the room, and is fed through in pieces."""
+    queue_s: float = Field(default=5.0, gt=0)
+    """For which inputs of one modality may wait, at the pace that their tower keeps lately; past it, 429."""
+    hang_s: float = Field(default=60.0, gt=0)
+    """A model call that takes longer is taken to hang: new inputs of its modality get 503 at once, and /readyz and
+    /healthz say so, until it ends. Longer than the longest call of the slowest tower."""
     decode_workers: int = Field(default=4, gt=0, le=256)
     """Threads of a model that decode and preprocess."""
     request_deadline_s: float = Field(default=60.0, gt=0)

@@ -9,8 +9,10 @@ import soxr
 
 from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
 from service.contract.sounds import Waveform
+from service.contract.structure import is_sound
 
 FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "CAF", "AU"})
+_NO_SOUND = "not a sound in a format that is read here (WAV, FLAC, OGG, MP3 …)"
 _SAMPLING_RATES = range(1_000, 768_001)
 _LOUDEST = 1e12  # far past any scale that a float file is written in, far below where a float32 spectrum overflows
 
@@ -35,13 +37,15 @@ def decode_audio(data: bytes, sampling_rate: int, limits: AudioLimits = AudioLim
     """
     if len(data) > limits.max_bytes:
         raise MediaTooLarge(f"the sound is larger than {limits.max_bytes} bytes")
+    if not is_sound(data):
+        raise UnsupportedMedia(_NO_SOUND)
     try:
         source = soundfile.SoundFile(io.BytesIO(data))
     except Exception:
-        raise UnsupportedMedia("not a sound in a format that is read here (WAV, FLAC, OGG, MP3 …)") from None
+        raise UnsupportedMedia(_NO_SOUND) from None
     with source:
         if source.format not in FORMATS:
-            raise UnsupportedMedia("not a sound in a format that is read here (WAV, FLAC, OGG, MP3 …)")
+            raise UnsupportedMedia(_NO_SOUND)
         if source.channels > limits.max_channels:
             raise MediaTooLarge(f"the sound has more than {limits.max_channels} channels")
         if source.samplerate not in _SAMPLING_RATES:

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from service.contract.bundle import Modality
+from service.errors import NotReady
 from service.metrics import free_bytes
 from service.pipeline import Embedder
 from service.responses import JSON
@@ -18,7 +19,10 @@ router = APIRouter(tags=["service"])
 
 
 @router.get("/healthz")
-async def healthz() -> Health:
+async def healthz(state: StateDep) -> Health:
+    """Whether the process is alive; 503 where a model call hangs, which only a restart may end."""
+    if any(channel.hangs for model in state.models.values() for channel in model.embedder.channels.values()):
+        raise NotReady("a model does not answer")
     return Health()
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     StrictBool,
@@ -14,8 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from service.contract.bundle import Modality
-from service.schemas.inputs import AnyInput, Inputs, ModelName, RequestModel
+from service.contract.bundle import MODALITIES, Modality
+from service.schemas.inputs import AnyInput, Inputs, ModelName, Number, RequestModel
 from service.schemas.items import Name, storable_text
 from service.schemas.search import TopK
 from service.settings import Limits
@@ -58,12 +59,22 @@ def _each_once(labels: Sequence[str | Label]) -> Sequence[str | Label]:
     return labels
 
 
-Labels = Annotated[list[Words | Label], Field(min_length=1, max_length=MAX_LABELS), AfterValidator(_each_once)]
+Labels = Annotated[
+    list[Words | Label], Field(min_length=1, max_length=MAX_LABELS, fail_fast=True), AfterValidator(_each_once)
+]
 TaughtLabels = Annotated[
-    list[Words | TaughtLabel], Field(min_length=1, max_length=MAX_LABELS), AfterValidator(_each_once)
+    list[Words | TaughtLabel], Field(min_length=1, max_length=MAX_LABELS, fail_fast=True), AfterValidator(_each_once)
 ]
 SameTemplates = Annotated[list[Annotated[Words, AfterValidator(_one_place)]], Field(min_length=1, max_length=100)]
-Templates = SameTemplates | dict[Modality, SameTemplates]
+
+
+def _few(templates: Any) -> Any:
+    if isinstance(templates, dict) and len(templates) > len(MODALITIES):
+        raise ValueError(f"templates are for {', '.join(MODALITIES)}")
+    return templates
+
+
+Templates = SameTemplates | Annotated[dict[Modality, SameTemplates], BeforeValidator(_few)]
 """For inputs of every modality, or by modality."""
 
 
@@ -105,8 +116,8 @@ class ClassifyRequest(RequestModel):
         default=None, description="Without them the label set's, or the bundle's for each input's modality."
     )
     top_k: TopK = 5
-    threshold: float | None = Field(default=None, ge=0, le=1, description="Abstain where the best score is below it.")
-    abstain: StrictBool | Annotated[float, Field(gt=0, lt=1)] = Field(
+    threshold: Number | None = Field(default=None, ge=0, le=1, description="Abstain where the best score is below it.")
+    abstain: StrictBool | Annotated[Number, Field(gt=0, lt=1)] = Field(
         default=False,
         description="Abstain where a learned detector takes the input to be of none of the labels: where `on_topic` is "
         "below this, 0.5 for true. The detector is the label set's own, or the bundle's.",

@@ -13,7 +13,7 @@ Encoding = Literal["float", "base64", "int8", "binary"]
 class EmbedRequest(RequestModel):
     inputs: Inputs
     model: ModelName = None
-    dimensions: Annotated[int, Field(ge=1)] | None = Field(
+    dimensions: Annotated[int, Field(ge=1, strict=True)] | None = Field(
         default=None, description="Keep this many leading dimensions, renormalised. Default: all."
     )
     encoding: Encoding = Field(

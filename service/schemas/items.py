@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     InstanceOf,
     PlainValidator,
+    StrictBool,
     WithJsonSchema,
     model_validator,
 )
@@ -26,6 +27,7 @@ from service.store import DEFAULT_COLLECTION, Kind, Precision, Wanted, filters
 MAX_METADATA_BYTES = 16_384
 MAX_DELETED_IDS = 10_000
 _MAX_DEPTH = 16
+_MAX_FILTER_VALUES = 4 * filters.MAX_NODES * filters.MAX_VALUES
 _MAX_DIMENSIONS = 16_384
 _INT64 = range(-(2**63), 2**63)
 
@@ -49,11 +51,14 @@ def storable_text(value: str) -> str:
     return value
 
 
-def _storable(value: Any) -> Any:
-    """JSON that SQLite and every client read back as it was written."""
+def _storable(value: Any, most: int) -> Any:
+    """JSON that SQLite and every client read back as it was written, of at most so many values and keys."""
     waiting = [(value, 0)]
     while waiting:
         held, depth = waiting.pop()
+        most -= 1 + (len(held) if isinstance(held, list | dict) else 0)
+        if most < 0:
+            raise ValueError("too many values")
         if depth > _MAX_DEPTH:
             raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")
         if isinstance(held, str):
@@ -78,14 +83,21 @@ def _small(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-ItemId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_plain_text)]
+ItemId = Annotated[
+    str,
+    Field(min_length=1, max_length=256, json_schema_extra={"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}),
+    AfterValidator(_plain_text),
+]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Metadata = Annotated[dict[str, Any], BeforeValidator(_storable), AfterValidator(_small)]
+# Each value takes a byte at least, and most take one more to be told from the next.
+Metadata = Annotated[
+    dict[str, Any], BeforeValidator(lambda value: _storable(value, MAX_METADATA_BYTES)), AfterValidator(_small)
+]
 Scalar = str | int | float | bool | None
 
 
 def _parsed(value: Any) -> filters.Filter:
-    return filters.parse(_storable(value))
+    return filters.parse(_storable(value, _MAX_FILTER_VALUES))
 
 
 Filter = Annotated[
@@ -118,6 +130,8 @@ def _numbers(value: Any) -> Any:
             raise ValueError("the vector is no float32: its bytes are not a multiple of 4")
         numbers: NDArray[np.floating] = np.frombuffer(data, "<f4")
     elif isinstance(value, list):
+        if len(value) > _MAX_DIMENSIONS:
+            raise ValueError(f"a vector has at most {_MAX_DIMENSIONS} items")
         # A boolean or a nested list would pass for numbers.
         if not set(map(type, value)) <= {float, int}:
             raise ValueError("a vector holds numbers only: each should be a valid number")
@@ -212,7 +226,7 @@ def place_items(body: dict[str, Any], files: list[File]) -> None:
 class DeleteItemsRequest(RequestModel):
     """Exactly one of ids and filter."""
 
-    ids: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_DELETED_IDS)] | None = None
+    ids: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_DELETED_IDS, fail_fast=True)] | None = None
     filter: Filter | None = None
     collection: Name = DEFAULT_COLLECTION
 
@@ -233,7 +247,7 @@ class CollectionRequest(RequestModel):
         description="Metadata keys whose strings, or lists of strings, /search finds words in, besides the text of "
         "text items. Items that are there already are indexed too, before the answer.",
     )
-    tokens: bool | None = Field(
+    tokens: StrictBool | None = Field(
         default=None,
         description="Keep the token vectors of items that are stored from now on, for /search's rerank; false throws "
         "them away. For bundles that have token vectors.",

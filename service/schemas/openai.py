@@ -12,9 +12,12 @@ TokenList = Annotated[
 ]
 
 
+_LOOKED_AT = 1_000  # longer lists are told by their beginning
+
+
 def _kind(value: Any) -> str | None:
     if isinstance(value, list):
-        return "ids" if value and all(type(each) is int for each in value) else "list"
+        return "ids" if value and all(type(each) is int for each in value[:_LOOKED_AT]) else "list"
     return kind_of(value)
 
 
@@ -51,7 +54,7 @@ class EmbeddingsRequest(RequestModel):
     ]
     model: str
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Annotated[int, Field(ge=1, strict=True)] | None = None
     user: str | None = None
     role: Role = Field(default="query", description="As in POST /embed.")
 

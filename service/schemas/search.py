@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, InstanceOf, Tag, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, Field, InstanceOf, StrictBool, Tag, ValidationInfo, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from service.schemas.inputs import (
     AudioInput,
     File,
     ImageInput,
+    Number,
     RequestModel,
     TextInput,
     at_most,
@@ -37,7 +38,7 @@ class IdQuery(RequestModel):
 
 
 class _Weighted(RequestModel):
-    weight: float = 1.0
+    weight: Number = 1.0
 
 
 class WeightedText(TextInput, _Weighted): ...
@@ -104,7 +105,7 @@ class Keywords(RequestModel):
         default=None, description="`text`, or one of the collection's keyword fields; without it all of them."
     )
     match: Literal["any", "all"] = Field(default="any", description="Whether an item must hold all the words.")
-    weight: float = Field(
+    weight: Number = Field(
         default=0.5, ge=0, le=1, description="Of the words' ranking; that of the vectors has the rest."
     )
 
@@ -112,7 +113,7 @@ class Keywords(RequestModel):
 class Diversity(RequestModel):
     """Maximal marginal relevance: each result is weighed against its likeness to those before it."""
 
-    trade: float = Field(
+    trade: Number = Field(
         default=0.5, ge=0, le=1, alias="lambda", description="1: relevance alone. 0: unlike what came before, alone."
     )
     pool: int = Field(default=100, ge=1, le=MAX_POOL, strict=True, description="How many of the best are chosen from.")
@@ -122,7 +123,7 @@ class Rerank(RequestModel):
     """Order the best again by their tokens, where the bundle has token vectors and the collection keeps them."""
 
     method: Literal["maxsim", "transport"]
-    weight: float = Field(default=0.5, ge=0, le=1, description="Of the tokens' score; the similarity has the rest.")
+    weight: Number = Field(default=0.5, ge=0, le=1, description="Of the tokens' score; the similarity has the rest.")
     pool: int = Field(default=100, ge=1, le=MAX_POOL, strict=True, description="How many of the best are reranked.")
 
 
@@ -134,7 +135,7 @@ class SearchEffort(RequestModel):
     rescore: int | None = Field(
         default=None, ge=1, le=10_000, strict=True, description="Candidates scored by their stored vectors, of codes."
     )
-    exact: bool = Field(default=False, description="Look at every item; of an index of codes, at every code.")
+    exact: StrictBool = Field(default=False, description="Look at every item; of an index of codes, at every code.")
 
 
 class SearchRequest(RequestModel):
@@ -148,19 +149,19 @@ class SearchRequest(RequestModel):
     queries: Annotated[list[Query], Field(min_length=1), at_most(lambda limits: limits.inputs, "queries")] | None = None
     top_k: TopK = 10
     collection: Name = DEFAULT_COLLECTION
-    modalities: Annotated[list[StoredModality], Field(min_length=1)] | None = None
+    modalities: Annotated[list[StoredModality], Field(min_length=1, max_length=16)] | None = None
     filter: Filter | None = None
     effort: SearchEffort | None = None
-    correction: float | None = Field(
+    correction: Number | None = Field(
         default=None,
         ge=0,
         le=1,
         description="Takes so much of the query's similarity to the mean of an item's modality off each score, so that "
         "no modality comes first for being nearer as a whole. 0 is none, 1 all of it.",
     )
-    threshold: float | None = Field(default=None, description="Leave out what is less similar (after the correction).")
+    threshold: Number | None = Field(default=None, description="Leave out what is less similar (after the correction).")
     keywords: Keywords | None = None
-    deduplicate: float | None = Field(
+    deduplicate: Number | None = Field(
         default=None,
         gt=0,
         le=1,
@@ -168,7 +169,7 @@ class SearchRequest(RequestModel):
     )
     rerank: Rerank | None = None
     diversity: Diversity | None = None
-    include: list[Literal["metadata", "vector", "explain"]] = Field(default=["metadata"])
+    include: list[Literal["metadata", "vector", "explain"]] = Field(default=["metadata"], max_length=8)
 
     @model_validator(mode="after")
     def _bounded(self, info: ValidationInfo) -> "SearchRequest":

@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.contract.bundle import (
@@ -296,3 +299,35 @@ def test_settings_that_came_later_leave_older_space_ids_as_they_are(bundle: Bund
     assert manifest.space == "0291c4579c448f3e"
     spec = text.preprocessing.model_copy(update={"query_prefix": "query: "})
     assert text.model_copy(update={"preprocessing": spec}).fingerprint() != text.fingerprint()
+
+
+_LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just([]) | st.just({})
+_PATHS = st.sampled_from(["../x", "/etc/passwd", "a/../../b", "\0", "", ".", "x" * 5_000, "a\\..\\b", "image.onnx/x"])
+
+
+def _places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Of everything in a manifest."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(place for key, held in inside for place in _places(held, (*at, key)))]
+
+
+@given(data=st.data(), noise=st.one_of(_LEAVES, _PATHS))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_manifest_says_it_is_read_or_refused(bundle: Bundle, data: st.DataObject, noise: Any) -> None:
+    path = bundle.path / "manifest.json"
+    whole = path.read_bytes()
+    manifest = json.loads(whole)
+    place = data.draw(st.sampled_from(_places(manifest)))
+    if place:
+        inside = manifest
+        for key in place[:-1]:
+            inside = inside[key]
+        inside[place[-1]] = noise
+    else:
+        manifest = noise
+    path.write_text(json.dumps(manifest))
+    try:
+        with suppress(BundleError):
+            read_bundle(bundle.path)
+    finally:
+        path.write_bytes(whole)

@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pydantic import ValidationError
 
+from service.contract import images
 from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
 from service.contract.images import (
     FORMATS,
@@ -22,6 +23,8 @@ from service.contract.images import (
     ImageLimits,
     ImagePreprocessing,
     _decoded,
+    _Picture,
+    _preprocessed,
     decode_image,
     preprocess_image,
     read_image,
@@ -358,7 +361,7 @@ def test_a_scaled_decode_changes_less_than_the_tolerance(
     spec: ImagePreprocessing, size: tuple[int, int], progressive: bool
 ) -> None:
     data = encode(photograph(*size), "JPEG", quality=90, progressive=progressive)
-    assert _decoded(data, ImageLimits(), spec)[0].width < size[0], "it is scaled"
+    assert _decoded(data, ImageLimits(), spec).image.width < size[0], "it is scaled"
     assert 0 < mean_difference(data, spec) < SCALED_TOLERANCE
 
 
@@ -374,14 +377,14 @@ def test_a_scaled_decode_is_upright(orientation: int) -> None:
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_grey_and_cmyk_are_scaled_too(mode: str) -> None:
     data = encode(photograph(900, 600).convert(mode), "JPEG", quality=90)
-    assert _decoded(data, ImageLimits(), CROPPED)[0].width == 225
+    assert _decoded(data, ImageLimits(), CROPPED).image.width == 225
     assert mean_difference(data, CROPPED) < SCALED_TOLERANCE
 
 
 def test_a_second_picture_inside_does_not_keep_the_first_from_being_scaled() -> None:
     buffer = io.BytesIO()
     photograph(900, 600).save(buffer, "MPO", save_all=True, append_images=[Image.new("RGB", (900, 600), BLUE)])
-    assert _decoded(buffer.getvalue(), ImageLimits(), CROPPED)[0].width == 225
+    assert _decoded(buffer.getvalue(), ImageLimits(), CROPPED).image.width == 225
     assert mean_difference(buffer.getvalue(), CROPPED) < SCALED_TOLERANCE
 
 
@@ -399,7 +402,7 @@ def test_a_scaled_decode_leaves_what_the_resize_needs(width: int, height: int) -
         ImagePreprocessing(height=40, width=32),
         ImagePreprocessing(height=32, width=32, resize="shortest_edge"),
     ):
-        image, _ = _decoded(data, ImageLimits(), spec)
+        image = _decoded(data, ImageLimits(), spec).image
         if image.size != (width, height):
             least = (32, 40) if spec.resize == "squash" else (32, 32)
             assert image.width >= REDUCING_GAP * least[0] and image.height >= REDUCING_GAP * least[1]
@@ -433,3 +436,44 @@ def test_every_sample_is_normalised_as_the_formula_says() -> None:
     scaled = np.asarray(image, np.float32) / np.float32(255)
     expected = (scaled - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
     assert np.array_equal(preprocess_image(image, spec), expected.transpose(2, 0, 1))
+
+
+ONE_LEVEL = 2.001 / 255  # from -1 to 1
+MODES = ("RGB", "RGBA", "LA", "P", "L", "1", "CMYK", "YCbCr", "I;16", "I", "F")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_bands_make_what_the_whole_makes(mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = np.random.default_rng(orientation).integers(0, 256, (57, 83, 4), np.uint8)
+    if mode in ("I;16", "I", "F"):
+        wide = samples[..., 0].astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]) * 250
+        image = Image.fromarray(wide)
+    else:
+        image = Image.fromarray(samples, "RGBA").convert(mode)
+    picture = _Picture(image, orientation)
+    upright = picture.whole()
+    lying = orientation in (5, 6, 7, 8)
+    assert upright.size == ((57, 83) if lying else (83, 57))
+    specs = [
+        ImagePreprocessing(height=20, width=24, resample=resample, resize=resize)
+        for resample in ("nearest", "bilinear", "bicubic", "lanczos")
+        for resize in ("squash", "shortest_edge")
+    ]
+    expected = [preprocess_image(upright, spec) for spec in specs]
+    monkeypatch.setattr(images, "_LARGE", 700)
+    monkeypatch.setattr(images, "_BAND", 700)  # some rows
+    assert np.array_equal(np.asarray(picture.whole()), np.asarray(upright))
+    for spec, array in zip(specs, expected, strict=True):
+        assert np.abs(_preprocessed(picture, spec) - array).max() <= ONE_LEVEL, spec
+
+
+@pytest.mark.parametrize("size", [(400, 31), (31, 400)])
+def test_bands_of_a_strip_make_what_the_whole_makes(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), np.uint8)
+    picture = _Picture(Image.fromarray(noise, "RGBA"))
+    spec = ImagePreprocessing(height=20, width=24, resize="shortest_edge")
+    expected = preprocess_image(picture.whole(), spec)
+    monkeypatch.setattr(images, "_LARGE", 900)
+    monkeypatch.setattr(images, "_BAND", 900)
+    assert np.abs(_preprocessed(picture, spec) - expected).max() <= ONE_LEVEL

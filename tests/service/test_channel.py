@@ -227,3 +227,48 @@ def test_admission_is_refused_once_full_says_when_to_come_again_and_is_granted_t
                 pytest.fail("admitted after close")
 
     run(main())
+
+
+def test_a_call_that_hangs_is_noticed_and_new_inputs_are_refused_until_it_ends(bundle_dir: Path) -> None:
+    async def main() -> None:
+        opened = Opened()
+        async with text_only(read_bundle(bundle_dir), opened, hang_s=0.05, request_deadline_s=WAIT_S) as embedder:
+            channel, tower = embedder.channels["text"], opened.last
+            assert not channel.hangs and embedder.workers_alive()
+            tower.released.clear()
+            waiting = asyncio.create_task(embedder.embed([Text("red")]))
+            await asyncio.to_thread(tower.entered.wait, WAIT_S)
+            late = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.1, late.set)
+            await late.wait()
+            assert channel.hangs and not embedder.workers_alive()
+            with pytest.raises(NotReady, match="does not answer"):
+                await embedder.embed([Text("green")])
+            with pytest.raises(NotReady, match="does not answer"):
+                await embedder.canary("text")
+            tower.released.set()
+            vector(await waiting)
+            assert not channel.hangs and embedder.workers_alive()
+            vector(await embedder.embed([Text("green")]))
+
+    run(main())
+
+
+def test_no_more_waits_than_the_tower_does_in_its_time(bundle_dir: Path) -> None:
+    async def main() -> None:
+        opened = Opened()
+        async with text_only(read_bundle(bundle_dir), opened, queue_s=1.0, lanes=1) as embedder:
+            channel = embedder.channels["text"]
+            assert channel._engine is not None
+            channel._engine.batcher._item_s = 0.4  # as if items took so long
+            # Whatever it takes, where nothing else waits.
+            with channel.admit(100), pytest.raises(Overloaded) as raised, channel.admit(1):
+                pytest.fail("admitted past what it does in its time")
+            assert raised.value.retry_after_s == 40
+            with channel.admit(1), channel.admit(1), channel.admit(1), pytest.raises(Overloaded), channel.admit(1):
+                pytest.fail("admitted past what it does in its time")
+            channel._engine.batcher._item_s = 0.001
+            with channel.admit(500), channel.admit(500):
+                pass
+
+    run(main())

@@ -2,14 +2,15 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from service.contract.errors import BadMedia, InputError, UnsupportedMedia
-from service.errors import FetchDisabled
-from service.inputs import append_inputs, documented
+from service.errors import BodyTooLarge, FetchDisabled
+from service.inputs import _parse, append_inputs, documented
 from service.pipeline import Media, Text
 from service.schemas.embed import EmbedRequest
 from service.schemas.inputs import AnyInput, File, ImageInput, TextInput, media_bytes, sniff, to_input
@@ -89,3 +90,21 @@ def test_a_documented_body_brings_its_definitions() -> None:
     extra = documented(EmbedRequest, files=True)
     assert {"EmbedRequest", "TextInput", "ImageInput", "AudioInput"} == set(extra["x-definitions"])
     assert set(extra["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
+
+
+def test_a_body_of_too_many_values_is_refused_before_it_is_read() -> None:
+    for part in (b"{},", b"[],", b'"",', b'{"a":0},', b"0,"):
+        with pytest.raises(BodyTooLarge):
+            _parse(b"[" + part * (19_000_000 // len(part)) + b"0]")
+
+
+def test_what_is_inside_of_texts_is_not_counted() -> None:
+    texts = [b"{[,:" * 1_000_000, b'\\"' * 2_000_000, b"\\\\" * 2_000_000, b'\\\\\\"{' * 1_000_000]
+    for text in texts:
+        assert _parse(b'["' + text + b'",{}]')[1] == {}
+
+
+def test_honest_bodies_of_every_kind_are_read() -> None:
+    vectors = orjson.dumps([[0.123456] * 1_024] * 256)
+    metadata = orjson.dumps([{"metadata": {f"key {n}": f"value {n}" for n in range(600)}}] * 256)
+    assert len(_parse(vectors)) == len(_parse(metadata)) == 256

@@ -1,0 +1,619 @@
+"""Requests that are made to hurt: each as the bytes that go over the wire, with the one answer that is right for it.
+
+`everything(seed)` makes them all; `short(seed)` those that take next to no time. The files inside are those of
+`hostile_media`; what is right for each of them is written down in `expected`.
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import hostile_media as media
+from benchmarks.expected import OF_IMAGES, OF_SOUNDS
+
+OK = "ok"
+LARGE, UNSUPPORTED, BAD = "media_too_large", "unsupported_media", "undecodable_media"
+INVALID, MALFORMED, BODY = "invalid_request", "malformed_request", "body_too_large"
+ANY_OF_MEDIA = frozenset({OK, LARGE, UNSUPPORTED, BAD})
+"""Of a damaged file: what is damaged may be what nobody reads."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    group: str
+    name: str
+    wire: bytes
+    right: frozenset[str]
+    """Codes of the problem that answers it, or `ok`."""
+    ends: bool = False
+    """Whether the client says that it sends no more."""
+
+
+def head(path: str, headers: Iterable[tuple[str, str]], method: str = "POST") -> bytes:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode("latin-1")
+
+
+def post(path: str, body: bytes, kind: str = "application/json", method: str = "POST") -> bytes:
+    return head(path, [("Content-Type", kind), ("Content-Length", str(len(body)))], method) + body
+
+
+def form(path: str, *parts: bytes, boundary: str = "x", end: bytes = b"--x--\r\n") -> bytes:
+    return post(
+        path, b"".join(b"--x\r\n" + part + b"\r\n" for part in parts) + end, f"multipart/form-data; boundary={boundary}"
+    )
+
+
+def part(data: bytes, name: str = "file", filename: str | None = "a", more: bytes = b"") -> bytes:
+    named = "" if filename is None else f'; filename="{filename}"'
+    return f'Content-Disposition: form-data; name="{name}"{named}\r\n'.encode("latin-1") + more + b"\r\n" + data
+
+
+def _written(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+# Files
+
+
+def image_files() -> Iterator[tuple[str, bytes]]:
+    for make in (media.pngs, media.tiffs, media.jpegs, media.gifs, media.bmps, media.webps, media.polyglots):
+        yield from make().items()
+    yield from media.strangers().items()
+
+
+def sound_files() -> Iterator[tuple[str, bytes]]:
+    yield from media.wavs().items()
+    yield from media.sounds().items()
+
+
+def of_files(seed: int) -> Iterator[Attack]:
+    for name, data in image_files():
+        yield Attack("images", name, form("/embed", part(data)), frozenset({OF_IMAGES[name]}))
+    for name, data in media.large().items():
+        yield Attack("large images", name, form("/embed", part(data)), frozenset({OF_IMAGES[name]}))
+    for name, data in sound_files():
+        yield Attack("sounds", name, form("/embed", part(data)), frozenset({OF_SOUNDS[name]}))
+    for name, data in media.strangers().items():
+        # Called an image, or a sound, by who sends it: what it is is told by what is in it.
+        for kind in ("image", "audio"):
+            body = _written({"inputs": [{kind: base64.b64encode(data).decode()}]})
+            right = frozenset({UNSUPPORTED if data else BAD})
+            yield Attack("strangers", f"{name}, called {kind}", post("/embed", body), right)
+    yield from of_damaged_files(seed, cuts=3, flips=5)
+
+
+def of_damaged_files(seed: int, cuts: int, flips: int) -> Iterator[Attack]:
+    for honest in (media.honest_images(), media.honest_sounds()):
+        for name, data in media.damaged(honest, seed, cuts=cuts, flips=flips).items():
+            yield Attack("damaged", name, form("/embed", part(data)), ANY_OF_MEDIA)
+
+
+# JSON
+
+_SMALL_PNG = base64.b64encode(media.picture(size=(8, 8))).decode()
+_OPENAI = {"model": "MODEL", "input": "red"}
+
+
+def of_json(model: str, dimensions: int) -> Iterator[Attack]:
+    def attack(path: str, name: str, body: bytes | Any, right: str, method: str = "POST") -> Attack:
+        written = body if isinstance(body, bytes) else _written(body)
+        return Attack("json", f"{path}: {name}", post(path, written, method=method), frozenset({right}))
+
+    many = 19_000_000
+    texts: Mapping[str, tuple[bytes, str]] = {
+        "100,000 lists in one another": (b'{"inputs":' + b"[" * 100_000, MALFORMED),
+        "100,000 objects in one another": (b'{"a":' * 100_000, MALFORMED),
+        "2,000 closed lists in one another": (b"[" * 2_000 + b"]" * 2_000, MALFORMED),
+        "1,000 closed lists in one another": (b'{"inputs":[' + b"[" * 1_000 + b"]" * 1_000 + b"]}", INVALID),
+        "19 MB of empty objects": (b'{"inputs":[' + b"{}," * (many // 3) + b"{}]}", BODY),
+        "19 MB of objects": (b'{"inputs":[' + b'{"a":0},' * (many // 8) + b"{}]}", BODY),
+        "19 MB of empty lists": (b'{"inputs":[' + b"[]," * (many // 3) + b"[]]}", BODY),
+        "19 MB of numbers": (b'{"inputs":[' + b"0," * (many // 2) + b"0]}", BODY),
+        "19 MB of short texts": (b'{"inputs":[' + b'"ab",' * (many // 5) + b'""]}', BODY),
+        "19 MB of keys": (b'{"inputs":["a"]' + b"".join(b',"%d":0' % n for n in range(1_500_000)) + b"}", BODY),
+        "200,000 keys": (b'{"inputs":["a"]' + b"".join(b',"%d":0' % n for n in range(200_000)) + b"}", INVALID),
+        "19 MB of one text": (b'{"inputs":["' + b"a" * many + b'"]}', "invalid_input"),
+        "19 MB of one text of brackets": (b'{"inputs":["' + b"{,[" * (many // 3) + b'"]}', "invalid_input"),
+        "19 MB of escapes": (b'{"inputs":["' + b"\\u0041" * (many // 6) + b'"]}', "invalid_input"),
+        "19 MB of white space": (b'{"inputs":' + b" " * many + b'["a"]}', OK),
+        "a number of 1,000,000 digits": (b'{"inputs":["a"],"dimensions":' + b"1" * 1_000_000 + b"}", MALFORMED),
+        "a fraction of 1,000,000 digits": (b'{"inputs":["a"],"dimensions":0.' + b"1" * 1_000_000 + b"}", INVALID),
+        "1e400": (b'{"inputs":["a"],"dimensions":1e400}', MALFORMED),
+        "-1e400": (b'{"inputs":["a"],"dimensions":-1e400}', MALFORMED),
+        "1e308": (b'{"inputs":["a"],"dimensions":1e308}', INVALID),
+        "2**64": (b'{"inputs":["a"],"dimensions":18446744073709551616}', INVALID),
+        "2**63": (b'{"inputs":["a"],"dimensions":9223372036854775808}', INVALID),
+        "NaN": (b'{"inputs":["a"],"dimensions":NaN}', MALFORMED),
+        "Infinity": (b'{"inputs":["a"],"dimensions":-Infinity}', MALFORMED),
+        "0x10": (b'{"inputs":["a"],"dimensions":0x10}', MALFORMED),
+        "a leading zero": (b'{"inputs":["a"],"dimensions":010}', MALFORMED),
+        "bytes that are no UTF-8": (b'{"inputs":["\xff\xfe"]}', MALFORMED),
+        "an overlong slash": (b'{"inputs":["\xc0\xaf"]}', MALFORMED),
+        "a surrogate in UTF-8": (b'{"inputs":["\xed\xa0\x80"]}', MALFORMED),
+        "a code past Unicode": (b'{"inputs":["\xf4\x90\x80\x80"]}', MALFORMED),
+        "half a character": (b'{"inputs":["\xe2\x82"]}', MALFORMED),
+        "a lone surrogate": (b'{"inputs":["\\ud800"]}', MALFORMED),
+        "surrogates the wrong way round": (b'{"inputs":["\\udc00\\ud800"]}', MALFORMED),
+        "NUL in a text": (b'{"inputs":["a\\u0000b"]}', OK),
+        "NUL in the JSON": (b'{"inputs":["a"]}\0', MALFORMED),
+        "a mark of order": (b'\xef\xbb\xbf{"inputs":["a"]}', MALFORMED),
+        "UTF-16": ('{"inputs":["a"]}'.encode("utf-16"), MALFORMED),
+        "no body": (b"", MALFORMED),
+        "null": (b"null", INVALID),
+        "a list": (b"[]", INVALID),
+        "a text": (b'"inputs"', INVALID),
+        "a number": (b"1", INVALID),
+        "two values": (b'{"inputs":["a"]}{"inputs":["a"]}', MALFORMED),
+        "a comment": (b'{"inputs":["a"]}//', MALFORMED),
+        "a trailing comma": (b'{"inputs":["a"],}', MALFORMED),
+        "single quotes": (b"{'inputs':['a']}", MALFORMED),
+        "half of it": (b'{"inputs":["a"', MALFORMED),
+        "a key twice": (b'{"inputs":["a"],"inputs":[]}', INVALID),
+        "a key of 1 MB": (b'{"' + b"k" * 1_000_000 + b'":0,"inputs":["a"]}', INVALID),
+        "a raw line feed in a text": (b'{"inputs":["a\nb"]}', MALFORMED),
+        "__proto__": (b'{"inputs":["a"],"__proto__":{"x":1}}', INVALID),
+        "a class": (b'{"inputs":["a"],"__class__":"x"}', INVALID),
+    }
+    for name, (body, right) in texts.items():
+        yield attack("/embed", name, body, right)
+    yield attack("/embed", "257 inputs", {"inputs": ["a"] * 257}, INVALID)
+    yield attack("/embed", "no inputs", {"inputs": []}, INVALID)
+    yield attack("/embed", "an empty text", {"inputs": [""]}, "invalid_input")
+    yield attack("/embed", "a text too long", {"inputs": ["a" * 32_001]}, "invalid_input")
+    yield attack("/embed", "a word of 32,000 letters", {"inputs": ["a" * 32_000]}, OK)
+    yield attack("/embed", "32,000 marks on one letter", {"inputs": ["a" + "\u0301\u0323" * 15_999]}, OK)
+    yield attack("/embed", "32,000 invisible characters", {"inputs": ["a" + "\u200b" * 31_999]}, OK)
+    yield attack("/embed", "32,000 letters from right to left", {"inputs": ["\u202e" + "\u05d0" * 31_999]}, OK)
+    yield attack("/embed", "32,000 pictures in a text", {"inputs": ["\U0001f469\u200d\U0001f52c" * 10_000]}, OK)
+    numbers: Sequence[Any] = (0, -1, 10**18, 1.5, "8x", [], {}, dimensions + 1)
+    for value in numbers:
+        yield attack("/embed", f"dimensions of {value!r}", {"inputs": ["a"], "dimensions": value}, INVALID)
+    pictures: Mapping[str, tuple[str, str]] = {
+        "nothing": ("", BAD),
+        "white space": (" \n", BAD),
+        "no base64": ("!!!!", BAD),
+        "base64 of one letter": ("A", BAD),
+        "base64 padded in the middle": ("QUJD=QUJD", BAD),
+        "15 MB of padding": ("=" * 15_000_000, BAD),
+        "15 MB of white space": (" " * 15_000_000, BAD),
+        "14 MB of As": ("A" * 14_000_000, LARGE),
+        "other letters": ("фыва", BAD),
+        "a data: URI of text": ("data:text/plain,hello", BAD),
+        "a data: URI without data": ("data:image/png;base64,", BAD),
+        "a data: URI without a comma": ("data:image/png;base64", BAD),
+        "a data: URI of another kind": ("data:text/html;base64," + _SMALL_PNG, OK),
+        "an http: URL": ("http://169.254.169.254/latest/meta-data", "url_fetch_disabled"),
+        "an https: URL": ("https://localhost/", "url_fetch_disabled"),
+        "an HTTPS: URL": ("HTTPS://[::1]/", "url_fetch_disabled"),
+        "a file: URL": ("file:///etc/passwd", BAD),
+        "a path": ("/etc/passwd", BAD),
+        "a gopher: URL": ("gopher://localhost:6379/_FLUSHALL", BAD),
+    }
+    for name, (written, right) in pictures.items():
+        yield attack("/embed", f"an image of {name}", {"inputs": [{"image": written}]}, right)
+    inputs: Sequence[Any] = (
+        None,
+        5,
+        True,
+        ["x"],
+        {"image": "x", "text": "y"},
+        {"picture": "x"},
+        {},
+        {"file": "x"},
+        {"text": 5},
+    )
+    for value in inputs:
+        yield attack("/embed", f"an input of {value!r}", {"inputs": [value]}, INVALID)
+    yield attack("/score", "500 pairs", {"pairs": [{"a": "x", "b": "y"}] * 500}, INVALID)
+    yield from _searches(attack, dimensions)
+    yield from _items(attack, dimensions)
+    yield from _labels(attack)
+    yield from _openai(attack, model)
+
+
+def _searches(attack: Any, dimensions: int) -> Iterator[Attack]:
+    deep: Any = {"a": 1}
+    for _ in range(100):
+        deep = {"$not": deep}
+    filters: Mapping[str, Any] = {
+        "100 nots": deep,
+        "10,000 alternatives": {"$or": [{"a": 1}] * 10_000},
+        "2,000 values": {"a": {"$in": list(range(2_000))}},
+        "700,000 values": {"a": list(range(700_000))},
+        "an unknown operator": {"a": {"$where": "sleep(1)"}},
+        "a pattern": {"a": {"$regex": "(a+)+$"}},
+        "an object in an object": {"a": {"b": {"c": 1}}},
+        "a list": [],
+        "no alternatives": {"$or": []},
+        "mixed bounds": {"a": {"$gt": 1, "$lt": "b"}},
+        "NUL in a key": {"a\0b": 1},
+        "a NUL in a value": {"a": "b\0"},
+    }
+    for name, value in filters.items():
+        yield attack("/search", f"a filter of {name}", {"query": "a", "filter": value}, INVALID)
+    yield attack("/search", "a filter that is SQL", {"query": "a", "filter": {"a') OR 1=1 --": "x"}}, OK)
+    for value in (0, -1, 1_001, 10**15, 1.5, "10", True, None):
+        yield attack("/search", f"a top_k of {value!r}", {"query": "a", "top_k": value}, INVALID)
+    vectors: Mapping[str, Any] = {
+        "no numbers": [],
+        "zeros": [0.0] * dimensions,
+        "one number too many": [0.1] * (dimensions + 1),
+        "4,000,000 numbers": [0] * 4_000_000,
+        "texts": ["a"] * dimensions,
+        "lists": [[0.1]] * dimensions,
+        "booleans": [True] * dimensions,
+        "no base64": "!!",
+        "base64 of three bytes": "AAAA",
+        "base64 of what is no number": base64.b64encode(b"\0\0\xc0\x7f" * dimensions).decode(),
+        "base64 of infinity": base64.b64encode(b"\0\0\x80\x7f" * dimensions).decode(),
+    }
+    # What the schema cannot know (the store's dimensions, a direction) is wrong with the input, not the request.
+    inputs = ("zeros", "one number too many", "base64 of what is no number", "base64 of infinity")
+    for name, value in vectors.items():
+        right = "invalid_input" if name in inputs else INVALID
+        yield attack("/search", f"a vector of {name}", {"query": {"vector": value}}, right)
+    yield attack("/search", "a vector of huge numbers", {"query": {"vector": [1e308] * dimensions}}, OK)
+    yield attack("/search", "a vector of tiny numbers", {"query": {"vector": [5e-324] * dimensions}}, OK)
+    parts: Mapping[str, tuple[Any, str]] = {
+        "33 parts": ([{"text": "a"}] * 33, INVALID),
+        "no parts": ([], INVALID),
+        "parts that add up to nothing": ([{"text": "a"}, {"text": "a", "weight": -1}], "invalid_input"),
+        "weights of 0": ([{"text": "a", "weight": 0}], "invalid_input"),
+        "huge weights": ([{"text": "a", "weight": 1e308}, {"text": "b", "weight": 1e308}], OK),
+        "a weight that is a text": ([{"text": "a", "weight": "NaN"}], INVALID),
+        "a compose in a compose": ([{"compose": []}], INVALID),
+    }
+    for name, (value, right) in parts.items():
+        yield attack("/search", f"a compose of {name}", {"query": {"compose": value}}, right)
+    yield attack("/search", "no query", {}, INVALID)
+    yield attack("/search", "queries and a query", {"query": "a", "queries": ["a"]}, INVALID)
+    yield attack("/search", "257 queries", {"queries": ["a"] * 257}, INVALID)
+    yield attack("/search", "100 queries of 1,000", {"queries": ["a"] * 100, "top_k": 1_000}, INVALID)
+    yield attack("/search", "100,000 fields to include", {"query": "a", "include": ["vector"] * 100_000}, INVALID)
+    yield attack("/search", "100,000 modalities", {"query": "a", "modalities": ["text"] * 100_000}, INVALID)
+    yield attack("/search", "an id that is not there", {"query": {"id": "no such"}}, "not_found")
+    yield attack("/search", "a collection that is a path", {"query": "a", "collection": "../../etc"}, INVALID)
+    for words in ('"', "NEAR(a b", "a* OR ^b", "col:a", "a AND NOT", "-" * 1_000, "'; DROP TABLE items; --", "\\"):
+        yield attack("/search", f"the words {words[:20]!r}", {"query": "a", "keywords": {"query": words}}, OK)
+
+
+def _items(attack: Any, dimensions: int) -> Iterator[Attack]:
+    def item(**given: Any) -> Any:
+        return {"items": [{"id": "hostile", "vector": [1.0] * dimensions} | given]}
+
+    deep: Any = 0
+    for _ in range(200):
+        deep = [deep]
+    metadata: Mapping[str, Any] = {
+        "200 lists in one another": {"a": deep},
+        "17,000 bytes": {"a": "x" * 17_000},
+        "3,000,000 values": {"a": [0] * 3_000_000},
+        "300,000 keys": {str(n): 0 for n in range(300_000)},
+        "NUL": {"a": "\0"},
+        "2**63": {"a": 2**63},
+        "2**70": {"a": 2**70},
+    }
+    for name, value in metadata.items():
+        yield attack("/items", f"metadata of {name}", item(metadata=value), INVALID)
+    yield attack("/items", "metadata that are a list", item(metadata=[]), INVALID)
+    for id in ("", "a" * 257, "a\0", "a\nb", "\x7f", 5, None, ["a"]):
+        yield attack("/items", f"an id of {str(id)[:8]!r}", item(id=id), INVALID)
+    yield attack("/items", "an id that is a path", item(id="../../../../etc/passwd"), OK)
+    yield attack("/items", "an id that is SQL", item(id="'; DROP TABLE items; --"), OK)
+    yield attack("/items", "an id twice", {"items": item()["items"] * 2}, INVALID)
+    yield attack("/items", "257 items", {"items": [{"id": str(n), "text": "a"} for n in range(257)]}, INVALID)
+    yield attack("/items", "a collection that is a path", item(collection="../x"), INVALID)
+    yield attack("/items", "an item of two inputs", item(text="a"), INVALID)
+    yield attack("/items", "a file by name", {"items": [{"id": "a", "file": "/etc/passwd"}]}, INVALID)
+    yield attack("/items/delete", "an empty filter", {"filter": {}}, INVALID)
+    yield attack("/items/delete", "10,001 ids", {"ids": ["a"] * 10_001}, INVALID)
+    yield attack("/items/delete", "10,000 ids that are none", {"ids": [5] * 10_000}, INVALID)
+    yield attack("/items/delete", "ids and a filter", {"ids": ["a"], "filter": {"a": 1}}, INVALID)
+    for name in ("..%2f..%2fx", "%00", "a" * 65, "a%20b", ".hidden", "-x", "%ff"):
+        right = "route_not_found" if "2f" in name else INVALID
+        yield attack(f"/collections/{name}", "create", {}, right, "PUT")
+    yield attack("/collections/hostile", "17 keyword fields", {"keywords": [str(n) for n in range(17)]}, INVALID, "PUT")
+    yield attack("/collections/hostile", "an unknown index", {"index": "magic"}, INVALID, "PUT")
+
+
+def _labels(attack: Any) -> Iterator[Attack]:
+    inputs = ["a"]
+    yield attack("/classify", "10,001 labels", {"inputs": inputs, "labels": [str(n) for n in range(10_001)]}, INVALID)
+    yield attack(
+        "/classify",
+        "10,000 labels of 40 unknown fields",
+        {"inputs": inputs, "labels": [{str(n): 0 for n in range(40)}] * 10_000},
+        INVALID,
+    )
+    yield attack("/classify", "no labels", {"inputs": inputs, "labels": []}, INVALID)
+    yield attack("/classify", "a label twice", {"inputs": inputs, "labels": ["a", "a"]}, INVALID)
+    yield attack("/classify", "a label of 1,001 letters", {"inputs": inputs, "labels": ["a" * 1_001]}, INVALID)
+    yield attack("/classify", "a label of a lone NUL", {"inputs": inputs, "labels": ["\0"]}, INVALID)
+    yield attack("/classify", "a label set that is not there", {"inputs": inputs, "label_set": "none"}, "not_found")
+    for template in ("no place", "{} {}", "{0.__class__}", "{", "%s"):
+        yield attack(
+            "/classify",
+            f"a template of {template!r}",
+            {"inputs": inputs, "labels": ["a"], "templates": [template]},
+            INVALID,
+        )
+    yield attack(
+        "/classify",
+        "a template with more in it",
+        {"inputs": inputs, "labels": ["a"], "templates": ["{} {x.__class__}"]},
+        OK,
+    )
+    yield attack(
+        "/classify", "100,000 templates", {"inputs": inputs, "labels": ["a"], "templates": ["{}"] * 100_000}, INVALID
+    )
+    yield attack(
+        "/classify",
+        "100,000 kinds of templates",
+        {"inputs": inputs, "labels": ["a"], "templates": {str(n): ["{}"] for n in range(100_000)}},
+        INVALID,
+    )
+    yield attack(
+        "/classify",
+        "a grid of 16 x 17",
+        {"inputs": [{"image": _SMALL_PNG}], "labels": ["a"], "grid": {"rows": 16, "columns": 17}},
+        INVALID,
+    )
+    yield attack("/classify", "a threshold of 2", {"inputs": inputs, "labels": ["a"], "threshold": 2}, INVALID)
+    yield attack("/label-sets/..%2fx", "create", {"labels": ["a"]}, "route_not_found", "PUT")
+    yield attack(
+        "/label-sets/hostile", "off topic without examples", {"labels": ["a"], "off_topic": ["b"]}, INVALID, "PUT"
+    )
+
+
+def _openai(attack: Any, model: str) -> Iterator[Attack]:
+    inputs: Mapping[str, tuple[Any, str]] = {
+        "an empty text": ("", "invalid_input"),
+        "no inputs": ([], INVALID),
+        "no token ids": ([[]], INVALID),
+        "a negative token id": ([-1], "invalid_input"),
+        "a token id of 2**31": ([2**31], "invalid_input"),
+        "a token id of 2**63": ([2**63], "invalid_input"),
+        "a token id of 1.5": ([[1.5]], INVALID),
+        "a token id that is a truth": ([[True]], INVALID),
+        "8,000,000 token ids": ([1] * 8_000_000, BODY),
+        "32,001 token ids": ([1] * 32_001, INVALID),
+        "ids and texts": ([1, "a"], INVALID),
+        "nothing": (None, INVALID),
+        "257 texts": (["a"] * 257, INVALID),
+    }
+    for name, (value, right) in inputs.items():
+        yield attack("/v1/embeddings", f"an input of {name}", {"model": model, "input": value}, right)
+    yield attack("/v1/embeddings", "another model", {"model": "gpt", "input": "a"}, "model_not_found")
+    yield attack("/v1/embeddings", "a model of 1 MB", {"model": "m" * 1_000_000, "input": "a"}, "model_not_found")
+    yield attack(
+        "/v1/embeddings", "another encoding", {"model": model, "input": "a", "encoding_format": "hex"}, INVALID
+    )
+    yield attack("/v1/embeddings", "no model", {"input": "a"}, INVALID)
+
+
+# Forms
+
+
+def of_forms() -> Iterator[Attack]:
+    png = media.picture(size=(8, 8))
+    multipart = "multipart/form-data"
+    forms: Mapping[str, tuple[bytes, str]] = {
+        "without a boundary": (post("/embed", b"--x\r\n", multipart), MALFORMED),
+        "of an empty boundary": (post("/embed", b"--\r\n", multipart + "; boundary="), MALFORMED),
+        "of a boundary of 1,000 letters": (
+            post("/embed", b"--x\r\n", f"{multipart}; boundary={'x' * 1_000}"),
+            MALFORMED,
+        ),
+        "of another boundary": (
+            post("/embed", b"--y\r\n" + part(png) + b"\r\n--y--\r\n", multipart + "; boundary=x"),
+            MALFORMED,
+        ),
+        "of no parts": (form("/embed"), INVALID),
+        "of an empty body": (post("/embed", b"", multipart + "; boundary=x"), MALFORMED),
+        "of 100,000 files": (form("/embed", *[part(b"")] * 100_000), MALFORMED),
+        "of 257 files": (form("/embed", *[part(png)] * 257), MALFORMED),
+        "of 100,000 fields": (form("/embed", *[part(b"", "a", None)] * 100_000), MALFORMED),
+        "of two requests": (form("/embed", part(b"{}", "request", None), part(b"{}", "request", None)), MALFORMED),
+        "of a request that is no JSON": (form("/embed", part(b"{", "request", None), part(png)), MALFORMED),
+        "of a request that is a list": (form("/embed", part(b"[]", "request", None), part(png)), MALFORMED),
+        "of a request that brings files": (
+            form("/embed", part(b'{"inputs":[{"file":"x"}]}', "request", None)),
+            INVALID,
+        ),
+        "of a request of 19 MB of objects": (
+            form("/embed", part(b'{"inputs":[' + b"{}," * 6_000_000 + b"{}]}", "request", None)),
+            BODY,
+        ),
+        "of a part of another name": (form("/embed", part(png, "picture")), MALFORMED),
+        "of a file without a name": (form("/embed", part(png, filename=None)), MALFORMED),
+        "of a part without a name": (form("/embed", b"Content-Disposition: form-data\r\n\r\nx"), MALFORMED),
+        "of a part without headers": (form("/embed", b"\r\nx"), MALFORMED),
+        "of a header of 1 MB": (form("/embed", part(png, more=b"X-A: " + b"a" * 1_000_000 + b"\r\n")), MALFORMED),
+        "of 10,000 headers": (form("/embed", part(png, more=b"X-A: a\r\n" * 10_000)), MALFORMED),
+        "of a file name of 1 MB": (form("/embed", part(png, filename="a" * 1_000_000)), MALFORMED),
+        "of a file name that is a path": (form("/embed", part(png, filename="../../../../etc/cron.d/x")), OK),
+        "of an item whose name is a path": (form("/items", part(png, filename="../../../../etc/cron.d/x")), OK),
+        "of an item whose name has a NUL": (form("/items", part(png, filename="a\0b")), INVALID),
+        "of an item without a name": (form("/items", part(png, filename="")), INVALID),
+        "of a header that is no header": (form("/embed", b"no colon here\r\n\r\nx"), MALFORMED),
+        "of a coded part": (
+            form("/embed", part(base64.b64encode(png), more=b"Content-Transfer-Encoding: base64\r\n")),
+            UNSUPPORTED,
+        ),
+        "of a form in a form": (
+            form("/embed", part(b"--y\r\n\r\n--y--", more=b"Content-Type: multipart/mixed; boundary=y\r\n")),
+            UNSUPPORTED,
+        ),
+        "that does not end": (form("/embed", part(png), end=b""), MALFORMED),
+        "that ends in its headers": (
+            post("/embed", b"--x\r\nContent-Disposition: form-da", multipart + "; boundary=x"),
+            MALFORMED,
+        ),
+        "of 19 MB before it begins": (
+            post(
+                "/embed", b"a" * 19_000_000 + b"\r\n--x\r\n" + part(png) + b"\r\n--x--\r\n", multipart + "; boundary=x"
+            ),
+            MALFORMED,
+        ),
+        "of 19 MB after it ends": (form("/embed", part(png), end=b"--x--\r\n" + b"a" * 19_000_000), OK),
+        "of a file of 19 MB": (form("/embed", part(bytes(19_000_000))), UNSUPPORTED),
+        "of a png of 19 MB": (form("/embed", part(png + bytes(19_000_000))), LARGE),
+        "of a file that is empty": (form("/embed", part(b"")), UNSUPPORTED),
+        "for a route that takes none": (form("/v1/embeddings", part(png)), "unsupported_body"),
+        "of 19 MB of almost boundaries": (form("/embed", part(b"\r\n--" * 4_700_000)), UNSUPPORTED),
+    }
+    for name, (wire, right) in forms.items():
+        yield Attack("forms", f"a form {name}", wire, frozenset({right}))
+    for kind in (
+        "text/plain",
+        "application/xml",
+        "application/x-www-form-urlencoded",
+        "multipart/mixed; boundary=x",
+        "application/octet-stream",
+        "image/png",
+    ):
+        yield Attack("forms", f"a body of {kind}", post("/embed", b"a=b", kind), frozenset({"unsupported_body"}))
+    yield Attack(
+        "forms",
+        "JSON of another character set",
+        post("/embed", b'{"inputs":["a"]}', "application/json; charset=utf-7"),
+        frozenset({OK}),
+    )
+
+
+# HTTP itself
+
+HEADERS = "headers_too_large"
+
+
+def of_http() -> Iterator[Attack]:
+    body = b'{"inputs":["a"]}'
+    kind = ("Content-Type", "application/json")
+    chunked = [kind, ("Transfer-Encoding", "chunked")]
+
+    def said(length: object, sent: bytes = body, path: str = "/embed") -> bytes:
+        return head(path, [kind, ("Content-Length", str(length))]) + sent
+
+    wires: Mapping[str, tuple[bytes, str, bool]] = {
+        "a length of 2**63": (said(2**63), BODY, True),
+        "a length of 10**30": (said(10**30), MALFORMED, False),
+        "a length of 20,000,001": (said(20_000_001), BODY, True),
+        "a length of -1": (said(-1), MALFORMED, False),
+        "a length of 0x10": (said("0x10"), MALFORMED, False),
+        "a length of two numbers": (said("16, 16"), MALFORMED, False),
+        "two lengths": (
+            head("/embed", [kind, ("Content-Length", "16"), ("Content-Length", "5")]) + body,
+            MALFORMED,
+            False,
+        ),
+        "a length and chunks": (head("/embed", [*chunked, ("Content-Length", "4")]) + b"0\r\n\r\n", MALFORMED, False),
+        "a length that is too long": (said(len(body) + 50), MALFORMED, True),
+        "a length that is too short": (said(5), MALFORMED, True),
+        "a body that does not come": (said(1_000, b""), MALFORMED, True),
+        "chunks of 21 MB": (
+            head("/embed", chunked) + (b"100000\r\n" + b" " * 2**20 + b"\r\n") * 20 + b"0\r\n\r\n",
+            BODY,
+            False,
+        ),
+        "a chunk that says 2**64": (head("/embed", chunked) + b"10000000000000000\r\nx", MALFORMED, False),
+        "a chunk of no number": (head("/embed", chunked) + b"zz\r\n" + body, MALFORMED, False),
+        "a chunk of a negative size": (head("/embed", chunked) + b"-5\r\n" + body, MALFORMED, False),
+        "a chunk that is longer than it says": (
+            head("/embed", chunked) + b"2\r\n" + body + b"\r\n0\r\n\r\n",
+            MALFORMED,
+            False,
+        ),
+        "chunks that do not end": (head("/embed", chunked) + b"10\r\n" + body + b"\r\n", MALFORMED, True),
+        "a chunk's extension of 1 MB": (
+            head("/embed", chunked) + b"10;" + b"a" * 1_000_000 + b"\r\n" + body + b"\r\n0\r\n\r\n",
+            OK,
+            False,
+        ),
+        "16 chunks of a byte": (
+            head("/embed", chunked) + b"".join(b"1\r\n%c\r\n" % each for each in body) + b"0\r\n\r\n",
+            OK,
+            False,
+        ),
+        "an unknown coding of transfer": (
+            head("/embed", [kind, ("Transfer-Encoding", "gzip, identity")]) + body,
+            MALFORMED,
+            False,
+        ),
+        "a coding of content": (
+            head("/embed", [kind, ("Content-Encoding", "gzip"), ("Content-Length", "16")]) + body,
+            OK,
+            False,
+        ),
+        "a header of 100,000 bytes": (head("/healthz", [("X-A", "a" * 100_000)], "GET"), HEADERS, False),
+        "20,000 headers": (head("/healthz", [("X-A", "a")] * 20_000, "GET"), HEADERS, False),
+        "a header of 20 MB that does not end": (b"GET /healthz HTTP/1.1\r\nX-A: " + b"a" * 20_000_000, HEADERS, False),
+        "a path of 100,000 bytes": (head("/" + "a" * 100_000, [], "GET"), HEADERS, False),
+        "a path of 20 MB": (b"GET /" + b"a" * 20_000_000, HEADERS, False),
+        "a path of 60,000 bytes": (head("/" + "a" * 60_000, [], "GET"), "route_not_found", False),
+        "a name of a header that is empty": (b"GET /healthz HTTP/1.1\r\n: a\r\n\r\n", MALFORMED, False),
+        "a space in a header's name": (b"GET /healthz HTTP/1.1\r\nHost : a\r\n\r\n", MALFORMED, False),
+        "NUL in a header": (b"GET /healthz HTTP/1.1\r\nX-A: a\0b\r\n\r\n", MALFORMED, False),
+        "a folded header": (b"GET /healthz HTTP/1.1\r\nX-A: a\r\n b\r\n\r\n", MALFORMED, False),
+        "a bare carriage return": (b"GET /healthz HTTP/1.1\r\nX-A: a\rX-B: b\r\n\r\n", MALFORMED, False),
+        "an unknown version": (b"GET /healthz HTTP/9.9\r\n\r\n", MALFORMED, False),
+        "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", MALFORMED, False),
+        "TLS": (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(300), MALFORMED, False),
+        "SMTP": (b"EHLO isthmus\r\n\r\n", MALFORMED, False),
+        "Redis": (b"*1\r\n$8\r\nFLUSHALL\r\n\r\n", MALFORMED, False),
+        "noise": (bytes(range(256)) * 40, MALFORMED, False),
+        "half a request line": (b"GET /hea", MALFORMED, True),
+        "half a head": (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-", MALFORMED, True),
+        "an unknown method": (head("/embed", [], "BREW"), MALFORMED, False),
+        "a method that is not taken": (head("/embed", [], "TRACE"), "method_not_allowed", False),
+        "CONNECT": (b"CONNECT example.com:443 HTTP/1.1\r\nHost: localhost\r\n\r\n", MALFORMED, False),
+        "an absolute path": (head("http://example.com/healthz", [], "GET"), OK, False),
+        "a path up and up": (head("/../../../../etc/passwd", [], "GET"), "route_not_found", False),
+        "a coded path up and up": (head("/items/%2e%2e%2f%2e%2e%2fetc%2fpasswd", [], "GET"), "not_found", False),
+        "a path of coded NUL": (head("/items/%00", [], "GET"), INVALID, False),
+        "a path that is no UTF-8": (head("/items/%ff%fe", [], "GET"), "not_found", False),
+        "a query of 60,000 bytes": (head("/items?cursor=" + "a" * 60_000, [], "GET"), INVALID, False),
+        "10,000 parameters": (head("/items?" + "a=b&" * 10_000, [], "GET"), OK, False),
+        "a limit of 10**30": (head(f"/items?limit={10**30}", [], "GET"), INVALID, False),
+        "a cursor that is none": (head("/items?cursor=%27%20OR%201=1", [], "GET"), INVALID, False),
+        "a web socket": (
+            head(
+                "/embed",
+                [
+                    ("Upgrade", "websocket"),
+                    ("Connection", "Upgrade"),
+                    ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+                    ("Sec-WebSocket-Version", "13"),
+                ],
+                "GET",
+            ),
+            "method_not_allowed",
+            False,
+        ),
+        "an upgrade to h2c": (
+            head(
+                "/healthz",
+                [("Upgrade", "h2c"), ("Connection", "Upgrade, HTTP2-Settings"), ("HTTP2-Settings", "AAMAAABkAAQAAP__")],
+                "GET",
+            ),
+            OK,
+            False,
+        ),
+        "a request id that breaks lines": (
+            head("/healthz", [("X-Request-ID", "a%0d%0aSet-Cookie: b")], "GET"),
+            OK,
+            False,
+        ),
+        "an expectation": (head("/embed", [kind, ("Content-Length", "16"), ("Expect", "a-miracle")]) + body, OK, False),
+    }
+    for name, (wire, right, ends) in wires.items():
+        yield Attack("http", name, wire, frozenset({right}), ends)
+
+
+def everything(seed: int, model: str, dimensions: int) -> Iterator[Attack]:
+    yield from of_http()
+    yield from of_forms()
+    yield from of_json(model, dimensions)
+    yield from of_files(seed)

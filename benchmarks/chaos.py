@@ -1,0 +1,565 @@
+"""What becomes of the service, and of its clients, when what it stands on breaks? Breaks it under load, and looks.
+
+python -m benchmarks.chaos [--bundle build/starter] [--seconds 4] [--only FAULT]
+
+Clients embed, search, and store items, all the time. A fault is made, stays for a while, and is taken away. Counted are
+the answers that clients get meanwhile, how long it then takes until the server is ready and stores again, and whether
+every item that was acknowledged is there. Prints a table and, as its last line, one JSON object.
+
+The faults want Linux. A full disk is a tmpfs of its own where one may be mounted, or else files that may not grow; the
+clock wants libfaketime (Debian's package faketime), and Redis a redis-server. What cannot be made here is left out.
+"""
+
+import argparse
+import base64
+import itertools
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from benchmarks import hostile_media as media
+from benchmarks.servers import BenchmarkError, wait_until
+
+_CLIENTS = 6
+_PATIENCE_S = 20.0
+_RECOVERY_S = 30.0
+_DEADLINE_S, _HANG_S = 2.0, 1.0
+"""The server's, for these: shorter than its defaults, so that a minute shows what else takes several."""
+_LOG_CHARACTERS = 6_000
+_TMPFS_BYTES = 24_000_000
+_FAKETIME = "/usr/lib/*/faketime/libfaketimeMT.so.1"  # for programs of many threads
+DOCUMENTED = frozenset({200, 408, 429, 503, 504})
+"""What may be answered while something is broken: done, or refused so that a client knows to come again."""
+
+
+class LeftOut(Exception):
+    """This fault cannot be made here: the message says why."""
+
+
+@dataclass
+class Load:
+    """What clients did and got. `cut` are requests whose connection was closed before they were answered."""
+
+    answers: Counter[int] = field(default_factory=Counter)
+    cut: int = 0
+    refused: int = 0
+    """Connections that nobody took."""
+    unanswered: int = 0
+    acknowledged: set[str] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass
+class Outcome:
+    fault: str
+    answers: Counter[int]
+    cut: int
+    refused: int
+    unanswered: int
+    acknowledged: int
+    lost: int
+    recovered_s: float | None
+    said: str
+    """Of readiness, while it was broken."""
+    cuts: bool
+    """Whether the fault itself closes connections."""
+    log: str
+    """The server's, its end."""
+
+    @property
+    def otherwise(self) -> int:
+        return sum(count for status, count in self.answers.items() if status not in DOCUMENTED)
+
+    @property
+    def crashed(self) -> int:
+        return int(self.recovered_s is None) + (0 if self.cuts else self.cut + self.refused)
+
+
+class Running:
+    """A server, which may be killed and started again on the same port and store."""
+
+    def __init__(self, folder: Path, bundle: Path, store: Path, environment: Mapping[str, str]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "server.log"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("ISTHMUS_")}
+        settings = {"QUEUE_INPUTS": 256, "REQUEST_DEADLINE_S": _DEADLINE_S, "HANG_S": _HANG_S, "CACHE_BYTES": 0}
+        settings["MIN_FREE_BYTES"] = 1_000_000
+        self._environment = (
+            kept | {f"ISTHMUS_{name}": str(value) for name, value in settings.items()} | dict(environment)
+        )
+        self._command = [sys.executable, "-m", "benchmarks.sabotage", "serve", "--bundle", str(bundle)]
+        self._command += ["--store", str(store), "--port", str(self.port), "--log-level", "error"]
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log, text=True)
+        try:
+            wait_until(f"{self.address}/readyz", self.process)
+        except BenchmarkError:
+            self.process.kill()
+            raise RuntimeError(self.log.read_text()[-2_000:]) from None
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> int:
+        self.process.terminate()
+        return self.process.wait(_RECOVERY_S)
+
+
+def ask(port: int, method: str, path: str, body: bytes = b"", patience_s: float = _PATIENCE_S) -> tuple[int, bytes]:
+    """Raises OSError or HTTPException where nothing comes back."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=patience_s)
+    try:
+        connection.request(method, path, body or None, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def _requests(number: int, rng: random.Random) -> Iterator[tuple[str, str, bytes]]:
+    """(id to be stored or nothing, path, body), without end."""
+    pictures = [base64.b64encode(media.picture(size=(40, 30 + each))).decode() for each in range(4)]
+    for turn in itertools.count():
+        match rng.choice(("text", "picture", "search", "store", "store")):
+            case "text":
+                yield "", "/embed", json.dumps({"inputs": [f"a text {number} {turn}"]}).encode()
+            case "picture":
+                yield "", "/embed", json.dumps({"inputs": [{"image": rng.choice(pictures)}]}).encode()
+            case "search":
+                yield "", "/search", json.dumps({"query": f"a query {turn}", "top_k": 3}).encode()
+            case _:
+                id = f"client {number}, item {turn}"
+                item = {"id": id, "text": f"an item {number} {turn}", "metadata": {"padding": "x" * 2_000}}
+                yield id, "/items", json.dumps({"items": [item]}).encode()
+
+
+@contextmanager
+def loaded(port: int) -> Iterator[Load]:
+    """Clients that go on asking, whatever they get, until the block ends."""
+    load, ended = Load(), threading.Event()
+    run = random.randrange(10**9)
+
+    def client(number: int) -> None:
+        for id, path, body in _requests(run + number, random.Random(number)):
+            if ended.is_set():
+                return
+            try:
+                status, _ = ask(port, "POST", path, body)
+            except TimeoutError:
+                with load.lock:
+                    load.unanswered += 1
+            except ConnectionRefusedError:
+                with load.lock:
+                    load.refused += 1
+                ended.wait(0.02)
+            except (OSError, HTTPException):
+                with load.lock:
+                    load.cut += 1
+                ended.wait(0.02)
+            else:
+                with load.lock:
+                    load.answers[status] += 1
+                    if id and status == 200:
+                        load.acknowledged.add(id)
+                if status != 200:
+                    ended.wait(0.02)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(_CLIENTS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield load
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def _stored(port: int) -> set[str]:
+    ids: set[str] = set()
+    cursor = ""
+    while True:
+        status, body = ask(port, "GET", f"/items?limit=1000{cursor}")
+        if status != 200:
+            raise RuntimeError(f"items cannot be listed: {status}")
+        page = json.loads(body)
+        ids |= {item["id"] for item in page["items"]}
+        if page["next_cursor"] is None:
+            return ids
+        cursor = f"&cursor={page['next_cursor']}"
+
+
+def _recovered(port: int) -> float | None:
+    """Seconds until the server is ready and stores an item; None where it does neither in the end."""
+    started = time.monotonic()
+    body = json.dumps({"items": [{"id": "after the fault", "text": "an item"}]}).encode()
+    while time.monotonic() - started < _RECOVERY_S:
+        with suppress(OSError, HTTPException):
+            ready, told = ask(port, "GET", "/readyz", patience_s=6)
+            if ready == 200 and not json.loads(told)["failing"] and ask(port, "POST", "/items", body)[0] == 200:
+                return time.monotonic() - started
+        time.sleep(0.02)
+    return None
+
+
+def _readiness(port: int) -> str:
+    try:
+        status, body = ask(port, "GET", "/readyz", patience_s=8)
+    except (OSError, HTTPException):
+        return "no answer"
+    failing = json.loads(body).get("failing", [])
+    return f"{status} {' '.join(failing)}".strip()
+
+
+# Faults: each is given the server, and is a context in which something is broken.
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a fault is made."""
+
+    folder: Path
+    server: Running
+    redis_port: int
+    redis: "subprocess.Popen[bytes] | None"
+
+
+Fault = Callable[[Site], AbstractContextManager[None]]
+
+
+@contextmanager
+def workers(site: Site) -> Iterator[None]:
+    """Every thread of the models and decoders ends, four times."""
+    for _ in range(4):
+        site.server.signal(signal.SIGUSR1)
+        time.sleep(0.2)
+    yield
+
+
+@contextmanager
+def process_killed(site: Site) -> Iterator[None]:
+    site.server.kill()
+    yield
+    site.server.start()
+
+
+@contextmanager
+def process_ended(site: Site) -> Iterator[None]:
+    """SIGTERM, as a rolling restart sends it."""
+    site.server.end()
+    yield
+    site.server.start()
+
+
+@contextmanager
+def model_hangs(site: Site) -> Iterator[None]:
+    site.server.signal(signal.SIGUSR2)
+    time.sleep(_DEADLINE_S + _HANG_S)
+    yield
+    site.server.signal(signal.SIGUSR2)
+
+
+@contextmanager
+def redis_stopped(site: Site) -> Iterator[None]:
+    """It takes connections, and says nothing."""
+    assert site.redis is not None
+    site.redis.send_signal(signal.SIGSTOP)
+    yield
+    site.redis.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def redis_slow(site: Site) -> Iterator[None]:
+    """It answers nobody for 80 ms out of every 90."""
+    done = threading.Event()
+
+    def sleep() -> None:
+        with redis.Redis(port=site.redis_port) as connection:
+            while not done.wait(0.01):
+                connection.execute_command("DEBUG", "SLEEP", "0.08")
+
+    sleeping = threading.Thread(target=sleep)
+    sleeping.start()
+    yield
+    done.set()
+    sleeping.join()
+
+
+@contextmanager
+def redis_corrupt(site: Site) -> Iterator[None]:
+    """What is in it is noise of the right length, the wrong length, or of another type."""
+    done = threading.Event()
+
+    def corrupt() -> None:
+        rng = random.Random(0)
+        with redis.Redis(port=site.redis_port) as connection:
+            while not done.wait(0.01):
+                for key in connection.scan_iter("isthmus:*", count=1_000):
+                    length = connection.strlen(key) if connection.type(key) == b"string" else 0
+                    match rng.randrange(3):
+                        case 0:
+                            connection.set(key, rng.randbytes(int(length)))
+                        case 1:
+                            connection.set(key, b"")
+                        case _:
+                            connection.delete(key)
+                            connection.lpush(key, "x")
+
+    corrupting = threading.Thread(target=corrupt)
+    corrupting.start()
+    yield
+    done.set()
+    corrupting.join()
+
+
+@contextmanager
+def disk_full(site: Site) -> Iterator[None]:
+    store = site.folder / "disk"
+    if os.path.ismount(store):
+        filling = store / "filling"
+        with filling.open("wb") as file, suppress(OSError):
+            while True:
+                file.write(bytes(65_536))
+                file.flush()
+        yield
+        filling.unlink()
+        return
+    # Files may be no larger than the store's are now: a write past that fails, as one on a full disk does.
+    largest = max(path.stat().st_size for path in store.rglob("*") if path.is_file())
+    before = resource.prlimit(site.server.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(site.server.process.pid, resource.RLIMIT_FSIZE, (largest, before[1]))
+    yield
+    resource.prlimit(site.server.process.pid, resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def descriptors_used_up(site: Site) -> Iterator[None]:
+    """There is room for three more, and clients that only connect take them."""
+    pid = site.server.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 3, before[1]))
+    idle = [socket.create_connection(("127.0.0.1", site.server.port)) for _ in range(20)]
+    yield
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    for each in idle:
+        each.close()
+
+
+@contextmanager
+def clock_jumps(site: Site) -> Iterator[None]:
+    """Ten years on, ten years back, and a minute back."""
+    clock = site.folder / "clock"
+    for jump in ("+3650d", "-3650d", "-60s"):
+        clock.write_text(jump)
+        time.sleep(1.2)
+    yield
+    clock.write_text("+0")
+
+
+@contextmanager
+def clients_vanish(site: Site) -> Iterator[None]:
+    """Beside the others, clients that go away: within the head, within the body, before the answer, by a reset."""
+    done = threading.Event()
+    body = json.dumps({"inputs": [{"image": base64.b64encode(media.picture(size=(300, 300))).decode()}] * 4}).encode()
+    kind = "Content-Type: application/json\r\n"
+    head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{kind}Content-Length: {len(body)}\r\n\r\n"
+    wire = head.encode() + body
+
+    def vanish(seed: int) -> None:
+        rng = random.Random(seed)
+        while not done.wait(0.005):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", site.server.port), timeout=5) as connection:
+                connection.sendall(wire[: rng.choice((20, len(wire) // 2, len(wire)))])
+                if rng.random() < 0.5:
+                    linger = b"\1\0\0\0\0\0\0\0"  # on, 0 s: a reset
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    threads = [threading.Thread(target=vanish, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    yield
+    done.set()
+    for thread in threads:
+        thread.join()
+
+
+FAULTS: Mapping[str, Fault] = {
+    "workers killed": workers,
+    "process killed": process_killed,
+    "process ended": process_ended,
+    "model hangs": model_hangs,
+    "redis stopped": redis_stopped,
+    "redis slow": redis_slow,
+    "redis corrupt": redis_corrupt,
+    "disk full": disk_full,
+    "descriptors used up": descriptors_used_up,
+    "clock jumps": clock_jumps,
+    "clients vanish": clients_vanish,
+}
+_CUTTING = frozenset({"process killed", "process ended", "descriptors used up"})
+"""What has no descriptor for a connection can only close it, and does so at once, before anything was read."""
+
+
+@contextmanager
+def _site(fault: str, bundle: Path) -> Iterator[Site]:
+    with tempfile.TemporaryDirectory(prefix="isthmus-chaos-") as name:
+        folder = Path(name)
+        environment = {}
+        (folder / "disk").mkdir()
+        mounted = fault == "disk full" and _mounted(folder / "disk")
+        started: subprocess.Popen[bytes] | None = None
+        port = 0
+        try:
+            if fault.startswith("redis"):
+                started, port = _redis(folder)
+                environment["ISTHMUS_REDIS_URL"] = f"redis://127.0.0.1:{port}/0"
+            if fault == "clock jumps":
+                environment |= _faketime(folder)
+            server = Running(folder, bundle, folder / "disk" / "store", environment)
+            try:
+                yield Site(folder, server, port, started)
+            finally:
+                server.kill()
+        finally:
+            if started is not None:
+                started.kill()
+                started.wait()
+            if mounted:
+                subprocess.run(["umount", str(folder / "disk")], check=True)
+
+
+def _mounted(folder: Path) -> bool:
+    options = ["-t", "tmpfs", "-o", f"size={_TMPFS_BYTES}", "tmpfs", str(folder)]
+    return os.geteuid() == 0 and not subprocess.run(["mount", *options], capture_output=True, check=False).returncode
+
+
+def _redis(folder: Path) -> tuple["subprocess.Popen[bytes]", int]:
+    program = shutil.which("redis-server")
+    if program is None:
+        raise LeftOut("there is no redis-server")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    options += ["--enable-debug-command", "yes"]
+    process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
+    with redis.Redis(port=port) as connection:
+        while process.poll() is None:
+            with suppress(redis.exceptions.ConnectionError, redis.exceptions.BusyLoadingError):
+                connection.ping()
+                return process, port
+            time.sleep(0.02)
+    raise LeftOut("redis-server does not start")
+
+
+def _faketime(folder: Path) -> dict[str, str]:
+    library = next(iter(sorted(Path("/").glob(_FAKETIME[1:]))), None)
+    if library is None:
+        raise LeftOut("there is no libfaketime (Debian's package faketime)")
+    (folder / "clock").write_text("+0")
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(folder / "clock"),
+        "FAKETIME_CACHE_DURATION": "1",  # seconds until the file is read again
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # which no clock that is set, or goes wrong, changes
+    }
+
+
+def suffer(fault: str, bundle: Path, seconds: float) -> Outcome:
+    """Under load: as it should be, broken for so many seconds, and repaired. Raises LeftOut."""
+    with _site(fault, bundle) as site:
+        with loaded(site.server.port) as load:
+            time.sleep(min(1.0, seconds / 2))
+            with FAULTS[fault](site):
+                said = _readiness(site.server.port)
+                time.sleep(seconds)
+            recovered = _recovered(site.server.port)
+            time.sleep(min(1.0, seconds / 2))
+        lost = len(load.acknowledged - _stored(site.server.port))
+        log = site.server.log.read_text(errors="replace")[-_LOG_CHARACTERS:]
+    return Outcome(
+        fault,
+        load.answers,
+        load.cut,
+        load.refused,
+        load.unanswered,
+        len(load.acknowledged),
+        lost,
+        recovered,
+        said,
+        fault in _CUTTING,
+        log,
+    )
+
+
+def row(outcome: Outcome) -> str:
+    answers = " ".join(f"{status}×{count}" for status, count in sorted(outcome.answers.items()))
+    recovered = "never" if outcome.recovered_s is None else f"{outcome.recovered_s:.1f} s"
+    return (
+        f"{outcome.fault:20} {answers:44} {outcome.cut:>5} {outcome.refused:>8} {outcome.unanswered:>10} "
+        f"{outcome.acknowledged:>8} {outcome.lost:>5} {recovered:>9}  {outcome.said}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__.split("\n")[0])
+    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser.add_argument("--seconds", type=float, default=4.0, help="for which something is broken")
+    parser.add_argument("--only", choices=FAULTS, action="append", help="one fault; may be given again")
+    options = parser.parse_args(arguments)
+    print(
+        f"{'fault':20} {'answers':44} {'cut':>5} {'no entry':>8} {'unanswered':>10} {'stored':>8} {'lost':>5} "
+        f"{'recovered':>9}  readiness meanwhile"
+    )
+    totals: Counter[str] = Counter(tried=0, refused_as_documented=0, otherwise=0, crashed=0, lost=0, unanswered=0)
+    left_out = []
+    for fault in options.only or FAULTS:
+        try:
+            outcome = suffer(fault, options.bundle, options.seconds)
+        except LeftOut as reason:
+            print(f"{fault:20} left out: {reason}")
+            left_out.append(fault)
+            continue
+        print(row(outcome), flush=True)
+        if outcome.otherwise or outcome.crashed:
+            print(outcome.log)
+        totals["tried"] += outcome.answers.total() + outcome.cut + outcome.refused + outcome.unanswered
+        totals["refused_as_documented"] += sum(outcome.answers[status] for status in DOCUMENTED - {200})
+        totals["otherwise"] += outcome.otherwise
+        totals["crashed"] += outcome.crashed
+        totals["lost"] += outcome.lost
+        totals["unanswered"] += outcome.unanswered
+    told: dict[str, Any] = {"faults": len(options.only or FAULTS) - len(left_out), "left_out": left_out} | totals
+    print(json.dumps(told))
+    return int(bool(totals["otherwise"] or totals["crashed"] or totals["lost"] or totals["unanswered"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

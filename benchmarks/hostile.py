@@ -1,0 +1,229 @@
+"""Does anything that a client can send hurt the service? Sends it what is made to hurt, one by one, and looks.
+
+python -m benchmarks.hostile [--bundle build/starter] [--seed 0] [--only GROUP]
+
+Each attack goes over a socket to a live server. It is to be answered as `attacks` says, within 2 s, with no more than
+300 MB of memory beyond what the server had when it was ready; and after it the server has to be ready. What was stored
+before has to be there at the end. Prints what was not so and, as its last line, one JSON object.
+"""
+
+import argparse
+import json
+import re
+import socket
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from benchmarks.attacks import OK, Attack, everything
+from benchmarks.servers import Server, isthmus
+from service.contract.bundle import read_bundle
+
+ANSWER_S, MEMORY_BYTES = 2.0, 300_000_000
+_PATIENCE_S = 30.0
+_KEPT = 50
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+
+
+@dataclass
+class Findings:
+    tried: int = 0
+    refused_as_documented: int = 0
+    answered_as_valid: int = 0
+    otherwise: int = 0
+    """Answered, but not as it should have been."""
+    slow: int = 0
+    greedy: int = 0
+    crashed: int = 0
+    lost: int = 0
+    unanswered: int = 0
+    unready: int = 0
+    longest_s: float = 0.0
+    most_mb: float = 0.0
+    groups: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def bad(self) -> int:
+        return self.otherwise + self.crashed + self.lost + self.unanswered + self.unready
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    code: str
+    seconds: float
+
+
+def send(address: str, attack: Attack) -> Answer | None:
+    """Its answer; None where none came."""
+    parts = urlsplit(address)
+    assert parts.hostname is not None and parts.port is not None
+    started = time.perf_counter()
+    with socket.create_connection((parts.hostname, parts.port), timeout=_PATIENCE_S) as connection:
+
+        def write() -> None:
+            with suppress(OSError):  # it may be refused before it is sent
+                connection.sendall(attack.wire)
+                if attack.ends:
+                    connection.shutdown(socket.SHUT_WR)
+
+        writing = threading.Thread(target=write, daemon=True)
+        writing.start()
+        received = bytearray()
+        with suppress(OSError):
+            while not _whole(received) and (data := connection.recv(65_536)):
+                received += data
+        seconds = time.perf_counter() - started
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        writing.join()
+    if not _whole(received):
+        return None
+    status = int(received[9:12])
+    return Answer(status, OK if status < 300 else _code(bytes(received).partition(b"\r\n\r\n")[2]), seconds)
+
+
+def _whole(received: bytes | bytearray) -> bool:
+    end = received.find(b"\r\n\r\n")
+    length = _LENGTH.search(received, 0, end) if end >= 0 else None
+    return length is not None and len(received) >= end + 4 + int(length[1])
+
+
+def _code(body: bytes) -> str:
+    try:
+        told = json.loads(body)
+        return str(told["error"]["code"] if "error" in told else told["code"])
+    except (ValueError, KeyError, TypeError):
+        return "no problem of ours"
+
+
+def _memory(server: Server) -> int:
+    """The most that it held since `_forget`, in bytes."""
+    text = Path(f"/proc/{server.pid}/status").read_text()
+    return 1024 * int(text.partition("VmHWM:")[2].split()[0])
+
+
+def _forget(server: Server) -> None:
+    Path(f"/proc/{server.pid}/clear_refs").write_text("5")
+
+
+def _ready(server: Server) -> bool:
+    try:
+        with urllib.request.urlopen(f"{server.address}/readyz", timeout=_PATIENCE_S) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _keep(server: Server) -> None:
+    items = [{"id": f"kept {number}", "text": f"a text of number {number}"} for number in range(_KEPT)]
+    request = urllib.request.Request(
+        f"{server.address}/items", json.dumps({"items": items}).encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(request, timeout=_PATIENCE_S).close()
+
+
+def _kept(server: Server) -> int:
+    there = 0
+    for number in range(_KEPT):
+        with suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{server.address}/items/kept%20{number}", timeout=_PATIENCE_S).close()
+            there += 1
+    return there
+
+
+def attack_all(bundle: Path, store: Path, attacks: Iterable[Attack]) -> Findings:
+    """A server of its own; another one, on the same store, where an attack ends it."""
+    findings = Findings()
+    upcoming = iter(attacks)
+    left: Attack | None = next(upcoming, None)
+    kept = 0
+    while left is not None:
+        with isthmus("isthmus", bundle, store) as server:
+            if not kept:
+                _keep(server)
+                kept = _KEPT
+            for path in ("/healthz", "/readyz"):
+                urllib.request.urlopen(server.address + path, timeout=_PATIENCE_S).close()
+            before = server.rss
+            while left is not None:
+                alive = _one(server, left, before, findings)
+                left = next(upcoming, None)
+                if not alive:
+                    break
+            else:
+                findings.lost = kept - _kept(server)
+    return findings
+
+
+def _one(server: Server, attack: Attack, before: int, findings: Findings) -> bool:
+    """Whether the server lives."""
+    findings.tried += 1
+    findings.groups[attack.group] += 1
+    _forget(server)
+    answer = send(server.address, attack)
+    ready = _ready(server)
+    try:
+        extra = _memory(server) - before
+    except (OSError, IndexError):  # the process is gone
+        findings.crashed += 1
+        print(f"CRASHED by {attack.group}: {attack.name}", flush=True)
+        return False
+    wrong = []
+    if answer is None:
+        findings.unanswered += 1
+        wrong.append("unanswered")
+    else:
+        findings.longest_s = max(findings.longest_s, answer.seconds)
+        if answer.code not in attack.right or answer.status >= 500:
+            findings.otherwise += 1
+            wrong.append(f"{answer.status} {answer.code}, not {' or '.join(sorted(attack.right))}")
+        elif answer.code == OK:
+            findings.answered_as_valid += 1
+        else:
+            findings.refused_as_documented += 1
+        if answer.seconds > ANSWER_S:
+            findings.slow += 1
+            wrong.append(f"{answer.seconds:.1f} s")
+    if not ready:
+        findings.unready += 1
+        wrong.append("not ready afterwards")
+    findings.most_mb = max(findings.most_mb, extra / 1e6)
+    if extra > MEMORY_BYTES:
+        findings.greedy += 1
+        wrong.append(f"{extra / 1e6:.0f} MB")
+    if wrong:
+        print(f"{attack.group}: {attack.name}: {', '.join(wrong)}", flush=True)
+    return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile", description=__doc__.split("\n")[0])
+    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser.add_argument("--seed", type=int, default=0, help="of what is damaged, and how")
+    parser.add_argument(
+        "--only", metavar="GROUP", help="images, large images, sounds, strangers, damaged, json, forms, http"
+    )
+    options = parser.parse_args(arguments)
+    manifest = read_bundle(options.bundle).manifest
+    attacks = everything(options.seed, manifest.name, manifest.dimensions)
+    chosen = (each for each in attacks if options.only in (None, each.group))
+    with tempfile.TemporaryDirectory() as folder:
+        findings = attack_all(options.bundle, Path(folder) / "store", chosen)
+    for group, count in findings.groups.items():
+        print(f"{group:14}{count:6}")
+    print(json.dumps({name: round(value, 3) for name, value in vars(findings).items() if name != "groups"}))
+    return int(bool(findings.bad or findings.slow or findings.greedy))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

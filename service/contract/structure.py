@@ -1,0 +1,184 @@
+"""What a file is by its first bytes, and what an image file says of itself, looked over before a decoder acts on it.
+
+A decoder takes memory for what a header claims, and time for every part that a file is cut into. What is checked here
+is what Pillow does not bound itself: the canvas of a WebP (for which memory is taken on opening), the parts before the
+pixels (each costs a step of Python), and the work that a JPEG of many scans, or a BMP of runs, asks for. A file that
+passes may still be corrupt.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+
+from PIL.JpegImagePlugin import MARKER
+
+from service.contract.errors import BadMedia, MediaTooLarge
+
+LONGEST_SIDE = 65_535
+"""Pixels: what JPEG and GIF can say at most; pictures of one long row are not worth the code."""
+MAX_PARTS = 20_000
+"""Chunks, segments or blocks. A PNG of 10 MB in pieces of 8 KB, as libpng writes them, has 1,200."""
+MAX_LOOSE = 65_536
+"""Bytes between the parts, which belong to none."""
+MAX_TAGS = 4_096
+"""Of a TIFF or EXIF directory."""
+MAX_COEFFICIENTS = 100_000_000
+"""Of a JPEG that has to be held whole, 2 bytes each: 40 megapixels, or 33 where no colour is subsampled."""
+MAX_SCANNED = 2**32
+"""Coefficients × scans. A progressive photograph has about ten scans."""
+MAX_RUN_BYTES, MAX_RUN_PIXELS = 1_000_000, 4_000_000
+"""Of a BMP that is packed in runs, which Pillow unpacks in Python."""
+SPARSE_PIXELS, PIXELS_PER_BYTE = 2**24, 64
+"""A WebP of more pixels than the first must have a byte for so many of them. Pillow's decoder holds a WebP four times,
+16 bytes a pixel; a photograph has a byte for every 5 to 20 pixels, and what is one colour all over has 34 in all."""
+
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+_TOO_MANY = "the image is cut into too many parts"
+
+
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SOUNDS = (b"fLaC", b"OggS", b"ID3", b"caff", b".snd", b"dns.", b"riff\x2e\x91\xcf\x11")
+_INSIDE: Mapping[bytes, Sequence[bytes]] = {
+    b"RIFF": (b"WAVE",),
+    b"RIFX": (b"WAVE",),
+    b"RF64": (b"WAVE",),
+    b"FORM": (b"AIFF", b"AIFC"),
+}
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether it begins as a JPEG, PNG, GIF, BMP, TIFF or WebP does."""
+    return data.startswith(_PICTURES) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP")
+
+
+def is_sound(data: bytes) -> bool:
+    """Whether it begins as a WAV, AIFF, FLAC, Ogg, MP3, CAF, AU or W64 does: no other reader is tried."""
+    is_mp3 = data[:1] == b"\xff" and data[1:2] >= b"\xe0"
+    return data.startswith(_SOUNDS) or data[8:12] in _INSIDE.get(data[:4], ()) or is_mp3
+
+
+def look_over(data: bytes, max_pixels: int) -> None:
+    """Raises MediaTooLarge or BadMedia for a file that would cost too much to open. Other formats pass."""
+    if data.startswith(b"\xff\xd8\xff"):
+        _jpeg(data)
+    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        _png(data)
+    elif data.startswith((b"GIF87a", b"GIF89a")):
+        _gif(data)
+    elif data.startswith(b"BM"):
+        _bmp(data)
+    elif data.startswith((b"II", b"MM")):
+        look_over_tags(data)
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        _webp(data, max_pixels)
+
+
+def _jpeg(data: bytes) -> None:
+    """The segments before the first scan, as Pillow walks through them, and how many scans there are."""
+    place, loose, parts = 2, 0, 0
+    coefficients, whole = 0, False
+    while (found := data.find(b"\xff", place)) >= 0 and found + 4 <= len(data):
+        marker = data[found + 1]
+        loose += found - place
+        if marker in (0x00, 0xFF):
+            loose += 1
+            place = found + (2 if marker == 0x00 else 1)
+        elif 0xFF00 | marker not in MARKER:
+            return  # Pillow goes no further
+        elif MARKER[0xFF00 | marker][2] is None:  # stands alone
+            loose += 2
+            place = found + 2
+        else:
+            length = int.from_bytes(data[found + 2 : found + 4], "big")
+            body = data[found + 4 : found + 2 + length]
+            parts += 1
+            place = found + 2 + length
+            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                coefficients, whole = _coefficients(body), marker in _PROGRESSIVE
+            elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
+                look_over_tags(body[6:])
+            elif marker == 0xDA:
+                break
+        if parts > MAX_PARTS or loose > MAX_LOOSE:
+            raise BadMedia(_TOO_MANY)
+    # 0xFF in a scan's data is always followed by something else: this counts scans, and those of thumbnails after it.
+    scans = 1 + data.count(b"\xff\xda", place)
+    if (whole or scans > 1) and coefficients > MAX_COEFFICIENTS:
+        raise MediaTooLarge("the image takes too much memory to decode")
+    if scans * coefficients > MAX_SCANNED:
+        raise MediaTooLarge("the image has too many scans for its size")
+
+
+def _coefficients(frame: bytes) -> int:
+    """How many a frame's components have together."""
+    if len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
+        return 0
+    height, width = struct.unpack(">HH", frame[1:5])
+    factors = [(each >> 4, each & 15) for each in frame[7 : 6 + 3 * frame[5] : 3]]
+    most = max((across for across, _ in factors), default=0) * max((down for _, down in factors), default=0)
+    return sum(across * down for across, down in factors) * width * height // most if most else 0
+
+
+def _png(data: bytes) -> None:
+    place = 8
+    for _ in range(MAX_PARTS):
+        if place + 8 > len(data):
+            return
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+    raise BadMedia(_TOO_MANY)
+
+
+def _gif(data: bytes) -> None:
+    """The extensions before the first frame."""
+    if len(data) < 13:
+        return
+    place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    loose = parts = 0
+    while place < len(data) and data[place] not in b",;":
+        if data[place] != ord("!"):
+            loose += 1
+            place += 1
+        else:
+            place += 2
+            while place < len(data) and data[place] and parts <= MAX_PARTS:
+                parts += 1
+                place += 1 + data[place]
+            parts += 1
+            place += 1
+        if parts > MAX_PARTS or loose > MAX_LOOSE:
+            raise BadMedia(_TOO_MANY)
+
+
+def _bmp(data: bytes) -> None:
+    if len(data) < 34 or data[14] < 40 or int.from_bytes(data[30:34], "little") not in (1, 2):
+        return
+    width, height = struct.unpack_from("<ii", data, 18)
+    if len(data) > MAX_RUN_BYTES or abs(width * height) > MAX_RUN_PIXELS:
+        raise MediaTooLarge(f"the image is packed in runs: more than {MAX_RUN_BYTES} bytes or {MAX_RUN_PIXELS} pixels")
+
+
+def look_over_tags(data: bytes) -> None:
+    """The directory of a TIFF, or of EXIF, which is one. Raises BadMedia where it has too many tags."""
+    order = ">" if data.startswith(b"MM") else "<"
+    large = data[2:4] in (b"+\0", b"\0+")
+    where, count = ("Q", "Q") if large else ("I", "H")
+    try:
+        (start,) = struct.unpack_from(order + where, data, 8 if large else 4)
+        (tags,) = struct.unpack_from(order + count, data, start)
+    except (struct.error, OverflowError):
+        return  # ends too early, or points outside: Pillow says so
+    if tags > MAX_TAGS:
+        raise BadMedia(_TOO_MANY)
+
+
+def _webp(data: bytes, max_pixels: int) -> None:
+    if data[12:16] == b"VP8X":
+        width, height = (1 + int.from_bytes(data[place : place + 3], "little") for place in (24, 27))
+    elif data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        width, height = (int.from_bytes(data[place : place + 2], "little") & 0x3FFF for place in (26, 28))
+    if width * height > max_pixels:
+        raise MediaTooLarge(f"the image has more than {max_pixels} pixels")
+    if width * height > max(SPARSE_PIXELS, PIXELS_PER_BYTE * len(data)):
+        raise MediaTooLarge("the image has many more pixels than its file has room for")

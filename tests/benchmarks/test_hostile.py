@@ -1,0 +1,57 @@
+"""A part of `make hostile`: what takes next to no time, on a server with a tiny bundle."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import attacks, hostile, hostile_media
+from benchmarks.expected import OF_IMAGES, OF_SOUNDS
+from service.errors import _HTTP_CODES, STATUS
+from tests import tiny_bundle
+
+_QUICK_BYTES = 2_000_000
+
+
+def test_every_attack_that_is_small_is_answered_as_it_should_be(bundle_dir: Path, tmp_path: Path) -> None:
+    every = [
+        *attacks.of_http(),
+        *attacks.of_forms(),
+        *attacks.of_json("tiny", tiny_bundle.DIMENSIONS),
+        *attacks.of_damaged_files(seed=1, cuts=1, flips=1),
+    ]
+    small = [each for each in every if len(each.wire) < _QUICK_BYTES]
+    assert len(small) > 300
+    findings = hostile.attack_all(bundle_dir, tmp_path / "store", small)
+    assert findings.tried == len(small)
+    assert findings.bad == 0, findings
+    assert findings.refused_as_documented + findings.answered_as_valid == len(small)
+
+
+def test_what_is_right_is_a_code_that_the_service_has() -> None:
+    codes = {code for _, code in STATUS.values()} | set(_HTTP_CODES.values()) | {"headers_too_large", "model_not_found"}
+    right = {code for each in (*attacks.of_http(), *attacks.of_forms()) for code in each.right}
+    right |= {*OF_IMAGES.values(), *OF_SOUNDS.values()}
+    assert right <= codes | {attacks.OK}
+
+
+def test_the_same_seed_makes_the_same_attacks() -> None:
+    first, second = (list(attacks.of_damaged_files(seed=3, cuts=1, flips=2)) for _ in range(2))
+    other = list(attacks.of_damaged_files(seed=4, cuts=1, flips=2))
+    assert first == second != other
+
+
+@pytest.mark.parametrize("wire", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc"])
+def test_half_an_answer_is_none(wire: bytes) -> None:
+    assert not hostile._whole(wire)
+
+
+def test_a_body_that_is_no_problem_is_told_apart() -> None:
+    assert hostile._code(b'{"code":"x"}') == "x"
+    assert hostile._code(b'{"error":{"code":"y"}}') == "y"
+    assert hostile._code(b"Internal Server Error") == hostile._code(b'"x"') == "no problem of ours"
+
+
+def test_every_file_has_its_right_answer() -> None:
+    made = {*hostile_media.webps(), *hostile_media.polyglots(), *hostile_media.bmps(), *hostile_media.tiffs()}
+    assert made <= OF_IMAGES.keys()
+    assert {*hostile_media.wavs()} <= OF_SOUNDS.keys()

@@ -1,0 +1,144 @@
+"""What is refused before it is a request: heads that are too large, too slow, or no HTTP."""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from service import middleware, protocol
+from service.settings import Settings
+from tests.conftest import DEADLINE_S, serving
+
+JSON = "Content-Type: application/json\r\n"
+
+
+@contextmanager
+def connected(client: httpx.Client) -> Iterator[socket.socket]:
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=DEADLINE_S) as connection:
+        yield connection
+
+
+def answer(connection: socket.socket) -> tuple[int, dict[str, object]]:
+    """The status and the body of what comes until the server closes."""
+    received = b""
+    while data := connection.recv(65_536):
+        received += data
+    head, _, body = received.partition(b"\r\n\r\n")
+    return int(head[9:12]), json.loads(body)
+
+
+@pytest.mark.parametrize(
+    ("wire", "status", "code"),
+    [
+        (b"EHLO\r\n\r\n", 400, "malformed_request"),
+        (b"GET /healthz HTTP/1.1\r\nX: a\0b\r\n\r\n", 400, "malformed_request"),
+        (b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 70_000 + b"\r\n\r\n", 431, "headers_too_large"),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", 431, "headers_too_large"),
+        (b"GET /healthz HTTP/1.1\r\n" + b"X: a\r\n" * 20_000 + b"\r\n", 431, "headers_too_large"),
+        (b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 400_000, 431, "headers_too_large"),
+        (b"GET /" + b"a" * 400_000, 431, "headers_too_large"),
+    ],
+)
+def test_what_is_no_request_is_answered_by_a_problem(
+    shared_client: httpx.Client, wire: bytes, status: int, code: str
+) -> None:
+    with connected(shared_client) as connection:
+        connection.sendall(wire)
+        given, body = answer(connection)
+    assert (given, body["code"], body["status"]) == (status, code, status)
+    assert shared_client.get("/healthz").status_code == 200
+
+
+def test_a_large_head_within_the_limit_is_read(shared_client: httpx.Client) -> None:
+    assert shared_client.get("/healthz", headers={"X": "a" * 60_000}).status_code == 200
+
+
+@pytest.mark.parametrize("wire", [b"GET /heal", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"])
+def test_a_head_that_ends_early_is_refused(shared_client: httpx.Client, wire: bytes) -> None:
+    with connected(shared_client) as connection:
+        connection.sendall(wire)
+        connection.shutdown(socket.SHUT_WR)
+        assert answer(connection)[0] == 400
+
+
+@pytest.mark.parametrize("path", ["/embed", "/v1/embeddings"])
+def test_a_body_that_ends_early_is_refused(shared_client: httpx.Client, path: str) -> None:
+    with connected(shared_client) as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{JSON}Content-Length: 99\r\n\r\n{{".encode())
+        connection.shutdown(socket.SHUT_WR)
+        status, body = answer(connection)
+    told = body["error"] if path.startswith("/v1") else body
+    assert status == 400 and told["code"] == "malformed_request"  # type: ignore[index]
+
+
+def test_a_connection_that_says_nothing_is_not_told_anything(shared_client: httpx.Client) -> None:
+    with connected(shared_client) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1) == b""
+
+
+def test_who_takes_too_long_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "_HEAD_S", 0.05)
+    monkeypatch.setattr(middleware, "_BODY_S", 0.05)
+    with serving(settings) as client:
+        for wire in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"):
+            with connected(client) as connection:
+                connection.sendall(wire)
+                assert answer(connection)[0] == 408
+        with connected(client) as connection:
+            connection.sendall(
+                f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{JSON}Content-Length: 99\r\n\r\n{{".encode()
+            )
+            status, body = answer(connection)
+            assert (status, body["code"]) == (408, "request_timeout")
+        # A request in time is answered, and a second one on its connection: the wait is for each head anew.
+        for _ in range(2):
+            assert client.post("/embed", json={"inputs": ["red"]}).status_code == 200
+
+
+def test_a_second_head_on_a_connection_has_its_own_limit_and_time(shared_client: httpx.Client) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 60_000 + b"\r\n"
+    with connected(shared_client) as connection:
+        connection.sendall((head + b"\r\n") * 8 + head + b"Connection: close\r\n\r\n")
+        received = b""
+        while data := connection.recv(65_536):
+            received += data
+    assert received.count(b"HTTP/1.1 200") == 9
+
+
+def test_an_upgrade_is_answered_as_any_request(shared_client: httpx.Client) -> None:
+    upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    assert shared_client.get("/healthz", headers=upgrade).status_code == 200
+
+
+def test_bodies_are_refused_unread_where_there_are_too_many(settings: Settings) -> None:
+    some = settings.model_copy(update={"max_bodies_bytes": 1_500})
+    with serving(some) as client, connected(client) as first, connected(client) as second:
+        head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{JSON}"
+        body = b'{"inputs":["red"]}' + b" " * 982
+        first.sendall(f"{head}Content-Length: 1000\r\n\r\n".encode() + body[:500])
+        client.get("/healthz")  # one loop: by now it has read the head
+        second.sendall(f"{head}Content-Length: 1000\r\n\r\n".encode())  # not a byte of its body
+        status, told = answer(second)
+        assert (status, told["code"]) == (429, "overloaded")
+        response = client.post("/embed", content=iter([b" " * 600]), headers={"Content-Type": "application/json"})
+        assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+        first.sendall(body[500:])
+        assert first.recv(65_536).startswith(b"HTTP/1.1 200")
+        assert client.post("/embed", content=body, headers={"Content-Type": "application/json"}).status_code == 200
+
+
+def test_one_large_body_is_read_whatever_the_limit_of_all(settings: Settings) -> None:
+    with serving(settings.model_copy(update={"max_bodies_bytes": 10})) as client:
+        assert client.post("/embed", json={"inputs": ["red"]}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/items", "/collections/a", "/label-sets/a"])
+def test_a_wrong_method_is_told_all_the_right_ones(shared_client: httpx.Client, path: str) -> None:
+    response = shared_client.request("PATCH", path)
+    assert response.status_code == 405
+    expected = {"/items": "GET, POST", "/collections/a": "DELETE, GET, PUT", "/label-sets/a": "DELETE, GET, PUT"}
+    assert response.headers["allow"] == expected[path]
