@@ -120,6 +120,18 @@ class FetchDisabled(InputError):
     code = "url_fetch_disabled"
 
 
+class FetchRefused(InputError):
+    """The input is a URL that this server does not fetch, by its looks."""
+
+    code = "url_refused"
+
+
+class FetchFailed(InputError):
+    """The input is a URL, and nothing came of it."""
+
+    code = "url_fetch_failed"
+
+
 # The code of the problem that the request at hand was answered with, for the metrics.
 reason: ContextVar[str | None] = ContextVar("reason", default=None)
 
@@ -145,6 +157,8 @@ STATUS: Mapping[type[Exception], tuple[int, str]] = {
     BadMedia: (422, BadMedia.code),
     InferenceFailed: (500, InferenceFailed.code),
     FetchDisabled: (422, FetchDisabled.code),
+    FetchRefused: (422, FetchRefused.code),
+    FetchFailed: (422, FetchFailed.code),
     # A disk that is full, descriptors that are used up: nothing is wrong with the request, which may come again.
     OSError: (503, "not_ready"),
     sqlite3.OperationalError: (503, "not_ready"),

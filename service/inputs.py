@@ -22,8 +22,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from service.contract.errors import InputError
 from service.contract.tokens import Role
 from service.errors import BodyTooLarge, InputFailed, MalformedRequest, UnsupportedBody
-from service.pipeline import Embedded, Embedder, Input
-from service.schemas.inputs import AnyInput, File, size_of, to_input
+from service.fetch import Fetcher, Fetches, fetching
+from service.pipeline import Embedded, Embedder, Input, Media
+from service.schemas.inputs import AnyInput, File, size_of, to_input, url_of
 from service.settings import Settings
 from service.timings import timed
 
@@ -52,6 +53,8 @@ async def read_request(request: Request, model: type[Model], place: Place | None
     Raises MalformedRequest (400), UnsupportedBody (415), RequestValidationError (422).
     """
     settings: Settings = request.state.services.settings
+    fetcher: Fetcher | None = request.state.services.fetcher
+    fetching.set(None if fetcher is None else Fetches(fetcher))
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     with timed("read"):
         if media_type == "multipart/form-data" and place is not None:
@@ -106,10 +109,31 @@ def documented(model: type[BaseModel], *, files: bool = False) -> dict[str, Any]
 
 
 async def to_inputs(values: Sequence[AnyInput], role: Role = "query") -> list[Input | InputError]:
-    """Schema inputs → pipeline inputs, in order; large base64 is decoded in a thread."""
-    if sum(map(size_of, values)) <= _SMALL:
-        return [_to_input(value, role) for value in values]
-    return await asyncio.to_thread(lambda: [_to_input(value, role) for value in values])
+    """Schema inputs → pipeline inputs, in order; large base64 is decoded in a thread; URLs are fetched, if that is on.
+
+    Raises RateLimited, DeadlineExceeded.
+    """
+    fetched = await _fetched(values)
+
+    def convert() -> list[Input | InputError]:
+        return [fetched[at] if at in fetched else _to_input(value, role) for at, value in enumerate(values)]
+
+    if sum(size_of(value) for at, value in enumerate(values) if at not in fetched) <= _SMALL:
+        return convert()
+    return await asyncio.to_thread(convert)
+
+
+async def _fetched(values: Sequence[AnyInput]) -> dict[int, Input | InputError]:
+    """What is at the URLs among the inputs, by their places; nothing where none is fetched."""
+    fetches = fetching.get()
+    wanted = {at: url for at, value in enumerate(values) if (url := url_of(value))} if fetches else {}
+    if fetches is None or not wanted:
+        return {}
+    found = await fetches.all(list(wanted.values()))
+    return {
+        at: each if isinstance(each, InputError) else Media(kind, each)
+        for (at, (kind, _)), each in zip(wanted.items(), found, strict=True)
+    }
 
 
 async def embed_inputs(

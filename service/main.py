@@ -20,6 +20,7 @@ from service.channel import Runs
 from service.classify import Classifier
 from service.contract.bundle import Bundle, Manifest, Modality, read_bundle
 from service.contract.images import ImageLimits
+from service.fetch import Fetcher, Ways, ways
 from service.keys import Keyring
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Context, Disconnects, SecurityHeaders
@@ -72,6 +73,7 @@ class Parts:
     home: str
     """The name of the model whose space the store has."""
     keys: Keyring | None = None
+    ways: Ways | None = None
 
 
 class Lifespan(TypedDict):
@@ -84,6 +86,7 @@ def open_parts(settings: Settings) -> Parts:
     Raises BundleError, TowerError, StoreError, KeysError, and SettingsError where two bundles have one name.
     """
     keys = None if settings.keys is None else Keyring.open(settings.keys)
+    fetching = ways(settings)
     models: dict[str, Opened] = {}
     for path in (settings.bundle, *settings.more_bundles):
         bundle = read_bundle(path)
@@ -100,7 +103,7 @@ def open_parts(settings: Settings) -> Parts:
         )
         models[name] = Opened(bundle, {**towers})
     store, home = open_store(settings, [opened.bundle.manifest for opened in models.values()])
-    return Parts(list(models.values()), store, home, keys)
+    return Parts(list(models.values()), store, home, keys, fetching)
 
 
 def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store, str]:
@@ -153,8 +156,9 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
             metrics.info.info({"version": __version__, "model": opened.home, "space": home.manifest.space})
             metrics.watch_store(settings.store)
             limiter = open_limiter(settings, metrics)
+            fetcher = None if opened.ways is None else Fetcher(opened.ways, settings, metrics)
             closing.push_async_callback(limiter.close)
-            state = State(settings, models, home, store, searcher, tokens, metrics, limiter, opened.keys)
+            state = State(settings, models, home, store, searcher, tokens, metrics, limiter, opened.keys, fetcher)
             closing.push_async_callback(state.close)
             yield {"services": state}
 

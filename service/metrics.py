@@ -108,6 +108,10 @@ class Metrics:
         self._store_bytes = Gauge("isthmus_store_bytes", "Of the store's files.", registry=self._registry)
         self._store_free_bytes = Gauge("isthmus_store_free_bytes", "Free on the store's disk.", registry=self._registry)
         self.rejections = Counter("isthmus_rejections", "Requests refused.", ["reason"], registry=self._registry)
+        self.fetches = Counter(
+            "isthmus_fetches", "URLs (fetched, refused, too_large, failed).", ["result"], registry=self._registry
+        )
+        self.fetched_bytes = Counter("isthmus_fetched_bytes", "From URLs.", registry=self._registry)
         self.limiter_errors = Counter(
             "isthmus_limiter_errors", "Times that Redis did not count for the limits of keys.", registry=self._registry
         )
@@ -142,6 +146,10 @@ class Metrics:
     def checked(self, checks: Mapping[str, bool]) -> None:
         for name, passed in checks.items():
             self.check.labels(name).set(passed)
+
+    def fetched(self, result: str, size: int) -> None:
+        self.fetches.labels(result).inc()
+        self.fetched_bytes.inc(size)
 
     def limiter_error(self) -> None:
         self.limiter_errors.inc()

@@ -179,14 +179,24 @@ class Meter:
     key: str
     limits: Sequence[Limit]
     _last: Verdict | None = field(default=None, init=False)
+    _prepaid: int = field(default=0, init=False)
 
     @property
     def units(self) -> frozenset[Unit]:
         """Those that are limited: what nobody counts need not be measured."""
         return frozenset(each.unit for each in self.limits)
 
+    async def prepay(self, items: int) -> None:
+        """Take items that cost us something before they are embedded, and not again then. Raises RateLimited."""
+        await self.take({"items": items})
+        self._prepaid += items
+
     async def take(self, costs: Costs) -> None:
         """Raises RateLimited."""
+        if self._prepaid and "items" in costs:
+            paid = min(self._prepaid, costs["items"])
+            self._prepaid -= int(paid)
+            costs = {**costs, "items": costs["items"] - paid}
         if self.units.isdisjoint(costs):
             return
         self._last = await self.limiter.take(self.key, self.limits, costs)

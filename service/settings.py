@@ -93,6 +93,24 @@ class Settings(BaseSettings):
     """Names that the service may be asked for by (Host) where it has no keys, beside addresses and localhost; commas
     between. Unset, any name will do, unless it listens on a loopback address: then none."""
 
+    fetch: Literal["off", "https", "http"] = "off"
+    """Whether URLs are inputs: over https, or over http too; to public addresses, unless `fetch_allow` says more."""
+    fetch_allow: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names (`example.org`, `*.example.org`): if there are any, only these. Networks (`10.1.0.0/16`): besides public
+    addresses. Separated by commas."""
+    fetch_deny: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names and networks that are not fetched from, whatever else says so; a NAT64 prefix of your own belongs here."""
+    fetch_ports: Annotated[tuple[int, ...], NoDecode] = ()
+    """Unset, 443, and 80 for http; separated by commas."""
+    fetch_timeout_s: float = Field(default=10.0, gt=0, le=300)
+    """For one URL, from its name to its last byte."""
+    fetch_concurrency: int = Field(default=16, gt=0, le=1_024)
+    """URLs that are fetched at once."""
+    fetch_dns: str | None = None
+    """The name server, ADDRESS or ADDRESS:PORT, such as one that knows no name of your network; unset, the system's."""
+    fetch_ca: Path | None = None
+    """A PEM file of authorities that are trusted besides the public ones."""
+
     redis_url: str | None = Field(default=None, pattern=r"^(redis|rediss|unix)://")
     redis_timeout_s: float = Field(default=0.1, gt=0, le=10)
     cache_ttl_s: int = Field(default=7 * 86_400, gt=0)
@@ -141,6 +159,8 @@ class Settings(BaseSettings):
         "milvus_token",
         "redis_url",
         "keys",
+        "fetch_dns",
+        "fetch_ca",
         "unload_idle_s",
         "batch_images",
         "batch_tokens",
@@ -152,7 +172,17 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, value: Any) -> Any:
         return value or None
 
-    @field_validator("more_bundles", "modalities", "gpus", "origins", "hosts", mode="before")
+    @field_validator(
+        "more_bundles",
+        "modalities",
+        "gpus",
+        "origins",
+        "hosts",
+        "fetch_allow",
+        "fetch_deny",
+        "fetch_ports",
+        mode="before",
+    )
     @classmethod
     def _separated(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from service.classify import Classifier
 from service.contract.bundle import Bundle
 from service.errors import NotFound
+from service.fetch import Fetcher
 from service.keys import Keyring
 from service.metrics import Metrics
 from service.model import Model, ReloadRefused
@@ -38,6 +39,8 @@ class State:
     limiter: Limiter
     keys: Keyring | None = None
     """None: there are none, and nobody needs one."""
+    fetcher: Fetcher | None = None
+    """None: URLs are not fetched."""
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while the server works for the last time: it is about to end."""
     _tasks: set["asyncio.Task[object]"] = field(default_factory=set)

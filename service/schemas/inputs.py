@@ -65,11 +65,11 @@ class TextInput(RequestModel):
 
 
 class ImageInput(RequestModel):
-    image: str = Field(description="base64, or a data: URI", examples=[PICTURE])
+    image: str = Field(description="base64, a data: URI, or an https: URL where the server fetches", examples=[PICTURE])
 
 
 class AudioInput(RequestModel):
-    audio: str = Field(description="base64, or a data: URI", examples=[SOUND])
+    audio: str = Field(description="base64, a data: URI, or an https: URL where the server fetches", examples=[SOUND])
 
 
 def kind_of(value: Any) -> str | None:
@@ -138,6 +138,19 @@ def to_input(value: AnyInput, role: Role = "query") -> Input:
     return Media(sniff(value.data), value.data)
 
 
+def url_of(value: AnyInput) -> tuple[Literal["image", "audio"], str] | None:
+    """Kind and URL of an input that is one."""
+    if isinstance(value, ImageInput) and _is_url(value.image):
+        return "image", value.image
+    if isinstance(value, AudioInput) and _is_url(value.audio):
+        return "audio", value.audio
+    return None
+
+
+def _is_url(text: str) -> bool:
+    return text[:8].lower().startswith(("http:", "https:"))
+
+
 def size_of(value: AnyInput) -> int:
     """About how many bytes `to_input` has to go through."""
     if isinstance(value, ImageInput):
@@ -149,10 +162,9 @@ def size_of(value: AnyInput) -> int:
 
 def media_bytes(text: str) -> bytes:
     """base64 (standard or URL-safe, white space allowed) or a base64 data: URI → bytes. Raises InputError."""
-    scheme = text[:8].lower()
-    if scheme.startswith(("http:", "https:")):
+    if _is_url(text):
         raise FetchDisabled("fetching of URLs is off on this server: send the data itself as base64")
-    if scheme.startswith("data:"):
+    if text[:5].lower() == "data:":
         header, comma, text = text.partition(",")
         if not comma or not header.lower().endswith(";base64"):
             raise BadMedia("the data: URI is not base64")
