@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 STARTER := build/starter/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check openapi bench bench-gpu bench-store chaos crash fuzz hostile rolling starter redis tools clean
+.PHONY: help demo serve test check openapi bench bench-gpu bench-store chaos crash fuzz hostile rolling starter audit sbom redis tools clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -52,6 +52,12 @@ rolling: $(STARTER) tools ## restart two replicas behind nginx 20 times under lo
 
 bench-gpu: $(INSTALLED) ## measure what only a GPU can show; says so where there is none
 	$(BIN)/python -m benchmarks.gpu
+
+audit: $(INSTALLED) ## ask the advisory service about every pinned version; says so where it cannot be reached
+	$(BIN)/python .ci/audit.py
+
+sbom: $(INSTALLED) ## write build/sbom.json: what the serving image holds (CycloneDX); EXTRA=gpu for the other one
+	$(BIN)/python .ci/sbom.py build/sbom.json $(EXTRA)
 
 starter: $(STARTER) ## build the bundle that demo and serve use
 

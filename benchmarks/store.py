@@ -237,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     clustered = Clustered(read_bundle(options.bundle).manifest.dimensions)
     if options.measure:
-        right = dict(np.load(options.work / "truth.npz"))
+        right = dict(np.load(options.work / "truth.npz", allow_pickle=False))
         queries = right.pop("queries")
         right = {name.removeprefix("for "): numbers for name, numbers in right.items()}
         # On the event loop that the server has.

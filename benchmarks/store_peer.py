@@ -32,7 +32,8 @@ def batches(vectors: Any) -> Iterator[Any]:
 
 
 def main(vectors_path: str, queries_path: str, folder: str) -> None:
-    vectors, queries = np.load(vectors_path, mmap_mode="r"), np.load(queries_path)
+    vectors = np.load(vectors_path, mmap_mode="r", allow_pickle=False)
+    queries = np.load(queries_path, allow_pickle=False)
     fields = [("number", pyarrow.int64()), ("vector", pyarrow.list_(pyarrow.float32(), vectors.shape[1]))]
     reader = pyarrow.RecordBatchReader.from_batches(pyarrow.schema(fields), batches(vectors))
     table = lancedb.connect(folder).create_table("vectors", reader, mode="overwrite")

@@ -138,7 +138,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 def check(path: Path) -> None:
     """Verify a bundle: its manifest, its checksums, and that every tower embeds."""
-    bundle = read_bundle(path)
+    bundle = read_bundle(path, read_settings().signers)
     manifest = bundle.manifest
     print(f"{manifest.name}: space {manifest.space}, {manifest.dimensions} dimensions")
     for modality, described in manifest.towers.items():

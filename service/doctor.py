@@ -127,11 +127,12 @@ def _bundle(settings: "Settings") -> Generator[Check, None, "Bundle | None"]:
     """The files by their checksums, then a small input through every tower. Ends with the bundle, if it is one."""
     from service.contract.bundle import BundleError, read_bundle
     from service.modalities import handling
+    from service.settings import SettingsError
     from service.towers import Tower, TowerError
 
     try:
-        bundle = read_bundle(settings.bundle)
-    except BundleError as error:
+        bundle = read_bundle(settings.bundle, settings.signers)
+    except (BundleError, SettingsError) as error:
         step = (
             "in a checkout `make starter` builds one in build/starter; `isthmus train RECIPE --out FOLDER` trains one; "
             "name it by --bundle or ISTHMUS_BUNDLE"

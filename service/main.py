@@ -89,7 +89,7 @@ def open_parts(settings: Settings) -> Parts:
     fetching = ways(settings)
     models: dict[str, Opened] = {}
     for path in (settings.bundle, *settings.more_bundles):
-        bundle = read_bundle(path)
+        bundle = read_bundle(path, settings.signers)
         name = bundle.manifest.name
         if name in models:
             raise SettingsError(f"ISTHMUS_MORE_BUNDLES: {models[name].bundle.path} and {path} are both called {name!r}")

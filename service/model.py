@@ -46,7 +46,7 @@ class Model:
         """
         async with self._reloading:
             try:
-                bundle = await asyncio.to_thread(read_bundle, self.path)
+                bundle = await asyncio.to_thread(read_bundle, self.path, self.bundle.signers)
                 _check_same(self.manifest, bundle)
                 await self.embedder.replace(bundle)
             except (BundleError, TowerError, ValueError) as error:

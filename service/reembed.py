@@ -97,7 +97,7 @@ async def reembed(old: Path, new: Path, settings: Settings, originals: Originals
 
     Raises StoreError, BundleError, TowerError.
     """
-    bundle = read_bundle(settings.bundle)
+    bundle = read_bundle(settings.bundle, settings.signers)
     towers = open_towers(bundle, settings.device, settings.threads, settings.modalities)
     embedder = Embedder(bundle, towers, MemoryCache(0), settings, Metrics())
     outcome = Outcome()

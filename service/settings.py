@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.contract.bundle import MODALITIES, Modality
+from service.contract.signature import SignatureError, public_key
 from service.providers import Gpus
 
 _MOST_LANES = 4
@@ -42,6 +44,9 @@ class Settings(BaseSettings):
     """Of the default model; its manifest's name is the model's."""
     more_bundles: Annotated[tuple[Path, ...], NoDecode] = ()
     """Further models, chosen by a request's `model`; separated by commas."""
+    bundle_signers: Annotated[tuple[Path, ...], NoDecode] = ()
+    """PEM files of Ed25519 public keys, separated by commas: only bundles that one of them signed are served
+    (`python -m training sign`). Unset, unsigned ones are too."""
     modalities: Annotated[tuple[Modality, ...], NoDecode] = MODALITIES
     """The towers to load, of those that a bundle has; separated by commas."""
     unload_idle_s: float | None = Field(default=None, gt=0)
@@ -174,6 +179,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "more_bundles",
+        "bundle_signers",
         "modalities",
         "gpus",
         "origins",
@@ -201,6 +207,14 @@ class Settings(BaseSettings):
             if not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]+)?", each):
                 raise ValueError(f"{each!r} is no origin: write scheme://host or scheme://host:port, in lower case")
         return value
+
+    @property
+    def signers(self) -> tuple[Ed25519PublicKey, ...]:
+        """Raises SettingsError."""
+        try:
+            return tuple(map(public_key, self.bundle_signers))
+        except SignatureError as error:
+            raise SettingsError(f"ISTHMUS_BUNDLE_SIGNERS: {error}") from None
 
     @property
     def towers_on_gpus(self) -> Gpus:

@@ -15,8 +15,10 @@ from service.fetch import Fetcher
 from service.keys import Keyring
 from service.metrics import Metrics
 from service.model import Model, ReloadRefused
+from service.once import OneAtATime
 from service.pipeline import Embedder
 from service.quotas import Limiter
+from service.responses import JSON
 from service.search import Searcher
 from service.settings import Settings
 from service.store import Store
@@ -41,6 +43,7 @@ class State:
     """None: there are none, and nobody needs one."""
     fetcher: Fetcher | None = None
     """None: URLs are not fetched."""
+    readiness: OneAtATime[JSON] = field(default_factory=OneAtATime)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while the server works for the last time: it is about to end."""
     _tasks: set["asyncio.Task[object]"] = field(default_factory=set)

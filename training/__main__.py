@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.bundle import BundleError
-from training import bind, curate, distill, doctor, evaluation, extend, merge, select, steps, suspects
+from training import bind, curate, distill, doctor, evaluation, extend, merge, select, sign, steps, suspects
 from training.distributed import leave
 from training.errors import TrainingError
 from training.features import default_cache
@@ -111,6 +111,7 @@ _MODULES = {
     "distill": (distill, "train a small student of a frozen encoder, and export it as ONNX"),
     "merge": (merge, "average two projectors that were trained from one initialisation"),
     "select": (select, "rank pairs of encoders by how alike they are"),
+    "sign": (sign, "sign a bundle's manifest, and so all its files"),
     "suspects": (suspects, "find labels that the neighbours of their media contradict"),
 }
 

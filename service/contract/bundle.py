@@ -3,6 +3,7 @@
 manifest.json   what is in it, checked: checksums, preprocessing, space id, figures
 <tower>.onnx    encoder + projector + L2, one graph per modality; <tower>.int8.onnx the same in another precision
 projectors.safetensors, tokenizer.json, MODEL_CARD.md
+manifest.sig    the manifest's signature, where it is signed (signature.py)
 """
 
 import hashlib
@@ -10,17 +11,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.contract.abstention import Detector
+from service.contract.graphs import NotAGraph, external_files
 from service.contract.images import ImagePreprocessing
 from service.contract.patches import LogMelPatches
+from service.contract.signature import SIGNATURE, SignatureError, check_signature
 from service.contract.tokens import TextPreprocessing
 from service.contract.waveforms import Waveforms
 from service.contract.windows import LogMelWindows
@@ -38,6 +42,9 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SpaceId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 # A plain file name: no folder, no "..", nothing hidden, so that a manifest cannot point outside its bundle.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+GraphName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.onnx$", max_length=128)]
+# What a bundle may hold besides graphs: nothing that runs when it is read. `.data`: weights that graphs keep outside.
+_OTHERS = (".data", ".json", ".md", ".safetensors", ".txt")
 Preprocessing = Annotated[
     ImagePreprocessing | LogMelPatches | LogMelWindows | Waveforms | TextPreprocessing, Field(discriminator="kind")
 ]
@@ -88,14 +95,14 @@ class Projector(_Model):
 class Variant(_Model):
     """A tower in another precision, which passed the gates of export: a further file."""
 
-    file: FileName
+    file: GraphName
     sha256: Sha256
     gates: dict[str, float] = {}
     """Against the tower's own graph on real inputs: `cosine`, `cosine_lowest`, `r1_loss` in points, `top10_overlap`."""
 
 
 class Tower(_Model):
-    file: FileName
+    file: GraphName
     sha256: Sha256
     precision: Precision = "fp32"
     """Of `file`."""
@@ -185,6 +192,9 @@ class Manifest(_Model):
         graphs = [tower.graph(each)[0] for tower in self.towers.values() for each in tower.precisions]
         if len({*graphs, *self.files}) < len(graphs) + len(self.files):
             raise ValueError("one file is named twice")
+        for name in self.files:
+            if not name.endswith(_OTHERS):
+                raise ValueError(f"{name}: besides graphs a bundle holds only {', '.join(_OTHERS)}")
         for modality, mean in self.means.items():
             if len(mean) != self.dimensions:
                 raise ValueError(f"the {modality} mean has {len(mean)} numbers, not {self.dimensions}")
@@ -212,6 +222,8 @@ class Manifest(_Model):
 class Bundle:
     path: Path
     manifest: Manifest
+    signers: Sequence[Ed25519PublicKey] = ()
+    """Of whom one signed it; none where nobody was asked for."""
 
     def tower_path(self, modality: Modality, precision: Precision | None = None) -> Path:
         """The tower's graph in one of its precisions; its own where none is named. Raises KeyError."""
@@ -266,12 +278,18 @@ def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, Path]) ->
     return Bundle(target, manifest)
 
 
-def read_bundle(path: Path) -> Bundle:
-    """Read and verify a bundle: the manifest's shape, every file's presence and checksum. Raises BundleError."""
+def read_bundle(path: Path, signers: Sequence[Ed25519PublicKey] = ()) -> Bundle:
+    """Read and verify a bundle: the manifest's shape, every file's presence and checksum, that nothing leads out of it;
+    and that one of the signers signed it, if there are any. Raises BundleError."""
     try:
         raw = (path / MANIFEST).read_bytes()
     except OSError:
         raise BundleError(f"{path} holds no readable {MANIFEST}: it is not a bundle") from None
+    if signers:
+        try:
+            check_signature(raw, path / SIGNATURE, signers)
+        except SignatureError as error:
+            raise BundleError(str(error)) from None
     try:
         manifest = Manifest.model_validate_json(raw)
     except ValidationError as error:
@@ -282,9 +300,23 @@ def read_bundle(path: Path) -> Bundle:
         file = path / name
         if not file.is_file():
             raise BundleError(f"{file} is missing")
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise BundleError(f"{file} leads out of the bundle, to {file.resolve()}")
         if sha256_file(file) != sha256:
             raise BundleError(f"{file} is damaged: its checksum is not the manifest's")
-    return Bundle(path, manifest)
+        if name not in manifest.files:
+            _check_graph(file, manifest)
+    return Bundle(path, manifest, signers)
+
+
+def _check_graph(file: Path, manifest: Manifest) -> None:
+    """A graph's weights are in its own file, or in one that the manifest names. Raises BundleError."""
+    try:
+        outside = external_files(file)
+    except NotAGraph as error:
+        raise BundleError(f"{file} is not an ONNX graph: {error}") from None
+    if strange := sorted(outside - manifest.files.keys()):
+        raise BundleError(f"{file} keeps weights in {strange[0]!r}, which is no file of the bundle")
 
 
 def _named(manifest: Any) -> set[str]:
@@ -303,7 +335,7 @@ def _foreign(target: Path) -> str | None:
     held = {path.name for path in target.iterdir()}
     # Not read as a Manifest: a bundle of an older schema, or a damaged one, may be replaced too.
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        held -= {MANIFEST, *_named(json.loads((target / MANIFEST).read_bytes()))}
+        held -= {MANIFEST, SIGNATURE, *_named(json.loads((target / MANIFEST).read_bytes()))}
     return min(held, default=None)
 
 

@@ -48,11 +48,14 @@ class Tokens:
 class TextTokenizer:
     """A tokenizers.Tokenizer with the truncation and padding of the manifest, not those saved in its file.
 
-    Raises ValueError where max_length leaves no room for a text beside the special tokens.
+    Raises ValueError where the file is none, or max_length leaves no room for a text beside the special tokens.
     """
 
     def __init__(self, path: Path, spec: TextPreprocessing) -> None:
-        self._tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises no narrower class
+            raise ValueError(f"it is no tokenizer: {error}") from None
         special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         if spec.max_length <= special:
             raise ValueError(f"max_length {spec.max_length} leaves no room for text beside {special} special tokens")

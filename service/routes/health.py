@@ -34,7 +34,12 @@ async def readyz(state: StateDep) -> JSON:
     A tower that is closed for want of work counts as one that works, unless it could not be opened the last time.
     Without Redis, or room on the store's disk (`disk`), the answer is 200 and `degraded`: most requests are answered as
     well as before, and a server that is left alone for it would leave all of them to the others, which are no better.
+    It needs no key: who asks while others do gets the same answer, so that asking often costs no more model calls.
     """
+    return await state.readiness(lambda: _readiness(state))
+
+
+async def _readiness(state: State) -> JSON:
     towers = {
         _check(state, name, modality): (model.embedder, modality)
         for name, model in state.models.items()

@@ -97,6 +97,8 @@ def read(path: Path, header: object, store: str, latest: int, dimensions: int) -
             raise SnapshotDamaged("its checksum does not match")
     index = faiss.read_index(str(files[".faiss"]))
     slots = np.load(files[".slots.npy"], allow_pickle=False)
+    if not isinstance(slots, np.ndarray):
+        raise SnapshotDamaged("it is an archive")
     if index.d != dimensions or slots.shape != (index.ntotal,) or (np.diff(slots) <= 0).any():
         raise SnapshotDamaged("it is of another shape")
     built = Built(Chosen(**header["chosen"]), index, header["trained"])

@@ -16,8 +16,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 TARGETS = {
-    *("bench", "bench-gpu", "bench-store", "chaos", "check", "clean", "crash", "demo", "fuzz"),
-    *("help", "hostile", "openapi", "rolling", "serve", "starter", "test"),
+    *("audit", "bench", "bench-gpu", "bench-store", "chaos", "check", "clean", "crash", "demo", "fuzz"),
+    *("help", "hostile", "openapi", "rolling", "sbom", "serve", "starter", "test"),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()}

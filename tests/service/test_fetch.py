@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from service.addresses import public
 from service.contract.errors import InputError, MediaTooLarge
 from service.errors import FetchFailed, FetchRefused
-from service.fetch import Fetcher, Fetches, Rules, Url, ways
+from service.fetch import Fetcher, Fetches, Rules, Url, Ways, ways
 from service.keys import create_key
 from service.quotas import Limit
 from service.settings import Settings, SettingsError
@@ -63,6 +63,19 @@ def options(net: Internet, **more: Any) -> dict[str, Any]:
     } | more
 
 
+_opened: dict[str, Ways] = {}
+
+
+def opened(settings: Settings) -> Ways:
+    """Each once: reading the public authorities takes long."""
+    key = settings.model_dump_json()
+    if key not in _opened:
+        made = ways(settings)
+        assert made is not None
+        _opened[key] = made
+    return _opened[key]
+
+
 def fetch(
     net: Internet, *urls: str, most: int = MOST, seen: Seen | None = None, **more: Any
 ) -> list[bytes | InputError]:
@@ -75,9 +88,7 @@ def fetch(
             return error
 
     async def run() -> list[bytes | InputError]:
-        allowed = ways(settings)
-        assert allowed is not None
-        fetcher = Fetcher(allowed, settings, seen or Seen())
+        fetcher = Fetcher(opened(settings), settings, seen or Seen())
         return [await one(fetcher, url) for url in urls]
 
     return asyncio.run(run())
@@ -484,9 +495,7 @@ def test_so_many_at_a_time_and_each_once(net: Internet) -> None:
     before = len(net.media.asked)
 
     async def run() -> list[bytes | InputError]:
-        allowed = ways(settings)
-        assert allowed is not None
-        fetches = Fetches(Fetcher(allowed, settings, Seen()))
+        fetches = Fetches(Fetcher(opened(settings), settings, Seen()))
         wanted: list[Any] = [("image", net.url(f"/many{number % 6}")) for number in range(12)]
         first = await fetches.all(wanted)
         assert await fetches.all(wanted) == first
@@ -503,9 +512,7 @@ def test_a_request_gets_no_more_bytes_than_a_body_may_have(net: Internet) -> Non
         net.media.give(f"/part{number}", b"x" * 1_000)
 
     async def run() -> list[bytes | InputError]:
-        allowed = ways(settings)
-        assert allowed is not None
-        fetches = Fetches(Fetcher(allowed, settings, Seen()))
+        fetches = Fetches(Fetcher(opened(settings), settings, Seen()))
         return await fetches.all([("image", net.url(f"/part{number}")) for number in range(4)])
 
     results = asyncio.run(run())

@@ -234,7 +234,7 @@ def write_block(path: Path, block: Block) -> None:
 
 def read_block(path: Path) -> Block:
     """What `write_block` wrote."""
-    with np.load(path) as arrays:
+    with np.load(path, allow_pickle=False) as arrays:
         said = json.loads(arrays["said"].tobytes())
         said["records"] = [Record(*values) for values in said["records"]]
         return Block(vectors=arrays["vectors"], **said)

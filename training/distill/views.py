@@ -189,7 +189,8 @@ def cached_views(
                 bar.update(len(block))
         inputs.flush()
         features.flush()
-    return Views(np.load(inputs_path, mmap_mode="r"), np.load(features_path, mmap_mode="r"))
+    inputs, features = (np.load(path, mmap_mode="r", allow_pickle=False) for path in (inputs_path, features_path))
+    return Views(inputs, features)
 
 
 def _one_ahead(

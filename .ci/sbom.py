@@ -1,0 +1,80 @@
+"""What is in the serving image, as a CycloneDX document: python .ci/sbom.py OUT.json [EXTRA …], `cpu` unless told.
+
+Made from what is installed here, without a network: this project, the packages that its base and those extras ask for,
+and what they ask for in turn.
+"""
+
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable, Set
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+
+
+def needed(asked: Iterable[Requirement]) -> set[str]:
+    """Canonical names of what is asked for and of what that asks for in turn, with no more extras than are asked for.
+
+    Raises SystemExit where something is not installed.
+    """
+    waiting, seen = list(asked), set()
+    while waiting:
+        each = waiting.pop()
+        name = canonicalize_name(each.name)
+        extras = frozenset({"", *each.extras})
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            requires = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            raise SystemExit(f"not installed: {name}") from None
+        for further in map(Requirement, requires):
+            if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in extras):
+                waiting.append(further)
+    return {name for name, _ in seen}
+
+
+def served(document: dict[str, Any], names: Set[str], first: Set[str]) -> dict[str, Any]:
+    """The document with these components alone, of which the project itself asks for the first."""
+    kept = {
+        each["bom-ref"]: canonicalize_name(each["name"])
+        for each in document["components"]
+        if canonicalize_name(each["name"]) in names
+    }
+    needs = {each["ref"]: each.get("dependsOn", []) for each in document["dependencies"]}
+    root = document["metadata"]["component"]["bom-ref"]
+    links = [{"ref": ref, "dependsOn": sorted(kept.keys() & set(needs.get(ref, [])))} for ref in sorted(kept)]
+    return document | {
+        "components": [each for each in document["components"] if each["bom-ref"] in kept],
+        "dependencies": [{"ref": root, "dependsOn": sorted(ref for ref in kept if kept[ref] in first)}, *links],
+    }
+
+
+def main(out: str, *extras: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = list(project["dependencies"])
+    for extra in extras or ("cpu",):
+        asked += project["optional-dependencies"][extra]
+    command = [sys.executable, "-m", "cyclonedx_py", "environment", sys.executable]
+    command += ["--pyproject", str(ROOT / "pyproject.toml"), "--output-reproducible", "--of", "JSON", "-o", "-"]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise SystemExit(made.stderr)
+    requirements = [each for each in map(Requirement, asked) if each.marker is None or each.marker.evaluate()]
+    first = {canonicalize_name(each.name) for each in requirements}
+    document = served(json.loads(made.stdout), needed(requirements), first)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    Path(out).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(f"{out}: {len(document['components'])} components")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

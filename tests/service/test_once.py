@@ -1,0 +1,60 @@
+import asyncio
+
+import pytest
+
+from service.once import OneAtATime
+
+
+def test_who_asks_meanwhile_gets_the_same_and_who_asks_later_another() -> None:
+    async def main() -> None:
+        shared: OneAtATime[int] = OneAtATime()
+        goes, runs = asyncio.Event(), 0
+
+        async def work() -> int:
+            nonlocal runs
+            runs += 1
+            await goes.wait()
+            return runs
+
+        first, gone, third = (asyncio.create_task(shared(work)) for _ in range(3))
+        await asyncio.sleep(0)
+        gone.cancel()
+        goes.set()
+        assert await asyncio.gather(first, third) == [1, 1]
+        assert gone.cancelled()
+        assert await shared(work) == 2
+
+    asyncio.run(main())
+
+
+def test_a_failure_is_everybodys_and_is_not_kept() -> None:
+    async def main() -> None:
+        shared: OneAtATime[str] = OneAtATime()
+
+        async def fail() -> str:
+            raise OSError
+
+        async def work() -> str:
+            return "done"
+
+        failures = await asyncio.gather(shared(fail), shared(work), return_exceptions=True)
+        assert [type(each) for each in failures] == [OSError, OSError]
+        assert await shared(work) == "done"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_many_probes_cost_as_much_as_one(count: int) -> None:
+    async def main() -> int:
+        shared: OneAtATime[None] = OneAtATime()
+        runs = 0
+
+        async def work() -> None:
+            nonlocal runs
+            runs += 1
+
+        await asyncio.gather(*(shared(work) for _ in range(count)))
+        return runs
+
+    assert asyncio.run(main()) == 1
