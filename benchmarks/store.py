@@ -37,6 +37,7 @@ from examples.demo import serving
 from service.contract.bundle import read_bundle
 from service.contract.vectors import Vectors
 from service.store import Effort, Filter, SqliteStore, parse
+from service.store.kinds import ef_search
 
 COUNT = 10
 FILTERS: dict[str, dict[str, Any]] = {
@@ -184,7 +185,7 @@ async def measure(bundle: Path, work: Path, queries: Vectors, right: dict[str, N
         hits = (await store.search("default", query[None], COUNT, filter=filter, effort=effort))[0]
         return [int(hit.item.id.removeprefix("item ")) for hit in hits]
 
-    ef = 128
+    ef = ef_search(Effort(), COUNT, 1.0, index.count)
     faiss.omp_set_num_threads(1)
     parameters = faiss.SearchParametersHNSW(efSearch=ef)
     own, bare, found = [], [], []

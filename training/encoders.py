@@ -458,6 +458,9 @@ def _from_onnx(folder: Path, modality: Modality, source: EncoderSource) -> Froze
         raise EncoderError(f"{folder} needs encoder.onnx and encoder.json")
     if described["modality"] != modality:
         raise EncoderError(f"{folder} is an {described['modality']} encoder, not {modality}")
+    labels = tuple(described.get("labels", ()))
+    if source.concepts and not labels:
+        raise EncoderError(f"encoders.{modality}: {folder} has no labels in its encoder.json: no concepts")
     return FrozenEncoder(
         modality=modality,
         source=described["name"],
@@ -467,6 +470,7 @@ def _from_onnx(folder: Path, modality: Modality, source: EncoderSource) -> Froze
         licence=source.licence or described.get("licence"),
         onnx=graph,
         tokenizer=folder / "tokenizer.json" if modality == "text" else None,
+        concepts=labels if source.concepts else (),
     )
 
 

@@ -34,7 +34,7 @@ from training.card import model_card
 from training.encoders import FrozenEncoder, example_inputs, sentence, weights_sha256
 from training.errors import TrainingError
 from training.features import Item, collate, preparer, runner
-from training.graphs import session
+from training.graphs import session, whole_weights
 from training.precision import make_variants
 from training.projector import Head
 from training.quantise import HEAD
@@ -104,6 +104,7 @@ def export_tower(encoder: FrozenEncoder, head: Head, path: Path, tokens: bool = 
         scope = next((each.value for each in node.metadata_props if each.key == "namespace"), "")
         if "/head: " in scope and not node.name.startswith(HEAD):
             node.name = HEAD + node.name  # as where a head was joined to an ONNX encoder
+        del node.metadata_props[:]  # where in whose folders the exporter found it
     model.doc_string = ""
     onnx.save(model, path)
     onnx.checker.check_model(path)
@@ -286,10 +287,13 @@ def _join(encoder: FrozenEncoder, head: Head, folder: Path) -> None:
         arrays = [np.ones((6, encoder.width), np.float32), np.full((2, 6), 1 / 3, np.float32)]
         shapes, names = [{0: length}, {0: batch, 1: length}], ["head_features", "weights"]
     _to_onnx(_Rows(head).eval(), arrays, names, [OUTPUT], shapes, folder / "head.onnx")
-    first, second = onnx.load(encoder.onnx), onnx.load(folder / "head.onnx")
+    first, second = whole_weights(onnx.load(encoder.onnx)), onnx.load(folder / "head.onnx")
     opset = max(entry.version for model in (first, second) for entry in model.opset_import if not entry.domain)
     first, second = (onnx.version_converter.convert_version(model, opset) for model in (first, second))
     first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
+    if encoder.modality == "audio":
+        for value in (*first.graph.input, *first.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_param = "length"  # patches, of which a batch has any number
     first = onnx.compose.add_prefix(first, "encoder/", rename_inputs=False)
     second = onnx.compose.add_prefix(second, HEAD, rename_inputs=False, rename_outputs=False)
     joined = onnx.compose.merge_models(first, second, io_map=[("encoder/features", "head_features")])

@@ -64,7 +64,7 @@ class EncoderSource(_Model):
     def _one_source(self) -> Self:
         if sum(value is not None for value in (self.hub, self.folder, self.package, self.onnx)) != 1:
             raise ValueError("exactly one of hub, folder, package and onnx must be given")
-        chosen = ("pooling", "normalise", "layers", "concepts", "beside", "scales")
+        chosen = ("pooling", "normalise", "layers", "beside", "scales")
         if self.onnx is not None and any(getattr(self, name) for name in chosen):
             raise ValueError(f"an ONNX encoder is as it is: {', '.join(chosen[:-1])} and scales cannot be chosen")
         if len(set(self.layers)) != len(self.layers) or any(layer < 0 for layer in self.layers):

@@ -27,6 +27,8 @@ _BLOCK = 2**22
 """Numbers in a block: 16 MiB."""
 _TOGETHER = 8
 """Queries from which on FAISS searches with all cores."""
+_MOST = 0.9
+"""Of an index: a filter that leaves more is none to a graph."""
 _NOTHING = np.empty(0, np.int64)
 
 Scores = NDArray[np.float32]
@@ -347,15 +349,25 @@ def _in_index(
     if not count:
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     nominees = min(selected, built.nominees(count, effort))
-    graph = built.chosen.kind == "hnsw"
-    if effort.exact or (graph and not graph_rather_than_scan(selected, built.count, effort, nominees)):
-        scores, rows = built.scan(queries, nominees, allowed)
+    share = selected / built.count
+    if built.chosen.kind == "hnsw" and allowed is not None and share < _MOST and not effort.exact:
+        shares = built.shares_around(queries, allowed)
+        scanned = [
+            not graph_rather_than_scan(selected, built.count, effort, nominees, each) for each in shares.tolist()
+        ]
     else:
-        scores, rows = built.nominate(queries, nominees, allowed, selected, effort)
+        shares = np.full(len(queries), share)
+        scanned = [effort.exact] * len(queries)
+    scores = np.full((len(queries), nominees), -np.inf, np.float32)
+    rows = np.full((len(queries), nominees), -1, np.int64)
+    looked, left = np.flatnonzero(scanned), np.flatnonzero(~np.array(scanned))
+    if left.size:
+        around = min(share, float(shares[left].min()))
+        scores[left], rows[left] = built.nominate(queries[left], nominees, allowed, around, effort)
         # Where the neighbourhood of a query holds too few that are allowed, they are all looked at.
-        short = np.flatnonzero((rows[:, :count] < 0).any(axis=1))
-        if short.size:
-            scores[short], rows[short] = built.scan(queries[short], nominees, allowed)
+        looked = np.concatenate([looked, left[(rows[left][:, :count] < 0).any(axis=1)]])
+    if looked.size:
+        scores[looked], rows[looked] = built.scan(queries[looked], nominees, allowed)
     if built.chosen.exact_scores:
         return scores, rows
     return _scored_again(view, queries, rows, count, reader)

@@ -43,6 +43,10 @@ _M = 16
 """Neighbours of a node of the graph; twice as many on its lowest level."""
 _EF_CONSTRUCTION = 100
 _EF_SEARCH = 128
+_EF_ENOUGH, _EF_GROWTH = 100_000, 0.3
+"""Vectors from which on it grows with their number, and the power: 256 at a million."""
+_AROUND = 64
+"""Rows near a query that are looked at to see how a filter meets them."""
 _EF_MOST = 4_096
 """That a filter may make of it."""
 _NPROBE_SHARE = 1 / 64
@@ -154,13 +158,12 @@ class Built:
         return int(self.index.ntotal)
 
     def nominate(
-        self, queries: Vectors, count: int, allowed: Mask | None, selected: int, effort: Effort
+        self, queries: Vectors, count: int, allowed: Mask | None, share: float, effort: Effort
     ) -> tuple[NDArray[np.float32], Keys]:
         """Scores and row numbers (Q, ≤ count) of the nearest of the rows allowed, best first, -1 where there are none.
 
-        `selected` is how many are allowed.
+        `share` is how many of those that are near are allowed.
         """
-        share = selected / max(self.count, 1)
         if allowed is None and self.on_gpu is not None and count <= _GPU_MOST:
             found: tuple[NDArray[np.float32], Keys] = self.on_gpu.search(queries, count, self._nprobe(effort, 1.0))
             return found
@@ -170,6 +173,13 @@ class Built:
         parameters = self._parameters(self.index, selector, count, share, effort)
         scores, rows = self.index.search(queries, count, params=parameters)
         return scores, rows
+
+    def shares_around(self, queries: Vectors, allowed: Mask) -> NDArray[np.float64]:
+        """(Q,): how many of the rows near each query are allowed, of a graph. A filter may follow what vectors mean."""
+        near = min(_AROUND, self.count)
+        _, rows = self.index.search(queries, near, params=faiss.SearchParametersHNSW(efSearch=near))
+        passing: NDArray[np.float64] = np.where(rows < 0, False, allowed[rows]).sum(axis=1) + 0.5
+        return passing / (near + 1)
 
     def scan(self, queries: Vectors, count: int, allowed: Mask | None) -> tuple[NDArray[np.float32], Keys]:
         """The same, having looked at every row that is allowed; of an index that holds codes, at their codes."""
@@ -190,7 +200,7 @@ class Built:
                 inner = self._parameters(index.index, selector, count, share, effort)
                 return faiss.SearchParametersPreTransform(index_params=inner)
             case faiss.IndexHNSW():
-                return faiss.SearchParametersHNSW(**chosen, efSearch=ef_search(effort, count, share))
+                return faiss.SearchParametersHNSW(**chosen, efSearch=ef_search(effort, count, share, self.count))
             case faiss.IndexIVFPQ():
                 return faiss.IVFPQSearchParameters(**chosen, nprobe=self._nprobe(effort, share))
             case faiss.IndexIVFRaBitQ():
@@ -215,20 +225,23 @@ class Built:
         return max(count, effort.rescore or max(64, count * _NOMINATED[self.chosen.precision or self.chosen.kind]))
 
 
-def ef_search(effort: Effort, count: int, share: float) -> int:
+def ef_search(effort: Effort, count: int, share: float, total: int) -> int:
     """Nodes that a search keeps in sight. With a filter as many of those allowed as without one, up to a bound."""
-    wanted = max(effort.ef_search or _EF_SEARCH, count)
+    grown = _EF_SEARCH * max(1.0, total / _EF_ENOUGH) ** _EF_GROWTH
+    wanted = max(effort.ef_search or int(grown), count)
     return int(min(np.ceil(wanted / max(share, 1e-9)), max(wanted, _EF_MOST)))
 
 
-def graph_rather_than_scan(selected: int, total: int, effort: Effort, count: int) -> bool:
-    """Whether the graph finds the nearest of the rows allowed sooner than looking at each of them.
+def graph_rather_than_scan(selected: int, total: int, effort: Effort, count: int, around: float) -> bool:
+    """Whether the graph finds the nearest of the rows allowed, and sooner than looking at each of them.
 
-    The measured rule of decisions/0012.
+    `around` is the share of the rows near a query that are allowed. The measured rule of decisions/0012.
     """
-    share = selected / max(total, 1)
-    graph = ef_search(effort, count, share) * _GRAPH_US
-    return graph < total * _SKIP_US + selected * _LOOK_US
+    share = min(selected / max(total, 1), around)
+    sight = ef_search(effort, count, share, total)
+    if sight * share < 0.99 * ef_search(effort, count, 1.0, total):
+        return False  # it may not look far enough to meet as many that are allowed as without a filter
+    return sight * _GRAPH_US < total * _SKIP_US + selected * _LOOK_US
 
 
 # Microseconds on the machine of decisions/0012; only their ratios matter.

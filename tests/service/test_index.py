@@ -147,6 +147,36 @@ def test_searches_while_vectors_are_replaced_and_indexes_switched_always_see_eve
     assert index.views()["text"].count < 1_000  # the dead of 2,000 writes were left behind
 
 
+def test_a_filter_that_leaves_nothing_near_the_query_is_answered_exactly():
+    rng = np.random.default_rng(3)
+    centres = unit(rng, 2, 16)
+    of = rng.integers(0, 2, 4_000)
+    vectors = l2_normalise(centres[of] + 0.1 * rng.standard_normal((4_000, 16)).astype(np.float32))
+    slots = np.arange(1, 4_001)
+    index = Index(16, Wanted("hnsw"))
+    index.put("text", slots, vectors, [{"of": int(each)} for each in of])
+    [modality, view, chosen, _] = index.plan(Rules(graph_from=10, step=10_000))
+    built = kinds.build(chosen, 16, 4_000, lambda count: vectors[:count], iter([vectors]), lambda: False)
+    index.switch(modality, view, built, [], np.arange(4_000))
+    # Half of all pass, and where the queries are, none: a graph would stop among its neighbours.
+    near = l2_normalise(centres[:1] + 0.1 * rng.standard_normal((20, 16)).astype(np.float32))
+    found = index.search(near, 10, NOTHING, filter=parse({"of": 1}))
+    passing = of == 1
+    assert [[slot for slot, _ in hits] for hits in found] == brute_force(near, vectors[passing], slots[passing], 10)
+    shares = built.shares_around(near, passing)
+    assert shares.shape == (20,) and (shares < 0.05).all()
+
+
+def test_the_rule_of_graph_or_scan():
+    effort = kinds.Effort()
+    assert kinds.graph_rather_than_scan(500_000, 1_000_000, effort, 10, around=0.5)
+    assert not kinds.graph_rather_than_scan(500_000, 1_000_000, effort, 10, around=0.01)
+    assert not kinds.graph_rather_than_scan(1_000, 1_000_000, effort, 10, around=0.5)
+    assert kinds.ef_search(effort, 10, 1.0, 1_000) == kinds.ef_search(effort, 10, 1.0, 100_000) == 128
+    assert 250 < kinds.ef_search(effort, 10, 1.0, 1_000_000) < 260
+    assert kinds.ef_search(kinds.Effort(ef_search=32), 10, 1.0, 10**6) == 32
+
+
 def test_what_an_array_gave_out_stays_as_it_was():
     array = Growing(np.int64)
     array.extend([1, 2])

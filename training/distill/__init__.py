@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from training.distill import staged
 from training.distill.fit import best_student, measure, start_or_resume, train
 from training.distill.graph import DistillError, export
 from training.distill.recipe import load_distill_recipe
-from training.distill.teacher import prepare_views, weights_hash
+from training.distill.teacher import files_of, prepare_views, views_of, weights_hash
 
 __all__ = ["DistillError", "add_arguments", "main"]
 
@@ -32,14 +33,26 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(recipe.train.threads)
     teacher_folder = recipe.data.root / recipe.teacher.folder
     weights_before = weights_hash(teacher_folder)
-    train_views, validation_views = prepare_views(recipe, args.work, weights_before)
-    state = start_or_resume(recipe, train_views, args.work)
-    if not train(recipe, state, train_views, validation_views):
+    if recipe.student.stages:
+        files, validation = files_of(recipe)
+        teacher = staged.Teacher(recipe)
+        labels = teacher.labels
+        validation_views = views_of(recipe, validation, 1, args.work, weights_before, teacher.pooled, files)
+        state = staged.begin(recipe, teacher, validation_views, args.work)
+        stored = staged.pictures(files, args.work)
+        done = staged.train(recipe, state, stored, teacher, validation_views)
+    else:
+        train_views, validation_views = prepare_views(recipe, args.work, weights_before)
+        labels = []
+        state = start_or_resume(recipe, train_views, args.work)
+        done = train(recipe, state, train_views, validation_views)
+    views = len(stored if recipe.student.stages else train_views.inputs)
+    if not done:
         return {"finished": False, "step": state.step, "checkpoint": str(state.path)}
     if weights_hash(teacher_folder) != weights_before:
         raise DistillError(f"the teacher's weights in {teacher_folder} changed while the student was trained")
     student = best_student(state)
-    export(recipe, student, validation_views, args.out, {"sha256": weights_before})
+    export(recipe, student, validation_views, args.out, {"sha256": weights_before}, labels)
     figures = measure(student, validation_views, recipe)
     return {
         "finished": True,
@@ -47,7 +60,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "steps": state.step,
         "best_step": state.best_step,
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
-        "views": len(train_views.inputs),
+        "views": views,
         "validation": figures,
         "onnx_bytes": (args.out / "encoder.onnx").stat().st_size,
         "out": str(args.out),

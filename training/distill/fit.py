@@ -18,7 +18,7 @@ from tqdm import tqdm
 from service.contract.images import ImagePreprocessing
 from service.contract.patches import LogMelPatches
 from training.distill.recipe import DistillRecipe, TrainSpec
-from training.distill.student import Student, distillation_loss
+from training.distill.student import Learner, Student, distillation_loss
 from training.distill.views import Views
 
 
@@ -27,13 +27,29 @@ class TrainingState:
     """What a checkpoint holds; `best` is the averaged student of the lowest validation loss."""
 
     path: Path
-    student: Student
-    averaged: Student
+    student: Learner
+    averaged: Learner
     optimiser: torch.optim.Optimizer
     best: dict[str, Tensor]
     best_loss: float = float("inf")
     best_step: int = 0
     step: int = 0
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        if not self.path.exists():
+            return
+        saved = torch.load(self.path, weights_only=True)
+        self.student.load_state_dict(saved["student"])
+        self.averaged.load_state_dict(saved["averaged"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.best, self.best_loss = saved["best"], saved["best_loss"]
+        self.best_step, self.step = saved["best_step"], saved["step"]
+
+    def keep_if_best(self, loss: float) -> None:
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, self.step
+            self.best = copy.deepcopy(self.averaged.state_dict())
 
     def save(self) -> None:
         partial = self.path.with_suffix(".partial")
@@ -81,13 +97,7 @@ def start_or_resume(recipe: DistillRecipe, views: Views, work: Path) -> Training
     state = TrainingState(
         work / f"{recipe.name}-{digest}.pt", student, averaged, optimiser, copy.deepcopy(averaged.state_dict())
     )
-    if state.path.exists():
-        saved = torch.load(state.path, weights_only=True)
-        student.load_state_dict(saved["student"])
-        averaged.load_state_dict(saved["averaged"])
-        optimiser.load_state_dict(saved["optimiser"])
-        state.best, state.best_loss = saved["best"], saved["best_loss"]
-        state.best_step, state.step = saved["best_step"], saved["step"]
+    state.resume()
     return state
 
 
@@ -117,9 +127,7 @@ def train(recipe: DistillRecipe, state: TrainingState, views: Views, validation:
                 if state.step % spec.validate_every == 0 or state.step == spec.steps:
                     figures = measure(averaged, validation, recipe)
                     tqdm.write(json.dumps({"step": state.step, "train_loss": round(loss.item(), 4), **figures}))
-                    if figures["loss"] < state.best_loss:
-                        state.best_loss, state.best_step = figures["loss"], state.step
-                        state.best = copy.deepcopy(averaged.state_dict())
+                    state.keep_if_best(figures["loss"])
                 if state.step % spec.checkpoint_every == 0 or state.step == spec.steps:
                     state.save()
         except KeyboardInterrupt:
@@ -170,7 +178,7 @@ def student_inputs(stored: NDArray[Any], spec: ImagePreprocessing | LogMelPatche
 
 
 @torch.inference_mode()
-def measure(student: Student, views: Views, recipe: DistillRecipe) -> dict[str, float]:
+def measure(student: Learner, views: Views, recipe: DistillRecipe) -> dict[str, float]:
     """Loss, mean cosine of raw and of mean-centred features, and explained variance (R²) against the teacher."""
     student.eval()
     predicted = []
@@ -187,7 +195,7 @@ def measure(student: Student, views: Views, recipe: DistillRecipe) -> dict[str, 
     return {name: round(float(value), 4) for name, value in figures.items()}
 
 
-def best_student(state: TrainingState) -> Student:
+def best_student(state: TrainingState) -> Learner:
     student = copy.deepcopy(state.averaged)
     student.load_state_dict(state.best)
     return student.eval()

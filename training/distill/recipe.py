@@ -33,11 +33,23 @@ class ViewSpec(_Model):
     """Of each view of a sound, evenly spaced."""
 
 
+class StageSpec(_Model):
+    layer: int | None = None
+    """The teacher's hidden state that the stage makes; None, of the last stage: the map that it pools."""
+    stem: int | None = None
+    """Channels of a convolution before the blocks, which halves the resolution."""
+    blocks: list[tuple[int, int, int]] = Field(min_length=1)
+    """Of each: channels inside, channels out, stride."""
+
+
 class StudentSpec(_Model):
+    """A plain student, of `stem`, `widths` and `depths`; or, of images, one that learns stage by stage."""
+
     preprocessing: dict[str, Any]
-    stem: list[int]
-    widths: list[int]
-    depths: list[int]
+    stem: list[int] = []
+    widths: list[int] = []
+    depths: list[int] = []
+    stages: list[StageSpec] = []
 
 
 class TrainSpec(_Model):
@@ -52,6 +64,8 @@ class TrainSpec(_Model):
     checkpoint_every: int = Field(gt=0)
     bfloat16: bool = False
     threads: int = Field(default=1, gt=0)
+    chain_from: float = Field(default=0.5, ge=0, le=1)
+    """Of stages: the share of the steps after which each reads what the one before it made."""
 
 
 class DistillRecipe(_Model):
@@ -82,6 +96,14 @@ def load_distill_recipe(path: Path, overrides: list[str]) -> DistillRecipe:
         raise RecipeError(f"{path}: {where}: {first['msg']}") from None
     if recipe.modality == "image" and recipe.teacher.preprocessing is None:
         raise RecipeError(f"{path}: teacher.preprocessing: an image teacher needs its height and width")
-    if len(recipe.student.widths) != len(recipe.student.depths):
+    student = recipe.student
+    if bool(student.stages) == bool(student.widths):
+        raise RecipeError(f"{path}: student: either widths and depths, or stages")
+    if student.stages:
+        if recipe.modality != "image":
+            raise RecipeError(f"{path}: student.stages: for students of images")
+        if any((stage.layer is None) != (stage is student.stages[-1]) for stage in student.stages):
+            raise RecipeError(f"{path}: student.stages: every stage but the last has a layer")
+    if len(student.widths) != len(student.depths):
         raise RecipeError(f"{path}: student.depths: one depth for each of student.widths")
     return recipe

@@ -25,7 +25,18 @@ class _Residual(nn.Module):
         return torch.relu(x + self.second(self.first(x)))
 
 
-class Student(nn.Module):
+class Learner(nn.Module):
+    """What is trained to give a teacher's features, whose mean and deviation (d,) it keeps."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def standardised(self, x: Tensor) -> Tensor:
+        """(B, d): features less their mean, over their deviation."""
+        raise NotImplementedError
+
+
+class Student(Learner):
     """(B, channels, H, W) → features (B, d) in the teacher's space.
 
     `stem` and `widths` are channel counts, each stem layer and each stage but the first halving the resolution;
@@ -51,8 +62,6 @@ class Student(nn.Module):
         self.trunk = nn.Sequential(*layers)
         # The mean of a rectified standard normal: the untrained student starts at the teacher's mean feature.
         self.shift = nn.Parameter(torch.full((len(mean),), -0.4))
-        self.mean: Tensor
-        self.deviation: Tensor
         self.register_buffer("mean", mean.clone())
         self.register_buffer("deviation", deviation.clone())
 
@@ -63,7 +72,7 @@ class Student(nn.Module):
         return self.standardised(x) * self.deviation + self.mean
 
 
-def distillation_loss(student: Student, predicted: Tensor, target: Tensor, cosine_weight: float) -> Tensor:
+def distillation_loss(student: Learner, predicted: Tensor, target: Tensor, cosine_weight: float) -> Tensor:
     """Mean squared error of standardised features plus weighted (1 - cosine) of the raw features; both (B, d).
 
     `predicted` is standardised, `target` is the teacher's raw feature.

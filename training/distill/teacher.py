@@ -35,8 +35,8 @@ def weights_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def prepare_views(recipe: DistillRecipe, work: Path, teacher_hash: str) -> tuple[Views, Views]:
-    """The cached training views, and the plain views of the validation files."""
+def files_of(recipe: DistillRecipe) -> tuple[list[Path], list[Path]]:
+    """What is trained on, and what is validated on. Raises RecipeError where they share a file."""
     root = recipe.data.root
     files = listed_files(root, recipe.data.train, held_out=False)
     held_out = [source for source in recipe.data.train if source.get("hold_out")]
@@ -47,26 +47,43 @@ def prepare_views(recipe: DistillRecipe, work: Path, teacher_hash: str) -> tuple
         validation = sorted({*validation, *listed_files(root, held_out, held_out=True)})
     if common := set(files) & set(validation):
         raise RecipeError(f"data.validation: {min(common)} is trained on")
+    return files, validation
+
+
+def prepare_views(recipe: DistillRecipe, work: Path, teacher_hash: str) -> tuple[Views, Views]:
+    """The cached training views, and the plain views of the validation files."""
+    files, validation = files_of(recipe)
     teacher = functools.cache(lambda: load_teacher(recipe))
-    return tuple(  # type: ignore[return-value]
-        cached_views(
-            work,
-            {
-                "teacher": teacher_hash,
-                "teacher_preprocessing": repr(recipe.teacher.preprocessing),
-                "student_preprocessing": recipe.preprocessing().model_dump(),
-                "files": [f"{path.relative_to(root)} {path.stat().st_size}" for path in chosen],
-                "count": count,
-                "patches": recipe.views.patches,
-                "seed": recipe.seed,
-            },
-            chosen,
-            view_of(recipe, files, count),
-            lambda inputs: teacher()(inputs),
-            recipe.train.threads,
-        )
-        for chosen, count in ((files, recipe.views.count), (validation, 1))
-    )
+
+    def views(chosen: list[Path], count: int) -> Views:
+        return views_of(recipe, chosen, count, work, teacher_hash, lambda inputs: teacher()(inputs), files)
+
+    return views(files, recipe.views.count), views(validation, 1)
+
+
+def views_of(
+    recipe: DistillRecipe,
+    chosen: list[Path],
+    count: int,
+    work: Path,
+    teacher_hash: str,
+    teacher: Teacher,
+    partners: list[Path],
+) -> Views:
+    """The views of the files `chosen`, cached; sounds are mixed with `partners`."""
+    root = recipe.data.root
+    key = {
+        "teacher": teacher_hash,
+        "teacher_preprocessing": repr(recipe.teacher.preprocessing),
+        "student_preprocessing": recipe.preprocessing().model_dump(),
+        "files": [f"{path.relative_to(root)} {path.stat().st_size}" for path in chosen],
+        "count": count,
+        "patches": recipe.views.patches,
+        "seed": recipe.seed,
+    }
+    if recipe.student.stages:
+        key["layers"] = [stage.layer for stage in recipe.student.stages]
+    return cached_views(work, key, chosen, view_of(recipe, partners, count), teacher, recipe.train.threads)
 
 
 def view_of(recipe: DistillRecipe, files: list[Path], count: int) -> Callable[[Path, np.random.Generator], Any]:

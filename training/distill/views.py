@@ -84,13 +84,14 @@ def image_views(
     pixels = np.empty((count, student.height, student.width, 3), np.uint8)
     inputs = np.empty((count, 3, teacher.height, teacher.width), np.float32)
     for view in range(count):
-        shown = image if view == 0 else _augmented(image, rng, (teacher.width, teacher.height))
+        shown = image if view == 0 else augmented(image, rng, (teacher.width, teacher.height))
         inputs[view] = preprocess_image(shown, teacher)
         pixels[view] = np.asarray(shown.resize((student.width, student.height), Image.Resampling.BILINEAR))
     return pixels, inputs
 
 
-def _augmented(image: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+def augmented(image: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+    """A view of an image at `size` (width, height); see image_views."""
     area = rng.uniform(0.35, 1.0)
     aspect = np.exp(rng.uniform(-1, 1) * np.log(4 / 3))
     across, down = min(1.0, np.sqrt(area * aspect)), min(1.0, np.sqrt(area / aspect))

@@ -1,0 +1,330 @@
+"""A student that learns its teacher stage by stage.
+
+A deep student that is trained on the teacher's last features alone sees one target per picture. Here it is cut where
+the teacher has hidden states, and each stage learns to make the teacher's next map from the teacher's last one, at
+every position (blockwise distillation, Li et al., 2020, arXiv 1911.13053); then the stages are chained, and what each
+was off by is trained away together, on maps and on pooled features (hints: Romero et al., 2015, arXiv 1412.6550). Its
+features are all that it learned: pooled maps of every stage, the last one's, the scores of the teacher's classes.
+
+Pictures are kept once, in memory-mapped pixels; each step makes its own views of them, and asks the teacher.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import AutoModelForImageClassification
+
+from service.contract.images import decode_image
+from training.distill.fit import TrainingState, batch_rows, follow, learning_rate, measure, student_inputs
+from training.distill.recipe import DistillRecipe, StageSpec
+from training.distill.student import Learner
+from training.distill.views import Views, augmented
+from training.encoders import Classifier
+from training.graphs import onnx_bytes
+
+_AHEAD = 3  # batches that are prepared while the student is at its own
+_SMALLEST = 0.1  # a channel's deviation against the median: one that hardly ever fires must not outweigh the others
+_MAPS, _SCORES = 0.5, 0.3
+_MIXED = 0.2  # of the batches: two pictures on top of each other
+
+
+class Block(nn.Module):
+    """A dense 3 × 3 convolution to more channels and a 1 × 1 back (Fused-MBConv, Tan and Le, 2021), and a way round it.
+
+    On a CPU quicker than the depthwise one that it stands for, which has a ninth of its multiplications.
+    """
+
+    def __init__(self, inputs: int, expanded: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_convolution(inputs, expanded, 3, stride),
+            nn.Conv2d(expanded, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.around = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.body(x)
+        return x + made if self.around else made
+
+
+def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+    return convolution, nn.BatchNorm2d(outputs), nn.ReLU6()
+
+
+class Staged(Learner):
+    """pixels (B, 3, H, W) → (B, d): pooled maps of all stages but the last, the last's, and scores of C classes.
+
+    `centres` and `spreads` are the teacher's means and deviations per channel of every map, over positions; `mean` and
+    `deviation` those of its pooled features. Inside, maps but the last are in units of their spread.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[StageSpec],
+        kept: Sequence[int],
+        classes: int,
+        centres: Sequence[Tensor],
+        spreads: Sequence[Tensor],
+        mean: Tensor,
+        deviation: Tensor,
+    ) -> None:
+        super().__init__()
+        built: list[nn.Module] = []
+        width = 3
+        for stage in stages:
+            layers: list[nn.Module] = []
+            if stage.stem:
+                layers += _convolution(width, stage.stem, 3, 2)
+                width = stage.stem
+            for expanded, outputs, stride in stage.blocks:
+                layers.append(Block(width, expanded, outputs, stride))
+                width = outputs
+            if stage.layer is None:
+                layers.append(nn.Sequential(*_convolution(width, len(centres[-1]), 1)))
+            built.append(nn.Sequential(*layers))
+        self.stages = nn.ModuleList(built)
+        self.head = nn.Linear(len(centres[-1]), classes)
+        self.scores = Classifier(self.head, kept, sounds=False)
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("deviation", deviation.clone())
+        for index, (centre, spread) in enumerate(zip(centres, spreads, strict=True)):
+            self.register_buffer(f"centre_{index}", centre.clone())
+            self.register_buffer(f"spread_{index}", spread.clone())
+
+    def standard(self, index: int, made: Tensor) -> Tensor:
+        """A map of the teacher's in the units that stage `index` works in."""
+        if index == len(self.stages) - 1:
+            return made
+        centre, spread = getattr(self, f"centre_{index}"), getattr(self, f"spread_{index}")
+        return (made - centre[:, None, None]) / spread[:, None, None]
+
+    def maps(self, pixels: Tensor, given: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """What each stage makes of what the one before it made, or of what is `given` for that."""
+        made: list[Tensor] = []
+        below = pixels
+        for index, stage in enumerate(self.stages):
+            made.append(stage(below))
+            below = made[-1] if given is None else given[index]
+        return made
+
+    def pooled(self, maps: Sequence[Tensor]) -> Tensor:
+        """(B, d) without the scores, in the teacher's units."""
+        parts = [each.float().mean((2, 3)) for each in maps]
+        for index in range(len(parts) - 1):
+            parts[index] = parts[index] * getattr(self, f"spread_{index}") + getattr(self, f"centre_{index}")
+        return torch.cat(parts, 1)
+
+    def last(self, pooled: Tensor) -> Tensor:
+        return pooled[:, -self.head.in_features :]
+
+    def standardised(self, pixels: Tensor) -> Tensor:
+        return (self.pooled(self.maps(pixels)) - self.mean) / self.deviation
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        pooled = self.pooled(self.maps(pixels))
+        return torch.cat([pooled, self.scores(self.last(pooled))], 1)
+
+
+class _Maps(nn.Module):
+    """The teacher's maps at the stages' ends, and its logits."""
+
+    def __init__(self, model: Any, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.model, self.layers = model, list(layers)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        output = self.model.base_model(pixels, output_hidden_states=True)
+        maps = [output.hidden_states[layer] for layer in self.layers] + [output.last_hidden_state]
+        return (*maps, self.model.classifier(output.pooler_output.flatten(1)))
+
+
+class Teacher:
+    """The frozen teacher as an ONNX Runtime session: pixels (B, 3, H, W) → its maps and logits."""
+
+    def __init__(self, recipe: DistillRecipe) -> None:
+        folder = recipe.data.root / recipe.teacher.folder
+        model: Any = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        names = model.config.id2label
+        self.kept = [index for index in sorted(names) if names[index] != "background"]
+        self.labels = [names[index] for index in self.kept]
+        self.classes = len(names)
+        layers = [stage.layer for stage in recipe.student.stages if stage.layer is not None]
+        example = torch.zeros(2, 3, recipe.student.preprocessing["height"], recipe.student.preprocessing["width"])
+        outputs = [f"map_{index}" for index in range(len(layers) + 1)] + ["logits"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = recipe.train.threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        program = onnx_bytes(_Maps(model, layers).eval(), example, "pixels", outputs)
+        self._session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, pixels: NDArray[np.float32]) -> list[Tensor]:
+        return [torch.from_numpy(array) for array in self._session.run(None, {"pixels": pixels})]
+
+    def pooled(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        *maps, _ = self(pixels)
+        return np.concatenate([each.mean((2, 3)).numpy() for each in maps], 1)
+
+
+def pictures(files: Sequence[Path], work: Path, side: int = 256) -> NDArray[np.uint8]:
+    """Every picture squashed to (side, side, 3), memory-mapped; made where it is not there yet."""
+    listed = json.dumps([side, *(f"{path} {path.stat().st_size}" for path in files)])
+    path = work / f"pictures-{hashlib.sha256(listed.encode()).hexdigest()[:16]}.npy"
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        stored = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(files), side, side, 3))
+        for index, file in enumerate(tqdm(files, desc="pictures", disable=None)):
+            image = decode_image(file.read_bytes())
+            stored[index] = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+        stored.flush()
+        os.replace(partial, path)
+    return np.load(path, mmap_mode="r")
+
+
+def batch(stored: NDArray[np.uint8], recipe: DistillRecipe, step: int) -> Tensor:
+    """Pixels of one step's views: a function of the step."""
+    rng = np.random.default_rng([recipe.seed, 1, step])
+    size = (recipe.student.preprocessing["width"], recipe.student.preprocessing["height"])
+    rows = batch_rows(len(stored), recipe.train.batch_size, step, recipe.seed)
+    shown = np.stack([np.asarray(augmented(Image.fromarray(stored[row]), rng, size)) for row in rows])
+    pixels = student_inputs(shown, recipe.preprocessing())
+    if rng.random() < _MIXED:
+        share = rng.uniform()
+        pixels = share * pixels + (1 - share) * pixels.flip(0)
+    return pixels
+
+
+def _spread(values: Tensor) -> Tensor:
+    deviation = values.std(0)
+    return torch.maximum(deviation, _SMALLEST * deviation.median() + 0.01 * values.abs().mean() + 1e-6)
+
+
+def begin(recipe: DistillRecipe, teacher: Teacher, validation: Views, work: Path) -> TrainingState:
+    """A fresh student, or the checkpoint of this recipe. The number of steps may differ."""
+    torch.manual_seed(recipe.seed)
+    plain = student_inputs(validation.inputs[: recipe.train.batch_size * 2], recipe.preprocessing())
+    *maps, _ = teacher(plain.numpy())
+    columns = [each.permute(0, 2, 3, 1).flatten(0, 2) for each in maps]
+    features = torch.from_numpy(np.asarray(validation.features, np.float32))
+    student = Staged(
+        recipe.student.stages,
+        teacher.kept,
+        teacher.classes,
+        [each.mean(0) for each in columns],
+        [_spread(each) for each in columns],
+        features.mean(0),
+        _spread(features),
+    )
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    matrices = [parameter for parameter in student.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in student.parameters() if parameter.dim() <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": recipe.train.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=recipe.train.learning_rate,
+    )
+    free = {"threads", "validate_every", "checkpoint_every"}
+    identity = recipe.model_dump(mode="json", exclude={"train": free, "licence": True, "trained_on": True})
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    averaged = copy.deepcopy(student)
+    path = work / f"{recipe.name}-{digest}.pt"
+    state = TrainingState(path, student, averaged, optimiser, copy.deepcopy(averaged.state_dict()))
+    state.resume()
+    return state
+
+
+def loss(student: Staged, pixels: Tensor, taught: Sequence[Tensor], chained: bool, bfloat16: bool) -> Tensor:
+    """Of maps, per channel in units of its spread; of pooled features; of logits in units of theirs."""
+    *maps, logits = taught
+    wanted = [student.standard(index, each) for index, each in enumerate(maps)]
+    given = None if chained else [each.contiguous(memory_format=torch.channels_last) for each in wanted]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        made = student.maps(pixels.contiguous(memory_format=torch.channels_last), given)
+    errors = [(own.float() - other).square() for own, other in zip(made[:-1], wanted[:-1], strict=True)]
+    spread = getattr(student, f"spread_{len(maps) - 1}")[:, None, None]
+    errors.append(((made[-1].float() - maps[-1]) / spread).square())
+    of_maps = torch.stack([error.mean() for error in errors]).sum()
+    pooled = student.last(student.pooled(made))
+    target = maps[-1].mean((2, 3))
+    mean, deviation = student.last(student.mean[None]), student.last(student.deviation[None])
+    own, other = (pooled - mean) / deviation, (target - mean) / deviation
+    of_features = (own - other).square().mean() + (1 - nn.functional.cosine_similarity(own, other)).mean()
+    of_scores = (student.head(pooled) - logits).square().mean() / logits.var()
+    if chained:
+        return _MAPS * of_maps + of_features + _SCORES * of_scores
+    return of_maps + _SCORES * (of_features + of_scores)
+
+
+def train(
+    recipe: DistillRecipe, state: TrainingState, stored: NDArray[np.uint8], teacher: Teacher, validation: Views
+) -> bool:
+    """Train to the recipe's last step. True when it was reached; False after Ctrl-C, which keeps a checkpoint."""
+    spec, student = recipe.train, state.student
+    assert isinstance(student, Staged)
+    ready: queue.Queue[tuple[Tensor, list[Tensor]] | Exception] = queue.Queue(_AHEAD)
+    ended = threading.Event()
+
+    def prepare() -> None:
+        try:
+            for step in range(state.step, spec.steps):
+                pixels = batch(stored, recipe, step)
+                _offer(ready, (pixels, teacher(pixels.numpy())), ended)
+                if ended.is_set():
+                    return
+        except Exception as error:
+            _offer(ready, error, ended)
+
+    threading.Thread(target=prepare, name="views", daemon=True).start()
+    with tqdm(total=spec.steps, initial=state.step, desc=recipe.name, disable=None) as bar:
+        try:
+            while state.step < spec.steps:
+                given = ready.get()
+                if isinstance(given, Exception):
+                    raise given
+                for group in state.optimiser.param_groups:
+                    group["lr"] = learning_rate(spec, state.step)
+                student.train()
+                error = loss(student, *given, state.step >= spec.chain_from * spec.steps, spec.bfloat16)
+                state.optimiser.zero_grad()
+                error.backward()
+                nn.utils.clip_grad_norm_(student.parameters(), 2.0)
+                state.optimiser.step()
+                follow(state.averaged, student, min(spec.ema, (1 + state.step) / (10 + state.step)))
+                state.step += 1
+                bar.update()
+                if state.step % spec.validate_every == 0 or state.step == spec.steps:
+                    figures = measure(state.averaged, validation, recipe)
+                    tqdm.write(json.dumps({"step": state.step, "train_loss": round(error.item(), 4), **figures}))
+                    state.keep_if_best(figures["loss"])
+                if state.step % spec.checkpoint_every == 0 or state.step == spec.steps:
+                    state.save()
+        except KeyboardInterrupt:
+            state.save()
+            tqdm.write(f"interrupted at step {state.step}; the same command goes on from {state.path}")
+            return False
+        finally:
+            ended.set()
+    return True
+
+
+def _offer(ready: "queue.Queue[Any]", given: Any, ended: threading.Event) -> None:
+    while not ended.is_set():
+        try:
+            ready.put(given, timeout=0.2)
+            return
+        except queue.Full:
+            continue
