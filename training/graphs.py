@@ -48,6 +48,8 @@ def half_stored(program: bytes) -> bytes:
         model.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), name))
         model.graph.initializer.remove(tensor)
     nodes = list(model.graph.node)
+    for node in nodes:
+        del node.metadata_props[:]
     del model.graph.node[:]
     model.graph.node.extend([*casts, *nodes])
     whole: bytes = model.SerializeToString()
