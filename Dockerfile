@@ -1,4 +1,4 @@
-# docker build --target cpu .    the default: ONNX Runtime and FAISS on the CPU
+# docker build --target cpu .    the default: ONNX Runtime and FAISS on the CPU, in an image without a shell
 # docker build --target gpu .    with CUDA 12
 # Both serve the starter bundle unless ISTHMUS_BUNDLE says otherwise. Neither holds torch: it is needed once, to export
 # the starter, and stays in the stage that does. PIP_EXTRA_INDEX_URL, a build argument, may name an index with a torch
@@ -11,10 +11,15 @@ ENV PATH=/opt/isthmus/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 # The dependencies first: the layer is built again only when they change, not when the code does.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY service/__init__.py service/__init__.py
-RUN pip install --no-cache-dir -c constraints.txt '.[cpu]'
+RUN pip install --no-cache-dir -c constraints.txt '.[cpu,milvus,otel]'
 COPY isthmus_client isthmus_client
 COPY service service
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
+
+# What the server needs of all that, under the same paths.
+FROM builder AS rootfs
+COPY deploy/docker/rootfs.py deploy/docker/rootfs.py
+RUN python3 deploy/docker/rootfs.py /rootfs /opt/isthmus
 
 FROM builder AS starter
 ARG PIP_EXTRA_INDEX_URL
@@ -43,35 +48,35 @@ RUN apt-get update \
 ENV PATH=/opt/isthmus/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY service/__init__.py service/__init__.py
-RUN pip install --no-cache-dir -c constraints.txt '.[gpu]'
+RUN pip install --no-cache-dir -c constraints.txt '.[gpu,milvus,otel]'
 COPY isthmus_client isthmus_client
 COPY service service
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
 FROM cuda AS gpu
-RUN useradd --system --uid 10001 --no-create-home isthmus && install -d -o isthmus /data
+RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin isthmus \
+    && install -d -o isthmus -g isthmus /data
 COPY --from=gpu-builder /opt/isthmus /opt/isthmus
 COPY --from=starter /opt/starter /opt/starter
 ENV PATH=/opt/isthmus/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     ISTHMUS_HOST=0.0.0.0 ISTHMUS_PORT=8000 ISTHMUS_BUNDLE=/opt/starter ISTHMUS_STORE=/data ISTHMUS_DEVICE=cuda
-USER 10001
+USER 10001:10001
 WORKDIR /opt/isthmus
 VOLUME /data
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"ISTHMUS_PORT\"]}/healthz', timeout=4)"]
+HEALTHCHECK --interval=10s --timeout=8s --start-period=60s \
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"ISTHMUS_PORT\"]}/readyz', timeout=7)"]
 CMD ["python", "-m", "service", "serve"]
 
-FROM python:3.11-slim-bookworm AS cpu
-RUN useradd --system --uid 10001 --no-create-home isthmus && install -d -o isthmus /data
-COPY --from=builder /opt/isthmus /opt/isthmus
+FROM scratch AS cpu
+COPY --from=rootfs /rootfs /
 COPY --from=starter /opt/starter /opt/starter
-ENV PATH=/opt/isthmus/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+ENV PATH=/opt/isthmus/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     ISTHMUS_HOST=0.0.0.0 ISTHMUS_PORT=8000 ISTHMUS_BUNDLE=/opt/starter ISTHMUS_STORE=/data ISTHMUS_DEVICE=cpu
-USER 10001
+USER 10001:10001
 WORKDIR /opt/isthmus
 VOLUME /data
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"ISTHMUS_PORT\"]}/healthz', timeout=4)"]
+HEALTHCHECK --interval=10s --timeout=8s --start-period=60s \
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"ISTHMUS_PORT\"]}/readyz', timeout=7)"]
 CMD ["python", "-m", "service", "serve"]

@@ -1,8 +1,11 @@
 """docker-compose.yml against a parser of the Compose specification, the Dockerfile and the settings."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from compose_spec import PyCompose, PyOptions
 
 from service.settings import Settings
@@ -10,7 +13,9 @@ from tests.packaging.dockerfile import ROOT, read_stages
 
 
 def parse(text: str) -> PyCompose:
-    composition = PyOptions(apply_merge=True).from_yaml(text)
+    # YAML's own merges are undone first: the parser knows those of one level only.
+    merged = {key: value for key, value in yaml.safe_load(text).items() if not key.startswith("x-")}
+    composition = PyOptions().from_yaml(yaml.safe_dump(merged))
     composition.validate()
     return composition
 
@@ -36,9 +41,48 @@ def test_the_parser_refuses_what_the_specification_does_not_know(text: str) -> N
             parse(broken)
 
 
-def test_a_plain_up_starts_the_service_on_the_cpu_and_redis(compose: dict[str, Any]) -> None:
-    started = {name for name, service in compose["services"].items() if not service.get("profiles")}
-    assert started == {"isthmus", "redis"}
+@pytest.mark.parametrize(
+    ("profile", "expected"),
+    [
+        ("cpu", {"isthmus", "redis"}),
+        ("gpu", {"isthmus-gpu", "redis"}),
+        ("scale", {"isthmus-1", "isthmus-2", "nginx", "redis", "milvus"}),
+    ],
+)
+def test_a_profile_starts_what_it_needs_at_one_port(compose: dict[str, Any], profile: str, expected: set[str]) -> None:
+    services = {name: service for name, service in compose["services"].items() if profile in service["profiles"]}
+    assert set(services) == expected
+    for service in services.values():
+        assert set(service.get("depends_on", {})) <= expected
+    assert [port for service in services.values() for port in service.get("ports", [])] == ["127.0.0.1:8000:8000"]
+
+
+def test_the_replicas_are_alike_and_share_everything(compose: dict[str, Any]) -> None:
+    one, other = (compose["services"][name] for name in ("isthmus-1", "isthmus-2"))
+    assert one == other
+    given = one["environment"]
+    settings = Settings(**{key.removeprefix("ISTHMUS_").lower(): value for key, value in given.items()})
+    assert settings.store == Path("milvus") and settings.milvus_uri.startswith("http://milvus:19530/")
+    assert settings.redis_url == "redis://redis:6379/0"
+    assert not one.get("volumes")
+
+
+def test_nginx_asks_the_replicas_and_outlasts_none_of_their_drains(compose: dict[str, Any]) -> None:
+    conf = (ROOT / "deploy/nginx/nginx.conf").read_text()
+    upstream = re.search(r"upstream isthmus \{(.*?)\}", conf, re.S)
+    assert upstream is not None
+    servers = re.findall(r"server (\S+):8000", upstream[1])
+    assert servers == [name for name in compose["services"] if re.fullmatch(r"isthmus-\d", name)]
+    idle = re.search(r"keepalive_timeout (\d+)s", upstream[1])
+    assert idle is not None
+    replica = compose["services"]["isthmus-1"]
+    drain = float(replica["environment"]["ISTHMUS_DRAIN_S"])
+    assert drain > float(idle[1])
+    assert float(replica["stop_grace_period"].rstrip("s")) > drain + Settings().shutdown_grace_s + 5
+    mounted = compose["services"]["nginx"]["volumes"]
+    assert mounted == ["./deploy/nginx/nginx.conf:/etc/nginx/nginx.conf:ro"]
+    read = re.search(r"proxy_read_timeout (\d+)s", conf)
+    assert read is not None and float(read[1]) > Settings().request_deadline_s
 
 
 def test_what_is_built_is_in_the_dockerfile(compose: dict[str, Any]) -> None:
@@ -54,7 +98,7 @@ def test_what_is_built_is_in_the_dockerfile(compose: dict[str, Any]) -> None:
 
 
 def test_the_service_finds_redis_where_it_is(compose: dict[str, Any]) -> None:
-    for name in ("isthmus", "isthmus-gpu"):
+    for name in ("isthmus", "isthmus-gpu", "isthmus-1", "isthmus-2"):
         service = compose["services"][name]
         settings = Settings(redis_url=service["environment"]["ISTHMUS_REDIS_URL"])
         assert settings.redis_url == "redis://redis:6379/0"
@@ -72,10 +116,11 @@ def test_the_gpu_service_reserves_a_gpu(compose: dict[str, Any]) -> None:
 
 def test_every_service_is_confined_and_keeps_its_data(compose: dict[str, Any]) -> None:
     for name, service in compose["services"].items():
-        assert service["read_only"], name
+        assert service.get("read_only", False) is (name != "milvus"), name
         assert service["cap_drop"] == ["ALL"], name
         assert service["restart"] == "unless-stopped", name
-        [volume] = service["volumes"]
-        assert volume.partition(":")[0] in compose["volumes"], name
+        for volume in service.get("volumes", []):
+            assert volume.endswith(":ro") or volume.partition(":")[0] in compose["volumes"], name
+        assert "no-new-privileges:true" in service["security_opt"], name
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), f"{name} is open to the network"
