@@ -6,7 +6,8 @@ INSTALLED := $(VENV)/.installed
 STARTER := build/starter/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check openapi bench bench-gpu bench-store chaos crash fuzz hostile rolling starter audit sbom redis tools clean
+.PHONY: help demo serve test check settings openapi bench bench-gpu bench-store chaos crash fuzz hostile rolling \
+	starter audit sbom redis tools clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -20,11 +21,16 @@ serve: $(STARTER) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT
 test: $(STARTER) redis tools ## set up and run every test
 	$(BIN)/python -m pytest -q
 
-check: $(INSTALLED) ## lint, format, types, openapi.yaml up to date
+check: $(INSTALLED) ## lint, format, types; openapi.yaml and docs/configuration.md up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m service openapi | diff -u openapi.yaml - || { echo "openapi.yaml is stale: make openapi"; exit 1; }
+	$(BIN)/python -m service settings | diff -u docs/configuration.md - \
+		|| { echo "docs/configuration.md is stale: make configuration"; exit 1; }
+
+configuration: $(INSTALLED) ## write docs/configuration.md
+	$(BIN)/python -m service settings > docs/configuration.md
 
 openapi: $(INSTALLED) ## write openapi.yaml
 	$(BIN)/python -m service openapi > openapi.yaml

@@ -1,4 +1,4 @@
-"""python -m service serve | keys | check BUNDLE or STORE | backup | restore | reembed | openapi"""
+"""python -m service serve | keys | check BUNDLE or STORE | backup | restore | reembed | openapi | settings"""
 
 import argparse
 import asyncio
@@ -18,7 +18,7 @@ import uvicorn
 import yaml
 from fastapi import FastAPI
 
-from service import listener, logs
+from service import listener, logs, reference
 from service.auth import local_names
 from service.contract.bundle import BundleError, read_bundle
 from service.keys import KeysError, Scope, create_key, read_keys, revoke_key
@@ -44,6 +44,22 @@ _ANSWERING_S = 5
 """After the grace, for the answers (503) to reach their clients."""
 _ARRIVING_S = 0.25
 """For the requests of connections that were made before the last moment to be accepted and begun."""
+
+_FLAGS = (
+    "bundle",
+    "more-bundles",
+    "modalities",
+    "store",
+    "milvus-uri",
+    "host",
+    "port",
+    "device",
+    "precision",
+    "redis-url",
+    "log-level",
+    "keys",
+)
+"""Settings that `serve` takes as flags."""
 
 log = logging.getLogger(__name__)
 
@@ -247,20 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m service", description="The Isthmus service.")
     commands = parser.add_subparsers(dest="command", required=True)
     flags = commands.add_parser("serve", help="serve a bundle; each flag overrides its ISTHMUS_ variable")
-    for name in (
-        "bundle",
-        "more-bundles",
-        "modalities",
-        "store",
-        "milvus-uri",
-        "host",
-        "port",
-        "device",
-        "precision",
-        "redis-url",
-        "log-level",
-        "keys",
-    ):
+    for name in _FLAGS:
         flags.add_argument(f"--{name}", metavar=name.upper())
     checked = commands.add_parser("check", help="verify a bundle, or a store, which may be served meanwhile")
     checked.add_argument("path", type=Path, metavar="BUNDLE or STORE")
@@ -279,6 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
     moved.add_argument("--leave-out", action="store_true", help="go on without the items that cannot be embedded")
     _add_keys(commands.add_parser("keys", help="make, list and revoke API keys"))
     commands.add_parser("openapi", help="print the OpenAPI document")
+    commands.add_parser("settings", help="print docs/configuration.md: every setting")
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     command = options.pop("command")
     try:
@@ -296,6 +300,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{options['store']}: {upkeep.restore(options['file'], options['store'])} items")
         elif command == "reembed":
             return reembed_store(**options)
+        elif command == "settings":
+            print(reference.markdown([name.replace("-", "_") for name in _FLAGS]), end="")
         else:
             document = create_app(read_settings()).openapi()
             print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120), end="")

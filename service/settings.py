@@ -38,7 +38,7 @@ class Limits(BaseModel):
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="ISTHMUS_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="ISTHMUS_", extra="ignore", frozen=True, use_attribute_docstrings=True)
 
     bundle: Path = Path("starter")
     """Of the default model; its manifest's name is the model's."""
@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     milvus_timeout_s: float = Field(default=5.0, gt=0, le=600)
     """For one call; past it, 503."""
     host: str = "127.0.0.1"
+    """The address to listen at; 0.0.0.0 is every address of this machine."""
     port: int = Field(default=8000, ge=0, le=65_535)
     """0 picks a free port."""
     device: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
@@ -117,24 +118,36 @@ class Settings(BaseSettings):
     """A PEM file of authorities that are trusted besides the public ones."""
 
     redis_url: str | None = Field(default=None, pattern=r"^(redis|rediss|unix)://")
+    """Of a Redis that processes share: the cache of vectors, and what keys may still spend. Unset, each has its own."""
     redis_timeout_s: float = Field(default=0.1, gt=0, le=10)
+    """For one command; past it Redis is left alone for a second, and what it would have told counts as unknown."""
     cache_ttl_s: int = Field(default=7 * 86_400, gt=0)
     """How long Redis keeps a vector."""
     cache_bytes: int = Field(default=256 * 2**20, ge=0)
     """Of the in-process cache, used where there is no Redis."""
 
     max_body_bytes: int = Field(default=20_000_000, gt=0)
+    """Of one request; past it, 413."""
     max_bodies_bytes: int = Field(default=400_000_000, gt=0)
     """Of all requests that are being read or answered, together; past it, 429 before a body is read."""
     max_image_bytes: int = Field(default=10_000_000, gt=0)
+    """Of one image's file."""
     max_image_pixels: int = Field(default=40_000_000, gt=0)
+    """Of one image: width × height."""
     max_audio_bytes: int = Field(default=25_000_000, gt=0)
+    """Of one sound's file."""
     max_audio_seconds: float = Field(default=600.0, gt=0)
+    """Of one sound."""
     max_audio_decoded_bytes: int = Field(default=256 * 2**20, gt=0)
+    """Of one sound, decoded, all channels."""
     max_audio_channels: int = Field(default=8, gt=0)
+    """Of one sound."""
     max_text_chars: int = Field(default=32_000, gt=0)
+    """Of one text; a longer one is refused. What a tower does not read of it is cut off, and the answer says so."""
     max_inputs: int = Field(default=256, gt=0, le=100_000)
+    """Of one request."""
     max_top_k: int = Field(default=1_000, gt=0, le=100_000)
+    """Results that one query may ask for."""
 
     batch_images: int | None = Field(default=None, gt=0)
     """Items in one call of the image tower; unset, 8 on the CPU and 32 on a GPU."""

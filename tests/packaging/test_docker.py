@@ -162,7 +162,7 @@ def image(stages: dict[str, Stage], bundle_dir: Path, tmp_path_factory: pytest.T
 def test_the_image_holds_nothing_to_run_but_python(image: Image) -> None:
     programs = [path for path in image.root.rglob("*") if path.is_file() and os.access(path, os.X_OK)]
     outside = {path.name for path in programs if ".so" not in path.name and path.suffix != ".py"}
-    assert {name for name in outside if "/lib/python3" not in name} <= {"python", "python3", "python3.11"}
+    assert {name for name in outside if "/lib/python3" not in name} <= {"isthmus", "python", "python3", "python3.11"}
     assert not list(image.root.rglob("pip")), "nothing can be installed"
 
 

@@ -1,0 +1,174 @@
+"""What one core serves: the scenarios of deploy/load/locustfile.py against a server that has one core to itself.
+
+python -m benchmarks.capacity [--seconds 15] [--bundle build/starter] [--only Texts]
+
+The server is pinned to the last core, locust to the others; the cache is off. Prints a table and, as its last line, one
+JSON object. On a machine with one core the two share it, and the figures are lower. A GPU is not looked for:
+`python -m benchmarks.gpu` measures one.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from benchmarks.servers import BenchmarkError, Server, isthmus
+
+LOCUSTFILE = Path(__file__).parents[1] / "deploy/load/locustfile.py"
+_ITEMS, _PAGE = 10_000, 500
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    clients: int
+    inputs: int
+    """Of one request."""
+    what: str
+
+
+SCENARIOS = (
+    Scenario("Texts", 16, 1, "texts of 12 words, embedded"),
+    Scenario("Photographs", 16, 1, "photographs (320 × 240 JPEG), embedded"),
+    Scenario("Sounds", 16, 1, "sounds of 2 s (WAV), embedded"),
+    Scenario("Labels", 16, 1, "photographs, labelled with 8 labels"),
+    Scenario("Searches", 16, 1, "searches among 10,000 items, one request in ten a write"),
+    Scenario("Overload", 256, 8, "texts, 8 a request, from 256 clients at once"),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    scenario: Scenario
+    answered: float
+    """Requests in a second."""
+    refused: float
+    failed: int
+    p50_ms: float
+    p99_ms: float
+
+    @property
+    def inputs(self) -> float:
+        return self.answered * self.scenario.inputs
+
+
+def pinned(command: Sequence[str], cores: Sequence[int]) -> list[str]:
+    return ["taskset", "-c", ",".join(map(str, cores)), *command]
+
+
+def cores() -> tuple[list[int], list[int]]:
+    """The server's one, and locust's: the others, or the same where there is no other."""
+    *others, last = sorted(os.sched_getaffinity(0))
+    return [last], others or [last]
+
+
+def fill(server: Server) -> None:
+    """Items to search among, as vectors of nobody."""
+    rng = np.random.default_rng(0)
+    with httpx.Client(base_url=server.address, timeout=60, trust_env=False) as http:
+        size = http.get("/models").raise_for_status().json()["models"][0]["dimensions"]
+        for start in range(0, _ITEMS, _PAGE):
+            vectors = rng.standard_normal((_PAGE, size)).tolist()
+            items = [{"id": f"v{start + place}", "vector": each} for place, each in enumerate(vectors)]
+            http.post("/items", json={"items": items}).raise_for_status()
+
+
+def load(server: Server, scenario: Scenario, seconds: float, where: Sequence[int]) -> Measured:
+    """Raises BenchmarkError where locust says nothing."""
+    command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--json", "--skip-log"]
+    command += ["--host", server.address, "-u", str(scenario.clients), "-r", str(scenario.clients)]
+    command += ["-t", f"{seconds:g}s", "--reset-stats", "--stop-timeout", "30", scenario.name]
+    done = subprocess.run(pinned(command, where), capture_output=True, text=True, check=False)
+    start = done.stdout.find("[")
+    if start < 0:
+        raise BenchmarkError(f"locust ended with {done.returncode}: {done.stderr[-500:]}")
+    return summed(json.loads(done.stdout[start:]), scenario)
+
+
+def summed(rows: Sequence[dict[str, Any]], scenario: Scenario) -> Measured:
+    """Locust's rows, one for each name of a request, as one figure."""
+    accepted = [row for row in rows if not row["name"].endswith("refused")]
+    began = min(row["start_time"] for row in rows)
+    lasted = max(row["last_request_timestamp"] for row in rows) - began
+    times: Counter[float] = Counter()
+    for row in accepted:
+        times.update({float(each): count for each, count in row["response_times"].items()})
+    taken = np.repeat(list(times), list(times.values()))
+    p50, p99 = np.percentile(taken, (50, 99)) if len(taken) else (0.0, 0.0)
+    failed = sum(row["num_failures"] for row in rows)
+    answered = sum(row["num_requests"] for row in accepted) - failed
+    refused = sum(row["num_requests"] for row in rows) - answered - failed
+    return Measured(scenario, answered / lasted, refused / lasted, failed, float(p50), float(p99))
+
+
+def table(found: Sequence[Measured]) -> str:
+    lines = [
+        f"{'what':58}{'one core':>12}{'p50':>9}{'p99':>9}{'refused':>10}{'failed':>8}{'one GPU':>10}",
+        f"{'':58}{'a second':>12}{'ms':>9}{'ms':>9}{'a second':>10}{'':>8}{'':>10}",
+    ]
+    for each in found:
+        figures = f"{each.inputs:12.1f}{each.p50_ms:9.0f}{each.p99_ms:9.0f}{each.refused:10.1f}{each.failed:8}"
+        lines.append(f"{each.scenario.what:58}{figures}{'not run':>10}")
+    return "\n".join(lines)
+
+
+def measure(bundle: Path, seconds: float, only: Sequence[str]) -> list[Measured]:
+    if shutil.which("taskset") is None:
+        raise BenchmarkError("taskset is not installed")
+    mine, others = cores()
+    chosen = [each for each in SCENARIOS if not only or each.name in only]
+    before = os.sched_getaffinity(0)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        # The server inherits this process's cores at its start, and keeps them.
+        os.sched_setaffinity(0, mine)
+        try:
+            with isthmus("isthmus", bundle, Path(folder) / "store", cache_bytes=0) as server:
+                os.sched_setaffinity(0, before)
+                if any(each.name == "Searches" for each in chosen):
+                    fill(server)
+                found = [load(server, each, seconds, others) for each in chosen]
+        finally:
+            os.sched_setaffinity(0, before)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity", description=__doc__.split("\n")[0])
+    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each scenario")
+    parser.add_argument("--only", nargs="*", default=[], choices=[each.name for each in SCENARIOS], metavar="SCENARIO")
+    options = parser.parse_args(arguments)
+    try:
+        found = measure(options.bundle, options.seconds, options.only)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(found))
+    figures = {
+        each.scenario.name: {
+            "inputs_s": round(each.inputs, 1),
+            "p50_ms": each.p50_ms,
+            "p99_ms": each.p99_ms,
+            "refused_s": round(each.refused, 1),
+            "failed": each.failed,
+        }
+        for each in found
+    }
+    print(json.dumps({"cores": 1, "gpu": None} | figures))
+    return int(any(each.failed for each in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
