@@ -52,6 +52,24 @@ def test_serve_says_where_and_ends_well_when_told_to(bundle_dir: Path, tmp_path:
         assert process.wait(DEADLINE_S) in (0, -signal.SIGTERM)
 
 
+def test_a_server_that_drains_works_on_and_can_be_hurried(
+    bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISTHMUS_DRAIN_S", "600")
+    with started(bundle_dir, tmp_path / "store") as (process, url), httpx.Client(base_url=url, trust_env=False) as http:
+        assert http.get("/readyz").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        for _ in range(2_000):  # each look is a request, and waits for nothing else
+            if http.get("/readyz").json()["failing"] == ["accepting"]:
+                break
+        else:
+            raise AssertionError("it does not say that it drains")
+        last = http.post("/embed", json={"inputs": ["red"]})
+        assert (last.status_code, last.headers["connection"]) == (200, "close")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) in (0, -signal.SIGTERM)
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "said"),
     [

@@ -1,5 +1,8 @@
+import re
+
 import pytest
 
+from service.reference import markdown
 from service.settings import Limits, Settings, SettingsError, read_settings
 
 
@@ -37,3 +40,18 @@ def test_gpus_are_different_numbers() -> None:
     for wrong in ("0,0", "-1", ",", "first"):
         with pytest.raises(SettingsError, match="ISTHMUS_GPUS"):
             read_settings(gpus=wrong)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_the_page_of_settings_has_them_all() -> None:
+    page = markdown(["redis_url"])
+    for name, field in Settings.model_fields.items():
+        assert f"| `ISTHMUS_{name.upper()}`{' †' if name == 'redis_url' else ''} |" in page
+        assert field.description is not None and " ".join(field.description.split()).replace("|", "\\|") in page
+    assert "| `ISTHMUS_PORT` | `8000` | a whole number, from 0 to 65535 | 0 picks a free port. |" in page
+    assert "| `ISTHMUS_CACHE_BYTES` | `268435456` (256 MiB) |" in page
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows), "no cell breaks the table"
