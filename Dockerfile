@@ -19,7 +19,7 @@ RUN pip install --no-cache-dir --no-deps --force-reinstall .
 # What the server needs of all that, under the same paths.
 FROM builder AS rootfs
 COPY deploy/docker/rootfs.py deploy/docker/rootfs.py
-RUN python3 deploy/docker/rootfs.py /rootfs /opt/isthmus
+RUN python3 deploy/docker/rootfs.py /system /opt/isthmus
 
 FROM builder AS starter
 ARG PIP_EXTRA_INDEX_URL
@@ -69,7 +69,7 @@ HEALTHCHECK --interval=10s --timeout=8s --start-period=60s \
 CMD ["python", "-m", "service", "serve"]
 
 FROM scratch AS cpu
-COPY --from=rootfs /rootfs /
+COPY --from=rootfs /system /
 COPY --from=starter /opt/starter /opt/starter
 ENV PATH=/opt/isthmus/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     ISTHMUS_HOST=0.0.0.0 ISTHMUS_PORT=8000 ISTHMUS_BUNDLE=/opt/starter ISTHMUS_STORE=/data ISTHMUS_DEVICE=cpu

@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.servers import BenchmarkError, Server, isthmus
 
 LOCUSTFILE = Path(__file__).parents[1] / "deploy/load/locustfile.py"
-_ITEMS, _PAGE = 10_000, 500
+_ITEMS, _PAGE = 10_000, 250
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import asyncio
 import ctypes
 import datetime
 import logging
+import os
 import signal
 import socket
 import sys
@@ -120,6 +121,9 @@ def serve(settings: Settings) -> None:
     """Serve until told to stop, then finish what is under way."""
     give_large_blocks_back()
     logs.configure(settings.log_level)
+    if os.getpid() == 1:
+        # The first process of a container gets no signal that it has no handler for: not while models are opened.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         bound = listener.bind(settings.host, settings.port)
     except OSError as error:

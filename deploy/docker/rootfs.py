@@ -18,6 +18,8 @@ from pathlib import Path
 USER = 10001
 _UNUSED = ("ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages", "test", "tkinter", "turtledemo")
 """Of Python's own library; and its config-…, which is for compiling against it."""
+_UNUSED_MODULES = ("_tkinter", "_test", "_xx", "_ctypes_test", "xx")
+"""Of those in C, which would bring libraries of their own."""
 _TOOLS = ("pip", "setuptools", "wheel", "_distutils_hack", "pkg_resources", "distutils-precedence.pth")
 _COMMANDS = ("isthmus",)
 """Of the environment's; the others are of installers and of shells."""
@@ -51,7 +53,14 @@ def _copy_python(target: Path, python: Path, library: Path) -> None:
 
     def unused(folder: str, names: list[str]) -> set[str]:
         top = Path(folder) == library
-        return {name for name in names if name in ("test", "tests") or (top and _superfluous(name))}
+        dynamic = Path(folder).name == "lib-dynload"
+        return {
+            name
+            for name in names
+            if name in ("test", "tests")
+            or (top and _superfluous(name))
+            or (dynamic and name.startswith(_UNUSED_MODULES))
+        }
 
     shutil.copytree(library, _in(target, library), symlinks=True, ignore=unused, dirs_exist_ok=True)
 
