@@ -7,6 +7,7 @@ STARTER := build/starter/manifest.json
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test check settings openapi bench bench-gpu bench-store chaos crash fuzz hostile rolling \
+.PHONY: help demo serve test check settings openapi bench bench-gpu bench-store chaos crash fuzz hostile rolling \
 	starter audit sbom redis tools clean
 
 help: ## list the targets
@@ -27,9 +28,9 @@ check: $(INSTALLED) ## lint, format, types; openapi.yaml and docs/configuration.
 	$(BIN)/mypy
 	$(BIN)/python -m service openapi | diff -u openapi.yaml - || { echo "openapi.yaml is stale: make openapi"; exit 1; }
 	$(BIN)/python -m service settings | diff -u docs/configuration.md - \
-		|| { echo "docs/configuration.md is stale: make configuration"; exit 1; }
+		|| { echo "docs/configuration.md is stale: make settings"; exit 1; }
 
-configuration: $(INSTALLED) ## write docs/configuration.md
+settings: $(INSTALLED) ## write docs/configuration.md
 	$(BIN)/python -m service settings > docs/configuration.md
 
 openapi: $(INSTALLED) ## write openapi.yaml

@@ -26,7 +26,7 @@ def markdown(flags: Collection[str]) -> str:
     lines = [
         "# Settings",
         "",
-        "Written by `python -m service settings` from `service/settings.py`; `make configuration` writes it again.",
+        "Written by `python -m service settings` from `service/settings.py`; `make settings` writes it again.",
         "Each is an environment variable. Those with † are flags of `python -m service serve` too, which go before the",
         "variable: `--redis-url` is `ISTHMUS_REDIS_URL`. What is wrong stops the start with a line that names it.",
         "",
