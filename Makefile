@@ -7,7 +7,6 @@ STARTER := build/starter/manifest.json
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test check settings openapi bench bench-gpu bench-store chaos crash fuzz hostile rolling \
-.PHONY: help demo serve test check settings openapi bench bench-gpu bench-store chaos crash fuzz hostile rolling \
 	starter audit sbom redis tools clean
 
 help: ## list the targets
