@@ -15,8 +15,8 @@ help: ## list the targets
 demo: $(STARTER) ## set up, index sample media, search and classify them; ends by itself
 	$(BIN)/python -m examples.demo --bundle build/starter
 
-serve: $(STARTER) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT); items are kept in var/store
-	$(BIN)/python -m service serve --bundle build/starter --store var/store
+serve: $(STARTER) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT); items and previews are kept in var/store
+	ISTHMUS_PREVIEWS=$${ISTHMUS_PREVIEWS:-true} $(BIN)/python -m service serve --bundle build/starter --store var/store
 
 test: $(STARTER) redis tools ## set up and run every test
 	$(BIN)/python -m pytest -q
@@ -65,6 +65,10 @@ audit: $(INSTALLED) ## ask the advisory service about every pinned version; says
 sbom: $(INSTALLED) ## write build/sbom.json: what the serving image holds (CycloneDX); EXTRA=gpu for the other one
 	$(BIN)/python .ci/sbom.py build/sbom.json $(EXTRA)
 
+screenshots: $(STARTER) tools ## try the playground in Chromium, and take the pictures of docs/playground anew
+	$(BIN)/python -m pytest -q tests/playground
+	$(BIN)/python -m tests.playground.pictures
+
 starter: $(STARTER) ## build the bundle that demo and serve use
 
 redis: # the tests use a real Redis; without it those that need it are skipped, which CI does not allow
@@ -73,12 +77,14 @@ redis: # the tests use a real Redis; without it those that need it are skipped, 
 			&& DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends redis-server >/dev/null; } \
 		|| { echo "redis-server is not installed: the tests that need it are skipped"; [ -z "$$CI" ]; }
 
-tools: # nginx for rolling restarts, promtool for alert rules, libfaketime for clocks that jump, as above
+tools: # nginx (rolling restarts), promtool (alert rules), libfaketime (clocks that jump), Chromium (the playground), as above
 	@{ [ -x /usr/sbin/nginx ] || command -v nginx >/dev/null; } && command -v promtool >/dev/null \
 		&& ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 \
+		&& { command -v chromium || command -v google-chrome; } >/dev/null \
 		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
-			&& DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends nginx-light prometheus faketime >/dev/null; } \
-		|| { echo "nginx, promtool or libfaketime is not installed: the tests that need them are skipped"; [ -z "$$CI" ]; }
+			&& DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
+				nginx-light prometheus faketime chromium >/dev/null; } \
+		|| { echo "nginx, promtool, libfaketime or Chromium is not installed: the tests that need them are skipped"; [ -z "$$CI" ]; }
 
 clean: ## remove what was built (not the virtual environment, not var/store)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

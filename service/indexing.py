@@ -9,7 +9,8 @@ from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
 from service.errors import InputFailed, input_problem
 from service.inputs import embed_inputs, to_inputs
-from service.pipeline import Embedded, Embedder
+from service.pipeline import Embedded, Embedder, Media
+from service.previews import Previewer
 from service.schemas.embed import InputProblem
 from service.schemas.items import ItemInput, RefusedItem, StoredItem, StoredModality
 from service.search import unit_vector
@@ -25,6 +26,7 @@ async def index_items(
     *,
     fail: bool,
     tokens: TokenEmbedder | None = None,
+    previewer: Previewer | None = None,
 ) -> list[StoredItem | RefusedItem]:
     """Embed and upsert items in one transaction; an answer for each, in order.
 
@@ -52,6 +54,8 @@ async def index_items(
         answers.append(StoredItem.model_construct(id=item.id, collection=item.collection, modality=modality))
     if tokens is not None and tokens.available:
         entries = await _with_tokens(tokens, store, items, entries)
+    if previewer is not None:
+        entries = await _with_previews(previewer, items, entries)
     if entries:
         with timed("write"):
             await store.upsert(entries)
@@ -74,6 +78,17 @@ async def _with_tokens(
         if not isinstance(each, InputError)
     }
     return [replace(entry, tokens=by_item.get((entry.collection, entry.id))) for entry in entries]
+
+
+async def _with_previews(previewer: Previewer, items: Sequence[ItemInput], entries: list[Entry]) -> list[Entry]:
+    """Entries, those that were made from an image or a sound with a preview of it."""
+    inputs = {(item.collection, item.id): item.input for item in items if item.text is None}
+    wanted = [entry for entry in entries if inputs.get((entry.collection, entry.id)) is not None]
+    values = [each for entry in wanted if (each := inputs[entry.collection, entry.id]) is not None]
+    found = zip(wanted, await to_inputs(values), strict=True)
+    media = {(entry.collection, entry.id): each for entry, each in found if isinstance(each, Media)}
+    by_item = dict(zip(media, await previewer.previews(list(media.values())), strict=True))
+    return [replace(entry, preview=by_item.get((entry.collection, entry.id))) for entry in entries]
 
 
 def unit_vectors(given: Sequence[Vectors], dimensions: int) -> Sequence[Vectors | InputError]:

@@ -26,8 +26,24 @@ from service.metrics import Metrics
 from service.middleware import BodyLimit, Context, Disconnects, SecurityHeaders
 from service.model import Model
 from service.pipeline import Embedder
+from service.previews import Previewer
+from service.projection import Maps
 from service.quotas import Limiter, MemoryLimiter, RedisLimiter
-from service.routes import admin, classify, collections, embed, health, items, label_sets, models, openai, score, search
+from service.routes import (
+    admin,
+    classify,
+    collections,
+    embed,
+    health,
+    items,
+    label_sets,
+    models,
+    openai,
+    playground,
+    previews,
+    score,
+    search,
+)
 from service.schemas.models import Problem
 from service.schemas.openai import OpenAIError
 from service.search import Searcher
@@ -45,12 +61,14 @@ ROUTERS = (
     classify.router,
     label_sets.router,
     items.router,
+    previews.router,
     collections.router,
     score.router,
     models.router,
     openai.router,
     health.router,
     admin.router,
+    playground.router,
 )
 
 
@@ -158,7 +176,11 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
             limiter = open_limiter(settings, metrics)
             fetcher = None if opened.ways is None else Fetcher(opened.ways, settings, metrics)
             closing.push_async_callback(limiter.close)
-            state = State(settings, models, home, store, searcher, tokens, metrics, limiter, opened.keys, fetcher)
+            previewer = Previewer(home.embedder, settings.limits) if settings.previews else None
+            maps = Maps(store)
+            state = State(
+                settings, models, home, store, searcher, tokens, previewer, maps, metrics, limiter, opened.keys, fetcher
+            )
             closing.push_async_callback(state.close)
             yield {"services": state}
 
@@ -186,6 +208,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.mount("/playground", playground.Files())
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
     return app
 

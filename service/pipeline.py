@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,8 @@ _HASHED_ON_THE_LOOP = 65_536  # bytes: under 0.1 ms
 _TOKENISED_ON_THE_LOOP = 512  # characters: about 0.2 ms, where a hop to a thread and back costs nearly as much
 _CHUNK = 8_192
 _GROUP = 131_072  # bytes of undecoded media
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,10 @@ class Embedder:
     async def canary(self, modality: Modality) -> None:
         """Embed a small input through one tower, past the cache. Raises if anything on the way does not work."""
         await self.channels[modality].canary()
+
+    async def in_worker(self, function: Callable[[], Result]) -> Result:
+        """Run something slow in a thread that decodes. Raises WorkerDied, and NotReady after close."""
+        return await self._pool.run(function)
 
     def workers_alive(self) -> bool:
         return self._pool.alive and all(channel.alive for channel in self.channels.values())

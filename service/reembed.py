@@ -23,7 +23,19 @@ from service.metrics import Metrics
 from service.pipeline import Embedded, Embedder, Input, Media, Text
 from service.schemas.inputs import sniff
 from service.settings import Settings
-from service.store import Entry, SqliteStore, Store, StoreError, Wanted, keywords, rows, schema, tokens
+from service.store import (
+    Entry,
+    Preview,
+    SqliteStore,
+    Store,
+    StoreError,
+    Wanted,
+    keywords,
+    previews,
+    rows,
+    schema,
+    tokens,
+)
 from service.towers import open_towers
 
 _BATCH = 64
@@ -52,6 +64,7 @@ class _Item:
     modality: str
     metadata: dict[str, Any]
     text: str | None
+    preview: Preview | None
 
 
 @dataclass(frozen=True)
@@ -146,7 +159,10 @@ async def _move(batch: list[_Item], store: Store, embedder: Embedder, originals:
     results = await embedder.embed([each for _, each in wanted]) if wanted else []
     for (item, _), result in zip(wanted, results, strict=True):
         if isinstance(result, Embedded):
-            entries.append(Entry(item.collection, item.id, item.modality, item.metadata, result.vector, item.text))
+            vector, seen = result.vector, item.preview
+            entries.append(
+                Entry(item.collection, item.id, item.modality, item.metadata, vector, item.text, preview=seen)
+            )
         else:
             outcome.leave_out(f"{item.modality}: {result}", item.id)
     if entries:
@@ -172,14 +188,16 @@ async def _label_sets(connection: sqlite3.Connection, classifier: Classifier, ou
 
 
 def _items(connection: sqlite3.Connection) -> Iterator[_Item]:
+    kept = previews.present(connection)
     found = connection.execute(
-        """SELECT collections.name, items.id, modality, metadata,
+        """SELECT collections.key, collections.name, items.id, modality, metadata,
         (SELECT content FROM keywords WHERE keywords.item = items.key AND field = ?)
         FROM items JOIN collections ON collections.key = items.collection ORDER BY items.key""",
         (keywords.TEXT,),
     )
-    for collection, id, modality, metadata, text in found:
-        yield _Item(collection, id, modality, json.loads(metadata), text)
+    for key, collection, id, modality, metadata, text in found:
+        preview = previews.of_item(connection, key, id) if kept else None
+        yield _Item(collection, id, modality, json.loads(metadata), text, preview)
 
 
 def _opened(old: Path) -> sqlite3.Connection:

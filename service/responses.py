@@ -12,6 +12,7 @@ from starlette.responses import Response
 from service.contract.vectors import truncate
 from service.errors import InvalidRequest
 from service.schemas.embed import Encoding
+from service.store import Shown
 
 
 class JSON(Response):
@@ -19,6 +20,14 @@ class JSON(Response):
 
     def render(self, content: Any) -> bytes:
         return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def previewed(shown: Shown | None) -> dict[str, Any] | None:
+    """What there is to see of an item, as schemas.items.ItemPreview; None where there is nothing."""
+    if shown is None:
+        return None
+    named = {"text": shown.text, "media_type": shown.media_type} | shown.about
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def cut(vector: NDArray[np.float32], dimensions: int | None) -> NDArray[np.float32]:

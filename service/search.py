@@ -19,15 +19,18 @@ from service.inputs import embed_inputs, to_inputs
 from service.late_interaction import heat, maxsim, transport
 from service.pipeline import Embedded, Embedder
 from service.ranking import distinct, diverse, fuse
+from service.schemas.inputs import AnyInput
 from service.schemas.search import (
     FUSED,
     ComposeQuery,
     Diversity,
     IdQuery,
     Keywords,
+    Part,
     Query,
     Rerank,
     VectorQuery,
+    WeightedFile,
     parts,
     words_of,
 )
@@ -313,9 +316,7 @@ class Searcher:
         flat = [(position, part) for position, each in enumerate(asked) for part in parts(each.query)]
         ids = [part.id for _, part in flat if isinstance(part, IdQuery)]
         stored = await self._store.tokens(collection, ids)
-        inputs = await to_inputs(
-            [part for _, part in flat if not isinstance(part, VectorQuery | IdQuery | ComposeQuery)]
-        )
+        inputs = await to_inputs(_inputs(flat))
         readable = [each for each in inputs if not isinstance(each, InputError)]
         made = iter(await self._tokens.embed(readable))
         found: list[list[Vectors]] = [[] for _ in asked]
@@ -337,8 +338,7 @@ class Searcher:
         flat = [(position, part) for position, query in enumerate(queries) for part in parts(query)]
         ids = [part.id for _, part in flat if isinstance(part, IdQuery)]
         stored = await self._store.vectors(collection, ids)
-        inputs = [part for _, part in flat if not isinstance(part, VectorQuery | IdQuery | ComposeQuery)]
-        embedded = iter(await embed_inputs(self._embedder, inputs))
+        embedded = iter(await embed_inputs(self._embedder, _inputs(flat)))
         found: list[list[Vectors]] = [[] for _ in queries]
         for position, part in flat:
             result: Embedded | Vectors | InputError
@@ -362,6 +362,12 @@ class Searcher:
             own = query.id if isinstance(query, IdQuery) else None
             asked.append(_Asked(row, np.stack(vectors), weights, own, query))
         return asked
+
+
+def _inputs(flat: Sequence[tuple[int, Query | Part]]) -> list[AnyInput]:
+    """Of parts of queries those that are to be embedded."""
+    given = (part.file if isinstance(part, WeightedFile) else part for _, part in flat)
+    return [part for part in given if not isinstance(part, VectorQuery | IdQuery | ComposeQuery)]
 
 
 def _diversified(candidates: list[_Candidate], diversity: Diversity, count: int) -> list[_Candidate]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.contract.bundle import MODALITIES, Modality
@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     """An API key, or NAME:PASSWORD."""
     milvus_timeout_s: float = Field(default=5.0, gt=0, le=600)
     """For one call; past it, 503."""
+    previews: bool = False
+    """Keep of every image and sound that is stored from now on a preview (a picture of at most 480 pixels, the first 20
+    seconds), in the store and its backups. Whoever may search may see it. Off, nothing of a client's media is kept."""
     host: str = "127.0.0.1"
     """The address to listen at; 0.0.0.0 is every address of this machine."""
     port: int = Field(default=8000, ge=0, le=65_535)
@@ -205,6 +208,13 @@ class Settings(BaseSettings):
     @classmethod
     def _separated(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("previews")
+    @classmethod
+    def _have_a_place(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("store") == Path("milvus"):
+            raise ValueError("a Milvus store keeps no previews")
+        return value
 
     @field_validator("gpus")
     @classmethod

@@ -17,6 +17,8 @@ from service.metrics import Metrics
 from service.model import Model, ReloadRefused
 from service.once import OneAtATime
 from service.pipeline import Embedder
+from service.previews import Previewer
+from service.projection import Maps
 from service.quotas import Limiter
 from service.responses import JSON
 from service.search import Searcher
@@ -37,6 +39,9 @@ class State:
     store: Store
     searcher: Searcher
     tokens: TokenEmbedder
+    previewer: Previewer | None
+    """Where the operator wants previews kept."""
+    maps: Maps
     metrics: Metrics
     limiter: Limiter
     keys: Keyring | None = None

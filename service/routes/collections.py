@@ -1,13 +1,25 @@
 """GET /collections; GET, PUT and DELETE /collections/{name}."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from service.errors import InvalidRequest
 from service.inputs import read_request
-from service.schemas.items import CollectionPart, CollectionRequest, CollectionResponse, CollectionsResponse, Name
+from service.projection import MOST_POINTS, Map
+from service.projection import label as label_of
+from service.responses import JSON
+from service.schemas.items import (
+    CollectionPart,
+    CollectionRequest,
+    CollectionResponse,
+    CollectionsResponse,
+    MapResponse,
+    Name,
+)
 from service.state import State, StateDep
 from service.store import Collection, Part, Wanted
 
@@ -22,6 +34,30 @@ async def list_collections(state: StateDep) -> CollectionsResponse:
 @router.get("/collections/{name}")
 async def get_collection(name: Name, state: StateDep) -> CollectionResponse:
     return await _described_whole(name, state)
+
+
+@router.get("/collections/{name}/map", response_model=MapResponse)
+async def map_collection(
+    name: Name,
+    state: StateDep,
+    limit: Annotated[int, Query(ge=1, le=MOST_POINTS)] = 2_000,
+    label: Annotated[str | None, Query(min_length=1, max_length=256, description="A metadata key.")] = None,
+) -> JSON:
+    """The collection's vectors in the plane: what lies near is about the same, of whatever modality it is.
+
+    Of at most `limit` items: of more, a sample. The first to ask after something is written waits until it is made.
+    """
+    made = await state.maps.map(name, limit)
+    return JSON(await asyncio.to_thread(_drawn, made, label))
+
+
+def _drawn(made: Map, key: str | None) -> dict[str, Any]:
+    points = [
+        {"id": item.id, "modality": item.modality, "x": round(x, 4), "y": round(y, 4)}
+        | ({} if key is None else {"label": label_of(item.metadata, key)})
+        for item, (x, y) in zip(made.items, made.places.tolist(), strict=True)
+    ]
+    return {"count": made.count, "keys": made.keys, "points": points}
 
 
 @router.put("/collections/{name}", responses={201: {"model": CollectionResponse}})

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query
 from service.errors import NotFound
 from service.indexing import index_items
 from service.inputs import documented, reader
-from service.responses import JSON
+from service.responses import JSON, previewed
 from service.schemas.items import (
     DeletedResponse,
     DeleteItemsRequest,
@@ -35,7 +35,8 @@ Deletion = Annotated[DeleteItemsRequest, Depends(reader(DeleteItemsRequest))]
 async def upsert_items(body: Items, state: StateDep) -> ItemsResponse:
     """Embed and store items, each replacing the one of its collection and id. Answered once they are on disk."""
     fail = body.on_error == "fail"
-    items = await index_items(state.embedder, state.store, body.items, fail=fail, tokens=state.tokens)
+    embedder, tokens, previewer = state.embedder, state.tokens, state.previewer
+    items = await index_items(embedder, state.store, body.items, fail=fail, tokens=tokens, previewer=previewer)
     return ItemsResponse(upserted=sum(isinstance(item, StoredItem) for item in items), items=items)
 
 
@@ -46,10 +47,18 @@ async def list_items(
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
     collection: Name | None = None,
     modality: StoredModality | None = None,
+    include: Literal["preview"] | None = None,
 ) -> JSON:
     """Items in the order in which they were first stored; of every collection unless one is named."""
     items, more = await state.store.page(collection, modality, cursor, limit)
-    return JSON({"items": [_described(item) for item in items], "next_cursor": more})
+    described = [_described(item) for item in items]
+    if include == "preview":
+        for name in {item.collection for item in items}:
+            own = [each for each in described if each["collection"] == name]
+            shown = await state.store.shown(name, [each["id"] for each in own])
+            for each in own:
+                each["preview"] = previewed(shown.get(each["id"]))
+    return JSON({"items": described, "next_cursor": more})
 
 
 @router.post("/items/delete", openapi_extra=documented(DeleteItemsRequest))
@@ -67,9 +76,13 @@ async def get_item(
     id: ItemId,
     state: StateDep,
     collection: Name = DEFAULT_COLLECTION,
-    include: Literal["vector"] | None = None,
+    include: Annotated[list[Literal["vector", "preview"]] | None, Query()] = None,
 ) -> JSON:
-    return JSON(_described(await state.store.get(collection, id, with_vector=include == "vector")))
+    wanted = include or []
+    described = _described(await state.store.get(collection, id, with_vector="vector" in wanted))
+    if "preview" in wanted:
+        described["preview"] = previewed((await state.store.shown(collection, [id])).get(id))
+    return JSON(described)
 
 
 @router.delete("/items/{id:path}", status_code=204)

@@ -1,17 +1,17 @@
 """POST /search."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
 from service.inputs import documented, reader
-from service.responses import JSON
+from service.responses import JSON, previewed
 from service.schemas.search import SearchRequest, SearchResponse, place_query
 from service.search import Ordering, Result
-from service.state import StateDep
-from service.store import Effort
+from service.state import State, StateDep
+from service.store import Effort, Shown
 from service.timings import timed
 
 router = APIRouter(tags=["search"])
@@ -38,17 +38,26 @@ async def search(body: Body, state: StateDep) -> JSON:
             with_vector="vector" in body.include,
             field="queries" if body.query is None else "query",
         )
-    results = [[_result(each, body.include) for each in one] for one in found]
+        shown = await _shown(state, body, found)
+    results = [[_result(each, body.include, shown) for each in one] for one in found]
     took_ms = round(1_000 * (time.perf_counter() - started), 3)
     return JSON({"results": results if body.query is None else results[0], "took_ms": took_ms})
 
 
-def _result(found: Result, include: Collection[str]) -> dict[str, Any]:
+async def _shown(state: State, body: SearchRequest, found: Sequence[Sequence[Result]]) -> Mapping[str, Shown]:
+    if "preview" not in body.include:
+        return {}
+    return await state.store.shown(body.collection, list({each.item.id for one in found for each in one}))
+
+
+def _result(found: Result, include: Collection[str], shown: Mapping[str, Shown]) -> dict[str, Any]:
     result: dict[str, Any] = {"id": found.item.id, "score": found.score, "modality": found.item.modality}
     if "metadata" in include:
         result["metadata"] = found.item.metadata
     if "vector" in include:
         result["vector"] = found.item.vector
+    if "preview" in include:
+        result["preview"] = previewed(shown.get(found.item.id))
     if found.explanation is not None:
         result["explain"] = found.explanation
     return result

@@ -79,6 +79,8 @@ def kind_of(value: Any) -> str | None:
     if isinstance(value, File):
         return "file"
     keys = value if isinstance(value, dict) else type(value).model_fields if isinstance(value, BaseModel) else ()
+    if isinstance(value, dict) and isinstance(value.get("file"), File):
+        return "named_file"
     kinds = [kind for kind in ("text", "image", "audio", "vector", "id", "compose") if kind in keys]
     return kinds[0] if len(kinds) == 1 else None
 

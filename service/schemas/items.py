@@ -285,11 +285,24 @@ class ItemsResponse(BaseModel):
     items: list[StoredItem | RefusedItem]
 
 
+class ItemPreview(BaseModel):
+    """What there is to see of an item: the text of a text item, and where `previews` is set what `/previews` has."""
+
+    text: str | None = Field(default=None, description="Its first 1,000 characters.")
+    media_type: Literal["image/webp", "audio/mpeg"] | None = Field(default=None, description="Of GET /previews/{id}.")
+    width: int | None = None
+    height: int | None = None
+    seconds: float | None = Field(default=None, description="Of the preview.")
+    whole_seconds: float | None = Field(default=None, description="Of the sound that was sent.")
+    peaks: list[int] | None = Field(default=None, description="The waveform of the preview: 80 heights, 0 to 100.")
+
+
 class ItemResponse(StoredItem):
     metadata: dict[str, Any]
     created: str
     updated: str
     vector: list[float] | None = None
+    preview: ItemPreview | None = None
 
 
 class PageResponse(BaseModel):
@@ -323,6 +336,20 @@ class CollectionResponse(BaseModel):
     created: str
     keywords: list[str]
     tokens: bool
+
+
+class MapPoint(BaseModel):
+    id: str
+    modality: StoredModality
+    x: float = Field(description="-1 to 1, as y is.")
+    y: float
+    label: str | None = None
+
+
+class MapResponse(BaseModel):
+    count: int = Field(description="Items of the collection; the points are of a sample where there are more.")
+    keys: list[str] = Field(description="Metadata keys that can label points.")
+    points: list[MapPoint]
 
 
 class CollectionsResponse(BaseModel):

@@ -16,7 +16,7 @@ from service.schemas.inputs import (
     at_most,
     discriminator,
 )
-from service.schemas.items import Filter, ItemId, Name, StoredModality, Vector, storable_text
+from service.schemas.items import Filter, ItemId, ItemPreview, Name, StoredModality, Vector, storable_text
 from service.settings import Limits
 from service.store import DEFAULT_COLLECTION
 
@@ -50,6 +50,12 @@ class WeightedImage(ImageInput, _Weighted): ...
 class WeightedAudio(AudioInput, _Weighted): ...
 
 
+class WeightedFile(_Weighted):
+    """A part that takes a file of the form; see place_query."""
+
+    file: InstanceOf[File]
+
+
 class WeightedVector(VectorQuery, _Weighted): ...
 
 
@@ -60,6 +66,7 @@ Part = Annotated[
     Annotated[WeightedText, Tag("text")]
     | Annotated[WeightedImage, Tag("image")]
     | Annotated[WeightedAudio, Tag("audio")]
+    | SkipJsonSchema[Annotated[WeightedFile, Tag("named_file")]]
     | Annotated[WeightedVector, Tag("vector")]
     | Annotated[WeightedId, Tag("id")],
     discriminator("text", "image", "audio", "vector", "id"),
@@ -169,7 +176,7 @@ class SearchRequest(RequestModel):
     )
     rerank: Rerank | None = None
     diversity: Diversity | None = None
-    include: list[Literal["metadata", "vector", "explain"]] = Field(default=["metadata"], max_length=8)
+    include: list[Literal["metadata", "vector", "explain", "preview"]] = Field(default=["metadata"], max_length=8)
 
     @model_validator(mode="after")
     def _bounded(self, info: ValidationInfo) -> "SearchRequest":
@@ -216,7 +223,14 @@ def parts(query: Query) -> Sequence[Query | Part]:
 
 
 def place_query(body: dict[str, Any], files: list[File]) -> None:
-    """One file is the query, several are the queries."""
+    """Files go, in order, to the parts of a composed query that have no input. Else one is the query, several the
+    queries."""
+    query = body.get("query")
+    if isinstance(query, dict) and isinstance(query.get("compose"), list):
+        waiting = [part for part in query["compose"] if isinstance(part, dict) and not part.keys() - {"weight"}]
+        for part, file in zip(waiting, files, strict=False):
+            part["file"] = file
+        files = files[len(waiting) :]
     if len(files) == 1 and not body.keys() & {"query", "queries"}:
         body["query"] = files[0]
     elif files:
@@ -253,6 +267,7 @@ class SearchResult(BaseModel):
     modality: StoredModality
     metadata: dict[str, Any] | None = None
     vector: list[float] | None = None
+    preview: ItemPreview | None = None
     explain: Explanation | None = None
 
 

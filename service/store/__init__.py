@@ -9,7 +9,8 @@ from service.store.filters import Filter, parse
 from service.store.interface import Hit, Part, Store
 from service.store.kinds import PRECISIONS, Effort, Kind, Precision, Rules, Wanted
 from service.store.labels import LabelSet
-from service.store.rows import Collection, Entry, Item
+from service.store.previews import Shown
+from service.store.rows import Collection, Entry, Item, Preview
 from service.store.schema import DEFAULT_COLLECTION
 from service.store.sqlite import SqliteStore
 
@@ -26,7 +27,9 @@ __all__ = [
     "LabelSet",
     "Part",
     "Precision",
+    "Preview",
     "Rules",
+    "Shown",
     "SpaceMismatch",
     "SqliteStore",
     "Store",

@@ -8,7 +8,8 @@ from service.contract.vectors import Vectors
 from service.store.filters import Filter
 from service.store.kinds import Effort, Kind, Precision, Wanted
 from service.store.labels import LabelSet
-from service.store.rows import Collection, Entry, Item
+from service.store.previews import Shown
+from service.store.rows import Collection, Entry, Item, Preview
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,18 @@ class Store(Protocol):
 
     async def tokens(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
         """The token vectors (N, D) of those items that have any."""
+
+    async def preview(self, collection: str, id: str) -> Preview:
+        """Raises NotFound where the item has none, as every item of a store that keeps none."""
+
+    async def shown(self, collection: str, ids: Sequence[str]) -> dict[str, Shown]:
+        """What there is to see of those items that there is anything of: their text, what their preview is like."""
+
+    async def sample(self, collection: str, count: int) -> tuple[list[Item], int]:
+        """Up to `count` items with their vectors, the same ones until something is written, and how many there are."""
+
+    async def version(self, collection: str) -> str:
+        """What changes whenever an item of the collection is written or deleted, so that a map is made anew."""
 
     # Collections
 

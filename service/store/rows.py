@@ -25,6 +25,15 @@ Metadata = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Preview:
+    """A small file of our own making that shows what an item was made from."""
+
+    media_type: str
+    data: bytes
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Entry:
     """What a client writes: an item before it has a place in the store."""
 
@@ -38,6 +47,7 @@ class Entry:
     """Of a text item: its words can be searched for."""
     tokens: Vectors | None = None
     """(N, D), unit length, for reranking; kept where the collection keeps them."""
+    preview: Preview | None = None
 
 
 @dataclass(frozen=True)

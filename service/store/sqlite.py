@@ -17,7 +17,7 @@ import numpy as np
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
 from service.errors import InvalidRequest, NotFound, NotReady
-from service.store import keywords, labels, rows, schema, snapshot, tokens
+from service.store import keywords, labels, previews, rows, schema, snapshot, tokens
 from service.store.builder import Builder
 from service.store.errors import StoreDamaged, StoreError, StoreInUse
 from service.store.filters import Filter
@@ -25,7 +25,8 @@ from service.store.index import Index
 from service.store.interface import Hit, Part
 from service.store.kinds import Built, Effort, Keys, Rules, Wanted
 from service.store.labels import LabelSet
-from service.store.rows import Collection, Entry, Item, SlotReader
+from service.store.previews import Shown
+from service.store.rows import Collection, Entry, Item, Preview, SlotReader
 from service.store.writer import Change, Configure, Drop, Put, Remove, Transaction, Writer
 
 _READERS = 4
@@ -54,6 +55,7 @@ class SqliteStore:
             schema.prepare(writing, path, manifest)
             keywords.prepare(writing)
             tokens.prepare(writing)
+            previews.prepare(writing)
             self._id = schema.meta(writing, "store") or ""
             self._indexes = self._load_indexes(writing)
             reading = self._connect()
@@ -176,6 +178,7 @@ class SqliteStore:
                     known = [id in replaced for id in (entry.id for entry in mine)]
                     keywords.put(transaction.connection, collection, keys, known, mine)
                     tokens.put(transaction.connection, collection, keys, known, mine)
+                    previews.put(transaction.connection, keys, known, mine)
                     slots = np.arange(first, first + len(mine))
                     vectors = np.stack([entry.vector for entry in mine])
                     metadata = [entry.metadata for entry in mine]
@@ -199,6 +202,35 @@ class SqliteStore:
             return key is not None and rows.item(connection, key, id, with_vector=False) is not None
 
         return await self._read(read)
+
+    async def preview(self, collection: str, id: str) -> Preview:
+        def read(connection: sqlite3.Connection) -> Preview:
+            found = previews.of_item(connection, _collection_key(connection, collection), id)
+            if found is None:
+                raise NotFound(f"no preview of an item {id!r} in the collection {collection!r}")
+            return found
+
+        return await self._read(read)
+
+    async def shown(self, collection: str, ids: Sequence[str]) -> dict[str, Shown]:
+        return await self._read(
+            lambda connection: previews.shown(connection, _collection_key(connection, collection), ids)
+        )
+
+    async def sample(self, collection: str, count: int) -> tuple[list[Item], int]:
+        def read(connection: sqlite3.Connection) -> tuple[list[Item], int]:
+            key = _collection_key(connection, collection)
+            slots = self._indexes[key].slots() if key in self._indexes else np.empty(0, np.int64)
+            total = len(slots)
+            if total > count:
+                slots = np.sort(np.random.default_rng(0).choice(slots, count, replace=False))
+            items = rows.items_by_slot(connection, key, collection, set(slots.tolist()), with_vector=True)
+            return [items[slot] for slot in sorted(items)], total
+
+        return await self._read(read)
+
+    async def version(self, collection: str) -> str:
+        return str(self._writer.sequence)  # of the whole store: what is written elsewhere only costs a little work
 
     async def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
         def read(connection: sqlite3.Connection) -> dict[str, Vectors]:

@@ -55,3 +55,9 @@ def test_the_page_of_settings_has_them_all() -> None:
     assert "| `ISTHMUS_CACHE_BYTES` | `268435456` (256 MiB) |" in page
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows), "no cell breaks the table"
+
+
+def test_previews_need_a_store_that_keeps_them() -> None:
+    assert read_settings(previews="true").previews
+    with pytest.raises(SettingsError, match=r"ISTHMUS_PREVIEWS is .*: .*a Milvus store keeps no previews"):
+        read_settings(previews="true", store="milvus")

@@ -374,3 +374,23 @@ def test_a_label_set_is_kept_and_replaced_whole(open_store, tmp_path):
     in_store(open_store, tmp_path, replace)
     assert in_store(open_store, tmp_path, lambda store: store.label_set_version("set")) != version
     assert in_store(open_store, tmp_path, read) == created
+
+
+def test_a_sample_is_the_same_until_something_is_written(open_store, tmp_path):
+    async def use(store):
+        await store.upsert([entry(f"i{n}", {"n": n}) for n in range(30)])
+        some, count = await store.sample("default", 10)
+        again, _ = await store.sample("default", 10)
+        assert count == 30 and len(some) == 10 and [one.id for one in some] == [one.id for one in again]
+        assert all(
+            np.array_equal(one.vector, vector_of(one.id)) and one.metadata == {"n": int(one.id[1:])} for one in some
+        )
+        every, count = await store.sample("default", 100)
+        assert {one.id for one in every} == {f"i{n}" for n in range(30)} and count == 30
+        assert isinstance(await store.version("default"), str)
+        assert await store.shown("default", ["i1"]) == {}
+        for missing in (store.preview("default", "i1"), store.sample("nowhere", 10)):
+            with pytest.raises(NotFound):
+                await missing
+
+    in_store(open_store, tmp_path, use)

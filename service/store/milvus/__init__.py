@@ -8,6 +8,7 @@ fails in between; writing it again puts that right.
 import asyncio
 import base64
 import binascii
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,12 +27,14 @@ from service.store.milvus import labels, layout, opening
 from service.store.milvus.connection import Connection, NoCollection, NotLoaded
 from service.store.milvus.filters import translate
 from service.store.milvus.tables import BATCH, MOST, STRONG, Tables
-from service.store.rows import Collection, Entry, Item
+from service.store.previews import Shown
+from service.store.rows import Collection, Entry, Item, Preview
 from service.store.schema import now
 
 _RESULTS = 65_536
 """Of one search call, over all its queries."""
 _EF, _NPROBE = 128, 16
+_MAP_S = 60
 
 
 class MilvusStore:
@@ -238,6 +241,24 @@ class MilvusStore:
 
     async def tokens(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
         return {}
+
+    async def preview(self, collection: str, id: str) -> Preview:
+        raise NotFound("a Milvus store keeps no previews")
+
+    async def shown(self, collection: str, ids: Sequence[str]) -> dict[str, Shown]:
+        return {}
+
+    async def sample(self, collection: str, count: int) -> tuple[list[Item], int]:
+        found: list[Item] = []
+        async for batch in self._tables.scan(collection, layout.both(True), [*layout.ITEM, "vector"]):
+            found += [layout.item(collection, row) for row in batch]
+            if len(found) >= count:
+                break
+        return found[:count], await self._tables.count(collection)
+
+    async def version(self, collection: str) -> str:
+        # Milvus does not say when something was last written. A map may be a minute old.
+        return str(int(time.monotonic() // _MAP_S))
 
     # Collections
 

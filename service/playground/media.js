@@ -1,0 +1,163 @@
+// Files and recordings → what the server reads. Nothing leaves the page here.
+
+const IMAGES = /\.(jpe?g|png|webp|gif|bmp|tiff?)$/i;
+const OTHER_IMAGES = /\.(avif|heic|heif|jxl|ico)$/i;
+const SOUNDS = /\.(wav|flac|ogg|oga|opus|mp3|aiff?|caf|au)$/i;
+const OTHER_SOUNDS = /\.(m4a|aac|webm|weba|mp4|wma|amr)$/i;
+const TEXTS = /\.(txt|md|markdown|text)$/i;
+
+const LARGEST_IMAGE = 9e6;
+const SIDE = 2048;
+const RATE = 24_000;
+export const PEAKS = 80;
+const LONGEST_S = 30;
+
+/** image, audio, text, or null for what is none of them. */
+export function kindOf(file) {
+  const { name, type } = file;
+  if (IMAGES.test(name) || OTHER_IMAGES.test(name)) return "image";
+  if (SOUNDS.test(name) || OTHER_SOUNDS.test(name)) return "audio";
+  if (TEXTS.test(name)) return "text";
+  if (type.startsWith("image/") && type !== "image/svg+xml") return "image";
+  return type.startsWith("audio/") ? "audio" : null;
+}
+
+/** An image or sound in a form that the server reads: as it is where it reads that, else made anew by the browser. */
+export async function readable(file) {
+  const kind = kindOf(file);
+  if (kind === "image") {
+    const known = IMAGES.test(file.name) || /^image\/(jpeg|png|webp|gif|bmp|tiff)$/.test(file.type);
+    return known && file.size <= LARGEST_IMAGE ? file : redrawn(file);
+  }
+  const known = SOUNDS.test(file.name) || /^audio\/(x-)?(wav|wave|flac|ogg|mpeg|mp3)$/.test(file.type);
+  return known ? file : wavFile(await decode(file), stem(file.name));
+}
+
+async function redrawn(file) {
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch {
+    throw new Error(`${file.name} is no image that this browser can read`);
+  }
+  const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
+  const canvas = new OffscreenCanvas(Math.round(bitmap.width * scale), Math.round(bitmap.height * scale));
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = "#fff"; // what is transparent, as the server has it
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  const data = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 });
+  return new File([data], `${stem(file.name)}.jpg`, { type: "image/jpeg" });
+}
+
+async function decode(file) {
+  const context = new OfflineAudioContext(1, 1, RATE);
+  try {
+    return await context.decodeAudioData(await file.arrayBuffer());
+  } catch {
+    throw new Error(`${file.name} is no sound that this browser can read`);
+  }
+}
+
+const stem = (name) => name.replace(/\.[^.]*$/, "");
+
+/** The heights of a sound's waveform, 0 to 100, and its length; null where the browser cannot decode it. */
+export async function waveform(file) {
+  try {
+    const samples = mono(await decode(file));
+    return { peaks: peaksOf(samples), seconds: samples.length / RATE };
+  } catch {
+    return null;
+  }
+}
+
+function peaksOf(samples) {
+  const loudest = Array.from({ length: PEAKS }, (_, bar) => {
+    const [from, to] = [bar, bar + 1].map((each) => Math.floor((each * samples.length) / PEAKS));
+    let top = 0;
+    for (let place = from; place < to; place++) top = Math.max(top, Math.abs(samples[place]));
+    return top;
+  });
+  const top = Math.max(...loudest) || 1;
+  return loudest.map((each) => Math.round((100 * each) / top));
+}
+
+function mono(sound) {
+  const mixed = new Float32Array(sound.length);
+  for (let channel = 0; channel < sound.numberOfChannels; channel++) {
+    const own = sound.getChannelData(channel);
+    for (let place = 0; place < own.length; place++) mixed[place] += own[place] / sound.numberOfChannels;
+  }
+  return mixed;
+}
+
+/** A decoded sound → a mono WAV of 16 bits. */
+function wavFile(sound, name) {
+  const samples = mono(sound);
+  const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
+  const ascii = (at, text) => [...text].forEach((each, place) => view.setUint8(at + place, each.charCodeAt(0)));
+  ascii(0, "RIFF");
+  view.setUint32(4, 36 + 2 * samples.length, true);
+  ascii(8, "WAVEfmt ");
+  view.setUint32(16, 16, true);
+  view.setUint16(20, 1, true); // PCM
+  view.setUint16(22, 1, true); // channels
+  view.setUint32(24, sound.sampleRate, true);
+  view.setUint32(28, 2 * sound.sampleRate, true);
+  view.setUint16(32, 2, true);
+  view.setUint16(34, 16, true);
+  ascii(36, "data");
+  view.setUint32(40, 2 * samples.length, true);
+  samples.forEach((each, place) => view.setInt16(44 + 2 * place, 32767 * Math.max(-1, Math.min(1, each)), true));
+  return new File([view], `${name}.wav`, { type: "audio/wav" });
+}
+
+let recordings = 0;
+
+/** Record from the microphone until stop() is called or LONGEST_S are over; `done` is the WAV. Throws where it may not. */
+export async function startRecording() {
+  if (!navigator.mediaDevices) throw new Error("Recording needs a page that comes over HTTPS or from this machine");
+  let stream;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+  } catch (error) {
+    const none = error.name === "NotFoundError";
+    throw new Error(none ? "There is no microphone" : "The browser was not allowed to use the microphone");
+  }
+  const recorder = new MediaRecorder(stream);
+  const pieces = [];
+  recorder.ondataavailable = (event) => pieces.push(event.data);
+  const ended = new Promise((resolve) => (recorder.onstop = resolve));
+  recorder.start();
+  const limit = setTimeout(() => recorder.stop(), LONGEST_S * 1000);
+  const done = ended.then(async () => {
+    clearTimeout(limit);
+    stream.getTracks().forEach((track) => track.stop());
+    const taken = new File(pieces, `recording-${++recordings}`, { type: recorder.mimeType });
+    return wavFile(await decode(taken), taken.name);
+  });
+  return { done, stop: () => recorder.state === "recording" && recorder.stop() };
+}
+
+/** What was dropped, folders opened: [{path, file}]. To be called before anything is awaited, while the drop lasts. */
+export function droppedFiles(transfer) {
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.length) return Promise.resolve([...transfer.files].map((file) => ({ path: file.name, file })));
+  return Promise.all(entries.map(opened)).then((found) => found.flat());
+}
+
+async function opened(entry) {
+  if (entry.isFile) {
+    const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+    return [{ path: entry.fullPath.replace(/^\//, ""), file }];
+  }
+  const reader = entry.createReader();
+  const found = [];
+  for (;;) {
+    // A reader gives at most a hundred at a time.
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!some.length) break;
+    for (const each of some) found.push(...(await opened(each)));
+  }
+  return found;
+}

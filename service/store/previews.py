@@ -1,0 +1,80 @@
+"""Previews of items: functions of a connection. A row goes with its item, and into every backup."""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from service.store import keywords
+from service.store.kinds import Keys
+from service.store.rows import Entry, Preview
+
+TEXT_CHARS = 1_000
+"""Of a stored text that are shown."""
+
+_SCHEMA = """CREATE TABLE IF NOT EXISTS previews (
+    item INTEGER PRIMARY KEY REFERENCES items (key) ON DELETE CASCADE,
+    media_type TEXT NOT NULL CHECK (media_type IN ('image/webp', 'audio/mpeg')),
+    about TEXT NOT NULL,
+    data BLOB NOT NULL
+) STRICT"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What there is to see of an item, without the file itself."""
+
+    text: str | None
+    """The beginning of a text item's text."""
+    media_type: str | None
+    about: dict[str, Any]
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Create the table where it is not there yet."""
+    connection.execute(_SCHEMA)
+
+
+def present(connection: sqlite3.Connection) -> bool:
+    """Whether the store has the table: one that this version has not served yet does not."""
+    return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'previews'").fetchone())
+
+
+def put(connection: sqlite3.Connection, keys: Keys, replaced: Sequence[bool], entries: Sequence[Entry]) -> None:
+    """Keep what was just written under these row keys, in place of what the replaced rows had."""
+    older = [int(key) for key, known in zip(keys, replaced, strict=True) if known]
+    if older:
+        connection.execute("DELETE FROM previews WHERE item IN (SELECT value FROM json_each(?))", (json.dumps(older),))
+    connection.executemany(
+        "INSERT INTO previews (item, media_type, about, data) VALUES (?, ?, ?, ?)",
+        [
+            (int(key), kept.media_type, orjson.dumps(kept.about).decode(), kept.data)
+            for key, entry in zip(keys, entries, strict=True)
+            if (kept := entry.preview) is not None
+        ],
+    )
+
+
+def of_item(connection: sqlite3.Connection, collection: int, id: str) -> Preview | None:
+    row = connection.execute(
+        """SELECT media_type, data, about FROM previews JOIN items ON items.key = previews.item
+        WHERE items.collection = ? AND items.id = ?""",
+        (collection, id),
+    ).fetchone()
+    return None if row is None else Preview(row[0], row[1], orjson.loads(row[2]))
+
+
+def shown(connection: sqlite3.Connection, collection: int, ids: Iterable[str]) -> dict[str, Shown]:
+    """Of those ids that there is anything of."""
+    rows = connection.execute(
+        """SELECT items.id, substr(content, 1, ?), media_type, about FROM items
+        LEFT JOIN keywords ON keywords.item = items.key AND keywords.field = ?
+        LEFT JOIN previews ON previews.item = items.key
+        WHERE items.collection = ? AND items.id IN (SELECT value FROM json_each(?))
+        AND (content IS NOT NULL OR media_type IS NOT NULL)""",
+        (TEXT_CHARS, keywords.TEXT, collection, json.dumps(list(ids))),
+    )
+    return {id: Shown(text, kind, {} if about is None else orjson.loads(about)) for id, text, kind, about in rows}

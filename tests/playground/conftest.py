@@ -1,0 +1,170 @@
+"""A real Chromium at a real server that serves the starter, with the demonstration's photographs and sounds in it."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import axe_playwright_python
+import httpx
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+
+from examples.photos import PHOTOS, write_photos
+from examples.sounds import SOUNDS, write_sounds
+from service.keys import create_key
+from service.settings import Settings
+from tests.conftest import serving
+
+ROOT = Path(__file__).parents[2]
+SHOTS = ROOT / "build/playground"
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+DEADLINE_MS = 20_000
+expect.set_options(timeout=DEADLINE_MS)
+DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
+TEXTS = {
+    "harbour.txt": "A cup of coffee at the harbour, while the gulls cry over the boats",
+    "storm.txt": "Thunder rolls over the hills, and then the rain begins",
+    "launch.txt": "An astronaut in an orange suit waits for the rocket to be launched",
+}
+
+
+def needed(there: object, what: str) -> None:
+    if not there:
+        assert "CI" not in os.environ, what
+        pytest.skip(what)
+
+
+@pytest.fixture(scope="package")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """photographs/*.jpg and sounds/*.wav."""
+    folder = tmp_path_factory.mktemp("media")
+    write_photos(folder / "photographs")
+    write_sounds(folder / "sounds")
+    return folder
+
+
+@pytest.fixture(scope="package")
+def starter() -> Path:
+    bundle = ROOT / "build/starter"
+    needed((bundle / "manifest.json").exists(), "build/starter is not there: `make starter` builds it")
+    return bundle
+
+
+@pytest.fixture(scope="package")
+def site(starter: Path, media: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A server that keeps previews, and has something to find."""
+    store = tmp_path_factory.mktemp("playground") / "store"
+    with serving(Settings(bundle=starter, store=store, device="cpu", previews=True)) as client:
+        fill(client, media)
+        yield client
+
+
+@pytest.fixture(scope="package")
+def bare(starter: Path, media: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A server as it is without any setting: it keeps no previews."""
+    store = tmp_path_factory.mktemp("bare") / "store"
+    with serving(Settings(bundle=starter, store=store, device="cpu")) as client:
+        fill(client, media)
+        yield client
+
+
+@pytest.fixture(scope="package")
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys") / "keys.json"
+
+
+@pytest.fixture(scope="package")
+def key(key_file: Path) -> str:
+    return create_key(key_file, "a person", ["read", "write"])[1]
+
+
+@pytest.fixture(scope="package")
+def keyed(
+    starter: Path, media: Path, key_file: Path, key: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
+    """A server that asks for a key."""
+    store = tmp_path_factory.mktemp("keyed") / "store"
+    with serving(Settings(bundle=starter, store=store, device="cpu", previews=True, keys=key_file)) as client:
+        client.headers["authorization"] = f"Bearer {key}"
+        fill(client, media)
+        yield client
+
+
+def fill(client: httpx.Client, media: Path) -> None:
+    heard = {name: (make.__doc__ or "").partition(":")[0].strip(".") for name, make in SOUNDS.items()}
+    what = {"photographs": PHOTOS, "sounds": heard}
+    files = [*sorted((media / "photographs").iterdir()), *sorted((media / "sounds").iterdir())]
+    items: list[dict[str, Any]] = [
+        {"id": file.name, "metadata": {"what": what[file.parent.name][file.stem], "set": file.parent.name}}
+        for file in files
+    ]
+    items += [{"id": name, "text": text, "metadata": {"set": "notes"}} for name, text in TEXTS.items()]
+    parts = [("file", (file.name, file.read_bytes())) for file in files]
+    response = client.post("/items", data={"request": json.dumps({"items": items})}, files=parts)
+    assert response.json()["upserted"] == len(files) + len(TEXTS), response.text
+
+
+@pytest.fixture(scope="package")
+def browser(media: Path) -> Iterator[Browser]:
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    needed(program, "there is no Chromium: `make tools` installs it")
+    microphone = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    heard = f"--use-file-for-fake-audio-capture={media / 'sounds/siren.wav'}"
+    flags = [*microphone, heard, "--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """What the consoles have said. A test removes what it expects."""
+    return []
+
+
+@pytest.fixture
+def watching(browser: Browser, complaints: list[str]) -> Iterator[Callable[..., Page]]:
+    """Opens the playground of a server. The test fails if the console says anything, or anybody else is asked."""
+    contexts = []
+
+    def open_page(server: httpx.Client, **options: Any) -> Page:
+        origin = str(server.base_url)
+        allowed = ["clipboard-read", "clipboard-write", "microphone"]
+        context = browser.new_context(**{"viewport": DESKTOP, "base_url": origin, "permissions": allowed} | options)
+        contexts.append(context)
+        context.set_default_timeout(DEADLINE_MS)
+        context.add_init_script(AXE)
+        page = context.new_page()
+
+        def heard(message: ConsoleMessage) -> None:
+            if message.type in ("error", "warning"):
+                complaints.append(f"console {message.type}: {message.text} {message.location}")
+
+        def asked(request: Request) -> None:
+            if not request.url.startswith((origin, "blob:", "data:")):
+                complaints.append(f"a request to somebody else: {request.url}")
+
+        page.on("console", heard)
+        page.on("pageerror", lambda error: complaints.append(f"uncaught: {error}"))
+        page.on("request", asked)
+        page.goto("/")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def page(site: httpx.Client, watching: Callable[..., Page]) -> Page:
+    return watching(site)
+
+
+def shoot(page: Page, name: str) -> None:
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.png", animations="disabled")

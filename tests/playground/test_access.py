@@ -1,0 +1,89 @@
+"""Every view in light and dark, on a desk and in a hand: axe-core has nothing against it, and it fits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+from playwright.sync_api import Page, expect
+
+from tests.playground.conftest import AXE, DESKTOP, PHONE, shoot
+
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+SIZES = {"desktop": DESKTOP, "phone": PHONE}
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+
+
+def violations(page: Page) -> list[str]:
+    found: dict[str, Any] = page.evaluate("rules => axe.run({runOnly: rules, resultTypes: ['violations']})", RULES)
+    return [
+        f"{each['id']}: {each['help']}: {node['html'][:200]} {node['failureSummary']}"
+        for each in found["violations"]
+        for node in each["nodes"]
+    ]
+
+
+def fits(page: Page) -> bool:
+    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+
+
+def test_axe_finds_nothing_and_nothing_is_cut_off(
+    site: httpx.Client, media: Path, watching: Callable[..., Page]
+) -> None:
+    page = watching(site)
+
+    def checked(view: str) -> None:
+        expect(page.locator("[aria-busy]")).to_have_count(0)
+        for size, viewport in SIZES.items():
+            page.set_viewport_size(viewport)
+            assert fits(page), f"{view}, {size}"
+            for scheme in SCHEMES:
+                page.emulate_media(color_scheme=scheme)
+                assert violations(page) == [], f"{view}, {size}, {scheme}"
+                shoot(page, f"{size}-{scheme}-{view}")
+        page.set_viewport_size(DESKTOP)
+
+    expect(page.locator("#results .card")).to_have_count(12)
+    checked("home")
+    page.get_by_label("Words to search for").fill("rain and coffee")
+    page.set_input_files("#file", [media / "photographs/coffee.jpg", media / "sounds/rain.wav"])
+    expect(page.locator("#found")).to_contain_text("24 results")
+    checked("search")
+    page.get_by_role("button", name="Filters").click()
+    page.locator("#search-request summary").click()
+    checked("search-more")
+    page.get_by_role("link", name="Classify").click()
+    page.set_input_files("#classify-file", [media / "photographs/coffee.jpg", media / "sounds/rain.wav"])
+    expect(page.locator(".verdict")).to_have_count(2)
+    checked("classify")
+    page.get_by_role("link", name="Map").click()
+    page.get_by_label("Coloured by").select_option("set")
+    page.locator("#canvas").focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    expect(page.locator("#chosen .card")).to_have_count(1)
+    page.get_by_text("The same as a list").click()
+    checked("map")
+    page.get_by_role("link", name="Add", exact=True).click()
+    page.set_input_files("#files-input", sorted((media / "photographs").iterdir()))
+    expect(page.get_by_role("button", name="Add 11 files")).to_be_visible()
+    checked("add")
+    page.get_by_role("button", name="API key").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    checked("key")
+
+
+def test_every_width_fits(page: Page) -> None:
+    expect(page.locator("#results .card")).to_have_count(12)
+    for view in ("Search", "Classify", "Map", "Add"):
+        page.get_by_role("link", name=view, exact=True).click()
+        for width in (320, 600, 768, 1024, 1920):
+            page.set_viewport_size({"width": width, "height": 700})
+            assert fits(page), f"{view} at {width}"
+
+
+def test_axe_would_say_so(site: httpx.Client, watching: Callable[..., Page]) -> None:
+    page = watching(site)
+    page.evaluate("document.querySelector('main').append(document.createElement('button'))")
+    assert any(each.startswith("button-name") for each in violations(page))
+    assert AXE.startswith("/*! axe v4.")

@@ -1,0 +1,144 @@
+"""The map: its layout, and that it is made once for what a collection holds."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.manifold import trustworthiness
+
+from service.contract.vectors import l2_normalise
+from service.projection import Maps, components, label, layout
+from service.store import Item
+
+
+def clusters(seed=0, count=240, groups=8, dimensions=48, gap=3.0):
+    """Pictures and sounds of the same `groups` subjects, each modality apart from the other as a whole."""
+    random = np.random.default_rng(seed)
+    subjects = random.normal(size=(groups, dimensions))
+    subject = random.integers(0, groups, count)
+    modality = np.where(np.arange(count) % 3 == 0, "audio", "image")
+    apart = np.where((modality == "audio")[:, None], gap, -gap) * l2_normalise(random.normal(size=dimensions)) * 3
+    return l2_normalise(subjects[subject] + apart + 0.45 * random.normal(size=(count, dimensions))), modality, subject
+
+
+def test_what_is_near_is_about_the_same_whatever_its_modality():
+    vectors, modality, subject = clusters()
+    places = layout(vectors, modality)
+    assert places.shape == (240, 2) and np.abs(places).max() == 1
+    apart = np.linalg.norm(places[:, None] - places[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    near = np.argsort(apart, axis=1)[:, :5]
+    assert (subject[near] == subject[:, None]).mean() > 0.9
+    pictures, sounds = (
+        np.stack([places[(modality == kind) & (subject == each)].mean(axis=0) for each in range(8)])
+        for kind in ("image", "audio")
+    )
+    nearest = np.linalg.norm(sounds[:, None] - pictures[None], axis=2).argmin(axis=1)
+    assert nearest.tolist() == list(range(8)), "sounds lie with the pictures of the same"
+    own = modality == "image"
+    plain = trustworthiness(vectors[own], components(vectors)[own], n_neighbors=10)
+    assert trustworthiness(vectors[own], places[own], n_neighbors=10) > plain
+
+
+def test_the_same_items_make_the_same_map():
+    vectors, modality, _ = clusters()
+    assert np.array_equal(layout(vectors, modality), layout(vectors.copy(), list(modality)))
+
+
+@settings(deadline=None, max_examples=25)
+@given(count=st.integers(0, 60), dimensions=st.integers(1, 6), same=st.booleans(), seed=st.integers(0, 9))
+def test_any_vectors_have_a_place(count, dimensions, same, seed):
+    random = np.random.default_rng(seed)
+    vectors = l2_normalise(random.normal(size=(max(count, 1), dimensions)))[:count]
+    if same and count:
+        vectors = np.repeat(vectors[:1], count, axis=0)
+    places = layout(vectors, random.choice(["image", "audio", "text", "vector"], count))
+    assert places.shape == (count, 2) and np.isfinite(places).all() and np.abs(places).max(initial=0) <= 1
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a", "a"),
+        (2, "2"),
+        (0.5, "0.5"),
+        (True, "true"),
+        (None, None),
+        ([1], None),
+        ({"a": 1}, None),
+        ("x" * 99, "x" * 80),
+    ],
+)
+def test_labels(value, expected):
+    assert label({"key": value}, "key") == expected
+    assert label({"other": value}, "key") is None
+
+
+class Held:
+    """A store whose writes are told by hand."""
+
+    def __init__(self) -> None:
+        self.written, self.asked = 0, 0
+
+    async def version(self, collection: str) -> str:
+        return str(self.written)
+
+    async def sample(self, collection: str, count: int) -> tuple[list[Item], int]:
+        self.asked += 1
+        if collection == "broken":
+            raise RuntimeError("no such collection")
+        vector = np.array([1.0, 0.0], np.float32)
+        return [Item(collection, "a", "image", {"k": 1}, "", "", vector)], 7
+
+
+def test_a_map_is_made_once_until_something_is_written():
+    async def scenario() -> None:
+        store = Held()
+        maps = Maps(store)
+        first, second = await asyncio.gather(maps.map("c", 10), maps.map("c", 10))
+        assert first is second and store.asked == 1 and first.count == 7 and first.keys == ["k"]
+        store.written += 1
+        assert await maps.map("c", 10) is not first and store.asked == 2
+        for limit in range(20, 30):
+            await maps.map("c", limit)
+        assert await maps.map("c", 10) is not first and store.asked == 13, "few are remembered"
+        for _ in range(2):
+            with pytest.raises(RuntimeError):
+                await maps.map("broken", 10)
+        assert store.asked == 15, "a failure is not"
+
+    asyncio.run(scenario())
+
+
+def test_who_gives_up_does_not_stop_a_map_that_others_wait_for():
+    async def scenario() -> None:
+        maps = Maps(Held())
+        hasty = asyncio.create_task(maps.map("c", 10))
+        patient = asyncio.create_task(maps.map("c", 10))
+        await asyncio.sleep(0)
+        hasty.cancel()
+        assert (await patient).count == 7
+
+    asyncio.run(scenario())
+
+
+def test_the_route(client):
+    items = [
+        {"id": f"t{n}", "text": f"text {n}", "metadata": {"n": n % 3, "list": [1], "odd": n == 1}} for n in range(40)
+    ]
+    assert client.post("/items", json={"items": items}).status_code == 200
+    answer = client.get("/collections/default/map").json()
+    assert answer["count"] == 40 and answer["keys"] == ["n", "odd"] and len(answer["points"]) == 40
+    assert {each["id"] for each in answer["points"]} == {each["id"] for each in items}
+    assert all(set(each) == {"id", "modality", "x", "y"} and abs(each["x"]) <= 1 for each in answer["points"])
+    labelled = client.get("/collections/default/map", params={"label": "n"}).json()["points"]
+    assert {each["label"] for each in labelled} == {"0", "1", "2"}
+    part = client.get("/collections/default/map", params={"limit": 10}).json()
+    assert part["count"] == 40 and len(part["points"]) == 10
+    assert client.get("/collections/default/map", params={"limit": 10}).json() == part
+    client.post("/items/delete", json={"ids": [each["id"] for each in items]})
+    assert client.get("/collections/default/map").json() == {"count": 0, "keys": [], "points": []}
+    assert client.get("/collections/nowhere/map").status_code == 404
+    assert client.get("/collections/default/map", params={"limit": 5_001}).status_code == 422
