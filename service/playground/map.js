@@ -346,7 +346,7 @@ export function mapView(app) {
   $("zoom-out").addEventListener("click", () => zoom(1 / 1.5));
   $("zoom-all").addEventListener("click", fit);
   document.addEventListener("themechange", dress);
-  new ResizeObserver(() => (view.least ? draw() : fit())).observe(sheet);
+  new ResizeObserver(fit).observe(sheet);
 
   return {
     title: "Map",

@@ -9,11 +9,11 @@ from tests.playground.conftest import ROOT, SHOTS
 
 PICTURES = {
     "search": "search-typed",
-    "composed": "search-composed",
+    "composed": "desktop-light-search",
     "classify": "classify",
     "map": "map",
     "add": "add",
-    "dark": "desktop-dark-map",
+    "dark": "desktop-dark-classify",
     "phone": "phone-dark-search",
 }
 _COLOURS = 128
