@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# What serving the starter needs, and all that working on the project needs besides.
+BASICS := $(VENV)/.basics
 INSTALLED := $(VENV)/.installed
 STARTER := build/starter/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check settings openapi bench bench-gpu bench-store chaos crash fuzz hostile rolling \
+.PHONY: help demo serve test check docs settings openapi bench bench-gpu bench-store chaos crash fuzz hostile rolling \
 	starter audit sbom redis tools clean
 
 help: ## list the targets
@@ -18,7 +20,7 @@ demo: $(STARTER) ## set up, index sample media, search and classify them; ends b
 serve: $(STARTER) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT); items and previews are kept in var/store
 	ISTHMUS_PREVIEWS=$${ISTHMUS_PREVIEWS:-true} $(BIN)/python -m service serve --bundle build/starter --store var/store
 
-test: $(STARTER) redis tools ## set up and run every test
+test: $(STARTER) $(INSTALLED) redis tools ## set up and run every test
 	$(BIN)/python -m pytest -q
 
 check: $(INSTALLED) ## lint, format, types; openapi.yaml and docs/configuration.md up to date
@@ -32,28 +34,31 @@ check: $(INSTALLED) ## lint, format, types; openapi.yaml and docs/configuration.
 settings: $(INSTALLED) ## write docs/configuration.md
 	$(BIN)/python -m service settings > docs/configuration.md
 
+docs: $(INSTALLED) ## build the documentation into build/site; SERVE=1 serves it while it is written
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(if $(SERVE),serve,build --strict --quiet)
+
 openapi: $(INSTALLED) ## write openapi.yaml
 	$(BIN)/python -m service openapi > openapi.yaml
 
-bench: $(STARTER) ## measure the speed figures, about 20 minutes; ONLY=name measures one part
+bench: $(STARTER) $(INSTALLED) ## measure the speed figures, about 20 minutes; ONLY=name measures one part
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
-bench-store: $(STARTER) ## measure the store with 1,000,000 vectors; VECTORS=n for fewer, WORK=folder keeps it
+bench-store: $(STARTER) $(INSTALLED) ## measure the store with 1,000,000 vectors; VECTORS=n for fewer, WORK=folder keeps it
 	$(BIN)/python -m benchmarks.store $(if $(VECTORS),--vectors $(VECTORS)) $(if $(WORK),--work $(WORK))
 
-crash: $(STARTER) ## kill the server 50 times while it is written to, and look whether anything is lost
+crash: $(STARTER) $(INSTALLED) ## kill the server 50 times while it is written to, and look whether anything is lost
 	$(BIN)/python -m benchmarks.crash
 
-hostile: $(STARTER) ## send the server what is made to hurt, and look at each answer, its time, and the memory it took
+hostile: $(STARTER) $(INSTALLED) ## send the server what is made to hurt, and look at each answer, its time, and the memory it took
 	$(BIN)/python -m benchmarks.hostile
 
-fuzz: $(STARTER) ## ask the server all that openapi.yaml allows and forbids; give the decoders damaged files
+fuzz: $(STARTER) $(INSTALLED) ## ask the server all that openapi.yaml allows and forbids; give the decoders damaged files
 	$(BIN)/python -m benchmarks.fuzz
 
-chaos: $(STARTER) redis tools ## break what the server stands on, under load, and look at what its clients see
+chaos: $(STARTER) $(INSTALLED) redis tools ## break what the server stands on, under load, and look at what its clients see
 	$(BIN)/python -m benchmarks.chaos
 
-rolling: $(STARTER) tools ## restart two replicas behind nginx 20 times under load; RESTARTS=n for another number
+rolling: $(STARTER) $(INSTALLED) tools ## restart two replicas behind nginx 20 times under load; RESTARTS=n for another number
 	$(BIN)/python -m benchmarks.rolling $(if $(RESTARTS),--restarts $(RESTARTS))
 
 bench-gpu: $(INSTALLED) ## measure what only a GPU can show; says so where there is none
@@ -89,13 +94,18 @@ tools: # nginx (rolling restarts), promtool (alert rules), libfaketime (clocks t
 clean: ## remove what was built (not the virtual environment, not var/store)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(BASICS): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,demo]'
+	@touch $@
+
+$(INSTALLED): $(BASICS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[cpu,train,demo,dev,docs,integrations]'
 	@touch $@
 
 # Real photographs and sounds, on which the starter's exported graphs are checked.
-build/media/.made: $(INSTALLED) examples/photos.py examples/sounds.py
+build/media/.made: $(BASICS) examples/photos.py examples/sounds.py
 	$(BIN)/python -m examples.photos build/media >/dev/null
 	$(BIN)/python -m examples.sounds build/media >/dev/null
 	@touch $@

@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from isthmus_client import Input, Isthmus
     from isthmus_client.errors import ClientError
 
-_MEDIA = {
-    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"),
-}
 _MAGIC = (
     b"\xff\xd8\xff",
     b"\x89PNG",
@@ -58,7 +54,7 @@ class Failure(click.ClickException):
 class Commands(click.Group):
     """Lists in its help what asks a server and what works here apart from each other."""
 
-    here = ("serve", "index", "train", "evaluate", "doctor", "completion")
+    here = ("serve", "train", "evaluate", "doctor", "completion")
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         for title, wanted in (("Ask a running server", False), ("On this machine", True)):
@@ -179,6 +175,44 @@ def search(
 
 
 @cli.command()
+@click.argument("folder", type=click.Path(file_okay=False, exists=True, path_type=Path))
+@click.option("-c", "--collection", default="default", show_default=True)
+@click.option("--again", is_flag=True, help="Send what is there already too, and replace it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object at the end.")
+@click.pass_context
+def index(context: click.Context, /, folder: Path, collection: str, again: bool, as_json: bool) -> None:
+    """Store the images and sounds of a folder and its subfolders.
+
+    Each is called by its path in the folder. Stopped and run again, it goes on; what is new since is added. What cannot
+    be read is named, and the rest is stored.
+    """
+    from isthmus_client import folder as folders
+
+    with _server(context) as space:
+        files = folders.media_files(folder)
+        if not files:
+            raise Failure(f"there is no image or sound in {folder}", "name the folder that holds your photographs")
+        known = set() if again else folders.known_ids(space, collection)
+        fresh = [path for path in files if folders.item_id(folder, path) not in known]
+        failed = 0
+        shown = sys.stderr.isatty() and not as_json
+        with click.progressbar(length=len(fresh), label="indexing", file=sys.stderr, hidden=not shown) as progress:
+            for outcome in folders.send(space, folder, fresh, collection):
+                progress.update(1)
+                if outcome.error:
+                    failed += 1
+                    click.echo(f"error: {outcome.id}: {outcome.error.detail}", err=True)
+    counts = {"indexed": len(fresh) - failed, "failed": failed, "already": len(files) - len(fresh)}
+    if as_json:
+        click.echo(json.dumps(counts))
+    else:
+        were = f", {counts['already']} were there already" if counts["already"] else ""
+        click.echo(f"{counts['indexed']} indexed{were}{f', {failed} could not be read' if failed else ''}")
+    if failed:
+        context.exit(1)
+
+
+@cli.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT…", type=click.Path(allow_dash=True))
 @click.option("--text", "as_text", is_flag=True, help="Every INPUT is a text, even where there is a file of that name.")
 @click.option("-l", "--label", "labels", multiple=True, help="One label; repeatable.")
@@ -278,10 +312,6 @@ def _with_bundle(arguments: list[str]) -> list[str]:
     return ["--bundle", str(starter), *arguments]
 
 
-def _index(arguments: list[str]) -> int:
-    return int(_module("service.__main__", "cpu").main(["index", *arguments]))
-
-
 def _train(arguments: list[str]) -> int:
     return int(_module("training.__main__", "cpu,train").main(["run", *arguments]))
 
@@ -291,7 +321,6 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 _passes_on("serve", "Serve a bundle over HTTP.\n\nThe same as `python -m service serve`.", _serve)
-_passes_on("index", "Index a folder of images and sounds.\n\nThe same as `python -m service index`.", _index)
 _passes_on("train", "Train a space by a recipe: RECIPE --out FOLDER.\n\nThe same as `python -m training run`.", _train)
 _passes_on("evaluate", "Measure a bundle on any data.\n\nThe same as `python -m training evaluate`.", _evaluate)
 
@@ -386,6 +415,8 @@ def _read_inputs(arguments: Sequence[str], as_text: bool) -> Iterator[tuple[str,
 
 
 def _one_input(argument: str, as_text: bool) -> "Input":
+    from isthmus_client.folder import SUFFIXES
+
     path = Path(argument)
     if as_text:
         return argument
@@ -393,7 +424,7 @@ def _one_input(argument: str, as_text: bool) -> "Input":
         raise Failure(f"{argument} is a folder", f"its files: {argument}/*; to index them: isthmus index {argument}")
     if path.is_file():
         return path
-    if path.suffix.lower() in _MEDIA:
+    if Path(argument).suffix.lower() in SUFFIXES:
         raise Failure(f"there is no file {argument}", "mind the folder you are in; --text takes it for the words")
     return argument
 
@@ -439,7 +470,7 @@ def _queries(
 
 def _show_found(found: Sequence[Any], media: Path | None, draw: bool) -> None:
     rows = [
-        (f"{each.score:.3f}", each.modality, each.id, "  ".join(f"{k}={v}" for k, v in each.metadata.items()))
+        (f"{each.score:.3f}", each.modality, each.id, "  ".join(f"{k}={v}" for k, v in _plain(each.metadata)))
         for each in found
     ]
     lines = terminal.table(rows, ("score", "modality", "id", "metadata"), right=(0,)) if rows else []
@@ -450,14 +481,15 @@ def _show_found(found: Sequence[Any], media: Path | None, draw: bool) -> None:
             _echo_lines(terminal.picture(file))
 
 
+def _plain(metadata: Any) -> Iterator[tuple[str, Any]]:
+    """What fits into a line: what an index keeps about a file, as an object, does not."""
+    return ((name, value) for name, value in metadata.items() if not isinstance(value, dict | list))
+
+
 def _file_of(found: Any, media: Path | None) -> Path | None:
-    """The file of a result: the id, or a `path` in its metadata, under the folder of media or where we are."""
-    for name in (found.id, found.metadata.get("path"), found.metadata.get("file")):
-        if isinstance(name, str):
-            file = (media or Path()) / name
-            if file.is_file():
-                return file
-    return None
+    """The file of a result, which is called by its path in the folder that was indexed."""
+    file = (media or Path()) / found.id
+    return file if file.is_file() else None
 
 
 def _nothing_found(space: "Isthmus", collection: str, options: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 TARGETS = {
-    *("audit", "bench", "bench-gpu", "bench-store", "chaos", "check", "clean", "crash", "demo", "fuzz"),
+    *("audit", "bench", "bench-gpu", "bench-store", "chaos", "check", "clean", "crash", "demo", "docs", "fuzz"),
     *("help", "hostile", "openapi", "rolling", "sbom", "screenshots", "serve", "settings", "starter", "test"),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -55,10 +55,17 @@ def test_each_command_sets_up_what_it_needs_alone(target: str, last: str, tmp_pa
 
 
 def test_what_is_set_up_is_not_set_up_again(tmp_path: Path) -> None:
-    (tmp_path / ".installed").touch()
+    for name in (".basics", ".installed"):
+        (tmp_path / name).touch()
     plan = make("-n", "openapi", f"VENV={tmp_path}")
     assert "pip" not in plan
     assert "service openapi" in plan
+
+
+def test_what_works_on_the_project_installs_all_that_it_may_need(tmp_path: Path) -> None:
+    (tmp_path / ".basics").touch()
+    for target in sorted(TARGETS - {"clean", "demo", "help", "serve", "starter"}):
+        assert "dev" in make("-n", target, f"VENV={tmp_path}"), f"{target}: depends on $(INSTALLED)"
 
 
 def test_ci_runs_what_the_readme_says() -> None:
@@ -87,7 +94,12 @@ def test_torch_is_asked_for_by_exactly_its_version_and_only_for_training() -> No
 
 @pytest.mark.parametrize(
     ("package", "extras"),
-    [("service", ("cpu", "milvus", "otel")), ("training", ("cpu", "train", "ray")), ("examples", ("demo",))],
+    [
+        ("service", ("cpu", "milvus", "otel")),
+        ("training", ("cpu", "train", "ray")),
+        ("examples", ("demo",)),
+        ("isthmus_client", ()),
+    ],
 )
 def test_what_is_imported_is_declared(package: str, extras: tuple[str, ...]) -> None:
     # FastAPI's own foundation, and part of its interface; and a Milvus in the process, for whoever installs one.
@@ -95,7 +107,7 @@ def test_what_is_imported_is_declared(package: str, extras: tuple[str, ...]) -> 
     providers = packages_distributions()
     undeclared = set()
     for file in (ROOT / package).rglob("*.py"):
-        for module in imports(file) - sys.stdlib_module_names - {"service", "training", "examples"}:
+        for module in imports(file) - sys.stdlib_module_names - {"service", "training", "examples", "isthmus_client"}:
             if not {canonicalize_name(name) for name in providers[module]} & declared:
                 undeclared.add(f"{file.relative_to(ROOT)} imports {module}")
     assert not undeclared
