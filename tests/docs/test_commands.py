@@ -32,7 +32,7 @@ NOT_RUN = {
     r"curl (.* )?… /": "`…` stands for the address, and for headers that the lines before show",
     r"curl -X PUT … /label-sets/floor": "`…` stands for images; tests/service/test_classify_routes.py has them",
     r"curl -F file=@coins.jpg .*\"label_set\": \"floor\"": "asks the label set above",
-    r"openssl genpkey": "makes the key of the signing below; tests/contract makes keys of its own",
+    r"openssl genpkey": "makes the key of the signing below; tests/contract/test_signature.py makes keys of its own",
     r"ISTHMUS_BUNDLE_SIGNERS=": "is refused, on purpose: that is what it shows",
     r"python -m service reembed": "needs a second space; tests/service/test_reembed.py has one",
     r"python -m service keys (list|revoke)": "the key's id is that of the machine where it was made",
