@@ -19,13 +19,10 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 PACKAGES = {
-    **{name: name for name in ("anyio", "click", "fastapi", "httpx", "numpy", "orjson", "pydantic", "redis")},
-    **{name: name for name in ("soundfile", "soxr", "tokenizers", "uvicorn")},
-    "pillow": "PIL",
-    "python-multipart": "python_multipart",
-    "pydantic-settings": "pydantic_settings",
-    "prometheus-client": "prometheus_client",
-    "pyyaml": "yaml",
+    **{name: name for name in ("anyio", "click", "cryptography", "fastapi", "httpcore", "httpx", "numpy", "orjson")},
+    **{name: name for name in ("pydantic", "redis", "soundfile", "soxr", "tokenizers", "uvicorn")},
+    **{"dnspython": "dns", "pillow": "PIL", "prometheus-client": "prometheus_client", "pyyaml": "yaml"},
+    **{"pydantic-settings": "pydantic_settings", "python-multipart": "python_multipart"},
 }
 """What serving imports, by the name that it is installed under."""
 _OLDEST_PYTHON = (3, 11)
