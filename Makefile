@@ -70,7 +70,7 @@ audit: $(INSTALLED) ## ask the advisory service about every pinned version; says
 sbom: $(INSTALLED) ## write build/sbom.json: what the serving image holds (CycloneDX); EXTRA=gpu for the other one
 	$(BIN)/python .ci/sbom.py build/sbom.json $(EXTRA)
 
-screenshots: $(STARTER) tools ## try the playground in Chromium, and take the pictures of docs/playground anew
+screenshots: $(STARTER) $(INSTALLED) tools ## try the playground in Chromium, and take the pictures of docs/playground anew
 	$(BIN)/python -m pytest -q tests/playground
 	$(BIN)/python -m tests.playground.pictures
 

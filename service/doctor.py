@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 PACKAGES = {
     **{name: name for name in ("anyio", "click", "cryptography", "fastapi", "httpcore", "httpx", "numpy", "orjson")},
     **{name: name for name in ("pydantic", "redis", "soundfile", "soxr", "tokenizers", "uvicorn")},
-    **{"dnspython": "dns", "pillow": "PIL", "prometheus-client": "prometheus_client", "pyyaml": "yaml"},
-    **{"pydantic-settings": "pydantic_settings", "python-multipart": "python_multipart"},
+    "dnspython": "dns",
+    "pillow": "PIL",
+    "prometheus-client": "prometheus_client",
+    "pyyaml": "yaml",
+    "pydantic-settings": "pydantic_settings",
+    "python-multipart": "python_multipart",
 }
 """What serving imports, by the name that it is installed under."""
 _OLDEST_PYTHON = (3, 11)
