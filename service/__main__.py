@@ -1,4 +1,4 @@
-"""python -m service serve | keys | check BUNDLE or STORE | backup | restore | reembed | openapi | settings"""
+"""python -m service serve | keys | check BUNDLE or STORE | backup | restore | reembed | load | openapi | settings"""
 
 import argparse
 import asyncio
@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,8 @@ from service import listener, logs, reference
 from service.auth import local_names
 from service.contract.bundle import BundleError, read_bundle
 from service.keys import KeysError, Scope, create_key, read_keys, revoke_key
-from service.main import create_app, open_parts
+from service.load import Progress, load
+from service.main import create_app, open_parts, open_store
 from service.modalities import handling
 from service.protocol import Protocol
 from service.quotas import UNITS, Limit
@@ -32,7 +34,7 @@ from service.settings import Settings, SettingsError, read_settings
 from service.state import State
 from service.store import upkeep
 from service.store.errors import StoreError
-from service.store.schema import FILE
+from service.store.schema import DEFAULT_COLLECTION, FILE
 from service.towers import Tower, TowerError
 
 log = logging.getLogger("service")
@@ -198,6 +200,30 @@ def reembed_store(
     return 0
 
 
+def load_files(path: Path, collection: str, settings: Settings) -> None:
+    """Write the items of Parquet files to the store that the settings name, which nobody else may have open."""
+    manifest = read_bundle(settings.bundle).manifest
+    store, _ = open_store(settings, [manifest])
+    # Of a store in a directory the place is the directory's, wherever it is named from.
+    place = settings.milvus_uri if settings.store == Path("milvus") else str(settings.store.resolve())
+    began = time.monotonic()
+
+    def said(progress: Progress) -> None:
+        rate = progress.items / max(time.monotonic() - began, 1e-3)
+        end = "\r" if sys.stderr.isatty() else "\n"
+        line = f"{progress.files} of {progress.of} files, {progress.items:,} items, {rate:,.0f} a second"
+        print(f"{line:<79}", end=end, file=sys.stderr, flush=True)
+
+    async def run() -> int:
+        try:
+            return await load(path, store, manifest, collection, place, said)
+        finally:
+            await store.close()
+
+    count = asyncio.run(run())
+    print(f"{count:,} items of space {manifest.space} written to the collection {collection}")
+
+
 def _print_left_out(outcome: Outcome) -> None:
     for reason, count in outcome.left_out.most_common():
         print(f"{count:10}  {reason}, such as {outcome.examples[reason]!r}")
@@ -284,6 +310,11 @@ def main(arguments: list[str] | None = None) -> int:
     moved.add_argument("--media", type=Path, metavar="FOLDER", help="where the files of images and sounds are")
     moved.add_argument("--media-key", metavar="KEY", help="the metadata key of a file's path there; else the item's id")
     moved.add_argument("--leave-out", action="store_true", help="go on without the items that cannot be embedded")
+    taken = commands.add_parser("load", help="take in the Parquet files that `python -m training embed` wrote")
+    taken.add_argument("path", type=Path, metavar="FOLDER or FILE")
+    taken.add_argument("--collection", default=DEFAULT_COLLECTION, metavar="NAME")
+    for name in ("bundle", "store", "milvus-uri"):
+        taken.add_argument(f"--{name}", metavar=name.upper(), help="as for serve")
     _add_keys(commands.add_parser("keys", help="make, list and revoke API keys"))
     commands.add_parser("openapi", help="print the OpenAPI document")
     commands.add_parser("settings", help="print docs/configuration.md: every setting")
@@ -302,6 +333,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{options['file']}: {upkeep.backup(options['store'], options['file'])} items")
         elif command == "restore":
             print(f"{options['store']}: {upkeep.restore(options['file'], options['store'])} items")
+        elif command == "load":
+            load_files(options.pop("path"), options.pop("collection"), read_settings(**options))
         elif command == "reembed":
             return reembed_store(**options)
         elif command == "settings":

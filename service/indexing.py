@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from service import moments
 from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
 from service.errors import InputFailed, input_problem
@@ -17,6 +18,7 @@ from service.search import unit_vector
 from service.store import Entry, Store
 from service.timings import timed
 from service.token_vectors import TokenEmbedder
+from service.videos import Video
 
 
 async def index_items(
@@ -47,10 +49,10 @@ async def index_items(
             continue
         modality: StoredModality
         if isinstance(result, Embedded):
-            modality, vector = result.modality, result.vector
+            modality, vector, of = result.kind, result.vector, result.moments
         else:
-            modality, vector = item.modality or "vector", result
-        entries.append(Entry(item.collection, item.id, modality, item.metadata, vector, text=item.text))
+            modality, vector, of = item.modality or "vector", result, ()
+        entries.append(Entry(item.collection, item.id, modality, item.metadata, vector, text=item.text, moments=of))
         answers.append(StoredItem.model_construct(id=item.id, collection=item.collection, modality=modality))
     if tokens is not None and tokens.available:
         entries = await _with_tokens(tokens, store, items, entries)
@@ -58,7 +60,7 @@ async def index_items(
         entries = await _with_previews(previewer, items, entries)
     if entries:
         with timed("write"):
-            await store.upsert(entries)
+            await moments.upsert(store, entries)
     return answers
 
 
@@ -68,10 +70,12 @@ async def _with_tokens(
     """Entries of the collections that keep token vectors, with theirs; an input whose tower has none goes without."""
     keeping = {name for name in {each.collection for each in entries} if await store.keeps_tokens(name)}
     inputs = {(item.collection, item.id): item.input for item in items if item.collection in keeping}
-    wanted = [entry for entry in entries if inputs.get((entry.collection, entry.id)) is not None]
+    wanted = [
+        entry for entry in entries if inputs.get((entry.collection, entry.id)) is not None and entry.modality != "video"
+    ]
     values = [each for entry in wanted if (each := inputs[entry.collection, entry.id]) is not None]
     given = await to_inputs(values, role="passage")
-    made = await tokens.embed([each for each in given if not isinstance(each, InputError)])
+    made = await tokens.embed([each for each in given if not isinstance(each, InputError | Video)])
     by_item = {
         (entry.collection, entry.id): each
         for entry, each in zip(wanted, made, strict=True)

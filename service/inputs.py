@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from service import videos
 from service.contract.errors import InputError
 from service.contract.tokens import Role
 from service.errors import BodyTooLarge, InputFailed, MalformedRequest, UnsupportedBody
@@ -27,6 +28,7 @@ from service.pipeline import Embedded, Embedder, Input, Media
 from service.schemas.inputs import AnyInput, File, size_of, to_input, url_of
 from service.settings import Settings
 from service.timings import timed
+from service.videos import Video
 
 Model = TypeVar("Model", bound=BaseModel)
 Place = Callable[[dict[str, Any], list[File]], None]
@@ -98,7 +100,7 @@ def documented(model: type[BaseModel], *, files: bool = False) -> dict[str, Any]
                     "file": {
                         "type": "array",
                         "items": {"type": "string", "contentMediaType": "application/octet-stream"},
-                        "description": "Images and sounds, told apart by their content.",
+                        "description": "Images, sounds and videos, told apart by their content.",
                     },
                     "request": {**reference, "description": "The JSON body, without the inputs that are files."},
                 },
@@ -108,14 +110,14 @@ def documented(model: type[BaseModel], *, files: bool = False) -> dict[str, Any]
     return {"requestBody": {"required": True, "content": content}, "x-definitions": definitions}
 
 
-async def to_inputs(values: Sequence[AnyInput], role: Role = "query") -> list[Input | InputError]:
+async def to_inputs(values: Sequence[AnyInput], role: Role = "query") -> list[Input | Video | InputError]:
     """Schema inputs → pipeline inputs, in order; large base64 is decoded in a thread; URLs are fetched, if that is on.
 
     Raises RateLimited, DeadlineExceeded.
     """
     fetched = await _fetched(values)
 
-    def convert() -> list[Input | InputError]:
+    def convert() -> list[Input | Video | InputError]:
         return [fetched[at] if at in fetched else _to_input(value, role) for at, value in enumerate(values)]
 
     if sum(size_of(value) for at, value in enumerate(values) if at not in fetched) <= _SMALL:
@@ -142,7 +144,7 @@ async def embed_inputs(
     """Schema inputs → vectors, in order; an input that cannot be read or embedded is an InputError in its place."""
     inputs = await to_inputs(values, role)
     readable = [each for each in inputs if not isinstance(each, InputError)]
-    embedded = iter(await embedder.embed(readable)) if readable else iter(())
+    embedded = iter(await videos.embed(embedder, readable)) if readable else iter(())
     return [each if isinstance(each, InputError) else next(embedded) for each in inputs]
 
 
@@ -159,7 +161,7 @@ def all_embedded(results: Sequence[Embedded | InputError], *, field: str | None 
     return embedded
 
 
-def _to_input(value: AnyInput, role: Role) -> Input | InputError:
+def _to_input(value: AnyInput, role: Role) -> Input | Video | InputError:
     try:
         return to_input(value, role)
     except InputError as error:

@@ -31,8 +31,8 @@ class Text:
     """What the encoder's instructions go by: whether it is asked or stored."""
 
 
-Content = bytes | Text | tuple[int, ...]
-"""A media file, a text, or token ids."""
+Content = bytes | Text | tuple[int, ...] | NDArray[np.float32]
+"""A media file, a text, token ids, or pixels or samples that are decoded already."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
 
     def prepare(content: Content) -> Prepared:
+        if isinstance(content, np.ndarray):
+            return Prepared(content, size=1)
         assert isinstance(content, bytes)
         return Prepared(read_image(content, spec, limits), size=1)
 
@@ -103,6 +105,8 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
         return Prepared(sound, size=spec.milliseconds(sound))
 
     def prepare(content: Content) -> Prepared:
+        if isinstance(content, np.ndarray):
+            return prepared(content)
         assert isinstance(content, bytes)
         return prepared(decode_audio(content, spec.sampling_rate, limits))
 
@@ -117,7 +121,7 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
 
 def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings) -> Handling:
     def prepare(content: Content) -> Prepared:
-        assert not isinstance(content, bytes)
+        assert isinstance(content, Text | tuple)
         given = content.text if isinstance(content, Text) else content
         if len(given) > settings.max_text_chars:
             unit = "characters" if isinstance(given, str) else "token ids"

@@ -21,6 +21,7 @@ from service.cache import Cache, Entry, key_of
 from service.channel import Channel, Open, Runs, opener
 from service.contract.bundle import Bundle, Manifest, Modality
 from service.contract.errors import InputError, UnsupportedMedia
+from service.contract.videos import VideoLimits
 from service.errors import DeadlineExceeded, InferenceFailed
 from service.metrics import Metrics
 from service.modalities import Content, Prepared
@@ -28,10 +29,14 @@ from service.modalities import Text as Text
 from service.quotas import Costs, Unit, metering
 from service.settings import Limits, Settings
 from service.stated import stated_pixels, stated_seconds
+from service.store.rows import Moment
 from service.timings import record, timed
 from service.workers import WorkerDied, Workers
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+StoredModality = Literal["image", "audio", "text", "vector", "video"]
+"""What an item was made from; `vector` where the client gave the vector and did not say."""
 
 _HASHED_ON_THE_LOOP = 65_536  # bytes: under 0.1 ms
 _TOKENISED_ON_THE_LOOP = 512  # characters: about 0.2 ms, where a hop to a thread and back costs nearly as much
@@ -56,7 +61,17 @@ class Media:
     data: bytes
 
 
-Input = Text | TokenIds | Media
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """Of a video: pixels as the image tower takes them, or samples at the audio tower's rate."""
+
+    modality: Literal["image", "audio"]
+    value: NDArray[np.float32]
+    cost: float
+    """Pixels that were decoded for it, or seconds."""
+
+
+Input = Text | TokenIds | Media | Ready
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,12 @@ class Embedded:
     cached: bool
     tokens: int = 0
     """That a text has, special tokens included; 0 for media."""
+    moments: tuple[Moment, ...] = ()
+    """Of a video, which is handled as images are, or as sounds where it has no picture."""
+
+    @property
+    def kind(self) -> StoredModality:
+        return "video" if self.moments else self.modality
 
 
 @dataclass
@@ -107,6 +128,13 @@ class Embedder:
         self._cache, self._metrics, self.deadline_s = cache, metrics, settings.request_deadline_s
         self._capacity, self._limits = settings.queue_inputs, settings.limits
         self._decode_workers = settings.decode_workers
+        self.video_limits = VideoLimits(
+            settings.max_video_bytes,
+            settings.max_video_seconds,
+            settings.max_video_pixels,
+            settings.max_audio_channels,
+            settings.video_frames,
+        )
         self._pool = Workers("decode", settings.decode_workers)
         self._flights: dict[str, _Flight] = {}
         self._making: set[asyncio.Task[None]] = set()
@@ -213,7 +241,7 @@ class Embedder:
         return results
 
     async def _keys(self, inputs: Sequence[Input]) -> list[str]:
-        large = sum(len(each.data) for each in inputs if isinstance(each, Media)) > _HASHED_ON_THE_LOOP
+        large = sum(map(_bytes, inputs)) > _HASHED_ON_THE_LOOP
         space = self.manifest.space
         precisions = {modality: channel.precision for modality, channel in self.channels.items()}
 
@@ -377,15 +405,22 @@ def _length(each: Input) -> float:
             return len(each.text)
         case TokenIds():
             return len(each.ids)
-        case Media():
+        case Media() | Ready():
             return math.inf
+
+
+def _bytes(each: Input) -> int:
+    """Of media, which are hashed."""
+    return len(each.data) if isinstance(each, Media) else each.value.nbytes if isinstance(each, Ready) else 0
 
 
 def costs_of(inputs: Sequence[Input], limits: Limits | None) -> Costs:
     """What inputs cost, in the units of keys' limits; media by what their headers say, without `limits` nothing."""
     costs: dict[Unit, float] = {"items": len(inputs), "characters": 0, "pixels": 0, "seconds": 0}
     for each in inputs:
-        if not isinstance(each, Media):
+        if isinstance(each, Ready):
+            costs["pixels" if each.modality == "image" else "seconds"] += each.cost
+        elif not isinstance(each, Media):
             costs["characters"] += _length(each)
         elif limits is not None and each.modality == "image":
             costs["pixels"] += stated_pixels(each.data, limits)
@@ -395,7 +430,7 @@ def costs_of(inputs: Sequence[Input], limits: Limits | None) -> Costs:
 
 
 def modality_of(each: Input) -> Modality:
-    return each.modality if isinstance(each, Media) else "text"
+    return each.modality if isinstance(each, Media | Ready) else "text"
 
 
 def content_of(each: Input) -> Content:
@@ -406,6 +441,8 @@ def content_of(each: Input) -> Content:
             return each.ids
         case Media():
             return each.data
+        case Ready():
+            return each.value
 
 
 def _key(space: str, precision: str, each: Input) -> str:
@@ -417,3 +454,5 @@ def _key(space: str, precision: str, each: Input) -> str:
             return key_of(space, precision, "ids", ",".join(map(str, each.ids)).encode())
         case Media():
             return key_of(space, precision, each.modality, each.data)
+        case Ready():
+            return key_of(space, precision, f"{each.modality} {each.value.shape}", each.value.tobytes())

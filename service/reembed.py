@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from service import moments, videos
 from service.cache import MemoryCache
 from service.classify import Classifier, stored_labels
 from service.contract.bundle import read_bundle
 from service.contract.errors import InputError
 from service.metrics import Metrics
-from service.pipeline import Embedded, Embedder, Input, Media, Text
-from service.schemas.inputs import sniff
+from service.pipeline import Embedded, Embedder, Input, Text
+from service.schemas.inputs import of_file, sniff
 from service.settings import Settings
 from service.store import (
     Entry,
@@ -37,6 +38,7 @@ from service.store import (
     tokens,
 )
 from service.towers import open_towers
+from service.videos import Video
 
 _BATCH = 64
 
@@ -136,7 +138,7 @@ async def reembed(old: Path, new: Path, settings: Settings, originals: Originals
 
 
 async def _move(batch: list[_Item], store: Store, embedder: Embedder, originals: Originals, outcome: Outcome) -> None:
-    wanted: list[tuple[_Item, Input]] = []
+    wanted: list[tuple[_Item, Input | Video]] = []
     for item in batch:
         if await store.holds(item.collection, item.id):
             outcome.already += 1
@@ -147,7 +149,7 @@ async def _move(batch: list[_Item], store: Store, embedder: Embedder, originals:
                 data = await asyncio.to_thread(found.read_bytes)
                 found = "it is of another kind than its item" if sniff(data) != item.modality else found
                 if isinstance(found, Path):
-                    wanted.append((item, Media(sniff(data), data)))
+                    wanted.append((item, of_file(data)))
                     continue
         except (OSError, InputError):
             found = f"{item.modality}: its file cannot be read"
@@ -156,22 +158,32 @@ async def _move(batch: list[_Item], store: Store, embedder: Embedder, originals:
         else:
             outcome.leave_out(str(found), item.id)
     entries = []
-    results = await embedder.embed([each for _, each in wanted]) if wanted else []
+    results = await videos.embed(embedder, [each for _, each in wanted]) if wanted else []
     for (item, _), result in zip(wanted, results, strict=True):
         if isinstance(result, Embedded):
-            vector, seen = result.vector, item.preview
             entries.append(
-                Entry(item.collection, item.id, item.modality, item.metadata, vector, item.text, preview=seen)
+                Entry(
+                    item.collection,
+                    item.id,
+                    item.modality,
+                    item.metadata,
+                    result.vector,
+                    item.text,
+                    preview=item.preview,
+                    moments=result.moments,
+                )
             )
         else:
             outcome.leave_out(f"{item.modality}: {result}", item.id)
     if entries:
-        await store.upsert(entries)
+        await moments.upsert(store, entries)
         outcome.embedded += len(entries)
 
 
 async def _collections(connection: sqlite3.Connection, store: Store) -> None:
     for collection in rows.collections(connection):
+        if moments.hidden(collection.name):
+            continue
         await store.create_collection(collection.name, Wanted(collection.wanted.kind, collection.wanted.precision))
         await store.set_keyword_fields(collection.name, keywords.fields(connection, collection.key))
         if tokens.kept(connection, collection.key):
@@ -192,7 +204,8 @@ def _items(connection: sqlite3.Connection) -> Iterator[_Item]:
     found = connection.execute(
         """SELECT collections.key, collections.name, items.id, modality, metadata,
         (SELECT content FROM keywords WHERE keywords.item = items.key AND field = ?)
-        FROM items JOIN collections ON collections.key = items.collection ORDER BY items.key""",
+        FROM items JOIN collections ON collections.key = items.collection
+        WHERE collections.name NOT LIKE '.%' ORDER BY items.key""",
         (keywords.TEXT,),
     )
     for key, collection, id, modality, metadata, text in found:

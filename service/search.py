@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service import moments
 from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
 from service.errors import InputFailed, InvalidRequest
@@ -34,15 +35,16 @@ from service.schemas.search import (
     parts,
     words_of,
 )
-from service.store import Effort, Filter, Hit, Item, Store
+from service.store import Effort, Filter, Hit, Item, Moment, Store
 from service.timings import timed
 from service.token_vectors import TokenEmbedder
+from service.videos import Video
 
 _CANCELLED = 1e-6
 """Length of a sum of unit vectors (the largest weight scaled to 1) below which its direction is rounding noise."""
 _DEEPEST = 4_000
 """Candidates of one query that are looked at, at most, for enough that are no repetitions."""
-_STORED = ("image", "audio", "text", "vector")
+_STORED = ("image", "audio", "text", "vector", "video")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Ordering:
 class Result:
     item: Item
     score: float
+    moment: Moment | None = None
+    """Of a video."""
     explanation: Mapping[str, Any] | None = None
 
 
@@ -97,6 +101,7 @@ class _Candidate:
     tokens: float | None = None
     heat: NDArray[np.float32] | None = None
     score: float = 0.0
+    moment: Moment | None = None
 
     @property
     def vector(self) -> Vectors:
@@ -138,7 +143,7 @@ class Searcher:
         scope = _Scope(collection, modalities, filter, effort)
         if ordering == Ordering() and not explain:
             found = await self._nearest(asked, top_k, scope, with_vector=with_vector)
-            return [[Result(hit.item, hit.score) for hit in hits] for hits in found]
+            return [[Result(hit.item, hit.score, hit.moment) for hit in hits] for hits in found]
         strength = ordering.correction or 0.0
         if strength and not self._embedder.manifest.means:
             raise InvalidRequest("correction: this bundle has no means of its modalities")
@@ -157,7 +162,7 @@ class Searcher:
                 chosen = await asyncio.to_thread(_diversified, chosen, ordering.diversity, top_k)
             results.append(
                 [
-                    Result(one.item, one.score, _explanation(one, each, ordering) if explain else None)
+                    Result(one.item, one.score, one.moment, _explanation(one, each, ordering) if explain else None)
                     for one in chosen[:top_k]
                 ]
             )
@@ -168,7 +173,8 @@ class Searcher:
     ) -> list[list[Hit]]:
         own = [each.own for each in asked]
         with timed("index"):
-            return await self._store.search(
+            return await moments.search(
+                self._store,
                 scope.collection,
                 np.stack([each.vector for each in asked]),
                 depth,
@@ -188,7 +194,7 @@ class Searcher:
         """
         if not strength:
             found = await self._nearest(asked, depth, scope, with_vector=True)
-            return [[_Candidate(hit.item, hit.score) for hit in hits] for hits in found]
+            return [[_Candidate(hit.item, hit.score, moment=hit.moment) for hit in hits] for hits in found]
         modalities = [each for each in _STORED if scope.modalities is None or each in scope.modalities]
         by_modality = await asyncio.gather(
             *(self._nearest(asked, depth, replace(scope, modalities=[each]), with_vector=True) for each in modalities)
@@ -196,7 +202,7 @@ class Searcher:
         merged = []
         for position, each in enumerate(asked):
             candidates = [
-                _Candidate(hit.item, hit.score, self._correction(each, modality, strength))
+                _Candidate(hit.item, hit.score, self._correction(each, modality, strength), moment=hit.moment)
                 for modality, found in zip(modalities, by_modality, strict=True)
                 for hit in found[position]
             ]
@@ -204,7 +210,8 @@ class Searcher:
         return merged
 
     def _correction(self, asked: _Asked, modality: str, strength: float) -> float:
-        mean = next((held for name, held in self._embedder.manifest.means.items() if name == modality), None)
+        of = "image" if modality == "video" else modality
+        mean = next((held for name, held in self._embedder.manifest.means.items() if name == of), None)
         return 0.0 if mean is None else strength * float(asked.vector @ np.asarray(mean, np.float32))
 
     async def _chosen(
@@ -318,7 +325,8 @@ class Searcher:
         stored = await self._store.tokens(collection, ids)
         inputs = await to_inputs(_inputs(flat))
         readable = [each for each in inputs if not isinstance(each, InputError)]
-        made = iter(await self._tokens.embed(readable))
+        made = iter(await self._tokens.embed([each for each in readable if not isinstance(each, Video)]))
+        read = iter(readable)
         found: list[list[Vectors]] = [[] for _ in asked]
         for position, part in flat:
             result: Vectors | InputError
@@ -326,6 +334,8 @@ class Searcher:
                 result = InputError("a vector has no tokens to rerank by")
             elif isinstance(part, IdQuery):
                 result = stored.get(part.id, InputError("the stored item has no tokens to rerank by"))
+            elif isinstance(next(read), Video):
+                result = InputError("a video has no tokens to rerank by")
             else:
                 result = next(made)
             if isinstance(result, InputError):
@@ -381,13 +391,20 @@ def _diversified(candidates: list[_Candidate], diversity: Diversity, count: int)
     return [candidates[place] for place in diverse(relevance, vectors, diversity.trade, count)]
 
 
+def _nearer(asked: _Asked, one: _Candidate) -> Vectors:
+    """What the similarity is of: the item, or a video's moment."""
+    if one.moment is None or one.moment.vector is None:
+        return one.vector
+    return max(one.vector, one.moment.vector, key=lambda vector: float(asked.vector @ vector))
+
+
 def _explanation(one: _Candidate, asked: _Asked, ordering: Ordering) -> dict[str, Any]:
     explained: dict[str, Any] = {"similarity": one.similarity}
     if isinstance(asked.query, ComposeQuery):
         largest = max(map(abs, asked.weights))
         scaled = np.array(asked.weights) / largest
         length = np.linalg.norm(scaled @ asked.parts.astype(np.float64))
-        similar = asked.parts.astype(np.float64) @ one.vector
+        similar = asked.parts.astype(np.float64) @ _nearer(asked, one)
         explained["parts"] = [
             {"weight": weight, "similarity": alone, "contribution": share * alone}
             for weight, share, alone in zip(asked.weights, (scaled / length).tolist(), similar.tolist(), strict=True)

@@ -145,6 +145,14 @@ class Settings(BaseSettings):
     """Of one sound, decoded, all channels."""
     max_audio_channels: int = Field(default=8, gt=0)
     """Of one sound."""
+    max_video_bytes: int = Field(default=100_000_000, gt=0)
+    """Of one video's file; max_body_bytes comes first: raise that too."""
+    max_video_seconds: float = Field(default=600.0, gt=0)
+    """Of one video."""
+    max_video_pixels: int = Field(default=9_000_000, gt=0)
+    """Of a frame: 9,000,000 is 4K."""
+    video_frames: int = Field(default=16, gt=0, le=256)
+    """That are looked at, at most: the middles of so many stretches, and one a second of a shorter video."""
     max_text_chars: int = Field(default=32_000, gt=0)
     """Of one text; a longer one is refused. What a tower does not read of it is cut off, and the answer says so."""
     max_inputs: int = Field(default=256, gt=0, le=100_000)

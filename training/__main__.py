@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.bundle import BundleError
-from training import bind, curate, distill, doctor, evaluation, extend, merge, select, sign, steps, suspects
+from training import bind, curate, distill, doctor, embed, evaluation, extend, merge, select, sign, steps, suspects
 from training.distributed import leave
 from training.errors import TrainingError
 from training.features import default_cache
@@ -107,6 +107,7 @@ _MODULES = {
     "bind": (bind, "join two spaces through the texts that both can read"),
     "curate": (curate, "choose from a pool of captions or pairs what is worth training on"),
     "doctor": (doctor, "say what a recipe needs and lacks before it starts"),
+    "embed": (embed, "embed huge sets offline, into Parquet that the service loads"),
     "evaluate": (evaluation, "measure a recipe's projectors on its test splits, or a bundle on any data"),
     "distill": (distill, "train a small student of a frozen encoder, and export it as ONNX"),
     "merge": (merge, "average two projectors that were trained from one initialisation"),

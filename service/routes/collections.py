@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from service import moments
 from service.errors import InvalidRequest
 from service.inputs import read_request
 from service.projection import MOST_POINTS, Map
@@ -28,7 +29,11 @@ router = APIRouter(tags=["items"])
 
 @router.get("/collections")
 async def list_collections(state: StateDep) -> CollectionsResponse:
-    return CollectionsResponse(collections=[await _described(each, state) for each in await state.store.collections()])
+    return CollectionsResponse(
+        collections=[
+            await _described(each, state) for each in await state.store.collections() if not moments.hidden(each.name)
+        ]
+    )
 
 
 @router.get("/collections/{name}")
@@ -78,7 +83,7 @@ async def put_collection(name: Name, request: Request, response: Response, state
 @router.delete("/collections/{name}", status_code=204)
 async def drop_collection(name: Name, state: StateDep) -> None:
     """Delete a collection and every item in it."""
-    await state.store.drop_collection(name)
+    await moments.drop_collection(state.store, name)
 
 
 async def _described_whole(name: str, state: State) -> CollectionResponse:

@@ -18,7 +18,7 @@ Body = Annotated[EmbedRequest, Depends(reader(EmbedRequest, append_inputs))]
 
 @router.post("/embed", response_model=EmbedResponse, openapi_extra=documented(EmbedRequest, files=True))
 async def embed(body: Body, state: StateDep) -> JSON:
-    """Embed texts, images and sounds: one unit vector per input, all in one space."""
+    """Embed texts, images, sounds and videos: one unit vector per input, all in one space."""
     model = state.model(body.model)
     results = await embed_inputs(model.embedder, body.inputs, body.role)
     if body.on_error == "fail":
@@ -38,4 +38,4 @@ def _row(index: int, result: Embedded | InputError, body: EmbedRequest) -> dict[
     if isinstance(result, InputError):
         return {"index": index, "embedding": None, "error": input_problem(result)}
     vector = encoded(cut(result.vector, body.dimensions), body.encoding)
-    return {"index": index, "modality": result.modality, "embedding": vector, "truncated": result.truncated}
+    return {"index": index, "modality": result.kind, "embedding": vector, "truncated": result.truncated}

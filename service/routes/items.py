@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
 
+from service import moments
 from service.errors import NotFound
 from service.indexing import index_items
 from service.inputs import documented, reader
@@ -43,13 +44,13 @@ async def upsert_items(body: Items, state: StateDep) -> ItemsResponse:
 @router.get("/items", response_model=PageResponse)
 async def list_items(
     state: StateDep,
-    cursor: Annotated[str | None, Query(max_length=64)] = None,
+    cursor: Annotated[str | None, Query(max_length=5_000)] = None,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
     collection: Name | None = None,
     modality: StoredModality | None = None,
     include: Literal["preview"] | None = None,
 ) -> JSON:
-    """Items in the order in which they were first stored; of every collection unless one is named."""
+    """Items in the order in which they were first stored (in Milvus by id); of every collection unless one is named."""
     items, more = await state.store.page(collection, modality, cursor, limit)
     described = [_described(item) for item in items]
     if include == "preview":
@@ -66,8 +67,8 @@ async def delete_items(body: Deletion, state: StateDep) -> DeletedResponse:
     """Delete by ids (those that are not there are not counted) or by a filter over the metadata."""
     with timed("write"):
         if body.filter is not None:
-            return DeletedResponse(deleted=await state.store.delete_matching(body.collection, body.filter))
-        return DeletedResponse(deleted=await state.store.delete(body.collection, body.ids or []))
+            return DeletedResponse(deleted=await moments.delete_matching(state.store, body.collection, body.filter))
+        return DeletedResponse(deleted=await moments.delete(state.store, body.collection, body.ids or []))
 
 
 # An id may hold slashes.
@@ -88,7 +89,7 @@ async def get_item(
 @router.delete("/items/{id:path}", status_code=204)
 async def delete_item(id: ItemId, state: StateDep, collection: Name = DEFAULT_COLLECTION) -> None:
     with timed("write"):
-        deleted = await state.store.delete(collection, [id])
+        deleted = await moments.delete(state.store, collection, [id])
     if not deleted:
         raise NotFound(f"no item {id!r} in the collection {collection!r}")
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
+from service import videos
 from service.contract.errors import InputError
 from service.contract.tokens import Role
 from service.inputs import all_embedded, documented, reader, to_inputs
@@ -13,6 +14,7 @@ from service.pipeline import Embedded, Embedder, Input, TokenIds
 from service.responses import JSON, cut, encoded
 from service.schemas.openai import EmbeddingsRequest, EmbeddingsResponse, OpenAIInput, OpenAIModel, OpenAIModels
 from service.state import StateDep
+from service.videos import Video
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 Body = Annotated[EmbeddingsRequest, Depends(reader(EmbeddingsRequest))]
@@ -55,9 +57,9 @@ def _described(model: Model) -> OpenAIModel:
 
 async def _embed(embedder: Embedder, values: list[OpenAIInput], role: Role) -> list[Embedded | InputError]:
     others = iter(await to_inputs([each for each in values if not isinstance(each, list)], role))
-    inputs: list[Input | InputError] = [
+    inputs: list[Input | Video | InputError] = [
         TokenIds(tuple(each)) if isinstance(each, list) else next(others) for each in values
     ]
     readable = [each for each in inputs if not isinstance(each, InputError)]
-    results = iter(await embedder.embed(readable))
+    results = iter(await videos.embed(embedder, readable))
     return [each if isinstance(each, InputError) else next(results) for each in inputs]

@@ -21,7 +21,7 @@ Body = Annotated[SearchRequest, Depends(reader(SearchRequest, place_query))]
 
 @router.post("/search", response_model=SearchResponse, openapi_extra=documented(SearchRequest, files=True))
 async def search(body: Body, state: StateDep) -> JSON:
-    """The items nearest to a query, whatever either of them is: text, an image or a sound."""
+    """The items nearest to a query, whatever either of them is: text, an image, a sound or a video."""
     started = time.perf_counter()
     with timed("search"):
         found = await state.searcher.search(
@@ -58,6 +58,9 @@ def _result(found: Result, include: Collection[str], shown: Mapping[str, Shown])
         result["vector"] = found.item.vector
     if "preview" in include:
         result["preview"] = previewed(shown.get(found.item.id))
+    if found.moment is not None:
+        moment = found.moment
+        result["moment"] = {"start": moment.start, "end": moment.end, "modality": moment.modality}
     if found.explanation is not None:
         result["explain"] = found.explanation
     return result

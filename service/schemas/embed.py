@@ -40,7 +40,7 @@ class InputProblem(BaseModel):
 
 class Embedding(BaseModel):
     index: int
-    modality: Literal["image", "audio", "text"] | None = None
+    modality: Literal["image", "audio", "text", "video"] | None = None
     embedding: list[float] | list[int] | str | None = None
     truncated: bool = Field(default=False, description="The text was cut to the tower's length.")
     error: InputProblem | None = None

@@ -1,4 +1,4 @@
-"""An input as a client writes it: text, an image or a sound; in JSON, or as a file of a multipart form."""
+"""An input as a client writes it: text, an image, a sound or a video; in JSON, or as a file of a multipart form."""
 
 import base64
 import binascii
@@ -22,9 +22,11 @@ from pydantic.json_schema import SkipJsonSchema
 from service.contract.errors import BadMedia, UnsupportedMedia
 from service.contract.structure import is_picture, is_sound
 from service.contract.tokens import Role
+from service.contract.videos import container_of
 from service.errors import FetchDisabled
 from service.pipeline import Input, Media, Text
 from service.settings import Limits
+from service.videos import Video
 
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC"
 SOUND = "UklGRigAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQQAAACAyIA4"
@@ -72,6 +74,10 @@ class AudioInput(RequestModel):
     audio: str = Field(description="base64, a data: URI, or an https: URL where the server fetches", examples=[SOUND])
 
 
+class VideoInput(RequestModel):
+    video: str = Field(description="base64, or a data: URI")
+
+
 def kind_of(value: Any) -> str | None:
     """The tag of an input, from its type or from the one key that says what it is; None where nothing does."""
     if isinstance(value, str):
@@ -81,7 +87,7 @@ def kind_of(value: Any) -> str | None:
     keys = value if isinstance(value, dict) else type(value).model_fields if isinstance(value, BaseModel) else ()
     if isinstance(value, dict) and isinstance(value.get("file"), File):
         return "named_file"
-    kinds = [kind for kind in ("text", "image", "audio", "vector", "id", "compose") if kind in keys]
+    kinds = [kind for kind in ("text", "image", "audio", "video", "vector", "id", "compose") if kind in keys]
     return kinds[0] if len(kinds) == 1 else None
 
 
@@ -99,8 +105,9 @@ AnyInput = Annotated[
     | Annotated[TextInput, Tag("text")]
     | Annotated[ImageInput, Tag("image")]
     | Annotated[AudioInput, Tag("audio")]
+    | Annotated[VideoInput, Tag("video")]
     | SkipJsonSchema[Annotated[InstanceOf[File], Tag("file")]],
-    discriminator("text", "image", "audio"),
+    discriminator("text", "image", "audio", "video"),
 ]
 
 
@@ -124,10 +131,10 @@ ModelName = Annotated[str | None, Field(max_length=64, description="One of GET /
 Inputs = Annotated[list[AnyInput], Field(min_length=1), at_most(lambda limits: limits.inputs, "inputs")]
 
 
-def to_input(value: AnyInput, role: Role = "query") -> Input:
+def to_input(value: AnyInput, role: Role = "query") -> Input | Video:
     """A validated input → what the pipeline takes. Decodes base64, so call it in a worker thread for large data.
 
-    Raises InputError: not base64, a URL, a file that is neither an image nor a sound.
+    Raises InputError: not base64, a URL, a file that is none of them.
     """
     if isinstance(value, str):
         return Text(value, role)
@@ -137,7 +144,15 @@ def to_input(value: AnyInput, role: Role = "query") -> Input:
         return Media("image", media_bytes(value.image))
     if isinstance(value, AudioInput):
         return Media("audio", media_bytes(value.audio))
-    return Media(sniff(value.data), value.data)
+    if isinstance(value, VideoInput):
+        return Video(media_bytes(value.video))
+    return of_file(value.data)
+
+
+def of_file(data: bytes) -> Media | Video:
+    """What a file is, its content says. Raises UnsupportedMedia."""
+    kind = sniff(data)
+    return Video(data) if kind == "video" else Media(kind, data)
 
 
 def url_of(value: AnyInput) -> tuple[Literal["image", "audio"], str] | None:
@@ -159,6 +174,8 @@ def size_of(value: AnyInput) -> int:
         return len(value.image)
     if isinstance(value, AudioInput):
         return len(value.audio)
+    if isinstance(value, VideoInput):
+        return len(value.video)
     return len(value.data) if isinstance(value, File) else 0
 
 
@@ -179,10 +196,12 @@ def media_bytes(text: str) -> bytes:
     return data
 
 
-def sniff(data: bytes) -> Literal["image", "audio"]:
-    """What a file is, by its first bytes. Raises UnsupportedMedia where it is neither an image nor a sound."""
+def sniff(data: bytes) -> Literal["image", "audio", "video"]:
+    """What a file is, by its first bytes. Raises UnsupportedMedia where it is neither image, sound nor video."""
     if is_picture(data):
         return "image"
     if is_sound(data):
         return "audio"
-    raise UnsupportedMedia("neither an image nor a sound in a format that is read here")
+    if container_of(data) is not None:
+        return "video"
+    raise UnsupportedMedia("neither an image, a sound nor a video in a format that is read here")

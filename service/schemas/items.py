@@ -20,8 +20,9 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
+from service.pipeline import StoredModality as StoredModality
 from service.schemas.embed import InputProblem
-from service.schemas.inputs import AnyInput, AudioInput, File, ImageInput, RequestModel, at_most
+from service.schemas.inputs import AnyInput, AudioInput, File, ImageInput, RequestModel, VideoInput, at_most
 from service.store import DEFAULT_COLLECTION, Kind, Precision, Wanted, filters
 
 MAX_METADATA_BYTES = 16_384
@@ -30,9 +31,6 @@ _MAX_DEPTH = 16
 _MAX_FILTER_VALUES = 4 * filters.MAX_NODES * filters.MAX_VALUES
 _MAX_DIMENSIONS = 16_384
 _INT64 = range(-(2**63), 2**63)
-
-StoredModality = Literal["image", "audio", "text", "vector"]
-"""What an item was made from; `vector` where the client gave the vector and did not say."""
 
 
 def _plain_text(value: str) -> str:
@@ -161,12 +159,13 @@ Vector = Annotated[
 
 
 class ItemInput(RequestModel):
-    """An item with exactly one of text, image, audio, vector; in a form, one without any of them takes a file."""
+    """An item with exactly one of text, image, audio, video, vector; in a form, one without any takes a file."""
 
     id: ItemId
     text: str | None = None
     image: str | None = Field(default=None, description="base64, or a data: URI")
     audio: str | None = Field(default=None, description="base64, or a data: URI")
+    video: str | None = Field(default=None, description="base64, or a data: URI")
     vector: Vector | None = None
     file: SkipJsonSchema[InstanceOf[File] | None] = None
     modality: StoredModality | None = Field(default=None, description="Of a vector; other inputs say it themselves.")
@@ -175,9 +174,11 @@ class ItemInput(RequestModel):
 
     @model_validator(mode="after")
     def _one_input(self) -> "ItemInput":
-        given = [name for name in ("text", "image", "audio", "vector", "file") if getattr(self, name) is not None]
+        given = [
+            name for name in ("text", "image", "audio", "video", "vector", "file") if getattr(self, name) is not None
+        ]
         if len(given) != 1:
-            raise ValueError("an item has exactly one of: text, image, audio, vector")
+            raise ValueError("an item has exactly one of: text, image, audio, video, vector")
         if self.modality is not None and self.vector is None:
             raise ValueError("modality goes with a vector only")
         return self
@@ -189,6 +190,8 @@ class ItemInput(RequestModel):
             return ImageInput(image=self.image)
         if self.audio is not None:
             return AudioInput(audio=self.audio)
+        if self.video is not None:
+            return VideoInput(video=self.video)
         return self.text if self.file is None else self.file
 
 
@@ -216,7 +219,7 @@ def place_items(body: dict[str, Any], files: list[File]) -> None:
     waiting = [
         item
         for item in items
-        if isinstance(item, dict) and not item.keys() & {"text", "image", "audio", "vector", "file"}
+        if isinstance(item, dict) and not item.keys() & {"text", "image", "audio", "video", "vector", "file"}
     ]
     for item, file in zip(waiting, files, strict=False):
         item["file"] = file

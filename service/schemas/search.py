@@ -13,6 +13,7 @@ from service.schemas.inputs import (
     Number,
     RequestModel,
     TextInput,
+    VideoInput,
     at_most,
     discriminator,
 )
@@ -56,6 +57,9 @@ class WeightedFile(_Weighted):
     file: InstanceOf[File]
 
 
+class WeightedVideo(VideoInput, _Weighted): ...
+
+
 class WeightedVector(VectorQuery, _Weighted): ...
 
 
@@ -67,9 +71,10 @@ Part = Annotated[
     | Annotated[WeightedImage, Tag("image")]
     | Annotated[WeightedAudio, Tag("audio")]
     | SkipJsonSchema[Annotated[WeightedFile, Tag("named_file")]]
+    | Annotated[WeightedVideo, Tag("video")]
     | Annotated[WeightedVector, Tag("vector")]
     | Annotated[WeightedId, Tag("id")],
-    discriminator("text", "image", "audio", "vector", "id"),
+    discriminator("text", "image", "audio", "video", "vector", "id"),
 ]
 
 
@@ -84,11 +89,12 @@ Query = Annotated[
     | Annotated[TextInput, Tag("text")]
     | Annotated[ImageInput, Tag("image")]
     | Annotated[AudioInput, Tag("audio")]
+    | Annotated[VideoInput, Tag("video")]
     | Annotated[VectorQuery, Tag("vector")]
     | Annotated[IdQuery, Tag("id")]
     | Annotated[ComposeQuery, Tag("compose")]
     | SkipJsonSchema[Annotated[InstanceOf[File], Tag("file")]],
-    discriminator("text", "image", "audio", "vector", "id", "compose"),
+    discriminator("text", "image", "audio", "video", "vector", "id", "compose"),
 ]
 
 
@@ -258,6 +264,14 @@ class Explanation(BaseModel):
     )
 
 
+class ResultMoment(BaseModel):
+    """What of a video is most like the query."""
+
+    start: float = Field(description="Seconds.")
+    end: float
+    modality: Literal["image", "audio"] = Field(description="image: a frame from the middle; audio: the sound.")
+
+
 class SearchResult(BaseModel):
     id: str
     score: float = Field(
@@ -268,6 +282,7 @@ class SearchResult(BaseModel):
     metadata: dict[str, Any] | None = None
     vector: list[float] | None = None
     preview: ItemPreview | None = None
+    moment: ResultMoment | None = Field(default=None, description="Of a video.")
     explain: Explanation | None = None
 
 

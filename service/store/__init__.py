@@ -10,7 +10,7 @@ from service.store.interface import Hit, Part, Store
 from service.store.kinds import PRECISIONS, Effort, Kind, Precision, Rules, Wanted
 from service.store.labels import LabelSet
 from service.store.previews import Shown
-from service.store.rows import Collection, Entry, Item, Preview
+from service.store.rows import Collection, Entry, Item, Moment, Preview
 from service.store.schema import DEFAULT_COLLECTION
 from service.store.sqlite import SqliteStore
 
@@ -25,6 +25,7 @@ __all__ = [
     "Item",
     "Kind",
     "LabelSet",
+    "Moment",
     "Part",
     "Precision",
     "Preview",

@@ -9,7 +9,7 @@ from service.store.filters import Filter
 from service.store.kinds import Effort, Kind, Precision, Wanted
 from service.store.labels import LabelSet
 from service.store.previews import Shown
-from service.store.rows import Collection, Entry, Item, Preview
+from service.store.rows import Collection, Entry, Item, Moment, Preview
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class Hit:
     item: Item
     score: float
     """Cosine similarity, -1 to 1."""
+    moment: Moment | None = None
+    """What of a video is most like the query (service.moments)."""
 
 
 @dataclass(frozen=True)

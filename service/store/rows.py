@@ -34,6 +34,19 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """A part of a video."""
+
+    modality: str
+    """image: a frame from its middle; audio: its sound."""
+    start: float
+    end: float
+    """Seconds."""
+    vector: Vectors | None
+    """(D,), unit length; None where it was not asked for."""
+
+
+@dataclass(frozen=True)
 class Entry:
     """What a client writes: an item before it has a place in the store."""
 
@@ -48,6 +61,8 @@ class Entry:
     tokens: Vectors | None = None
     """(N, D), unit length, for reranking; kept where the collection keeps them."""
     preview: Preview | None = None
+    moments: Sequence[Moment] = ()
+    """Of a video; written by service.moments, beside it."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +241,8 @@ def page(
     if collection is not None:
         where.append("items.collection = ?")
         bound.append(collection)
+    else:
+        where.append("collections.name NOT LIKE '.%'")  # moments of videos
     if modality is not None:
         where.append("modality = ?")
         bound.append(modality)

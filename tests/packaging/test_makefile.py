@@ -95,8 +95,8 @@ def test_torch_is_asked_for_by_exactly_its_version_and_only_for_training() -> No
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("service", ("cpu", "milvus", "otel")),
-        ("training", ("cpu", "train", "ray")),
+        ("service", ("cpu", "milvus", "otel", "parquet", "video")),
+        ("training", ("cpu", "parquet", "ray", "train")),
         ("examples", ("demo",)),
         ("isthmus_client", ()),
     ],

@@ -43,17 +43,17 @@ class Cluster:
 
     def prepare(self, preparation: Preparation, parts: Sequence[Part]) -> list[Path]:
         items = [{"part": place, "source": name, "file": str(path)} for place, (name, path) in enumerate(parts)]
-        rows = self._mapped(items, _Prepare, preparation)
+        rows = self.mapped(items, _Prepare, preparation)
         return [Path(row["block"]) for row in sorted(rows, key=lambda row: (row["part"], row["place"]))]
 
     def gather(self, offer: Offer, files: Sequence[Path]) -> Candidates:
         groups = [list(map(str, files[start : start + _GATHERED])) for start in range(0, len(files), _GATHERED)]
         candidates = offer.empty()
-        for row in self._mapped([{"blocks": "\n".join(group)} for group in groups], _Gather, offer):
+        for row in self.mapped([{"blocks": "\n".join(group)} for group in groups], _Gather, offer):
             candidates.merge(row["candidates"])
         return candidates
 
-    def _mapped(self, items: list[dict[str, Any]], function: type, argument: Any) -> Iterator[dict[str, Any]]:
+    def mapped(self, items: list[dict[str, Any]], function: type, argument: Any) -> Iterator[dict[str, Any]]:
         data = self._ray.data
         dataset = data.from_items(items, override_num_blocks=max(1, len(items)))
         pool = data.ActorPoolStrategy(size=min(self._workers, max(1, len(items))))

@@ -124,7 +124,8 @@ class MilvusStore:
     async def page(
         self, collection: str | None, modality: str | None, cursor: str | None, limit: int
     ) -> tuple[list[Item], str | None]:
-        names = [each.name for each in await self._described()] if collection is None else [collection]
+        every = [each.name for each in await self._described() if not each.name.startswith(".")]
+        names = every if collection is None else [collection]
         first, after = ("", "") if cursor is None else _place(cursor)
         found: list[Item] = []
         for name in names:

@@ -1,0 +1,73 @@
+"""A video → a vector for the whole, and one for each of its moments: frames and stretches of sound, through the towers.
+
+Frames pooled by their mean are a video, as in All in One (arXiv 2203.07303); of one frame the mean is the image's own
+vector. The sound does not go into the mean where there is a picture: it is found as moments of its own.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.contract.bundle import Modality
+from service.contract.errors import InputError, UnsupportedMedia
+from service.contract.images import ImagePreprocessing
+from service.contract.sounds import AudioPreprocessing
+from service.contract.vectors import l2_normalise
+from service.contract.videos import Clip, read_video
+from service.errors import DeadlineExceeded
+from service.pipeline import Embedded, Embedder, Input, Ready
+from service.store import Moment
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file, not yet decoded."""
+
+    data: bytes
+
+
+async def embed(embedder: Embedder, inputs: Sequence[Input | Video]) -> list[Embedded | InputError]:
+    """As Embedder.embed, of videos too."""
+    plain = [each for each in inputs if not isinstance(each, Video)]
+    made = iter(await embedder.embed(plain)) if plain else iter(())
+    return [await _embed(embedder, each) if isinstance(each, Video) else next(made) for each in inputs]
+
+
+async def _embed(embedder: Embedder, video: Video) -> Embedded | InputError:
+    served = {name: embedder.manifest.towers[name].preprocessing for name in embedder.channels}
+    picture, sound = served.get("image"), served.get("audio")
+    spec = picture if isinstance(picture, ImagePreprocessing) else None
+    rate = sound.sampling_rate if isinstance(sound, AudioPreprocessing) else None
+    if spec is None and rate is None:
+        return UnsupportedMedia("no tower is served here for the frames or the sound of a video")
+
+    def read() -> Clip | InputError:
+        try:
+            return read_video(video.data, spec, rate, embedder.video_limits)
+        except InputError as error:
+            return error
+
+    try:
+        async with asyncio.timeout(embedder.deadline_s):
+            clip = await embedder.in_worker(read)
+            if isinstance(clip, InputError):
+                return clip
+            ready = [Ready("image", each.value, each.cost) for each in clip.frames]
+            ready += [Ready("audio", each.value, each.cost) for each in clip.sounds]
+            vectors = await embedder.embed(ready)
+    except TimeoutError:
+        raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
+    moments = []
+    for each, made in zip([*clip.frames, *clip.sounds], vectors, strict=True):
+        if isinstance(made, InputError):
+            return made
+        moments.append(Moment(made.modality, round(each.start, 3), round(each.end, 3), made.vector))
+    of: Modality = "image" if clip.frames else "audio"
+    pooled = [each.vector for each in moments if each.modality == of and each.vector is not None]
+    try:
+        vector = pooled[0] if len(pooled) == 1 else l2_normalise(np.mean(pooled, axis=0, dtype=np.float64))
+    except ValueError:
+        return InputError("the frames of the video cancel each other out")
+    return Embedded(vector, of, truncated=False, cached=False, moments=tuple(moments))

@@ -1,0 +1,152 @@
+"""One shard: rows → the bundle's towers → a Parquet file, written whole or not at all."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from service.contract.audio import decode_audio
+from service.contract.bundle import OUTPUT, Manifest, Modality, read_bundle
+from service.contract.errors import InputError
+from service.contract.images import ImagePreprocessing, read_image
+from service.contract.sounds import AudioPreprocessing
+from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
+from service.contract.vectors import l2_normalise
+from training.embed.plan import EmbedError, Row, Task, read_rows
+from training.pairs import SUFFIXES
+
+_CALLS: dict[str, int] = {"image": 8, "text": 32}
+"""Items in one call; a sound is a call of its own."""
+
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+Prepare = Callable[[Row], Any]
+Collate = Callable[[Sequence[Any]], Sequence[NDArray[Any]]]
+
+
+def schema(manifest: Manifest) -> Any:
+    """Of the Parquet files; what `python -m service load` reads. Raises EmbedError where pyarrow is not installed."""
+    try:
+        import pyarrow as pa
+    except ImportError:
+        raise EmbedError("Parquet needs pyarrow: pip install 'isthmus[parquet]'") from None
+    columns = [
+        ("id", pa.string()),
+        ("modality", pa.string()),
+        ("vector", pa.list_(pa.float32(), manifest.dimensions)),
+        ("metadata", pa.string()),
+        ("text", pa.string()),
+        ("space", pa.dictionary(pa.int32(), pa.string())),
+    ]
+    return pa.schema(columns, {"isthmus.space": manifest.space, "isthmus.dimensions": str(manifest.dimensions)})
+
+
+class Shards:
+    """A bundle's towers, each opened when a row needs it."""
+
+    def __init__(self, bundle: Path) -> None:
+        self._bundle = read_bundle(bundle)
+        self._towers: dict[Modality, tuple[onnxruntime.InferenceSession, Prepare, Collate]] = {}
+
+    def embed(self, task: Task) -> tuple[str, int, int]:
+        """The file's name, how many items it holds, and how many could not be embedded."""
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        vectors, failures = self._vectors(read_rows(task.rows))
+        manifest = self._bundle.manifest
+        kept = [(row, vectors[place]) for place, row in enumerate(read_rows(task.rows)) if place in vectors]
+        stacked = np.stack([vector for _, vector in kept]) if kept else np.empty((0, manifest.dimensions), np.float32)
+        columns = [
+            pa.array([row.id for row, _ in kept], pa.string()),
+            pa.array([_modality(row) for row, _ in kept], pa.string()),
+            pa.FixedSizeListArray.from_arrays(pa.array(stacked.reshape(-1)), manifest.dimensions),
+            pa.array([json.dumps(row.metadata, ensure_ascii=False) for row, _ in kept], pa.string()),
+            pa.array([row.text for row, _ in kept], pa.string()),
+            pa.array([manifest.space] * len(kept), pa.string()).dictionary_encode(),
+        ]
+        if failures:
+            task.failures.parent.mkdir(exist_ok=True)
+            task.failures.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in failures))
+        # A name of its own: on a cluster two workers may come to do one shard.
+        part = task.target.with_suffix(f".{os.getpid()}.part")
+        pyarrow.parquet.write_table(pa.Table.from_arrays(columns, schema=schema(manifest)), part)
+        os.replace(part, task.target)
+        return task.target.name, len(kept), len(failures)
+
+    def _vectors(self, rows: Sequence[Row]) -> tuple[dict[int, NDArray[np.float32]], list[dict[str, str]]]:
+        vectors: dict[int, NDArray[np.float32]] = {}
+        failures: list[dict[str, str]] = []
+        waiting: dict[Modality, list[tuple[int, Any]]] = {}
+        for place, row in enumerate(rows):
+            modality = _modality(row)
+            try:
+                _, prepare, _ = self._tower(modality)
+                prepared = prepare(row)
+            except (InputError, OSError) as error:
+                failures.append({"id": row.id, "error": str(error)})
+                continue
+            waiting.setdefault(modality, []).append((place, prepared))
+            if len(waiting[modality]) == _CALLS.get(modality, 1):
+                self._call(modality, waiting.pop(modality), vectors)
+        for modality, left in waiting.items():
+            self._call(modality, left, vectors)
+        failures += [
+            {"id": rows[place].id, "error": "the model gave it no direction"}
+            for place in sorted(place for place, vector in vectors.items() if not vector.any())
+        ]
+        return {place: vector for place, vector in vectors.items() if vector.any()}, failures
+
+    def _call(
+        self, modality: Modality, items: Sequence[tuple[int, Any]], vectors: dict[int, NDArray[np.float32]]
+    ) -> None:
+        session, _, collate = self._tower(modality)
+        names = self._bundle.manifest.towers[modality].preprocessing.inputs
+        arrays = dict(zip(names, collate([value for _, value in items]), strict=True))
+        (made,) = session.run([OUTPUT], arrays)
+        for (place, _), vector in zip(items, made, strict=True):
+            finite = np.isfinite(vector).all() and np.any(vector)
+            vectors[place] = l2_normalise(vector) if finite else np.zeros_like(vector)
+
+    def _tower(self, modality: Modality) -> tuple[onnxruntime.InferenceSession, Prepare, Collate]:
+        if modality not in self._towers:
+            if modality not in self._bundle.manifest.towers:
+                raise InputError(f"the bundle has no {modality} tower")
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 1 if os.environ.get("OMP_NUM_THREADS") == "1" else 0
+            path = self._bundle.tower_path(modality)
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            providers = [each for each in _PROVIDERS if each in onnxruntime.get_available_providers()]
+            session = onnxruntime.InferenceSession(path, options, providers=providers)
+            self._towers[modality] = (session, *self._handling(modality))
+        return self._towers[modality]
+
+    def _handling(self, modality: Modality) -> tuple[Prepare, Collate]:
+        match self._bundle.manifest.towers[modality].preprocessing:
+            case ImagePreprocessing() as images:
+                return lambda row: read_image(_data(row), images), lambda pixels: [np.stack(pixels)]
+            case AudioPreprocessing() as sounds:
+                rate = sounds.sampling_rate
+                return lambda row: sounds.prepare(decode_audio(_data(row), rate)), sounds.collate
+            case TextPreprocessing() as texts:
+                tokenizer = TextTokenizer(self._bundle.path / texts.tokenizer, texts)
+                return (
+                    lambda row: tokenizer.encode(texts.prefixed(row.text or "", "passage")),
+                    lambda tokens: pad_tokens(tokens, texts.pad_id),
+                )
+
+
+def _data(row: Row) -> bytes:
+    assert row.file is not None
+    return Path(row.file).read_bytes()
+
+
+def _modality(row: Row) -> Modality:
+    if row.file is None:
+        return "text"
+    return "audio" if Path(row.file).suffix.lower() in SUFFIXES["audio"] else "image"
