@@ -32,6 +32,8 @@ NOT_RUN = {
     r"curl (.* )?… /": "`…` stands for the address, and for headers that the lines before show",
     r"curl -X PUT … /label-sets/floor": "`…` stands for images; tests/service/test_classify_routes.py has them",
     r"curl -F file=@coins.jpg .*\"label_set\": \"floor\"": "asks the label set above",
+    r"curl -F file=@walk.mp4": "a film of one's own; tests/service/test_videos.py makes some",
+    r"python -m service load": "loads what `training embed` wrote; tests/service/test_load.py does both",
     r"helm install": "needs a cluster; tests/packaging lints and renders the chart",
     r"curl -s http://127.0.0.1:8000/readyz": "shows a server whose Redis is gone; tests/service/test_health.py has one",
     r"openssl genpkey": "makes the key of the signing below; tests/contract/test_signature.py makes keys of its own",
