@@ -49,7 +49,7 @@ class _ByChance:
         )
         self._rng = np.random.default_rng(0)
 
-    async def embed(self, inputs: Sequence[Any]) -> list[Embedded]:
+    async def embed(self, inputs: Sequence[Any], *, background: bool = False) -> list[Embedded]:
         vectors = l2_normalise(self._rng.standard_normal((len(inputs), self.manifest.dimensions)))
         return [Embedded(vector, "text", truncated=False, cached=False) for vector in vectors]
 

@@ -1,4 +1,4 @@
-"""python -m service serve | keys | check BUNDLE or STORE | backup | restore | reembed | load | openapi | settings"""
+"""python -m service serve | worker | index | load | keys | check | backup | restore | reembed | openapi | settings"""
 
 import argparse
 import asyncio
@@ -36,6 +36,7 @@ from service.store import upkeep
 from service.store.errors import StoreError
 from service.store.schema import DEFAULT_COLLECTION, FILE
 from service.towers import Tower, TowerError
+from service.worker import work
 
 log = logging.getLogger("service")
 
@@ -289,12 +290,46 @@ def _limit(text: str) -> Limit:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def index(folder: Path, url: str | None, collection: str, settings: Settings) -> int:
+    """Index a folder; 1 where a file was refused, 2 where it cannot go on, 130 where it was stopped by Ctrl-C."""
+    from service import index_folder  # what it needs of its own, no server has to load
+
+    async def run() -> index_folder.Outcome:
+        key = settings.api_key.get_secret_value() if settings.api_key else None
+        async with index_folder.reached(url, key) if url else index_folder.opened(settings) as target:
+            return await index_folder.index_folder(folder, collection, target, settings)
+
+    try:
+        outcome = asyncio.run(run())
+    except KeyboardInterrupt:
+        print("stopped: run it again to go on", file=sys.stderr)
+        return 130
+    except index_folder.Stopped as stopped:
+        print(f"error: {stopped}", file=sys.stderr)
+        return 2
+    print(f"{outcome.indexed:,} indexed, {outcome.unchanged:,} unchanged, {len(outcome.refused):,} refused")
+    for name, why in outcome.refused:
+        print(f"  {name}: {why}")
+    return int(bool(outcome.refused))
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m service", description="The Isthmus service.")
     commands = parser.add_subparsers(dest="command", required=True)
     flags = commands.add_parser("serve", help="serve a bundle; each flag overrides its ISTHMUS_ variable")
     for name in _FLAGS:
         flags.add_argument(f"--{name}", metavar=name.upper())
+    working = commands.add_parser("worker", help="embed parts of jobs that servers hand out through Redis")
+    for name in ("bundle", "modalities", "device", "precision", "redis-url", "log-level"):
+        working.add_argument(f"--{name}", metavar=name.upper())
+    indexed = commands.add_parser(
+        "index", help="index a folder of photographs, sounds and texts; again for what is new"
+    )
+    indexed.add_argument("folder", type=Path, metavar="FOLDER")
+    indexed.add_argument("--url", help="of a running server (ISTHMUS_API_KEY: its key); without it, a store is opened")
+    indexed.add_argument("--collection", default=DEFAULT_COLLECTION)
+    for name in ("bundle", "store", "modalities", "device", "precision"):
+        indexed.add_argument(f"--{name}", metavar=name.upper())
     checked = commands.add_parser("check", help="verify a bundle, or a store, which may be served meanwhile")
     checked.add_argument("path", type=Path, metavar="BUNDLE or STORE")
     saved = commands.add_parser("backup", help="copy a store, which may be served meanwhile, into one file")
@@ -323,6 +358,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if command == "serve":
             serve(read_settings(**options))
+        elif command == "index":
+            folder, url, collection = (options.pop(name) for name in ("folder", "url", "collection"))
+            return index(folder, url, collection, read_settings(**options))
+        elif command == "worker":
+            settings = read_settings(**options)
+            logs.configure(settings.log_level)
+            asyncio.run(work(settings))
         elif command == "check" and (options["path"] / FILE).exists():
             return check_store(options["path"])
         elif command == "check":

@@ -4,10 +4,15 @@ No timer fills a batch: the model takes what waits, up to a budget, as soon as i
 waits and at saturation batches fill by themselves. While the model runs, one further batch is collated, once there
 is enough for a full one. A model that takes several calls at once has a lane for each; what waits is shared out among
 the lanes that are free.
+
+What jobs want embedded waits in a line of its own, which is served when nothing else waits. While requests come, it
+leaves a lane free for them and its calls are small, so that a request waits for little; once in a while it has a call
+all the same, so that a busy server's jobs go on.
 """
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +32,12 @@ Vector = NDArray[np.float32]
 
 _RESTART_S = (0.0, 0.01, 0.05, 0.25, 1.0)
 """Before a dead worker's 1st, 2nd … restart without a batch answered in between."""
+_ATTENDED_S = 5.0
+"""After a request, for so long another is expected: jobs' calls leave it a lane and are small."""
+_SMALLER = 4
+"""What the budget of such a call is divided by: a request waits at most for so much of one."""
+_PATIENCE_S = 1.0
+"""After so long without a call the line of jobs has one, whoever waits."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,7 @@ class _Waiter(Generic[Item]):
     result: asyncio.Future[Answer]
     enqueued: float = field(default_factory=time.perf_counter)
     origin: tracing.Origin | None = field(default_factory=tracing.origin)
+    background: bool = False
     returned: bool = False
     """Whether a worker died with it in hand."""
 
@@ -85,6 +97,10 @@ class _Batch(Generic[Item]):
     arrays: Any = None
     failure: Exception | None = None
     """Of the collation."""
+
+    @property
+    def background(self) -> bool:
+        return self.waiters[0].background
 
 
 class Batcher(Generic[Item]):
@@ -110,10 +126,11 @@ class Batcher(Generic[Item]):
         self._collate, self._run_model = collate, run
         self._dimensions, self._budget = dimensions, budget
         self._observer = observer
-        self._line = _Line[Item](budget)
+        self._line, self._background = _Line[Item](budget), _Line[Item](budget)
+        self._attended = self._background_served = -math.inf
         self._ahead: _Batch[Item] | None = None
         self._preparing = False
-        self._lanes, self._busy = lanes, 0
+        self._lanes, self._busy, self._busy_background = lanes, 0, 0
         self._closed = False
         self._deaths = 0
         self._item_s = 0.0
@@ -143,16 +160,19 @@ class Batcher(Generic[Item]):
         """Of the calls that run now, for how long the oldest has."""
         return time.perf_counter() - min(self._begun.values()) if self._begun else 0.0
 
-    async def enqueue(self, item: Item, size: int) -> asyncio.Future[Answer]:
+    async def enqueue(self, item: Item, size: int, *, background: bool = False) -> asyncio.Future[Answer]:
         """Put an item in the queue and return its answer to come.
 
         Waits while the budget's `waiting` is used up: whoever prepares items then stops preparing more, so that
         prepared items do not fill the memory. Cancel the result to withdraw the item.
         """
         room = self._budget.waiting or 2 * self._budget.limit
-        while not self._closed and self._line.waiters and self._line.cost_with(size) > room:
+        line = self._background if background else self._line
+        while not self._closed and line.waiters and line.cost_with(size) > room:
             await self._changed.wait()
-        return self._admit(item, size, first=False)
+        if not background:
+            self._attended = time.perf_counter()
+        return self._admit(item, size, first=False, background=background)
 
     async def submit(self, item: Item, size: int, *, first: bool = False) -> Answer:
         """Enqueue and wait. Raises InferenceFailed for an item the model fails on, NotReady at shutdown.
@@ -168,20 +188,21 @@ class Batcher(Generic[Item]):
         self._closed = True
         self._notify()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        left = [*self._line.waiters, *(self._ahead.waiters if self._ahead else ())]
-        self._line, self._ahead = _Line(self._budget), None
+        ahead = self._ahead.waiters if self._ahead else ()
+        left = [*self._line.take_all(), *self._background.take_all(), *ahead]
+        self._ahead = None
         for waiter in left:
             _fail(waiter, NotReady("the server is shutting down"))
         await asyncio.to_thread(self._model.close)
         await asyncio.to_thread(self._collator.close)
         del self._run_model, self._collate  # a tower's memory is not to wait for the garbage collector
 
-    def _admit(self, item: Item, size: int, *, first: bool) -> asyncio.Future[Answer]:
+    def _admit(self, item: Item, size: int, *, first: bool, background: bool = False) -> asyncio.Future[Answer]:
         if self._closed:
             raise NotReady("the server is shutting down")
-        waiter = _Waiter(item, size, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(item, size, asyncio.get_running_loop().create_future(), background=background)
         waiter.result.add_done_callback(lambda result: self._withdraw(waiter) if result.cancelled() else None)
-        self._line.put([waiter], first=first)
+        self._line_of(waiter).put([waiter], first=first)
         self._notify()
         return waiter.result
 
@@ -190,8 +211,11 @@ class Batcher(Generic[Item]):
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def _line_of(self, waiter: _Waiter[Item]) -> "_Line[Item]":
+        return self._background if waiter.background else self._line
+
     def _withdraw(self, waiter: _Waiter[Item]) -> None:
-        if self._line.remove(waiter):
+        if self._line_of(waiter).remove(waiter):
             self._notify()
 
     # Workers, and what becomes of them
@@ -225,15 +249,17 @@ class Batcher(Generic[Item]):
             if waiter.returned:
                 _fail(waiter, InferenceFailed("the model failed on this input"))
             waiter.returned = True
-        self._line.put(again, first=True)
+        for line in (self._line, self._background):
+            line.put([waiter for waiter in again if self._line_of(waiter) is line], first=True)
 
     async def _collating(self) -> None:
         while not self._closed:
             # A batch that is not full would only be smaller for being closed before the model is free.
-            if self._ahead is not None or self._busy < self._lanes or not self._line.full:
+            due = self._due()
+            if self._ahead is not None or self._busy < self._lanes or due is None or not due.full(self._limit(due)):
                 await self._changed.wait()
                 continue
-            batch = _Batch(self._line.take())
+            batch = _Batch(due.take(self._limit(due)))
             self._preparing = True
             try:
                 items = [waiter.item for waiter in batch.waiters]
@@ -255,6 +281,7 @@ class Batcher(Generic[Item]):
                 await self._changed.wait()
                 continue
             self._busy += 1
+            self._busy_background += batch.background
             self._notify()
             try:
                 await self._answer(batch)
@@ -263,15 +290,49 @@ class Batcher(Generic[Item]):
                 raise
             finally:
                 self._busy -= 1
+                self._busy_background -= batch.background
+                if batch.background:
+                    self._background_served = time.perf_counter()
                 self._notify()
             self._deaths = 0
 
     def _next(self) -> _Batch[Item] | None:
-        """The batch that was collated ahead, or what waits; not before what is being collated, though."""
-        batch, self._ahead = self._ahead, None
-        if batch is None and not self._preparing and self._line.waiters:
-            batch = _Batch(self._line.take(sharers=self._lanes - self._busy))
-        return batch
+        """The batch that was collated ahead, or what waits; not before what is being collated, though.
+
+        A batch of a job's that was collated ahead waits while a request does.
+        """
+        ahead = self._ahead
+        if ahead is not None and (not ahead.background or self._background_turn()):
+            self._ahead = None
+            return ahead
+        due = self._due()
+        if self._preparing or due is None or (ahead is not None and due is self._background):
+            return None
+        return _Batch(due.take(self._limit(due), sharers=self._lanes - self._busy))
+
+    def _due(self) -> "_Line[Item] | None":
+        """The line to be served next; None where nothing waits that may be served now."""
+        if self._background.waiters and self._background_turn():
+            return self._background
+        return self._line if self._line.waiters else None
+
+    def _background_turn(self) -> bool:
+        """Whether a call may be a job's now."""
+        if self._expecting() and self._busy_background >= max(1, self._lanes - 1):
+            return False
+        if not self._line.waiters:
+            return True
+        waiting = self._ahead.waiters if self._ahead is not None else self._background.waiters
+        since = max(self._background_served, waiting[0].enqueued) if waiting else math.inf
+        return time.perf_counter() - since > _PATIENCE_S
+
+    def _expecting(self) -> bool:
+        """Whether requests come now and then."""
+        return time.perf_counter() - self._attended < _ATTENDED_S
+
+    def _limit(self, line: "_Line[Item]") -> int:
+        small = line is self._background and self._expecting()
+        return max(1, self._budget.limit // _SMALLER) if small else self._budget.limit
 
     async def _answer(self, batch: _Batch[Item]) -> None:
         waiters = [waiter for waiter in batch.waiters if not waiter.result.done()]
@@ -334,9 +395,8 @@ class _Line(Generic[Item]):
         self.waiters: list[_Waiter[Item]] = []
         self._total = self._largest = 0
 
-    @property
-    def full(self) -> bool:
-        return self._budget.cost(len(self.waiters), self._total, self._largest) >= self._budget.limit
+    def full(self, limit: int) -> bool:
+        return self._budget.cost(len(self.waiters), self._total, self._largest) >= limit
 
     def cost_with(self, size: int) -> int:
         return self._budget.cost(len(self.waiters) + 1, self._total + size, max(self._largest, size))
@@ -354,13 +414,18 @@ class _Line(Generic[Item]):
         self._become([each for each in self.waiters if each is not waiter])
         return True
 
-    def take(self, sharers: int = 1) -> list[_Waiter[Item]]:
+    def take_all(self) -> list[_Waiter[Item]]:
+        taken = self.waiters
+        self._become([])
+        return taken
+
+    def take(self, limit: int, sharers: int = 1) -> list[_Waiter[Item]]:
         """The next batch: the oldest, then what goes with it, oldest first, or by likeness of length.
 
         Where several lanes are free it is no more than this one's share of what waits.
         """
         first, rest = self.waiters[0], self.waiters[1:]
-        limit = min(self._budget.limit, -(-self._total // sharers)) if sharers > 1 else self._budget.limit
+        limit = min(limit, -(-self._total // sharers)) if sharers > 1 else limit
         if self._budget.by_length:
             rest.sort(key=lambda waiter: abs(waiter.size - first.size))
         taken, total, smallest, largest = [first], first.size, first.size, first.size

@@ -116,6 +116,8 @@ class Channel:
         self._settings, self._metrics = settings, metrics
         self.slots = asyncio.Semaphore(settings.decode_workers)
         """Held from undecoded to enqueued."""
+        self.background_slots = asyncio.Semaphore(max(1, settings.decode_workers // 2))
+        """The same of jobs, which so leave threads to decode what requests bring."""
         self.provider, self.precision = tower.provider, tower.precision
         """What the tower obtained when it was last opened."""
         self._admitted = 0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PACKAGES = {
     **{name: name for name in ("anyio", "click", "cryptography", "fastapi", "httpcore", "httpx", "numpy", "orjson")},
-    **{name: name for name in ("pydantic", "redis", "soundfile", "soxr", "tokenizers", "uvicorn")},
+    **{name: name for name in ("pydantic", "redis", "soundfile", "soxr", "tokenizers", "tqdm", "uvicorn")},
     "dnspython": "dns",
     "pillow": "PIL",
     "prometheus-client": "prometheus_client",

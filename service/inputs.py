@@ -65,7 +65,7 @@ async def read_request(request: Request, model: type[Model], place: Place | None
             data = await request.body()
             if len(data) > _SMALL:
                 await asyncio.sleep(0)  # a client that has gone since is noticed, and costs no reading
-            body = _parse(data)
+            body = parse_json(data)
         else:
             kinds = "application/json or multipart/form-data" if place else "application/json"
             raise UnsupportedBody(f"this route reads {kinds}")
@@ -139,12 +139,12 @@ async def _fetched(values: Sequence[AnyInput]) -> dict[int, Input | InputError]:
 
 
 async def embed_inputs(
-    embedder: Embedder, values: Sequence[AnyInput], role: Role = "query"
+    embedder: Embedder, values: Sequence[AnyInput], role: Role = "query", *, background: bool = False
 ) -> list[Embedded | InputError]:
     """Schema inputs → vectors, in order; an input that cannot be read or embedded is an InputError in its place."""
     inputs = await to_inputs(values, role)
     readable = [each for each in inputs if not isinstance(each, InputError)]
-    embedded = iter(await videos.embed(embedder, readable)) if readable else iter(())
+    embedded = iter(await videos.embed(embedder, readable, background=background)) if readable else iter(())
     return [each if isinstance(each, InputError) else next(embedded) for each in inputs]
 
 
@@ -180,7 +180,8 @@ def _memory_of(body: bytes) -> int:
     return sum(each * outside.count(mark) * (2 if mark == b'"' else 1) for mark, each in _MEMORY.items())
 
 
-def _parse(body: bytes) -> Any:
+def parse_json(body: bytes) -> Any:
+    """Raises BodyTooLarge where it would fill the memory, MalformedRequest."""
     if len(body) > _SMALL and _memory_of(body) > _MOST_MEMORY:
         raise BodyTooLarge("the body holds too many values")
     # orjson refuses NaN, Infinity, numbers that overflow, lone surrogates and bottomless nesting.
@@ -215,7 +216,7 @@ async def _read_form(request: Request, place: Place, settings: Settings) -> Any:
         body: Any = {}
         for name, part in form.multi_items():
             if name == "request":
-                body = _parse(await part.read() if isinstance(part, UploadFile) else part.encode())
+                body = parse_json(await part.read() if isinstance(part, UploadFile) else part.encode())
             elif name == "file" and isinstance(part, UploadFile):
                 files.append(File(part.filename or "", await part.read()))
             else:

@@ -21,6 +21,8 @@ from service.classify import Classifier
 from service.contract.bundle import Bundle, Manifest, Modality, read_bundle
 from service.contract.images import ImageLimits
 from service.fetch import Fetcher, Ways, ways
+from service.jobs import Jobs, open_jobs
+from service.jobs import Opened as OpenedJobs
 from service.keys import Keyring
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Context, Disconnects, SecurityHeaders
@@ -36,6 +38,7 @@ from service.routes import (
     embed,
     health,
     items,
+    jobs,
     label_sets,
     models,
     openai,
@@ -62,6 +65,7 @@ ROUTERS = (
     label_sets.router,
     items.router,
     previews.router,
+    jobs.router,
     collections.router,
     score.router,
     models.router,
@@ -92,6 +96,7 @@ class Parts:
     """The name of the model whose space the store has."""
     keys: Keyring | None = None
     ways: Ways | None = None
+    jobs: OpenedJobs | None = None
 
 
 class Lifespan(TypedDict):
@@ -121,7 +126,8 @@ def open_parts(settings: Settings) -> Parts:
         )
         models[name] = Opened(bundle, {**towers})
     store, home = open_store(settings, [opened.bundle.manifest for opened in models.values()])
-    return Parts(list(models.values()), store, home, keys, fetching)
+    bulk = None if settings.jobs_folder is None else open_jobs(settings.jobs_folder)
+    return Parts(list(models.values()), store, home, keys, fetching, bulk)
 
 
 def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store, str]:
@@ -176,12 +182,29 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
             limiter = open_limiter(settings, metrics)
             fetcher = None if opened.ways is None else Fetcher(opened.ways, settings, metrics)
             closing.push_async_callback(limiter.close)
-            previewer = Previewer(home.embedder, settings.limits) if settings.previews else None
-            maps = Maps(store)
+            previewer = Previewer(home.embedder, settings.limits)
+            bulk = None
+            if opened.jobs is not None:
+                bulk = Jobs(opened.jobs, settings, home.embedder, tokens, previewer, store, limiter, metrics)
             state = State(
-                settings, models, home, store, searcher, tokens, previewer, maps, metrics, limiter, opened.keys, fetcher
+                settings,
+                models,
+                home,
+                store,
+                searcher,
+                tokens,
+                previewer if settings.previews else None,
+                Maps(store),
+                metrics,
+                limiter,
+                opened.keys,
+                fetcher,
+                bulk,
             )
             closing.push_async_callback(state.close)
+            if bulk is not None:
+                closing.push_async_callback(bulk.close)
+                await bulk.start()
             yield {"services": state}
 
     app = FastAPI(
@@ -202,7 +225,12 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 max_body_bytes=settings.max_body_bytes,
             ),
             Middleware(Disconnects),
-            Middleware(BodyLimit, limit=settings.max_body_bytes, together=settings.max_bodies_bytes),
+            Middleware(
+                BodyLimit,
+                limit=settings.max_body_bytes,
+                together=settings.max_bodies_bytes,
+                streamed={"/jobs": settings.max_job_bytes},
+            ),
         ],
     )
     errors.install(app)

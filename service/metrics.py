@@ -4,7 +4,7 @@ No label holds what a client wrote: methods, routes, codes, models and modalitie
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import nan
 from pathlib import Path
 from typing import Protocol
@@ -107,6 +107,13 @@ class Metrics:
         )
         self._store_bytes = Gauge("isthmus_store_bytes", "Of the store's files.", registry=self._registry)
         self._store_free_bytes = Gauge("isthmus_store_free_bytes", "Free on the store's disk.", registry=self._registry)
+        self.job_items = Counter(
+            "isthmus_job_items", "Items of bulk jobs (done, failed).", ["result"], registry=self._registry
+        )
+        self._jobs = Gauge("isthmus_jobs_running", "Bulk jobs that are worked on.", registry=self._registry)
+        self._workers = Gauge(
+            "isthmus_job_workers", "Workers that take parts of jobs from Redis.", registry=self._registry
+        )
         self.rejections = Counter("isthmus_rejections", "Requests refused.", ["reason"], registry=self._registry)
         self.fetches = Counter(
             "isthmus_fetches", "URLs (fetched, refused, too_large, failed).", ["result"], registry=self._registry
@@ -146,6 +153,10 @@ class Metrics:
     def checked(self, checks: Mapping[str, bool]) -> None:
         for name, passed in checks.items():
             self.check.labels(name).set(passed)
+
+    def watch_jobs(self, running: Callable[[], int], workers: Callable[[], int]) -> None:
+        self._jobs.set_function(running)
+        self._workers.set_function(workers)
 
     def fetched(self, result: str, size: int) -> None:
         self.fetches.labels(result).inc()

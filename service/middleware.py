@@ -209,22 +209,29 @@ class Disconnects:
 
 class BodyLimit:
     """413 past `limit` bytes: at once where Content-Length says so, else as soon as that many have come. 408 for a body
-    that does not come. 429 where the bodies of all requests under way would be more than `together`."""
+    that does not come. 429 where the bodies of all requests under way would be more than `together`.
 
-    def __init__(self, app: ASGIApp, limit: int, together: int) -> None:
-        self.app, self.limit, self.together = app, limit, together
+    A route that is named in `streamed` has a limit of its own for what is no JSON: it keeps nothing of that in memory.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, together: int, streamed: Mapping[str, int] | None = None) -> None:
+        self.app, self.limit, self.together, self.streamed = app, limit, together, streamed or {}
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        stated = Headers(scope=scope).get("content-length", "")
-        if stated.isdecimal() and int(stated) > self.limit:
-            response = respond(scope["path"], BodyTooLarge(f"the body is larger than {self.limit} bytes"))
-            await refuse(response, scope, receive, send, self.limit)
+        headers = Headers(scope=scope)
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        streamed = kind != "application/json" and scope["path"] in self.streamed
+        limit = self.streamed[scope["path"]] if streamed else self.limit
+        stated = headers.get("content-length", "")
+        if stated.isdecimal() and int(stated) > limit:
+            response = respond(scope["path"], BodyTooLarge(f"the body is larger than {limit} bytes"))
+            await refuse(response, scope, receive, send, limit)
             return
-        held = int(stated) if stated.isdecimal() else 0
+        held = int(stated) if stated.isdecimal() and not streamed else 0
         if self._held and self._held + held > self.together:
             await refuse(respond(scope["path"], Overloaded(_TOO_MUCH)), scope, receive, send, self.limit)
             return
@@ -242,10 +249,10 @@ class BodyLimit:
                 raise HTTPException(408, headers={"Connection": "close"}) from None
             seen += len(message.get("body", b""))
             whole = not message.get("more_body", False)
-            if seen > self.limit:
+            if seen > limit:
                 # FastAPI lets an HTTPException through while it reads a body, and hides any other.
                 raise HTTPException(413, headers={"Connection": "close"})
-            if seen > held:  # it did not say how long it is
+            if seen > held and not streamed:  # it did not say how long it is
                 self._held += seen - held
                 held = seen
                 if self._held > self.together:

@@ -96,6 +96,7 @@ class _Flight:
     """A vector that is being made, and how many wait for it. Cancelling the result gives it up."""
 
     result: "asyncio.Future[Entry | InputError]"
+    name: str
     waiting: int = 0
 
     def land(self, outcome: Entry | InputError | BaseException) -> None:
@@ -150,14 +151,18 @@ class Embedder:
     def manifest(self) -> Manifest:
         return self.bundle.manifest
 
-    async def embed(self, inputs: Sequence[Input]) -> list[Embedded | InputError]:
+    async def embed(self, inputs: Sequence[Input], *, background: bool = False) -> list[Embedded | InputError]:
         """One result per input, in order: a unit vector, or what is wrong with that input.
 
         Identical inputs are embedded once, also across requests that are under way at the same time. Raises Overloaded
         and RateLimited before any work, DeadlineExceeded, and NotReady at shutdown; a cancelled call withdraws what it
         waits for.
+
+        In the `background` inputs wait behind those of other calls, take a quarter of the room at most, and have no
+        deadline.
         """
-        size = max(1, len(inputs) if len(inputs) <= self._capacity else self._capacity // 2)
+        capacity = max(1, self._capacity // 4) if background else self._capacity
+        size = max(1, len(inputs) if len(inputs) <= capacity else capacity // 2)
         pieces = [inputs[start : start + size] for start in range(0, len(inputs), size)]
         with ExitStack() as admitted:
             # Each piece takes the room of the one before it.
@@ -165,9 +170,9 @@ class Embedder:
                 if modality in self.channels:
                     admitted.enter_context(self.channels[modality].admit(min(count, size)))
             try:
-                async with asyncio.timeout(self.deadline_s):
+                async with asyncio.timeout(None if background else self.deadline_s):
                     await self._charge(inputs)
-                    return [each for piece in pieces for each in await self._embed(piece)]
+                    return [each for piece in pieces for each in await self._embed(piece, background)]
             except TimeoutError:
                 raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
 
@@ -219,7 +224,7 @@ class Embedder:
         # What is still being decoded goes on to a closed batcher, and is answered there.
         await asyncio.to_thread(self._pool.close)
 
-    async def _embed(self, inputs: Sequence[Input]) -> list[Embedded | InputError]:
+    async def _embed(self, inputs: Sequence[Input], background: bool) -> list[Embedded | InputError]:
         keys = await self._keys(inputs)
         distinct = dict(zip(keys, inputs, strict=True))
         with timed("cache"):
@@ -228,7 +233,7 @@ class Embedder:
         missing = [key for key in distinct if key not in known]
         self._metrics.cache.labels("hit").inc(len(known))
         self._metrics.cache.labels("miss").inc(len(missing))
-        made = await self._made({key: distinct[key] for key in missing})
+        made = await self._made({key: distinct[key] for key in missing}, background)
         with timed("cache"):
             await self._cache.put_many({key: each for key, each in made.items() if isinstance(each, Entry)})
         results: list[Embedded | InputError] = []
@@ -250,7 +255,7 @@ class Embedder:
 
         return await self._pool.run(keys) if large else keys()
 
-    async def _made(self, missing: Mapping[str, Input]) -> dict[str, Entry | InputError]:
+    async def _made(self, missing: Mapping[str, Input], background: bool) -> dict[str, Entry | InputError]:
         """Make each vector, or wait for whoever is making the same. One is given up when the last who waits goes away.
 
         Raises the first failure that is not of one input alone.
@@ -261,18 +266,20 @@ class Embedder:
         flights: dict[str, _Flight] = {}
         new: dict[Modality, list[tuple[Input, _Flight]]] = {}
         for key, each in missing.items():
-            flight = self._flights.get(key)
+            # A request does not wait for what is made in the background.
+            name = f"background {key}" if background and key not in self._flights else key
+            flight = self._flights.get(name)
             if flight is None:
-                flight = self._flights[key] = _Flight(loop.create_future())
+                flight = self._flights[name] = _Flight(loop.create_future(), name)
                 new.setdefault(modality_of(each), []).append((each, flight))
             flight.waiting += 1
             flights[key] = flight
         for modality, making in new.items():
             if modality == "text":
-                self._begin(self._make(modality, making, _chunks(making)))
+                self._begin(self._make(modality, making, _chunks(making), background))
             else:  # side by side
                 for group in _groups(making, self._decode_workers):
-                    self._begin(self._make(modality, group, [group]))
+                    self._begin(self._make(modality, group, [group], background))
         try:
             await asyncio.wait([each.result for each in flights.values()], return_when=asyncio.FIRST_EXCEPTION)
             failures = (each.result.exception() for each in flights.values() if each.result.done())
@@ -280,20 +287,20 @@ class Embedder:
                 raise failure
             return {key: flight.result.result() for key, flight in flights.items()}
         finally:
-            for key, flight in flights.items():
+            for flight in flights.values():
                 flight.waiting -= 1
                 if not flight.waiting:
                     if not flight.result.cancel() and not flight.result.cancelled():
                         flight.result.exception()  # seen, whoever raises it
-                    if self._flights.get(key) is flight:
-                        del self._flights[key]
+                    if self._flights.get(flight.name) is flight:
+                        del self._flights[flight.name]
 
     def _begin(self, making: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(making)
         self._making.add(task)
         task.add_done_callback(self._making.discard)
 
-    async def _make(self, modality: Modality, making: _Making, chunks: Sequence[_Making]) -> None:
+    async def _make(self, modality: Modality, making: _Making, chunks: Sequence[_Making], background: bool) -> None:
         """Prepare chunk by chunk, enqueue, and let every flight land, whatever happens."""
         try:
             channel = self.channels.get(modality)
@@ -302,7 +309,7 @@ class Embedder:
             async with channel.using() as engine:
                 answers: list[asyncio.Future[Answer]] = []
                 for chunk in chunks:
-                    async with channel.slots:
+                    async with channel.background_slots if background else channel.slots:
                         chunk = [each for each in chunk if not each[1].result.done()]  # who gave up meanwhile
                         with timed("decode") as took:
                             prepared = await self._prepared(engine.handling.prepare, [each for each, _ in chunk])
@@ -311,7 +318,7 @@ class Embedder:
                             if isinstance(ready, InputError):
                                 flight.land(ready)
                             elif not flight.result.done():
-                                answer = await engine.batcher.enqueue(ready.value, ready.size)
+                                answer = await engine.batcher.enqueue(ready.value, ready.size, background=background)
                                 _couple(flight, answer, ready)
                                 answers.append(answer)
                 if answers:

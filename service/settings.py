@@ -160,6 +160,27 @@ class Settings(BaseSettings):
     max_top_k: int = Field(default=1_000, gt=0, le=100_000)
     """Results that one query may ask for."""
 
+    api_key: SecretStr | None = None
+    """Of `index` and a server that has keys; no server reads it."""
+    jobs: Path | None = None
+    """Where the inputs and the progress of bulk jobs are kept, by one process; unset, `jobs` in the store's directory.
+    Where the store is a Milvus, unset means that no jobs are taken."""
+    jobs_root: Path | None = None
+    """A folder on the server: POST /jobs may name folders under it. Unset, none."""
+    jobs_keep_s: float = Field(default=7 * 86_400, gt=0)
+    """How long a job that ended is remembered, with its errors and its Idempotency-Key."""
+    max_jobs: int = Field(default=100, gt=0)
+    """Unfinished; past it, 429."""
+    max_job_bytes: int = Field(default=10_000_000_000, gt=0)
+    """Of a job's input, unpacked."""
+    max_job_items: int = Field(default=10_000_000, gt=0)
+    """Of one job."""
+    job_deliveries: int = Field(default=3, gt=0, le=100)
+    """Times that part of a job is taken up by somebody who does not live to answer, before its items are tried one by
+    one; and so many times again before an item is left out as poison."""
+    worker_silence_s: float = Field(default=15.0, gt=0)
+    """After so long without a sign of life a worker counts as dead, and what it had is given to another."""
+
     batch_images: int | None = Field(default=None, gt=0)
     """Items in one call of the image tower; unset, 8 on the CPU and 32 on a GPU."""
     batch_tokens: int | None = Field(default=None, gt=0)
@@ -195,6 +216,8 @@ class Settings(BaseSettings):
         "batch_tokens",
         "slow_request_s",
         "otlp_endpoint",
+        "jobs",
+        "jobs_root",
         mode="before",
     )
     @classmethod
@@ -246,6 +269,10 @@ class Settings(BaseSettings):
             return tuple(map(public_key, self.bundle_signers))
         except SignatureError as error:
             raise SettingsError(f"ISTHMUS_BUNDLE_SIGNERS: {error}") from None
+
+    @property
+    def jobs_folder(self) -> Path | None:
+        return self.jobs or (None if self.store == Path("milvus") else self.store / "jobs")
 
     @property
     def towers_on_gpus(self) -> Gpus:

@@ -12,6 +12,7 @@ from service.classify import Classifier
 from service.contract.bundle import Bundle
 from service.errors import NotFound
 from service.fetch import Fetcher
+from service.jobs import Jobs
 from service.keys import Keyring
 from service.metrics import Metrics
 from service.model import Model, ReloadRefused
@@ -48,6 +49,8 @@ class State:
     """None: there are none, and nobody needs one."""
     fetcher: Fetcher | None = None
     """None: URLs are not fetched."""
+    jobs: Jobs | None = None
+    """None where there is no folder for them."""
     readiness: OneAtATime[JSON] = field(default_factory=OneAtATime)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while the server works for the last time: it is about to end."""

@@ -28,14 +28,16 @@ class Video:
     data: bytes
 
 
-async def embed(embedder: Embedder, inputs: Sequence[Input | Video]) -> list[Embedded | InputError]:
+async def embed(
+    embedder: Embedder, inputs: Sequence[Input | Video], *, background: bool = False
+) -> list[Embedded | InputError]:
     """As Embedder.embed, of videos too."""
     plain = [each for each in inputs if not isinstance(each, Video)]
-    made = iter(await embedder.embed(plain)) if plain else iter(())
-    return [await _embed(embedder, each) if isinstance(each, Video) else next(made) for each in inputs]
+    made = iter(await embedder.embed(plain, background=background)) if plain else iter(())
+    return [await _embed(embedder, each, background) if isinstance(each, Video) else next(made) for each in inputs]
 
 
-async def _embed(embedder: Embedder, video: Video) -> Embedded | InputError:
+async def _embed(embedder: Embedder, video: Video, background: bool) -> Embedded | InputError:
     served = {name: embedder.manifest.towers[name].preprocessing for name in embedder.channels}
     picture, sound = served.get("image"), served.get("audio")
     spec = picture if isinstance(picture, ImagePreprocessing) else None
@@ -50,13 +52,13 @@ async def _embed(embedder: Embedder, video: Video) -> Embedded | InputError:
             return error
 
     try:
-        async with asyncio.timeout(embedder.deadline_s):
+        async with asyncio.timeout(None if background else embedder.deadline_s):
             clip = await embedder.in_worker(read)
             if isinstance(clip, InputError):
                 return clip
             ready = [Ready("image", each.value, each.cost) for each in clip.frames]
             ready += [Ready("audio", each.value, each.cost) for each in clip.sounds]
-            vectors = await embedder.embed(ready)
+            vectors = await embedder.embed(ready, background=background)
     except TimeoutError:
         raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
     moments = []

@@ -5,7 +5,9 @@ that a video of one frame is that image; the sound goes the way of a sound file 
 """
 
 import io
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +63,20 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Claims:
+    """What a file says of itself."""
+
+    frames: int
+    """That are sampled."""
+    pixels: int
+    """Of each."""
+    sounds: int
+    """Stretches."""
+    seconds: float
+    """Of sound."""
+
+
+@dataclass(frozen=True)
 class _Extent:
     start: float
     seconds: float
@@ -95,6 +111,39 @@ def read_video(
 
     Raises UnsupportedMedia (no PyAV, no such container, a codec that is not known), MediaTooLarge, BadMedia.
     """
+    frames: list[Stretch] = []
+    sounds: list[Stretch] = []
+    with _read(data, limits) as (av, container):
+        with _opened(av, data, container) as source:
+            extent = _extent(source, limits)
+        if spec is not None:
+            with _opened(av, data, container) as source:
+                frames = list(_frames(source, spec, extent, limits)) if source.streams.video else []
+        if sampling_rate is not None:
+            with _opened(av, data, container) as source:
+                sounds = _sounds(av, source, sampling_rate, extent, limits) if source.streams.audio else []
+    if not frames and not sounds:
+        raise BadMedia("the video has neither a picture nor a sound")
+    return Clip(extent.seconds, frames, sounds)
+
+
+def claims_of(data: bytes, limits: VideoLimits = VideoLimits()) -> Claims:
+    """What `read_video` will come to, without decoding anything. Raises as it does."""
+    with _read(data, limits) as (av, container), _opened(av, data, container) as source:
+        extent = _extent(source, limits)
+        pictures = [stream.codec_context for stream in source.streams.video[:1]]
+        seconds = extent.seconds if source.streams.audio else 0.0
+        return Claims(
+            frames=_frame_count(extent, limits) if pictures else 0,
+            pixels=sum(each.width * each.height for each in pictures),
+            sounds=max(1, math.ceil(seconds / SOUND_S)) if source.streams.audio else 0,
+            seconds=seconds,
+        )
+
+
+@contextmanager
+def _read(data: bytes, limits: VideoLimits) -> Iterator[tuple[Any, str]]:
+    """PyAV and the name of the file's container; what PyAV raises within is raised as an InputError."""
     if len(data) > limits.max_bytes:
         raise MediaTooLarge(f"the video is larger than {limits.max_bytes} bytes")
     try:
@@ -105,25 +154,17 @@ def read_video(
     if container is None:
         raise UnsupportedMedia(NO_VIDEO)
     try:
-        with _opened(av, data, container) as source:
-            extent = _extent(source, limits)
-        frames: list[Stretch] = []
-        sounds: list[Stretch] = []
-        if spec is not None:
-            with _opened(av, data, container) as source:
-                frames = list(_frames(source, spec, extent, limits)) if source.streams.video else []
-        if sampling_rate is not None:
-            with _opened(av, data, container) as source:
-                sounds = _sounds(av, source, sampling_rate, extent, limits) if source.streams.audio else []
+        yield av, container
     except av.error.DecoderNotFoundError:
         raise UnsupportedMedia(NO_CODEC) from None
     except (av.error.FFmpegError, ValueError) as error:
         if isinstance(error, BadMedia | MediaTooLarge | UnsupportedMedia):
             raise
         raise BadMedia("the video is truncated or corrupt") from None
-    if not frames and not sounds:
-        raise BadMedia("the video has neither a picture nor a sound")
-    return Clip(extent.seconds, frames, sounds)
+
+
+def _frame_count(extent: _Extent, limits: VideoLimits) -> int:
+    return max(1, min(limits.frames, round(extent.seconds)))
 
 
 def _opened(av: Any, data: bytes, container: str) -> Any:
@@ -165,7 +206,7 @@ def _check_size(width: int, height: int, limits: VideoLimits) -> None:
 
 
 def _frames(source: Any, spec: ImagePreprocessing, extent: _Extent, limits: VideoLimits) -> Iterator[Stretch]:
-    count = max(1, min(limits.frames, round(extent.seconds)))
+    count = _frame_count(extent, limits)
     length = extent.seconds / count
     middles = [extent.start + (number + 0.5) * length for number in range(count)]
     # MPEG-TS has no index to seek by; and a short video is sooner gone through than sought in.

@@ -49,6 +49,7 @@ async def _readiness(state: State) -> JSON:
     checks = dict(zip(towers, works, strict=True))
     checks["workers"] = all(model.embedder.workers_alive() for model in state.models.values())
     checks["store"] = await state.store.ready()
+    checks["jobs"] = state.jobs is None or state.jobs.alive
     checks["accepting"] = not state.draining.is_set()
     if state.keys is not None:
         checks["keys"] = await state.keys.readable()

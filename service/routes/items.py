@@ -1,8 +1,9 @@
 """POST and GET /items, GET and DELETE /items/{id}, POST /items/delete."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Header, Query
 
 from service import moments
 from service.errors import NotFound
@@ -32,12 +33,25 @@ Items = Annotated[ItemsRequest, Depends(reader(ItemsRequest, place_items))]
 Deletion = Annotated[DeleteItemsRequest, Depends(reader(DeleteItemsRequest))]
 
 
+_Priority = Annotated[
+    str | None, Header(max_length=64, description="RFC 9218; u=7 embeds when nothing else waits to be embedded.")
+]
+_BACKGROUND = re.compile(r"(?:^|,)\s*u=7\s*(?:,|$)")
+
+
 @router.post("/items", openapi_extra=documented(ItemsRequest, files=True))
-async def upsert_items(body: Items, state: StateDep) -> ItemsResponse:
+async def upsert_items(body: Items, state: StateDep, priority: _Priority = None) -> ItemsResponse:
     """Embed and store items, each replacing the one of its collection and id. Answered once they are on disk."""
     fail = body.on_error == "fail"
-    embedder, tokens, previewer = state.embedder, state.tokens, state.previewer
-    items = await index_items(embedder, state.store, body.items, fail=fail, tokens=tokens, previewer=previewer)
+    items = await index_items(
+        state.embedder,
+        state.store,
+        body.items,
+        fail=fail,
+        tokens=state.tokens,
+        previewer=state.previewer,
+        background=priority is not None and _BACKGROUND.search(priority) is not None,
+    )
     return ItemsResponse(upserted=sum(isinstance(item, StoredItem) for item in items), items=items)
 
 

@@ -34,6 +34,7 @@ NOT_RUN = {
     r"curl -F file=@coins.jpg .*\"label_set\": \"floor\"": "asks the label set above",
     r"curl -F file=@walk.mp4": "a film of one's own; tests/service/test_videos.py makes some",
     r"python -m service load": "loads what `training embed` wrote; tests/service/test_load.py does both",
+    r"curl http://127\.0\.0\.1:8000/jobs/": "the job's id is that of the machine where it was sent",
     r"helm install": "needs a cluster; tests/packaging lints and renders the chart",
     r"curl -s http://127.0.0.1:8000/readyz": "shows a server whose Redis is gone; tests/service/test_health.py has one",
     r"openssl genpkey": "makes the key of the signing below; tests/contract/test_signature.py makes keys of its own",
@@ -118,6 +119,8 @@ def test_readme(reader: Reader, tmp_path: Path) -> None:
     folder = reader.folder
     for name, source in {"dog.webp": "cat.jpg", "coins.jpg": "coins.jpg", "bark.ogg": "cat.wav"}.items():
         shutil.copy(ROOT / "build/media" / source, folder / name)
+    (folder / "items.jsonl").write_text('{"id": "b", "text": "a quay"}\n')
+    shutil.make_archive(str(folder / "photos"), "tar", ROOT / "build/media")
     (folder / "var").mkdir()
     settings = Settings(bundle=ROOT / "build/starter", store=folder / "var/store", device="cpu", threads=1)
     with serving(settings) as client, Isthmus(str(client.base_url)) as space:

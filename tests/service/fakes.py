@@ -70,7 +70,7 @@ class FakeEmbedder:
         self.manifest = manifest or fake_manifest()
         self.asked: list[int] = []
 
-    async def embed(self, inputs: Sequence[Input]) -> list[Embedded | InputError]:
+    async def embed(self, inputs: Sequence[Input], *, background: bool = False) -> list[Embedded | InputError]:
         self.asked.append(len(inputs))
         return [self._embed(each) for each in inputs]
 

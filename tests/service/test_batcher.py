@@ -497,3 +497,127 @@ def test_the_head_of_the_queue_is_open_to_a_canary() -> None:
         await batcher.close()
 
     run(main())
+
+
+def in_background(batcher: Batcher[float], item: float, size: int = 1) -> "asyncio.Task[Any]":
+    async def submit() -> Any:
+        return await (await batcher.enqueue(item, size, background=True))
+
+    return asyncio.create_task(submit())
+
+
+async def settled() -> None:
+    """Until every task has gone as far as it can without a thread's help."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_what_is_in_the_background_runs_when_nothing_else_waits() -> None:
+    async def main() -> None:
+        model = Model(held=True)
+        batcher = make(model.run, limit=4)
+        first = submit(batcher, 0)
+        await entered(model)
+        later = [in_background(batcher, item) for item in (10, 11, 12)]
+        await settled()
+        sooner = [submit(batcher, item) for item in (1, 2, 3)]
+        await settled()
+        model.released.set()
+        answers = await asyncio.gather(first, *sooner, *later)
+        assert [answer.vector[0] for answer in answers] == [0, 2, 4, 6, 20, 22, 24]
+        # A request's items are not mixed with a job's, which are few at a time while requests come.
+        assert model.calls == [[0], [1, 2, 3], [10], [11], [12]]
+        await batcher.close()
+
+    run(main())
+
+
+def test_alone_a_job_has_whole_calls_on_every_lane() -> None:
+    async def main() -> None:
+        model = Model(held=True)
+        batcher = make(model.run, limit=4, lanes=2)
+        tasks = [in_background(batcher, item) for item in range(8)]
+        await settled()
+        assert batcher._busy == 2  # type: ignore[attr-defined]
+        model.released.set()
+        await asyncio.gather(*tasks)
+        assert sorted(map(len, model.calls)) == [4, 4]
+        await batcher.close()
+
+    run(main())
+
+
+def test_while_requests_come_a_lane_is_left_to_them() -> None:
+    async def main() -> None:
+        model = Model()
+        batcher = make(model.run, limit=4, lanes=2)
+        await submit(batcher, 0)
+        model.released.clear()
+        later = [in_background(batcher, item) for item in range(10, 16)]
+        await settled()
+        assert batcher._busy == 1, "one lane of two"  # type: ignore[attr-defined]
+        model.entered.clear()
+        sooner = submit(batcher, 1)
+        await entered(model)  # it is in the model at once, whatever waits
+        model.released.set()
+        await asyncio.gather(sooner, *later)
+        await batcher.close()
+
+    run(main())
+
+
+def test_a_busy_server_s_job_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.batcher._PATIENCE_S", 0.0)
+
+    async def main() -> None:
+        model = Model(held=True)
+        batcher = make(model.run, limit=2)
+        first = submit(batcher, 0)
+        await entered(model)
+        waiting = [submit(batcher, item) for item in range(1, 9)]
+        later = in_background(batcher, 10)
+        await settled()
+        model.released.set()
+        await asyncio.gather(first, *waiting, later)
+        assert model.calls.index([10.0]) < len(model.calls) - 1, "before the last of the requests"
+        await batcher.close()
+
+    run(main())
+
+
+def test_what_waits_in_the_background_keeps_no_request_out_of_the_queue() -> None:
+    async def main() -> None:
+        model = Model(held=True)
+        batcher = make(model.run, limit=1)
+        first = submit(batcher, 0)
+        await entered(model)
+        later = [in_background(batcher, item) for item in range(10, 20)]
+        await settled()
+        answer = await batcher.enqueue(1, 1)  # does not wait for room, although two calls' worth wait already
+        model.released.set()
+        assert (await answer).vector[0] == 2
+        await asyncio.gather(first, *later)
+        await batcher.close()
+
+    run(main())
+
+
+def test_an_item_in_the_background_is_withdrawn_and_answered_at_the_end() -> None:
+    async def main() -> None:
+        model = Model(held=True)
+        batcher = make(model.run, limit=1)
+        first = submit(batcher, 0)
+        await entered(model)
+        gone, left = await batcher.enqueue(10, 1, background=True), await batcher.enqueue(11, 1, background=True)
+        gone.cancel()
+        await settled()
+        closing = asyncio.create_task(batcher.close())
+        await settled()
+        model.released.set()
+        await closing
+        with pytest.raises(NotReady):
+            await left
+        assert (await first).vector[0] == 0
+        assert model.calls == [[0]]
+
+    run(main())

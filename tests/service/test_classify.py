@@ -131,7 +131,7 @@ def test_the_ranking_is_that_of_a_search_over_the_label_vectors(tmp_path):
 
 def test_ten_thousand_labels_go_through_in_pieces_while_others_are_served(tmp_path):
     class Yielding(FakeEmbedder):
-        async def embed(self, inputs):
+        async def embed(self, inputs, *, background=False):
             await asyncio.sleep(0)
             return await super().embed(inputs)
 
@@ -172,7 +172,7 @@ class FailsOn(FakeEmbedder):
         super().__init__()
         self._text = text
 
-    async def embed(self, inputs):
+    async def embed(self, inputs, *, background=False):
         results = await super().embed(inputs)
         return [
             InputError("too odd") if each == Text(self._text) else result

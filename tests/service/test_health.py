@@ -19,7 +19,7 @@ def test_a_server_that_works_is_alive_and_ready(shared_client: httpx.Client) -> 
     assert response.status_code == 200
     assert response.json()["status"] == "ready"
     towers = {"tower.image", "tower.audio", "tower.text"}
-    assert set(response.json()["checks"]) == towers | {"workers", "store", "accepting", "disk"}
+    assert set(response.json()["checks"]) == towers | {"workers", "store", "jobs", "accepting", "disk"}
     assert response.json()["failing"] == []
     assert response.json()["providers"] == dict.fromkeys(
         ("tower.image", "tower.audio", "tower.text"), "CPUExecutionProvider"
@@ -68,6 +68,7 @@ def test_readiness_names_what_is_broken(settings: Settings, caplog: pytest.LogCa
         "tower.text": True,
         "workers": True,
         "store": True,
+        "jobs": True,
         "accepting": True,
         "disk": True,
     }

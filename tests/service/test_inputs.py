@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.contract.errors import BadMedia, InputError, UnsupportedMedia
 from service.errors import BodyTooLarge, FetchDisabled
-from service.inputs import _parse, append_inputs, documented
+from service.inputs import append_inputs, documented, parse_json
 from service.pipeline import Media, Text
 from service.schemas.embed import EmbedRequest
 from service.schemas.inputs import AnyInput, File, ImageInput, TextInput, media_bytes, sniff, to_input
@@ -95,16 +95,16 @@ def test_a_documented_body_brings_its_definitions() -> None:
 def test_a_body_of_too_many_values_is_refused_before_it_is_read() -> None:
     for part in (b"{},", b"[],", b'"",', b'{"a":0},', b"0,"):
         with pytest.raises(BodyTooLarge):
-            _parse(b"[" + part * (19_000_000 // len(part)) + b"0]")
+            parse_json(b"[" + part * (19_000_000 // len(part)) + b"0]")
 
 
 def test_what_is_inside_of_texts_is_not_counted() -> None:
     texts = [b"{[,:" * 1_000_000, b'\\"' * 2_000_000, b"\\\\" * 2_000_000, b'\\\\\\"{' * 1_000_000]
     for text in texts:
-        assert _parse(b'["' + text + b'",{}]')[1] == {}
+        assert parse_json(b'["' + text + b'",{}]')[1] == {}
 
 
 def test_honest_bodies_of_every_kind_are_read() -> None:
     vectors = orjson.dumps([[0.123456] * 1_024] * 256)
     metadata = orjson.dumps([{"metadata": {f"key {n}": f"value {n}" for n in range(600)}}] * 256)
-    assert len(_parse(vectors)) == len(_parse(metadata)) == 256
+    assert len(parse_json(vectors)) == len(parse_json(metadata)) == 256

@@ -31,7 +31,7 @@ class FakeTokens:
 
     available = True
 
-    async def embed(self, inputs):
+    async def embed(self, inputs, *, background=False):
         return [tokens_of(each.text) for each in inputs]
 
 

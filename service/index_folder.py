@@ -1,0 +1,348 @@
+"""`python -m service index FOLDER`: a folder of photographs, sounds and texts → a running server, or a store.
+
+What is in the store says what is done: with each item goes what its file was (`file` in its metadata: bytes, time of
+change, sha256), so that another run, from wherever, goes on where one was stopped and looks only at what is new. A file
+whose size and time are those of its item is not even read; one whose content is the same is not sent.
+"""
+
+import asyncio
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import orjson
+from tqdm import tqdm
+
+from service.contract.bundle import read_bundle
+from service.indexing import index_items
+from service.jobs.ledger import Refusal
+from service.jobs.pieces import read_piece
+from service.jobs.plan import Bounds, Reader, Unusable, build
+from service.main import open_cache, open_store
+from service.metrics import Metrics
+from service.pipeline import Embedder
+from service.previews import Previewer
+from service.schemas.items import ItemInput, RefusedItem
+from service.settings import Settings, SettingsError
+from service.store import StoreInUse
+from service.token_vectors import TokenEmbedder
+from service.towers import open_towers
+
+KEY = "file"
+"""Of the metadata."""
+_ITEMS, _BYTES = 32, 8_000_000
+"""Of one request, or one item."""
+_AT_ONCE = 2
+_PAGE = 1_000
+_LONGEST_PAUSE_S = 30.0
+_UNREACHED_S = 60.0
+_ANSWERED_S = 600.0
+_BACKGROUND = {"Priority": "u=7"}
+"""RFC 9218: after everything else that the server is asked."""
+
+
+class Stopped(Exception):
+    """It cannot go on: the message says why."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file."""
+
+    input: ItemInput
+    """Of kind file or text."""
+    size: int
+
+
+@dataclass
+class Outcome:
+    indexed: int = 0
+    unchanged: int = 0
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    """(name, why)"""
+
+
+class Target(Protocol):
+    def known(self, collection: str) -> AsyncIterator[tuple[str, Mapping[str, Any]]]:
+        """(id, metadata) of what is there."""
+
+    async def put(self, items: Sequence[ItemInput]) -> list[str | None]:
+        """Why an item was refused, or None, for each. Raises Stopped."""
+
+
+async def index_folder(folder: Path, collection: str, target: Target, settings: Settings) -> Outcome:
+    """Index what is new in a folder, with a progress bar on a terminal. Raises Stopped."""
+    outcome = Outcome()
+    known = {id: file async for id, metadata in target.known(collection) if isinstance(file := metadata.get(KEY), dict)}
+    bounds = Bounds(settings.limits, settings.max_job_items)
+    with tempfile.TemporaryDirectory(prefix="isthmus-") as work:
+        plan, ended = Path(work) / "plan.sqlite3", threading.Event()
+        try:
+            count = await asyncio.to_thread(build, "folder", folder, plan, bounds, ended)
+        except Unusable as error:
+            raise Stopped(f"{folder}: {error}") from None
+        finally:
+            ended.set()
+        reader = Reader("folder", folder, plan, bounds)
+        with tqdm(total=count, unit=" files", disable=None, dynamic_ncols=True) as bar:
+            try:
+                await _index(folder, reader, count, collection, known, target, settings, outcome, bar)
+            finally:
+                reader.close()
+    return outcome
+
+
+async def _index(
+    folder: Path,
+    reader: Reader,
+    count: int,
+    collection: str,
+    known: Mapping[str, Mapping[str, Any]],
+    target: Target,
+    settings: Settings,
+    outcome: Outcome,
+    bar: "tqdm[Any]",
+) -> None:
+    waiting: list[Item] = []
+    sending: set[asyncio.Task[None]] = set()
+
+    async def send(items: list[Item]) -> None:
+        for item, refused in zip(items, await target.put([each.input for each in items]), strict=True):
+            if refused is None:
+                outcome.indexed += 1
+            else:
+                outcome.refused.append((item.input.id, refused))
+            bar.update()
+
+    async def room(most: int) -> None:
+        while len(sending) > most:
+            done, _ = await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
+            sending.difference_update(done)
+            for task in done:
+                task.result()
+
+    try:
+        for number in range(count):
+            found = await asyncio.to_thread(_look, folder, reader, number, collection, known, settings)
+            if found is None:
+                outcome.unchanged += 1
+                bar.update()
+            elif isinstance(found, Refusal):
+                outcome.refused.append((found.id or "", found.detail))
+                bar.update()
+            else:
+                if waiting and (len(waiting) >= _ITEMS or sum(each.size for each in waiting) + found.size > _BYTES):
+                    await room(_AT_ONCE - 1)
+                    sending.add(asyncio.create_task(send(waiting)))
+                    waiting = []
+                waiting.append(found)
+        if waiting:
+            sending.add(asyncio.create_task(send(waiting)))
+        await room(0)
+    finally:
+        for task in sending:
+            task.cancel()
+        await asyncio.gather(*sending, return_exceptions=True)
+
+
+def _look(
+    folder: Path,
+    reader: Reader,
+    number: int,
+    collection: str,
+    known: Mapping[str, Mapping[str, Any]],
+    settings: Settings,
+) -> Item | Refusal | None:
+    """What is to be sent of one file; None where it is there as it is."""
+    name, described = reader.name(number)
+    held = known.get(name, {})
+    stamp: dict[str, Any] = {}
+    try:
+        status = os.stat(folder / name, follow_symlinks=False)
+        stamp = {"bytes": status.st_size, "modified": status.st_mtime_ns}
+    except OSError:
+        pass  # reading it says what is wrong
+    if described:
+        stamp["described"] = hashlib.sha256(b"\0".join(described)).hexdigest()
+    if stamp and stamp == {key: value for key, value in held.items() if key != "sha256"}:
+        return None
+    [piece] = reader.pieces(number, 1)
+    item = read_piece(piece, collection, settings.limits)
+    if isinstance(item, Refusal):
+        return item
+    stamp["sha256"] = hashlib.sha256(piece.data).hexdigest()
+    if all(stamp.get(key) == held.get(key) for key in ("sha256", "described")):
+        return None
+    return Item(item.model_copy(update={"metadata": item.metadata | {KEY: stamp}}), len(piece.data))
+
+
+# A running server
+
+
+class Server:
+    """By its address. Sends behind everything else that is asked of it."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        headers = _BACKGROUND | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._client = httpx.AsyncClient(base_url=url, headers=headers, timeout=_ANSWERED_S)
+        self._url = url
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def known(self, collection: str) -> AsyncIterator[tuple[str, Mapping[str, Any]]]:
+        cursor = None
+        while True:
+            params = {"collection": collection, "limit": _PAGE} | ({"cursor": cursor} if cursor else {})
+            answer = await self._patiently(lambda params=params: self._client.get("/items", params=params))  # type: ignore[misc]
+            if answer.status_code == 404:
+                if answer.headers.get("content-type") == "application/problem+json":
+                    return  # there is no such collection yet
+                raise Stopped(f"{self._url} is no Isthmus: it has no /items")
+            page = self._json(answer)
+            for item in page["items"]:
+                yield item["id"], item["metadata"]
+            if (cursor := page["next_cursor"]) is None:
+                return
+
+    async def put(self, items: Sequence[ItemInput]) -> list[str | None]:
+        answer = await self._patiently(lambda: self._client.post("/items", **_form(items)))
+        if answer.status_code < 400:
+            found = answer.json()["items"]
+            return [each["error"]["detail"] if "error" in each else None for each in found]
+        if answer.status_code in (401, 403, 404):
+            raise Stopped(f"{self._url} refuses: {_detail(answer)}")
+        if len(items) == 1:
+            return [_detail(answer)]
+        # One of them spoils the request: which?
+        return [refused for item in items for refused in await self.put([item])]
+
+    async def _patiently(self, ask: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+        """Again while there is no room (429, 503), and for a while where nobody answers."""
+        pause, since = 0.5, asyncio.get_running_loop().time()
+        while True:
+            try:
+                answer = await ask()
+                if answer.status_code not in (429, 503):
+                    return answer
+                since = asyncio.get_running_loop().time()
+                stated = answer.headers.get("retry-after", "")
+                wait = float(stated) if stated.isdecimal() else pause
+            except httpx.TransportError as error:
+                if asyncio.get_running_loop().time() - since > _UNREACHED_S or isinstance(
+                    error, httpx.UnsupportedProtocol
+                ):
+                    raise Stopped(f"{self._url} cannot be reached") from None
+                wait = pause
+            await asyncio.sleep(min(wait, _LONGEST_PAUSE_S))
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _json(self, answer: httpx.Response) -> Any:
+        if answer.is_error:
+            raise Stopped(f"{self._url} refuses: {_detail(answer)}")
+        return answer.json()
+
+
+def _form(items: Sequence[ItemInput]) -> dict[str, Any]:
+    """A request: texts in its JSON, files as files, in order."""
+    described = [
+        {"id": item.id, "collection": item.collection, "metadata": item.metadata}
+        | ({"text": item.text} if item.text is not None else {})
+        for item in items
+    ]
+    body = {"items": described, "on_error": "null"}
+    files = [("file", ("file", item.file.data)) for item in items if item.file is not None]
+    if not files:
+        return {"json": body}
+    return {"data": {"request": orjson.dumps(body).decode()}, "files": files}
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        problem = answer.json()
+        more = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problem.get("errors", [])[:1]]
+        return ": ".join([str(problem["detail"]), *more])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"status {answer.status_code}"
+
+
+# A store
+
+
+class Direct:
+    """A store that no server has open."""
+
+    def __init__(self, embedder: Embedder, tokens: TokenEmbedder, previewer: Previewer | None, store: Any) -> None:
+        self._embedder, self._tokens, self._previewer, self._store = embedder, tokens, previewer, store
+
+    async def known(self, collection: str) -> AsyncIterator[tuple[str, Mapping[str, Any]]]:
+        await self._store.create_collection(collection)
+        cursor = None
+        while True:
+            items, cursor = await self._store.page(collection, None, cursor, _PAGE)
+            for item in items:
+                yield item.id, item.metadata
+            if cursor is None:
+                return
+
+    async def put(self, items: Sequence[ItemInput]) -> list[str | None]:
+        answers = await index_items(
+            self._embedder,
+            self._store,
+            items,
+            fail=False,
+            tokens=self._tokens,
+            previewer=self._previewer,
+            background=True,
+        )
+        return [each.error.detail if isinstance(each, RefusedItem) else None for each in answers]
+
+
+@asynccontextmanager
+async def reached(url: str, key: str | None) -> AsyncIterator[Target]:
+    server = Server(url, key)
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Target]:
+    """The store that the settings name. Raises BundleError, TowerError, StoreError, SettingsError."""
+    bundle = read_bundle(settings.bundle, settings.signers)
+    try:
+        store, _ = open_store(settings, [bundle.manifest])
+    except StoreInUse:
+        raise SettingsError(
+            f"{settings.store} is open in another process: where that is a server, name it by --url"
+        ) from None
+    metrics = Metrics()
+    try:
+        towers = open_towers(
+            bundle,
+            settings.device,
+            settings.call_threads,
+            settings.modalities,
+            settings.precision,
+            settings.towers_on_gpus,
+        )
+        cache = open_cache(settings, bundle.manifest, metrics)
+        embedder = Embedder(bundle, towers, cache, settings, metrics)
+        tokens = TokenEmbedder(embedder)
+        previewer = Previewer(embedder, settings.limits) if settings.previews else None
+        try:
+            yield Direct(embedder, tokens, previewer, store)
+        finally:
+            await tokens.close()
+            await embedder.close()
+            await cache.close()
+    finally:
+        await store.close()

@@ -1,0 +1,277 @@
+"""Items of a job as they stand in its input → vectors; and both as bytes, for workers elsewhere."""
+
+import asyncio
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from pydantic import ValidationError
+
+from service.contract.errors import InputError
+from service.contract.vectors import Vectors
+from service.contract.videos import Claims, VideoLimits, claims_of
+from service.errors import BodyTooLarge, DeadlineExceeded, MalformedRequest, NotReady, Overloaded, input_problem
+from service.indexing import embed_items
+from service.inputs import parse_json
+from service.jobs.ledger import Refusal
+from service.jobs.plan import Piece
+from service.pipeline import Embedder, Input, costs_of
+from service.previews import Previewer
+from service.quotas import Costs
+from service.schemas.inputs import File, to_input
+from service.schemas.items import ItemInput
+from service.settings import Limits
+from service.store import Entry, Moment, Preview
+from service.token_vectors import TokenEmbedder
+from service.videos import Video
+
+_LONGEST_ID = 256
+"""Of one that is shown with an error."""
+_UNIT_TOLERANCE = 1e-3
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
+
+Outcome = Entry | Refusal
+
+
+@dataclass(frozen=True)
+class Work:
+    """A chunk as it is handed out."""
+
+    collection: str
+    """Of items that do not name one."""
+    keeping: Set[str]
+    """The collections that keep token vectors."""
+    pieces: Sequence[Piece]
+    previews: bool = False
+    """Whether the server keeps them."""
+
+
+async def embed_patiently(
+    embedder: Embedder, tokens: TokenEmbedder, previewer: Previewer, limits: Limits, work: Work, *, background: bool
+) -> list[Outcome]:
+    """`embed_work`, again and again while there is no room or no tower."""
+    pause = _SHORTEST_PAUSE_S
+    while True:
+        try:
+            return await embed_work(embedder, tokens, previewer, limits, work, background=background)
+        except Overloaded as full:
+            await asyncio.sleep(full.retry_after_s)
+        except (NotReady, DeadlineExceeded):
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def costs_of_work(limits: Limits, of_videos: VideoLimits, work: Work) -> Costs:
+    """What its items take from the limits of a key; slow. What cannot be read costs nothing."""
+    inputs: list[Input] = []
+    films: list[Claims] = []
+    for piece in work.pieces:
+        item = read_piece(piece, work.collection, limits)
+        if isinstance(item, ItemInput) and item.input is not None:
+            with suppress(InputError):
+                each = to_input(item.input)
+                if isinstance(each, Video):
+                    films.append(claims_of(each.data, of_videos))
+                else:
+                    inputs.append(each)
+    costs = dict(costs_of(inputs, limits))
+    for film in films:
+        costs["items"] += film.frames + film.sounds
+        costs["pixels"] += film.frames * film.pixels
+        costs["seconds"] += film.seconds
+    return costs
+
+
+async def embed_work(
+    embedder: Embedder, tokens: TokenEmbedder, previewer: Previewer, limits: Limits, work: Work, *, background: bool
+) -> list[Outcome]:
+    """An outcome for each piece, in order. Raises Overloaded, NotReady, DeadlineExceeded."""
+    read = await asyncio.to_thread(lambda: [read_piece(piece, work.collection, limits) for piece in work.pieces])
+    items = [each for each in read if isinstance(each, ItemInput)]
+    kept = previewer if work.previews else None
+    made = iter(
+        await embed_items(embedder, items, keeping=work.keeping, tokens=tokens, previewer=kept, background=background)
+    )
+    outcomes: list[Outcome] = []
+    for piece, each in zip(work.pieces, read, strict=True):
+        if isinstance(each, Refusal):
+            outcomes.append(each)
+            continue
+        result = next(made)
+        if isinstance(result, InputError):
+            problem = input_problem(result)
+            outcomes.append(Refusal(piece.line, each.id, problem["code"], problem["detail"]))
+        else:
+            outcomes.append(result)
+    return outcomes
+
+
+def read_piece(piece: Piece, collection: str, limits: Limits) -> ItemInput | Refusal:
+    """The item as a client would have sent it, or what is wrong with it."""
+    if piece.kind == "refused":
+        return Refusal(piece.line, piece.name or None, "invalid_item", piece.detail)
+    id: str | None = piece.name or None
+    try:
+        body = _body(piece)
+        if isinstance(given := body.get("id"), str):
+            id = given.encode("utf-8", "replace").decode()[:_LONGEST_ID]
+        return ItemInput.model_validate({"collection": collection} | body, context=limits)
+    except _Unreadable as error:
+        return Refusal(piece.line, id, "malformed_item", str(error))
+    except ValidationError as error:
+        return Refusal(piece.line, id, "invalid_item", _said(error))
+
+
+class _Unreadable(Exception): ...
+
+
+def _body(piece: Piece) -> dict[str, Any]:
+    if piece.kind == "line":
+        return _object(piece.data, "the line")
+    body: dict[str, Any] = {"id": piece.name, "metadata": {}}
+    for described in piece.metadata:
+        body["metadata"] |= _object(described, "the file's metadata")
+    if piece.kind == "text":
+        try:
+            body["text"] = piece.data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise _Unreadable("the text is not UTF-8") from None
+    else:
+        body["file"] = File(piece.name, piece.data)
+    return body
+
+
+def _object(data: bytes, what: str) -> dict[str, Any]:
+    try:
+        held = parse_json(data)
+    except MalformedRequest:
+        raise _Unreadable(f"{what} is not valid JSON") from None
+    except BodyTooLarge:
+        raise _Unreadable(f"{what} holds too many values") from None
+    if not isinstance(held, dict):
+        raise _Unreadable(f"{what} is not a JSON object")
+    return held
+
+
+def _said(error: ValidationError) -> str:
+    """What is wrong, without the offending input."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part)[:64] for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+# As bytes: a line of JSON, then raw bytes one after the other.
+
+
+def encode_work(work: Work) -> bytes:
+    pieces = []
+    blobs: list[bytes] = []
+    for piece in work.pieces:
+        held = {"line": piece.line, "kind": piece.kind, "name": piece.name, "detail": piece.detail}
+        pieces.append(held | {"size": len(piece.data), "metadata": [len(each) for each in piece.metadata]})
+        blobs += (piece.data, *piece.metadata)
+    head = {"collection": work.collection, "keeping": sorted(work.keeping), "previews": work.previews}
+    return _packed(head | {"pieces": pieces}, blobs)
+
+
+def decode_work(data: bytes) -> Work:
+    """What `encode_work` wrote. Raises ValueError for anything else."""
+    head, rest = _unpacked(data)
+    try:
+        pieces = []
+        for each in head["pieces"]:
+            content, *described = (rest.take(size) for size in (each["size"], *each["metadata"]))
+            pieces.append(
+                Piece(each["line"], each["kind"], each["name"], content, tuple(described), detail=each["detail"])
+            )
+        return Work(head["collection"], frozenset(head["keeping"]), pieces, head["previews"])
+    except (KeyError, TypeError) as error:
+        raise ValueError("no work") from error
+
+
+def encode_outcomes(outcomes: Sequence[Outcome]) -> bytes:
+    head: list[Mapping[str, Any]] = []
+    blobs: list[bytes] = []
+    for each in outcomes:
+        if isinstance(each, Refusal):
+            head.append(asdict(each))
+            continue
+        entry = {name: getattr(each, name) for name in ("collection", "id", "modality", "metadata", "text")}
+        of = [(moment, moment.vector) for moment in each.moments if moment.vector is not None]
+        entry["moments"] = [(moment.modality, moment.start, moment.end) for moment, _ in of]
+        arrays = [array for array in (each.vector, *(vector for _, vector in of), each.tokens) if array is not None]
+        entry["shapes"] = [array.shape for array in arrays]
+        blobs += (array.astype("<f4").tobytes() for array in arrays)
+        if (seen := each.preview) is not None:
+            entry["preview"] = {"media_type": seen.media_type, "about": seen.about, "size": len(seen.data)}
+            blobs.append(seen.data)
+        head.append(entry)
+    return _packed({"outcomes": head}, blobs)
+
+
+def decode_outcomes(data: bytes, dimensions: int) -> list[Outcome]:
+    """What `encode_outcomes` wrote. Raises ValueError for anything else, and for what are no unit vectors (D,)."""
+    head, rest = _unpacked(data)
+    try:
+        outcomes: list[Outcome] = []
+        for each in head["outcomes"]:
+            if "shapes" not in each:
+                outcomes.append(Refusal(**each))
+                continue
+            arrays = [rest.array(shape, dimensions) for shape in each.pop("shapes")]
+            vector, of = arrays[0], each.pop("moments")
+            held = zip(of, arrays[1 : 1 + len(of)], strict=True)
+            moments = tuple(_moment(modality, start, end, found) for (modality, start, end), found in held)
+            tokens = arrays[1 + len(of)] if len(arrays) > 1 + len(of) else None
+            seen = each.pop("preview", None)
+            preview = None if seen is None else _preview(seen["media_type"], seen["about"], rest.take(seen["size"]))
+            outcomes.append(Entry(**each, vector=vector, tokens=tokens, moments=moments, preview=preview))
+        return outcomes
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError("no outcomes") from error
+
+
+def _moment(modality: str, start: float, end: float, vector: Vectors) -> Moment:
+    if modality not in {"image", "audio"}:
+        raise ValueError("a moment of another kind")
+    return Moment(modality, float(start), float(end), vector)
+
+
+def _preview(media_type: str, about: Mapping[str, Any], data: bytes) -> Preview:
+    if media_type not in {"image/webp", "audio/mpeg"} or not isinstance(about, dict):
+        raise ValueError("a preview of another kind")
+    return Preview(media_type, data, about)
+
+
+def _packed(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+    return b"".join((orjson.dumps(head), b"\n", *blobs))
+
+
+def _unpacked(data: bytes) -> tuple[Any, "_Rest"]:
+    end = data.find(b"\n")
+    if end < 0:
+        raise ValueError("no head")
+    return orjson.loads(memoryview(data)[:end]), _Rest(memoryview(data)[end + 1 :])
+
+
+class _Rest:
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+
+    def take(self, size: int) -> bytes:
+        if not 0 <= size <= len(self._data):
+            raise ValueError("it is cut off")
+        taken, self._data = self._data[:size], self._data[size:]
+        return bytes(taken)
+
+    def array(self, shape: Sequence[int], dimensions: int) -> Vectors:
+        if shape[-1] != dimensions or min(shape) < 0:
+            raise ValueError("vectors of another length")
+        found = np.frombuffer(self.take(4 * int(np.prod(shape))), "<f4").astype(np.float32).reshape(shape)
+        lengths = np.linalg.norm(found.astype(np.float64), axis=-1)
+        if not (np.abs(lengths - 1) <= _UNIT_TOLERANCE).all():  # NaN compares false
+            raise ValueError("no unit vectors")
+        return found

@@ -1,0 +1,475 @@
+"""What is in a job's input: JSONL, a tar, or a folder → numbered items; and the bytes of an item by its number.
+
+A plan is made once, by going through the whole input without reading what the items hold, and kept in a file of its own
+(SQLite), so that neither the input nor the list of what is in it is ever in memory, and any item is found at once after
+a crash. Nothing is written to disk under a name from an archive: names are only ids.
+
+A tar and a folder hold images and sounds (their content says what they are), texts (`.txt`, `.md`) and metadata: for
+`a/b.jpg` the JSON object in `a/b.jpg.json`, else in `a/b.json`, on top of its line in `metadata.jsonl` at the root (an
+object with a `file_name`; all else in it is metadata, as in Hugging Face's ImageFolder). Hidden files are left alone.
+"""
+
+import contextlib
+import io
+import os
+import sqlite3
+import stat
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Literal
+
+import orjson
+
+from service.jobs.ledger import Form
+from service.schemas.items import MAX_METADATA_BYTES
+from service.settings import Limits
+
+Kind = Literal["line", "media", "text", "refused"]
+"""Of an item: a line of JSONL, a file whose content says what it is, a text file, or what is no item."""
+
+_TEXTS = (".txt", ".md")
+_DESCRIPTIONS = ".json"
+_TABLE = "metadata.jsonl"
+_LONGEST_NAME = 4_096
+_MOST_HEADER_BYTES = 2**20
+"""Of one member of a tar, extended headers included: tarfile reads them into memory."""
+_BLOCK = 512
+_SCANNED = 2**16
+_MARK = b"\xef\xbb\xbf"
+_BATCH = 1_000
+
+_SCHEMA = """
+CREATE TABLE items (
+    number INTEGER PRIMARY KEY, line INTEGER NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
+    place INTEGER NOT NULL, size INTEGER NOT NULL, detail TEXT
+) STRICT;
+CREATE TABLE descriptions (name TEXT PRIMARY KEY, place INTEGER NOT NULL, size INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE described (name TEXT PRIMARY KEY, metadata TEXT NOT NULL) STRICT, WITHOUT ROWID;
+"""
+
+
+class Unusable(Exception):
+    """The input as a whole cannot be read: the message says why, and names nothing that is not the client's."""
+
+
+class _Stopped(Exception): ...
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What an input may hold."""
+
+    limits: Limits
+    items: int
+
+    @property
+    def file_bytes(self) -> int:
+        return max(self.limits.image_bytes, self.limits.audio_bytes)
+
+    @property
+    def text_bytes(self) -> int:
+        return 4 * self.limits.text_chars + 4  # of UTF-8, and a byte-order mark
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One item as it stands in the input."""
+
+    line: int
+    kind: Kind
+    name: str
+    """Of a file: its path in the tar or folder, and its id."""
+    data: bytes
+    metadata: tuple[bytes, ...] = ()
+    """JSON that describes it; the later goes on top of the earlier."""
+    detail: str = ""
+    """Of what is refused: why."""
+
+
+def build(form: Form, source: Path, plan: Path, bounds: Bounds, stopped: threading.Event) -> int:
+    """Go through the input and write its plan, on disk at the end; how many items it holds. Raises Unusable.
+
+    Ends early, with a plan that is good for nothing, once it is `stopped`.
+    """
+    plan.unlink(missing_ok=True)
+    with closing(sqlite3.connect(plan, isolation_level=None)) as connection:
+        # It is made anew after a crash.
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.executescript(_SCHEMA)
+        connection.execute("BEGIN")
+        writer = _Writer(connection, bounds, stopped)
+        with contextlib.suppress(_Stopped):
+            match form:
+                case "jsonl":
+                    with source.open("rb") as file:
+                        _plan_lines(file, writer)
+                case "tar":
+                    with source.open("rb") as file:
+                        _plan_tar(file, writer)
+                case "folder":
+                    _plan_folder(source, writer)
+            writer.flush()
+        connection.execute("COMMIT")
+    with plan.open("rb") as written:
+        os.fsync(written.fileno())
+    return writer.count
+
+
+class Reader:
+    """A finished plan and its input, for any thread. Raises ValueError once it is closed."""
+
+    def __init__(self, form: Form, source: Path, plan: Path, bounds: Bounds) -> None:
+        self._form, self._source, self._bounds = form, source, bounds
+        self._connection = sqlite3.connect(f"{plan.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        self._file = None if form == "folder" else source.open("rb")
+        self._lock, self._closed = threading.Lock(), False
+
+    def close(self) -> None:
+        """Waits for what reads."""
+        with self._lock:
+            self._closed = True
+            self._connection.close()
+            if self._file is not None:
+                self._file.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            if self._closed:
+                raise ValueError("the plan is closed")
+            yield self._connection
+
+    def length(self, first: int, most_items: int, most_bytes: int) -> int:
+        """How many items from `first` on make a chunk: one at least where there is one, 0 at the end."""
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT size FROM items WHERE number >= ? ORDER BY number LIMIT ?", (first, most_items)
+            ).fetchall()
+        count = total = 0
+        for (size,) in rows:
+            total += size
+            if count and total > most_bytes:
+                break
+            count += 1
+        return count
+
+    def name(self, number: int) -> tuple[str, tuple[bytes, ...]]:
+        """A file's name, and the JSON that describes it."""
+        with self._reading() as connection:
+            [name] = connection.execute("SELECT name FROM items WHERE number = ?", (number,)).fetchone()
+            try:
+                return name, tuple(self._descriptions(name))
+            except OSError:
+                return name, ()
+
+    def pieces(self, first: int, count: int) -> list[Piece]:
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT line, kind, name, place, size, detail FROM items "
+                "WHERE number >= ? AND number < ? ORDER BY number",
+                (first, first + count),
+            ).fetchall()
+            return [self._piece(*row) for row in rows]
+
+    def _piece(self, line: int, kind: Kind, name: str, place: int, size: int, detail: str | None) -> Piece:
+        if kind == "refused":
+            return Piece(line, kind, name, b"", detail=detail or "")
+        try:
+            data = self._data(name, place, size, self._bounds.file_bytes)
+            if kind == "line":
+                return Piece(line, kind, name, data)
+            return Piece(line, kind, name, data, tuple(self._descriptions(name)))
+        except OSError:
+            return Piece(line, "refused", name, b"", detail="the file cannot be read any more")
+
+    def _data(self, name: str, place: int, size: int, most: int) -> bytes:
+        if self._file is None:
+            with open_beneath(self._source, name) as file:
+                return file.read(most + 1)  # it may have grown; what is larger than allowed, decoding refuses
+        self._file.seek(place)
+        return self._file.read(size)
+
+    def _descriptions(self, name: str) -> Iterator[bytes]:
+        for (metadata,) in self._connection.execute("SELECT metadata FROM described WHERE name = ?", (name,)):
+            yield metadata.encode()
+        for each in (f"{name}{_DESCRIPTIONS}", os.path.splitext(name)[0] + _DESCRIPTIONS):
+            row = self._connection.execute("SELECT place, size FROM descriptions WHERE name = ?", (each,)).fetchone()
+            if row is not None:
+                yield self._data(each, row[0], row[1], MAX_METADATA_BYTES)
+                break
+
+
+class _Writer:
+    """Rows of a plan, in batches."""
+
+    def __init__(self, connection: sqlite3.Connection, bounds: Bounds, stopped: threading.Event) -> None:
+        self.bounds, self.count = bounds, 0
+        self._stopped = stopped
+        self._connection = connection
+        self._rows: list[tuple[Any, ...]] = []
+
+    def item(self, kind: Kind, name: str, place: int, size: int, *, line: int | None = None) -> None:
+        self._add(line, kind, name, place, size, None)
+
+    def refuse(self, name: str, detail: str, *, line: int | None = None) -> None:
+        self._add(line, "refused", name, 0, 0, detail)
+
+    def _add(self, line: int | None, kind: Kind, name: str, place: int, size: int, detail: str | None) -> None:
+        if self.count >= self.bounds.items:
+            raise Unusable(f"the input holds more than {self.bounds.items} items")
+        self._rows.append((self.count, self.count + 1 if line is None else line, kind, name, place, size, detail))
+        self.count += 1
+        if len(self._rows) >= _BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        self._connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", self._rows)
+        self._rows.clear()
+        if self._stopped.is_set():
+            raise _Stopped
+
+    def file(self, name: str, place: int, size: int) -> None:
+        """A file of a tar or of a folder, by its name."""
+        lower = name.lower()
+        if lower.endswith(_DESCRIPTIONS):
+            if size > MAX_METADATA_BYTES:
+                self.refuse(name, f"the metadata are larger than {MAX_METADATA_BYTES} bytes of JSON")
+            else:
+                self._connection.execute("INSERT OR REPLACE INTO descriptions VALUES (?, ?, ?)", (name, place, size))
+            return
+        text = lower.endswith(_TEXTS)
+        most = self.bounds.text_bytes if text else self.bounds.file_bytes
+        if size > most:
+            self.refuse(name, f"the file is larger than {most} bytes")
+        else:
+            self.item("text" if text else "media", name, place, size)
+
+    def table(self, file: BinaryIO, size: int) -> None:
+        """The lines of `metadata.jsonl`, from where the file stands."""
+        end = file.tell() + size
+        for number, start, length in _lines(file, end):
+            held = None
+            if length <= MAX_METADATA_BYTES:
+                file.seek(start)
+                with contextlib.suppress(orjson.JSONDecodeError):
+                    held = orjson.loads(file.read(length))
+            name = held.pop("file_name", None) if isinstance(held, dict) else None
+            if isinstance(name, str) and _storable(name):
+                row = (_plain(name), orjson.dumps(held).decode())
+                self._connection.execute("INSERT OR REPLACE INTO described VALUES (?, ?)", row)
+            else:
+                detail = f"line {number} is no JSON object with a file_name, of at most {MAX_METADATA_BYTES} bytes"
+                self.refuse(_TABLE, detail)
+
+
+# JSONL
+
+
+def _plan_lines(file: BinaryIO, writer: _Writer) -> None:
+    end = os.fstat(file.fileno()).st_size
+    most = writer.bounds.limits.body_bytes
+    for number, start, length in _lines(file, end):
+        if length > most:
+            writer.refuse("", f"the line is longer than {most} bytes", line=number)
+        else:
+            writer.item("line", "", start, length, line=number)
+
+
+def _lines(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int]]:
+    """(number from 1, where it starts, its length) of each line up to `end` that is not blank. Moves the file."""
+    position, number = file.tell(), 0
+    while position < end:
+        file.seek(position)
+        number += 1
+        length = mark = 0
+        blank = True
+        part = b""
+        while not part.endswith(b"\n") and position + length < end:
+            part = file.readline(min(_SCANNED, end - position - length))
+            if not part:  # it is shorter than it was
+                return
+            if number == 1 and not length and part.startswith(_MARK):
+                mark = len(_MARK)
+            blank = blank and not part[0 if length else mark :].strip()
+            length += len(part)
+        if not blank:
+            yield number, position + mark, length - mark
+        position += length
+
+
+# Tar
+
+
+class _Metered(io.RawIOBase):
+    """A file that tarfile reads headers from, and no more than so many bytes of one member's."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.left = file, _MOST_HEADER_BYTES
+
+    def read(self, size: int = -1) -> bytes:
+        self.left -= size if size >= 0 else _MOST_HEADER_BYTES + 1
+        if self.left < 0:
+            raise tarfile.ReadError("headers too large")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _plan_tar(file: BinaryIO, writer: _Writer) -> None:
+    metered = _Metered(file)
+    seen, before = 0, -1
+    try:
+        with tarfile.TarFile(fileobj=metered, mode="r") as archive:
+            while True:
+                metered.left = _MOST_HEADER_BYTES
+                member = archive.next()
+                if member is None:
+                    break
+                seen += 1
+                if member.size < 0 or archive.offset <= before:  # it would be gone through for ever
+                    raise tarfile.ReadError("a size below zero")
+                before = archive.offset
+                if seen > 2 * writer.bounds.items + _BATCH:
+                    raise Unusable(f"the archive holds more than {writer.bounds.items} items")
+                # What tarfile would remember of each, and of what goes for all that follow.
+                archive.members, archive.pax_headers = [], {}  # type: ignore[attr-defined]
+                _member(member, file, writer)
+            whole = _ends(file, archive.offset)
+    except (Unusable, _Stopped):
+        raise
+    except Exception as error:  # tarfile raises many kinds for what is no tar, RecursionError among them
+        what = "the archive is damaged or cut off" if seen else "the body is no tar"
+        raise Unusable(what) from error
+    if not whole:
+        raise Unusable("the archive is damaged or cut off: it does not end as a tar does")
+
+
+def _ends(file: BinaryIO, offset: int) -> bool:
+    """Whether the mark of a tar's end stands there: tarfile takes whatever it cannot read for the end."""
+    file.seek(offset)
+    return file.read(_BLOCK) == bytes(_BLOCK)
+
+
+def _member(member: tarfile.TarInfo, file: BinaryIO, writer: _Writer) -> None:
+    name = _plain(member.name)
+    shown = _shown(name)
+    parts = PurePosixPath(name).parts
+    if member.isdir() or not parts or any(part.startswith(".") and part != ".." for part in parts):
+        return
+    if not _storable(name):
+        writer.refuse(shown, "the name is not valid UTF-8, or too long")
+    elif name.startswith("/") or ".." in parts:
+        writer.refuse(shown, "the name leads out of the archive")
+    elif not member.isreg() or member.sparse is not None:
+        writer.refuse(shown, "not a plain file: links, devices and sparse files are not read")
+    elif name == _TABLE:
+        file.seek(member.offset_data)
+        if member.offset_data + member.size > os.fstat(file.fileno()).st_size:
+            raise Unusable("the archive is cut off")
+        writer.table(file, member.size)
+    else:
+        writer.file(name, member.offset_data, member.size)
+
+
+# Folder
+
+
+def _plan_folder(folder: Path, writer: _Writer) -> None:
+    if not folder.is_dir():
+        raise Unusable("the folder is not there any more")
+    for name, size in _walk(folder, writer):
+        if name == _TABLE:
+            with open_beneath(folder, name) as file:
+                writer.table(file, size)
+        else:
+            writer.file(name, 0, size)
+
+
+def _walk(folder: Path, writer: _Writer) -> Iterator[tuple[str, int]]:
+    """(name with slashes, size) of the files in a folder that are not hidden, in order; links are not followed."""
+    waiting = [(os.fspath(folder), "")]
+    while waiting:
+        path, prefix = waiting.pop()
+        try:
+            with os.scandir(path) as found:
+                entries = sorted((each for each in found if not each.name.startswith(".")), key=lambda each: each.name)
+        except OSError:
+            writer.refuse(_shown(prefix), "the folder cannot be read")
+            continue
+        folders = []
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                folders.append((entry.path, f"{name}/"))
+            elif not entry.is_file(follow_symlinks=False):
+                writer.refuse(_shown(name), "not a plain file: links and devices are not read")
+            elif not _storable(name):
+                writer.refuse(_shown(name), "the name is not valid UTF-8, or too long")
+            else:
+                yield name, entry.stat(follow_symlinks=False).st_size
+        waiting += reversed(folders)
+
+
+@contextmanager
+def open_beneath(root: Path, name: str) -> Iterator[BinaryIO]:
+    """A plain file under `root`, no part of whose name is a link, `..` or absolute. Raises OSError."""
+    *folders, last = name.split("/")
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    where = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in folders:
+            inner = os.open(_ordinary(part), flags | os.O_DIRECTORY, dir_fd=where)
+            os.close(where)
+            where = inner
+        # A pipe would otherwise be waited for.
+        descriptor = os.open(_ordinary(last), flags | os.O_NONBLOCK, dir_fd=where)
+    finally:
+        os.close(where)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("not a plain file")
+        yield file
+
+
+def folder_beneath(root: Path, name: str) -> Path | None:
+    """The folder of that name under `root`, itself where the name is `.`; None where there is none, or it leads out."""
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or ".." in parts or "\0" in name:
+        return None
+    try:
+        path = (root / name).resolve(strict=True)
+        return path if path.is_dir() and path.is_relative_to(root.resolve(strict=True)) else None
+    except OSError:
+        return None
+
+
+def _ordinary(part: str) -> str:
+    if part in ("", ".", ".."):
+        raise OSError("not a plain name")
+    return part
+
+
+def _plain(name: str) -> str:
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
+    return name
+
+
+def _storable(name: str) -> bool:
+    try:
+        return 0 < len(name.encode()) <= _LONGEST_NAME and "\0" not in name
+    except UnicodeEncodeError:
+        return False
+
+
+def _shown(name: str) -> str:
+    return name.encode("utf-8", "replace").decode().replace("\0", "?")[:_LONGEST_NAME]

@@ -1,0 +1,83 @@
+"""`python -m service worker`: embeds the chunks of jobs that servers hand out through Redis. As many as you like.
+
+A worker needs the bundle and Redis, and no store: what it makes goes back through Redis to the server whose job it is.
+SIGTERM and Ctrl-C let it finish what it has in hand; what it cannot finish in time, or when it is killed, others take.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from uuid import uuid4
+
+from service.contract.bundle import read_bundle
+from service.jobs.pieces import Outcome, Work, embed_patiently
+from service.jobs.stream import Worker, connect
+from service.main import open_cache
+from service.metrics import Metrics
+from service.pipeline import Embedder
+from service.previews import Previewer
+from service.settings import Settings, SettingsError
+from service.token_vectors import TokenEmbedder
+from service.towers import open_towers
+
+log = logging.getLogger(__name__)
+
+_TASKS = 2
+"""Chunks at once: one is read and decoded while the other is in the model."""
+_ENDLESS_S = 30 * 86_400.0
+
+
+async def work(settings: Settings) -> None:
+    """Work until told to stop. Raises SettingsError, BundleError, TowerError."""
+    url = settings.redis_url
+    if url is None:
+        raise SettingsError("ISTHMUS_REDIS_URL is not set: workers get their work from Redis")
+    # Nobody waits for an answer here as a request does.
+    settings = settings.model_copy(update={"request_deadline_s": _ENDLESS_S})
+    bundle = read_bundle(settings.bundle, settings.signers)
+    manifest, metrics = bundle.manifest, Metrics()
+    towers = open_towers(
+        bundle,
+        settings.device,
+        settings.call_threads,
+        settings.modalities,
+        settings.precision,
+        settings.towers_on_gpus,
+    )
+    cache = open_cache(settings, manifest, metrics)
+    embedder = Embedder(bundle, towers, cache, settings, metrics)
+    tokens, previewer = TokenEmbedder(embedder), Previewer(embedder, settings.limits)
+    connection = connect(url)
+
+    async def embed(work: Work) -> list[Outcome]:
+        return await embed_patiently(embedder, tokens, previewer, settings.limits, work, background=False)
+
+    name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+    worker = Worker(connection, manifest.space, name, embed, settings.job_deliveries, settings.worker_silence_s)
+    try:
+        print(f"working on jobs of space {manifest.space}", flush=True)
+        await _until_stopped(worker, settings.shutdown_grace_s)
+        log.info("%d chunks done", worker.done)
+    finally:
+        await connection.aclose()
+        await tokens.close()
+        await embedder.close()
+        await cache.close()
+
+
+async def _until_stopped(worker: Worker, grace_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, worker.stopping.set)
+    running = asyncio.create_task(worker.run(_TASKS))
+    stopping = asyncio.create_task(worker.stopping.wait())
+    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({running}, timeout=grace_s)
+    stopping.cancel()
+    if running.cancel():
+        log.warning("what is in hand is left to others")
+    await asyncio.gather(running, stopping, return_exceptions=True)
+    if not running.cancelled() and (failure := running.exception()):
+        raise failure

@@ -1,0 +1,113 @@
+"""Servers and workers as processes of their own, which can be killed; and waiting for jobs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.conftest import DEADLINE_S
+
+LINES = {"content-type": "application/jsonl"}
+_ROOT = Path(__file__).parents[3]
+
+
+@contextmanager
+def process(command: str, *arguments: str, module: str = "service", **variables: object) -> Iterator[Any]:
+    """`python -m service COMMAND`, killed at the end where it still runs. Gives (process, its first line)."""
+    environment = os.environ | {f"ISTHMUS_{name.upper()}": str(value) for name, value in variables.items()}
+    started = subprocess.Popen(
+        [sys.executable, "-m", module, command, *arguments, "--device", "cpu", "--log-level", "error"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=_ROOT,
+    )
+    try:
+        assert started.stdout is not None
+        yield started, started.stdout.readline()
+    finally:
+        kill(started)
+        assert started.stdout is not None
+        started.stdout.close()
+
+
+@contextmanager
+def server(bundle: Path, store: Path, module: str = "service", **variables: object) -> Iterator[Any]:
+    """(process, client)"""
+    arguments = ("--bundle", str(bundle), "--store", str(store), "--port", "0")
+    with process("serve", *arguments, module=module, lanes=1, threads=1, **variables) as (started, line):
+        address = line.split()[-1]
+        with httpx.Client(base_url=address, timeout=DEADLINE_S, trust_env=False) as client:
+            yield started, client
+
+
+def kill(started: "subprocess.Popen[str]") -> None:
+    """-9."""
+    started.send_signal(signal.SIGKILL)
+    started.wait(DEADLINE_S)
+
+
+def lines(items: Sequence[Any]) -> bytes:
+    return b"".join(json.dumps(item).encode() + b"\n" for item in items)
+
+
+def submitted(client: httpx.Client, items: Sequence[Any], **more: Any) -> str:
+    answer = client.post("/jobs", content=lines(items), headers=LINES | more.pop("headers", {}), **more)
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+def ended(client: httpx.Client, id: str) -> dict[str, Any]:
+    """The job once it has ended; each look is a request to its server."""
+    for _ in range(20_000):
+        job: dict[str, Any] = client.get(f"/jobs/{id}").json()
+        if job["state"] not in ("queued", "running"):
+            return job
+    raise AssertionError(f"the job did not end: {job}")
+
+
+def begun(client: httpx.Client, id: str, done: int = 1) -> dict[str, Any]:
+    """The job once so many of its items are done, and not all."""
+    for _ in range(20_000):
+        job: dict[str, Any] = client.get(f"/jobs/{id}").json()
+        if job["done"] >= done:
+            break
+    assert done <= job["done"] < job["total"], job
+    return job
+
+
+def crewed(client: httpx.Client) -> None:
+    """Wait until the server has found a worker."""
+    for _ in range(20_000):
+        if "isthmus_job_workers 1.0\n" in client.get("/metrics").text:
+            return
+    raise AssertionError("the server finds no worker")
+
+
+def calls(client: httpx.Client) -> list[str]:
+    """How often the server itself has called each tower."""
+    return [each for each in client.get("/metrics").text.splitlines() if each.startswith("isthmus_batch_items_count")]
+
+
+def stored(client: httpx.Client, **params: Any) -> dict[str, dict[str, Any]]:
+    """Every item by its id; none is there twice."""
+    found: dict[str, dict[str, Any]] = {}
+    cursor = None
+    while True:
+        page = client.get("/items", params={"limit": 1_000} | params | ({"cursor": cursor} if cursor else {})).json()
+        for item in page["items"]:
+            assert item["id"] not in found
+            found[item["id"]] = item
+        if (cursor := page["next_cursor"]) is None:
+            return found
+
+
+def errors(client: httpx.Client, id: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in client.get(f"/jobs/{id}/errors").text.splitlines()]
