@@ -122,9 +122,10 @@ def nginx_conf(text: str, replicas: list[int], port: int, folder: Path) -> str:
     """The deployed configuration, with local addresses and files in a folder."""
     for number, each in enumerate(replicas, start=1):
         text = text.replace(f"isthmus-{number}:8000", f"127.0.0.1:{each}")
+    text = text.replace("listen 8000;", f"listen 127.0.0.1:{port};")
+    text = text.replace(" /tmp/", f" {folder}/")  # first: the folder itself may be in /tmp
     # To a file: a connection that is refused is no news here.
     text = text.replace("error_log /dev/stderr", f"error_log {folder}/error.log")
-    text = text.replace("listen 8000;", f"listen 127.0.0.1:{port};").replace(" /tmp/", f" {folder}/")
     as_root = "user root;\n" if os.geteuid() == 0 else ""  # else its workers could not read the folder
     return f"{as_root}daemon off;\n{text}"
 
