@@ -20,7 +20,7 @@ import pyarrow
 
 COUNT = 10
 BATCH = 50_000
-EFFORTS = ((16, 1), (32, 1), (64, 1), (128, 1), (32, 4), (64, 4), (128, 4), (256, 4))
+EFFORTS = ((16, 1), (32, 1), (64, 1), (128, 1), (64, 4), (128, 4), (256, 4))  # never less than it refines
 
 
 def batches(vectors: Any) -> Iterator[Any]:

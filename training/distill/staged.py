@@ -193,7 +193,7 @@ def pictures(files: Sequence[Path], work: Path, side: int = 256) -> NDArray[np.u
             stored[index] = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
         stored.flush()
         os.replace(partial, path)
-    return np.load(path, mmap_mode="r")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def batch(stored: NDArray[np.uint8], recipe: DistillRecipe, step: int) -> Tensor:
