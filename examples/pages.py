@@ -192,7 +192,7 @@ def main() -> int:
                 continue
             printed = reader.run(command)
             shown = f"$ {command.text}\n{printed}" if command.language != "python" else f"{command.text}\n{printed}"
-            recorded.append(shown.replace(folder, "~"))
+            recorded.append(shown.replace(folder, "~").replace(str(ROOT), "~/isthmus"))
             print(recorded[-1], flush=True)
     if options.record:
         options.record.parent.mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,8 @@ from service.contract.patches import LogMelPatches, log_mel_patches
 from service.contract.vectors import l2_normalise
 from training import distill, graphs
 from training.distill import fit, graph, staged, views
-from training.distill.recipe import DistillRecipe, load_distill_recipe
-from training.distill.teacher import files_of, prepare_views, views_of, weights_hash
+from training.distill.recipe import load_distill_recipe
+from training.distill.teacher import files_of, prepare_views, weights_hash
 from training.recipe import RecipeError
 
 # The exporter of torch itself uses what a newer torch deprecates.
@@ -208,11 +208,11 @@ def test_a_student_learns_stage_by_stage_and_its_graph_has_the_teachers_maps_and
     np.testing.assert_allclose(
         teacher.pooled(pixels), np.concatenate([each.mean((2, 3)) for each in maps], 1), atol=1e-5
     )
-    validation = _validation(recipe, teacher, work)
-    given = staged.begin(recipe, teacher, validation, work)
+    stored = staged.pictures(files_of(recipe)[0], work)
+    given = staged.begin(recipe, teacher, stored, work)
     assert given.step == 40  # as the checkpoint left it
-    fresh = staged.begin(recipe.model_copy(update={"name": "fresh"}), teacher, validation, work).student
-    batch = staged.batch(staged.pictures(files_of(recipe)[0], work), recipe, 0)
+    fresh = staged.begin(recipe.model_copy(update={"name": "fresh"}), teacher, stored, work).student
+    batch = staged.batch(stored, recipe, 0)
     errors = [
         staged.loss(each.train(), batch, teacher(batch.numpy()), True, False).item() for each in (fresh, given.student)
     ]
@@ -226,12 +226,6 @@ def test_a_student_learns_stage_by_stage_and_its_graph_has_the_teachers_maps_and
         taught = [student.standard(index, torch.from_numpy(each)) for index, each in enumerate(maps)]
         apart = student.maps(torch.from_numpy(pixels), taught)
         assert torch.equal(apart[1], student.stages[1](taught[0]))
-
-
-def _validation(recipe: DistillRecipe, teacher: staged.Teacher, work: Path) -> views.Views:
-    files, validation = files_of(recipe)
-    sha256 = weights_hash(recipe.data.root / recipe.teacher.folder)
-    return views_of(recipe, validation, 1, work, sha256, teacher.pooled, files)
 
 
 def test_a_staged_run_that_is_interrupted_goes_on_with_the_same_batches(

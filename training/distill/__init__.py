@@ -38,8 +38,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         teacher = staged.Teacher(recipe)
         labels = teacher.labels
         validation_views = views_of(recipe, validation, 1, args.work, weights_before, teacher.pooled, files)
-        state = staged.begin(recipe, teacher, validation_views, args.work)
         stored = staged.pictures(files, args.work)
+        state = staged.begin(recipe, teacher, stored, args.work)
         done = staged.train(recipe, state, stored, teacher, validation_views)
     else:
         train_views, validation_views = prepare_views(recipe, args.work, weights_before)

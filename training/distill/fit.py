@@ -82,6 +82,11 @@ def start_or_resume(recipe: DistillRecipe, views: Views, work: Path) -> Training
         torch.from_numpy(sample.mean(axis=0)),
         torch.from_numpy(deviation),
     )
+    return resumed(recipe, student, work, {"steps", "threads", "validate_every", "checkpoint_every"})
+
+
+def resumed(recipe: DistillRecipe, student: Learner, work: Path, free: set[str]) -> TrainingState:
+    """A fresh student and its optimiser, or the checkpoint of its recipe; what is `free` of `train` may differ."""
     student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     matrices = [parameter for parameter in student.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in student.parameters() if parameter.dim() <= 1]
@@ -89,14 +94,12 @@ def start_or_resume(recipe: DistillRecipe, views: Views, work: Path) -> Training
         [{"params": matrices, "weight_decay": recipe.train.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=recipe.train.learning_rate,
     )
-    free = {"steps", "threads", "validate_every", "checkpoint_every"}
     identity = recipe.model_dump(mode="json", exclude={"train": free, "licence": True, "trained_on": True})
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     work.mkdir(parents=True, exist_ok=True)
     averaged = copy.deepcopy(student)
-    state = TrainingState(
-        work / f"{recipe.name}-{digest}.pt", student, averaged, optimiser, copy.deepcopy(averaged.state_dict())
-    )
+    path = work / f"{recipe.name}-{digest}.pt"
+    state = TrainingState(path, student, averaged, optimiser, copy.deepcopy(averaged.state_dict()))
     state.resume()
     return state
 

@@ -9,7 +9,6 @@ features are all that it learned: pooled maps of every stage, the last one's, th
 Pictures are kept once, in memory-mapped pixels; each step makes its own views of them, and asks the teacher.
 """
 
-import copy
 import hashlib
 import json
 import os
@@ -29,7 +28,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageClassification
 
 from service.contract.images import decode_image
-from training.distill.fit import TrainingState, batch_rows, follow, learning_rate, measure, student_inputs
+from training.distill.fit import TrainingState, batch_rows, follow, learning_rate, measure, resumed, student_inputs
 from training.distill.recipe import DistillRecipe, StageSpec
 from training.distill.student import Learner
 from training.distill.views import Views, augmented
@@ -39,6 +38,7 @@ from training.graphs import onnx_bytes
 _AHEAD = 3  # batches that are prepared while the student is at its own
 _SMALLEST = 0.1  # a channel's deviation against the median: one that hardly ever fires must not outweigh the others
 _MAPS, _SCORES = 0.5, 0.3
+_SAMPLE = 256  # pictures
 _MIXED = 0.2  # of the batches: two pictures on top of each other
 
 
@@ -214,13 +214,18 @@ def _spread(values: Tensor) -> Tensor:
     return torch.maximum(deviation, _SMALLEST * deviation.median() + 0.01 * values.abs().mean() + 1e-6)
 
 
-def begin(recipe: DistillRecipe, teacher: Teacher, validation: Views, work: Path) -> TrainingState:
-    """A fresh student, or the checkpoint of this recipe. The number of steps may differ."""
+def begin(recipe: DistillRecipe, teacher: Teacher, stored: NDArray[np.uint8], work: Path) -> TrainingState:
+    """A fresh student, in units of what the teacher makes of some of the pictures; or the checkpoint of this recipe.
+
+    The number of steps is a part of the recipe: the stages are chained after a share of them.
+    """
     torch.manual_seed(recipe.seed)
-    plain = student_inputs(validation.inputs[: recipe.train.batch_size * 2], recipe.preprocessing())
-    *maps, _ = teacher(plain.numpy())
+    rows = np.unique(np.linspace(0, len(stored) - 1, _SAMPLE, dtype=int))
+    size = (recipe.student.preprocessing["width"], recipe.student.preprocessing["height"])
+    shown = [np.asarray(Image.fromarray(stored[row]).resize(size, Image.Resampling.BICUBIC)) for row in rows]
+    *maps, _ = teacher(student_inputs(np.stack(shown), recipe.preprocessing()).numpy())
     columns = [each.permute(0, 2, 3, 1).flatten(0, 2) for each in maps]
-    features = torch.from_numpy(np.asarray(validation.features, np.float32))
+    features = torch.cat([each.mean((2, 3)) for each in maps], 1)
     student = Staged(
         recipe.student.stages,
         teacher.kept,
@@ -230,21 +235,7 @@ def begin(recipe: DistillRecipe, teacher: Teacher, validation: Views, work: Path
         features.mean(0),
         _spread(features),
     )
-    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    matrices = [parameter for parameter in student.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in student.parameters() if parameter.dim() <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": recipe.train.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=recipe.train.learning_rate,
-    )
-    free = {"threads", "validate_every", "checkpoint_every"}
-    identity = recipe.model_dump(mode="json", exclude={"train": free, "licence": True, "trained_on": True})
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    averaged = copy.deepcopy(student)
-    path = work / f"{recipe.name}-{digest}.pt"
-    state = TrainingState(path, student, averaged, optimiser, copy.deepcopy(averaged.state_dict()))
-    state.resume()
-    return state
+    return resumed(recipe, student, work, {"threads", "validate_every", "checkpoint_every"})
 
 
 def loss(student: Staged, pixels: Tensor, taught: Sequence[Tensor], chained: bool, bfloat16: bool) -> Tensor:

@@ -5,6 +5,8 @@ depthwise ones of the same cost. The last layer has the teacher's shape, a 1 × 
 positions, so that the student's features can be sparse and non-negative where the teacher's are.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -25,15 +27,15 @@ class _Residual(nn.Module):
         return torch.relu(x + self.second(self.first(x)))
 
 
-class Learner(nn.Module):
+class Learner(nn.Module, ABC):
     """What is trained to give a teacher's features, whose mean and deviation (d,) it keeps."""
 
     mean: Tensor
     deviation: Tensor
 
+    @abstractmethod
     def standardised(self, x: Tensor) -> Tensor:
         """(B, d): features less their mean, over their deviation."""
-        raise NotImplementedError
 
 
 class Student(Learner):
