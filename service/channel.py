@@ -173,13 +173,16 @@ class Channel:
             raise NotReady("the server is shutting down")
         if self.hangs:
             raise NotReady(f"the {self._modality} model does not answer")
-        if self._admitted + items > self._settings.queue_inputs or self._wait_s > self._settings.queue_s:
-            raise Overloaded(f"too many {self._modality} inputs are waiting", retry_after_s=self._until_there_is_room())
+        if not self.has_room(items):
+            raise Overloaded(f"too many {self._modality} inputs are waiting", retry_after_s=self.until_there_is_room())
         self._admitted += items
         try:
             yield
         finally:
             self._admitted -= items
+
+    def has_room(self, items: int) -> bool:
+        return self._admitted + items <= self._settings.queue_inputs and self._wait_s <= self._settings.queue_s
 
     @asynccontextmanager
     async def using(self) -> AsyncIterator[Engine]:
@@ -288,7 +291,7 @@ class Channel:
         del self._retiring[task]
         asyncio.get_running_loop().run_in_executor(None, _trim)
 
-    def _until_there_is_room(self) -> int:
+    def until_there_is_room(self) -> int:
         """Seconds, 1 to 60: how long the model takes for what has been admitted, at its pace of late."""
         pace = self._engine.batcher.pace if self._engine else 0.0
         return min(60, max(1, math.ceil(pace * self._admitted)))

@@ -230,6 +230,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 limit=settings.max_body_bytes,
                 together=settings.max_bodies_bytes,
                 streamed={"/jobs": settings.max_job_bytes},
+                embedding={"/embed", "/v1/embeddings", "/classify"},
             ),
         ],
     )

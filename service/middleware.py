@@ -5,7 +5,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from contextlib import nullcontext
 from http import HTTPMethod
 from typing import TYPE_CHECKING, Any
@@ -209,13 +209,22 @@ class Disconnects:
 
 class BodyLimit:
     """413 past `limit` bytes: at once where Content-Length says so, else as soon as that many have come. 408 for a body
-    that does not come. 429 where the bodies of all requests under way would be more than `together`.
+    that does not come. 429 where the bodies of all requests under way would be more than `together`, or where
+    `refuse_if_full` raises Overloaded for a route that is named in `embedding`.
 
     A route that is named in `streamed` has a limit of its own for what is no JSON: it keeps nothing of that in memory.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, together: int, streamed: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        limit: int,
+        together: int,
+        streamed: Mapping[str, int] | None = None,
+        embedding: Collection[str] = (),
+    ) -> None:
         self.app, self.limit, self.together, self.streamed = app, limit, together, streamed or {}
+        self.embedding = embedding
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -235,6 +244,12 @@ class BodyLimit:
         if self._held and self._held + held > self.together:
             await refuse(respond(scope["path"], Overloaded(_TOO_MUCH)), scope, receive, send, self.limit)
             return
+        if scope["path"] in self.embedding and scope["method"] == "POST":
+            try:
+                scope["state"]["services"].refuse_if_full()
+            except Overloaded as full:
+                await refuse(respond(scope["path"], full), scope, receive, send, self.limit)
+                return
         seen, whole = 0, False
         started = asyncio.get_running_loop().time()
 

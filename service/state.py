@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 
 from service.classify import Classifier
 from service.contract.bundle import Bundle
-from service.errors import NotFound
+from service.errors import NotFound, Overloaded
 from service.fetch import Fetcher
 from service.jobs import Jobs
 from service.keys import Keyring
@@ -67,6 +67,14 @@ class State:
     @property
     def default(self) -> Model:
         return next(iter(self.models.values()))
+
+    def refuse_if_full(self) -> None:
+        """Raises Overloaded where no queue of any model has room, so that whatever comes to be embedded is refused."""
+        channels = [channel for model in self.models.values() for channel in model.embedder.channels.values()]
+        if not any(channel.has_room(1) for channel in channels):
+            raise Overloaded(
+                "too many inputs are waiting", retry_after_s=min(each.until_there_is_room() for each in channels)
+            )
 
     async def reload(self) -> dict[str, bool]:
         """Read every model's bundle again, as `Model.reload` does: which are reloaded; the log says why one is not."""

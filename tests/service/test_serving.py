@@ -129,6 +129,21 @@ def test_a_full_queue_is_429_with_a_time_to_come_again(settings: Settings) -> No
         assert client.post("/embed", json={"inputs": ["green"]}).status_code == 200
 
 
+def test_where_every_queue_is_full_a_body_is_not_even_waited_for(settings: Settings) -> None:
+    small = settings.model_copy(update={"modalities": ("text",), "max_inputs": 1, "queue_inputs": 1})
+    with with_towers(small, lambda tower: Slow(tower, held=True)) as (_, client, towers), sent(client, "red") as first:
+        until(lambda: in_queue(client) == 1)
+        for path in ("/embed", "/v1/embeddings", "/classify"):
+            with socket.create_connection((client.base_url.host, client.base_url.port), timeout=WAIT_S) as second:
+                head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                second.sendall(f"{head}Content-Length: 1000\r\n\r\n".encode())  # not a byte of its body
+                answered = second.recv(65_536)
+            assert answered.startswith(b"HTTP/1.1 429") and b"retry-after: 1\r\n" in answered
+        assert client.post("/search", json={"vector": [1.0, 0.0]}).status_code == 422  # read: it needs no model
+        towers["text"].released.set()
+        assert first.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
 def test_past_the_deadline_is_504(settings: Settings) -> None:
     hasty = settings.model_copy(update={"request_deadline_s": 0.05})
     with with_towers(hasty, lambda tower: Slow(tower, held=True)) as (_, client, towers):

@@ -26,7 +26,7 @@ from service.contract.patches import LogMelPatches, log_mel_patches
 from service.contract.vectors import l2_normalise
 from training import distill, graphs
 from training.distill import fit, graph, staged, views
-from training.distill.recipe import load_distill_recipe
+from training.distill.recipe import TrainSpec, load_distill_recipe
 from training.distill.teacher import files_of, prepare_views, weights_hash
 from training.recipe import RecipeError
 
@@ -295,6 +295,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             assert torch.equal(tensor, right.state_dict()[name]), name
 
 
+def test_the_learning_rate_begins_anew_at_a_restart() -> None:
+    once = TrainSpec.model_validate(TRAIN | {"steps": 8})
+    again = TrainSpec.model_validate(TRAIN | {"steps": 20, "restart_at": 8})
+    rates = [fit.learning_rate(again, step) for step in range(20)]
+    assert rates[:8] == [fit.learning_rate(once, step) for step in range(8)]
+    twelve = TrainSpec.model_validate(TRAIN | {"steps": 12})
+    assert rates[8:] == [fit.learning_rate(twelve, step) for step in range(12)]
+    assert rates[7] < rates[8] < rates[9] == rates[1] == max(rates)
+
+
 def test_ctrl_c_keeps_a_checkpoint(data: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     follow = fit.follow
 
@@ -371,6 +381,7 @@ def test_training_on_a_validation_file_is_refused(data: Path, work: Path, tmp_pa
     [
         ("train.steps=0", "train.steps"),
         ("train.stepps=3", "train.stepps"),
+        ("train.restart_at=12", "train.restart_at"),
         ("student.depths=[1]", "student.depths"),
         ("teacher.preprocessing=null", "teacher.preprocessing"),
         ("student.preprocessing.height=0", "height"),

@@ -155,10 +155,11 @@ def _shuffled(total: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def learning_rate(spec: TrainSpec, step: int) -> float:
-    """Linear warm-up, then a half cosine down to 1 % of the peak."""
-    if step < spec.warmup_steps:
-        return spec.learning_rate * (step + 1) / spec.warmup_steps
-    progress = (step - spec.warmup_steps) / max(1, spec.steps - spec.warmup_steps)
+    """Linear warm-up, then a half cosine down to 1 % of the peak; both once more from a restart on."""
+    first, last = (0, spec.restart_at) if step < spec.restart_at else (spec.restart_at, spec.steps)
+    if step - first < spec.warmup_steps:
+        return spec.learning_rate * (step - first + 1) / spec.warmup_steps
+    progress = (step - first - spec.warmup_steps) / max(1, last - first - spec.warmup_steps)
     return float(spec.learning_rate * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress))))
 
 

@@ -65,7 +65,10 @@ class TrainSpec(_Model):
     bfloat16: bool = False
     threads: int = Field(default=1, gt=0)
     chain_from: float = Field(default=0.5, ge=0, le=1)
-    """Of stages: the share of the steps after which each reads what the one before it made."""
+    """Of stages: the share of the steps (to the restart, if there is one) after which each reads what the one before
+    it made."""
+    restart_at: int = Field(default=0, ge=0)
+    """The step at which the learning rate begins anew, warm-up and all (SGDR: Loshchilov and Hutter, 2017); 0: none."""
 
 
 class DistillRecipe(_Model):
@@ -104,6 +107,8 @@ def load_distill_recipe(path: Path, overrides: list[str]) -> DistillRecipe:
             raise RecipeError(f"{path}: student.stages: for students of images")
         if any((stage.layer is None) != (stage is student.stages[-1]) for stage in student.stages):
             raise RecipeError(f"{path}: student.stages: every stage but the last has a layer")
+    if recipe.train.restart_at >= recipe.train.steps:
+        raise RecipeError(f"{path}: train.restart_at: a step before train.steps, {recipe.train.steps}")
     if len(student.widths) != len(student.depths):
         raise RecipeError(f"{path}: student.depths: one depth for each of student.widths")
     return recipe

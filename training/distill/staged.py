@@ -265,6 +265,7 @@ def train(
 ) -> bool:
     """Train to the recipe's last step. True when it was reached; False after Ctrl-C, which keeps a checkpoint."""
     spec, student = recipe.train, state.student
+    chained_from = spec.chain_from * (spec.restart_at or spec.steps)
     assert isinstance(student, Staged)
     ready: queue.Queue[tuple[Tensor, list[Tensor]] | Exception] = queue.Queue(_AHEAD)
     ended = threading.Event()
@@ -289,7 +290,7 @@ def train(
                 for group in state.optimiser.param_groups:
                     group["lr"] = learning_rate(spec, state.step)
                 student.train()
-                error = loss(student, *given, state.step >= spec.chain_from * spec.steps, spec.bfloat16)
+                error = loss(student, *given, state.step >= chained_from, spec.bfloat16)
                 state.optimiser.zero_grad()
                 error.backward()
                 nn.utils.clip_grad_norm_(student.parameters(), 2.0)
