@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import hostile_media as media
-from benchmarks.expected import OF_IMAGES, OF_SOUNDS
+from benchmarks.expected import LONG, OF_IMAGES, OF_SOUNDS
 
 OK = "ok"
 LARGE, UNSUPPORTED, BAD = "media_too_large", "unsupported_media", "undecodable_media"
@@ -29,6 +29,8 @@ class Attack:
     """Codes of the problem that answers it, or `ok`."""
     ends: bool = False
     """Whether the client says that it sends no more."""
+    sound_s: float = 0.0
+    """Of a sound that is right to be embedded: how long it is."""
 
 
 def head(path: str, headers: Iterable[tuple[str, str]], method: str = "POST") -> bytes:
@@ -75,7 +77,8 @@ def of_files(seed: int) -> Iterator[Attack]:
     for name, data in media.large().items():
         yield Attack("large images", name, form("/embed", part(data)), frozenset({OF_IMAGES[name]}))
     for name, data in sound_files():
-        yield Attack("sounds", name, form("/embed", part(data)), frozenset({OF_SOUNDS[name]}))
+        right = frozenset({OF_SOUNDS[name]})
+        yield Attack("sounds", name, form("/embed", part(data)), right, sound_s=LONG.get(name, 0.0))
     for name, data in media.strangers().items():
         # Called an image, or a sound, by who sends it: what it is is told by what is in it.
         for kind in ("image", "audio"):

@@ -1,6 +1,6 @@
 """What becomes of the service, and of its clients, when what it stands on breaks? Breaks it under load, and looks.
 
-python -m benchmarks.chaos [--bundle build/starter] [--seconds 4] [--only FAULT]
+python -m benchmarks.chaos [--bundle build/starter] [--seconds 4] [--only FAULT] [--times 1]
 
 Clients embed, search, and store items, all the time. A fault is made, stays for a while, and is taken away. Counted are
 the answers that clients get meanwhile, how long it then takes until the server is ready and stores again, and whether
@@ -81,6 +81,8 @@ class Outcome:
     """Of readiness, while it was broken."""
     cuts: bool
     """Whether the fault itself closes connections."""
+    refuses: bool
+    """Whether the fault itself lets nobody in."""
     log: str
     """The server's, its end."""
 
@@ -90,7 +92,7 @@ class Outcome:
 
     @property
     def crashed(self) -> int:
-        return int(self.recovered_s is None) + (0 if self.cuts else self.cut + self.refused)
+        return int(self.recovered_s is None) + self.cut * (not self.cuts) + self.refused * (not self.refuses)
 
 
 class Running:
@@ -424,8 +426,10 @@ FAULTS: Mapping[str, Fault] = {
     "clock jumps": clock_jumps,
     "clients vanish": clients_vanish,
 }
-_CUTTING = frozenset({"process killed", "process ended", "descriptors used up"})
+_CUTTING = frozenset({"process killed", "descriptors used up"})
 """What has no descriptor for a connection can only close it, and does so at once, before anything was read."""
+_REFUSING = _CUTTING | {"process ended"}
+"""A server that is told to end lets nobody in, and answers whoever is in."""
 
 
 @contextmanager
@@ -515,6 +519,7 @@ def suffer(fault: str, bundle: Path, seconds: float) -> Outcome:
         recovered,
         said,
         fault in _CUTTING,
+        fault in _REFUSING,
         log,
     )
 
@@ -533,6 +538,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
     parser.add_argument("--seconds", type=float, default=4.0, help="for which something is broken")
     parser.add_argument("--only", choices=FAULTS, action="append", help="one fault; may be given again")
+    parser.add_argument("--times", type=int, default=1, metavar="N", help="that each fault is made")
     options = parser.parse_args(arguments)
     print(
         f"{'fault':20} {'answers':44} {'cut':>5} {'no entry':>8} {'unanswered':>10} {'stored':>8} {'lost':>5} "
@@ -540,7 +546,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     totals: Counter[str] = Counter(tried=0, refused_as_documented=0, otherwise=0, crashed=0, lost=0, unanswered=0)
     left_out = []
-    for fault in options.only or FAULTS:
+    for fault in [fault for fault in options.only or FAULTS for _ in range(options.times)]:
         try:
             outcome = suffer(fault, options.bundle, options.seconds)
         except LeftOut as reason:
@@ -556,7 +562,8 @@ def main(arguments: list[str] | None = None) -> int:
         totals["crashed"] += outcome.crashed
         totals["lost"] += outcome.lost
         totals["unanswered"] += outcome.unanswered
-    told: dict[str, Any] = {"faults": len(options.only or FAULTS) - len(left_out), "left_out": left_out} | totals
+    made = options.times * len(options.only or FAULTS) - len(left_out)
+    told: dict[str, Any] = {"faults": made, "left_out": left_out} | totals
     print(json.dumps(told))
     return int(bool(totals["otherwise"] or totals["crashed"] or totals["lost"] or totals["unanswered"]))
 

@@ -1,7 +1,8 @@
 """What is right for each file of `hostile_media`: the code of the problem that it is refused with, or `ok`.
 
 `ok` are files that a decoder reads for good reasons: what is forged is what nobody looks at, or players put up with it
-(a WAV or an MP3 that ends early), or there is nothing wrong with them but their size.
+(a WAV or an MP3 that ends early), or there is nothing wrong with them but their size. What an honest sound takes goes
+by its length: LONG says how long those are that last.
 """
 
 from collections.abc import Mapping, Sequence
@@ -182,9 +183,6 @@ OF_IMAGES = _each(
             "gzip",
             "gzip that inflates",
             "pickle",
-            "avif",
-            "mp4",
-            "matroska",
             "psd",
             "jpeg 2000 of 2**31 x 2**31",
             "nothing",
@@ -259,6 +257,9 @@ OF_IMAGES = _each(
             "gif that ends within its frame",
             "bmp that ends",
             "png of 40 megapixels, interlaced",
+            "avif",
+            "mp4",
+            "matroska",
         ],
     }
 )
@@ -351,3 +352,6 @@ OF_SOUNDS = _each(
         ],
     }
 )
+
+LONG: Mapping[str, float] = {"wav of 600 s": 600.0}
+"""Seconds."""

@@ -72,7 +72,8 @@ class Server(uvicorn.Server):
     """Says where it listens, once it does. SIGHUP reloads the bundles. At its end whoever waits is answered.
 
     SIGTERM lets it drain first: for `drain_s` it goes on as before, but says in /readyz and by `Connection: close` that
-    it is about to end, so that proxies turn to other replicas. Another signal, or Ctrl-C, cuts that short.
+    it is about to end, so that proxies turn to other replicas. Another signal, or Ctrl-C, cuts that short. Then nobody
+    is let in any more, and who is in is answered, also where the request is yet to come.
     """
 
     def __init__(self, config: uvicorn.Config, grace_s: float, drain_s: float = 0.0) -> None:
@@ -101,23 +102,20 @@ class Server(uvicorn.Server):
         return state
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.state.draining.set()
         if self.drain_s:
-            await self._drain(sockets or [])
+            log.info("draining for %s s", self.drain_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.drain_s):
+                    await self._hurried.wait()
+        for each in sockets or []:
+            with suppress(OSError):  # another system than Linux: what waits to be accepted is lost
+                listener.admit_nobody(each)
+        await asyncio.sleep(_ARRIVING_S)
         # Uvicorn alone would let requests finish for so long, and cut off the others without an answer.
         grace = asyncio.get_running_loop().call_later(self.grace_s, self.state.begin_close)
         await super().shutdown(sockets)
         grace.cancel()
-
-    async def _drain(self, sockets: list[socket.socket]) -> None:
-        log.info("draining for %s s", self.drain_s)
-        self.state.draining.set()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.drain_s):
-                await self._hurried.wait()
-        for each in sockets:
-            with suppress(OSError):  # another system than Linux: what waits to be accepted is lost
-                listener.admit_nobody(each)
-        await asyncio.sleep(_ARRIVING_S)
 
 
 def serve(settings: Settings) -> None:

@@ -44,7 +44,13 @@ Open = Callable[[Bundle, Modality], Runs]
 
 def opener(settings: Settings) -> Open:
     return lambda bundle, modality: Tower(
-        bundle, modality, settings.device, settings.call_threads, settings.precision, settings.towers_on_gpus
+        bundle,
+        modality,
+        settings.device,
+        settings.call_threads,
+        settings.precision,
+        settings.towers_on_gpus,
+        settings.batch_audio_seconds,
     )
 
 

@@ -333,6 +333,7 @@ async def opened(settings: Settings) -> AsyncIterator[Target]:
             settings.modalities,
             settings.precision,
             settings.towers_on_gpus,
+            settings.batch_audio_seconds,
         )
         cache = open_cache(settings, bundle.manifest, metrics)
         embedder = Embedder(bundle, towers, cache, settings, metrics)

@@ -123,6 +123,7 @@ def open_parts(settings: Settings) -> Parts:
             settings.modalities,
             settings.precision,
             settings.towers_on_gpus,
+            settings.batch_audio_seconds,
         )
         models[name] = Opened(bundle, {**towers})
     store, home = open_store(settings, [opened.bundle.manifest for opened in models.values()])

@@ -13,6 +13,8 @@ from service.errors import problem
 MAX_HEAD_BYTES = 65_536
 """Of the request line and the headers together."""
 _HEAD_S = 20.0
+_LAST_HEAD_S = 2.0
+"""The same, once the server ends: of who has connected and asked nothing yet, or has begun to ask."""
 _READ_BYTES = 2**18
 """That come at once, at most; a part of them may be the body of the request before."""
 
@@ -32,6 +34,7 @@ class Protocol(HttpToolsProtocol):
         self._in_head, self._arrived, self._head_bytes = True, 0, 0
         self._overdue: asyncio.TimerHandle | None = None
         self._refusal = 400
+        self._ending = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -72,6 +75,17 @@ class Protocol(HttpToolsProtocol):
             self._refusal = 431
             raise ValueError  # the parser stops, and `send_400_response` is called
         super().on_headers_complete()
+        if self._ending:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """The server ends. Whoever is about to ask is still answered; one that was answered and is silent is let go."""
+        self._ending = True
+        if self.cycle is not None and not (self.cycle.response_complete and self._in_head and self._arrived):
+            super().shutdown()
+        elif not self.transport.is_closing():
+            self._head_is_there()
+            self._overdue = self.loop.call_later(_LAST_HEAD_S, self._let_go)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(self._refusal)
@@ -86,6 +100,12 @@ class Protocol(HttpToolsProtocol):
         if self._overdue is not None:
             self._overdue.cancel()
             self._overdue = None
+
+    def _let_go(self) -> None:
+        if self._arrived:
+            self._refuse(408)
+        else:
+            self.transport.close()
 
     def _refuse(self, status: int) -> None:
         if self.transport.is_closing():

@@ -113,7 +113,13 @@ async def reembed(old: Path, new: Path, settings: Settings, originals: Originals
     Raises StoreError, BundleError, TowerError.
     """
     bundle = read_bundle(settings.bundle, settings.signers)
-    towers = open_towers(bundle, settings.device, settings.threads, settings.modalities)
+    towers = open_towers(
+        bundle,
+        settings.device,
+        settings.threads,
+        settings.modalities,
+        call_seconds=settings.batch_audio_seconds,
+    )
     embedder = Embedder(bundle, towers, MemoryCache(0), settings, Metrics())
     outcome = Outcome()
     try:

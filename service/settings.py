@@ -186,7 +186,8 @@ class Settings(BaseSettings):
     batch_tokens: int | None = Field(default=None, gt=0)
     """Padded tokens (rows × longest) in one call of the text tower; unset, 512 on the CPU and 8,192 on a GPU."""
     batch_audio_seconds: float = Field(default=60.0, gt=0)
-    """Seconds of sound in one call of the audio tower, as the tower hears it; a longer sound is a call of its own."""
+    """Seconds of sound in one call of the audio tower, as the tower hears it. A longer sound is a call of its own, of
+    which so much is encoded at once on the CPU: memory goes by this, not by the sound's length."""
     queue_inputs: int = Field(default=1_024, gt=0)
     """Inputs of one modality that may be in work or waiting; past it, 429 with a Retry-After. A request of more inputs
     than that takes half of the room, and is fed through in pieces."""

@@ -9,7 +9,18 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from service.contract.bundle import MODALITIES, OUTPUT, TOKEN_MASK, TOKENS, Bundle, Modality, Precision
+from service.contract.bundle import (
+    EARLIER_ROWS,
+    MODALITIES,
+    OUTPUT,
+    ROWS,
+    TOKEN_MASK,
+    TOKENS,
+    Bundle,
+    Modality,
+    Precision,
+)
+from service.contract.sounds import AudioPreprocessing
 from service.providers import CPU, Device, Gpus, Request, TowerError, Wanted, accelerators, chosen, requests, satisfied
 from service.recorded import Recorded
 
@@ -19,7 +30,11 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class Tower:
-    """One modality's encoder and projector, as a session. `run` may be called from several threads at once."""
+    """One modality's encoder and projector, as a session. `run` may be called from several threads at once.
+
+    On the CPU no more than `call_seconds` of sound are encoded at once, so that a call's memory does not grow with a
+    sound's length: what the encoder makes of its rows is kept, and the head reads all of them. The vector is the same.
+    """
 
     def __init__(
         self,
@@ -29,6 +44,7 @@ class Tower:
         threads: int,
         precision: Wanted = "auto",
         gpus: Gpus = Gpus(),
+        call_seconds: float = 60.0,
     ) -> None:
         self.modality = modality
         self.dimensions = bundle.manifest.dimensions
@@ -56,23 +72,48 @@ class Tower:
             raise TowerError(f"the {modality} tower takes {sorted(graph_inputs)}, not {list(wanted)}")
         if described.tokens and not {TOKENS, TOKEN_MASK} <= {each.name for each in self._session.get_outputs()}:
             raise TowerError(f"the {modality} tower gives no {TOKENS} and {TOKEN_MASK}, which its manifest promises")
-        # What only the token vectors need is not computed where they are not asked for.
+        self._spec, self._call_seconds = described.preprocessing, call_seconds
+        self._in_pieces = (
+            isinstance(self._spec, AudioPreprocessing)
+            and self.provider == CPU
+            and EARLIER_ROWS in {each.name for each in self._session.get_overridable_initializers()}
+        )
+        # What only the token vectors need is not computed where they are not asked for, nor a head where rows are.
         self._options = onnxruntime.RunOptions()
-        self._options.only_execute_path_to_fetches = described.tokens
+        self._options.only_execute_path_to_fetches = described.tokens or self._in_pieces
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
         """The graph's inputs by name → float32 (B, dimensions). Raises whatever ONNX Runtime raises."""
         if self._recorded:
             (rows,) = arrays.values()
             return next(self._recordings).run(rows)
-        (vectors,) = next(self._turns).run([OUTPUT], dict(arrays), self._options)
+        (vectors,) = next(self._turns).run([OUTPUT], self._bounded(arrays), self._options)
         return np.asarray(vectors, dtype=np.float32)
 
     def run_tokens(self, arrays: Arrays) -> list[NDArray[np.float32]]:
         """The graph's inputs by name → each item's own tokens, float32 (N, dimensions). May run beside `run`."""
-        tokens, mask = self._session.run([TOKENS, TOKEN_MASK], dict(arrays), self._options)
+        tokens, mask = self._session.run([TOKENS, TOKEN_MASK], self._bounded(arrays), self._options)
         packed = tokens.ndim == 2
         return [np.asarray((tokens if packed else tokens[row])[own > 0], np.float32) for row, own in enumerate(mask)]
+
+    def _bounded(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
+        """What a call is given: the last rows of many, and what was made of those before them, piece by piece, here."""
+        given = dict(arrays)
+        if not self._in_pieces:
+            return given
+        assert isinstance(self._spec, AudioPreprocessing)
+        *per_row, weights = self._spec.inputs
+        count = given[weights].shape[1]
+        size = self._spec.rows_in(self._call_seconds, given[per_row[0]])
+        earlier = []
+        for start in range(0, count - size, size):
+            piece = {name: given[name][start : start + size] for name in per_row}
+            piece[weights] = given[weights][:, start : start + size]
+            earlier += self._session.run([ROWS], piece, self._options)
+        if earlier:
+            given |= {name: given[name][len(earlier) * size :] for name in per_row}
+            given[EARLIER_ROWS] = np.concatenate(earlier)
+        return given
 
 
 def open_towers(
@@ -82,12 +123,13 @@ def open_towers(
     modalities: Collection[Modality] = MODALITIES,
     precision: Wanted = "auto",
     gpus: Gpus = Gpus(),
+    call_seconds: float = 60.0,
 ) -> dict[Modality, Tower]:
     """One tower for each of the bundle's modalities that are among `modalities`. Raises TowerError."""
     wanted = [modality for modality in bundle.manifest.towers if modality in modalities]
     if not wanted:
         raise TowerError(f"{bundle.path} has no tower for any of: {', '.join(modalities)} (ISTHMUS_MODALITIES)")
-    return {modality: Tower(bundle, modality, device, threads, precision, gpus) for modality in wanted}
+    return {modality: Tower(bundle, modality, device, threads, precision, gpus, call_seconds) for modality in wanted}
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:

@@ -45,6 +45,7 @@ async def work(settings: Settings) -> None:
         settings.modalities,
         settings.precision,
         settings.towers_on_gpus,
+        settings.batch_audio_seconds,
     )
     cache = open_cache(settings, manifest, metrics)
     embedder = Embedder(bundle, towers, cache, settings, metrics)

@@ -19,7 +19,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from service.contract.bundle import (
+    EARLIER_ROWS,
     OUTPUT,
+    ROWS,
     Bundle,
     Encoder,
     Manifest,
@@ -132,16 +134,22 @@ def _image_graph(weights: NDArray[np.float32]) -> onnx.ModelProto:
 def _audio_graph(weights: NDArray[np.float32]) -> onnx.ModelProto:
     nodes = [
         helper.make_node("ReduceMean", ["patches", "time_axes"], ["spectra"], keepdims=0),
-        helper.make_node("MatMul", ["spectra", "matrix"], ["projected_patches"]),
-        helper.make_node("MatMul", ["weights", "projected_patches"], ["projected"]),
+        helper.make_node("MatMul", ["spectra", "matrix"], [ROWS]),
+        helper.make_node("Concat", [EARLIER_ROWS, ROWS], ["rows"], axis=0),
+        helper.make_node("MatMul", ["weights", "rows"], ["projected"]),
         helper.make_node("LpNormalization", ["projected"], [OUTPUT], axis=1, p=2),
     ]
     shape = ["patches_", 1, AUDIO.patch_frames, AUDIO.n_mels]
     inputs = [
         helper.make_tensor_value_info("patches", TensorProto.FLOAT, shape),
-        helper.make_tensor_value_info("weights", TensorProto.FLOAT, ["batch", "patches_"]),
+        helper.make_tensor_value_info("weights", TensorProto.FLOAT, ["batch", "rows_"]),
     ]
-    return _model(nodes, inputs, {"matrix": weights, "time_axes": np.array([1, 2], np.int64)})
+    inputs.append(helper.make_tensor_value_info(EARLIER_ROWS, TensorProto.FLOAT, ["earlier", DIMENSIONS]))
+    none = np.zeros((0, DIMENSIONS), np.float32)
+    constants = {"matrix": weights, "time_axes": np.array([1, 2], np.int64), EARLIER_ROWS: none}
+    model = _model(nodes, inputs, constants)
+    model.graph.output.append(helper.make_tensor_value_info(ROWS, TensorProto.FLOAT, ["patches_", DIMENSIONS]))
+    return model
 
 
 def _text_graph(table: NDArray[np.float32]) -> onnx.ModelProto:

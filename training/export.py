@@ -34,10 +34,9 @@ from training.card import model_card
 from training.encoders import FrozenEncoder, example_inputs, sentence, weights_sha256
 from training.errors import TrainingError
 from training.features import Item, collate, preparer, runner
-from training.graphs import session, whole_weights
+from training.graphs import HEAD, session, whole_weights, with_earlier_rows
 from training.precision import make_variants
 from training.projector import Head
-from training.quantise import HEAD
 from training.recipe import Recipe
 from training.token_vectors import check_has_tokens, check_tokens, token_vectors
 from training.train import Trained, save_projectors
@@ -64,11 +63,7 @@ class Whole(nn.Module):
         self.pooling, self.unit = encoder.pooling, encoder.unit
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        pooled, states, weights = self._features(*inputs)
-        vector: Tensor = self.head(pooled, states, weights) if self.head.needs_tokens else self.head(pooled)
-        if not self.tokens:
-            return vector
-        return vector, token_vectors(self.head, pooled, states, weights), weights
+        return _projected(self.head, *self._features(*inputs), self.tokens)
 
     def _features(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pooled features (B, d), local ones, and the weights that average those."""
@@ -86,18 +81,26 @@ class Whole(nn.Module):
         return sentence(states, weights, self.pooling, self.unit), states, weights
 
 
+def _projected(
+    head: Head, pooled: Tensor, states: Tensor, weights: Tensor, tokens: bool
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    vector: Tensor = head(pooled, states, weights) if head.needs_tokens else head(pooled)
+    return (vector, token_vectors(head, pooled, states, weights), weights) if tokens else vector
+
+
 def export_tower(encoder: FrozenEncoder, head: Head, path: Path, tokens: bool = False) -> None:
     """Write the one graph of a tower, dynamic in batch and length; no external data below 2 GB.
 
-    With `tokens` it has the outputs of token vectors too. Raises TokenError where it cannot have them.
+    With `tokens` it has the outputs of token vectors too. Raises TokenError where it cannot have them. That of sounds
+    has the features of rows, and can be given those of earlier rows (contract.bundle.ROWS, EARLIER_ROWS).
     """
     if tokens:
         check_has_tokens(encoder)
     with tempfile.TemporaryDirectory() as folder:
-        if encoder.onnx is None:
+        if encoder.onnx is None and encoder.modality != "audio":
             _export_torch(Whole(encoder, head, tokens).eval(), encoder, Path(folder) / "tower.onnx")
         else:
-            _join(encoder, head, Path(folder))
+            _join(encoder, head, Path(folder), tokens)
         model = onnx.load(Path(folder) / "tower.onnx")
     model.graph.ClearField("value_info")  # shapes of the traced example, which a runtime infers anew
     for node in model.graph.node:
@@ -246,39 +249,40 @@ def export_bundle(
 
 
 def _export_torch(whole: Whole, encoder: FrozenEncoder, path: Path) -> None:
-    audio = encoder.modality == "audio"
-    arrays = list(example_inputs(encoder.preprocessing, 6 if audio else 2))
+    arrays = list(example_inputs(encoder.preprocessing, 2))
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
-    shapes: list[dict[int, Any]]
-    if encoder.modality == "image":
-        shapes = [{0: batch}]
-    elif audio:
-        shapes = [{0: length} for _ in arrays] + [{0: batch, 1: length}]
-        arrays.append(np.full((2, 6), 1 / 3, np.float32))
-        if isinstance(encoder.preprocessing, Waveforms):
-            shapes[0][1] = torch.export.Dim("samples")
-    else:
+    shapes: list[dict[int, Any]] = [{0: batch}]
+    if encoder.modality == "text":
         shapes = [{0: batch, 1: length}, {0: batch, 1: length}]
-    outputs = [OUTPUT, TOKENS, TOKEN_MASK] if whole.tokens else [OUTPUT]
-    _to_onnx(whole, arrays, encoder.preprocessing.inputs, outputs, shapes, path)
+    _to_onnx(whole, arrays, encoder.preprocessing.inputs, _outputs(whole.tokens), shapes, path)
+
+
+def _outputs(tokens: bool) -> list[str]:
+    return [OUTPUT, TOKENS, TOKEN_MASK] if tokens else [OUTPUT]
 
 
 class _Rows(nn.Module):
-    """A head on the pooled features of an ONNX encoder; for sounds, of their patches with averaging weights."""
+    """A head on what an encoder's graph gives: pooled features; of sounds, their rows' with averaging weights."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Head, tokens: bool = False) -> None:
         super().__init__()
-        self.head = head
+        self.head, self.tokens = head, tokens
 
-    def forward(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
-        return self.head(features if weights is None else weights @ features)
+    def forward(self, features: Tensor, weights: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        if weights is None:
+            vector: Tensor = self.head(features)
+            return vector
+        return _projected(self.head, weights @ features, features, weights, self.tokens)
 
 
-def _join(encoder: FrozenEncoder, head: Head, folder: Path) -> None:
-    """Append the head's graph to an encoder that is ONNX already."""
-    if head.needs_tokens:
+def _join(encoder: FrozenEncoder, head: Head, folder: Path, tokens: bool = False) -> None:
+    """Append the head's graph to that of its encoder, which may be ONNX already."""
+    path = encoder.onnx
+    if path is None:
+        path = folder / "encoder.onnx"
+        export_encoder(encoder, path)
+    elif head.needs_tokens:
         raise ExportError(f"{encoder.source} is an ONNX encoder with pooled features only: no token projector")
-    assert encoder.onnx is not None
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     arrays: list[NDArray[Any]] = [np.ones((2, encoder.width), np.float32)]
     shapes: list[dict[int, Any]] = [{0: batch}]
@@ -286,21 +290,34 @@ def _join(encoder: FrozenEncoder, head: Head, folder: Path) -> None:
     if encoder.modality == "audio":
         arrays = [np.ones((6, encoder.width), np.float32), np.full((2, 6), 1 / 3, np.float32)]
         shapes, names = [{0: length}, {0: batch, 1: length}], ["head_features", "weights"]
-    _to_onnx(_Rows(head).eval(), arrays, names, [OUTPUT], shapes, folder / "head.onnx")
-    first, second = whole_weights(onnx.load(encoder.onnx)), onnx.load(folder / "head.onnx")
-    opset = max(entry.version for model in (first, second) for entry in model.opset_import if not entry.domain)
-    first, second = (onnx.version_converter.convert_version(model, opset) for model in (first, second))
+    _to_onnx(_Rows(head, tokens).eval(), arrays, names, _outputs(tokens), shapes, folder / "head.onnx")
+    first, second = whole_weights(onnx.load(path)), onnx.load(folder / "head.onnx")
+    opset = max(_opset(first), _opset(second))
+    first, second = (
+        model if _opset(model) == opset else onnx.version_converter.convert_version(model, opset)
+        for model in (first, second)
+    )
     first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
     if encoder.modality == "audio":
         for value in (*first.graph.input, *first.graph.output):
-            value.type.tensor_type.shape.dim[0].dim_param = "length"  # patches, of which a batch has any number
+            value.type.tensor_type.shape.dim[0].dim_param = "length"  # rows, of which a batch has any number
+        for value in (*second.graph.input, *second.graph.output):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param == "length":
+                    dim.dim_param = "rows"  # earlier ones too; a runtime takes what has one name to be as long
     first = onnx.compose.add_prefix(first, "encoder/", rename_inputs=False)
     second = onnx.compose.add_prefix(second, HEAD, rename_inputs=False, rename_outputs=False)
     joined = onnx.compose.merge_models(first, second, io_map=[("encoder/features", "head_features")])
+    if encoder.modality == "audio":
+        with_earlier_rows(joined, "encoder/features", encoder.width)
     opsets = {entry.domain: entry.version for entry in joined.opset_import}
     del joined.opset_import[:]  # each of them twice
     joined.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items())
     onnx.save(joined, folder / "tower.onnx")
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next(entry.version for entry in model.opset_import if not entry.domain)
 
 
 def _to_onnx(

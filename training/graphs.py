@@ -9,9 +9,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from service.contract.bundle import EARLIER_ROWS, ROWS
+
+HEAD = "head/"
+"""How the names of a projector's nodes begin, in every graph that `training.export` writes."""
 _LARGE = 1_024  # numbers
 
 
@@ -69,6 +73,64 @@ def whole_weights(model: ModelProto) -> ModelProto:
     return model
 
 
+def with_earlier_rows(model: ModelProto, features: str, width: int) -> None:
+    """The encoder's features of rows become the output ROWS, and its head reads those of earlier rows before them.
+
+    The input EARLIER_ROWS is an initialiser of no rows, so that it may be left out.
+    """
+    graph = model.graph
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == features:
+                    names[index] = ROWS
+    graph.output.append(helper.make_tensor_value_info(ROWS, TensorProto.FLOAT, ["length", width]))
+    join_earlier_rows(model, width)
+
+
+def without_earlier_rows(model: ModelProto) -> int | None:
+    """For what cannot deal with inputs that may be left out: takes that input away, and returns the features' width.
+
+    None where there is none. ROWS stays an output. `join_earlier_rows` undoes it.
+    """
+    graph = model.graph
+    given = next((value for value in graph.input if value.name == EARLIER_ROWS), None)
+    if given is None:
+        return None
+    concat = next(node for node in graph.node if EARLIER_ROWS in node.input)
+    _read_instead(model, {concat.output[0]}, ROWS)
+    graph.node.remove(concat)
+    graph.input.remove(given)
+    graph.initializer.remove(next(each for each in graph.initializer if each.name == EARLIER_ROWS))
+    return int(given.type.tensor_type.shape.dim[1].dim_value)
+
+
+def join_earlier_rows(model: ModelProto, width: int) -> None:
+    """Of a graph with the output ROWS: what reads it reads the input EARLIER_ROWS first."""
+    graph, joined = model.graph, f"{HEAD}rows"
+    place, last = next((index, node) for index, node in enumerate(graph.node) if ROWS in node.output)
+    # A graph in half precision casts its features once for the output, and again for who reads them.
+    same = {ROWS}
+    if last.op_type == "Cast":
+        same |= {n.output[0] for n in graph.node if n.op_type == "Cast" and n.input == last.input and _to_float(n)}
+    _read_instead(model, same, joined)
+    concat = helper.make_node("Concat", [EARLIER_ROWS, ROWS], [joined], f"{joined}/concat", axis=0)
+    graph.node.insert(place + 1, concat)
+    graph.input.append(helper.make_tensor_value_info(EARLIER_ROWS, TensorProto.FLOAT, ["earlier", width]))
+    graph.initializer.append(numpy_helper.from_array(np.zeros((0, width), np.float32), EARLIER_ROWS))
+
+
+def _read_instead(model: ModelProto, names: set[str], other: str) -> None:
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name in names:
+                node.input[index] = other
+
+
+def _to_float(cast: NodeProto) -> bool:
+    return any(each.name == "to" and each.i == TensorProto.FLOAT for each in cast.attribute)
+
+
 def _size(tensor: TensorProto) -> int:
     return math.prod(tensor.dims)
 
@@ -77,4 +139,5 @@ def session(program: Path | bytes) -> onnxruntime.InferenceSession:
     """On the CPU, with threads that sleep while they wait: beside another job, spinning takes its cores for nothing."""
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # it warns of inputs that may be left out
     return onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])

@@ -37,10 +37,8 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from service.contract.tokens import TextPreprocessing
 from training.errors import TrainingError
 from training.features import collate
-from training.graphs import session
+from training.graphs import HEAD, join_earlier_rows, session, without_earlier_rows
 
-HEAD = "head/"
-"""How the names of a projector's nodes begin, in every graph that `training.export` writes."""
 _SMOOTHING = 0.7  # SmoothQuant's α; MiniLM's lowest cosine is best there of 0.3 to 1.0
 _CONVOLUTIONAL = ["Conv", "Relu", "Clip", "Add"]
 _TINY = 1e-5
@@ -64,7 +62,7 @@ def static(source: Path, target: Path, calibration: Sequence[Batch]) -> None:
     """int8 with scales from `calibration`. Raises QuantiseError where there is nothing to quantise or calibrate on."""
     if not calibration:
         raise QuantiseError(f"{source.name}: static int8 needs real inputs to calibrate on")
-    model = onnx.load(source)
+    model, width = _of_all_inputs(source)
     products, convolutions = _products(model), _encoder_nodes(model, ["Conv"])
     if not products and not convolutions:
         raise QuantiseError(f"{source.name} has no convolution or matrix product with weights outside its projector")
@@ -77,7 +75,8 @@ def static(source: Path, target: Path, calibration: Sequence[Batch]) -> None:
             extra: dict[str, Any] = {"OpTypesToExcludeOutputQuantization": kinds}
         else:
             # Shapes are inferred, and batch normalisation folded, before ranges are measured.
-            quant_pre_process(source, ready, skip_symbolic_shape=True)
+            onnx.save(model, Path(name) / "model.onnx")
+            quant_pre_process(Path(name) / "model.onnx", ready, skip_symbolic_shape=True)
             kinds, extra = _CONVOLUTIONAL, {}
             nodes = [node.name for node in _chain(onnx.load(ready))]
         quantize_static(
@@ -93,29 +92,30 @@ def static(source: Path, target: Path, calibration: Sequence[Batch]) -> None:
             calibrate_method=CalibrationMethod.MinMax,
             extra_options=extra,
         )
-    _tidy(target)
+    _tidy(target, width)
 
 
 def dynamic(source: Path, target: Path) -> None:
     """int8 matrix products with scales from each batch. Raises QuantiseError where there are none."""
-    nodes = [node.name for node in _products(onnx.load(source))]
+    model, width = _of_all_inputs(source)
+    nodes = [node.name for node in _products(model)]
     if not nodes:
         raise QuantiseError(f"{source.name} has no matrix product with weights outside its projector: use static int8")
     with _quiet():
         quantize_dynamic(
-            source,
+            model,
             target,
             op_types_to_quantize=["MatMul"],
             nodes_to_quantize=nodes,
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
-    _tidy(target)
+    _tidy(target, width)
 
 
 def half(source: Path, target: Path) -> None:
     """fp16 inside, with the inputs, the outputs and the projector in fp32."""
-    model = onnx.load(source)
+    model, width = _of_all_inputs(source)
     head = [node.name for node in model.graph.node if node.name.startswith(HEAD)]
     with _quiet():
         converted = convert_float_to_float16(
@@ -125,7 +125,7 @@ def half(source: Path, target: Path) -> None:
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, "LpNormalization"],
         )
     onnx.save(converted, target)
-    _tidy(target)
+    _tidy(target, width)
 
 
 def smoothed(model: ModelProto, calibration: Sequence[Batch]) -> ModelProto:
@@ -207,9 +207,17 @@ def _products(model: ModelProto) -> list[NodeProto]:
     return [node for node in _encoder_nodes(model, ["MatMul"]) if node.input[1] in matrices]
 
 
-def _tidy(path: Path) -> None:
+def _of_all_inputs(path: Path) -> tuple[ModelProto, int | None]:
+    """A graph without the input that may be left out, which quantisers take for a constant; and what `_tidy` needs."""
+    model = onnx.load(path)
+    return model, without_earlier_rows(model)
+
+
+def _tidy(path: Path, width: int | None) -> None:
     """As `training.export` leaves its graphs: one file, no shapes but those of inputs and outputs."""
     model = onnx.load(path)
+    if width is not None:
+        join_earlier_rows(model, width)
     model.graph.ClearField("value_info")
     model.doc_string = ""
     onnx.save(model, path)

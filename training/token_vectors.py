@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
@@ -17,6 +16,7 @@ from service.contract.bundle import TOKEN_MASK, TOKENS
 from training.encoders import FrozenEncoder, example_inputs
 from training.errors import TrainingError
 from training.features import Item, collate, preparer
+from training.graphs import session
 from training.projector import Head
 
 PARITY = 0.9999
@@ -76,9 +76,9 @@ def check_tokens(encoder: FrozenEncoder, whole: nn.Module, graph: Path, items: S
     """
     prepare = preparer(encoder)
     prepared = [prepare(item) for item in items]
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    running = session(graph)
     inputs = dict(zip(encoder.preprocessing.inputs, collate(encoder.preprocessing, prepared), strict=True))
-    tokens, mask = session.run([TOKENS, TOKEN_MASK], inputs)
+    tokens, mask = running.run([TOKENS, TOKEN_MASK], inputs)
     lowest = 1.0
     for row, one in enumerate(prepared):
         alone = [torch.from_numpy(array) for array in collate(encoder.preprocessing, [one])]

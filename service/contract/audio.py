@@ -17,6 +17,10 @@ _SAMPLING_RATES = range(1_000, 768_001)
 _LOUDEST = 1e12  # far past any scale that a float file is written in, far below where a float32 spectrum overflows
 
 
+_SPARE = 4_096
+"""Samples of room beside those that a header states: a resampler rounds, and has a delay."""
+
+
 @dataclass(frozen=True)
 class AudioLimits:
     max_bytes: int = 25_000_000
@@ -24,6 +28,26 @@ class AudioLimits:
     max_decoded_bytes: int = 256 * 2**20
     """Of the decoded float32 samples, all channels together, at the file's own rate."""
     max_channels: int = 8
+
+
+class _Growing:
+    """Samples that arrive in blocks, held once: there is room for what a header states, and more where it lies."""
+
+    def __init__(self, room: int) -> None:
+        self._samples, self._held = np.empty(room, np.float32), 0
+
+    def append(self, block: Waveform) -> None:
+        after = self._held + len(block)
+        if after > len(self._samples):
+            self._samples = np.concatenate([self._samples[: self._held], np.empty(max(after, self._held), np.float32)])
+        self._samples[self._held : after] = block
+        self._held = after
+
+    @property
+    def whole(self) -> Waveform:
+        """A view would hold what a header states and the file has not."""
+        samples = self._samples[: self._held]
+        return samples if 2 * self._held > len(self._samples) else samples.copy()
 
 
 def decode_audio(data: bytes, sampling_rate: int, limits: AudioLimits = AudioLimits()) -> Waveform:
@@ -53,7 +77,8 @@ def decode_audio(data: bytes, sampling_rate: int, limits: AudioLimits = AudioLim
         most_frames = min(
             int(limits.max_seconds * source.samplerate), limits.max_decoded_bytes // (4 * source.channels)
         )
-        blocks, frames = [], 0
+        frames = 0
+        mono = _Growing(int(max(0, min(source.frames, most_frames)) * sampling_rate / source.samplerate) + _SPARE)
         # Block by block, to the same bits as all at once: a long sound is never held at its own rate.
         rates = (source.samplerate, sampling_rate)
         resampler = soxr.ResampleStream(*rates, 1, dtype="float32", quality="HQ") if rates[0] != rates[1] else None
@@ -64,12 +89,12 @@ def decode_audio(data: bytes, sampling_rate: int, limits: AudioLimits = AudioLim
                     raise MediaTooLarge(f"the sound is longer than {limits.max_seconds:g} s, or too large decoded")
                 if not np.all(np.abs(block) <= _LOUDEST):  # false for NaN too
                     raise BadMedia("the sound has samples that are not finite, or absurdly large")
-                mono = block[:, 0] if source.channels == 1 else block.mean(axis=1)
-                blocks.append(mono if resampler is None else resampler.resample_chunk(mono))
+                one = block[:, 0] if source.channels == 1 else block.mean(axis=1)
+                mono.append(one if resampler is None else resampler.resample_chunk(one))
         except soundfile.SoundFileError:
             raise BadMedia("the sound is truncated or corrupt") from None
     if not frames:
         raise BadMedia("the sound has no samples")
     if resampler is not None:
-        blocks.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-    return np.concatenate(blocks)
+        mono.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    return mono.whole

@@ -65,6 +65,10 @@ OUTPUT = "unit_vectors"
 # A tower with token vectors has two outputs more. Images and texts: float32 (B, N, dimensions), each of unit length,
 # and float32 (B, N), above 0 on an item's own. Sounds, whose patches are packed: (ΣP, dimensions) and (B, ΣP).
 TOKENS, TOKEN_MASK = "token_vectors", "token_mask"
+# An audio tower has one output more, and an input that may be left out: float32 (ΣP, features), what its encoder makes
+# of each row, and float32 (N, features), that of rows which were encoded before and go before the call's own. So any
+# sound is encoded in calls of any size. Earlier bundles have neither.
+ROWS, EARLIER_ROWS = "row_features", "earlier_row_features"
 
 
 class BundleError(ValueError):

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from service.contract.sounds import AudioPreprocessing, Sound, Waveform
 
-_BLOCK_FRAMES = 4096
+_BLOCK_FRAMES = 1024
 
 
 class LogMelPatches(AudioPreprocessing):
@@ -49,8 +49,8 @@ class LogMelPatches(AudioPreprocessing):
         frames: NDArray[np.int64] = np.full(count, self.patch_frames, np.int64)
         return Sound(patches, np.full(count, 1.0 / count, np.float32), frames)
 
-    def milliseconds(self, sound: Sound) -> int:
-        return round(len(sound) * self.patch_hop_frames * self.hop_length * 1000 / self.sampling_rate)
+    def heard(self, rows: NDArray[np.float32]) -> int:
+        return self.patch_hop_frames * self.hop_length
 
 
 def log_mel_patches(waveform: Waveform, spec: LogMelPatches) -> NDArray[np.float32]:
@@ -61,14 +61,16 @@ def log_mel_patches(waveform: Waveform, spec: LogMelPatches) -> NDArray[np.float
     patch = (spec.patch_frames - 1) * spec.hop_length + spec.window_length
     hop = spec.patch_hop_frames * spec.hop_length
     after_first = max(0, len(waveform) - patch)
-    padded = patch + -(-after_first // hop) * hop
-    waveform = np.pad(waveform, (0, padded - len(waveform)))
-    frames = np.lib.stride_tricks.sliding_window_view(waveform, spec.window_length)[:: spec.hop_length]
+    count = spec.patch_frames + -(-after_first // hop) * spec.patch_hop_frames
     window, mel = _periodic_hann(spec.window_length), _htk_mel(spec)
-    features = np.empty((len(frames), spec.n_mels), np.float32)
-    for start in range(0, len(frames), _BLOCK_FRAMES):  # bounds the spectrum's memory for a ten-minute sound
-        block = slice(start, start + _BLOCK_FRAMES)
-        spectrum = np.abs(np.fft.rfft(frames[block] * window, n=spec.fft_length))
+    features = np.empty((count, spec.n_mels), np.float32)
+    for start in range(0, count, _BLOCK_FRAMES):  # a ten-minute sound's spectrum, or another copy of it, is not held
+        block = slice(start, min(start + _BLOCK_FRAMES, count))
+        first, last = block.start * spec.hop_length, (block.stop - 1) * spec.hop_length + spec.window_length
+        samples = waveform[first:last]
+        samples = np.pad(samples, (0, last - first - len(samples)))
+        frames = np.lib.stride_tricks.sliding_window_view(samples, spec.window_length)[:: spec.hop_length]
+        spectrum = np.abs(np.fft.rfft(frames * window, n=spec.fft_length))
         features[block] = np.log(spectrum.astype(np.float32) @ mel + np.float32(spec.log_offset))
     patches = np.lib.stride_tricks.sliding_window_view(features, spec.patch_frames, axis=0)[:: spec.patch_hop_frames]
     return np.ascontiguousarray(patches.transpose(0, 2, 1)[:, None])

@@ -53,8 +53,16 @@ class AudioPreprocessing(BaseModel, ABC):
         """Waveform (samples,) at the specification's rate → rows. At least one, even of no samples."""
 
     @abstractmethod
+    def heard(self, rows: NDArray[np.float32]) -> int:
+        """Samples that the tower hears in each of these rows (P, …), padding included and overlap left out."""
+
     def milliseconds(self, sound: Sound) -> int:
-        """What a sound costs in a batch: the length of what the tower hears, padding and overlap included."""
+        """What a sound costs in a batch: the length of what the tower hears."""
+        return round(len(sound) * self.heard(sound.rows) * 1000 / self.sampling_rate)
+
+    def rows_in(self, seconds: float, rows: NDArray[np.float32]) -> int:
+        """How many of these rows (P, …) are so many seconds of sound; at least one."""
+        return max(1, int(seconds * self.sampling_rate) // max(1, self.heard(rows)))
 
     def collate(self, sounds: Sequence[Sound]) -> list[NDArray[Any]]:
         """Sounds → one call's arrays, in the order of `inputs`: their rows one after the other, and `weights` (B, ΣP).
@@ -72,7 +80,7 @@ class AudioPreprocessing(BaseModel, ABC):
         return [*arrays, weights]
 
     def _stack(self, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        return np.concatenate(rows)
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)  # ten minutes are not copied
 
 
 def cut(samples: int, window: int, hop: int, least: int) -> list[tuple[int, int]]:

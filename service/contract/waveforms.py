@@ -47,8 +47,8 @@ class Waveforms(AudioPreprocessing):
         lengths = [length for _, length in stretches]
         return Sound(self._stack([row[None] for row in rows]), shares_of(lengths), np.asarray(lengths, np.int64))
 
-    def milliseconds(self, sound: Sound) -> int:
-        return round(sound.rows.size * 1000 / self.sampling_rate)
+    def heard(self, rows: NDArray[np.float32]) -> int:
+        return int(rows.shape[1])
 
     def _normalised(self, stretch: Waveform) -> Waveform:
         if not self.normalise:

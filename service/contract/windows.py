@@ -97,8 +97,8 @@ class LogMelWindows(AudioPreprocessing):
         lengths = np.asarray([min(max(each, 1), self.frames) for each in own], np.int64)
         return Sound(self._scaled(rows), shares_of([min(length, hop) for _, length in stretches]), lengths)
 
-    def milliseconds(self, sound: Sound) -> int:
-        return round(len(sound) * self.samples * 1000 / self.sampling_rate)
+    def heard(self, rows: NDArray[np.float32]) -> int:
+        return self.samples
 
     def _window(self, stretch: Waveform) -> NDArray[np.float32]:
         """(frames, n_mels) of at most a window's samples, not yet scaled."""

@@ -21,13 +21,15 @@ def test_what_breaks_is_refused_or_answered_and_nothing_acknowledged_is_lost(bun
 
 
 def test_outcomes_are_judged() -> None:
-    def outcome(fault: str = "x", cuts: bool = False, **given: object) -> chaos.Outcome:
+    def outcome(fault: str = "x", cuts: bool = False, refuses: bool = False, **given: object) -> chaos.Outcome:
         known = {"answers": Counter({200: 5, 503: 2}), "cut": 0, "refused": 0, "unanswered": 0, "acknowledged": 1}
-        return chaos.Outcome(fault, **known | {"lost": 0, "recovered_s": 0.1, "said": "", "log": ""} | given, cuts=cuts)  # type: ignore[arg-type]
+        known |= {"lost": 0, "recovered_s": 0.1, "said": "", "log": "", "cuts": cuts, "refuses": refuses}
+        return chaos.Outcome(fault, **known | given)  # type: ignore[arg-type]
 
     assert (outcome().otherwise, outcome().crashed) == (0, 0)
     assert outcome(answers=Counter({500: 3, 404: 1, 429: 2})).otherwise == 4
     assert outcome(recovered_s=None).crashed == 1
     assert outcome(cut=2, refused=1).crashed == 3
-    assert outcome(cut=2, refused=1, cuts=True).crashed == 0
+    assert outcome(cut=2, refused=1, refuses=True).crashed == 2
+    assert outcome(cut=2, refused=1, cuts=True, refuses=True).crashed == 0
     assert "never" in chaos.row(outcome(recovered_s=None))

@@ -1,10 +1,12 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -67,6 +69,33 @@ def test_a_server_that_drains_works_on_and_can_be_hurried(
         last = http.post("/embed", json={"inputs": ["red"]})
         assert (last.status_code, last.headers["connection"]) == (200, "close")
         process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere what waits to be accepted is lost")
+def test_at_the_end_whoever_is_in_is_answered(bundle_dir: Path, tmp_path: Path) -> None:
+    request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with started(bundle_dir, tmp_path / "store") as (process, url), ExitStack() as open_ones:
+        address = (urlsplit(url).hostname, urlsplit(url).port)
+        idle, silent, beginning, never = (
+            open_ones.enter_context(socket.create_connection(address, timeout=DEADLINE_S)) for _ in range(4)
+        )
+        idle.sendall(request)
+        received = b""
+        while not received.endswith(b'{"status":"ok"}'):
+            received += idle.recv(65_536)
+        beginning.sendall(request[:20])
+        process.send_signal(signal.SIGTERM)
+        assert idle.recv(65_536) == b"", "one that was answered and asks nothing is let go"
+        beginning.sendall(request[20:])
+        silent.sendall(request)
+        for each in (beginning, silent):
+            received = b"".join(iter(lambda each=each: each.recv(65_536), b""))
+            assert received.startswith(b"HTTP/1.1 200")
+            assert b"\r\nconnection: close\r\n" in received.lower()
+        assert never.recv(65_536) == b""
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=DEADLINE_S)
         assert process.wait(DEADLINE_S) in (0, -signal.SIGTERM)
 
 

@@ -81,9 +81,11 @@ from transformers import (
 
 from examples import sounds as examples
 from service.contract.audio import decode_audio
-from service.contract.bundle import Manifest, sha256_file, space_id, write_bundle
+from service.contract.bundle import Manifest, read_bundle, sha256_file, space_id, write_bundle
 from service.contract.images import decode_image
+from service.contract.sounds import AudioPreprocessing
 from service.settings import Settings
+from service.towers import Tower
 from tests.conftest import serving
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe
@@ -434,6 +436,14 @@ def test_sounds(name: str, tmp_path: Path, sounds: list[bytes], served: Any, mon
     monkeypatch.setattr(np.random, "choice", lambda places: places[len(places) // 2])
     check(vectors, [family.reference(folder, data) for data in sounds], head)
     assert np.dot(alone.json()["embeddings"][0]["embedding"], vectors[0]) > 0.99
+    # A sound that is longer than a call may be has the same vector.
+    bundle = read_bundle(settings.bundle)
+    spec = bundle.manifest.towers["audio"].preprocessing
+    assert isinstance(spec, AudioPreprocessing)
+    prepared = [spec.prepare(decode_audio(data, spec.sampling_rate)) for data in sounds]
+    arrays = dict(zip(spec.inputs, spec.collate(prepared), strict=True))
+    whole, pieces = (Tower(bundle, "audio", "cpu", 1, call_seconds=seconds) for seconds in (600.0, 0.1))
+    np.testing.assert_allclose(pieces.run(arrays), whole.run(arrays), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", IMAGES)

@@ -14,10 +14,10 @@ from tests.training.conftest import MakeRecipe
 from tests.training.test_export import random_heads
 from training import precision, steps
 from training.features import collate, preparer
-from training.graphs import session
+from training.graphs import HEAD, session
 from training.pairs import read_pairs
 from training.precision import Measured
-from training.quantise import HEAD, QuantiseError, batches, dynamic, half, smoothed, static
+from training.quantise import QuantiseError, batches, dynamic, half, smoothed, static
 from training.recipe import ExportSpec, Recipe, RecipeError, load_recipe
 
 # The exporter of torch itself uses what a newer torch deprecates.

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from service.contract.bundle import OUTPUT
+from service.contract.bundle import OUTPUT, ROWS
 from training.bind.maps import Map
 
 
@@ -72,8 +72,10 @@ def _rename_output(model: ModelProto, name: str) -> None:
 
 def _finish(model: ModelProto, dimensions: int, target: Path) -> None:
     model.graph.ClearField("value_info")
+    rows = [value for value in model.graph.output if value.name == ROWS]
     model.graph.ClearField("output")
     model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", dimensions]))
+    model.graph.output.extend(rows)
     onnx.save(model, target)
     onnx.checker.check_model(target)
 

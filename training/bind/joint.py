@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
@@ -34,6 +33,7 @@ from training.encoders import example_inputs
 from training.errors import TrainingError
 from training.export import PARITY
 from training.features import collate, preparer
+from training.graphs import session
 
 CARD = "MODEL_CARD.md"
 Floats = NDArray[np.float32]
@@ -144,8 +144,7 @@ def _noise(tower: Tower) -> list[NDArray[Any]]:
 
 
 def _run(graph: Path, names: Sequence[str], inputs: Sequence[NDArray[Any]]) -> Floats:
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run([OUTPUT], dict(zip(names, inputs, strict=True)))[0])
+    return np.asarray(session(graph).run([OUTPUT], dict(zip(names, inputs, strict=True)))[0])
 
 
 def _agree(modality: Modality, joint: Floats, parts: Floats) -> float:

@@ -120,6 +120,7 @@ class Shards:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1 if os.environ.get("OMP_NUM_THREADS") == "1" else 0
             path = self._bundle.tower_path(modality)
+            options.log_severity_level = 3  # it warns of inputs that may be left out
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             providers = [each for each in _PROVIDERS if each in onnxruntime.get_available_providers()]
             session = onnxruntime.InferenceSession(path, options, providers=providers)

@@ -1,0 +1,88 @@
+"""Graphs of sounds that are given the features of earlier rows: whatever the head and precision, nothing changes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from service.contract.bundle import EARLIER_ROWS, OUTPUT, ROWS, TOKEN_MASK, TOKENS
+from service.contract.patches import LogMelPatches
+from tests.training.conftest import MakeRecipe
+from tests.training.test_export import PAPER
+from training.encoders import load_encoder
+from training.export import export_tower
+from training.graphs import join_earlier_rows, session, without_earlier_rows
+from training.projector import Head
+from training.quantise import batches, half, static
+
+# The exporter of torch itself uses what a newer torch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+_COUNTS = (5, 1, 8)  # rows of three sounds
+
+
+def tower(make_recipe: MakeRecipe, path: Path, kind: str, *, tokens: bool = False) -> tuple[Any, Path]:
+    recipe = make_recipe(projector={"kind": kind, "dimensions": 16, "hidden": 32}, encoders=PAPER)
+    encoder = load_encoder(recipe, "audio")
+    torch.manual_seed(1)
+    export_tower(encoder, Head("audio", encoder.width, recipe.projector).eval(), path, tokens)
+    return encoder, path
+
+
+def rows_of(encoder: Any, seed: int = 0) -> list[Any]:
+    spec = encoder.preprocessing
+    assert isinstance(spec, LogMelPatches)
+    rng = np.random.default_rng(seed)
+    return [spec.prepare(rng.normal(0, 0.1, 15_600 + 7_680 * (count - 1)).astype(np.float32)) for count in _COUNTS]
+
+
+def in_two(graph: Path, arrays: list[Any], first: int, outputs: list[str]) -> list[np.ndarray]:
+    """The graph's outputs where it is given what it made of the first rows."""
+    patches, weights = arrays
+    running = session(graph)
+    (earlier,) = running.run([ROWS], {"patches": patches[:first], "weights": weights[:, :first]})
+    given = {"patches": patches[first:], "weights": weights, EARLIER_ROWS: earlier}
+    return [np.asarray(each) for each in running.run(outputs, given)]
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", "token", "attention"])
+def test_rows_that_were_encoded_before_count_as_ones_own(make_recipe: MakeRecipe, tmp_path: Path, kind: str) -> None:
+    encoder, graph = tower(make_recipe, tmp_path / "audio.onnx", kind, tokens=True)
+    arrays = encoder.preprocessing.collate(rows_of(encoder))
+    outputs = [OUTPUT, TOKENS, TOKEN_MASK]
+    whole = session(graph).run(outputs, dict(zip(("patches", "weights"), arrays, strict=True)))
+    for first in (1, 5, 9, 13):
+        for found, expected in zip(in_two(graph, arrays, first, outputs), whole, strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_other_precisions_can_be_given_earlier_rows_too(
+    make_recipe: MakeRecipe, tmp_path: Path, precision: str
+) -> None:
+    encoder, graph = tower(make_recipe, tmp_path / "audio.onnx", "mlp")
+    sounds, small = rows_of(encoder), tmp_path / f"audio.{precision}.onnx"
+    if precision == "fp16":
+        half(graph, small)
+    else:
+        static(graph, small, batches(graph, encoder.preprocessing, rows_of(encoder, seed=1)))
+    arrays = encoder.preprocessing.collate(sounds)
+    (whole,) = session(small).run([OUTPUT], dict(zip(("patches", "weights"), arrays, strict=True)))
+    (exact,) = session(graph).run([OUTPUT], dict(zip(("patches", "weights"), arrays, strict=True)))
+    (pieces,) = in_two(small, arrays, 7, [OUTPUT])
+    np.testing.assert_allclose(pieces, whole, atol=1e-3)
+    assert (whole * exact).sum(1).min() > 0.9
+
+
+def test_the_input_is_taken_away_and_given_back(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    _, graph = tower(make_recipe, tmp_path / "audio.onnx", "linear")
+    model, before = onnx.load(graph), onnx.load(graph)
+    width = without_earlier_rows(model)
+    assert width is not None
+    assert [value.name for value in model.graph.input] == ["patches", "weights"]
+    onnx.checker.check_model(model)
+    assert without_earlier_rows(model) is None, "there is none"
+    join_earlier_rows(model, width)
+    assert model.graph == before.graph
