@@ -89,7 +89,7 @@ def test_silence_is_the_logarithm_of_the_offset() -> None:
 
 
 def test_a_long_sound_in_blocks_is_the_same_as_in_one() -> None:
-    # 4,096 frames are a block: the patch across the seam equals the patch of that stretch alone.
+    # 1,024 frames are a block, and 4,096 four: the patch across the seam equals the patch of that stretch alone.
     waveform = np.random.default_rng(0).uniform(-1, 1, 4_500 * 160).astype(np.float32)
     patches = log_mel_patches(waveform, YAMNET)
     start = 84  # frames 4,032 to 4,127
