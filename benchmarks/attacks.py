@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import hostile_jobs as bulk
 from benchmarks import hostile_media as media
 from benchmarks.expected import LONG, OF_IMAGES, OF_SOUNDS
 
 OK = "ok"
 LARGE, UNSUPPORTED, BAD = "media_too_large", "unsupported_media", "undecodable_media"
+NONE = "not_found"
 INVALID, MALFORMED, BODY = "invalid_request", "malformed_request", "body_too_large"
 ANY_OF_MEDIA = frozenset({OK, LARGE, UNSUPPORTED, BAD})
 """Of a damaged file: what is damaged may be what nobody reads."""
@@ -29,6 +31,8 @@ class Attack:
     """Codes of the problem that answers it, or `ok`."""
     ends: bool = False
     """Whether the client says that it sends no more."""
+    job: bool = False
+    """Whether what is right is told by the job that it makes, if it makes one."""
     sound_s: float = 0.0
     """Of a sound that is right to be embedded: how long it is."""
 
@@ -615,8 +619,39 @@ def of_http() -> Iterator[Attack]:
         yield Attack("http", name, wire, frozenset({right}), ends)
 
 
+# Jobs
+
+
+def of_jobs() -> Iterator[Attack]:
+    def attack(name: str, wire: bytes, right: str) -> Attack:
+        return Attack("jobs", name, wire, frozenset({right}), job=True)
+
+    for name, (data, right) in bulk.archives().items():
+        yield attack(f"a tar {name}", post("/jobs", data, "application/x-tar"), right)
+    for name, (data, right) in bulk.lines().items():
+        yield attack(f"JSONL {name}", post("/jobs", data, "application/jsonl"), right)
+    for name, (body, right) in bulk.folders().items():
+        yield attack(f"a folder {name}", post("/jobs", _written(body)), right)
+    good = b'{"id":"keyed","text":"a text"}'
+    keys = {"of 256 letters": ("k" * 256, INVALID), "that is empty": ("", INVALID), "of spaces": ("a b", OK)}
+    for name, (key, right) in keys.items():
+        kind, length = ("Content-Type", "application/jsonl"), ("Content-Length", str(len(good)))
+        yield attack(f"a key {name}", head("/jobs", [kind, length, ("Idempotency-Key", key)]) + good, right)
+    for kind in ("text/plain", "multipart/form-data; boundary=x", "application/zip", "application/x-7z-compressed"):
+        yield attack(f"a body of {kind}", post("/jobs", good, kind), "unsupported_body")
+    for collection in ("../x", "", "a" * 10_000, "%00"):
+        wire = post(f"/jobs?collection={collection}", good, "application/jsonl")
+        yield attack(f"a collection {collection[:8]!r}", wire, INVALID)
+    unknown = {"/jobs/..%2f..%2fetc%2fpasswd": "route_not_found", "/jobs/%00": NONE, "/jobs/" + "a" * 10_000: NONE}
+    for path, right in unknown.items():
+        for method in ("GET", "DELETE"):
+            yield attack(f"{method} {path[:24]}", head(path, [], method), right)
+    yield attack("errors of another", head("/jobs/x/errors", [], "GET"), NONE)
+
+
 def everything(seed: int, model: str, dimensions: int) -> Iterator[Attack]:
     yield from of_http()
     yield from of_forms()
     yield from of_json(model, dimensions)
+    yield from of_jobs()
     yield from of_files(seed)

@@ -4,8 +4,9 @@ python -m benchmarks.hostile [--bundle build/starter] [--seed 0] [--only GROUP]
 
 Each attack goes over a socket to a live server. It is to be answered as `attacks` says, within 2 s, with no more than
 300 MB of memory beyond what the server had when it was ready; and after it the server has to be ready. What was stored
-before has to be there at the end. A sound that is honest, and only long, may take a hundredth of its length, for it is
-the model's work; its memory may not grow. Prints what was not so and, as its last line, one JSON object.
+before has to be there at the end. A job is waited for, and what it says of itself and its items is what is looked at;
+nothing may have been written outside. A sound that is honest, and only long, may take a hundredth of its length, for it
+is the model's work; its memory may not grow. Prints what was not so and, as its last line, one JSON object.
 """
 
 import argparse
@@ -21,17 +22,20 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks.attacks import OK, Attack, everything
+from benchmarks.hostile_jobs import TRACE, make_root
 from benchmarks.servers import Server, isthmus
 from service.contract.bundle import read_bundle
 
 ANSWER_S, MEMORY_BYTES = 2.0, 300_000_000
 _OF_A_SOUND = 0.01
 _PATIENCE_S = 30.0
+_JOB_S = 30.0
+"""For a job to come to its end."""
 _KEPT = 50
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
@@ -49,13 +53,15 @@ class Findings:
     lost: int = 0
     unanswered: int = 0
     unready: int = 0
+    escaped: int = 0
+    """Files that a job wrote where it should not."""
     longest_s: float = 0.0
     most_mb: float = 0.0
     groups: Counter[str] = field(default_factory=Counter)
 
     @property
     def bad(self) -> int:
-        return self.otherwise + self.crashed + self.lost + self.unanswered + self.unready
+        return self.otherwise + self.crashed + self.lost + self.unanswered + self.unready + self.escaped
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Answer:
     status: int
     code: str
     seconds: float
+    job: str = ""
+    """The id of the job that it made."""
 
 
 def send(address: str, attack: Attack) -> Answer | None:
@@ -91,7 +99,25 @@ def send(address: str, attack: Attack) -> Answer | None:
     if not _whole(received):
         return None
     status = int(received[9:12])
-    return Answer(status, OK if status < 300 else _code(bytes(received).partition(b"\r\n\r\n")[2]), seconds)
+    body = bytes(received).partition(b"\r\n\r\n")[2]
+    job = json.loads(body)["id"] if status == 202 else ""
+    return Answer(status, OK if status < 300 else _code(body), seconds, job)
+
+
+def outcome(address: str, job: str) -> str | None:
+    """What a job says of itself: its code, or those of its items, and `ok` where some were stored; None: no end."""
+    ended = time.monotonic() + _JOB_S
+    while time.monotonic() < ended:
+        with urllib.request.urlopen(f"{address}/jobs/{job}", timeout=_PATIENCE_S) as answer:
+            told = json.load(answer)
+        if told["state"] == "failed":
+            return str(told["error"]["code"])
+        if told["state"] == "done":
+            with urllib.request.urlopen(f"{address}/jobs/{job}/errors", timeout=_PATIENCE_S) as answer:
+                codes = {json.loads(line)["code"] for line in answer}
+            return "+".join(sorted(codes | ({OK} if told["done"] or not codes else set())))
+        time.sleep(0.005)
+    return None
 
 
 def _whole(received: bytes | bytearray) -> bool:
@@ -146,11 +172,12 @@ def _kept(server: Server) -> int:
 def attack_all(bundle: Path, store: Path, attacks: Iterable[Attack]) -> Findings:
     """A server of its own; another one, on the same store, where an attack ends it."""
     findings = Findings()
+    root = make_root(store.parent)
     upcoming = iter(attacks)
     left: Attack | None = next(upcoming, None)
     kept = 0
     while left is not None:
-        with isthmus("isthmus", bundle, store) as server:
+        with isthmus("isthmus", bundle, store, jobs_root=root) as server:
             if not kept:
                 _keep(server)
                 kept = _KEPT
@@ -164,7 +191,17 @@ def attack_all(bundle: Path, store: Path, attacks: Iterable[Attack]) -> Findings
                     break
             else:
                 findings.lost = kept - _kept(server)
+    findings.escaped = _escaped(store)
     return findings
+
+
+def _escaped(store: Path) -> int:
+    """Files with a name from a job's input: none may have one, wherever it is."""
+    written = [*Path("/tmp").glob(f"*{TRACE}*"), *Path("/").glob(f"*{TRACE}*"), *Path.cwd().glob(f"*{TRACE}*")]
+    written += [path for path in store.parent.rglob(f"*{TRACE}*") if path.parent.name != "secret"]
+    for path in written:
+        print(f"ESCAPED: {path}", flush=True)
+    return len(written)
 
 
 def _one(server: Server, attack: Attack, before: int, findings: Findings) -> bool:
@@ -173,6 +210,10 @@ def _one(server: Server, attack: Attack, before: int, findings: Findings) -> boo
     findings.groups[attack.group] += 1
     _forget(server)
     answer = send(server.address, attack)
+    if answer is not None and answer.job:
+        with suppress(OSError):  # it is gone: told below
+            told = outcome(server.address, answer.job)
+            answer = None if told is None else replace(answer, code=told)
     ready = _ready(server)
     try:
         extra = _memory(server) - before
@@ -213,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
     parser.add_argument("--seed", type=int, default=0, help="of what is damaged, and how")
     parser.add_argument(
-        "--only", metavar="GROUP", help="images, large images, sounds, strangers, damaged, json, forms, http"
+        "--only", metavar="GROUP", help="images, large images, sounds, strangers, damaged, json, forms, http, jobs"
     )
     options = parser.parse_args(arguments)
     manifest = read_bundle(options.bundle).manifest

@@ -17,6 +17,8 @@ _BLOCK = 2**20
 _GZIP = b"\x1f\x8b"
 _MOST_TIMES = 100
 """What gzip may unpack to, as a multiple of what came: text shrinks to a tenth or so, a bomb to a thousandth."""
+_MOST_PARTS, _PART_BYTES = 1_000, 1_024
+"""Of gzip that is several, one after the other: so many, and one more for so many bytes. bgzip's are of 10 kB or so."""
 
 
 async def spool(blocks: AsyncIterator[bytes], path: Path, most: int) -> str:
@@ -46,7 +48,7 @@ class _Writer:
     def __init__(self, file: BinaryIO, most: int) -> None:
         self.digest = hashlib.sha256()
         self._file, self._most = file, most
-        self._came = self._written = 0
+        self._came = self._written = self._parts = 0
         self._gzip: zlib._Decompress | None = None
         self._begun = False
         self._start = b""
@@ -86,6 +88,9 @@ class _Writer:
                     if not data:
                         break
                     self._gzip = _unpacker()
+                    self._parts += 1
+                    if self._parts > _MOST_PARTS + self._came // _PART_BYTES:
+                        raise MalformedRequest("the gzip data are of too many parts")
                 self._put(self._gzip.decompress(data, _BLOCK))
                 data = self._gzip.unused_data if self._gzip.eof else self._gzip.unconsumed_tail
                 if self._written > _MOST_TIMES * max(self._came, _BLOCK // _MOST_TIMES):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import attacks, hostile, hostile_media
+from benchmarks import attacks, hostile, hostile_jobs, hostile_media
 from benchmarks.expected import OF_IMAGES, OF_SOUNDS
 from service.errors import _HTTP_CODES, STATUS
 from tests import tiny_bundle
@@ -17,10 +17,11 @@ def test_every_attack_that_is_small_is_answered_as_it_should_be(bundle_dir: Path
         *attacks.of_http(),
         *attacks.of_forms(),
         *attacks.of_json("tiny", tiny_bundle.DIMENSIONS),
+        *attacks.of_jobs(),
         *attacks.of_damaged_files(seed=1, cuts=1, flips=1),
     ]
     small = [each for each in every if len(each.wire) < _QUICK_BYTES]
-    assert len(small) > 300
+    assert len(small) > 450
     findings = hostile.attack_all(bundle_dir, tmp_path / "store", small)
     assert findings.tried == len(small)
     assert findings.bad == 0, findings
@@ -32,6 +33,8 @@ def test_what_is_right_is_a_code_that_the_service_has() -> None:
     right = {code for each in (*attacks.of_http(), *attacks.of_forms()) for code in each.right}
     right |= {*OF_IMAGES.values(), *OF_SOUNDS.values()}
     assert right <= codes | {attacks.OK}
+    of_jobs = {code for each in attacks.of_jobs() for right in each.right for code in right.split("+")}
+    assert of_jobs <= codes | {attacks.OK, "unusable_input", "invalid_item", "malformed_item", "no_such_folder"}
 
 
 def test_the_same_seed_makes_the_same_attacks() -> None:
@@ -49,6 +52,13 @@ def test_a_body_that_is_no_problem_is_told_apart() -> None:
     assert hostile._code(b'{"code":"x"}') == "x"
     assert hostile._code(b'{"error":{"code":"y"}}') == "y"
     assert hostile._code(b"Internal Server Error") == hostile._code(b'"x"') == "no problem of ours"
+
+
+def test_what_escapes_is_found(tmp_path: Path) -> None:
+    root = hostile_jobs.make_root(tmp_path)
+    assert hostile._escaped(tmp_path / "store") == 0, "the secret itself, and links, are there from the start"
+    (root / f"x{hostile_jobs.TRACE}").write_text("")
+    assert hostile._escaped(tmp_path / "store") == 1
 
 
 def test_every_file_has_its_right_answer() -> None:

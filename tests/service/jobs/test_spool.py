@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import hashlib
+import random
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -64,6 +65,14 @@ def test_gzip_that_is_cut_off_or_damaged_is_400(cut: int, tmp_path: Path) -> Non
         spooled(packed[:cut], tmp_path / "a")
     with pytest.raises(MalformedRequest, match="damaged"):
         spooled(packed + b"more", tmp_path / "b")
+
+
+def test_gzip_of_many_parts_that_hold_next_to_nothing_is_400(tmp_path: Path) -> None:
+    parts = gzip.compress(b"") * 200_000
+    with pytest.raises(MalformedRequest, match="too many parts"):
+        spooled(parts, tmp_path / "a")
+    honest = [gzip.compress(random.Random(each).randbytes(2_000)) for each in range(2_500)]
+    assert len(spooled(b"".join(honest), tmp_path / "b")) == 2_500 * 2_000
 
 
 def test_a_disk_that_takes_nothing_is_503(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,345 @@
+"""Inputs of bulk jobs that are made to hurt: tars, JSONL, gzip, and folders on the server.
+
+Each function returns {name: (what is sent, what is right for it)}. What is right is the code of the problem that
+refuses the request, or that of the job as a whole; or else what became of its items: their codes in order, `ok` for
+those that were stored, with a + between. Tars are written header by header, since tarfile makes none that lie.
+"""
+
+import functools
+import gzip
+import io
+import json
+import os
+import random
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import hostile_media as media
+
+Cases = Mapping[str, tuple[bytes, str]]
+
+OK, UNUSABLE, REFUSED, UNREADABLE = "ok", "unusable_input", "invalid_item", "malformed_item"
+LARGE, MALFORMED = "body_too_large", "malformed_request"
+MIXED, INVALID, STRANGE = f"{REFUSED}+{OK}", f"invalid_input+{OK}", "unsupported_media"
+END = bytes(1024)
+_BLOCK = 512
+TRACE = "isthmus-hostile-trace"
+"""In the name of everything that a job would leave where it must not be, and in what it must not read."""
+
+
+def _gzip(data: bytes) -> bytes:
+    return gzip.compress(data, mtime=0)
+
+
+def _noise(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def header(
+    name: str | bytes, size: int | bytes = 0, kind: bytes = b"0", link: str = "", *, checksum: int | None = None
+) -> bytes:
+    """One block, in the format of GNU. A size as bytes is what stands in its field."""
+    stated = b"%011o\0" % size if isinstance(size, int) else size.ljust(12, b"\0")
+    named = name if isinstance(name, bytes) else name.encode()
+    fields = named[:100].ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + stated + b"00000000000\0"
+    rest = kind + link.encode()[:100].ljust(100, b"\0") + b"ustar  \0"
+    block = (fields + b" " * 8 + rest).ljust(_BLOCK, b"\0")
+    said = sum(block) if checksum is None else checksum
+    return block[:148] + b"%06o\0 " % said + block[156:]
+
+
+def member(name: str | bytes, data: bytes = b"", kind: bytes = b"0", link: str = "") -> bytes:
+    return header(name, len(data), kind, link) + data + bytes(-len(data) % _BLOCK)
+
+
+def pax(records: Mapping[str, str], kind: bytes = b"x") -> bytes:
+    """An extended header, of the next member or (`g`) of all that follow."""
+    lines = b""
+    for key, value in records.items():
+        line = f" {key}={value}\n".encode()
+        length = len(line) + len(str(len(line)))
+        length += len(str(length + len(line) - len(line))) - len(str(len(line)))
+        lines += b"%d%b" % (length, line)
+    return member("pax", lines, kind)
+
+
+@functools.cache
+def archives() -> Cases:
+    good, text = member("good.txt", b"a good text"), b"a text"
+    picture = media.picture(size=(8, 8))
+
+    def beside(part: bytes) -> bytes:
+        return part + good + END
+
+    honest = io.BytesIO()
+    with tarfile.open(fileobj=honest, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("empty.png"))
+    base256 = b"\x80" + (2**60).to_bytes(11, "big")
+    below = b"\xff" * 11 + b"\0"
+    cases: dict[str, tuple[bytes, str]] = {
+        "of nothing": (b"", UNUSABLE),
+        "of a byte": (b"x", UNUSABLE),
+        "of an end alone": (END, OK),
+        "of text": (b"this is no tar " * 100, UNUSABLE),
+        "of a zip": (b"PK\3\4" + bytes(4_000), UNUSABLE),
+        "of noise": (_noise(10_000), UNUSABLE),
+        "of 2**60 bytes stated": (header("a.png", base256) + text, UNUSABLE),
+        "of 8 GB stated": (header("a.png", 8**11 - 1) + text, UNUSABLE),
+        "of 8 GB stated, of a text": (header("a.txt", 8**11 - 1) + text, UNUSABLE),
+        "of 8 GB of metadata stated": (header("metadata.jsonl", 8**11 - 1) + text, UNUSABLE),
+        "of a size below zero": (header("a.png", below) + text + bytes(506) + END, UNUSABLE),
+        "of a size that is no number": (header("a.png", b"9zzzzzzzzzz") + END, UNUSABLE),
+        "of a wrong checksum": (header("a.png", 0, checksum=1) + END, UNUSABLE),
+        "of a wrong checksum later": (good + header("a.png", 0, checksum=1) + END, UNUSABLE),
+        "cut off in a header": (good + header("a.png", 5)[:200], UNUSABLE),
+        "cut off in a member": (header("a.png", 5_000) + text, UNUSABLE),
+        "without an end": (good, UNUSABLE),
+        "with junk after its end": (good + END + _noise(50_000), OK),
+        "of 20,000 empty members": (b"".join(header(f"{each}.png") for each in range(20_000)) + END, STRANGE),
+        "of 20,000 folders": (beside(b"".join(header(f"{each}/", kind=b"5") for each in range(20_000))), OK),
+        "of 5,000 members of one name": (member("same.txt", text) * 5_000 + END, OK),
+        "of 5,000 names within each other": (beside(member("/".join("a" * 45) + "/b.txt", text)), OK),
+        "that leads up": (beside(member(f"../../{TRACE}.txt", text)), MIXED),
+        "that leads up later": (beside(member(f"a/../../../{TRACE}.txt", text)), MIXED),
+        "of an absolute name": (beside(member(f"/tmp/{TRACE}.txt", text)), MIXED),
+        "of an absolute name of two slashes": (beside(member(f"//tmp/{TRACE}.txt", text)), MIXED),
+        "that leads up, by a long name": (
+            beside(member("././@LongLink", b"../" * 200 + TRACE.encode() + b".txt\0", b"L") + member("x.txt", text)),
+            MIXED,
+        ),
+        "that leads up, by an extended name": (
+            beside(pax({"path": f"../../{TRACE}.txt"}) + member("x.txt", text)),
+            MIXED,
+        ),
+        "of an absolute name for all": (pax({"path": f"/tmp/{TRACE}.txt"}, b"g") + member("x.txt") + END, REFUSED),
+        "of backslashes that lead up": (beside(member(f"..\\..\\{TRACE}.txt", text)), OK),
+        "of a drive": (beside(member(f"C:\\{TRACE}.txt", text)), OK),
+        "of a name that is no UTF-8": (beside(member(b"\xff\xfe.txt", text)), MIXED),
+        "of a name of 100,000 letters": (beside(pax({"path": "a" * 100_000}) + member("x.txt", text)), MIXED),
+        "of a name that breaks lines": (beside(member("a\r\nSet-Cookie: b.txt", text)), MIXED),
+        "of a hidden name": (beside(member(f".{TRACE}", text)), OK),
+        "of a symlink to a secret": (beside(member("a.txt", kind=b"2", link="/etc/passwd")), MIXED),
+        "of a symlink and a file through it": (
+            member("out", kind=b"2", link="/tmp") + member(f"out/{TRACE}.txt", text) + END,
+            MIXED,
+        ),
+        "of a hard link to a secret": (beside(member("a.txt", kind=b"1", link="/etc/passwd")), MIXED),
+        "of a hard link out of it": (beside(member("a.txt", kind=b"1", link="../../../../etc/passwd")), MIXED),
+        "of a link to itself": (beside(member("a.txt", kind=b"2", link="a.txt")), MIXED),
+        "of a device": (beside(member("null.txt", kind=b"3")), MIXED),
+        "of a disk": (beside(member("disk.txt", kind=b"4")), MIXED),
+        "of a pipe": (beside(member("pipe.txt", kind=b"6")), MIXED),
+        "of a sparse file": (beside(header("s.txt", 0, b"S")), MIXED),
+        "of a sparse file of 2**60 bytes": (
+            beside(
+                pax({"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(2**60)})
+                + member("s.txt", b"1\n0\n1\n" + bytes(506))
+            ),
+            MIXED,
+        ),
+        "of a sparse map of 1,000,000 lines": (
+            beside(
+                pax({"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1"})
+                + member("s.txt", b"1000000\n" + b"0\n1\n" * 1_000_000)
+            ),
+            UNUSABLE,
+        ),
+        "of a sparse header of noise": (
+            beside(pax({"GNU.sparse.map": "0,1," * 100_000}) + member("s.txt", text)),
+            UNUSABLE,
+        ),
+        "of an extended header of 10 MB": (pax({"comment": "x" * 10_000_000}) + member("a.txt", text) + END, UNUSABLE),
+        "of 20,000 extended records": (
+            beside(pax({f"k{each}": "v" for each in range(20_000)}) + member("a.txt", text)),
+            OK,
+        ),
+        "of 5,000 extended headers for all": (beside(pax({"comment": "x"}, b"g") * 5_000), UNUSABLE),
+        "of an extended header that is cut short": (member("pax", b"99999 path=a\n", b"x") + good + END, REFUSED),
+        "of an extended header of no numbers": (member("pax", b"x path=a\n", b"x") + good + END, OK),
+        "of an extended size of 2**70": (pax({"size": str(2**70)}) + member("a.txt", text) + END, UNUSABLE),
+        "of an extended size below zero": (pax({"size": "-512"}) + member("a.txt", text) + END, UNUSABLE),
+        "of a long name of 8 GB": (header("././@LongLink", 8**11 - 1, b"L") + text, UNUSABLE),
+        "of 2,000 long names": (member("././@LongLink", b"a.txt\0", b"L") * 2_000 + good + END, UNUSABLE),
+        "of an archive in it": (beside(member("inner.tar", honest.getvalue())), f"{OK}+{STRANGE}"),
+        "of an archive that inflates": (beside(member("inner.png", _gzip(bytes(10**7)))), f"{OK}+{STRANGE}"),
+        "of a picture that inflates": (
+            beside(
+                member(
+                    "a.png",
+                    media.PNG_SIGNATURE + media.ihdr(100_000, 100_000) + media.chunk(b"IDAT") + media.chunk(b"IEND"),
+                )
+            ),
+            f"media_too_large+{OK}",
+        ),
+        "of a picture called a text": (beside(member("a.txt", picture)), f"{UNREADABLE}+{OK}"),
+        "of a text of 1 MB": (beside(member("a.txt", b"a" * 1_000_000)), MIXED),
+        "of a file of 26 MB": (beside(member("a.png", bytes(26_000_000))), MIXED),
+        "of metadata of 1 MB": (
+            member("a.png", picture) + member("a.json", json.dumps({"k": "v" * 1_000_000}).encode()) + END,
+            MIXED,
+        ),
+        "of metadata that are a list": (member("a.png", picture) + member("a.json", b"[]") + END, UNREADABLE),
+        "of metadata of depth": (member("a.png", picture) + member("a.json", b'{"a":' * 3_000) + END, UNREADABLE),
+        "of metadata that are no number": (member("a.png", picture) + member("a.json", b'{"a":NaN}') + END, UNREADABLE),
+        "of a table of a line of 20 MB": (beside(member("metadata.jsonl", b"x" * 20_000_000)), MIXED),
+        "of a table of 20,000 lines of nothing": (beside(member("metadata.jsonl", b"{}\n" * 20_000)), MIXED),
+        "of a table of depth": (beside(member("metadata.jsonl", b"[" * 60_000)), MIXED),
+        "of a table that leads up": (
+            beside(member("metadata.jsonl", json.dumps({"file_name": f"../{TRACE}.txt"}).encode())),
+            OK,
+        ),
+        "of gzip in gzip": (_gzip(_gzip(good + END)), UNUSABLE),
+        "of gzip that inflates": (_gzip(bytes(2**26)), LARGE),
+        "of gzip of many empty ones": (_gzip(b"") * 200_000, MALFORMED),
+        "of gzip that is cut off": (_gzip(good + END)[:-12], MALFORMED),
+        "of gzip that is damaged": (_gzip(_noise(9_000))[:4_000] + bytes(4_000), MALFORMED),
+        "of gzip with a name that leads up": (_named_gzip(good + END), OK),
+    }
+    return cases
+
+
+def _named_gzip(data: bytes) -> bytes:
+    written = io.BytesIO()
+    with gzip.GzipFile(f"../../{TRACE}", "wb", fileobj=written, mtime=0) as file:
+        file.write(data)
+    return written.getvalue()
+
+
+@functools.cache
+def lines() -> Cases:
+    def line(**body: object) -> bytes:
+        return json.dumps({"id": "x", "text": "a text"} | body).encode() + b"\n"
+
+    good = line(id="good")
+
+    def beside(*bad: bytes) -> bytes:
+        return b"\n".join(bad) + b"\n" + good
+
+    mixed_malformed = f"{UNREADABLE}+{OK}"
+    return {
+        "of nothing": (b"", OK),
+        "of 1,000,000 blank lines": (b"\n" * 1_000_000, OK),
+        "of a line of 21 MB": (beside(b'{"text":"' + b"a" * 21_000_000 + b'"}'), MIXED),
+        "of a line of 21 MB without an end": (good + b"a" * 21_000_000, MIXED),
+        "of a text of 19 MB": (beside(line(text="a" * 19_000_000).rstrip()), INVALID),
+        "of a line of 19 MB of objects": (
+            beside(b'{"id":"x","text":[' + b"{}," * 6_000_000 + b"{}]}"),
+            mixed_malformed,
+        ),
+        "of 1,000,000 brackets": (beside(b"[" * 1_000_000), mixed_malformed),
+        "of objects to a depth of 100,000": (beside(b'{"a":' * 100_000 + b"1" + b"}" * 100_000), mixed_malformed),
+        "of lists to a depth of 1,000": (
+            beside(b'{"id":"x","text":' + b"[" * 1_000 + b"]" * 1_000 + b"}"),
+            MIXED,
+        ),
+        "of NaN": (beside(b'{"id":"x","vector":[NaN]}'), mixed_malformed),
+        "of infinity": (beside(b'{"id":"x","vector":[Infinity]}'), mixed_malformed),
+        "of 1e999": (beside(b'{"id":"x","vector":[1e999]}'), mixed_malformed),
+        "of a vector of another length": (beside(b'{"id":"x","vector":[1.0,2.0]}'), INVALID),
+        "of a vector of zeros": (beside(line(text=None, vector=[0.0] * 384).rstrip()), INVALID),
+        "of 1,000,000 numbers": (beside(b'{"id":"x","vector":[' + b"1," * 1_000_000 + b"1]}"), MIXED),
+        "of a list": (beside(b'["a"]'), mixed_malformed),
+        "of a text": (beside(b'"a"'), mixed_malformed),
+        "of a number": (beside(b"1"), mixed_malformed),
+        "of null": (beside(b"null"), mixed_malformed),
+        "of two objects": (beside(b"{}{}"), mixed_malformed),
+        "of half an object": (beside(b'{"id":"x","te'), mixed_malformed),
+        "of an id that is a number": (beside(line(id=1).rstrip()), MIXED),
+        "of an id that is empty": (beside(line(id="").rstrip()), MIXED),
+        "of an id of 1 MB": (beside(line(id="i" * 1_000_000).rstrip()), MIXED),
+        "of an id with a NUL": (beside(line(id="a\0b").rstrip()), MIXED),
+        "of an id that leads up": (beside(line(id=f"../../{TRACE}").rstrip()), OK),
+        "of a lone surrogate": (beside(b'{"id":"\\ud800","text":"a"}'), mixed_malformed),
+        "of what is no UTF-8": (beside(b'{"id":"x","text":"\xff\xfe"}'), mixed_malformed),
+        "of UTF-16": (good.decode().encode("utf-16"), UNREADABLE),
+        "of bytes of nothing": (beside(bytes(100_000)), mixed_malformed),
+        "of a mark of order": (b"\xef\xbb\xbf" + good, OK),
+        "of a text that is a list": (beside(line(text=["a"]).rstrip()), MIXED),
+        "of a text that is an object": (beside(line(text={"a": 1}).rstrip()), MIXED),
+        "of a picture that is no base64": (beside(b'{"id":"x","image":"!!!"}'), f"{OK}+undecodable_media"),
+        "of a picture that is a text": (beside(b'{"id":"x","image":"aGVsbG8="}'), f"{OK}+{STRANGE}"),
+        "of a file by its path": (beside(b'{"id":"x","image":"file:///etc/passwd"}'), f"{OK}+undecodable_media"),
+        "of a file of a form": (beside(b'{"id":"x","file":"/etc/passwd"}'), MIXED),
+        "of a URL": (beside(b'{"id":"x","image":{"url":"http://169.254.169.254/"}}'), MIXED),
+        "of an unknown field": (beside(line(colour="red").rstrip()), MIXED),
+        "of 100,000 unknown fields": (beside(line(**{f"k{each}": 1 for each in range(100_000)}).rstrip()), MIXED),
+        "of metadata that are a list": (beside(line(metadata=[]).rstrip()), MIXED),
+        "of metadata of 1 MB": (beside(line(metadata={"k": "v" * 1_000_000}).rstrip()), MIXED),
+        "of metadata of depth": (
+            beside(b'{"id":"x","text":"a","metadata":{"a":' + b"[" * 900 + b"]" * 900 + b"}}"),
+            MIXED,
+        ),
+        "of a collection that leads up": (beside(line(collection="../x").rstrip()), MIXED),
+        "of 20,000 lines of {}": (b"{}\n" * 20_000, REFUSED),
+        "of 20,000 lines of noise": (
+            b"".join(_noise(20, each).replace(b"\n", b"x") + b"\n" for each in range(20_000)),
+            UNREADABLE,
+        ),
+        "of no item": (beside(b'{"id":"x"}'), MIXED),
+        "of everything at once": (beside(line(image="aGVsbG8=", vector=[1.0]).rstrip()), MIXED),
+        "of gzip that inflates": (_gzip(b"\n" * 2**26), LARGE),
+        "of gzip of many empty ones": (_gzip(b"") * 200_000, MALFORMED),
+        "of gzip of 500": (b"".join(_gzip(line(id=f"part {each}")) for each in range(500)), OK),
+    }
+
+
+def make_root(folder: Path) -> Path:
+    """A root of jobs, with what must not be reached beside it and links that lead there."""
+    root = folder / "root"
+    inside = root / "inside"
+    inside.mkdir(parents=True)
+    (folder / "secret").mkdir()
+    (folder / "secret" / f"{TRACE}.txt").write_text(TRACE)
+    (inside / "good.txt").write_text("a good text")
+    for name in ("linked", "around", "leading", "piped"):
+        (root / name).mkdir()
+        (root / name / "good.txt").write_text("a good text")
+    (root / "linked" / "link.txt").symlink_to(folder / "secret" / f"{TRACE}.txt")
+    (root / "around" / "around").symlink_to(root / "around", target_is_directory=True)
+    (root / "leading" / "out").symlink_to(folder / "secret", target_is_directory=True)
+    os.mkfifo(root / "piped" / "pipe.txt")
+    (root / "out").symlink_to(folder / "secret", target_is_directory=True)
+    (root / "far").symlink_to("/etc", target_is_directory=True)
+    return root
+
+
+def folders() -> Mapping[str, tuple[object, str]]:
+    none, invalid = "no_such_folder", "invalid_request"
+    names: Sequence[tuple[str, object, str]] = [
+        ("that leads up", "..", none),
+        ("that leads up and down", "inside/../../secret", none),
+        ("that leads up by two dots in it", "inside/../..", none),
+        ("of an absolute name", "/etc", none),
+        ("of an absolute name of two slashes", "//etc", none),
+        ("of a link out", "out", none),
+        ("of a link far out", "far", none),
+        ("of a link out, within", "leading/out", none),
+        ("through a link", f"out/{TRACE}.txt", none),
+        ("of a file", "inside/good.txt", none),
+        ("of a pipe", "piped/pipe.txt", none),
+        ("that is not there", "nowhere", none),
+        ("with a NUL", "inside\0/etc", none),
+        ("of a coded name", "%2e%2e/secret", none),
+        ("of backslashes", "..\\secret", none),
+        ("of the home of somebody", "~root", none),
+        ("of variables", "$HOME", none),
+        ("of a URL", "file:///etc", none),
+        ("of a lone surrogate", "\ud800", MALFORMED),
+        ("of 5,000 letters", "a" * 5_000, invalid),
+        ("of 4,000 folders", "a/" * 2_000, none),
+        ("of no name", "", invalid),
+        ("of a number", 1, invalid),
+        ("of null", None, invalid),
+        ("of a list", ["inside"], invalid),
+        ("with a link in it", "linked", MIXED),
+        ("with a link to itself in it", "around", MIXED),
+        ("with a link out in it", "leading", MIXED),
+        ("with a pipe in it", "piped", MIXED),
+        ("that is honest", "inside", OK),
+    ]
+    return {name: ({"folder": folder}, right) for name, folder, right in names} | {
+        "of an unknown field": ({"folder": "inside", "root": "/etc"}, invalid),
+        "of no field": ({}, invalid),
+        "of a collection that leads up": ({"folder": "inside", "collection": "../x"}, invalid),
+    }
