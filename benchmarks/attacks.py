@@ -643,9 +643,9 @@ def of_jobs() -> Iterator[Attack]:
         wire = post(f"/jobs?collection={collection}", good, "application/jsonl")
         yield attack(f"a collection {collection[:8]!r}", wire, INVALID)
     unknown = {"/jobs/..%2f..%2fetc%2fpasswd": "route_not_found", "/jobs/%00": NONE, "/jobs/" + "a" * 10_000: NONE}
-    for path, right in unknown.items():
+    for path, code in unknown.items():
         for method in ("GET", "DELETE"):
-            yield attack(f"{method} {path[:24]}", head(path, [], method), right)
+            yield attack(f"{method} {path[:24]}", head(path, [], method), code)
     yield attack("errors of another", head("/jobs/x/errors", [], "GET"), NONE)
 
 

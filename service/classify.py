@@ -27,6 +27,7 @@ from service.crops import crops
 from service.errors import InputFailed, InvalidRequest
 from service.inputs import all_embedded, embed_inputs, to_inputs
 from service.pipeline import Embedded, Embedder, Input, Media, Text
+from service.quotas import metering
 from service.schemas.classify import Grid, Label, TaughtLabel, Templates
 from service.schemas.inputs import AnyInput
 from service.store import LabelSet, Store
@@ -81,6 +82,8 @@ class Classifier:
         self._store = store
         self._image_limits = image_limits
         self._cache: OrderedDict[str, Vectors] = OrderedDict()
+        self._encoding: dict[tuple[str, str], asyncio.Task[Vectors]] = {}
+        """By digest, and by the key that is charged for it."""
         self._sets: OrderedDict[str, _Set] = OrderedDict()
 
     async def classify(
@@ -267,15 +270,26 @@ class Classifier:
         return vectors
 
     async def _label_vectors(self, digest: str, labels: Sequence[str | Label], templates: Sequence[str]) -> Vectors:
-        """(L, D), from the cache or encoded now."""
+        """(L, D), from the cache or encoded now: once, and in the room of one, however many bring the same labels."""
         vectors = self._cache.get(digest)
         if vectors is None:
-            vectors = await self._encode(labels, templates)
+            meter = metering.get()
+            charged = (digest, "" if meter is None else meter.key)
+            task = self._encoding.get(charged)
+            if task is None:
+                task = self._encoding[charged] = asyncio.create_task(self._encode(labels, templates))
+                task.add_done_callback(lambda done: self._encoded(charged, done))
+            vectors = await asyncio.shield(task)
             self._cache[digest] = vectors
         self._cache.move_to_end(digest)
         while len(self._cache) > 1 and sum(held.nbytes for held in self._cache.values()) > _CACHE_BYTES:
             self._cache.popitem(last=False)
         return vectors
+
+    def _encoded(self, charged: tuple[str, str], task: "asyncio.Task[Vectors]") -> None:
+        del self._encoding[charged]
+        if not task.cancelled():
+            task.exception()  # seen, whoever is there to raise it
 
     async def _encode(self, labels: Sequence[str | Label], templates: Sequence[str]) -> Vectors:
         prompts, owners = [], []

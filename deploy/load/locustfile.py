@@ -97,7 +97,7 @@ class Labels(_User):
     @task
     def label(self) -> None:
         labels = ["a dog", "a cat", "a street", "the sea", "food", "a crowd", "an instrument", "a vehicle"]
-        self.ask("/classify", {"inputs": [{"image": self.photograph()}], "labels": labels}, refusals=True)
+        self.ask("/classify", {"inputs": [{"image": self.photograph()}], "labels": labels})
 
 
 class Searches(_User):

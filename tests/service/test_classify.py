@@ -13,8 +13,9 @@ from service.classify import Classifier, _best, stored_labels
 from service.contract.abstention import Detector, auroc
 from service.contract.errors import InputError
 from service.contract.vectors import l2_normalise
-from service.errors import InputFailed, InvalidRequest, NotFound
+from service.errors import InputFailed, InvalidRequest, NotFound, NotReady
 from service.pipeline import Media, Text
+from service.quotas import MemoryLimiter, Meter, metering
 from service.schemas.classify import ClassifyRequest, Label, LabelSetRequest, TaughtLabel
 from service.schemas.inputs import ImageInput
 from service.search import Searcher
@@ -165,6 +166,49 @@ def test_label_vectors_are_remembered_by_labels_and_templates(tmp_path):
         return counts
 
     assert with_classifier(tmp_path, use, embedder) == [7, 1, 7, 7, 1]
+
+
+class Gated(FakeEmbedder):
+    """Labels are encoded once it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.entered, self.goes, self.failing = asyncio.Event(), asyncio.Event(), False
+
+    async def embed(self, inputs, *, background=False):
+        results = await super().embed(inputs)
+        if len(inputs) > 1:
+            self.entered.set()
+            await self.goes.wait()
+            if self.failing:
+                raise NotReady("closed")
+        return results
+
+
+def test_new_labels_that_many_bring_at_once_are_encoded_once(tmp_path):
+    embedder = Gated()
+
+    async def use(classifier):
+        first, *others = (asyncio.create_task(classifier.classify(["x"], labels=LABELS)) for _ in range(16))
+        metering.set(Meter(MemoryLimiter(), "another key", []))
+        charged = asyncio.create_task(classifier.classify(["x"], labels=LABELS))
+        await embedder.entered.wait()
+        first.cancel()
+        embedder.goes.set()
+        found = await asyncio.gather(*others, charged)
+        assert all(each == found[0] for each in found)
+        assert [count for count in embedder.asked if count > 1] == [6, 6], "for each key that is charged"
+        embedder.failing = True
+        failures = await asyncio.gather(
+            *(classifier.classify(["x"], labels=LABELS[:3]) for _ in range(4)), return_exceptions=True
+        )
+        assert all(isinstance(each, NotReady) for each in failures)
+        embedder.failing = False
+        assert await classifier.classify(["x"], labels=LABELS[:3])
+        assert [count for count in embedder.asked if count > 1] == [6, 6, 3, 3], "a failure is not kept"
+        assert not classifier._encoding
+
+    with_classifier(tmp_path, use, embedder)
 
 
 class FailsOn(FakeEmbedder):
