@@ -637,8 +637,8 @@ def of_jobs() -> Iterator[Attack]:
     for name, (key, right) in keys.items():
         kind, length = ("Content-Type", "application/jsonl"), ("Content-Length", str(len(good)))
         yield attack(f"a key {name}", head("/jobs", [kind, length, ("Idempotency-Key", key)]) + good, right)
-    for kind in ("text/plain", "multipart/form-data; boundary=x", "application/zip", "application/x-7z-compressed"):
-        yield attack(f"a body of {kind}", post("/jobs", good, kind), "unsupported_body")
+    for other in ("text/plain", "multipart/form-data; boundary=x", "application/zip", "application/x-7z-compressed"):
+        yield attack(f"a body of {other}", post("/jobs", good, other), "unsupported_body")
     for collection in ("../x", "", "a" * 10_000, "%00"):
         wire = post(f"/jobs?collection={collection}", good, "application/jsonl")
         yield attack(f"a collection {collection[:8]!r}", wire, INVALID)

@@ -110,7 +110,16 @@ class Metrics:
         self.job_items = Counter(
             "isthmus_job_items", "Items of bulk jobs (done, failed).", ["result"], registry=self._registry
         )
-        self._jobs = Gauge("isthmus_jobs_running", "Bulk jobs that are worked on.", registry=self._registry)
+        self._jobs = Gauge("isthmus_jobs", "Bulk jobs that are remembered.", ["state"], registry=self._registry)
+        self._jobs_running = Gauge("isthmus_jobs_running", "Bulk jobs that are worked on.", registry=self._registry)
+        self._job_chunks = Gauge(
+            "isthmus_job_chunks",
+            "Parts of jobs that are embedded or wait to be written.",
+            registry=self._registry,
+        )
+        self._job_items_left = Gauge(
+            "isthmus_job_items_left", "Items of the jobs that are worked on, as yet undone.", registry=self._registry
+        )
         self._workers = Gauge(
             "isthmus_job_workers", "Workers that take parts of jobs from Redis.", registry=self._registry
         )
@@ -134,6 +143,8 @@ class Metrics:
         for result in ("hit", "miss", "error"):
             self.cache.labels(result)
         self.rejections.labels("overloaded")
+        for result in ("done", "failed"):
+            self.job_items.labels(result)
 
     def watch(self, model: str, modality: str, channel: Channel, capacity: int) -> None:
         self._queue_capacity.labels(model, modality).set(capacity)
@@ -154,9 +165,21 @@ class Metrics:
         for name, passed in checks.items():
             self.check.labels(name).set(passed)
 
-    def watch_jobs(self, running: Callable[[], int], workers: Callable[[], int]) -> None:
-        self._jobs.set_function(running)
+    def watch_jobs(
+        self,
+        running: Callable[[], int],
+        chunks: Callable[[], int],
+        items_left: Callable[[], int],
+        workers: Callable[[], int],
+    ) -> None:
+        self._jobs_running.set_function(running)
+        self._job_chunks.set_function(chunks)
+        self._job_items_left.set_function(items_left)
         self._workers.set_function(workers)
+
+    def count_jobs(self, by_state: Mapping[str, int]) -> None:
+        for state, count in by_state.items():
+            self._jobs.labels(state).set(count)
 
     def fetched(self, result: str, size: int) -> None:
         self.fetches.labels(result).inc()

@@ -23,7 +23,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from service import moments
 from service.errors import InvalidRequest, NotReady, RateLimited
@@ -118,6 +118,11 @@ class _Run:
     seen: "deque[tuple[float, int]]" = field(default_factory=deque)
     """(when, items done or failed) of late."""
 
+    @property
+    def left(self) -> int:
+        """Items that are neither done nor refused yet; 0 until they are counted."""
+        return 0 if self.job.total is None else self.job.total - self.job.done - self.job.failed
+
     def cancel(self) -> None:
         self.cancelled = True
         self.ended.set()
@@ -137,7 +142,7 @@ class _Run:
             if after > before:
                 rate = (after - before) / (time.monotonic() - since)
         if rate and self.job.total is not None:
-            eta = (self.job.total - self.job.done - self.job.failed) / rate
+            eta = self.left / rate
         return Progress(self.job, rate, eta)
 
 
@@ -185,7 +190,12 @@ class Jobs:
                 deliveries=settings.job_deliveries,
                 silence_s=settings.worker_silence_s,
             )
-        self._metrics.watch_jobs(lambda: len(self._runs), lambda: self._dispatcher.workers if self._dispatcher else 0)
+        self._metrics.watch_jobs(
+            lambda: len(self._runs),
+            lambda: sum(len(run.pending) for run in self._runs.values()),
+            lambda: sum(run.left for run in self._runs.values()),
+            lambda: self._dispatcher.workers if self._dispatcher else 0,
+        )
         self._scheduler = self._begin(self._scheduling())
 
     @property
@@ -326,6 +336,7 @@ class Jobs:
                 if time.monotonic() - tidied > _TIDY_S:
                     tidied = time.monotonic()
                     await self._do(lambda: self._ledger.forget(self._settings.jobs_keep_s))
+                await self._count()
                 for job in await self._do(self._ledger.unfinished):
                     if len(self._runs) < _ACTIVE and job.id not in self._runs:
                         run = self._runs[job.id] = _Run(job)
@@ -377,8 +388,13 @@ class Jobs:
         log.info("the job %s is %s", job.id, state)
         return True
 
+    async def _count(self) -> None:
+        with contextlib.suppress(NotReady):
+            self._metrics.count_jobs({**dict.fromkeys(get_args(State), 0), **await self._do(self._ledger.counts)})
+
     async def _end(self, job: Job, state: State, code: str | None = None, detail: str | None = None) -> None:
         await self._do(lambda: self._ledger.end(job, state, code, detail))
+        await self._count()
         await asyncio.to_thread(shutil.rmtree, self._folder / job.id, ignore_errors=True)
 
     async def _run(self, run: _Run) -> None:
@@ -417,6 +433,7 @@ class Jobs:
             if run.cancelled:
                 raise _Cancelled
             run.job = await self._do(lambda: self._ledger.begin(job, total))
+            await self._count()
             if run.job.state != "running":  # it was cancelled before it was begun
                 raise _Cancelled
         try:

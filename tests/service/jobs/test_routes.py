@@ -414,3 +414,28 @@ def test_metrics_count_items(client: httpx.Client) -> None:
     before = counted("done"), counted("failed")
     ended(client, submitted(client, [{"id": "a", "text": "dog"}, {"id": "b"}, {"id": "c", "text": "cat"}]))
     assert (counted("done") - before[0], counted("failed") - before[1]) == (2, 1)
+
+
+def test_metrics_tell_jobs_by_state_and_what_is_left(settings: Settings) -> None:
+    with with_towers(settings, lambda tower: Slow(tower, held=True)) as (_, client, towers):
+
+        def by_state() -> dict[str, float]:
+            states = ("queued", "running", "done", "failed", "cancelled")
+            return {state: metric(client, "isthmus_jobs", state=state) for state in states}
+
+        none = dict.fromkeys(by_state(), 0.0)
+        until(lambda: by_state() == none)
+        assert (metric(client, "isthmus_job_items_left"), metric(client, "isthmus_job_chunks")) == (0, 0)
+        id = submitted(client, [{"id": f"{number}", "text": f"dog {number}"} for number in range(600)])
+        assert towers["text"].entered.wait(20)
+        until(lambda: by_state() == none | {"running": 1})
+        until(lambda: metric(client, "isthmus_job_chunks") == 3)  # of up to 256 items
+        assert metric(client, "isthmus_job_items_left") == 600
+        assert metric(client, "isthmus_jobs_running") == 1
+        towers["text"].released.set()
+        ended(client, id)
+        ended(client, submitted(client, [{"id": "no item"}]))
+        failed = client.post("/jobs", content=b"no tar", headers={"content-type": "application/x-tar"}).json()["id"]
+        ended(client, failed)
+        until(lambda: by_state() == none | {"done": 2, "failed": 1})
+        assert (metric(client, "isthmus_job_items_left"), metric(client, "isthmus_job_chunks")) == (0, 0)
