@@ -5,9 +5,8 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -18,6 +17,9 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
+_ENDED = "the thread that ran this call ended"
+
+
 class WorkerDied(RuntimeError):
     """The thread that had this call ended before the call did."""
 
@@ -25,14 +27,15 @@ class WorkerDied(RuntimeError):
 @dataclass(eq=False)
 class _Call:
     function: Callable[[], Any]
-    future: Future[Any] = field(default_factory=Future)
+    result: "asyncio.Future[Any]"
 
 
 class Workers:
     """`count` threads that take calls in order. Unlike a ThreadPoolExecutor's, they do not stay dead.
 
     What ends a thread is whatever is no Exception: SystemExit, or the panic of a library that is written in Rust.
-    The event loop shares no lock with a thread at work, which might die with it in hand.
+    The event loop shares no lock with a thread at work, which might die with it in hand; nor do they hand the
+    interpreter's lock back and forth over one, which is most of what a ThreadPoolExecutor costs (docs/LOG.md).
     """
 
     def __init__(self, name: str, count: int = 1, *, died: Callable[[], None] = lambda: None) -> None:
@@ -53,12 +56,12 @@ class Workers:
         """Its result, or what it raised. Raises WorkerDied, and NotReady after close. A cancelled call is not begun."""
         if self._closed:
             raise NotReady("the server is shutting down")
-        call = _Call(function)
+        call = _Call(function, asyncio.get_running_loop().create_future())
         self._calls.append(call)
         self._wake.put(None)
         if len(self._threads) < self._count:
             self._fill()
-        result: Result = await asyncio.wrap_future(call.future)
+        result: Result = await call.result
         return result
 
     def close(self) -> None:
@@ -106,27 +109,32 @@ class Workers:
             self._fill()
             self._died()
             for call in hand:
-                _fail(call)
+                _fail(call, WorkerDied(_ENDED))
 
     def _give_up(self) -> None:
         """Answer what no thread will run."""
         while self._calls:
-            _fail(self._calls.popleft())
+            _fail(self._calls.popleft(), WorkerDied(_ENDED))
 
 
 def _perform(call: _Call) -> None:
-    if call.future.done() or not call.future.set_running_or_notify_cancel():
+    if call.result.done():  # cancelled
         return
     try:
         result = call.function()
     except Exception as error:
-        with suppress(InvalidStateError):
-            call.future.set_exception(error)
+        _fail(call, error)
     else:
-        with suppress(InvalidStateError):
-            call.future.set_result(result)
+        _tell(call, call.result.set_result, result)
 
 
-def _fail(call: _Call) -> None:
-    with suppress(InvalidStateError):  # it may have been answered just before the end
-        call.future.set_exception(WorkerDied("the thread that ran this call ended"))
+def _fail(call: _Call, error: Exception) -> None:
+    if isinstance(error, StopIteration):  # a future takes any other
+        error = RuntimeError("the call raised StopIteration")
+    _tell(call, call.result.set_exception, error)
+
+
+def _tell(call: _Call, set: Callable[[Any], None], outcome: object) -> None:
+    """In the call's event loop, if it still waits there."""
+    with suppress(RuntimeError):  # the loop is closed
+        call.result.get_loop().call_soon_threadsafe(lambda: None if call.result.done() else set(outcome))

@@ -249,8 +249,10 @@ class Index:
                 found += _search(view, queries, count, filter, effort, reader)
         if not found:
             return [[] for _ in queries]
-        scores = np.concatenate([each for each, _ in found], axis=1)
-        slots = np.concatenate([each for _, each in found], axis=1)
+        [(scores, slots), *others] = found
+        if others:
+            scores = np.concatenate([each for each, _ in found], axis=1)
+            slots = np.concatenate([each for _, each in found], axis=1)
         results = []
         for row_scores, row_slots in zip(scores, slots, strict=True):
             order = np.lexsort((row_slots, -row_scores))
@@ -349,6 +351,10 @@ def _in_index(
     if not count:
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     nominees = min(selected, built.nominees(count, effort))
+    if selected == built.count and not effort.exact:  # as below, in fewer steps
+        scores, rows = built.nominate(queries, nominees, allowed, 1.0, effort)
+        if (rows[:, :count] >= 0).all():
+            return (scores, rows) if built.chosen.exact_scores else _scored_again(view, queries, rows, count, reader)
     share = selected / built.count
     if built.chosen.kind == "hnsw" and allowed is not None and share < _MOST and not effort.exact:
         shares = built.shares_around(queries, allowed)

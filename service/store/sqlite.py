@@ -7,7 +7,6 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +27,7 @@ from service.store.labels import LabelSet
 from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Preview, SlotReader
 from service.store.writer import Change, Configure, Drop, Put, Remove, Transaction, Writer
+from service.workers import Workers
 
 _READERS = 4
 _LOOKS = 4
@@ -63,7 +63,7 @@ class SqliteStore:
             self._disconnect()
             raise
         self._thread = threading.local()
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
+        self._readers = Workers("store-reader", _READERS)
         self._writer = Writer(writing, self._apply)
         self._builder = Builder(_Library(self, reading), rules)
 
@@ -157,7 +157,7 @@ class SqliteStore:
 
     def _close(self) -> None:
         self._writer.close()
-        self._readers.shutdown(wait=True)
+        self._readers.close()
         self._builder.close()
         self._disconnect()
         os.close(self._lock)
@@ -492,7 +492,7 @@ class SqliteStore:
 
         if self._closed:
             raise NotReady("the store is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._readers, run)
+        return await self._readers.run(run)
 
 
 @contextmanager
