@@ -47,8 +47,11 @@ _EF_ENOUGH, _EF_GROWTH = 100_000, 0.3
 """Vectors from which on it grows with their number, and the power: 256 at a million."""
 _AROUND = 64
 """Rows near a query that are looked at to see how a filter meets them."""
-_EF_MOST = 4_096
-"""That a filter may make of it."""
+_MET = 0.2
+"""A search looks at some twenty times as many nodes as it keeps in sight: of a filter that lets through this share of
+those near the query it meets as many as it needs, and of one that lets through less it keeps more in sight."""
+_MET_LEAST = 0.05
+"""Share below which it misses too many, however many it keeps in sight."""
 _NPROBE_SHARE = 1 / 64
 """Of the lists, that a search looks into unless it says otherwise."""
 _PER_CENTROID = 40
@@ -226,10 +229,10 @@ class Built:
 
 
 def ef_search(effort: Effort, count: int, share: float, total: int) -> int:
-    """Nodes that a search keeps in sight. With a filter as many of those allowed as without one, up to a bound."""
+    """Nodes that a search keeps in sight; more where a filter lets through but a small `share` of those it meets."""
     grown = _EF_SEARCH * max(1.0, total / _EF_ENOUGH) ** _EF_GROWTH
     wanted = max(effort.ef_search or int(grown), count)
-    return int(min(np.ceil(wanted / max(share, 1e-9)), max(wanted, _EF_MOST)))
+    return int(np.ceil(wanted * max(1.0, _MET / max(share, _MET_LEAST))))
 
 
 def graph_rather_than_scan(selected: int, total: int, effort: Effort, count: int, around: float) -> bool:
@@ -238,16 +241,15 @@ def graph_rather_than_scan(selected: int, total: int, effort: Effort, count: int
     `around` is the share of the rows near a query that are allowed. The measured rule of decisions/0012.
     """
     share = min(selected / max(total, 1), around)
-    sight = ef_search(effort, count, share, total)
-    if sight * share < 0.99 * ef_search(effort, count, 1.0, total):
-        return False  # it may not look far enough to meet as many that are allowed as without a filter
-    return sight * _GRAPH_US < total * _SKIP_US + selected * _LOOK_US
+    if share < _MET_LEAST:
+        return False
+    return ef_search(effort, count, share, total) * _GRAPH_US < total * _SKIP_US + selected * _LOOK_US
 
 
 # Microseconds on the machine of decisions/0012; only their ratios matter.
-_GRAPH_US = 5.0
-_SKIP_US = 0.001
-_LOOK_US = 0.1
+_GRAPH_US = 4.0
+_SKIP_US = 0.0013
+_LOOK_US = 0.25
 
 
 def build(
