@@ -127,9 +127,13 @@ class FetchRefused(InputError):
 
 
 class FetchFailed(InputError):
-    """The input is a URL, and nothing came of it."""
+    """The input is a URL, and nothing came of it; `temporary`: it may be otherwise in a while."""
 
     code = "url_fetch_failed"
+
+    def __init__(self, message: str, *, temporary: bool = False) -> None:
+        super().__init__(message)
+        self.temporary = temporary
 
 
 # The code of the problem that the request at hand was answered with, for the metrics.

@@ -47,6 +47,8 @@ _REDIRECT = frozenset({301, 302, 303, 307, 308})
 _CONNECT_S = 3.0
 """For each address of a name."""
 _PORTS = {"http": 80, "https": 443}
+_TEMPORARY = frozenset({408, 425, 429, *range(500, 600)})
+"""Statuses of a site that may answer otherwise in a while."""
 
 # What RFC 3986 calls URI, of the schemes at hand, without userinfo; a fragment is not sent. The host is a name or an
 # address as it is written since: a backslash, a zone, an escape or a letter that is not ASCII in it is no host.
@@ -222,15 +224,16 @@ def ways(settings: Settings) -> Ways | None:
 
 
 class Fetcher:
-    """Fetches for every request, so many at a time. Lives on one event loop."""
+    """Fetches for every request, so many at a time; in the `background` a quarter of that. Lives on one event loop."""
 
-    def __init__(self, ways: Ways, settings: Settings, observer: Observer) -> None:
+    def __init__(self, ways: Ways, settings: Settings, observer: Observer, *, background: bool = False) -> None:
         self.rules, self._tls, self._resolver = ways.rules, ways.tls, ways.resolver
         self.most = {"image": settings.max_image_bytes, "audio": settings.max_audio_bytes}
         self.most_of_a_request = settings.max_body_bytes
         self.deadline_s = settings.request_deadline_s
         self._timeout_s = settings.fetch_timeout_s
-        self._places = asyncio.Semaphore(settings.fetch_concurrency)
+        places = settings.fetch_concurrency
+        self._places = asyncio.Semaphore(max(1, places // 4) if background else places)
         self._observer = observer
 
     async def fetch(self, text: str, most: int, count: Count = lambda size: None) -> bytes:
@@ -250,7 +253,7 @@ class Fetcher:
             raise
         except Exception as error:  # of names, sockets, TLS, HTTP; and the time
             log.debug("a URL was not fetched: %r", error)
-            raise FetchFailed("the URL could not be fetched") from None
+            raise FetchFailed("the URL could not be fetched", temporary=True) from None
         finally:
             self._observer.fetched(result, size)
 
@@ -302,7 +305,7 @@ class Fetcher:
             if response.status in _REDIRECT:
                 return _location(given.get(b"location", b""))
             if response.status != 200 or given.get(b"content-encoding", b"identity").lower() != b"identity":
-                raise FetchFailed("the URL could not be fetched")
+                raise FetchFailed("the URL could not be fetched", temporary=response.status in _TEMPORARY)
             stated = given.get(b"content-length", b"0")
             if stated.isdigit() and int(stated) > most:
                 raise MediaTooLarge(f"what is at the URL is larger than {most} bytes")
@@ -355,9 +358,13 @@ def _resolver(server: str | None) -> dns.asyncresolver.Resolver:
 
 @dataclass
 class Fetches:
-    """Of one request: each URL once, and no more bytes in all than a request's body may have."""
+    """Of one request: each URL once, and no more bytes in all than a request's body may have.
+
+    `of_a_job`: of a few items of a job; nobody waits for an answer, and each URL has its own limits only.
+    """
 
     fetcher: Fetcher
+    of_a_job: bool = False
     _left: int = field(init=False)
     _made: dict[tuple[str, str], "asyncio.Task[bytes | InputError]"] = field(default_factory=dict, init=False)
 
@@ -374,7 +381,7 @@ class Fetches:
         tasks = [self._made[each] for each in wanted]
         try:
             with timed("fetch"):
-                async with asyncio.timeout(self.fetcher.deadline_s):
+                async with asyncio.timeout(None if self.of_a_job else self.fetcher.deadline_s):
                     await asyncio.wait(tasks)
         except TimeoutError:
             raise DeadlineExceeded("the URLs were not fetched within the deadline") from None
@@ -391,9 +398,9 @@ class Fetches:
 
     def _count(self, size: int) -> None:
         self._left -= size
-        if self._left < 0:
+        if self._left < 0 and not self.of_a_job:
             raise MediaTooLarge(f"what is at the request's URLs is larger than {self.fetcher.most_of_a_request} bytes")
 
 
 fetching: ContextVar[Fetches | None] = ContextVar("fetching", default=None)
-"""Of the request at hand, where URLs are fetched; `inputs.read_request` sets it."""
+"""Of the request at hand, where URLs are fetched; `inputs.read_request` sets it, and `jobs.embedding` for its items."""

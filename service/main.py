@@ -186,7 +186,9 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
             previewer = Previewer(home.embedder, settings.limits)
             bulk = None
             if opened.jobs is not None:
-                bulk = Jobs(opened.jobs, settings, home.embedder, tokens, previewer, store, limiter, metrics)
+                # In the background: requests have most of the places.
+                own = None if opened.ways is None else Fetcher(opened.ways, settings, metrics, background=True)
+                bulk = Jobs(opened.jobs, settings, home.embedder, tokens, previewer, store, limiter, own, metrics)
             state = State(
                 settings,
                 models,

@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     fetch_timeout_s: float = Field(default=10.0, gt=0, le=300)
     """For one URL, from its name to its last byte."""
     fetch_concurrency: int = Field(default=16, gt=0, le=1_024)
-    """URLs that are fetched at once."""
+    """URLs that are fetched at once; those of jobs, which come on top, are a quarter of that."""
     fetch_dns: str | None = None
     """The name server, ADDRESS or ADDRESS:PORT, such as one that knows no name of your network; unset, the system's."""
     fetch_ca: Path | None = None

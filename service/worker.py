@@ -1,6 +1,7 @@
 """`python -m service worker`: embeds the chunks of jobs that servers hand out through Redis. As many as you like.
 
 A worker needs the bundle and Redis, and no store: what it makes goes back through Redis to the server whose job it is.
+URLs it fetches where both the server's ISTHMUS_FETCH and its own say so, by its own lists of what is allowed.
 SIGTERM and Ctrl-C let it finish what it has in hand; what it cannot finish in time, or when it is killed, others take.
 """
 
@@ -12,9 +13,11 @@ import socket
 from uuid import uuid4
 
 from service.contract.bundle import read_bundle
-from service.jobs.pieces import Outcome, Work, embed_patiently
+from service.fetch import Fetcher, ways
+from service.jobs.embedding import Means, embed
+from service.jobs.pieces import Outcome, Work
 from service.jobs.stream import Worker, connect
-from service.main import open_cache
+from service.main import open_cache, open_limiter
 from service.metrics import Metrics
 from service.pipeline import Embedder
 from service.previews import Previewer
@@ -50,19 +53,23 @@ async def work(settings: Settings) -> None:
     cache = open_cache(settings, manifest, metrics)
     embedder = Embedder(bundle, towers, cache, settings, metrics)
     tokens, previewer = TokenEmbedder(embedder), Previewer(embedder, settings.limits)
+    fetching, limiter = ways(settings), open_limiter(settings, metrics)
+    fetcher = None if fetching is None else Fetcher(fetching, settings, metrics)
+    means = Means(embedder, tokens, previewer, settings.limits, limiter, fetcher, background=False)
     connection = connect(url)
 
-    async def embed(work: Work) -> list[Outcome]:
-        return await embed_patiently(embedder, tokens, previewer, settings.limits, work, background=False)
+    async def make(work: Work) -> list[Outcome]:
+        return await embed(means, work)
 
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
-    worker = Worker(connection, manifest.space, name, embed, settings.job_deliveries, settings.worker_silence_s)
+    worker = Worker(connection, manifest.space, name, make, settings.job_deliveries, settings.worker_silence_s)
     try:
         print(f"working on jobs of space {manifest.space}", flush=True)
         await _until_stopped(worker, settings.shutdown_grace_s)
         log.info("%d chunks done", worker.done)
     finally:
         await connection.aclose()
+        await limiter.close()
         await tokens.close()
         await embedder.close()
         await cache.close()

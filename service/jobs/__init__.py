@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from service import moments
-from service.errors import InvalidRequest, NotReady, RateLimited
+from service.errors import InvalidRequest, NotReady
+from service.fetch import Fetcher
 from service.indexing import token_collections
+from service.jobs.embedding import Means, costs_of_work, embed, pay
 from service.jobs.ledger import FILE, UNFINISHED, Chunk, Form, Job, Ledger, Refusal, State
-from service.jobs.pieces import Outcome, Work, costs_of_work, embed_patiently
+from service.jobs.pieces import Outcome, Work
 from service.jobs.plan import Bounds, Reader, Unusable, build, folder_beneath
 from service.jobs.spool import spool
 from service.jobs.stream import Dispatcher, NoWorkers, Poison
@@ -38,7 +40,7 @@ from service.logs import caller
 from service.metrics import Metrics
 from service.pipeline import Embedder
 from service.previews import Previewer
-from service.quotas import Limit, Limiter, Meter, metering
+from service.quotas import Limiter, metering
 from service.settings import Settings
 from service.store import Entry, Store, StoreError, StoreInUse
 from service.store.sqlite import hold
@@ -161,12 +163,13 @@ class Jobs:
         previewer: Previewer,
         store: Store,
         limiter: Limiter,
+        fetcher: Fetcher | None,
         metrics: Metrics,
     ) -> None:
         self._folder, self._ledger, self._lock = opened.folder, opened.ledger, opened.lock
         self._settings, self._embedder, self._tokens, self._store = settings, embedder, tokens, store
-        self._previewer = previewer
         self._limiter, self._metrics = limiter, metrics
+        self._means = Means(embedder, tokens, previewer, settings.limits, limiter, fetcher, background=True)
         self._bounds = Bounds(settings.limits, settings.max_job_items)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
         self._runs: dict[str, _Run] = {}
@@ -519,25 +522,16 @@ class Jobs:
         """Take what it costs from the limits of the key that sent the job, as soon as they allow it."""
         if run.job.meter is None:
             return
-        key, *limits = run.job.meter.split()
-        meter = Meter(self._limiter, key, [Limit.parse(each) for each in limits])
         work = await self._work(run, reader, chunk)
         costs = await asyncio.to_thread(costs_of_work, self._settings.limits, self._embedder.video_limits, work)
-        while True:
-            try:
-                await meter.take(costs)
-                return
-            except RateLimited as used_up:
-                await asyncio.sleep(used_up.retry_after_s)
+        await pay(self._limiter, run.job.meter, costs)
 
     async def _embed_here(self, run: _Run, reader: Reader, chunk: Chunk, delivered: int) -> list[Outcome]:
         try:
             while await self._do(lambda: self._ledger.attempt(chunk, delivered)) < self._settings.job_deliveries:
                 work = await self._work(run, reader, chunk)
                 try:
-                    outcomes = await embed_patiently(
-                        self._embedder, self._tokens, self._previewer, self._settings.limits, work, background=True
-                    )
+                    outcomes = await embed(self._means, work)
                 except Exception:
                     log.exception("a chunk of job %s failed", run.job.id)
                     continue
@@ -555,7 +549,8 @@ class Jobs:
         if self._tokens.available:
             names = [collection.name for collection in await self._store.collections()]
             keeping = frozenset(await token_collections(self._store, names))
-        return Work(run.job.collection, keeping, pieces, self._settings.previews)
+        urls = self._settings.fetch != "off"
+        return Work(run.job.collection, keeping, pieces, self._settings.previews, urls, run.job.meter)
 
 
 def _of_caller(key: str | None) -> str | None:

@@ -1,8 +1,6 @@
-"""Items of a job as they stand in its input → vectors; and both as bytes, for workers elsewhere."""
+"""Items of a job as they stand in its input → what a client would have sent; and work and outcomes as bytes."""
 
-import asyncio
 from collections.abc import Mapping, Sequence, Set
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,28 +8,19 @@ import numpy as np
 import orjson
 from pydantic import ValidationError
 
-from service.contract.errors import InputError
 from service.contract.vectors import Vectors
-from service.contract.videos import Claims, VideoLimits, claims_of
-from service.errors import BodyTooLarge, DeadlineExceeded, MalformedRequest, NotReady, Overloaded, input_problem
-from service.indexing import embed_items
+from service.errors import BodyTooLarge, MalformedRequest
 from service.inputs import parse_json
 from service.jobs.ledger import Refusal
 from service.jobs.plan import Piece
-from service.pipeline import Embedder, Input, costs_of
-from service.previews import Previewer
-from service.quotas import Costs
-from service.schemas.inputs import File, to_input
+from service.schemas.inputs import File
 from service.schemas.items import ItemInput
 from service.settings import Limits
 from service.store import Entry, Moment, Preview
-from service.token_vectors import TokenEmbedder
-from service.videos import Video
 
 _LONGEST_ID = 256
 """Of one that is shown with an error."""
 _UNIT_TOLERANCE = 1e-3
-_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
 
 Outcome = Entry | Refusal
 
@@ -47,66 +36,10 @@ class Work:
     pieces: Sequence[Piece]
     previews: bool = False
     """Whether the server keeps them."""
-
-
-async def embed_patiently(
-    embedder: Embedder, tokens: TokenEmbedder, previewer: Previewer, limits: Limits, work: Work, *, background: bool
-) -> list[Outcome]:
-    """`embed_work`, again and again while there is no room or no tower."""
-    pause = _SHORTEST_PAUSE_S
-    while True:
-        try:
-            return await embed_work(embedder, tokens, previewer, limits, work, background=background)
-        except Overloaded as full:
-            await asyncio.sleep(full.retry_after_s)
-        except (NotReady, DeadlineExceeded):
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
-
-
-def costs_of_work(limits: Limits, of_videos: VideoLimits, work: Work) -> Costs:
-    """What its items take from the limits of a key; slow. What cannot be read costs nothing."""
-    inputs: list[Input] = []
-    films: list[Claims] = []
-    for piece in work.pieces:
-        item = read_piece(piece, work.collection, limits)
-        if isinstance(item, ItemInput) and item.input is not None:
-            with suppress(InputError):
-                each = to_input(item.input)
-                if isinstance(each, Video):
-                    films.append(claims_of(each.data, of_videos))
-                else:
-                    inputs.append(each)
-    costs = dict(costs_of(inputs, limits))
-    for film in films:
-        costs["items"] += film.frames + film.sounds
-        costs["pixels"] += film.frames * film.pixels
-        costs["seconds"] += film.seconds
-    return costs
-
-
-async def embed_work(
-    embedder: Embedder, tokens: TokenEmbedder, previewer: Previewer, limits: Limits, work: Work, *, background: bool
-) -> list[Outcome]:
-    """An outcome for each piece, in order. Raises Overloaded, NotReady, DeadlineExceeded."""
-    read = await asyncio.to_thread(lambda: [read_piece(piece, work.collection, limits) for piece in work.pieces])
-    items = [each for each in read if isinstance(each, ItemInput)]
-    kept = previewer if work.previews else None
-    made = iter(
-        await embed_items(embedder, items, keeping=work.keeping, tokens=tokens, previewer=kept, background=background)
-    )
-    outcomes: list[Outcome] = []
-    for piece, each in zip(work.pieces, read, strict=True):
-        if isinstance(each, Refusal):
-            outcomes.append(each)
-            continue
-        result = next(made)
-        if isinstance(result, InputError):
-            problem = input_problem(result)
-            outcomes.append(Refusal(piece.line, each.id, problem["code"], problem["detail"]))
-        else:
-            outcomes.append(result)
-    return outcomes
+    urls: bool = False
+    """Whether the server fetches them."""
+    meter: str | None = None
+    """Of the job, as `Job.meter` has it."""
 
 
 def read_piece(piece: Piece, collection: str, limits: Limits) -> ItemInput | Refusal:
@@ -174,7 +107,7 @@ def encode_work(work: Work) -> bytes:
         pieces.append(held | {"size": len(piece.data), "metadata": [len(each) for each in piece.metadata]})
         blobs += (piece.data, *piece.metadata)
     head = {"collection": work.collection, "keeping": sorted(work.keeping), "previews": work.previews}
-    return _packed(head | {"pieces": pieces}, blobs)
+    return _packed(head | {"urls": work.urls, "meter": work.meter, "pieces": pieces}, blobs)
 
 
 def decode_work(data: bytes) -> Work:
@@ -187,7 +120,9 @@ def decode_work(data: bytes) -> Work:
             pieces.append(
                 Piece(each["line"], each["kind"], each["name"], content, tuple(described), detail=each["detail"])
             )
-        return Work(head["collection"], frozenset(head["keeping"]), pieces, head["previews"])
+        # An older server says nothing of URLs, and has none fetched.
+        urls, meter = head.get("urls", False), head.get("meter")
+        return Work(head["collection"], frozenset(head["keeping"]), pieces, head["previews"], urls, meter)
     except (KeyError, TypeError) as error:
         raise ValueError("no work") from error
 

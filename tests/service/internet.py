@@ -188,3 +188,14 @@ def internet(folder: Path) -> Iterator[Internet]:
         yield made
     finally:
         made.close()
+
+
+def options(net: Internet, **more: Any) -> dict[str, Any]:
+    """Settings of a service that fetches from it."""
+    return {
+        "fetch": "https",
+        "fetch_allow": ("127.0.0.2",),
+        "fetch_ports": (net.port,),
+        "fetch_dns": net.names.address,
+        "fetch_ca": net.authorities,
+    } | more

@@ -24,7 +24,7 @@ from service.keys import create_key
 from service.quotas import Limit
 from service.settings import Settings, SettingsError
 from tests.conftest import serving
-from tests.service.internet import Internet, internet
+from tests.service.internet import Internet, internet, options
 
 MOST = 100_000
 
@@ -51,16 +51,6 @@ def _nothing_inner_is_reached(net: Internet) -> Iterator[None]:
     yield
     assert net.inner.asked == []
     assert net.inner.names == []
-
-
-def options(net: Internet, **more: Any) -> dict[str, Any]:
-    return {
-        "fetch": "https",
-        "fetch_allow": ("127.0.0.2",),
-        "fetch_ports": (net.port,),
-        "fetch_dns": net.names.address,
-        "fetch_ca": net.authorities,
-    } | more
 
 
 _opened: dict[str, Ways] = {}

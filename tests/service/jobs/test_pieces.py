@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from service.contract.vectors import l2_normalise
 from service.contract.videos import VideoLimits
+from service.jobs.embedding import costs_of_work
 from service.jobs.ledger import Refusal
-from service.jobs.pieces import Work, costs_of_work, decode_outcomes, decode_work, encode_outcomes, encode_work
+from service.jobs.pieces import Work, decode_outcomes, decode_work, encode_outcomes, encode_work
 from service.jobs.plan import Piece
 from service.settings import Limits
 from service.store import Entry, Moment, Preview
@@ -45,9 +46,13 @@ def entry(id: str, seed: int, tokens: int | None, moments: int = 0, preview: Pre
 
 
 @settings(deadline=None)
-@given(pieces=st.lists(PIECE, max_size=5), keeping=st.frozensets(TEXT, max_size=2), previews=st.booleans())
-def test_work_comes_back_as_it_was(pieces: list[Piece], keeping: frozenset[str], previews: bool) -> None:
-    work = Work("default", keeping, pieces, previews)
+@given(
+    pieces=st.lists(PIECE, max_size=5),
+    keeping=st.frozensets(TEXT, max_size=2),
+    flags=st.tuples(st.booleans(), st.booleans()),
+)
+def test_work_comes_back_as_it_was(pieces: list[Piece], keeping: frozenset[str], flags: tuple[bool, bool]) -> None:
+    work = Work("default", keeping, pieces, *flags, meter="key items=3/day" if flags[0] else None)
     assert decode_work(encode_work(work)) == work
 
 
