@@ -6,6 +6,7 @@ import ctypes
 import datetime
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from fastapi import FastAPI
 from service import listener, logs, reference
 from service.auth import local_names
 from service.contract.bundle import BundleError, read_bundle
+from service.jobs import upkeep as jobs_upkeep
 from service.keys import KeysError, Scope, create_key, read_keys, revoke_key
 from service.load import Progress, load
 from service.main import create_app, open_parts, open_store
@@ -228,6 +230,41 @@ def _print_left_out(outcome: Outcome) -> None:
         print(f"{count:10}  {reason}, such as {outcome.examples[reason]!r}")
 
 
+def back_up(store: Path, file: Path, jobs: Path | None) -> None:
+    """Raises StoreError."""
+    folder = _beside(file)
+    if folder.exists():
+        raise StoreError(f"{folder} is there already: it is not overwritten")
+    staged = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        # The jobs first: what they say is done must be in what is copied of the store.
+        held = jobs_upkeep.stage(jobs or store / "jobs", staged)
+        items = upkeep.backup(store, file)
+        if held is not None:
+            staged.rename(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    print(f"{file}: {items} items")
+    if held is not None:
+        print(f"{folder}: {held}")
+
+
+def restore(file: Path, store: Path, jobs: Path | None) -> None:
+    """Raises StoreError."""
+    folder, target = _beside(file), jobs or store / "jobs"
+    if folder.is_dir():
+        jobs_upkeep.refuse_jobs(target)
+    print(f"{store}: {upkeep.restore(file, store)} items")
+    if folder.is_dir():
+        print(f"{target}: {jobs_upkeep.restore(folder, target)}")
+
+
+def _beside(file: Path) -> Path:
+    """Where the jobs of a backup are."""
+    return file.with_name(f"{file.name}.jobs")
+
+
 def manage_keys(action: str, file: Path | None, **options: Any) -> None:
     """Raises KeysError, SettingsError."""
     path = file or read_settings().keys
@@ -332,10 +369,12 @@ def main(arguments: list[str] | None = None) -> int:
     checked.add_argument("path", type=Path, metavar="BUNDLE or STORE")
     saved = commands.add_parser("backup", help="copy a store, which may be served meanwhile, into one file")
     saved.add_argument("store", type=Path, metavar="STORE")
-    saved.add_argument("file", type=Path, metavar="FILE")
+    saved.add_argument("file", type=Path, metavar="FILE", help="its jobs go into the folder FILE.jobs")
     restored = commands.add_parser("restore", help="make a store of a backup")
     restored.add_argument("file", type=Path, metavar="FILE")
     restored.add_argument("store", type=Path, metavar="STORE", help="a directory that holds no store")
+    for each in (saved, restored):
+        each.add_argument("--jobs", type=Path, metavar="FOLDER", help="where its jobs are (ISTHMUS_JOBS), if not in it")
     moved = commands.add_parser("reembed", help="make a store of another space: embed the items of a store again")
     moved.add_argument("old", type=Path, metavar="STORE")
     moved.add_argument("new", type=Path, metavar="NEW_STORE", help="started where it is absent, gone on with if not")
@@ -370,9 +409,9 @@ def main(arguments: list[str] | None = None) -> int:
         elif command == "keys":
             manage_keys(**options)
         elif command == "backup":
-            print(f"{options['file']}: {upkeep.backup(options['store'], options['file'])} items")
+            back_up(**options)
         elif command == "restore":
-            print(f"{options['store']}: {upkeep.restore(options['file'], options['store'])} items")
+            restore(**options)
         elif command == "load":
             load_files(options.pop("path"), options.pop("collection"), read_settings(**options))
         elif command == "reembed":

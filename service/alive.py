@@ -8,6 +8,7 @@ little as it can, since it is run again and again.
 import os
 import socket
 import sys
+from typing import Any
 
 import redis
 
@@ -18,7 +19,7 @@ _WORKERS = "isthmus:jobs:*:workers:*"
 
 
 def alive(url: str, host: str, silence_s: float = _SILENCE_S) -> bool:
-    connection = redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
+    connection: Any = redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
     try:
         seconds, _ = connection.time()
         return any(
