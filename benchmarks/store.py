@@ -134,7 +134,7 @@ def peer(work: Path, clustered: Clustered, count: int, queries: Vectors, right: 
     np.save(work / "queries.npy", queries)
     here = Path(__file__).parent
     command = [environment(Path("build/bench/lancedb"), here / "lancedb.txt"), here / "store_peer.py"]
-    paths = [work / "vectors.npy", work / "queries.npy", work / "lancedb"]
+    paths = [work / "vectors.npy", work / "queries.npy", work / f"lancedb-{count}"]
     print("LanceDB …", flush=True)
     output = subprocess.run([*command, *paths], check=True, stdout=subprocess.PIPE, text=True).stdout
     (work / "vectors.npy").unlink()

@@ -2,8 +2,9 @@
 
 python store_peer.py VECTORS.npy QUERIES.npy FOLDER
 
-Builds its HNSW index over scalar codes (IVF_HNSW_SQ, as it is by default but for one partition), and asks the queries
-one by one, at several efforts; the found vectors' numbers come with the answer. Prints one JSON object:
+Builds its HNSW index, where FOLDER has none yet, over scalar codes (IVF_HNSW_SQ, as it is by default but for one
+partition), and asks the queries one by one, at several efforts; the found vectors' numbers come with the answer.
+Prints one JSON object:
 {"version", "built_s", "curve": [[ef, refine factor, p50 ms, p99 ms, found (Q, 10)]]}.
 """
 
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import lancedb
@@ -34,12 +36,10 @@ def batches(vectors: Any) -> Iterator[Any]:
 def main(vectors_path: str, queries_path: str, folder: str) -> None:
     vectors = np.load(vectors_path, mmap_mode="r", allow_pickle=False)
     queries = np.load(queries_path, allow_pickle=False)
-    fields = [("number", pyarrow.int64()), ("vector", pyarrow.list_(pyarrow.float32(), vectors.shape[1]))]
-    reader = pyarrow.RecordBatchReader.from_batches(pyarrow.schema(fields), batches(vectors))
-    table = lancedb.connect(folder).create_table("vectors", reader, mode="overwrite")
-    started = time.perf_counter()
-    table.create_index(metric="dot", index_type="IVF_HNSW_SQ", num_partitions=1)
-    built = time.perf_counter() - started
+    built = Path(folder) / "built_s.json"  # of an index that is there already
+    if not built.exists():
+        built.write_text(json.dumps(build(vectors, folder)))
+    table = lancedb.connect(folder).open_table("vectors")
     curve = []
     for ef, refine in EFFORTS:
         found, taken = [], []
@@ -51,7 +51,17 @@ def main(vectors_path: str, queries_path: str, folder: str) -> None:
             found.append(rows["number"].to_pylist())
         p50, p99 = (1_000 * float(np.quantile(taken, at)) for at in (0.5, 0.99))
         curve.append([ef, refine, p50, p99, found])
-    print(json.dumps({"version": version("lancedb"), "built_s": built, "curve": curve}))
+    print(json.dumps({"version": version("lancedb"), "built_s": json.loads(built.read_text()), "curve": curve}))
+
+
+def build(vectors: Any, folder: str) -> float:
+    """Seconds that the index took."""
+    fields = [("number", pyarrow.int64()), ("vector", pyarrow.list_(pyarrow.float32(), vectors.shape[1]))]
+    reader = pyarrow.RecordBatchReader.from_batches(pyarrow.schema(fields), batches(vectors))
+    table = lancedb.connect(folder).create_table("vectors", reader, mode="overwrite")
+    started = time.perf_counter()
+    table.create_index(metric="dot", index_type="IVF_HNSW_SQ", num_partitions=1)
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":
