@@ -319,20 +319,24 @@ def redis_corrupt(site: Site) -> Iterator[None]:
     """What is in it is noise of the right length, the wrong length, or of another type."""
     done = threading.Event()
 
+    def spoil(connection: "redis.Redis", key: bytes, rng: random.Random) -> None:
+        length = connection.strlen(key) if connection.type(key) == b"string" else 0
+        match rng.randrange(3):
+            case 0:
+                connection.set(key, rng.randbytes(int(length)))
+            case 1:
+                connection.set(key, b"")
+            case _:
+                connection.delete(key)
+                connection.lpush(key, "x")
+
     def corrupt() -> None:
         rng = random.Random(0)
         with redis.Redis(port=site.redis_port) as connection:
             while not done.wait(0.01):
                 for key in connection.scan_iter("isthmus:*", count=1_000):
-                    length = connection.strlen(key) if connection.type(key) == b"string" else 0
-                    match rng.randrange(3):
-                        case 0:
-                            connection.set(key, rng.randbytes(int(length)))
-                        case 1:
-                            connection.set(key, b"")
-                        case _:
-                            connection.delete(key)
-                            connection.lpush(key, "x")
+                    with suppress(redis.exceptions.ResponseError):  # the server writes the same keys
+                        spoil(connection, key, rng)
 
     corrupting = threading.Thread(target=corrupt)
     corrupting.start()

@@ -182,7 +182,7 @@ class Embedder:
         if meter is None or meter.units <= {"requests"}:
             return
         measured = meter.units & {"pixels", "seconds"} and any(isinstance(each, Media) for each in inputs)
-        costs = await self._pool.run(lambda: costs_of(inputs, self._limits)) if measured else costs_of(inputs, None)
+        costs = await self.in_worker(lambda: costs_of(inputs, self._limits)) if measured else costs_of(inputs, None)
         await meter.take(costs)
 
     async def canary(self, modality: Modality) -> None:
@@ -190,8 +190,12 @@ class Embedder:
         await self.channels[modality].canary()
 
     async def in_worker(self, function: Callable[[], Result]) -> Result:
-        """Run something slow in a thread that decodes. Raises WorkerDied, and NotReady after close."""
-        return await self._pool.run(function)
+        """Run something slow in a thread that decodes; in another, if that one dies with it. Raises WorkerDied where
+        that dies too, and NotReady after close."""
+        try:
+            return await self._pool.run(function)
+        except WorkerDied:
+            return await self._pool.run(function)
 
     def workers_alive(self) -> bool:
         return self._pool.alive and all(channel.alive for channel in self.channels.values())
@@ -253,7 +257,7 @@ class Embedder:
         def keys() -> list[str]:
             return [_key(space, precisions.get(modality_of(each), "none"), each) for each in inputs]
 
-        return await self._pool.run(keys) if large else keys()
+        return await self.in_worker(keys) if large else keys()
 
     async def _made(self, missing: Mapping[str, Input], background: bool) -> dict[str, Entry | InputError]:
         """Make each vector, or wait for whoever is making the same. One is given up when the last who waits goes away.
@@ -330,7 +334,7 @@ class Embedder:
                 raise
 
     async def _prepared(
-        self, prepare: Callable[[Content], Prepared], inputs: Sequence[Input]
+        self, prepare: Callable[[Content], Prepared], inputs: Sequence[Input], *, last: bool = False
     ) -> list[Prepared | InputError]:
         def one(each: Input) -> Prepared | InputError:
             try:
@@ -346,9 +350,10 @@ class Embedder:
         try:
             return await self._pool.run(lambda: [one(each) for each in inputs])
         except WorkerDied:
-            if len(inputs) == 1:
+            if last:
                 return [InferenceFailed("the server failed to read this input")]
-            return [(await self._prepared(prepare, [each]))[0] for each in inputs]  # only one of them is to blame
+            # One of them is to blame, or none: each has another try, alone.
+            return [(await self._prepared(prepare, [each], last=True))[0] for each in inputs]
 
 
 def _couple(flight: _Flight, answer: "asyncio.Future[Answer]", prepared: Prepared) -> None:

@@ -30,6 +30,17 @@ class AudioLimits:
     max_channels: int = 8
 
 
+class _File(io.BytesIO):
+    """One that stays where it is when a damaged file sends its decoder to before its start: what a callback of a C
+    library raises reaches nobody, and is printed."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
+
+
 class _Growing:
     """Samples that arrive in blocks, held once: there is room for what a header states, and more where it lies."""
 
@@ -64,7 +75,7 @@ def decode_audio(data: bytes, sampling_rate: int, limits: AudioLimits = AudioLim
     if not is_sound(data):
         raise UnsupportedMedia(_NO_SOUND)
     try:
-        source = soundfile.SoundFile(io.BytesIO(data))
+        source = soundfile.SoundFile(_File(data))
     except Exception:
         raise UnsupportedMedia(_NO_SOUND) from None
     with source:

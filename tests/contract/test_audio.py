@@ -2,6 +2,7 @@
 
 import io
 import math
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.contract.audio import AudioLimits, decode_audio
-from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
+from service.contract.audio import AudioLimits, _File, decode_audio
+from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
 
 RATE = 16_000
 
@@ -168,3 +169,15 @@ def test_block_by_block_is_the_same_bits_as_all_at_once(rate: int, channels: int
     mono = samples.mean(axis=1)
     whole = mono if rate == RATE else soxr.resample(mono, rate, RATE, quality="HQ")
     assert np.array_equal(decode_audio(encode(samples, rate, subtype="FLOAT"), RATE), whole)
+
+
+def test_a_decoder_that_is_sent_to_before_the_start_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    honest = encode(sine(), RATE, format="AIFF")
+    for place in range(12, 60):
+        for value in (0x00, 0x7F, 0x80, 0xFF):
+            with suppress(InputError):
+                decode_audio(honest[:place] + bytes([value]) + honest[place + 1 :], RATE)
+    file = _File(b"abcdef")
+    file.seek(2)
+    assert (file.seek(-5), file.read()) == (2, b"cdef")
+    assert "Traceback" not in capfd.readouterr().err

@@ -14,11 +14,12 @@ import httpx
 import numpy as np
 import pytest
 
+from service import modalities
 from service.__main__ import Server
 from service.main import Parts, open_parts
 from service.settings import Settings
 from service.towers import Arrays
-from tests.conftest import served
+from tests.conftest import served, serving
 from tests.service.slow import WAIT_S, Slow
 
 
@@ -179,6 +180,35 @@ def test_a_worker_that_dies_is_replaced_and_its_request_answered(
         assert client.get("/readyz").status_code == 200
         assert client.post("/embed", json={"inputs": ["blue"]}).status_code == 200
         assert metric(client, "isthmus_worker_restarts_total", modality="text", model="tiny") == 3
+
+
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_a_thread_that_dies_while_it_decodes_costs_no_input(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    png: Callable[..., bytes],
+    pictures: int,
+) -> None:
+    deaths = 0
+    read = modalities.read_image
+
+    def mortal(*given: Any) -> Any:
+        nonlocal deaths
+        if deaths:
+            deaths -= 1
+            raise SystemExit
+        return read(*given)
+
+    monkeypatch.setattr(modalities, "read_image", mortal)
+    files = [("file", ("a", png((10 * each, 0, 0)))) for each in range(pictures)]
+    with serving(settings) as client:
+        deaths = 1
+        assert client.post("/embed", files=files).status_code == 200
+        deaths = 2
+        failed = client.post("/embed", files=[("file", ("a", png((0, 0, 90))))])
+        assert (failed.status_code, failed.json()["code"]) == (500, "inference_failed")
+        assert client.get("/readyz").status_code == 200
 
 
 def test_readiness_sees_a_worker_that_cannot_be_replaced(
