@@ -89,6 +89,7 @@ class Call(Generic[T]):
     parameters: Mapping[str, Any] | None = None
     answers: frozenset[int] = frozenset()
     """Statuses that are answers here, although they look like errors."""
+    headers: Mapping[str, str] | None = None
 
 
 def embed(inputs: Iterable[Input], options: Mapping[str, Any]) -> Call[list[results.Embedding]]:
@@ -168,6 +169,19 @@ def put_collection(name: str, options: Mapping[str, Any]) -> Call[results.Collec
 
 def drop_collection(name: str) -> Call[None]:
     return Call("DELETE", f"/collections/{quote(name, safe='')}", _nothing)
+
+
+def map_collection(name: str, limit: int | None, label: str | None) -> Call[results.Map]:
+    parameters = {key: value for key, value in (("limit", limit), ("label", label)) if value is not None}
+    path = f"/collections/{quote(name, safe='')}/map"
+    return Call("GET", path, lambda got: results.map_(got.json()), parameters=parameters)
+
+
+def preview(item: str, collection: str) -> Call[results.Preview]:
+    def read(got: httpx.Response) -> results.Preview:
+        return results.Preview(got.headers["content-type"], got.content)
+
+    return Call("GET", f"/previews/{quote(item, safe='')}", read, parameters={"collection": collection})
 
 
 def put_label_set(

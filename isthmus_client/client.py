@@ -29,7 +29,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from isthmus_client import batches, calls
+from isthmus_client import batches, calls, jobs
 from isthmus_client.batches import Batching, Entry, Plan, gather_lazily, map_lazily
 from isthmus_client.calls import (
     Call,
@@ -42,15 +42,20 @@ from isthmus_client.calls import (
 )
 from isthmus_client.errors import ClientError, Unreachable, UnreadableAnswer, refusal
 from isthmus_client.inputs import Input
+from isthmus_client.jobs import Report, Source, Upload
 from isthmus_client.results import (
     Classified,
     Collection,
     Embedding,
     Found,
     Item,
+    Job,
+    JobError,
     LabelSet,
+    Map,
     Model,
     Page,
+    Preview,
     Readiness,
     Written,
 )
@@ -83,7 +88,9 @@ class _Conversation:
     @staticmethod
     def request(call: Call[Any]) -> dict[str, Any]:
         """As httpx takes it."""
-        parts = {"method": call.method, "url": call.path, "params": call.parameters, "json": call.body}
+        parts = {"method": call.method, "url": call.path, "params": call.parameters, "headers": call.headers}
+        if not isinstance(call.body, Upload):
+            parts["json"] = call.body
         return {name: value for name, value in parts.items() if value is not None}
 
     def pause(self, call: Call[Any], failed: int, outcome: httpx.Response | httpx.HTTPError) -> float | None:
@@ -146,7 +153,8 @@ class Isthmus(_Conversation):
         while True:
             outcome: httpx.Response | httpx.HTTPError
             try:
-                outcome = self._http.request(**self.request(call))
+                content = call.body.blocks() if isinstance(call.body, Upload) else None
+                outcome = self._http.request(**self.request(call), content=content)
             except httpx.HTTPError as error:
                 outcome = error
             failed += 1
@@ -258,6 +266,52 @@ class Isthmus(_Conversation):
     def drop_collection(self, name: str) -> None:
         self._do(calls.drop_collection(name))
 
+    def map(self, collection: str = "default", *, limit: int | None = None, label: str | None = None) -> Map:
+        """A collection in the plane, each point with the value of a metadata key as its label."""
+        return self._do(calls.map_collection(collection, limit, label))
+
+    def preview(self, id: str, *, collection: str = "default") -> Preview:
+        """What the server keeps of an item's image (WebP) or sound (MP3). Raises NotFound where that is nothing."""
+        return self._do(calls.preview(id, collection))
+
+    def create_job(self, source: Source, *, collection: str | None = None, idempotency_key: str | None = None) -> Job:
+        """Have a file of JSON lines, a tar, or items stored in the background, of any number and size.
+
+        Returns once the server has it on its disk. With the same `idempotency_key` and content it is the same job.
+        `collection` is that of items which do not name one.
+        """
+        return self._do(jobs.create(source, collection, idempotency_key))
+
+    def create_folder_job(self, folder: str, *, collection: str = "default", idempotency_key: str | None = None) -> Job:
+        """The same of a folder on the server, under the root that its operator allows; `.` is the root."""
+        return self._do(jobs.create_of_folder(folder, collection, idempotency_key))
+
+    def job(self, id: str) -> Job:
+        return self._do(jobs.get(id))
+
+    def jobs(self, *, limit: int = 100, before: str | None = None, states: Sequence[str] = ()) -> list[Job]:
+        """The newest first; `before`: those that are older than that job."""
+        return self._do(jobs.listed(limit, before, states))
+
+    def wait_for_job(self, id: str, *, report: Report | None = None, every_s: float = 2.0) -> Job:
+        """The job once it has ended, whichever way; `report` is told of it at each look."""
+        for pause in jobs.pauses(every_s):
+            found = self.job(id)
+            if report is not None:
+                report(found)
+            if found.ended is not None:
+                return found
+            self._sleep(pause)
+        raise AssertionError("pauses have no end")
+
+    def job_errors(self, id: str) -> list[JobError]:
+        """The items that were refused so far, in the order of the input."""
+        return self._do(jobs.errors(id))
+
+    def cancel_job(self, id: str) -> Job:
+        """Stop a job; nothing more of it is written after that, and what it stored stays."""
+        return self._do(jobs.cancel(id))
+
     def put_label_set(
         self, name: str, labels: Labels, *, templates: Templates | None = None, off_topic: Iterable[Input] = ()
     ) -> LabelSet:
@@ -313,7 +367,8 @@ class AsyncIsthmus(_Conversation):
         while True:
             outcome: httpx.Response | httpx.HTTPError
             try:
-                outcome = await self._http.request(**self.request(call))
+                content = call.body.awaited() if isinstance(call.body, Upload) else None
+                outcome = await self._http.request(**self.request(call), content=content)
             except httpx.HTTPError as error:
                 outcome = error
             failed += 1
@@ -416,6 +471,44 @@ class AsyncIsthmus(_Conversation):
 
     async def drop_collection(self, name: str) -> None:
         await self._do(calls.drop_collection(name))
+
+    async def map(self, collection: str = "default", *, limit: int | None = None, label: str | None = None) -> Map:
+        return await self._do(calls.map_collection(collection, limit, label))
+
+    async def preview(self, id: str, *, collection: str = "default") -> Preview:
+        return await self._do(calls.preview(id, collection))
+
+    async def create_job(
+        self, source: Source, *, collection: str | None = None, idempotency_key: str | None = None
+    ) -> Job:
+        return await self._do(await asyncio.to_thread(jobs.create, source, collection, idempotency_key))
+
+    async def create_folder_job(
+        self, folder: str, *, collection: str = "default", idempotency_key: str | None = None
+    ) -> Job:
+        return await self._do(jobs.create_of_folder(folder, collection, idempotency_key))
+
+    async def job(self, id: str) -> Job:
+        return await self._do(jobs.get(id))
+
+    async def jobs(self, *, limit: int = 100, before: str | None = None, states: Sequence[str] = ()) -> list[Job]:
+        return await self._do(jobs.listed(limit, before, states))
+
+    async def wait_for_job(self, id: str, *, report: Report | None = None, every_s: float = 2.0) -> Job:
+        for pause in jobs.pauses(every_s):
+            found = await self.job(id)
+            if report is not None:
+                report(found)
+            if found.ended is not None:
+                return found
+            await self._sleep(pause)
+        raise AssertionError("pauses have no end")
+
+    async def job_errors(self, id: str) -> list[JobError]:
+        return await self._do(jobs.errors(id))
+
+    async def cancel_job(self, id: str) -> Job:
+        return await self._do(jobs.cancel(id))
 
     async def put_label_set(
         self, name: str, labels: Labels, *, templates: Templates | None = None, off_topic: Iterable[Input] = ()

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,7 +18,7 @@ from click.shell_completion import get_completion_class
 from isthmus_client import VERSION, terminal
 
 if TYPE_CHECKING:
-    from isthmus_client import Input, Isthmus
+    from isthmus_client import Input, Isthmus, Job
     from isthmus_client.errors import ClientError
 
 _MAGIC = (
@@ -35,6 +36,7 @@ _MAGIC = (
 )
 _QUERIES_AT_ONCE = 32
 _MODALITIES = click.Choice(["image", "audio", "text"])
+_STATES = click.Choice(["queued", "running", "done", "failed", "cancelled"])
 _START = "start one with `isthmus serve` (in a checkout: `make serve`), or name one by --url or ISTHMUS_URL"
 
 
@@ -209,6 +211,118 @@ def index(context: click.Context, /, folder: Path, collection: str, again: bool,
         were = f", {counts['already']} were there already" if counts["already"] else ""
         click.echo(f"{counts['indexed']} indexed{were}{f', {failed} could not be read' if failed else ''}")
     if failed:
+        context.exit(1)
+
+
+@cli.group(context_settings={"help_option_names": ["-h", "--help"]})
+def jobs() -> None:
+    """Store very many items in the background: JSON lines, a tar, or a folder on the server.
+
+    A job goes on whatever happens to this command or to the server.
+    """
+
+
+@jobs.command("create")
+@click.argument("file", required=False, type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.option("--folder", metavar="NAME", help="A folder on the server, under its ISTHMUS_JOBS_ROOT, instead of FILE.")
+@click.option("-c", "--collection", default="default", show_default=True, help="Of items that do not name one.")
+@click.option("--key", metavar="TEXT", help="Idempotency-Key: with the same FILE it is the same job, not another.")
+@click.option("--wait", is_flag=True, help="Stay until it has ended, with a progress bar.")
+@click.option("--json", "as_json", is_flag=True, help="The job as a JSON object.")
+@click.pass_context
+def create_job(
+    context: click.Context,
+    /,
+    file: Path | None,
+    folder: str | None,
+    collection: str,
+    key: str | None,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Hand in FILE: JSON lines (.jsonl) as POST /items takes items, or a tar (.tar), with .gz behind it or without."""
+    from isthmus_client.jobs import kind_of
+
+    if (file is None) == (folder is None):
+        raise click.UsageError("say what to store: a FILE, or a --folder on the server")
+    if file is not None and kind_of(file) is None:
+        raise Failure(f"{file} is neither JSON lines nor a tar, by its name", "call it .jsonl or .tar")
+    with _server(context) as space:
+        if file is not None:
+            made = space.create_job(file, collection=collection, idempotency_key=key)
+        else:
+            made = space.create_folder_job(folder or ".", collection=collection, idempotency_key=key)
+        if not as_json:
+            click.echo(made.id)
+        if wait:
+            _wait(context, space, made.id, as_json)
+        elif as_json:
+            click.echo(json.dumps(asdict(made)))
+
+
+@jobs.command("list")
+@click.option("--state", "states", multiple=True, type=_STATES, help="Only jobs in it; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object per job, a line each.")
+@click.pass_context
+def list_jobs(context: click.Context, /, states: tuple[str, ...], as_json: bool) -> None:
+    """The jobs that the server knows, the newest first."""
+    with _server(context) as space:
+        found = space.jobs(limit=1_000, states=states)
+    if as_json:
+        _echo_lines([json.dumps(asdict(each)) for each in found])
+    elif found:
+        rows = [(e.id, e.state, e.collection, str(e.done), str(e.failed), str(e.total or ""), e.created) for e in found]
+        _echo_lines(
+            terminal.table(rows, ("job", "state", "collection", "done", "failed", "of", "created"), right=(3, 4, 5))
+        )
+
+
+@jobs.command("wait")
+@click.argument("id")
+@click.option("--json", "as_json", is_flag=True, help="The job as a JSON object.")
+@click.pass_context
+def wait_for_job(context: click.Context, /, id: str, as_json: bool) -> None:
+    """Stay until a job has ended. Exit code 1 where it failed, was cancelled, or refused items."""
+    with _server(context) as space:
+        _wait(context, space, id, as_json)
+
+
+@jobs.command("errors")
+@click.argument("id")
+@click.pass_context
+def job_errors(context: click.Context, /, id: str) -> None:
+    """The items that were refused, as JSON lines."""
+    with _server(context) as space:
+        _echo_lines([json.dumps(asdict(each), ensure_ascii=False) for each in space.job_errors(id)])
+
+
+@jobs.command("cancel")
+@click.argument("id")
+@click.pass_context
+def cancel_job(context: click.Context, /, id: str) -> None:
+    """Stop a job. What it stored stays."""
+    with _server(context) as space:
+        found = space.cancel_job(id)
+    click.echo(f"{found.state}: {found.done} stored")
+
+
+def _wait(context: click.Context, space: "Isthmus", id: str, as_json: bool) -> None:
+    shown = sys.stderr.isatty() and not as_json
+    with click.progressbar(length=1, label="storing", file=sys.stderr, hidden=not shown) as progress:
+
+        def report(job: "Job") -> None:
+            progress.length = max(1, job.total or 0)
+            progress.update(job.done + job.failed - progress.pos)
+
+        found = space.wait_for_job(id, report=report)
+    if as_json:
+        click.echo(json.dumps(asdict(found), ensure_ascii=False))
+    else:
+        refused = f", {found.failed} refused: isthmus jobs errors {id}" if found.failed else ""
+        click.echo(f"{found.state}: {found.done} stored{refused}")
+        if found.error:
+            click.echo(f"error: {found.error.detail}", err=True)
+    if found.state != "done" or found.failed:
         context.exit(1)
 
 

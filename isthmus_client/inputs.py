@@ -5,7 +5,7 @@
 | `str` | a text |
 | `pathlib.Path` | a file: an image or a sound, by its content |
 | `bytes` | the content of such a file |
-| `image(…)`, `audio(…)` | a file or bytes, said to be an image or a sound |
+| `image(…)`, `audio(…)`, `video(…)` | a file or bytes, said to be an image, a sound or a video |
 | `stored(id)`, `vector(numbers)`, `composed((part, weight), …)` | in queries: a stored item, a vector, a weighted sum |
 | a mapping | the wire's own form, as it is: `{"text": "…"}`, `{"image": "<base64>"}` |
 """
@@ -29,6 +29,10 @@ def image(source: Path | bytes) -> dict[str, Any]:
 
 def audio(source: Path | bytes) -> dict[str, Any]:
     return {"audio": _encoded(source)}
+
+
+def video(source: Path | bytes) -> dict[str, Any]:
+    return {"video": _encoded(source)}
 
 
 def stored(item: str) -> dict[str, Any]:

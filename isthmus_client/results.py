@@ -4,7 +4,7 @@ import base64
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -28,6 +28,15 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """What of a video is most like the query; seconds. `modality`: a picture of it (image), or its sound (audio)."""
+
+    start: float
+    end: float
+    modality: str
+
+
+@dataclass(frozen=True)
 class Found:
     """One result of a search."""
 
@@ -37,6 +46,10 @@ class Found:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     vector: list[float] | None = field(default=None, repr=False)
     explain: Mapping[str, Any] | None = None
+    moment: Moment | None = None
+    """Of a video."""
+    preview: Mapping[str, Any] | None = None
+    """What there is to see of it, where `include` asks for that; `Isthmus.preview` has the picture or the sound."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,65 @@ class Collection:
     dimensions: int
     index: str
     keywords: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    """An item's place in the plane, -1 to 1."""
+
+    id: str
+    modality: str
+    x: float
+    y: float
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Map:
+    """A collection in the plane: what lies near is about the same. `points` are a sample where `count` is larger."""
+
+    count: int
+    points: Sequence[Point] = field(repr=False)
+    keys: Sequence[str] = ()
+    """Of the metadata: what `label` may name."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    media_type: str
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A bulk job. `state` is queued, running, done, failed (as a whole: `error` says why) or cancelled."""
+
+    id: str
+    state: str
+    form: str
+    collection: str
+    total: int | None
+    """Items; None until they are counted."""
+    done: int
+    failed: int
+    """Items that were refused; `job_errors` says why, each."""
+    rate: float | None
+    """Items per second."""
+    eta_s: float | None
+    created: str
+    started: str | None
+    ended: str | None
+    error: Problem | None = None
+
+
+@dataclass(frozen=True)
+class JobError:
+    """An item of a job that was refused, and its line in the input."""
+
+    line: int
+    id: str | None
+    code: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -154,6 +226,8 @@ def found(data: Mapping[str, Any]) -> Found:
         data.get("metadata") or {},
         data.get("vector"),
         data.get("explain"),
+        None if (moment := data.get("moment")) is None else Moment(moment["start"], moment["end"], moment["modality"]),
+        data.get("preview"),
     )
 
 
@@ -192,6 +266,20 @@ def collection(data: Mapping[str, Any]) -> Collection:
         data["index"],
         data.get("keywords", ()),
     )
+
+
+def map_(data: Mapping[str, Any]) -> Map:
+    points = [Point(each["id"], each["modality"], each["x"], each["y"], each.get("label")) for each in data["points"]]
+    return Map(data["count"], points, data["keys"])
+
+
+def job(data: Mapping[str, Any]) -> Job:
+    known = {each.name: data[each.name] for each in fields(Job)}
+    return Job(**known | {"error": problem(data["error"])})
+
+
+def job_error(data: Mapping[str, Any]) -> JobError:
+    return JobError(data["line"], data["id"], data["code"], data["detail"])
 
 
 def label_set(data: Mapping[str, Any]) -> LabelSet:

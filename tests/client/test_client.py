@@ -266,6 +266,11 @@ def test_results_have_no_field_that_the_service_never_sends() -> None:
         (isthmus_client.Collection, "CollectionResponse", {}),
         (isthmus_client.LabelSet, "LabelSetResponse", {}),
         (isthmus_client.Model, "ModelDescription", {}),
+        (isthmus_client.Moment, "ResultMoment", {}),
+        (isthmus_client.Map, "MapResponse", {}),
+        (isthmus_client.Point, "MapPoint", {}),
+        (isthmus_client.Job, "JobResponse", {}),
+        (isthmus_client.JobError, "JobError", {}),
     ]:
         names = {renamed.get(field.name, field.name) for field in dataclasses.fields(ours)}
         assert names <= schemas[theirs], theirs

@@ -1,0 +1,114 @@
+"""Bulk jobs: what is uploaded, and the asking until one has ended. No I/O but the reading of what is uploaded.
+
+A request for a job names it by an Idempotency-Key, one of its own unless the caller gives another, so that asking again
+where no answer came makes no second job.
+"""
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from isthmus_client import results
+from isthmus_client.calls import Call, NewItem
+from isthmus_client.results import Job
+
+Source = Path | Sequence[NewItem]
+"""A file of JSON lines or a tar (`.jsonl`, `.ndjson`, `.tar`, `.tgz`; `.gz` behind it or not), or items."""
+Report = Callable[[Job], None]
+
+LINES, TAR = "application/jsonl", "application/x-tar"
+_KINDS = {".jsonl": LINES, ".ndjson": LINES, ".tar": TAR, ".tgz": TAR}
+_BLOCK = 2**18
+_FIRST_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A body that is made anew for each try, and never in memory as a whole."""
+
+    blocks: Callable[[], Iterator[bytes]]
+
+    async def awaited(self) -> AsyncIterator[bytes]:
+        import asyncio
+
+        blocks = self.blocks()
+        while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+            yield block
+
+
+def kind_of(path: Path) -> str | None:
+    """The media type that a file's name stands for; None: it is neither JSON lines nor a tar."""
+    name = path.name.lower().removesuffix(".gz")
+    return _KINDS.get(Path(name).suffix)
+
+
+def create(source: Source, collection: str | None, key: str | None) -> Call[Job]:
+    """Raises ValueError for a file that is neither by its name, OSError for one that cannot be read."""
+    if isinstance(source, Path):
+        found = kind_of(source)
+        if found is None:
+            raise ValueError(f"{source} is neither JSON lines (.jsonl) nor a tar (.tar), by its name")
+        path, kind = source, found
+        path.open("rb").close()
+        upload = Upload(lambda: _of_file(path))
+    else:
+        items = source
+        kind, upload = LINES, Upload(lambda: _of_items(items))
+    parameters = None if collection is None else {"collection": collection}
+    headers = _headers(key) | {"content-type": kind}
+    return Call("POST", "/jobs", lambda got: results.job(got.json()), upload, parameters, headers=headers)
+
+
+def create_of_folder(folder: str, collection: str, key: str | None) -> Call[Job]:
+    body = {"folder": folder, "collection": collection}
+    return Call("POST", "/jobs", lambda got: results.job(got.json()), body, headers=_headers(key))
+
+
+def get(id: str) -> Call[Job]:
+    return Call("GET", f"/jobs/{id}", lambda got: results.job(got.json()))
+
+
+def cancel(id: str) -> Call[Job]:
+    return Call("DELETE", f"/jobs/{id}", lambda got: results.job(got.json()))
+
+
+def listed(limit: int, before: str | None, states: Sequence[str]) -> Call[list[Job]]:
+    parameters: dict[str, Any] = {"limit": limit, "state": list(states)}
+    if before is not None:
+        parameters["before"] = before
+    return Call("GET", "/jobs", lambda got: [results.job(each) for each in got.json()["jobs"]], parameters=parameters)
+
+
+def errors(id: str) -> Call[list[results.JobError]]:
+    return Call(
+        "GET",
+        f"/jobs/{id}/errors",
+        # Not splitlines: a line of JSON may hold other ends of lines than this.
+        lambda got: [results.job_error(json.loads(line)) for line in got.content.split(b"\n") if line],
+    )
+
+
+def pauses(every_s: float) -> Iterator[float]:
+    """Between looks at a job: short at first, so that a small one is not waited for."""
+    pause = _FIRST_PAUSE_S
+    while True:
+        yield min(pause, every_s)
+        pause *= 2
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"idempotency-key": key or uuid4().hex}
+
+
+def _of_file(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            yield block
+
+
+def _of_items(items: Sequence[NewItem]) -> Iterator[bytes]:
+    for each in items:
+        yield json.dumps(each.to_wire()).encode() + b"\n"
