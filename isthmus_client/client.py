@@ -77,12 +77,15 @@ class _Conversation:
         timeout_s: float,
         retries: Retries,
         batching: Batching,
+        background: bool,
     ) -> None:
         self.url = (url or os.environ.get("ISTHMUS_URL") or DEFAULT_URL).rstrip("/")
         self.retries = retries
         self.batching = batching
         key = api_key or os.environ.get("ISTHMUS_API_KEY")
         headers = {"accept": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+        if background:
+            headers["priority"] = "u=7"  # RFC 9218: after everything else that the server is asked
         self.options: dict[str, Any] = {"base_url": self.url, "headers": headers, "timeout": timeout_s}
 
     @staticmethod
@@ -119,7 +122,7 @@ class _Conversation:
 class Isthmus(_Conversation):
     """`url` is otherwise ISTHMUS_URL's or http://127.0.0.1:8000, `api_key` ISTHMUS_API_KEY's. Threads may share it.
 
-    `transport` and `sleep` are seams for tests.
+    What is embedded in the `background` waits behind what others ask for. `transport` and `sleep` are seams for tests.
     """
 
     def __init__(
@@ -130,10 +133,11 @@ class Isthmus(_Conversation):
         timeout_s: float = 60.0,
         retries: Retries = Retries(),
         batching: Batching = Batching(),
+        background: bool = False,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        super().__init__(url, api_key, timeout_s, retries, batching)
+        super().__init__(url, api_key, timeout_s, retries, batching, background)
         self._http = httpx.Client(**self.options, transport=transport)
         self._sleep = sleep
 
@@ -344,10 +348,11 @@ class AsyncIsthmus(_Conversation):
         timeout_s: float = 60.0,
         retries: Retries = Retries(),
         batching: Batching = Batching(),
+        background: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        super().__init__(url, api_key, timeout_s, retries, batching)
+        super().__init__(url, api_key, timeout_s, retries, batching, background)
         self._http = httpx.AsyncClient(**self.options, transport=transport)
         self._sleep = sleep
 

@@ -190,7 +190,7 @@ def index(context: click.Context, /, folder: Path, collection: str, again: bool,
     """
     from isthmus_client import folder as folders
 
-    with _server(context) as space:
+    with _server(context, background=True) as space:
         files = folders.media_files(folder)
         if not files:
             raise Failure(f"there is no image or sound in {folder}", "name the folder that holds your photographs")
@@ -491,13 +491,13 @@ def main() -> NoReturn:
 
 
 @contextmanager
-def _server(context: click.Context) -> Iterator["Isthmus"]:
+def _server(context: click.Context, *, background: bool = False) -> Iterator["Isthmus"]:
     """The client, and its errors as a line for people and the next step."""
     from isthmus_client import ClientError, Isthmus, Retries
 
     url, key = context.obj
     try:
-        with Isthmus(url, api_key=key, retries=Retries(attempts=3)) as space:
+        with Isthmus(url, api_key=key, retries=Retries(attempts=3), background=background) as space:
             yield space
     except ClientError as error:
         raise Failure(str(error), _next_step(error)) from None

@@ -14,13 +14,28 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-import httpx
-import orjson
 from tqdm import tqdm
 
+from isthmus_client import (
+    AsyncIsthmus,
+    Batching,
+    Input,
+    NewItem,
+    NotAllowed,
+    NotFound,
+    Refused,
+    Retries,
+    Unreachable,
+    UnreadableAnswer,
+    Written,
+    audio,
+    image,
+    video,
+)
 from service.contract.bundle import read_bundle
+from service.contract.errors import InputError
 from service.indexing import index_items
 from service.jobs.ledger import Refusal
 from service.jobs.pieces import read_piece
@@ -29,6 +44,7 @@ from service.main import open_cache, open_store
 from service.metrics import Metrics
 from service.pipeline import Embedder
 from service.previews import Previewer
+from service.schemas.inputs import sniff
 from service.schemas.items import ItemInput, RefusedItem
 from service.settings import Settings, SettingsError
 from service.store import StoreInUse
@@ -42,10 +58,10 @@ _ITEMS, _BYTES = 32, 8_000_000
 _AT_ONCE = 2
 _PAGE = 1_000
 _LONGEST_PAUSE_S = 30.0
-_UNREACHED_S = 60.0
+_ATTEMPTS = 10
+"""Of a request, within about a minute, before nobody is there; while there is no room it is asked for ever."""
 _ANSWERED_S = 600.0
-_BACKGROUND = {"Priority": "u=7"}
-"""RFC 9218: after everything else that the server is asked."""
+T = TypeVar("T")
 
 
 class Stopped(Exception):
@@ -187,90 +203,84 @@ def _look(
 
 
 class Server:
-    """By its address. Sends behind everything else that is asked of it."""
+    """By its address, through the client. Sends behind everything else that is asked of it."""
 
     def __init__(self, url: str, key: str | None) -> None:
-        headers = _BACKGROUND | ({"Authorization": f"Bearer {key}"} if key else {})
-        self._client = httpx.AsyncClient(base_url=url, headers=headers, timeout=_ANSWERED_S)
         self._url = url
+        self._space = AsyncIsthmus(
+            url,
+            api_key=key,
+            timeout_s=_ANSWERED_S,
+            retries=Retries(attempts=_ATTEMPTS, most_s=_LONGEST_PAUSE_S),
+            batching=Batching(inputs=_ITEMS, bytes=4 * _BYTES, concurrency=1),
+            background=True,
+        )
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._space.close()
 
     async def known(self, collection: str) -> AsyncIterator[tuple[str, Mapping[str, Any]]]:
         cursor = None
         while True:
-            params = {"collection": collection, "limit": _PAGE} | ({"cursor": cursor} if cursor else {})
-            answer = await self._patiently(lambda params=params: self._client.get("/items", params=params))  # type: ignore[misc]
-            if answer.status_code == 404:
-                if answer.headers.get("content-type") == "application/problem+json":
+            try:
+                page = await self._patiently(
+                    lambda cursor=cursor: self._space.page(collection=collection, limit=_PAGE, cursor=cursor)  # type: ignore[misc]
+                )
+            except NotFound as error:
+                if error.code == "not_found":
                     return  # there is no such collection yet
-                raise Stopped(f"{self._url} is no Isthmus: it has no /items")
-            page = self._json(answer)
-            for item in page["items"]:
-                yield item["id"], item["metadata"]
-            if (cursor := page["next_cursor"]) is None:
+                raise Stopped(f"{self._url} is no Isthmus: it has no /items") from None
+            except Refused as error:
+                raise Stopped(f"{self._url} refuses: {error.detail}") from None
+            for item in page.items:
+                yield item.id, item.metadata
+            if (cursor := page.next_cursor) is None:
                 return
 
     async def put(self, items: Sequence[ItemInput]) -> list[str | None]:
-        answer = await self._patiently(lambda: self._client.post("/items", **_form(items)))
-        if answer.status_code < 400:
-            found = answer.json()["items"]
-            return [each["error"]["detail"] if "error" in each else None for each in found]
-        if answer.status_code in (401, 403, 404):
-            raise Stopped(f"{self._url} refuses: {_detail(answer)}")
-        if len(items) == 1:
-            return [_detail(answer)]
-        # One of them spoils the request: which?
-        return [refused for item in items for refused in await self.put([item])]
+        refused: list[str | None] = []
+        wanted = []
+        for item in items:
+            try:
+                refused.append(None)
+                wanted.append((len(refused) - 1, NewItem(item.id, _content(item), item.metadata, item.collection)))
+            except InputError as error:  # it is none of what the server reads
+                refused[-1] = str(error)
+        for (place, _), why in zip(wanted, await self._upsert([each for _, each in wanted]), strict=True):
+            refused[place] = why
+        return refused
 
-    async def _patiently(self, ask: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
-        """Again while there is no room (429, 503), and for a while where nobody answers."""
-        pause, since = 0.5, asyncio.get_running_loop().time()
+    async def _upsert(self, items: Sequence[NewItem]) -> list[str | None]:
+        async def send() -> list[Written]:
+            return [each async for each in self._space.upsert_many(items)]
+
+        try:
+            return [each.error.detail if each.error else None for each in await self._patiently(send)]
+        except (NotAllowed, NotFound) as error:
+            raise Stopped(f"{self._url} refuses: {error.detail}") from None
+        except Refused as error:
+            if len(items) == 1:
+                return [error.detail]
+            # One of them spoils the request: which?
+            return [why for item in items for why in await self._upsert([item])]
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Again while there is no room (429, 503). Raises Stopped where nobody answers, Refused."""
         while True:
             try:
-                answer = await ask()
-                if answer.status_code not in (429, 503):
-                    return answer
-                since = asyncio.get_running_loop().time()
-                stated = answer.headers.get("retry-after", "")
-                wait = float(stated) if stated.isdecimal() else pause
-            except httpx.TransportError as error:
-                if asyncio.get_running_loop().time() - since > _UNREACHED_S or isinstance(
-                    error, httpx.UnsupportedProtocol
-                ):
-                    raise Stopped(f"{self._url} cannot be reached") from None
-                wait = pause
-            await asyncio.sleep(min(wait, _LONGEST_PAUSE_S))
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
-
-    def _json(self, answer: httpx.Response) -> Any:
-        if answer.is_error:
-            raise Stopped(f"{self._url} refuses: {_detail(answer)}")
-        return answer.json()
+                return await ask()
+            except (Unreachable, UnreadableAnswer) as error:
+                raise Stopped(f"{self._url} cannot be reached: {error}") from None
+            except Refused as error:
+                if error.status not in (429, 503):
+                    raise
 
 
-def _form(items: Sequence[ItemInput]) -> dict[str, Any]:
-    """A request: texts in its JSON, files as files, in order."""
-    described = [
-        {"id": item.id, "collection": item.collection, "metadata": item.metadata}
-        | ({"text": item.text} if item.text is not None else {})
-        for item in items
-    ]
-    body = {"items": described, "on_error": "null"}
-    files = [("file", ("file", item.file.data)) for item in items if item.file is not None]
-    if not files:
-        return {"json": body}
-    return {"data": {"request": orjson.dumps(body).decode()}, "files": files}
-
-
-def _detail(answer: httpx.Response) -> str:
-    try:
-        problem = answer.json()
-        more = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problem.get("errors", [])[:1]]
-        return ": ".join([str(problem["detail"]), *more])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"status {answer.status_code}"
+def _content(item: ItemInput) -> Input:
+    """Raises UnsupportedMedia."""
+    if item.file is None:
+        return item.text or ""
+    return {"image": image, "audio": audio, "video": video}[sniff(item.file.data)](item.file.data)
 
 
 # A store
