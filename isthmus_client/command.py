@@ -6,7 +6,7 @@ Everything that takes long to import is imported by the command that needs it, s
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -185,8 +185,8 @@ def search(
 def index(context: click.Context, /, folder: Path, collection: str, again: bool, as_json: bool) -> None:
     """Store the images and sounds of a folder and its subfolders.
 
-    Each is called by its path in the folder. Stopped and run again, it goes on; what is new since is added. What cannot
-    be read is named, and the rest is stored.
+    Each is called by its path in the folder. Stopped and run again, it goes on; what is new or changed since is sent.
+    What cannot be read is named, and the rest is stored.
     """
     from isthmus_client import folder as folders
 
@@ -194,12 +194,12 @@ def index(context: click.Context, /, folder: Path, collection: str, again: bool,
         files = folders.media_files(folder)
         if not files:
             raise Failure(f"there is no image or sound in {folder}", "name the folder that holds your photographs")
-        known = set() if again else folders.known_ids(space, collection)
-        fresh = [path for path in files if folders.item_id(folder, path) not in known]
+        known = folders.known(space, collection)
+        fresh = [path for path in files if again or _is_new(folder, path, known)]
         failed = 0
         shown = sys.stderr.isatty() and not as_json
         with click.progressbar(length=len(fresh), label="indexing", file=sys.stderr, hidden=not shown) as progress:
-            for outcome in folders.send(space, folder, fresh, collection):
+            for outcome in folders.send(space, folder, fresh, collection, known):
                 progress.update(1)
                 if outcome.error:
                     failed += 1
@@ -212,6 +212,16 @@ def index(context: click.Context, /, folder: Path, collection: str, again: bool,
         click.echo(f"{counts['indexed']} indexed{were}{f', {failed} could not be read' if failed else ''}")
     if failed:
         context.exit(1)
+
+
+def _is_new(folder: Path, path: Path, known: Mapping[str, Mapping[str, Any]]) -> bool:
+    from isthmus_client import folder as folders
+
+    id = folders.item_id(folder, path)
+    try:
+        return id not in known or not folders.unchanged(path, known[id])
+    except OSError:
+        return True  # sending it says what is wrong
 
 
 @cli.group(context_settings={"help_option_names": ["-h", "--help"]})

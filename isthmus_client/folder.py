@@ -1,14 +1,22 @@
-"""A folder of images and sounds → items of a server, over HTTP. What is there already is not sent again."""
+"""A folder of images and sounds → items of a server, over HTTP. What is there already is not sent again.
 
-from collections.abc import Iterator
+With each item goes what its file was: `file` in its metadata, as `python -m service index` writes and reads it too.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from isthmus_client.calls import NewItem
 from isthmus_client.client import Isthmus
 from isthmus_client.errors import NotFound
 from isthmus_client.results import Written
 
+KEY = "file"
+"""Of the metadata."""
 SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -29,13 +37,43 @@ def item_id(folder: Path, path: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def known_ids(space: Isthmus, collection: str) -> set[str]:
-    """The ids that a collection holds; none where it is not there."""
+def stamp(path: Path) -> dict[str, int]:
+    """What tells without reading it that a file is as it was. Raises OSError."""
+    status = os.stat(path, follow_symlinks=False)
+    return {"bytes": status.st_size, "modified": status.st_mtime_ns}
+
+
+def digest(data: bytes) -> dict[str, str]:
+    return {"sha256": hashlib.sha256(data).hexdigest()}
+
+
+def unchanged(path: Path, metadata: Mapping[str, Any]) -> bool:
+    """Whether a file is what an item was made of; so it is where the item does not say. Raises OSError."""
+    held = metadata.get(KEY)
+    if not isinstance(held, Mapping) or stamp(path).items() <= held.items():
+        return True
+    return digest(path.read_bytes()).items() <= held.items()
+
+
+def known(space: Isthmus, collection: str) -> dict[str, Mapping[str, Any]]:
+    """The metadata of what a collection holds, by id; nothing where it is not there."""
     with suppress(NotFound):
-        return {item.id for item in space.items(collection=collection, limit=1_000)}
-    return set()
+        return {item.id: item.metadata for item in space.items(collection=collection, limit=1_000)}
+    return {}
 
 
-def send(space: Isthmus, folder: Path, files: list[Path], collection: str) -> Iterator[Written]:
-    """Store files; the outcome of each, in order."""
-    return space.upsert_many(NewItem(item_id(folder, path), path, collection=collection) for path in files)
+def send(
+    space: Isthmus, folder: Path, files: list[Path], collection: str, known: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Written]:
+    """Store files, each with what it is, and the metadata that it has there; the outcome of each, in order."""
+    return space.upsert_many(_item(folder, path, collection, known) for path in files)
+
+
+def _item(folder: Path, path: Path, collection: str, known: Mapping[str, Mapping[str, Any]]) -> NewItem:
+    id = item_id(folder, path)
+    try:
+        is_now = stamp(path)
+        data = path.read_bytes()
+    except OSError:
+        return NewItem(id, path, collection=collection)  # as a file that cannot be read
+    return NewItem(id, data, {**known.get(id, {}), KEY: is_now | digest(data)}, collection)

@@ -7,11 +7,10 @@ whose size and time are those of its item is not even read; one whose content is
 
 import asyncio
 import hashlib
-import os
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -34,6 +33,7 @@ from isthmus_client import (
     image,
     video,
 )
+from isthmus_client import folder as files
 from service.contract.bundle import read_bundle
 from service.contract.errors import InputError
 from service.indexing import index_items
@@ -51,8 +51,6 @@ from service.store import StoreInUse
 from service.token_vectors import TokenEmbedder
 from service.towers import open_towers
 
-KEY = "file"
-"""Of the metadata."""
 _ITEMS, _BYTES = 32, 8_000_000
 """Of one request, or one item."""
 _AT_ONCE = 2
@@ -96,7 +94,8 @@ class Target(Protocol):
 async def index_folder(folder: Path, collection: str, target: Target, settings: Settings) -> Outcome:
     """Index what is new in a folder, with a progress bar on a terminal. Raises Stopped."""
     outcome = Outcome()
-    known = {id: file async for id, metadata in target.known(collection) if isinstance(file := metadata.get(KEY), dict)}
+    there = {id: metadata.get(files.KEY) async for id, metadata in target.known(collection)}
+    known = {id: file for id, file in there.items() if isinstance(file, dict)}
     bounds = Bounds(settings.limits, settings.max_job_items)
     with tempfile.TemporaryDirectory(prefix="isthmus-") as work:
         plan, ended = Path(work) / "plan.sqlite3", threading.Event()
@@ -180,11 +179,8 @@ def _look(
     name, described = reader.name(number)
     held = known.get(name, {})
     stamp: dict[str, Any] = {}
-    try:
-        status = os.stat(folder / name, follow_symlinks=False)
-        stamp = {"bytes": status.st_size, "modified": status.st_mtime_ns}
-    except OSError:
-        pass  # reading it says what is wrong
+    with suppress(OSError):  # reading it says what is wrong
+        stamp |= files.stamp(folder / name)
     if described:
         stamp["described"] = hashlib.sha256(b"\0".join(described)).hexdigest()
     if stamp and stamp == {key: value for key, value in held.items() if key != "sha256"}:
@@ -193,10 +189,10 @@ def _look(
     item = read_piece(piece, collection, settings.limits)
     if isinstance(item, Refusal):
         return item
-    stamp["sha256"] = hashlib.sha256(piece.data).hexdigest()
+    stamp |= files.digest(piece.data)
     if all(stamp.get(key) == held.get(key) for key in ("sha256", "described")):
         return None
-    return Item(item.model_copy(update={"metadata": item.metadata | {KEY: stamp}}), len(piece.data))
+    return Item(item.model_copy(update={"metadata": item.metadata | {files.KEY: stamp}}), len(piece.data))
 
 
 # A running server

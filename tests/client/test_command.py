@@ -137,6 +137,12 @@ def test_a_folder_is_indexed_and_gone_on_with(client: httpx.Client, media: Path)
     (media / "new.wav").write_bytes((media / "tone.wav").read_bytes())
     assert lines(index()) == ["1 indexed, 3 were there already"]
     assert lines(index("--again")) == ["4 indexed"]
+    os.utime(media / "tone.wav", (1, 1))  # touched, and the same
+    (media / "blue.png").write_bytes((media / "deep/red.png").read_bytes())
+    assert lines(index()) == ["1 indexed, 3 were there already"]
+    with Isthmus(str(client.base_url)) as space:
+        space.upsert([NewItem("new.wav", "red", {"mine": 1})])  # of no file, as far as it says
+    assert lines(index()) == ["0 indexed, 4 were there already"]
     with Isthmus(str(client.base_url)) as space:
         assert {each.id for each in space.items()} == {"deep/red.png", "blue.png", "tone.wav", "new.wav"}
         assert space.item("deep/red.png").modality == "image"

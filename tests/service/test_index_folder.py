@@ -9,7 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from isthmus_client import command
 from service.__main__ import main
 from service.keys import create_key
 from service.settings import Settings
@@ -98,6 +100,23 @@ def test_a_store_is_filled_without_a_server(
         assert set(stored(client)) == {"2024/red.png", "tone.wav", "words.txt"}
         assert main(["index", *arguments]) == 2
         assert "--url" in capsys.readouterr().err
+
+
+def test_what_the_client_s_command_stored_is_known(
+    settings: Settings, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in REFUSED:
+        (folder / name).unlink()
+    with serving(settings) as client:
+        done = CliRunner().invoke(command.cli, ["--url", str(client.base_url), "index", str(folder)])
+        assert done.stdout == "2 indexed\n"
+        capsys.readouterr()
+        arguments = (str(folder), "--url", str(client.base_url))
+        # The text is not the client's to send, and the picture is described.
+        assert indexed(capsys, *arguments, code=0)[0] == "2 indexed, 1 unchanged, 0 refused"
+        done = CliRunner().invoke(command.cli, ["--url", str(client.base_url), "index", str(folder), "--again"])
+        assert done.stdout == "2 indexed\n"
+        assert stored(client)["2024/red.png"]["metadata"]["colour"] == "red"
 
 
 def test_what_is_wrong_is_said(
