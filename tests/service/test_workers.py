@@ -122,6 +122,40 @@ def test_a_cancelled_call_is_not_begun() -> None:
     run(main())
 
 
+def test_a_call_that_raises_what_no_future_takes_is_answered() -> None:
+    async def main() -> None:
+        workers = Workers("w-stopped")
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await workers.run(lambda: next(iter(())))
+        assert await workers.run(lambda: "on") == "on"
+        workers.close()
+
+    run(main())
+
+
+def test_a_thread_outlives_the_event_loop_whose_call_it_has() -> None:
+    workers, release, entered = Workers("w-loopless"), threading.Event(), threading.Event()
+
+    def held() -> None:
+        entered.set()
+        release.wait(WAIT_S)
+
+    async def left() -> None:
+        call = asyncio.create_task(workers.run(held))
+        await asyncio.to_thread(entered.wait, WAIT_S)
+        call.cancel()
+
+    run(left())
+    release.set()  # its loop is closed by now
+
+    async def later() -> None:
+        assert await workers.run(lambda: "on") == "on"
+        assert workers.alive
+        workers.close()
+
+    run(later())
+
+
 def test_close_runs_what_was_given() -> None:
     async def main() -> None:
         workers = Workers("w-closed")
