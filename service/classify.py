@@ -198,7 +198,7 @@ class Classifier:
             try:
                 cells = await asyncio.to_thread(crops, each.data, grid.rows, grid.columns, self._image_limits)
             except InputError as error:
-                raise InputFailed(index, error) from None
+                raise InputFailed(index, error.without_frames()) from None
             asked += [each, *(Media("image", cell) for cell in cells)]
         embedded = []
         for place, result in enumerate(await self._embedder.embed(asked)):

@@ -340,7 +340,7 @@ class Embedder:
             try:
                 return prepare(content_of(each))
             except InputError as error:
-                return error
+                return error.without_frames()
             except Exception:  # a fault of ours or of a library, which this input alone has met
                 log.exception("an input of kind %s could not be prepared", modality_of(each))
                 return InferenceFailed("the server failed to read this input")

@@ -61,7 +61,7 @@ class TokenEmbedder:
             try:
                 return await self._pool.run(lambda: _tokens(engine, each))
             except InputError as error:
-                return error
+                return error.without_frames()
             except NotReady:
                 raise
             except Exception:

@@ -49,7 +49,7 @@ async def _embed(embedder: Embedder, video: Video, background: bool) -> Embedded
         try:
             return read_video(video.data, spec, rate, embedder.video_limits)
         except InputError as error:
-            return error
+            return error.without_frames()
 
     try:
         async with asyncio.timeout(None if background else embedder.deadline_s):

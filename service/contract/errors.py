@@ -6,11 +6,19 @@ InputError
 └── BadMedia           claims to be readable, and is not (truncated, corrupt, empty)
 """
 
+from typing import Self
+
 
 class InputError(ValueError):
     """One input cannot be embedded. The message is fixed text that is safe to send to a client."""
 
     code = "invalid_input"
+
+    def without_frames(self) -> Self:
+        """For whoever keeps it as a result: its frames hold what was decoded, 160 MB of a picture maybe, for as long as
+        anything holds the error, and a garbage collector may be long in coming."""
+        self.__context__ = None
+        return self.with_traceback(None)
 
 
 class UnsupportedMedia(InputError):

@@ -132,6 +132,19 @@ def test_a_cancelled_request_costs_no_model_call(bundle_dir: Path) -> None:
     run(main())
 
 
+def test_what_is_wrong_with_an_input_does_not_hold_what_was_decoded_of_it(
+    bundle_dir: Path, png: Callable[..., bytes]
+) -> None:
+    async def main() -> None:
+        async with opened(bundle_dir) as (embedder, _):
+            whole = png((255, 0, 0))
+            (refused,) = await embedder.embed([Media("image", whole[: len(whole) // 2])])
+            assert isinstance(refused, InputError)
+            assert refused.__context__ is None and refused.__traceback__ is None
+
+    run(main())
+
+
 def test_too_much_at_once_is_refused_before_any_work(bundle_dir: Path) -> None:
     async def main() -> None:
         async with opened(bundle_dir, held=True, max_inputs=4, queue_inputs=4) as (embedder, towers):
