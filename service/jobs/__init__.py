@@ -26,7 +26,7 @@ from service.jobs.embedding import Means
 from service.jobs.ledger import FILE, UNFINISHED, Form, Job, Ledger, Refusal, State
 from service.jobs.plan import Unusable, folder_beneath
 from service.jobs.running import LONGEST_PAUSE_S, Books, Cancelled, Progress, Run, Runner
-from service.jobs.spool import spool
+from service.jobs.spool import spool, sync
 from service.jobs.stream import Dispatcher
 from service.logs import caller
 from service.metrics import Metrics
@@ -155,7 +155,7 @@ class Jobs:
         try:
             await asyncio.to_thread(folder.mkdir)
             came = await spool(blocks, folder / "input", self._settings.max_job_bytes)
-            await asyncio.to_thread(_sync_names, folder)
+            await asyncio.to_thread(sync, folder, folder.parent)
         except BaseException:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
             raise
@@ -318,11 +318,3 @@ def _meter_text() -> str | None:
     if meter is None or meter.units <= {"requests"}:
         return None
     return " ".join((meter.key, *map(str, meter.limits)))
-
-
-def _sync_names(folder: Path) -> None:
-    """That the folder is there, and what is in it, is on disk."""
-    for path in (folder, folder.parent):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)

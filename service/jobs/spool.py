@@ -107,3 +107,13 @@ class _Writer:
 
 def _unpacker() -> "zlib._Decompress":
     return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+
+
+def sync(*paths: Path) -> None:
+    """What these files hold, and the names that these folders hold, is on disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

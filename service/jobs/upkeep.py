@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.jobs.ledger import FILE, Ledger
+from service.jobs.spool import sync
 from service.store import StoreError
 from service.store.sqlite import hold
 
@@ -98,9 +99,9 @@ def _copied(source: Path, target: Path) -> Copied | None:
             wanted = job.form != "folder" if name == "input" else job.total is not None
             if wanted and not _copy(source / job.id / name, target / job.id / name):
                 return None
-    _synced(staged)
+    sync(staged)
     os.replace(staged, target / FILE)
-    _synced(target)
+    sync(target)
     return Copied(count, len(unfinished))
 
 
@@ -109,14 +110,5 @@ def _copy(source: Path, target: Path) -> bool:
         shutil.copyfile(source, target, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    _synced(target)
-    _synced(target.parent)
+    sync(target, target.parent)
     return True
-
-
-def _synced(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,8 +1,8 @@
-"""`python -m service.alive`: whether a worker of this host has said lately that it lives; the probe of its container.
+"""`python -m service.worker_alive`: whether a worker of this host has lately said that it lives.
 
-A worker has no port: its signs of life are in Redis (jobs/stream.py). Exit code 1 where the last is too old or there is
-none. While Redis does not answer nothing is known, and nothing is gained by ending a worker: exit code 0. Imports as
-little as it can, since it is run again and again.
+The probe of its container. A worker has no port: its signs of life are in Redis (jobs/stream.py). Exit code 1 where the
+last is too old or there is none. While Redis does not answer nothing is known, and nothing is gained by ending a worker:
+exit code 0. Imports as little as it can, since it is run again and again.
 """
 
 import os
