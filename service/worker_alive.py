@@ -1,7 +1,7 @@
 """`python -m service.worker_alive`: whether a worker of this host has lately said that it lives.
 
 The probe of its container. A worker has no port: its signs of life are in Redis (jobs/stream.py). Exit code 1 where the
-last is too old or there is none. While Redis does not answer nothing is known, and nothing is gained by ending a worker:
+last is too old, or there is none. While Redis does not answer nothing is known, and ending a worker gains nothing:
 exit code 0. Imports as little as it can, since it is run again and again.
 """
 
