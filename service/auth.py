@@ -52,11 +52,9 @@ class Services(Protocol):
 class Gate:
     """Refuses, before a byte of its body is read, what has no key for what it asks; then counts it."""
 
-    def __init__(
-        self, app: ASGIApp, *, origins: Collection[str], hosts: Collection[str] | None, max_body_bytes: int
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, origins: Collection[str], hosts: Collection[str] | None) -> None:
         """`hosts` None: any."""
-        self.app, self.origins, self.hosts, self.max_body_bytes = app, origins, hosts, max_body_bytes
+        self.app, self.origins, self.hosts = app, origins, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -101,7 +99,7 @@ class Gate:
         if "transfer-encoding" not in headers and stated.isdecimal() and int(stated) <= _UNREAD:
             await response(scope, receive, send)
         else:
-            await refuse(response, scope, receive, send, self.max_body_bytes)
+            await refuse(response, scope, receive, send)
 
     def _check_browser(self, method: str, headers: Headers) -> None:
         """Without keys a browser's place in the network is all that a caller needs, so pages must not borrow it.

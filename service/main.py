@@ -225,7 +225,6 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 Gate,
                 origins=settings.origins,
                 hosts=local_names(settings.hosts, settings.host, settings.keys is not None),
-                max_body_bytes=settings.max_body_bytes,
             ),
             Middleware(Disconnects),
             Middleware(

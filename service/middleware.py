@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("service.requests")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_DRAIN_S = 5.0
 _BODY_S, _BODY_RATE = 20.0, 10_000
 """A body has so many seconds to come, and one more for every so many bytes that came."""
 _TOO_MUCH = "too many large bodies are being read"
@@ -238,17 +237,17 @@ class BodyLimit:
         stated = headers.get("content-length", "")
         if stated.isdecimal() and int(stated) > limit:
             response = respond(scope["path"], BodyTooLarge(f"the body is larger than {limit} bytes"))
-            await refuse(response, scope, receive, send, limit)
+            await refuse(response, scope, receive, send)
             return
         held = int(stated) if stated.isdecimal() and not streamed else 0
         if self._held and self._held + held > self.together:
-            await refuse(respond(scope["path"], Overloaded(_TOO_MUCH)), scope, receive, send, self.limit)
+            await refuse(respond(scope["path"], Overloaded(_TOO_MUCH)), scope, receive, send)
             return
         if scope["path"] in self.embedding and scope["method"] == "POST":
             try:
                 scope["state"]["services"].refuse_if_full()
             except Overloaded as full:
-                await refuse(respond(scope["path"], full), scope, receive, send, self.limit)
+                await refuse(respond(scope["path"], full), scope, receive, send)
                 return
         seen, whole = 0, False
         started = asyncio.get_running_loop().time()
@@ -281,23 +280,7 @@ class BodyLimit:
             self._held -= held
 
 
-async def refuse(response: Response, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
-    """Answer a request whose body nobody is going to read, and close its connection.
-
-    Closing on a client that is still writing resets its connection before it has read the answer: what it writes is
-    taken and thrown away first, up to `limit` bytes.
-    """
+async def refuse(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request whose body nobody is going to read, and close its connection (`service/protocol.py`: how)."""
     response.headers["Connection"] = "close"
-
-    async def sending(message: Message) -> None:
-        await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
-
-    await response(scope, receive, sending)
-    drained = 0
-    with anyio.move_on_after(_DRAIN_S):
-        while drained <= limit:
-            message = await receive()
-            drained += len(message.get("body", b""))
-            if message["type"] != "http.request" or not message.get("more_body", False):
-                break
-    await send({"type": "http.response.body", "body": b""})
+    await response(scope, receive, send)

@@ -1,7 +1,9 @@
 """What is refused before it is a request: heads that are too large, too slow, or no HTTP."""
 
+import itertools
 import json
 import socket
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -50,6 +52,31 @@ def test_what_is_no_request_is_answered_by_a_problem(
         given, body = answer(connection)
     assert (given, body["code"], body["status"]) == (status, code, status)
     assert shared_client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /" + b"a" * 400_000, 431),
+        (b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999999\r\n\r\n", 413),
+    ],
+)
+def test_who_goes_on_writing_can_read_the_refusal(shared_client: httpx.Client, head: bytes, status: int) -> None:
+    with connected(shared_client) as connection:
+        connection.sendall(head)
+        assert connection.recv(1, socket.MSG_PEEK) == b"H"  # it is refused: what is sent from here on comes too late
+        for _ in range(64):
+            connection.sendall(b"a" * 65_536)
+        assert answer(connection)[0] == status
+
+
+def test_who_writes_for_ever_is_let_go(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "_LINGER_S", 0.05)
+    with serving(settings) as client, connected(client) as connection:
+        connection.sendall(b"EHLO\r\n\r\n")
+        endless = itertools.repeat(b"a" * 65_536)
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            deque(map(connection.sendall, endless), maxlen=0)
 
 
 def test_a_large_head_within_the_limit_is_read(shared_client: httpx.Client) -> None:

@@ -297,12 +297,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 def test_the_learning_rate_begins_anew_at_a_restart() -> None:
     once = TrainSpec.model_validate(TRAIN | {"steps": 8})
-    again = TrainSpec.model_validate(TRAIN | {"steps": 20, "restart_at": 8})
+    again = TrainSpec.model_validate(TRAIN | {"steps": 20, "restarts": [{"at": 8}]})
     rates = [fit.learning_rate(again, step) for step in range(20)]
     assert rates[:8] == [fit.learning_rate(once, step) for step in range(8)]
     twelve = TrainSpec.model_validate(TRAIN | {"steps": 12})
     assert rates[8:] == [fit.learning_rate(twelve, step) for step in range(12)]
     assert rates[7] < rates[8] < rates[9] == rates[1] == max(rates)
+    lower = TrainSpec.model_validate(TRAIN | {"steps": 32, "restarts": [{"at": 8}, {"at": 20, "peak": 0.5}]})
+    further = [fit.learning_rate(lower, step) for step in range(32)]
+    assert further[:20] == rates
+    assert further[20:] == pytest.approx([rate / 2 for rate in rates[8:]])
 
 
 def test_ctrl_c_keeps_a_checkpoint(data: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +385,8 @@ def test_training_on_a_validation_file_is_refused(data: Path, work: Path, tmp_pa
     [
         ("train.steps=0", "train.steps"),
         ("train.stepps=3", "train.stepps"),
-        ("train.restart_at=12", "train.restart_at"),
+        ("train.restarts=[{at: 12}]", "train.restarts"),
+        ("train.restarts=[{at: 4}, {at: 4}]", "train.restarts"),
         ("student.depths=[1]", "student.depths"),
         ("teacher.preprocessing=null", "teacher.preprocessing"),
         ("student.preprocessing.height=0", "height"),

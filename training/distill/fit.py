@@ -155,12 +155,17 @@ def _shuffled(total: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def learning_rate(spec: TrainSpec, step: int) -> float:
-    """Linear warm-up, then a half cosine down to 1 % of the peak; both once more from a restart on."""
-    first, last = (0, spec.restart_at) if step < spec.restart_at else (spec.restart_at, spec.steps)
+    """Linear warm-up, then a half cosine down to 1 % of the peak; both once more from each restart on."""
+    first, last, peak = 0, spec.steps, spec.learning_rate
+    for restart in spec.restarts:
+        if restart.at > step:
+            last = restart.at
+            break
+        first, peak = restart.at, spec.learning_rate * restart.peak
     if step - first < spec.warmup_steps:
-        return spec.learning_rate * (step - first + 1) / spec.warmup_steps
+        return peak * (step - first + 1) / spec.warmup_steps
     progress = (step - first - spec.warmup_steps) / max(1, last - first - spec.warmup_steps)
-    return float(spec.learning_rate * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress))))
+    return float(peak * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress))))
 
 
 @torch.no_grad()

@@ -52,6 +52,14 @@ class StudentSpec(_Model):
     stages: list[StageSpec] = []
 
 
+class Restart(_Model):
+    """From step `at` on the learning rate begins anew, warm-up and all (SGDR: Loshchilov and Hutter, 2017)."""
+
+    at: int = Field(gt=0)
+    peak: float = Field(default=1, gt=0, le=1)
+    """A share of `learning_rate`."""
+
+
 class TrainSpec(_Model):
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=1)
@@ -65,10 +73,9 @@ class TrainSpec(_Model):
     bfloat16: bool = False
     threads: int = Field(default=1, gt=0)
     chain_from: float = Field(default=0.5, ge=0, le=1)
-    """Of stages: the share of the steps (to the restart, if there is one) after which each reads what the one before
-    it made."""
-    restart_at: int = Field(default=0, ge=0)
-    """The step at which the learning rate begins anew, warm-up and all (SGDR: Loshchilov and Hutter, 2017); 0: none."""
+    """Of stages: the share of the steps (to the first restart, if there is one) after which each reads what the one
+    before it made."""
+    restarts: list[Restart] = []
 
 
 class DistillRecipe(_Model):
@@ -107,8 +114,11 @@ def load_distill_recipe(path: Path, overrides: list[str]) -> DistillRecipe:
             raise RecipeError(f"{path}: student.stages: for students of images")
         if any((stage.layer is None) != (stage is student.stages[-1]) for stage in student.stages):
             raise RecipeError(f"{path}: student.stages: every stage but the last has a layer")
-    if recipe.train.restart_at >= recipe.train.steps:
-        raise RecipeError(f"{path}: train.restart_at: a step before train.steps, {recipe.train.steps}")
+    starts = [restart.at for restart in recipe.train.restarts]
+    if starts != sorted(set(starts)) or any(start >= recipe.train.steps for start in starts):
+        raise RecipeError(
+            f"{path}: train.restarts: each later than the one before, and before {recipe.train.steps} steps"
+        )
     if len(student.widths) != len(student.depths):
         raise RecipeError(f"{path}: student.depths: one depth for each of student.widths")
     return recipe

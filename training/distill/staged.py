@@ -265,7 +265,7 @@ def train(
 ) -> bool:
     """Train to the recipe's last step. True when it was reached; False after Ctrl-C, which keeps a checkpoint."""
     spec, student = recipe.train, state.student
-    chained_from = spec.chain_from * (spec.restart_at or spec.steps)
+    chained_from = spec.chain_from * (spec.restarts[0].at if spec.restarts else spec.steps)
     assert isinstance(student, Staged)
     ready: queue.Queue[tuple[Tensor, list[Tensor]] | Exception] = queue.Queue(_AHEAD)
     ended = threading.Event()
