@@ -20,8 +20,8 @@ demo: $(STARTER) ## set up, index sample media, search and classify them; ends b
 serve: $(STARTER) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT); items and previews are kept in var/store
 	ISTHMUS_PREVIEWS=$${ISTHMUS_PREVIEWS:-true} $(BIN)/python -m service serve --bundle build/starter --store var/store
 
-test: $(STARTER) $(INSTALLED) redis tools ## set up and run every test
-	$(BIN)/python -m pytest -q
+test: $(STARTER) $(INSTALLED) redis tools ## set up and run every test, two files at a time; JOBS=n for another number
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist loadfile
 
 check: $(INSTALLED) ## lint, format, types; openapi.yaml and docs/configuration.md up to date
 	$(BIN)/ruff check .

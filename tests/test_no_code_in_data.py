@@ -245,7 +245,8 @@ def test_nothing_else_that_is_read_is_run(form: Callable[[Payload], bytes], payl
         load_projectors(file, Recipe.model_construct())
     with pytest.raises((ValueError, OSError, zipfile.BadZipFile, KeyError, EOFError)):
         read_block(file)
-    with pytest.raises((pickle.UnpicklingError, RuntimeError, UserWarning)):
+    # Which error it is depends on the first bytes, which torch takes for a pickle's where they are no archive's.
+    with pytest.raises((pickle.UnpicklingError, RuntimeError, UserWarning, LookupError, ValueError, EOFError)):
         torch.load(file, weights_only=True)
     features = tmp_path / "features"
     features.mkdir()
