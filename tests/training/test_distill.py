@@ -227,6 +227,17 @@ def test_a_student_learns_stage_by_stage_and_its_graph_has_the_teachers_maps_and
         apart = student.maps(torch.from_numpy(pixels), taught)
         assert torch.equal(apart[1], student.stages[1](taught[0]))
 
+    # The same student, for larger pictures: nothing is learned anew.
+    larger = run(tmp_path, staged_recipe(data, steps=40), work, "student.exported={height: 48, width: 48}")
+    assert larger["steps"] == 40 and larger["validation"] == result["validation"]
+    spec = ImagePreprocessing.model_validate(json.loads((tmp_path / "out/encoder.json").read_text())["preprocessing"])
+    assert (spec.height, spec.width) == (48, 48)
+    pixels = np.stack([preprocess_image(decode_image((data / "pictures/0.png").read_bytes()), spec)])
+    with torch.inference_mode():
+        expected = student(torch.from_numpy(pixels)).numpy()
+    features = onnx_features(tmp_path, "pixels", pixels)
+    assert ((l2_normalise(features) * l2_normalise(expected)).sum(1) > 0.9999).all()
+
 
 def test_a_staged_run_that_is_interrupted_goes_on_with_the_same_batches(
     data: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -94,7 +94,8 @@ def resumed(recipe: DistillRecipe, student: Learner, work: Path, free: set[str])
         [{"params": matrices, "weight_decay": recipe.train.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=recipe.train.learning_rate,
     )
-    identity = recipe.model_dump(mode="json", exclude={"train": free, "licence": True, "trained_on": True})
+    no_matter: dict[str, Any] = {"train": free, "student": {"exported"}, "licence": True, "trained_on": True}
+    identity = recipe.model_dump(mode="json", exclude=no_matter)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     work.mkdir(parents=True, exist_ok=True)
     averaged = copy.deepcopy(student)

@@ -11,6 +11,7 @@ import onnxruntime
 import torch
 from torch import nn
 
+from service.contract.images import ImagePreprocessing
 from service.contract.vectors import l2_normalise
 from training.distill.fit import student_inputs
 from training.distill.recipe import DistillRecipe
@@ -39,8 +40,10 @@ def export(
 
     `labels` are what the last features are scores of. Raises DistillError when it does not.
     """
-    spec = recipe.preprocessing()
-    inputs = student_inputs(views.inputs[:7], spec).contiguous()
+    spec = recipe.exported()
+    inputs = student_inputs(views.inputs[:7], recipe.preprocessing()).contiguous()
+    if isinstance(spec, ImagePreprocessing):
+        inputs = nn.functional.interpolate(inputs, (spec.height, spec.width), mode="bilinear", antialias=True)
     input_name = "pixels" if recipe.modality == "image" else "patches"
     student = copy.deepcopy(student).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     program = onnx_bytes(student, inputs[:2], input_name, "features")

@@ -46,6 +46,10 @@ class StudentSpec(_Model):
     """A plain student, of `stem`, `widths` and `depths`; or, of images, one that learns stage by stage."""
 
     preprocessing: dict[str, Any]
+    exported: dict[str, Any] = {}
+    """What takes the place of `preprocessing` once it has learned: with a larger height and width an image student that
+    pools its maps is better than at the size it was trained at, where crops made things look larger (FixRes: Touvron
+    et al., 2019)."""
     stem: list[int] = []
     widths: list[int] = []
     depths: list[int] = []
@@ -91,8 +95,14 @@ class DistillRecipe(_Model):
     train: TrainSpec
 
     def preprocessing(self) -> ImagePreprocessing | LogMelPatches:
+        return self._preprocessing(self.student.preprocessing)
+
+    def exported(self) -> ImagePreprocessing | LogMelPatches:
+        return self._preprocessing(self.student.preprocessing | self.student.exported)
+
+    def _preprocessing(self, given: dict[str, Any]) -> ImagePreprocessing | LogMelPatches:
         kind = ImagePreprocessing if self.modality == "image" else LogMelPatches
-        return kind.model_validate(self.student.preprocessing)
+        return kind.model_validate(given)
 
 
 def load_distill_recipe(path: Path, overrides: list[str]) -> DistillRecipe:
@@ -100,6 +110,7 @@ def load_distill_recipe(path: Path, overrides: list[str]) -> DistillRecipe:
     try:
         recipe = DistillRecipe.model_validate(read_yaml(path, overrides))
         recipe.preprocessing()
+        recipe.exported()
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "recipe"
