@@ -23,8 +23,9 @@ def violations(page: Page) -> list[str]:
     ]
 
 
-def fits(page: Page) -> bool:
-    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+def wait_until_it_fits(page: Page) -> None:
+    """What is drawn by a script follows a change of the window's size a moment later."""
+    page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_axe_finds_nothing_and_nothing_is_cut_off(
@@ -36,9 +37,10 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(
         expect(page.locator("[aria-busy]")).to_have_count(0)
         for size, viewport in SIZES.items():
             page.set_viewport_size(viewport)
-            assert fits(page), f"{view}, {size}"
+            wait_until_it_fits(page)
             for scheme in SCHEMES:
                 page.emulate_media(color_scheme=scheme)
+                expect(page.locator("[aria-busy]")).to_have_count(0)
                 assert violations(page) == [], f"{view}, {size}, {scheme}"
                 shoot(page, f"{size}-{scheme}-{view}")
         page.set_viewport_size(DESKTOP)
@@ -79,7 +81,7 @@ def test_every_width_fits(page: Page) -> None:
         page.get_by_role("link", name=view, exact=True).click()
         for width in (320, 600, 768, 1024, 1920):
             page.set_viewport_size({"width": width, "height": 700})
-            assert fits(page), f"{view} at {width}"
+            wait_until_it_fits(page)
 
 
 def test_axe_would_say_so(site: httpx.Client, watching: Callable[..., Page]) -> None:
