@@ -5,6 +5,7 @@ Everything that takes long to import is imported by the command that needs it, s
 
 import importlib
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,10 @@ _MAGIC = (
 _QUERIES_AT_ONCE = 32
 _MODALITIES = click.Choice(["image", "audio", "text"])
 _STATES = click.Choice(["queued", "running", "done", "failed", "cancelled"])
-_START = "start one with `isthmus serve` (in a checkout: `make serve`), or name one by --url or ISTHMUS_URL"
+_START = (
+    "start one with `isthmus serve` (in a checkout: `make serve`) and wait until it listens, "
+    "or name one by --url or ISTHMUS_URL"
+)
 
 
 class Failure(click.ClickException):
@@ -524,7 +528,7 @@ def _next_step(error: "ClientError") -> str | None:
         (errors.ServerFailed, "`isthmus doctor` looks at what the server needs; its log names the request"),
     ]
     step = next((step for kind, step in steps if isinstance(error, kind)), None)
-    if isinstance(error, errors.NotFound) and "collection" in error.detail:
+    if isinstance(error, errors.NotFound) and error.detail.startswith("no collection"):
         return "a collection comes to be when something is put into it: `isthmus index FOLDER`"
     return step
 
@@ -545,7 +549,8 @@ def _one_input(argument: str, as_text: bool) -> "Input":
     if as_text:
         return argument
     if path.is_dir():
-        raise Failure(f"{argument} is a folder", f"its files: {argument}/*; to index them: isthmus index {argument}")
+        quoted = shlex.quote(argument)
+        raise Failure(f"{argument} is a folder", f"its files: {quoted}/*; to index them: isthmus index {quoted}")
     if path.is_file():
         return path
     if Path(argument).suffix.lower() in SUFFIXES:

@@ -13,16 +13,12 @@ from typing import Any
 from isthmus_client.calls import NewItem
 from isthmus_client.client import Isthmus
 from isthmus_client.errors import NotFound
+from isthmus_client.inputs import IMAGE_SUFFIXES
 from isthmus_client.results import Written
 
 KEY = "file"
 """Of the metadata."""
-SUFFIXES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-        *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"),
-    }
-)
+SUFFIXES = IMAGE_SUFFIXES | {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"}
 """Of the files that are sent; what they are, the service finds out by their content."""
 
 

@@ -19,8 +19,10 @@ from typing import Any
 Input = str | bytes | Path | Mapping[str, Any]
 
 _IMAGE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM|II\*\0|MM\0\*", re.DOTALL)
-"""How the image formats that the service reads begin. What begins otherwise goes as a sound, and the service, which
-looks at the whole of it, says what it is not."""
+"""How the image formats that the service reads begin. What begins otherwise goes as a sound, unless it is a
+file that is named as an image is, and the service, which looks at the whole of it, says what it is not."""
+_SOUND = re.compile(rb"RIFF....WAVE|RF64|fLaC|OggS|ID3|\xff[\xe0-\xff]|FORM", re.DOTALL)
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 
 
 def image(source: Path | bytes) -> dict[str, Any]:
@@ -54,7 +56,9 @@ def to_wire(value: Input) -> str | dict[str, Any]:
     if isinstance(value, str):
         return value
     if isinstance(value, Path):
-        value = value.read_bytes()
+        content = value.read_bytes()
+        named = value.suffix.lower() in IMAGE_SUFFIXES and not _SOUND.match(content)
+        return image(content) if named or _IMAGE.match(content) else audio(content)
     if isinstance(value, bytes):
         return image(value) if _IMAGE.match(value) else audio(value)
     if isinstance(value, Mapping):

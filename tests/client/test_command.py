@@ -99,6 +99,9 @@ def test_classify_prints_bars_and_json(run: Run, media: Path) -> None:
         (["search"], 2, ["say what to look for"]),
         (["search", "gone.jpg"], 1, ["there is no file gone.jpg", "next:", "--text"]),
         (["search", "."], 1, [". is a folder", "isthmus index ."]),
+        (["search", "my photos"], 1, ["isthmus index 'my photos'"]),
+        (["search", "text.jpg"], 1, ["not an image"]),
+        (["search", "text.wav"], 1, ["not a sound"]),
         (["search", "red", "--filter", "{"], 2, ["--filter is not JSON"]),
         (["search", "red", "--filter", '{"$no": 1}'], 1, ["$no"]),
         (["search", "red", "-c", "nothing"], 1, ["no collection 'nothing'", "next:", "isthmus index"]),
@@ -114,11 +117,24 @@ def test_classify_prints_bars_and_json(run: Run, media: Path) -> None:
 def test_what_is_wrong_is_said_with_the_next_step(
     run: Run, arguments: Sequence[str], code: int, parts: list[str]
 ) -> None:
+    Path("my photos").mkdir()
+    Path("text.jpg").write_text("no picture")
+    Path("text.wav").write_text("no sound")
     result = run(*arguments)
     assert result.exit_code == code, result.output
     for part in parts:
         assert part in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_an_item_that_is_not_there_has_no_step_of_a_missing_collection(run: Run) -> None:
+    result = run("search", "--like", "gone.jpg")
+    assert result.exit_code == 1 and "no item 'gone.jpg'" in result.stderr and "index" not in result.stderr
+
+
+def test_a_sound_is_one_whatever_it_is_called(run: Run) -> None:
+    Path("tone.jpg").write_bytes(Path("tone.wav").read_bytes())
+    assert "tone.wav" in lines(run("search", "tone.jpg", "-k", "1"))[1]
 
 
 def test_a_folder_is_indexed_and_gone_on_with(client: httpx.Client, media: Path) -> None:
