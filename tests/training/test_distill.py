@@ -416,7 +416,7 @@ def test_the_committed_recipes_are_valid(modality: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("modality", "name", "shape"), [("image", "pixels", (3, 224, 224)), ("audio", "patches", (1, 96, 64))]
+    ("modality", "name", "shape"), [("image", "pixels", (3, 320, 320)), ("audio", "patches", (1, 96, 64))]
 )
 def test_the_committed_students_answer(modality: str, name: str, shape: tuple[int, ...]) -> None:
     folder = Path(__file__).parents[2] / "starter" / modality
