@@ -396,6 +396,7 @@ def test_training_on_a_validation_file_is_refused(data: Path, work: Path, tmp_pa
     [
         ("train.steps=0", "train.steps"),
         ("train.stepps=3", "train.stepps"),
+        ("student.exported={height: 0, width: 8}", "student.exported.height"),
         ("train.restarts=[{at: 12}]", "train.restarts"),
         ("train.restarts=[{at: 4}, {at: 4}]", "train.restarts"),
         ("student.depths=[1]", "student.depths"),

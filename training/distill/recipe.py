@@ -42,14 +42,18 @@ class StageSpec(_Model):
     """Of each: channels inside, channels out, stride."""
 
 
+class SizeSpec(_Model):
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+
+
 class StudentSpec(_Model):
     """A plain student, of `stem`, `widths` and `depths`; or, of images, one that learns stage by stage."""
 
     preprocessing: dict[str, Any]
-    exported: dict[str, Any] = {}
-    """What takes the place of `preprocessing` once it has learned: with a larger height and width an image student that
-    pools its maps is better than at the size it was trained at, where crops made things look larger (FixRes: Touvron
-    et al., 2019)."""
+    exported: SizeSpec | None = None
+    """Of the pictures that it takes once it has learned: a student that pools its maps is better at a larger size than
+    it was trained at, where crops made things look larger (FixRes: Touvron et al., 2019)."""
     stem: list[int] = []
     widths: list[int] = []
     depths: list[int] = []
@@ -98,7 +102,8 @@ class DistillRecipe(_Model):
         return self._preprocessing(self.student.preprocessing)
 
     def exported(self) -> ImagePreprocessing | LogMelPatches:
-        return self._preprocessing(self.student.preprocessing | self.student.exported)
+        size = self.student.exported
+        return self._preprocessing(self.student.preprocessing | (size.model_dump() if size else {}))
 
     def _preprocessing(self, given: dict[str, Any]) -> ImagePreprocessing | LogMelPatches:
         kind = ImagePreprocessing if self.modality == "image" else LogMelPatches
