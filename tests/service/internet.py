@@ -68,7 +68,6 @@ class Site:
         self.names: list[str | None] = []
         """That TLS was asked for (SNI)."""
         self.ended = threading.Event()
-        self.at_once, self.most_at_once = 0, 0
         self._lock = threading.Lock()
         site = self
 
@@ -78,15 +77,10 @@ class Site:
             def do_GET(self) -> None:
                 with site._lock:
                     site.asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
-                    site.at_once += 1
-                    site.most_at_once = max(site.most_at_once, site.at_once)
                 try:
                     site.pages[self.path](self)
                 except (OSError, KeyError):
                     self.close_connection = True
-                finally:
-                    with site._lock:
-                        site.at_once -= 1
 
             def log_message(self, *_: Any) -> None: ...
 
