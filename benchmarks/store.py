@@ -3,11 +3,15 @@
 python -m benchmarks.store [--vectors 1000000] [--queries 1000] [--bundle build/starter] [--work DIR] [--no-peer]
 
 Writes clustered vectors through `POST /items`, waits until the graph is built, stops the server, and measures the store
-that it left in a process of its own. With --work the store is kept there, and used again when it is whole. The peer is
-LanceDB, embedded in a process as this store is, in a virtual environment of its own under build/bench, made from PyPI
-(lancedb.txt): the same vectors and queries, one at a time. `peer.recall10` is the best recall it has no later than this
-store answers with its own settings, `peer.p50_ratio` this store's median over its own at the first of its efforts with
-that recall or, if none has it, at its best. Prints tables and, as its last line, one JSON object.
+that it left in a process of its own. `hnsw.over_bare_faiss` is the median of a search over that of FAISS alone, which
+has read the same index from the same file; `…_in_place` over FAISS on the very memory that the store searches, whose
+pages it chose (service/store/huge_pages.py); `…_busy` as the first, with every core at work. With --work the store is
+kept there, and used again when it is whole.
+
+The peer is LanceDB, embedded in a process as this store is, in a virtual environment of its own under build/bench, made
+from PyPI (lancedb.txt): the same vectors and queries, one at a time. `peer.recall10` is the best recall it has no later
+than this store answers with its own settings, `peer.p50_ratio` this store's median over its own at the first of its
+efforts with that recall or, if none has it, at its best. Prints tables and, as its last line, one JSON object.
 """
 
 import argparse
@@ -37,7 +41,7 @@ from examples.demo import serving
 from service.contract.bundle import read_bundle
 from service.contract.vectors import Vectors
 from service.store import Effort, Filter, SqliteStore, parse
-from service.store.kinds import ef_search
+from service.store.kinds import Built, ef_search
 
 COUNT = 10
 FILTERS: dict[str, dict[str, Any]] = {
@@ -186,30 +190,9 @@ async def measure(bundle: Path, work: Path, queries: Vectors, right: dict[str, N
         hits = (await store.search("default", query[None], COUNT, filter=filter, effort=effort))[0]
         return [int(hit.item.id.removeprefix("item ")) for hit in hits]
 
-    ef = ef_search(Effort(), COUNT, 1.0, index.count)
-    faiss.omp_set_num_threads(1)
-    parameters = faiss.SearchParametersHNSW(efSearch=ef)
-    own, bare, found = [], [], []
-    for number, query in enumerate(queries):
-        # In turns, so that what else the machine does falls on both alike; and each first by turns, since the second
-        # finds in the cache what the first has read.
-        for first in (number % 2 == 0, number % 2 == 1):
-            started = time.perf_counter()
-            if first:
-                index.index.search(query[None], COUNT, params=parameters)
-                bare.append(time.perf_counter() - started)
-            else:
-                found.append(await ask(query))
-                own.append(time.perf_counter() - started)
-    figures["hnsw.recall10"] = round(recall(found, right[""]), 4)
-    figures["hnsw.p50_ms"] = round(1e3 * float(np.median(own)), 3)
-    figures["hnsw.p99_ms"] = round(1e3 * float(np.quantile(own, 0.99)), 3)
-    figures["hnsw.bare_p50_ms"] = round(1e3 * float(np.median(bare)), 3)
-    figures["hnsw.bare_p99_ms"] = round(1e3 * float(np.quantile(bare, 0.99)), 3)
-    figures["hnsw.over_bare_faiss"] = round(float(np.median(own) / np.median(bare)), 3)
-    figures["hnsw.over_bare_faiss_busy"] = await _busy(
-        lambda query: index.index.search(query[None], COUNT, params=parameters), ask, queries
-    )
+    [file] = (work / "snapshot").glob("*.faiss")
+    found, against = await against_faiss(file, index, ask, queries)
+    figures |= {"hnsw.recall10": round(recall(found, right[""]), 4), **against}
     for name, raw in FILTERS.items():
         filter = parse(raw)
         found, taken = await _timed(lambda query: ask(query, filter), queries)  # noqa: B023
@@ -222,6 +205,41 @@ async def measure(bundle: Path, work: Path, queries: Vectors, right: dict[str, N
         figures["curve"].append([effort, round(recall(found, right[""]), 4), round(1e3 * float(np.median(taken)), 3)])
     await store.close()
     return figures
+
+
+async def against_faiss(
+    file: Path, held: Built, ask: Callable[[Vectors], Awaitable[list[int]]], queries: Vectors
+) -> tuple[list[list[int]], dict[str, float]]:
+    """What the store found, and how long it took and FAISS did (see the module)."""
+    faiss.omp_set_num_threads(1)
+    parameters = faiss.SearchParametersHNSW(efSearch=ef_search(Effort(), COUNT, 1.0, held.count))
+    alone = faiss.read_index(str(file))
+
+    def bare(query: Vectors, index: Any = alone) -> float:
+        started = time.perf_counter()
+        index.search(query[None], COUNT, params=parameters)
+        return time.perf_counter() - started
+
+    found: list[list[int]] = []
+    own, by_faiss, in_place = [], [], []
+    for number, query in enumerate(queries):
+        # In turns, so that what else the machine does falls on all alike. The store and FAISS on its memory have other
+        # queries: the second would find in the cache what the first has read.
+        by_faiss.append(bare(query))
+        started = time.perf_counter()
+        found.append(await ask(query))
+        own.append(time.perf_counter() - started)
+        in_place.append(bare(queries[(number + len(queries) // 2) % len(queries)], held.index))
+    p50 = float(np.median(own))
+    return found, {
+        "hnsw.p50_ms": round(1e3 * p50, 3),
+        "hnsw.p99_ms": round(1e3 * float(np.quantile(own, 0.99)), 3),
+        "hnsw.bare_p50_ms": round(1e3 * float(np.median(by_faiss)), 3),
+        "hnsw.bare_p99_ms": round(1e3 * float(np.quantile(by_faiss, 0.99)), 3),
+        "hnsw.over_bare_faiss": round(p50 / float(np.median(by_faiss)), 3),
+        "hnsw.over_bare_faiss_in_place": round(p50 / float(np.median(in_place)), 3),
+        "hnsw.over_bare_faiss_busy": await _busy(bare, ask, queries),
+    }
 
 
 async def _busy(bare: Callable[[Vectors], Any], own: Callable[[Vectors], Awaitable[Any]], queries: Vectors) -> float:

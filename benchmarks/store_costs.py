@@ -52,7 +52,7 @@ async def parts_of_a_search(store: SqliteStore, view: View, queries: Vectors) ->
     async def found(query: Vectors) -> set[int]:
         def read(connection: Any) -> set[int]:
             [hits] = index.search(query[None], COUNT, SlotReader(connection, 1, len(query)))
-            return {slot for slot, _ in hits}
+            return {each.slot for each in hits}
 
         return await store._read(read)
 

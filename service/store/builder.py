@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from service.contract.vectors import Vectors
-from service.store import kinds
+from service.store import huge_pages, kinds
 from service.store.index import Index, Reader, View
 from service.store.kinds import Built, Keys, Rules
 
@@ -41,7 +41,7 @@ class Builder:
         self._changed = threading.Condition()
         self._work = True
         self._closing = False
-        self._idle = True
+        self._idle = False
         self._failed: float | None = None
         self.building: tuple[int, str] | None = None
         """The part whose index is being built: collection, modality."""
@@ -70,6 +70,7 @@ class Builder:
     def _run(self) -> None:
         # Searches and writes go first. On Linux a thread has a niceness of its own, and FAISS's threads inherit it.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        self._give_pages()
         while True:
             with self._changed:
                 self._idle = True
@@ -90,6 +91,16 @@ class Builder:
                 self._failed = time.monotonic()
             finally:
                 self.building = None
+
+    def _give_pages(self) -> None:
+        """To the indexes that the start found; what is built later has them before it is switched to."""
+        try:
+            for index in list(self._library.indexes().values()):
+                for view in index.views().values():
+                    if view.built is not None:
+                        huge_pages.give(view.built.index, self._stopped)
+        except Exception:
+            _log.exception("an index stays in small pages: it is searched all the same")
 
     def _step(self) -> bool:
         """Build the first index that is needed; whether there was one."""
@@ -120,6 +131,7 @@ class Builder:
                     )
                 if built is None:
                     return False
+                huge_pages.give(built.index, self._stopped)
                 index.switch(modality, view, kinds.on_gpu(built), [], rows)
                 _log.info(
                     "an index was built",

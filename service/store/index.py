@@ -12,7 +12,8 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from itertools import repeat
+from typing import Any, NamedTuple, Protocol
 
 import faiss
 import numpy as np
@@ -22,6 +23,7 @@ from service.contract.vectors import Vectors
 from service.store.columns import Columns, Growing, Mask
 from service.store.filters import Filter
 from service.store.kinds import Built, Chosen, Effort, Keys, Rules, Wanted, graph_rather_than_scan
+from service.store.records import Records
 
 _BLOCK = 2**22
 """Numbers in a block: 16 MiB."""
@@ -53,7 +55,8 @@ class View:
     alive: Mask
     dead: int
     columns: Columns
-    """May hold more rows than the view."""
+    records: Records
+    """Both may hold more rows than the view."""
     built: Built | None
     blocks: tuple[Vectors, ...]
     """The vectors (rows per block, D) of the rows after those of `built`, the last block not full."""
@@ -72,6 +75,15 @@ class View:
         return replace(self, slots=slots, alive=alive, dead=int(len(alive) - np.count_nonzero(alive)))
 
 
+class Found(NamedTuple):
+    slot: int
+    score: float
+    """Inner product."""
+    modality: str
+    record: bytes
+    """Empty where it is not in memory."""
+
+
 class _Part:
     """What views are made of. Used under the lock of its index."""
 
@@ -82,16 +94,25 @@ class _Part:
         self.alive = Growing(np.bool_)
         self.dead = 0
         self.columns = Columns()
+        self.records = Records()
         self.built: Built | None = None
         self.blocks: list[Vectors] = []
 
-    def append(self, slots: Keys, metadata: Sequence[Mapping[str, Any]], alive: Mask | None = None) -> None:
-        """Rows whose vectors are in the index already, or are stored next."""
+    def append(self, slots: Keys, metadata: Sequence[Mapping[str, Any]], records: Sequence[bytes]) -> None:
+        """Rows whose vectors are stored next."""
         first = len(self.slots.held())
         self.columns.extend(range(first, first + len(metadata)), metadata)
+        self.records.extend(records)
         self.slots.extend(slots)
-        self.alive.extend(np.ones(len(slots), np.bool_) if alive is None else alive)
-        self.dead += 0 if alive is None else int(len(slots) - np.count_nonzero(alive))
+        self.alive.extend(np.ones(len(slots), np.bool_))
+
+    def begin(self, built: Built, slots: Keys) -> None:
+        """With an index, all of whose rows are dead."""
+        self.built = built
+        self.records.leave(len(slots))
+        self.slots.extend(slots)
+        self.alive.extend(np.zeros(len(slots), np.bool_))
+        self.dead = len(slots)
 
     def store(self, vectors: Vectors, held: int) -> None:
         """Vectors of rows that come after `held` others in the blocks."""
@@ -120,7 +141,8 @@ class _Part:
         return bool(rows.size)
 
     def view(self) -> View:
-        return View(self.slots.held(), self.alive.held(), self.dead, self.columns, self.built, tuple(self.blocks))
+        blocks = tuple(self.blocks)
+        return View(self.slots.held(), self.alive.held(), self.dead, self.columns, self.records, self.built, blocks)
 
 
 class Index:
@@ -139,6 +161,7 @@ class Index:
         slots: Keys,
         vectors: Vectors,
         metadata: Sequence[Mapping[str, Any]],
+        records: Sequence[bytes],
         replaced: Keys = _NOTHING,
     ) -> None:
         """Add rows under new slots, greater than any before, in one step with the end of those they replace."""
@@ -146,7 +169,7 @@ class Index:
             views = self._without(replaced)
             part = self._parts.setdefault(modality, _Part(self.dimensions))
             held = part.view()
-            part.append(slots, metadata)
+            part.append(slots, metadata, records)
             part.store(vectors, held.count - held.indexed)
             self._views = {**views, modality: part.view()}
 
@@ -164,12 +187,13 @@ class Index:
     def load(self, modality: str, built: Built, slots: Keys) -> None:
         """Begin a part with an index over these slots. They are dead until revive() says which are not."""
         part = self._parts[modality] = _Part(self.dimensions)
-        part.built = built
-        part.append(slots, (), np.zeros(len(slots), np.bool_))
+        part.begin(built, slots)
         self._views = {**self._views, modality: part.view()}
 
-    def revive(self, modality: str, slots: Keys, metadata: Sequence[Mapping[str, Any]]) -> Mask:
-        """Say of slots, ascending, that they live, and what their metadata are; which of them the index holds."""
+    def revive(
+        self, modality: str, slots: Keys, metadata: Sequence[Mapping[str, Any]], records: Sequence[bytes]
+    ) -> Mask:
+        """Say of slots, ascending, that they live, and what they hold; which of them the index has."""
         part = self._parts.get(modality)
         held = _NOTHING if part is None else part.slots.held()
         rows = np.searchsorted(held, slots)
@@ -178,7 +202,9 @@ class Index:
         if part is not None and known.any():
             part.alive.held()[rows[known]] = True
             part.dead -= int(np.count_nonzero(known))
-            part.columns.extend(rows[known].tolist(), [metadata[place] for place in np.flatnonzero(known).tolist()])
+            places = np.flatnonzero(known).tolist()
+            part.columns.extend(rows[known].tolist(), [metadata[place] for place in places])
+            part.records.set(rows[known], [records[place] for place in places])
             self._views = {**self._views, modality: part.view()}
         return known
 
@@ -212,7 +238,10 @@ class Index:
             new.slots.extend(now.slots[rows])
             new.alive.extend(now.alive[rows])
             new.dead = int(len(rows) - np.count_nonzero(now.alive[rows]))
-            new.columns = now.columns if len(rows) == now.count else now.columns.kept(numbers)
+            if len(rows) == now.count:
+                new.columns, new.records = now.columns, now.records
+            else:
+                new.columns, new.records = now.columns.kept(numbers), now.records.kept(rows)
             new.built = built
             stored = 0
             if built is None:
@@ -234,8 +263,8 @@ class Index:
         modalities: Sequence[str] | None = None,
         filter: Filter | None = None,
         effort: Effort | None = None,
-    ) -> list[list[tuple[int, float]]]:
-        """The `count` best (slot, inner product) for each of the queries (Q, D), best first.
+    ) -> list[list[Found]]:
+        """The `count` best for each of the queries (Q, D), best first, of the rows that there were when it began.
 
         Equal scores come in the order of the slots. With a filter there are as many as pass, up to `count`.
         """
@@ -243,22 +272,13 @@ class Index:
         # Of this thread's searches alone. Few queries have no use for a second thread, and would wait for it to be run.
         faiss.omp_set_num_threads(1 if len(queries) < _TOGETHER else os.cpu_count())
         effort = effort or Effort()
-        found: list[tuple[Scores, Keys]] = []
-        for modality, view in self._views.items():
-            if modalities is None or modality in modalities:
-                found += _search(view, queries, count, filter, effort, reader)
-        if not found:
-            return [[] for _ in queries]
-        [(scores, slots), *others] = found
-        if others:
-            scores = np.concatenate([each for each, _ in found], axis=1)
-            slots = np.concatenate([each for _, each in found], axis=1)
-        results = []
-        for row_scores, row_slots in zip(scores, slots, strict=True):
-            order = np.lexsort((row_slots, -row_scores))
-            order = order[row_slots[order] >= 0][:count]
-            results.append(list(zip(row_slots[order].tolist(), row_scores[order].tolist(), strict=True)))
-        return results
+        views = {name: view for name, view in self._views.items() if modalities is None or name in modalities}
+        found = [
+            (name, view, scores, rows)
+            for name, view in views.items()
+            for scores, rows in _search(view, queries, count, filter, effort, reader)
+        ]
+        return [_best(query, found, count) for query in range(len(queries))]
 
     def plan(self, rules: Rules) -> "tuple[str, View, Chosen, bool] | None":
         """A part whose index is to change: its view, the index to have, and whether adding to the old one does."""
@@ -292,29 +312,50 @@ def _rest(view: View, start: int) -> Iterable[Vectors]:
             yield batch
 
 
+def _best(query: int, found: "Sequence[tuple[str, View, Scores, Keys]]", count: int) -> list[Found]:
+    """Of the scores and rows (Q, N) that were found in each part or block, -1 for none."""
+    candidates = [(scores[query], rows[query], view.slots) for _, view, scores, rows in found]
+    if len(candidates) == 1:  # as below, in fewer steps
+        [(scores, rows, slots)] = candidates
+        own, origins = slots[rows], None
+    elif not candidates:
+        return []
+    else:
+        scores, rows = (np.concatenate([each[place] for each in candidates]) for place in (0, 1))
+        own = np.concatenate([slots[rows] for _, rows, slots in candidates])
+        origins = np.repeat(np.arange(len(candidates)), [len(rows) for _, rows, _ in candidates])
+    order = np.lexsort((own, -scores))
+    order = order[rows[order] >= 0][:count]
+    rows, own_slots, own_scores = rows[order], own[order].tolist(), scores[order].tolist()
+    if origins is None:
+        name, view, _, _ = found[0]
+        return list(map(Found, own_slots, own_scores, repeat(name), view.records.get(rows)))
+    best: list[Found] = []
+    for slot, score, row, origin in zip(own_slots, own_scores, rows, origins[order].tolist(), strict=True):
+        name, view, _, _ = found[origin]
+        best.append(Found(slot, score, name, view.records.get(row[None])[0]))
+    return best
+
+
 def _search(
     view: View, queries: Vectors, count: int, filter: Filter | None, effort: Effort, reader: Reader
 ) -> list[tuple[Scores, Keys]]:
+    """Scores and row numbers (Q, N), not in order, of the index and of each block; -1 where there is none."""
     allowed = view.alive if view.dead or filter is not None else None
     if filter is not None:
         allowed = _select(view, filter, reader)
     found = []
     if view.built is not None:
-        scores, rows = _in_index(view, view.built, queries, count, allowed, effort, reader)
-        found.append((scores, _slots(view, rows)))
+        found.append(_in_index(view, view.built, queries, count, allowed, effort, reader))
     stored, first = view.count - view.indexed, view.indexed
     for block in view.blocks:
         length = min(len(block), stored - (first - view.indexed))
         mask = None if allowed is None else allowed[first : first + length]
         if length and (mask is None or mask.any()):
             scores, rows = _nearest(block[:length], queries, count, mask)
-            found.append((scores, _slots(view, np.where(rows < 0, -1, rows + first))))
+            found.append((scores, np.where(rows < 0, -1, rows + first)))
         first += length
     return found
-
-
-def _slots(view: View, rows: Keys) -> Keys:
-    return np.where(rows < 0, -1, view.slots[np.maximum(rows, 0)])
 
 
 def _select(view: View, filter: Filter, reader: Reader) -> Mask:

@@ -65,7 +65,7 @@ class Entry:
     """Of a video; written by service.moments, beside it."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # a frozen one takes four times as long to make, and a search makes many
 class Item:
     collection: str
     id: str
@@ -147,24 +147,27 @@ def drop_collection(connection: sqlite3.Connection, key: int) -> None:
 
 def upsert(
     connection: sqlite3.Connection, collection: int, entries: Sequence[Entry], first: int
-) -> tuple[Keys, dict[str, int]]:
+) -> tuple[Keys, dict[str, int], list[bytes]]:
     """Write entries of one collection under the slots from `first` on.
 
-    Their row keys, and by id the slots of the rows that they replace.
+    Their row keys, by id the slots of the rows that they replace, and their records.
     """
     ids = json.dumps([entry.id for entry in entries])
-    replaced: dict[str, int] = dict(
-        connection.execute(f"SELECT id, slot FROM items WHERE collection = ? AND id IN {_GIVEN}", (collection, ids))
-    )
+    older = connection.execute(
+        f"SELECT id, slot, created FROM items WHERE collection = ? AND id IN {_GIVEN}", (collection, ids)
+    ).fetchall()
+    replaced: dict[str, int] = {id: slot for id, slot, _ in older}
+    created: dict[str, str] = {id: at for id, _, at in older}
     at = now()
+    packed = [_packed(entry.metadata) for entry in entries]
     connection.executemany(
         """INSERT INTO items (collection, id, modality, slot, created, updated, metadata)
         VALUES (?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (collection, id) DO UPDATE SET modality = excluded.modality, slot = excluded.slot,
             updated = excluded.updated, metadata = excluded.metadata""",
         [
-            (collection, entry.id, entry.modality, slot, at, at, _packed(entry.metadata))
-            for slot, entry in enumerate(entries, first)
+            (collection, entry.id, entry.modality, slot, at, at, metadata)
+            for slot, (entry, metadata) in enumerate(zip(entries, packed, strict=True), first)
         ],
     )
     connection.executemany(
@@ -175,7 +178,11 @@ def upsert(
         "SELECT key FROM items WHERE collection = ? AND slot BETWEEN ? AND ? ORDER BY slot",
         (collection, first, first + len(entries) - 1),
     )
-    return np.fromiter((row[0] for row in keys), np.int64, len(entries)), replaced
+    records = [
+        record(entry.id, created.get(entry.id, at), at, metadata)
+        for entry, metadata in zip(entries, packed, strict=True)
+    ]
+    return np.fromiter((row[0] for row in keys), np.int64, len(entries)), replaced, records
 
 
 def _packed(metadata: Metadata) -> str:
@@ -288,14 +295,18 @@ def _delete_vectors(connection: sqlite3.Connection, slots: Iterable[int]) -> Non
     connection.execute(f"DELETE FROM vectors WHERE slot IN {_GIVEN}", (_json(slots),))
 
 
-def live(connection: sqlite3.Connection, collection: int) -> Iterator[tuple[Keys, list[str], list[Metadata]]]:
-    """Every item of a collection in the order of the slots: slots, modalities, metadata; in batches."""
+def live(
+    connection: sqlite3.Connection, collection: int
+) -> Iterator[tuple[Keys, list[str], list[Metadata], list[bytes]]]:
+    """Every item of a collection in the order of the slots: slots, modalities, metadata, records; in batches."""
     rows = connection.execute(
-        "SELECT slot, modality, metadata FROM items WHERE collection = ? ORDER BY slot", (collection,)
+        "SELECT slot, modality, metadata, id, created, updated FROM items WHERE collection = ? ORDER BY slot",
+        (collection,),
     )
     while batch := rows.fetchmany(_BATCH):
-        slots, modalities, metadata = zip(*batch, strict=True)
-        yield np.array(slots, np.int64), list(modalities), [orjson.loads(held) for held in metadata]
+        slots, modalities, metadata, *rest = zip(*batch, strict=True)
+        records = list(map(record, *rest, metadata))
+        yield np.array(slots, np.int64), list(modalities), [orjson.loads(held) for held in metadata], records
 
 
 class SlotReader:
@@ -337,6 +348,17 @@ class SlotReader:
             ).fetchall()
             for slot, metadata in rows:
                 yield slot, orjson.loads(metadata)
+
+
+def record(id: str, created: str, updated: str, metadata: str) -> bytes:
+    """An item without its vector, as the index holds it (records.Records)."""
+    when = "0" if updated == created else f'"{updated}"'
+    return orjson.dumps(id).join((b"[", f',"{created}",{when},{metadata}]'.encode()))
+
+
+def item_of_record(collection: str, modality: str, record: bytes) -> Item:
+    id, created, updated, metadata = orjson.loads(record)
+    return Item(collection, id, modality, metadata, created, updated or created, None)
 
 
 def _item(

@@ -57,6 +57,8 @@ class SqliteStore:
             tokens.prepare(writing)
             previews.prepare(writing)
             self._id = schema.meta(writing, "store") or ""
+            self._keys = {each.name: each.key for each in rows.collections(writing)}
+            """Of collections, by name."""
             self._indexes = self._load_indexes(writing)
             reading = self._connect()
         except BaseException:
@@ -109,17 +111,25 @@ class SqliteStore:
                 if each.collection == collection.key:
                     index.load(each.modality, each.built, each.slots)
             reader = SlotReader(connection, collection.key, self._dimensions)
-            for slots, modalities, metadata in rows.live(connection, collection.key):
+            for slots, modalities, metadata, records in rows.live(connection, collection.key):
                 for modality in dict.fromkeys(modalities):
                     chosen = np.array([each == modality for each in modalities])
-                    own = [held for held, mine in zip(metadata, chosen, strict=True) if mine]
-                    fresh = ~index.revive(modality, slots[chosen], own)
+                    places = np.flatnonzero(chosen).tolist()
+                    own, mine = [metadata[place] for place in places], [records[place] for place in places]
+                    fresh = ~index.revive(modality, slots[chosen], own, mine)
                     if fresh.any():
                         wanted = slots[chosen][fresh]
                         found, vectors = reader.vectors(wanted)
                         if len(found) != len(wanted):
                             raise ValueError("an item has no vector")
-                        index.put(modality, wanted, vectors, [own[place] for place in np.flatnonzero(fresh)])
+                        places = np.flatnonzero(fresh).tolist()
+                        index.put(
+                            modality,
+                            wanted,
+                            vectors,
+                            [own[place] for place in places],
+                            [mine[place] for place in places],
+                        )
             indexes[collection.key] = index
         for each in saved:
             if each.collection not in indexes:
@@ -129,15 +139,17 @@ class SqliteStore:
     def _apply(self, changes: list[Change]) -> None:
         for change in changes:
             match change:
-                case Configure(collection, wanted):
-                    # Replaced as a whole: the builder and searches may be going through it.
+                case Configure(collection, name, wanted):
+                    # Replaced as a whole, as the names are: the builder and searches may be going through them.
                     self._indexes = {collection: Index(self._dimensions, wanted), **self._indexes}
                     self._indexes[collection].wanted = wanted
+                    self._keys = {**self._keys, name: collection}
                 case Drop(collection):
+                    self._keys = {name: key for name, key in self._keys.items() if key != collection}
                     self._indexes = {key: index for key, index in self._indexes.items() if key != collection}
                     snapshot.forget(self._snapshot, collection)
-                case Put(collection, modality, slots, vectors, metadata, replaced):
-                    self._indexes[collection].put(modality, slots, vectors, metadata, replaced)
+                case Put(collection, modality, slots, vectors, metadata, records, replaced):
+                    self._indexes[collection].put(modality, slots, vectors, metadata, records, replaced)
                 case Remove(collection, slots):
                     self._indexes[collection].remove(slots)
         self._builder.notify()
@@ -174,7 +186,7 @@ class SqliteStore:
                 collection = self._ensure(transaction, name)
                 for modality, mine in parts.items():
                     first = transaction.take(len(mine))
-                    keys, replaced = rows.upsert(transaction.connection, collection, mine, first)
+                    keys, replaced, records = rows.upsert(transaction.connection, collection, mine, first)
                     known = [id in replaced for id in (entry.id for entry in mine)]
                     keywords.put(transaction.connection, collection, keys, known, mine)
                     tokens.put(transaction.connection, collection, keys, known, mine)
@@ -183,7 +195,8 @@ class SqliteStore:
                     vectors = np.stack([entry.vector for entry in mine])
                     metadata = [entry.metadata for entry in mine]
                     older = np.sort(np.array(list(replaced.values()), np.int64))
-                    transaction.changes.append(Put(collection, modality, slots, vectors, metadata, older))
+                    put = Put(collection, modality, slots, vectors, metadata, records, older)
+                    transaction.changes.append(put)
 
         await self._write(write)
 
@@ -288,9 +301,9 @@ class SqliteStore:
         effort: Effort | None = None,
     ) -> list[list[Hit]]:
         def read(connection: sqlite3.Connection) -> list[list[Hit]]:
-            key = _collection_key(connection, collection)
-            index = self._indexes.get(key)
-            if index is None:
+            key = self._keys.get(collection)
+            index = None if key is None else self._indexes.get(key)
+            if key is None or index is None:
                 raise NotFound(f"no collection {collection!r}")
             reader = SlotReader(connection, key, self._dimensions)
             for _ in range(_LOOKS):
@@ -298,13 +311,20 @@ class SqliteStore:
                 found = index.search(
                     queries, count + bool(leave_out), reader, modalities=modalities, filter=filter, effort=effort
                 )
-                slots = {slot for hits in found for slot, _ in hits}
-                items = rows.items_by_slot(connection, key, collection, slots, with_vector)
-                if len(items) == len(slots):
+                # Most are in memory: vectors are read, and the items whose records are long.
+                wanted = {each.slot for hits in found for each in hits if with_vector or not each.record}
+                items = rows.items_by_slot(connection, key, collection, wanted, with_vector) if wanted else {}
+                if len(items) == len(wanted):
                     break
             results = []
             for hits, own in zip(found, leave_out or [None] * len(found), strict=True):
-                kept = [Hit(items[slot], score) for slot, score in hits if slot in items and items[slot].id != own]
+                kept = []
+                for slot, score, modality, record in hits:
+                    item = items.get(slot)
+                    if item is None and slot not in wanted:
+                        item = rows.item_of_record(collection, modality, record)
+                    if item is not None and item.id != own:
+                        kept.append(Hit(item, score))
                 results.append(kept[:count])
             return results
 
@@ -396,7 +416,7 @@ class SqliteStore:
             created = len(transaction.changes) > before
             if wanted is not None:
                 rows.configure_collection(transaction.connection, key, wanted)
-                transaction.changes.append(Configure(key, wanted))
+                transaction.changes.append(Configure(key, name, wanted))
             return created
 
         return await self._write(write)
@@ -437,7 +457,7 @@ class SqliteStore:
     def _ensure(self, transaction: Transaction, name: str) -> int:
         key, created = rows.ensure_collection(transaction.connection, name, self._space, self._dimensions)
         if created:
-            transaction.changes.append(Configure(key, Wanted()))
+            transaction.changes.append(Configure(key, name, Wanted()))
         return key
 
     # Label sets

@@ -31,6 +31,7 @@ class Put:
     slots: Keys
     vectors: Vectors
     metadata: Sequence[Mapping[str, Any]]
+    records: Sequence[bytes]
     replaced: Keys
 
 
@@ -45,6 +46,7 @@ class Configure:
     """A collection that is new, or whose index is to be of another kind."""
 
     collection: int
+    name: str
     wanted: Wanted
 
 

@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 
 from service.contract.vectors import l2_normalise
 from service.store import kinds
-from service.store.columns import Columns, Growing
+from service.store.columns import Columns, Growing, _cells, _encoded
 from service.store.filters import parse
 from service.store.index import Index
 from service.store.kinds import Rules, Wanted
+from service.store.records import Records
 
 
 class Rows:
@@ -39,9 +40,14 @@ def brute_force(queries, vectors, slots, count):
     return [[int(slots[i]) for i in np.argsort(-row, kind="stable")[:count]] for row in scores]
 
 
+def record(slot):
+    return b"record %d" % slot
+
+
 def put(index, modality, slots, vectors, replaced=()):
     metadata = [{"slot": slot} for slot in slots]
-    index.put(modality, np.array(slots), vectors, metadata, np.array(sorted(replaced), np.int64))
+    records = list(map(record, slots))
+    index.put(modality, np.array(slots), vectors, metadata, records, np.array(sorted(replaced), np.int64))
 
 
 @settings(max_examples=20, deadline=None)
@@ -55,7 +61,9 @@ def test_a_search_by_modality_is_exact(seed, size, wanted):
     allowed = np.isin(of, list(wanted))
     queries = unit(rng, 2)
     found = index.search(queries, 10, NOTHING, modalities=list(wanted))
-    assert [[slot for slot, _ in hits] for hits in found] == brute_force(queries, vectors[allowed], slots[allowed], 10)
+    assert [[each.slot for each in hits] for hits in found] == brute_force(
+        queries, vectors[allowed], slots[allowed], 10
+    )
 
 
 def test_equal_scores_come_in_the_order_of_the_slots():
@@ -64,7 +72,7 @@ def test_equal_scores_come_in_the_order_of_the_slots():
     put(index, "text", [3], vector)
     put(index, "image", [5], vector)
     put(index, "text", [7], vector)
-    assert [slot for slot, _ in index.search(vector, 3, NOTHING)[0]] == [3, 5, 7]
+    assert [each.slot for each in index.search(vector, 3, NOTHING)[0]] == [3, 5, 7]
 
 
 def test_an_empty_index_finds_nothing():
@@ -79,7 +87,7 @@ def test_put_replaces_across_modalities():
     put(index, "text", [2], new, replaced=[1])
     assert index.slots().tolist() == [2]
     assert index.search(new, 5, NOTHING, modalities=["image"]) == [[]]
-    assert abs(index.search(new, 5, NOTHING)[0][0][1] - 1) < 1e-6
+    assert abs(index.search(new, 5, NOTHING)[0][0].score - 1) < 1e-6
 
 
 def test_blocks_are_searched_to_their_last_row():
@@ -90,8 +98,8 @@ def test_blocks_are_searched_to_their_last_row():
     for start in range(0, 150, 50):
         put(index, "text", list(range(start, start + 50)), vectors[start : start + 50])
     for row in (0, 63, 64, 127, 128, 149):
-        [[(slot, score)]] = index.search(vectors[row : row + 1], 1, NOTHING)
-        assert slot == row and abs(score - 1) < 1e-5
+        [[found]] = index.search(vectors[row : row + 1], 1, NOTHING)
+        assert found.slot == row and abs(found.score - 1) < 1e-5 and found.record == record(row)
 
 
 def test_searches_while_vectors_are_replaced_and_indexes_switched_always_see_every_item_once():
@@ -106,8 +114,9 @@ def test_searches_while_vectors_are_replaced_and_indexes_switched_always_see_eve
 
     def search():
         while not done.is_set():
-            found = [item_of[slot] for slot, _ in index.search(vectors[:1], 100, NOTHING)[0]]
-            if sorted(found) != list(range(100)):
+            hits = index.search(vectors[:1], 100, NOTHING)[0]
+            found = [item_of[each.slot] for each in hits]
+            if sorted(found) != list(range(100)) or any(each.record != record(each.slot) for each in hits):
                 failures.append(found)
 
     threads = [threading.Thread(target=search) for _ in range(3)]
@@ -145,6 +154,8 @@ def test_searches_while_vectors_are_replaced_and_indexes_switched_always_see_eve
     assert failures == [] and switched > 5
     assert index.slots().tolist() == sorted(current.values())
     assert index.views()["text"].count < 1_000  # the dead of 2,000 writes were left behind
+    for each in index.search(vectors[:1], 100, NOTHING)[0]:
+        assert (each.modality, each.record) == ("text", record(each.slot))
 
 
 def test_a_filter_that_leaves_nothing_near_the_query_is_answered_exactly():
@@ -154,7 +165,7 @@ def test_a_filter_that_leaves_nothing_near_the_query_is_answered_exactly():
     vectors = l2_normalise(centres[of] + 0.1 * rng.standard_normal((4_000, 16)).astype(np.float32))
     slots = np.arange(1, 4_001)
     index = Index(16, Wanted("hnsw"))
-    index.put("text", slots, vectors, [{"of": int(each)} for each in of])
+    index.put("text", slots, vectors, [{"of": int(each)} for each in of], [b""] * len(slots))
     [modality, view, chosen, _] = index.plan(Rules(graph_from=10, step=10_000))
     built = kinds.build(chosen, 16, 4_000, lambda count: vectors[:count], iter([vectors]), lambda: False)
     index.switch(modality, view, built, [], np.arange(4_000))
@@ -162,7 +173,7 @@ def test_a_filter_that_leaves_nothing_near_the_query_is_answered_exactly():
     near = l2_normalise(centres[:1] + 0.1 * rng.standard_normal((20, 16)).astype(np.float32))
     found = index.search(near, 10, NOTHING, filter=parse({"of": 1}))
     passing = of == 1
-    assert [[slot for slot, _ in hits] for hits in found] == brute_force(near, vectors[passing], slots[passing], 10)
+    assert [[each.slot for each in hits] for hits in found] == brute_force(near, vectors[passing], slots[passing], 10)
     shares = built.shares_around(near, passing)
     assert shares.shape == (20,) and (shares < 0.05).all()
 
@@ -192,3 +203,43 @@ def test_columns_keep_what_is_kept():
     everything = np.ones(2, np.bool_)
     for raw, expected in (({"a": 1}, [False, True]), ({"b": "x"}, [True, False]), ({"b": None}, [False, True])):
         assert kept.select(parse(raw), everything, NOTHING.metadata).tolist() == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.binary(max_size=1_100), max_size=30), st.data())
+def test_records_are_given_back_by_row(given_records, data):
+    records = Records()
+    split = data.draw(st.integers(0, len(given_records)))
+    records.extend(given_records[:split])
+    records.leave(len(given_records) - split)
+    later = np.arange(split, len(given_records))
+    assert records.get(later) == [b""] * len(later)
+    records.set(later, given_records[split:])
+    held = [record if len(record) < 1_024 else b"" for record in given_records]
+    assert records.get(np.arange(len(held))) == held
+    rows = data.draw(st.lists(st.sampled_from(range(len(held))), unique=True)) if held else []
+    kept = records.kept(np.array(rows, np.int64))
+    assert kept.get(np.arange(len(rows))) == [held[row] for row in rows]
+    assert kept.nbytes() == sum(len(held[row]) for row in rows) + 8 * len(rows)
+
+
+def test_records_fill_one_chunk_after_another():
+    records, each = Records(), [bytes([n % 251]) * 1_000 for n in range(10_000)]
+    records.extend(each)
+    assert records.get(np.arange(10_000)) == each and len(records._chunks) == 3
+
+
+_values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(allow_nan=False),
+    st.text(max_size=3),
+    st.just([1]),
+)
+
+
+@given(st.one_of(*(st.lists(each, min_size=1) for each in (_values, st.booleans(), st.integers(), st.text()))))
+def test_cells_of_one_type_are_encoded_as_each_is(values):
+    kinds, encoded = _cells(values)
+    assert list(zip(kinds.tolist(), encoded.tolist(), strict=True)) == [_encoded(value) for value in values]

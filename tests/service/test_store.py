@@ -90,6 +90,36 @@ def test_an_index_is_taken_from_its_snapshot_and_brought_up_to_the_rows(tmp_path
     in_store(tmp_path, run, rules=Rules(flat_up_to=20, rest_at_least=1_000))
 
 
+def test_what_a_search_says_of_an_item_is_what_is_stored(tmp_path):
+    """Whether it is short enough to be held in memory or not, however often it and the index around it changed."""
+
+    def long_and_short(count, of):
+        return [entry(f"{n}é", {"of": of, "text": "long\n" * (300 * (n % 2))}) for n in range(count)]
+
+    async def all_there(store):
+        hits = (await store.search("default", vector_of("x")[None], 100))[0]
+        assert len(hits) == 60
+        for hit in hits:
+            assert hit.item == await store.get("default", hit.item.id)
+        return {hit.item.id: hit.item for hit in hits}
+
+    async def run(store):
+        await store.upsert(long_and_short(60, "first"))
+        before = await all_there(store)
+        assert await store.indexed(300)
+        await all_there(store)
+        await store.upsert(long_and_short(40, "second"))
+        after = await all_there(store)
+        assert await store.indexed(300)  # built anew, without the forty that are dead
+        assert await part(store) == ("hnsw", 60, 60)
+        assert await all_there(store) == after
+        assert all(after[id].created == before[id].created for id in before)
+        assert {item.metadata["of"] for item in after.values()} == {"first", "second"}
+
+    in_store(tmp_path, run, rules=SMALL)
+    in_store(tmp_path, all_there, rules=SMALL)
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "slots", "header", "missing file", "foreign", "newer"])
 def test_a_damaged_snapshot_is_rebuilt_while_exact_search_answers(tmp_path, damage):
     in_store(tmp_path, written, rules=SMALL)

@@ -241,6 +241,7 @@ def test_any_sequence_of_writes_leaves_what_a_dict_would_hold(open_store, tmp_pa
         assert held == model and len(hits) == len(model)
         for hit in hits:
             assert abs(hit.score - float(query @ vector_of(f"{hit.item.metadata['n']}"))) < 1e-6
+            assert hit.item == await store.get("c", hit.item.id)
         await store.close()
 
     asyncio.run(run())
@@ -286,7 +287,8 @@ def test_an_item_is_read_as_it_was_written(open_store, tmp_path):
             found = await store.get("default", id, with_vector=True)
             assert found.id == id and found.metadata == held | {"id": id}
             assert np.array_equal(found.vector, vector_of(id))
-            assert ids((await store.search("default", vector_of(id)[None], 1, filter=parse({"id": id})))[0]) == [id]
+            [hit] = (await store.search("default", vector_of(id)[None], 1, filter=parse({"id": id})))[0]
+            assert hit.item == await store.get("default", id)
         assert {id for _, id in await everything(store)} == set(odd)
         first = await store.get("default", odd[0])
         await store.upsert([entry(odd[0], {})])

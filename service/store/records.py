@@ -1,0 +1,65 @@
+"""What an answer says of an item besides its score, in memory, so that a search reads no rows.
+
+Derived from the rows in SQLite, like the columns. A record is as rows.record() makes it. The long ones are left on
+disk, so that what a part takes is bounded by its number of rows.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.store.columns import Growing
+
+_LENGTH_BITS, _OFFSET_BITS = 10, 24
+_START_BITS = _LENGTH_BITS + _OFFSET_BITS
+_LONGEST, _OFFSETS = 2**_LENGTH_BITS - 1, 2**_OFFSET_BITS - 1
+_CHUNK = 2**22
+"""Bytes from which on a chunk takes no more: memory grows by so much at a time, and nothing is copied to make room."""
+
+
+class Records:
+    """The records of a part's rows, by their numbers. One thread writes; any may read."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytearray] = []
+        self._places = Growing(np.int64)
+        """Chunk, offset and length as one number; 0 where the row has no record here."""
+
+    def extend(self, records: Sequence[bytes]) -> None:
+        """Those of the rows that come next; an empty one is none."""
+        self._places.extend([self._place(record) for record in records])
+
+    def leave(self, count: int) -> None:
+        """The next rows have none, until set() gives them some."""
+        self._places.extend(np.zeros(count, np.int64))
+
+    def set(self, rows: NDArray[np.int64], records: Sequence[bytes]) -> None:
+        self._places.held()[rows] = [self._place(record) for record in records]
+
+    def get(self, rows: NDArray[np.int64]) -> list[bytes]:
+        """Those of these rows, empty where one has none."""
+        found = []
+        for place in self._places.held()[rows].tolist():
+            start, length = place >> _LENGTH_BITS & _OFFSETS, place & _LONGEST
+            found.append(bytes(self._chunks[place >> _START_BITS][start : start + length]) if length else b"")
+        return found
+
+    def kept(self, rows: NDArray[np.int64]) -> "Records":
+        """Those of these rows, in their order."""
+        records = Records()
+        records.extend(self.get(rows))
+        return records
+
+    def nbytes(self) -> int:
+        return sum(map(len, self._chunks)) + self._places.held().nbytes
+
+    def _place(self, record: bytes) -> int:
+        if not 0 < len(record) <= _LONGEST:
+            return 0
+        if not self._chunks or len(self._chunks[-1]) >= _CHUNK:
+            self._chunks.append(bytearray())
+        chunk = self._chunks[-1]
+        start = len(chunk)
+        chunk += record
+        return (len(self._chunks) - 1) << _START_BITS | start << _LENGTH_BITS | len(record)

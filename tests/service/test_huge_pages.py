@@ -1,0 +1,64 @@
+"""Huge pages change where an index lies, and nothing of what it finds."""
+
+import sys
+import threading
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from service.contract.vectors import l2_normalise
+from service.store import huge_pages, kinds
+from service.store.kinds import Chosen
+
+
+def graph(count, dimensions=128):
+    vectors = l2_normalise(np.random.default_rng(0).standard_normal((count, dimensions)))
+    return vectors, kinds.build(Chosen("hnsw", "float32"), dimensions, count, lambda _: vectors, iter([vectors]), bool)
+
+
+def in_huge_pages():
+    """Bytes of this process's own memory."""
+    rolled_up = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * int(rolled_up.split("AnonHugePages:")[1].split()[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux only")
+def test_a_graph_is_moved_and_finds_the_same_before_meanwhile_and_after():
+    vectors, built = graph(20_000)  # 10 MB of vectors, 2.6 MB of neighbours
+    before = built.nominate(vectors[:100], 10, None, 1.0, kinds.Effort())
+    stop, wrong = threading.Event(), []
+
+    def search():
+        while not stop.is_set():
+            found = built.nominate(vectors[:100], 10, None, 1.0, kinds.Effort())
+            if not all(map(np.array_equal, found, before)):
+                wrong.append(found)
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    held = in_huge_pages()
+    moved = huge_pages.give(built.index, lambda: False)
+    grown = in_huge_pages() - held
+    stop.set()
+    thread.join()
+    assert not wrong
+    assert all(map(np.array_equal, built.nominate(vectors[:100], 10, None, 1.0, kinds.Effort()), before))
+    if not moved:
+        pytest.skip("this system has no huge pages to give")
+    assert 8 * 2**20 <= moved <= 13 * 2**20 and moved % 2**21 == 0
+    if "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():  # else they may have been huge
+        assert grown > 0
+
+
+def test_what_is_asked_to_stop_moves_nothing_more():
+    _, built = graph(20_000)
+    assert huge_pages.give(built.index, lambda: True) == 0
+
+
+def test_an_index_that_is_no_graph_and_one_that_fits_a_page_stay_where_they_are():
+    flat = faiss.IndexFlatIP(128)
+    flat.add(np.ones((50_000, 128), np.float32))
+    assert huge_pages.give(flat, lambda: False) == 0
+    assert huge_pages.give(graph(100)[1].index, lambda: False) == 0
