@@ -322,7 +322,7 @@ def _best(query: int, found: "Sequence[tuple[str, View, Scores, Keys]]", count: 
         return []
     else:
         scores, rows = (np.concatenate([each[place] for each in candidates]) for place in (0, 1))
-        own = np.concatenate([slots[rows] for _, rows, slots in candidates])
+        own = np.concatenate([slots[numbers] for _, numbers, slots in candidates])
         origins = np.repeat(np.arange(len(candidates)), [len(rows) for _, rows, _ in candidates])
     order = np.lexsort((own, -scores))
     order = order[rows[order] >= 0][:count]
