@@ -19,7 +19,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -41,6 +40,22 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 @dataclass
+class Group:
+    tried: int = 0
+    longest_s: float = 0.0
+    slowest: str = ""
+    most_mb: float = 0.0
+    greediest: str = ""
+
+    def take(self, attack: Attack, seconds: float, mb: float) -> None:
+        self.tried += 1
+        if seconds > self.longest_s:
+            self.longest_s, self.slowest = seconds, attack.name
+        if mb > self.most_mb:
+            self.most_mb, self.greediest = mb, attack.name
+
+
+@dataclass
 class Findings:
     tried: int = 0
     refused_as_documented: int = 0
@@ -57,7 +72,7 @@ class Findings:
     """Files that a job wrote where it should not."""
     longest_s: float = 0.0
     most_mb: float = 0.0
-    groups: Counter[str] = field(default_factory=Counter)
+    groups: dict[str, Group] = field(default_factory=dict)
 
     @property
     def bad(self) -> int:
@@ -207,7 +222,6 @@ def _escaped(store: Path) -> int:
 def _one(server: Server, attack: Attack, before: int, findings: Findings) -> bool:
     """Whether the server lives."""
     findings.tried += 1
-    findings.groups[attack.group] += 1
     _forget(server)
     answer = send(server.address, attack)
     if answer is not None and answer.job:
@@ -241,6 +255,8 @@ def _one(server: Server, attack: Attack, before: int, findings: Findings) -> boo
         findings.unready += 1
         wrong.append("not ready afterwards")
     findings.most_mb = max(findings.most_mb, extra / 1e6)
+    group = findings.groups.setdefault(attack.group, Group())
+    group.take(attack, 0.0 if answer is None else answer.seconds, extra / 1e6)
     if extra > MEMORY_BYTES:
         findings.greedy += 1
         wrong.append(f"{extra / 1e6:.0f} MB")
@@ -262,8 +278,10 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = (each for each in attacks if options.only in (None, each.group))
     with tempfile.TemporaryDirectory() as folder:
         findings = attack_all(options.bundle, Path(folder) / "store", chosen)
-    for group, count in findings.groups.items():
-        print(f"{group:14}{count:6}")
+    print(f"{'group':14}{'tried':>6}{'slowest':>9}{'most MB':>9}   which those were")
+    for name, group in findings.groups.items():
+        which = f"{group.slowest}; {group.greediest}"
+        print(f"{name:14}{group.tried:6}{group.longest_s:8.2f}s{group.most_mb:9.0f}   {which}")
     print(json.dumps({name: round(value, 3) for name, value in vars(findings).items() if name != "groups"}))
     return int(bool(findings.bad or findings.slow or findings.greedy))
 
