@@ -5,11 +5,8 @@ Everything that takes long to import is imported by the command that needs it, s
 
 import importlib
 import json
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,44 +14,15 @@ import click
 from click.shell_completion import get_completion_class
 
 from isthmus_client import VERSION, terminal
+from isthmus_client.command_inputs import queries, read_inputs
+from isthmus_client.command_jobs import jobs
+from isthmus_client.command_shared import Failure, echo_lines, server
 
 if TYPE_CHECKING:
-    from isthmus_client import Input, Isthmus, Job
-    from isthmus_client.errors import ClientError
+    from isthmus_client import Isthmus
 
-_MAGIC = (
-    b"\xff\xd8\xff",
-    b"\x89PNG",
-    b"GIF8",
-    b"RIFF",
-    b"BM",
-    b"II*\0",
-    b"MM\0*",
-    b"fLaC",
-    b"OggS",
-    b"ID3",
-    b"\xff\xfb",
-)
 _QUERIES_AT_ONCE = 32
 _MODALITIES = click.Choice(["image", "audio", "text"])
-_STATES = click.Choice(["queued", "running", "done", "failed", "cancelled"])
-_START = (
-    "start one with `isthmus serve` (in a checkout: `make serve`) and wait until it listens, "
-    "or name one by --url or ISTHMUS_URL"
-)
-
-
-class Failure(click.ClickException):
-    """An error, and what to do about it."""
-
-    def __init__(self, message: str, next_step: str | None = None) -> None:
-        super().__init__(message)
-        self.next_step = next_step
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {self.message}", err=True)
-        if self.next_step:
-            click.echo(f"{click.style('next:', bold=True)}  {self.next_step}", err=True)
 
 
 class Commands(click.Group):
@@ -96,10 +64,10 @@ def cli(context: click.Context, url: str | None, api_key: str | None) -> None:
 @click.pass_context
 def embed(context: click.Context, /, inputs: tuple[str, ...], as_text: bool, as_json: bool, **options: Any) -> None:
     """Unit vectors of inputs."""
-    given = list(_read_inputs(inputs, as_text))
+    given = list(read_inputs(inputs, as_text))
     failed = 0
     rows = []
-    with _server(context) as space:
+    with server(context) as space:
         for (name, _), each in zip(given, space.embed_many((i for _, i in given), **_given(options)), strict=True):
             if each.error or each.vector is None:
                 failed += 1
@@ -114,7 +82,7 @@ def embed(context: click.Context, /, inputs: tuple[str, ...], as_text: bool, as_
                 head = " ".join(f"{number:+.3f}" for number in each.vector[:6])
                 rows.append((name, each.modality or "", str(len(each.vector)), f"{head} …"))
     if rows:
-        _echo_lines(terminal.table(rows, ("input", "modality", "dimensions", "vector"), right=(2,)))
+        echo_lines(terminal.table(rows, ("input", "modality", "dimensions", "vector"), right=(2,)))
     if failed:
         context.exit(1)
 
@@ -160,9 +128,9 @@ def search(
         options["modalities"] = list(modalities)
     if filter_json is not None:
         options["filter"] = _parsed(filter_json)
-    asked = _queries(query, like, weights, as_text)
+    asked = queries(query, like, weights, as_text)
     draw = terminal.shows_pictures() if pictures is None else pictures
-    with _server(context) as space:
+    with server(context) as space:
         for first in range(0, len(asked), _QUERIES_AT_ONCE):
             some = asked[first : first + _QUERIES_AT_ONCE]
             for (name, _), found in zip(some, space.search_many([q for _, q in some], **options), strict=True):
@@ -194,7 +162,7 @@ def index(context: click.Context, /, folder: Path, collection: str, again: bool,
     """
     from isthmus_client import folder as folders
 
-    with _server(context, background=True) as space:
+    with server(context, background=True) as space:
         files = folders.media_files(folder)
         if not files:
             raise Failure(f"there is no image or sound in {folder}", "name the folder that holds your photographs")
@@ -228,116 +196,7 @@ def _is_new(folder: Path, path: Path, known: Mapping[str, Mapping[str, Any]]) ->
         return True  # sending it says what is wrong
 
 
-@cli.group(context_settings={"help_option_names": ["-h", "--help"]})
-def jobs() -> None:
-    """Store very many items in the background: JSON lines, a tar, or a folder on the server.
-
-    A job goes on whatever happens to this command or to the server.
-    """
-
-
-@jobs.command("create")
-@click.argument("file", required=False, type=click.Path(dir_okay=False, exists=True, path_type=Path))
-@click.option("--folder", metavar="NAME", help="A folder on the server, under its ISTHMUS_JOBS_ROOT, instead of FILE.")
-@click.option("-c", "--collection", default="default", show_default=True, help="Of items that do not name one.")
-@click.option("--key", metavar="TEXT", help="Idempotency-Key: with the same FILE it is the same job, not another.")
-@click.option("--wait", is_flag=True, help="Stay until it has ended, with a progress bar.")
-@click.option("--json", "as_json", is_flag=True, help="The job as a JSON object.")
-@click.pass_context
-def create_job(
-    context: click.Context,
-    /,
-    file: Path | None,
-    folder: str | None,
-    collection: str,
-    key: str | None,
-    wait: bool,
-    as_json: bool,
-) -> None:
-    """Hand in FILE: JSON lines (.jsonl) as POST /items takes items, or a tar (.tar), with .gz behind it or without."""
-    from isthmus_client.jobs import kind_of
-
-    if (file is None) == (folder is None):
-        raise click.UsageError("say what to store: a FILE, or a --folder on the server")
-    if file is not None and kind_of(file) is None:
-        raise Failure(f"{file} is neither JSON lines nor a tar, by its name", "call it .jsonl or .tar")
-    with _server(context) as space:
-        if file is not None:
-            made = space.create_job(file, collection=collection, idempotency_key=key)
-        else:
-            made = space.create_folder_job(folder or ".", collection=collection, idempotency_key=key)
-        if not as_json:
-            click.echo(made.id)
-        if wait:
-            _wait(context, space, made.id, as_json)
-        elif as_json:
-            click.echo(json.dumps(asdict(made)))
-
-
-@jobs.command("list")
-@click.option("--state", "states", multiple=True, type=_STATES, help="Only jobs in it; repeatable.")
-@click.option("--json", "as_json", is_flag=True, help="A JSON object per job, a line each.")
-@click.pass_context
-def list_jobs(context: click.Context, /, states: tuple[str, ...], as_json: bool) -> None:
-    """The jobs that the server knows, the newest first."""
-    with _server(context) as space:
-        found = space.jobs(limit=1_000, states=states)
-    if as_json:
-        _echo_lines([json.dumps(asdict(each)) for each in found])
-    elif found:
-        rows = [(e.id, e.state, e.collection, str(e.done), str(e.failed), str(e.total or ""), e.created) for e in found]
-        _echo_lines(
-            terminal.table(rows, ("job", "state", "collection", "done", "failed", "of", "created"), right=(3, 4, 5))
-        )
-
-
-@jobs.command("wait")
-@click.argument("id")
-@click.option("--json", "as_json", is_flag=True, help="The job as a JSON object.")
-@click.pass_context
-def wait_for_job(context: click.Context, /, id: str, as_json: bool) -> None:
-    """Stay until a job has ended. Exit code 1 where it failed, was cancelled, or refused items."""
-    with _server(context) as space:
-        _wait(context, space, id, as_json)
-
-
-@jobs.command("errors")
-@click.argument("id")
-@click.pass_context
-def job_errors(context: click.Context, /, id: str) -> None:
-    """The items that were refused, as JSON lines."""
-    with _server(context) as space:
-        _echo_lines([json.dumps(asdict(each), ensure_ascii=False) for each in space.job_errors(id)])
-
-
-@jobs.command("cancel")
-@click.argument("id")
-@click.pass_context
-def cancel_job(context: click.Context, /, id: str) -> None:
-    """Stop a job. What it stored stays."""
-    with _server(context) as space:
-        found = space.cancel_job(id)
-    click.echo(f"{found.state}: {found.done} stored")
-
-
-def _wait(context: click.Context, space: "Isthmus", id: str, as_json: bool) -> None:
-    shown = sys.stderr.isatty() and not as_json
-    with click.progressbar(length=1, label="storing", file=sys.stderr, hidden=not shown) as progress:
-
-        def report(job: "Job") -> None:
-            progress.length = max(1, job.total or 0)
-            progress.update(job.done + job.failed - progress.pos)
-
-        found = space.wait_for_job(id, report=report)
-    if as_json:
-        click.echo(json.dumps(asdict(found), ensure_ascii=False))
-    else:
-        refused = f", {found.failed} refused: isthmus jobs errors {id}" if found.failed else ""
-        click.echo(f"{found.state}: {found.done} stored{refused}")
-        if found.error:
-            click.echo(f"error: {found.error.detail}", err=True)
-    if found.state != "done" or found.failed:
-        context.exit(1)
+cli.add_command(jobs)
 
 
 @cli.command()
@@ -370,8 +229,8 @@ def classify(
     asked = _given(options) | ({"labels": words} if words else {"label_set": label_set})
     if not options["abstain"]:
         asked.pop("abstain", None)
-    given = list(_read_inputs(inputs, as_text))
-    with _server(context) as space:
+    given = list(read_inputs(inputs, as_text))
+    with server(context) as space:
         for first in range(0, len(given), _QUERIES_AT_ONCE):
             some = given[first : first + _QUERIES_AT_ONCE]
             for (name, _), result in zip(some, space.classify([i for _, i in some], **asked), strict=True):
@@ -382,7 +241,7 @@ def classify(
                     continue
                 click.echo(click.style(name, bold=True) + ("   none of these" if result.abstained else ""))
                 rows = [(f"  {each.label}", f"{each.score:.3f}", terminal.bar(each.score)) for each in result.labels]
-                _echo_lines(terminal.table(rows, ("  label", "score", ""), right=(1,)))
+                echo_lines(terminal.table(rows, ("  label", "score", ""), right=(1,)))
 
 
 def _passes_on(name: str, help: str, run: Callable[[list[str]], int]) -> None:
@@ -504,99 +363,6 @@ def main() -> NoReturn:
     raise AssertionError("click ends the program")
 
 
-@contextmanager
-def _server(context: click.Context, *, background: bool = False) -> Iterator["Isthmus"]:
-    """The client, and its errors as a line for people and the next step."""
-    from isthmus_client import ClientError, Isthmus, Retries
-
-    url, key = context.obj
-    try:
-        with Isthmus(url, api_key=key, retries=Retries(attempts=3), background=background) as space:
-            yield space
-    except ClientError as error:
-        raise Failure(str(error), _next_step(error)) from None
-
-
-def _next_step(error: "ClientError") -> str | None:
-    from isthmus_client import errors
-
-    steps: Sequence[tuple[type[ClientError], str]] = [
-        (errors.Unreachable, _START),
-        (errors.UnreadableAnswer, "something else listens there: name the server by --url or ISTHMUS_URL"),
-        (errors.NotAllowed, "give a key that may do this by --api-key or ISTHMUS_API_KEY"),
-        (errors.Overloaded, "ask again later, or with less at once"),
-        (errors.ServerFailed, "`isthmus doctor` looks at what the server needs; its log names the request"),
-    ]
-    step = next((step for kind, step in steps if isinstance(error, kind)), None)
-    if isinstance(error, errors.NotFound) and error.detail.startswith("no collection"):
-        return "a collection comes to be when something is put into it: `isthmus index FOLDER`"
-    return step
-
-
-def _read_inputs(arguments: Sequence[str], as_text: bool) -> Iterator[tuple[str, "Input"]]:
-    """The name and the input of each argument."""
-    for argument in arguments:
-        if argument == "-" and not as_text:
-            yield from _standard_input()
-        else:
-            yield argument, _one_input(argument, as_text)
-
-
-def _one_input(argument: str, as_text: bool) -> "Input":
-    from isthmus_client.folder import SUFFIXES
-
-    path = Path(argument)
-    if as_text:
-        return argument
-    if path.is_dir():
-        quoted = shlex.quote(argument)
-        raise Failure(f"{argument} is a folder", f"its files: {quoted}/*; to index them: isthmus index {quoted}")
-    if path.is_file():
-        return path
-    if Path(argument).suffix.lower() in SUFFIXES:
-        raise Failure(f"there is no file {argument}", "mind the folder you are in; --text takes it for the words")
-    return argument
-
-
-def _standard_input() -> Iterator[tuple[str, "Input"]]:
-    data = sys.stdin.buffer.read()
-    if data.startswith(_MAGIC):
-        yield "-", data
-        return
-    try:
-        lines = [line.strip() for line in data.decode().splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise Failure("standard input is neither text nor an image or a sound that is known") from None
-    if not lines:
-        raise Failure("standard input is empty", "give a text per line, or the content of one file")
-    yield from ((line, line) for line in lines)
-
-
-def _queries(
-    arguments: Sequence[str], like: str | None, weights: Sequence[float], as_text: bool
-) -> list[tuple[str, "Input"]]:
-    """Each query with its name: one per line of standard input, else one of all the arguments together."""
-    from isthmus_client.inputs import composed, stored
-
-    if list(arguments) == ["-"] and like is None and not as_text:
-        if weights:
-            raise click.UsageError("--weight is for several QUERY arguments, not for lines of standard input")
-        return list(_standard_input())
-    if "-" in arguments and not as_text:
-        raise click.UsageError("`-` stands alone: a query per line")
-    parts = [(each, _one_input(each, as_text)) for each in arguments]
-    if like is not None:
-        parts.append((like, stored(like)))
-    if not parts:
-        raise click.UsageError('say what to look for: isthmus search "a cat", a file, or --like ID')
-    if weights and len(weights) != len(parts):
-        raise click.UsageError(f"{len(weights)} weights for {len(parts)} parts of the query: one for each, or none")
-    if len(parts) == 1:
-        return parts
-    pairs = zip((part for _, part in parts), weights or [1.0] * len(parts), strict=True)
-    return [(" + ".join(name for name, _ in parts), composed(*pairs))]
-
-
 def _show_found(found: Sequence[Any], media: Path | None, draw: bool) -> None:
     rows = [
         (f"{each.score:.3f}", each.modality, each.id, "  ".join(f"{k}={v}" for k, v in _plain(each.metadata)))
@@ -607,7 +373,7 @@ def _show_found(found: Sequence[Any], media: Path | None, draw: bool) -> None:
         click.echo(line)
         file = _file_of(each, media) if draw and each is not None and each.modality == "image" else None
         if file is not None:
-            _echo_lines(terminal.picture(file))
+            echo_lines(terminal.picture(file))
 
 
 def _plain(metadata: Any) -> Iterator[tuple[str, Any]]:
@@ -638,11 +404,6 @@ def _parsed(text: str) -> Any:
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _echo_lines(lines: Sequence[str]) -> None:
-    for line in lines:
-        click.echo(line)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,129 @@
+"""`isthmus jobs`: store very many items in the background."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from isthmus_client import terminal
+from isthmus_client.command_shared import Failure, echo_lines, server
+
+if TYPE_CHECKING:
+    from isthmus_client import Isthmus, Job
+
+_STATES = click.Choice(["queued", "running", "done", "failed", "cancelled"])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def jobs() -> None:
+    """Store very many items in the background: JSON lines, a tar, or a folder on the server.
+
+    A job goes on whatever happens to this command or to the server.
+    """
+
+
+@jobs.command("create")
+@click.argument("file", required=False, type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.option("--folder", metavar="NAME", help="A folder on the server, under its ISTHMUS_JOBS_ROOT, instead of FILE.")
+@click.option("-c", "--collection", default="default", show_default=True, help="Of items that do not name one.")
+@click.option("--key", metavar="TEXT", help="Idempotency-Key: with the same FILE it is the same job, not another.")
+@click.option("--wait", is_flag=True, help="Stay until it has ended, with a progress bar.")
+@click.option("--json", "as_json", is_flag=True, help="The job as a JSON object.")
+@click.pass_context
+def create_job(
+    context: click.Context,
+    /,
+    file: Path | None,
+    folder: str | None,
+    collection: str,
+    key: str | None,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Hand in FILE: JSON lines (.jsonl) as POST /items takes items, or a tar (.tar), with .gz behind it or without."""
+    from isthmus_client.jobs import kind_of
+
+    if (file is None) == (folder is None):
+        raise click.UsageError("say what to store: a FILE, or a --folder on the server")
+    if file is not None and kind_of(file) is None:
+        raise Failure(f"{file} is neither JSON lines nor a tar, by its name", "call it .jsonl or .tar")
+    with server(context) as space:
+        if file is not None:
+            made = space.create_job(file, collection=collection, idempotency_key=key)
+        else:
+            made = space.create_folder_job(folder or ".", collection=collection, idempotency_key=key)
+        if not as_json:
+            click.echo(made.id)
+        if wait:
+            _wait(context, space, made.id, as_json)
+        elif as_json:
+            click.echo(json.dumps(asdict(made)))
+
+
+@jobs.command("list")
+@click.option("--state", "states", multiple=True, type=_STATES, help="Only jobs in it; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object per job, a line each.")
+@click.pass_context
+def list_jobs(context: click.Context, /, states: tuple[str, ...], as_json: bool) -> None:
+    """The jobs that the server knows, the newest first."""
+    with server(context) as space:
+        found = space.jobs(limit=1_000, states=states)
+    if as_json:
+        echo_lines([json.dumps(asdict(each)) for each in found])
+    elif found:
+        rows = [(e.id, e.state, e.collection, str(e.done), str(e.failed), str(e.total or ""), e.created) for e in found]
+        echo_lines(
+            terminal.table(rows, ("job", "state", "collection", "done", "failed", "of", "created"), right=(3, 4, 5))
+        )
+
+
+@jobs.command("wait")
+@click.argument("id")
+@click.option("--json", "as_json", is_flag=True, help="The job as a JSON object.")
+@click.pass_context
+def wait_for_job(context: click.Context, /, id: str, as_json: bool) -> None:
+    """Stay until a job has ended. Exit code 1 where it failed, was cancelled, or refused items."""
+    with server(context) as space:
+        _wait(context, space, id, as_json)
+
+
+@jobs.command("errors")
+@click.argument("id")
+@click.pass_context
+def job_errors(context: click.Context, /, id: str) -> None:
+    """The items that were refused, as JSON lines."""
+    with server(context) as space:
+        echo_lines([json.dumps(asdict(each), ensure_ascii=False) for each in space.job_errors(id)])
+
+
+@jobs.command("cancel")
+@click.argument("id")
+@click.pass_context
+def cancel_job(context: click.Context, /, id: str) -> None:
+    """Stop a job. What it stored stays."""
+    with server(context) as space:
+        found = space.cancel_job(id)
+    click.echo(f"{found.state}: {found.done} stored")
+
+
+def _wait(context: click.Context, space: "Isthmus", id: str, as_json: bool) -> None:
+    shown = sys.stderr.isatty() and not as_json
+    with click.progressbar(length=1, label="storing", file=sys.stderr, hidden=not shown) as progress:
+
+        def report(job: "Job") -> None:
+            progress.length = max(1, job.total or 0)
+            progress.update(job.done + job.failed - progress.pos)
+
+        found = space.wait_for_job(id, report=report)
+    if as_json:
+        click.echo(json.dumps(asdict(found), ensure_ascii=False))
+    else:
+        refused = f", {found.failed} refused: isthmus jobs errors {id}" if found.failed else ""
+        click.echo(f"{found.state}: {found.done} stored{refused}")
+        if found.error:
+            click.echo(f"error: {found.error.detail}", err=True)
+    if found.state != "done" or found.failed:
+        context.exit(1)

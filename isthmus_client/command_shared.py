@@ -1,0 +1,63 @@
+"""What the commands of `isthmus` share: the server that they ask, and errors that say what to do next."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from isthmus_client import Isthmus
+    from isthmus_client.errors import ClientError
+
+_START = (
+    "start one with `isthmus serve` (in a checkout: `make serve`) and wait until it listens, "
+    "or name one by --url or ISTHMUS_URL"
+)
+
+
+class Failure(click.ClickException):
+    """An error, and what to do about it."""
+
+    def __init__(self, message: str, next_step: str | None = None) -> None:
+        super().__init__(message)
+        self.next_step = next_step
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {self.message}", err=True)
+        if self.next_step:
+            click.echo(f"{click.style('next:', bold=True)}  {self.next_step}", err=True)
+
+
+@contextmanager
+def server(context: click.Context, *, background: bool = False) -> Iterator["Isthmus"]:
+    """The client, and its errors as a line for people and the next step."""
+    from isthmus_client import ClientError, Isthmus, Retries
+
+    url, key = context.obj
+    try:
+        with Isthmus(url, api_key=key, retries=Retries(attempts=3), background=background) as space:
+            yield space
+    except ClientError as error:
+        raise Failure(str(error), _next_step(error)) from None
+
+
+def _next_step(error: "ClientError") -> str | None:
+    from isthmus_client import errors
+
+    steps: Sequence[tuple[type[ClientError], str]] = [
+        (errors.Unreachable, _START),
+        (errors.UnreadableAnswer, "something else listens there: name the server by --url or ISTHMUS_URL"),
+        (errors.NotAllowed, "give a key that may do this by --api-key or ISTHMUS_API_KEY"),
+        (errors.Overloaded, "ask again later, or with less at once"),
+        (errors.ServerFailed, "`isthmus doctor` looks at what the server needs; its log names the request"),
+    ]
+    step = next((step for kind, step in steps if isinstance(error, kind)), None)
+    if isinstance(error, errors.NotFound) and error.detail.startswith("no collection"):
+        return "a collection comes to be when something is put into it: `isthmus index FOLDER`"
+    return step
+
+
+def echo_lines(lines: Sequence[str]) -> None:
+    for line in lines:
+        click.echo(line)
