@@ -38,9 +38,8 @@ def test_a_graph_is_moved_and_finds_the_same_before_meanwhile_and_after():
 
     thread = threading.Thread(target=search)
     thread.start()
-    held = in_huge_pages()
     moved = huge_pages.give(built.index, lambda: False)
-    grown = in_huge_pages() - held
+    huge = in_huge_pages()
     stop.set()
     thread.join()
     assert not wrong
@@ -48,8 +47,7 @@ def test_a_graph_is_moved_and_finds_the_same_before_meanwhile_and_after():
     if not moved:
         pytest.skip("this system has no huge pages to give")
     assert 8 * 2**20 <= moved <= 13 * 2**20 and moved % 2**21 == 0
-    if "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():  # else they may have been huge
-        assert grown > 0
+    assert huge >= moved
 
 
 def test_what_is_asked_to_stop_moves_nothing_more():

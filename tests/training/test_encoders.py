@@ -88,7 +88,7 @@ def test_scales_average_the_vectors_of_a_picture_and_of_smaller_ones_of_it(make_
     expected = np.mean([runner(plain, False)(list(view))["pooled"] for view in (pixels, *smaller)], axis=0)
     for many in (False, True):  # in torch, and as a graph in ONNX Runtime
         got = runner(scaled, False, many=many)(list(pixels))["pooled"]
-        np.testing.assert_allclose(got, expected, atol=1e-5)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
     assert np.abs(runner(plain, False)(list(pixels))["pooled"] - expected).max() > 1e-3
 
 

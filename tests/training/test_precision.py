@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, numpy_helper
 
 from service.contract.bundle import OUTPUT, Bundle, BundleError, read_bundle, space_id
 from service.towers import Tower, TowerError
@@ -122,6 +123,14 @@ def run(graph: Path | bytes, encoder: Any, items: list[Any]) -> np.ndarray:
     return np.asarray(session(graph).run([OUTPUT], inputs)[0])
 
 
+def in_seven_bits(model: onnx.ModelProto) -> bool:
+    """Whether two products of an activation (0 … 255) with weights fit into sixteen bits, as AVX2 adds them."""
+    tables = [numpy_helper.to_array(each) for each in model.graph.initializer if each.data_type == TensorProto.INT8]
+    largest = [int(np.abs(table.astype(np.int32)).max()) for table in tables if table.size > 1]
+    assert largest
+    return 2 * 255 * max(largest) <= 32_767
+
+
 @pytest.mark.parametrize("modality", ["image", "audio", "text"])
 def test_static_int8_leaves_the_projector_alone_and_rows_to_themselves(
     built: Built, tmp_path: Path, modality: Any
@@ -145,6 +154,7 @@ def test_static_int8_leaves_the_projector_alone_and_rows_to_themselves(
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     scale = weights[made[quantised[0].input[1]].input[1]]
     assert list(scale.dims) == [weights[made[quantised[0].input[1]].input[0]].dims[1 if modality == "text" else 0]]
+    assert in_seven_bits(model)
     together = run(target, encoder, items)
     for item, vector in zip(items, together, strict=True):
         assert float(run(target, encoder, [item])[0] @ vector) > 0.99999
@@ -164,7 +174,9 @@ def test_dynamic_int8_is_for_matrix_products(built: Built, tmp_path: Path) -> No
     recipe, bundle = built
     encoder, items = prepared(recipe, "text")
     dynamic(bundle.path / "text.onnx", tmp_path / "text.onnx")
-    kinds = {node.op_type for node in onnx.load(tmp_path / "text.onnx").graph.node}
+    model = onnx.load(tmp_path / "text.onnx")
+    assert in_seven_bits(model)
+    kinds = {node.op_type for node in model.graph.node}
     assert {"DynamicQuantizeLinear", "MatMulInteger"} <= kinds
     cosines = (run(bundle.path / "text.onnx", encoder, items) * run(tmp_path / "text.onnx", encoder, items)).sum(1)
     assert cosines.min() > 0.9
