@@ -47,7 +47,7 @@ def texts(plan: Plan) -> dict[str, float | None]:
     with_graph = models.minilm_onnx(plan.folder / "minilm-onnx", minilm)
     with ExitStack() as running:
         ours = {
-            precision: running.enter_context(_ours(plan, plan.bundle, precision))
+            precision: running.enter_context(_ours(plan, plan.bundle, "text", precision))
             for precision in _precisions(plan.bundle, "text")
         }
         theirs = {
@@ -88,7 +88,7 @@ def images(plan: Plan) -> dict[str, float | None]:
     photographs = real.groups([real.in_base64(each) for each in real.jpegs(_PHOTOGRAPHS)], _IMAGES)
     with ExitStack() as running:
         ours = {
-            f"isthmus {precision}": running.enter_context(_ours(plan, bundle, precision))
+            f"isthmus {precision}": running.enter_context(_ours(plan, bundle, "image", precision))
             for precision in _precisions(bundle, "image")
         }
         theirs = running.enter_context(_infinity(plan, model, "torch", _PORT))
@@ -135,9 +135,10 @@ def _precisions(bundle: Path, modality: Modality) -> list[str]:
 
 
 @contextmanager
-def _ours(plan: Plan, bundle: Path, precision: str) -> Iterator[Contender]:
-    name = read_bundle(bundle).manifest.name
-    with isthmus(f"isthmus {precision}", bundle, plan.fresh(), cache_bytes=0, precision=precision) as server:
+def _ours(plan: Plan, bundle: Path, modality: Modality, precision: str) -> Iterator[Contender]:
+    """With that tower alone, as the peer has it: another may not come in this precision."""
+    name, own = read_bundle(bundle).manifest.name, {"precision": precision, "modalities": modality}
+    with isthmus(f"isthmus {precision}", bundle, plan.fresh(), cache_bytes=0, **own) as server:
         yield Contender(server, name, "/v1/embeddings")
 
 

@@ -58,7 +58,15 @@ def _added(plan: Plan, bundle: Bundle, precision: Precision) -> float:
     texts = real.captions()[:2_000]
     upcoming = cycle(texts)
     with (
-        isthmus(f"isthmus {precision}", plan.bundle, plan.fresh(), cache_bytes=0, precision=precision) as server,
+        # Texts alone: another tower may not come in this precision.
+        isthmus(
+            f"isthmus {precision}",
+            plan.bundle,
+            plan.fresh(),
+            cache_bytes=0,
+            precision=precision,
+            modalities="text",
+        ) as server,
         Generator(server.address) as load,
     ):
         requests = real.text_requests(server, "/v1/embeddings", bundle.manifest.name, 1)

@@ -21,6 +21,15 @@ _UNUSED = ("ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages", "te
 _UNUSED_MODULES = ("_tkinter", "_test", "_xx", "_ctypes_test", "xx")
 """Of those in C, which would bring libraries of their own."""
 _TOOLS = ("pip", "setuptools", "wheel", "_distutils_hack", "pkg_resources", "distutils-precedence.pth")
+_FOR_DOWNLOADS = ("huggingface_hub", "hf_xet", "fsspec", "filelock", "httpx2", "httpcore2", "truststore")
+"""What tokenizers would fetch a model with: a server fetches none."""
+_FOR_OTHER_SERVERS = ("watchfiles", "websockets")
+"""uvicorn's, for reloading code and for websockets."""
+_NOT_FOR_SERVING = {
+    "onnxruntime": ("transformers", "quantization", "tools", "datasets"),
+    "numpy": ("f2py",),
+}
+_FOR_COMPILERS = (".pyi", ".pyx", ".pxd", ".h", ".a", ".proto")
 _COMMANDS = ("isthmus",)
 """Of the environment's; the others are of installers and of shells."""
 _SYSTEM = ("/etc/ld.so.cache", "/etc/ssl/certs/ca-certificates.crt", "/etc/nsswitch.conf")
@@ -75,8 +84,10 @@ def _copy_venv(target: Path, venv: Path, python: Path) -> None:
         if Path(folder) == venv / "bin":
             return {name for name in names if name not in _COMMANDS}
         if within == "site-packages":
-            return {name for name in names if name.partition("-")[0] in _TOOLS or name in _TOOLS}
-        return {name for name in names if name in ("test", "tests") and within != "site-packages"}
+            absent = {*_TOOLS, *_FOR_DOWNLOADS, *_FOR_OTHER_SERVERS}
+            return {name for name in names if name.partition("-")[0] in absent or name in absent}
+        own = _NOT_FOR_SERVING.get(within, ()) if Path(folder).parent.name == "site-packages" else ()
+        return {name for name in names if name in ("test", "tests", *own) or name.endswith(_FOR_COMPILERS)}
 
     inside = _in(target, venv)
     shutil.copytree(venv, inside, symlinks=True, ignore=unused, dirs_exist_ok=True)

@@ -96,6 +96,24 @@ def run_steps(stage: Stage, folder: Path, move: Callable[[str], str]) -> None:
             raise NotImplementedError(f"{instruction} is not known here")
 
 
+def make_root(folder: Path) -> Path:
+    """What the image `cpu` begins with, made in a folder: its root, with the environment at /opt/isthmus."""
+    moved = {"/opt/isthmus": folder / "isthmus", "/system": folder / "rootfs"}
+
+    def move(text: str) -> str:
+        for inside, outside in moved.items():
+            text = text.replace(inside, str(outside))
+        return text
+
+    stages = read_stages()
+    for name in ("builder", "rootfs"):
+        run_steps(stages[name], folder, move)
+    root = folder / "rootfs"
+    (root / "opt").mkdir(exist_ok=True)
+    shutil.move(root / moved["/opt/isthmus"].relative_to("/"), root / "opt/isthmus")
+    return root
+
+
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():

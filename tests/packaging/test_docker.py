@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from service.settings import Settings
-from tests.packaging.dockerfile import ROOT, Stage, read_stages, run_steps
+from tests.packaging.dockerfile import ROOT, Stage, make_root, read_stages
 
 FINAL = ("cpu", "gpu")
 _NEEDED = ("unshare", "mount", "chroot")
@@ -138,23 +138,11 @@ def image(stages: dict[str, Stage], bundle_dir: Path, tmp_path_factory: pytest.T
     """Runs the stages that the final one copies from, step by step, with the paths of the image moved into a folder."""
     if os.geteuid() != 0:
         pytest.skip("only root may change a process's root")
-    folder = tmp_path_factory.mktemp("image")
-    moved = {"/opt/isthmus": folder / "isthmus", "/system": folder / "rootfs"}
-
-    def move(text: str) -> str:
-        for inside, outside in moved.items():
-            text = text.replace(inside, str(outside))
-        return text
-
-    for name in ("builder", "rootfs"):
-        run_steps(stages[name], folder, move)
-    root = folder / "rootfs"
+    root = make_root(tmp_path_factory.mktemp("image"))
     for name in ("proc", "dev"):  # a container's are made by what starts it
         (root / name).mkdir()
     final = stages["cpu"]
     shutil.copytree(bundle_dir, root / final.env["ISTHMUS_BUNDLE"].strip("/"))
-    # To where the image has it: under /tmp, which is mounted anew, nothing would be left of it.
-    shutil.move(root / moved["/opt/isthmus"].relative_to("/"), root / "opt/isthmus")
     return Image(final, root, final.env)
 
 
@@ -177,6 +165,12 @@ def test_the_image_has_no_torch_and_no_trainer(image: Image) -> None:
     for absent in ("torch", "transformers", "training", "tests", "pip", "ensurepip"):
         assert image.run(["python", "-c", probe, absent]).returncode == 0, f"{absent} is in the image"
     assert image.run(["python", "-c", probe, "service"]).returncode == 1, "the probe finds nothing at all"
+
+
+@pytest.mark.slow
+def test_the_environment_of_the_image_is_small(image: Image) -> None:
+    files = [path for path in (image.root / "opt/isthmus").rglob("*") if not path.is_symlink() and path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 400_000_000
 
 
 @pytest.mark.slow
