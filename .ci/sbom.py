@@ -1,7 +1,7 @@
-"""What is in the serving image, as a CycloneDX document: python .ci/sbom.py OUT.json [EXTRA …], `cpu` unless told.
+"""What is in a serving image, as a CycloneDX document: python .ci/sbom.py OUT.json [cpu | gpu], `cpu` unless told.
 
-Made from what is installed here, without a network: this project, the packages that its base and those extras ask for,
-and what they ask for in turn.
+Made from what is installed here, without a network: this project, the packages that its base and the image's extras ask
+for, and what they ask for in turn, but for what the image leaves out.
 """
 
 import json
@@ -17,6 +17,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "deploy/docker"))
+from rootfs import LEFT_OUT  # noqa: E402
+
+EXTRAS = {"cpu": ("cpu", "milvus", "otel"), "gpu": ("gpu", "milvus", "otel")}
+"""By image: what the Dockerfile installs."""
 
 
 def needed(asked: Iterable[Requirement]) -> set[str]:
@@ -58,19 +63,29 @@ def served(document: dict[str, Any], names: Set[str], first: Set[str]) -> dict[s
     }
 
 
-def main(out: str, *extras: str) -> None:
+def asked_for(image: str) -> list[Requirement]:
+    """By the project itself, of what stands in this image."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = list(project["dependencies"])
-    for extra in extras or ("cpu",):
-        asked += project["optional-dependencies"][extra]
+    lines = [*project["dependencies"]]
+    for extra in EXTRAS[image]:
+        lines += project["optional-dependencies"][extra]
+    return [each for each in map(Requirement, lines) if each.marker is None or each.marker.evaluate()]
+
+
+def held(image: str) -> set[str]:
+    """Canonical names of the packages in this image, without the project itself."""
+    absent = {canonicalize_name(each) for each in LEFT_OUT} if image == "cpu" else set()
+    return needed(asked_for(image)) - absent
+
+
+def main(out: str, image: str = "cpu") -> None:
     command = [sys.executable, "-m", "cyclonedx_py", "environment", sys.executable]
     command += ["--pyproject", str(ROOT / "pyproject.toml"), "--output-reproducible", "--of", "JSON", "-o", "-"]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
         raise SystemExit(made.stderr)
-    requirements = [each for each in map(Requirement, asked) if each.marker is None or each.marker.evaluate()]
-    first = {canonicalize_name(each.name) for each in requirements}
-    document = served(json.loads(made.stdout), needed(requirements), first)
+    first = {canonicalize_name(each.name) for each in asked_for(image)}
+    document = served(json.loads(made.stdout), held(image), first)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(f"{out}: {len(document['components'])} components")

@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,11 +71,13 @@ def isthmus(name: str, bundle: Path, store: Path, **settings: object) -> Iterato
         assert process.stdout is not None
         # Read by a thread of its own: a pipe that nobody reads would stop the server.
         addresses: list[str] = []
+        said = deque[str](maxlen=1)
         listening = threading.Event()
 
         def read() -> None:
             assert process.stdout is not None
             for line in process.stdout:
+                said.append(line.strip())
                 if found := _LISTENING.search(line):
                     addresses.append(found[1])
                     listening.set()
@@ -83,7 +86,7 @@ def isthmus(name: str, bundle: Path, store: Path, **settings: object) -> Iterato
         threading.Thread(target=read, daemon=True).start()
         listening.wait(_START_S)
         if not addresses:
-            raise BenchmarkError(f"{name} did not start")
+            raise BenchmarkError(f"{name} did not start: {' '.join(said)}")
         wait_until(f"{addresses[0]}/readyz", process)
         yield Server(name, addresses[0], process.pid)
 

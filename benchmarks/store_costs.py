@@ -4,9 +4,9 @@ python -m benchmarks.store --vectors 1000000 --work FOLDER
 python -m benchmarks.store_costs FOLDER [--bundle build/starter] [--queries 200]
 
 On the store that the first command keeps. Of a search: medians of FAISS alone, of the index around it, of both in a
-reader's thread, of ten items by slot, and of the whole. Of filters, random ones by the share that passes: an exact scan
-of those that do, and the graph at several efSearch, with its recall against the scan. One thread. Prints two tables
-and, as its last line, one JSON object.
+reader's thread, of ten items made of their records, and of the whole. Of filters, random ones by the share that passes:
+an exact scan of those that do, and the graph at several efSearch, with its recall against the scan. One thread. Prints
+two tables and, as its last line, one JSON object.
 """
 
 import argparse
@@ -26,9 +26,9 @@ import uvicorn
 from service.contract.bundle import read_bundle
 from service.contract.vectors import Vectors
 from service.store import Effort, SqliteStore
-from service.store.index import View
+from service.store.index import Found, View
 from service.store.kinds import Mask, ef_search
-from service.store.rows import SlotReader, items_by_slot
+from service.store.rows import SlotReader, item_of_record
 
 COUNT = 10
 _SHARES = (0.003, 0.01, 0.03, 0.1, 0.5)
@@ -49,20 +49,20 @@ async def parts_of_a_search(store: SqliteStore, view: View, queries: Vectors) ->
     def bare(query: Vectors) -> Any:
         return built.index.search(query[None], COUNT, params=parameters)
 
-    async def found(query: Vectors) -> set[int]:
-        def read(connection: Any) -> set[int]:
+    async def found(query: Vectors) -> list[Found]:
+        def read(connection: Any) -> list[Found]:
             [hits] = index.search(query[None], COUNT, SlotReader(connection, 1, len(query)))
-            return {each.slot for each in hits}
+            return hits
 
         return await store._read(read)
 
-    slots = [await found(query) for query in queries]
+    hits = [await found(query) for query in queries]
     ways: dict[str, Callable[[int], Awaitable[Any]]] = {
         "hop to a thread": lambda _: store._read(lambda _: None),
         "FAISS, in a thread": lambda number: store._read(lambda _: bare(queries[number])),
         "index, in a thread": lambda number: found(queries[number]),
         "items, in a thread": lambda number: store._read(
-            lambda connection: items_by_slot(connection, 1, "default", slots[number], with_vector=False)
+            lambda _: [item_of_record("default", each.modality, each.record) for each in hits[number]]
         ),
         "whole": lambda number: store.search("default", queries[number][None], COUNT),
     }

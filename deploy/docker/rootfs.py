@@ -25,6 +25,7 @@ _FOR_DOWNLOADS = ("huggingface_hub", "hf_xet", "fsspec", "filelock", "httpx2", "
 """What tokenizers would fetch a model with: a server fetches none."""
 _FOR_OTHER_SERVERS = ("watchfiles", "websockets")
 """uvicorn's, for reloading code and for websockets."""
+LEFT_OUT = frozenset({*_TOOLS, *_FOR_DOWNLOADS, *_FOR_OTHER_SERVERS})
 _NOT_FOR_SERVING = {
     "onnxruntime": ("transformers", "quantization", "tools", "datasets"),
     "numpy": ("f2py",),
@@ -84,8 +85,7 @@ def _copy_venv(target: Path, venv: Path, python: Path) -> None:
         if Path(folder) == venv / "bin":
             return {name for name in names if name not in _COMMANDS}
         if within == "site-packages":
-            absent = {*_TOOLS, *_FOR_DOWNLOADS, *_FOR_OTHER_SERVERS}
-            return {name for name in names if name.partition("-")[0] in absent or name in absent}
+            return {name for name in names if name.partition("-")[0] in LEFT_OUT or name in LEFT_OUT}
         own = _NOT_FOR_SERVING.get(within, ()) if Path(folder).parent.name == "site-packages" else ()
         return {name for name in names if name in ("test", "tests", *own) or name.endswith(_FOR_COMPILERS)}
 

@@ -1,5 +1,6 @@
-"""The project's Dockerfile, parsed into stages."""
+"""The project's Dockerfile, parsed into stages, and its scripts."""
 
+import importlib.util
 import json
 import os
 import shlex
@@ -9,10 +10,20 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 from dockerfile_parse import DockerfileParser
 
 ROOT = Path(__file__).parents[2]
+
+
+def script(path: str) -> ModuleType:
+    """A program of the project's that is in no package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @dataclass

@@ -1,25 +1,14 @@
 """What `make audit` says of pip-audit's answers, and what `make sbom` keeps of an environment."""
 
-import importlib.util
 import json
-from types import ModuleType
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 
-from tests.packaging.dockerfile import ROOT
+from tests.packaging.dockerfile import read_stages, script
 
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-AUDIT, SBOM = script("audit"), script("sbom")
+AUDIT, SBOM = script(".ci/audit.py"), script(".ci/sbom.py")
 FINE = {"name": "numpy", "version": "2.4.6", "vulns": []}
 WEAK = {"name": "pillow", "version": "1.0", "vulns": [{"id": "PYSEC-1", "fix_versions": ["1.1"]}]}
 UNKNOWN = {"name": "certifi", "skip_reason": "Dependency not found on PyPI and could not be audited"}
@@ -71,6 +60,12 @@ def test_the_bill_of_materials_holds_what_serving_leads_to() -> None:
     assert kept["dependencies"][0] == {"ref": "root", "dependsOn": ["Served==1"]}
     assert {"ref": "below==1", "dependsOn": []} in kept["dependencies"]
     assert {"ref": "Served==1", "dependsOn": ["below==1", "shared==1"]} in kept["dependencies"]
+
+
+@pytest.mark.parametrize(("image", "stage"), [("cpu", "builder"), ("gpu", "gpu-builder")])
+def test_the_bill_of_materials_is_of_the_extras_that_the_image_has(image: str, stage: str) -> None:
+    asked = f"'.[{','.join(SBOM.EXTRAS[image])}]'"
+    assert any(asked in step for step in read_stages()[stage].values("RUN"))
 
 
 def test_what_serving_needs_are_the_extras_that_it_asks_for_and_no_others() -> None:

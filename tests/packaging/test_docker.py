@@ -12,9 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from packaging.utils import canonicalize_name
 
 from service.settings import Settings
-from tests.packaging.dockerfile import ROOT, Stage, make_root, read_stages
+from tests.packaging.dockerfile import ROOT, Stage, make_root, read_stages, script
 
 FINAL = ("cpu", "gpu")
 _NEEDED = ("unshare", "mount", "chroot")
@@ -165,6 +166,13 @@ def test_the_image_has_no_torch_and_no_trainer(image: Image) -> None:
     for absent in ("torch", "transformers", "training", "tests", "pip", "ensurepip"):
         assert image.run(["python", "-c", probe, absent]).returncode == 0, f"{absent} is in the image"
     assert image.run(["python", "-c", probe, "service"]).returncode == 1, "the probe finds nothing at all"
+
+
+@pytest.mark.slow
+def test_the_bill_of_materials_says_what_the_image_holds(image: Image) -> None:
+    listing = "from importlib.metadata import distributions; print(*(each.name for each in distributions()))"
+    done = image.run(["python", "-c", listing])
+    assert {canonicalize_name(name) for name in done.stdout.split()} == script(".ci/sbom.py").held("cpu") | {"isthmus"}
 
 
 @pytest.mark.slow

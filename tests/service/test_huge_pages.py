@@ -13,9 +13,13 @@ from service.store import huge_pages, kinds
 from service.store.kinds import Chosen
 
 
+def never():
+    return False
+
+
 def graph(count, dimensions=128):
     vectors = l2_normalise(np.random.default_rng(0).standard_normal((count, dimensions)))
-    return vectors, kinds.build(Chosen("hnsw", "float32"), dimensions, count, lambda _: vectors, iter([vectors]), bool)
+    return vectors, kinds.build(Chosen("hnsw", "float32"), dimensions, count, lambda _: vectors, iter([vectors]), never)
 
 
 def in_huge_pages():
@@ -38,7 +42,7 @@ def test_a_graph_is_moved_and_finds_the_same_before_meanwhile_and_after():
 
     thread = threading.Thread(target=search)
     thread.start()
-    moved = huge_pages.give(built.index, lambda: False)
+    moved = huge_pages.give(built.index, never)
     huge = in_huge_pages()
     stop.set()
     thread.join()
@@ -58,5 +62,5 @@ def test_what_is_asked_to_stop_moves_nothing_more():
 def test_an_index_that_is_no_graph_and_one_that_fits_a_page_stay_where_they_are():
     flat = faiss.IndexFlatIP(128)
     flat.add(np.ones((50_000, 128), np.float32))
-    assert huge_pages.give(flat, lambda: False) == 0
-    assert huge_pages.give(graph(100)[1].index, lambda: False) == 0
+    assert huge_pages.give(flat, never) == 0
+    assert huge_pages.give(graph(100)[1].index, never) == 0
