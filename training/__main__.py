@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    read = steps.pairs(recipe)
+    read = steps.pairs(recipe, options.cache)
     frozen = steps.encoders(recipe, options.cache)
     data = steps.features(recipe, frozen, read, options.cache)
     trained = steps.fit(recipe, frozen, data, options.cache, options.work)
@@ -64,12 +64,14 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _pairs(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    read = steps.pairs(recipe)
+    read = steps.pairs(recipe, options.cache)
     return {f"{name}.{split}": len(part.links) for name, splits in read.items() for split, part in splits.items()}
 
 
 def _features(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    data = steps.features(recipe, steps.encoders(recipe, options.cache), steps.pairs(recipe), options.cache)
+    data = steps.features(
+        recipe, steps.encoders(recipe, options.cache), steps.pairs(recipe, options.cache), options.cache
+    )
     return {
         f"{name}.{split}": [len(part.media), len(part.texts)]
         for name, splits in data.items()
@@ -79,7 +81,7 @@ def _features(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
 
 def _train(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     frozen = steps.encoders(recipe, options.cache)
-    data = steps.features(recipe, frozen, steps.pairs(recipe), options.cache)
+    data = steps.features(recipe, frozen, steps.pairs(recipe, options.cache), options.cache)
     trained = steps.fit(recipe, frozen, data, options.cache, options.work)
     best = max(trained.history, key=lambda entry: entry["score"])
     return {"projectors": str(options.work / "projectors.safetensors"), **best, **trained.ladder}

@@ -7,7 +7,7 @@ evaluation mode, and its weights' hash names it in caches and bundles.
 import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,6 +23,7 @@ from service.contract.images import ImagePreprocessing
 from service.contract.patches import LogMelPatches
 from service.contract.sounds import AudioPreprocessing
 from training.audio_encoders import AudioEncoder, ClapEncoder, WaveformEncoder, WhisperEncoder
+from training.encode import efficientnet_lite, mobilenet_sounds
 from training.image_encoders import ClipEncoder, SiglipEncoder
 from training.preprocessors import EncoderError as EncoderError
 from training.preprocessors import (
@@ -33,7 +34,7 @@ from training.preprocessors import (
     sentence_pooling,
     text_preprocessing,
 )
-from training.recipe import EncoderSource, Recipe
+from training.recipe import BesideSource, EncoderSource, Recipe
 
 Floats = NDArray[np.float32]
 T = TypeVar("T", bound=BaseModel)
@@ -61,6 +62,7 @@ _IMAGE_TYPES = (
     "convnextv2",
     "dinov2",
     "dinov2_with_registers",
+    efficientnet_lite.MODEL_TYPE,
     "mobilenet_v1",
     "mobilenet_v2",
     "resnet",
@@ -96,14 +98,17 @@ class SideBySide(nn.Module):
         self.encoders, self.concepts = nn.ModuleList(encoders), concepts
 
     def forward(self, inputs: Tensor) -> Any:
-        vectors = [_first(encoder(inputs)) for encoder in self.encoders]
-        width = [vector.shape[1] - self.concepts for vector in vectors]
-        parts = [vector[:, :own] for vector, own in zip(vectors, width, strict=True)]
-        if self.concepts:
-            scores = [vector[:, own:] for vector, own in zip(vectors, width, strict=True)]
-            parts.append(torch.stack(scores).mean(0))
-        whole = torch.cat(parts, -1)
+        whole = side_by_side([_first(encoder(inputs)) for encoder in self.encoders], self.concepts)
         return (whole, whole[:, None]) if isinstance(self.encoders[0], ImageEncoder) else whole
+
+
+def side_by_side(vectors: Sequence[Tensor], concepts: int) -> Tensor:
+    """Vectors (B, d + C) of several encoders → (B, Σd + C): features side by side, then the mean of the C scores."""
+    width = [vector.shape[1] - concepts for vector in vectors]
+    parts = [vector[:, :own] for vector, own in zip(vectors, width, strict=True)]
+    if concepts:
+        parts.append(torch.stack([vector[:, own:] for vector, own in zip(vectors, width, strict=True)]).mean(0))
+    return torch.cat(parts, -1)
 
 
 class SeveralScales(nn.Module):
@@ -125,6 +130,31 @@ class SeveralScales(nn.Module):
         smaller = [getattr(self, f"down_{size}") @ pixels @ getattr(self, f"across_{size}") for size in self.sizes]
         whole = torch.stack([_first(self.encoder(view)) for view in (pixels, *smaller)]).mean(0)
         return whole, whole[:, None]
+
+
+class Adapted(nn.Module):
+    """An image encoder for pixels (B, 3, H, W) that were prepared for another one, brought to its size and statistics."""
+
+    def __init__(
+        self, encoder: nn.Module, given: ImagePreprocessing, own: ImagePreprocessing, size: int | None
+    ) -> None:
+        super().__init__()
+        self.encoder, self.resized = encoder, size is not None and (size, size) != (given.height, given.width)
+        if size is not None and self.resized:
+            self.register_buffer("down", _resize(given.height, size), persistent=False)
+            self.register_buffer("across", _resize(given.width, size).T, persistent=False)
+        factor = torch.tensor(given.std) / torch.tensor(own.std)
+        offset = (torch.tensor(given.mean) - torch.tensor(own.mean)) / torch.tensor(own.std)
+        self.changed = given.mean != own.mean or given.std != own.std
+        self.register_buffer("factor", factor[:, None, None], persistent=False)
+        self.register_buffer("offset", offset[:, None, None], persistent=False)
+
+    def forward(self, pixels: Tensor) -> Any:
+        if self.resized:
+            pixels = self.down @ pixels @ self.across  # type: ignore[operator]
+        if self.changed:
+            pixels = pixels * self.factor + self.offset  # type: ignore[operator]
+        return self.encoder(pixels)
 
 
 def _resize(length: int, size: int) -> Tensor:
@@ -223,6 +253,8 @@ class FrozenEncoder:
     """Whether that vector is brought to length 1, as sentence-transformers' Normalize does."""
     concepts: tuple[str, ...] = ()
     """What its own classifier names; their scores are the last of the `width` numbers of a feature vector."""
+    parts: tuple["FrozenEncoder", ...] = ()
+    """Of encoders side by side: each alone, so that its features serve other recipes too (`side_by_side`)."""
     precision: Precision = "fp32"
 
 
@@ -233,14 +265,12 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
         return _from_onnx(recipe.path(source.onnx), modality, source)
     folder, name = _resolve(recipe, source)
     wrapper: nn.Module
-    wrapper, concepts, config = _wrapped(folder, modality, source)
+    wrapper, concepts, config = _wrapped(folder, modality, source.concepts, source.pooling, source.layers)
     _check_choice(recipe, modality, source, config)
-    if source.beside:
-        others = [_wrapped(recipe.path(other), modality, source) for other in source.beside]
-        if any(names != concepts for _, names, _ in others):
-            raise EncoderError(f"encoders.{modality}: the classifiers of {name} and of those beside it differ in names")
-        wrapper = SideBySide([wrapper, *(other for other, _, _ in others)], len(concepts))
-        name = "+".join([name, *(path.name for path in source.beside)])
+    others = [] if not source.beside else _beside(recipe, modality, folder, config, concepts)
+    if others:
+        first, name = wrapper, "+".join([name, *(other for other, _, _ in others)])
+        wrapper = SideBySide([first, *(module for _, module, _ in others)], len(concepts))
     wrapper.eval().requires_grad_(False)
     # Channels-last halves the time of depthwise convolutions on a CPU (docs/LOG.md) and changes no other model.
     wrapper.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -249,11 +279,11 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     unit = False
     preprocessing: Preprocessing
     if modality == "image":
-        preprocessing = _changed(source, image_preprocessing(folder, config.model_type))
+        preprocessing = _changed(source, _image_preprocessing(folder, config))
         if source.scales:
             wrapper = SeveralScales(wrapper, source.scales, preprocessing.height, preprocessing.width).eval()
     elif modality == "audio":
-        preprocessing = _changed(source, audio_preprocessing(folder, config))
+        preprocessing = _changed(source, _audio_preprocessing(folder, config))
     else:
         tokenizer = folder / "tokenizer.json"
         if not tokenizer.is_file():
@@ -265,7 +295,7 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
         width = _width(wrapper, preprocessing)
     except IndexError:
         raise EncoderError(f"encoders.{modality}: {name} has no hidden state {max(source.layers)}") from None
-    return FrozenEncoder(
+    whole = FrozenEncoder(
         modality=modality,
         source=name,
         width=2 * width if modality == "text" and pooling == "both" else width,
@@ -278,18 +308,74 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
         unit=unit,
         concepts=concepts,
     )
+    if not others or source.scales:
+        return whole
+    alone = [(first, _identity(first, source.model_copy(update={"beside": []}), unit))]
+    alone += [(module, identity) for _, module, identity in others]
+    parts = [
+        replace(whole, module=module, weights_sha256=identity, width=_width(module, preprocessing))
+        for module, identity in alone
+    ]
+    return replace(whole, parts=tuple(parts))
 
 
-def _wrapped(folder: Path, modality: Modality, source: EncoderSource) -> tuple[Any, tuple[str, ...], Any]:
-    """The encoder of a model folder, the names that its own classifier scores, where they are asked for, its config."""
-    if not (folder / "config.json").is_file():
+def _image_preprocessing(folder: Path, config: Any) -> ImagePreprocessing:
+    if config.model_type == efficientnet_lite.MODEL_TYPE:
+        return efficientnet_lite.preprocessing(config.version)
+    return image_preprocessing(folder, config.model_type)
+
+
+def _audio_preprocessing(folder: Path, config: Any) -> AudioPreprocessing:
+    if config.model_type == mobilenet_sounds.MODEL_TYPE:
+        return mobilenet_sounds.front_end(folder)
+    return audio_preprocessing(folder, config)
+
+
+def _beside(
+    recipe: Recipe, modality: Modality, folder: Path, config: Any, concepts: tuple[str, ...]
+) -> list[tuple[str, nn.Module, str]]:
+    """The encoders that the recipe puts beside the one of `folder`: their names, modules and identities."""
+    source, encoders = recipe.encoders[modality], []
+    for other in source.beside:
+        place, name = _resolve(recipe, other)
+        wrapper, other_concepts, other_config = _wrapped(place, modality, source.concepts, source.pooling, other.layers)
+        if other_concepts != concepts:
+            raise EncoderError(f"encoders.{modality}: the classifiers of {folder.name} and of {name} differ in names")
+        identity = f"{weights_sha256(wrapper)}:{other.layers}:{source.pooling}"
+        if modality == "image":
+            given = _changed(source, _image_preprocessing(folder, config))
+            own = _image_preprocessing(place, other_config)
+            wrapper = Adapted(wrapper, given, own, other.size)
+            identity += f":{other.size}:{own.mean}:{own.std}"
+        encoders.append((name, wrapper.eval().requires_grad_(False), hashlib.sha256(identity.encode()).hexdigest()))
+    return encoders
+
+
+def _wrapped(
+    folder: Path, modality: Modality, scored: bool, pooling: str | None, layers: Sequence[int]
+) -> tuple[Any, tuple[str, ...], Any]:
+    """The encoder of a folder, the names that its own classifier scores, where they are asked for, and its config."""
+    if modality == "image" and efficientnet_lite.weights_file(folder) is not None:
+        model: Any = efficientnet_lite.load(folder)
+    elif not (folder / "config.json").is_file():
         raise EncoderError(f"encoders.{modality}: {folder} holds no config.json: it is not a model folder")
-    model = _load_model(folder)
-    wrapper = _MODULES[modality](model, source)
-    if not source.concepts:
+    elif modality == "audio" and mobilenet_sounds.is_folder(folder):
+        model = mobilenet_sounds.MobileNetSoundsModel(*mobilenet_sounds.load(folder))
+    else:
+        model = _load_model(folder)
+    wrapper = _MODULES[modality](model, pooling, layers)
+    if not scored:
         return wrapper, (), model.config
-    whole, names = _load_classifier(folder), model.config.id2label
+    names = model.config.id2label
     kept = [index for index in sorted(names) if names[index] != "background"]
+    linear: Any = getattr(model, "classifier", None) or _linear_classifier(folder, modality, model)
+    wrapper.classifier = Classifier(cast(nn.Module, linear), kept, sounds=modality == "audio")
+    return wrapper, tuple(names[index] for index in kept), model.config
+
+
+def _linear_classifier(folder: Path, modality: Modality, model: Any) -> nn.Module:
+    """The classifier of a transformers folder, which must read the pooled features alone. Raises EncoderError."""
+    whole = _load_classifier(folder)
     linear: Any = getattr(whole, "classifier", None)
     example = torch.rand(2, *((3, 64, 64) if modality == "image" else (1, 96, 64)))
     with torch.inference_mode():
@@ -299,35 +385,34 @@ def _wrapped(folder: Path, modality: Modality, source: EncoderSource) -> tuple[A
             agrees = False
     if not agrees:
         raise EncoderError(f"encoders.{modality}: {folder} has no classifier that reads the pooled features alone")
-    wrapper.classifier = Classifier(cast(nn.Module, linear), kept, sounds=modality == "audio")
-    return wrapper, tuple(names[index] for index in kept), model.config
+    return cast(nn.Module, linear)
 
 
-def _image_module(model: Any, source: EncoderSource) -> nn.Module:
+def _image_module(model: Any, pooling: str | None, layers: Sequence[int]) -> nn.Module:
     match model.config.model_type:
         case "clip" | "clip_vision_model":
-            return ClipEncoder(model, source.pooling)
+            return ClipEncoder(model, pooling)
         case "siglip" | "siglip_vision_model":
-            return SiglipEncoder(model, source.pooling)
-    return ImageEncoder(model, source.pooling, source.layers)
+            return SiglipEncoder(model, pooling)
+    return ImageEncoder(model, pooling, layers)
 
 
-def _audio_module(model: Any, source: EncoderSource) -> nn.Module:
+def _audio_module(model: Any, pooling: str | None, layers: Sequence[int]) -> nn.Module:
     match model.config.model_type:
         case "clap" | "clap_audio_model":
             return ClapEncoder(model)
         case "whisper":
-            return WhisperEncoder(model, source.layers)
+            return WhisperEncoder(model, layers)
         case "wav2vec2" | "hubert" | "wavlm":
             return WaveformEncoder(model)
-    return AudioEncoder(model, source.layers)
+    return AudioEncoder(model, layers)
 
 
-def _text_module(model: Any, source: EncoderSource) -> nn.Module:
-    return TextEncoder(model, source.layers)
+def _text_module(model: Any, pooling: str | None, layers: Sequence[int]) -> nn.Module:
+    return TextEncoder(model, layers)
 
 
-_MODULES: dict[str, Callable[[Any, EncoderSource], nn.Module]] = {
+_MODULES: dict[str, Callable[[Any, str | None, Sequence[int]], Any]] = {
     "image": _image_module,
     "audio": _audio_module,
     "text": _text_module,
@@ -361,6 +446,7 @@ def _identity(wrapper: nn.Module, source: EncoderSource, unit: bool) -> str:
     if not source.layers and source.pooling is None and not source.scales and not unit:
         return weights
     others = (f":{source.scales}" if source.scales else "") + (":unit" if unit else "")
+    others += "".join(f":{other.layers}:{other.size}" for other in source.beside if other.layers or other.size)
     return hashlib.sha256(f"{weights}:{source.layers}:{source.pooling}{others}".encode()).hexdigest()
 
 
@@ -391,7 +477,7 @@ def _check_choice(recipe: Recipe, modality: Modality, source: EncoderSource, con
             raise EncoderError(f"{where}: {kind} with {name} is not supported")
 
 
-def _resolve(recipe: Recipe, source: EncoderSource) -> tuple[Path, str]:
+def _resolve(recipe: Recipe, source: EncoderSource | BesideSource) -> tuple[Path, str]:
     """The model folder, and the name that the manifest and the model card give it."""
     if source.folder is not None:
         return recipe.path(source.folder) / source.subfolder, source.folder.name
@@ -402,7 +488,7 @@ def _resolve(recipe: Recipe, source: EncoderSource) -> tuple[Path, str]:
         return Path(found.submodule_search_locations[0]) / source.subfolder, source.package
     from huggingface_hub import snapshot_download  # only a hub id needs a network
 
-    assert source.hub is not None
+    assert isinstance(source, EncoderSource) and source.hub is not None
     try:
         folder = snapshot_download(source.hub, revision=source.revision, allow_patterns=_FILES)
     except Exception as error:

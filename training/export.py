@@ -34,15 +34,17 @@ from training.card import model_card
 from training.encoders import FrozenEncoder, example_inputs, sentence, weights_sha256
 from training.errors import TrainingError
 from training.features import Item, collate, preparer, runner
-from training.graphs import HEAD, session, whole_weights, with_earlier_rows
+from training.graphs import HEAD, half_stored, session, whole_weights, with_earlier_rows
 from training.precision import make_variants
 from training.projector import Head
-from training.recipe import Recipe
+from training.recipe import ExportSpec, Recipe
 from training.token_vectors import check_has_tokens, check_tokens, token_vectors
 from training.train import Trained, save_projectors
+from training.trained import round_heads
 
 PARITY = 0.9999
 _OPSET = 20
+_AS_TRAINED = ExportSpec()
 
 
 class ExportError(TrainingError):
@@ -172,11 +174,13 @@ def check_parity(
 
 
 def write_tower(
-    encoder: FrozenEncoder, head: Head, folder: Path, items: Sequence[Item], tokens: bool = False
+    encoder: FrozenEncoder, head: Head, folder: Path, items: Sequence[Item], spec: ExportSpec = _AS_TRAINED
 ) -> tuple[Tower, float]:
     """Export one tower into `folder` and check it there: its entry of a manifest, and its parity over `items`."""
-    graph = folder / f"{encoder.modality}.onnx"
+    graph, tokens = folder / f"{encoder.modality}.onnx", spec.tokens
     export_tower(encoder, head, graph, tokens)
+    if spec.weights == "fp16":
+        graph.write_bytes(half_stored(graph.read_bytes()))
     parity = check_parity(encoder, head, graph, items)
     if tokens:
         parity = min(parity, check_tokens(encoder, Whole(encoder, head, tokens).eval(), graph, items))
@@ -208,11 +212,12 @@ def export_bundle(
         files: dict[str, Path] = {}
         others: dict[str, str] = {}
         parity: dict[Modality, float] = {}
+        half = recipe.export.weights == "fp16"
+        if half:
+            round_heads(trained)
         for modality, head in trained.heads.items():
             encoder = encoders[modality]
-            tower, parity[modality] = write_tower(
-                encoder, head, folder, samples.get(modality, []), recipe.export.tokens
-            )
+            tower, parity[modality] = write_tower(encoder, head, folder, samples.get(modality, []), recipe.export)
             towers[modality] = tower.model_copy(update={"labels": recipe.labels_seen(modality)})
             files[towers[modality].file] = folder / towers[modality].file
             if encoder.tokenizer is not None:
@@ -223,7 +228,7 @@ def export_bundle(
         for tower in towers.values():
             files |= {variant.file: folder / variant.file for variant in tower.variants.values()}
         projectors = folder / "projectors.safetensors"
-        save_projectors(projectors, trained)
+        save_projectors(projectors, trained, half=half)
         card = folder / "MODEL_CARD.md"
         figures = dict(evaluation) | {f"parity.{m}": round(value, 7) for m, value in parity.items()} | gates
         card.write_text(model_card(recipe, towers, figures, space), encoding="utf-8")

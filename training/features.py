@@ -25,7 +25,7 @@ from service.contract.errors import InputError
 from service.contract.images import ImagePreprocessing, read_image
 from service.contract.sounds import AudioPreprocessing
 from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
-from training.encoders import FrozenEncoder, example_inputs, sentence
+from training.encoders import FrozenEncoder, example_inputs, sentence, side_by_side
 from training.errors import TrainingError
 from training.graphs import onnx_bytes, session
 
@@ -75,6 +75,10 @@ def cached_features(
     """
     if not len(items):
         return Features(np.zeros((0, encoder.width), np.float32))
+    if encoder.parts and not tokens:
+        parts = [cached_features(part, items, cache, lenient=lenient, what=what).pooled for part in encoder.parts]
+        vectors = [torch.from_numpy(np.asarray(part)) for part in parts]
+        return Features(side_by_side(vectors, len(encoder.concepts)).numpy())
     prepare = preparer(encoder)
     folder = cache / _key(encoder, items, tokens)
     shapes = _shapes(encoder, items, prepare, tokens)

@@ -90,7 +90,7 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
             # Labels that training must not see are not read at all.
             media = media if source.supervision == "concepts" else {}
             texts, labels, links = {}, [], [(index, 0) for index in media.values()]
-        if split == "validation" and source.supervision != "pairs":
+        if split == "validation" and source.supervision not in ("pairs", "choice"):
             media, texts, labels, links = {}, {}, [], []
         paths = [folder / file for file in media]
         missing = next((path for path in paths if not path.is_file()), None)
@@ -107,7 +107,7 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
             weight=source.weight,
             supervision=source.supervision,
         )
-    if not len(result["train"].links) and source.supervision != "none":
+    if not len(result["train"].links) and source.supervision in ("pairs", "concepts"):
         raise PairError(f"pairs.{name}: the train split is empty")
     return result
 
@@ -140,11 +140,13 @@ def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
         except KeyError as error:
             raise PairError(f"{where} has no column {error}; it has {', '.join(row)}") from None
         if not (text if label is None else label).strip():  # type: ignore[union-attr]
+            if source.skip_empty:
+                continue
             raise PairError(f"{where} ({media}) has an empty text")
         split = by_value.get(value) if value is not None else by_file.get(media) if by_file else "train"
         if split is None or (split == "train" and media in excluded):
             continue
-        if split == "train" and _held_out(source, media):
+        if split == "train" and (source.supervision == "choice" or _held_out(source, media)):
             split = "validation"
         yield _Row(media, text and text.strip(), label, split)
 

@@ -40,7 +40,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from service.contract.tokens import TextPreprocessing
 from training.errors import TrainingError
 from training.features import collate
-from training.graphs import HEAD, join_earlier_rows, session, without_earlier_rows
+from training.graphs import HEAD, join_earlier_rows, session, whole_weights, without_earlier_rows
 
 _SMOOTHING = 0.7  # SmoothQuant's α; MiniLM's lowest cosine is best there of 0.3 to 1.0
 _SEVEN_BITS = True
@@ -215,7 +215,7 @@ def _products(model: ModelProto) -> list[NodeProto]:
 
 def _of_all_inputs(path: Path) -> tuple[ModelProto, int | None]:
     """A graph without the input that may be left out, which quantisers take for a constant; and what `_tidy` needs."""
-    model = onnx.load(path)
+    model = whole_weights(onnx.load(path))
     return model, without_earlier_rows(model)
 
 

@@ -28,6 +28,30 @@ class DataRoot(_Model):
     """Every relative path of the recipe starts here. `--set data.root=…` or ISTHMUS_DATA."""
 
 
+class BesideSource(_Model):
+    """A further encoder of the same input, from a folder or a package."""
+
+    folder: Path | None = None
+    package: str | None = None
+    subfolder: str = ""
+    layers: tuple[int, ...] = ()
+    """Its hidden states that are put beside its last one."""
+    size: int | None = Field(default=None, ge=32, le=4096)
+    """The square, in pixels, that a picture is brought to for it; None: the size of the first encoder's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _folder(cls, given: Any) -> Any:
+        """A path alone is a folder."""
+        return {"folder": given} if isinstance(given, str | Path) else given
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.folder is None) == (self.package is None):
+            raise ValueError("exactly one of folder and package must be given")
+        return self
+
+
 class EncoderSource(_Model):
     """Where a frozen encoder comes from: exactly one of the four. A path that starts with a dot is the recipe's own."""
 
@@ -51,8 +75,8 @@ class EncoderSource(_Model):
     """Hidden states, in transformers' numbering, that are put beside the last one: several layers mixed."""
     concepts: bool = False
     """Put the scores of the encoder's own classifier beside its features: what it was trained to name."""
-    beside: list[Path] = []
-    """Folders of further encoders that take the same input: their features are put beside, their scores averaged."""
+    beside: list[BesideSource] = []
+    """Further encoders that take the same input: their features are put beside, their scores averaged."""
     scales: tuple[int, ...] = ()
     """Further squares, in pixels, that a convolution sees a picture at: its vectors are averaged over them."""
     labels: str | None = None
@@ -96,15 +120,19 @@ class PairSource(_Model):
     """Readable class names for labels that are not."""
     weight: float = Field(default=1.0, gt=0.0)
     """Share of the training steps."""
-    supervision: Literal["pairs", "concepts", "none"] = "pairs"
+    supervision: Literal["pairs", "concepts", "none", "choice"] = "pairs"
     """What training takes of the train split: its texts or labels; its media alone, captioned by what their encoder's
-    own classifier names (concepts); or nothing. The other splits are evaluated all the same."""
+    own classifier names (concepts); or nothing. The test split is evaluated all the same. choice: nothing is learned
+    from it, and all of the train split is validation, by which settings are chosen."""
     exclude: Path | None = None
     """A CSV whose column `file` names media that training leaves out, such as what `suspects` wrote."""
+    skip_empty: bool = False
+    """Leave rows out that have no text, instead of refusing the table."""
     unseen: list[str] = []
     """Labels that are kept from training and validation, to be told apart from all others in the test split."""
     prompts: dict[str, list[str]] = {}
-    """Prompts of their own for some classes, by readable name: descriptions that stand for the templates there."""
+    """Prompts of their own for some classes, by readable name: descriptions that stand for the templates there. A file's
+    name stands for what that YAML file beside the recipe holds."""
 
     @model_validator(mode="after")
     def _has_text(self) -> Self:
@@ -239,6 +267,9 @@ class TrainSpec(_Model):
 class ExportSpec(_Model):
     """What a bundle's towers come in. Each precision passes the gates of training/precision.py or is refused."""
 
+    weights: Literal["fp32", "fp16"] = "fp32"
+    """fp16: the files keep large weights in 16 bits, and a runtime makes them 32 bits again as it loads them: half the
+    size, at the speed and, to a cosine of 0.9999, with the vectors of fp32."""
     precisions: tuple[Precision, ...] = ("fp32",)
     int8: Literal["static", "dynamic"] = "static"
     """static: scales from training items, the same whatever else is in a batch. dynamic: matrix products only."""
@@ -252,6 +283,16 @@ class ExportSpec(_Model):
         if "fp32" not in self.precisions or len(set(self.precisions)) < len(self.precisions):
             raise ValueError("precisions must be different, and hold fp32: the others are measured against it")
         return self
+
+
+class LeakSpec(_Model):
+    """What of the training media counts as in a test split, and is left out of training."""
+
+    image: int | None = Field(default=None, ge=0, le=16)
+    """Bits of 64 by which each of two perceptual hashes of a picture may differ from a test picture's. None: pictures
+    are not compared."""
+    group: bool = False
+    """Leave media out whose `group` has media in the test split of their set."""
 
 
 class EmergentSpec(_Model):
@@ -275,6 +316,7 @@ class Recipe(_Model):
     train: TrainSpec = TrainSpec()
     export: ExportSpec = ExportSpec()
     templates: dict[Literal["image", "audio"], list[str]] = {}
+    leaks: LeakSpec = LeakSpec()
     emergent: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], EmergentSpec] = {}
     licences: list[str] = []
     notes: str = ""
@@ -348,6 +390,9 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         for key in ("folder", "onnx"):
             if isinstance(source, dict) and str(source.get(key) or "").startswith("."):
                 source[key] = str((path.parent / source[key]).resolve())
+    for source in (values.get("pairs") or {}).values():
+        if isinstance(source, dict) and isinstance(source.get("prompts"), str):
+            source["prompts"] = read_yaml(path.parent / source["prompts"])
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from service.contract.bundle import Bundle, Modality
 from training.abstention import learn
 from training.concepts import named
+from training.data.leaks import without_leaks
 from training.distributed import joined
 from training.emergent import emergent_figures
 from training.encoders import FrozenEncoder, load_encoder
@@ -33,9 +34,10 @@ _SAMPLES = 16  # real items per modality that a graph is checked on
 _SAMPLE_WORDS = ("dog", "violin", "thunderstorm in the mountains")
 
 
-def pairs(recipe: Recipe) -> AllPairs:
-    """Read and check the pairs of every source; print how many there are."""
-    result = {name: read_pairs(recipe, name) for name in recipe.pairs}
+def pairs(recipe: Recipe, cache: Path | None = None) -> AllPairs:
+    """Read and check the pairs of every source, without what leaks from a test split; print how many there are."""
+    read = {name: read_pairs(recipe, name) for name in recipe.pairs}
+    result: AllPairs = without_leaks(recipe, read, cache or default_cache())
     print(f"{'source':16}{'split':12}{'media':>9}{'texts':>9}{'pairs':>9}{'classes':>9}", file=sys.stderr)
     for name, splits in result.items():
         for split, part in splits.items():

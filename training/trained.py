@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from service.contract.abstention import Detector
 from service.contract.bundle import MODALITIES, Modality
 from training.projector import Head
 from training.querybank import MEDIA
 from training.recipe import Recipe
+
+_LARGE = 1_024
+"""Numbers from which a tensor may be kept in 16 bits; smaller ones are scales and statistics, and save little."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,23 @@ class Trained:
     """Which inputs are of none of the labels, by modality."""
 
 
-def save_projectors(path: Path, trained: Trained) -> None:
-    """projectors.safetensors: every tensor under `<modality>.`; what else Trained holds in its metadata."""
+def round_heads(trained: Trained) -> None:
+    """Round large weights, in place, to what 16 bits hold: what is saved in half the room is then the same."""
+    for head in trained.heads.values():
+        for tensor in head.state_dict().values():
+            if _large(tensor):
+                tensor.copy_(tensor.half())
+
+
+def _large(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.numel() > _LARGE
+
+
+def save_projectors(path: Path, trained: Trained, half: bool = False) -> None:
+    """projectors.safetensors: every tensor under `<modality>.`; what else Trained holds in its metadata.
+
+    With `half`, large tensors are kept in float16.
+    """
     tensors = {
         f"{modality}.{key}": value.contiguous()
         for modality, head in trained.heads.items()
@@ -49,7 +68,8 @@ def save_projectors(path: Path, trained: Trained) -> None:
         "abstention": json.dumps({modality: each.model_dump() for modality, each in trained.abstention.items()}),
         "init": trained.init,
     }
-    save_file(tensors, path, metadata)
+    kept = {key: value.half() if half and _large(value) else value for key, value in tensors.items()}
+    save_file(kept, path, metadata)
 
 
 def load_projectors(path: Path, recipe: Recipe) -> Trained:

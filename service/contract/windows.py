@@ -40,6 +40,8 @@ class LogMelWindows(AudioPreprocessing):
     """Frames are centred on multiples of the hop, both ends mirrored; else the first begins at the first sample."""
     remove_dc: bool = False
     preemphasis: float = Field(default=0.0, ge=0.0, lt=1.0)
+    preemphasis_of: Literal["frame", "sound"] = "frame"
+    """sound: each sample takes that share of the one before it off once, before frames are cut; the first is left out."""
     n_mels: int = Field(default=80, gt=0, le=512)
     f_min: float = Field(default=0.0, ge=0)
     f_max: float = Field(default=8_000.0, gt=0)
@@ -48,6 +50,8 @@ class LogMelWindows(AudioPreprocessing):
     mel_norm: Literal["none", "slaney"] = "slaney"
     logarithm: Literal["ln", "log10", "db"] = "log10"
     floor: float = Field(default=1e-10, gt=0)
+    floor_by: Literal["maximum", "sum"] = "maximum"
+    """sum: the floor is added to the power, which is then not less than it either."""
     dynamic_range: float | None = Field(default=8.0, gt=0)
     mean: float = -4.0
     std: float = Field(default=4.0, gt=0)
@@ -68,7 +72,8 @@ class LogMelWindows(AudioPreprocessing):
             raise ValueError(f"f_min {self.f_min:g} and f_max {self.f_max:g} are not a band below half the rate")
         if self.samples < self.window_length:
             raise ValueError(f"samples {self.samples} are fewer than window_length {self.window_length}")
-        most = 1 + (self.samples - (0 if self.centred else self.window_length)) // self.hop_length
+        given = self.samples - (self.preemphasis_of == "sound")
+        most = 1 + (given - (0 if self.centred else self.window_length)) // self.hop_length
         if self.frames > most:
             raise ValueError(f"frames {self.frames} are more than the {most} that {self.samples} samples give")
         if self.long == "fusion" and self.lengths:
@@ -121,6 +126,8 @@ class LogMelWindows(AudioPreprocessing):
 
 def log_mel(waveform: Waveform, spec: LogMelWindows) -> NDArray[np.float32]:
     """Waveform (samples,) of at least a frame → logarithm of the mel powers (frames, n_mels), in float64 on the way."""
+    if spec.preemphasis_of == "sound":
+        waveform = waveform[1:] - np.float32(spec.preemphasis) * waveform[:-1]
     if spec.centred:
         waveform = np.pad(waveform, spec.window_length // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(waveform, spec.window_length)[:: spec.hop_length]
@@ -130,12 +137,14 @@ def log_mel(waveform: Waveform, spec: LogMelWindows) -> NDArray[np.float32]:
         block = frames[start : start + _BLOCK_FRAMES].astype(np.float64)
         if spec.remove_dc:
             block -= block.mean(axis=1, keepdims=True)
-        if spec.preemphasis:
+        if spec.preemphasis and spec.preemphasis_of == "frame":
             block[:, 1:] -= spec.preemphasis * block[:, :-1]
             block[:, 0] *= 1 - spec.preemphasis
         spectrum = np.fft.rfft(block * window, n=spec.fft_length)
         power = spectrum.real**2 + spectrum.imag**2
-        features[start : start + len(block)] = _logarithm(np.maximum(power @ mel, spec.floor), spec.logarithm)
+        mels = power @ mel
+        mels = mels + spec.floor if spec.floor_by == "sum" else np.maximum(mels, spec.floor)
+        features[start : start + len(block)] = _logarithm(mels, spec.logarithm)
     return features
 
 

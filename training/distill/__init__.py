@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from service.contract.windows import LogMelWindows
 from training.distill import staged
 from training.distill.fit import best_student, measure, start_or_resume, train
 from training.distill.graph import DistillError, export
 from training.distill.recipe import load_distill_recipe
+from training.distill.spectra import spectra
 from training.distill.teacher import files_of, prepare_views, views_of, weights_hash
 
 __all__ = ["DistillError", "add_arguments", "main"]
@@ -33,12 +35,17 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(recipe.train.threads)
     teacher_folder = recipe.data.root / recipe.teacher.folder
     weights_before = weights_hash(teacher_folder)
-    if recipe.student.stages:
+    if recipe.student.staged:
         files, validation = files_of(recipe)
         teacher = staged.Teacher(recipe)
         labels = teacher.labels
-        validation_views = views_of(recipe, validation, 1, args.work, weights_before, teacher.pooled, files)
-        stored = staged.pictures(files, args.work)
+        validation_views = views_of(recipe, validation, 1, args.work, weights_before, teacher.pooled)
+        spec = recipe.preprocessing()
+        stored: staged.Stored
+        if isinstance(spec, LogMelWindows):
+            stored = spectra(files, spec, args.work)
+        else:
+            stored = staged.pictures(files, args.work)
         state = staged.begin(recipe, teacher, stored, args.work)
         done = staged.train(recipe, state, stored, teacher, validation_views)
     else:
@@ -46,7 +53,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         labels = []
         state = start_or_resume(recipe, train_views, args.work)
         done = train(recipe, state, train_views, validation_views)
-    views = len(stored if recipe.student.stages else train_views.inputs)
+    views = len(stored if recipe.student.staged else train_views.inputs)
     if not done:
         return {"finished": False, "step": state.step, "checkpoint": str(state.path)}
     if weights_hash(teacher_folder) != weights_before:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from service.contract.images import ImagePreprocessing
-from service.contract.patches import LogMelPatches
+from service.contract.windows import LogMelWindows
 from training.distill.recipe import DistillRecipe, TrainSpec
 from training.distill.student import Learner, Student, distillation_loss
 from training.distill.views import Views
@@ -179,9 +179,9 @@ def follow(averaged: nn.Module, student: nn.Module, decay: float) -> None:
             old.copy_(new)
 
 
-def student_inputs(stored: NDArray[Any], spec: ImagePreprocessing | LogMelPatches) -> Tensor:
+def student_inputs(stored: NDArray[Any], spec: ImagePreprocessing | LogMelWindows) -> Tensor:
     """Stored views → the student's float32 input, as the contract's preprocessing gives it."""
-    if isinstance(spec, LogMelPatches):
+    if isinstance(spec, LogMelWindows):
         return torch.from_numpy(stored.astype(np.float32))[:, None]
     pixels = torch.from_numpy(np.array(stored)).permute(0, 3, 1, 2).float() / 255.0
     return (pixels - torch.tensor(spec.mean)[:, None, None]) / torch.tensor(spec.std)[:, None, None]

@@ -44,6 +44,8 @@ def export(
     inputs = student_inputs(views.inputs[:7], recipe.preprocessing()).contiguous()
     if isinstance(spec, ImagePreprocessing):
         inputs = nn.functional.interpolate(inputs, (spec.height, spec.width), mode="bilinear", antialias=True)
+    else:  # a longer window has the same stretch again
+        inputs = inputs.repeat(1, 1, -(-spec.frames // inputs.shape[2]), 1)[:, :, : spec.frames]
     input_name = "pixels" if recipe.modality == "image" else "patches"
     student = copy.deepcopy(student).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     program = onnx_bytes(student, inputs[:2], input_name, "features")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.contract.images import ImagePreprocessing
-from service.contract.patches import LogMelPatches
+from service.contract.windows import LogMelWindows
 from training.recipe import RecipeError, read_yaml
 
 
@@ -42,22 +42,32 @@ class StageSpec(_Model):
     """Of each: channels inside, channels out, stride."""
 
 
-class SizeSpec(_Model):
-    height: int = Field(gt=0)
-    width: int = Field(gt=0)
-
-
 class StudentSpec(_Model):
-    """A plain student, of `stem`, `widths` and `depths`; or, of images, one that learns stage by stage."""
+    """A plain student of pictures, of `stem`, `widths` and `depths`; or one that learns stage by stage: of pictures by
+    `stages`, of sounds by a `width` and the `ends` of its stages."""
 
     preprocessing: dict[str, Any]
-    exported: SizeSpec | None = None
-    """Of the pictures that it takes once it has learned: a student that pools its maps is better at a larger size than
-    it was trained at, where crops made things look larger (FixRes: Touvron et al., 2019)."""
+    exported: dict[str, Any] = {}
+    """What changes in its preprocessing once it has learned. A student that pools its maps is better at a larger size
+    of pictures than it was trained at, where crops made things look larger (FixRes: Touvron et al., 2019), and takes
+    longer stretches of sound."""
     stem: list[int] = []
     widths: list[int] = []
     depths: list[int] = []
     stages: list[StageSpec] = []
+    width: float | None = Field(default=None, gt=0)
+    """The width multiplier of a MobileNetV3 for sounds, whose maps are as wide as its teacher's."""
+    ends: list[int] = []
+    """How many of its blocks each stage but the last ends behind."""
+
+    @property
+    def cuts(self) -> list[int]:
+        """The teacher's hidden states, or the blocks, at which every stage but the last ends."""
+        return self.ends or [stage.layer for stage in self.stages if stage.layer is not None]
+
+    @property
+    def staged(self) -> bool:
+        return bool(self.stages) or self.width is not None
 
 
 class Restart(_Model):
@@ -84,6 +94,8 @@ class TrainSpec(_Model):
     """Of stages: the share of the steps (to the first restart, if there is one) after which each reads what the one
     before it made."""
     restarts: list[Restart] = []
+    start: Path | None = None
+    """The checkpoint of another run, whose best student this one starts as."""
 
 
 class DistillRecipe(_Model):
@@ -98,15 +110,14 @@ class DistillRecipe(_Model):
     student: StudentSpec
     train: TrainSpec
 
-    def preprocessing(self) -> ImagePreprocessing | LogMelPatches:
+    def preprocessing(self) -> ImagePreprocessing | LogMelWindows:
         return self._preprocessing(self.student.preprocessing)
 
-    def exported(self) -> ImagePreprocessing | LogMelPatches:
-        size = self.student.exported
-        return self._preprocessing(self.student.preprocessing | (size.model_dump() if size else {}))
+    def exported(self) -> ImagePreprocessing | LogMelWindows:
+        return self._preprocessing(self.student.preprocessing | self.student.exported)
 
-    def _preprocessing(self, given: dict[str, Any]) -> ImagePreprocessing | LogMelPatches:
-        kind = ImagePreprocessing if self.modality == "image" else LogMelPatches
+    def _preprocessing(self, given: dict[str, Any]) -> ImagePreprocessing | LogMelWindows:
+        kind = ImagePreprocessing if self.modality == "image" else LogMelWindows
         return kind.model_validate(given)
 
 
@@ -123,13 +134,13 @@ def load_distill_recipe(path: Path, overrides: list[str]) -> DistillRecipe:
     if recipe.modality == "image" and recipe.teacher.preprocessing is None:
         raise RecipeError(f"{path}: teacher.preprocessing: an image teacher needs its height and width")
     student = recipe.student
-    if bool(student.stages) == bool(student.widths):
+    if recipe.modality == "audio":
+        if student.width is None or student.stages or student.widths:
+            raise RecipeError(f"{path}: student: a student of sounds has a width, and the ends of its stages")
+    elif bool(student.stages) == bool(student.widths) or student.width is not None:
         raise RecipeError(f"{path}: student: either widths and depths, or stages")
-    if student.stages:
-        if recipe.modality != "image":
-            raise RecipeError(f"{path}: student.stages: for students of images")
-        if any((stage.layer is None) != (stage is student.stages[-1]) for stage in student.stages):
-            raise RecipeError(f"{path}: student.stages: every stage but the last has a layer")
+    if any((stage.layer is None) != (stage is student.stages[-1]) for stage in student.stages):
+        raise RecipeError(f"{path}: student.stages: every stage but the last has a layer")
     starts = [restart.at for restart in recipe.train.restarts]
     if starts != sorted(set(starts)) or any(start >= recipe.train.steps for start in starts):
         raise RecipeError(

@@ -6,10 +6,12 @@ every position (blockwise distillation, Li et al., 2020, arXiv 1911.13053); then
 was off by is trained away together, on maps and on pooled features (hints: Romero et al., 2015, arXiv 1412.6550). Its
 features are all that it learned: pooled maps of every stage, the last one's, the scores of the teacher's classes.
 
-Pictures are kept once, in memory-mapped pixels; each step makes its own views of them, and asks the teacher.
+Pictures are kept once, in memory-mapped pixels, and sounds as spectra; each step makes its own views of them, and asks
+the teacher.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import queue
@@ -27,18 +29,26 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModelForImageClassification
 
-from service.contract.images import decode_image
+from service.contract.images import ImagePreprocessing, decode_image
+from service.contract.windows import LogMelWindows
 from training.distill.fit import TrainingState, batch_rows, follow, learning_rate, measure, resumed, student_inputs
 from training.distill.recipe import DistillRecipe, StageSpec
+from training.distill.spectra import Spectra
+from training.distill.spectra import batch as mixtures
 from training.distill.student import Learner
 from training.distill.views import Views, augmented
+from training.encode import mobilenet_sounds
+from training.encode.mobilenet_sounds import MobileNetSounds
 from training.encoders import Classifier
 from training.graphs import onnx_bytes
 
+Stored = NDArray[np.uint8] | Spectra
+"""What views are made of: pictures (N, H, W, 3), or the spectra of sounds."""
 _AHEAD = 3  # batches that are prepared while the student is at its own
 _SMALLEST = 0.1  # a channel's deviation against the median: one that hardly ever fires must not outweigh the others
 _MAPS, _SCORES = 0.5, 0.3
 _SAMPLE = 256  # pictures
+_HEARD = 20.0
 _MIXED = 0.2  # of the batches: two pictures on top of each other
 
 
@@ -67,40 +77,54 @@ def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> tuple
     return convolution, nn.BatchNorm2d(outputs), nn.ReLU6()
 
 
-class Staged(Learner):
-    """pixels (B, 3, H, W) → (B, d): pooled maps of all stages but the last, the last's, and scores of C classes.
+def image_stages(stages: Sequence[StageSpec], last: int) -> list[nn.Module]:
+    """The stages of a student of pictures, whose last map has `last` channels."""
+    built: list[nn.Module] = []
+    width = 3
+    for stage in stages:
+        layers: list[nn.Module] = []
+        if stage.stem:
+            layers += _convolution(width, stage.stem, 3, 2)
+            width = stage.stem
+        for expanded, outputs, stride in stage.blocks:
+            layers.append(Block(width, expanded, outputs, stride))
+            width = outputs
+        if stage.layer is None:
+            layers.append(nn.Sequential(*_convolution(width, last, 1)))
+        built.append(nn.Sequential(*layers))
+    return built
 
-    `centres` and `spreads` are the teacher's means and deviations per channel of every map, over positions; `mean` and
-    `deviation` those of its pooled features. Inside, maps but the last are in units of their spread.
+
+def sound_stages(network: MobileNetSounds, ends: Sequence[int]) -> list[nn.Module]:
+    """A network's blocks, cut behind those that `ends` counts."""
+    blocks = list(network.features)
+    cuts = [0, *(end + 1 for end in ends), len(blocks)]
+    return [nn.Sequential(*blocks[start:end]) for start, end in itertools.pairwise(cuts)]
+
+
+class Staged(Learner):
+    """Inputs → (B, d): pooled maps of all stages but the last, the last's, and scores of C classes.
+
+    Inputs are pixels (B, 3, H, W) or rows of sound (B, 1, frames, mels). `centres` and `spreads` are the teacher's
+    means and deviations per channel of every map, over positions; `mean` and `deviation` those of its pooled features.
+    Inside, maps but the last are in units of their spread. `head` gives the logits of the teacher's classes.
     """
 
     def __init__(
         self,
-        stages: Sequence[StageSpec],
+        stages: Sequence[nn.Module],
+        head: nn.Module,
         kept: Sequence[int],
-        classes: int,
         centres: Sequence[Tensor],
         spreads: Sequence[Tensor],
         mean: Tensor,
         deviation: Tensor,
+        sounds: bool = False,
     ) -> None:
         super().__init__()
-        built: list[nn.Module] = []
-        width = 3
-        for stage in stages:
-            layers: list[nn.Module] = []
-            if stage.stem:
-                layers += _convolution(width, stage.stem, 3, 2)
-                width = stage.stem
-            for expanded, outputs, stride in stage.blocks:
-                layers.append(Block(width, expanded, outputs, stride))
-                width = outputs
-            if stage.layer is None:
-                layers.append(nn.Sequential(*_convolution(width, len(centres[-1]), 1)))
-            built.append(nn.Sequential(*layers))
-        self.stages = nn.ModuleList(built)
-        self.head = nn.Linear(len(centres[-1]), classes)
-        self.scores = Classifier(self.head, kept, sounds=False)
+        self.stages = nn.ModuleList(stages)
+        self.head, self.sounds, self.width = head, sounds, len(centres[-1])
+        self.scores = Classifier(self.head, kept, sounds=sounds)
         self.register_buffer("mean", mean.clone())
         self.register_buffer("deviation", deviation.clone())
         for index, (centre, spread) in enumerate(zip(centres, spreads, strict=True)):
@@ -114,10 +138,10 @@ class Staged(Learner):
         centre, spread = getattr(self, f"centre_{index}"), getattr(self, f"spread_{index}")
         return (made - centre[:, None, None]) / spread[:, None, None]
 
-    def maps(self, pixels: Tensor, given: Sequence[Tensor] | None = None) -> list[Tensor]:
+    def maps(self, inputs: Tensor, given: Sequence[Tensor] | None = None) -> list[Tensor]:
         """What each stage makes of what the one before it made, or of what is `given` for that."""
         made: list[Tensor] = []
-        below = pixels
+        below = inputs.transpose(2, 3) if self.sounds else inputs
         for index, stage in enumerate(self.stages):
             made.append(stage(below))
             below = made[-1] if given is None else given[index]
@@ -131,17 +155,17 @@ class Staged(Learner):
         return torch.cat(parts, 1)
 
     def last(self, pooled: Tensor) -> Tensor:
-        return pooled[:, -self.head.in_features :]
+        return pooled[:, -self.width :]
 
-    def standardised(self, pixels: Tensor) -> Tensor:
-        return (self.pooled(self.maps(pixels)) - self.mean) / self.deviation
+    def standardised(self, inputs: Tensor) -> Tensor:
+        return (self.pooled(self.maps(inputs)) - self.mean) / self.deviation
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        pooled = self.pooled(self.maps(pixels))
+    def forward(self, inputs: Tensor) -> Tensor:
+        pooled = self.pooled(self.maps(inputs))
         return torch.cat([pooled, self.scores(self.last(pooled))], 1)
 
 
-class _Maps(nn.Module):
+class _ImageMaps(nn.Module):
     """The teacher's maps at the stages' ends, and its logits."""
 
     def __init__(self, model: Any, layers: Sequence[int]) -> None:
@@ -154,30 +178,54 @@ class _Maps(nn.Module):
         return (*maps, self.model.classifier(output.pooler_output.flatten(1)))
 
 
+class _SoundMaps(nn.Module):
+    """The same of rows of sound (B, 1, frames, mels)."""
+
+    def __init__(self, network: MobileNetSounds, ends: Sequence[int]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(sound_stages(network, ends))
+        self.classifier = network.classifier
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
+        maps, below = [], rows.transpose(2, 3)
+        for stage in self.stages:
+            below = stage(below)
+            maps.append(below)
+        return (*maps, self.classifier(below.mean((2, 3))))
+
+
 class Teacher:
-    """The frozen teacher as an ONNX Runtime session: pixels (B, 3, H, W) → its maps and logits."""
+    """The frozen teacher as an ONNX Runtime session: inputs (B, …) as the student's → its maps and logits."""
 
     def __init__(self, recipe: DistillRecipe) -> None:
         folder = recipe.data.root / recipe.teacher.folder
-        model: Any = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
-        names = model.config.id2label
-        self.kept = [index for index in sorted(names) if names[index] != "background"]
-        self.labels = [names[index] for index in self.kept]
-        self.classes = len(names)
-        layers = [stage.layer for stage in recipe.student.stages if stage.layer is not None]
-        example = torch.zeros(2, 3, recipe.student.preprocessing["height"], recipe.student.preprocessing["width"])
-        outputs = [f"map_{index}" for index in range(len(layers) + 1)] + ["logits"]
+        spec, count = recipe.preprocessing(), len(recipe.student.cuts)
+        maps: nn.Module
+        if isinstance(spec, ImagePreprocessing):
+            model: Any = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
+            names = model.config.id2label
+            self.kept = [index for index in sorted(names) if names[index] != "background"]
+            self.labels = [names[index] for index in self.kept]
+            self.classes = len(names)
+            maps, example = _ImageMaps(model, recipe.student.cuts), torch.zeros(2, 3, spec.height, spec.width)
+        else:
+            assert isinstance(spec, LogMelWindows)
+            network, self.labels = mobilenet_sounds.load(folder)
+            self.classes, self.kept = len(self.labels), list(range(len(self.labels)))
+            maps, example = _SoundMaps(network, recipe.student.cuts), torch.zeros(2, 1, spec.frames, spec.n_mels)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = recipe.train.threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        program = onnx_bytes(_Maps(model, layers).eval(), example, "pixels", outputs)
+        outputs = [f"map_{index}" for index in range(count + 1)] + ["logits"]
+        program = onnx_bytes(maps.eval(), example, "inputs", outputs)
         self._session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, pixels: NDArray[np.float32]) -> list[Tensor]:
-        return [torch.from_numpy(array) for array in self._session.run(None, {"pixels": pixels})]
+    def __call__(self, inputs: NDArray[np.float32]) -> list[Tensor]:
+        return [torch.from_numpy(array) for array in self._session.run(None, {"inputs": inputs})]
 
-    def pooled(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        *maps, _ = self(pixels)
+    def pooled(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(B, d): the means of its maps over positions, side by side."""
+        *maps, _ = self(inputs)
         return np.concatenate([each.mean((2, 3)).numpy() for each in maps], 1)
 
 
@@ -196,8 +244,10 @@ def pictures(files: Sequence[Path], work: Path, side: int = 256) -> NDArray[np.u
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def batch(stored: NDArray[np.uint8], recipe: DistillRecipe, step: int) -> Tensor:
-    """Pixels of one step's views: a function of the step."""
+def batch(stored: Stored, recipe: DistillRecipe, step: int) -> Tensor:
+    """The inputs of one step's views: a function of the step."""
+    if isinstance(stored, Spectra):
+        return mixtures(stored, recipe, step)
     rng = np.random.default_rng([recipe.seed, 1, step])
     size = (recipe.student.preprocessing["width"], recipe.student.preprocessing["height"])
     rows = batch_rows(len(stored), recipe.train.batch_size, step, recipe.seed)
@@ -209,42 +259,62 @@ def batch(stored: NDArray[np.uint8], recipe: DistillRecipe, step: int) -> Tensor
     return pixels
 
 
+def _sample(stored: Stored, recipe: DistillRecipe) -> Tensor:
+    """Inputs from which the units of the teacher's maps are taken: pictures as they are, and mixtures of sounds."""
+    if isinstance(stored, Spectra):
+        size = recipe.train.batch_size
+        return torch.cat([mixtures(stored, recipe, step) for step in range(-(-_SAMPLE // size))])[:_SAMPLE]
+    rows = np.unique(np.linspace(0, len(stored) - 1, _SAMPLE, dtype=int))
+    size = (recipe.student.preprocessing["width"], recipe.student.preprocessing["height"])
+    shown = [np.asarray(Image.fromarray(stored[row]).resize(size, Image.Resampling.BICUBIC)) for row in rows]
+    return student_inputs(np.stack(shown), recipe.preprocessing())
+
+
 def _spread(values: Tensor) -> Tensor:
     deviation = values.std(0)
     return torch.maximum(deviation, _SMALLEST * deviation.median() + 0.01 * values.abs().mean() + 1e-6)
 
 
-def begin(recipe: DistillRecipe, teacher: Teacher, stored: NDArray[np.uint8], work: Path) -> TrainingState:
-    """A fresh student, in units of what the teacher makes of some of the pictures; or the checkpoint of this recipe.
+def begin(recipe: DistillRecipe, teacher: Teacher, stored: Stored, work: Path) -> TrainingState:
+    """A fresh student, in units of what the teacher makes of some of the media; or the checkpoint of this recipe.
 
-    The number of steps is a part of the recipe: the stages are chained after a share of them.
+    The number of steps is a part of the recipe: the stages are chained after a share of them. A student that starts
+    from another run's has that one's best weights and units.
     """
     torch.manual_seed(recipe.seed)
-    rows = np.unique(np.linspace(0, len(stored) - 1, _SAMPLE, dtype=int))
-    size = (recipe.student.preprocessing["width"], recipe.student.preprocessing["height"])
-    shown = [np.asarray(Image.fromarray(stored[row]).resize(size, Image.Resampling.BICUBIC)) for row in rows]
-    *maps, _ = teacher(student_inputs(np.stack(shown), recipe.preprocessing()).numpy())
+    *maps, _ = teacher(_sample(stored, recipe).numpy())
     columns = [each.permute(0, 2, 3, 1).flatten(0, 2) for each in maps]
     features = torch.cat([each.mean((2, 3)) for each in maps], 1)
+    last = maps[-1].shape[1]
+    head: nn.Module
+    if recipe.modality == "image":
+        stages, head = image_stages(recipe.student.stages, last), nn.Linear(last, teacher.classes)
+    else:
+        assert recipe.student.width is not None
+        network = MobileNetSounds.of_width(recipe.student.width, teacher.classes)
+        stages, head = sound_stages(network, recipe.student.cuts), network.classifier
     student = Staged(
-        recipe.student.stages,
+        stages,
+        head,
         teacher.kept,
-        teacher.classes,
         [each.mean(0) for each in columns],
         [_spread(each) for each in columns],
         features.mean(0),
         _spread(features),
+        sounds=recipe.modality == "audio",
     )
+    if recipe.train.start is not None:
+        student.load_state_dict(torch.load(recipe.train.start, weights_only=True)["best"])
     return resumed(recipe, student, work, {"threads", "validate_every", "checkpoint_every"})
 
 
-def loss(student: Staged, pixels: Tensor, taught: Sequence[Tensor], chained: bool, bfloat16: bool) -> Tensor:
+def loss(student: Staged, inputs: Tensor, taught: Sequence[Tensor], chained: bool, bfloat16: bool) -> Tensor:
     """Of maps, per channel in units of its spread; of pooled features; of logits in units of theirs."""
     *maps, logits = taught
     wanted = [student.standard(index, each) for index, each in enumerate(maps)]
     given = None if chained else [each.contiguous(memory_format=torch.channels_last) for each in wanted]
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        made = student.maps(pixels.contiguous(memory_format=torch.channels_last), given)
+        made = student.maps(inputs.contiguous(memory_format=torch.channels_last), given)
     errors = [(own.float() - other).square() for own, other in zip(made[:-1], wanted[:-1], strict=True)]
     spread = getattr(student, f"spread_{len(maps) - 1}")[:, None, None]
     errors.append(((made[-1].float() - maps[-1]) / spread).square())
@@ -254,15 +324,18 @@ def loss(student: Staged, pixels: Tensor, taught: Sequence[Tensor], chained: boo
     mean, deviation = student.last(student.mean[None]), student.last(student.deviation[None])
     own, other = (pooled - mean) / deviation, (target - mean) / deviation
     of_features = (own - other).square().mean() + (1 - nn.functional.cosine_similarity(own, other)).mean()
-    of_scores = (student.head(pooled) - logits).square().mean() / logits.var()
+    scored = student.head(pooled)
+    of_scores = (scored - logits).square().mean() / logits.var()
+    if student.sounds:
+        # What is heard: the error of hundreds of classes that are never there must not outweigh the few that are.
+        taught_scores = torch.sigmoid(logits)
+        of_scores = of_scores + _HEARD * nn.functional.binary_cross_entropy_with_logits(scored, taught_scores)
     if chained:
         return _MAPS * of_maps + of_features + _SCORES * of_scores
     return of_maps + _SCORES * (of_features + of_scores)
 
 
-def train(
-    recipe: DistillRecipe, state: TrainingState, stored: NDArray[np.uint8], teacher: Teacher, validation: Views
-) -> bool:
+def train(recipe: DistillRecipe, state: TrainingState, stored: Stored, teacher: Teacher, validation: Views) -> bool:
     """Train to the recipe's last step. True when it was reached; False after Ctrl-C, which keeps a checkpoint."""
     spec, student = recipe.train, state.student
     chained_from = spec.chain_from * (spec.restarts[0].at if spec.restarts else spec.steps)
@@ -273,8 +346,8 @@ def train(
     def prepare() -> None:
         try:
             for step in range(state.step, spec.steps):
-                pixels = batch(stored, recipe, step)
-                _offer(ready, (pixels, teacher(pixels.numpy())), ended)
+                inputs = batch(stored, recipe, step)
+                _offer(ready, (inputs, teacher(inputs.numpy())), ended)
                 if ended.is_set():
                     return
         except Exception as error:

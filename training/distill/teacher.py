@@ -2,9 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,10 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
 
 from service.contract.images import ImagePreprocessing
-from service.contract.patches import LogMelPatches
 from training.distill.graph import DistillError
 from training.distill.recipe import DistillRecipe
-from training.distill.views import Teacher, Views, audio_views, cached_views, image_views, listed_files
+from training.distill.views import Teacher, Views, cached_views, image_views, listed_files, sound_view
 from training.graphs import onnx_bytes
 from training.recipe import RecipeError
 
@@ -56,43 +53,32 @@ def prepare_views(recipe: DistillRecipe, work: Path, teacher_hash: str) -> tuple
     teacher = functools.cache(lambda: load_teacher(recipe))
 
     def views(chosen: list[Path], count: int) -> Views:
-        return views_of(recipe, chosen, count, work, teacher_hash, lambda inputs: teacher()(inputs), files)
+        return views_of(recipe, chosen, count, work, teacher_hash, lambda inputs: teacher()(inputs))
 
     return views(files, recipe.views.count), views(validation, 1)
 
 
 def views_of(
-    recipe: DistillRecipe,
-    chosen: list[Path],
-    count: int,
-    work: Path,
-    teacher_hash: str,
-    teacher: Teacher,
-    partners: list[Path],
+    recipe: DistillRecipe, chosen: list[Path], count: int, work: Path, teacher_hash: str, teacher: Teacher
 ) -> Views:
-    """The views of the files `chosen`, cached; sounds are mixed with `partners`."""
-    root = recipe.data.root
+    """The views of the files `chosen`, cached. Sounds have one: the first row of the plain sound."""
+    root, spec = recipe.data.root, recipe.preprocessing()
     key = {
         "teacher": teacher_hash,
         "teacher_preprocessing": repr(recipe.teacher.preprocessing),
-        "student_preprocessing": recipe.preprocessing().model_dump(),
+        "student_preprocessing": spec.model_dump(),
         "files": [f"{path.relative_to(root)} {path.stat().st_size}" for path in chosen],
         "count": count,
-        "patches": recipe.views.patches,
         "seed": recipe.seed,
     }
-    if recipe.student.stages:
-        key["layers"] = [stage.layer for stage in recipe.student.stages]
-    return cached_views(work, key, chosen, view_of(recipe, partners, count), teacher, recipe.train.threads)
-
-
-def view_of(recipe: DistillRecipe, files: list[Path], count: int) -> Callable[[Path, np.random.Generator], Any]:
-    spec = recipe.preprocessing()
+    if recipe.student.staged:
+        key["layers"] = recipe.student.cuts
     if isinstance(spec, ImagePreprocessing):
         assert recipe.teacher.preprocessing is not None
-        return functools.partial(image_views, count=count, student=spec, teacher=recipe.teacher.preprocessing)
-    patches = recipe.views.patches
-    return lambda path, rng: audio_views(path, files, rng, count, spec, patches)
+        view = functools.partial(image_views, count=count, student=spec, teacher=recipe.teacher.preprocessing)
+    else:
+        view = functools.partial(sound_view, spec=spec)
+    return cached_views(work, key, chosen, view, teacher, recipe.train.threads)
 
 
 class _Pooled(nn.Module):
@@ -111,13 +97,8 @@ def load_teacher(recipe: DistillRecipe) -> Teacher:
     """The frozen teacher as an ONNX Runtime session, which on a CPU runs depthwise convolutions four times faster."""
     folder = recipe.data.root / recipe.teacher.folder
     model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32)
-    if recipe.modality == "image":
-        assert recipe.teacher.preprocessing is not None
-        shape = (3, recipe.teacher.preprocessing.height, recipe.teacher.preprocessing.width)
-    else:
-        spec = recipe.preprocessing()
-        assert isinstance(spec, LogMelPatches)
-        shape = (1, spec.patch_frames, spec.n_mels)
+    assert recipe.teacher.preprocessing is not None
+    shape = (3, recipe.teacher.preprocessing.height, recipe.teacher.preprocessing.width)
     program = onnx_bytes(_Pooled(model.base_model).eval(), torch.zeros(2, *shape), "inputs", "pooled")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = recipe.train.threads

@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
-from scipy.signal import sosfilt
 from tqdm import tqdm
 
 from service.contract.audio import decode_audio
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
-from service.contract.patches import LogMelPatches, log_mel_patches
+from service.contract.windows import LogMelWindows
 
 Teacher = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """A teacher's model inputs (B, ...) → features (B, d)."""
@@ -44,9 +43,10 @@ class Views:
 def listed_files(root: Path, sources: list[dict[str, Any]], held_out: bool) -> list[Path]:
     """The files that the recipe's `sources` name, sorted; of each source either the part held out or the rest.
 
-    A source is `{folder, files, where, hold_out, group}`: `files` is a list with one name to a line, or a CSV with a
-    column `file`, of which `where` keeps the rows with one of the given values; a `hold_out` fraction of the groups
-    is held out, chosen by hash, a group being what the pattern `group` finds in the name (default: the whole name).
+    A source is `{folder, files, where, hold_out, group, without}`: `files` is a list with one name to a line, or a CSV
+    with a column `file`, of which `where` keeps the rows with one of the given values; a `hold_out` fraction of the groups
+    is held out, chosen by hash, a group being what the pattern `group` finds in the name (default: the whole name); the
+    groups `without` are left out.
     """
     chosen = []
     for source in sources:
@@ -63,6 +63,8 @@ def listed_files(root: Path, sources: list[dict[str, Any]], held_out: bool) -> l
             names = listing.read_text(encoding="utf-8").split("\n")
         for name in filter(None, map(str.strip, names)):
             found = re.search(source["group"], name) if "group" in source else None
+            if (found.group(1) if found else name) in source.get("without", ()):
+                continue
             digest = hashlib.sha256((found.group(1) if found else name).encode()).digest()
             is_held_out = int.from_bytes(digest[:8], "big") / 2**64 < source.get("hold_out", 0.0)
             if is_held_out == held_out:
@@ -105,45 +107,12 @@ def augmented(image: Image.Image, rng: np.random.Generator, size: tuple[int, int
     return image
 
 
-def audio_views(
-    path: Path, partners: list[Path], rng: np.random.Generator, count: int, spec: LogMelPatches, patches: int
+def sound_view(
+    path: Path, rng: np.random.Generator, spec: LogMelWindows
 ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-    """One sound → log-mel patches (count · patches, frames, mels), and the same as (…, 1, frames, mels) in float32.
-
-    The first view is plain. The others are shifted in time (wrapping round), half of them mixed with another sound of
-    the list, a third filtered by a gentle random resonance, and all scaled by -20 to +6 dB.
-    """
-    plain = decode_audio(path.read_bytes(), spec.sampling_rate)
-    views = []
-    for view in range(count):
-        sound = plain
-        if view:
-            sound = np.roll(plain, rng.integers(len(plain)))
-            if rng.random() < 0.5:
-                other = decode_audio(partners[rng.integers(len(partners))].read_bytes(), spec.sampling_rate)
-                other = np.resize(np.roll(other, rng.integers(len(other))), len(sound))
-                balance = 10 ** (rng.uniform(-10, 10) / 20)
-                levels = [np.sqrt(np.mean(x**2)) + 1e-4 for x in (sound, other)]
-                sound = sound + other * np.float32(min(balance * levels[0] / levels[1], 30.0))
-            if rng.random() < 1 / 3:
-                sound = _coloured(sound, rng, spec.sampling_rate)
-            sound = sound * 10 ** (rng.uniform(-20, 6) / 20)
-            sound = sound / max(1.0, float(np.abs(sound).max()))
-        mel = log_mel_patches(np.asarray(sound, np.float32), spec)[:, 0]
-        views.append(mel[np.linspace(0, len(mel) - 1, patches).round().astype(int)])
-    stored = np.concatenate(views).astype(np.float16)
+    """One sound → the first of its rows (1, frames, mels), and the same as (1, 1, frames, mels) in float32."""
+    stored = spec.prepare(decode_audio(path.read_bytes(), spec.sampling_rate)).rows[:1, 0].astype(np.float16)
     return stored, stored[:, None].astype(np.float32)
-
-
-def _coloured(sound: NDArray[np.floating[Any]], rng: np.random.Generator, rate: int) -> NDArray[np.floating[Any]]:
-    """A peaking equaliser (Bristow-Johnson's cookbook) of up to ±12 dB somewhere between 200 Hz and 6 kHz."""
-    gain = 10 ** (rng.uniform(-12, 12) / 40)
-    angle = 2 * np.pi * min(float(np.exp(rng.uniform(np.log(200), np.log(6000)))), 0.45 * rate) / rate
-    alpha = np.sin(angle) / (2 * rng.uniform(0.5, 2.0))
-    numerator = np.array([1 + alpha * gain, -2 * np.cos(angle), 1 - alpha * gain])
-    denominator = np.array([1 + alpha / gain, -2 * np.cos(angle), 1 - alpha / gain])
-    filtered = sosfilt(np.concatenate([numerator, denominator])[None] / denominator[0], sound)
-    return np.asarray(filtered)
 
 
 def cached_views(

@@ -1,0 +1,94 @@
+"""Training media that the test splits hold too, exactly or nearly, are taken out of training; the tests stay whole.
+
+Pictures are compared by perceptual hashes, over all sources of a recipe; recordings by the source that a recipe's
+`group` finds in their names, within their set.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from service.contract.images import decode_image
+from training.curate.duplicates import Images, perceptual_hash
+from training.pairs import Pairs, Split
+from training.recipe import Recipe
+
+Read = Mapping[str, Mapping[Split, Pairs]]
+
+
+def without_leaks(recipe: Recipe, read: Read, cache: Path) -> dict[str, dict[Split, Pairs]]:
+    """The same pairs with train and validation freed of what is in a test split; prints how many media each lost."""
+    result: dict[str, dict[Split, Pairs]] = {name: dict(splits) for name, splits in read.items()}
+    hashes = _Hashes(cache)
+    tests = Images(recipe.leaks.image)
+    for name, splits in read.items():
+        if recipe.pairs[name].modality == "image" and recipe.leaks.image is not None:
+            for fingerprint in hashes.of(splits["test"].media, f"{name} test hashes"):
+                tests.add(fingerprint)
+    for name, splits in read.items():
+        source, tested = recipe.pairs[name], _groups(recipe, name, splits["test"])
+        for split in ("train", "validation"):
+            part: Pairs = splits[split]  # type: ignore[index]
+            if source.modality == "image" and recipe.leaks.image is not None:
+                prints = hashes.of(part.media, f"{name} {split} hashes")
+                kept = [next(tests.resembled(fingerprint), None) is None for fingerprint in prints]
+            else:
+                kept = [_group(source.group, path) not in tested for path in part.media]
+            if not all(kept):
+                lost = len(kept) - sum(kept)
+                what = f"{lost:,} of {len(kept):,} {split} media are in a test split, exactly or nearly: left out"
+                print(f"{name}: {what}", file=sys.stderr)
+                result[name][split] = _kept(part, np.asarray(kept, bool))  # type: ignore[index]
+    return result
+
+
+def _kept(part: Pairs, kept: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> Pairs:
+    """The pairs of the media that are kept; texts keep their places."""
+    place = np.cumsum(kept) - 1
+    links = part.links[kept[part.links[:, 0]]].copy()
+    links[:, 0] = place[links[:, 0]]
+    labels = None if part.labels is None else part.labels[kept]
+    media = [path for path, keep in zip(part.media, kept, strict=True) if keep]
+    return replace(part, media=media, links=links, labels=labels)
+
+
+def _groups(recipe: Recipe, name: str, part: Pairs) -> set[str | None]:
+    pattern = recipe.pairs[name].group
+    if pattern is None or not recipe.leaks.group:
+        return set()
+    return {_group(pattern, path) for path in part.media} - {None}
+
+
+def _group(pattern: str | None, path: Path) -> str | None:
+    match = re.search(pattern, path.name) if pattern else None
+    return None if match is None else match[1]
+
+
+class _Hashes:
+    """Perceptual hashes of files, kept in the cache by path, size and time of change."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+
+    def of(self, files: list[Path], what: str) -> Iterator[int]:
+        stated = [f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files]
+        digest = hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:24]
+        path = self._cache / f"hashes-{digest}.json"
+        if not path.is_file():
+            self._cache.mkdir(parents=True, exist_ok=True)
+            made = [
+                f"{perceptual_hash(decode_image(file.read_bytes())):032x}"
+                for file in tqdm(files, desc=what, disable=None)
+            ]
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(made))
+            os.replace(partial, path)
+        return (int(fingerprint, 16) for fingerprint in json.loads(path.read_text()))
