@@ -133,7 +133,7 @@ class SeveralScales(nn.Module):
 
 
 class Adapted(nn.Module):
-    """An image encoder for pixels (B, 3, H, W) that were prepared for another one, brought to its size and statistics."""
+    """An image encoder for pixels (B, 3, H, W) that were prepared for another, brought to its size and statistics."""
 
     def __init__(
         self, encoder: nn.Module, given: ImagePreprocessing, own: ImagePreprocessing, size: int | None

@@ -131,8 +131,8 @@ class PairSource(_Model):
     unseen: list[str] = []
     """Labels that are kept from training and validation, to be told apart from all others in the test split."""
     prompts: dict[str, list[str]] = {}
-    """Prompts of their own for some classes, by readable name: descriptions that stand for the templates there. A file's
-    name stands for what that YAML file beside the recipe holds."""
+    """Prompts of their own for some classes, by readable name: descriptions that stand for the templates there. The
+    name of a YAML file beside the recipe stands for what it holds."""
 
     @model_validator(mode="after")
     def _has_text(self) -> Self:

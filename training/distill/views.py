@@ -44,9 +44,9 @@ def listed_files(root: Path, sources: list[dict[str, Any]], held_out: bool) -> l
     """The files that the recipe's `sources` name, sorted; of each source either the part held out or the rest.
 
     A source is `{folder, files, where, hold_out, group, without}`: `files` is a list with one name to a line, or a CSV
-    with a column `file`, of which `where` keeps the rows with one of the given values; a `hold_out` fraction of the groups
-    is held out, chosen by hash, a group being what the pattern `group` finds in the name (default: the whole name); the
-    groups `without` are left out.
+    with a column `file`, of which `where` keeps the rows with one of the given values; a `hold_out` fraction of the
+    groups is held out, chosen by hash, a group being what the pattern `group` finds in the name (default: the whole
+    name); the groups `without` are left out.
     """
     chosen = []
     for source in sources:
