@@ -146,6 +146,8 @@ def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
         split = by_value.get(value) if value is not None else by_file.get(media) if by_file else "train"
         if split is None or (split == "train" and media in excluded):
             continue
+        if split == "train" and any(row.get(column) not in values for column, values in source.where.items()):
+            continue
         if split == "train" and (source.supervision == "choice" or _held_out(source, media)):
             split = "validation"
         yield _Row(media, text and text.strip(), label, split)

@@ -126,6 +126,8 @@ class PairSource(_Model):
     from it, and all of the train split is validation, by which settings are chosen."""
     exclude: Path | None = None
     """A CSV whose column `file` names media that training leaves out, such as what `suspects` wrote."""
+    where: dict[str, list[str]] = {}
+    """Columns of the table with the values that a row of the train split must have, such as a licence."""
     skip_empty: bool = False
     """Leave rows out that have no text, instead of refusing the table."""
     unseen: list[str] = []
@@ -285,6 +287,15 @@ class ExportSpec(_Model):
         return self
 
 
+class TextSource(_Model):
+    """A set of captions without media."""
+
+    table: Path
+    """CSV or TSV without a heading, as it is or compressed (.gz)."""
+    column: int = Field(default=0, ge=0)
+    """Which column holds the captions, counting from 0."""
+
+
 class LeakSpec(_Model):
     """What of the training media counts as in a test split, and is left out of training."""
 
@@ -312,6 +323,9 @@ class Recipe(_Model):
     data: DataRoot = DataRoot()
     encoders: dict[Literal["image", "audio", "text"], EncoderSource]
     pairs: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], PairSource]
+    texts: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], TextSource] = {}
+    """Caption-only sets. Where there are any, the text projector is computed from them (training.heads.captions), and
+    media learn towards it."""
     projector: ProjectorSpec = ProjectorSpec()
     train: TrainSpec = TrainSpec()
     export: ExportSpec = ExportSpec()
@@ -337,8 +351,12 @@ class Recipe(_Model):
             for pairs in (spec.queries, *spec.gallery):
                 if pairs not in self.pairs:
                     raise ValueError(f"emergent.{name} names {pairs}, and there are no such pairs")
-        if self.pairs and all(source.supervision != "pairs" for source in self.pairs.values()):
-            raise ValueError("no pairs have texts to train on: supervision is pairs for none of them")
+        if self.pairs and not self.texts and all(source.supervision != "pairs" for source in self.pairs.values()):
+            raise ValueError(
+                "no pairs have texts to train on: supervision is pairs for none of them, and there are no texts"
+            )
+        if self.texts and (self.projector.closed or self.projector.needs_tokens):
+            raise ValueError(f"texts: not for {self.projector.kind} heads")
         for modality, encoder in self.encoders.items():
             if encoder.scales and (modality != "image" or self.projector.needs_tokens):
                 raise ValueError(

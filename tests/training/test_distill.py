@@ -13,21 +13,19 @@ import soundfile
 import torch
 import yaml
 from PIL import Image
-from transformers import (
-    MobileNetV1Config,
-    MobileNetV1ForImageClassification,
-    MobileNetV2Config,
-    MobileNetV2ForImageClassification,
-)
+from safetensors.torch import save_file
+from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
 from service.contract.audio import decode_audio
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
-from service.contract.patches import LogMelPatches, log_mel_patches
 from service.contract.vectors import l2_normalise
+from service.contract.windows import LogMelWindows, log_mel
 from training import distill, graphs
-from training.distill import fit, graph, staged, views
+from training.distill import fit, graph, spectra, staged, views
+from training.distill.graph import DistillError
 from training.distill.recipe import TrainSpec, load_distill_recipe
 from training.distill.teacher import files_of, prepare_views, weights_hash
+from training.encode.mobilenet_sounds import MobileNetSounds, blocks_of
 from training.recipe import RecipeError
 
 # The exporter of torch itself uses what a newer torch deprecates.
@@ -68,11 +66,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teacher = MobileNetV2ForImageClassification(image_config)
     settle(teacher, torch.rand(16, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3) * 2 - 1)
     teacher.save_pretrained(root / "image-teacher")
-    audio_config = MobileNetV1Config(num_channels=1, depth_multiplier=0.05, min_depth=8, num_labels=3)
-    teacher = MobileNetV1ForImageClassification(audio_config)
-    settle(teacher, torch.randn(16, 1, 96, 64))
-    teacher.save_pretrained(root / "audio-teacher")
+    sound_teacher(root / "audio-teacher")
     return root
+
+
+def sound_teacher(folder: Path) -> None:
+    """A random EfficientAT network of width 0.1 with three classes, as its folder is published."""
+    network = MobileNetSounds.of_width(0.1, 3)
+    settle(network, torch.randn(16, 1, 128, 50))
+    folder.mkdir()
+    save_file(network.state_dict(), folder / "model.safetensors")
+    (folder / "labels.csv").write_text('index,mid,display_name\n0,/m/0,Speech\n1,/m/1,Dog\n2,/m/2,"Rain, drops"\n')
+    (folder / "config.json").write_text(json.dumps({"arch": "EfficientAT MobileNetV3 width 0.1 (tiny)"}))
 
 
 def image_recipe(root: Path, **train: Any) -> dict[str, Any]:
@@ -93,9 +98,17 @@ def image_recipe(root: Path, **train: Any) -> dict[str, Any]:
     }
 
 
-def audio_recipe(root: Path) -> dict[str, Any]:
+FRONT_END = {
+    "sampling_rate": 32_000, "samples": 32_000, "frames": 100, "window_length": 800, "hop_length": 320,
+    "fft_length": 1024, "window": "hann_symmetric", "preemphasis": 0.97, "preemphasis_of": "sound", "n_mels": 128,
+    "f_max": 15_000, "mel_scale": "kaldi", "mel_norm": "none", "logarithm": "ln", "floor": 1e-5, "floor_by": "sum",
+    "dynamic_range": None, "mean": -4.5, "std": 5.0, "short": "repeat", "lengths": False,
+}  # fmt: skip
+
+
+def audio_recipe(root: Path, **train: Any) -> dict[str, Any]:
     clips = [{"files": "sounds.csv", "folder": "sounds", "where": {"fold": [0, 1, 2]}, "group": r"^(\d+)-"}]
-    return image_recipe(root) | {
+    return image_recipe(root, **train) | {
         "name": "tiny-audio",
         "modality": "audio",
         "data": {
@@ -104,8 +117,12 @@ def audio_recipe(root: Path) -> dict[str, Any]:
             "validation": [{**clips[0], "hold_out": 0.3}],
         },
         "teacher": {"folder": "audio-teacher"},
-        "views": {"count": 3, "patches": 2},
-        "student": {"preprocessing": {}, "stem": [8], "widths": [8, 16], "depths": [0, 1]},
+        "student": {
+            "preprocessing": FRONT_END,
+            "exported": {"samples": 64_000, "frames": 200},
+            "width": 0.1,
+            "ends": [1, 3],
+        },
     }
 
 
@@ -269,12 +286,69 @@ def test_an_audio_student_is_exported_with_the_contracts_front_end(data: Path, w
     result = run(tmp_path, audio_recipe(data), work)
     assert result["finished"]
     described = json.loads((tmp_path / "out/encoder.json").read_text())
-    assert LogMelPatches.model_validate(described["preprocessing"]) == LogMelPatches()
-    wave = decode_audio((data / "sounds/0-0.wav").read_bytes(), 16_000)
-    patches = log_mel_patches(wave, LogMelPatches())
-    features = onnx_features(tmp_path, "patches", patches)
-    assert features.shape == (len(patches), described["features"])
-    assert np.isfinite(features).all()
+    spec = LogMelWindows.model_validate(described["preprocessing"])
+    assert (spec.samples, spec.frames, spec.sampling_rate) == (64_000, 200, 32_000)
+    assert described["labels"] == ["Speech", "Dog", "Rain, drops"]
+    rows = spec.prepare(decode_audio((data / "sounds/0-0.wav").read_bytes(), spec.sampling_rate)).rows
+    features = onnx_features(tmp_path, "patches", rows)
+    network = MobileNetSounds.of_width(0.1, 3)
+    channels = [spec.outside for spec in (blocks_of(0.1)[0], blocks_of(0.1)[2])]
+    assert features.shape == (len(rows), sum(channels) + network.width + 3) == (len(rows), described["features"])
+    scores = features[:, -3:]
+    assert np.isfinite(features).all() and (scores >= 0).all() and (scores <= 1).all()
+
+
+def test_a_sound_student_goes_on_as_another_recipes_best(data: Path, work: Path, tmp_path: Path) -> None:
+    first = written(tmp_path, audio_recipe(data) | {"name": "first"})
+    first.rename(tmp_path / "first.yaml")
+    second = audio_recipe(data, start="first.yaml") | {"name": "second"}
+    with pytest.raises(DistillError, match=r"first has 0 of its 12 steps: run it first"):
+        run(tmp_path, second, work)
+    run(tmp_path, audio_recipe(data) | {"name": "first"}, work)
+    loaded = load_distill_recipe(written(tmp_path, second), [])
+    stored = spectra.spectra(files_of(loaded)[0], loaded.preprocessing(), work)
+    state = staged.begin(loaded, staged.Teacher(loaded), stored, work)
+    earlier = load_distill_recipe(tmp_path / "first.yaml", [])
+    best = torch.load(fit.checkpoint_path(earlier, work, staged._FREE), weights_only=True)["best"]
+    for name, tensor in state.student.state_dict().items():
+        assert torch.equal(tensor, best[name]), name
+
+
+def test_mixtures_are_a_function_of_the_step_and_differ_between_steps(data: Path, work: Path, tmp_path: Path) -> None:
+    recipe = load_distill_recipe(written(tmp_path, audio_recipe(data)), [])
+    files = files_of(recipe)[0]
+    stored = spectra.spectra(files, recipe.preprocessing(), work)
+    assert len(stored) == len(files)
+    one, again, other = (spectra.batch(stored, recipe, step) for step in (3, 3, 4))
+    assert one.shape == (min(16, len(files)), 1, 100, 128) and torch.isfinite(one).all()
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_a_plain_clip_is_what_the_contract_hears(data: Path, work: Path, tmp_path: Path) -> None:
+    """Of a clip as long as the window that is not changed, the stream gives the front end's own row."""
+    recipe = load_distill_recipe(written(tmp_path, audio_recipe(data)), [])
+    spec = recipe.preprocessing()
+    assert isinstance(spec, LogMelWindows)
+    sound = tmp_path / "second.wav"
+    soundfile.write(sound, np.random.default_rng(0).uniform(-0.3, 0.3, 31_900), 32_000)
+    stored = spectra.spectra([sound], spec, tmp_path / "cache")
+    plain = np.ones(1, bool)
+    power = spectra._powers(stored, np.zeros(1, np.int64), plain, spec, np.random.default_rng(0))
+    heard = (torch.log(power + spec.floor) - spec.mean) / spec.std
+    whole = log_mel(decode_audio(sound.read_bytes(), 32_000), spec)
+    np.testing.assert_allclose(heard[0, : len(whole)], (whole + 4.5) / 5.0, atol=2e-3)  # kept as float16
+
+
+def test_what_is_an_octave_lower_is_copied_up(data: Path) -> None:
+    spec = LogMelWindows.model_validate(FRONT_END)
+    hertz = spectra._centres(spec)
+    tone = torch.zeros(1, spec.n_mels)
+    tone[0, int(np.abs(hertz - 5_000).argmin())] = 1.0
+    copied = tone @ spectra._octave_up(spec)
+    assert abs(hertz[int(copied.argmax())] - 10_000) < 400
+    low = torch.zeros(1, spec.n_mels)
+    low[0, int(np.abs(hertz - 2_000).argmin())] = 1.0
+    assert (low @ spectra._octave_up(spec)).sum() == 0  # 4 kHz is there already
 
 
 class Killed(BaseException):
@@ -372,8 +446,9 @@ def test_the_first_view_is_what_the_contract_prepares(data: Path) -> None:
     np.testing.assert_array_equal(fit.student_inputs(pixels[:1], spec)[0].numpy(), prepared)
     assert inputs.shape == (2, 3, 32, 32)
     sound = data / "sounds/0-0.wav"
-    stored, _ = views.audio_views(sound, [sound], np.random.default_rng(0), 2, LogMelPatches(), 2)
-    plain = log_mel_patches(decode_audio(sound.read_bytes(), 16_000), LogMelPatches())
+    front_end = LogMelWindows.model_validate(FRONT_END)
+    stored, _ = views.sound_view(sound, np.random.default_rng(0), front_end)
+    plain = front_end.prepare(decode_audio(sound.read_bytes(), 32_000)).rows
     np.testing.assert_array_equal(stored[0], plain[0, 0].astype(np.float16))
 
 
@@ -396,13 +471,14 @@ def test_training_on_a_validation_file_is_refused(data: Path, work: Path, tmp_pa
     [
         ("train.steps=0", "train.steps"),
         ("train.stepps=3", "train.stepps"),
-        ("student.exported={height: 0, width: 8}", "student.exported.height"),
+        ("student.exported={height: 0, width: 8}", "height"),
         ("train.restarts=[{at: 12}]", "train.restarts"),
         ("train.restarts=[{at: 4}, {at: 4}]", "train.restarts"),
         ("student.depths=[1]", "student.depths"),
         ("teacher.preprocessing=null", "teacher.preprocessing"),
         ("student.preprocessing.height=0", "height"),
         ("student.stages=[{blocks: [[8, 8, 1]]}]", "either widths and depths, or stages"),
+        ("student.width=0.4", "either widths and depths, or stages"),
     ],
 )
 def test_a_bad_recipe_names_the_key(data: Path, work: Path, tmp_path: Path, override: str, message: str) -> None:
@@ -410,17 +486,15 @@ def test_a_bad_recipe_names_the_key(data: Path, work: Path, tmp_path: Path, over
         run(tmp_path, image_recipe(data), work, override)
 
 
-@pytest.mark.parametrize("modality", ["image", "audio"])
-def test_the_committed_recipes_are_valid(modality: str) -> None:
-    path = Path(__file__).parents[2] / f"training/recipes/distill-{modality}.yaml"
+@pytest.mark.parametrize(("name", "modality"), [("image", "image"), ("audio", "audio"), ("audio-free", "audio")])
+def test_the_committed_recipes_are_valid(name: str, modality: str) -> None:
+    path = Path(__file__).parents[2] / f"training/recipes/distill-{name}.yaml"
     assert load_distill_recipe(path, []).modality == modality
 
 
-@pytest.mark.parametrize(
-    ("modality", "name", "shape"), [("image", "pixels", (3, 320, 320)), ("audio", "patches", (1, 96, 64))]
-)
-def test_the_committed_students_answer(modality: str, name: str, shape: tuple[int, ...]) -> None:
-    folder = Path(__file__).parents[2] / "starter" / modality
+@pytest.mark.parametrize("place", ["audio", "free/audio"])
+def test_the_committed_students_answer(place: str) -> None:
+    folder, name, shape = Path(__file__).parents[2] / "starter" / place, "patches", (1, 500, 128)
     described = json.loads((folder / "encoder.json").read_text())
     session = onnxruntime.InferenceSession(folder / "encoder.onnx", providers=["CPUExecutionProvider"])
     inputs = np.random.default_rng(0).uniform(-1, 1, (3, *shape)).astype(np.float32)

@@ -94,15 +94,21 @@ def resumed(recipe: DistillRecipe, student: Learner, work: Path, free: set[str])
         [{"params": matrices, "weight_decay": recipe.train.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=recipe.train.learning_rate,
     )
+    work.mkdir(parents=True, exist_ok=True)
+    averaged = copy.deepcopy(student)
+    state = TrainingState(
+        checkpoint_path(recipe, work, free), student, averaged, optimiser, copy.deepcopy(averaged.state_dict())
+    )
+    state.resume()
+    return state
+
+
+def checkpoint_path(recipe: DistillRecipe, work: Path, free: set[str]) -> Path:
+    """Where a recipe's checkpoint is kept, by a hash of all that matters to it; what is `free` of `train` does not."""
     no_matter: dict[str, Any] = {"train": free, "student": {"exported"}, "licence": True, "trained_on": True}
     identity = recipe.model_dump(mode="json", exclude=no_matter)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    work.mkdir(parents=True, exist_ok=True)
-    averaged = copy.deepcopy(student)
-    path = work / f"{recipe.name}-{digest}.pt"
-    state = TrainingState(path, student, averaged, optimiser, copy.deepcopy(averaged.state_dict()))
-    state.resume()
-    return state
+    return work / f"{recipe.name}-{digest}.pt"
 
 
 def train(recipe: DistillRecipe, state: TrainingState, views: Views, validation: Views) -> bool:

@@ -95,7 +95,7 @@ class TrainSpec(_Model):
     before it made."""
     restarts: list[Restart] = []
     start: Path | None = None
-    """The checkpoint of another run, whose best student this one starts as."""
+    """Another recipe, beside this one, whose best student this one starts as."""
 
 
 class DistillRecipe(_Model):
@@ -124,7 +124,10 @@ class DistillRecipe(_Model):
 def load_distill_recipe(path: Path, overrides: list[str]) -> DistillRecipe:
     """Read and check a recipe; `key.key=value` overrides replace its values. Raises RecipeError."""
     try:
-        recipe = DistillRecipe.model_validate(read_yaml(path, overrides))
+        values = read_yaml(path, overrides)
+        if (start := (values.get("train") or {}).get("start")) is not None:
+            values["train"]["start"] = str(path.parent / start)
+        recipe = DistillRecipe.model_validate(values)
         recipe.preprocessing()
         recipe.exported()
     except ValidationError as error:

@@ -31,8 +31,18 @@ from transformers import AutoModelForImageClassification
 
 from service.contract.images import ImagePreprocessing, decode_image
 from service.contract.windows import LogMelWindows
-from training.distill.fit import TrainingState, batch_rows, follow, learning_rate, measure, resumed, student_inputs
-from training.distill.recipe import DistillRecipe, StageSpec
+from training.distill.fit import (
+    TrainingState,
+    batch_rows,
+    checkpoint_path,
+    follow,
+    learning_rate,
+    measure,
+    resumed,
+    student_inputs,
+)
+from training.distill.graph import DistillError
+from training.distill.recipe import DistillRecipe, StageSpec, load_distill_recipe
 from training.distill.spectra import Spectra
 from training.distill.spectra import batch as mixtures
 from training.distill.student import Learner
@@ -44,6 +54,8 @@ from training.graphs import onnx_bytes
 
 Stored = NDArray[np.uint8] | Spectra
 """What views are made of: pictures (N, H, W, 3), or the spectra of sounds."""
+_FREE = {"threads", "validate_every", "checkpoint_every"}
+"""What may differ in a run that goes on."""
 _AHEAD = 3  # batches that are prepared while the student is at its own
 _SMALLEST = 0.1  # a channel's deviation against the median: one that hardly ever fires must not outweigh the others
 _MAPS, _SCORES = 0.5, 0.3
@@ -304,8 +316,22 @@ def begin(recipe: DistillRecipe, teacher: Teacher, stored: Stored, work: Path) -
         sounds=recipe.modality == "audio",
     )
     if recipe.train.start is not None:
-        student.load_state_dict(torch.load(recipe.train.start, weights_only=True)["best"])
-    return resumed(recipe, student, work, {"threads", "validate_every", "checkpoint_every"})
+        student.load_state_dict(
+            _best_of(load_distill_recipe(recipe.train.start, [f"data.root={recipe.data.root}"]), work)
+        )
+    return resumed(recipe, student, work, _FREE)
+
+
+def _best_of(recipe: DistillRecipe, work: Path) -> dict[str, Tensor]:
+    """The best weights of another recipe's finished run. Raises DistillError where there is none."""
+    path = checkpoint_path(recipe, work, _FREE)
+    saved = torch.load(path, weights_only=True) if path.is_file() else {"step": 0}
+    if saved["step"] < recipe.train.steps:
+        raise DistillError(
+            f"train.start: {recipe.name} has {saved['step']} of its {recipe.train.steps} steps: run it first"
+        )
+    best: dict[str, Tensor] = saved["best"]
+    return best
 
 
 def loss(student: Staged, inputs: Tensor, taught: Sequence[Tensor], chained: bool, bfloat16: bool) -> Tensor:

@@ -1,0 +1,75 @@
+"""A text projector that is computed from captions alone, for a space that is trained without captioned media.
+
+Sentence vectors of one kind of text lie in a narrow cone: they are centred on the mean of the captions and partly
+whitened (Su et al., 2021, arXiv 2103.15316), along the axes in which captions vary most. Media are then trained towards
+the vectors of the names that their encoders' own classifiers give them.
+"""
+
+import csv
+import gzip
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from training.encoders import FrozenEncoder
+from training.features import cached_features
+from training.pairs import PairError
+from training.projector import Head, Linear
+from training.recipe import Recipe
+
+_WHITENED = 0.25
+"""How far variances are evened out: 0 leaves them, 1 makes all axes alike. Chosen on captions of Flickr8k dev and the
+tags of Corel5k (docs/LOG.md, 2026-11-30)."""
+_RIDGE = 1e-4
+_MOST = 20_000
+"""Captions that the statistics are taken from."""
+
+
+def captions(recipe: Recipe) -> list[str]:
+    """The captions of the recipe's text-only sets, each once. Raises PairError."""
+    texts: dict[str, None] = {}
+    for name, source in recipe.texts.items():
+        path = recipe.path(source.table)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise PairError(f"texts.{name}: {path} cannot be read: {error.strerror}") from None
+        plain = gzip.decompress(content) if path.suffix == ".gz" else content
+        separator = "\t" if ".tsv" in path.name else ","
+        for number, row in enumerate(csv.reader(io.StringIO(plain.decode()), delimiter=separator), start=1):
+            if len(row) <= source.column:
+                raise PairError(f"texts.{name}: row {number} of {path} has no column {source.column}")
+            texts[row[source.column].strip()] = None
+    return [text for text in texts if text]
+
+
+def text_head(recipe: Recipe, encoder: FrozenEncoder, cache: Path) -> Head:
+    """The computed text projector of a recipe with text-only sets: sentence vectors (B, d) → unit vectors (B, D).
+
+    Raises PairError where the sets hold fewer captions than the space has dimensions.
+    """
+    texts = _some(captions(recipe))
+    width = recipe.projector.inner
+    if len(texts) < width or width > encoder.width:
+        raise PairError(f"texts: {len(texts)} captions of {encoder.width} features do not fill {width} dimensions")
+    features = np.asarray(cached_features(encoder, texts, cache, what="captions").pooled, np.float64)
+    mean = features.mean(0)
+    variances, axes = np.linalg.eigh(np.cov((features - mean).T))
+    largest = np.argsort(variances)[::-1][:width]
+    scale = (variances[largest] + _RIDGE * variances.max()) ** (-_WHITENED / 2)
+    matrix = torch.from_numpy((axes[:, largest] * scale).T).float()
+    head = Head("text", encoder.width, recipe.projector.model_copy(update={"kind": "linear"}))
+    assert isinstance(head.pooled, Linear)
+    with torch.no_grad():
+        head.pooled.standardise.mean.copy_(torch.from_numpy(mean))
+        head.pooled.linear.weight.copy_(matrix)
+        head.pooled.linear.bias.zero_()
+    return head.eval().requires_grad_(False)
+
+
+def _some(texts: Sequence[str]) -> list[str]:
+    """At most so many of the texts, evenly spaced."""
+    return list(texts[:: max(1, len(texts) // _MOST)])
