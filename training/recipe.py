@@ -335,6 +335,8 @@ class Recipe(_Model):
     licences: list[str] = []
     notes: str = ""
     """Goes into the model card."""
+    attribution: Path | None = None
+    """A file that names the authors of what was learned from; it travels in the bundle as ATTRIBUTION.md."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -408,6 +410,8 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         for key in ("folder", "onnx"):
             if isinstance(source, dict) and str(source.get(key) or "").startswith("."):
                 source[key] = str((path.parent / source[key]).resolve())
+    if str(values.get("attribution") or "").startswith("."):
+        values["attribution"] = str((path.parent / values["attribution"]).resolve())
     for source in (values.get("pairs") or {}).values():
         if isinstance(source, dict) and isinstance(source.get("prompts"), str):
             source["prompts"] = read_yaml(path.parent / source["prompts"])
