@@ -1,8 +1,8 @@
 """How well does a linear classifier read ESC-50 off an audio encoder? python -m benchmarks.probe FOLDER --data DATA
 
-FOLDER holds encoder.onnx and encoder.json, as `python -m training distill` writes them. A logistic regression is fitted on
-standardised features of folds 1 to 4, with the strength of its penalty chosen on fold 4, and tried once on fold 5. The
-features are signed square roots, as a head with `power: 0.5` sees them. The last line is a JSON object.
+FOLDER holds encoder.onnx and encoder.json, as `python -m training distill` writes them. A logistic regression is fitted
+on standardised features of folds 1 to 4, with the strength of its penalty chosen on fold 4, and tried once on fold 5.
+The features are signed square roots, as a head with `power: 0.5` sees them. The last line is a JSON object.
 """
 
 import argparse
