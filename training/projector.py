@@ -189,7 +189,10 @@ class Head(nn.Module):
         width -= concepts
         self.reserve: MediaReserve | TextReserve | None = None
         if spec.querybank:
-            self.reserve = TextReserve(spec.inner, banks or {}) if modality == "text" else MediaReserve(modality)
+            rows = banks or {}
+            self.reserve = (
+                TextReserve(spec.inner, rows) if modality == "text" else MediaReserve(modality, spec.inner, rows)
+            )
             spec = spec.model_copy(update={"dimensions": spec.inner, "querybank": 0})
         self.width = width
         self.branch = ConceptBranch(concepts, spec.dimensions, 0.25 if modality == "audio" else 1) if concepts else None

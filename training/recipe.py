@@ -11,8 +11,8 @@ from service.contract.bundle import Modality, Precision
 from training.errors import TrainingError
 
 TOKEN_KINDS = ("token", "attention")
-RESERVED = 3
-"""Dimensions of a space whose hubs are corrected: one for images, one for sounds, one that keeps texts at length 1."""
+RESERVED = 5
+"""Dimensions of a space whose hubs are corrected: of images, sounds and texts, and two that keep the length at 1."""
 
 
 class RecipeError(TrainingError):
@@ -157,7 +157,8 @@ class ProjectorSpec(_Model):
     power: float = Field(default=1.0, gt=0.0, le=1.0)
     """Signed power of pooled media features (Perronnin et al., 2010); 0.5 evens out bursts of rectified ones."""
     querybank: int = Field(default=0, ge=0)
-    """Media of each modality in the bank that hubs among the texts are corrected by (training.querybank); 0: none."""
+    """Media of each modality in the bank that hubs among the texts are corrected by, and texts in the one for hubs
+    among the media (training.querybank); 0: none."""
     matryoshka: tuple[int, ...] = ()
     """Shorter lengths that vectors can be cut to: each is trained like the whole (arXiv 2205.13147)."""
 
