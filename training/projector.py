@@ -151,10 +151,10 @@ class ConceptBranch(nn.Module):
 
     names: Tensor
 
-    def __init__(self, concepts: int, dimensions: int, root: float, gain: float) -> None:
+    def __init__(self, concepts: int, dimensions: int, root: float) -> None:
         super().__init__()
         self.root = root
-        self.gain = nn.Parameter(torch.tensor(gain))
+        self.gain = nn.Parameter(torch.tensor(0.5))
         """Length of this branch beside the unit vector of the other one."""
         self.register_buffer("names", torch.zeros(concepts, dimensions))
 
@@ -195,8 +195,7 @@ class Head(nn.Module):
             )
             spec = spec.model_copy(update={"dimensions": spec.inner, "querybank": 0})
         self.width = width
-        root = 0.25 if modality == "audio" else 1
-        self.branch = ConceptBranch(concepts, spec.dimensions, root, spec.concept_gain) if concepts else None
+        self.branch = ConceptBranch(concepts, spec.dimensions, 0.25 if modality == "audio" else 1) if concepts else None
         if modality == "text":
             dropout = spec.dropout if spec.text_dropout is None else spec.text_dropout
             spec = spec.model_copy(update={"dropout": dropout, "power": 1.0})

@@ -159,9 +159,6 @@ class ProjectorSpec(_Model):
     querybank: int = Field(default=0, ge=0)
     """Media of each modality in the bank that hubs among the texts are corrected by, and texts in the one for hubs
     among the media (training.querybank); 0: none."""
-    concept_gain: float = Field(default=0.5, gt=0.0)
-    """Length at which the branch of concepts starts beside the unit vector of the other one. A space that learns from
-    the names of its encoders' classes alone leans on them more."""
     matryoshka: tuple[int, ...] = ()
     """Shorter lengths that vectors can be cut to: each is trained like the whole (arXiv 2205.13147)."""
 
