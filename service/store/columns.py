@@ -96,12 +96,12 @@ class Columns:
         match filter:
             case All(of):
                 # What reads rows comes last, when fewest are left.
-                for each in sorted(of, key=_reads):
+                for each in sorted(of, key=reads_rows):
                     among = self.select(each, among, scan)
                 return among
             case Some(of):
                 found = np.zeros_like(among)
-                for each in sorted(of, key=_reads):
+                for each in sorted(of, key=reads_rows):
                     found |= self.select(each, among & ~found, scan)
                 return found
             case Not(of):
@@ -141,12 +141,13 @@ class Columns:
                 found[row] = passes(filter, metadata)
 
 
-def _reads(filter: Filter) -> bool:
+def reads_rows(filter: Filter) -> bool:
+    """Whether the columns alone cannot say which rows pass."""
     match filter:
         case All(of) | Some(of):
-            return any(map(_reads, of))
+            return any(map(reads_rows, of))
         case Not(of):
-            return _reads(of)
+            return reads_rows(of)
         case Bound(_, _, value):
             return isinstance(value, str)
         case _:

@@ -208,14 +208,15 @@ class Index:
             self._views = {**self._views, modality: part.view()}
         return known
 
-    def slots(self) -> Keys:
-        """Every live slot, ascending."""
-        held = [view.slots[view.alive] for view in self._views.values()]
+    def slots(self, views: Mapping[str, View] | None = None) -> Keys:
+        """Every live slot, ascending, of the views of now or of those given."""
+        held = [view.slots[view.alive] for view in (self._views if views is None else views).values()]
         return np.sort(np.concatenate([_NOTHING, *held]))
 
-    def matching(self, filter: Filter, reader: Reader) -> Keys:
-        """The slots whose metadata pass, ascending."""
-        found = [view.slots[_select(view, filter, reader)] for view in self._views.values()]
+    def matching(self, filter: Filter, reader: Reader, views: Mapping[str, View] | None = None) -> Keys:
+        """The slots whose metadata pass, ascending, of the views of now or of those given."""
+        views = self._views if views is None else views
+        found = [view.slots[_select(view, filter, reader)] for view in views.values()]
         return np.sort(np.concatenate([_NOTHING, *found]))
 
     def views(self) -> Mapping[str, View]:
@@ -263,8 +264,9 @@ class Index:
         modalities: Sequence[str] | None = None,
         filter: Filter | None = None,
         effort: Effort | None = None,
+        views: Mapping[str, View] | None = None,
     ) -> list[list[Found]]:
-        """The `count` best for each of the queries (Q, D), best first, of the rows that there were when it began.
+        """The `count` best for each of the queries (Q, D), best first, in the views of when it began or those given.
 
         Equal scores come in the order of the slots. With a filter there are as many as pass, up to `count`.
         """
@@ -272,7 +274,8 @@ class Index:
         # Of this thread's searches alone. Few queries have no use for a second thread, and would wait for it to be run.
         faiss.omp_set_num_threads(1 if len(queries) < _TOGETHER else os.cpu_count())
         effort = effort or Effort()
-        views = {name: view for name, view in self._views.items() if modalities is None or name in modalities}
+        views = self._views if views is None else views
+        views = {name: view for name, view in views.items() if modalities is None or name in modalities}
         found = [
             (name, view, scores, rows)
             for name, view in views.items()

@@ -314,6 +314,8 @@ class SlotReader:
 
     def __init__(self, connection: sqlite3.Connection, collection: int, dimensions: int) -> None:
         self._connection, self._collection, self._dimensions = connection, collection, dimensions
+        self.missed = False
+        """Whether a vector that was asked for was not there."""
 
     def vectors(self, slots: Keys) -> tuple[Keys, Vectors]:
         """Raises ValueError for a row whose vector has another length."""
@@ -333,6 +335,7 @@ class SlotReader:
                 ).fetchall()
         if any(len(vector) != 4 * self._dimensions for _, vector in found):
             raise ValueError(f"a stored vector does not have {self._dimensions} dimensions")
+        self.missed = self.missed or len(found) < len(slots)
         stacked = np.frombuffer(b"".join(vector for _, vector in found), "<f4").reshape(-1, self._dimensions)
         return np.array([slot for slot, _ in found], np.int64), stacked.astype(np.float32, copy=False)
 

@@ -19,24 +19,25 @@ from service.errors import InvalidRequest, NotFound, NotReady
 from service.store import keywords, labels, previews, rows, schema, snapshot, tokens
 from service.store.builder import Builder
 from service.store.errors import StoreDamaged, StoreError, StoreInUse
+from service.store.columns import reads_rows
 from service.store.filters import Filter
-from service.store.index import Index
+from service.store.index import Index, View
 from service.store.interface import Hit, Part
 from service.store.kinds import Built, Effort, Keys, Rules, Wanted
 from service.store.labels import LabelSet
 from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Preview, SlotReader
-from service.store.writer import Change, Configure, Drop, Put, Remove, Transaction, Writer
+from service.store.writer import BEHIND, Change, Configure, Drop, Put, Remove, Transaction, Writer
 from service.workers import Workers
 
 _READERS = 4
-_LOOKS = 4
-"""Times that a search is made again because what it found was replaced before it was read."""
 _UNWRITABLE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+_Seen = tuple[int, Index, Mapping[str, View]]
+"""A collection's key, its index, and the views of it that belong together."""
 
 
 class SqliteStore:
@@ -232,18 +233,18 @@ class SqliteStore:
 
     async def sample(self, collection: str, count: int) -> tuple[list[Item], int]:
         def read(connection: sqlite3.Connection) -> tuple[list[Item], int]:
-            key = _collection_key(connection, collection)
-            slots = self._indexes[key].slots() if key in self._indexes else np.empty(0, np.int64)
-            total = len(slots)
-            if total > count:
-                slots = np.sort(np.random.default_rng(0).choice(slots, count, replace=False))
-            items = rows.items_by_slot(connection, key, collection, set(slots.tolist()), with_vector=True)
+            with self._one_moment(connection, collection) as (key, index, views):
+                slots = index.slots(views)
+                total = len(slots)
+                if total > count:
+                    slots = np.sort(np.random.default_rng(0).choice(slots, count, replace=False))
+                items = rows.items_by_slot(connection, key, collection, set(slots.tolist()), with_vector=True)
             return [items[slot] for slot in sorted(items)], total
 
-        return await self._read(read)
+        return await self._run(read)
 
     async def version(self, collection: str) -> str:
-        return str(self._writer.sequence)  # of the whole store: what is written elsewhere only costs a little work
+        return str(self._writer.applied)  # of the whole store: what is written elsewhere only costs a little work
 
     async def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
         def read(connection: sqlite3.Connection) -> dict[str, Vectors]:
@@ -300,22 +301,25 @@ class SqliteStore:
         with_vector: bool = False,
         effort: Effort | None = None,
     ) -> list[list[Hit]]:
-        def read(connection: sqlite3.Connection) -> list[list[Hit]]:
-            key = self._keys.get(collection)
-            index = None if key is None else self._indexes.get(key)
-            if key is None or index is None:
-                raise NotFound(f"no collection {collection!r}")
+        reads = with_vector or (filter is not None and reads_rows(filter))
+
+        def look(connection: sqlite3.Connection, seen: _Seen) -> tuple[list[list[Hit]], bool]:
+            """The hits, and whether all that they were read from was there."""
+            key, index, views = seen
             reader = SlotReader(connection, key, self._dimensions)
-            for _ in range(_LOOKS):
-                # One more than asked for, where one of them may be the item that is left out.
-                found = index.search(
-                    queries, count + bool(leave_out), reader, modalities=modalities, filter=filter, effort=effort
-                )
-                # Most are in memory: vectors are read, and the items whose records are long.
-                wanted = {each.slot for hits in found for each in hits if with_vector or not each.record}
-                items = rows.items_by_slot(connection, key, collection, wanted, with_vector) if wanted else {}
-                if len(items) == len(wanted):
-                    break
+            # One more than asked for, where one of them may be the item that is left out.
+            found = index.search(
+                queries,
+                count + bool(leave_out),
+                reader,
+                modalities=modalities,
+                filter=filter,
+                effort=effort,
+                views=views,
+            )
+            # Most are in memory: vectors are read, and the items whose records are long.
+            wanted = {each.slot for hits in found for each in hits if with_vector or not each.record}
+            items = rows.items_by_slot(connection, key, collection, wanted, with_vector) if wanted else {}
             results = []
             for hits, own in zip(found, leave_out or [None] * len(found), strict=True):
                 kept = []
@@ -326,9 +330,18 @@ class SqliteStore:
                     if item is not None and item.id != own:
                         kept.append(Hit(item, score))
                 results.append(kept[:count])
-            return results
+            return results, len(items) == len(wanted) and not reader.missed
 
-        return await self._read(read)
+        def read(connection: sqlite3.Connection) -> list[list[Hit]]:
+            if not reads:
+                # Most searches read no rows, and so need not be of one moment with them.
+                results, whole = look(connection, self._seen(collection))
+                if whole:
+                    return results
+            with self._one_moment(connection, collection) as seen:
+                return look(connection, seen)[0]
+
+        return await self._run(read)
 
     async def keyword_search(
         self,
@@ -343,19 +356,17 @@ class SqliteStore:
         leave_out: str | None = None,
     ) -> list[Hit]:
         def read(connection: sqlite3.Connection) -> list[Hit]:
-            key = _collection_key(connection, collection)
-            known = [keywords.TEXT, *keywords.fields(connection, key)]
-            if field is not None and field not in known:
-                raise InvalidRequest(
-                    f"keywords.field: {field!r} is no keyword field of the collection {collection!r}: "
-                    f"it has {', '.join(known)}"
-                )
-            among = None
-            if filter is not None:
-                index = self._indexes[key]
-                slots = index.matching(filter, SlotReader(connection, key, self._dimensions))
-                among = rows.keys_of_slots(connection, key, slots)
-            with _one_view(connection):
+            with self._one_moment(connection, collection) as (key, index, views):
+                known = [keywords.TEXT, *keywords.fields(connection, key)]
+                if field is not None and field not in known:
+                    raise InvalidRequest(
+                        f"keywords.field: {field!r} is no keyword field of the collection {collection!r}: "
+                        f"it has {', '.join(known)}"
+                    )
+                among = None
+                if filter is not None:
+                    slots = index.matching(filter, SlotReader(connection, key, self._dimensions), views)
+                    among = rows.keys_of_slots(connection, key, slots)
                 found = keywords.search(
                     connection,
                     key,
@@ -370,7 +381,7 @@ class SqliteStore:
             hits = [Hit(items[each], score) for each, score in found if items[each].id != leave_out]
             return hits[:count]
 
-        return await self._read(read)
+        return await self._run(read)
 
     async def tokens(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
         return await self._read(
@@ -497,6 +508,49 @@ class SqliteStore:
         return await asyncio.wrap_future(self._writer.submit(operation, alone=alone))
 
     async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """What a function reads of the rows. No later search shows them as they were before."""
+
+        def read(connection: sqlite3.Connection) -> T:
+            result = function(connection)
+            if schema.sequence(connection) > self._writer.applied:
+                with self._writer.committing:
+                    pass
+            return result
+
+        return await self._run(read)
+
+    def _seen(self, collection: str) -> _Seen:
+        """What a search of the collection sees now. Raises NotFound."""
+        key = self._keys.get(collection)
+        index = None if key is None else self._indexes.get(key)
+        if key is None or index is None:
+            raise NotFound(f"no collection {collection!r}")
+        return key, index, index.views()
+
+    @contextmanager
+    def _one_moment(self, connection: sqlite3.Connection, collection: str) -> Iterator[_Seen]:
+        """What a search of the collection sees, and inside the block the rows as of the same commit.
+
+        The indexes follow the rows by a moment, in which what they show may have been replaced. Nobody waits for a
+        disk here: who comes just then waits until the indexes show what is on it already.
+        """
+        connection.execute("BEGIN")
+        try:
+            # In this order: were a later commit in what is seen, it would be in the rows too.
+            applied, seen = self._writer.applied, self._seen(collection)
+            if schema.sequence(connection) != applied:
+                connection.execute("COMMIT")
+                with self._writer.committing:
+                    connection.execute("BEGIN")
+                    seen = self._seen(collection)
+                    if schema.sequence(connection) != self._writer.applied:
+                        raise NotReady(BEHIND)
+            yield seen
+        finally:
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+
+    async def _run(self, function: Callable[[sqlite3.Connection], T]) -> T:
         def run() -> T:
             if not hasattr(self._thread, "connection"):
                 self._thread.connection = self._connect()

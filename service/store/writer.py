@@ -18,7 +18,7 @@ _GROUP = 64
 """Operations that share a commit at most: it bounds how long the first of them waits for the others."""
 
 _NOT_WRITTEN = "the store cannot write: nothing of this request was stored"
-_BEHIND = "the store's index is behind its rows: restart the server, then check what was stored"
+BEHIND = "the store's index is behind its rows: restart the server, then check what was stored"
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -80,11 +80,13 @@ class Writer:
     def __init__(self, connection: sqlite3.Connection, apply: Callable[[list[Change]], None]) -> None:
         """`apply` brings the indexes up to date with what has just been committed, before anyone is answered."""
         self._connection = connection
-        self._sequence = int(meta(connection, "sequence") or 0)
+        self._sequence = self._applied = int(meta(connection, "sequence") or 0)
         self._slot = int(meta(connection, "slot") or 0)
         self._apply = apply
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._held_back: _Job | None = None
+        self.committing = threading.Lock()
+        """Held from before a commit until the indexes show it: who has it finds both as of one moment."""
         self._gate = threading.Lock()
         self._open = True
         self._failed = False
@@ -93,7 +95,13 @@ class Writer:
 
     @property
     def sequence(self) -> int:
+        """Of the last commit."""
         return self._sequence
+
+    @property
+    def applied(self) -> int:
+        """Of the last commit that the indexes show."""
+        return self._applied
 
     def alive(self) -> bool:
         return self._open and not self._failed and self._thread.is_alive()
@@ -151,7 +159,7 @@ class Writer:
 
     def _commit(self, jobs: list[_Job]) -> None:
         if self._failed:
-            _refuse(jobs, _BEHIND)
+            _refuse(jobs, BEHIND)
             return
         outcomes: list[tuple[_Job, Any, Exception | None]] = []
         changes: list[Change] = []
@@ -170,22 +178,25 @@ class Writer:
                 self._connection.execute("RELEASE job")
             set_meta(self._connection, "sequence", str(sequence))
             set_meta(self._connection, "slot", str(self._slot))
-            self._connection.execute("COMMIT")
         except Exception:
-            _log.exception("nothing was written: the commit failed")
-            _refuse(jobs, _NOT_WRITTEN)
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            self._give_up(jobs)
             return
-        self._sequence = sequence
-        try:
-            self._apply(changes)
-        except Exception:
-            # The rows are safe and the index is behind them; only a start, which reads the rows, puts that right.
-            _log.exception("the index does not hold what was written: restart to rebuild it")
-            self._failed = True
-            _refuse(jobs, _BEHIND)
-            return
+        with self.committing:
+            try:
+                self._connection.execute("COMMIT")
+            except Exception:
+                self._give_up(jobs)
+                return
+            self._sequence = sequence
+            try:
+                self._apply(changes)
+            except Exception:
+                # The rows are safe and the index is behind them; only a start, which reads the rows, puts that right.
+                _log.exception("the index does not hold what was written: restart to rebuild it")
+                self._failed = True
+                _refuse(jobs, BEHIND)
+                return
+            self._applied = sequence
         for job, result, failure in outcomes:
             if failure is None:
                 job.answer.set_result(result)
@@ -194,6 +205,12 @@ class Writer:
                 job.answer.set_exception(NotReady(_NOT_WRITTEN))
             else:
                 job.answer.set_exception(failure)
+
+    def _give_up(self, jobs: list[_Job]) -> None:
+        _log.exception("nothing was written: the commit failed")
+        _refuse(jobs, _NOT_WRITTEN)
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
 
 def _refuse(jobs: list[_Job], message: str) -> None:
