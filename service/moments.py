@@ -72,6 +72,7 @@ async def search(
     leave_out: Sequence[str | None] | None = None,
     with_vector: bool = False,
     effort: Effort | None = None,
+    by_modality: bool = False,
 ) -> list[list[Hit]]:
     """As Store.search. The score of a video is that of the whole or of its best moment, whichever is more.
 
@@ -86,6 +87,7 @@ async def search(
         leave_out=leave_out,
         with_vector=with_vector,
         effort=effort,
+        by_modality=by_modality,
     )
     if modalities is not None and "video" not in modalities:
         return await whole
@@ -107,7 +109,8 @@ async def search(
             if item is not None:
                 score = max(moment.score, own.score) if own else moment.score
                 merged.append(Hit(item, score, moment.moment))
-        results.append(sorted(merged, key=lambda hit: -hit.score)[:count])
+        merged.sort(key=lambda hit: -hit.score)
+        results.append(merged if by_modality else merged[:count])
     return results
 
 

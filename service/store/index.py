@@ -265,10 +265,12 @@ class Index:
         filter: Filter | None = None,
         effort: Effort | None = None,
         views: Mapping[str, View] | None = None,
+        by_modality: bool = False,
     ) -> list[list[Found]]:
         """The `count` best for each of the queries (Q, D), best first, in the views of when it began or those given.
 
-        Equal scores come in the order of the slots. With a filter there are as many as pass, up to `count`.
+        Equal scores come in the order of the slots. With a filter there are as many as pass, up to `count`. With
+        `by_modality` there are `count` of each modality, one after the other.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         # Of this thread's searches alone. Few queries have no use for a second thread, and would wait for it to be run.
@@ -281,7 +283,8 @@ class Index:
             for name, view in views.items()
             for scores, rows in _search(view, queries, count, filter, effort, reader)
         ]
-        return [_best(query, found, count) for query in range(len(queries))]
+        parts = [[each for each in found if each[0] == name] for name in views] if by_modality else [found]
+        return [[hit for part in parts for hit in _best(query, part, count)] for query in range(len(queries))]
 
     def plan(self, rules: Rules) -> "tuple[str, View, Chosen, bool] | None":
         """A part whose index is to change: its view, the index to have, and whether adding to the old one does."""

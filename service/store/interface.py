@@ -86,10 +86,12 @@ class Store(Protocol):
         leave_out: Sequence[str | None] | None = None,
         with_vector: bool = False,
         effort: Effort | None = None,
+        by_modality: bool = False,
     ) -> list[list[Hit]]:
         """The `count` nearest items to each of the unit vectors (Q, D), best first, as the index finds them.
 
-        Scores are exact whatever the index. `leave_out` names for each query one item that is not to be among its own
+        `by_modality`: the `count` nearest of each modality, one modality after the other. Scores are exact whatever the
+        index. `leave_out` names for each query one item that is not to be among its own
         results. What is written or deleted while the search runs, it may see as it was before.
         """
 

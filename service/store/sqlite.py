@@ -18,8 +18,8 @@ from service.contract.vectors import Vectors
 from service.errors import InvalidRequest, NotFound, NotReady
 from service.store import keywords, labels, previews, rows, schema, snapshot, tokens
 from service.store.builder import Builder
-from service.store.errors import StoreDamaged, StoreError, StoreInUse
 from service.store.columns import reads_rows
+from service.store.errors import StoreDamaged, StoreError, StoreInUse
 from service.store.filters import Filter
 from service.store.index import Index, View
 from service.store.interface import Hit, Part
@@ -300,6 +300,7 @@ class SqliteStore:
         leave_out: Sequence[str | None] | None = None,
         with_vector: bool = False,
         effort: Effort | None = None,
+        by_modality: bool = False,
     ) -> list[list[Hit]]:
         reads = with_vector or (filter is not None and reads_rows(filter))
 
@@ -316,6 +317,7 @@ class SqliteStore:
                 filter=filter,
                 effort=effort,
                 views=views,
+                by_modality=by_modality,
             )
             # Most are in memory: vectors are read, and the items whose records are long.
             wanted = {each.slot for hits in found for each in hits if with_vector or not each.record}
@@ -329,7 +331,7 @@ class SqliteStore:
                         item = rows.item_of_record(collection, modality, record)
                     if item is not None and item.id != own:
                         kept.append(Hit(item, score))
-                results.append(kept[:count])
+                results.append(kept if by_modality else kept[:count])
             return results, len(items) == len(wanted) and not reader.missed
 
         def read(connection: sqlite3.Connection) -> list[list[Hit]]:

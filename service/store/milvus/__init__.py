@@ -35,6 +35,7 @@ _RESULTS = 65_536
 """Of one search call, over all its queries."""
 _EF, _NPROBE = 128, 16
 _MAP_S = 60
+_MODALITIES = ("audio", "image", "text", "vector", "video")
 
 
 class MilvusStore:
@@ -167,7 +168,25 @@ class MilvusStore:
         leave_out: Sequence[str | None] | None = None,
         with_vector: bool = False,
         effort: Effort | None = None,
+        by_modality: bool = False,
     ) -> list[list[Hit]]:
+        if by_modality:
+            parts = await asyncio.gather(
+                *(
+                    self.search(
+                        collection,
+                        queries,
+                        count,
+                        modalities=[each],
+                        filter=filter,
+                        leave_out=leave_out,
+                        with_vector=with_vector,
+                        effort=effort,
+                    )
+                    for each in modalities or _MODALITIES
+                )
+            )
+            return [[hit for part in parts for hit in part[query]] for query in range(len(queries))]
         wanted = count + bool(leave_out)
         if wanted > MOST:
             raise InvalidRequest(f"a Milvus store finds {MOST - 1:,} items at most")
@@ -275,14 +294,13 @@ class MilvusStore:
     async def parts(self, name: str) -> list[Part]:
         kind = (await self.collection(name)).wanted.kind
         chosen: Kind = "hnsw" if kind == "auto" else kind
-        modalities = ("audio", "image", "text", "vector", "video")
         counts = await asyncio.gather(
-            *(self._tables.count(name, layout.among("modality", [each])) for each in modalities)
+            *(self._tables.count(name, layout.among("modality", [each])) for each in _MODALITIES)
         )
         # Milvus builds what is not indexed yet by itself, and does not say of which modality it is.
         return [
             Part(modality, chosen, "float32", count, count, False)
-            for modality, count in zip(modalities, counts, strict=True)
+            for modality, count in zip(_MODALITIES, counts, strict=True)
             if count
         ]
 
