@@ -18,7 +18,6 @@ import numpy as np
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from service import moments
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
 from service.pipeline import StoredModality
@@ -69,7 +68,7 @@ async def load(
         if last is None or not await store.holds(collection, last):
             id = None
             for entries in _batches(parquet, file, manifest, collection):
-                await moments.upsert(store, entries)
+                await store.upsert(entries)
                 items += len(entries)
                 id = entries[-1].id
                 said(Progress(number - 1, len(files), items))

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service import moments
 from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
 from service.errors import InputFailed, InvalidRequest
@@ -172,8 +171,7 @@ class Searcher:
     ) -> list[list[Hit]]:
         own = [each.own for each in asked]
         with timed("index"):
-            return await moments.search(
-                self._store,
+            return await self._store.search(
                 scope.collection,
                 np.stack([each.vector for each in asked]),
                 depth,

@@ -62,7 +62,7 @@ class Entry:
     """(N, D), unit length, for reranking; kept where the collection keeps them."""
     preview: Preview | None = None
     moments: Sequence[Moment] = ()
-    """Of a video; written by service.moments, beside it."""
+    """Of a video; a store keeps them beside it (store/moments.py)."""
 
 
 @dataclass(slots=True)  # a frozen one takes four times as long to make, and a search makes many
@@ -282,6 +282,24 @@ def slots_of_ids(connection: sqlite3.Connection, collection: int, ids: Sequence[
         (collection, json.dumps(list(ids))),
     )
     return np.fromiter((row[0] for row in rows), np.int64)
+
+
+def slots_of_prefixes(connection: sqlite3.Connection, collection: int, prefixes: Sequence[str]) -> Keys:
+    """The slots of the items whose ids begin with one of these texts, each of which ends in a control character."""
+    # As ranges of ids, which the index over them knows. CROSS JOIN: SQLite keeps to this order.
+    rows = connection.execute(
+        """SELECT slot FROM json_each(?) AS given CROSS JOIN items
+        ON items.collection = ? AND items.id > given.value AND items.id < given.value || char(1114111)""",
+        (json.dumps(list(prefixes)), collection),
+    )
+    return np.sort(np.fromiter((row[0] for row in rows), np.int64))
+
+
+def ids_of_slots(connection: sqlite3.Connection, collection: int, slots: Keys) -> list[str]:
+    rows = connection.execute(
+        f"SELECT id FROM items WHERE collection = ? AND slot IN {_GIVEN}", (collection, _json(slots.tolist()))
+    )
+    return [row[0] for row in rows]
 
 
 def delete(connection: sqlite3.Connection, collection: int, slots: Keys) -> None:

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ import numpy as np
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
 from service.errors import InvalidRequest, NotFound, NotReady
-from service.store import keywords, labels, previews, rows, schema, snapshot, tokens
+from service.store import keywords, labels, moments, previews, rows, schema, snapshot, tokens
 from service.store.builder import Builder
 from service.store.columns import reads_rows
 from service.store.errors import StoreDamaged, StoreError, StoreInUse
@@ -36,8 +36,8 @@ _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-_Seen = tuple[int, Index, Mapping[str, View]]
-"""A collection's key, its index, and the views of it that belong together."""
+_Seen = Mapping[str, tuple[int, Index, Mapping[str, View]]]
+"""By name, of a collection and of its moments if it has any: the key, the index, and its views."""
 
 
 class SqliteStore:
@@ -179,12 +179,13 @@ class SqliteStore:
 
     async def upsert(self, entries: Sequence[Entry]) -> None:
         by_part: dict[str, dict[str, list[Entry]]] = {}
-        for entry in entries:
+        for entry in (*entries, *moments.entries(entries)):
             by_part.setdefault(entry.collection, {}).setdefault(entry.modality, []).append(entry)
 
         def write(transaction: Transaction) -> None:
             for name, parts in by_part.items():
                 collection = self._ensure(transaction, name)
+                self._forget_moments(transaction, name, [entry.id for mine in parts.values() for entry in mine])
                 for modality, mine in parts.items():
                     first = transaction.take(len(mine))
                     keys, replaced, records = rows.upsert(transaction.connection, collection, mine, first)
@@ -233,7 +234,8 @@ class SqliteStore:
 
     async def sample(self, collection: str, count: int) -> tuple[list[Item], int]:
         def read(connection: sqlite3.Connection) -> tuple[list[Item], int]:
-            with self._one_moment(connection, collection) as (key, index, views):
+            with self._one_moment(connection, collection) as seen:
+                key, index, views = seen[collection]
                 slots = index.slots(views)
                 total = len(slots)
                 if total > count:
@@ -269,25 +271,34 @@ class SqliteStore:
         return await self._read(read)
 
     async def delete(self, collection: str, ids: Sequence[str]) -> int:
-        return await self._delete(collection, lambda connection, key: rows.slots_of_ids(connection, key, ids))
-
-    async def delete_matching(self, collection: str, filter: Filter) -> int:
-        def choose(connection: sqlite3.Connection, key: int) -> Keys:
-            return self._indexes[key].matching(filter, SlotReader(connection, key, self._dimensions))
-
-        return await self._delete(collection, choose, alone=True)
-
-    async def _delete(
-        self, collection: str, choose: Callable[[sqlite3.Connection, int], Keys], *, alone: bool = False
-    ) -> int:
         def write(transaction: Transaction) -> int:
             key = _collection_key(transaction.connection, collection)
-            slots = choose(transaction.connection, key)
-            rows.delete(transaction.connection, key, slots)
-            transaction.changes.append(Remove(key, slots))
-            return int(slots.size)
+            self._forget_moments(transaction, collection, ids)
+            return self._delete(transaction, key, rows.slots_of_ids(transaction.connection, key, ids))
 
-        return await self._write(write, alone=alone)
+        return await self._write(write)
+
+    async def delete_matching(self, collection: str, filter: Filter) -> int:
+        def write(transaction: Transaction) -> int:
+            key = _collection_key(transaction.connection, collection)
+            slots = self._indexes[key].matching(filter, SlotReader(transaction.connection, key, self._dimensions))
+            self._forget_moments(transaction, collection, rows.ids_of_slots(transaction.connection, key, slots))
+            return self._delete(transaction, key, slots)
+
+        return await self._write(write, alone=True)
+
+    def _delete(self, transaction: Transaction, collection: int, slots: Keys) -> int:
+        rows.delete(transaction.connection, collection, slots)
+        transaction.changes.append(Remove(collection, slots))
+        return int(slots.size)
+
+    def _forget_moments(self, transaction: Transaction, collection: str, ids: Sequence[str]) -> None:
+        """Delete the moments of these items of a collection."""
+        key = rows.collection_key(transaction.connection, moments.moments_table(collection))
+        if key is not None:  # most collections have no videos
+            slots = rows.slots_of_prefixes(transaction.connection, key, [f"{id}{moments.SEPARATOR}" for id in ids])
+            if slots.size:
+                self._delete(transaction, key, slots)
 
     async def search(
         self,
@@ -302,46 +313,63 @@ class SqliteStore:
         effort: Effort | None = None,
         by_modality: bool = False,
     ) -> list[list[Hit]]:
+        asked = moments.Find(collection, queries, count, modalities, filter, leave_out, by_modality)
         reads = with_vector or (filter is not None and reads_rows(filter))
 
-        def look(connection: sqlite3.Connection, seen: _Seen) -> tuple[list[list[Hit]], bool]:
-            """The hits, and whether all that they were read from was there."""
-            key, index, views = seen
+        def answer(connection: sqlite3.Connection, seen: _Seen, find: moments.Find) -> list[list[Hit]] | None:
+            """Raises _Replaced where a row that the index shows is not there."""
+            if find.collection not in seen:
+                return None
+            key, index, views = seen[find.collection]
             reader = SlotReader(connection, key, self._dimensions)
             # One more than asked for, where one of them may be the item that is left out.
             found = index.search(
-                queries,
-                count + bool(leave_out),
+                find.queries,
+                find.count + bool(find.leave_out),
                 reader,
-                modalities=modalities,
-                filter=filter,
+                modalities=find.modalities,
+                filter=find.filter,
                 effort=effort,
                 views=views,
-                by_modality=by_modality,
+                by_modality=find.by_modality,
             )
             # Most are in memory: vectors are read, and the items whose records are long.
             wanted = {each.slot for hits in found for each in hits if with_vector or not each.record}
-            items = rows.items_by_slot(connection, key, collection, wanted, with_vector) if wanted else {}
+            items = rows.items_by_slot(connection, key, find.collection, wanted, with_vector) if wanted else {}
+            if len(items) < len(wanted) or reader.missed:
+                raise _Replaced
             results = []
-            for hits, own in zip(found, leave_out or [None] * len(found), strict=True):
+            for hits, own in zip(found, find.leave_out or [None] * len(found), strict=True):
                 kept = []
                 for slot, score, modality, record in hits:
-                    item = items.get(slot)
-                    if item is None and slot not in wanted:
-                        item = rows.item_of_record(collection, modality, record)
-                    if item is not None and item.id != own:
+                    item = items[slot] if slot in wanted else rows.item_of_record(find.collection, modality, record)
+                    if item.id != own:
                         kept.append(Hit(item, score))
-                results.append(kept if by_modality else kept[:count])
-            return results, len(items) == len(wanted) and not reader.missed
+                results.append(kept if find.by_modality else kept[: find.count])
+            return results
+
+        def look(connection: sqlite3.Connection, seen: _Seen, *, together: bool) -> list[list[Hit]]:
+            searching = moments.search(asked)
+            given: Any = None
+            while True:
+                try:
+                    wanted = searching.send(given)
+                except StopIteration as done:
+                    return done.value or []
+                if isinstance(wanted, moments.Find):
+                    given = answer(connection, seen, wanted)
+                elif together:
+                    given = rows.item(connection, seen[collection][0], wanted.id, with_vector)
+                else:
+                    raise _Replaced  # it may be by now
 
         def read(connection: sqlite3.Connection) -> list[list[Hit]]:
             if not reads:
                 # Most searches read no rows, and so need not be of one moment with them.
-                results, whole = look(connection, self._seen(collection))
-                if whole:
-                    return results
+                with suppress(_Replaced):
+                    return look(connection, self._seen_together(collection), together=False)
             with self._one_moment(connection, collection) as seen:
-                return look(connection, seen)[0]
+                return look(connection, seen, together=True)
 
         return await self._run(read)
 
@@ -358,7 +386,8 @@ class SqliteStore:
         leave_out: str | None = None,
     ) -> list[Hit]:
         def read(connection: sqlite3.Connection) -> list[Hit]:
-            with self._one_moment(connection, collection) as (key, index, views):
+            with self._one_moment(connection, collection) as seen:
+                key, index, views = seen[collection]
                 known = [keywords.TEXT, *keywords.fields(connection, key)]
                 if field is not None and field not in known:
                     raise InvalidRequest(
@@ -461,9 +490,12 @@ class SqliteStore:
 
     async def drop_collection(self, name: str) -> None:
         def write(transaction: Transaction) -> None:
-            key = _collection_key(transaction.connection, name)
-            rows.drop_collection(transaction.connection, key)
-            transaction.changes.append(Drop(key))
+            keys = [_collection_key(transaction.connection, name)]
+            keys += [rows.collection_key(transaction.connection, moments.moments_table(name))]
+            for key in keys:
+                if key is not None:
+                    rows.drop_collection(transaction.connection, key)
+                    transaction.changes.append(Drop(key))
 
         await self._write(write)
 
@@ -523,11 +555,21 @@ class SqliteStore:
 
     def _seen(self, collection: str) -> _Seen:
         """What a search of the collection sees now. Raises NotFound."""
-        key = self._keys.get(collection)
-        index = None if key is None else self._indexes.get(key)
-        if key is None or index is None:
+        keys, indexes, seen = self._keys, self._indexes, {}
+        for name in (collection, moments.moments_table(collection)):
+            if (key := keys.get(name)) is not None and key in indexes:
+                seen[name] = (key, indexes[key], indexes[key].views())
+        if collection not in seen:
             raise NotFound(f"no collection {collection!r}")
-        return key, index, index.views()
+        return seen
+
+    def _seen_together(self, collection: str) -> _Seen:
+        """As _seen; where there are moments, they and the items are as of the same commit."""
+        applied, seen = self._writer.applied, self._seen(collection)
+        if len(seen) > 1 and self._writer.sequence != applied:
+            with self._writer.committing:
+                return self._seen(collection)
+        return seen
 
     @contextmanager
     def _one_moment(self, connection: sqlite3.Connection, collection: str) -> Iterator[_Seen]:
@@ -569,6 +611,10 @@ class SqliteStore:
         if self._closed:
             raise NotReady("the store is closed")
         return await self._readers.run(run)
+
+
+class _Replaced(Exception):
+    """A row that an index shows is not there any more."""
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.store import Entry, Rules, SqliteStore, Wanted, parse
+from service.store import Entry, Moment, Rules, SqliteStore, Wanted, parse
 from tests.service.fakes import fake_manifest, vector_of
 from tests.service.stores import in_store, sqlite
 
@@ -24,14 +24,15 @@ def entry(version):
 
 
 @asynccontextmanager
-async def between_commit_and_index(store, writing):
-    """Inside the block the rows are written and the indexes do not show it; that is put right a little later."""
+async def between_commit_and_index(store, writing, shown=0):
+    """Inside the block the rows are written and the indexes show so many of the changes; the others a little later."""
     committed, go_on, apply = threading.Event(), threading.Event(), store._writer._apply
 
     def applied(changes):
+        apply(changes[:shown])
         committed.set()
         assert go_on.wait(30)
-        apply(changes)
+        apply(changes[shown:])
 
     store._writer._apply = applied
     write = asyncio.create_task(writing)
@@ -80,5 +81,55 @@ def test_a_search_is_never_older_than_what_was_read_before_it(tmp_path):
             read = await store.get("default", "a")
             [[hit]] = await store.search("default", vector_of("q")[None], 5)
         assert hit.item.metadata["n"] >= read.metadata["n"]
+
+    in_store(sqlite, tmp_path, run)
+
+
+def video(of, *moments, id="v"):
+    found = tuple(Moment("image", n, n + 1.0, vector_of(each)) for n, each in enumerate(moments))
+    return Entry("default", id, "video", {"of": of}, vector_of(of), moments=found)
+
+
+@pytest.mark.parametrize("shown", [0, 1, 2])
+@pytest.mark.parametrize("with_vector", [False, True])
+def test_a_video_is_found_by_no_moment_of_another_file(tmp_path, shown, with_vector):
+    async def run(store):
+        await store.upsert([video("first", "a", "b")])
+        async with between_commit_and_index(store, store.upsert([video("second", "c")]), shown):
+            [[hit]] = await store.search("default", vector_of("a")[None], 5, with_vector=with_vector)
+        assert (hit.item.metadata["of"], hit.score > 0.99) in (("first", True), ("second", False))
+
+    in_store(sqlite, tmp_path, run)
+
+
+def test_a_video_and_its_moments_are_written_and_deleted_in_one_commit(tmp_path):
+    async def run(store):
+        async def commits(writing):
+            before = store._writer.sequence
+            await writing
+            return store._writer.sequence - before
+
+        assert await commits(store.upsert([video("first", "a", "b"), video("x", "y", id="w")])) == 1
+        assert await commits(store.upsert([video("second", "c")])) == 1
+        assert len((await store.page(".moments.default", None, None, 10))[0]) == 2
+        assert await commits(store.delete("default", ["v"])) == 1
+        assert [item.id[0] for item in (await store.page(".moments.default", None, None, 10))[0]] == ["w"]
+        assert await commits(store.delete_matching("default", parse({"of": "x"}))) == 1
+        assert (await store.page(".moments.default", None, None, 10))[0] == []
+        await store.upsert([video("first", "a")])
+        assert await commits(store.drop_collection("default")) == 1
+        assert await store.collections() == []
+
+    in_store(sqlite, tmp_path, run)
+
+
+def test_of_writes_that_race_the_last_one_leaves_its_moments_alone(tmp_path):
+    async def run(store):
+        for turn in range(10):
+            writes = [store.upsert([video(f"{turn} {n}", f"{turn} {n} a", f"{turn} {n} b")]) for n in range(4)]
+            await asyncio.gather(*writes, store.delete("default", ["v"]))
+            held = {item.metadata["of"] for item in (await store.page(None, None, None, 10))[0]}
+            of = [item.metadata["of"] for item in (await store.page(".moments.default", None, None, 100))[0]]
+            assert set(of) == held and len(of) == 2 * len(held)
 
     in_store(sqlite, tmp_path, run)
