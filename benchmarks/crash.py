@@ -5,7 +5,7 @@ python -m benchmarks.crash [--kills 50] [--bundle build/starter] [--seed 0]
 Several clients upsert and delete batches at once, each over ids of its own, so that what an id must hold is known: what
 was acknowledged last, or else, of the one batch that was under way, all of it or nothing. A vector follows from its id
 and version. After every kill the server is started again on what is there, and every item is looked at twice, as a row
-and through the index. Two more clients race to replace and delete the same videos: whoever was last, each video has the
+and through the index. More clients race to replace and delete the same video: whoever was last, each video has the
 moments of its own file and no others. Prints a line per kill and, as its last line, one JSON object.
 """
 
@@ -37,9 +37,9 @@ from tests.service.films import colours
 _CLIENTS = 4
 _IDS = 300
 """Of each client: together more than a graph is built from, so that indexes are built and saved while it is killed."""
-_FILMERS = 2
+_FILMERS = 3
 _FILMS = 4
-"""Ids of each of them, and ids that both write."""
+"""Ids of each of them, besides the one that all of them write."""
 _COLOURS = ("red", "green", "blue")
 _LONGEST_S = 1.5
 _START_S = 120.0
@@ -116,10 +116,12 @@ def write(client: Client, http: httpx.Client, rng: random.Random, dimensions: in
         client.writes += len(chosen)
 
 
-def write_videos(client: Client, http: httpx.Client, rng: random.Random, stopped: threading.Event) -> None:
-    """Replace or delete a video of its own and one that others write too, in one batch, until the server is gone."""
+def write_videos(
+    client: Client, http: httpx.Client, rng: random.Random, begun: threading.Semaphore, stopped: threading.Event
+) -> None:
+    """Replace or delete a video of its own and the one that all write, in one batch, until the server is gone."""
     while not stopped.is_set():
-        own, shared = f"{client.name} {rng.randrange(_FILMS)}", f"film {rng.randrange(_FILMS)}"
+        own, shared = f"{client.name} {rng.randrange(_FILMS)}", "the film"
         deleting = rng.random() < 0.25
         client.version += 1
         client.under_way = {own: None if deleting else client.version}
@@ -127,7 +129,7 @@ def write_videos(client: Client, http: httpx.Client, rng: random.Random, stopped
             if deleting:
                 http.post("/items/delete", json={"ids": [own, shared]}).raise_for_status()
             else:
-                film = _film(rng.choice(_COLOURS), rng.randint(1, 3))
+                film = _film(rng.choice(_COLOURS), rng.randint(1, 4))
                 items = [
                     {"id": id, "video": film, "metadata": {"version": client.version, "of": id, "by": client.name}}
                     for id in (own, shared)
@@ -138,6 +140,7 @@ def write_videos(client: Client, http: httpx.Client, rng: random.Random, stopped
         client.acknowledged |= client.under_way
         client.under_way = {}
         client.writes += 1
+        begun.release()
 
 
 @cache
@@ -237,17 +240,19 @@ def crash(bundle: Path, store: Path, kills: int, seed: int = 0) -> Findings:
                 )
             if findings.kills == kills:
                 break
-            stopped = threading.Event()
+            begun, stopped = threading.Semaphore(0), threading.Event()
             threads = [
                 threading.Thread(target=write, args=(each, http, random.Random(rng.random()), dimensions, stopped))
                 for each in clients
             ]
             threads += [
-                threading.Thread(target=write_videos, args=(each, http, random.Random(rng.random()), stopped))
+                threading.Thread(target=write_videos, args=(each, http, random.Random(rng.random()), begun, stopped))
                 for each in filmers
             ]
             for thread in threads:
                 thread.start()
+            for _ in range(_FILMERS):  # the first video takes longer than all that follow
+                begun.acquire(timeout=_START_S)
             stopped.wait(rng.uniform(0.05, _LONGEST_S))
             process.kill()
             stopped.set()

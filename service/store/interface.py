@@ -43,7 +43,10 @@ class Store(Protocol):
     """
 
     async def ready(self) -> bool:
-        """Whether it can be read and written now, as far as can be told without doing so."""
+        """Whether it can be read now, as far as can be told without doing so."""
+
+    async def writable(self) -> bool:
+        """Whether it can be written now. Writes a little where nobody did for a while, or the last write failed."""
 
     async def close(self) -> None:
         """Finish every write and search that was begun, and let go of the store."""

@@ -20,6 +20,7 @@ from service.store import keywords, labels, moments, previews, rows, schema, sna
 from service.store.builder import Builder
 from service.store.columns import reads_rows
 from service.store.errors import StoreDamaged, StoreError, StoreInUse
+from service.store.files import OpenFiles
 from service.store.filters import Filter
 from service.store.index import Index, View
 from service.store.interface import Hit, Part
@@ -31,6 +32,10 @@ from service.store.writer import BEHIND, Change, Configure, Drop, Put, Remove, T
 from service.workers import Workers
 
 _READERS = 4
+_TRIED_S = 10.0
+"""Seconds after a write for which another one is taken to work too."""
+_TRYING_S = 5.0
+_TRIED = "0" * 2**20
 _UNWRITABLE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -50,6 +55,8 @@ class SqliteStore:
         self._space = manifest.space
         self._dimensions = manifest.dimensions
         self._connections: list[sqlite3.Connection] = []
+        self._unused: list[sqlite3.Connection] = []
+        """For threads that read."""
         self._closed = self._damaged = False
         try:
             writing = self._connect()
@@ -62,12 +69,16 @@ class SqliteStore:
             """Of collections, by name."""
             self._indexes = self._load_indexes(writing)
             reading = self._connect()
+            # Before anything can happen to the files: a later connection might find another log.
+            for _ in range(_READERS):
+                self._unused.append(self._connect())
         except BaseException:
             self._disconnect()
             raise
         self._thread = threading.local()
         self._readers = Workers("store-reader", _READERS)
-        self._writer = Writer(writing, self._apply)
+        self._version = 0
+        self._writer = Writer(writing, self._apply, OpenFiles(path / schema.FILE))
         self._builder = Builder(_Library(self, reading), rules)
 
     @classmethod
@@ -92,6 +103,13 @@ class SqliteStore:
         connection = schema.connect(self._path / schema.FILE)
         self._connections.append(connection)
         return connection
+
+    def _reader(self) -> sqlite3.Connection:
+        with suppress(IndexError):
+            return self._unused.pop()
+        if self._writer.refusing:  # another thread died with its connection, and the files may be others by now
+            raise NotReady("the store cannot be read")
+        return self._connect()
 
     def _disconnect(self) -> None:
         for connection in self._connections:
@@ -153,10 +171,33 @@ class SqliteStore:
                     self._indexes[collection].put(modality, slots, vectors, metadata, records, replaced)
                 case Remove(collection, slots):
                     self._indexes[collection].remove(slots)
-        self._builder.notify()
+        if changes:
+            self._version = self._writer.sequence
+            self._builder.notify()
 
     async def ready(self) -> bool:
         return not self._closed and not self._damaged and self._writer.alive()
+
+    async def writable(self) -> bool:
+        if not await self.ready():
+            return False
+        refusing = self._writer.refusing
+        if not refusing and self._writer.idle_s < _TRIED_S:
+            return True
+        try:
+            async with asyncio.timeout(_TRYING_S):
+                # Every commit writes something. After a failure as much is tried as a large write takes: a small one
+                # may still have room.
+                if refusing:
+                    await self._write(lambda transaction: schema.set_meta(transaction.connection, "tried", _TRIED))
+                    await self._write(lambda transaction: schema.set_meta(transaction.connection, "tried", ""))
+                else:
+                    await self._write(lambda transaction: None)
+        except NotReady:
+            return False
+        except TimeoutError:  # it waits for its turn
+            return not self._writer.refusing
+        return True
 
     async def indexed(self, timeout_s: float) -> bool:
         """Whether every part has the index that it is to have, now or within the time."""
@@ -246,7 +287,7 @@ class SqliteStore:
         return await self._run(read)
 
     async def version(self, collection: str) -> str:
-        return str(self._writer.applied)  # of the whole store: what is written elsewhere only costs a little work
+        return str(self._version)  # of the whole store: what is written elsewhere only costs a little work
 
     async def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
         def read(connection: sqlite3.Connection) -> dict[str, Vectors]:
@@ -490,9 +531,8 @@ class SqliteStore:
 
     async def drop_collection(self, name: str) -> None:
         def write(transaction: Transaction) -> None:
-            keys = [_collection_key(transaction.connection, name)]
-            keys += [rows.collection_key(transaction.connection, moments.moments_table(name))]
-            for key in keys:
+            table = rows.collection_key(transaction.connection, moments.moments_table(name))
+            for key in (_collection_key(transaction.connection, name), table):
                 if key is not None:
                     rows.drop_collection(transaction.connection, key)
                     transaction.changes.append(Drop(key))
@@ -597,7 +637,7 @@ class SqliteStore:
     async def _run(self, function: Callable[[sqlite3.Connection], T]) -> T:
         def run() -> T:
             if not hasattr(self._thread, "connection"):
-                self._thread.connection = self._connect()
+                self._thread.connection = self._reader()
             try:
                 return function(self._thread.connection)
             except sqlite3.DatabaseError as error:

@@ -74,6 +74,9 @@ class MilvusStore:
         except (NotReady, NotFound):
             return False
 
+    async def writable(self) -> bool:
+        return await self.ready()
+
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
@@ -90,12 +93,12 @@ class MilvusStore:
         rows = {name: [layout.row(entry, at, at) for entry in mine] for name, mine in by_collection.items()}
         for name, mine in by_collection.items():
             await self._forget_moments(name, [entry.id for entry in mine])
-        for name, mine in rows.items():
+        for name, own in rows.items():
             try:
-                await self._upsert(name, mine)
+                await self._upsert(name, own)
             except NotFound:
                 await self.create_collection(name)
-                await self._upsert(name, mine)
+                await self._upsert(name, own)
 
     async def _upsert(self, name: str, rows: list[dict[str, Any]]) -> None:
         for start in range(0, len(rows), BATCH):
