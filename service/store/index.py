@@ -296,6 +296,8 @@ class Index:
                     return modality, view.head(rules.step), chosen, False
                 if chosen.kind != "flat":
                     return modality, view, chosen, False
+                if view.dead > max(rules.dead_share * view.count, rules.graph_from) or view.dead == view.count > 0:
+                    return modality, view, chosen, False  # without those that are gone
                 continue
             dead = int(built.count - np.count_nonzero(view.alive[: built.count]))
             trained = built.chosen.kind != "hnsw" or built.chosen.precision == "int8"

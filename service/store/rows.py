@@ -18,6 +18,9 @@ from service.store.schema import now
 
 _BATCH = 10_000
 """Rows read at a time."""
+_BATCH_BYTES = 2**22
+"""Of metadata as JSON, read at a time: as Python objects they are some twenty times as large."""
+_FETCHED = 256
 _FEW = 32
 """Up to so many are named in the statement itself, which is sooner read than JSON."""
 
@@ -321,7 +324,15 @@ def live(
         "SELECT slot, modality, metadata, id, created, updated FROM items WHERE collection = ? ORDER BY slot",
         (collection,),
     )
-    while batch := rows.fetchmany(_BATCH):
+    more = True
+    while more:
+        batch: list[tuple[Any, ...]] = []
+        size = 0
+        while len(batch) < _BATCH and size < _BATCH_BYTES and (more := bool(found := rows.fetchmany(_FETCHED))):
+            batch += found
+            size += sum(len(row[2]) for row in found)
+        if not batch:
+            break
         slots, modalities, metadata, *rest = zip(*batch, strict=True)
         records = list(map(record, *rest, metadata))
         yield np.array(slots, np.int64), list(modalities), [orjson.loads(held) for held in metadata], records
