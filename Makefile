@@ -8,8 +8,8 @@ INSTALLED := $(VENV)/.installed
 STARTER := build/starter/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check docs settings openapi bench bench-gpu bench-store chaos crash fuzz hostile rolling \
-	starter audit sbom redis tools clean
+.PHONY: help demo serve test check docs settings openapi bench bench-gpu bench-store chaos consistency crash fuzz hostile \
+	rolling starter audit sbom redis tools clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -55,6 +55,9 @@ bench-store: $(STARTER) $(INSTALLED) ## measure the store with 1,000,000 vectors
 
 crash: $(STARTER) $(INSTALLED) ## kill the server 50 times while it is written to, and look whether anything is lost
 	$(BIN)/python -m benchmarks.crash
+
+consistency: $(STARTER) $(INSTALLED) ## search 20,000 times in each way while items are written, and look whether any is missed
+	$(BIN)/python -m benchmarks.consistency
 
 hostile: $(STARTER) $(INSTALLED) ## send the server what is made to hurt, and look at each answer, its time, and the memory it took
 	$(BIN)/python -m benchmarks.hostile

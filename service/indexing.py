@@ -6,7 +6,6 @@ from typing import cast
 
 import numpy as np
 
-from service import moments
 from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
 from service.errors import InputFailed, input_problem
@@ -54,7 +53,7 @@ async def index_items(
             answers.append(StoredItem.model_construct(id=item.id, collection=item.collection, modality=modality))
     if entries := [each for each in made if isinstance(each, Entry)]:
         with timed("write"):
-            await moments.upsert(store, entries)
+            await store.upsert(entries)
     return answers
 
 

@@ -25,6 +25,7 @@ from service.contract.tokens import Role
 from service.errors import BodyTooLarge, InputFailed, MalformedRequest, UnsupportedBody
 from service.fetch import Fetcher, Fetches, fetching
 from service.pipeline import Embedded, Embedder, Input, Media
+from service.schemas import exact_json
 from service.schemas.inputs import AnyInput, File, size_of, to_input, url_of
 from service.settings import Settings
 from service.timings import timed
@@ -186,7 +187,7 @@ def parse_json(body: bytes) -> Any:
         raise BodyTooLarge("the body holds too many values")
     # orjson refuses NaN, Infinity, numbers that overflow, lone surrogates and bottomless nesting.
     try:
-        return orjson.loads(body)
+        return exact_json.loads(body)
     except orjson.JSONDecodeError:
         raise MalformedRequest("the body is not valid JSON") from None
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from service import moments, videos
+from service import videos
 from service.cache import MemoryCache
 from service.classify import Classifier, stored_labels
 from service.contract.bundle import read_bundle
@@ -32,6 +32,7 @@ from service.store import (
     StoreError,
     Wanted,
     keywords,
+    moments,
     previews,
     rows,
     schema,
@@ -182,7 +183,7 @@ async def _move(batch: list[_Item], store: Store, embedder: Embedder, originals:
         else:
             outcome.leave_out(f"{item.modality}: {result}", item.id)
     if entries:
-        await moments.upsert(store, entries)
+        await store.upsert(entries)
         outcome.embedded += len(entries)
 
 

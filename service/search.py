@@ -6,13 +6,12 @@ of the store; with one, candidates come from the store and are put in order here
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service import moments
 from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
 from service.errors import InputFailed, InvalidRequest
@@ -44,7 +43,6 @@ _CANCELLED = 1e-6
 """Length of a sum of unit vectors (the largest weight scaled to 1) below which its direction is rounding noise."""
 _DEEPEST = 4_000
 """Candidates of one query that are looked at, at most, for enough that are no repetitions."""
-_STORED = ("image", "audio", "text", "vector", "video")
 
 
 @dataclass(frozen=True)
@@ -169,12 +167,11 @@ class Searcher:
         return results
 
     async def _nearest(
-        self, asked: Sequence[_Asked], depth: int, scope: _Scope, *, with_vector: bool
+        self, asked: Sequence[_Asked], depth: int, scope: _Scope, *, with_vector: bool, by_modality: bool = False
     ) -> list[list[Hit]]:
         own = [each.own for each in asked]
         with timed("index"):
-            return await moments.search(
-                self._store,
+            return await self._store.search(
                 scope.collection,
                 np.stack([each.vector for each in asked]),
                 depth,
@@ -183,6 +180,7 @@ class Searcher:
                 leave_out=own if any(own) else None,
                 with_vector=with_vector,
                 effort=scope.effort,
+                by_modality=by_modality,
             )
 
     async def _candidates(
@@ -192,27 +190,21 @@ class Searcher:
 
         The correction is the same for all items of a modality, so that the best of each modality hold the best of all.
         """
-        if not strength:
-            found = await self._nearest(asked, depth, scope, with_vector=True)
-            return [[_Candidate(hit.item, hit.score, moment=hit.moment) for hit in hits] for hits in found]
-        modalities = [each for each in _STORED if scope.modalities is None or each in scope.modalities]
-        by_modality = await asyncio.gather(
-            *(self._nearest(asked, depth, replace(scope, modalities=[each]), with_vector=True) for each in modalities)
-        )
-        merged = []
-        for position, each in enumerate(asked):
-            candidates = [
-                _Candidate(hit.item, hit.score, self._correction(each, modality, strength), moment=hit.moment)
-                for modality, found in zip(modalities, by_modality, strict=True)
-                for hit in found[position]
+        # In one search: an item whose modality changes between two of them would be in neither, or in both.
+        found = await self._nearest(asked, depth, scope, with_vector=True, by_modality=bool(strength))
+        candidates = [
+            [
+                _Candidate(hit.item, hit.score, self._correction(each, hit.item.modality, strength), moment=hit.moment)
+                for hit in hits
             ]
-            merged.append(sorted(candidates, key=lambda one: -one.corrected)[:depth])
-        return merged
+            for each, hits in zip(asked, found, strict=True)
+        ]
+        return [sorted(each, key=lambda one: -one.corrected)[:depth] for each in candidates] if strength else candidates
 
     def _correction(self, asked: _Asked, modality: str, strength: float) -> float:
         of = "image" if modality == "video" else modality
         mean = next((held for name, held in self._embedder.manifest.means.items() if name == of), None)
-        return 0.0 if mean is None else strength * float(asked.vector @ np.asarray(mean, np.float32))
+        return 0.0 if mean is None or not strength else strength * float(asked.vector @ np.asarray(mean, np.float32))
 
     async def _chosen(
         self,

@@ -11,6 +11,7 @@ object with a `file_name`; all else in it is metadata, as in Hugging Face's Imag
 
 import contextlib
 import io
+import json
 import os
 import sqlite3
 import stat
@@ -25,6 +26,7 @@ from typing import Any, BinaryIO, Literal
 import orjson
 
 from service.jobs.ledger import Form
+from service.schemas import exact_json
 from service.schemas.items import MAX_METADATA_BYTES
 from service.settings import Limits
 
@@ -257,10 +259,10 @@ class _Writer:
             if length <= MAX_METADATA_BYTES:
                 file.seek(start)
                 with contextlib.suppress(orjson.JSONDecodeError):
-                    held = orjson.loads(file.read(length))
+                    held = exact_json.loads(file.read(length))
             name = held.pop("file_name", None) if isinstance(held, dict) else None
             if isinstance(name, str) and _storable(name):
-                row = (_plain(name), orjson.dumps(held).decode())
+                row = (_plain(name), json.dumps(held, ensure_ascii=False))
                 self._connection.execute("INSERT OR REPLACE INTO described VALUES (?, ?)", row)
             else:
                 detail = f"line {number} is no JSON object with a file_name, of at most {MAX_METADATA_BYTES} bytes"

@@ -18,7 +18,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from service import moments
 from service.errors import NotReady
 from service.indexing import token_collections
 from service.jobs.embedding import Means, costs_of_work, embed, pay
@@ -239,7 +238,7 @@ class Runner:
         pause = 0.5
         while latest:
             try:
-                await moments.upsert(self._store, list(latest.values()))
+                await self._store.upsert(list(latest.values()))
                 break
             except NotReady:
                 log.warning("the job %s waits for the store", run.job.id)

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service import moments
 from service.errors import InvalidRequest
 from service.inputs import read_request
 from service.projection import MOST_POINTS, Map
@@ -22,7 +21,7 @@ from service.schemas.items import (
     Name,
 )
 from service.state import State, StateDep
-from service.store import Collection, Part, Wanted
+from service.store import Collection, Part, Wanted, moments
 
 router = APIRouter(tags=["items"])
 
@@ -83,7 +82,7 @@ async def put_collection(name: Name, request: Request, response: Response, state
 @router.delete("/collections/{name}", status_code=204)
 async def drop_collection(name: Name, state: StateDep) -> None:
     """Delete a collection and every item in it."""
-    await moments.drop_collection(state.store, name)
+    await state.store.drop_collection(name)
 
 
 async def _described_whole(name: str, state: State) -> CollectionResponse:

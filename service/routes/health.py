@@ -32,8 +32,9 @@ async def readyz(state: StateDep) -> JSON:
     the server is about to end (`accepting`); `failing` names what does.
 
     A tower that is closed for want of work counts as one that works, unless it could not be opened the last time.
-    Without Redis, or room on the store's disk (`disk`), the answer is 200 and `degraded`: most requests are answered as
-    well as before, and a server that is left alone for it would leave all of them to the others, which are no better.
+    Without Redis, without room on the store's disk (`disk`), or where the store can be read and not written (`store`),
+    the answer is 200 and `degraded`: most requests are answered as well as before, and a server that is left alone for
+    it would leave all of them to the others, which are no better.
     It needs no key: who asks while others do gets the same answer, so that asking often costs no more model calls.
     """
     return await state.readiness(lambda: _readiness(state))
@@ -71,7 +72,7 @@ async def metrics(state: StateDep) -> Response:
 
 async def _wanting(state: State) -> dict[str, bool]:
     """What the server can do without for a while."""
-    checks = {}
+    checks = {"store": await state.store.writable()}
     if state.settings.redis_url is not None:
         checks["redis"] = await state.home.embedder.cache_alive()
     free = free_bytes(state.settings.store)

@@ -62,12 +62,9 @@ def _storable(value: Any, most: int) -> Any:
         if isinstance(held, str):
             storable_text(held)
         elif isinstance(held, int) and held not in _INT64:
-            raise ValueError("an integer does not fit in 64 bits")
+            raise ValueError("an integer does not fit in 64 bits: write it as a text, or as a number such as 1e300")
         elif isinstance(held, float) and (held != held or abs(held) == float("inf")):
             raise ValueError("a number is not finite")
-        elif isinstance(held, float) and held.is_integer() and abs(held) >= 2**63:
-            # The JSON reader has turned an integer that is too long into the nearest double.
-            raise ValueError("an integer does not fit in 64 bits")
         elif isinstance(held, dict):
             waiting += [(part, depth + 1) for pair in held.items() for part in pair]
         elif isinstance(held, list):

@@ -170,6 +170,11 @@ def meta(connection: sqlite3.Connection, name: str) -> str | None:
     return None if row is None else str(row[0])
 
 
+def sequence(connection: sqlite3.Connection) -> int:
+    """The number of the last commit."""
+    return int(meta(connection, "sequence") or 0)
+
+
 def set_meta(connection: sqlite3.Connection, name: str, value: str) -> None:
     connection.execute("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2", (name, value))
 
