@@ -1,6 +1,7 @@
 """The app: `create_app(settings)`. Its lifespan opens bundle → towers → batchers → cache → store."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -240,7 +241,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/playground", playground.Files())
-    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
+    app.openapi = functools.cache(lambda: openapi(app))  # type: ignore[method-assign]
     return app
 
 
