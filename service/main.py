@@ -146,7 +146,7 @@ def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store
 
 def _opened(settings: Settings, manifest: Manifest) -> Store:
     if settings.store != Path("milvus"):
-        return SqliteStore.open(settings.store, manifest)
+        return SqliteStore.open(settings.store, manifest, least_free_bytes=settings.least_free_bytes)
     token = None if settings.milvus_token is None else settings.milvus_token.get_secret_value()
     return MilvusStore.open(settings.milvus_uri, token, settings.milvus_timeout_s, manifest)
 

@@ -92,7 +92,8 @@ class Settings(BaseSettings):
     trace_share: float = Field(default=1.0, ge=0, le=1)
     """Of the requests that bring no trace of their own; the others are traced as their `traceparent` says."""
     min_free_bytes: int = Field(default=256 * 2**20, ge=0)
-    """Of the disk that holds the store; with less, /readyz names it, and goes on to be ready."""
+    """Of the disks that hold the store and the jobs: uploads of jobs stop there, items and label sets at half of it, with
+    503; deletes go on. With less, /readyz names it, and goes on to be ready."""
 
     keys: Path | None = None
     """The file of API keys that `python -m service keys` writes. Unset, whoever reaches the port may read and write."""
@@ -276,6 +277,11 @@ class Settings(BaseSettings):
     @property
     def jobs_folder(self) -> Path | None:
         return self.jobs or (None if self.store == Path("milvus") else self.store / "jobs")
+
+    @property
+    def least_free_bytes(self) -> int:
+        """Where items stop: what an upload leaves is for the others."""
+        return self.min_free_bytes // 2
 
     @property
     def towers_on_gpus(self) -> Gpus:
