@@ -1,4 +1,4 @@
-"""Room on the disk: what is written on a client's behalf stops before the last byte, so that deletes and others go on."""
+"""Room on the disk: what is written on a client's behalf stops before the last byte, so that others can go on."""
 
 import os
 import threading

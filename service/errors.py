@@ -270,7 +270,10 @@ def _allowed(request: Request) -> str:
     def taken(method: str) -> bool:
         return any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
 
-    return ", ".join(filter(taken, ("DELETE", "GET", "PATCH", "POST", "PUT")))
+    methods = [method for method in ("DELETE", "GET", "PATCH", "POST", "PUT") if taken(method)]
+    if "GET" in methods:
+        methods.insert(methods.index("GET") + 1, "HEAD")
+    return ", ".join(methods)
 
 
 async def _validation(request: Request, error: Exception) -> Response:

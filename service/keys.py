@@ -181,7 +181,7 @@ class Keyring:
                     try:
                         await self._thread.run(self._refresh, _PATIENCE_S)
                     except TimeoutError:
-                        raise NotReady("the keys cannot be read: the disk that has their file does not answer") from None
+                        raise NotReady("the keys cannot be read: their disk does not answer") from None
                     self._checked = time.monotonic()
         if self._keys is None:
             raise NotReady("the keys cannot be read")

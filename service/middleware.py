@@ -1,4 +1,5 @@
-"""What every request passes through, outermost first: SecurityHeaders, Context, auth.Gate, Disconnects, BodyLimit."""
+"""What every request passes through, outermost first: Prefix, SecurityHeaders, Context, auth.Gate, Disconnects,
+BodyLimit, Heads."""
 
 import asyncio
 import logging
@@ -9,6 +10,7 @@ from collections.abc import Collection, Mapping, MutableMapping
 from contextlib import nullcontext
 from http import HTTPMethod
 from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urlsplit
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
@@ -151,6 +153,56 @@ def _draining(scope: Scope) -> bool:
     return services is not None and services.draining.is_set()
 
 
+class Prefix:
+    """Takes off the path that a proxy serves this under, where the proxy does not; and has a redirect lead to where the
+    client comes from: the server knows neither the proxy's scheme nor its name, nor its path but by `root_path`."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app, self.root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if self.root_path and scope["path"].startswith(f"{self.root_path}/"):
+            raw = scope["raw_path"].removeprefix(self.root_path.encode())
+            scope = {**scope, "path": scope["path"].removeprefix(self.root_path), "raw_path": raw}
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 307:
+                headers = MutableHeaders(scope=message)
+                headers["location"] = self._led(scope["path"], urlsplit(headers["location"]))
+            await send(message)
+
+        await self.app(scope, receive, sending)
+
+    def _led(self, path: str, to: SplitResult) -> str:
+        """To the same path with a slash at its end, or without: as seen from there, where it is not known whole."""
+        if self.root_path:
+            there = self.root_path + to.path
+        else:
+            last = to.path.rstrip("/").rpartition("/")[2]
+            there = f"./{last}/" if to.path.endswith("/") else "../" * (len(path) - len(path.rstrip("/"))) + last
+        return f"{there}?{to.query}" if to.query else there
+
+
+class Heads:
+    """Answers HEAD as GET; the protocol leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        asked = {**scope, "method": "GET"}
+        try:
+            await self.app(asked, receive, send)
+        finally:
+            scope["route"] = asked.get("route")  # for the log
+
+
 class SecurityHeaders:
     """What keeps a browser from taking an answer for something else; what is no JSON may be a page, and gets it all."""
 
@@ -212,8 +264,9 @@ class Disconnects:
 
 class BodyLimit:
     """413 past `limit` bytes: at once where Content-Length says so, else as soon as that many have come. 408 for a body
-    that does not come, 415 for one in a coding (Content-Encoding) that nobody takes off. 429 where the bodies of all requests under way would be more than `together`, or where
-    `refuse_if_full` raises Overloaded for a route that is named in `embedding`.
+    that does not come, 415 for one in a coding (Content-Encoding) that nobody takes off. 429 where the bodies of all
+    requests under way would be more than `together`, or where `refuse_if_full` raises Overloaded for a route that is
+    named in `embedding`.
 
     A route that is named in `streamed` has a limit of its own for what is no JSON: it keeps nothing of that in memory.
     """

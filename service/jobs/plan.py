@@ -91,7 +91,9 @@ class Piece:
     """Of what is refused: why."""
 
 
-def build(form: Form, source: Path, plan: Path, bounds: Bounds, stopped: threading.Event, disk: Disk | None = None) -> int:
+def build(
+    form: Form, source: Path, plan: Path, bounds: Bounds, stopped: threading.Event, disk: Disk | None = None
+) -> int:
     """Go through the input and write its plan, on disk at the end; how many items it holds. Raises Unusable, DiskFull.
 
     Ends early, with a plan that is good for nothing, once it is `stopped`.
@@ -208,7 +210,9 @@ class Reader:
 class _Writer:
     """Rows of a plan, in batches."""
 
-    def __init__(self, connection: sqlite3.Connection, bounds: Bounds, stopped: threading.Event, disk: Disk | None) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, bounds: Bounds, stopped: threading.Event, disk: Disk | None
+    ) -> None:
         self.bounds, self.count = bounds, 0
         self._stopped, self._disk = stopped, disk
         self._connection = connection

@@ -26,8 +26,8 @@ async def spool(blocks: AsyncIterator[bytes], path: Path, most: int, disk: Disk)
     """Write what comes to `path`, on disk when this returns; the sha256 of what came, as it came.
 
     Gzip is known by its first bytes. Raises BodyTooLarge past `most` bytes (of what is written), MalformedRequest for
-    gzip that is broken or cut off, DiskFull and NotReady where the disk has no room for it or does not take it. What was
-    begun is then to be removed.
+    gzip that is broken or cut off, DiskFull where the disk has no room for it, NotReady where it does not take it. What
+    was begun is then to be removed.
     """
     waiting, size = [], 0
     try:

@@ -432,6 +432,7 @@ class SqliteStore:
 
     async def set_keyword_fields(self, collection: str, fields: Sequence[str]) -> None:
         """Make these the keyword fields; the items that are there are indexed in the same transaction."""
+
         def write(transaction: Transaction) -> None:
             self._disk.check()
             keywords.set_fields(transaction.connection, _collection_key(transaction.connection, collection), fields)

@@ -77,9 +77,10 @@ def test_uploads_under_way_are_counted_together(settings: Settings, small: Small
                 return
             yield block
 
-    with serving(settings.model_copy(update={"min_free_bytes": 4 * MB})) as client, closing(
-        httpx.Client(base_url=client.base_url, timeout=DEADLINE_S)
-    ) as other:
+    with (
+        serving(settings.model_copy(update={"min_free_bytes": 4 * MB})) as client,
+        closing(httpx.Client(base_url=client.base_url, timeout=DEADLINE_S)) as other,
+    ):
         answers: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: answers.append(other.post("/jobs", content=slow(), headers=LINES)))
         thread.start()
@@ -121,7 +122,7 @@ def test_a_job_that_cannot_be_planned_fails_and_lets_its_input_go(settings: Sett
     assert not list(small.folder.rglob("input"))
 
 
-def test_what_is_being_written_is_counted_until_the_disk_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_being_written_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "free_bytes", lambda _: 100)
     one = Disk(tmp_path, 40)
     with one.writing(50):
