@@ -15,6 +15,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import redis.asyncio
 from numpy.typing import NDArray
+from redis.exceptions import AuthenticationError, AuthorizationError, InvalidResponse, RedisError, ResponseError
+
+from service.settings import SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -53,25 +56,25 @@ def key_of(space: str, precision: str, kind: str, content: bytes) -> str:
 
 
 def check_redis(url: str) -> None:
-    """Ask Redis once whether the URL is right; one that is away is none that is wrong. Blocks for a second at most.
+    """Ask Redis once whether the URL is right; one that is away is none that is wrong. Blocks for a second or two.
 
-    Raises ValueError where it refuses the password, the user or the database, or where what answers is no Redis.
+    Raises SettingsError for what is no URL of a Redis, where Redis refuses the user, the password or the number of the
+    database, and where what answers is no Redis.
     """
-    wrong = redis.exceptions
     parts = urlsplit(url)
-    # Its client would take a number that is none for 0.
-    if parts.scheme != "unix" and not (parts.hostname and re.fullmatch("/?[0-9]*", parts.path)):
-        raise ValueError("write redis://HOST:PORT/NUMBER")
     try:
+        # Its client would take a number that is none for 0.
+        if parts.scheme != "unix" and not (parts.hostname and re.fullmatch("/?[0-9]*", parts.path)):
+            raise ValueError("write redis://HOST:PORT/NUMBER")
         with redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1, retry=None) as connection:
             connection.ping()
-    except (wrong.AuthenticationError, wrong.AuthorizationError, wrong.ResponseError) as error:
-        raise ValueError(f"Redis refuses it: {error}") from None
-    except wrong.InvalidResponse:
-        raise ValueError("what answers there is no Redis") from None
-    except TypeError as error:  # an option that its client does not know
-        raise ValueError(str(error)) from None
-    except (wrong.RedisError, OSError) as error:
+    except (AuthenticationError, AuthorizationError, ResponseError) as error:
+        raise SettingsError(f"ISTHMUS_REDIS_URL is refused by Redis: {error}") from None
+    except InvalidResponse:
+        raise SettingsError("ISTHMUS_REDIS_URL: what answers there is no Redis") from None
+    except (ValueError, TypeError) as error:  # TypeError: an option that its client does not know
+        raise SettingsError(f"ISTHMUS_REDIS_URL is no URL of a Redis: {error}") from None
+    except (RedisError, OSError) as error:
         log.warning("Redis does not answer: %s", error)
 
 

@@ -111,10 +111,7 @@ def open_parts(settings: Settings) -> Parts:
     names none, or Redis refuses what its URL says.
     """
     if settings.redis_url is not None:
-        try:
-            check_redis(settings.redis_url)
-        except ValueError as error:
-            raise SettingsError(f"ISTHMUS_REDIS_URL: {error}") from None
+        check_redis(settings.redis_url)
     keys = None if settings.keys is None else Keyring.open(settings.keys)
     fetching = ways(settings)
     models: dict[str, Opened] = {}

@@ -19,7 +19,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
-from pydantic_core import CoreSchema
 
 from service.contract.errors import BadMedia, UnsupportedMedia
 from service.contract.structure import is_picture, is_sound
@@ -61,7 +60,7 @@ class RequestModel(BaseModel):
         return name in _KINDS if field is None else not field.is_required()
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler.resolve_ref_schema(handler(core))
         for name, given in schema.get("properties", {}).items():
             null = {"type": "null"}
