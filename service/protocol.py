@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 65_536
 """Of the request line and the headers together."""
 _MOST_WAITING = 64
-"""Requests of one connection that wait for the answer to the one before."""
+"""Requests of one connection that wait for the answer to the one before. The last of them is told `Connection: close`,
+and what comes after it is not read."""
 _HEAD_S = 20.0
 _REST_S = 20.0
 """For the rest of a request that was answered before all of it had come."""
@@ -44,7 +45,11 @@ _LOOK_S = 0.25
 _REFUSALS = {
     400: ("malformed_request", "the request is not valid HTTP"),
     408: ("request_timeout", "the request did not come in time"),
-    431: ("headers_too_large", f"the request line and the headers are larger than {MAX_HEAD_BYTES} bytes"),
+    431: (
+        "headers_too_large",
+        f"the request line and the headers, or what stands between the chunks of the body, are larger than "
+        f"{MAX_HEAD_BYTES} bytes",
+    ),
 }
 
 
@@ -132,7 +137,7 @@ class Protocol(HttpToolsProtocol):
         """Of a request that asks for another protocol: the headers that say how long its body is."""
         self._overdue: asyncio.TimerHandle | None = None
         self._refusal = 400
-        self._ending = False
+        self._ending = self._full = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -152,7 +157,7 @@ class Protocol(HttpToolsProtocol):
     # What comes
 
     def data_received(self, data: bytes) -> None:
-        if self._closing.lingers:
+        if self._closing.lingers or self._full:
             return
         if self._whole:  # what comes now belongs to another request, be it only empty lines
             self._in_head, self._arrived, self._head_bytes = True, 0, 0
@@ -160,6 +165,8 @@ class Protocol(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError:
+            if self._full:
+                return
             self._refuse(self._refusal)
         if self.transport.is_closing() or (self._whole and not self._in_head):
             return
@@ -200,6 +207,10 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if self._framing is not None:
             return
+        if len(self.pipeline) >= _MOST_WAITING:
+            self._full = True
+            self.cycle.keep_alive = False
+            raise ValueError
         super().on_message_begin()
         self._whole = False
         self._in_head, self._head_bytes = True, 0
@@ -221,8 +232,6 @@ class Protocol(HttpToolsProtocol):
         self._in_head, self._arrived = False, 0
         self._in_time()
         self._bound_head()
-        if len(self.pipeline) >= _MOST_WAITING:
-            raise ValueError
         super().on_headers_complete()
         if self._ending:
             self.cycle.keep_alive = False
@@ -332,7 +341,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
 
     def _close(self) -> None:
-        if self._whole or self.transport.is_closing():
+        if (self._whole and not self._full) or self.transport.is_closing():
             self._socket.close()
         else:
             self._linger()

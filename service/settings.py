@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     """Of one request; past it, 413."""
     max_bodies_bytes: int = Field(default=400_000_000, gt=0)
     """Of all requests that are being read or answered, together; past it, 429 before a body is read."""
-    max_unsent_bytes: int = Field(default=200_000_000, gt=0)
+    max_unsent_bytes: int = Field(default=128_000_000, gt=0)
     """Of answers that clients have not read yet, together; past it, who has been behind for the longest is cut off."""
     max_image_bytes: int = Field(default=10_000_000, gt=0)
     """Of one image's file."""
