@@ -35,6 +35,10 @@ class Attack:
     """Whether what is right is told by the job that it makes, if it makes one."""
     sound_s: float = 0.0
     """Of a sound that is right to be embedded: how long it is."""
+    goes_on: bool = False
+    """Whether the client goes on to write once it is answered."""
+    crowd: int = 0
+    """Others that send the same before, and do not read what they are answered."""
 
 
 def head(path: str, headers: Iterable[tuple[str, str]], method: str = "POST") -> bytes:
@@ -242,8 +246,9 @@ def _searches(attack: Any, dimensions: int) -> Iterator[Attack]:
     for name, value in filters.items():
         yield attack("/search", f"a filter of {name}", {"query": "a", "filter": value}, INVALID)
     yield attack("/search", "a filter that is SQL", {"query": "a", "filter": {"a') OR 1=1 --": "x"}}, OK)
-    for value in (0, -1, 1_001, 10**15, 1.5, "10", True, None):
+    for value in (0, -1, 1_001, 10**15, 1.5, "10", True):
         yield attack("/search", f"a top_k of {value!r}", {"query": "a", "top_k": value}, INVALID)
+    yield attack("/search", "a top_k of null", {"query": "a", "top_k": None}, OK)
     vectors: Mapping[str, Any] = {
         "no numbers": [],
         "zeros": [0.0] * dimensions,
@@ -389,7 +394,8 @@ def _openai(attack: Any, model: str) -> Iterator[Attack]:
         "32,001 token ids": ([1] * 32_001, INVALID),
         "ids and texts": ([1, "a"], INVALID),
         "nothing": (None, INVALID),
-        "257 texts": (["a"] * 257, INVALID),
+        "2,048 texts": (["a"] * 2_048, OK),
+        "2,049 texts": (["a"] * 2_049, INVALID),
     }
     for name, (value, right) in inputs.items():
         yield attack("/v1/embeddings", f"an input of {name}", {"model": model, "input": value}, right)
@@ -536,9 +542,26 @@ def of_http() -> Iterator[Attack]:
         "chunks that do not end": (head("/embed", chunked) + b"10\r\n" + body + b"\r\n", MALFORMED, True),
         "a chunk's extension of 1 MB": (
             head("/embed", chunked) + b"10;" + b"a" * 1_000_000 + b"\r\n" + body + b"\r\n0\r\n\r\n",
+            HEADERS,
+            False,
+        ),
+        "a chunk's extension of 10,000 bytes": (
+            head("/embed", chunked) + b"10;" + b"a" * 10_000 + b"\r\n" + body + b"\r\n0\r\n\r\n",
             OK,
             False,
         ),
+        "trailers of 1 MB": (
+            head("/embed", chunked) + b"10\r\n" + body + b"\r\n0\r\n" + b"a:\r\n" * 250_000,
+            HEADERS,
+            False,
+        ),
+        "trailers of 10,000 bytes": (
+            head("/embed", chunked) + b"10\r\n" + body + b"\r\n0\r\n" + b"a:\r\n" * 2_500 + b"\r\n",
+            OK,
+            False,
+        ),
+        "a length of 5,001 digits": (said("0" * 4_999 + "16"), OK, False),
+        "a length of 5,001 digits that means it": (said("1" * 5_001), MALFORMED, False),
         "16 chunks of a byte": (
             head("/embed", chunked) + b"".join(b"1\r\n%c\r\n" % each for each in body) + b"0\r\n\r\n",
             OK,
@@ -551,7 +574,7 @@ def of_http() -> Iterator[Attack]:
         ),
         "a coding of content": (
             head("/embed", [kind, ("Content-Encoding", "gzip"), ("Content-Length", "16")]) + body,
-            OK,
+            "unsupported_body",
             False,
         ),
         "a header of 100,000 bytes": (head("/healthz", [("X-A", "a" * 100_000)], "GET"), HEADERS, False),
@@ -608,6 +631,15 @@ def of_http() -> Iterator[Attack]:
             OK,
             False,
         ),
+        "an upgrade to h2c, and a body": (
+            head(
+                "/embed",
+                [kind, ("Content-Length", "16"), ("Upgrade", "h2c"), ("Connection", "Upgrade, HTTP2-Settings")],
+            )
+            + body,
+            OK,
+            False,
+        ),
         "a request id that breaks lines": (
             head("/healthz", [("X-Request-ID", "a%0d%0aSet-Cookie: b")], "GET"),
             OK,
@@ -617,6 +649,28 @@ def of_http() -> Iterator[Attack]:
     }
     for name, (wire, right, ends) in wires.items():
         yield Attack("http", name, wire, frozenset({right}), ends)
+
+
+def of_http_without_end() -> Iterator[Attack]:
+    """It is answered, and goes on."""
+    health = head("/healthz", [("Transfer-Encoding", "chunked")], "GET")
+    wires = {
+        "25 MB of trailers": health + b"0\r\n" + b"a:\r\n" * 6_250_000,
+        "a trailer of 25 MB": health + b"0\r\na:" + b"a" * 25_000_000,
+        "an extension of 25 MB": health + b"1;" + b"a" * 25_000_000,
+        "a chunk's size of 25 MB": health + b"0" * 25_000_000,
+        "a body of 25 MB that nobody reads": health + (b"100000\r\n" + b" " * 2**20 + b"\r\n") * 25,
+        "25 MB of requests": head("/healthz", [], "GET") * 600_000,
+        "25 MB of empty lines": head("/healthz", [], "GET") + b"\r\n" * 12_500_000,
+    }
+    for name, wire in wires.items():
+        yield Attack("http", f"{name}, after the answer", wire, frozenset({OK}), goes_on=True)
+
+
+def of_crowds(model: str) -> Iterator[Attack]:
+    """More is written to them than anybody has memory for, and they do not read."""
+    large = post("/v1/embeddings", _written({"model": model, "input": ["a"] * 2_048}))
+    yield Attack("crowds", "60 that do not read 16 MB each", large, frozenset({OK}), crowd=60)
 
 
 # Jobs
@@ -651,6 +705,8 @@ def of_jobs() -> Iterator[Attack]:
 
 def everything(seed: int, model: str, dimensions: int) -> Iterator[Attack]:
     yield from of_http()
+    yield from of_http_without_end()
+    yield from of_crowds(model)
     yield from of_forms()
     yield from of_json(model, dimensions)
     yield from of_jobs()

@@ -12,6 +12,7 @@ is the model's work; its memory may not grow. Prints what was not so and, as its
 import argparse
 import json
 import re
+import select
 import socket
 import sys
 import tempfile
@@ -19,8 +20,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -108,6 +109,8 @@ def send(address: str, attack: Attack) -> Answer | None:
             while not _whole(received) and (data := connection.recv(65_536)):
                 received += data
         seconds = time.perf_counter() - started
+        if attack.goes_on:
+            writing.join(_PATIENCE_S)
         with suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
         writing.join()
@@ -117,6 +120,26 @@ def send(address: str, attack: Attack) -> Answer | None:
     body = bytes(received).partition(b"\r\n\r\n")[2]
     job = json.loads(body)["id"] if status == 202 else ""
     return Answer(status, OK if status < 300 else _code(body), seconds, job)
+
+
+@contextmanager
+def crowd(address: str, attack: Attack) -> Iterator[None]:
+    """Its others: connections that are answered, and do not read."""
+    parts = urlsplit(address)
+    answered = select.poll()
+    with ExitStack() as open_ones:
+        for _ in range(attack.crowd):
+            connection = open_ones.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            connection.connect((parts.hostname, parts.port))
+            connection.sendall(attack.wire)
+            answered.register(connection, select.POLLIN)
+        waiting, until = attack.crowd, time.monotonic() + _PATIENCE_S
+        while waiting and time.monotonic() < until:
+            for descriptor, _ in answered.poll(1_000):
+                answered.unregister(descriptor)
+                waiting -= 1
+        yield
 
 
 def outcome(address: str, job: str) -> str | None:
@@ -223,7 +246,8 @@ def _one(server: Server, attack: Attack, before: int, findings: Findings) -> boo
     """Whether the server lives."""
     findings.tried += 1
     _forget(server)
-    answer = send(server.address, attack)
+    with crowd(server.address, attack):
+        answer = send(server.address, attack)
     if answer is not None and answer.job:
         with suppress(OSError):  # it is gone: told below
             told = outcome(server.address, answer.job)
@@ -270,7 +294,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
     parser.add_argument("--seed", type=int, default=0, help="of what is damaged, and how")
     parser.add_argument(
-        "--only", metavar="GROUP", help="images, large images, sounds, strangers, damaged, json, forms, http, jobs"
+        "--only",
+        metavar="GROUP",
+        help="images, large images, sounds, strangers, damaged, json, forms, http, crowds, jobs",
     )
     options = parser.parse_args(arguments)
     manifest = read_bundle(options.bundle).manifest

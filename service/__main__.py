@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast, get_args
@@ -29,7 +30,7 @@ from service.keys import KeysError, Scope, create_key, read_keys, revoke_key
 from service.load import Progress, load
 from service.main import create_app, open_parts, open_store
 from service.modalities import handling
-from service.protocol import Protocol
+from service.protocol import Protocol, Unsent
 from service.quotas import UNITS, Limit
 from service.reembed import Originals, Outcome, reembed, survey
 from service.settings import Settings, SettingsError, read_settings
@@ -149,7 +150,7 @@ def give_large_blocks_back() -> None:
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=Protocol,
+        http=cast("type[Protocol]", partial(Protocol, unsent=Unsent(settings.max_unsent_bytes))),
         ws="none",
         log_config=None,
         access_log=False,

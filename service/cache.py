@@ -2,16 +2,24 @@
 
 import asyncio
 import hashlib
+import logging
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 import redis.asyncio
 from numpy.typing import NDArray
+from redis.exceptions import AuthenticationError, AuthorizationError, InvalidResponse, RedisError, ResponseError
+
+from service.settings import SettingsError
+
+log = logging.getLogger(__name__)
 
 _UNIT_TOLERANCE = 1e-3
 _ENTRY_OVERHEAD = 256  # bytes a map entry takes besides its vector, about
@@ -45,6 +53,29 @@ def key_of(space: str, precision: str, kind: str, content: bytes) -> str:
     of a vector differ.
     """
     return f"isthmus:2:{space}:{precision}:{kind}:{hashlib.sha256(content).hexdigest()}"
+
+
+def check_redis(url: str) -> None:
+    """Ask Redis once whether the URL is right; one that is away is none that is wrong. Blocks for a second or two.
+
+    Raises SettingsError for what is no URL of a Redis, where Redis refuses the user, the password or the number of the
+    database, and where what answers is no Redis.
+    """
+    parts = urlsplit(url)
+    try:
+        # Its client would take a number that is none for 0.
+        if parts.scheme != "unix" and not (parts.hostname and re.fullmatch("/?[0-9]*", parts.path)):
+            raise ValueError("write redis://HOST:PORT/NUMBER")
+        with redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1, retry=None) as connection:
+            connection.ping()
+    except (AuthenticationError, AuthorizationError, ResponseError) as error:
+        raise SettingsError(f"ISTHMUS_REDIS_URL is refused by Redis: {error}") from None
+    except InvalidResponse:
+        raise SettingsError("ISTHMUS_REDIS_URL: what answers there is no Redis") from None
+    except (ValueError, TypeError) as error:  # TypeError: an option that its client does not know
+        raise SettingsError(f"ISTHMUS_REDIS_URL is no URL of a Redis: {error}") from None
+    except (RedisError, OSError) as error:
+        log.warning("Redis does not answer: %s", error)
 
 
 class MemoryCache:

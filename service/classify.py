@@ -31,6 +31,7 @@ from service.quotas import metering
 from service.schemas.classify import Grid, Label, TaughtLabel, Templates
 from service.schemas.inputs import AnyInput
 from service.store import LabelSet, Store
+from service.videos import Video
 
 _CHUNK = 256
 """Inputs handed to the embedder at a time, so that 10,000 labels neither fill its queue nor wait in it all at once."""
@@ -56,6 +57,8 @@ class Classification:
     abstained: bool
     on_topic: float | None = None
     cells: "list[list[Classification]] | None" = None
+    error: InputError | None = None
+    """Of an input that cannot be classified, where the others are."""
 
 
 @dataclass(frozen=True)
@@ -97,23 +100,28 @@ class Classifier:
         threshold: float | None = None,
         abstain: bool | float = False,
         grid: Grid | None = None,
+        fail: bool = True,
     ) -> list[Classification]:
         """One classification per input, over distinct labels or those of a stored set.
 
-        Raises NotFound (the label set), InputFailed (an input, or a label's prompt), InvalidRequest (nothing has
-        learned to abstain).
+        With `fail`, raises InputFailed for the first input that something is wrong with; without, that is its `error`.
+        Raises NotFound (the label set), InputFailed (a label's prompt), InvalidRequest (nothing learned to abstain).
         """
         chosen = await self._stored_set(label_set) if label_set is not None else _Set(labels or (), None)
         if grid is None:
-            embedded = all_embedded(await embed_inputs(self._embedder, inputs))
+            embedded = await embed_inputs(self._embedder, inputs)
         else:
             embedded = await self._embedded_cells(inputs, grid)
-        found: list[Classification] = [Classification([], False)] * len(embedded)
-        for modality in dict.fromkeys(each.modality for each in embedded):
-            places = [place for place, each in enumerate(embedded) if each.modality == modality]
+        if fail:
+            each_once = embedded if grid is None else embedded[:: grid.rows * grid.columns + 1]
+            all_embedded(each_once)
+        found = [Classification([], False, error=each if isinstance(each, InputError) else None) for each in embedded]
+        good = {place: each for place, each in enumerate(embedded) if isinstance(each, Embedded)}
+        for modality in dict.fromkeys(each.modality for each in good.values()):
+            places = [place for place, each in good.items() if each.modality == modality]
             detector = self._detector(chosen, modality) if abstain else None
             vectors = await self._vectors(chosen, modality, templates)
-            own = np.stack([embedded[place].vector for place in places])
+            own = np.stack([good[place].vector for place in places])
             results = await asyncio.to_thread(
                 _classifications,
                 own,
@@ -187,25 +195,31 @@ class Classifier:
                 embedded.append(result)
         return embedded
 
-    async def _embedded_cells(self, inputs: Sequence[AnyInput], grid: Grid) -> list[Embedded]:
-        """Each image followed by its cells, row by row."""
-        asked: list[Input] = []
-        for index, each in enumerate(await to_inputs(inputs)):
-            if isinstance(each, InputError):
-                raise InputFailed(index, each)
-            if not isinstance(each, Media) or each.modality != "image":
-                raise InputFailed(index, InputError("only an image has a grid of cells"))
-            try:
-                cells = await asyncio.to_thread(crops, each.data, grid.rows, grid.columns, self._image_limits)
-            except InputError as error:
-                raise InputFailed(index, error.without_frames()) from None
-            asked += [each, *(Media("image", cell) for cell in cells)]
-        embedded = []
-        for place, result in enumerate(await self._embedder.embed(asked)):
-            if isinstance(result, InputError):
-                raise InputFailed(place // (grid.rows * grid.columns + 1), result)
-            embedded.append(result)
+    async def _embedded_cells(self, inputs: Sequence[AnyInput], grid: Grid) -> list[Embedded | InputError]:
+        """Each image followed by its cells, row by row; all of them an error where one is."""
+        count = grid.rows * grid.columns + 1
+        cut = [await self._cells(each, grid) for each in await to_inputs(inputs)]
+        asked = [media for each in cut if not isinstance(each, InputError) for media in each]
+        results = iter(await self._embedder.embed(asked) if asked else ())
+        embedded: list[Embedded | InputError] = []
+        for each in cut:
+            own: list[Embedded | InputError]
+            own = [each] * count if isinstance(each, InputError) else [next(results) for _ in each]
+            error = next((result for result in own if isinstance(result, InputError)), None)
+            embedded += own if error is None else [error] * count
         return embedded
+
+    async def _cells(self, image: Input | Video | InputError, grid: Grid) -> list[Input] | InputError:
+        """An image and its cells, or what is wrong with it."""
+        if isinstance(image, InputError):
+            return image
+        if not isinstance(image, Media) or image.modality != "image":
+            return InputError("only an image has a grid of cells")
+        try:
+            cells = await asyncio.to_thread(crops, image.data, grid.rows, grid.columns, self._image_limits)
+        except InputError as error:
+            return error.without_frames()
+        return [image, *(Media("image", cell) for cell in cells)]
 
     async def _stored_set(self, name: str) -> _Set:
         """A stored set, read from the store only where it has changed since it was last used. Raises NotFound."""

@@ -226,5 +226,6 @@ async def _read_form(request: Request, place: Place, settings: Settings) -> Any:
         await form.close()
     if not isinstance(body, dict):
         raise MalformedRequest("the part called request is not a JSON object")
+    body = {name: given for name, given in body.items() if given is not None}
     place(body, files)
     return body

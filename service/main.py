@@ -1,6 +1,7 @@
 """The app: `create_app(settings)`. Its lifespan opens bundle → towers → batchers → cache → store."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service import __version__, errors
 from service.auth import Gate, local_names, scope_of
-from service.cache import Cache, MemoryCache, RedisCache
+from service.cache import Cache, MemoryCache, RedisCache, check_redis
 from service.channel import Runs
 from service.classify import Classifier
 from service.contract.bundle import Bundle, Manifest, Modality, read_bundle
@@ -25,7 +26,7 @@ from service.jobs import Jobs, open_jobs
 from service.jobs import Opened as OpenedJobs
 from service.keys import Keyring
 from service.metrics import Metrics
-from service.middleware import BodyLimit, Context, Disconnects, SecurityHeaders
+from service.middleware import BodyLimit, Context, Disconnects, Heads, Prefix, SecurityHeaders
 from service.model import Model
 from service.pipeline import Embedder
 from service.previews import Previewer
@@ -106,8 +107,11 @@ class Lifespan(TypedDict):
 def open_parts(settings: Settings) -> Parts:
     """Read and open what the settings name. Slow: not for an event loop.
 
-    Raises BundleError, TowerError, StoreError, KeysError, and SettingsError where two bundles have one name.
+    Raises BundleError, TowerError, StoreError, KeysError, and SettingsError where two bundles have one name, an alias
+    names none, or Redis refuses what its URL says.
     """
+    if settings.redis_url is not None:
+        check_redis(settings.redis_url)
     keys = None if settings.keys is None else Keyring.open(settings.keys)
     fetching = ways(settings)
     models: dict[str, Opened] = {}
@@ -126,6 +130,10 @@ def open_parts(settings: Settings) -> Parts:
             settings.batch_audio_seconds,
         )
         models[name] = Opened(bundle, {**towers})
+    for alias, name in settings.aliases.items():
+        if name not in models or alias in models:
+            wrong = f"{alias!r} is a model" if alias in models else f"{name!r} is none of {', '.join(models)}"
+            raise SettingsError(f"ISTHMUS_MODEL_ALIASES: {alias}={name}: {wrong}")
     store, home = open_store(settings, [opened.bundle.manifest for opened in models.values()])
     bulk = None if settings.jobs_folder is None else open_jobs(settings.jobs_folder)
     return Parts(list(models.values()), store, home, keys, fetching, bulk)
@@ -145,7 +153,7 @@ def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store
 
 def _opened(settings: Settings, manifest: Manifest) -> Store:
     if settings.store != Path("milvus"):
-        return SqliteStore.open(settings.store, manifest)
+        return SqliteStore.open(settings.store, manifest, least_free_bytes=settings.least_free_bytes)
     token = None if settings.milvus_token is None else settings.milvus_token.get_secret_value()
     return MilvusStore.open(settings.milvus_uri, token, settings.milvus_timeout_s, manifest)
 
@@ -218,6 +226,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
         docs_url=None,  # both pages load their scripts from somebody else's server
         redoc_url=None,
         middleware=[
+            Middleware(Prefix, root_path=settings.root_path),
             Middleware(SecurityHeaders),
             Middleware(Context, metrics=metrics, slow_s=settings.slow_request_s, tracing=tracing),
             *cors(settings),
@@ -234,13 +243,14 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 streamed={"/jobs": settings.max_job_bytes},
                 embedding={"/embed", "/v1/embeddings", "/classify"},
             ),
+            Middleware(Heads),
         ],
     )
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/playground", playground.Files())
-    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
+    app.openapi = functools.cache(lambda: openapi(app))  # type: ignore[method-assign]
     return app
 
 

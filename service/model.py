@@ -10,8 +10,12 @@ from service.classify import Classifier
 from service.contract.bundle import Bundle, BundleError, Manifest, Modality, read_bundle
 from service.pipeline import Embedder
 from service.towers import TowerError
+from service.workers import OwnThread
 
 log = logging.getLogger(__name__)
+
+_READING_S = 600.0
+"""For a bundle of many gigabytes, which is hashed."""
 
 
 class ReloadRefused(RuntimeError):
@@ -24,6 +28,7 @@ class Model:
     embedder: Embedder
     classifier: Classifier
     _reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _reading: OwnThread = field(default_factory=lambda: OwnThread("bundle"))
 
     @property
     def bundle(self) -> Bundle:
@@ -46,11 +51,13 @@ class Model:
         """
         async with self._reloading:
             try:
-                bundle = await asyncio.to_thread(read_bundle, self.path, self.bundle.signers)
+                bundle = await self._reading.run(lambda: read_bundle(self.path, self.bundle.signers), _READING_S)
                 _check_same(self.manifest, bundle)
                 await self.embedder.replace(bundle)
             except (BundleError, TowerError, ValueError) as error:
                 raise ReloadRefused(f"{self.path} is not reloaded: {error}") from error
+            except TimeoutError:
+                raise ReloadRefused(f"{self.path} is not reloaded: its disk does not answer") from None
             return bundle.manifest
 
 

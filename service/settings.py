@@ -36,6 +36,11 @@ class Limits(BaseModel):
     inputs: int = 256
     top_k: int = 1_000
 
+    @property
+    def openai_inputs(self) -> int:
+        """By default the 2,048 that OpenAI's endpoint takes, and that clients fill."""
+        return 8 * self.inputs
+
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ISTHMUS_", extra="ignore", frozen=True, use_attribute_docstrings=True)
@@ -47,6 +52,9 @@ class Settings(BaseSettings):
     bundle_signers: Annotated[tuple[Path, ...], NoDecode] = ()
     """PEM files of Ed25519 public keys, separated by commas: only bundles that one of them signed are served
     (`python -m training sign`). Unset, unsigned ones are too."""
+    model_aliases: Annotated[tuple[str, ...], NoDecode] = ()
+    """Other names for models, as ALIAS=NAME, separated by commas: `text-embedding-3-small=starter` for a client whose
+    model cannot be chosen."""
     modalities: Annotated[tuple[Modality, ...], NoDecode] = MODALITIES
     """The towers to load, of those that a bundle has; separated by commas."""
     unload_idle_s: float | None = Field(default=None, gt=0)
@@ -67,6 +75,8 @@ class Settings(BaseSettings):
     """The address to listen at; 0.0.0.0 is every address of this machine."""
     port: int = Field(default=8000, ge=0, le=65_535)
     """0 picks a free port."""
+    root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
+    """The path that a proxy serves this under, such as /isthmus, whether it takes it off or not."""
     device: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
     """auto: CUDA where ONNX Runtime has it and it works, else the CPU. The others are insisted on."""
     gpus: Annotated[tuple[int, ...], NoDecode] = (0,)
@@ -92,7 +102,8 @@ class Settings(BaseSettings):
     trace_share: float = Field(default=1.0, ge=0, le=1)
     """Of the requests that bring no trace of their own; the others are traced as their `traceparent` says."""
     min_free_bytes: int = Field(default=256 * 2**20, ge=0)
-    """Of the disk that holds the store; with less, /readyz names it, and goes on to be ready."""
+    """Of the disks that hold the store and the jobs. Uploads of jobs stop there, items and label sets at half of it,
+    with 503; deletes go on. With less, /readyz names it, and goes on to be ready."""
 
     keys: Path | None = None
     """The file of API keys that `python -m service keys` writes. Unset, whoever reaches the port may read and write."""
@@ -133,6 +144,8 @@ class Settings(BaseSettings):
     """Of one request; past it, 413."""
     max_bodies_bytes: int = Field(default=400_000_000, gt=0)
     """Of all requests that are being read or answered, together; past it, 429 before a body is read."""
+    max_unsent_bytes: int = Field(default=128_000_000, gt=0)
+    """Of answers that clients have not read yet, together; past it, who has been behind for the longest is cut off."""
     max_image_bytes: int = Field(default=10_000_000, gt=0)
     """Of one image's file."""
     max_image_pixels: int = Field(default=40_000_000, gt=0)
@@ -156,7 +169,7 @@ class Settings(BaseSettings):
     max_text_chars: int = Field(default=32_000, gt=0)
     """Of one text; a longer one is refused. What a tower does not read of it is cut off, and the answer says so."""
     max_inputs: int = Field(default=256, gt=0, le=100_000)
-    """Of one request."""
+    """Of one request; at /v1/embeddings eight times as many, as OpenAI's clients send."""
     max_top_k: int = Field(default=1_000, gt=0, le=100_000)
     """Results that one query may ask for."""
 
@@ -227,6 +240,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "more_bundles",
+        "model_aliases",
         "bundle_signers",
         "modalities",
         "gpus",
@@ -263,6 +277,21 @@ class Settings(BaseSettings):
                 raise ValueError(f"{each!r} is no origin: write scheme://host or scheme://host:port, in lower case")
         return value
 
+    @field_validator("model_aliases")
+    @classmethod
+    def _pairs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            if not re.fullmatch(r"[^=]{1,64}=[^=]+", each):
+                raise ValueError(f"{each!r} is no alias: write ALIAS=NAME")
+        if len({each.partition("=")[0] for each in value}) < len(value):
+            raise ValueError("an alias is there twice")
+        return value
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Names of models by their other names."""
+        return dict(each.split("=") for each in self.model_aliases)
+
     @property
     def signers(self) -> tuple[Ed25519PublicKey, ...]:
         """Raises SettingsError."""
@@ -274,6 +303,11 @@ class Settings(BaseSettings):
     @property
     def jobs_folder(self) -> Path | None:
         return self.jobs or (None if self.store == Path("milvus") else self.store / "jobs")
+
+    @property
+    def least_free_bytes(self) -> int:
+        """Where items stop: what an upload leaves is for the others."""
+        return self.min_free_bytes // 2
 
     @property
     def towers_on_gpus(self) -> Gpus:

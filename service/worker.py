@@ -12,6 +12,7 @@ import signal
 import socket
 from uuid import uuid4
 
+from service.cache import check_redis
 from service.contract.bundle import read_bundle
 from service.fetch import Fetcher, ways
 from service.jobs.embedding import Means, embed
@@ -37,6 +38,7 @@ async def work(settings: Settings) -> None:
     url = settings.redis_url
     if url is None:
         raise SettingsError("ISTHMUS_REDIS_URL is not set: workers get their work from Redis")
+    await asyncio.to_thread(check_redis, url)
     # Nobody waits for an answer here as a request does.
     settings = settings.model_copy(update={"request_deadline_s": _ENDLESS_S})
     bundle = read_bundle(settings.bundle, settings.signers)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -115,6 +116,34 @@ class Workers:
         """Answer what no thread will run."""
         while self._calls:
             _fail(self._calls.popleft(), WorkerDied(_ENDED))
+
+
+class OwnThread:
+    """Runs one call at a time in a thread that nobody else waits for: of a call that may never end, such as the reading
+    of a file on a mount that is gone, only this is left behind."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._turn = asyncio.Lock()
+        self._last: asyncio.Future[Any] | None = None
+        self._given_up_at = 0.0
+
+    async def run(self, function: Callable[[], Result], patience_s: float) -> Result:
+        """Its result, or what it raised. Raises TimeoutError where it takes longer, or one before it does."""
+        async with self._turn:
+            if self._last is not None and not self._last.done():
+                await self._wait(self._last)
+            call = _Call(function, asyncio.get_running_loop().create_future())
+            self._last, self._given_up_at = call.result, time.monotonic() + patience_s
+            threading.Thread(target=_perform, args=(call,), name=self._name, daemon=True).start()
+            await self._wait(call.result)
+            result: Result = call.result.result()
+            return result
+
+    async def _wait(self, call: "asyncio.Future[Any]") -> None:
+        done, _ = await asyncio.wait({call}, timeout=max(0.0, self._given_up_at - time.monotonic()))
+        if not done:
+            raise TimeoutError
 
 
 def _perform(call: _Call) -> None:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.contract.abstention import Detector
+from service.contract.files import read_file
 from service.contract.graphs import NotAGraph, external_files
 from service.contract.images import ImagePreprocessing
 from service.contract.patches import LogMelPatches
@@ -286,7 +287,7 @@ def read_bundle(path: Path, signers: Sequence[Ed25519PublicKey] = ()) -> Bundle:
     """Read and verify a bundle: the manifest's shape, every file's presence and checksum, that nothing leads out of it;
     and that one of the signers signed it, if there are any. Raises BundleError."""
     try:
-        raw = (path / MANIFEST).read_bytes()
+        raw = read_file(path / MANIFEST)
     except OSError:
         raise BundleError(f"{path} holds no readable {MANIFEST}: it is not a bundle") from None
     if signers:

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Literal
 
 import orjson
 
+from service.disk import Disk
 from service.jobs.ledger import Form
 from service.schemas import exact_json
 from service.schemas.items import MAX_METADATA_BYTES
@@ -92,8 +93,10 @@ class Piece:
     """Of what is refused: why."""
 
 
-def build(form: Form, source: Path, plan: Path, bounds: Bounds, stopped: threading.Event) -> int:
-    """Go through the input and write its plan, on disk at the end; how many items it holds. Raises Unusable.
+def build(
+    form: Form, source: Path, plan: Path, bounds: Bounds, stopped: threading.Event, disk: Disk | None = None
+) -> int:
+    """Go through the input and write its plan, on disk at the end; how many items it holds. Raises Unusable, DiskFull.
 
     Ends early, with a plan that is good for nothing, once it is `stopped`.
     """
@@ -104,7 +107,7 @@ def build(form: Form, source: Path, plan: Path, bounds: Bounds, stopped: threadi
         connection.execute("PRAGMA synchronous = OFF")
         connection.executescript(_SCHEMA)
         connection.execute("BEGIN")
-        writer = _Writer(connection, bounds, stopped)
+        writer = _Writer(connection, bounds, stopped, disk)
         with contextlib.suppress(_Stopped):
             match form:
                 case "jsonl":
@@ -209,9 +212,11 @@ class Reader:
 class _Writer:
     """Rows of a plan, in batches."""
 
-    def __init__(self, connection: sqlite3.Connection, bounds: Bounds, stopped: threading.Event) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, bounds: Bounds, stopped: threading.Event, disk: Disk | None
+    ) -> None:
         self.bounds, self.count = bounds, 0
-        self._stopped = stopped
+        self._stopped, self._disk = stopped, disk
         self._connection = connection
         self._rows: list[tuple[Any, ...]] = []
 
@@ -230,10 +235,15 @@ class _Writer:
             self.flush()
 
     def flush(self) -> None:
+        self._room()
         self._connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", self._rows)
         self._rows.clear()
         if self._stopped.is_set():
             raise _Stopped
+
+    def _room(self) -> None:
+        if self._disk is not None:
+            self._disk.check()
 
     def file(self, name: str, place: int, size: int) -> None:
         """A file of a tar or of a folder, by its name."""
@@ -242,6 +252,7 @@ class _Writer:
             if size > MAX_METADATA_BYTES:
                 self.refuse(name, f"the metadata are larger than {MAX_METADATA_BYTES} bytes of JSON")
             else:
+                self._room()
                 self._connection.execute("INSERT OR REPLACE INTO descriptions VALUES (?, ?, ?)", (name, place, size))
             return
         text = lower.endswith(_TEXTS)
@@ -255,6 +266,7 @@ class _Writer:
         """The lines of `metadata.jsonl`, from where the file stands."""
         end = file.tell() + size
         for number, start, length in _lines(file, end):
+            self._room()
             held = None
             if length <= MAX_METADATA_BYTES:
                 file.seek(start)

@@ -7,8 +7,8 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from service.contract.bundle import Modality
+from service.disk import free_bytes
 from service.errors import NotReady
-from service.metrics import free_bytes
 from service.pipeline import Embedder
 from service.responses import JSON
 from service.schemas.models import Health, Readiness
@@ -75,9 +75,10 @@ async def _wanting(state: State) -> dict[str, bool]:
     checks = {"store": await state.store.writable()}
     if state.settings.redis_url is not None:
         checks["redis"] = await state.home.embedder.cache_alive()
-    free = free_bytes(state.settings.store)
-    if free is not None:
-        checks["disk"] = free >= state.settings.min_free_bytes
+    folders = {state.settings.store, state.settings.jobs_folder or state.settings.store}
+    free = [count for folder in folders if (count := free_bytes(folder)) is not None]
+    if free:
+        checks["disk"] = min(free) >= state.settings.min_free_bytes
     return checks
 
 

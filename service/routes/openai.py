@@ -40,19 +40,19 @@ async def embeddings(body: Body, state: StateDep) -> JSON:
 
 @router.get("/models", response_model=OpenAIModels)
 async def models(state: StateDep) -> OpenAIModels:
-    return OpenAIModels(data=[_described(model) for model in state.models.values()])
+    return OpenAIModels(data=[_described(state.model(name), name) for name in (*state.models, *state.settings.aliases)])
 
 
 @router.get("/models/{name}", response_model=OpenAIModel)
 async def model(name: str, state: StateDep) -> OpenAIModel:
-    return _described(state.model(name))
+    return _described(state.model(name), name)
 
 
-def _described(model: Model) -> OpenAIModel:
+def _described(model: Model, name: str) -> OpenAIModel:
     manifest = model.manifest
     day = datetime.datetime.fromisoformat(manifest.created)
     created = int(day.replace(tzinfo=day.tzinfo or datetime.UTC).timestamp())
-    return OpenAIModel(id=manifest.name, created=created, owned_by="isthmus")
+    return OpenAIModel(id=name, created=created, owned_by="isthmus")
 
 
 async def _embed(embedder: Embedder, values: list[OpenAIInput], role: Role) -> list[Embedded | InputError]:

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from service.contract.bundle import MODALITIES, Modality
+from service.schemas.embed import InputProblem, OnError
 from service.schemas.inputs import AnyInput, Inputs, ModelName, Number, RequestModel
 from service.schemas.items import Name, storable_text
 from service.schemas.search import TopK
@@ -123,6 +124,7 @@ class ClassifyRequest(RequestModel):
         "below this, 0.5 for true. The detector is the label set's own, or the bundle's.",
     )
     grid: Grid | None = Field(default=None, description="Classify the cells of each image too.")
+    on_error: OnError = "fail"
 
     @model_validator(mode="after")
     def _bounded(self, info: ValidationInfo) -> "ClassifyRequest":
@@ -153,6 +155,7 @@ class Classified(BaseModel):
         default=None, description="With `abstain`: how likely the input is of one of the labels at all."
     )
     cells: list[list["Classified"]] | None = Field(default=None, description="With `grid`: row by row.")
+    error: InputProblem | None = Field(default=None, description="With `on_error`: there are no labels then.")
 
 
 class ClassifyResponse(BaseModel):

@@ -8,6 +8,10 @@ from service.contract.tokens import Role
 from service.schemas.inputs import AnyInput, Inputs, ModelName, RequestModel, at_most
 
 Encoding = Literal["float", "base64", "int8", "binary"]
+OnError = Annotated[
+    Literal["fail", "null"],
+    Field(description="fail: one bad input fails the request. null: an error object stands in its place."),
+]
 
 
 class EmbedRequest(RequestModel):
@@ -27,10 +31,7 @@ class EmbedRequest(RequestModel):
         description="Which instruction goes before the texts, where the encoder wants one: that of what is asked, or "
         "that of what is stored and found.",
     )
-    on_error: Literal["fail", "null"] = Field(
-        default="fail",
-        description="fail: one bad input fails the request. null: an error object stands in its place.",
-    )
+    on_error: OnError = "fail"
 
 
 class InputProblem(BaseModel):

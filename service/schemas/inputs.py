@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -12,12 +12,13 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetJsonSchemaHandler,
     InstanceOf,
     Tag,
     ValidationInfo,
     model_validator,
 )
-from pydantic.json_schema import SkipJsonSchema
+from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
 from service.contract.errors import BadMedia, UnsupportedMedia
 from service.contract.structure import is_picture, is_sound
@@ -31,6 +32,7 @@ from service.videos import Video
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC"
 SOUND = "UklGRigAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQQAAACAyIA4"
 """The smallest of their kind, as examples that work: a red pixel, four samples."""
+_KINDS = ("text", "image", "audio", "video", "vector", "id", "compose")
 _MAX_FIELDS = 40
 _WHITESPACE = str.maketrans("", "", " \t\r\n")
 _URL_SAFE = str.maketrans("-_", "+/")
@@ -47,7 +49,27 @@ class RequestModel(BaseModel):
         # Each of a million unknown fields would be an error of its own, before the first is told.
         if isinstance(value, dict) and len(value) > _MAX_FIELDS:
             raise ValueError("many more fields than there are")
+        if isinstance(value, dict) and None in value.values():
+            return {name: given for name, given in value.items() if given is not None or not cls._may_be_null(name)}
         return value
+
+    @classmethod
+    def _may_be_null(cls, name: str) -> bool:
+        """Of what need not be there, and of what else an input could be, null means absent: typed clients write it."""
+        field = cls.model_fields.get(name)
+        return name in _KINDS if field is None else not field.is_required()
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core))
+        for name, given in schema.get("properties", {}).items():
+            null = {"type": "null"}
+            if name in schema.get("required", ()) or null in given.get("anyOf", ()):
+                continue
+            told = {key: given.pop(key) for key in ("title", "description", "default", "examples") if key in given}
+            schema["properties"][name] = {"anyOf": [*given["anyOf"], null] if [*given] == ["anyOf"] else [given, null]}
+            schema["properties"][name] |= told
+        return schema
 
 
 Number = Annotated[float, Field(strict=True)]
@@ -84,11 +106,18 @@ def kind_of(value: Any) -> str | None:
         return "string"
     if isinstance(value, File):
         return "file"
-    keys = value if isinstance(value, dict) else type(value).model_fields if isinstance(value, BaseModel) else ()
+    keys: Collection[str] = type(value).model_fields if isinstance(value, BaseModel) else ()
+    if isinstance(value, dict):
+        keys = present(value)
     if isinstance(value, dict) and isinstance(value.get("file"), File):
         return "named_file"
-    kinds = [kind for kind in ("text", "image", "audio", "video", "vector", "id", "compose") if kind in keys]
+    kinds = [kind for kind in _KINDS if kind in keys]
     return kinds[0] if len(kinds) == 1 else None
+
+
+def present(value: dict[str, Any]) -> set[str]:
+    """The fields that are there: one that is null is not."""
+    return {name for name, given in value.items() if given is not None}
 
 
 def discriminator(*kinds: str) -> Discriminator:

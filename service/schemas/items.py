@@ -22,7 +22,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from service.pipeline import StoredModality as StoredModality
 from service.schemas.embed import InputProblem
-from service.schemas.inputs import AnyInput, AudioInput, File, ImageInput, RequestModel, VideoInput, at_most
+from service.schemas.inputs import AnyInput, AudioInput, File, ImageInput, RequestModel, VideoInput, at_most, present
 from service.store import DEFAULT_COLLECTION, Kind, Precision, Wanted, filters
 
 MAX_METADATA_BYTES = 16_384
@@ -216,7 +216,7 @@ def place_items(body: dict[str, Any], files: list[File]) -> None:
     waiting = [
         item
         for item in items
-        if isinstance(item, dict) and not item.keys() & {"text", "image", "audio", "video", "vector", "file"}
+        if isinstance(item, dict) and not present(item) & {"text", "image", "audio", "video", "vector", "file"}
     ]
     for item, file in zip(waiting, files, strict=False):
         item["file"] = file

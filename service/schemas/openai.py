@@ -36,7 +36,7 @@ OpenAIInput = Annotated[
     Discriminator(_element_kind, custom_error_type="input_kind", custom_error_message=_EXPECTED),
 ]
 
-InputList = Annotated[list[OpenAIInput], Field(min_length=1), at_most(lambda limits: limits.inputs, "inputs")]
+InputList = Annotated[list[OpenAIInput], Field(min_length=1), at_most(lambda limits: limits.openai_inputs, "inputs")]
 
 
 class EmbeddingsRequest(RequestModel):

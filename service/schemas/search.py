@@ -16,6 +16,7 @@ from service.schemas.inputs import (
     VideoInput,
     at_most,
     discriminator,
+    present,
 )
 from service.schemas.items import Filter, ItemId, ItemPreview, Name, StoredModality, Vector, storable_text
 from service.settings import Limits
@@ -233,7 +234,7 @@ def place_query(body: dict[str, Any], files: list[File]) -> None:
     queries."""
     query = body.get("query")
     if isinstance(query, dict) and isinstance(query.get("compose"), list):
-        waiting = [part for part in query["compose"] if isinstance(part, dict) and not part.keys() - {"weight"}]
+        waiting = [part for part in query["compose"] if isinstance(part, dict) and not present(part) - {"weight"}]
         for part, file in zip(waiting, files, strict=False):
             part["file"] = file
         files = files[len(waiting) :]

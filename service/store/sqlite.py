@@ -15,6 +15,7 @@ import numpy as np
 
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
+from service.disk import Disk
 from service.errors import InvalidRequest, NotFound, NotReady
 from service.store import keywords, labels, moments, previews, rows, schema, snapshot, tokens
 from service.store.builder import Builder
@@ -48,10 +49,11 @@ _Seen = Mapping[str, tuple[int, Index, Mapping[str, View]]]
 class SqliteStore:
     """See interface.Store, whose methods are described there."""
 
-    def __init__(self, path: Path, manifest: Manifest, lock: int, rules: Rules) -> None:
+    def __init__(self, path: Path, manifest: Manifest, lock: int, rules: Rules, least_free_bytes: int) -> None:
         """Not called directly: see open()."""
         self._path = path
         self._lock = lock
+        self._disk = Disk(path, least_free_bytes)
         self._space = manifest.space
         self._dimensions = manifest.dimensions
         self._connections: list[sqlite3.Connection] = []
@@ -82,7 +84,9 @@ class SqliteStore:
         self._builder = Builder(_Library(self, reading), rules)
 
     @classmethod
-    def open(cls, path: Path, manifest: Manifest, rules: Rules | None = None) -> "SqliteStore":
+    def open(
+        cls, path: Path, manifest: Manifest, rules: Rules | None = None, *, least_free_bytes: int = 0
+    ) -> "SqliteStore":
         """Open or create the store in a directory. Blocks while it is read: call it before serving.
 
         An index whose snapshot is absent or damaged is built in the background, while searches are exact. Raises
@@ -91,7 +95,7 @@ class SqliteStore:
         """
         lock = hold(path)
         try:
-            return cls(path, manifest, lock, rules or Rules())
+            return cls(path, manifest, lock, rules or Rules(), least_free_bytes)
         except (sqlite3.Error, ValueError) as error:
             os.close(lock)
             raise _reason(path, error) from error
@@ -224,6 +228,7 @@ class SqliteStore:
             by_part.setdefault(entry.collection, {}).setdefault(entry.modality, []).append(entry)
 
         def write(transaction: Transaction) -> None:
+            self._disk.check()
             for name, parts in by_part.items():
                 collection = self._ensure(transaction, name)
                 self._forget_moments(transaction, name, [entry.id for mine in parts.values() for entry in mine])
@@ -494,6 +499,7 @@ class SqliteStore:
 
     async def create_collection(self, name: str, wanted: Wanted | None = None) -> bool:
         def write(transaction: Transaction) -> bool:
+            self._disk.check()
             before = len(transaction.changes)
             key = self._ensure(transaction, name)
             created = len(transaction.changes) > before
@@ -509,11 +515,12 @@ class SqliteStore:
 
     async def set_keyword_fields(self, collection: str, fields: Sequence[str]) -> None:
         """Make these the keyword fields; the items that are there are indexed in the same transaction."""
-        await self._write(
-            lambda transaction: keywords.set_fields(
-                transaction.connection, _collection_key(transaction.connection, collection), fields
-            )
-        )
+
+        def write(transaction: Transaction) -> None:
+            self._disk.check()
+            keywords.set_fields(transaction.connection, _collection_key(transaction.connection, collection), fields)
+
+        await self._write(write)
 
     async def keeps_tokens(self, collection: str) -> bool:
         def read(connection: sqlite3.Connection) -> bool:
@@ -548,9 +555,11 @@ class SqliteStore:
     # Label sets
 
     async def put_label_set(self, name: str, definition: Mapping[str, Any], vectors: Mapping[str, Vectors]) -> None:
-        await self._write(
-            lambda transaction: labels.put_label_set(transaction.connection, name, self._space, definition, vectors)
-        )
+        def write(transaction: Transaction) -> None:
+            self._disk.check()
+            labels.put_label_set(transaction.connection, name, self._space, definition, vectors)
+
+        await self._write(write)
 
     async def label_set(self, name: str) -> LabelSet:
         def read(connection: sqlite3.Connection) -> LabelSet:

@@ -7,7 +7,8 @@ import numpy as np
 import openai
 import pytest
 
-from service.settings import Settings
+from service.main import open_parts
+from service.settings import Settings, SettingsError
 from tests import tiny_bundle
 from tests.conftest import serving
 
@@ -149,3 +150,34 @@ def test_jinas_objects_and_data_uris(shared_client: httpx.Client, png: Callable[
     assert refused.status_code == 422
     assert refused.json()["error"]["code"] == "url_fetch_disabled"
     assert "input[1]" in refused.json()["error"]["message"]
+
+
+def test_as_many_inputs_as_openai_takes(shared_client: httpx.Client) -> None:
+    words = tiny_bundle.WORDS[2:]
+    inputs = [f"{words[at % len(words)]} {words[at // len(words) % len(words)]}" for at in range(2_049)]
+    answered = shared_client.post("/v1/embeddings", json={"model": "tiny", "input": inputs[:-1]})
+    assert [each["index"] for each in answered.json()["data"]] == list(range(2_048))
+    assert shared_client.post("/v1/embeddings", json={"model": "tiny", "input": inputs}).status_code == 422
+
+
+def test_null_means_absent(shared_client: httpx.Client) -> None:
+    bare = {"model": "tiny", "input": "red"}
+    nulls = dict.fromkeys(("encoding_format", "role", "dimensions", "user", "modality"))
+    asked = [shared_client.post("/v1/embeddings", json=body) for body in (bare, bare | nulls)]
+    assert [each.status_code for each in asked] == [200, 200] and asked[0].json() == asked[1].json()
+    assert shared_client.post("/v1/embeddings", json={"model": None, "input": "red"}).status_code == 422
+
+
+def test_a_model_may_have_other_names(settings: Settings) -> None:
+    aliases = ("text-embedding-3-small=tiny", "clip=tiny")
+    with serving(settings.model_copy(update={"model_aliases": aliases})) as client:
+        named = ["tiny", "text-embedding-3-small", "clip"]
+        assert [each["id"] for each in client.get("/v1/models").json()["data"]] == named
+        assert client.get("/v1/models/clip").json()["id"] == "clip"
+        answers = [client.post("/v1/embeddings", json={"model": name, "input": "red"}).json() for name in named]
+        assert [each["model"] for each in answers] == named and answers[0]["data"] == answers[1]["data"]
+        assert client.post("/embed", json={"model": "clip", "inputs": ["red"]}).status_code == 200
+        assert client.post("/v1/embeddings", json={"model": "clap", "input": "red"}).status_code == 404
+    for alias, said in (("a=b", "'b' is none of tiny"), ("tiny=tiny", "'tiny' is a model")):
+        with pytest.raises(SettingsError, match=said):
+            open_parts(settings.model_copy(update={"model_aliases": (alias,)}))
