@@ -1,8 +1,8 @@
-"""Moments of videos, stored so that a video is found by any of them, and the answer says which second.
+"""Moments of videos and long sounds, stored so that one is found by any of them, and the answer says which second.
 
-The moments of a collection's videos are items of a collection beside it, with a name that no client can give. Each
-carries its video's metadata, so that a filter means the same there, and under a key that no client can give, whose it
-is.
+The moments of a collection's items are items of a collection beside it, with a name that no client can give. Each
+carries its owner's modality and metadata, so that a filter means the same there, and under a key that no client can
+give, whose it is.
 """
 
 import asyncio
@@ -16,9 +16,11 @@ from service.errors import NotFound
 from service.store import Effort, Entry, Filter, Hit, Item, Moment, Store
 from service.store.filters import Is
 
+HAVING = ("video", "audio")
+"""Modalities of items that may have moments."""
 _OWNER = "\0of"
 _DEEPEST = 8_000
-"""Moments of one query that are looked at, at most, for enough different videos."""
+"""Moments of one query that are looked at, at most, for enough different items."""
 _BATCH = 500
 
 
@@ -73,7 +75,7 @@ async def search(
     with_vector: bool = False,
     effort: Effort | None = None,
 ) -> list[list[Hit]]:
-    """As Store.search. The score of a video is that of the whole or of its best moment, whichever is more.
+    """As Store.search. The score of an item with moments is that of the whole or of its best one, whichever is more.
 
     The moment of a hit is the best one, also where the whole is more like the query than any of them.
     """
@@ -87,22 +89,24 @@ async def search(
         with_vector=with_vector,
         effort=effort,
     )
-    if modalities is not None and "video" not in modalities:
+    having = [each for each in HAVING if modalities is None or each in modalities]
+    if not having:
         return await whole
     found, moments = await asyncio.gather(
-        whole, _nearest(store, collection, queries, count, filter, leave_out, with_vector, effort)
+        whole, _nearest(store, collection, queries, count, having, filter, leave_out, with_vector, effort)
     )
     if moments is None:
         return found
     results = []
     for query, hits, best in zip(queries, found, moments, strict=True):
-        videos = {hit.item.id: hit for hit in hits if hit.item.modality == "video"}
-        for id in videos.keys() - best.keys():
-            if (moment := await _best_of(store, collection, query, id, with_vector, effort)) is not None:
-                best[id] = moment
+        owners = {hit.item.id: hit for hit in hits if hit.item.modality in having}
+        for id in [id for id in owners.keys() - best.keys() if owners[id].item.modality == "video"]:
+            best |= await _best_of(store, collection, query, [id], with_vector, effort)
+        # Most sounds are short and have none: they are asked for together.
+        best |= await _best_of(store, collection, query, sorted(owners.keys() - best.keys()), with_vector, effort)
         merged = [hit for hit in hits if hit.item.id not in best]
         for id, moment in best.items():
-            own = videos.get(id)
+            own = owners.get(id)
             item = own.item if own else await _item(store, collection, id, with_vector)
             if item is not None:
                 score = max(moment.score, own.score) if own else moment.score
@@ -116,17 +120,24 @@ async def _nearest(
     collection: str,
     queries: Vectors,
     count: int,
+    modalities: Sequence[str],
     filter: Filter | None,
     leave_out: Sequence[str | None] | None,
     with_vector: bool,
     effort: Effort | None,
 ) -> list[dict[str, Hit]] | None:
-    """For each query the best moment of each of the `count` nearest videos, by the video's id; None: there is none."""
+    """For each query the best moment of each of the `count` nearest items, by the item's id; None: there is none."""
     depth = min(4 * count, _DEEPEST)
     while True:
         try:
             found = await store.search(
-                beside(collection), queries, depth, filter=filter, with_vector=with_vector, effort=effort
+                beside(collection),
+                queries,
+                depth,
+                modalities=modalities,
+                filter=filter,
+                with_vector=with_vector,
+                effort=effort,
             )
         except NotFound:
             return None
@@ -145,12 +156,20 @@ async def _nearest(
 
 
 async def _best_of(
-    store: Store, collection: str, query: Vectors, id: str, with_vector: bool, effort: Effort | None
-) -> Hit | None:
-    [hits] = await store.search(
-        beside(collection), query[None], 1, filter=Is(_OWNER, (id,)), with_vector=with_vector, effort=effort
-    )
-    return _opened(hits[0]) if hits else None
+    store: Store, collection: str, query: Vectors, ids: Sequence[str], with_vector: bool, effort: Effort | None
+) -> dict[str, Hit]:
+    """The best moments of these items, by their ids, of those that have some: of one item always, of several as far as
+    their moments are near enough."""
+    depth = 1 if len(ids) == 1 else min(4 * len(ids), _DEEPEST)
+    best: dict[str, Hit] = {}
+    for start in range(0, len(ids), _BATCH):
+        owners = Is(_OWNER, tuple(ids[start : start + _BATCH]))
+        [hits] = await store.search(
+            beside(collection), query[None], depth, filter=owners, with_vector=with_vector, effort=effort
+        )
+        for hit in hits:
+            best.setdefault(str(hit.item.metadata[_OWNER]), _opened(hit))
+    return best
 
 
 async def _item(store: Store, collection: str, id: str, with_vector: bool) -> Item | None:
@@ -177,7 +196,6 @@ def _entry(entry: Entry, moment: Moment) -> Entry:
         entry,
         collection=beside(entry.collection),
         id=id,
-        modality="video",
         metadata=metadata,
         vector=moment.vector,
         text=None,
