@@ -25,6 +25,8 @@ class Embedding:
     vector: list[float] | None = field(default=None, repr=False)
     truncated: bool = False
     error: Problem | None = None
+    unknown: float = 0.0
+    """The share of a text's words that the model does not know, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,7 @@ def embedding(data: Mapping[str, Any]) -> Embedding:
         given if given is None else floats(given),
         data.get("truncated", False),
         problem(data.get("error")),
+        data.get("unknown", 0.0),
     )
 
 

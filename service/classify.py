@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from service.contract.images import ImageLimits
 from service.contract.vectors import Vectors, l2_normalise
 from service.crops import crops
 from service.errors import InputFailed, InvalidRequest
-from service.inputs import all_embedded, embed_inputs, to_inputs
+from service.inputs import UNKNOWN, all_embedded, embed_inputs, to_inputs, unknown_warning
 from service.pipeline import Embedded, Embedder, Input, Media, Text
 from service.quotas import metering
 from service.schemas.classify import Grid, Label, TaughtLabel, Templates
@@ -39,6 +39,9 @@ _CACHE_BYTES = 64 * 2**20
 _REMEMBERED_SETS = 8
 _ROWS = 1_024
 """Label vectors that are widened to float64 at a time."""
+
+_NAMED = 5
+"""Labels that a warning names."""
 
 PLAIN = ("{}",)
 
@@ -62,6 +65,14 @@ class Classification:
 
 
 @dataclass(frozen=True)
+class _Encoded:
+    vectors: Vectors
+    """(L, D), of the labels."""
+    unknown: Sequence[int] = ()
+    """Places of the labels of which the tokenizer knows no word: their vectors are those of any such label."""
+
+
+@dataclass(frozen=True)
 class _Set:
     """The labels of a request, and what is known about them."""
 
@@ -73,7 +84,7 @@ class _Set:
     """(L, D) by modality of the examples."""
     detectors: Mapping[str, Detector] = field(default_factory=dict)
     version: str = ""
-    ready: dict[tuple[str, tuple[str, ...]], Vectors] = field(default_factory=dict)
+    ready: dict[tuple[str, tuple[str, ...]], _Encoded] = field(default_factory=dict)
     """Of a stored set: label vectors by modality and the templates that stand for it when a request names none."""
 
 
@@ -84,8 +95,8 @@ class Classifier:
         self._embedder = embedder
         self._store = store
         self._image_limits = image_limits
-        self._cache: OrderedDict[str, Vectors] = OrderedDict()
-        self._encoding: dict[tuple[str, str], asyncio.Task[Vectors]] = {}
+        self._cache: OrderedDict[str, _Encoded] = OrderedDict()
+        self._encoding: dict[tuple[str, str], asyncio.Task[_Encoded]] = {}
         """By digest, and by the key that is charged for it."""
         self._sets: OrderedDict[str, _Set] = OrderedDict()
 
@@ -101,31 +112,38 @@ class Classifier:
         abstain: bool | float = False,
         grid: Grid | None = None,
         fail: bool = True,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> list[Classification]:
-        """One classification per input, over distinct labels or those of a stored set.
+        """One classification per input, over distinct labels or those of a stored set. `warn` is told of inputs and
+        labels that the model hardly knows.
 
         With `fail`, raises InputFailed for the first input that something is wrong with; without, that is its `error`.
         Raises NotFound (the label set), InputFailed (a label's prompt), InvalidRequest (nothing learned to abstain).
         """
         chosen = await self._stored_set(label_set) if label_set is not None else _Set(labels or (), None)
         if grid is None:
-            embedded = await embed_inputs(self._embedder, inputs)
+            embedded = await embed_inputs(self._embedder, inputs, admit_unknown=True)
         else:
             embedded = await self._embedded_cells(inputs, grid)
         if fail:
             each_once = embedded if grid is None else embedded[:: grid.rows * grid.columns + 1]
             all_embedded(each_once)
+        for index, given in enumerate(embedded):
+            for warning in unknown_warning(f"inputs[{index}]", given):
+                warn(warning)
+        unknown: set[int] = set()
         found = [Classification([], False, error=each if isinstance(each, InputError) else None) for each in embedded]
         good = {place: each for place, each in enumerate(embedded) if isinstance(each, Embedded)}
         for modality in dict.fromkeys(each.modality for each in good.values()):
             places = [place for place, each in good.items() if each.modality == modality]
             detector = self._detector(chosen, modality) if abstain else None
-            vectors = await self._vectors(chosen, modality, templates)
+            encoded = await self._vectors(chosen, modality, templates)
+            unknown.update(encoded.unknown)
             own = np.stack([good[place].vector for place in places])
             results = await asyncio.to_thread(
                 _classifications,
                 own,
-                vectors,
+                encoded.vectors,
                 [_name(each) for each in chosen.labels],
                 self._embedder.manifest.temperature,
                 top_k,
@@ -135,6 +153,8 @@ class Classifier:
             )
             for place, result in zip(places, results, strict=True):
                 found[place] = result
+        if unknown:
+            warn(_unknown_labels(chosen.labels, sorted(unknown)))
         return found if grid is None else _with_cells(found, grid)
 
     async def save_label_set(
@@ -151,7 +171,10 @@ class Classifier:
         for modality in manifest.towers:
             own = templates_for(manifest, modality, templates)
             digest = label_digest(labels, own)
-            by_modality[modality] = vectors[digest] = await self._label_vectors(digest, labels, own)
+            encoded = await self._label_vectors(digest, labels, own)
+            if encoded.unknown:
+                raise InputFailed(encoded.unknown[0], InputError(UNKNOWN), field="labels")
+            by_modality[modality] = vectors[digest] = encoded.vectors
         taught, owners = await self._taught(labels)
         unlike = await self._embed_all([(("off_topic", place), each) for place, each in enumerate(off_topic)])
         detectors: dict[str, Any] = {}
@@ -266,7 +289,7 @@ class Classifier:
         assert detector is not None
         return detector
 
-    async def _vectors(self, chosen: _Set, modality: str, templates: Templates | None) -> Vectors:
+    async def _vectors(self, chosen: _Set, modality: str, templates: Templates | None) -> _Encoded:
         """Label vectors (L, D) for inputs of a modality, moved by examples of it."""
         own = templates_for(self._embedder.manifest, modality, templates or chosen.templates)
         plain = templates is None and bool(chosen.version)
@@ -274,57 +297,79 @@ class Classifier:
         if plain and key in chosen.ready:
             return chosen.ready[key]
         digest = label_digest(chosen.labels, own)
-        vectors = chosen.stored.get(digest)
-        if vectors is None:
-            vectors = await self._label_vectors(digest, chosen.labels, own)
+        stored = chosen.stored.get(digest)
+        encoded = await self._label_vectors(digest, chosen.labels, own) if stored is None else _Encoded(stored)
         if modality in chosen.shifts:
-            vectors = await asyncio.to_thread(adapters.shifted, vectors, chosen.shifts[modality])
+            moved = await asyncio.to_thread(adapters.shifted, encoded.vectors, chosen.shifts[modality])
+            encoded = replace(encoded, vectors=moved)
         if plain:
-            chosen.ready[key] = vectors
-        return vectors
+            chosen.ready[key] = encoded
+        return encoded
 
-    async def _label_vectors(self, digest: str, labels: Sequence[str | Label], templates: Sequence[str]) -> Vectors:
+    async def _label_vectors(self, digest: str, labels: Sequence[str | Label], templates: Sequence[str]) -> _Encoded:
         """(L, D), from the cache or encoded now: once, and in the room of one, however many bring the same labels."""
-        vectors = self._cache.get(digest)
-        if vectors is None:
+        encoded = self._cache.get(digest)
+        if encoded is None:
             meter = metering.get()
             charged = (digest, "" if meter is None else meter.key)
             task = self._encoding.get(charged)
             if task is None:
                 task = self._encoding[charged] = asyncio.create_task(self._encode(labels, templates))
                 task.add_done_callback(lambda done: self._encoded(charged, done))
-            vectors = await asyncio.shield(task)
-            self._cache[digest] = vectors
+            encoded = await asyncio.shield(task)
+            self._cache[digest] = encoded
         self._cache.move_to_end(digest)
-        while len(self._cache) > 1 and sum(held.nbytes for held in self._cache.values()) > _CACHE_BYTES:
+        while len(self._cache) > 1 and sum(held.vectors.nbytes for held in self._cache.values()) > _CACHE_BYTES:
             self._cache.popitem(last=False)
-        return vectors
+        return encoded
 
-    def _encoded(self, charged: tuple[str, str], task: "asyncio.Task[Vectors]") -> None:
+    def _encoded(self, charged: tuple[str, str], task: "asyncio.Task[_Encoded]") -> None:
         del self._encoding[charged]
         if not task.cancelled():
             task.exception()  # seen, whoever is there to raise it
 
-    async def _encode(self, labels: Sequence[str | Label], templates: Sequence[str]) -> Vectors:
-        prompts, owners = [], []
+    async def _encode(self, labels: Sequence[str | Label], templates: Sequence[str]) -> _Encoded:
+        prompts: list[str] = []
+        owners: list[int] = []
         for position, label in enumerate(labels):
-            given = None if isinstance(label, str) else label.prompts
-            own = given or [template.replace("{}", _name(label)) for template in templates]
+            own = _own_prompts(label) or [template.replace("{}", _name(label)) for template in templates]
             prompts += own
             owners += [position] * len(own)
         sums = np.zeros((len(labels), self._embedder.manifest.dimensions))
+        doubtful: set[int] = set()
+        said: set[int] = set()
         for start in range(0, len(prompts), _CHUNK):
             chunk = owners[start : start + _CHUNK]
             results = await self._embedder.embed([Text(prompt) for prompt in prompts[start : start + _CHUNK]])
             for owner, result in zip(chunk, results, strict=True):
                 if isinstance(result, InputError):
                     raise InputFailed(owner, result, field="labels")
+                if result.unknown:
+                    doubtful.add(owner)
+                if result.unknown < 1:
+                    said.add(owner)
             # Sums point where means point.
             np.add.at(sums, chunk, np.stack([result.vector for result in results if isinstance(result, Embedded)]))
         try:
-            return await asyncio.to_thread(l2_normalise, sums)
+            vectors = await asyncio.to_thread(l2_normalise, sums)
         except ValueError:
             raise InvalidRequest("labels: the prompts of a label cancel each other out") from None
+        # The words of a template are known whatever stands in it: there the name is asked for by itself.
+        templated = sorted(place for place in doubtful if not _own_prompts(labels[place]))
+        unknown = [place for place in doubtful - said if _own_prompts(labels[place])]
+        for start in range(0, len(templated), _CHUNK):
+            places = templated[start : start + _CHUNK]
+            results = await self._embedder.embed([Text(_name(labels[place])) for place in places])
+            for place, result in zip(places, results, strict=True):
+                if isinstance(result, InputError) or result.unknown == 1:
+                    unknown.append(place)
+        return _Encoded(vectors, sorted(unknown))
+
+
+def _unknown_labels(labels: Sequence[str | Label], places: Sequence[int]) -> str:
+    named = ", ".join(repr(_name(labels[place])[:64]) for place in places[:_NAMED])
+    more = f" and {len(places) - _NAMED:,} more" if len(places) > _NAMED else ""
+    return f"labels: the model's tokenizer knows no word of {named}{more}, whose scores are those of any such label"
 
 
 def templates_for(manifest: Manifest, modality: str, given: Templates | None = None) -> Sequence[str]:
@@ -348,6 +393,10 @@ def label_digest(labels: Iterable[str | Label], templates: Sequence[str]) -> str
 
 def _name(label: str | Label) -> str:
     return label if isinstance(label, str) else label.name
+
+
+def _own_prompts(label: str | Label) -> Sequence[str] | None:
+    return None if isinstance(label, str) else label.prompts
 
 
 def _defined(label: str | Label) -> str | dict[str, Any]:

@@ -74,7 +74,7 @@ async def embed_items(
     """
     inputs = [item.input for item in items]
     wanted = [each for each in inputs if each is not None]
-    embedded = iter(await embed_inputs(embedder, wanted, role="passage", background=background))
+    embedded = iter(await embed_inputs(embedder, wanted, role="passage", background=background, stored=True))
     given = iter(unit_vectors([item.vector for item in items if item.vector is not None], embedder.manifest.dimensions))
     made: list[Entry | InputError] = []
     for index, (item, value) in enumerate(zip(items, inputs, strict=True)):

@@ -45,6 +45,8 @@ class Prepared:
     """In the unit of the modality's budget: 1 image, milliseconds of sound, or tokens."""
     tokens: int = 0
     truncated: bool = False
+    unknown: float = 0.0
+    """As contract.tokens.Tokens has it."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,11 @@ def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings
             unit = "characters" if isinstance(given, str) else "token ids"
             raise InputError(f"the text is longer than {settings.max_text_chars} {unit}")
         if isinstance(content, Text):
-            tokens = tokenizer.encode(spec.prefixed(content.text, content.role))
+            tokens = tokenizer.encode(content.text, spec.prefix(content.role))
         else:
             tokens = tokenizer.accept(content)
-        return Prepared(tokens, size=len(tokens.ids), tokens=len(tokens.ids), truncated=tokens.truncated)
+        length = len(tokens.ids)
+        return Prepared(tokens, size=length, tokens=length, truncated=tokens.truncated, unknown=tokens.unknown)
 
     def collate(texts: Sequence[Tokens]) -> Arrays:
         return dict(zip(spec.inputs, pad_tokens(texts, spec.pad_id), strict=True))

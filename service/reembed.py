@@ -20,6 +20,8 @@ from service.cache import MemoryCache
 from service.classify import Classifier, stored_labels
 from service.contract.bundle import read_bundle
 from service.contract.errors import InputError
+from service.errors import InputFailed
+from service.inputs import known
 from service.metrics import Metrics
 from service.pipeline import Embedded, Embedder, Input, Text
 from service.schemas.inputs import of_file, sniff
@@ -165,8 +167,8 @@ async def _move(batch: list[_Item], store: Store, embedder: Embedder, originals:
         else:
             outcome.leave_out(str(found), item.id)
     entries = []
-    results = await videos.embed(embedder, [each for _, each in wanted]) if wanted else []
-    for (item, _), result in zip(wanted, results, strict=True):
+    results = await videos.embed(embedder, [each for _, each in wanted], stored=True) if wanted else []
+    for (item, _), result in zip(wanted, map(known, results), strict=True):
         if isinstance(result, Embedded):
             entries.append(
                 Entry(
@@ -200,7 +202,11 @@ async def _collections(connection: sqlite3.Connection, store: Store) -> None:
 async def _label_sets(connection: sqlite3.Connection, classifier: Classifier, outcome: Outcome) -> None:
     for name, definition in connection.execute("SELECT name, definition FROM label_sets ORDER BY name").fetchall():
         held = json.loads(definition)
-        await classifier.save_label_set(name, stored_labels(held), held.get("templates"))
+        try:
+            await classifier.save_label_set(name, stored_labels(held), held.get("templates"))
+        except InputFailed as error:
+            outcome.leave_out(f"label set: {error}", name)
+            continue
         if any(not isinstance(each, str) and each.get("examples") for each in held["labels"]):
             outcome.leave_out("examples of a label set: teach it again", name)
         outcome.label_sets += 1

@@ -5,7 +5,7 @@ of the store; with one, candidates come from the store and are put in order here
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
 from service.errors import InputFailed, InvalidRequest
-from service.inputs import embed_inputs, to_inputs
+from service.inputs import embed_inputs, to_inputs, unknown_warning
 from service.late_interaction import heat, maxsim, transport
 from service.pipeline import Embedded, Embedder
 from service.ranking import distinct, diverse, fuse
@@ -62,7 +62,7 @@ class Result:
     item: Item
     score: float
     moment: Moment | None = None
-    """Of a video."""
+    """Of a video or a long sound."""
     explanation: Mapping[str, Any] | None = None
 
 
@@ -130,13 +130,14 @@ class Searcher:
         explain: bool = False,
         with_vector: bool = False,
         field: str = "queries",
+        warn: Callable[[str], None] | None = None,
     ) -> list[list[Result]]:
-        """The `top_k` best items for each query, best first.
+        """The `top_k` best items for each query, best first. `warn` is told of queries that the model hardly knows.
 
         Raises NotFound (collection, or an id in a query), InvalidRequest (an ordering that this bundle or collection
         does not allow) and InputFailed; `field` is what the request calls the queries: "query" where there is only one.
         """
-        asked = await self._asked(queries, collection, field)
+        asked = await self._asked(queries, collection, field, warn)
         ordering = ordering or Ordering()
         scope = _Scope(collection, modalities, filter, effort)
         if ordering == Ordering() and not explain:
@@ -335,12 +336,14 @@ class Searcher:
             found[position].append(result)
         return found
 
-    async def _asked(self, queries: Sequence[Query], collection: str, field: str) -> list[_Asked]:
+    async def _asked(
+        self, queries: Sequence[Query], collection: str, field: str, warn: Callable[[str], None] | None
+    ) -> list[_Asked]:
         """Every query as one unit vector, and as those of its parts."""
         flat = [(position, part) for position, query in enumerate(queries) for part in parts(query)]
         ids = [part.id for _, part in flat if isinstance(part, IdQuery)]
         stored = await self._store.vectors(collection, ids)
-        embedded = iter(await embed_inputs(self._embedder, _inputs(flat)))
+        embedded = iter(await embed_inputs(self._embedder, _inputs(flat), admit_unknown=True))
         found: list[list[Vectors]] = [[] for _ in queries]
         for position, part in flat:
             result: Embedded | Vectors | InputError
@@ -350,6 +353,9 @@ class Searcher:
                 result = stored[part.id]
             else:
                 result = next(embedded)
+                for warning in unknown_warning(field if field == "query" else f"{field}[{position}]", result):
+                    if warn is not None:
+                        warn(warning)
             if isinstance(result, InputError):
                 raise InputFailed(None if field == "query" else position, result, field=field)
             found[position].append(result.vector if isinstance(result, Embedded) else result)
@@ -384,7 +390,7 @@ def _diversified(candidates: list[_Candidate], diversity: Diversity, count: int)
 
 
 def _nearer(asked: _Asked, one: _Candidate) -> Vectors:
-    """What the similarity is of: the item, or a video's moment."""
+    """What the similarity is of: the item, or the moment of a video or a sound."""
     if one.moment is None or one.moment.vector is None:
         return one.vector
     return max(one.vector, one.moment.vector, key=lambda vector: float(asked.vector @ vector))

@@ -168,6 +168,9 @@ class Settings(BaseSettings):
     """That are looked at, at most: the middles of so many stretches, and one a second of a shorter video."""
     max_text_chars: int = Field(default=32_000, gt=0)
     """Of one text; a longer one is refused. What a tower does not read of it is cut off, and the answer says so."""
+    token_ids: bool = False
+    """Take token ids at /v1/embeddings in place of texts, as made by clients with the bundle's own tokenizer, special
+    tokens included. Ids of another tokenizer cannot be told from them, and would be the vectors of other texts."""
     max_inputs: int = Field(default=256, gt=0, le=100_000)
     """Of one request; at /v1/embeddings eight times as many, as OpenAI's clients send."""
     max_top_k: int = Field(default=1_000, gt=0, le=100_000)

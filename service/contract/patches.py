@@ -43,7 +43,7 @@ class LogMelPatches(AudioPreprocessing):
     def inputs(self) -> tuple[str, ...]:
         return ("patches", "weights")
 
-    def prepare(self, waveform: Waveform) -> Sound:
+    def rows_of(self, waveform: Waveform) -> Sound:
         patches = log_mel_patches(waveform, self)
         count = len(patches)
         frames: NDArray[np.int64] = np.full(count, self.patch_frames, np.int64)

@@ -4,6 +4,7 @@
 carries whole, and knows how to apply itself.
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 Waveform = NDArray[np.float32]
+
+STRETCH_S = 10.0
+"""A longer sound has moments of this length, and what is silent in it has no part in its vector."""
+_BLOCK_S = 1.0
+_SILENT = 1e-2
+"""A block is silent where it deviates from its mean by so much of what the loudest one does: 40 dB below."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +55,17 @@ class AudioPreprocessing(BaseModel, ABC):
         """Whether a call's rows are as long as its longest: sounds are then batched by likeness of length."""
         return False
 
-    @abstractmethod
     def prepare(self, waveform: Waveform) -> Sound:
-        """Waveform (samples,) at the specification's rate → rows. At least one, even of no samples."""
+        """Waveform (samples,) at the specification's rate → rows. At least one, even of no samples.
+
+        What is silent in a sound of more than STRETCH_S is left out: the mean over 20 s of silence and a bark says
+        silence.
+        """
+        return self.rows_of(audible(waveform, self.sampling_rate))
+
+    @abstractmethod
+    def rows_of(self, waveform: Waveform) -> Sound:
+        """As `prepare`, silence included."""
 
     @abstractmethod
     def heard(self, rows: NDArray[np.float32]) -> int:
@@ -81,6 +96,31 @@ class AudioPreprocessing(BaseModel, ABC):
 
     def _stack(self, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         return rows[0] if len(rows) == 1 else np.concatenate(rows)  # ten minutes are not copied
+
+
+def audible(waveform: Waveform, sampling_rate: int) -> Waveform:
+    """A sound of more than STRETCH_S without its silent seconds; a shorter one, or one that is silent throughout, as it
+    is."""
+    if len(waveform) <= STRETCH_S * sampling_rate:
+        return waveform
+    size = int(_BLOCK_S * sampling_rate)
+    blocks = [waveform[start : start + size] for start in range(0, len(waveform), size)]
+    # Deviations, in float64: a constant is silence, and the squares of a float file may overflow.
+    loudness = np.array([block.std(dtype=np.float64) for block in blocks])
+    heard = loudness > _SILENT * loudness.max()
+    if heard.all() or not heard.any():
+        return waveform
+    return np.concatenate([block for block, kept in zip(blocks, heard, strict=True) if kept])
+
+
+def stretches(samples: int, sampling_rate: int) -> list[tuple[int, int]]:
+    """The moments of a sound, as (first, last) samples: STRETCH_S each; a last one of under a second joins the one
+    before."""
+    length = int(STRETCH_S * sampling_rate)
+    starts = list(range(0, samples, length))
+    if len(starts) > 1 and samples - starts[-1] < sampling_rate:
+        starts.pop()
+    return list(itertools.pairwise([*starts, samples]))
 
 
 def cut(samples: int, window: int, hop: int, least: int) -> list[tuple[int, int]]:

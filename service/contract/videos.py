@@ -18,13 +18,11 @@ from PIL import Image
 
 from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
 from service.contract.images import ImagePreprocessing, preprocess_image
-from service.contract.sounds import Waveform
+from service.contract.sounds import STRETCH_S, Waveform, stretches
 
 MISSING = "videos are read where PyAV is installed: pip install 'isthmus[video]'"
 NO_VIDEO = "not a video in a format that is read here (MP4, MOV, MKV, WebM, AVI, MPEG-TS, FLV)"
 NO_CODEC = "the video's codec is not one that is read here"
-SOUND_S = 10.0
-"""Length of the stretches of sound that are found by themselves; a last one of under a second joins the one before."""
 _MOST_PACKETS = 2_000_000
 _THROUGH = 3_000
 """Packets up to which a video is decoded from its beginning to its end."""
@@ -136,7 +134,7 @@ def claims_of(data: bytes, limits: VideoLimits = VideoLimits()) -> Claims:
         return Claims(
             frames=_frame_count(extent, limits) if pictures else 0,
             pixels=sum(each.width * each.height for each in pictures),
-            sounds=max(1, math.ceil(seconds / SOUND_S)) if source.streams.audio else 0,
+            sounds=max(1, math.ceil(seconds / STRETCH_S)) if source.streams.audio else 0,
             seconds=seconds,
         )
 
@@ -279,11 +277,6 @@ def _sounds(av: Any, source: Any, sampling_rate: int, extent: _Extent, limits: V
         return []
     blocks.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     waveform = np.concatenate(blocks)
-    length = int(SOUND_S * sampling_rate)
-    starts = list(range(0, len(waveform), length))
-    if len(starts) > 1 and len(waveform) - starts[-1] < sampling_rate:
-        starts.pop()
-    ends = [*starts[1:], len(waveform)]
     return [
         Stretch(
             began + first / sampling_rate,
@@ -291,5 +284,5 @@ def _sounds(av: Any, source: Any, sampling_rate: int, extent: _Extent, limits: V
             waveform[first:last],
             (last - first) / sampling_rate,
         )
-        for first, last in zip(starts, ends, strict=True)
+        for first, last in stretches(len(waveform), sampling_rate)
     ]

@@ -88,7 +88,7 @@ class LogMelWindows(AudioPreprocessing):
     def channels(self) -> int:
         return 4 if self.long == "fusion" else 1
 
-    def prepare(self, waveform: Waveform) -> Sound:
+    def rows_of(self, waveform: Waveform) -> Sound:
         if self.long == "fusion" and len(waveform) > self.samples:
             mel = log_mel(waveform, self)
             rows = _fused(mel, self)[None] if len(mel) > self.frames else np.stack([mel] * 4)[None]

@@ -20,6 +20,7 @@ Body = Annotated[ClassifyRequest, Depends(reader(ClassifyRequest, append_inputs)
 @router.post("/classify", response_model_exclude_none=True, openapi_extra=documented(ClassifyRequest, files=True))
 async def classify(body: Body, state: StateDep) -> ClassifyResponse:
     """Which of the labels fits each input best, and how surely; no label needs to have been trained on."""
+    warnings: list[str] = []
     with timed("classify"):
         results = await state.model(body.model).classifier.classify(
             body.inputs,
@@ -31,8 +32,9 @@ async def classify(body: Body, state: StateDep) -> ClassifyResponse:
             abstain=body.abstain,
             grid=body.grid,
             fail=body.on_error == "fail",
+            warn=warnings.append,
         )
-    return ClassifyResponse(results=[_result(each) for each in results])
+    return ClassifyResponse(results=[_result(each) for each in results], warnings=warnings or None)
 
 
 def _result(found: Classification) -> Classified:

@@ -44,6 +44,11 @@ class Embedding(BaseModel):
     modality: Literal["image", "audio", "text", "video"] | None = None
     embedding: list[float] | list[int] | str | None = None
     truncated: bool = Field(default=False, description="The text was cut to the tower's length.")
+    unknown: float = Field(
+        default=0.0,
+        description="The share of the text's words and signs that the model's tokenizer does not know, 0 to 1; a text "
+        "of which it knows nothing is an error.",
+    )
     error: InputProblem | None = None
 
 

@@ -20,12 +20,12 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
-from service.contract.errors import BadMedia, UnsupportedMedia
+from service.contract.errors import BadMedia, InputError, UnsupportedMedia
 from service.contract.structure import is_picture, is_sound
 from service.contract.tokens import Role
 from service.contract.videos import container_of
 from service.errors import FetchDisabled
-from service.pipeline import Input, Media, Text
+from service.pipeline import Input, Media, Text, TokenIds
 from service.settings import Limits
 from service.videos import Video
 
@@ -36,6 +36,8 @@ _KINDS = ("text", "image", "audio", "video", "vector", "id", "compose")
 _MAX_FIELDS = 40
 _WHITESPACE = str.maketrans("", "", " \t\r\n")
 _URL_SAFE = str.maketrans("-_", "+/")
+_LONGEST_URI_HEADER = 256
+"""Characters before the comma of a data: URI."""
 
 
 class RequestModel(BaseModel):
@@ -160,14 +162,30 @@ ModelName = Annotated[str | None, Field(max_length=64, description="One of GET /
 Inputs = Annotated[list[AnyInput], Field(min_length=1), at_most(lambda limits: limits.inputs, "inputs")]
 
 
-def to_input(value: AnyInput, role: Role = "query") -> Input | Video:
+def to_input(value: AnyInput | TokenIds, role: Role = "query") -> Input | Video:
     """A validated input → what the pipeline takes. Decodes base64, so call it in a worker thread for large data.
 
-    Raises InputError: not base64, a URL, a file that is none of them.
+    A string that is a data: URI of an image, a sound or a video is that file; other strings are texts.
+    Raises InputError: not base64, a URL, a file that is none of them, a data: URI that is said to be a text.
     """
+    if isinstance(value, TokenIds):
+        return value
     if isinstance(value, str):
-        return Text(value, role)
+        match uri_kind(value):
+            case None:
+                return Text(value, role)
+            case "video":
+                return Video(media_bytes(value))
+            case "file":
+                return of_file(media_bytes(value))
+            case kind:
+                return Media(kind, media_bytes(value))
     if isinstance(value, TextInput):
+        if uri_kind(value.text):
+            raise InputError(
+                "the text is a data: URI: send the file that it holds as an image, audio or video, for the vector of "
+                "its letters says nothing"
+            )
         return Text(value.text, role)
     if isinstance(value, ImageInput):
         return Media("image", media_bytes(value.image))
@@ -184,7 +202,20 @@ def of_file(data: bytes) -> Media | Video:
     return Video(data) if kind == "video" else Media(kind, data)
 
 
-def url_of(value: AnyInput) -> tuple[Literal["image", "audio"], str] | None:
+def uri_kind(text: str) -> Literal["image", "audio", "video", "file"] | None:
+    """What a string holds that is a data: URI from its first word on: a file of a kind that it does not say counts too,
+    where it is base64. None for every other string, and for a sentence about such URIs."""
+    header = text[:_LONGEST_URI_HEADER].lstrip().partition(",")[0].lower().replace("; ", ";").rstrip()
+    if not header.startswith("data:") or any(map(str.isspace, header)):
+        return None
+    kinds: tuple[Literal["image", "audio", "video"], ...] = ("image", "audio", "video")
+    for kind in kinds:
+        if header.startswith(f"data:{kind}/"):
+            return kind
+    return "file" if header.endswith(";base64") else None
+
+
+def url_of(value: AnyInput | TokenIds) -> tuple[Literal["image", "audio"], str] | None:
     """Kind and URL of an input that is one."""
     if isinstance(value, ImageInput) and _is_url(value.image):
         return "image", value.image
@@ -197,8 +228,10 @@ def _is_url(text: str) -> bool:
     return text[:8].lower().startswith(("http:", "https:"))
 
 
-def size_of(value: AnyInput) -> int:
+def size_of(value: AnyInput | TokenIds) -> int:
     """About how many bytes `to_input` has to go through."""
+    if isinstance(value, str):
+        return len(value) if uri_kind(value) else 0
     if isinstance(value, ImageInput):
         return len(value.image)
     if isinstance(value, AudioInput):
@@ -212,9 +245,10 @@ def media_bytes(text: str) -> bytes:
     """base64 (standard or URL-safe, white space allowed) or a base64 data: URI → bytes. Raises InputError."""
     if _is_url(text):
         raise FetchDisabled("fetching of URLs is off on this server: send the data itself as base64")
+    text = text.lstrip()
     if text[:5].lower() == "data:":
         header, comma, text = text.partition(",")
-        if not comma or not header.lower().endswith(";base64"):
+        if not comma or not header.lower().rstrip().endswith(";base64"):
             raise BadMedia("the data: URI is not base64")
     try:
         data = base64.b64decode(text.translate(_WHITESPACE).translate(_URL_SAFE), validate=True)

@@ -22,7 +22,17 @@ from pydantic.json_schema import SkipJsonSchema
 
 from service.pipeline import StoredModality as StoredModality
 from service.schemas.embed import InputProblem
-from service.schemas.inputs import AnyInput, AudioInput, File, ImageInput, RequestModel, VideoInput, at_most, present
+from service.schemas.inputs import (
+    AnyInput,
+    AudioInput,
+    File,
+    ImageInput,
+    RequestModel,
+    TextInput,
+    VideoInput,
+    at_most,
+    present,
+)
 from service.store import DEFAULT_COLLECTION, Kind, Precision, Wanted, filters
 
 MAX_METADATA_BYTES = 16_384
@@ -189,7 +199,9 @@ class ItemInput(RequestModel):
             return AudioInput(audio=self.audio)
         if self.video is not None:
             return VideoInput(video=self.video)
-        return self.text if self.file is None else self.file
+        if self.text is not None:
+            return TextInput(text=self.text)
+        return self.file
 
 
 class ItemsRequest(RequestModel):

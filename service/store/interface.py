@@ -94,10 +94,10 @@ class Store(Protocol):
     ) -> list[list[Hit]]:
         """The `count` nearest items to each of the unit vectors (Q, D), best first, as the index finds them.
 
-        The score of a video is that of the whole or of its best moment, which the hit names. `by_modality`: the `count`
-        nearest of each modality, one modality after the other. Scores are exact whatever the index. `leave_out` names
-        for each query one item that is not to be among its own results. What is written or deleted while the search
-        runs, it may see as it was before.
+        The score of an item with moments is that of the whole or of its best moment, which the hit names.
+        `by_modality`: the `count` nearest of each modality, one modality after the other. Scores are exact whatever the
+        index. `leave_out` names for each query one item that is not to be among its own results. What is written or
+        deleted while the search runs, it may see as it was before.
         """
 
     async def keyword_search(

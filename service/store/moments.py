@@ -1,8 +1,8 @@
-"""Moments of videos, stored so that a video is found by any of them, and the answer says which second.
+"""Moments of videos and long sounds, stored so that one is found by any of them, and the answer says which second.
 
-The moments of a collection's videos are items of a collection beside it, with a name that no client can give. Each
-carries its video's metadata, so that a filter means the same there, and its id begins with its video's. A store writes
-and deletes them with their video; SQLite does so in one transaction.
+The moments of a collection's items are items of a collection beside it, with a name that no client can give. Each
+carries its owner's modality and metadata, so that a filter means the same there, and its id begins with its owner's. A
+store writes and deletes them with their owner; SQLite does so in one transaction.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -14,16 +14,20 @@ from service.store.filters import Filter, Is
 from service.store.interface import Hit
 from service.store.rows import Entry, Item, Moment
 
+HAVING = ("video", "audio")
+"""Modalities of items that may have moments."""
 OWNER = "\0of"
-"""The metadata key under which a moment names its video: no client can give it."""
+"""The metadata key under which a moment names its item: no client can give it."""
 SEPARATOR = "\x1f"
-"""Between a video's id and the rest of a moment's: no client's id holds a control character."""
+"""Between an item's id and the rest of a moment's: no client's id holds a control character."""
 _DEEPEST = 8_000
-"""Moments of one query that are looked at, at most, for enough different videos."""
+"""Moments of one query that are looked at, at most, for enough different items."""
+_TOGETHER = 500
+"""Items that are asked for their best moments at once."""
 
 
 def moments_table(collection: str) -> str:
-    """The name of the collection that holds the moments of a collection's videos."""
+    """The name of the collection that holds the moments of a collection's items."""
     return f".moments.{collection}"
 
 
@@ -32,19 +36,18 @@ def hidden(collection: str) -> bool:
     return collection.startswith(".")
 
 
-def entries(videos: Sequence[Entry]) -> list[Entry]:
+def entries(owners: Sequence[Entry]) -> list[Entry]:
     """The moments of these entries, as entries."""
-    return [_entry(video, moment) for video in videos for moment in video.moments]
+    return [_entry(owner, moment) for owner in owners for moment in owner.moments]
 
 
-def _entry(video: Entry, moment: Moment) -> Entry:
+def _entry(owner: Entry, moment: Moment) -> Entry:
     assert moment.vector is not None
-    metadata: Mapping[str, Any] = {**video.metadata, OWNER: video.id}
+    metadata: Mapping[str, Any] = {**owner.metadata, OWNER: owner.id}
     return replace(
-        video,
-        collection=moments_table(video.collection),
-        id=SEPARATOR.join((video.id, moment.modality, str(moment.start), str(moment.end))),
-        modality="video",
+        owner,
+        collection=moments_table(owner.collection),
+        id=SEPARATOR.join((owner.id, moment.modality, str(moment.start), str(moment.end))),
         metadata=metadata,
         vector=moment.vector,
         text=None,
@@ -77,28 +80,28 @@ class Get:
 
 
 def search(find: Find) -> Generator[Find | Get, Any, list[list[Hit]] | None]:
-    """As Store.search. The score of a video is that of the whole or of its best moment, whichever is more.
+    """As Store.search. The score of an item with moments is that of the whole or of its best one, whichever is more.
 
     The moment of a hit is the best one, also where the whole is more like the query than any of them. Yields what is to
     be asked of a store and is sent the answers, so that a store which can answers all of them as of one moment.
     """
     hits_by_query: list[list[Hit]] | None = yield find
-    if hits_by_query is None or (find.modalities is not None and "video" not in find.modalities):
+    having = [each for each in HAVING if find.modalities is None or each in find.modalities]
+    if hits_by_query is None or not having:
         return hits_by_query
-    moments = yield from _nearest(find)
+    moments = yield from _nearest(find, having)
     if moments is None:
         return hits_by_query
     results = []
     for query, hits, best in zip(find.queries, hits_by_query, moments, strict=True):
-        videos = {hit.item.id: hit for hit in hits if hit.item.modality == "video"}
-        for id in videos.keys() - best.keys():
-            its_own = Is(OWNER, (id,))
-            nearest = yield Find(moments_table(find.collection), query[None], 1, None, its_own, None)
-            if nearest and nearest[0]:
-                best[id] = _opened(nearest[0][0])
+        owners = {hit.item.id: hit for hit in hits if hit.item.modality in having}
+        for id in [id for id in owners.keys() - best.keys() if owners[id].item.modality == "video"]:
+            best |= yield from _best_of(find.collection, query, [id])
+        # Most sounds are short and have none: they are asked for together.
+        best |= yield from _best_of(find.collection, query, sorted(owners.keys() - best.keys()))
         merged = [hit for hit in hits if hit.item.id not in best]
         for id, moment in best.items():
-            whole = videos.get(id)
+            whole = owners.get(id)
             item: Item | None = whole.item if whole else (yield Get(find.collection, id))
             if item is not None:
                 score = max(moment.score, whole.score) if whole else moment.score
@@ -108,25 +111,51 @@ def search(find: Find) -> Generator[Find | Get, Any, list[list[Hit]] | None]:
     return results
 
 
-def _nearest(find: Find) -> Generator[Find, Any, list[dict[str, Hit]] | None]:
-    """For each query the best moment of each of the `count` nearest videos, by the video's id; None: there is none."""
+def _nearest(find: Find, modalities: Sequence[str]) -> Generator[Find, Any, list[dict[str, Hit]] | None]:
+    """For each query the best moment of each of the `count` nearest items, by the item's id, and of each modality where
+    that is asked for; None: there is none."""
+    parts = [[each] for each in modalities] if find.by_modality else [modalities]
+    best: list[dict[str, Hit]] = [{} for _ in find.queries]
+    for part in parts:
+        nearest = yield from _nearest_among(find, part)
+        if nearest is None:
+            return None
+        for mine, found in zip(best, nearest, strict=True):
+            mine |= found
+    return best
+
+
+def _nearest_among(find: Find, modalities: Sequence[str]) -> Generator[Find, Any, list[dict[str, Hit]] | None]:
     depth = min(4 * find.count, _DEEPEST)
     while True:
-        found = yield Find(moments_table(find.collection), find.queries, depth, None, find.filter, None)
+        found = yield Find(moments_table(find.collection), find.queries, depth, modalities, find.filter, None)
         if found is None:
             return None
         best: list[dict[str, Hit]] = []
         for hits, left_out in zip(found, find.leave_out or [None] * len(found), strict=True):
-            by_video: dict[str, Hit] = {}
+            by_owner: dict[str, Hit] = {}
             for hit in hits:
                 owner = str(hit.item.metadata[OWNER])
-                if owner != left_out and len(by_video) < find.count:
-                    by_video.setdefault(owner, _opened(hit))
-            best.append(by_video)
+                if owner != left_out and len(by_owner) < find.count:
+                    by_owner.setdefault(owner, _opened(hit))
+            best.append(by_owner)
         exhausted = all(len(hits) < depth for hits in found)
-        if exhausted or depth >= _DEEPEST or all(len(by_video) >= find.count for by_video in best):
+        if exhausted or depth >= _DEEPEST or all(len(by_owner) >= find.count for by_owner in best):
             return best
         depth = min(4 * depth, _DEEPEST)
+
+
+def _best_of(collection: str, query: Vectors, ids: Sequence[str]) -> Generator[Find, Any, dict[str, Hit]]:
+    """The best moments of these items, by their ids, of those that have some: of one item always, of several as far as
+    their moments are near enough."""
+    depth = 1 if len(ids) == 1 else min(4 * len(ids), _DEEPEST)
+    best: dict[str, Hit] = {}
+    for start in range(0, len(ids), _TOGETHER):
+        owners = Is(OWNER, tuple(ids[start : start + _TOGETHER]))
+        found = yield Find(moments_table(collection), query[None], depth, None, owners, None)
+        for hit in found[0] if found else ():
+            best.setdefault(str(hit.item.metadata[OWNER]), _opened(hit))
+    return best
 
 
 def _opened(hit: Hit) -> Hit:

@@ -65,7 +65,7 @@ class Entry:
     """(N, D), unit length, for reranking; kept where the collection keeps them."""
     preview: Preview | None = None
     moments: Sequence[Moment] = ()
-    """Of a video; a store keeps them beside it (store/moments.py)."""
+    """Of a video or a long sound; a store keeps them beside it (store/moments.py)."""
 
 
 @dataclass(slots=True)  # a frozen one takes four times as long to make, and a search makes many
@@ -252,7 +252,7 @@ def page(
         where.append("items.collection = ?")
         bound.append(collection)
     else:
-        where.append("collections.name NOT LIKE '.%'")  # moments of videos
+        where.append("collections.name NOT LIKE '.%'")  # moments of videos and sounds
     if modality is not None:
         where.append("modality = ?")
         bound.append(modality)

@@ -341,7 +341,7 @@ class SqliteStore:
     def _forget_moments(self, transaction: Transaction, collection: str, ids: Sequence[str]) -> None:
         """Delete the moments of these items of a collection."""
         key = rows.collection_key(transaction.connection, moments.moments_table(collection))
-        if key is not None:  # most collections have no videos
+        if key is not None:  # most collections have no moments
             slots = rows.slots_of_prefixes(transaction.connection, key, [f"{id}{moments.SEPARATOR}" for id in ids])
             if slots.size:
                 self._delete(transaction, key, slots)

@@ -171,7 +171,7 @@ class MilvusStore:
 
     async def _forget_moments(self, collection: str, ids: Sequence[str]) -> None:
         """Delete the moments of these items of a collection."""
-        with suppress(NotFound):  # most collections have no videos
+        with suppress(NotFound):  # most collections have no moments
             table = moments.moments_table(collection)
             for start in range(0, len(ids), BATCH):
                 its_own = Is(moments.OWNER, tuple(ids[start : start + BATCH]))
