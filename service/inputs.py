@@ -25,7 +25,7 @@ from service.contract.tokens import Role
 from service.errors import BodyTooLarge, InputFailed, MalformedRequest, UnsupportedBody
 from service.fetch import Fetcher, Fetches, fetching
 from service.pipeline import Embedded, Embedder, Input, Media
-from service.schemas.inputs import AnyInput, File, size_of, to_input, url_of
+from service.schemas.inputs import AnyInput, File, is_opened, size_of, to_input, url_of
 from service.settings import Settings
 from service.timings import timed
 from service.videos import Video
@@ -120,7 +120,8 @@ async def to_inputs(values: Sequence[AnyInput], role: Role = "query") -> list[In
     def convert() -> list[Input | Video | InputError]:
         return [fetched[at] if at in fetched else _to_input(value, role) for at, value in enumerate(values)]
 
-    if sum(size_of(value) for at, value in enumerate(values) if at not in fetched) <= _SMALL:
+    waiting = [value for at, value in enumerate(values) if at not in fetched]
+    if sum(map(size_of, waiting)) <= _SMALL and not any(map(is_opened, waiting)):
         return convert()
     return await asyncio.to_thread(convert)
 

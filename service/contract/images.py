@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from PIL import AvifImagePlugin, Image, ImageCms, features
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.contract.colours import colour_mode, to_srgb
+from service.contract.containers import refusal
 from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
 from service.contract.metadata import (
     Essentials,
@@ -354,18 +355,7 @@ _ESSENTIALS: Mapping[str, Callable[[bytes], Essentials]] = {
 
 
 def _decoded(data: bytes, limits: ImageLimits, enough: Enough | None) -> _Picture:
-    limits.check_bytes(len(data))
-    format = picture_format(data)
-    if format is None:
-        raise UnsupportedMedia(f"not an image in one of these formats: {', '.join(FORMATS)}")
-    if format == "AVIF" and not features.check("avif"):
-        raise UnsupportedMedia(NO_AVIF)
-    look_over(data, limits.max_pixels)
-    samples = Samples()
-    if format == "TIFF":
-        essentials, samples = tiff_essentials(data)
-    else:
-        essentials = _ESSENTIALS.get(format, Essentials)(data)
+    format, essentials, samples = _looked_over(data, limits)
     try:
         if format == "HEIC":
             image = _heic(essentials.data, limits)
@@ -375,6 +365,35 @@ def _decoded(data: bytes, limits: ImageLimits, enough: Enough | None) -> _Pictur
         raise
     except Exception:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error … on corrupt data
         raise BadMedia(_CORRUPT) from None
+
+
+def stated_pixels(data: bytes, limits: ImageLimits = ImageLimits()) -> int:
+    """How many pixels decoding an image will cost at most, by its header. Raises for what is going to be refused."""
+    format, essentials, samples = _looked_over(data, limits)
+    if format == "HEIC":
+        width, height = _open_heic(essentials.data).size
+    else:
+        with Image.open(io.BytesIO(essentials.data), formats=(format,)) as image:
+            width, height = image.width // samples.per_pixel, image.height
+    if format == "JPEG":
+        replace(limits, max_pixels=_MOST_SCALED * limits.max_pixels).check_pixels(width, height)
+        return min(width * height, limits.max_pixels)
+    limits.check_pixels(width, height)
+    return width * height
+
+
+def _looked_over(data: bytes, limits: ImageLimits) -> tuple[str, Essentials, Samples]:
+    """The format of an image file and what a decoder needs of it. Raises InputError for what is not to be decoded."""
+    limits.check_bytes(len(data))
+    format = picture_format(data)
+    if format is None:
+        raise refusal(data, f"not an image in one of these formats: {', '.join(FORMATS)}")
+    if format == "AVIF" and not features.check("avif"):
+        raise UnsupportedMedia(NO_AVIF)
+    look_over(data, limits.max_pixels)
+    if format == "TIFF":
+        return format, *tiff_essentials(data)
+    return format, _ESSENTIALS.get(format, Essentials)(data), Samples()
 
 
 def _with_pillow(
@@ -446,14 +465,7 @@ def _completed(jpeg: bytes, smaller: tuple[int, int] | None) -> Image.Image:
 
 def _heic(data: bytes, limits: ImageLimits) -> Image.Image:
     """The primary image of a HEIC, turned as its boxes say."""
-    try:
-        import pillow_heif
-    except ImportError:
-        raise UnsupportedMedia(NO_HEIC) from None
-    options = pillow_heif.options
-    options.DECODE_THREADS, options.THUMBNAILS, options.DEPTH_IMAGES, options.AUX_IMAGES = 1, False, False, False
-    file = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
-    held = file[file.primary_index]
+    held = _open_heic(data)
     limits.check_pixels(*held.size)
     check_sparse(*held.size, len(data))
     pixels = held.data  # the size may be another one after decoding
@@ -461,6 +473,18 @@ def _heic(data: bytes, limits: ImageLimits) -> Image.Image:
     image = Image.frombytes(held.mode, held.size, bytes(pixels), "raw", held.mode, held.stride)
     image.info["icc_profile"] = held.info.get("icc_profile")
     return image
+
+
+def _open_heic(data: bytes) -> Any:
+    """The primary image of a HEIC, not yet decoded. Raises UnsupportedMedia where the codec is missing."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UnsupportedMedia(NO_HEIC) from None
+    options = pillow_heif.options
+    options.DECODE_THREADS, options.THUMBNAILS, options.DEPTH_IMAGES, options.AUX_IMAGES = 1, False, False, False
+    file = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
+    return file[file.primary_index]
 
 
 def _showing(image: Image.Image, essentials: Essentials, format: str, limits: ImageLimits) -> Image.Image:

@@ -5,7 +5,7 @@ carries whole, and knows how to apply itself.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 Waveform = NDArray[np.float32]
+
+_SPARE = 4_096
+"""Samples of room beside those that a header states: a resampler rounds, and has a delay."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,10 @@ class AudioPreprocessing(BaseModel, ABC):
     def prepare(self, waveform: Waveform) -> Sound:
         """Waveform (samples,) at the specification's rate → rows. At least one, even of no samples."""
 
+    def prepare_blocks(self, blocks: Iterator[Waveform], about: int) -> Sound:
+        """As `prepare`, of a waveform that comes in blocks, of about so many samples in all."""
+        return self.prepare(gathered(blocks, about))
+
     @abstractmethod
     def heard(self, rows: NDArray[np.float32]) -> int:
         """Samples that the tower hears in each of these rows (P, …), padding included and overlap left out."""
@@ -81,6 +88,34 @@ class AudioPreprocessing(BaseModel, ABC):
 
     def _stack(self, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         return rows[0] if len(rows) == 1 else np.concatenate(rows)  # ten minutes are not copied
+
+
+class _Growing:
+    """Samples that arrive in blocks, held once: there is room for what a header states, and more where it lies."""
+
+    def __init__(self, room: int) -> None:
+        self._samples, self._held = np.empty(room, np.float32), 0
+
+    def append(self, block: Waveform) -> None:
+        after = self._held + len(block)
+        if after > len(self._samples):
+            self._samples = np.concatenate([self._samples[: self._held], np.empty(max(after, self._held), np.float32)])
+        self._samples[self._held : after] = block
+        self._held = after
+
+    @property
+    def whole(self) -> Waveform:
+        """A view would hold what a header states and the file has not."""
+        samples = self._samples[: self._held]
+        return samples if 2 * self._held > len(self._samples) else samples.copy()
+
+
+def gathered(blocks: Iterator[Waveform], about: int) -> Waveform:
+    """Blocks of a waveform, of about so many samples in all, as one."""
+    samples = _Growing(about + _SPARE)
+    for block in blocks:
+        samples.append(block)
+    return samples.whole
 
 
 def cut(samples: int, window: int, hop: int, least: int) -> list[tuple[int, int]]:

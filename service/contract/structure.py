@@ -81,7 +81,8 @@ def is_picture(data: bytes) -> bool:
 def is_sound(data: bytes) -> bool:
     """Whether it begins as a WAV, AIFF, FLAC, Ogg, MP3, AAC, AMR, CAF, AU or W64 does: no other reader is tried."""
     is_mpeg = data[:1] == b"\xff" and data[1:2] >= b"\xe0"
-    return data.startswith(_SOUNDS) or data[8:12] in _INSIDE.get(data[:4], ()) or is_mpeg
+    is_film = data[:4] == b"OggS" and b"\x80theora" in data[:256]
+    return (data.startswith(_SOUNDS) and not is_film) or data[8:12] in _INSIDE.get(data[:4], ()) or is_mpeg
 
 
 def look_over(data: bytes, max_pixels: int) -> None:

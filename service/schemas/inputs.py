@@ -19,10 +19,10 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
+from service.contract.containers import UNKNOWN, container_of, is_footage
 from service.contract.errors import BadMedia, UnsupportedMedia
 from service.contract.structure import is_picture, is_sound
 from service.contract.tokens import Role
-from service.contract.videos import container_of
 from service.errors import FetchDisabled
 from service.pipeline import Input, Media, Text
 from service.settings import Limits
@@ -145,7 +145,7 @@ def to_input(value: AnyInput, role: Role = "query") -> Input | Video:
     if isinstance(value, AudioInput):
         return Media("audio", media_bytes(value.audio))
     if isinstance(value, VideoInput):
-        return Video(media_bytes(value.video))
+        return of_video(media_bytes(value.video))
     return of_file(value.data)
 
 
@@ -153,6 +153,11 @@ def of_file(data: bytes) -> Media | Video:
     """What a file is, its content says. Raises UnsupportedMedia."""
     kind = sniff(data)
     return Video(data) if kind == "video" else Media(kind, data)
+
+
+def of_video(data: bytes) -> Media | Video:
+    """What was sent as a video: a container without moving pictures is a sound."""
+    return Media("audio", data) if container_of(data) is not None and not is_footage(data) else Video(data)
 
 
 def url_of(value: AnyInput) -> tuple[Literal["image", "audio"], str] | None:
@@ -179,6 +184,11 @@ def size_of(value: AnyInput) -> int:
     return len(value.data) if isinstance(value, File) else 0
 
 
+def is_opened(value: AnyInput) -> bool:
+    """Whether `to_input` opens the file to tell what it is, which is not for the event loop."""
+    return isinstance(value, VideoInput) or (isinstance(value, File) and container_of(value.data) is not None)
+
+
 def media_bytes(text: str) -> bytes:
     """base64 (standard or URL-safe, white space allowed) or a base64 data: URI → bytes. Raises InputError."""
     if _is_url(text):
@@ -197,11 +207,14 @@ def media_bytes(text: str) -> bytes:
 
 
 def sniff(data: bytes) -> Literal["image", "audio", "video"]:
-    """What a file is, by its first bytes. Raises UnsupportedMedia where it is neither image, sound nor video."""
+    """What a file is, by its first bytes; of a container, by whether it holds moving pictures, for which it is opened.
+
+    Raises UnsupportedMedia where it is neither image, sound nor video.
+    """
     if is_picture(data):
         return "image"
     if is_sound(data):
         return "audio"
     if container_of(data) is not None:
-        return "video"
-    raise UnsupportedMedia("neither an image, a sound nor a video in a format that is read here")
+        return "video" if is_footage(data) else "audio"
+    raise UnsupportedMedia(UNKNOWN)
