@@ -77,6 +77,8 @@ class Written:
     collection: str
     modality: str | None = None
     error: Problem | None = None
+    truncated: bool = False
+    """Whether the text was cut, or the file ends early or is damaged in places, and what can be read of it is stored."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ def classified(data: Mapping[str, Any]) -> Classified:
 
 
 def written(data: Mapping[str, Any]) -> Written:
-    return Written(data["id"], data["collection"], data.get("modality"), problem(data.get("error")))
+    return Written(data["id"], data["collection"], data.get("modality"), problem(data.get("error")), data.get("truncated", False))
 
 
 def item(data: Mapping[str, Any]) -> Item:

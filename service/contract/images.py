@@ -268,7 +268,7 @@ class _Picture:
     @functools.cached_property
     def _extremes(self) -> tuple[float, float]:
         """The smallest and the largest sample, where samples are numbers of any size."""
-        if self.image.mode not in ("I", "F", "L") and not self.image.mode.startswith("I;16"):
+        if self.image.mode not in ("I", "F", "L"):
             return 0.0, 255.0
         smallest, largest = self.image.getextrema()
         return float(smallest), float(largest)  # type: ignore[arg-type]

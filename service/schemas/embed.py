@@ -44,8 +44,8 @@ class Embedding(BaseModel):
     embedding: list[float] | list[int] | str | None = None
     truncated: bool = Field(
         default=False,
-        description="The text was cut to the tower's length; or the file of an image or a sound ends early or is damaged "
-        "in places, and what can be read of it was embedded.",
+        description="The text was cut to the tower's length; or the file of an image or a sound ends early or is "
+        "damaged in places, and what can be read of it was embedded.",
     )
     error: InputProblem | None = None
 

@@ -63,6 +63,8 @@ class Entry:
     preview: Preview | None = None
     moments: Sequence[Moment] = ()
     """Of a video; written by service.moments, beside it."""
+    truncated: bool = False
+    """Whether only a part of what was given is in the vector; told to who wrote it, and not stored."""
 
 
 @dataclass(slots=True)  # a frozen one takes four times as long to make, and a search makes many

@@ -150,7 +150,7 @@ class TestReading:
             png_of(noise()),
         ):
             assert container_of(data) is None
-            with pytest.raises(UnsupportedMedia, match="not a video"):
+            with pytest.raises(UnsupportedMedia, match="nor a video"):
                 read_video(data, IMAGE, RATE)
 
     def test_any_bytes_after_a_true_beginning(self):
