@@ -193,8 +193,8 @@ def on(ground: int, image: Image.Image) -> bytes:
     return saved(Image.alpha_composite(plain, image.convert("RGBA")).convert("RGB"))
 
 
-def images(seed: int) -> Iterator[Sample]:
-    photo = scene(seed)
+def images(seed: int, size: tuple[int, int] = (480, 320)) -> Iterator[Sample]:
+    photo = scene(seed, size)
     plain, grey = saved(photo), saved(photo.convert("L"))
 
     def right(name: str, data: bytes, like: bytes = plain, least: float = 0.99, **more: Any) -> Sample:
@@ -204,7 +204,7 @@ def images(seed: int) -> Iterator[Sample]:
         return Sample(name, data, "image", refused=code)
 
     yield right("photo.heic", saved(photo, "HEIC"))
-    yield right("tiles.heic", saved(photo, "HEIC", tile=128))
+    yield right("tiles.heic", saved(photo, "HEIC", tile=64))
     for orientation in (3, 5, 6):
         turned_photo = lying(photo, orientation)
         for format in ("HEIC", "AVIF", "JPEG", "WEBP", "PNG", "TIFF"):

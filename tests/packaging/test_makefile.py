@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 TARGETS = {
     *("audit", "bench", "bench-gpu", "bench-store", "chaos", "check", "clean", "crash", "demo", "docs", "fuzz"),
-    *("help", "hostile", "openapi", "rolling", "sbom", "screenshots", "serve", "settings", "starter", "test"),
+    *("field", "help", "hostile", "openapi", "rolling", "sbom", "screenshots", "serve", "settings", "starter", "test"),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()}
