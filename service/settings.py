@@ -32,7 +32,7 @@ class Limits(BaseModel):
     image_pixels: int = 40_000_000
     audio_bytes: int = 45_000_000
     audio_seconds: float = 1_800.0
-    audio_decoded_bytes: int = 2**31
+    audio_decoded_bytes: int = 2**30
     audio_channels: int = 8
     text_chars: int = 32_000
     inputs: int = 256
@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     """Of one sound's file: half an hour of MP3 at 192 kbit/s, and as base64 less than a body."""
     max_audio_seconds: float = Field(default=1_800.0, gt=0)
     """Of one sound."""
-    max_audio_decoded_bytes: int = Field(default=2**31, gt=0)
+    max_audio_decoded_bytes: int = Field(default=2**30, gt=0)
     """Of one sound, decoded, all channels: what is gone through block by block, and never held."""
     max_audio_channels: int = Field(default=8, gt=0)
     """Of one sound."""

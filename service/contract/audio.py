@@ -45,7 +45,7 @@ T = TypeVar("T")
 class AudioLimits:
     max_bytes: int = 45_000_000
     max_seconds: float = 1_800.0
-    max_decoded_bytes: int = 2**31
+    max_decoded_bytes: int = 2**30
     """Of the decoded float32 samples, all channels together, at the file's own rate: work, for they are not held."""
     max_channels: int = 8
 

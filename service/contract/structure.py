@@ -20,7 +20,7 @@ MAX_PARTS = 20_000
 MAX_LOOSE = 65_536
 """Bytes between the parts, which belong to none."""
 MAX_TAGS = 4_096
-"""Of a TIFF or EXIF directory."""
+"""Of the directory of a TIFF; of that of EXIF no more are read."""
 MAX_COEFFICIENTS = 100_000_000
 """Of a JPEG that has to be held whole, 2 bytes each: 40 megapixels, or 33 where no colour is subsampled."""
 MAX_SCANNED = 2**32
@@ -123,8 +123,6 @@ def _jpeg(data: bytes) -> None:
             place = found + 2 + length
             if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
                 coefficients, whole = _coefficients(body), marker in _PROGRESSIVE
-            elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
-                look_over_tags(body[6:])
             elif marker == 0xDA:
                 break
         if parts > MAX_PARTS or loose > MAX_LOOSE:
@@ -186,7 +184,7 @@ def _bmp(data: bytes) -> None:
 
 
 def look_over_tags(data: bytes) -> None:
-    """The directory of a TIFF, or of EXIF, which is one. Raises BadMedia where it has too many tags."""
+    """The directory of a TIFF. Raises BadMedia where it has too many tags."""
     order = ">" if data.startswith(b"MM") else "<"
     large = data[2:4] in (b"+\0", b"\0+")
     where, count = ("Q", "Q") if large else ("I", "H")
