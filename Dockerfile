@@ -11,7 +11,7 @@ ENV PATH=/opt/isthmus/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 # The dependencies first: the layer is built again only when they change, not when the code does.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY service/__init__.py service/__init__.py
-RUN pip install --no-cache-dir -c constraints.txt '.[cpu,milvus,otel]'
+RUN pip install --no-cache-dir -c constraints.txt '.[cpu,heif,milvus,otel]'
 COPY isthmus_client isthmus_client
 COPY service service
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
@@ -48,7 +48,7 @@ RUN apt-get update \
 ENV PATH=/opt/isthmus/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY service/__init__.py service/__init__.py
-RUN pip install --no-cache-dir -c constraints.txt '.[gpu,milvus,otel]'
+RUN pip install --no-cache-dir -c constraints.txt '.[gpu,heif,milvus,otel]'
 COPY isthmus_client isthmus_client
 COPY service service
 RUN pip install --no-cache-dir --no-deps --force-reinstall .

@@ -8,8 +8,8 @@ INSTALLED := $(VENV)/.installed
 STARTER := build/starter/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check docs settings openapi bench bench-gpu bench-store chaos consistency crash fuzz hostile \
-	rolling starter audit sbom redis tools clean
+.PHONY: help demo serve test check docs settings openapi bench bench-gpu bench-store chaos consistency crash field fuzz \
+	hostile rolling starter audit sbom redis tools clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -61,6 +61,9 @@ consistency: $(STARTER) $(INSTALLED) ## search 20,000 times in each way while it
 
 hostile: $(STARTER) $(INSTALLED) ## send the server what is made to hurt, and look at each answer, its time, and the memory it took
 	$(BIN)/python -m benchmarks.hostile
+
+field: $(STARTER) $(INSTALLED) ## send files as people have them through every door, and look whether each is read as what it is
+	$(BIN)/python -m benchmarks.field
 
 fuzz: $(STARTER) $(INSTALLED) ## ask the server all that openapi.yaml allows and forbids; give the decoders damaged files
 	$(BIN)/python -m benchmarks.fuzz

@@ -271,7 +271,9 @@ OF_SOUNDS = _each(
             "wav that states 2**32 - 1 bytes",
             "wav that states 2**31 bytes",
             "wav of tiny samples",
-            "wav of 600 s",
+            "wav of 1,800 s",
+            "wav that states no bytes",
+            "flac of 300 MB decoded",
             "wav of gsm, which it is not",
             "wav of 2**31 cues",
             "wav of 2**31 loops",
@@ -290,12 +292,11 @@ OF_SOUNDS = _each(
         "media_too_large": [
             "wav of 9 channels",
             "wav of 1,024 channels",
-            "wav of 601 s",
+            "wav of 1,801 s",
             "wav of 25,000 s",
-            "flac of 20 minutes of silence",
-            "ogg of 20 minutes of silence",
-            "mp3 of 20 minutes of silence",
-            "flac of 300 MB decoded",
+            "flac of 40 minutes of silence",
+            "ogg of 40 minutes of silence",
+            "mp3 of 40 minutes of silence",
         ],
         "unsupported_media": [
             "wav of a rate of 0",
@@ -340,7 +341,6 @@ OF_SOUNDS = _each(
         "undecodable_media": [
             "wav of a rate of 999",
             "wav of a rate of 768,001",
-            "wav that states no bytes",
             "wav of samples that are no numbers",
             "wav of infinite samples",
             "wav of huge samples",
@@ -353,5 +353,5 @@ OF_SOUNDS = _each(
     }
 )
 
-LONG: Mapping[str, float] = {"wav of 600 s": 600.0}
+LONG: Mapping[str, float] = {"wav of 1,800 s": 1_800.0}
 """Seconds."""

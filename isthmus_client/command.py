@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from isthmus_client import Isthmus
 
 _QUERIES_AT_ONCE = 32
+_CUT = "the file ends early or is damaged in places: what can be read of it is stored"
 _MODALITIES = click.Choice(["image", "audio", "text"])
 
 
@@ -156,7 +157,7 @@ def search(
 @click.option("--json", "as_json", is_flag=True, help="One JSON object at the end.")
 @click.pass_context
 def index(context: click.Context, /, folder: Path, collection: str, again: bool, as_json: bool) -> None:
-    """Store the images and sounds of a folder and its subfolders.
+    """Store the images, sounds and videos of a folder and its subfolders.
 
     Each is called by its path in the folder. Stopped and run again, it goes on; what is new or changed since is sent.
     What cannot be read is named, and the rest is stored.
@@ -177,6 +178,8 @@ def index(context: click.Context, /, folder: Path, collection: str, again: bool,
                 if outcome.error:
                     failed += 1
                     click.echo(f"error: {outcome.id}: {outcome.error.detail}", err=True)
+                elif outcome.truncated:
+                    click.echo(f"warning: {outcome.id}: {_CUT}", err=True)
     counts = {"indexed": len(fresh) - failed, "failed": failed, "already": len(files) - len(fresh)}
     if as_json:
         click.echo(json.dumps(counts))

@@ -79,6 +79,8 @@ class Written:
     collection: str
     modality: str | None = None
     error: Problem | None = None
+    truncated: bool = False
+    """Whether the text was cut, or the file ends early or is damaged in places: what can be read of it is stored."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,8 @@ def classified(data: Mapping[str, Any]) -> Classified:
 
 
 def written(data: Mapping[str, Any]) -> Written:
-    return Written(data["id"], data["collection"], data.get("modality"), problem(data.get("error")))
+    error, truncated = problem(data.get("error")), data.get("truncated", False)
+    return Written(data["id"], data["collection"], data.get("modality"), error, truncated)
 
 
 def item(data: Mapping[str, Any]) -> Item:

@@ -51,6 +51,7 @@ def examine(bundle: str | None = None, store: str | None = None, port: str | Non
     yield _python()
     lacking = yield from _packages()
     yield from _runtimes()
+    yield from _readers()
     if lacking:
         yield Check("the rest", "missing", "cannot be looked at before the packages are there")
         return
@@ -91,11 +92,26 @@ def _packages() -> Generator[Check, None, bool]:
     if find_spec("onnxruntime") is None:
         lacking.append("onnxruntime or onnxruntime-gpu")
     if lacking:
-        step = "pip install 'isthmus[cpu]' (or [gpu]; in a checkout: pip install -c constraints.txt -e '.[cpu]')"
+        here = "pip install -c constraints.txt -e '.[cpu,heif]'"
+        step = f"pip install 'isthmus[cpu,heif]' (or [gpu,heif]; in a checkout: {here})"
         yield Check("packages", "missing", ", ".join(lacking), step)
     else:
         yield Check("packages", "ok", f"all {len(PACKAGES) + 2} that serving needs")
     return bool(lacking)
+
+
+def _readers() -> Iterator[Check]:
+    """What reads files that not every server has to read."""
+    from importlib.util import find_spec
+
+    for name, module, what, extra in (
+        ("heic", "pillow_heif", "HEIC images", "heif"),
+        ("video", "av", "videos, and sounds like AAC, M4A, 3GP and WebM", "video"),
+    ):
+        if find_spec(module) is None:
+            yield Check(name, "note", f"{what} are refused", f"to read them: pip install 'isthmus[{extra}]'")
+        else:
+            yield Check(name, "ok", f"{what} are read")
 
 
 def _runtimes() -> Iterator[Check]:
@@ -118,7 +134,7 @@ def _runtimes() -> Iterator[Check]:
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     gpu = Path("/proc/driver/nvidia").exists()
     if gpu and "CUDA" not in providers:
-        step = "for the GPU: pip uninstall onnxruntime faiss-cpu, then pip install 'isthmus[gpu]'"
+        step = "for the GPU: pip uninstall onnxruntime faiss-cpu, then pip install 'isthmus[gpu,heif]'"
         yield Check("onnxruntime", "note", f"{said} on {', '.join(providers)}: the GPU here is not used", step)
     else:
         yield Check("onnxruntime", "ok", f"{said} on {', '.join(providers)}")

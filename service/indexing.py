@@ -50,7 +50,11 @@ async def index_items(
             answers.append(RefusedItem(id=item.id, collection=item.collection, index=index, error=error))
         else:
             modality = cast(StoredModality, result.modality)
-            answers.append(StoredItem.model_construct(id=item.id, collection=item.collection, modality=modality))
+            answers.append(
+                StoredItem.model_construct(
+                    id=item.id, collection=item.collection, modality=modality, truncated=result.truncated
+                )
+            )
     if entries := [each for each in made if isinstance(each, Entry)]:
         with timed("write"):
             await store.upsert(entries)
@@ -84,7 +88,7 @@ async def embed_items(
                 raise InputFailed(index, result, field="items")
             made.append(result)
         elif isinstance(result, Embedded):
-            made.append(_entry(item, result.kind, result.vector, result.moments))
+            made.append(replace(_entry(item, result.kind, result.vector, result.moments), truncated=result.truncated))
         else:
             made.append(_entry(item, item.modality or "vector", result))
     if tokens is not None and tokens.available and keeping:

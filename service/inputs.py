@@ -26,7 +26,7 @@ from service.errors import BodyTooLarge, InputFailed, MalformedRequest, Unsuppor
 from service.fetch import Fetcher, Fetches, fetching
 from service.pipeline import Embedded, Embedder, Input, Media, TokenIds
 from service.schemas import exact_json
-from service.schemas.inputs import AnyInput, File, size_of, to_input, url_of
+from service.schemas.inputs import AnyInput, File, is_opened, size_of, to_input, url_of
 from service.settings import Settings
 from service.timings import timed
 from service.videos import Video
@@ -125,7 +125,8 @@ async def to_inputs(values: Sequence[AnyInput | TokenIds], role: Role = "query")
     def convert() -> list[Input | Video | InputError]:
         return [fetched[at] if at in fetched else _to_input(value, role) for at, value in enumerate(values)]
 
-    if sum(size_of(value) for at, value in enumerate(values) if at not in fetched) <= _SMALL:
+    waiting = [value for at, value in enumerate(values) if at not in fetched]
+    if sum(map(size_of, waiting)) <= _SMALL and not any(map(is_opened, waiting)):
         return convert()
     return await asyncio.to_thread(convert)
 

@@ -20,7 +20,6 @@ from service.cache import Cache, MemoryCache, RedisCache, check_redis
 from service.channel import Runs
 from service.classify import Classifier
 from service.contract.bundle import Bundle, Manifest, Modality, read_bundle
-from service.contract.images import ImageLimits
 from service.fetch import Fetcher, Ways, ways
 from service.jobs import Jobs, open_jobs
 from service.jobs import Opened as OpenedJobs
@@ -172,7 +171,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 closing.push_async_callback(asyncio.to_thread, tracing.close)
             closing.push_async_callback(store.close)
             models: dict[str, Model] = {}
-            limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+            limits = settings.limits.of_images
             for each in opened.models:
                 manifest = each.bundle.manifest
                 cache = open_cache(settings, manifest, metrics, models=len(opened.models))

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.batcher import Budget
-from service.contract.audio import AudioLimits, decode_audio
+from service.contract.audio import hear
 from service.contract.bundle import Bundle, BundleError, Modality
 from service.contract.errors import InputError
-from service.contract.images import ImageLimits, ImagePreprocessing, preprocess_image, read_image
+from service.contract.images import ImagePreprocessing, preprocess_image, see_image
 from service.contract.sounds import AudioPreprocessing, Sound
 from service.contract.tokens import Role, TextPreprocessing, TextTokenizer, Tokens, pad_tokens
 from service.settings import Settings
@@ -78,13 +78,14 @@ def handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling
 
 
 def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
-    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+    limits = settings.limits.of_images
 
     def prepare(content: Content) -> Prepared:
         if isinstance(content, np.ndarray):
             return Prepared(content, size=1)
         assert isinstance(content, bytes)
-        return Prepared(read_image(content, spec, limits), size=1)
+        seen = see_image(content, spec, limits)
+        return Prepared(seen.pixels, size=1, truncated=seen.cut)
 
     def collate(pixels: Sequence[NDArray[np.float32]]) -> Arrays:
         return dict(zip(spec.inputs, (np.stack(pixels),), strict=True))
@@ -95,22 +96,17 @@ def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
 
 
 def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
-    limits = AudioLimits(
-        settings.max_audio_bytes,
-        settings.max_audio_seconds,
-        settings.max_audio_decoded_bytes,
-        settings.max_audio_channels,
-    )
+    limits = settings.limits.of_sounds
 
-    def prepared(waveform: NDArray[np.float32]) -> Prepared:
-        sound = spec.prepare(waveform)
-        return Prepared(sound, size=spec.milliseconds(sound))
+    def prepared(sound: Sound, cut: bool = False) -> Prepared:
+        return Prepared(sound, size=spec.milliseconds(sound), truncated=cut)
 
     def prepare(content: Content) -> Prepared:
         if isinstance(content, np.ndarray):
-            return prepared(content)
+            return prepared(spec.prepare(content))
         assert isinstance(content, bytes)
-        return prepared(decode_audio(content, spec.sampling_rate, limits))
+        heard = hear(content, spec.sampling_rate, limits, spec.prepare_blocks)
+        return prepared(heard.value, heard.cut)
 
     def collate(sounds: Sequence[Sound]) -> Arrays:
         return dict(zip(spec.inputs, spec.collate(sounds), strict=True))
@@ -118,7 +114,7 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
     seconds = np.arange(spec.sampling_rate // 2) / spec.sampling_rate
     tone = (0.1 * np.sin(2 * np.pi * 440.0 * seconds)).astype(np.float32)
     budget = Budget(round(1_000 * settings.batch_audio_seconds), spec.padded, near=_NEAR_MS)
-    return Handling(prepare, collate, lambda _: budget, prepared(tone))
+    return Handling(prepare, collate, lambda _: budget, prepared(spec.prepare(tone)))
 
 
 def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings) -> Handling:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from service.batcher import Answer
 from service.cache import Cache, Entry, key_of
 from service.channel import Channel, Open, Runs, opener
-from service.contract.audio import AudioLimits
 from service.contract.bundle import Bundle, Manifest, Modality
 from service.contract.errors import InputError, UnsupportedMedia
 from service.contract.videos import VideoLimits
@@ -140,12 +139,6 @@ class Embedder:
             settings.max_video_pixels,
             settings.max_audio_channels,
             settings.video_frames,
-        )
-        self.audio_limits = AudioLimits(
-            settings.max_audio_bytes,
-            settings.max_audio_seconds,
-            settings.max_audio_decoded_bytes,
-            settings.max_audio_channels,
         )
         self.long_sounds = {True: asyncio.Semaphore(1), False: asyncio.Semaphore(max(1, settings.decode_workers // 2))}
         """Sounds that are in memory while their moments are embedded; those in the background by themselves."""

@@ -9,7 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.contract.audio import AudioLimits
 from service.contract.bundle import MODALITIES, Modality
+from service.contract.images import ImageLimits
 from service.contract.signature import SignatureError, public_key
 from service.providers import Gpus
 
@@ -25,12 +27,12 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    body_bytes: int = 20_000_000
-    image_bytes: int = 10_000_000
+    body_bytes: int = 64_000_000
+    image_bytes: int = 25_000_000
     image_pixels: int = 40_000_000
-    audio_bytes: int = 25_000_000
-    audio_seconds: float = 600.0
-    audio_decoded_bytes: int = 256 * 2**20
+    audio_bytes: int = 45_000_000
+    audio_seconds: float = 1_800.0
+    audio_decoded_bytes: int = 2**30
     audio_channels: int = 8
     text_chars: int = 32_000
     inputs: int = 256
@@ -40,6 +42,14 @@ class Limits(BaseModel):
     def openai_inputs(self) -> int:
         """By default the 2,048 that OpenAI's endpoint takes, and that clients fill."""
         return 8 * self.inputs
+
+    @property
+    def of_images(self) -> ImageLimits:
+        return ImageLimits(self.image_bytes, self.image_pixels)
+
+    @property
+    def of_sounds(self) -> AudioLimits:
+        return AudioLimits(self.audio_bytes, self.audio_seconds, self.audio_decoded_bytes, self.audio_channels)
 
 
 class Settings(BaseSettings):
@@ -140,22 +150,23 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(default=256 * 2**20, ge=0)
     """Of the in-process cache, used where there is no Redis."""
 
-    max_body_bytes: int = Field(default=20_000_000, gt=0)
+    max_body_bytes: int = Field(default=64_000_000, gt=0)
     """Of one request; past it, 413."""
     max_bodies_bytes: int = Field(default=400_000_000, gt=0)
     """Of all requests that are being read or answered, together; past it, 429 before a body is read."""
     max_unsent_bytes: int = Field(default=128_000_000, gt=0)
     """Of answers that clients have not read yet, together; past it, who has been behind for the longest is cut off."""
-    max_image_bytes: int = Field(default=10_000_000, gt=0)
+    max_image_bytes: int = Field(default=25_000_000, gt=0)
     """Of one image's file."""
     max_image_pixels: int = Field(default=40_000_000, gt=0)
-    """Of one image: width × height."""
-    max_audio_bytes: int = Field(default=25_000_000, gt=0)
-    """Of one sound's file."""
-    max_audio_seconds: float = Field(default=600.0, gt=0)
+    """Of one image, as it is decoded: width × height. A JPEG is decoded at a half, a quarter or an eighth of its sides
+    where the tower takes no more, and only those pixels count."""
+    max_audio_bytes: int = Field(default=45_000_000, gt=0)
+    """Of one sound's file: half an hour of MP3 at 192 kbit/s, and as base64 less than a body."""
+    max_audio_seconds: float = Field(default=1_800.0, gt=0)
     """Of one sound."""
-    max_audio_decoded_bytes: int = Field(default=256 * 2**20, gt=0)
-    """Of one sound, decoded, all channels."""
+    max_audio_decoded_bytes: int = Field(default=2**30, gt=0)
+    """Of one sound, decoded, all channels: what is gone through block by block, and never held."""
     max_audio_channels: int = Field(default=8, gt=0)
     """Of one sound."""
     max_video_bytes: int = Field(default=100_000_000, gt=0)

@@ -59,7 +59,7 @@ async def _with_moments(embedder: Embedder, sound: Media, whole: Embedded, backg
         if 0 < stated_seconds(sound.data, embedder.limits) <= STRETCH_S:
             return []  # the common case is not decoded again
         try:
-            waveform = decode_audio(sound.data, rate, embedder.audio_limits)
+            waveform = decode_audio(sound.data, rate, embedder.limits.of_sounds)
         except InputError:  # the whole is embedded; its moments are not worth its failing
             return []
         found = stretches(len(waveform), rate)

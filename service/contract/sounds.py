@@ -6,7 +6,7 @@ carries whole, and knows how to apply itself.
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,10 @@ Waveform = NDArray[np.float32]
 
 STRETCH_S = 10.0
 """A longer sound has moments of this length, and what is silent in it has no part in its vector."""
-_BLOCK_S = 1.0
 _SILENT = 1e-2
-"""A block is silent where it deviates from its mean by so much of what the loudest one does: 40 dB below."""
+"""A second is silent where it deviates from its mean by so much of what the loudest one does: 40 dB below."""
+_SPARE = 4_096
+"""Samples of room beside those that a header states: a resampler rounds, and has a delay."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,10 @@ class AudioPreprocessing(BaseModel, ABC):
     def rows_of(self, waveform: Waveform) -> Sound:
         """As `prepare`, silence included."""
 
+    def prepare_blocks(self, blocks: Iterator[Waveform], about: int) -> Sound:
+        """As `prepare`, of a waveform that comes in blocks, of about so many samples in all."""
+        return self.prepare(gathered(blocks, about))
+
     @abstractmethod
     def heard(self, rows: NDArray[np.float32]) -> int:
         """Samples that the tower hears in each of these rows (P, …), padding included and overlap left out."""
@@ -103,14 +108,36 @@ def audible(waveform: Waveform, sampling_rate: int) -> Waveform:
     is."""
     if len(waveform) <= STRETCH_S * sampling_rate:
         return waveform
-    size = int(_BLOCK_S * sampling_rate)
-    blocks = [waveform[start : start + size] for start in range(0, len(waveform), size)]
-    # Deviations, in float64: a constant is silence, and the squares of a float file may overflow.
-    loudness = np.array([block.std(dtype=np.float64) for block in blocks])
-    heard = loudness > _SILENT * loudness.max()
-    if heard.all() or not heard.any():
+    blocks = list(seconds(iter([waveform]), sampling_rate))
+    heard = audible_seconds([loudness(block) for block in blocks])
+    if heard.all():
         return waveform
     return np.concatenate([block for block, kept in zip(blocks, heard, strict=True) if kept])
+
+
+def seconds(blocks: Iterator[Waveform], sampling_rate: int) -> Iterator[Waveform]:
+    """A waveform that comes in blocks, second by second."""
+    waiting = np.zeros(0, np.float32)
+    for block in blocks:
+        waiting = np.concatenate([waiting, block]) if len(waiting) else block
+        whole = len(waiting) // sampling_rate * sampling_rate
+        for start in range(0, whole, sampling_rate):
+            yield waiting[start : start + sampling_rate]
+        waiting = waiting[whole:]
+    if len(waiting):
+        yield waiting
+
+
+def loudness(block: Waveform) -> float:
+    """The deviation from the mean, in float64: a constant is silence, and the squares of a float file may overflow."""
+    return float(block.std(dtype=np.float64))
+
+
+def audible_seconds(levels: Sequence[float]) -> NDArray[np.bool_]:
+    """Which seconds of a sound of more than STRETCH_S are not silent, by their loudness; all where there is nothing
+    else."""
+    heard = np.asarray(levels) > _SILENT * max(levels, default=0.0)
+    return heard if len(levels) > STRETCH_S and heard.any() else np.ones(len(levels), np.bool_)
 
 
 def stretches(samples: int, sampling_rate: int) -> list[tuple[int, int]]:
@@ -121,6 +148,34 @@ def stretches(samples: int, sampling_rate: int) -> list[tuple[int, int]]:
     if len(starts) > 1 and samples - starts[-1] < sampling_rate:
         starts.pop()
     return list(itertools.pairwise([*starts, samples]))
+
+
+class _Growing:
+    """Samples that arrive in blocks, held once: there is room for what a header states, and more where it lies."""
+
+    def __init__(self, room: int) -> None:
+        self._samples, self._held = np.empty(room, np.float32), 0
+
+    def append(self, block: Waveform) -> None:
+        after = self._held + len(block)
+        if after > len(self._samples):
+            self._samples = np.concatenate([self._samples[: self._held], np.empty(max(after, self._held), np.float32)])
+        self._samples[self._held : after] = block
+        self._held = after
+
+    @property
+    def whole(self) -> Waveform:
+        """A view would hold what a header states and the file has not."""
+        samples = self._samples[: self._held]
+        return samples if 2 * self._held > len(self._samples) else samples.copy()
+
+
+def gathered(blocks: Iterator[Waveform], about: int) -> Waveform:
+    """Blocks of a waveform, of about so many samples in all, as one."""
+    samples = _Growing(about + _SPARE)
+    for block in blocks:
+        samples.append(block)
+    return samples.whole
 
 
 def cut(samples: int, window: int, hop: int, least: int) -> list[tuple[int, int]]:

@@ -43,7 +43,11 @@ class Embedding(BaseModel):
     index: int
     modality: Literal["image", "audio", "text", "video"] | None = None
     embedding: list[float] | list[int] | str | None = None
-    truncated: bool = Field(default=False, description="The text was cut to the tower's length.")
+    truncated: bool = Field(
+        default=False,
+        description="The text was cut to the tower's length; or the file of an image or a sound ends early or is "
+        "damaged in places, and what can be read of it was embedded.",
+    )
     unknown: float = Field(
         default=0.0,
         description="The share of the text's words and signs that the model's tokenizer does not know, 0 to 1; a text "

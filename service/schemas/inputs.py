@@ -20,10 +20,10 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
+from service.contract.containers import UNKNOWN, container_of, is_footage
 from service.contract.errors import BadMedia, InputError, UnsupportedMedia
 from service.contract.structure import is_picture, is_sound
 from service.contract.tokens import Role
-from service.contract.videos import container_of
 from service.errors import FetchDisabled
 from service.pipeline import Input, Media, Text, TokenIds
 from service.settings import Limits
@@ -175,7 +175,7 @@ def to_input(value: AnyInput | TokenIds, role: Role = "query") -> Input | Video:
             case None:
                 return Text(value, role)
             case "video":
-                return Video(media_bytes(value))
+                return of_video(media_bytes(value))
             case "file":
                 return of_file(media_bytes(value))
             case kind:
@@ -192,7 +192,7 @@ def to_input(value: AnyInput | TokenIds, role: Role = "query") -> Input | Video:
     if isinstance(value, AudioInput):
         return Media("audio", media_bytes(value.audio))
     if isinstance(value, VideoInput):
-        return Video(media_bytes(value.video))
+        return of_video(media_bytes(value.video))
     return of_file(value.data)
 
 
@@ -213,6 +213,11 @@ def uri_kind(text: str) -> Literal["image", "audio", "video", "file"] | None:
         if header.startswith(f"data:{kind}/"):
             return kind
     return "file" if header.endswith(";base64") else None
+
+
+def of_video(data: bytes) -> Media | Video:
+    """What was sent as a video: a container without moving pictures is a sound."""
+    return Media("audio", data) if container_of(data) is not None and not is_footage(data) else Video(data)
 
 
 def url_of(value: AnyInput | TokenIds) -> tuple[Literal["image", "audio"], str] | None:
@@ -241,6 +246,13 @@ def size_of(value: AnyInput | TokenIds) -> int:
     return len(value.data) if isinstance(value, File) else 0
 
 
+def is_opened(value: AnyInput | TokenIds) -> bool:
+    """Whether `to_input` opens the file to tell what it is, which is not for the event loop."""
+    if isinstance(value, str):
+        return uri_kind(value) in ("video", "file")
+    return isinstance(value, VideoInput) or (isinstance(value, File) and container_of(value.data) is not None)
+
+
 def media_bytes(text: str) -> bytes:
     """base64 (standard or URL-safe, white space allowed) or a base64 data: URI → bytes. Raises InputError."""
     if _is_url(text):
@@ -260,11 +272,14 @@ def media_bytes(text: str) -> bytes:
 
 
 def sniff(data: bytes) -> Literal["image", "audio", "video"]:
-    """What a file is, by its first bytes. Raises UnsupportedMedia where it is neither image, sound nor video."""
+    """What a file is, by its first bytes; of a container, by whether it holds moving pictures, for which it is opened.
+
+    Raises UnsupportedMedia where it is neither image, sound nor video.
+    """
     if is_picture(data):
         return "image"
     if is_sound(data):
         return "audio"
     if container_of(data) is not None:
-        return "video"
-    raise UnsupportedMedia("neither an image, a sound nor a video in a format that is read here")
+        return "video" if is_footage(data) else "audio"
+    raise UnsupportedMedia(UNKNOWN)

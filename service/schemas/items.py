@@ -283,6 +283,7 @@ class StoredItem(BaseModel):
     id: str
     collection: str
     modality: StoredModality
+    truncated: bool = Field(default=False, description="As in POST /embed.")
 
 
 class RefusedItem(BaseModel):

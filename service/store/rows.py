@@ -66,6 +66,8 @@ class Entry:
     preview: Preview | None = None
     moments: Sequence[Moment] = ()
     """Of a video or a long sound; a store keeps them beside it (store/moments.py)."""
+    truncated: bool = False
+    """Whether only a part of what was given is in the vector; told to who wrote it, and not stored."""
 
 
 @dataclass(slots=True)  # a frozen one takes four times as long to make, and a search makes many

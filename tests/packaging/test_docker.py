@@ -69,7 +69,7 @@ def test_a_final_stage_is_lean_and_unprivileged(stages: dict[str, Stage], name: 
     stage = stages[name]
     assert {source for source, _, _ in stage.copies} == {"starter", "rootfs" if name == "cpu" else "gpu-builder"}
     built_by = " ".join(value for _, value in lineage(stages, next(s for s, _, _ in stage.copies if s != "starter")))
-    assert f".[{name},milvus,otel]" in built_by
+    assert f".[{name},heif,milvus,otel]" in built_by
     for unwanted in ("[train", "torch", "transformers"):
         assert unwanted not in built_by
     assert stage.values("USER") == ["10001:10001"]

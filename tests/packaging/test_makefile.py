@@ -28,6 +28,7 @@ TARGETS = {
         "crash",
         "demo",
         "docs",
+        "field",
         "fuzz",
     ),
     *("help", "hostile", "openapi", "rolling", "sbom", "screenshots", "serve", "settings", "starter", "test"),

@@ -30,7 +30,18 @@ def test_a_machine_that_can_serve(bundle_dir: Path, tmp_path: Path, free_port: i
     found = checked(bundle_dir, tmp_path / "store", free_port)
     assert {name: each.state for name, each in found.items() if each.state == "missing"} == {}
     assert list(found) == [
-        *("python", "packages", "onnxruntime", "settings", "bundle", "tower.image", "tower.audio", "tower.text"),
+        *(
+            "python",
+            "packages",
+            "onnxruntime",
+            "heic",
+            "video",
+            "settings",
+            "bundle",
+            "tower.image",
+            "tower.audio",
+            "tower.text",
+        ),
         *("store", "redis", "port", "disk", "memory"),
     ]
     assert "CPUExecutionProvider" in found["tower.text"].detail

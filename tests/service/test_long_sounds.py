@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from service import moments
 from service.contract.patches import LogMelPatches
 from service.contract.sounds import audible, stretches
 from service.contract.waveforms import Waveforms
@@ -150,10 +149,10 @@ def test_many_sounds_in_either_store(open_store: Callable[..., Any], tmp_path: A
         film = Entry(
             "default", "v", "video", {}, vector_of("v"), moments=(Moment("image", 0.0, 1.0, vector_of("frame")),)
         )
-        await moments.upsert(store, [sound("a", "1", "2", "3"), sound("b", "4"), *short, film])
+        await store.upsert([sound("a", "1", "2", "3"), sound("b", "4"), *short, film])
 
         async def found(text: str, count: int = 1, **asked: Any) -> list[tuple[str, float | None]]:
-            hits = (await moments.search(store, "default", vector_of(text)[None], count, **asked))[0]
+            hits = (await store.search("default", vector_of(text)[None], count, **asked))[0]
             return [(hit.item.id, hit.moment and hit.moment.start) for hit in hits]
 
         assert await found("2") == [("a", 10.0)]
@@ -162,9 +161,11 @@ def test_many_sounds_in_either_store(open_store: Callable[..., Any], tmp_path: A
         assert "a" not in {id for id, _ in await found("2", 30, modalities=["video"])}
         everything = dict(await found("s3", 50))
         assert len(everything) == 23 and everything["s3"] is None
+        [best] = await store.search("default", vector_of("2")[None], 1, by_modality=True)
+        assert {hit.item.modality: hit.item.id for hit in best if hit.moment} == {"audio": "a", "video": "v"}
         assert everything["a"] is not None and everything["b"] == 0.0
         assert (await found("whole a"))[0][0] == "a" and (await found("whole a"))[0][1] is not None
-        await moments.delete(store, "default", ["a"])
+        await store.delete("default", ["a"])
         assert "a" not in dict(await found("2", 50))
 
     in_store(open_store, tmp_path, run)

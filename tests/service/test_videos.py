@@ -98,9 +98,9 @@ class TestReading:
     @pytest.mark.parametrize(
         ("limits", "said"),
         [
-            (VideoLimits(max_bytes=100), "larger than 100 bytes"),
-            (VideoLimits(max_seconds=3.0), "longer than 3 s"),
-            (VideoLimits(max_pixels=1_000), "more than 1000 pixels"),
+            (VideoLimits(max_bytes=100), "more than the 100 of ISTHMUS_MAX_VIDEO_BYTES"),
+            (VideoLimits(max_seconds=3.0), "longer than the 3 s of"),
+            (VideoLimits(max_pixels=1_000), "1,024 pixels, more than the 1,000 of"),
             (VideoLimits(max_channels=1), "more than 1 channels"),
         ],
     )
@@ -149,7 +149,7 @@ class TestReading:
             png_of(noise()),
         ):
             assert container_of(data) is None
-            with pytest.raises(UnsupportedMedia, match="not a video"):
+            with pytest.raises(UnsupportedMedia, match="nor a video"):
                 read_video(data, IMAGE, RATE)
 
     def test_any_bytes_after_a_true_beginning(self):
