@@ -104,11 +104,13 @@ class Workers:
         result: Result = await call.result
         return result
 
-    def close(self) -> None:
-        """Run what the threads were given, and stop. Blocks."""
+    def close(self, *, wait: bool = True) -> None:
+        """Run what the threads were given, and stop. Blocks until then, unless it is not to `wait`."""
         self._closed = True
         for _ in range(self._count):
             self._wake.put(None)
+        if not wait:
+            return
         for thread in list(self._threads):
             thread.join()
         self._give_up()

@@ -1,6 +1,8 @@
 """The map: its layout, and that it is made once for what a collection holds."""
 
 import asyncio
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ from hypothesis import strategies as st
 from sklearn.manifold import trustworthiness
 
 from service.contract.vectors import l2_normalise
-from service.projection import Maps, components, label, layout
+from service.errors import NotReady, Overloaded
+from service.projection import Map, Maps, Point, components, label, layout
 from service.store import Item
+from service.workers import stop_if_abandoned
 
 
 def clusters(seed=0, count=240, groups=8, dimensions=48, gap=3.0):
@@ -93,33 +97,91 @@ class Held:
         return [Item(collection, "a", "image", {"k": 1}, "", "", vector)], 7
 
 
-def test_a_map_is_made_once_until_something_is_written():
+def test_a_map_is_made_once_until_something_is_written_whatever_part_of_it_is_asked_for():
     async def scenario() -> None:
         store = Held()
         maps = Maps(store)
-        first, second = await asyncio.gather(maps.map("c", 10), maps.map("c", 10))
+        first, second = await asyncio.gather(maps.map("c", 10), maps.map("c", 20))
         assert first is second and store.asked == 1 and first.count == 7 and first.keys == ["k"]
+        for limit in range(1, 40):
+            await maps.map("c", limit)
+        assert store.asked == 1
         store.written += 1
         assert await maps.map("c", 10) is not first and store.asked == 2
-        for limit in range(20, 30):
-            await maps.map("c", limit)
-        assert await maps.map("c", 10) is not first and store.asked == 13, "few are remembered"
+        for name in "defg":
+            await maps.map(name, 10)
+        await maps.map("c", 10)
+        assert store.asked == 7, "few are remembered"
         for _ in range(2):
             with pytest.raises(RuntimeError):
                 await maps.map("broken", 10)
-        assert store.asked == 15, "a failure is not"
+        assert store.asked == 9, "a failure is not"
 
     asyncio.run(scenario())
 
 
-def test_who_gives_up_does_not_stop_a_map_that_others_wait_for():
+def test_a_part_of_a_map_is_the_same_each_time_and_lies_where_the_whole_does():
+    points = [Point(str(number), "image", {}) for number in range(100)]
+    whole = Map(points, np.arange(200.0).reshape(100, 2), 1_000, [])
+    part = whole.of_at_most(10)
+    assert part.count == 1_000 and len(part.points) == 10 and whole.of_at_most(100) is whole
+    assert [point.id for point in part.points] == [str(int(x) // 2) for x in part.places[:, 0]]
+    assert part.points == whole.of_at_most(10).points
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Layouts that go on until nobody waits for them."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def layout(*_):
+        begun.set()
+        try:
+            until = time.monotonic() + 10
+            while time.monotonic() < until:
+                stop_if_abandoned()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr("service.projection.layout", layout)
+    return begun, ended
+
+
+def test_one_map_is_made_at_a_time_and_given_up_when_nobody_waits_for_it(slow, monkeypatch):
+    begun, ended = slow
+
+    async def scenario() -> None:
+        store = Held()
+        maps = Maps(store)
+        hasty, patient = (asyncio.create_task(maps.map("c", 10)) for _ in range(2))
+        await asyncio.to_thread(begun.wait, 10)
+        for collection, written in (("d", 0), ("c", 1)):
+            store.written = written
+            with pytest.raises(Overloaded) as refused:
+                await maps.map(collection, 10)
+            assert refused.value.retry_after_s >= 1
+        hasty.cancel()
+        await asyncio.sleep(0)
+        assert not ended.is_set() and not patient.done(), "one still waits"
+        patient.cancel()
+        assert await asyncio.to_thread(ended.wait, 10)
+        monkeypatch.undo()
+        assert (await maps.map("c", 10)).count == 7
+
+    asyncio.run(scenario())
+
+
+def test_who_waits_for_a_map_at_the_end_is_answered(slow):
+    begun, ended = slow
+
     async def scenario() -> None:
         maps = Maps(Held())
-        hasty = asyncio.create_task(maps.map("c", 10))
-        patient = asyncio.create_task(maps.map("c", 10))
-        await asyncio.sleep(0)
-        hasty.cancel()
-        assert (await patient).count == 7
+        waiting = asyncio.create_task(maps.map("c", 10))
+        await asyncio.to_thread(begun.wait, 10)
+        maps.close()
+        with pytest.raises(NotReady):
+            await waiting
+        assert await asyncio.to_thread(ended.wait, 10)
 
     asyncio.run(scenario())
 
