@@ -20,6 +20,7 @@ from service.channel import Runs
 from service.classify import Classifier
 from service.contract.bundle import Bundle, Manifest, Modality, read_bundle
 from service.contract.images import ImageLimits
+from service.deadline import Deadline
 from service.fetch import Fetcher, Ways, ways
 from service.jobs import Jobs, open_jobs
 from service.jobs import Opened as OpenedJobs
@@ -236,6 +237,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 streamed={"/jobs": settings.max_job_bytes},
                 embedding={"/embed", "/v1/embeddings", "/classify"},
             ),
+            Middleware(Deadline, seconds=settings.request_deadline_s),
         ],
     )
     errors.install(app)

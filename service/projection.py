@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from service.contract.vectors import Vectors
 from service.errors import NotReady, Overloaded
+from service.once import Shared
 from service.store import Item, Store
 from service.workers import Workers, stop_if_abandoned
 
@@ -166,14 +167,11 @@ def _settled(
     return places
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class _Making:
-    """A map that is being made, and how many wait for it."""
-
     collection: str
     version: str
-    task: "asyncio.Task[Map]"
-    waiting: int = 0
+    made: Shared[Map]
 
 
 class Maps:
@@ -206,27 +204,19 @@ class Maps:
         """Answer who waits for a map with NotReady."""
         self._closed = True
         if self._making is not None:
-            self._making.task.cancel()
+            self._making.made.task.cancel()
         self._thread.close(wait=False)
 
     async def _awaited(self, collection: str, version: str) -> Map:
         making = self._making
-        if making is None:
-            task = asyncio.create_task(self._make(collection, version))
-            making = self._making = _Making(collection, version, task)
-            task.add_done_callback(lambda _: setattr(self, "_making", None))
+        if making is None or making.made.given_up:
+            making = self._making = _Making(collection, version, Shared(self._make(collection, version)))
         elif (making.collection, making.version) != (collection, version):
             raise Overloaded(
                 "another map is being made, and they are made one at a time",
                 retry_after_s=max(1, math.ceil(self._seconds)),
             )
-        making.waiting += 1
-        try:
-            return await asyncio.shield(making.task)
-        finally:
-            making.waiting -= 1
-            if not making.waiting:
-                making.task.cancel()
+        return await making.made.outcome()
 
     async def _make(self, collection: str, version: str) -> Map:
         began = time.monotonic()

@@ -7,6 +7,7 @@ of the store; with one, candidates come from the store and are put in order here
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -159,7 +160,8 @@ class Searcher:
                 with timed("rerank"):
                     await self._rerank(chosen, token_vectors[position], each, collection, ordering.rerank, explain)
             if ordering.diversity:
-                chosen = await asyncio.to_thread(_diversified, chosen, ordering.diversity, top_k)
+                diversifying = partial(_diversified, chosen, ordering.diversity, top_k)
+                chosen = await self._embedder.in_worker(diversifying)
             results.append(
                 [
                     Result(one.item, one.score, one.moment, _explanation(one, each, ordering) if explain else None)
@@ -237,7 +239,7 @@ class Searcher:
             similarity = ordering.deduplicate
             if candidates:
                 stacked = np.stack([one.vector for one in candidates])
-                kept = await asyncio.to_thread(distinct, stacked, similarity)
+                kept = await self._embedder.in_worker(partial(distinct, stacked, similarity))
                 candidates = [candidates[place] for place in kept]
             if len(candidates) >= wanted or exhausted or depth >= _DEEPEST:
                 return candidates[:wanted]
@@ -312,7 +314,7 @@ class Searcher:
                 one.score = (1 - rerank.weight) * one.corrected + rerank.weight * alike
             candidates.sort(key=lambda one: -one.score)
 
-        await asyncio.to_thread(work)
+        await self._embedder.in_worker(work)
 
     async def _query_tokens(self, asked: Sequence[_Asked], collection: str, field: str) -> list[list[Vectors]]:
         """For each query the token vectors (N, D) of each of its parts."""
