@@ -285,7 +285,7 @@ class Channel:
 
     async def _open_again(self) -> None:
         try:
-            there = await asyncio.to_thread(read_bundle, self._bundle.path, self._bundle.signers)
+            there = await asyncio.to_thread(read_bundle, self._bundle.path, self._bundle.signers, hashed=False)
             if there.manifest != self._bundle.manifest:
                 raise TowerError(f"{there.path} holds another bundle now: reload it")
             engine = await self.prepare(self._bundle)

@@ -95,7 +95,7 @@ _Version = tuple[int, int, int]
 
 
 def _read(path: Path, known: _Version | None) -> tuple[tuple[Key, ...], _Version]:
-    """The keys, none where the file is the `known` version, and the version, both of one open file. Raises KeysError."""
+    """The keys (none where it is the `known` version) and the version of one open file. Raises KeysError."""
     try:
         # One that does not wait: a named pipe would have nobody at its other end.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:

@@ -113,7 +113,7 @@ def open_parts(settings: Settings) -> Parts:
     fetching = ways(settings)
     models: dict[str, Opened] = {}
     for path in (settings.bundle, *settings.more_bundles):
-        bundle = read_bundle(path, settings.signers)
+        bundle = read_bundle(path, settings.signers, hashed=False)
         name = bundle.manifest.name
         if name in models:
             raise SettingsError(f"ISTHMUS_MORE_BUNDLES: {models[name].bundle.path} and {path} are both called {name!r}")

@@ -46,7 +46,7 @@ class Model:
         """
         async with self._reloading:
             try:
-                bundle = await asyncio.to_thread(read_bundle, self.path, self.bundle.signers)
+                bundle = await asyncio.to_thread(read_bundle, self.path, self.bundle.signers, hashed=False)
                 _check_same(self.manifest, bundle)
                 await self.embedder.replace(bundle)
             except (BundleError, TowerError, ValueError) as error:

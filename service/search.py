@@ -45,6 +45,8 @@ _CANCELLED = 1e-6
 """Length of a sum of unit vectors (the largest weight scaled to 1) below which its direction is rounding noise."""
 _DEEPEST = 4_000
 """Candidates of one query that are looked at, at most, for enough that are no repetitions."""
+_TOGETHER = 32
+"""Queries that the store is asked at once: between them others have their turn."""
 _STORED = ("image", "audio", "text", "vector", "video")
 
 
@@ -173,19 +175,23 @@ class Searcher:
     async def _nearest(
         self, asked: Sequence[_Asked], depth: int, scope: _Scope, *, with_vector: bool
     ) -> list[list[Hit]]:
-        own = [each.own for each in asked]
+        found: list[list[Hit]] = []
         with timed("index"):
-            return await moments.search(
-                self._store,
-                scope.collection,
-                np.stack([each.vector for each in asked]),
-                depth,
-                modalities=scope.modalities,
-                filter=scope.filter,
-                leave_out=own if any(own) else None,
-                with_vector=with_vector,
-                effort=scope.effort,
-            )
+            for start in range(0, len(asked), _TOGETHER):
+                some = asked[start : start + _TOGETHER]
+                own = [each.own for each in some]
+                found += await moments.search(
+                    self._store,
+                    scope.collection,
+                    np.stack([each.vector for each in some]),
+                    depth,
+                    modalities=scope.modalities,
+                    filter=scope.filter,
+                    leave_out=own if any(own) else None,
+                    with_vector=with_vector,
+                    effort=scope.effort,
+                )
+        return found
 
     async def _candidates(
         self, asked: Sequence[_Asked], depth: int, scope: _Scope, strength: float

@@ -39,7 +39,7 @@ async def work(settings: Settings) -> None:
         raise SettingsError("ISTHMUS_REDIS_URL is not set: workers get their work from Redis")
     # Nobody waits for an answer here as a request does.
     settings = settings.model_copy(update={"request_deadline_s": _ENDLESS_S})
-    bundle = read_bundle(settings.bundle, settings.signers)
+    bundle = read_bundle(settings.bundle, settings.signers, hashed=False)
     manifest, metrics = bundle.manifest, Metrics()
     towers = open_towers(
         bundle,

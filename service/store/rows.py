@@ -15,6 +15,7 @@ from service.contract.vectors import Vectors
 from service.errors import InvalidRequest
 from service.store.kinds import Keys, Wanted
 from service.store.schema import now
+from service.workers import stop_if_abandoned
 
 _BATCH = 10_000
 """Rows read at a time."""
@@ -319,6 +320,7 @@ class SlotReader:
         """Raises ValueError for a row whose vector has another length."""
         found = []
         for start in range(0, len(slots), _BATCH):
+            stop_if_abandoned()
             part = slots[start : start + _BATCH]
             if part[-1] - part[0] < 2 * len(part):
                 between = (int(part[0]), int(part[-1]))
@@ -340,6 +342,7 @@ class SlotReader:
         # As it stands in the JSON that _packed() wrote.
         text = json.dumps(holding, ensure_ascii=False)[1:-1]
         for start in range(0, len(slots), _BATCH):
+            stop_if_abandoned()
             part = slots[start : start + _BATCH]
             rows = self._connection.execute(
                 f"""SELECT slot, metadata FROM items WHERE collection = ? AND slot IN {_GIVEN}

@@ -27,9 +27,11 @@ from service.store.labels import LabelSet
 from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Preview, SlotReader
 from service.store.writer import Change, Configure, Drop, Put, Remove, Transaction, Writer
-from service.workers import Workers
+from service.workers import Workers, abandoned
 
 _READERS = 4
+_STEPS = 20_000
+"""Of SQLite's machine, after which a read looks whether anybody still waits for it: less than a millisecond."""
 _LOOKS = 4
 """Times that a search is made again because what it found was replaced before it was read."""
 _UNWRITABLE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
@@ -500,6 +502,8 @@ class SqliteStore:
         def run() -> T:
             if not hasattr(self._thread, "connection"):
                 self._thread.connection = self._connect()
+                # A read whose client went away, or whose deadline is over, ends in the middle.
+                self._thread.connection.set_progress_handler(abandoned, _STEPS)
             try:
                 return function(self._thread.connection)
             except sqlite3.DatabaseError as error:
