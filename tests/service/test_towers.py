@@ -77,9 +77,13 @@ def test_what_is_swapped_after_a_bundle_was_read_is_not_opened(name: str, hashed
     read = read_bundle(outside.path, hashed=hashed)
     file = outside.path / name
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(BundleError, match=f"{file} is damaged"):
+
+    def opened() -> None:
         Tower(read, "text", "cpu", 1)
         handling(read, "text", Settings())
+
+    with pytest.raises(BundleError, match=f"{file} is damaged"):
+        opened()
 
 
 @pytest.mark.parametrize("name", ["text.onnx", "text.data"])
