@@ -200,7 +200,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 searcher,
                 tokens,
                 previewer if settings.previews else None,
-                Maps(store),
+                Maps(store, 0.9 * settings.request_deadline_s),  # before the request's own is over
                 metrics,
                 limiter,
                 opened.keys,

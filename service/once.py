@@ -34,12 +34,17 @@ class Shared(Generic[Outcome]):
         """Whether nobody may begin to wait for it any more."""
         return self.task.done() or self.task.cancelling() > 0
 
-    async def outcome(self) -> Outcome:
-        """What the work gives or raises."""
+    async def outcome(self, wait_s: float | None = None) -> Outcome:
+        """What the work gives or raises. Raises TimeoutError after `wait_s`, and the work then goes on all the same."""
         self._waiting += 1
+        late = False
         try:
-            return await asyncio.shield(self.task)
+            async with asyncio.timeout(wait_s):
+                return await asyncio.shield(self.task)
+        except TimeoutError:
+            late = True
+            raise
         finally:
             self._waiting -= 1
-            if not self._waiting:
+            if not self._waiting and not late:
                 self.task.cancel()

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.vectors import Vectors
-from service.errors import NotReady, Overloaded
+from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.once import Shared
 from service.store import Item, Store
 from service.workers import Workers, stop_if_abandoned
@@ -177,11 +177,12 @@ class _Making:
 class Maps:
     """Maps of a store's collections: one is made at a time, in a thread of its own, once for what the store holds.
 
-    It is given up when the last who waits for it goes away.
+    It is given up when the last who waits for it goes away. Who has waited for `wait_s` is answered with
+    DeadlineExceeded, and then it is made all the same, for who asks again.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, wait_s: float | None = None) -> None:
+        self._store, self._wait_s = store, wait_s
         self._thread = Workers("map")
         self._made: dict[str, tuple[str, Map]] = {}
         self._making: _Making | None = None
@@ -192,7 +193,7 @@ class Maps:
     async def map(self, collection: str, limit: int) -> Map:
         """Of at most `limit` items, the same ones until something is written.
 
-        Raises NotFound, Overloaded while another map is being made, and NotReady after close.
+        Raises NotFound, Overloaded while another map is being made, DeadlineExceeded, and NotReady after close.
         """
         version = await self._store.version(collection)
         held, made = self._made.get(collection, (None, None))
@@ -216,7 +217,10 @@ class Maps:
                 "another map is being made, and they are made one at a time",
                 retry_after_s=max(1, math.ceil(self._seconds)),
             )
-        return await making.made.outcome()
+        try:
+            return await making.made.outcome(self._wait_s)
+        except TimeoutError:
+            raise DeadlineExceeded("the map is still being made: ask for it again in a while") from None
 
     async def _make(self, collection: str, version: str) -> Map:
         began = time.monotonic()

@@ -17,6 +17,7 @@ from service import moments
 from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
 from service.errors import InputFailed, InvalidRequest
+from service.fair import FairSemaphore
 from service.inputs import embed_inputs, to_inputs
 from service.late_interaction import heat, maxsim, transport
 from service.pipeline import Embedded, Embedder
@@ -37,6 +38,7 @@ from service.schemas.search import (
     words_of,
 )
 from service.store import Effort, Filter, Hit, Item, Moment, Store
+from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
 from service.timings import timed
 from service.token_vectors import TokenEmbedder
 from service.videos import Video
@@ -45,6 +47,9 @@ _CANCELLED = 1e-6
 """Length of a sum of unit vectors (the largest weight scaled to 1) below which its direction is rounding noise."""
 _DEEPEST = 4_000
 """Candidates of one query that are looked at, at most, for enough that are no repetitions."""
+_AT_ONCE = 8
+"""Searches that look for items and put them in order; the queries of others are embedded meanwhile. It is twice what
+the store reads at once: more would only take memory, and turns of the event loop."""
 _TOGETHER = 32
 """Queries that the store is asked at once: between them others have their turn."""
 _STORED = ("image", "audio", "text", "vector", "video")
@@ -121,6 +126,7 @@ class Searcher:
         self._embedder = embedder
         self._store = store
         self._tokens = tokens
+        self._places = FairSemaphore(_AT_ONCE)
 
     async def search(
         self,
@@ -144,13 +150,19 @@ class Searcher:
         asked = await self._asked(queries, collection, field)
         ordering = ordering or Ordering()
         scope = _Scope(collection, modalities, filter, effort)
-        if ordering == Ordering() and not explain:
-            found = await self._nearest(asked, top_k, scope, with_vector=with_vector)
-            return [[Result(hit.item, hit.score, hit.moment) for hit in hits] for hits in found]
+        async with self._places:
+            if ordering == Ordering() and not explain:
+                found = await self._nearest(asked, top_k, scope, with_vector=with_vector)
+                return [[Result(hit.item, hit.score, hit.moment) for hit in hits] for hits in found]
+            return await self._ordered(asked, scope, ordering, top_k, explain, field)
+
+    async def _ordered(
+        self, asked: Sequence[_Asked], scope: _Scope, ordering: Ordering, top_k: int, explain: bool, field: str
+    ) -> list[list[Result]]:
         strength = ordering.correction or 0.0
         if strength and not self._embedder.manifest.means:
             raise InvalidRequest("correction: this bundle has no means of its modalities")
-        token_vectors = await self._query_tokens(asked, collection, field) if ordering.rerank else None
+        token_vectors = await self._query_tokens(asked, scope.collection, field) if ordering.rerank else None
         pools = [each.pool for each in (ordering.rerank, ordering.diversity) if each is not None]
         wanted = max(top_k, *pools, FUSED if ordering.keywords else 0, 1)
         depth = min(2 * wanted, _DEEPEST) if ordering.deduplicate else wanted
@@ -160,7 +172,9 @@ class Searcher:
             chosen = await self._chosen(each, first[position], depth, wanted, scope, ordering)
             if ordering.rerank and token_vectors:
                 with timed("rerank"):
-                    await self._rerank(chosen, token_vectors[position], each, collection, ordering.rerank, explain)
+                    await self._rerank(
+                        chosen, token_vectors[position], each, scope.collection, ordering.rerank, explain
+                    )
             if ordering.diversity:
                 diversifying = partial(_diversified, chosen, ordering.diversity, top_k)
                 chosen = await self._embedder.in_worker(diversifying)
@@ -176,11 +190,12 @@ class Searcher:
         self, asked: Sequence[_Asked], depth: int, scope: _Scope, *, with_vector: bool
     ) -> list[list[Hit]]:
         found: list[list[Hit]] = []
+        size = 0
         with timed("index"):
             for start in range(0, len(asked), _TOGETHER):
                 some = asked[start : start + _TOGETHER]
                 own = [each.own for each in some]
-                found += await moments.search(
+                hits = await moments.search(
                     self._store,
                     scope.collection,
                     np.stack([each.vector for each in some]),
@@ -191,6 +206,10 @@ class Searcher:
                     with_vector=with_vector,
                     effort=scope.effort,
                 )
+                size += sum(hit.item.size for one in hits for hit in one)
+                if size > MOST_FOUND_BYTES:
+                    raise InvalidRequest(TOO_MUCH_FOUND)
+                found += hits
         return found
 
     async def _candidates(

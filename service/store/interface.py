@@ -11,6 +11,13 @@ from service.store.labels import LabelSet
 from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Moment, Preview
 
+MOST_FOUND_BYTES = 64 * 2**20
+"""Of the metadata that one search may find, in JSON: in memory they become several times as much."""
+TOO_MUCH_FOUND = (
+    f"what is found holds more than {MOST_FOUND_BYTES // 2**20} MiB of metadata: ask for fewer results, or fewer "
+    "queries at a time"
+)
+
 
 @dataclass(slots=True)  # a frozen one takes four times as long to make, and a search makes many
 class Hit:
@@ -90,7 +97,8 @@ class Store(Protocol):
         """The `count` nearest items to each of the unit vectors (Q, D), best first, as the index finds them.
 
         Scores are exact whatever the index. `leave_out` names for each query one item that is not to be among its own
-        results. What is written or deleted while the search runs, it may see as it was before.
+        results. What is written or deleted while the search runs, it may see as it was before. Raises InvalidRequest
+        where what is found is more than MOST_FOUND_BYTES.
         """
 
     async def keyword_search(

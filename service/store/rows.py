@@ -75,6 +75,8 @@ class Item:
     created: str
     updated: str
     vector: Vectors | None
+    size: int = 0
+    """Of its metadata, in bytes of JSON, or a little more; 0 where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -361,14 +363,14 @@ def record(id: str, created: str, updated: str, metadata: str) -> bytes:
 
 def item_of_record(collection: str, modality: str, record: bytes) -> Item:
     id, created, updated, metadata = orjson.loads(record)
-    return Item(collection, id, modality, metadata, created, updated or created, None)
+    return Item(collection, id, modality, metadata, created, updated or created, None, len(record))
 
 
 def _item(
     collection: str, id: str, modality: str, metadata: str, created: str, updated: str, vector: bytes | None = None
 ) -> Item:
     unpacked = None if vector is None else unpack(vector)
-    return Item(collection, id, modality, orjson.loads(metadata), created, updated, unpacked)
+    return Item(collection, id, modality, orjson.loads(metadata), created, updated, unpacked, len(metadata))
 
 
 def _json(numbers: Iterable[int]) -> str:

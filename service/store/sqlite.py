@@ -21,7 +21,7 @@ from service.store.builder import Builder
 from service.store.errors import StoreDamaged, StoreError, StoreInUse
 from service.store.filters import Filter
 from service.store.index import Index
-from service.store.interface import Hit, Part
+from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND, Hit, Part
 from service.store.kinds import Built, Effort, Keys, Rules, Wanted
 from service.store.labels import LabelSet
 from service.store.previews import Shown
@@ -318,6 +318,8 @@ class SqliteStore:
                 items = rows.items_by_slot(connection, key, collection, wanted, with_vector) if wanted else {}
                 if len(items) == len(wanted):
                     break
+            if sum(len(each.record) for hits in found for each in hits) > MOST_FOUND_BYTES:
+                raise InvalidRequest(TOO_MUCH_FOUND)
             results = []
             for hits, own in zip(found, leave_out or [None] * len(found), strict=True):
                 kept = []

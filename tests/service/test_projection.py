@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.manifold import trustworthiness
 
 from service.contract.vectors import l2_normalise
-from service.errors import NotReady, Overloaded
+from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.projection import Map, Maps, Point, components, label, layout
 from service.store import Item
 from service.workers import stop_if_abandoned
@@ -167,6 +167,28 @@ def test_one_map_is_made_at_a_time_and_given_up_when_nobody_waits_for_it(slow, m
         assert await asyncio.to_thread(ended.wait, 10)
         monkeypatch.undo()
         assert (await maps.map("c", 10)).count == 7
+
+    asyncio.run(scenario())
+
+
+def test_a_map_that_takes_longer_than_a_request_may_is_made_for_who_asks_again(monkeypatch):
+    goes = threading.Event()
+
+    def layout(vectors, groups):
+        assert goes.wait(10)
+        return np.zeros((len(vectors), 2))
+
+    monkeypatch.setattr("service.projection.layout", layout)
+
+    async def scenario() -> None:
+        store = Held()
+        maps = Maps(store, wait_s=0.01)
+        with pytest.raises(DeadlineExceeded, match="ask for it again"):
+            await maps.map("c", 10)
+        goes.set()
+        assert maps._making is not None
+        await maps._making.made.task
+        assert (await maps.map("c", 10)).count == 7 and store.asked == 1
 
     asyncio.run(scenario())
 
