@@ -11,6 +11,7 @@ import base64
 import contextlib
 import io
 import json
+import os
 import signal
 import time
 import urllib.request
@@ -27,14 +28,17 @@ from benchmarks.servers import Server, isthmus
 from service.contract.bundle import read_bundle
 from service.keys import create_key
 
-OK, BUSY, LATE = "ok", "overloaded", "deadline_exceeded"
-LARGE = "body_too_large"
+OK, BUSY, LATE, INVALID = "ok", "overloaded", "deadline_exceeded", "invalid_request"
 DEADLINE_S, GRACE_S = 10, 3
 PATIENCE_S = 120.0
+MEMORY_BYTES = 600_000_000
+"""Beyond what the server had before, whatever one client sends at once: twice what one request may take."""
 ITEMS, WIDE = 6_000, 512
+_LITTLE = 12
+"""Requests of the other client, at least."""
 _METADATA_BYTES = 15_000
-_ENDED_S = GRACE_S + 9.0
-"""From SIGTERM to the end: the grace, five seconds for answers, and what they take to arrive."""
+ENDED_S = GRACE_S + 8.0
+"""From SIGTERM to the end: the grace, five seconds for answers, and what else there is to do."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ class Flood:
 class Told:
     """What came of a flood."""
 
-    codes: list[str] = field(default_factory=list)
-    longest_s: float = 0.0
+    answers: list[tuple[str, float]] = field(default_factory=list)
+    """Codes and seconds."""
     neighbour: list[tuple[str, str, float]] = field(default_factory=list)
     """What another client asked for meanwhile: what, the code of its answer, seconds."""
     extra_bytes: int = 0
@@ -132,7 +136,7 @@ FLOODS: Sequence[Flood] = (
     Flood("prompts that are 200 times the request", long_labels, frozenset({OK, BUSY, LATE})),
     Flood("64 searches of 128 queries that look at everything", searches, frozenset({OK, BUSY, LATE})),
     Flood("the same, of clients that leave at once", searches, frozenset(), leaves=True),
-    Flood("answers of 375 MB", wide_answers, frozenset({OK, BUSY, LATE, "invalid_request"})),
+    Flood("answers of 375 MB", wide_answers, frozenset({INVALID})),
     Flood("192 pictures that are slow to decode", pictures, frozenset({OK, BUSY, LATE})),
 )
 
@@ -173,35 +177,59 @@ def _little(dimensions: int, number: int) -> Iterator[tuple[str, bytes]]:
     yield "POST /search", _request("POST", "/search", {"query": {"vector": vector}, "top_k": 3})
 
 
-async def flood(server: Server, keys: Sequence[str], one: Flood, dimensions: int, until_s: float | None = None) -> Told:
-    """Send it with the first key, and little things with the second until all of it is answered."""
-    told, before = Told(), server.rss
-    Path(f"/proc/{server.pid}/clear_refs").write_text("5")
+async def _flood(server: Server, keys: Sequence[str], one: Flood, dimensions: int, number: int = 0) -> Told:
+    told = Told()
     bad, good = (key.encode() for key in keys)
     wires = [wire.replace(b"KEY", bad, 1) for wire in one.wires(dimensions)]
-    asking = [asyncio.create_task(_ask(server.address, wire, one.leaves)) for wire in wires]
-    everything, number = asyncio.gather(*asking), 0
-    started = time.perf_counter()
-    while not everything.done() or (number < 3 and until_s is None):
-        if until_s is not None and time.perf_counter() - started > until_s:
-            everything.cancel()
-            break
+    answers = asyncio.gather(*(_ask(server.address, wire, one.leaves) for wire in wires))
+    while not answers.done() or len(told.neighbour) < _LITTLE:
         number += 1
         for name, wire in _little(dimensions, number):
             code, seconds = await _ask(server.address, wire.replace(b"KEY", good, 1))
             told.neighbour.append((name, code, seconds))
-    with contextlib.suppress(asyncio.CancelledError):
-        answers = await everything
-        told.codes = [code for code, _ in answers]
-        told.longest_s = max(seconds for _, seconds in answers)
-    text = Path(f"/proc/{server.pid}/status").read_text()
-    told.extra_bytes = 1024 * int(text.partition("VmHWM:")[2].split()[0]) - before
+    told.answers = await answers
     return told
 
 
+def flood(server: Server, keys: Sequence[str], one: Flood, dimensions: int) -> Told:
+    """Send it with the first key, and little things with the second until all of it is answered."""
+    before = server.rss
+    Path(f"/proc/{server.pid}/clear_refs").write_text("5")
+    told = asyncio.run(_flood(server, keys, one, dimensions))
+    status = Path(f"/proc/{server.pid}/status").read_text()
+    told.extra_bytes = 1024 * int(status.partition("VmHWM:")[2].split()[0]) - before
+    return told
+
+
+def ended_in(server: Server, keys: Sequence[str], dimensions: int, floods: Sequence[Flood]) -> float:
+    """Seconds from SIGTERM, which comes while all of the floods are under way, to the end of the server."""
+    bad, good = (key.encode() for key in keys)
+
+    async def main() -> float:
+        wires = [wire.replace(b"KEY", bad, 1) for one in floods for wire in one.wires(dimensions)]
+        asking = [asyncio.create_task(_ask(server.address, wire)) for wire in wires]
+        await _ask(server.address, _request("GET", "/models").replace(b"KEY", good, 1))  # by then they have come
+        started = time.perf_counter()
+        os.kill(server.pid, signal.SIGTERM)
+        await asyncio.to_thread(_wait_for_the_end, server)
+        took = time.perf_counter() - started
+        await asyncio.gather(*asking)
+        return took
+
+    return asyncio.run(main())
+
+
+def _wait_for_the_end(server: Server) -> None:
+    """Of a child of this process, which is not waited for before."""
+    os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+
+
 @contextlib.contextmanager
-def serving(bundle: Path, folder: Path) -> Iterator[tuple[Server, list[str], int]]:
-    """A server that holds some items, the keys of two readers, and the space's dimensions."""
+def serving(
+    bundle: Path, folder: Path, count: int = ITEMS, wide: int = WIDE
+) -> Iterator[tuple[Server, list[str], int]]:
+    """A server that holds so many items, and some with much metadata; the keys of two readers, and the space's
+    dimensions."""
     file = folder / "keys.json"
     readers = [create_key(file, name, ["read"])[1] for name in ("flood", "neighbour")]
     writer = create_key(file, "writer", ["read", "write"])[1]
@@ -210,10 +238,10 @@ def serving(bundle: Path, folder: Path) -> Iterator[tuple[Server, list[str], int
     with isthmus("isthmus", bundle, folder / "store", **settings) as server:
         random = np.random.default_rng(2)
         items: list[dict[str, object]] = [{"id": "kept", "text": "a text that is kept"}]
-        items += [{"id": f"item {number}"} for number in range(ITEMS)]
+        items += [{"id": f"item {number}"} for number in range(count)]
         items += [
             {"id": f"{number}", "collection": "wide", "metadata": {"t": "x" * _METADATA_BYTES}}
-            for number in range(WIDE)
+            for number in range(wide)
         ]
         for item in items[1:]:
             item["vector"] = base64.b64encode(random.standard_normal(dimensions).astype("<f4").tobytes()).decode()
@@ -222,29 +250,3 @@ def serving(bundle: Path, folder: Path) -> Iterator[tuple[Server, list[str], int
             headers = {"Content-Type": "application/json", "Authorization": f"Bearer {writer}"}
             urllib.request.urlopen(urllib.request.Request(f"{server.address}/items", body, headers)).close()
         yield server, readers, dimensions
-
-
-def end(server: Server, keys: Sequence[str], dimensions: int, floods: Sequence[Flood] = FLOODS) -> float:
-    """Seconds from SIGTERM, which comes while floods are under way, to the end of the server."""
-
-    async def both() -> None:
-        for each in floods:
-            asyncio.create_task(flood(server, keys, each, dimensions))  # noqa: RUF006
-        await asyncio.sleep(0.5)
-
-    async def main() -> float:
-        import os
-
-        running = [asyncio.create_task(flood(server, keys, each, dimensions)) for each in floods]
-        await asyncio.sleep(1.0)
-        started = time.perf_counter()
-        os.kill(server.pid, signal.SIGTERM)
-        while time.perf_counter() - started < PATIENCE_S and Path(f"/proc/{server.pid}/statm").read_text()[:2] != "0 ":
-            await asyncio.sleep(0.02)
-        took = time.perf_counter() - started
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        return took
-
-    return asyncio.run(main())

@@ -32,8 +32,9 @@ def ask(app, method: str, path: str, seconds: float = 0.05) -> list[dict]:
 
 
 async def in_stages(scope, receive, send):
-    while (await receive()).get("more_body"):
-        await asyncio.sleep(0.1)  # of the body's: it has a time of its own
+    assert (await receive())["more_body"]
+    await asyncio.sleep(0.1)  # of the body's: it has a time of its own
+    assert not (await receive()).get("more_body")
     for _ in range(STAGES):
         await asyncio.sleep(0.001)
     await send({"type": "http.response.start", "status": 200, "headers": []})

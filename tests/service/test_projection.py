@@ -1,6 +1,7 @@
 """The map: its layout, and that it is made once for what a collection holds."""
 
 import asyncio
+import socket
 import threading
 import time
 
@@ -12,9 +13,11 @@ from sklearn.manifold import trustworthiness
 
 from service.contract.vectors import l2_normalise
 from service.errors import DeadlineExceeded, NotReady, Overloaded
+from service.keys import create_key
 from service.projection import Map, Maps, Point, components, label, layout
 from service.store import Item
 from service.workers import stop_if_abandoned
+from tests.conftest import serving
 
 
 def clusters(seed=0, count=240, groups=8, dimensions=48, gap=3.0):
@@ -226,3 +229,25 @@ def test_the_route(client):
     assert client.get("/collections/default/map").json() == {"count": 0, "keys": [], "points": []}
     assert client.get("/collections/nowhere/map").status_code == 404
     assert client.get("/collections/default/map", params={"limit": 5_001}).status_code == 422
+
+
+def test_forty_maps_leave_other_keys_served_and_are_given_up_with_their_clients(slow, settings, tmp_path):
+    begun, ended = slow
+    clear = create_key(tmp_path / "keys.json", "reader", ["read", "write"])[1]
+    keyed = {"Authorization": f"Bearer {clear}"}
+    with serving(settings.model_copy(update={"keys": tmp_path / "keys.json"})) as client:
+        client.headers = keyed
+        assert client.post("/items", json={"items": [{"id": "a", "text": "red"}]}).status_code == 200
+        address = (client.base_url.host, client.base_url.port)
+        asking = [socket.create_connection(address, timeout=10) for _ in range(40)]
+        for limit, each in enumerate(asking, start=1):
+            head = f"GET /collections/default/map?limit={limit} HTTP/1.1\r\nHost: localhost\r\n"
+            each.sendall(f"{head}Authorization: Bearer {clear}\r\n\r\n".encode())
+        assert begun.wait(10)
+        assert client.get("/models").status_code == 200
+        assert client.post("/items", json={"items": [{"id": "b", "text": "blue"}]}).status_code == 200
+        other = client.get("/collections/default/map")
+        assert (other.status_code, other.json()["code"]) == (429, "overloaded") and other.headers["retry-after"]
+        for each in asking:
+            each.close()
+        assert ended.wait(10)
