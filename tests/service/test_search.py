@@ -57,7 +57,7 @@ def b64(data):
 def test_what_is_found_is_bounded_in_bytes_over_all_the_queries(tmp_path, monkeypatch):
     assert search(tmp_path, *["dog"] * 40)
     at = schema.now()
-    each = len(rows.record("clock", at, at, '{"name":"clock"}'))
+    each = len(rows.record("clock", at, at[::-1], '{"name":"clock"}'))  # written a second time
     for most, queries in ((each * 5 * 33, 40), (each * 4, 1)):  # of two pieces together, of one alone
         for place in ("service.search", "service.store.sqlite"):
             monkeypatch.setattr(f"{place}.MOST_FOUND_BYTES", most)
