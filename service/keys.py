@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import secrets
-import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,15 +25,12 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from service.contract.bundle import Sha256
 from service.errors import NotReady, Unauthenticated
 from service.quotas import Limit
-from service.workers import Workers
 
 log = logging.getLogger(__name__)
 
 Scope = Literal["read", "write", "admin"]
 _KEY = re.compile(r"isthmus_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 _RECHECKED_S = 1.0
-_READ_S = 5.0
-"""For the file to be read; past it, 503: a mount that stalls is no reason to leave every client waiting."""
 
 
 class KeysError(ValueError):
@@ -87,23 +83,8 @@ class _File(BaseModel):
 
 def read_keys(path: Path) -> tuple[Key, ...]:
     """Every key of the file, the revoked too, in the order they were made. Raises KeysError."""
-    return _read(path, None)[0]
-
-
-_Version = tuple[int, int, int]
-"""Of a file: when it was written, its inode, its size."""
-
-
-def _read(path: Path, known: _Version | None) -> tuple[tuple[Key, ...], _Version]:
-    """The keys (none where it is the `known` version) and the version of one open file. Raises KeysError."""
     try:
-        # One that does not wait: a named pipe would have nobody at its other end.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise KeysError(f"{path} cannot be read: it is not a regular file")
-            version = (about.st_mtime_ns, about.st_ino, about.st_size)
-            return ((), version) if version == known else (_File.model_validate_json(file.read()).keys, version)
+        return _File.model_validate_json(path.read_bytes()).keys
     except OSError as error:
         raise KeysError(f"{path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
@@ -154,18 +135,15 @@ def revoke_key(path: Path, identity: str) -> Key:
 class Keyring:
     """The keys of a file, as they are on disk: it is looked at again where a second has passed since the last time.
 
-    While it cannot be read nobody is let in: the last known keys might be ones that were just revoked. It is read in a
-    thread of its own, which no other work can keep busy.
+    While it cannot be read nobody is let in: the last known keys might be ones that were just revoked.
     """
 
     def __init__(self, path: Path, keys: Sequence[Key] | None = None) -> None:
         self.path = path
         self._keys: Mapping[str, Key] | None = None if keys is None else {key.id: key for key in keys}
-        self._seen: _Version | None = None
+        self._seen: tuple[int, ...] | None = None
         self._checked = -_RECHECKED_S
-        self._thread: Workers | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._began = 0.0
+        self._checking = asyncio.Lock()
 
     @classmethod
     def open(cls, path: Path) -> "Keyring":
@@ -190,40 +168,28 @@ class Keyring:
             return False
         return True
 
-    def close(self) -> None:
-        """Let go of the thread."""
-        if self._thread is not None:
-            self._thread.close(wait=False)
-
     async def _current(self) -> Mapping[str, Key]:
         if time.monotonic() - self._checked >= _RECHECKED_S:
-            await self._checked_again()
+            async with self._checking:
+                if time.monotonic() - self._checked >= _RECHECKED_S:
+                    await asyncio.to_thread(self._refresh)
+                    self._checked = time.monotonic()
         if self._keys is None:
             raise NotReady("the keys cannot be read")
         return self._keys
 
-    async def _checked_again(self) -> None:
-        """Whoever comes while the file is being read waits for the same reading. Raises NotReady."""
-        self._thread = self._thread or Workers("keys")
-        if self._reading is None or self._reading.done():
-            self._reading, self._began = asyncio.create_task(self._thread.run(self._refresh)), time.monotonic()
-        try:
-            async with asyncio.timeout(self._began + _READ_S - time.monotonic()):
-                await asyncio.shield(self._reading)
-        except TimeoutError:
-            if self._checked < self._began:  # else it was read, and it is the event loop that is late
-                raise NotReady("the keys cannot be read") from None
-
     def _refresh(self) -> None:
         try:
-            keys, version = _read(self.path, self._seen)
-            if version != self._seen:
-                self._keys, self._seen = {key.id: key for key in keys}, version
-        except KeysError as error:
+            there = os.stat(self.path)
+            seen = (there.st_mtime_ns, there.st_ino, there.st_size)
+            if seen == self._seen:
+                return
+            self._keys = {key.id: key for key in read_keys(self.path)}
+            self._seen = seen
+        except (KeysError, OSError) as error:
             if self._keys is not None or self._seen is not None:
                 log.error("nobody is let in until the keys can be read: %s", error)
             self._keys = self._seen = None
-        self._checked = time.monotonic()
 
 
 def _now() -> datetime.datetime:

@@ -181,8 +181,6 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
             searcher = Searcher(home.embedder, store, tokens)
             metrics.info.info({"version": __version__, "model": opened.home, "space": home.manifest.space})
             metrics.watch_store(settings.store)
-            if opened.keys is not None:
-                closing.callback(opened.keys.close)
             limiter = open_limiter(settings, metrics)
             fetcher = None if opened.ways is None else Fetcher(opened.ways, settings, metrics)
             closing.push_async_callback(limiter.close)

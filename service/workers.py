@@ -53,8 +53,8 @@ def stop_if_abandoned() -> None:
 class _Call:
     function: Callable[[], Any]
     result: "asyncio.Future[Any]"
-    places: FairSemaphore
-    placed: bool = True
+    places: FairSemaphore | None = None
+    """Where it holds a place, until it has ended."""
 
 
 class Workers:
@@ -95,7 +95,7 @@ class Workers:
         await self._places.acquire()
         call = _Call(function, loop.create_future(), self._places)
         if self._closed:  # while it waited
-            call.places.release()
+            self._places.release()
             raise NotReady(_CLOSED)
         self._calls.append(call)
         self._wake.put(None)
@@ -184,9 +184,9 @@ def _tell(call: _Call, set: Callable[[Any], None] | None = None, outcome: object
     """The outcome to whoever still waits for it in the call's event loop, where its place is free from now on."""
 
     def done() -> None:
-        if call.placed:  # a thread that dies on its way out of a call tells twice
-            call.placed = False
+        if call.places is not None:  # a thread that dies on its way out of a call tells twice
             call.places.release()
+            call.places = None
         if set is not None and not call.result.done():
             set(outcome)
 

@@ -129,60 +129,6 @@ def test_while_the_file_cannot_be_read_nobody_is_let_in(path: Path, monkeypatch:
     asyncio.run(run())
 
 
-def test_a_file_that_does_not_come_leaves_nobody_waiting(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a network's disk that is away. Who comes meanwhile is answered, and once it comes all is as before."""
-    monkeypatch.setattr("service.keys._RECHECKED_S", 0.0)
-    monkeypatch.setattr("service.keys._READ_S", 0.05)
-    _, clear = create_key(path, "ours", ["read"])
-    comes, fstat = threading.Event(), os.fstat
-
-    def stalled(number: int) -> os.stat_result:
-        assert comes.wait(10)
-        return fstat(number)
-
-    async def main() -> None:
-        ring = Keyring.open(path)
-        with monkeypatch.context() as away:
-            away.setattr(os, "fstat", stalled)
-            answers = await asyncio.gather(*(ring.find(clear) for _ in range(50)), return_exceptions=True)
-            assert {type(each) for each in answers} == {NotReady}
-            assert not await ring.readable()
-            comes.set()
-        while not await ring.readable():
-            pass
-        await ring.find(clear)
-        ring.close()
-
-    asyncio.run(main())
-
-
-def test_the_file_is_read_in_a_thread_that_other_work_does_not_share(path: Path) -> None:
-    _, clear = create_key(path, "ours", ["read"])
-    ends = threading.Event()
-
-    async def main() -> None:
-        busy = [asyncio.create_task(asyncio.to_thread(ends.wait, 10)) for _ in range(64)]
-        await asyncio.sleep(0)
-        async with asyncio.timeout(5):
-            await Keyring.open(path).find(clear)
-        ends.set()
-        await asyncio.gather(*busy)
-
-    asyncio.run(main())
-
-
-def test_a_named_pipe_is_no_file_of_keys(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.keys._RECHECKED_S", 0.0)
-    _, clear = create_key(path, "ours", ["read"])
-    ring = Keyring.open(path)
-    path.unlink()
-    os.mkfifo(path)
-    with pytest.raises(NotReady):
-        find(ring, clear)
-    with pytest.raises(KeysError, match="is not a regular file"):
-        read_keys(path)
-
-
 def test_keys_made_at_the_same_time_are_all_there(path: Path) -> None:
     threads = [threading.Thread(target=create_key, args=(path, f"n{n}", ["read"])) for n in range(12)]
     for thread in threads:
