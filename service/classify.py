@@ -401,9 +401,12 @@ def _learn(
     shift = adapters.shifts(examples, owners, len(label_vectors))
     if len(examples) < 2 or len(off_topic) < 2:
         return shift, None
-    on = abstention.scores(adapters.own_similarities(examples, owners, label_vectors), temperature)
+    own = adapters.own_similarities(examples, owners, label_vectors)
+    on = np.concatenate([abstention.scores(rows, temperature) for rows in own])
     moved = adapters.shifted(label_vectors, shift).astype(np.float64)
-    off = abstention.scores(np.stack(off_topic).astype(np.float64) @ moved.T, temperature)
+    unlike = np.stack(off_topic).astype(np.float64)
+    pieces = (unlike[start : start + adapters.ROWS] @ moved.T for start in range(0, len(unlike), adapters.ROWS))
+    off = np.concatenate([abstention.scores(rows, temperature) for rows in pieces])
     return shift, abstention.fit([row[None] for row in on], [row[None] for row in off])
 
 

@@ -59,7 +59,10 @@ class Deadline:
                 async def sending(message: Message) -> None:
                     nonlocal begun
                     begun = True
-                    clock.reschedule(None)
+                    try:
+                        clock.reschedule(None)
+                    except RuntimeError:  # it is over, and this task is about to be told: nothing is sent before
+                        await asyncio.sleep(0)
                     await send(message)
 
                 await self.app(scope, receiving, sending)
