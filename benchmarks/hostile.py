@@ -192,7 +192,8 @@ def flood_all(bundle: Path, folder: Path, findings: Findings) -> None:
             what, _, slowest = told.slowest
             print(
                 f"flood: {one.name}: {len(told.answers)} requests; another client's {len(told.neighbour)}, the slowest "
-                f"{what} {slowest:.2f} s; {told.extra_bytes / 1e6:.0f} MB"
+                f"{what} {slowest:.2f} s; {told.extra_bytes / 1e6:.0f} MB",
+                flush=True,
             )
             for each in sorted(set(wrong)):
                 print(f"flood: {one.name}: {each}", flush=True)

@@ -143,29 +143,33 @@ FLOODS: Sequence[Flood] = (
 
 async def _ask(address: str, wire: bytes, leaves: bool = False) -> tuple[str, float]:
     """Code of the answer, `ok`, or `` where none came; seconds."""
-    parts, started = urlsplit(address), time.perf_counter()
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    received = bytearray()
-    with contextlib.suppress(OSError, TimeoutError):
+    started, code = time.perf_counter(), ""
+    with contextlib.suppress(OSError, EOFError, TimeoutError):
         async with asyncio.timeout(PATIENCE_S):
-            writer.write(wire)
-            await writer.drain()
-            if leaves:
-                await asyncio.sleep(0.05)
-                writer.transport.abort()
-                return "", 0.0
-            head = await reader.readuntil(b"\r\n\r\n")
-            status = int(head[9:12])
-            length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
-            left = length
-            while left and (data := await reader.read(2**20)):
-                received += data if status >= 300 else b""
-                left -= len(data)
-            writer.transport.abort()
-            if left:
-                return "", time.perf_counter() - started
-            return OK if status < 300 else str(json.loads(received)["code"]), time.perf_counter() - started
-    return "", time.perf_counter() - started
+            code = await _answered(address, wire, leaves)
+    return code, time.perf_counter() - started
+
+
+async def _answered(address: str, wire: bytes, leaves: bool) -> str:
+    parts = urlsplit(address)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        writer.write(wire)
+        await writer.drain()
+        if leaves:
+            return ""
+        head = await reader.readuntil(b"\r\n\r\n")
+        status, kept = int(head[9:12]), bytearray()
+        left = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+        while left:
+            data = await reader.read(2**20)
+            if not data:
+                return ""
+            kept += data if status >= 300 else b""
+            left -= len(data)
+        return OK if status < 300 else str(json.loads(kept)["code"])
+    finally:
+        writer.transport.abort()
 
 
 def _little(dimensions: int, number: int) -> Iterator[tuple[str, bytes]]:
