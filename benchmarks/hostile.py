@@ -319,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     manifest = read_bundle(options.bundle).manifest
-    attacks = everything(options.seed, manifest.name, manifest.dimensions)
+    attacks = () if options.only == "floods" else everything(options.seed, manifest.name, manifest.dimensions)
     chosen = (each for each in attacks if options.only in (None, each.group))
     with tempfile.TemporaryDirectory() as folder:
         findings = attack_all(options.bundle, Path(folder) / "store", chosen)

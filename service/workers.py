@@ -86,17 +86,19 @@ class Workers:
 
         Raises WorkerDied, Overloaded where too many of its caller's wait, and NotReady after close.
         """
-        if self._closed:
-            raise NotReady(_CLOSED)
+        self._refuse_if_closed()
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             # It lives on one at a time: what the one before left behind tells nobody that it is done.
             self._loop, self._places = loop, FairSemaphore(self._count + _AHEAD)
-        await self._places.acquire()
-        call = _Call(function, loop.create_future(), self._places)
-        if self._closed:  # while it waited
-            self._places.release()
-            raise NotReady(_CLOSED)
+        places = self._places
+        await places.acquire()
+        try:
+            self._refuse_if_closed()  # it may have been meanwhile
+        except NotReady:
+            places.release()
+            raise
+        call = _Call(function, loop.create_future(), places)
         self._calls.append(call)
         self._wake.put(None)
         if len(self._threads) < self._count:
@@ -114,6 +116,10 @@ class Workers:
         for thread in list(self._threads):
             thread.join()
         self._give_up()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise NotReady(_CLOSED)
 
     def _fill(self) -> None:
         """Start the threads that are missing, as far as the system lets us."""
