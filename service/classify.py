@@ -5,12 +5,13 @@ its prompts, scaled to length 1. Scores are the softmax of the similarities at t
 Examples of a label move its vector (adapters.py); a detector says whether an input is of any label (abstention.py).
 """
 
-import asyncio
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from service.contract.images import ImageLimits
 from service.contract.vectors import Vectors, l2_normalise
 from service.crops import crops
 from service.errors import InputFailed, InvalidRequest
+from service.fair import FairSemaphore
 from service.inputs import UNKNOWN, all_embedded, embed_inputs, to_inputs, unknown_warning
+from service.once import Shared
 from service.pipeline import Embedded, Embedder, Input, Media, Text
 from service.quotas import metering
 from service.schemas.classify import Grid, Label, TaughtLabel, Templates
@@ -35,6 +38,8 @@ from service.videos import Video
 
 _CHUNK = 256
 """Inputs handed to the embedder at a time, so that 10,000 labels neither fill its queue nor wait in it all at once."""
+_ENCODED_AT_ONCE = 2
+"""Sets of labels, of those that are more than a chunk: each takes memory for its vectors while it is encoded."""
 _CACHE_BYTES = 64 * 2**20
 _REMEMBERED_SETS = 8
 _ROWS = 1_024
@@ -96,8 +101,9 @@ class Classifier:
         self._store = store
         self._image_limits = image_limits
         self._cache: OrderedDict[str, _Encoded] = OrderedDict()
-        self._encoding: dict[tuple[str, str], asyncio.Task[_Encoded]] = {}
+        self._encoding: dict[tuple[str, str], Shared[_Encoded]] = {}
         """By digest, and by the key that is charged for it."""
+        self._places = FairSemaphore(_ENCODED_AT_ONCE)
         self._sets: OrderedDict[str, _Set] = OrderedDict()
 
     async def classify(
@@ -140,7 +146,7 @@ class Classifier:
             encoded = await self._vectors(chosen, modality, templates)
             unknown.update(encoded.unknown)
             own = np.stack([good[place].vector for place in places])
-            results = await asyncio.to_thread(
+            classifying = partial(
                 _classifications,
                 own,
                 encoded.vectors,
@@ -151,6 +157,7 @@ class Classifier:
                 detector,
                 0.5 if abstain is True else float(abstain),
             )
+            results = await self._embedder.in_worker(classifying)
             for place, result in zip(places, results, strict=True):
                 found[place] = result
         if unknown:
@@ -182,9 +189,8 @@ class Classifier:
             mine = np.array([each.modality == modality for each in taught])
             examples = np.stack([each.vector for each in taught if each.modality == modality])
             off = [each.vector for each in unlike if each.modality == modality]
-            shift, detector = await asyncio.to_thread(
-                _learn, examples, owners[mine], by_modality[modality], off, manifest.temperature
-            )
+            learning = partial(_learn, examples, owners[mine], by_modality[modality], off, manifest.temperature)
+            shift, detector = await self._embedder.in_worker(learning)
             vectors[_shift_key(modality)] = shift
             if detector is not None:
                 detectors[modality] = detector.model_dump()
@@ -239,7 +245,9 @@ class Classifier:
         if not isinstance(image, Media) or image.modality != "image":
             return InputError("only an image has a grid of cells")
         try:
-            cells = await asyncio.to_thread(crops, image.data, grid.rows, grid.columns, self._image_limits)
+            cells = await self._embedder.in_worker(
+                partial(crops, image.data, grid.rows, grid.columns, self._image_limits)
+            )
         except InputError as error:
             return error.without_frames()
         return [image, *(Media("image", cell) for cell in cells)]
@@ -300,48 +308,55 @@ class Classifier:
         stored = chosen.stored.get(digest)
         encoded = await self._label_vectors(digest, chosen.labels, own) if stored is None else _Encoded(stored)
         if modality in chosen.shifts:
-            moved = await asyncio.to_thread(adapters.shifted, encoded.vectors, chosen.shifts[modality])
+            moved = await self._embedder.in_worker(partial(adapters.shifted, encoded.vectors, chosen.shifts[modality]))
             encoded = replace(encoded, vectors=moved)
         if plain:
             chosen.ready[key] = encoded
         return encoded
 
     async def _label_vectors(self, digest: str, labels: Sequence[str | Label], templates: Sequence[str]) -> _Encoded:
-        """(L, D), from the cache or encoded now: once, and in the room of one, however many bring the same labels."""
+        """(L, D), from the cache or encoded now: once, and in the room of one, however many bring the same labels.
+
+        Given up when the last of them goes away.
+        """
         encoded = self._cache.get(digest)
         if encoded is None:
             meter = metering.get()
             charged = (digest, "" if meter is None else meter.key)
-            task = self._encoding.get(charged)
-            if task is None:
-                task = self._encoding[charged] = asyncio.create_task(self._encode(labels, templates))
-                task.add_done_callback(lambda done: self._encoded(charged, done))
-            encoded = await asyncio.shield(task)
+            encoding = self._encoding.get(charged)
+            if encoding is None or encoding.given_up:
+                encoding = self._encoding[charged] = Shared(self._encode(labels, templates))
+                encoding.task.add_done_callback(lambda _, own=encoding: self._encoded(charged, own))  # type: ignore[misc]
+            encoded = await encoding.outcome()
             self._cache[digest] = encoded
         self._cache.move_to_end(digest)
         while len(self._cache) > 1 and sum(held.vectors.nbytes for held in self._cache.values()) > _CACHE_BYTES:
             self._cache.popitem(last=False)
         return encoded
 
-    def _encoded(self, charged: tuple[str, str], task: "asyncio.Task[_Encoded]") -> None:
-        del self._encoding[charged]
-        if not task.cancelled():
-            task.exception()  # seen, whoever is there to raise it
+    def _encoded(self, charged: tuple[str, str], encoding: Shared[_Encoded]) -> None:
+        if self._encoding.get(charged) is encoding:
+            del self._encoding[charged]
 
     async def _encode(self, labels: Sequence[str | Label], templates: Sequence[str]) -> _Encoded:
-        prompts: list[str] = []
-        owners: list[int] = []
-        for position, label in enumerate(labels):
-            own = _own_prompts(label) or [template.replace("{}", _name(label)) for template in templates]
-            prompts += own
-            owners += [position] * len(own)
+        prompts = _prompts(labels, templates)
+        first = list(islice(prompts, _CHUNK))
+        if len(first) < _CHUNK:
+            return await self._sums(labels, first, prompts)
+        async with self._places:
+            return await self._sums(labels, first, prompts)
+
+    async def _sums(
+        self, labels: Sequence[str | Label], chunk: list[tuple[int, str]], prompts: Iterator[tuple[int, str]]
+    ) -> _Encoded:
+        """(L, D) of unit length: of each label the sum of its prompts' vectors, `chunk` being the first of them."""
         sums = np.zeros((len(labels), self._embedder.manifest.dimensions))
         doubtful: set[int] = set()
         said: set[int] = set()
-        for start in range(0, len(prompts), _CHUNK):
-            chunk = owners[start : start + _CHUNK]
-            results = await self._embedder.embed([Text(prompt) for prompt in prompts[start : start + _CHUNK]])
-            for owner, result in zip(chunk, results, strict=True):
+        while chunk:
+            owners = [owner for owner, _ in chunk]
+            results = await self._embedder.embed([Text(prompt) for _, prompt in chunk])
+            for owner, result in zip(owners, results, strict=True):
                 if isinstance(result, InputError):
                     raise InputFailed(owner, result, field="labels")
                 if result.unknown:
@@ -349,9 +364,10 @@ class Classifier:
                 if result.unknown < 1:
                     said.add(owner)
             # Sums point where means point.
-            np.add.at(sums, chunk, np.stack([result.vector for result in results if isinstance(result, Embedded)]))
+            np.add.at(sums, owners, np.stack([result.vector for result in results if isinstance(result, Embedded)]))
+            chunk = list(islice(prompts, _CHUNK))
         try:
-            vectors = await asyncio.to_thread(l2_normalise, sums)
+            vectors = await self._embedder.in_worker(lambda: l2_normalise(sums))
         except ValueError:
             raise InvalidRequest("labels: the prompts of a label cancel each other out") from None
         # The words of a template are known whatever stands in it: there the name is asked for by itself.
@@ -370,6 +386,13 @@ def _unknown_labels(labels: Sequence[str | Label], places: Sequence[int]) -> str
     named = ", ".join(repr(_name(labels[place])[:64]) for place in places[:_NAMED])
     more = f" and {len(places) - _NAMED:,} more" if len(places) > _NAMED else ""
     return f"labels: the model's tokenizer knows no word of {named}{more}, whose scores are those of any such label"
+
+
+def _prompts(labels: Sequence[str | Label], templates: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Each label's place and its prompts, one by one: all of them together may be thousands of times the request."""
+    for place, label in enumerate(labels):
+        for prompt in _own_prompts(label) or (template.replace("{}", _name(label)) for template in templates):
+            yield place, prompt
 
 
 def templates_for(manifest: Manifest, modality: str, given: Templates | None = None) -> Sequence[str]:
@@ -441,9 +464,12 @@ def _learn(
     shift = adapters.shifts(examples, owners, len(label_vectors))
     if len(examples) < 2 or len(off_topic) < 2:
         return shift, None
-    on = abstention.scores(adapters.own_similarities(examples, owners, label_vectors), temperature)
+    own = adapters.own_similarities(examples, owners, label_vectors)
+    on = np.concatenate([abstention.scores(rows, temperature) for rows in own])
     moved = adapters.shifted(label_vectors, shift).astype(np.float64)
-    off = abstention.scores(np.stack(off_topic).astype(np.float64) @ moved.T, temperature)
+    unlike = np.stack(off_topic).astype(np.float64)
+    pieces = (unlike[start : start + adapters.ROWS] @ moved.T for start in range(0, len(unlike), adapters.ROWS))
+    off = np.concatenate([abstention.scores(rows, temperature) for rows in pieces])
     return shift, abstention.fit([row[None] for row in on], [row[None] for row in off])
 
 

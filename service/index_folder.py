@@ -323,7 +323,7 @@ async def reached(url: str, key: str | None) -> AsyncIterator[Target]:
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Target]:
     """The store that the settings name. Raises BundleError, TowerError, StoreError, SettingsError."""
-    bundle = read_bundle(settings.bundle, settings.signers)
+    bundle = read_bundle(settings.bundle, settings.signers, hashed=False)
     try:
         store, _ = open_store(settings, [bundle.manifest])
     except StoreInUse:

@@ -8,6 +8,7 @@ import numpy as np
 
 from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
+from service.deadline import within
 from service.errors import InputFailed, input_problem
 from service.inputs import embed_inputs, to_inputs
 from service.pipeline import Embedded, Embedder, Media
@@ -37,12 +38,15 @@ async def index_items(
 ) -> list[StoredItem | RefusedItem]:
     """Embed and upsert items in one transaction; an answer for each, in order.
 
-    With `fail`, one bad input fails them all: raises InputFailed with its index. Without, the others are stored.
+    With `fail`, one bad input fails them all: raises InputFailed with its index. Without, the others are stored. Raises
+    DeadlineExceeded, with nothing stored.
     """
     keeping = await token_collections(store, {item.collection for item in items}) if tokens else frozenset()
-    made = await embed_items(
-        embedder, items, keeping=keeping, tokens=tokens, previewer=previewer, background=background, fail=fail
-    )
+    # Of embedding, tokens and previews together; what is being written is not broken off.
+    async with within(None if background else embedder.deadline_s):
+        made = await embed_items(
+            embedder, items, keeping=keeping, tokens=tokens, previewer=previewer, background=background, fail=fail
+        )
     answers: list[StoredItem | RefusedItem] = []
     for index, (item, result) in enumerate(zip(items, made, strict=True)):
         if isinstance(result, InputError):

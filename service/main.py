@@ -20,6 +20,7 @@ from service.cache import Cache, MemoryCache, RedisCache, check_redis
 from service.channel import Runs
 from service.classify import Classifier
 from service.contract.bundle import Bundle, Manifest, Modality, read_bundle
+from service.deadline import Deadline
 from service.fetch import Fetcher, Ways, ways
 from service.jobs import Jobs, open_jobs
 from service.jobs import Opened as OpenedJobs
@@ -115,7 +116,7 @@ def open_parts(settings: Settings) -> Parts:
     fetching = ways(settings)
     models: dict[str, Opened] = {}
     for path in (settings.bundle, *settings.more_bundles):
-        bundle = read_bundle(path, settings.signers)
+        bundle = read_bundle(path, settings.signers, hashed=False)
         name = bundle.manifest.name
         if name in models:
             raise SettingsError(f"ISTHMUS_MORE_BUNDLES: {models[name].bundle.path} and {path} are both called {name!r}")
@@ -204,7 +205,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 searcher,
                 tokens,
                 previewer if settings.previews else None,
-                Maps(store),
+                Maps(store, 0.9 * settings.request_deadline_s),  # before the request's own is over
                 metrics,
                 limiter,
                 opened.keys,
@@ -243,6 +244,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 embedding={"/embed", "/v1/embeddings", "/classify"},
             ),
             Middleware(Heads),
+            Middleware(Deadline, seconds=settings.request_deadline_s),
         ],
     )
     errors.install(app)

@@ -70,11 +70,12 @@ def handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling
         case AudioPreprocessing():
             return _sounds(preprocessing, settings)
         case TextPreprocessing():
-            path = bundle.path / preprocessing.tokenizer
-            try:
-                return _texts(TextTokenizer(path, preprocessing), preprocessing, settings)
-            except ValueError as error:
-                raise BundleError(f"{path}: {error}") from None
+            with bundle.checked(preprocessing.tokenizer) as path:
+                try:
+                    tokenizer = TextTokenizer(path, preprocessing)
+                except ValueError as error:
+                    raise BundleError(f"{bundle.path / preprocessing.tokenizer}: {error}") from None
+            return _texts(tokenizer, preprocessing, settings)
 
 
 def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:

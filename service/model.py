@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from service.classify import Classifier
@@ -15,7 +16,7 @@ from service.workers import OwnThread
 log = logging.getLogger(__name__)
 
 _READING_S = 600.0
-"""For a bundle of many gigabytes, which is hashed."""
+"""For a bundle on a disk that hardly answers."""
 
 
 class ReloadRefused(RuntimeError):
@@ -51,7 +52,8 @@ class Model:
         """
         async with self._reloading:
             try:
-                bundle = await self._reading.run(lambda: read_bundle(self.path, self.bundle.signers), _READING_S)
+                read = partial(read_bundle, self.path, self.bundle.signers, hashed=False)
+                bundle = await self._reading.run(read, _READING_S)
                 _check_same(self.manifest, bundle)
                 await self.embedder.replace(bundle)
             except (BundleError, TowerError, ValueError) as error:

@@ -325,7 +325,7 @@ class Embedder:
                         chunk = [each for each in chunk if not each[1].result.done()]  # who gave up meanwhile
                         with timed("decode") as took:
                             prepared = await self._prepared(engine.handling.prepare, [each for each, _ in chunk])
-                        channel.decoded(took())
+                        channel.decoded(took(), len(chunk))
                         for (_, flight), ready in zip(chunk, prepared, strict=True):
                             if isinstance(ready, InputError):
                                 flight.land(ready)

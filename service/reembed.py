@@ -115,7 +115,7 @@ async def reembed(old: Path, new: Path, settings: Settings, originals: Originals
 
     Raises StoreError, BundleError, TowerError.
     """
-    bundle = read_bundle(settings.bundle, settings.signers)
+    bundle = read_bundle(settings.bundle, settings.signers, hashed=False)
     towers = open_towers(
         bundle,
         settings.device,

@@ -4,9 +4,9 @@ A query may be any input, a vector, a stored item, or a weighted sum of these. W
 of the store; with one, candidates come from the store and are put in order here.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
 from service.errors import InputFailed, InvalidRequest
+from service.fair import FairSemaphore
 from service.inputs import embed_inputs, to_inputs, unknown_warning
 from service.late_interaction import heat, maxsim, transport
 from service.pipeline import Embedded, Embedder
@@ -35,6 +36,7 @@ from service.schemas.search import (
     words_of,
 )
 from service.store import Effort, Filter, Hit, Item, Moment, Store
+from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
 from service.timings import timed
 from service.token_vectors import TokenEmbedder
 from service.videos import Video
@@ -43,6 +45,11 @@ _CANCELLED = 1e-6
 """Length of a sum of unit vectors (the largest weight scaled to 1) below which its direction is rounding noise."""
 _DEEPEST = 4_000
 """Candidates of one query that are looked at, at most, for enough that are no repetitions."""
+_AT_ONCE = 8
+"""Searches that look for items and put them in order; the queries of others are embedded meanwhile. It is twice what
+the store reads at once: more would only take memory, and turns of the event loop."""
+_TOGETHER = 32
+"""Queries that the store is asked at once: between them others have their turn."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,7 @@ class Searcher:
         self._embedder = embedder
         self._store = store
         self._tokens = tokens
+        self._places = FairSemaphore(_AT_ONCE)
 
     async def search(
         self,
@@ -140,13 +148,19 @@ class Searcher:
         asked = await self._asked(queries, collection, field, warn)
         ordering = ordering or Ordering()
         scope = _Scope(collection, modalities, filter, effort)
-        if ordering == Ordering() and not explain:
-            found = await self._nearest(asked, top_k, scope, with_vector=with_vector)
-            return [[Result(hit.item, hit.score, hit.moment) for hit in hits] for hits in found]
+        async with self._places:
+            if ordering == Ordering() and not explain:
+                found = await self._nearest(asked, top_k, scope, with_vector=with_vector)
+                return [[Result(hit.item, hit.score, hit.moment) for hit in hits] for hits in found]
+            return await self._ordered(asked, scope, ordering, top_k, explain, field)
+
+    async def _ordered(
+        self, asked: Sequence[_Asked], scope: _Scope, ordering: Ordering, top_k: int, explain: bool, field: str
+    ) -> list[list[Result]]:
         strength = ordering.correction or 0.0
         if strength and not self._embedder.manifest.means:
             raise InvalidRequest("correction: this bundle has no means of its modalities")
-        token_vectors = await self._query_tokens(asked, collection, field) if ordering.rerank else None
+        token_vectors = await self._query_tokens(asked, scope.collection, field) if ordering.rerank else None
         pools = [each.pool for each in (ordering.rerank, ordering.diversity) if each is not None]
         wanted = max(top_k, *pools, FUSED if ordering.keywords else 0, 1)
         depth = min(2 * wanted, _DEEPEST) if ordering.deduplicate else wanted
@@ -156,9 +170,12 @@ class Searcher:
             chosen = await self._chosen(each, first[position], depth, wanted, scope, ordering)
             if ordering.rerank and token_vectors:
                 with timed("rerank"):
-                    await self._rerank(chosen, token_vectors[position], each, collection, ordering.rerank, explain)
+                    await self._rerank(
+                        chosen, token_vectors[position], each, scope.collection, ordering.rerank, explain
+                    )
             if ordering.diversity:
-                chosen = await asyncio.to_thread(_diversified, chosen, ordering.diversity, top_k)
+                diversifying = partial(_diversified, chosen, ordering.diversity, top_k)
+                chosen = await self._embedder.in_worker(diversifying)
             results.append(
                 [
                     Result(one.item, one.score, one.moment, _explanation(one, each, ordering) if explain else None)
@@ -170,19 +187,28 @@ class Searcher:
     async def _nearest(
         self, asked: Sequence[_Asked], depth: int, scope: _Scope, *, with_vector: bool, by_modality: bool = False
     ) -> list[list[Hit]]:
-        own = [each.own for each in asked]
+        found: list[list[Hit]] = []
+        size = 0
         with timed("index"):
-            return await self._store.search(
-                scope.collection,
-                np.stack([each.vector for each in asked]),
-                depth,
-                modalities=scope.modalities,
-                filter=scope.filter,
-                leave_out=own if any(own) else None,
-                with_vector=with_vector,
-                effort=scope.effort,
-                by_modality=by_modality,
-            )
+            for start in range(0, len(asked), _TOGETHER):
+                some = asked[start : start + _TOGETHER]
+                own = [each.own for each in some]
+                hits = await self._store.search(
+                    scope.collection,
+                    np.stack([each.vector for each in some]),
+                    depth,
+                    modalities=scope.modalities,
+                    filter=scope.filter,
+                    leave_out=own if any(own) else None,
+                    with_vector=with_vector,
+                    effort=scope.effort,
+                    by_modality=by_modality,
+                )
+                size += sum(hit.item.size for one in hits for hit in one)
+                if size > MOST_FOUND_BYTES:
+                    raise InvalidRequest(TOO_MUCH_FOUND)
+                found += hits
+        return found
 
     async def _candidates(
         self, asked: Sequence[_Asked], depth: int, scope: _Scope, strength: float
@@ -230,7 +256,7 @@ class Searcher:
             similarity = ordering.deduplicate
             if candidates:
                 stacked = np.stack([one.vector for one in candidates])
-                kept = await asyncio.to_thread(distinct, stacked, similarity)
+                kept = await self._embedder.in_worker(partial(distinct, stacked, similarity))
                 candidates = [candidates[place] for place in kept]
             if len(candidates) >= wanted or exhausted or depth >= _DEEPEST:
                 return candidates[:wanted]
@@ -305,7 +331,7 @@ class Searcher:
                 one.score = (1 - rerank.weight) * one.corrected + rerank.weight * alike
             candidates.sort(key=lambda one: -one.score)
 
-        await asyncio.to_thread(work)
+        await self._embedder.in_worker(work)
 
     async def _query_tokens(self, asked: Sequence[_Asked], collection: str, field: str) -> list[list[Vectors]]:
         """For each query the token vectors (N, D) of each of its parts."""

@@ -219,14 +219,16 @@ class Settings(BaseSettings):
     """Inputs of one modality that may be in work or waiting; past it, 429 with a Retry-After. A request of more inputs
     than that takes half of the room, and is fed through in pieces."""
     queue_s: float = Field(default=5.0, gt=0)
-    """For which inputs of one modality may wait, at the pace that their tower keeps lately; past it, 429."""
+    """For which inputs of one modality may wait, at the pace that decoding and their tower keep lately; past it, 429. A
+    key whose callers send a flood takes neither all of this nor of `queue_inputs`: another has a part of its own."""
     hang_s: float = Field(default=60.0, gt=0)
     """A model call that takes longer is taken to hang: new inputs of its modality get 503 at once, and /readyz and
     /healthz say so, until it ends. Longer than the longest call of the slowest tower."""
     decode_workers: int = Field(default=4, gt=0, le=256)
     """Threads of a model that decode and preprocess."""
     request_deadline_s: float = Field(default=60.0, gt=0)
-    """For the vectors of one request; past it, 504."""
+    """For one request, whatever stages it has, once its body is there; past it, 504. Of one that stores something: for
+    its vectors."""
     drain_s: float = Field(default=0.0, ge=0, le=600)
     """After SIGTERM the server works on for so long, and says in /readyz and by `Connection: close` that it is ending.
     Behind a proxy: longer than the proxy keeps idle connections to it, and than it takes to notice."""

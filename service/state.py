@@ -94,7 +94,8 @@ class State:
         return done
 
     async def close(self) -> None:
-        """Answer everything that waits for a vector with NotReady."""
+        """Answer everything that waits for a vector or a map with NotReady."""
+        self.maps.close()
         await asyncio.gather(*(model.embedder.close() for model in self.models.values()))
 
     # For the callbacks of signals and timers.

@@ -41,7 +41,7 @@ async def work(settings: Settings) -> None:
     await asyncio.to_thread(check_redis, url)
     # Nobody waits for an answer here as a request does.
     settings = settings.model_copy(update={"request_deadline_s": _ENDLESS_S})
-    bundle = read_bundle(settings.bundle, settings.signers)
+    bundle = read_bundle(settings.bundle, settings.signers, hashed=False)
     manifest, metrics = bundle.manifest, Metrics()
     towers = open_towers(
         bundle,

@@ -1,6 +1,5 @@
 """GET /collections; GET, PUT and DELETE /collections/{name}."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -10,7 +9,6 @@ from fastapi import APIRouter, Query, Request, Response
 from service.errors import InvalidRequest
 from service.inputs import read_request
 from service.projection import MOST_POINTS, Map
-from service.projection import label as label_of
 from service.responses import JSON
 from service.schemas.items import (
     CollectionPart,
@@ -50,16 +48,17 @@ async def map_collection(
     """The collection's vectors in the plane: what lies near is about the same, of whatever modality it is.
 
     Of at most `limit` items: of more, a sample. The first to ask after something is written waits until it is made.
+    One is made at a time: 429 while another is.
     """
     made = await state.maps.map(name, limit)
-    return JSON(await asyncio.to_thread(_drawn, made, label))
+    return JSON(await state.embedder.in_worker(lambda: _drawn(made, label)))
 
 
 def _drawn(made: Map, key: str | None) -> dict[str, Any]:
     points = [
-        {"id": item.id, "modality": item.modality, "x": round(x, 4), "y": round(y, 4)}
-        | ({} if key is None else {"label": label_of(item.metadata, key)})
-        for item, (x, y) in zip(made.items, made.places.tolist(), strict=True)
+        {"id": point.id, "modality": point.modality, "x": round(x, 4), "y": round(y, 4)}
+        | ({} if key is None else {"label": point.labels.get(key)})
+        for point, (x, y) in zip(made.points, made.places.tolist(), strict=True)
     ]
     return {"count": made.count, "keys": made.keys, "points": points}
 

