@@ -18,7 +18,7 @@ from service.auth import Gate, local_names, scope_of
 from service.cache import Cache, MemoryCache, RedisCache
 from service.channel import Runs
 from service.classify import Classifier
-from service.contract.bundle import Bundle, Manifest, Modality, read_bundle
+from service.contract.bundle import Bundle, Manifest, Modality
 from service.contract.images import ImageLimits
 from service.fetch import Fetcher, Ways, ways
 from service.jobs import Jobs, open_jobs
@@ -112,7 +112,7 @@ def open_parts(settings: Settings) -> Parts:
     fetching = ways(settings)
     models: dict[str, Opened] = {}
     for path in (settings.bundle, *settings.more_bundles):
-        bundle = read_bundle(path, settings.signers)
+        bundle = settings.read_bundle(path)
         name = bundle.manifest.name
         if name in models:
             raise SettingsError(f"ISTHMUS_MORE_BUNDLES: {models[name].bundle.path} and {path} are both called {name!r}")

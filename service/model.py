@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.classify import Classifier
-from service.contract.bundle import Bundle, BundleError, Manifest, Modality, read_bundle
+from service.contract.bundle import Bundle, BundleError, Manifest, Modality
 from service.pipeline import Embedder
 from service.towers import TowerError
 
@@ -46,7 +46,7 @@ class Model:
         """
         async with self._reloading:
             try:
-                bundle = await asyncio.to_thread(read_bundle, self.path, self.bundle.signers)
+                bundle = await asyncio.to_thread(self.bundle.read_again)
                 _check_same(self.manifest, bundle)
                 await self.embedder.replace(bundle)
             except (BundleError, TowerError, ValueError) as error:

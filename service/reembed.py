@@ -18,7 +18,6 @@ from typing import Any
 from service import moments, videos
 from service.cache import MemoryCache
 from service.classify import Classifier, stored_labels
-from service.contract.bundle import read_bundle
 from service.contract.errors import InputError
 from service.metrics import Metrics
 from service.pipeline import Embedded, Embedder, Input, Text
@@ -112,7 +111,7 @@ async def reembed(old: Path, new: Path, settings: Settings, originals: Originals
 
     Raises StoreError, BundleError, TowerError.
     """
-    bundle = read_bundle(settings.bundle, settings.signers)
+    bundle = settings.read_bundle()
     towers = open_towers(
         bundle,
         settings.device,

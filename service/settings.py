@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.contract.bundle import MODALITIES, Modality
+from service.contract.bundle import MODALITIES, Bundle, Modality, read_bundle
 from service.contract.signature import SignatureError, public_key
 from service.providers import Gpus
 
@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     bundle_signers: Annotated[tuple[Path, ...], NoDecode] = ()
     """PEM files of Ed25519 public keys, separated by commas: only bundles that one of them signed are served
     (`python -m training sign`). Unset, unsigned ones are too."""
+    licences: Literal["any", "commercial"] = "any"
+    """commercial: a bundle is refused unless the licences of all its parts (data sets and encoders) allow commercial
+    use; what is not known counts as not allowed."""
     modalities: Annotated[tuple[Modality, ...], NoDecode] = MODALITIES
     """The towers to load, of those that a bundle has; separated by commas."""
     unload_idle_s: float | None = Field(default=None, gt=0)
@@ -270,6 +273,10 @@ class Settings(BaseSettings):
             return tuple(map(public_key, self.bundle_signers))
         except SignatureError as error:
             raise SettingsError(f"ISTHMUS_BUNDLE_SIGNERS: {error}") from None
+
+    def read_bundle(self, path: Path | None = None) -> Bundle:
+        """The bundle at `path`, else the default one, on the conditions that are set. Raises BundleError."""
+        return read_bundle(path or self.bundle, self.signers, commercial=self.licences == "commercial")
 
     @property
     def jobs_folder(self) -> Path | None:

@@ -12,7 +12,6 @@ import signal
 import socket
 from uuid import uuid4
 
-from service.contract.bundle import read_bundle
 from service.fetch import Fetcher, ways
 from service.jobs.embedding import Means, embed
 from service.jobs.pieces import Outcome, Work
@@ -39,7 +38,7 @@ async def work(settings: Settings) -> None:
         raise SettingsError("ISTHMUS_REDIS_URL is not set: workers get their work from Redis")
     # Nobody waits for an answer here as a request does.
     settings = settings.model_copy(update={"request_deadline_s": _ENDLESS_S})
-    bundle = read_bundle(settings.bundle, settings.signers)
+    bundle = settings.read_bundle()
     manifest, metrics = bundle.manifest, Metrics()
     towers = open_towers(
         bundle,

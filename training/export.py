@@ -28,6 +28,7 @@ from service.contract.bundle import (
     space_id,
     write_bundle,
 )
+from service.contract.licences import combined
 from service.contract.vectors import l2_normalise
 from service.contract.waveforms import Waveforms
 from training.card import model_card
@@ -226,6 +227,8 @@ def export_bundle(
         save_projectors(projectors, trained)
         card = folder / "MODEL_CARD.md"
         figures = dict(evaluation) | {f"parity.{m}": round(value, 7) for m, value in parity.items()} | gates
+        # What the projectors learned from by another recipe, as merged ones did, is theirs all the same.
+        recipe = recipe.model_copy(update={"licences": combined(recipe.licences, trained.licences)})
         card.write_text(model_card(recipe, towers, figures, space), encoding="utf-8")
         for path in (projectors, card):
             files[path.name] = path
@@ -243,6 +246,7 @@ def export_bundle(
             templates={modality: list(prompts) for modality, prompts in recipe.templates.items()},
             evaluation=figures,
             licences=recipe.licences,
+            terms=recipe.terms,
             files=others,
         )
         return write_bundle(target, manifest, files)
