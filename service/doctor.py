@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PACKAGES = {
     **{name: name for name in ("anyio", "click", "cryptography", "fastapi", "httpcore", "httpx", "numpy", "orjson")},
-    **{name: name for name in ("pydantic", "redis", "soundfile", "soxr", "tokenizers", "tqdm", "uvicorn")},
+    **{name: name for name in ("pydantic", "redis", "soundfile", "soxr", "starlette", "tokenizers", "tqdm", "uvicorn")},
     "dnspython": "dns",
     "isthmus-client": "isthmus_client",
     "pillow": "PIL",

@@ -8,6 +8,7 @@ image lands, and so on for green and blue, and "tone" where a 440 Hz tone does.
 import datetime
 import hashlib
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from service.contract.bundle import (
     write_bundle,
 )
 from service.contract.images import ImagePreprocessing
+from service.contract.licences import Licence
 from service.contract.patches import LogMelPatches, log_mel_patches
 from service.contract.tokens import TextPreprocessing
 
@@ -48,7 +50,7 @@ AUDIO = LogMelPatches()
 TEXT = TextPreprocessing(max_length=MAX_TOKENS)
 
 
-def build(target: Path, name: str = "tiny", seed: int = 0) -> Bundle:
+def build(target: Path, name: str = "tiny", seed: int = 0, licences: Sequence[Licence | str] = ()) -> Bundle:
     """Write the bundle to `target`. Another seed is another space."""
     rng = np.random.default_rng(seed)
     image = rng.standard_normal((3 * 4, DIMENSIONS)).astype(np.float32)
@@ -73,7 +75,7 @@ def build(target: Path, name: str = "tiny", seed: int = 0) -> Bundle:
             towers[modality] = Tower(
                 file=f"{modality}.onnx",
                 sha256=sha256_file(path),
-                encoder=Encoder(source="test", weights_sha256=weights),
+                encoder=Encoder(source="test", weights_sha256=weights, licence="Apache-2.0"),
                 projector=Projector(kind="linear", features=DIMENSIONS, weights_sha256=weights),
                 preprocessing=specs[modality],
             )
@@ -87,6 +89,7 @@ def build(target: Path, name: str = "tiny", seed: int = 0) -> Bundle:
             temperature=0.07,
             templates={"image": ["a photo of a {}"], "audio": ["the sound of a {}"]},
             evaluation={"test": True},
+            licences=tuple(map(Licence.model_validate, licences)),
             files=others,
         )
         return write_bundle(target, manifest, files)
