@@ -5,6 +5,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,12 +224,13 @@ def export_bundle(
         towers, gates = make_variants(recipe, encoders, towers, folder)
         for tower in towers.values():
             files |= {variant.file: folder / variant.file for variant in tower.variants.values()}
+        # What the projectors learned from by another recipe, as merged ones did, is theirs all the same.
+        recipe = recipe.model_copy(update={"licences": combined(recipe.licences, trained.licences)})
+        trained = replace(trained, licences=recipe.licences)
         projectors = folder / "projectors.safetensors"
         save_projectors(projectors, trained)
         card = folder / "MODEL_CARD.md"
         figures = dict(evaluation) | {f"parity.{m}": round(value, 7) for m, value in parity.items()} | gates
-        # What the projectors learned from by another recipe, as merged ones did, is theirs all the same.
-        recipe = recipe.model_copy(update={"licences": combined(recipe.licences, trained.licences)})
         card.write_text(model_card(recipe, towers, figures, space), encoding="utf-8")
         for path in (projectors, card):
             files[path.name] = path

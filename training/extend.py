@@ -39,7 +39,7 @@ from training.features import Item, default_cache
 from training.projector import Head
 from training.recipe import Recipe, load_recipe
 from training.train import Trained, save_projectors, train
-from training.trained import licences_of
+from training.trained import licences_json, licences_of
 
 CARD = "MODEL_CARD.md"
 _SAMPLES = 16  # real items that a graph is checked on
@@ -179,10 +179,10 @@ def write_extended(
             measured[f"{'+'.join(new)}.{key}"] = measured.pop(key)
         space = space_id(old.dimensions, towers)
         means = dict(old.means) | {modality: trained.means[modality] for modality in new}
-        _save_projectors(bundle, trained, new, means, folder / PROJECTORS)
         added = {modality: towers[modality] for modality in new}
         licences = combined(old.parts, recipe.licences, trained.licences)
         terms = tuple(dict.fromkeys((*old.terms, *recipe.terms)))
+        _save_projectors(bundle, replace(trained, licences=licences), new, means, folder / PROJECTORS)
         whole = recipe.model_copy(update={"licences": licences, "terms": terms})
         card = model_card(whole, added, measured, space)
         before = (bundle.path / CARD).read_text(encoding="utf-8") if CARD in old.files else ""
@@ -217,7 +217,8 @@ def _save_projectors(
         tensors |= {f"{modality}.{key}": value.contiguous() for key, value in state.items()}
     kinds = {modality: tower.projector.kind for modality, tower in bundle.manifest.towers.items()}
     kinds |= {modality: trained.heads[modality].kind for modality in new}
-    save_file(tensors, path, metadata | {"kinds": json.dumps(kinds), "means": json.dumps(means)})
+    changed = {"kinds": json.dumps(kinds), "means": json.dumps(means), "licences": licences_json(trained.licences)}
+    save_file(tensors, path, metadata | changed)
 
 
 def _print(old: Bundle, new: Bundle) -> None:

@@ -23,7 +23,7 @@ from training import steps
 from training.errors import TrainingError
 from training.features import default_cache
 from training.recipe import Recipe, load_recipe
-from training.trained import load_projectors
+from training.trained import licences_json, load_projectors
 from training.validation import Data, calibrate, means, validate
 
 File = tuple[dict[str, Tensor], dict[str, str]]
@@ -86,7 +86,7 @@ def merged(first: File, second: File, alpha: float) -> File:
     temperatures = np.log([float(ours["temperature"]), float(theirs["temperature"])])
     temperature = float(np.exp(temperatures @ np.array([1 - alpha, alpha])))
     learned = [map(Licence.model_validate, json.loads(each.get("licences", "[]"))) for each in (ours, theirs)]
-    licences = json.dumps([each.model_dump() for each in combined(*learned)])
+    licences = licences_json(combined(*learned))
     return tensors, ours | {"temperature": repr(temperature), "means": "{}", "ladder": "{}", "licences": licences}
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def save_projectors(path: Path, trained: Trained) -> None:
         "ladder": json.dumps(trained.ladder),
         "abstention": json.dumps({modality: each.model_dump() for modality, each in trained.abstention.items()}),
         "init": trained.init,
-        "licences": json.dumps([each.model_dump() for each in trained.licences]),
+        "licences": licences_json(trained.licences),
     }
     save_file(tensors, path, metadata)
 
@@ -91,6 +91,11 @@ def load_projectors(path: Path, recipe: Recipe) -> Trained:
     licences = tuple(map(Licence.model_validate, json.loads(metadata.get("licences", "[]"))))
     means = json.loads(metadata["means"])
     return Trained(heads, float(metadata["temperature"]), means, [], ladder, init, detectors, licences)
+
+
+def licences_json(licences: Iterable[Licence]) -> str:
+    """As the metadata of projectors.safetensors has them."""
+    return json.dumps([each.model_dump() for each in licences])
 
 
 def licences_of(recipe: Recipe) -> tuple[Licence, ...]:

@@ -25,7 +25,7 @@ from service.contract.bundle import (
     write_bundle,
 )
 from service.contract.images import ImagePreprocessing
-from service.contract.licences import combined, markdown, parts
+from service.contract.licences import Licence, combined, markdown, parts
 from training.bind.graphs import append, mix
 from training.bind.maps import Map
 from training.bind.routing import mixed
@@ -35,6 +35,7 @@ from training.errors import TrainingError
 from training.export import PARITY
 from training.features import collate, preparer
 from training.graphs import session
+from training.trained import licences_json
 
 CARD = "MODEL_CARD.md"
 Floats = NDArray[np.float32]
@@ -86,7 +87,7 @@ def write_joint(
         measured: dict[str, Any] = {**({} if weight else b.evaluation), **figures}
         measured |= {f"parity.{modality}": round(value, 7) for modality, value in parity.items()}
         space = space_id(b.dimensions, towers)
-        _save_projectors(first, second, through, folder / PROJECTORS)
+        _save_projectors(first, second, through, licences, folder / PROJECTORS)
         encoders = {tower.encoder.source: tower.encoder.licence for tower in towers.values()}
         stated = markdown(parts(licences, encoders), terms)
         (folder / CARD).write_text(_card(name, first, second, space, measured, stated), encoding="utf-8")
@@ -159,14 +160,14 @@ def _agree(modality: Modality, joint: Floats, parts: Floats) -> float:
     return lowest
 
 
-def _save_projectors(first: Bundle, second: Bundle, through: Map, path: Path) -> None:
+def _save_projectors(first: Bundle, second: Bundle, through: Map, licences: Sequence[Licence], path: Path) -> None:
     """B's own tensors as they are; A's and the map under `bound.<space of A>.`."""
     tensors, metadata = read_projectors(second)
     prefix = f"bound.{first.manifest.space}"
     tensors |= {f"{prefix}.{key}": value for key, value in read_projectors(first)[0].items()}
     tensors[f"{prefix}.map.weight"] = torch.from_numpy(through.weight)
     tensors[f"{prefix}.map.bias"] = torch.from_numpy(through.bias)
-    save_file(tensors, path, metadata)
+    save_file(tensors, path, metadata | {"licences": licences_json(licences)})
 
 
 def _card(name: str, first: Bundle, second: Bundle, space: str, measured: Mapping[str, Any], stated: str) -> str:
