@@ -95,7 +95,10 @@ def _packages() -> Generator[Check, None, bool]:
     if find_spec("onnxruntime") is None:
         lacking.append("onnxruntime or onnxruntime-gpu")
     if lacking:
-        step = "pip install 'isthmus[cpu]' (or [gpu]; in a checkout: pip install -c constraints.txt -e '.[cpu]')"
+        step = (
+            "pip install 'isthmus[cpu]' (or [gpu]; in a checkout: "
+            "pip install -c constraints.txt -e ./isthmus_client -e '.[cpu]')"
+        )
         yield Check("packages", "missing", ", ".join(lacking), step)
     else:
         yield Check("packages", "ok", f"all {len(PACKAGES) + 2} that serving needs")

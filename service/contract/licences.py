@@ -38,8 +38,7 @@ class _Model(BaseModel):
 
 
 class Licence(_Model):
-    """The licence of one part. Plain words, as recipes and bundles had them before, are read as a part whose commercial
-    use is not known; so is `commercial: unknown`."""
+    """The licence of one part of a bundle's weights."""
 
     of: str = Field(min_length=1)
     """The data set or the encoder."""
@@ -52,6 +51,7 @@ class Licence(_Model):
     @model_validator(mode="before")
     @classmethod
     def _read(cls, given: Any) -> Any:
+        """Plain words, as recipes and bundles had them before, are a part whose commercial use is not known."""
         if isinstance(given, str):
             of, _, licence = given.partition(": ")
             return {"of": of, "licence": licence or NOT_STATED, "commercial": None}

@@ -189,14 +189,14 @@ def test_where_only_commercial_bundles_are_wanted_no_door_opens_another(
     assert not (tmp_path / "store").exists()
 
 
-def test_a_bundle_that_is_free_opens_and_is_not_reloaded_as_another(tmp_path: Path) -> None:
+def test_a_bundle_that_is_free_opens_and_is_not_read_again_as_another(tmp_path: Path) -> None:
     bundle = tiny_bundle.build(tmp_path / "bundle", licences=BARRED[1:])
-    settings = Settings(bundle=bundle.path, store=tmp_path / "store", device="cpu", threads=1, licences="commercial")
-    with serving(settings) as client:
-        assert client.get("/models").json()["models"][0]["commercial"] is True
-        rewritten(bundle, licences=BARRED)
-        assert client.post("/admin/reload").json()["models"] == {"tiny": "refused"}
-        assert client.get("/models").json()["models"][0]["commercial"] is True
+    opened = Settings(bundle=bundle.path, licences="commercial").read_bundle()
+    assert opened.read_again() == opened
+    rewritten(bundle, licences=BARRED)
+    with pytest.raises(BundleError, match="because of Flickr8k"):  # by a reload, or when a tower is opened again
+        opened.read_again()
+    assert read_bundle(bundle.path).read_again().manifest.licences[0].of == "Flickr8k"
 
 
 def test_only_the_towers_that_are_asked_for_are_loaded(settings: Settings, png: Make) -> None:
