@@ -54,7 +54,7 @@ def test_the_new_space_admits_the_older_one(picture_space: Bundle, both_spaces: 
     assert old.space in (both_spaces.path / "MODEL_CARD.md").read_text()
     assert [each.of for each in new.licences[:1]] == ["pictures"] and new.licences[-1].of == "tones"
     assert commercial_use(new.parts) is False and [each.of for each in new.terms] == ["image", "audio"]
-    assert "because of pictures (CC-BY-NC-4.0)" in (both_spaces.path / "MODEL_CARD.md").read_text().split("---")[0]
+    assert "because of pictures (CC-BY-NC-4.0)" in (both_spaces.path / "MODEL_CARD.md").read_text().split("\n---\n")[0]
 
 
 def test_a_store_filled_before_goes_on_and_takes_sounds(
