@@ -41,7 +41,7 @@ description = "A bundle that Isthmus serves where none is named: images, sounds 
 readme = "README.md"
 requires-python = ">=3.11"
 license = {licence}
-license-files = ["LICENCES.md"]
+license-files = ["LICENCES.md", "LICENSE"]
 authors = [{{ name = "The Isthmus authors" }}]
 keywords = ["embeddings", "multimodal", "onnx"]
 classifiers = [
@@ -92,6 +92,7 @@ def write_starter(bundle: Bundle, folder: Path) -> None:
     (folder / "README.md").write_text(card.read_text(encoding="utf-8") if card.is_file() else name, encoding="utf-8")
     stated = markdown(bundle.manifest.parts, bundle.manifest.terms)
     (folder / "LICENCES.md").write_text(stated, encoding="utf-8")
+    shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")  # Apache-2.0, as the package itself and most encoders
     project = _PROJECT.format(
         distribution=f"isthmus-{name}",
         version=__version__,
@@ -137,12 +138,16 @@ def build(out: Path, bundles: Sequence[Path]) -> list[Path]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stdout + done.stderr)
-        wheels = []
-        for wheel in sorted(made.iterdir()):
-            if wheel.stat().st_size > MAX_WHEEL_BYTES:
-                raise SystemExit(f"{wheel.name} has {wheel.stat().st_size:,} bytes, more than {MAX_WHEEL_BYTES:,}")
-            wheels.append(Path(shutil.copyfile(wheel, out / wheel.name)))
-        return wheels
+        wheels = sorted(made.iterdir())
+        for wheel in wheels:
+            check_size(wheel)
+        return [Path(shutil.copyfile(wheel, out / wheel.name)) for wheel in wheels]
+
+
+def check_size(wheel: Path) -> None:
+    """Raises SystemExit where no index would take it."""
+    if wheel.stat().st_size > MAX_WHEEL_BYTES:
+        raise SystemExit(f"{wheel.name} has {wheel.stat().st_size:,} bytes, more than {MAX_WHEEL_BYTES:,}")
 
 
 if __name__ == "__main__":

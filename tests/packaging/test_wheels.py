@@ -87,15 +87,22 @@ def test_the_licences_of_the_starter_are_those_of_its_parts(dist: Path) -> None:
     assert "| Flickr8k | non-commercial research | forbidden |" in stated
 
 
-def test_a_bundle_of_another_name_is_no_starter_and_one_too_large_is_no_wheel(
-    tmp_path: Path, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wheel_that_no_index_would_take_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "a.whl").open("wb") as file:
+        file.truncate(WHEELS.MAX_WHEEL_BYTES)
+        WHEELS.check_size(tmp_path / "a.whl")
+        file.truncate(WHEELS.MAX_WHEEL_BYTES + 1)
+    with pytest.raises(SystemExit, match=r"a\.whl has 100,000,001 bytes, more than"):
+        WHEELS.check_size(tmp_path / "a.whl")
+
+
+def test_a_bundle_of_another_name_is_no_starter(tmp_path: Path, bundle_dir: Path) -> None:
     with pytest.raises(SystemExit, match="is called 'tiny': a starter is called"):
         WHEELS.build(tmp_path / "dist", [bundle_dir])
     free = tiny_bundle.build(tmp_path / "free", name="starter-free")
     WHEELS.write_starter(free, tmp_path / "source")
     assert 'free = "isthmus_starter_free:path"' in (tmp_path / "source/pyproject.toml").read_text()
-    assert 'license = "LicenseRef-not-stated' not in (tmp_path / "source/pyproject.toml").read_text()
+    assert 'license = "Apache-2.0 AND LicenseRef-not-stated"' in (tmp_path / "source/pyproject.toml").read_text()
     assert list((tmp_path / "dist").glob("*")) == []
 
 
