@@ -56,10 +56,11 @@ classifiers = [
 {name} = "{package}:path"
 
 [tool.setuptools]
-packages = ["{package}"]
+packages = ["{package}", "{package}.bundle"]
 
 [tool.setuptools.package-data]
-{package} = ["py.typed", "bundle/*"]
+{package} = ["py.typed"]
+"{package}.bundle" = ["*"]
 """
 _MODULE = '''\
 """The bundle {name!r} of Isthmus, as a package: `isthmus serve` finds it by the entry point that calls `path`."""
