@@ -180,7 +180,11 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class Model:
-    """A served bundle. `towers` is by modality, `evaluation` the figures that it was released with."""
+    """A served bundle. `towers` is by modality, `evaluation` the figures that it was released with.
+
+    `licences` are those of what it is made of, each {of, licence, commercial, note}; `commercial` says whether all of
+    them allow commercial use, None where that is not known.
+    """
 
     name: str
     space: str
@@ -188,7 +192,8 @@ class Model:
     temperature: float
     towers: Mapping[str, Any]
     evaluation: Mapping[str, Any]
-    licences: Sequence[str]
+    licences: Sequence[Mapping[str, Any]]
+    commercial: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -302,4 +307,5 @@ def model(data: Mapping[str, Any]) -> Model:
         data["towers"],
         data["evaluation"],
         data["licences"],
+        data.get("commercial"),
     )

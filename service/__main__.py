@@ -22,9 +22,10 @@ import uvicorn
 import yaml
 from fastapi import FastAPI
 
-from service import listener, logs, reference
+from service import listener, logs, reference, starters
 from service.auth import local_names
-from service.contract.bundle import BundleError, read_bundle
+from service.contract.bundle import BundleError
+from service.contract.licences import weights_line
 from service.jobs import upkeep as jobs_upkeep
 from service.keys import KeysError, Scope, create_key, read_keys, revoke_key
 from service.load import Progress, load
@@ -34,6 +35,7 @@ from service.protocol import Protocol, Unsent
 from service.quotas import UNITS, Limit
 from service.reembed import Originals, Outcome, reembed, survey
 from service.settings import Settings, SettingsError, read_settings
+from service.starters import StarterError
 from service.state import State
 from service.store import upkeep
 from service.store.errors import StoreError
@@ -72,7 +74,8 @@ log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """Says where it listens, once it does. SIGHUP reloads the bundles. At its end whoever waits is answered.
+    """Says where it listens, once it does, and how its weights may be used. SIGHUP reloads the bundles. At its end
+    whoever waits is answered.
 
     SIGTERM lets it drain first: for `drain_s` it goes on as before, but says in /readyz and by `Connection: close` that
     it is about to end, so that proxies turn to other replicas. Another signal, or Ctrl-C, cuts that short. Then nobody
@@ -97,7 +100,10 @@ class Server(uvicorn.Server):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.state.begin_reload)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
-            print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+            print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+            for name, model in self.state.models.items():
+                print(f"serving {name}, {weights_line(model.manifest.parts)}")
+            sys.stdout.flush()
 
     @property
     def state(self) -> State:
@@ -162,9 +168,9 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 def check(path: Path) -> None:
     """Verify a bundle: its manifest, its checksums, and that every tower embeds."""
-    bundle = read_bundle(path, read_settings().signers)
+    bundle = read_settings().read_bundle(path, hashed=True)
     manifest = bundle.manifest
-    print(f"{manifest.name}: space {manifest.space}, {manifest.dimensions} dimensions")
+    print(f"{manifest.name}: space {manifest.space}, {manifest.dimensions} dimensions, {weights_line(manifest.parts)}")
     for modality, described in manifest.towers.items():
         how = handling(bundle, modality, read_settings())
         for precision in described.precisions:
@@ -204,7 +210,7 @@ def reembed_store(
 
 def load_files(path: Path, collection: str, settings: Settings) -> None:
     """Write the items of Parquet files to the store that the settings name, which nobody else may have open."""
-    manifest = read_bundle(settings.bundle).manifest
+    manifest = settings.read_bundle().manifest
     store, _ = open_store(settings, [manifest])
     # Of a store in a directory the place is the directory's, wherever it is named from.
     place = settings.milvus_uri if settings.store == Path("milvus") else str(settings.store.resolve())
@@ -355,6 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags = commands.add_parser("serve", help="serve a bundle; each flag overrides its ISTHMUS_ variable")
     for name in _FLAGS:
         flags.add_argument(f"--{name}", metavar=name.upper())
+    flags.add_argument("--starter", metavar="NAME", help="an installed starter other than the default, such as free")
     working = commands.add_parser("worker", help="embed parts of jobs that servers hand out through Redis")
     for name in ("bundle", "modalities", "device", "precision", "redis-url", "log-level"):
         working.add_argument(f"--{name}", metavar=name.upper())
@@ -394,6 +401,8 @@ def main(arguments: list[str] | None = None) -> int:
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     command = options.pop("command")
     try:
+        if command in ("serve", "worker", "index", "load") and options.get("url") is None:
+            options["bundle"] = starters.chosen(options["bundle"], options.pop("starter", None))
         if command == "serve":
             serve(read_settings(**options))
         elif command == "index":
@@ -422,7 +431,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             document = create_app(read_settings()).openapi()
             print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120), end="")
-    except (SettingsError, BundleError, TowerError, StoreError, KeysError) as error:
+    except (SettingsError, BundleError, TowerError, StarterError, StoreError, KeysError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

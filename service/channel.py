@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.batcher import Batcher
-from service.contract.bundle import Bundle, Modality, Precision, read_bundle
+from service.contract.bundle import Bundle, Modality, Precision
 from service.contract.vectors import l2_normalise
 from service.errors import NotReady, Overloaded
 from service.fair import FairSemaphore
@@ -285,7 +285,7 @@ class Channel:
 
     async def _open_again(self) -> None:
         try:
-            there = await asyncio.to_thread(read_bundle, self._bundle.path, self._bundle.signers, hashed=False)
+            there = await asyncio.to_thread(self._bundle.read_again)
             if there.manifest != self._bundle.manifest:
                 raise TowerError(f"{there.path} holds another bundle now: reload it")
             engine = await self.prepare(self._bundle)

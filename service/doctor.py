@@ -9,10 +9,13 @@ import shutil
 import socket
 import sys
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from service import starters
 
 if TYPE_CHECKING:
     from service.contract.bundle import Bundle
@@ -20,8 +23,9 @@ if TYPE_CHECKING:
 
 PACKAGES = {
     **{name: name for name in ("anyio", "click", "cryptography", "fastapi", "httpcore", "httpx", "numpy", "orjson")},
-    **{name: name for name in ("pydantic", "redis", "soundfile", "soxr", "tokenizers", "tqdm", "uvicorn")},
+    **{name: name for name in ("pydantic", "redis", "soundfile", "soxr", "starlette", "tokenizers", "tqdm", "uvicorn")},
     "dnspython": "dns",
+    "isthmus-client": "isthmus_client",
     "pillow": "PIL",
     "prometheus-client": "prometheus_client",
     "pyyaml": "yaml",
@@ -46,7 +50,7 @@ class Check:
     next_step: str | None = None
 
 
-def examine(bundle: str | None = None, store: str | None = None, port: str | None = None) -> Iterator[Check]:
+def examine(bundle: str | Path | None = None, store: str | None = None, port: str | None = None) -> Iterator[Check]:
     """Every check, in the order in which a start meets them. Arguments stand for their ISTHMUS_ variables."""
     yield _python()
     lacking = yield from _packages()
@@ -57,8 +61,8 @@ def examine(bundle: str | None = None, store: str | None = None, port: str | Non
         return
     from service.settings import SettingsError, read_settings
 
-    if bundle is None and "ISTHMUS_BUNDLE" not in os.environ and Path("build/starter/manifest.json").is_file():
-        bundle = "build/starter"
+    with suppress(starters.StarterError):  # the look at the bundle says that there is none
+        bundle = starters.chosen(bundle)
     try:
         settings = read_settings(bundle=bundle, store=store, port=port)
     except SettingsError as error:
@@ -92,7 +96,7 @@ def _packages() -> Generator[Check, None, bool]:
     if find_spec("onnxruntime") is None:
         lacking.append("onnxruntime or onnxruntime-gpu")
     if lacking:
-        here = "pip install -c constraints.txt -e '.[cpu,heif]'"
+        here = "pip install -c constraints.txt -e ./isthmus_client -e '.[cpu,heif]'"
         step = f"pip install 'isthmus[cpu,heif]' (or [gpu,heif]; in a checkout: {here})"
         yield Check("packages", "missing", ", ".join(lacking), step)
     else:
@@ -142,19 +146,15 @@ def _runtimes() -> Iterator[Check]:
 
 def _bundle(settings: "Settings") -> Generator[Check, None, "Bundle | None"]:
     """The files by their checksums, then a small input through every tower. Ends with the bundle, if it is one."""
-    from service.contract.bundle import BundleError, read_bundle
+    from service.contract.bundle import BundleError
     from service.modalities import handling
     from service.settings import SettingsError
     from service.towers import Tower, TowerError
 
     try:
-        bundle = read_bundle(settings.bundle, settings.signers)
+        bundle = settings.read_bundle(hashed=True)
     except (BundleError, SettingsError) as error:
-        step = (
-            "in a checkout `make starter` builds one in build/starter; `isthmus train RECIPE --out FOLDER` trains one; "
-            "name it by --bundle or ISTHMUS_BUNDLE"
-        )
-        yield Check("bundle", "missing", str(error), step)
+        yield Check("bundle", "missing", str(error), starters.NEXT)
         return None
     manifest = bundle.manifest
     yield Check("bundle", "ok", f"{settings.bundle}: {manifest.name}, space {manifest.space}, checksums hold")

@@ -19,7 +19,7 @@ from service.auth import Gate, local_names, scope_of
 from service.cache import Cache, MemoryCache, RedisCache, check_redis
 from service.channel import Runs
 from service.classify import Classifier
-from service.contract.bundle import Bundle, Manifest, Modality, read_bundle
+from service.contract.bundle import Bundle, Manifest, Modality
 from service.deadline import Deadline
 from service.fetch import Fetcher, Ways, ways
 from service.jobs import Jobs, open_jobs
@@ -116,7 +116,7 @@ def open_parts(settings: Settings) -> Parts:
     fetching = ways(settings)
     models: dict[str, Opened] = {}
     for path in (settings.bundle, *settings.more_bundles):
-        bundle = read_bundle(path, settings.signers, hashed=False)
+        bundle = settings.read_bundle(path)
         name = bundle.manifest.name
         if name in models:
             raise SettingsError(f"ISTHMUS_MORE_BUNDLES: {models[name].bundle.path} and {path} are both called {name!r}")

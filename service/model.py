@@ -4,11 +4,10 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from service.classify import Classifier
-from service.contract.bundle import Bundle, BundleError, Manifest, Modality, read_bundle
+from service.contract.bundle import Bundle, BundleError, Manifest, Modality
 from service.pipeline import Embedder
 from service.towers import TowerError
 from service.workers import OwnThread
@@ -52,8 +51,7 @@ class Model:
         """
         async with self._reloading:
             try:
-                read = partial(read_bundle, self.path, self.bundle.signers, hashed=False)
-                bundle = await self._reading.run(read, _READING_S)
+                bundle = await self._reading.run(self.bundle.read_again, _READING_S)
                 _check_same(self.manifest, bundle)
                 await self.embedder.replace(bundle)
             except (BundleError, TowerError, ValueError) as error:

@@ -18,7 +18,6 @@ from typing import Any
 from service import videos
 from service.cache import MemoryCache
 from service.classify import Classifier, stored_labels
-from service.contract.bundle import read_bundle
 from service.contract.errors import InputError
 from service.errors import InputFailed
 from service.inputs import known
@@ -115,7 +114,7 @@ async def reembed(old: Path, new: Path, settings: Settings, originals: Originals
 
     Raises StoreError, BundleError, TowerError.
     """
-    bundle = read_bundle(settings.bundle, settings.signers, hashed=False)
+    bundle = settings.read_bundle()
     towers = open_towers(
         bundle,
         settings.device,

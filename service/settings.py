@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, V
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.contract.audio import AudioLimits
-from service.contract.bundle import MODALITIES, Modality
+from service.contract.bundle import MODALITIES, Bundle, Modality, read_bundle
 from service.contract.images import ImageLimits
 from service.contract.signature import SignatureError, public_key
 from service.providers import Gpus
@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     model_aliases: Annotated[tuple[str, ...], NoDecode] = ()
     """Other names for models, as ALIAS=NAME, separated by commas: `text-embedding-3-small=starter` for a client whose
     model cannot be chosen."""
+    licences: Literal["any", "commercial"] = "any"
+    """commercial: a bundle is refused unless the licences of all its parts (data sets and encoders) allow commercial
+    use; what is not known counts as not allowed."""
     modalities: Annotated[tuple[Modality, ...], NoDecode] = MODALITIES
     """The towers to load, of those that a bundle has; separated by commas."""
     unload_idle_s: float | None = Field(default=None, gt=0)
@@ -315,6 +318,14 @@ class Settings(BaseSettings):
             return tuple(map(public_key, self.bundle_signers))
         except SignatureError as error:
             raise SettingsError(f"ISTHMUS_BUNDLE_SIGNERS: {error}") from None
+
+    def read_bundle(self, path: Path | None = None, *, hashed: bool = False) -> Bundle:
+        """The bundle at `path`, else the default one, on the conditions that are set. Raises BundleError.
+
+        Unless all of it is `hashed` here, its files are checked as they are opened.
+        """
+        commercial = self.licences == "commercial"
+        return read_bundle(path or self.bundle, self.signers, commercial=commercial, hashed=hashed)
 
     @property
     def jobs_folder(self) -> Path | None:

@@ -13,7 +13,6 @@ import socket
 from uuid import uuid4
 
 from service.cache import check_redis
-from service.contract.bundle import read_bundle
 from service.fetch import Fetcher, ways
 from service.jobs.embedding import Means, embed
 from service.jobs.pieces import Outcome, Work
@@ -41,7 +40,7 @@ async def work(settings: Settings) -> None:
     await asyncio.to_thread(check_redis, url)
     # Nobody waits for an answer here as a request does.
     settings = settings.model_copy(update={"request_deadline_s": _ENDLESS_S})
-    bundle = read_bundle(settings.bundle, settings.signers, hashed=False)
+    bundle = settings.read_bundle()
     manifest, metrics = bundle.manifest, Metrics()
     towers = open_towers(
         bundle,

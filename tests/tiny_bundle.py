@@ -9,6 +9,7 @@ import datetime
 import hashlib
 import string
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from service.contract.bundle import (
     write_bundle,
 )
 from service.contract.images import ImagePreprocessing
+from service.contract.licences import Licence
 from service.contract.patches import LogMelPatches, log_mel_patches
 from service.contract.tokens import TextPreprocessing
 
@@ -52,7 +54,13 @@ AUDIO = LogMelPatches()
 TEXT = TextPreprocessing(max_length=MAX_TOKENS)
 
 
-def build(target: Path, name: str = "tiny", seed: int = 0, text: TextPreprocessing = TEXT) -> Bundle:
+def build(
+    target: Path,
+    name: str = "tiny",
+    seed: int = 0,
+    text: TextPreprocessing = TEXT,
+    licences: Sequence[Licence | str] = (),
+) -> Bundle:
     """Write the bundle to `target`. Another seed is another space."""
     rng = np.random.default_rng(seed)
     image = rng.standard_normal((3 * 4, DIMENSIONS)).astype(np.float32)
@@ -77,7 +85,7 @@ def build(target: Path, name: str = "tiny", seed: int = 0, text: TextPreprocessi
             towers[modality] = Tower(
                 file=f"{modality}.onnx",
                 sha256=sha256_file(path),
-                encoder=Encoder(source="test", weights_sha256=weights),
+                encoder=Encoder(source="test", weights_sha256=weights, licence="Apache-2.0"),
                 projector=Projector(kind="linear", features=DIMENSIONS, weights_sha256=weights),
                 preprocessing=specs[modality],
             )
@@ -91,6 +99,7 @@ def build(target: Path, name: str = "tiny", seed: int = 0, text: TextPreprocessi
             temperature=0.07,
             templates={"image": ["a photo of a {}"], "audio": ["the sound of a {}"]},
             evaluation={"test": True},
+            licences=tuple(map(Licence.model_validate, licences)),
             files=others,
         )
         return write_bundle(target, manifest, files)

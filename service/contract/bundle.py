@@ -24,6 +24,7 @@ from service.contract.abstention import Detector
 from service.contract.files import read_file
 from service.contract.graphs import NotAGraph, external_files
 from service.contract.images import ImagePreprocessing
+from service.contract.licences import Licence, Terms, commercial_use, parts, weights_line
 from service.contract.patches import LogMelPatches
 from service.contract.signature import SIGNATURE, SignatureError, check_signature
 from service.contract.tokens import TextPreprocessing
@@ -185,7 +186,9 @@ class Manifest(_Model):
     templates: dict[Modality, list[str]] = {}
     """Prompt templates, with one {}, for labels of images and of sounds."""
     evaluation: dict[str, float | int | bool | str | list[float]] = {}
-    licences: list[str] = []
+    licences: tuple[Licence, ...] = ()
+    """Of what the weights are made of; older bundles have plain words."""
+    terms: tuple[Terms, ...] = ()
     files: dict[FileName, Sha256] = {}
     """Every other file of the bundle."""
 
@@ -215,6 +218,11 @@ class Manifest(_Model):
             raise ValueError("the space id does not match the towers")
         return self
 
+    @property
+    def parts(self) -> tuple[Licence, ...]:
+        """The licences that are stated, and those of encoders that are not among them."""
+        return parts(self.licences, {tower.encoder.source: tower.encoder.licence for tower in self.towers.values()})
+
     def checksums(self) -> dict[str, str]:
         """Every file of the bundle but the manifest, with its checksum."""
         graphs = (tower.graph(precision) for tower in self.towers.values() for precision in tower.precisions)
@@ -231,6 +239,13 @@ class Bundle:
     manifest: Manifest
     signers: Sequence[Ed25519PublicKey] = ()
     """Of whom one signed it; none where nobody was asked for."""
+    commercial: bool = False
+    """Whether it was read on condition that its licences allow commercial use."""
+
+    def read_again(self) -> "Bundle":
+        """What is in its folder now, on the same conditions; files are checked as they are opened. Raises
+        BundleError."""
+        return read_bundle(self.path, self.signers, commercial=self.commercial, hashed=False)
 
     def tower_path(self, modality: Modality, precision: Precision | None = None) -> Path:
         """The tower's graph in one of its precisions; its own where none is named. Raises KeyError."""
@@ -319,9 +334,12 @@ def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, Path]) ->
     return Bundle(target, manifest)
 
 
-def read_bundle(path: Path, signers: Sequence[Ed25519PublicKey] = (), *, hashed: bool = True) -> Bundle:
+def read_bundle(
+    path: Path, signers: Sequence[Ed25519PublicKey] = (), *, commercial: bool = False, hashed: bool = True
+) -> Bundle:
     """Read and verify a bundle: the manifest's shape, every file's presence and checksum, that nothing leads out of it;
-    and that one of the signers signed it, if there are any. Raises BundleError.
+    that one of the signers signed it, if there are any; and, where `commercial`, that the licences of all its parts
+    allow commercial use. Raises BundleError.
 
     Where files are only opened by `Bundle.checked` they need not be `hashed` here: they are as they are opened.
     """
@@ -340,6 +358,10 @@ def read_bundle(path: Path, signers: Sequence[Ed25519PublicKey] = (), *, hashed:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise BundleError(f"{path / MANIFEST}: {where}: {first['msg']}") from None
+    if commercial and not commercial_use(manifest.parts):
+        raise BundleError(
+            f"{path} ({manifest.name}) is refused: ISTHMUS_LICENCES is commercial, and {weights_line(manifest.parts)}"
+        )
     for name, sha256 in manifest.checksums().items():
         file = path / name
         if not file.is_file():
@@ -350,7 +372,7 @@ def read_bundle(path: Path, signers: Sequence[Ed25519PublicKey] = (), *, hashed:
             raise BundleError(_DAMAGED.format(file))
         if hashed and name not in manifest.files:
             _check_graph(file, manifest, file)
-    return Bundle(path, manifest, signers)
+    return Bundle(path, manifest, signers, commercial)
 
 
 def _check_graph(path: Path, manifest: Manifest, file: Path) -> None:

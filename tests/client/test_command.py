@@ -5,9 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import click
 import httpx
 import pytest
 from click.testing import CliRunner, Result
@@ -222,7 +225,7 @@ def test_help_and_completion_import_nothing_heavy() -> None:
         import sys
         from isthmus_client.command import cli
         cli.main(["--help"], standalone_mode=False)
-        heavy = {"httpx", "numpy", "PIL", "onnxruntime", "torch", "service", "training", "pydantic"}
+        heavy = {"httpx", "numpy", "PIL", "onnxruntime", "torch", "fastapi", "service.settings", "pydantic"}
         print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
     """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -252,7 +255,7 @@ def test_shells_complete_commands_options_and_files(tmp_path: Path) -> None:
         env = {"_ISTHMUS_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": str(place)}
         return isthmus(env=env, cwd=tmp_path).stdout
 
-    assert completed("bash", "isthmus se", 1).split() == ["plain,search", "plain,serve"]
+    assert completed("bash", "isthmus se", 1).split() == ["plain,search", "plain,serve", "plain,settings"]
     assert "--modality" in completed("zsh", "isthmus search --mod", 2)
     assert "audio" in completed("bash", "isthmus search -m ", 3)
     assert completed("bash", "isthmus search ", 2).startswith("file,"), "the shell itself completes files"
@@ -287,8 +290,32 @@ def test_bash_completes_by_it(tmp_path: Path) -> None:
 
 def test_serve_says_where_a_bundle_comes_from(tmp_path: Path) -> None:
     done = isthmus("serve", cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "no bundle is named" in done.stderr and "make starter" in done.stderr
+
+
+def test_the_commands_of_the_server_are_those_that_its_distribution_adds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    added = project["entry-points"][command.GROUP]
+    assert set(added) == set(command.OF_THE_SERVER)
+    for name, place in added.items():
+        point = EntryPoint(name, place, command.GROUP)
+        assert isinstance(point.load(), click.Command), name
+
+
+def test_without_click_the_command_says_what_it_needs() -> None:
+    program = """if True:
+        import sys
+        class Absent:
+            def find_spec(self, name, path=None, target=None):
+                if name == "click":
+                    raise ModuleNotFoundError("No module named 'click'", name="click")
+        sys.meta_path.insert(0, Absent())
+        from isthmus_client.__main__ import main
+        main()
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: the command needs click")
 
 
 def test_what_is_passed_on_reaches_its_program(tmp_path: Path) -> None:
