@@ -211,13 +211,12 @@ def reembed_store(
     print(f"{new or store}: {outcome.embedded.total():,} items embedded again ({_sources(outcome)}), ", end="")
     print(f"{outcome.already:,} were there, {outcome.label_sets:,} label sets")
     _print_left_out(outcome)
-    print(f"The old store is {'as it was, in' if new else 'kept in'} {kept}", end="")
+    print(f"The old store is {'as it was, in' if new else 'kept in'} {kept}")
     if outcome.left_out:
-        where = (new or kept) / LEFT_OUT
-        print(f"; only there is what was left out, which {where} lists. To add some of it later:")
+        print(f"{(new or kept) / LEFT_OUT} lists what only the old store has")
+    if outcome.files_would_help:
+        print("Where you have the files of its images and sounds, this embeds what has no vector of its file yet:")
         print(f"    {command(kept, bundle, new or store)} --media FOLDER")
-    else:
-        print(": delete it when you do not need it any more" if new is None else "")
     return 0
 
 
@@ -406,15 +405,14 @@ def main(arguments: list[str] | None = None) -> int:
     restored.add_argument("store", type=Path, metavar="STORE", help="a directory that holds no store")
     for each in (saved, restored):
         each.add_argument("--jobs", type=Path, metavar="FOLDER", help="where its jobs are (ISTHMUS_JOBS), if not in it")
-    moved = commands.add_parser("reembed", help="carry a store over to a bundle of another space: embed its items again")
+    moved = commands.add_parser("reembed", help="carry a store over to a bundle of another space, by embedding again")
     moved.add_argument("store", type=Path, metavar="STORE", help="which is kept, whatever becomes of it")
-    moved.add_argument(
-        "new", type=Path, nargs="?", metavar="NEW_STORE", help="filled beside STORE, which may be served; else in its place"
-    )
+    moved.add_argument("new", type=Path, nargs="?", metavar="NEW_STORE", help="to be filled while STORE is served")
     moved.add_argument("--bundle", type=Path, required=True, help="the bundle that is to serve the store")
     moved.add_argument("--media", type=Path, metavar="FOLDER", help="where the files of images, sounds and videos are")
     moved.add_argument("--media-key", metavar="KEY", help="the metadata key of a file's path there; else the item's id")
     moved.add_argument("--dry-run", action="store_true", help="say what can be embedded again and what not, do nothing")
+    moved.add_argument("--leave-out", action="store_true", help="(what 1.14 needed to go on; it always does now)")
     taken = commands.add_parser("load", help="take in the Parquet files that `python -m training embed` wrote")
     taken.add_argument("path", type=Path, metavar="FOLDER or FILE")
     taken.add_argument("--collection", default=DEFAULT_COLLECTION, metavar="NAME")
@@ -448,6 +446,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif command == "load":
             load_files(options.pop("path"), options.pop("collection"), read_settings(**options))
         elif command == "reembed":
+            options.pop("leave_out")
             return reembed_store(**options)
         elif command == "settings":
             print(reference.markdown([name.replace("-", "_") for name in _FLAGS]), end="")

@@ -86,6 +86,12 @@ class Outcome:
         """Items that are in the new store."""
         return self.embedded.total() + self.already
 
+    @property
+    def files_would_help(self) -> bool:
+        """Whether there are images, sounds or videos of which no file was at hand."""
+        media = ("image:", "audio:", "video:")
+        return self.embedded["preview"] > 0 or any(reason.startswith(media) for reason in self.left_out)
+
     def count(self, found: "Found") -> None:
         self.embedded[found.source] += 1
         self.beginnings += found.source == "preview" and _is_beginning(found.item.preview)
