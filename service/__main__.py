@@ -31,7 +31,7 @@ from service.main import create_app, open_parts, open_store
 from service.modalities import handling
 from service.protocol import Protocol
 from service.quotas import UNITS, Limit
-from service.reembed import LEFT_OUT, Originals, Outcome, command, reembed, replace_store, survey
+from service.reembed import LEFT_OUT, Originals, Outcome, Source, command, reembed, replace_store, survey
 from service.settings import Settings, SettingsError, read_settings
 from service.state import State
 from service.store import upkeep
@@ -222,7 +222,11 @@ def reembed_store(
 
 def _sources(outcome: Outcome) -> str:
     """What they were embedded from."""
-    named = {"text": "from texts", "file": "from files", "preview": "from previews, smaller than their files were"}
+    named: dict[Source, str] = {
+        "text": "from texts",
+        "file": "from files",
+        "preview": "from previews, smaller than their files were",
+    }
     said = [f"{outcome.embedded[source]:,} {name}" for source, name in named.items() if outcome.embedded[source]]
     if outcome.beginnings:
         said.append(f"of {outcome.beginnings:,} sounds only the beginning")

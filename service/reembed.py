@@ -361,4 +361,4 @@ def _marked(preview: Preview | None, embedded: bool) -> Preview | None:
 
 def _is_beginning(preview: Preview | None) -> bool:
     about = {} if preview is None else preview.about
-    return about.get("whole_seconds", 0) > about.get("seconds", 0)
+    return bool(about.get("whole_seconds", 0) > about.get("seconds", 0))

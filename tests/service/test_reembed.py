@@ -106,8 +106,8 @@ def test_the_start_names_the_one_command_that_carries_a_store_over(settings, oth
 
     refused = python("-m", "service", "serve", "--bundle", str(other), "--store", str(settings.store), "--port", "0")
     assert refused.returncode == 2
-    assert f"was filled by the bundle tiny, in the space {space_of(settings.bundle)}" in refused.stderr
-    assert f"the bundle successor is of the space {space_of(other)}" in refused.stderr
+    assert f"was filled by another bundle (tiny, space {space_of(settings.bundle)})" in refused.stderr
+    assert f"This bundle (successor, space {space_of(other)})" in refused.stderr
     assert "Nothing in it was changed or deleted" in refused.stderr
     assert (settings.store / schema.FILE).read_bytes() == rows
     [line] = [line for line in refused.stderr.splitlines() if line.startswith("    ")]
@@ -225,7 +225,7 @@ def test_a_store_of_an_earlier_version(store, bundle_dir, other, carry):
 
     execute("DROP TABLE previews", "DELETE FROM meta WHERE name = 'bundle'")
     execute("UPDATE meta SET value = '1' WHERE name = 'schema'")
-    with pytest.raises(SpaceMismatch, match=f"was filled in the space {space_of(bundle_dir)};"):
+    with pytest.raises(SpaceMismatch, match=rf"another bundle \(space {space_of(bundle_dir)}\)"):
         held(store, other)  # and is not brought up to this version, which would not work here
     execute("UPDATE meta SET value = '2' WHERE name = 'schema'")
     assert carry("--dry-run") == 2 and carry("--leave-out") == 0 and len(held(store, other)) == 3
