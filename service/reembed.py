@@ -254,7 +254,10 @@ class _Filling:
         try:
             self._store = SqliteStore.open(self._new, bundle.manifest)
             try:
-                with closing(Dates(self._new)) as self._dates, (self._new / LEFT_OUT).open("w") as self._list:
+                with (
+                    closing(Dates(self._new)) as self._dates,
+                    (self._new / LEFT_OUT).open("w", encoding="utf-8") as self._list,
+                ):
                     await self._fill()
             finally:
                 await self._store.close()
