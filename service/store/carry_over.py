@@ -9,6 +9,7 @@ import itertools
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ EMBEDDED = "embedded"
 _MADE_FROM = "made-from"
 """A file beside a store that is being filled: the version of the old one."""
 _ITEMS = "FROM items JOIN collections ON collections.key = items.collection WHERE collections.name NOT LIKE '.%'"
-_BUSY_S = 5.0
+_BUSY_S = 10.0
+"""For others who read a store's file to be done with it."""
+_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -240,8 +243,16 @@ def clear(path: Path) -> None:
 
 def _make_whole(file: Path) -> None:
     """Bring what is in the write-ahead log into the file, which is then all there is of the database."""
-    with closing(sqlite3.connect(file, isolation_level=None, timeout=_BUSY_S)) as connection:
-        connection.execute("PRAGMA journal_mode = DELETE")  # raises where somebody else has it open
+    until = time.monotonic() + _BUSY_S
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = DELETE")
+                break
+            except sqlite3.OperationalError:  # somebody else has it open; SQLite does not wait here
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_PAUSE_S)
     # A log that stayed would be taken for the other file's.
     if file.with_name(f"{file.name}-wal").exists():
         raise OSError(f"{file}-wal is still there")
