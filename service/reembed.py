@@ -23,7 +23,6 @@ from typing import IO, Literal
 
 from tqdm import tqdm
 
-from isthmus_client import folder as files
 from service import moments
 from service.cache import MemoryCache
 from service.classify import Classifier, stored_labels
@@ -149,6 +148,8 @@ class Originals:
         return f"{item.modality}: {data}, and no preview of it is kept"
 
     def _file_of(self, item: OldItem) -> bytes | str:
+        from isthmus_client import folder as files  # which no server has to load
+
         if self.folder is None:
             return "no folder of media was named (--media)"
         name = item.id if self.key is None else item.metadata.get(self.key)
