@@ -33,7 +33,7 @@ from service.main import create_app, open_parts, open_store
 from service.modalities import handling
 from service.protocol import Protocol, Unsent
 from service.quotas import UNITS, Limit
-from service.reembed import Originals, Outcome, reembed, survey
+from service.reembed import LEFT_OUT, Originals, Outcome, Source, command, reembed, replace_store, survey
 from service.settings import Settings, SettingsError, read_settings
 from service.starters import StarterError
 from service.state import State
@@ -192,20 +192,52 @@ def check_store(path: Path) -> int:
 
 
 def reembed_store(
-    old: Path, new: Path, bundle: Path, media: Path | None, media_key: str | None, leave_out: bool
+    store: Path, new: Path | None, bundle: Path, media: Path | None, media_key: str | None, dry_run: bool
 ) -> int:
-    """Embed a store's items again; 1, with nothing done, where some cannot be and none may be left out."""
-    originals = Originals(media, media_key)
-    outcome = survey(old, originals)
-    if outcome.left_out and not leave_out:
-        print(f"{outcome.embedded} items can be embedded again, and these cannot:")
+    """Carry a store over to another bundle: in its place, or into a store beside it. Raises StoreError, BundleError."""
+    settings = read_settings(bundle=bundle)
+    most = max(settings.max_image_bytes, settings.max_audio_bytes, settings.max_video_bytes)
+    originals = Originals(media, media_key, most)
+    if dry_run:
+        outcome = survey(store, originals)
+        print(f"{outcome.carried:,} items can be embedded again: {_sources(outcome)}")
         _print_left_out(outcome)
-        print("nothing was done: --leave-out goes on without them")
-        return 1
-    outcome = asyncio.run(reembed(old, new, read_settings(bundle=bundle), originals))
-    print(f"{new}: {outcome.embedded} items embedded, {outcome.already} were there, {outcome.label_sets} label sets")
+        return 0
+    kept: Path | None = store
+    try:
+        if new is None:
+            outcome, kept = asyncio.run(replace_store(store, settings, originals))
+        else:
+            outcome = asyncio.run(reembed(store, new, settings, originals))
+    except KeyboardInterrupt:
+        print(f"stopped: {store} is as it was; the same command goes on", file=sys.stderr)
+        return 130
+    if kept is None:
+        print(f"{store}: there is nothing to do, it can be served with {bundle}")
+        return 0
+    print(f"{new or store}: {outcome.embedded.total():,} items embedded again ({_sources(outcome)}), ", end="")
+    print(f"{outcome.already:,} were there, {outcome.label_sets:,} label sets")
     _print_left_out(outcome)
+    print(f"The old store is {'as it was, in' if new else 'kept in'} {kept}")
+    if outcome.left_out:
+        print(f"{(new or kept) / LEFT_OUT} lists what only the old store has")
+    if outcome.files_would_help:
+        print("Where you have the files of its images and sounds, this embeds what has no vector of its file yet:")
+        print(f"    {command(kept, bundle, new or store)} --media FOLDER")
     return 0
+
+
+def _sources(outcome: Outcome) -> str:
+    """What they were embedded from."""
+    named: dict[Source, str] = {
+        "text": "from texts",
+        "file": "from files",
+        "preview": "from previews, smaller than their files were",
+    }
+    said = [f"{outcome.embedded[source]:,} {name}" for source, name in named.items() if outcome.embedded[source]]
+    if outcome.beginnings:
+        said.append(f"of {outcome.beginnings:,} sounds only the beginning")
+    return ", ".join(said) or "none"
 
 
 def load_files(path: Path, collection: str, settings: Settings) -> None:
@@ -233,6 +265,8 @@ def load_files(path: Path, collection: str, settings: Settings) -> None:
 
 
 def _print_left_out(outcome: Outcome) -> None:
+    if outcome.left_out:
+        print(f"{outcome.left_out.total():,} cannot be embedded again:")
     for reason, count in outcome.left_out.most_common():
         print(f"{count:10}  {reason}, such as {outcome.examples[reason]!r}")
 
@@ -383,13 +417,14 @@ def main(arguments: list[str] | None = None) -> int:
     restored.add_argument("store", type=Path, metavar="STORE", help="a directory that holds no store")
     for each in (saved, restored):
         each.add_argument("--jobs", type=Path, metavar="FOLDER", help="where its jobs are (ISTHMUS_JOBS), if not in it")
-    moved = commands.add_parser("reembed", help="make a store of another space: embed the items of a store again")
-    moved.add_argument("old", type=Path, metavar="STORE")
-    moved.add_argument("new", type=Path, metavar="NEW_STORE", help="started where it is absent, gone on with if not")
-    moved.add_argument("--bundle", type=Path, required=True, help="the bundle that is to serve the new store")
-    moved.add_argument("--media", type=Path, metavar="FOLDER", help="where the files of images and sounds are")
+    moved = commands.add_parser("reembed", help="carry a store over to a bundle of another space, by embedding again")
+    moved.add_argument("store", type=Path, metavar="STORE", help="which is kept, whatever becomes of it")
+    moved.add_argument("new", type=Path, nargs="?", metavar="NEW_STORE", help="to be filled while STORE is served")
+    moved.add_argument("--bundle", type=Path, required=True, help="the bundle that is to serve the store")
+    moved.add_argument("--media", type=Path, metavar="FOLDER", help="where the files of images, sounds and videos are")
     moved.add_argument("--media-key", metavar="KEY", help="the metadata key of a file's path there; else the item's id")
-    moved.add_argument("--leave-out", action="store_true", help="go on without the items that cannot be embedded")
+    moved.add_argument("--dry-run", action="store_true", help="say what can be embedded again and what not, do nothing")
+    moved.add_argument("--leave-out", action="store_true", help="(what 1.14 needed to go on; it always does now)")
     taken = commands.add_parser("load", help="take in the Parquet files that `python -m training embed` wrote")
     taken.add_argument("path", type=Path, metavar="FOLDER or FILE")
     taken.add_argument("--collection", default=DEFAULT_COLLECTION, metavar="NAME")
@@ -425,6 +460,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif command == "load":
             load_files(options.pop("path"), options.pop("collection"), read_settings(**options))
         elif command == "reembed":
+            options.pop("leave_out")
             return reembed_store(**options)
         elif command == "settings":
             print(reference.markdown([name.replace("-", "_") for name in _FLAGS]), end="")

@@ -179,7 +179,9 @@ def _store(settings: "Settings", bundle: "Bundle | None") -> Iterator[Check]:
     import sqlite3
     from contextlib import closing
 
+    from service.reembed import command
     from service.store import schema
+    from service.store.errors import filled_elsewhere
 
     place = settings.store
     file = place / schema.FILE
@@ -192,15 +194,15 @@ def _store(settings: "Settings", bundle: "Bundle | None") -> Iterator[Check]:
         return
     try:
         with closing(schema.connect(file, read_only=True)) as connection:
-            space = schema.meta(connection, "space") or ""
+            space, filler = schema.meta(connection, "space") or "", schema.meta(connection, schema.BUNDLE)
             [count] = connection.execute("SELECT count(*) FROM items").fetchone()
     except sqlite3.Error as error:
         step = f"python -m service check {place} says more; python -m service restore brings a backup back"
         yield Check("store", "missing", f"{place} cannot be read: {error}", step)
         return
     if bundle is not None and count and not bundle.manifest.accepts(space):
-        step = f"serve the bundle that filled it, or: python -m service reembed {place} NEW_STORE --bundle BUNDLE"
-        yield Check("store", "missing", f"{place} is of the space {space}, which the bundle does not accept", step)
+        told = filled_elsewhere(str(place), space, filler, bundle.manifest)
+        yield Check("store", "missing", told, f"carry it over: {command(place, settings.bundle)}")
     elif not os.access(file, os.W_OK):
         yield Check("store", "missing", f"{file} cannot be written", "let the user that serves own it")
     else:

@@ -32,6 +32,7 @@ from service.pipeline import Embedder
 from service.previews import Previewer
 from service.projection import Maps
 from service.quotas import Limiter, MemoryLimiter, RedisLimiter
+from service.reembed import way_out
 from service.routes import (
     admin,
     classify,
@@ -140,7 +141,10 @@ def open_parts(settings: Settings) -> Parts:
 
 
 def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store, str]:
-    """The store, and the name of the first model that may add to it. Raises StoreError."""
+    """The store, and the name of the first model that may add to it.
+
+    Raises StoreError; of a store that another bundle filled it says how to carry it over to the default one.
+    """
     refused: SpaceMismatch | None = None
     for manifest in manifests:
         try:
@@ -148,7 +152,9 @@ def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store
         except SpaceMismatch as error:
             refused = refused or error
     assert refused is not None
-    raise refused
+    if settings.store == Path("milvus"):
+        raise refused
+    raise SpaceMismatch(f"{refused}\n{way_out(settings.store, settings.bundle)}")
 
 
 def _opened(settings: Settings, manifest: Manifest) -> Store:

@@ -66,7 +66,7 @@ def _check_same(served: Manifest, bundle: Bundle) -> None:
     if there.space != served.space:
         raise BundleError(
             f"it is of the space {there.space}, and {served.space} is served: stored vectors would not fit it; "
-            "restart the server to serve another space"
+            "restart the server to serve another space, and it says how its store is carried over"
         )
     if there.name != served.name:
         raise BundleError(

@@ -308,6 +308,11 @@ class ItemPreview(BaseModel):
     seconds: float | None = Field(default=None, description="Of the preview.")
     whole_seconds: float | None = Field(default=None, description="Of the sound that was sent.")
     peaks: list[int] | None = Field(default=None, description="The waveform of the preview: 80 heights, 0 to 100.")
+    embedded: bool | None = Field(
+        default=None,
+        description="true: the item's vector was made from this preview, since its file was not at hand when the store "
+        "was carried over to another bundle.",
+    )
 
 
 class ItemResponse(StoredItem):
