@@ -18,6 +18,7 @@ import json
 import os
 import random
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -374,8 +375,8 @@ def uploads_without_end(site: Site) -> Iterator[None]:
     """One client sends jobs that do not say how long they are, and do not end: the others must not notice."""
     if not os.path.ismount(site.folder / "disk"):
         raise LeftOut("no disk of its own can be mounted")
-    done = threading.Event()
-    block = json.dumps({"id": "a", "text": "x" * 30_000}).encode() + b"\n"
+    done, refused = threading.Event(), threading.Event()
+    block = json.dumps({"id": "a", "text": "x" * 1_000_000}).encode() + b"\n"
     chunk = b"%x\r\n%b\r\n" % (len(block), block)
     kind = b"Content-Type: application/jsonl\r\nTransfer-Encoding: chunked\r\n"
     head = b"POST /jobs HTTP/1.1\r\nHost: localhost\r\n" + kind + b"\r\n"
@@ -384,11 +385,13 @@ def uploads_without_end(site: Site) -> Iterator[None]:
         while not done.is_set():
             with suppress(OSError), socket.create_connection(("127.0.0.1", site.server.port), timeout=5) as connection:
                 connection.sendall(head)
-                while not done.is_set():
+                while not done.is_set() and not select.select([connection], [], [], 0)[0]:
                     connection.sendall(chunk)
+            refused.set()
 
     thread = threading.Thread(target=upload)
     thread.start()
+    refused.wait(_PATIENCE_S)
     yield
     done.set()
     thread.join()

@@ -48,6 +48,7 @@ class ClassifyOptions(TypedDict, total=False):
     threshold: float
     abstain: bool | float
     grid: Mapping[str, int]
+    on_error: Literal["fail", "null"]
 
 
 class ListOptions(TypedDict, total=False):

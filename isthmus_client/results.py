@@ -63,12 +63,14 @@ class ScoredLabel:
 
 @dataclass(frozen=True)
 class Classified:
-    """The labels of one input, best first. `cells` where a grid was asked for, row by row."""
+    """The labels of one input, best first, or with `on_error="null"` the error that there are none for. `cells` where a
+    grid was asked for, row by row."""
 
     labels: Sequence[ScoredLabel]
     abstained: bool
     on_topic: float | None = None
     cells: Sequence[Sequence["Classified"]] | None = None
+    error: Problem | None = None
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,7 @@ def classified(data: Mapping[str, Any]) -> Classified:
         data["abstained"],
         data.get("on_topic"),
         None if cells is None else [[classified(cell) for cell in row] for row in cells],
+        problem(data.get("error")),
     )
 
 

@@ -231,8 +231,9 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
         lifespan=lifespan,
         docs_url=None,  # both pages load their scripts from somebody else's server
         redoc_url=None,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         middleware=[
-            Middleware(Prefix, root_path=settings.root_path),
+            Middleware(Prefix, root_path=settings.root_path or ""),
             Middleware(SecurityHeaders),
             Middleware(Context, metrics=metrics, slow_s=settings.slow_request_s, tracing=tracing),
             *cors(settings),
@@ -320,7 +321,9 @@ REFUSALS: dict[int, dict[str, Any]] = {
 
 def openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's document, with the request bodies that `inputs.documented` describes and RFC 9457 errors."""
-    document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    document = get_openapi(
+        title=app.title, version=app.version, summary=app.summary, routes=app.routes, servers=app.servers or None
+    )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

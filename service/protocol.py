@@ -165,8 +165,6 @@ class Protocol(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError:
-            if self._full:
-                return
             self._refuse(self._refusal)
         if self.transport.is_closing() or (self._whole and not self._in_head):
             return
@@ -358,7 +356,7 @@ class Protocol(HttpToolsProtocol):
         self._overdue = self.loop.call_later(_LINGER_S, self._socket.close)
 
     def _refuse(self, status: int) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._full:
             return
         if self.pipeline or self._answered:
             self.transport.close()  # this answer would be taken for another's

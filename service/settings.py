@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     """The address to listen at; 0.0.0.0 is every address of this machine."""
     port: int = Field(default=8000, ge=0, le=65_535)
     """0 picks a free port."""
-    root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
+    root_path: str | None = Field(default=None, pattern=r"^(/[A-Za-z0-9._~-]+)+$")
     """The path that a proxy serves this under, such as /isthmus, whether it takes it off or not."""
     device: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
     """auto: CUDA where ONNX Runtime has it and it works, else the CPU. The others are insisted on."""
@@ -241,6 +241,7 @@ class Settings(BaseSettings):
     @field_validator(
         "milvus_token",
         "redis_url",
+        "root_path",
         "keys",
         "fetch_dns",
         "fetch_ca",
