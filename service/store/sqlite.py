@@ -37,7 +37,8 @@ _STEPS = 20_000
 """Of SQLite's machine, after which a read looks whether anybody still waits for it: less than a millisecond."""
 _TRIED_S = 10.0
 """Seconds after a write for which another one is taken to work too."""
-_TRYING_S = 5.0
+_TRYING_S = 2.0
+"""Seconds that a try waits for its turn at most."""
 _TRIED = "0" * 2**20
 _UNWRITABLE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
