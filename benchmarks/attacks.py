@@ -91,7 +91,8 @@ def of_files(seed: int) -> Iterator[Attack]:
         # Called an image, or a sound, by who sends it: what it is is told by what is in it.
         for kind in ("image", "audio"):
             body = _written({"inputs": [{kind: base64.b64encode(data).decode()}]})
-            right = frozenset({UNSUPPORTED if data else BAD})
+            # Of what begins as something that is read it is told that it is damaged.
+            right = frozenset({BAD, UNSUPPORTED} if OF_IMAGES[name] == BAD else {UNSUPPORTED if data else BAD})
             yield Attack("strangers", f"{name}, called {kind}", post("/embed", body), right)
     yield from of_damaged_files(seed, cuts=3, flips=5)
 

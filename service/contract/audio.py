@@ -246,6 +246,8 @@ def _opened(data: bytes, limits: AudioLimits) -> Iterator[_Stream]:
         limits.check_channels(source.channels)
         if source.samplerate not in _SAMPLING_RATES:
             raise BadMedia("the sound states an impossible sampling rate")
+        if source.format.startswith("WAV"):  # where the length is that of the bytes
+            limits.check_length(source.frames, source.samplerate, source.channels)
         yield _Stream(
             source.samplerate,
             source.channels,

@@ -83,8 +83,7 @@ def jpeg_essentials(data: bytes) -> Essentials:
             continue
         if marker in (0xD9, 0xDA):
             break
-        length = int.from_bytes(data[place + 2 : place + 4], "big")
-        end = place + 2 + length
+        end = place + 2 + max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
         if marker == 0xFE or (0xE1 <= marker <= 0xEF and marker != 0xEE):
             body = view[place + 4 : end]
             if marker == 0xE1 and body[:6] == b"Exif\0\0":

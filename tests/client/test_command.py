@@ -82,7 +82,7 @@ def test_embed_gives_vectors_and_says_which_input_is_bad(run: Run) -> None:
     assert mixed.exit_code == 1
     assert [each["embedding"] is None for each in said] == [False, True, False]
     assert said[1]["error"]["code"] == "unsupported_media"
-    assert "error: broken.png: not an image in one of these formats" in run("embed", "broken.png").stderr
+    assert "error: broken.png: neither an image, a sound nor a video" in run("embed", "broken.png").stderr
     [word] = told(run("embed", "--text", "red.png", "--json", "--dimensions", "8"))
     assert word["modality"] == "text" and len(word["embedding"]) == 8  # type: ignore[arg-type]
 
@@ -112,8 +112,8 @@ def test_classify_prints_bars_and_json(run: Run, media: Path) -> None:
         (["search", "gone.jpg"], 1, ["there is no file gone.jpg", "next:", "--text"]),
         (["search", "."], 1, [". is a folder", "isthmus index ."]),
         (["search", "my photos"], 1, ["isthmus index 'my photos'"]),
-        (["search", "text.jpg"], 1, ["not an image"]),
-        (["search", "text.wav"], 1, ["not a sound"]),
+        (["search", "text.jpg"], 1, ["neither an image"]),
+        (["search", "text.wav"], 1, ["neither an image"]),
         (["search", "red", "--filter", "{"], 2, ["--filter is not JSON"]),
         (["search", "red", "--filter", '{"$no": 1}'], 1, ["$no"]),
         (["search", "red", "-c", "nothing"], 1, ["no collection 'nothing'", "next:", "isthmus index"]),

@@ -43,9 +43,9 @@ def test_items_of_every_kind(client):
     assert answer == {
         "upserted": 3,
         "items": [
-            {"id": "sentence", "collection": "default", "modality": "text"},
-            {"id": "photo", "collection": "default", "modality": "image"},
-            {"id": "sound", "collection": "sounds", "modality": "audio"},
+            {"id": "sentence", "collection": "default", "modality": "text", "truncated": False},
+            {"id": "photo", "collection": "default", "modality": "image", "truncated": False},
+            {"id": "sound", "collection": "sounds", "modality": "audio", "truncated": False},
         ],
     }
     item = client.get("/items/sentence").json()
