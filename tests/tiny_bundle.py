@@ -48,7 +48,7 @@ AUDIO = LogMelPatches()
 TEXT = TextPreprocessing(max_length=MAX_TOKENS)
 
 
-def build(target: Path, name: str = "tiny", seed: int = 0) -> Bundle:
+def build(target: Path, name: str = "tiny", seed: int = 0, text: TextPreprocessing = TEXT) -> Bundle:
     """Write the bundle to `target`. Another seed is another space."""
     rng = np.random.default_rng(seed)
     image = rng.standard_normal((3 * 4, DIMENSIONS)).astype(np.float32)
@@ -58,7 +58,7 @@ def build(target: Path, name: str = "tiny", seed: int = 0) -> Bundle:
         "audio": _audio_graph(audio),
         "text": _text_graph(_word_vectors(image, audio, rng)),
     }
-    specs: dict[Modality, Preprocessing] = {"image": IMAGE, "audio": AUDIO, "text": TEXT}
+    specs: dict[Modality, Preprocessing] = {"image": IMAGE, "audio": AUDIO, "text": text}
     with tempfile.TemporaryDirectory() as folder:
         files = {"tokenizer.json": Path(folder) / "tokenizer.json", "MODEL_CARD.md": Path(folder) / "MODEL_CARD.md"}
         _tokenizer().save(str(files["tokenizer.json"]))

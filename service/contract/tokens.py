@@ -120,10 +120,10 @@ def _unknown_id(tokenizer: Tokenizer) -> int | None:
 
 
 def _says_something(token: str) -> bool:
-    """Whether a known token is more than punctuation and the marks of where words begin."""
-    return any(
-        unicodedata.category(character)[0] in "LN" or unicodedata.category(character) == "So" for character in token
-    )
+    """Whether a known token is more than punctuation and SentencePiece's mark of where a word begins: a letter, a digit
+    or a symbol."""
+    categories = map(unicodedata.category, token.replace("\u2581", ""))
+    return any(category[0] in "LN" or category == "So" for category in categories)
 
 
 def pad_tokens(texts: Sequence[Tokens], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
