@@ -7,6 +7,7 @@ image lands, and so on for green and blue, and "tone" where a 440 Hz tone does.
 
 import datetime
 import hashlib
+import string
 import tempfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Whitespace
 
 from service.contract.bundle import (
@@ -40,6 +41,9 @@ from service.contract.tokens import TextPreprocessing
 DIMENSIONS = 16
 SIDE = 32
 WORDS = ("[PAD]", "[UNK]", "red", "green", "blue", "tone", "a", "photo", "of", "the", "sound", "dog", "cat", "barks")
+LETTERS = string.ascii_letters + string.digits
+"""Other words are known by their letters, so that texts differ; those of another alphabet are unknown."""
+PIECES = tuple(dict.fromkeys((*WORDS, *LETTERS, *(f"##{each}" for each in LETTERS))))
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 MAX_TOKENS = 32
 
@@ -103,18 +107,18 @@ def tone(hertz: float = 440.0, seconds: float = 1.0) -> NDArray[np.float32]:
 
 
 def _word_vectors(image: NDArray[np.float32], audio: NDArray[np.float32], rng: np.random.Generator) -> np.ndarray:
-    table = rng.standard_normal((len(WORDS), DIMENSIONS))
+    table = rng.standard_normal((len(PIECES), DIMENSIONS))
     for word, colour in COLOURS.items():
         table[WORDS.index(word)] = colour_features(colour) @ image
     table[WORDS.index("tone")] = log_mel_patches(tone(), AUDIO).mean(axis=(0, 1, 2)) @ audio
     # Words that mean something outweigh those that do not, so that "a photo of a red dog" is red.
     lengths = np.linalg.norm(table, axis=1, keepdims=True)
-    meant = np.isin(WORDS, ["tone", *COLOURS])[:, None]
+    meant = np.isin(PIECES, ["tone", *COLOURS])[:, None]
     return (table / lengths * np.where(meant, 10.0, 1.0)).astype(np.float32)
 
 
 def _tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(WordPiece({word: index for index, word in enumerate(PIECES)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     return tokenizer
 

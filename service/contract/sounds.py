@@ -4,6 +4,7 @@
 carries whole, and knows how to apply itself.
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def stretches(samples: int, sampling_rate: int) -> list[tuple[int, int]]:
     starts = list(range(0, samples, length))
     if len(starts) > 1 and samples - starts[-1] < sampling_rate:
         starts.pop()
-    return list(zip(starts, [*starts[1:], samples], strict=True))
+    return list(itertools.pairwise([*starts, samples]))
 
 
 def cut(samples: int, window: int, hop: int, least: int) -> list[tuple[int, int]]:
