@@ -75,6 +75,7 @@ def embed(context: click.Context, /, inputs: tuple[str, ...], as_text: bool, as_
                     click.echo(f"error: {name}: {each.error.detail if each.error else 'no vector'}", err=True)
             if as_json:
                 said: dict[str, Any] = {"input": name, "modality": each.modality, "embedding": each.vector}
+                said |= {"unknown": each.unknown} if each.unknown else {}
                 if each.error:
                     said["error"] = {"code": each.error.code, "detail": each.error.detail}
                 click.echo(json.dumps(said, ensure_ascii=False))

@@ -1,5 +1,6 @@
 """What the commands of `isthmus` share: the server that they ask, and errors that say what to do next."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -32,14 +33,23 @@ class Failure(click.ClickException):
 @contextmanager
 def server(context: click.Context, *, background: bool = False) -> Iterator["Isthmus"]:
     """The client, and its errors as a line for people and the next step."""
-    from isthmus_client import ClientError, Isthmus, Retries
+    from isthmus_client import ClientError, Isthmus, IsthmusWarning, Retries
 
     url, key = context.obj
     try:
-        with Isthmus(url, api_key=key, retries=Retries(attempts=3), background=background) as space:
+        with (
+            warnings.catch_warnings(),
+            Isthmus(url, api_key=key, retries=Retries(attempts=3), background=background) as space,
+        ):
+            warnings.simplefilter("always", IsthmusWarning)
+            warnings.showwarning = _said
             yield space
     except ClientError as error:
         raise Failure(str(error), _next_step(error)) from None
+
+
+def _said(message: Warning | str, *_: Any) -> None:
+    click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {message}", err=True)
 
 
 def _next_step(error: "ClientError") -> str | None:

@@ -20,6 +20,7 @@ from isthmus_client import (
     Embedding,
     InvalidInput,
     Isthmus,
+    IsthmusWarning,
     NewItem,
     NotFound,
     Refused,
@@ -330,3 +331,10 @@ def test_every_public_name_is_there_and_none_else() -> None:
     assert set(isthmus_client.__all__) == set(isthmus_client._HOME)
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = isthmus_client.Nothing
+
+
+def test_what_the_model_hardly_knows_is_a_warning_and_a_share(shared_space: Isthmus) -> None:
+    with pytest.warns(IsthmusWarning, match=r"inputs\[1\]: .* knows no word"):
+        shared_space.classify(["red", "一只狗"], labels=["red", "blue"])
+    known, half = shared_space.embed(["red", "red 狗"])
+    assert (known.unknown, half.unknown) == (0, 0.5)

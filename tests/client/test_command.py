@@ -84,6 +84,15 @@ def test_embed_gives_vectors_and_says_which_input_is_bad(run: Run) -> None:
     assert word["modality"] == "text" and len(word["embedding"]) == 8  # type: ignore[arg-type]
 
 
+def test_what_the_model_does_not_know_is_said(run: Run) -> None:
+    for arguments in (("search", "一只狗"), ("classify", "red.png", "--label", "red", "--label", "红色")):
+        result = run(*arguments)
+        assert result.exit_code == 0 and "warning: " in result.stderr and "knows no word" in result.stderr
+    [said] = told(run("embed", "red 狗", "--json"))
+    assert said["unknown"] == 0.5
+    assert "warning" not in run("search", "red").stderr
+
+
 def test_classify_prints_bars_and_json(run: Run, media: Path) -> None:
     (media / "labels").write_text("red\nblue\n\n")
     printed = lines(run("classify", "red.png", "blue.png", "--labels", "labels"))
