@@ -170,11 +170,19 @@ def of_json(model: str, dimensions: int) -> Iterator[Attack]:
     yield attack("/embed", "no inputs", {"inputs": []}, INVALID)
     yield attack("/embed", "an empty text", {"inputs": [""]}, "invalid_input")
     yield attack("/embed", "a text too long", {"inputs": ["a" * 32_001]}, "invalid_input")
-    yield attack("/embed", "a word of 32,000 letters", {"inputs": ["a" * 32_000]}, OK)
+    # A tokenizer of words takes none that is so long: there is nothing in these that it knows.
+    yield attack("/embed", "a word of 32,000 letters", {"inputs": ["a" * 32_000]}, "invalid_input")
     yield attack("/embed", "32,000 marks on one letter", {"inputs": ["a" + "\u0301\u0323" * 15_999]}, OK)
     yield attack("/embed", "32,000 invisible characters", {"inputs": ["a" + "\u200b" * 31_999]}, OK)
-    yield attack("/embed", "32,000 letters from right to left", {"inputs": ["\u202e" + "\u05d0" * 31_999]}, OK)
-    yield attack("/embed", "32,000 pictures in a text", {"inputs": ["\U0001f469\u200d\U0001f52c" * 10_000]}, OK)
+    hebrew = {"inputs": ["\u202e" + "\u05d0" * 31_999]}
+    yield attack("/embed", "32,000 letters from right to left", hebrew, "invalid_input")
+    pictures_of_letters = {"inputs": ["\U0001f469\u200d\U0001f52c" * 10_000]}
+    yield attack("/embed", "32,000 pictures in a text", pictures_of_letters, "invalid_input")
+    picture = "data:image/png;base64," + _SMALL_PNG
+    yield attack("/embed", "a data: URI as a string", {"inputs": [picture]}, OK)
+    yield attack("/embed", "a data: URI as a text", {"inputs": [{"text": picture}]}, "invalid_input")
+    yield attack("/embed", "a data: URI as a string, damaged", {"inputs": ["data:image/png;base64,AAAA"]}, UNSUPPORTED)
+    yield attack("/embed", "19 MB that begin as a data: URI", {"inputs": ["data:image/png;" + "a" * 19_000_000]}, BAD)
     numbers: Sequence[Any] = (0, -1, 10**18, 1.5, "8x", [], {}, dimensions + 1)
     for value in numbers:
         yield attack("/embed", f"dimensions of {value!r}", {"inputs": ["a"], "dimensions": value}, INVALID)
@@ -380,9 +388,17 @@ def _openai(attack: Any, model: str) -> Iterator[Attack]:
         "an empty text": ("", "invalid_input"),
         "no inputs": ([], INVALID),
         "no token ids": ([[]], INVALID),
-        "a negative token id": ([-1], "invalid_input"),
-        "a token id of 2**31": ([2**31], "invalid_input"),
-        "a token id of 2**63": ([2**63], "invalid_input"),
+        "a token id": ([1], INVALID),
+        "a negative token id": ([-1], INVALID),
+        "a token id of 2**31": ([2**31], INVALID),
+        "a token id of 2**63": ([2**63], INVALID),
+        "a picture as a data: URI": ("data:image/png;base64," + _SMALL_PNG, OK),
+        "a part of a message": ([{"type": "image_url", "image_url": {"url": "data:;base64," + _SMALL_PNG}}], OK),
+        "a part of another kind": ([{"type": "image_pil", "image_pil": _SMALL_PNG}], INVALID),
+        "a message of two parts": ({"content": [{"type": "text", "text": "a"}] * 2}, INVALID),
+        "a message of 100,000 parts": ({"content": [{"type": "text", "text": ""}] * 100_000}, INVALID),
+        "200 nested messages": ([{"content": {"content": {"content": "a"}}}] * 200, INVALID),
+        "emoji": ("\U0001f389\U0001f389", "invalid_input"),
         "a token id of 1.5": ([[1.5]], INVALID),
         "a token id that is a truth": ([[True]], INVALID),
         "8,000,000 token ids": ([1] * 8_000_000, BODY),
@@ -399,6 +415,10 @@ def _openai(attack: Any, model: str) -> Iterator[Attack]:
         "/v1/embeddings", "another encoding", {"model": model, "input": "a", "encoding_format": "hex"}, INVALID
     )
     yield attack("/v1/embeddings", "no model", {"input": "a"}, INVALID)
+    for field, value in (("embedding_type", "binary"), ("modality", "smell"), ("truncate", "START"), ("prompt", "b")):
+        yield attack("/v1/embeddings", f"a {field} of {value}", {"model": model, "input": "a", field: value}, INVALID)
+    messages = [{"role": "user", "content": "a"}] * 100_000
+    yield attack("/v1/embeddings", "100,000 messages", {"model": model, "messages": messages}, INVALID)
 
 
 # Forms
