@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Whitespace
 
@@ -119,6 +119,7 @@ def _word_vectors(image: NDArray[np.float32], audio: NDArray[np.float32], rng: n
 
 def _tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(WordPiece({word: index for index, word in enumerate(PIECES)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
     tokenizer.pre_tokenizer = Whitespace()
     return tokenizer
 
