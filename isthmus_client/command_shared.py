@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -48,7 +48,15 @@ def server(context: click.Context, *, background: bool = False) -> Iterator["Ist
         raise Failure(str(error), _next_step(error)) from None
 
 
-def _said(message: Warning | str, *_: Any) -> None:
+def _said(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """In place of warnings.showwarning."""
     click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {message}", err=True)
 
 
