@@ -6,7 +6,7 @@ that is stored has moments too.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from service.contract.videos import Clip, read_video
 from service.errors import DeadlineExceeded
 from service.pipeline import Embedded, Embedder, Input, Media, Ready
 from service.quotas import metering
+from service.settings import Limits
 from service.stated import stated_seconds
 from service.store import Moment
 
@@ -39,14 +40,22 @@ async def embed(
     plain = [each for each in inputs if not isinstance(each, Video)]
     made = iter(await embedder.embed(plain, background=background)) if plain else iter(())
     results = [await _embed(embedder, each, background) if isinstance(each, Video) else next(made) for each in inputs]
-    if not stored:
-        return results
-    return [
-        await _with_moments(embedder, each, result, background)
-        if isinstance(each, Media) and each.modality == "audio" and isinstance(result, Embedded)
-        else result
-        for each, result in zip(inputs, results, strict=True)
-    ]
+    sounds = {
+        place: each
+        for place, (each, result) in enumerate(zip(inputs, results, strict=True))
+        if stored and isinstance(each, Media) and each.modality == "audio" and isinstance(result, Embedded)
+    }
+    # Most sounds say that they are short, and are not decoded again.
+    for place in await embedder.in_worker(lambda: _perhaps_long(sounds, embedder.limits)) if sounds else ():
+        whole = results[place]
+        assert isinstance(whole, Embedded)
+        results[place] = await _with_moments(embedder, sounds[place], whole, background)
+    return results
+
+
+def _perhaps_long(sounds: Mapping[int, Media], limits: Limits) -> list[int]:
+    """Those whose headers do not say that they are no longer than one moment."""
+    return [place for place, each in sounds.items() if not 0 < stated_seconds(each.data, limits) <= STRETCH_S]
 
 
 async def _with_moments(embedder: Embedder, sound: Media, whole: Embedded, background: bool) -> Embedded:
@@ -56,8 +65,6 @@ async def _with_moments(embedder: Embedder, sound: Media, whole: Embedded, backg
     rate = spec.sampling_rate
 
     def read() -> list[tuple[int, int, Waveform]]:
-        if 0 < stated_seconds(sound.data, embedder.limits) <= STRETCH_S:
-            return []  # the common case is not decoded again
         try:
             waveform = decode_audio(sound.data, rate, embedder.audio_limits)
         except InputError:  # the whole is embedded; its moments are not worth its failing
