@@ -169,7 +169,10 @@ async def _answered(address: str, wire: bytes, leaves: bool) -> str:
                 return ""
             kept += data if status >= 300 else b""
             left -= len(data)
-        return OK if status < 300 else str(json.loads(kept)["code"])
+        try:
+            return OK if status < 300 else str(json.loads(kept)["code"])
+        except (ValueError, KeyError):
+            return f"no problem of ours ({status})"
     finally:
         writer.transport.abort()
 
