@@ -131,7 +131,7 @@ def _unlike(picture: str, number: int) -> str:
 
 
 FLOODS: Sequence[Flood] = (
-    Flood("forty maps of forty sizes", maps, frozenset({OK, BUSY})),
+    Flood("forty maps of forty sizes", maps, frozenset({OK, BUSY, LATE})),
     Flood("8 sets of 10,000 labels x 5 templates", many_labels, frozenset({OK, BUSY, LATE})),
     Flood("prompts that are 200 times the request", long_labels, frozenset({OK, BUSY, LATE})),
     Flood("64 searches of 128 queries that look at everything", searches, frozenset({OK, BUSY, LATE})),
@@ -169,7 +169,10 @@ async def _answered(address: str, wire: bytes, leaves: bool) -> str:
                 return ""
             kept += data if status >= 300 else b""
             left -= len(data)
-        return OK if status < 300 else str(json.loads(kept)["code"])
+        try:
+            return OK if status < 300 else str(json.loads(kept)["code"])
+        except (ValueError, KeyError):
+            return f"no problem of ours ({status})"
     finally:
         writer.transport.abort()
 

@@ -46,8 +46,8 @@ _CANCELLED = 1e-6
 _DEEPEST = 4_000
 """Candidates of one query that are looked at, at most, for enough that are no repetitions."""
 _AT_ONCE = 8
-"""Searches that look for items and put them in order; the queries of others are embedded meanwhile. It is twice what
-the store reads at once: more would only take memory, and turns of the event loop."""
+"""Queries whose candidates are put in order: twice what the store reads at once. More would only take memory, and turns
+of the event loop."""
 _TOGETHER = 32
 """Queries that the store is asked at once: between them others have their turn."""
 
@@ -148,11 +148,10 @@ class Searcher:
         asked = await self._asked(queries, collection, field, warn)
         ordering = ordering or Ordering()
         scope = _Scope(collection, modalities, filter, effort)
-        async with self._places:
-            if ordering == Ordering() and not explain:
-                found = await self._nearest(asked, top_k, scope, with_vector=with_vector)
-                return [[Result(hit.item, hit.score, hit.moment) for hit in hits] for hits in found]
-            return await self._ordered(asked, scope, ordering, top_k, explain, field)
+        if ordering == Ordering() and not explain:
+            found = await self._nearest(asked, top_k, scope, with_vector=with_vector)
+            return [[Result(hit.item, hit.score, hit.moment) for hit in hits] for hits in found]
+        return await self._ordered(asked, scope, ordering, top_k, explain, field)
 
     async def _ordered(
         self, asked: Sequence[_Asked], scope: _Scope, ordering: Ordering, top_k: int, explain: bool, field: str
@@ -167,15 +166,16 @@ class Searcher:
         first = await self._candidates(asked, depth, scope, strength)
         results = []
         for position, each in enumerate(asked):
-            chosen = await self._chosen(each, first[position], depth, wanted, scope, ordering)
-            if ordering.rerank and token_vectors:
-                with timed("rerank"):
-                    await self._rerank(
-                        chosen, token_vectors[position], each, scope.collection, ordering.rerank, explain
-                    )
-            if ordering.diversity:
-                diversifying = partial(_diversified, chosen, ordering.diversity, top_k)
-                chosen = await self._embedder.in_worker(diversifying)
+            async with self._places:  # for each query anew: between two of them others have their turn
+                chosen = await self._chosen(each, first[position], depth, wanted, scope, ordering)
+                if ordering.rerank and token_vectors:
+                    with timed("rerank"):
+                        await self._rerank(
+                            chosen, token_vectors[position], each, scope.collection, ordering.rerank, explain
+                        )
+                if ordering.diversity:
+                    diversifying = partial(_diversified, chosen, ordering.diversity, top_k)
+                    chosen = await self._embedder.in_worker(diversifying)
             results.append(
                 [
                     Result(one.item, one.score, one.moment, _explanation(one, each, ordering) if explain else None)
