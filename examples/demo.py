@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,23 @@ from examples.photos import PHOTOS, write_photos
 from examples.sounds import SOUNDS, write_sounds
 
 DEADLINE_S = 120.0
+# A query → the name of the photograph or the sound that answers it.
+IMAGE_QUERIES: Mapping[str, str] = {
+    "a cat": "cat",
+    "a cup of coffee": "coffee",
+    "an astronaut": "astronaut",
+    "a rocket": "rocket",
+    "coins": "coins",
+    "a brick wall": "brick",
+    "grass": "grass",
+    "galaxies": "hubble_deep_field",
+}
+SOUND_QUERIES: Mapping[str, str] = {
+    "a police siren": "siren",
+    "heavy rain": "rain",
+    "church bells": "church_bell",
+    "a cat meowing": "cat",
+}
 _FAREWELL = """
 The server of this demonstration has ended. To keep one open, on http://127.0.0.1:8000:
 
@@ -97,6 +114,16 @@ def print_search(client: httpx.Client, question: str, request: Mapping[str, Any]
     print_table(question, ("item", "similarity", "what it is"), rows)
 
 
+def print_firsts(client: httpx.Client, title: str, modality: str, queries: Iterable[str]) -> None:
+    """What each query finds first, and second, among the items of one modality."""
+    rows = []
+    for query in queries:
+        results = post(client, "/search", {"query": query, "modalities": [modality], "top_k": 2})["results"]
+        first, second = results[0], results[1]
+        rows.append((query, f"{first['score']:.3f}", first["id"], f"before {second['id']} ({second['score']:.3f})"))
+    print_table(title, ("query", "similarity", "found first", ""), rows)
+
+
 def print_classify(client: httpx.Client, file: Path, labels: Sequence[str]) -> None:
     [result] = post(client, "/classify", {"labels": labels, "top_k": 3}, [file])["results"]
     rows = [(each["label"], f"{each['score']:.3f}") for each in result["labels"]]
@@ -118,10 +145,13 @@ def demonstrate(client: httpx.Client, folder: Path) -> None:
     index(client, sounds, {name: (make.__doc__ or "").partition(":")[0].strip(".") for name, make in SOUNDS.items()})
     print(f"Indexed {len(photos)} photographs and {len(sounds)} sounds.")
 
-    for text in ("a cat", "a cup of coffee", "a person in a space suit"):
-        print_search(client, f'Text to image: "{text}"', {"query": text, "modalities": ["image"]})
-    for text in ("a police siren", "heavy rain"):
-        print_search(client, f'Text to sound: "{text}"', {"query": text, "modalities": ["audio"]})
+    print_firsts(client, "Text to image", "image", IMAGE_QUERIES)
+    print_firsts(client, "Text to sound", "audio", SOUND_QUERIES)
+    print_search(
+        client,
+        'Text to image: "a person in a space suit"',
+        {"query": "a person in a space suit", "modalities": ["image"]},
+    )
     print_search(client, "Sound to image: cat.wav", {"modalities": ["image"]}, [sounds["cat"]])
     print_classify(client, photos["coffee"], ["coffee", "cat", "rocket", "brick wall", "astronaut", "coins"])
     print_classify(client, sounds["church_bell"], ["church bells", "siren", "rain", "sea waves", "crickets", "clock"])

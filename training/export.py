@@ -237,9 +237,12 @@ def export_bundle(
         card = folder / "MODEL_CARD.md"
         figures = dict(evaluation) | {f"parity.{m}": round(value, 7) for m, value in parity.items()} | gates
         card.write_text(model_card(recipe, towers, figures, space), encoding="utf-8")
-        for path in (projectors, card):
-            files[path.name] = path
-            others[path.name] = sha256_file(path)
+        named = {projectors.name: projectors, card.name: card}
+        if recipe.attribution is not None:
+            named["ATTRIBUTION.md"] = recipe.path(recipe.attribution)
+        for entry, path in named.items():
+            files[entry] = path
+            others[entry] = sha256_file(path)
         manifest = Manifest(
             name=recipe.name,
             created=datetime.datetime.now(datetime.UTC).date().isoformat(),

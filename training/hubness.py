@@ -1,10 +1,11 @@
-"""Choose how strongly hubs are corrected for, and fill the banks of `training.querybank` from the training media.
+"""Choose how strongly hubs are corrected for, and fill the banks of `training.querybank` from what is trained on.
 
-The bank is media alone, without their texts or labels. The strength is the one that is best on validation.
+The banks are media without their texts or labels, and texts without their media. First the strength for hubs among the
+texts is chosen, then the one for hubs among the media, each as the best on validation.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from service.contract.bundle import Modality
+from training.features import Features
 from training.projector import Head
 from training.querybank import MEDIA, MediaReserve, TextReserve
 from training.recipe import Recipe
@@ -19,68 +21,87 @@ from training.trained import Trained
 from training.validation import Data, calibrate, means, project, validate
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_TEXTS = 5000  # that say how far b(t) varies
+_SOME = 5000  # texts and media that say how far b(t) and c(x) vary
 _MARGIN = 1.25  # by which texts to come may vary more
 
 
-def with_querybank(recipe: Recipe, trained: Trained, data: Data, strength: float | None = None) -> Trained:
-    """The heads with banks and the strength of correction that is best on validation, temperature and means anew.
+def with_querybank(
+    recipe: Recipe,
+    trained: Trained,
+    data: Data,
+    strengths: tuple[float, float] | None = None,
+    captions: Sequence[Features] = (),
+) -> Trained:
+    """The heads with banks and the strengths of correction that are best on validation, temperature and means anew.
 
-    Without a validation split there is nothing to choose by, and the strength is 0, unless it is given.
+    `strengths` are those for hubs among the texts and among the media. Without a validation split there is nothing to
+    choose by, and they are 0, unless they are given. `captions` are texts beside those of the train splits.
     """
     heads, rng = trained.heads, np.random.default_rng(recipe.train.seed)
-    width = recipe.projector.inner
-    banks = {
-        modality: torch.from_numpy(_drawn(parts, recipe.projector.querybank, rng)[:, :width])
+    width, rows = recipe.projector.inner, recipe.projector.querybank
+    vectors: dict[Modality, list[NDArray[np.float32]]] = {
+        modality: parts
         for modality in MEDIA
         if modality in heads and (parts := _media(heads[modality], modality, data))
     }
-    reserve = TextReserve(width, {modality: len(bank) for modality, bank in banks.items()})
-    for modality, bank in banks.items():
-        reserve.bank(modality).copy_(bank)
-    reserve.temperature.fill_(trained.temperature)
-    heads["text"].reserve = reserve.eval().requires_grad_(False)
-    texts = [
-        project(heads["text"], splits["train"].texts) for splits in data.values() if len(splits["train"].pairs.texts)
-    ]
-    some = torch.from_numpy(_drawn(texts, _TEXTS, rng)[:, :width])
-    spread = 0.0
-    for modality in banks:
-        liked = reserve.liked(some, modality)
-        reserve.centre[MEDIA.index(modality)] = liked.mean()
-        spread = max(spread, float((liked - liked.mean()).abs().max()))
-    scores: dict[float, float] = {}
-    for tried in STRENGTHS if strength is None else (0.0, strength):
-        _set(heads, tried, spread)
-        figures = validate(recipe, heads, data)
-        scores[tried] = float(np.mean(list(figures.values()))) if figures else 0.0
-        columns = "".join(f"  {name} {value:.2f}" for name, value in figures.items())
-        print(f"hubs corrected by {tried:<6g}{scores[tried]:8.2f}{columns}", file=sys.stderr)
-    best = max(scores, key=lambda tried: scores[tried]) if strength is None else strength
-    reach = _set(heads, best, spread)
+    texts = [*(splits["train"].texts for splits in data.values()), *captions]
+    if parts := [project(heads["text"], features) for features in texts if len(features)]:
+        vectors["text"] = parts
+    banks = {modality: torch.from_numpy(_drawn(parts, rows, rng)[:, :width]) for modality, parts in vectors.items()}
+    some = {modality: torch.from_numpy(_drawn(parts, _SOME, rng)[:, :width]) for modality, parts in vectors.items()}
+    sizes = {modality: len(bank) for modality, bank in banks.items()}
+    spreads = dict.fromkeys(("text", "media"), 0.0)
+    for modality, head in heads.items():
+        reserve = TextReserve(width, sizes) if modality == "text" else MediaReserve(modality, width, sizes)
+        head.reserve = reserve.eval().requires_grad_(False)
+        reserve.temperature.fill_(trained.temperature)
+        side = "text" if modality == "text" else "media"
+        for index, other in enumerate(reserve.banks):
+            if other in banks:
+                reserve.bank(other).copy_(banks[other])
+                liked = reserve.liked(some[modality], other) if modality in some else torch.zeros(1)
+                reserve.centre[index] = liked.mean()
+                spreads[side] = max(spreads[side], float((liked - liked.mean()).abs().max()))
+    chosen, scores = (0.0, 0.0), {}
+    for side in range(2):
+        tried = [(value, 0.0) if side == 0 else (chosen[0], value) for value in STRENGTHS]
+        for both in tried if strengths is None else [(0.0, 0.0), strengths]:
+            if both in scores:
+                continue
+            _set(heads, both, spreads)
+            figures = validate(recipe, heads, data)
+            scores[both] = float(np.mean(list(figures.values()))) if figures else 0.0
+            columns = "".join(f"  {name} {value:.2f}" for name, value in figures.items())
+            print(f"hubs corrected by {both[0]:g}, {both[1]:g}{scores[both]:10.2f}{columns}", file=sys.stderr)
+        chosen = max(scores, key=lambda both: scores[both]) if strengths is None else strengths
+    longer = _set(heads, chosen, spreads)
     # Reserved numbers make every cosine smaller by one factor, and so does the temperature that fits them.
-    temperature = calibrate(recipe, heads, data, trained.temperature / (1 + reach**2))
-    ladder = {"querybank.strength": best, "querybank.gain": round(scores[best] - scores[0.0], 3)}
+    temperature = calibrate(recipe, heads, data, trained.temperature / longer)
+    ladder = {
+        "querybank.strength": chosen[0],
+        "querybank.media_strength": chosen[1],
+        "querybank.gain": round(scores[chosen] - scores[0.0, 0.0], 3),
+    }
     return replace(trained, temperature=temperature, means=means(heads, data), ladder=trained.ladder | ladder)
 
 
-def _set(heads: Mapping[Modality, Head], strength: float, spread: float) -> float:
-    """Set λ on both sides; κ is chosen so that media and texts have reserved numbers of one length. Returns κ."""
-    reach = float(np.sqrt(np.sqrt(len(MEDIA)) * strength * spread * _MARGIN))
+def _set(heads: Mapping[Modality, Head], strengths: tuple[float, float], spreads: Mapping[str, float]) -> float:
+    """Set the strengths on all sides. Returns the factor by which the square of every vector's length grew.
+
+    The constants are chosen so that the numbers of both sides that meet have one length.
+    """
+    strength, media_strength = strengths
+    kappa = float(np.sqrt(np.sqrt(len(MEDIA)) * strength * spreads["text"] * _MARGIN))
+    nu = float(np.sqrt(media_strength * spreads["media"] * _MARGIN))
     for modality, head in heads.items():
         reserve = head.reserve
         assert isinstance(reserve, MediaReserve | TextReserve)
-        banked = not isinstance(reserve, MediaReserve) or len(_bank(heads, modality))
-        reserve.reach.fill_(reach if banked else 0.0)
-        if isinstance(reserve, TextReserve):
-            reserve.slope.fill_(strength / reach if reach else 0.0)
-    return reach
-
-
-def _bank(heads: Mapping[Modality, Head], modality: Modality) -> torch.Tensor:
-    reserve = heads["text"].reserve
-    assert isinstance(reserve, TextReserve)
-    return reserve.bank(modality)
+        text = modality == "text"
+        own, other, taken = (nu, kappa, strength) if text else (kappa, nu, media_strength)
+        reserve.reach.fill_(own)
+        reserve.other.fill_(other)
+        reserve.slope.fill_(taken / other if other else 0.0)
+    return 1 + kappa**2 + nu**2
 
 
 def _media(head: Head, modality: Modality, data: Data) -> list[NDArray[np.float32]]:

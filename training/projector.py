@@ -151,10 +151,10 @@ class ConceptBranch(nn.Module):
 
     names: Tensor
 
-    def __init__(self, concepts: int, dimensions: int, root: float) -> None:
+    def __init__(self, concepts: int, dimensions: int, root: float, gain: float) -> None:
         super().__init__()
         self.root = root
-        self.gain = nn.Parameter(torch.tensor(0.5))
+        self.gain = nn.Parameter(torch.tensor(gain))
         """Length of this branch beside the unit vector of the other one."""
         self.register_buffer("names", torch.zeros(concepts, dimensions))
 
@@ -189,10 +189,14 @@ class Head(nn.Module):
         width -= concepts
         self.reserve: MediaReserve | TextReserve | None = None
         if spec.querybank:
-            self.reserve = TextReserve(spec.inner, banks or {}) if modality == "text" else MediaReserve(modality)
+            rows = banks or {}
+            self.reserve = (
+                TextReserve(spec.inner, rows) if modality == "text" else MediaReserve(modality, spec.inner, rows)
+            )
             spec = spec.model_copy(update={"dimensions": spec.inner, "querybank": 0})
         self.width = width
-        self.branch = ConceptBranch(concepts, spec.dimensions, 0.25 if modality == "audio" else 1) if concepts else None
+        root = 0.25 if modality == "audio" else 1
+        self.branch = ConceptBranch(concepts, spec.dimensions, root, spec.concept_gain) if concepts else None
         if modality == "text":
             dropout = spec.dropout if spec.text_dropout is None else spec.text_dropout
             spec = spec.model_copy(update={"dropout": dropout, "power": 1.0})

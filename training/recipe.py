@@ -12,8 +12,8 @@ from service.contract.licences import Licence, Terms
 from training.errors import TrainingError
 
 TOKEN_KINDS = ("token", "attention")
-RESERVED = 3
-"""Dimensions of a space whose hubs are corrected: one for images, one for sounds, one that keeps texts at length 1."""
+RESERVED = 5
+"""Dimensions of a space whose hubs are corrected: of images, sounds and texts, and two that keep the length at 1."""
 
 
 class RecipeError(TrainingError):
@@ -158,7 +158,11 @@ class ProjectorSpec(_Model):
     power: float = Field(default=1.0, gt=0.0, le=1.0)
     """Signed power of pooled media features (Perronnin et al., 2010); 0.5 evens out bursts of rectified ones."""
     querybank: int = Field(default=0, ge=0)
-    """Media of each modality in the bank that hubs among the texts are corrected by (training.querybank); 0: none."""
+    """Media of each modality in the bank that hubs among the texts are corrected by, and texts in the one for hubs
+    among the media (training.querybank); 0: none."""
+    concept_gain: float = Field(default=0.5, gt=0.0)
+    """Length at which the branch of concepts starts beside the unit vector of the other one. A space that learns from
+    the names of its encoders' classes alone leans on them more."""
     matryoshka: tuple[int, ...] = ()
     """Shorter lengths that vectors can be cut to: each is trained like the whole (arXiv 2205.13147)."""
 
@@ -339,6 +343,8 @@ class Recipe(_Model):
     """Terms of access to data that are stated apart: no licences of the weights."""
     notes: str = ""
     """Goes into the model card."""
+    attribution: Path | None = None
+    """A file that names the authors of what was learned from; it travels in the bundle as ATTRIBUTION.md."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -412,6 +418,8 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         for key in ("folder", "onnx"):
             if isinstance(source, dict) and str(source.get(key) or "").startswith("."):
                 source[key] = str((path.parent / source[key]).resolve())
+    if str(values.get("attribution") or "").startswith("."):
+        values["attribution"] = str((path.parent / values["attribution"]).resolve())
     for source in (values.get("pairs") or {}).values():
         if isinstance(source, dict) and isinstance(source.get("prompts"), str):
             source["prompts"] = read_yaml(path.parent / source["prompts"])

@@ -20,7 +20,7 @@ from training.encoders import FrozenEncoder, load_encoder
 from training.evaluate import class_vectors, ranks, retrieval, top1, with_prompts
 from training.export import ExportError, export_bundle
 from training.features import Item, cached_features, default_cache
-from training.heads.captions import text_head
+from training.heads.captions import caption_features, text_head
 from training.hubness import with_querybank
 from training.intervals import interval
 from training.modality_gap import Paired, gap_figures
@@ -83,10 +83,13 @@ def fit(
 ) -> Trained:
     """Train the projectors; write projectors.safetensors and training.json into `work`."""
     work.mkdir(parents=True, exist_ok=True)
-    given: dict[Modality, Head] = {"text": text_head(recipe, frozen["text"], cache)} if recipe.texts else {}
+    given: dict[Modality, Head] = {}
+    if recipe.texts:
+        captions = caption_features(recipe, frozen["text"], cache)
+        given = {"text": text_head(recipe, frozen["text"], captions)}
     trained = train(recipe, data, work, given, named(recipe, frozen, cache))
     if given and recipe.projector.querybank:
-        trained = with_querybank(recipe, trained, data)
+        trained = with_querybank(recipe, trained, data, captions=[captions])
     learned = learn(recipe, trained.heads, data, trained.temperature)
     trained = replace(trained, abstention=learned, licences=licences_of(recipe))
     if joined().index == 0:

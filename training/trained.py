@@ -16,7 +16,6 @@ from service.contract.abstention import Detector
 from service.contract.bundle import MODALITIES, Modality
 from service.contract.licences import Licence, combined
 from training.projector import Head
-from training.querybank import MEDIA
 from training.recipe import Recipe
 
 _LARGE = 1_024
@@ -126,8 +125,8 @@ def licences_of(recipe: Recipe) -> tuple[Licence, ...]:
 
 
 def bank_sizes(state: Mapping[str, torch.Tensor]) -> dict[Modality, int]:
-    """Rows of each bank of a text head's tensors (training.querybank)."""
-    return {m: len(state[f"reserve.bank_{m}"]) for m in MEDIA if f"reserve.bank_{m}" in state}
+    """Rows of each bank of a head's tensors (training.querybank)."""
+    return {m: len(state[f"reserve.bank_{m}"]) for m in MODALITIES if f"reserve.bank_{m}" in state}
 
 
 def init_hash(state: dict[str, torch.Tensor]) -> str:

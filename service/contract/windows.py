@@ -41,7 +41,8 @@ class LogMelWindows(AudioPreprocessing):
     remove_dc: bool = False
     preemphasis: float = Field(default=0.0, ge=0.0, lt=1.0)
     preemphasis_of: Literal["frame", "sound"] = "frame"
-    """sound: each sample takes that share of the one before it off once, before frames are cut; the first is left out."""
+    """sound: each sample takes that share of the one before it off once, before frames are cut; the first is left
+    out."""
     n_mels: int = Field(default=80, gt=0, le=512)
     f_min: float = Field(default=0.0, ge=0)
     f_max: float = Field(default=8_000.0, gt=0)

@@ -89,7 +89,7 @@ def test_what_cannot_have_concepts_says_so(
 
 
 def test_the_branch_is_a_weighted_sum_of_centred_names() -> None:
-    branch = ConceptBranch(3, 2, root=0.25)
+    branch = ConceptBranch(3, 2, root=0.25, gain=0.5)
     branch.place(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
     got = branch(torch.tensor([[16.0, 0.0, 1.0], [0.0, 81.0, 0.0]]))
     names = np.array([[1, -1 / 3], [0, 2 / 3], [-1, -1 / 3]])

@@ -306,7 +306,7 @@ def test_a_sound_student_goes_on_as_another_recipes_best(data: Path, work: Path,
         run(tmp_path, second, work)
     run(tmp_path, audio_recipe(data) | {"name": "first"}, work)
     loaded = load_distill_recipe(written(tmp_path, second), [])
-    stored = spectra.spectra(files_of(loaded)[0], loaded.preprocessing(), work)
+    stored = spectra.cached_spectra(files_of(loaded)[0], loaded.preprocessing(), work)
     state = staged.begin(loaded, staged.Teacher(loaded), stored, work)
     earlier = load_distill_recipe(tmp_path / "first.yaml", [])
     best = torch.load(fit.checkpoint_path(earlier, work, staged._FREE), weights_only=True)["best"]
@@ -317,7 +317,7 @@ def test_a_sound_student_goes_on_as_another_recipes_best(data: Path, work: Path,
 def test_mixtures_are_a_function_of_the_step_and_differ_between_steps(data: Path, work: Path, tmp_path: Path) -> None:
     recipe = load_distill_recipe(written(tmp_path, audio_recipe(data)), [])
     files = files_of(recipe)[0]
-    stored = spectra.spectra(files, recipe.preprocessing(), work)
+    stored = spectra.cached_spectra(files, recipe.preprocessing(), work)
     assert len(stored) == len(files)
     one, again, other = (spectra.batch(stored, recipe, step) for step in (3, 3, 4))
     assert one.shape == (min(16, len(files)), 1, 100, 128) and torch.isfinite(one).all()
@@ -331,7 +331,7 @@ def test_a_plain_clip_is_what_the_contract_hears(data: Path, work: Path, tmp_pat
     assert isinstance(spec, LogMelWindows)
     sound = tmp_path / "second.wav"
     soundfile.write(sound, np.random.default_rng(0).uniform(-0.3, 0.3, 31_900), 32_000)
-    stored = spectra.spectra([sound], spec, tmp_path / "cache")
+    stored = spectra.cached_spectra([sound], spec, tmp_path / "cache")
     plain = np.ones(1, bool)
     power = spectra._powers(stored, np.zeros(1, np.int64), plain, spec, np.random.default_rng(0))
     heard = (torch.log(power + spec.floor) - spec.mean) / spec.std

@@ -16,7 +16,7 @@ from training.distill import staged
 from training.distill.fit import best_student, measure, start_or_resume, train
 from training.distill.graph import DistillError, export
 from training.distill.recipe import load_distill_recipe
-from training.distill.spectra import spectra
+from training.distill.spectra import cached_spectra
 from training.distill.teacher import files_of, prepare_views, views_of, weights_hash
 
 __all__ = ["DistillError", "add_arguments", "main"]
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         spec = recipe.preprocessing()
         stored: staged.Stored
         if isinstance(spec, LogMelWindows):
-            stored = spectra(files, spec, args.work)
+            stored = cached_spectra(files, spec, args.work)
         else:
             stored = staged.pictures(files, args.work)
         state = staged.begin(recipe, teacher, stored, args.work)

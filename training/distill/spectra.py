@@ -49,7 +49,7 @@ class Spectra:
         return len(self.offsets) - 1
 
 
-def spectra(files: Sequence[Path], spec: LogMelWindows, work: Path) -> Spectra:
+def cached_spectra(files: Sequence[Path], spec: LogMelWindows, work: Path) -> Spectra:
     """The spectra of whole files, memory-mapped; made where they are not there yet."""
     listed = json.dumps([spec.model_dump(mode="json"), *(f"{path} {path.stat().st_size}" for path in files)])
     path = work / f"spectra-{hashlib.sha256(listed.encode()).hexdigest()[:16]}.npz"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from training.encoders import FrozenEncoder
-from training.features import cached_features
+from training.features import Features, cached_features
 from training.pairs import PairError
 from training.projector import Head, Linear
 from training.recipe import Recipe
@@ -24,7 +24,7 @@ _WHITENED = 0.25
 """How far variances are evened out: 0 leaves them, 1 makes all axes alike. Chosen on captions of Flickr8k dev and the
 tags of Corel5k (docs/LOG.md, 2026-11-30)."""
 _RIDGE = 1e-4
-_MOST = 20_000
+_MOST = 5_000
 """Captions that the statistics are taken from."""
 
 
@@ -46,16 +46,20 @@ def captions(recipe: Recipe) -> list[str]:
     return [text for text in texts if text]
 
 
-def text_head(recipe: Recipe, encoder: FrozenEncoder, cache: Path) -> Head:
-    """The computed text projector of a recipe with text-only sets: sentence vectors (B, d) → unit vectors (B, D).
+def caption_features(recipe: Recipe, encoder: FrozenEncoder, cache: Path) -> Features:
+    """Frozen features of the captions of the recipe's text-only sets, of at most so many. Raises PairError."""
+    return cached_features(encoder, _some(captions(recipe)), cache, what="captions")
+
+
+def text_head(recipe: Recipe, encoder: FrozenEncoder, given: Features) -> Head:
+    """The text projector of a recipe with text-only sets, from their features: sentence vectors (B, d) → unit (B, D).
 
     Raises PairError where the sets hold fewer captions than the space has dimensions.
     """
-    texts = _some(captions(recipe))
     width = recipe.projector.inner
-    if len(texts) < width or width > encoder.width:
-        raise PairError(f"texts: {len(texts)} captions of {encoder.width} features do not fill {width} dimensions")
-    features = np.asarray(cached_features(encoder, texts, cache, what="captions").pooled, np.float64)
+    if len(given) < width or width > encoder.width:
+        raise PairError(f"texts: {len(given)} captions of {encoder.width} features do not fill {width} dimensions")
+    features = np.asarray(given.pooled, np.float64)
     mean = features.mean(0)
     variances, axes = np.linalg.eigh(np.cov((features - mean).T))
     largest = np.argsort(variances)[::-1][:width]

@@ -1,0 +1,74 @@
+"""A recipe over several seeds: python -m benchmarks.seeds RECIPE --data DATA [--seeds 0 1 2 3 4]
+
+Each seed is trained and tried once on the test splits, in a folder of its own; a finished one is not done again. The
+seed with the best validation score is the one to ship: its projectors and figures are copied into the work folder.
+Prints the mean and the standard deviation of each test figure, and, as the last line, one JSON object.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+from examples.demo import print_table
+from training import steps
+from training.features import default_cache
+from training.recipe import Recipe, load_recipe
+
+_COPIED = ("projectors.safetensors", "evaluation.json", "training.json")
+_FIGURES = (".r1", ".top1", ".fold5")
+
+
+def tried(recipe: Recipe, cache: Path, work: Path) -> tuple[float, dict[str, Any]]:
+    """The validation score and the test figures of one seed, from its folder where it is finished."""
+    if not (work / "evaluation.json").is_file():
+        frozen = steps.encoders(recipe, cache)
+        data = steps.features(recipe, frozen, steps.pairs(recipe, cache), cache)
+        trained = steps.fit(recipe, frozen, data, cache, work)
+        steps.evaluate(recipe, frozen, data, trained, cache, work)
+    history = json.loads((work / "training.json").read_text())
+    best = max(entry["score"] for entry in history["history"]) + history.get("querybank.gain", 0.0)
+    return round(best, 3), json.loads((work / "evaluation.json").read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.seeds", description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="data.root of the recipe")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--work", type=Path, help="folder for the seeds' files (default: build/work/NAME)")
+    parser.add_argument("--cache", type=Path, default=default_cache())
+    options = parser.parse_args()
+    recipe = load_recipe(options.recipe, [f"data.root={options.data}", "train.baseline=false"])
+    work = options.work or Path("build/work") / recipe.name
+    scores: dict[int, float] = {}
+    figures: dict[int, dict[str, Any]] = {}
+    for seed in options.seeds:
+        seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
+        scores[seed], figures[seed] = tried(seeded, options.cache, work / f"seed-{seed}")
+    shipped = max(scores, key=lambda seed: scores[seed])
+    for name in _COPIED:
+        shutil.copyfile(work / f"seed-{shipped}" / name, work / name)
+    names = [
+        name
+        for name, value in figures[shipped].items()
+        if isinstance(value, float) and name.endswith(_FIGURES) and not name.startswith(("corrected.", "top10."))
+    ]
+    means = {name: round(statistics.fmean(each[name] for each in figures.values()), 2) for name in names}
+    deviations = {name: round(statistics.pstdev([each[name] for each in figures.values()]), 2) for name in names}
+    rows = [
+        (name, f"{means[name]:.2f}", f"± {deviations[name]:.2f}   shipped {figures[shipped][name]}") for name in names
+    ]
+    print_table(f"{recipe.name}: {len(scores)} seeds", ("test figure", "mean", ""), rows)
+    shipped_figures = {name: figures[shipped][name] for name in names}
+    print(
+        json.dumps(
+            {"seeds": scores, "shipped": shipped, "mean": means, "deviation": deviations, "figures": shipped_figures}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
