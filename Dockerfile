@@ -11,10 +11,11 @@ ENV PATH=/opt/isthmus/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 # The dependencies first: the layer is built again only when they change, not when the code does.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY service/__init__.py service/__init__.py
-RUN pip install --no-cache-dir -c constraints.txt '.[cpu,milvus,otel]'
+COPY isthmus_client/pyproject.toml isthmus_client/README.md isthmus_client/LICENSE isthmus_client/__init__.py isthmus_client/
+RUN pip install --no-cache-dir -c constraints.txt ./isthmus_client '.[cpu,heif,milvus,otel]'
 COPY isthmus_client isthmus_client
 COPY service service
-RUN pip install --no-cache-dir --no-deps --force-reinstall .
+RUN pip install --no-cache-dir --no-deps --force-reinstall ./isthmus_client .
 
 # What the server needs of all that, under the same paths.
 FROM builder AS rootfs
@@ -48,10 +49,11 @@ RUN apt-get update \
 ENV PATH=/opt/isthmus/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY service/__init__.py service/__init__.py
-RUN pip install --no-cache-dir -c constraints.txt '.[gpu,milvus,otel]'
+COPY isthmus_client/pyproject.toml isthmus_client/README.md isthmus_client/LICENSE isthmus_client/__init__.py isthmus_client/
+RUN pip install --no-cache-dir -c constraints.txt ./isthmus_client '.[gpu,heif,milvus,otel]'
 COPY isthmus_client isthmus_client
 COPY service service
-RUN pip install --no-cache-dir --no-deps --force-reinstall .
+RUN pip install --no-cache-dir --no-deps --force-reinstall ./isthmus_client .
 
 FROM cuda AS gpu
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin isthmus \
@@ -60,6 +62,9 @@ COPY --from=gpu-builder /opt/isthmus /opt/isthmus
 COPY --from=starter /opt/starter /opt/starter
 ENV PATH=/opt/isthmus/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     ISTHMUS_HOST=0.0.0.0 ISTHMUS_PORT=8000 ISTHMUS_BUNDLE=/opt/starter ISTHMUS_STORE=/data ISTHMUS_DEVICE=cuda
+# Of the code; and of the starter's weights, as the server says it (a test compares the two).
+LABEL org.opencontainers.image.licenses="Apache-2.0" \
+      isthmus.weights="weights: non-commercial, because of Flickr8k (non-commercial research), ESC-50 (CC-BY-NC-3.0)"
 USER 10001:10001
 WORKDIR /opt/isthmus
 VOLUME /data
@@ -73,6 +78,9 @@ COPY --from=rootfs /system /
 COPY --from=starter /opt/starter /opt/starter
 ENV PATH=/opt/isthmus/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     ISTHMUS_HOST=0.0.0.0 ISTHMUS_PORT=8000 ISTHMUS_BUNDLE=/opt/starter ISTHMUS_STORE=/data ISTHMUS_DEVICE=cpu
+# Of the code; and of the starter's weights, as the server says it (a test compares the two).
+LABEL org.opencontainers.image.licenses="Apache-2.0" \
+      isthmus.weights="weights: non-commercial, because of Flickr8k (non-commercial research), ESC-50 (CC-BY-NC-3.0)"
 USER 10001:10001
 WORKDIR /opt/isthmus
 VOLUME /data

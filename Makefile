@@ -5,22 +5,25 @@ BIN := $(VENV)/bin
 # What serving the starter needs, and all that working on the project needs besides.
 BASICS := $(VENV)/.basics
 INSTALLED := $(VENV)/.installed
-STARTER := build/starter/manifest.json
+# STARTER=free: demo, serve and wheels take the starter of freely licensed parts, which has a store of its own.
+NAME := starter$(addprefix -,$(STARTER))
+BUNDLE := build/$(NAME)/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check docs settings openapi bench bench-gpu bench-store chaos crash fuzz hostile rolling \
-	starter audit sbom redis tools clean
+.PHONY: help demo serve test check docs settings openapi bench bench-gpu bench-store chaos consistency crash field fuzz \
+	hostile rolling starter wheels audit sbom redis tools clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-demo: $(STARTER) ## set up, index sample media, search and classify them; ends by itself
-	$(BIN)/python -m examples.demo --bundle build/starter
+demo: $(BUNDLE) ## set up, index sample media, search and classify them; ends by itself
+	$(BIN)/python -m examples.demo --bundle build/$(NAME)
 
-serve: $(STARTER) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT); items and previews are kept in var/store
-	ISTHMUS_PREVIEWS=$${ISTHMUS_PREVIEWS:-true} $(BIN)/python -m service serve --bundle build/starter --store var/store
+serve: $(BUNDLE) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT); items and previews are kept in var/store
+	ISTHMUS_PREVIEWS=$${ISTHMUS_PREVIEWS:-true} $(BIN)/python -m service serve --bundle build/$(NAME) \
+		--store var/$(subst starter,store,$(NAME))
 
-test: $(STARTER) $(INSTALLED) redis tools ## set up and run every test, two files at a time; JOBS=n for another number
+test: build/starter/manifest.json $(INSTALLED) redis tools ## set up and run every test, two files at a time; JOBS=n for another number
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist loadfile
 
 check: $(INSTALLED) ## lint, format, types; openapi.yaml and docs/configuration.md up to date
@@ -46,26 +49,32 @@ BENCHED := $(if $(DATA),build/bench/starter-int8,build/starter)
 bench: $(BENCHED)/manifest.json $(INSTALLED) ## measure the speed figures, about 20 minutes; ONLY=name one part, DATA=folder int8 too
 	$(BIN)/python -m benchmarks --bundle $(BENCHED) $(if $(ONLY),--only $(ONLY))
 
-build/bench/starter-int8/manifest.json: $(STARTER) $(INSTALLED)
+build/bench/starter-int8/manifest.json: build/starter/manifest.json $(INSTALLED)
 	$(BIN)/python -m training export training/recipes/starter.yaml --projectors starter/projectors.safetensors \
 		--set data.root=$(abspath $(DATA)) --set 'export.precisions=[fp32,int8]' --out $(@D)
 
-bench-store: $(STARTER) $(INSTALLED) ## measure the store with 1,000,000 vectors; VECTORS=n for fewer, WORK=folder keeps it
+bench-store: build/starter/manifest.json $(INSTALLED) ## measure the store with 1,000,000 vectors; VECTORS=n for fewer, WORK=folder keeps it
 	$(BIN)/python -m benchmarks.store $(if $(VECTORS),--vectors $(VECTORS)) $(if $(WORK),--work $(WORK))
 
-crash: $(STARTER) $(INSTALLED) ## kill the server 50 times while it is written to, and look whether anything is lost
+crash: build/starter/manifest.json $(INSTALLED) ## kill the server 50 times while it is written to, and look whether anything is lost
 	$(BIN)/python -m benchmarks.crash
 
-hostile: $(STARTER) $(INSTALLED) ## send the server what is made to hurt, and look at each answer, its time, and the memory it took
+consistency: build/starter/manifest.json $(INSTALLED) ## search 20,000 times in each way while items are written, and look whether any is missed
+	$(BIN)/python -m benchmarks.consistency
+
+hostile: build/starter/manifest.json $(INSTALLED) ## send the server what is made to hurt, and look at each answer, its time, and the memory it took
 	$(BIN)/python -m benchmarks.hostile
 
-fuzz: $(STARTER) $(INSTALLED) ## ask the server all that openapi.yaml allows and forbids; give the decoders damaged files
+field: build/starter/manifest.json $(INSTALLED) ## send files as people have them through every door, and look whether each is read as what it is
+	$(BIN)/python -m benchmarks.field
+
+fuzz: build/starter/manifest.json $(INSTALLED) ## ask the server all that openapi.yaml allows and forbids; give the decoders damaged files
 	$(BIN)/python -m benchmarks.fuzz
 
-chaos: $(STARTER) $(INSTALLED) redis tools ## break what the server stands on, under load, and look at what its clients see
+chaos: build/starter/manifest.json $(INSTALLED) redis tools ## break what the server stands on, under load, and look at what its clients see
 	$(BIN)/python -m benchmarks.chaos
 
-rolling: $(STARTER) $(INSTALLED) tools ## restart two replicas behind nginx 20 times under load; RESTARTS=n for another number
+rolling: build/starter/manifest.json $(INSTALLED) tools ## restart two replicas behind nginx 20 times under load; RESTARTS=n for another number
 	$(BIN)/python -m benchmarks.rolling $(if $(RESTARTS),--restarts $(RESTARTS))
 
 bench-gpu: $(INSTALLED) ## measure what only a GPU can show; says so where there is none
@@ -77,11 +86,14 @@ audit: $(INSTALLED) ## ask the advisory service about every pinned version; says
 sbom: $(INSTALLED) ## write build/sbom.json: what the serving image holds (CycloneDX); EXTRA=gpu for the other one
 	$(BIN)/python .ci/sbom.py build/sbom.json $(EXTRA)
 
-screenshots: $(STARTER) $(INSTALLED) tools ## try the playground in Chromium, and take the pictures of docs/playground anew
+screenshots: build/starter/manifest.json $(INSTALLED) tools ## try the playground in Chromium, and take the pictures of docs/playground anew
 	$(BIN)/python -m pytest -q tests/playground
 	$(BIN)/python -m tests.playground.pictures
 
-starter: $(STARTER) ## build the bundle that demo and serve use
+starter: $(BUNDLE) ## build the bundle that demo and serve use
+
+wheels: build/starter/manifest.json $(BUNDLE) $(INSTALLED) ## build isthmus, isthmus-client and isthmus-starter into dist; STARTER=free one more
+	$(BIN)/python deploy/wheels.py dist build/starter $(if $(STARTER),build/$(NAME))
 
 redis: # the tests use a real Redis; without it those that need it are skipped, which CI does not allow
 	@command -v redis-server >/dev/null \
@@ -89,26 +101,29 @@ redis: # the tests use a real Redis; without it those that need it are skipped, 
 			&& DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends redis-server >/dev/null; } \
 		|| { echo "redis-server is not installed: the tests that need it are skipped"; [ -z "$$CI" ]; }
 
-tools: # nginx (rolling restarts), promtool (alert rules), libfaketime (clocks that jump), Chromium (the playground), as above
+tools: # nginx (rolling restarts), promtool (alert rules), libfaketime (clocks), Chromium (the playground), Java's client, as above
 	@{ [ -x /usr/sbin/nginx ] || command -v nginx >/dev/null; } && command -v promtool >/dev/null \
 		&& ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 \
-		&& { command -v chromium || command -v google-chrome; } >/dev/null \
+		&& { command -v chromium || command -v google-chrome; } >/dev/null && command -v java >/dev/null \
 		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
 			&& DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
-				nginx-light prometheus faketime chromium >/dev/null; } \
-		|| { echo "nginx, promtool, libfaketime or Chromium is not installed: the tests that need them are skipped"; [ -z "$$CI" ]; }
+				nginx-light prometheus faketime chromium default-jdk-headless >/dev/null; } \
+		|| { echo "nginx, promtool, libfaketime, Chromium or Java is not installed: the tests that need them are skipped"; [ -z "$$CI" ]; }
 
 clean: ## remove what was built (not the virtual environment, not var/store)
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist *.egg-info isthmus_client/build isthmus_client/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-$(BASICS): pyproject.toml constraints.txt
+# Until 1.14 the distribution isthmus owned the command, and would take it along when the newer one replaces it.
+$(BASICS): pyproject.toml isthmus_client/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,demo]'
+	@$(BIN)/python -m pip uninstall --quiet --yes --disable-pip-version-check isthmus 2>/dev/null || true
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e ./isthmus_client -e '.[cpu,train,demo]'
 	@touch $@
 
 $(INSTALLED): $(BASICS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e '.[cpu,train,demo,dev,docs,integrations]'
+		-e ./isthmus_client -e '.[cpu,train,demo,dev,docs,integrations]'
 	@touch $@
 
 # Real photographs and sounds, on which the starter's exported graphs are checked.
@@ -117,7 +132,14 @@ build/media/.made: $(BASICS) examples/photos.py examples/sounds.py
 	$(BIN)/python -m examples.sounds build/media >/dev/null
 	@touch $@
 
-$(STARTER): build/media/.made $(shell find starter training service/contract -type f -not -name '*.pyc')
-	$(BIN)/python -m training export training/recipes/starter.yaml \
-		--projectors starter/projectors.safetensors --samples build/media --out build/starter
+SOURCES := $(shell find starter training service/contract -type f -not -name '*.pyc')
+EXPORT = $(BIN)/python -m training export training/recipes/$(1).yaml \
+	--projectors $(2)/projectors.safetensors --samples build/media --out build/$(1)
+
+build/starter/manifest.json: build/media/.made $(SOURCES)
+	$(call EXPORT,starter,starter)
+	@touch $@
+
+build/starter-%/manifest.json: build/media/.made $(SOURCES)
+	$(call EXPORT,starter-$*,starter/$*)
 	@touch $@

@@ -35,6 +35,10 @@ class Attack:
     """Whether what is right is told by the job that it makes, if it makes one."""
     sound_s: float = 0.0
     """Of a sound that is right to be embedded: how long it is."""
+    goes_on: bool = False
+    """Whether the client goes on to write once it is answered."""
+    crowd: int = 0
+    """Others that send the same before, and do not read what they are answered."""
 
 
 def head(path: str, headers: Iterable[tuple[str, str]], method: str = "POST") -> bytes:
@@ -87,7 +91,8 @@ def of_files(seed: int) -> Iterator[Attack]:
         # Called an image, or a sound, by who sends it: what it is is told by what is in it.
         for kind in ("image", "audio"):
             body = _written({"inputs": [{kind: base64.b64encode(data).decode()}]})
-            right = frozenset({UNSUPPORTED if data else BAD})
+            # Of what begins as something that is read it is told that it is damaged.
+            right = frozenset({BAD, UNSUPPORTED} if OF_IMAGES[name] == BAD else {UNSUPPORTED if data else BAD})
             yield Attack("strangers", f"{name}, called {kind}", post("/embed", body), right)
     yield from of_damaged_files(seed, cuts=3, flips=5)
 
@@ -170,11 +175,19 @@ def of_json(model: str, dimensions: int) -> Iterator[Attack]:
     yield attack("/embed", "no inputs", {"inputs": []}, INVALID)
     yield attack("/embed", "an empty text", {"inputs": [""]}, "invalid_input")
     yield attack("/embed", "a text too long", {"inputs": ["a" * 32_001]}, "invalid_input")
-    yield attack("/embed", "a word of 32,000 letters", {"inputs": ["a" * 32_000]}, OK)
+    # A tokenizer of words takes none that is so long: there is nothing in these that it knows.
+    yield attack("/embed", "a word of 32,000 letters", {"inputs": ["a" * 32_000]}, "invalid_input")
     yield attack("/embed", "32,000 marks on one letter", {"inputs": ["a" + "\u0301\u0323" * 15_999]}, OK)
     yield attack("/embed", "32,000 invisible characters", {"inputs": ["a" + "\u200b" * 31_999]}, OK)
-    yield attack("/embed", "32,000 letters from right to left", {"inputs": ["\u202e" + "\u05d0" * 31_999]}, OK)
-    yield attack("/embed", "32,000 pictures in a text", {"inputs": ["\U0001f469\u200d\U0001f52c" * 10_000]}, OK)
+    hebrew = {"inputs": ["\u202e" + "\u05d0" * 31_999]}
+    yield attack("/embed", "32,000 letters from right to left", hebrew, "invalid_input")
+    pictures_of_letters = {"inputs": ["\U0001f469\u200d\U0001f52c" * 10_000]}
+    yield attack("/embed", "32,000 pictures in a text", pictures_of_letters, "invalid_input")
+    picture = "data:image/png;base64," + _SMALL_PNG
+    yield attack("/embed", "a data: URI as a string", {"inputs": [picture]}, OK)
+    yield attack("/embed", "a data: URI as a text", {"inputs": [{"text": picture}]}, "invalid_input")
+    yield attack("/embed", "a data: URI as a string, damaged", {"inputs": ["data:image/png;base64,AAAA"]}, UNSUPPORTED)
+    yield attack("/embed", "19 MB that begin as a data: URI", {"inputs": ["data:image/png;" + "a" * 19_000_000]}, BAD)
     numbers: Sequence[Any] = (0, -1, 10**18, 1.5, "8x", [], {}, dimensions + 1)
     for value in numbers:
         yield attack("/embed", f"dimensions of {value!r}", {"inputs": ["a"], "dimensions": value}, INVALID)
@@ -242,8 +255,9 @@ def _searches(attack: Any, dimensions: int) -> Iterator[Attack]:
     for name, value in filters.items():
         yield attack("/search", f"a filter of {name}", {"query": "a", "filter": value}, INVALID)
     yield attack("/search", "a filter that is SQL", {"query": "a", "filter": {"a') OR 1=1 --": "x"}}, OK)
-    for value in (0, -1, 1_001, 10**15, 1.5, "10", True, None):
+    for value in (0, -1, 1_001, 10**15, 1.5, "10", True):
         yield attack("/search", f"a top_k of {value!r}", {"query": "a", "top_k": value}, INVALID)
+    yield attack("/search", "a top_k of null", {"query": "a", "top_k": None}, OK)
     vectors: Mapping[str, Any] = {
         "no numbers": [],
         "zeros": [0.0] * dimensions,
@@ -380,16 +394,25 @@ def _openai(attack: Any, model: str) -> Iterator[Attack]:
         "an empty text": ("", "invalid_input"),
         "no inputs": ([], INVALID),
         "no token ids": ([[]], INVALID),
-        "a negative token id": ([-1], "invalid_input"),
-        "a token id of 2**31": ([2**31], "invalid_input"),
-        "a token id of 2**63": ([2**63], "invalid_input"),
+        "a token id": ([1], INVALID),
+        "a negative token id": ([-1], INVALID),
+        "a token id of 2**31": ([2**31], INVALID),
+        "a token id of 2**63": ([2**63], INVALID),
+        "a picture as a data: URI": ("data:image/png;base64," + _SMALL_PNG, OK),
+        "a part of a message": ([{"type": "image_url", "image_url": {"url": "data:;base64," + _SMALL_PNG}}], OK),
+        "a part of another kind": ([{"type": "image_pil", "image_pil": _SMALL_PNG}], INVALID),
+        "a message of two parts": ({"content": [{"type": "text", "text": "a"}] * 2}, INVALID),
+        "a message of 100,000 parts": ({"content": [{"type": "text", "text": ""}] * 100_000}, INVALID),
+        "200 nested messages": ([{"content": {"content": {"content": "a"}}}] * 200, INVALID),
+        "emoji": ("\U0001f389\U0001f389", "invalid_input"),
         "a token id of 1.5": ([[1.5]], INVALID),
         "a token id that is a truth": ([[True]], INVALID),
         "8,000,000 token ids": ([1] * 8_000_000, BODY),
         "32,001 token ids": ([1] * 32_001, INVALID),
         "ids and texts": ([1, "a"], INVALID),
         "nothing": (None, INVALID),
-        "257 texts": (["a"] * 257, INVALID),
+        "2,048 texts": (["a"] * 2_048, OK),
+        "2,049 texts": (["a"] * 2_049, INVALID),
     }
     for name, (value, right) in inputs.items():
         yield attack("/v1/embeddings", f"an input of {name}", {"model": model, "input": value}, right)
@@ -399,6 +422,10 @@ def _openai(attack: Any, model: str) -> Iterator[Attack]:
         "/v1/embeddings", "another encoding", {"model": model, "input": "a", "encoding_format": "hex"}, INVALID
     )
     yield attack("/v1/embeddings", "no model", {"input": "a"}, INVALID)
+    for field, value in (("embedding_type", "binary"), ("modality", "smell"), ("truncate", "START"), ("prompt", "b")):
+        yield attack("/v1/embeddings", f"a {field} of {value}", {"model": model, "input": "a", field: value}, INVALID)
+    messages = [{"role": "user", "content": "a"}] * 100_000
+    yield attack("/v1/embeddings", "100,000 messages", {"model": model, "messages": messages}, INVALID)
 
 
 # Forms
@@ -507,7 +534,7 @@ def of_http() -> Iterator[Attack]:
     wires: Mapping[str, tuple[bytes, str, bool]] = {
         "a length of 2**63": (said(2**63), BODY, True),
         "a length of 10**30": (said(10**30), MALFORMED, False),
-        "a length of 20,000,001": (said(20_000_001), BODY, True),
+        "a length of 64,000,001": (said(64_000_001), BODY, True),
         "a length of -1": (said(-1), MALFORMED, False),
         "a length of 0x10": (said("0x10"), MALFORMED, False),
         "a length of two numbers": (said("16, 16"), MALFORMED, False),
@@ -520,8 +547,8 @@ def of_http() -> Iterator[Attack]:
         "a length that is too long": (said(len(body) + 50), MALFORMED, True),
         "a length that is too short": (said(5), MALFORMED, True),
         "a body that does not come": (said(1_000, b""), MALFORMED, True),
-        "chunks of 21 MB": (
-            head("/embed", chunked) + (b"100000\r\n" + b" " * 2**20 + b"\r\n") * 20 + b"0\r\n\r\n",
+        "chunks of 65 MB": (
+            head("/embed", chunked) + (b"100000\r\n" + b" " * 2**20 + b"\r\n") * 62 + b"0\r\n\r\n",
             BODY,
             False,
         ),
@@ -536,9 +563,26 @@ def of_http() -> Iterator[Attack]:
         "chunks that do not end": (head("/embed", chunked) + b"10\r\n" + body + b"\r\n", MALFORMED, True),
         "a chunk's extension of 1 MB": (
             head("/embed", chunked) + b"10;" + b"a" * 1_000_000 + b"\r\n" + body + b"\r\n0\r\n\r\n",
+            HEADERS,
+            False,
+        ),
+        "a chunk's extension of 10,000 bytes": (
+            head("/embed", chunked) + b"10;" + b"a" * 10_000 + b"\r\n" + body + b"\r\n0\r\n\r\n",
             OK,
             False,
         ),
+        "trailers of 1 MB": (
+            head("/embed", chunked) + b"10\r\n" + body + b"\r\n0\r\n" + b"a:\r\n" * 250_000,
+            HEADERS,
+            False,
+        ),
+        "trailers of 10,000 bytes": (
+            head("/embed", chunked) + b"10\r\n" + body + b"\r\n0\r\n" + b"a:\r\n" * 2_500 + b"\r\n",
+            OK,
+            False,
+        ),
+        "a length of 5,001 digits": (said("0" * 4_999 + "16"), OK, False),
+        "a length of 5,001 digits that means it": (said("1" * 5_001), MALFORMED, False),
         "16 chunks of a byte": (
             head("/embed", chunked) + b"".join(b"1\r\n%c\r\n" % each for each in body) + b"0\r\n\r\n",
             OK,
@@ -551,7 +595,7 @@ def of_http() -> Iterator[Attack]:
         ),
         "a coding of content": (
             head("/embed", [kind, ("Content-Encoding", "gzip"), ("Content-Length", "16")]) + body,
-            OK,
+            "unsupported_body",
             False,
         ),
         "a header of 100,000 bytes": (head("/healthz", [("X-A", "a" * 100_000)], "GET"), HEADERS, False),
@@ -608,6 +652,15 @@ def of_http() -> Iterator[Attack]:
             OK,
             False,
         ),
+        "an upgrade to h2c, and a body": (
+            head(
+                "/embed",
+                [kind, ("Content-Length", "16"), ("Upgrade", "h2c"), ("Connection", "Upgrade, HTTP2-Settings")],
+            )
+            + body,
+            OK,
+            False,
+        ),
         "a request id that breaks lines": (
             head("/healthz", [("X-Request-ID", "a%0d%0aSet-Cookie: b")], "GET"),
             OK,
@@ -617,6 +670,28 @@ def of_http() -> Iterator[Attack]:
     }
     for name, (wire, right, ends) in wires.items():
         yield Attack("http", name, wire, frozenset({right}), ends)
+
+
+def of_http_without_end() -> Iterator[Attack]:
+    """It is answered, and goes on."""
+    health = head("/healthz", [("Transfer-Encoding", "chunked")], "GET")
+    wires = {
+        "25 MB of trailers": health + b"0\r\n" + b"a:\r\n" * 6_250_000,
+        "a trailer of 25 MB": health + b"0\r\na:" + b"a" * 25_000_000,
+        "an extension of 25 MB": health + b"1;" + b"a" * 25_000_000,
+        "a chunk's size of 25 MB": health + b"0" * 25_000_000,
+        "a body of 25 MB that nobody reads": health + (b"100000\r\n" + b" " * 2**20 + b"\r\n") * 25,
+        "25 MB of requests": head("/healthz", [], "GET") * 600_000,
+        "25 MB of empty lines": head("/healthz", [], "GET") + b"\r\n" * 12_500_000,
+    }
+    for name, wire in wires.items():
+        yield Attack("http", f"{name}, after the answer", wire, frozenset({OK}), goes_on=True)
+
+
+def of_crowds(model: str) -> Iterator[Attack]:
+    """More is written to them than anybody has memory for, and they do not read."""
+    large = post("/v1/embeddings", _written({"model": model, "input": ["a"] * 2_048}))
+    yield Attack("crowds", "60 that do not read 16 MB each", large, frozenset({OK}), crowd=60)
 
 
 # Jobs
@@ -651,6 +726,8 @@ def of_jobs() -> Iterator[Attack]:
 
 def everything(seed: int, model: str, dimensions: int) -> Iterator[Attack]:
     yield from of_http()
+    yield from of_http_without_end()
+    yield from of_crowds(model)
     yield from of_forms()
     yield from of_json(model, dimensions)
     yield from of_jobs()

@@ -6,8 +6,9 @@ Clients embed, search, and store items, all the time. A fault is made, stays for
 the answers that clients get meanwhile, how long it then takes until the server is ready and stores again, and whether
 every item that was acknowledged is there. Prints a table and, as its last line, one JSON object.
 
-The faults want Linux. A full disk is a tmpfs of its own where one may be mounted, or else files that may not grow; the
-clock wants libfaketime (Debian's package faketime), and Redis a redis-server. What cannot be made here is left out.
+The faults want Linux. A full disk is a tmpfs of its own where one may be mounted, or else files that may not grow; one
+that a client fills is the former. The clock wants libfaketime (Debian's package faketime), and Redis a redis-server.
+What cannot be made here is left out.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import json
 import os
 import random
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -85,10 +87,13 @@ class Outcome:
     """Whether the fault itself lets nobody in."""
     log: str
     """The server's, its end."""
+    unnoticed: bool = False
+    """Whether it is to keep nothing from working for others."""
 
     @property
     def otherwise(self) -> int:
-        return sum(count for status, count in self.answers.items() if status not in DOCUMENTED)
+        right = DOCUMENTED - {503} if self.unnoticed else DOCUMENTED
+        return sum(count for status, count in self.answers.items() if status not in right)
 
     @property
     def crashed(self) -> int:
@@ -366,6 +371,33 @@ def disk_full(site: Site) -> Iterator[None]:
 
 
 @contextmanager
+def uploads_without_end(site: Site) -> Iterator[None]:
+    """One client sends jobs that do not say how long they are, and do not end: the others must not notice."""
+    if not os.path.ismount(site.folder / "disk"):
+        raise LeftOut("no disk of its own can be mounted")
+    done, refused = threading.Event(), threading.Event()
+    block = json.dumps({"id": "a", "text": "x" * 1_000_000}).encode() + b"\n"
+    chunk = b"%x\r\n%b\r\n" % (len(block), block)
+    kind = b"Content-Type: application/jsonl\r\nTransfer-Encoding: chunked\r\n"
+    head = b"POST /jobs HTTP/1.1\r\nHost: localhost\r\n" + kind + b"\r\n"
+
+    def upload() -> None:
+        while not done.is_set():
+            with suppress(OSError), socket.create_connection(("127.0.0.1", site.server.port), timeout=5) as connection:
+                connection.sendall(head)
+                while not done.is_set() and not select.select([connection], [], [], 0)[0]:
+                    connection.sendall(chunk)
+            refused.set()
+
+    thread = threading.Thread(target=upload)
+    thread.start()
+    refused.wait(_PATIENCE_S)
+    yield
+    done.set()
+    thread.join()
+
+
+@contextmanager
 def descriptors_used_up(site: Site) -> Iterator[None]:
     """There is room for three more, and clients that only connect take them."""
     pid = site.server.process.pid
@@ -426,12 +458,17 @@ FAULTS: Mapping[str, Fault] = {
     "redis slow": redis_slow,
     "redis corrupt": redis_corrupt,
     "disk full": disk_full,
+    "uploads without end": uploads_without_end,
     "descriptors used up": descriptors_used_up,
     "clock jumps": clock_jumps,
     "clients vanish": clients_vanish,
 }
 _CUTTING = frozenset({"process killed", "descriptors used up"})
 """What has no descriptor for a connection can only close it, and does so at once, before anything was read."""
+_UNNOTICED = frozenset({"uploads without end"})
+"""What keeps nothing from working for others."""
+_ROOMS = {"disk full": (_TMPFS_BYTES, 1_000_000), "uploads without end": (2 * _TMPFS_BYTES, 120_000_000)}
+"""Bytes of a disk of its own, and those that are to be left of it."""
 _REFUSING = _CUTTING | {"process ended"}
 """A server that is told to end lets nobody in, and answers whoever is in."""
 
@@ -442,7 +479,10 @@ def _site(fault: str, bundle: Path) -> Iterator[Site]:
         folder = Path(name)
         environment = {}
         (folder / "disk").mkdir()
-        mounted = fault == "disk full" and _mounted(folder / "disk")
+        size, least = _ROOMS.get(fault, (0, 0))
+        mounted = bool(size) and _mounted(folder / "disk", size)
+        if least:
+            environment["ISTHMUS_MIN_FREE_BYTES"] = str(least)
         started: subprocess.Popen[bytes] | None = None
         port = 0
         try:
@@ -464,8 +504,8 @@ def _site(fault: str, bundle: Path) -> Iterator[Site]:
                 subprocess.run(["umount", str(folder / "disk")], check=True)
 
 
-def _mounted(folder: Path) -> bool:
-    options = ["-t", "tmpfs", "-o", f"size={_TMPFS_BYTES}", "tmpfs", str(folder)]
+def _mounted(folder: Path, size: int) -> bool:
+    options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     return os.geteuid() == 0 and not subprocess.run(["mount", *options], capture_output=True, check=False).returncode
 
 
@@ -525,6 +565,7 @@ def suffer(fault: str, bundle: Path, seconds: float) -> Outcome:
         fault in _CUTTING,
         fault in _REFUSING,
         log,
+        fault in _UNNOTICED,
     )
 
 

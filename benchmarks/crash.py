@@ -5,7 +5,8 @@ python -m benchmarks.crash [--kills 50] [--bundle build/starter] [--seed 0]
 Several clients upsert and delete batches at once, each over ids of its own, so that what an id must hold is known: what
 was acknowledged last, or else, of the one batch that was under way, all of it or nothing. A vector follows from its id
 and version. After every kill the server is started again on what is there, and every item is looked at twice, as a row
-and through the index. Prints a line per kill and, as its last line, one JSON object.
+and through the index. More clients race to replace and delete the same video: whoever was last, each video has the
+moments of its own file and no others. Prints a line per kill and, as its last line, one JSON object.
 """
 
 import argparse
@@ -19,8 +20,9 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,16 @@ import numpy as np
 
 from service.contract.bundle import read_bundle
 from service.contract.vectors import Vectors, l2_normalise
-from service.store import upkeep
+from service.store import moments, schema, upkeep
+from tests.service.films import colours
 
 _CLIENTS = 4
 _IDS = 300
 """Of each client: together more than a graph is built from, so that indexes are built and saved while it is killed."""
+_FILMERS = 3
+_FILMS = 4
+"""Ids of each of them, besides the one that all of them write."""
+_COLOURS = ("red", "green", "blue")
 _LONGEST_S = 1.5
 _START_S = 120.0
 
@@ -57,6 +64,8 @@ class Findings:
     lost: int = 0
     duplicates: int = 0
     half_written: int = 0
+    strayed: int = 0
+    """Videos without their moments, and moments of a video that is gone or was replaced."""
 
 
 def vector_of(id: str, version: int, dimensions: int) -> Vectors:
@@ -107,6 +116,51 @@ def write(client: Client, http: httpx.Client, rng: random.Random, dimensions: in
         client.writes += len(chosen)
 
 
+def write_videos(
+    client: Client, http: httpx.Client, rng: random.Random, begun: threading.Semaphore, stopped: threading.Event
+) -> None:
+    """Replace or delete a video of its own and the one that all write, in one batch, until the server is gone."""
+    while not stopped.is_set():
+        own, shared = f"{client.name} {rng.randrange(_FILMS)}", "the film"
+        deleting = rng.random() < 0.25
+        client.version += 1
+        client.under_way = {own: None if deleting else client.version}
+        try:
+            if deleting:
+                http.post("/items/delete", json={"ids": [own, shared]}).raise_for_status()
+            else:
+                film = _film(rng.choice(_COLOURS), rng.randint(1, 4))
+                items = [
+                    {"id": id, "video": film, "metadata": {"version": client.version, "of": id, "by": client.name}}
+                    for id in (own, shared)
+                ]
+                http.post("/items", json={"items": items}).raise_for_status()
+        except httpx.TransportError:
+            return
+        client.acknowledged |= client.under_way
+        client.under_way = {}
+        client.writes += 1
+        begun.release()
+
+
+@cache
+def _film(colour: str, seconds: int) -> str:
+    return base64.b64encode(colours(colour, seconds=seconds)).decode()
+
+
+def strayed(store: Path) -> int:
+    """How many videos have no moments, and how many moments are not of their video as it is (see Findings)."""
+    with closing(schema.connect(store / schema.FILE, read_only=True)) as connection:
+        rows = connection.execute(
+            """SELECT name, id, metadata FROM items JOIN collections ON collections.key = items.collection
+            WHERE modality = 'video'"""
+        ).fetchall()
+    videos = {id: json.loads(held) for name, id, held in rows if name == schema.DEFAULT_COLLECTION}
+    owners = [json.loads(held) for name, _, held in rows if name == moments.moments_table(schema.DEFAULT_COLLECTION)]
+    ids = [held.pop(moments.OWNER) for held in owners]
+    return len(videos.keys() - set(ids)) + sum(videos.get(id) != held for id, held in zip(ids, owners, strict=True))
+
+
 def _item(id: str, version: int, dimensions: int) -> dict[str, Any]:
     vector = base64.b64encode(vector_of(id, version, dimensions).tobytes()).decode()
     return {"id": id, "vector": vector, "modality": "image", "metadata": {"version": version, "of": id}}
@@ -135,7 +189,9 @@ def look(http: httpx.Client, clients: list[Client], findings: Findings, dimensio
     for item in http.post("/search", json=wanted).raise_for_status().json()["results"]:
         findings.duplicates += item["id"] in found
         found[item["id"]] = version = _version(item, findings)
-        if not np.allclose(item["vector"], vector_of(item["id"], version, dimensions), atol=1e-6):
+        if item["modality"] != "video" and not np.allclose(
+            item["vector"], vector_of(item["id"], version, dimensions), atol=1e-6
+        ):
             findings.half_written += 1
     # What the index does not find, or finds as it was, is as good as lost.
     findings.lost += sum(found.get(id) != rows.get(id) for id in found.keys() | rows.keys())
@@ -171,24 +227,32 @@ def crash(bundle: Path, store: Path, kills: int, seed: int = 0) -> Findings:
     rng = random.Random(seed)
     dimensions = read_bundle(bundle).manifest.dimensions
     clients = [Client(f"client {number}") for number in range(_CLIENTS)]
+    filmers = [Client(f"filmer {number}") for number in range(_FILMERS)]
     findings = Findings()
     while True:
         with server(bundle, store) as (process, http):
             if findings.kills:
-                look(http, clients, findings, dimensions)
+                look(http, [*clients, *filmers], findings, dimensions)
+                findings.strayed += strayed(store)
                 print(
                     f"kill {findings.kills}: {findings.acknowledged} writes acknowledged, {findings.lost} lost",
                     flush=True,
                 )
             if findings.kills == kills:
                 break
-            stopped = threading.Event()
+            begun, stopped = threading.Semaphore(0), threading.Event()
             threads = [
                 threading.Thread(target=write, args=(each, http, random.Random(rng.random()), dimensions, stopped))
                 for each in clients
             ]
+            threads += [
+                threading.Thread(target=write_videos, args=(each, http, random.Random(rng.random()), begun, stopped))
+                for each in filmers
+            ]
             for thread in threads:
                 thread.start()
+            for _ in range(_FILMERS):  # the first video takes longer than all that follow
+                begun.acquire(timeout=_START_S)
             stopped.wait(rng.uniform(0.05, _LONGEST_S))
             process.kill()
             stopped.set()
@@ -210,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         findings = crash(options.bundle, Path(folder) / "store", options.kills, options.seed)
     print(json.dumps(vars(findings)))
-    return int(bool(findings.lost or findings.duplicates or findings.half_written))
+    return int(bool(findings.lost or findings.duplicates or findings.half_written or findings.strayed))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ Each attack goes over a socket to a live server. It is to be answered as `attack
 300 MB of memory beyond what the server had when it was ready; and after it the server has to be ready. What was stored
 before has to be there at the end. A job is waited for, and what it says of itself and its items is what is looked at;
 nothing may have been written outside. A sound that is honest, and only long, may take a hundredth of its length, for it
-is the model's work; its memory may not grow. Prints what was not so and, as its last line, one JSON object.
+is the model's work; its memory may not grow. Then come floods of one client (`hostile_floods`): what another asks for
+meanwhile is looked at in the same way. Prints what was not so and, as its last line, one JSON object.
 """
 
 import argparse
 import json
 import re
+import select
 import socket
 import sys
 import tempfile
@@ -19,12 +21,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from benchmarks import hostile_floods as floods
 from benchmarks.attacks import OK, Attack, everything
 from benchmarks.hostile_jobs import TRACE, make_root
 from benchmarks.servers import Server, isthmus
@@ -108,6 +111,8 @@ def send(address: str, attack: Attack) -> Answer | None:
             while not _whole(received) and (data := connection.recv(65_536)):
                 received += data
         seconds = time.perf_counter() - started
+        if attack.goes_on:
+            writing.join(_PATIENCE_S)
         with suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
         writing.join()
@@ -117,6 +122,26 @@ def send(address: str, attack: Attack) -> Answer | None:
     body = bytes(received).partition(b"\r\n\r\n")[2]
     job = json.loads(body)["id"] if status == 202 else ""
     return Answer(status, OK if status < 300 else _code(body), seconds, job)
+
+
+@contextmanager
+def crowd(address: str, attack: Attack) -> Iterator[None]:
+    """Its others: connections that are answered, and do not read."""
+    parts = urlsplit(address)
+    answered = select.poll()
+    with ExitStack() as open_ones:
+        for _ in range(attack.crowd):
+            connection = open_ones.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            connection.connect((parts.hostname, parts.port))
+            connection.sendall(attack.wire)
+            answered.register(connection, select.POLLIN)
+        waiting, until = attack.crowd, time.monotonic() + _PATIENCE_S
+        while waiting and time.monotonic() < until:
+            for descriptor, _ in answered.poll(1_000):
+                answered.unregister(descriptor)
+                waiting -= 1
+        yield
 
 
 def outcome(address: str, job: str) -> str | None:
@@ -157,6 +182,47 @@ def _memory(server: Server) -> int:
 
 def _forget(server: Server) -> None:
     Path(f"/proc/{server.pid}/clear_refs").write_text("5")
+
+
+def flood_all(bundle: Path, folder: Path, findings: Findings) -> None:
+    """Each flood, and in the middle of some SIGTERM. What the other client asks for counts as an attack does."""
+    with floods.serving(bundle, folder) as (server, keys, dimensions):
+        for one in floods.FLOODS:
+            told = floods.flood(server, keys, one, dimensions)
+            wrong = []
+            for code, seconds in told.answers:
+                findings.tried += 1
+                findings.unanswered += not code and not one.leaves
+                findings.answered_as_valid += code == OK
+                findings.refused_as_documented += code in one.right - {OK}
+                if code and code not in one.right:
+                    findings.otherwise += 1
+                    wrong.append(f"{code}, not {' or '.join(sorted(one.right))}")
+                if seconds > floods.DEADLINE_S + ANSWER_S:
+                    findings.slow += 1
+                    wrong.append(f"answered after {seconds:.1f} s")
+            for name, code, seconds in told.neighbour:
+                findings.tried += 1
+                findings.longest_s = max(findings.longest_s, seconds)
+                findings.answered_as_valid += code == OK
+                findings.otherwise += code not in (OK, "")
+                findings.unanswered += not code
+                findings.slow += seconds > ANSWER_S
+                if code != OK or seconds > ANSWER_S:
+                    wrong.append(f"another client's {name}: {code or 'no answer'} after {seconds:.1f} s")
+            findings.most_mb = max(findings.most_mb, told.extra_bytes / 1e6)
+            findings.greedy += told.extra_bytes > floods.MEMORY_BYTES
+            what, _, slowest = told.slowest
+            print(
+                f"flood: {one.name}: {len(told.answers)} requests; another client's {len(told.neighbour)}, the slowest "
+                f"{what} {slowest:.2f} s; {told.extra_bytes / 1e6:.0f} MB",
+                flush=True,
+            )
+            for each in sorted(set(wrong)):
+                print(f"flood: {one.name}: {each}", flush=True)
+        took = floods.ended_in(server, keys, dimensions, floods.FLOODS[:1] + floods.FLOODS[3:4])
+        findings.slow += took > floods.ENDED_S
+        print(f"SIGTERM in the middle of floods: ended after {took:.1f} s", flush=True)
 
 
 def _ready(server: Server) -> bool:
@@ -223,7 +289,8 @@ def _one(server: Server, attack: Attack, before: int, findings: Findings) -> boo
     """Whether the server lives."""
     findings.tried += 1
     _forget(server)
-    answer = send(server.address, attack)
+    with crowd(server.address, attack):
+        answer = send(server.address, attack)
     if answer is not None and answer.job:
         with suppress(OSError):  # it is gone: told below
             told = outcome(server.address, answer.job)
@@ -270,14 +337,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
     parser.add_argument("--seed", type=int, default=0, help="of what is damaged, and how")
     parser.add_argument(
-        "--only", metavar="GROUP", help="images, large images, sounds, strangers, damaged, json, forms, http, jobs"
+        "--only",
+        metavar="GROUP",
+        help="images, large images, sounds, strangers, damaged, json, forms, http, crowds, jobs, floods",
     )
     options = parser.parse_args(arguments)
     manifest = read_bundle(options.bundle).manifest
-    attacks = everything(options.seed, manifest.name, manifest.dimensions)
+    attacks = () if options.only == "floods" else everything(options.seed, manifest.name, manifest.dimensions)
     chosen = (each for each in attacks if options.only in (None, each.group))
     with tempfile.TemporaryDirectory() as folder:
         findings = attack_all(options.bundle, Path(folder) / "store", chosen)
+        if options.only in (None, "floods"):
+            flood_all(options.bundle, Path(folder), findings)
     print(f"{'group':14}{'tried':>6}{'slowest':>9}{'most MB':>9}   which those were")
     for name, group in findings.groups.items():
         which = f"{group.slowest}; {group.greediest}"

@@ -1,5 +1,6 @@
 """Every route as a value: what is sent, and how the answer is read. No I/O, so that both clients share it."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypedDict, TypeVar
@@ -8,6 +9,7 @@ from urllib.parse import quote
 import httpx
 
 from isthmus_client import results
+from isthmus_client.errors import IsthmusWarning
 from isthmus_client.inputs import Input, to_wire
 
 T = TypeVar("T")
@@ -46,6 +48,7 @@ class ClassifyOptions(TypedDict, total=False):
     threshold: float
     abstain: bool | float
     grid: Mapping[str, int]
+    on_error: Literal["fail", "null"]
 
 
 class ListOptions(TypedDict, total=False):
@@ -103,21 +106,21 @@ def embed_wire(inputs: Sequence[str | Mapping[str, Any]], options: Mapping[str, 
 
 def search(query: Input, options: Mapping[str, Any]) -> Call[list[results.Found]]:
     body = {"query": to_wire(query), **options}
-    return Call("POST", "/search", lambda got: [results.found(each) for each in got.json()["results"]], body)
+    return Call("POST", "/search", lambda got: [results.found(each) for each in _answer(got)["results"]], body)
 
 
 def search_many(queries: Iterable[Input], options: Mapping[str, Any]) -> Call[list[list[results.Found]]]:
     body = {"queries": [to_wire(each) for each in queries], **options}
 
     def read(got: httpx.Response) -> list[list[results.Found]]:
-        return [[results.found(each) for each in ranked] for ranked in got.json()["results"]]
+        return [[results.found(each) for each in ranked] for ranked in _answer(got)["results"]]
 
     return Call("POST", "/search", read, body)
 
 
 def classify(inputs: Iterable[Input], options: Mapping[str, Any]) -> Call[list[results.Classified]]:
     body = {"inputs": [to_wire(each) for each in inputs], **options}
-    return Call("POST", "/classify", lambda got: [results.classified(each) for each in got.json()["results"]], body)
+    return Call("POST", "/classify", lambda got: [results.classified(each) for each in _answer(got)["results"]], body)
 
 
 def score(pairs: Iterable[tuple[Input, Input]], model: str | None) -> Call[list[float]]:
@@ -214,6 +217,14 @@ def ready() -> Call[results.Readiness]:
         return results.Readiness(body["status"] == "ready", body["checks"], body.get("providers", {}))
 
     return Call("GET", "/readyz", read, answers=frozenset({503}))
+
+
+def _answer(got: httpx.Response) -> Any:
+    """The body of an answer; what the service warns of in it becomes an `IsthmusWarning`."""
+    body = got.json()
+    for each in body.get("warnings") or ():
+        warnings.warn(str(each), IsthmusWarning, stacklevel=2)
+    return body
 
 
 def _nothing(_: httpx.Response) -> None:

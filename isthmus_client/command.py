@@ -1,12 +1,15 @@
-"""`isthmus`, the command for people: `embed`, `search`, `classify` ask a running server; the rest works here.
+"""`isthmus`, the command for people: `embed`, `search`, `classify` ask a running server.
 
-Everything that takes long to import is imported by the command that needs it, so that help and completion are quick.
+Other distributions add commands by entry points of the group `isthmus.commands`: `isthmus` adds those that work on this
+machine, such as `serve`. What takes long to import is imported by the command that needs it, so that help and
+completion are quick.
 """
 
-import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,29 +19,75 @@ from click.shell_completion import get_completion_class
 from isthmus_client import VERSION, terminal
 from isthmus_client.command_inputs import queries, read_inputs
 from isthmus_client.command_jobs import jobs
-from isthmus_client.command_shared import Failure, echo_lines, server
+from isthmus_client.command_shared import Failure, echo_lines, passed_on, server
 
 if TYPE_CHECKING:
     from isthmus_client import Isthmus
 
 _QUERIES_AT_ONCE = 32
+_CUT = "the file ends early or is damaged in places: what can be read of it is stored"
 _MODALITIES = click.Choice(["image", "audio", "text"])
+GROUP = "isthmus.commands"
+OF_THE_SERVER = (
+    *("backup", "check", "doctor", "evaluate", "keys", "load", "openapi", "reembed", "restore", "serve", "settings"),
+    *("train", "worker"),
+)
+"""The commands that the distribution `isthmus` adds. Where it is not installed, each says so."""
+INSTALL = (
+    "in a checkout: make wheels, then: pip install --find-links dist 'isthmus[cpu]' isthmus-starter "
+    "('isthmus[cpu,train]' to train)"
+)
+"""The packages are on no index yet."""
 
 
 class Commands(click.Group):
-    """Lists in its help what asks a server and what works here apart from each other."""
+    """The client's own commands, and those that other distributions add, listed apart from each other."""
 
-    here = ("serve", "train", "evaluate", "doctor", "completion")
+    def list_commands(self, context: click.Context) -> list[str]:
+        return [*self.commands, *(name for name in sorted(_added()) if name not in self.commands)]
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        own = super().get_command(context, name)
+        if own is not None:
+            return own
+        if name in _added():
+            return _load(_added()[name])
+        return _absent(name, "it comes with the server") if name in OF_THE_SERVER else None
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, wanted in (("Ask a running server", False), ("On this machine", True)):
-            rows = [
-                (name, command.get_short_help_str(formatter.width))
-                for name, command in self.commands.items()
-                if (name in self.here) == wanted
-            ]
+        here = [name for name in self.list_commands(context) if name not in self.commands or name == "completion"]
+        asking = [name for name in self.commands if name not in here]
+        for title, names in (("Ask a running server", asking), ("On this machine", here)):
+            commands = [(name, self.get_command(context, name)) for name in names]
+            rows = [(name, each.get_short_help_str(formatter.width)) for name, each in commands if each is not None]
             with formatter.section(title):
                 formatter.write_dl(rows)
+        if missing := [name for name in OF_THE_SERVER if name not in _added()]:
+            with formatter.section("Not installed here"):
+                formatter.write_text(f"{', '.join(missing)}: the server. {INSTALL}")
+
+
+@cache
+def _added() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _load(point: EntryPoint) -> click.Command:
+    """The command of an entry point; where it cannot be imported, one that says so."""
+    try:
+        command: click.Command = point.load()
+    except (ImportError, AttributeError) as error:
+        return _absent(point.name, str(error))
+    return command
+
+
+def _absent(name: str, why: str) -> click.Command:
+    """A command that is not here: whatever it is given, it says what to install."""
+
+    def say(arguments: tuple[str, ...]) -> NoReturn:
+        raise Failure(f"`isthmus {name}` is not installed here: {why}", INSTALL)
+
+    return passed_on(name, "Not installed here.", say)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -75,6 +124,7 @@ def embed(context: click.Context, /, inputs: tuple[str, ...], as_text: bool, as_
                     click.echo(f"error: {name}: {each.error.detail if each.error else 'no vector'}", err=True)
             if as_json:
                 said: dict[str, Any] = {"input": name, "modality": each.modality, "embedding": each.vector}
+                said |= {"unknown": each.unknown} if each.unknown else {}
                 if each.error:
                     said["error"] = {"code": each.error.code, "detail": each.error.detail}
                 click.echo(json.dumps(said, ensure_ascii=False))
@@ -155,7 +205,7 @@ def search(
 @click.option("--json", "as_json", is_flag=True, help="One JSON object at the end.")
 @click.pass_context
 def index(context: click.Context, /, folder: Path, collection: str, again: bool, as_json: bool) -> None:
-    """Store the images and sounds of a folder and its subfolders.
+    """Store the images, sounds and videos of a folder and its subfolders.
 
     Each is called by its path in the folder. Stopped and run again, it goes on; what is new or changed since is sent.
     What cannot be read is named, and the rest is stored.
@@ -176,6 +226,8 @@ def index(context: click.Context, /, folder: Path, collection: str, again: bool,
                 if outcome.error:
                     failed += 1
                     click.echo(f"error: {outcome.id}: {outcome.error.detail}", err=True)
+                elif outcome.truncated:
+                    click.echo(f"warning: {outcome.id}: {_CUT}", err=True)
     counts = {"indexed": len(fresh) - failed, "failed": failed, "already": len(files) - len(fresh)}
     if as_json:
         click.echo(json.dumps(counts))
@@ -242,105 +294,6 @@ def classify(
                 click.echo(click.style(name, bold=True) + ("   none of these" if result.abstained else ""))
                 rows = [(f"  {each.label}", f"{each.score:.3f}", terminal.bar(each.score)) for each in result.labels]
                 echo_lines(terminal.table(rows, ("  label", "score", ""), right=(1,)))
-
-
-def _passes_on(name: str, help: str, run: Callable[[list[str]], int]) -> None:
-    """A command whose arguments are another program's."""
-
-    @cli.command(
-        name,
-        help=help,
-        short_help=help.partition("\n")[0],
-        add_help_option=False,
-        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    )
-    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENTS]…", shell_complete=_files)
-    def passed(arguments: tuple[str, ...]) -> None:
-        sys.exit(run(list(arguments)))
-
-
-def _files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
-    return click.Path().shell_complete(context, parameter, incomplete)
-
-
-def _module(name: str, extra: str) -> Any:
-    """A module of the service or of the trainer. Raises Failure where it, or a package that it needs, is missing."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        what = "the service" if name.startswith("service") else "the trainer"
-        missing = (error.name or name).partition(".")[0]
-        raise Failure(
-            f"{what} is not installed here: there is no package {missing!r}",
-            f"pip install 'isthmus[{extra}]' (in a checkout: make starter); isthmus doctor lists what is missing",
-        ) from None
-
-
-def _serve(arguments: list[str]) -> int:
-    whole = _with_bundle(arguments)
-    return int(_module("service.__main__", "cpu").main(["serve", *whole]))
-
-
-def _with_bundle(arguments: list[str]) -> list[str]:
-    """`--bundle build/starter` where no bundle is named and a checkout has built that one."""
-    import os
-
-    starter = Path("build/starter")
-    named = any(each.startswith(("--bundle", "-h", "--help")) for each in arguments) or "ISTHMUS_BUNDLE" in os.environ
-    if named or (Path("starter") / "manifest.json").is_file():
-        return arguments
-    if not (starter / "manifest.json").is_file():
-        raise Failure(
-            "no bundle is named",
-            "isthmus serve --bundle FOLDER; in a checkout `make starter` builds one in build/starter, "
-            "and `isthmus train RECIPE --out FOLDER` trains one",
-        )
-    click.echo(f"serving {starter}", err=True)
-    return ["--bundle", str(starter), *arguments]
-
-
-def _train(arguments: list[str]) -> int:
-    return int(_module("training.__main__", "cpu,train").main(["run", *arguments]))
-
-
-def _evaluate(arguments: list[str]) -> int:
-    return int(_module("training.__main__", "cpu,train").main(["evaluate", *arguments]))
-
-
-_passes_on("serve", "Serve a bundle over HTTP.\n\nThe same as `python -m service serve`.", _serve)
-_passes_on("train", "Train a space by a recipe: RECIPE --out FOLDER.\n\nThe same as `python -m training run`.", _train)
-_passes_on("evaluate", "Measure a bundle on any data.\n\nThe same as `python -m training evaluate`.", _evaluate)
-
-
-@cli.command()
-@click.option("--bundle", help="The bundle to look at; else ISTHMUS_BUNDLE, or build/starter where it is there.")
-@click.option("--store", help="The store to look at; else ISTHMUS_STORE.")
-@click.option("--port", help="The port that is to be free; else ISTHMUS_PORT, or 8000.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@click.pass_context
-def doctor(context: click.Context, /, as_json: bool, **flags: str | None) -> None:
-    """What this machine has and lacks to serve, and what to do.
-
-    It looks at Python, packages, ONNX Runtime, the bundle, the store, Redis, the port, disk and memory. Whether a
-    recipe can be trained here is another question: python -m training doctor RECIPE.
-    """
-    checks = _module("service.doctor", "cpu")
-    found = []
-    for check in checks.examine(**_given(flags)):
-        found.append(check)
-        if not as_json:
-            colour = {"ok": "green", "note": "yellow", "missing": "red"}[check.state]
-            click.echo(f"{click.style(f'{check.state:8}', fg=colour)}{check.what:12}{check.detail}")
-            if check.next_step:
-                click.echo(f"{'':8}{'':12}→ {check.next_step}")
-    lacking = [check.what for check in found if check.state == "missing"]
-    if as_json:
-        rows = [{"check": e.what, "state": e.state, "detail": e.detail, "next": e.next_step} for e in found]
-        click.echo(json.dumps({"ok": not lacking, "checks": rows}, ensure_ascii=False))
-    else:
-        click.echo(f"{len(lacking)} to be mended: {', '.join(lacking)}" if lacking else "all is well")
-    if lacking:
-        context.exit(1)
 
 
 @cli.command()

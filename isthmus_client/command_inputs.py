@@ -13,20 +13,6 @@ from isthmus_client.command_shared import Failure
 if TYPE_CHECKING:
     from isthmus_client import Input
 
-_MAGIC = (
-    b"\xff\xd8\xff",
-    b"\x89PNG",
-    b"GIF8",
-    b"RIFF",
-    b"BM",
-    b"II*\0",
-    b"MM\0*",
-    b"fLaC",
-    b"OggS",
-    b"ID3",
-    b"\xff\xfb",
-)
-
 
 def read_inputs(arguments: Sequence[str], as_text: bool) -> Iterator[tuple[str, "Input"]]:
     """The name and the input of each argument."""
@@ -54,8 +40,10 @@ def _one_input(argument: str, as_text: bool) -> "Input":
 
 
 def _standard_input() -> Iterator[tuple[str, "Input"]]:
+    from isthmus_client.inputs import is_media
+
     data = sys.stdin.buffer.read()
-    if data.startswith(_MAGIC):
+    if is_media(data):
         yield "-", data
         return
     try:

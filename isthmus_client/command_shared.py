@@ -1,8 +1,12 @@
-"""What the commands of `isthmus` share: the server that they ask, and errors that say what to do next."""
+"""What the commands of `isthmus` share: the server that they ask, errors that say what to do next, and a command whose
+arguments another program reads."""
 
-from collections.abc import Iterator, Sequence
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -32,14 +36,31 @@ class Failure(click.ClickException):
 @contextmanager
 def server(context: click.Context, *, background: bool = False) -> Iterator["Isthmus"]:
     """The client, and its errors as a line for people and the next step."""
-    from isthmus_client import ClientError, Isthmus, Retries
+    from isthmus_client import ClientError, Isthmus, IsthmusWarning, Retries
 
     url, key = context.obj
     try:
-        with Isthmus(url, api_key=key, retries=Retries(attempts=3), background=background) as space:
+        with (
+            warnings.catch_warnings(),
+            Isthmus(url, api_key=key, retries=Retries(attempts=3), background=background) as space,
+        ):
+            warnings.simplefilter("always", IsthmusWarning)
+            warnings.showwarning = _said
             yield space
     except ClientError as error:
         raise Failure(str(error), _next_step(error)) from None
+
+
+def _said(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """In place of warnings.showwarning."""
+    click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {message}", err=True)
 
 
 def _next_step(error: "ClientError") -> str | None:
@@ -61,3 +82,39 @@ def _next_step(error: "ClientError") -> str | None:
 def echo_lines(lines: Sequence[str]) -> None:
     for line in lines:
         click.echo(line)
+
+
+def passed_on(name: str, help: str, run: Callable[[tuple[str, ...]], Any]) -> click.Command:
+    """A command whose arguments `run` reads, --help too. What it returns is the exit code."""
+
+    def passed(arguments: tuple[str, ...]) -> None:
+        sys.exit(run(arguments))
+
+    every = click.Argument(
+        ["arguments"], nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENTS]…", shell_complete=_files
+    )
+    return click.Command(
+        name,
+        callback=passed,
+        params=[every],
+        help=help,
+        short_help=help.partition("\n")[0],
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    )
+
+
+def _files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    return click.Path().shell_complete(context, parameter, incomplete)
+
+
+def imported(module: str, extra: str) -> Any:
+    """A module of the installed distribution `isthmus`. Raises Failure where a package that it needs is missing."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or module).partition(".")[0]
+        raise Failure(
+            f"there is no package {missing!r} here",
+            f"pip install 'isthmus[{extra}]' adds what is missing; isthmus doctor lists it",
+        ) from None

@@ -10,6 +10,8 @@ ClientError
     ├── Conflict                409: vectors of another space, for instance
     ├── Overloaded              429, still, after the retries
     └── ServerFailed            5xx; 503 after the retries
+
+IsthmusWarning is no failure: what the server says of an answer that may mean little.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,10 @@ import httpx
 
 class ClientError(Exception):
     """Base of all that the client raises on purpose."""
+
+
+class IsthmusWarning(UserWarning):
+    """The server hardly knows the words of a query, an input or a label."""
 
 
 class Unreachable(ClientError): ...

@@ -1,4 +1,4 @@
-"""A folder of images and sounds → items of a server, over HTTP. What is there already is not sent again.
+"""A folder of images, sounds and videos → items of a server, over HTTP. What is there already is not sent again.
 
 With each item goes what its file was: `file` in its metadata, as `python -m service index` writes and reads it too.
 """
@@ -18,12 +18,14 @@ from isthmus_client.results import Written
 
 KEY = "file"
 """Of the metadata."""
-SUFFIXES = IMAGE_SUFFIXES | {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"}
+_SOUNDS = ".wav .flac .ogg .oga .opus .mp3 .aiff .aif .caf .au .m4a .m4b .aac .3gp .amr .weba .wma"
+_VIDEOS = ".mp4 .m4v .mov .mkv .webm .avi .flv .3g2"
+SUFFIXES = IMAGE_SUFFIXES.union(_SOUNDS.split(), _VIDEOS.split())
 """Of the files that are sent; what they are, the service finds out by their content."""
 
 
 def media_files(folder: Path) -> list[Path]:
-    """The images and sounds in a folder and its subfolders, sorted; hidden ones left out."""
+    """The images, sounds and videos in a folder and its subfolders, sorted; hidden ones left out."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 

@@ -3,7 +3,7 @@
 | given | is |
 |---|---|
 | `str` | a text |
-| `pathlib.Path` | a file: an image or a sound, by its content |
+| `pathlib.Path` | a file: an image, a sound or a video, by its content |
 | `bytes` | the content of such a file |
 | `image(…)`, `audio(…)`, `video(…)` | a file or bytes, said to be an image, a sound or a video |
 | `stored(id)`, `vector(numbers)`, `composed((part, weight), …)` | in queries: a stored item, a vector, a weighted sum |
@@ -18,11 +18,19 @@ from typing import Any
 
 Input = str | bytes | Path | Mapping[str, Any]
 
-_IMAGE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM|II\*\0|MM\0\*", re.DOTALL)
+_IMAGE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]"
+    rb"|....ftyp(?:avif|avis|hei[cmsx]|hev[cx]|mif1|mif2|msf1|miaf)",
+    re.DOTALL,
+)
 """How the image formats that the service reads begin. What begins otherwise goes as a sound, unless it is a
 file that is named as an image is, and the service, which looks at the whole of it, says what it is not."""
 _SOUND = re.compile(rb"RIFF....WAVE|RF64|fLaC|OggS|ID3|\xff[\xe0-\xff]|FORM", re.DOTALL)
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
+_CONTAINER = re.compile(rb"....(?:ftyp|moov|mdat|wide|free|skip)|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01", re.DOTALL)
+"""How containers begin, which go as videos: of one without moving pictures the service makes a sound."""
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")
+)
 
 
 def image(source: Path | bytes) -> dict[str, Any]:
@@ -58,12 +66,23 @@ def to_wire(value: Input) -> str | dict[str, Any]:
     if isinstance(value, Path):
         content = value.read_bytes()
         named = value.suffix.lower() in IMAGE_SUFFIXES and not _SOUND.match(content)
-        return image(content) if named or _IMAGE.match(content) else audio(content)
+        return image(content) if named else _of_content(content)
     if isinstance(value, bytes):
-        return image(value) if _IMAGE.match(value) else audio(value)
+        return _of_content(value)
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"an input is a str, bytes, a pathlib.Path or a mapping, not {type(value).__name__}")
+
+
+def is_media(content: bytes) -> bool:
+    """Whether it begins as an image, a sound or a video does."""
+    return any(pattern.match(content) for pattern in (_IMAGE, _SOUND, _CONTAINER))
+
+
+def _of_content(content: bytes) -> dict[str, Any]:
+    if _IMAGE.match(content):
+        return image(content)
+    return video(content) if _CONTAINER.match(content) else audio(content)
 
 
 def wire_size(value: str | Mapping[str, Any]) -> int:

@@ -25,6 +25,8 @@ class Embedding:
     vector: list[float] | None = field(default=None, repr=False)
     truncated: bool = False
     error: Problem | None = None
+    unknown: float = 0.0
+    """The share of a text's words that the model does not know, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ class ScoredLabel:
 
 @dataclass(frozen=True)
 class Classified:
-    """The labels of one input, best first. `cells` where a grid was asked for, row by row."""
+    """The labels of one input, best first, or with `on_error="null"` the error that there are none for. `cells` where a
+    grid was asked for, row by row."""
 
     labels: Sequence[ScoredLabel]
     abstained: bool
     on_topic: float | None = None
     cells: Sequence[Sequence["Classified"]] | None = None
+    error: Problem | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class Written:
     collection: str
     modality: str | None = None
     error: Problem | None = None
+    truncated: bool = False
+    """Whether the text was cut, or the file ends early or is damaged in places: what can be read of it is stored."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,11 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class Model:
-    """A served bundle. `towers` is by modality, `evaluation` the figures that it was released with."""
+    """A served bundle. `towers` is by modality, `evaluation` the figures that it was released with.
+
+    `licences` are those of what it is made of, each {of, licence, commercial, note}; `commercial` says whether all of
+    them allow commercial use, None where that is not known.
+    """
 
     name: str
     space: str
@@ -184,7 +194,8 @@ class Model:
     temperature: float
     towers: Mapping[str, Any]
     evaluation: Mapping[str, Any]
-    licences: Sequence[str]
+    licences: Sequence[Mapping[str, Any]]
+    commercial: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -203,6 +214,7 @@ def embedding(data: Mapping[str, Any]) -> Embedding:
         given if given is None else floats(given),
         data.get("truncated", False),
         problem(data.get("error")),
+        data.get("unknown", 0.0),
     )
 
 
@@ -238,11 +250,13 @@ def classified(data: Mapping[str, Any]) -> Classified:
         data["abstained"],
         data.get("on_topic"),
         None if cells is None else [[classified(cell) for cell in row] for row in cells],
+        problem(data.get("error")),
     )
 
 
 def written(data: Mapping[str, Any]) -> Written:
-    return Written(data["id"], data["collection"], data.get("modality"), problem(data.get("error")))
+    error, truncated = problem(data.get("error")), data.get("truncated", False)
+    return Written(data["id"], data["collection"], data.get("modality"), error, truncated)
 
 
 def item(data: Mapping[str, Any]) -> Item:
@@ -296,4 +310,5 @@ def model(data: Mapping[str, Any]) -> Model:
         data["towers"],
         data["evaluation"],
         data["licences"],
+        data.get("commercial"),
     )

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast, get_args
@@ -21,18 +22,20 @@ import uvicorn
 import yaml
 from fastapi import FastAPI
 
-from service import listener, logs, reference
+from service import listener, logs, reference, starters
 from service.auth import local_names
-from service.contract.bundle import BundleError, read_bundle
+from service.contract.bundle import BundleError
+from service.contract.licences import weights_line
 from service.jobs import upkeep as jobs_upkeep
 from service.keys import KeysError, Scope, create_key, read_keys, revoke_key
 from service.load import Progress, load
 from service.main import create_app, open_parts, open_store
 from service.modalities import handling
-from service.protocol import Protocol
+from service.protocol import Protocol, Unsent
 from service.quotas import UNITS, Limit
-from service.reembed import Originals, Outcome, reembed, survey
+from service.reembed import LEFT_OUT, Originals, Outcome, Source, command, reembed, replace_store, survey
 from service.settings import Settings, SettingsError, read_settings
+from service.starters import StarterError
 from service.state import State
 from service.store import upkeep
 from service.store.errors import StoreError
@@ -71,7 +74,8 @@ log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """Says where it listens, once it does. SIGHUP reloads the bundles. At its end whoever waits is answered.
+    """Says where it listens, once it does, and how its weights may be used. SIGHUP reloads the bundles. At its end
+    whoever waits is answered.
 
     SIGTERM lets it drain first: for `drain_s` it goes on as before, but says in /readyz and by `Connection: close` that
     it is about to end, so that proxies turn to other replicas. Another signal, or Ctrl-C, cuts that short. Then nobody
@@ -96,7 +100,10 @@ class Server(uvicorn.Server):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.state.begin_reload)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
-            print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+            print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+            for name, model in self.state.models.items():
+                print(f"serving {name}, {weights_line(model.manifest.parts)}")
+            sys.stdout.flush()
 
     @property
     def state(self) -> State:
@@ -149,7 +156,7 @@ def give_large_blocks_back() -> None:
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=Protocol,
+        http=cast("type[Protocol]", partial(Protocol, unsent=Unsent(settings.max_unsent_bytes))),
         ws="none",
         log_config=None,
         access_log=False,
@@ -161,9 +168,9 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 def check(path: Path) -> None:
     """Verify a bundle: its manifest, its checksums, and that every tower embeds."""
-    bundle = read_bundle(path, read_settings().signers)
+    bundle = read_settings().read_bundle(path, hashed=True)
     manifest = bundle.manifest
-    print(f"{manifest.name}: space {manifest.space}, {manifest.dimensions} dimensions")
+    print(f"{manifest.name}: space {manifest.space}, {manifest.dimensions} dimensions, {weights_line(manifest.parts)}")
     for modality, described in manifest.towers.items():
         how = handling(bundle, modality, read_settings())
         for precision in described.precisions:
@@ -185,25 +192,57 @@ def check_store(path: Path) -> int:
 
 
 def reembed_store(
-    old: Path, new: Path, bundle: Path, media: Path | None, media_key: str | None, leave_out: bool
+    store: Path, new: Path | None, bundle: Path, media: Path | None, media_key: str | None, dry_run: bool
 ) -> int:
-    """Embed a store's items again; 1, with nothing done, where some cannot be and none may be left out."""
-    originals = Originals(media, media_key)
-    outcome = survey(old, originals)
-    if outcome.left_out and not leave_out:
-        print(f"{outcome.embedded} items can be embedded again, and these cannot:")
+    """Carry a store over to another bundle: in its place, or into a store beside it. Raises StoreError, BundleError."""
+    settings = read_settings(bundle=bundle)
+    most = max(settings.max_image_bytes, settings.max_audio_bytes, settings.max_video_bytes)
+    originals = Originals(media, media_key, most)
+    if dry_run:
+        outcome = survey(store, originals)
+        print(f"{outcome.carried:,} items can be embedded again: {_sources(outcome)}")
         _print_left_out(outcome)
-        print("nothing was done: --leave-out goes on without them")
-        return 1
-    outcome = asyncio.run(reembed(old, new, read_settings(bundle=bundle), originals))
-    print(f"{new}: {outcome.embedded} items embedded, {outcome.already} were there, {outcome.label_sets} label sets")
+        return 0
+    kept: Path | None = store
+    try:
+        if new is None:
+            outcome, kept = asyncio.run(replace_store(store, settings, originals))
+        else:
+            outcome = asyncio.run(reembed(store, new, settings, originals))
+    except KeyboardInterrupt:
+        print(f"stopped: {store} is as it was; the same command goes on", file=sys.stderr)
+        return 130
+    if kept is None:
+        print(f"{store}: there is nothing to do, it can be served with {bundle}")
+        return 0
+    print(f"{new or store}: {outcome.embedded.total():,} items embedded again ({_sources(outcome)}), ", end="")
+    print(f"{outcome.already:,} were there, {outcome.label_sets:,} label sets")
     _print_left_out(outcome)
+    print(f"The old store is {'as it was, in' if new else 'kept in'} {kept}")
+    if outcome.left_out:
+        print(f"{(new or kept) / LEFT_OUT} lists what only the old store has")
+    if outcome.files_would_help:
+        print("Where you have the files of its images and sounds, this embeds what has no vector of its file yet:")
+        print(f"    {command(kept, bundle, new or store)} --media FOLDER")
     return 0
+
+
+def _sources(outcome: Outcome) -> str:
+    """What they were embedded from."""
+    named: dict[Source, str] = {
+        "text": "from texts",
+        "file": "from files",
+        "preview": "from previews, smaller than their files were",
+    }
+    said = [f"{outcome.embedded[source]:,} {name}" for source, name in named.items() if outcome.embedded[source]]
+    if outcome.beginnings:
+        said.append(f"of {outcome.beginnings:,} sounds only the beginning")
+    return ", ".join(said) or "none"
 
 
 def load_files(path: Path, collection: str, settings: Settings) -> None:
     """Write the items of Parquet files to the store that the settings name, which nobody else may have open."""
-    manifest = read_bundle(settings.bundle).manifest
+    manifest = settings.read_bundle().manifest
     store, _ = open_store(settings, [manifest])
     # Of a store in a directory the place is the directory's, wherever it is named from.
     place = settings.milvus_uri if settings.store == Path("milvus") else str(settings.store.resolve())
@@ -226,6 +265,8 @@ def load_files(path: Path, collection: str, settings: Settings) -> None:
 
 
 def _print_left_out(outcome: Outcome) -> None:
+    if outcome.left_out:
+        print(f"{outcome.left_out.total():,} cannot be embedded again:")
     for reason, count in outcome.left_out.most_common():
         print(f"{count:10}  {reason}, such as {outcome.examples[reason]!r}")
 
@@ -354,6 +395,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags = commands.add_parser("serve", help="serve a bundle; each flag overrides its ISTHMUS_ variable")
     for name in _FLAGS:
         flags.add_argument(f"--{name}", metavar=name.upper())
+    flags.add_argument("--starter", metavar="NAME", help="an installed starter other than the default, such as free")
     working = commands.add_parser("worker", help="embed parts of jobs that servers hand out through Redis")
     for name in ("bundle", "modalities", "device", "precision", "redis-url", "log-level"):
         working.add_argument(f"--{name}", metavar=name.upper())
@@ -375,13 +417,14 @@ def main(arguments: list[str] | None = None) -> int:
     restored.add_argument("store", type=Path, metavar="STORE", help="a directory that holds no store")
     for each in (saved, restored):
         each.add_argument("--jobs", type=Path, metavar="FOLDER", help="where its jobs are (ISTHMUS_JOBS), if not in it")
-    moved = commands.add_parser("reembed", help="make a store of another space: embed the items of a store again")
-    moved.add_argument("old", type=Path, metavar="STORE")
-    moved.add_argument("new", type=Path, metavar="NEW_STORE", help="started where it is absent, gone on with if not")
-    moved.add_argument("--bundle", type=Path, required=True, help="the bundle that is to serve the new store")
-    moved.add_argument("--media", type=Path, metavar="FOLDER", help="where the files of images and sounds are")
+    moved = commands.add_parser("reembed", help="carry a store over to a bundle of another space, by embedding again")
+    moved.add_argument("store", type=Path, metavar="STORE", help="which is kept, whatever becomes of it")
+    moved.add_argument("new", type=Path, nargs="?", metavar="NEW_STORE", help="to be filled while STORE is served")
+    moved.add_argument("--bundle", type=Path, required=True, help="the bundle that is to serve the store")
+    moved.add_argument("--media", type=Path, metavar="FOLDER", help="where the files of images, sounds and videos are")
     moved.add_argument("--media-key", metavar="KEY", help="the metadata key of a file's path there; else the item's id")
-    moved.add_argument("--leave-out", action="store_true", help="go on without the items that cannot be embedded")
+    moved.add_argument("--dry-run", action="store_true", help="say what can be embedded again and what not, do nothing")
+    moved.add_argument("--leave-out", action="store_true", help="(what 1.14 needed to go on; it always does now)")
     taken = commands.add_parser("load", help="take in the Parquet files that `python -m training embed` wrote")
     taken.add_argument("path", type=Path, metavar="FOLDER or FILE")
     taken.add_argument("--collection", default=DEFAULT_COLLECTION, metavar="NAME")
@@ -393,6 +436,8 @@ def main(arguments: list[str] | None = None) -> int:
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     command = options.pop("command")
     try:
+        if command in ("serve", "worker", "index", "load") and options.get("url") is None:
+            options["bundle"] = starters.chosen(options["bundle"], options.pop("starter", None))
         if command == "serve":
             serve(read_settings(**options))
         elif command == "index":
@@ -415,13 +460,14 @@ def main(arguments: list[str] | None = None) -> int:
         elif command == "load":
             load_files(options.pop("path"), options.pop("collection"), read_settings(**options))
         elif command == "reembed":
+            options.pop("leave_out")
             return reembed_store(**options)
         elif command == "settings":
             print(reference.markdown([name.replace("-", "_") for name in _FLAGS]), end="")
         else:
             document = create_app(read_settings()).openapi()
             print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120), end="")
-    except (SettingsError, BundleError, TowerError, StoreError, KeysError) as error:
+    except (SettingsError, BundleError, TowerError, StarterError, StoreError, KeysError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,11 +1,15 @@
 """A handful of examples per label, as a shift of the label's vector; labels without examples stay where they are."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.vectors import Vectors, l2_normalise
 
 STRENGTH = 1.0
+ROWS = 256
+"""Inputs whose similarities to all labels are in memory at once."""
 
 
 def shifts(vectors: Vectors, owners: NDArray[np.int64], labels: int) -> Vectors:
@@ -31,20 +35,25 @@ def shifted(label_vectors: Vectors, shift: Vectors) -> Vectors:
     return result
 
 
-def own_similarities(vectors: Vectors, owners: NDArray[np.int64], label_vectors: Vectors) -> NDArray[np.float64]:
-    """Of each example to every label (N, L), its own label being as it would be without that example."""
+def own_similarities(
+    vectors: Vectors, owners: NDArray[np.int64], label_vectors: Vectors
+) -> Iterator[NDArray[np.float64]]:
+    """Of each example to every label (N, L), its own label being as it would be without that example; some rows at a
+    time, for all of them may be hundreds of megabytes."""
     sums, counts = _sums(vectors, owners, len(label_vectors))
     having = counts > 0
     middle = (sums[having] / counts[having, None]).mean(axis=0)
     wide = vectors.astype(np.float64)
-    similarities = wide @ shifted(label_vectors, shifts(vectors, owners, len(label_vectors))).astype(np.float64).T
-    for place, owner in enumerate(owners):
-        vector = label_vectors[owner].astype(np.float64)
-        if counts[owner] > 1:
-            rest = (sums[owner] - wide[place]) / (counts[owner] - 1)
-            vector = l2_normalise(vector + STRENGTH * (rest - middle)).astype(np.float64)
-        similarities[place, owner] = wide[place] @ vector
-    return np.asarray(similarities)
+    moved = shifted(label_vectors, shifts(vectors, owners, len(label_vectors))).astype(np.float64)
+    for start in range(0, len(wide), ROWS):
+        similarities = wide[start : start + ROWS] @ moved.T
+        for place, owner in enumerate(owners[start : start + ROWS], start=start):
+            vector = label_vectors[owner].astype(np.float64)
+            if counts[owner] > 1:
+                rest = (sums[owner] - wide[place]) / (counts[owner] - 1)
+                vector = l2_normalise(vector + STRENGTH * (rest - middle)).astype(np.float64)
+            similarities[place - start, owner] = wide[place] @ vector
+        yield similarities
 
 
 def _sums(vectors: Vectors, owners: NDArray[np.int64], labels: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -15,7 +15,7 @@ from service import keys
 from service.errors import CrossOrigin, Forbidden, IsthmusError, Misdirected, Unauthenticated, respond
 from service.keys import Keyring
 from service.logs import caller
-from service.middleware import refuse
+from service.middleware import refuse, stated_length
 from service.quotas import Limiter, Meter, metering
 
 OPEN = frozenset({"/healthz", "/readyz", "/"})
@@ -95,8 +95,7 @@ class Gate:
         response = respond(scope["path"], error)
         response.headers.update(meter.headers() if meter else {})
         headers = Headers(scope=scope)
-        stated = headers.get("content-length", "0")
-        if "transfer-encoding" not in headers and stated.isdecimal() and int(stated) <= _UNREAD:
+        if "transfer-encoding" not in headers and (stated_length(headers) or 0) <= _UNREAD:
             await response(scope, receive, send)
         else:
             await refuse(response, scope, receive, send)

@@ -2,18 +2,28 @@
 
 import asyncio
 import hashlib
+import logging
+import re
+import struct
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 import redis.asyncio
 from numpy.typing import NDArray
+from redis.exceptions import AuthenticationError, AuthorizationError, InvalidResponse, RedisError, ResponseError
+
+from service.settings import SettingsError
+
+log = logging.getLogger(__name__)
 
 _UNIT_TOLERANCE = 1e-3
+_SHARES = 10_000
 _ENTRY_OVERHEAD = 256  # bytes a map entry takes besides its vector, about
 
 
@@ -23,6 +33,8 @@ class Entry:
     """(D,), unit length, not writeable."""
     truncated: bool = False
     tokens: int = 0
+    unknown: float = 0.0
+    """The share of a text's tokens that the tokenizer does not know, of four decimals."""
 
 
 class Observer(Protocol):
@@ -44,7 +56,30 @@ def key_of(space: str, precision: str, kind: str, content: bytes) -> str:
     The space hashes the preprocessing, the weights and the dimensions. It does not say the precision, in which the bits
     of a vector differ.
     """
-    return f"isthmus:2:{space}:{precision}:{kind}:{hashlib.sha256(content).hexdigest()}"
+    return f"isthmus:3:{space}:{precision}:{kind}:{hashlib.sha256(content).hexdigest()}"
+
+
+def check_redis(url: str) -> None:
+    """Ask Redis once whether the URL is right; one that is away is none that is wrong. Blocks for a second or two.
+
+    Raises SettingsError for what is no URL of a Redis, where Redis refuses the user, the password or the number of the
+    database, and where what answers is no Redis.
+    """
+    parts = urlsplit(url)
+    try:
+        # Its client would take a number that is none for 0.
+        if parts.scheme != "unix" and not (parts.hostname and re.fullmatch("/?[0-9]*", parts.path)):
+            raise ValueError("write redis://HOST:PORT/NUMBER")
+        with redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1, retry=None) as connection:
+            connection.ping()
+    except (AuthenticationError, AuthorizationError, ResponseError) as error:
+        raise SettingsError(f"ISTHMUS_REDIS_URL is refused by Redis: {error}") from None
+    except InvalidResponse:
+        raise SettingsError("ISTHMUS_REDIS_URL: what answers there is no Redis") from None
+    except (ValueError, TypeError) as error:  # TypeError: an option that its client does not know
+        raise SettingsError(f"ISTHMUS_REDIS_URL is no URL of a Redis: {error}") from None
+    except (RedisError, OSError) as error:
+        log.warning("Redis does not answer: %s", error)
 
 
 class MemoryCache:
@@ -82,7 +117,7 @@ class MemoryCache:
 
 
 class RedisCache:
-    """Raw little-endian float32 vectors, each with four more bytes (see `encode`), and a time to live.
+    """Raw little-endian float32 vectors, each with eight more bytes (see `encode`), and a time to live.
 
     After a failure Redis is left alone for `pause_s`, so that an outage costs one timeout and not one per request.
     """
@@ -151,21 +186,24 @@ class RedisCache:
 
 
 def encode(entry: Entry) -> bytes:
-    """float32 (D,), then tokens × 2 + truncated as uint32; all little-endian."""
-    return entry.vector.astype("<f4").tobytes() + (entry.tokens << 1 | entry.truncated).to_bytes(4, "little")
+    """float32 (D,), then as uint32 tokens × 2 + truncated and 10,000 × the unknown share; all little-endian."""
+    said = struct.pack("<II", entry.tokens << 1 | entry.truncated, round(_SHARES * entry.unknown))
+    return entry.vector.astype("<f4").tobytes() + said
 
 
 def decode(value: object, dimensions: int) -> Entry | None:
     """What `encode` wrote; None for anything that is not a unit vector of so many dimensions."""
-    if not isinstance(value, bytes) or len(value) != 4 * dimensions + 4:
+    if not isinstance(value, bytes) or len(value) != 4 * dimensions + 8:
         return None
     vector = np.frombuffer(value, "<f4", count=dimensions).astype(np.float32)
     length = float(np.linalg.norm(vector.astype(np.float64)))
     if not abs(length - 1.0) <= _UNIT_TOLERANCE:  # NaN compares false
         return None
     vector.setflags(write=False)
-    trailer = int.from_bytes(value[-4:], "little")
-    return Entry(vector, bool(trailer & 1), trailer >> 1)
+    trailer, unknown = struct.unpack("<II", value[-8:])
+    if unknown > _SHARES:
+        return None
+    return Entry(vector, bool(trailer & 1), trailer >> 1, unknown / _SHARES)
 
 
 def _size(entry: Entry) -> int:

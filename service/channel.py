@@ -8,6 +8,7 @@ import asyncio
 import ctypes
 import logging
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Protocol
@@ -16,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.batcher import Batcher
-from service.contract.bundle import Bundle, Modality, Precision, read_bundle
+from service.contract.bundle import Bundle, Modality, Precision
 from service.contract.vectors import l2_normalise
 from service.errors import NotReady, Overloaded
+from service.fair import FairSemaphore
+from service.logs import caller
 from service.metrics import TowerMetrics
 from service.modalities import Handling, handling
 from service.settings import Settings
@@ -27,6 +30,8 @@ from service.towers import CPU, Arrays, Tower, TowerError
 log = logging.getLogger(__name__)
 
 _CANARY_S = 5.0
+_SHARES = 8
+"""A caller may always use one of so many parts of a queue's room, and send a request, however much others use."""
 
 
 class Runs(Protocol):
@@ -120,13 +125,16 @@ class Channel:
     ) -> None:
         self._bundle, self._modality, self._open = bundle, modality, open
         self._settings, self._metrics = settings, metrics
-        self.slots = asyncio.Semaphore(settings.decode_workers)
+        self.slots = FairSemaphore(settings.decode_workers)
         """Held from undecoded to enqueued."""
         self.background_slots = asyncio.Semaphore(max(1, settings.decode_workers // 2))
         """The same of jobs, which so leave threads to decode what requests bring."""
         self.provider, self.precision = tower.provider, tower.precision
         """What the tower obtained when it was last opened."""
         self._admitted = 0
+        self._admitted_by: Counter[str | None] = Counter()
+        self._decode_s = 0.0
+        """For one input, with all the threads that decode at work, lately."""
         how = handling(bundle, modality, settings)
         self._engine: Engine | None = Engine(bundle, modality, tower, settings, how, metrics)
         metrics.opened()
@@ -137,8 +145,11 @@ class Channel:
         self._timer: asyncio.TimerHandle | None = None
         self._wait_for_idleness()
 
-    def decoded(self, seconds: float) -> None:
+    def decoded(self, seconds: float, inputs: int) -> None:
+        """Note for how long one thread decoded so many inputs."""
         self._metrics.decoded(seconds)
+        if inputs:
+            self._decode_s += 0.2 * (seconds / inputs / self._settings.decode_workers - self._decode_s)
 
     @property
     def depth(self) -> int:
@@ -165,15 +176,16 @@ class Channel:
         return self._engine is not None and self._engine.batcher.longest_call_s > self._settings.hang_s
 
     @property
-    def _wait_s(self) -> float:
-        """About how long what is admitted will take."""
-        return 0.0 if self._engine is None else self._admitted * self._engine.batcher.pace
+    def _pace(self) -> float:
+        """Seconds for one input, lately: what takes longer sets it, decoding or the model."""
+        return 0.0 if self._engine is None else max(self._engine.batcher.pace, self._decode_s)
 
     @contextmanager
     def admit(self, items: int) -> Iterator[None]:
         """Take room for `items` before any work is done for them. Raises Overloaded, or NotReady once closed.
 
-        There is room for `queue_inputs`, and for what the tower, as fast as it lately is, does in `queue_s`.
+        There is room for `queue_inputs`, and for what the tower, as fast as it lately is, does in `queue_s`. Where
+        others use it all, a caller has room for a request, or for a part of that.
         """
         if self._closed:
             raise NotReady("the server is shutting down")
@@ -181,14 +193,26 @@ class Channel:
             raise NotReady(f"the {self._modality} model does not answer")
         if not self.has_room(items):
             raise Overloaded(f"too many {self._modality} inputs are waiting", retry_after_s=self.until_there_is_room())
+        name = caller.get()
         self._admitted += items
+        self._admitted_by[name] += items
         try:
             yield
         finally:
             self._admitted -= items
+            self._admitted_by[name] -= items
+            if not self._admitted_by[name]:
+                del self._admitted_by[name]
 
     def has_room(self, items: int) -> bool:
-        return self._admitted + items <= self._settings.queue_inputs and self._wait_s <= self._settings.queue_s
+        """Whether there is, for the caller at hand."""
+        own = self._admitted_by[caller.get()]
+        share = own < self._admitted and (not own or self._fits(own, items, _SHARES))
+        return share or self._fits(self._admitted, items, 1)
+
+    def _fits(self, admitted: int, items: int, shares: int) -> bool:
+        room, wait_s = self._settings.queue_inputs / shares, self._settings.queue_s / shares
+        return admitted + items <= room and admitted * self._pace <= wait_s
 
     @asynccontextmanager
     async def using(self) -> AsyncIterator[Engine]:
@@ -261,7 +285,7 @@ class Channel:
 
     async def _open_again(self) -> None:
         try:
-            there = await asyncio.to_thread(read_bundle, self._bundle.path, self._bundle.signers)
+            there = await asyncio.to_thread(self._bundle.read_again)
             if there.manifest != self._bundle.manifest:
                 raise TowerError(f"{there.path} holds another bundle now: reload it")
             engine = await self.prepare(self._bundle)
@@ -299,8 +323,7 @@ class Channel:
 
     def until_there_is_room(self) -> int:
         """Seconds, 1 to 60: how long the model takes for what has been admitted, at its pace of late."""
-        pace = self._engine.batcher.pace if self._engine else 0.0
-        return min(60, max(1, math.ceil(pace * self._admitted)))
+        return min(60, max(1, math.ceil(self._pace * self._admitted)))
 
 
 def _unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

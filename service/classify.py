@@ -5,12 +5,13 @@ its prompts, scaled to length 1. Scores are the softmax of the similarities at t
 Examples of a label move its vector (adapters.py); a detector says whether an input is of any label (abstention.py).
 """
 
-import asyncio
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,27 @@ from service.contract.images import ImageLimits
 from service.contract.vectors import Vectors, l2_normalise
 from service.crops import crops
 from service.errors import InputFailed, InvalidRequest
-from service.inputs import all_embedded, embed_inputs, to_inputs
+from service.fair import FairSemaphore
+from service.inputs import UNKNOWN, all_embedded, embed_inputs, to_inputs, unknown_warning
+from service.once import Shared
 from service.pipeline import Embedded, Embedder, Input, Media, Text
 from service.quotas import metering
 from service.schemas.classify import Grid, Label, TaughtLabel, Templates
 from service.schemas.inputs import AnyInput
 from service.store import LabelSet, Store
+from service.videos import Video
 
 _CHUNK = 256
 """Inputs handed to the embedder at a time, so that 10,000 labels neither fill its queue nor wait in it all at once."""
+_ENCODED_AT_ONCE = 2
+"""Sets of labels, of those that are more than a chunk: each takes memory for its vectors while it is encoded."""
 _CACHE_BYTES = 64 * 2**20
 _REMEMBERED_SETS = 8
 _ROWS = 1_024
 """Label vectors that are widened to float64 at a time."""
+
+_NAMED = 5
+"""Labels that a warning names."""
 
 PLAIN = ("{}",)
 
@@ -56,6 +65,16 @@ class Classification:
     abstained: bool
     on_topic: float | None = None
     cells: "list[list[Classification]] | None" = None
+    error: InputError | None = None
+    """Of an input that cannot be classified, where the others are."""
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    vectors: Vectors
+    """(L, D), of the labels."""
+    unknown: Sequence[int] = ()
+    """Places of the labels of which the tokenizer knows no word: their vectors are those of any such label."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +89,7 @@ class _Set:
     """(L, D) by modality of the examples."""
     detectors: Mapping[str, Detector] = field(default_factory=dict)
     version: str = ""
-    ready: dict[tuple[str, tuple[str, ...]], Vectors] = field(default_factory=dict)
+    ready: dict[tuple[str, tuple[str, ...]], _Encoded] = field(default_factory=dict)
     """Of a stored set: label vectors by modality and the templates that stand for it when a request names none."""
 
 
@@ -81,9 +100,10 @@ class Classifier:
         self._embedder = embedder
         self._store = store
         self._image_limits = image_limits
-        self._cache: OrderedDict[str, Vectors] = OrderedDict()
-        self._encoding: dict[tuple[str, str], asyncio.Task[Vectors]] = {}
+        self._cache: OrderedDict[str, _Encoded] = OrderedDict()
+        self._encoding: dict[tuple[str, str], Shared[_Encoded]] = {}
         """By digest, and by the key that is charged for it."""
+        self._places = FairSemaphore(_ENCODED_AT_ONCE)
         self._sets: OrderedDict[str, _Set] = OrderedDict()
 
     async def classify(
@@ -97,27 +117,39 @@ class Classifier:
         threshold: float | None = None,
         abstain: bool | float = False,
         grid: Grid | None = None,
+        fail: bool = True,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> list[Classification]:
-        """One classification per input, over distinct labels or those of a stored set.
+        """One classification per input, over distinct labels or those of a stored set. `warn` is told of inputs and
+        labels that the model hardly knows.
 
-        Raises NotFound (the label set), InputFailed (an input, or a label's prompt), InvalidRequest (nothing has
-        learned to abstain).
+        With `fail`, raises InputFailed for the first input that something is wrong with; without, that is its `error`.
+        Raises NotFound (the label set), InputFailed (a label's prompt), InvalidRequest (nothing learned to abstain).
         """
         chosen = await self._stored_set(label_set) if label_set is not None else _Set(labels or (), None)
         if grid is None:
-            embedded = all_embedded(await embed_inputs(self._embedder, inputs))
+            embedded = await embed_inputs(self._embedder, inputs, admit_unknown=True)
         else:
             embedded = await self._embedded_cells(inputs, grid)
-        found: list[Classification] = [Classification([], False)] * len(embedded)
-        for modality in dict.fromkeys(each.modality for each in embedded):
-            places = [place for place, each in enumerate(embedded) if each.modality == modality]
+        if fail:
+            each_once = embedded if grid is None else embedded[:: grid.rows * grid.columns + 1]
+            all_embedded(each_once)
+        for index, given in enumerate(embedded):
+            for warning in unknown_warning(f"inputs[{index}]", given):
+                warn(warning)
+        unknown: set[int] = set()
+        found = [Classification([], False, error=each if isinstance(each, InputError) else None) for each in embedded]
+        good = {place: each for place, each in enumerate(embedded) if isinstance(each, Embedded)}
+        for modality in dict.fromkeys(each.modality for each in good.values()):
+            places = [place for place, each in good.items() if each.modality == modality]
             detector = self._detector(chosen, modality) if abstain else None
-            vectors = await self._vectors(chosen, modality, templates)
-            own = np.stack([embedded[place].vector for place in places])
-            results = await asyncio.to_thread(
+            encoded = await self._vectors(chosen, modality, templates)
+            unknown.update(encoded.unknown)
+            own = np.stack([good[place].vector for place in places])
+            classifying = partial(
                 _classifications,
                 own,
-                vectors,
+                encoded.vectors,
                 [_name(each) for each in chosen.labels],
                 self._embedder.manifest.temperature,
                 top_k,
@@ -125,8 +157,11 @@ class Classifier:
                 detector,
                 0.5 if abstain is True else float(abstain),
             )
+            results = await self._embedder.in_worker(classifying)
             for place, result in zip(places, results, strict=True):
                 found[place] = result
+        if unknown:
+            warn(_unknown_labels(chosen.labels, sorted(unknown)))
         return found if grid is None else _with_cells(found, grid)
 
     async def save_label_set(
@@ -143,7 +178,10 @@ class Classifier:
         for modality in manifest.towers:
             own = templates_for(manifest, modality, templates)
             digest = label_digest(labels, own)
-            by_modality[modality] = vectors[digest] = await self._label_vectors(digest, labels, own)
+            encoded = await self._label_vectors(digest, labels, own)
+            if encoded.unknown:
+                raise InputFailed(encoded.unknown[0], InputError(UNKNOWN), field="labels")
+            by_modality[modality] = vectors[digest] = encoded.vectors
         taught, owners = await self._taught(labels)
         unlike = await self._embed_all([(("off_topic", place), each) for place, each in enumerate(off_topic)])
         detectors: dict[str, Any] = {}
@@ -151,9 +189,8 @@ class Classifier:
             mine = np.array([each.modality == modality for each in taught])
             examples = np.stack([each.vector for each in taught if each.modality == modality])
             off = [each.vector for each in unlike if each.modality == modality]
-            shift, detector = await asyncio.to_thread(
-                _learn, examples, owners[mine], by_modality[modality], off, manifest.temperature
-            )
+            learning = partial(_learn, examples, owners[mine], by_modality[modality], off, manifest.temperature)
+            shift, detector = await self._embedder.in_worker(learning)
             vectors[_shift_key(modality)] = shift
             if detector is not None:
                 detectors[modality] = detector.model_dump()
@@ -187,25 +224,33 @@ class Classifier:
                 embedded.append(result)
         return embedded
 
-    async def _embedded_cells(self, inputs: Sequence[AnyInput], grid: Grid) -> list[Embedded]:
-        """Each image followed by its cells, row by row."""
-        asked: list[Input] = []
-        for index, each in enumerate(await to_inputs(inputs)):
-            if isinstance(each, InputError):
-                raise InputFailed(index, each)
-            if not isinstance(each, Media) or each.modality != "image":
-                raise InputFailed(index, InputError("only an image has a grid of cells"))
-            try:
-                cells = await asyncio.to_thread(crops, each.data, grid.rows, grid.columns, self._image_limits)
-            except InputError as error:
-                raise InputFailed(index, error.without_frames()) from None
-            asked += [each, *(Media("image", cell) for cell in cells)]
-        embedded = []
-        for place, result in enumerate(await self._embedder.embed(asked)):
-            if isinstance(result, InputError):
-                raise InputFailed(place // (grid.rows * grid.columns + 1), result)
-            embedded.append(result)
+    async def _embedded_cells(self, inputs: Sequence[AnyInput], grid: Grid) -> list[Embedded | InputError]:
+        """Each image followed by its cells, row by row; all of them an error where one is."""
+        count = grid.rows * grid.columns + 1
+        cut = [await self._cells(each, grid) for each in await to_inputs(inputs)]
+        asked = [media for each in cut if not isinstance(each, InputError) for media in each]
+        results = iter(await self._embedder.embed(asked) if asked else ())
+        embedded: list[Embedded | InputError] = []
+        for each in cut:
+            own: list[Embedded | InputError]
+            own = [each] * count if isinstance(each, InputError) else [next(results) for _ in each]
+            error = next((result for result in own if isinstance(result, InputError)), None)
+            embedded += own if error is None else [error] * count
         return embedded
+
+    async def _cells(self, image: Input | Video | InputError, grid: Grid) -> list[Input] | InputError:
+        """An image and its cells, or what is wrong with it."""
+        if isinstance(image, InputError):
+            return image
+        if not isinstance(image, Media) or image.modality != "image":
+            return InputError("only an image has a grid of cells")
+        try:
+            cells = await self._embedder.in_worker(
+                partial(crops, image.data, grid.rows, grid.columns, self._image_limits)
+            )
+        except InputError as error:
+            return error.without_frames()
+        return [image, *(Media("image", cell) for cell in cells)]
 
     async def _stored_set(self, name: str) -> _Set:
         """A stored set, read from the store only where it has changed since it was last used. Raises NotFound."""
@@ -252,7 +297,7 @@ class Classifier:
         assert detector is not None
         return detector
 
-    async def _vectors(self, chosen: _Set, modality: str, templates: Templates | None) -> Vectors:
+    async def _vectors(self, chosen: _Set, modality: str, templates: Templates | None) -> _Encoded:
         """Label vectors (L, D) for inputs of a modality, moved by examples of it."""
         own = templates_for(self._embedder.manifest, modality, templates or chosen.templates)
         plain = templates is None and bool(chosen.version)
@@ -260,57 +305,94 @@ class Classifier:
         if plain and key in chosen.ready:
             return chosen.ready[key]
         digest = label_digest(chosen.labels, own)
-        vectors = chosen.stored.get(digest)
-        if vectors is None:
-            vectors = await self._label_vectors(digest, chosen.labels, own)
+        stored = chosen.stored.get(digest)
+        encoded = await self._label_vectors(digest, chosen.labels, own) if stored is None else _Encoded(stored)
         if modality in chosen.shifts:
-            vectors = await asyncio.to_thread(adapters.shifted, vectors, chosen.shifts[modality])
+            moved = await self._embedder.in_worker(partial(adapters.shifted, encoded.vectors, chosen.shifts[modality]))
+            encoded = replace(encoded, vectors=moved)
         if plain:
-            chosen.ready[key] = vectors
-        return vectors
+            chosen.ready[key] = encoded
+        return encoded
 
-    async def _label_vectors(self, digest: str, labels: Sequence[str | Label], templates: Sequence[str]) -> Vectors:
-        """(L, D), from the cache or encoded now: once, and in the room of one, however many bring the same labels."""
-        vectors = self._cache.get(digest)
-        if vectors is None:
+    async def _label_vectors(self, digest: str, labels: Sequence[str | Label], templates: Sequence[str]) -> _Encoded:
+        """(L, D), from the cache or encoded now: once, and in the room of one, however many bring the same labels.
+
+        Given up when the last of them goes away.
+        """
+        encoded = self._cache.get(digest)
+        if encoded is None:
             meter = metering.get()
             charged = (digest, "" if meter is None else meter.key)
-            task = self._encoding.get(charged)
-            if task is None:
-                task = self._encoding[charged] = asyncio.create_task(self._encode(labels, templates))
-                task.add_done_callback(lambda done: self._encoded(charged, done))
-            vectors = await asyncio.shield(task)
-            self._cache[digest] = vectors
+            encoding = self._encoding.get(charged)
+            if encoding is None or encoding.given_up:
+                encoding = self._encoding[charged] = Shared(self._encode(labels, templates))
+                encoding.task.add_done_callback(lambda _, own=encoding: self._encoded(charged, own))  # type: ignore[misc]
+            encoded = await encoding.outcome()
+            self._cache[digest] = encoded
         self._cache.move_to_end(digest)
-        while len(self._cache) > 1 and sum(held.nbytes for held in self._cache.values()) > _CACHE_BYTES:
+        while len(self._cache) > 1 and sum(held.vectors.nbytes for held in self._cache.values()) > _CACHE_BYTES:
             self._cache.popitem(last=False)
-        return vectors
+        return encoded
 
-    def _encoded(self, charged: tuple[str, str], task: "asyncio.Task[Vectors]") -> None:
-        del self._encoding[charged]
-        if not task.cancelled():
-            task.exception()  # seen, whoever is there to raise it
+    def _encoded(self, charged: tuple[str, str], encoding: Shared[_Encoded]) -> None:
+        if self._encoding.get(charged) is encoding:
+            del self._encoding[charged]
 
-    async def _encode(self, labels: Sequence[str | Label], templates: Sequence[str]) -> Vectors:
-        prompts, owners = [], []
-        for position, label in enumerate(labels):
-            given = None if isinstance(label, str) else label.prompts
-            own = given or [template.replace("{}", _name(label)) for template in templates]
-            prompts += own
-            owners += [position] * len(own)
+    async def _encode(self, labels: Sequence[str | Label], templates: Sequence[str]) -> _Encoded:
+        prompts = _prompts(labels, templates)
+        first = list(islice(prompts, _CHUNK))
+        if len(first) < _CHUNK:
+            return await self._sums(labels, first, prompts)
+        async with self._places:
+            return await self._sums(labels, first, prompts)
+
+    async def _sums(
+        self, labels: Sequence[str | Label], chunk: list[tuple[int, str]], prompts: Iterator[tuple[int, str]]
+    ) -> _Encoded:
+        """(L, D) of unit length: of each label the sum of its prompts' vectors, `chunk` being the first of them."""
         sums = np.zeros((len(labels), self._embedder.manifest.dimensions))
-        for start in range(0, len(prompts), _CHUNK):
-            chunk = owners[start : start + _CHUNK]
-            results = await self._embedder.embed([Text(prompt) for prompt in prompts[start : start + _CHUNK]])
-            for owner, result in zip(chunk, results, strict=True):
+        doubtful: set[int] = set()
+        said: set[int] = set()
+        while chunk:
+            owners = [owner for owner, _ in chunk]
+            results = await self._embedder.embed([Text(prompt) for _, prompt in chunk])
+            for owner, result in zip(owners, results, strict=True):
                 if isinstance(result, InputError):
                     raise InputFailed(owner, result, field="labels")
+                if result.unknown:
+                    doubtful.add(owner)
+                if result.unknown < 1:
+                    said.add(owner)
             # Sums point where means point.
-            np.add.at(sums, chunk, np.stack([result.vector for result in results if isinstance(result, Embedded)]))
+            np.add.at(sums, owners, np.stack([result.vector for result in results if isinstance(result, Embedded)]))
+            chunk = list(islice(prompts, _CHUNK))
         try:
-            return await asyncio.to_thread(l2_normalise, sums)
+            vectors = await self._embedder.in_worker(lambda: l2_normalise(sums))
         except ValueError:
             raise InvalidRequest("labels: the prompts of a label cancel each other out") from None
+        # The words of a template are known whatever stands in it: there the name is asked for by itself.
+        templated = sorted(place for place in doubtful if not _own_prompts(labels[place]))
+        unknown = [place for place in doubtful - said if _own_prompts(labels[place])]
+        for start in range(0, len(templated), _CHUNK):
+            places = templated[start : start + _CHUNK]
+            results = await self._embedder.embed([Text(_name(labels[place])) for place in places])
+            for place, result in zip(places, results, strict=True):
+                if isinstance(result, InputError) or result.unknown == 1:
+                    unknown.append(place)
+        return _Encoded(vectors, sorted(unknown))
+
+
+def _unknown_labels(labels: Sequence[str | Label], places: Sequence[int]) -> str:
+    named = ", ".join(repr(_name(labels[place])[:64]) for place in places[:_NAMED])
+    more = f" and {len(places) - _NAMED:,} more" if len(places) > _NAMED else ""
+    return f"labels: the model's tokenizer knows no word of {named}{more}, whose scores are those of any such label"
+
+
+def _prompts(labels: Sequence[str | Label], templates: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Each label's place and its prompts, one by one: all of them together may be thousands of times the request."""
+    for place, label in enumerate(labels):
+        for prompt in _own_prompts(label) or (template.replace("{}", _name(label)) for template in templates):
+            yield place, prompt
 
 
 def templates_for(manifest: Manifest, modality: str, given: Templates | None = None) -> Sequence[str]:
@@ -334,6 +416,10 @@ def label_digest(labels: Iterable[str | Label], templates: Sequence[str]) -> str
 
 def _name(label: str | Label) -> str:
     return label if isinstance(label, str) else label.name
+
+
+def _own_prompts(label: str | Label) -> Sequence[str] | None:
+    return None if isinstance(label, str) else label.prompts
 
 
 def _defined(label: str | Label) -> str | dict[str, Any]:
@@ -378,9 +464,12 @@ def _learn(
     shift = adapters.shifts(examples, owners, len(label_vectors))
     if len(examples) < 2 or len(off_topic) < 2:
         return shift, None
-    on = abstention.scores(adapters.own_similarities(examples, owners, label_vectors), temperature)
+    own = adapters.own_similarities(examples, owners, label_vectors)
+    on = np.concatenate([abstention.scores(rows, temperature) for rows in own])
     moved = adapters.shifted(label_vectors, shift).astype(np.float64)
-    off = abstention.scores(np.stack(off_topic).astype(np.float64) @ moved.T, temperature)
+    unlike = np.stack(off_topic).astype(np.float64)
+    pieces = (unlike[start : start + adapters.ROWS] @ moved.T for start in range(0, len(unlike), adapters.ROWS))
+    off = np.concatenate([abstention.scores(rows, temperature) for rows in pieces])
     return shift, abstention.fit([row[None] for row in on], [row[None] for row in off])
 
 

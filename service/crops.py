@@ -15,7 +15,7 @@ def crops(data: bytes, rows: int, columns: int, limits: ImageLimits) -> list[byt
 
     Cells differ by at most a pixel in size; an image with fewer pixels than cells repeats some.
     """
-    image = decode_image(data, limits)
+    image = decode_image(data, limits, enough=_LONGEST * max(rows, columns))
     cells = []
     for row in range(rows):
         top, bottom = row * image.height // rows, -(-(row + 1) * image.height // rows)

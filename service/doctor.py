@@ -9,10 +9,13 @@ import shutil
 import socket
 import sys
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from service import starters
 
 if TYPE_CHECKING:
     from service.contract.bundle import Bundle
@@ -20,8 +23,9 @@ if TYPE_CHECKING:
 
 PACKAGES = {
     **{name: name for name in ("anyio", "click", "cryptography", "fastapi", "httpcore", "httpx", "numpy", "orjson")},
-    **{name: name for name in ("pydantic", "redis", "soundfile", "soxr", "tokenizers", "tqdm", "uvicorn")},
+    **{name: name for name in ("pydantic", "redis", "soundfile", "soxr", "starlette", "tokenizers", "tqdm", "uvicorn")},
     "dnspython": "dns",
+    "isthmus-client": "isthmus_client",
     "pillow": "PIL",
     "prometheus-client": "prometheus_client",
     "pyyaml": "yaml",
@@ -46,18 +50,19 @@ class Check:
     next_step: str | None = None
 
 
-def examine(bundle: str | None = None, store: str | None = None, port: str | None = None) -> Iterator[Check]:
+def examine(bundle: str | Path | None = None, store: str | None = None, port: str | None = None) -> Iterator[Check]:
     """Every check, in the order in which a start meets them. Arguments stand for their ISTHMUS_ variables."""
     yield _python()
     lacking = yield from _packages()
     yield from _runtimes()
+    yield from _readers()
     if lacking:
         yield Check("the rest", "missing", "cannot be looked at before the packages are there")
         return
     from service.settings import SettingsError, read_settings
 
-    if bundle is None and "ISTHMUS_BUNDLE" not in os.environ and Path("build/starter/manifest.json").is_file():
-        bundle = "build/starter"
+    with suppress(starters.StarterError):  # the look at the bundle says that there is none
+        bundle = starters.chosen(bundle)
     try:
         settings = read_settings(bundle=bundle, store=store, port=port)
     except SettingsError as error:
@@ -91,11 +96,26 @@ def _packages() -> Generator[Check, None, bool]:
     if find_spec("onnxruntime") is None:
         lacking.append("onnxruntime or onnxruntime-gpu")
     if lacking:
-        step = "pip install 'isthmus[cpu]' (or [gpu]; in a checkout: pip install -c constraints.txt -e '.[cpu]')"
+        here = "pip install -c constraints.txt -e ./isthmus_client -e '.[cpu,heif]'"
+        step = f"pip install 'isthmus[cpu,heif]' (or [gpu,heif]; in a checkout: {here})"
         yield Check("packages", "missing", ", ".join(lacking), step)
     else:
         yield Check("packages", "ok", f"all {len(PACKAGES) + 2} that serving needs")
     return bool(lacking)
+
+
+def _readers() -> Iterator[Check]:
+    """What reads files that not every server has to read."""
+    from importlib.util import find_spec
+
+    for name, module, what, extra in (
+        ("heic", "pillow_heif", "HEIC images", "heif"),
+        ("video", "av", "videos, and sounds like AAC, M4A, 3GP and WebM", "video"),
+    ):
+        if find_spec(module) is None:
+            yield Check(name, "note", f"{what} are refused", f"to read them: pip install 'isthmus[{extra}]'")
+        else:
+            yield Check(name, "ok", f"{what} are read")
 
 
 def _runtimes() -> Iterator[Check]:
@@ -118,7 +138,7 @@ def _runtimes() -> Iterator[Check]:
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     gpu = Path("/proc/driver/nvidia").exists()
     if gpu and "CUDA" not in providers:
-        step = "for the GPU: pip uninstall onnxruntime faiss-cpu, then pip install 'isthmus[gpu]'"
+        step = "for the GPU: pip uninstall onnxruntime faiss-cpu, then pip install 'isthmus[gpu,heif]'"
         yield Check("onnxruntime", "note", f"{said} on {', '.join(providers)}: the GPU here is not used", step)
     else:
         yield Check("onnxruntime", "ok", f"{said} on {', '.join(providers)}")
@@ -126,19 +146,15 @@ def _runtimes() -> Iterator[Check]:
 
 def _bundle(settings: "Settings") -> Generator[Check, None, "Bundle | None"]:
     """The files by their checksums, then a small input through every tower. Ends with the bundle, if it is one."""
-    from service.contract.bundle import BundleError, read_bundle
+    from service.contract.bundle import BundleError
     from service.modalities import handling
     from service.settings import SettingsError
     from service.towers import Tower, TowerError
 
     try:
-        bundle = read_bundle(settings.bundle, settings.signers)
+        bundle = settings.read_bundle(hashed=True)
     except (BundleError, SettingsError) as error:
-        step = (
-            "in a checkout `make starter` builds one in build/starter; `isthmus train RECIPE --out FOLDER` trains one; "
-            "name it by --bundle or ISTHMUS_BUNDLE"
-        )
-        yield Check("bundle", "missing", str(error), step)
+        yield Check("bundle", "missing", str(error), starters.NEXT)
         return None
     manifest = bundle.manifest
     yield Check("bundle", "ok", f"{settings.bundle}: {manifest.name}, space {manifest.space}, checksums hold")
@@ -163,7 +179,9 @@ def _store(settings: "Settings", bundle: "Bundle | None") -> Iterator[Check]:
     import sqlite3
     from contextlib import closing
 
+    from service.reembed import command
     from service.store import schema
+    from service.store.errors import filled_elsewhere
 
     place = settings.store
     file = place / schema.FILE
@@ -176,15 +194,15 @@ def _store(settings: "Settings", bundle: "Bundle | None") -> Iterator[Check]:
         return
     try:
         with closing(schema.connect(file, read_only=True)) as connection:
-            space = schema.meta(connection, "space") or ""
+            space, filler = schema.meta(connection, "space") or "", schema.meta(connection, schema.BUNDLE)
             [count] = connection.execute("SELECT count(*) FROM items").fetchone()
     except sqlite3.Error as error:
         step = f"python -m service check {place} says more; python -m service restore brings a backup back"
         yield Check("store", "missing", f"{place} cannot be read: {error}", step)
         return
     if bundle is not None and count and not bundle.manifest.accepts(space):
-        step = f"serve the bundle that filled it, or: python -m service reembed {place} NEW_STORE --bundle BUNDLE"
-        yield Check("store", "missing", f"{place} is of the space {space}, which the bundle does not accept", step)
+        told = filled_elsewhere(str(place), space, filler, bundle.manifest)
+        yield Check("store", "missing", told, f"carry it over: {command(place, settings.bundle)}")
     elif not os.access(file, os.W_OK):
         yield Check("store", "missing", f"{file} cannot be written", "let the user that serves own it")
     else:

@@ -16,6 +16,7 @@ IsthmusError
 └── ServiceError        the request was fine
     ├── Overloaded          too much is waiting
     ├── NotReady            starting, shutting down, or a part is not working
+    │   └── DiskFull            what is to be written would take the disk's last room
     └── DeadlineExceeded    not done in time
 
 contract.errors.InputError and its subclasses say what is wrong with one input; InferenceFailed joins them here.
@@ -105,6 +106,9 @@ class Overloaded(ServiceError):
 class NotReady(ServiceError): ...
 
 
+class DiskFull(NotReady): ...
+
+
 class DeadlineExceeded(ServiceError): ...
 
 
@@ -154,6 +158,7 @@ STATUS: Mapping[type[Exception], tuple[int, str]] = {
     UnsupportedBody: (415, "unsupported_body"),
     Overloaded: (429, "overloaded"),
     NotReady: (503, "not_ready"),
+    DiskFull: (503, "disk_full"),
     DeadlineExceeded: (504, "deadline_exceeded"),
     InputError: (422, InputError.code),
     UnsupportedMedia: (415, UnsupportedMedia.code),
@@ -240,6 +245,8 @@ def respond(path: str, error: Exception) -> Response:
         headers["Retry-After"] = str(error.retry_after_s)
     elif isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = 'Bearer realm="isthmus"'
+    elif isinstance(error, DiskFull):
+        headers["Connection"] = "close"  # the rest of an upload is not read
     index = error.index if isinstance(error, InputFailed) else None
     return problem(path, status, code, detail, index=index, headers=headers)
 
@@ -263,7 +270,10 @@ def _allowed(request: Request) -> str:
     def taken(method: str) -> bool:
         return any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
 
-    return ", ".join(filter(taken, ("DELETE", "GET", "PATCH", "POST", "PUT")))
+    methods = [method for method in ("DELETE", "GET", "PATCH", "POST", "PUT") if taken(method)]
+    if "GET" in methods:
+        methods.insert(methods.index("GET") + 1, "HEAD")
+    return ", ".join(methods)
 
 
 async def _validation(request: Request, error: Exception) -> Response:

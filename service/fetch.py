@@ -35,6 +35,7 @@ from service import __version__
 from service.addresses import Address, Network, inside, network, public
 from service.contract.errors import InputError, MediaTooLarge
 from service.errors import DeadlineExceeded, FetchFailed, FetchRefused
+from service.fair import FairSemaphore
 from service.quotas import metering
 from service.settings import Settings, SettingsError
 from service.timings import timed
@@ -233,7 +234,7 @@ class Fetcher:
         self.deadline_s = settings.request_deadline_s
         self._timeout_s = settings.fetch_timeout_s
         places = settings.fetch_concurrency
-        self._places = asyncio.Semaphore(max(1, places // 4) if background else places)
+        self._places = FairSemaphore(max(1, places // 4) if background else places)
         self._observer = observer
 
     async def fetch(self, text: str, most: int, count: Count = lambda size: None) -> bytes:

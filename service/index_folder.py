@@ -34,7 +34,6 @@ from isthmus_client import (
     video,
 )
 from isthmus_client import folder as files
-from service.contract.bundle import read_bundle
 from service.contract.errors import InputError
 from service.indexing import index_items
 from service.jobs.ledger import Refusal
@@ -323,7 +322,7 @@ async def reached(url: str, key: str | None) -> AsyncIterator[Target]:
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Target]:
     """The store that the settings name. Raises BundleError, TowerError, StoreError, SettingsError."""
-    bundle = read_bundle(settings.bundle, settings.signers)
+    bundle = settings.read_bundle()
     try:
         store, _ = open_store(settings, [bundle.manifest])
     except StoreInUse:

@@ -6,9 +6,9 @@ from typing import cast
 
 import numpy as np
 
-from service import moments
 from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
+from service.deadline import within
 from service.errors import InputFailed, input_problem
 from service.inputs import embed_inputs, to_inputs
 from service.pipeline import Embedded, Embedder, Media
@@ -38,12 +38,15 @@ async def index_items(
 ) -> list[StoredItem | RefusedItem]:
     """Embed and upsert items in one transaction; an answer for each, in order.
 
-    With `fail`, one bad input fails them all: raises InputFailed with its index. Without, the others are stored.
+    With `fail`, one bad input fails them all: raises InputFailed with its index. Without, the others are stored. Raises
+    DeadlineExceeded, with nothing stored.
     """
     keeping = await token_collections(store, {item.collection for item in items}) if tokens else frozenset()
-    made = await embed_items(
-        embedder, items, keeping=keeping, tokens=tokens, previewer=previewer, background=background, fail=fail
-    )
+    # Of embedding, tokens and previews together; what is being written is not broken off.
+    async with within(None if background else embedder.deadline_s):
+        made = await embed_items(
+            embedder, items, keeping=keeping, tokens=tokens, previewer=previewer, background=background, fail=fail
+        )
     answers: list[StoredItem | RefusedItem] = []
     for index, (item, result) in enumerate(zip(items, made, strict=True)):
         if isinstance(result, InputError):
@@ -51,10 +54,14 @@ async def index_items(
             answers.append(RefusedItem(id=item.id, collection=item.collection, index=index, error=error))
         else:
             modality = cast(StoredModality, result.modality)
-            answers.append(StoredItem.model_construct(id=item.id, collection=item.collection, modality=modality))
+            answers.append(
+                StoredItem.model_construct(
+                    id=item.id, collection=item.collection, modality=modality, truncated=result.truncated
+                )
+            )
     if entries := [each for each in made if isinstance(each, Entry)]:
         with timed("write"):
-            await moments.upsert(store, entries)
+            await store.upsert(entries)
     return answers
 
 
@@ -75,7 +82,7 @@ async def embed_items(
     """
     inputs = [item.input for item in items]
     wanted = [each for each in inputs if each is not None]
-    embedded = iter(await embed_inputs(embedder, wanted, role="passage", background=background))
+    embedded = iter(await embed_inputs(embedder, wanted, role="passage", background=background, stored=True))
     given = iter(unit_vectors([item.vector for item in items if item.vector is not None], embedder.manifest.dimensions))
     made: list[Entry | InputError] = []
     for index, (item, value) in enumerate(zip(items, inputs, strict=True)):
@@ -85,7 +92,7 @@ async def embed_items(
                 raise InputFailed(index, result, field="items")
             made.append(result)
         elif isinstance(result, Embedded):
-            made.append(_entry(item, result.kind, result.vector, result.moments))
+            made.append(replace(_entry(item, result.kind, result.vector, result.moments), truncated=result.truncated))
         else:
             made.append(_entry(item, item.modality or "vector", result))
     if tokens is not None and tokens.available and keeping:

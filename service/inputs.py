@@ -24,8 +24,9 @@ from service.contract.errors import InputError
 from service.contract.tokens import Role
 from service.errors import BodyTooLarge, InputFailed, MalformedRequest, UnsupportedBody
 from service.fetch import Fetcher, Fetches, fetching
-from service.pipeline import Embedded, Embedder, Input, Media
-from service.schemas.inputs import AnyInput, File, size_of, to_input, url_of
+from service.pipeline import Embedded, Embedder, Input, Media, TokenIds
+from service.schemas import exact_json
+from service.schemas.inputs import AnyInput, File, is_opened, size_of, to_input, url_of
 from service.settings import Settings
 from service.timings import timed
 from service.videos import Video
@@ -34,6 +35,10 @@ Model = TypeVar("Model", bound=BaseModel)
 Place = Callable[[dict[str, Any], list[File]], None]
 """Puts a form's files where they belong in the body, before the body is validated."""
 
+UNKNOWN = (
+    "the model's tokenizer knows no word of the text, so that its vector would be that of every such text: use a "
+    "bundle whose text encoder knows this language"
+)
 _SMALL = 32_768  # bytes that the event loop may well decode itself: under 0.1 ms
 _MOST_MEMORY = 200_000_000
 """Bytes that a body may become when it is read: 19 MB of `{},{},…` would become 461 MB."""
@@ -110,7 +115,7 @@ def documented(model: type[BaseModel], *, files: bool = False) -> dict[str, Any]
     return {"requestBody": {"required": True, "content": content}, "x-definitions": definitions}
 
 
-async def to_inputs(values: Sequence[AnyInput], role: Role = "query") -> list[Input | Video | InputError]:
+async def to_inputs(values: Sequence[AnyInput | TokenIds], role: Role = "query") -> list[Input | Video | InputError]:
     """Schema inputs → pipeline inputs, in order; large base64 is decoded in a thread; URLs are fetched, if that is on.
 
     Raises RateLimited, DeadlineExceeded.
@@ -120,12 +125,13 @@ async def to_inputs(values: Sequence[AnyInput], role: Role = "query") -> list[In
     def convert() -> list[Input | Video | InputError]:
         return [fetched[at] if at in fetched else _to_input(value, role) for at, value in enumerate(values)]
 
-    if sum(size_of(value) for at, value in enumerate(values) if at not in fetched) <= _SMALL:
+    waiting = [value for at, value in enumerate(values) if at not in fetched]
+    if sum(map(size_of, waiting)) <= _SMALL and not any(map(is_opened, waiting)):
         return convert()
     return await asyncio.to_thread(convert)
 
 
-async def _fetched(values: Sequence[AnyInput]) -> dict[int, Input | InputError]:
+async def _fetched(values: Sequence[AnyInput | TokenIds]) -> dict[int, Input | InputError]:
     """What is at the URLs among the inputs, by their places; nothing where none is fetched."""
     fetches = fetching.get()
     wanted = {at: url for at, value in enumerate(values) if (url := url_of(value))} if fetches else {}
@@ -139,13 +145,41 @@ async def _fetched(values: Sequence[AnyInput]) -> dict[int, Input | InputError]:
 
 
 async def embed_inputs(
-    embedder: Embedder, values: Sequence[AnyInput], role: Role = "query", *, background: bool = False
+    embedder: Embedder,
+    values: Sequence[AnyInput | TokenIds],
+    role: Role = "query",
+    *,
+    background: bool = False,
+    stored: bool = False,
+    admit_unknown: bool = False,
 ) -> list[Embedded | InputError]:
-    """Schema inputs → vectors, in order; an input that cannot be read or embedded is an InputError in its place."""
+    """Schema inputs → vectors, in order; an input that cannot be read or embedded is an InputError in its place.
+
+    So is a text of which the tokenizer knows nothing, unless `admit_unknown`: its vector is that of every such text.
+    With `stored`, long sounds have their moments, as videos have.
+    """
     inputs = await to_inputs(values, role)
     readable = [each for each in inputs if not isinstance(each, InputError)]
-    embedded = iter(await videos.embed(embedder, readable, background=background)) if readable else iter(())
-    return [each if isinstance(each, InputError) else next(embedded) for each in inputs]
+    made = await videos.embed(embedder, readable, background=background, stored=stored) if readable else []
+    embedded = iter(made)
+    results = [each if isinstance(each, InputError) else next(embedded) for each in inputs]
+    return results if admit_unknown else [known(each) for each in results]
+
+
+def known(result: Embedded | InputError) -> Embedded | InputError:
+    """The result, or the error that it is where the tokenizer knows nothing of a text."""
+    return InputError(UNKNOWN) if isinstance(result, Embedded) and result.unknown == 1 else result
+
+
+def unknown_warning(where: str, result: Embedded | InputError) -> list[str]:
+    """What to say of a text of which the tokenizer knows less than half; nothing of other inputs."""
+    if not isinstance(result, Embedded) or result.unknown <= 0.5:
+        return []
+    if result.unknown == 1:
+        return [f"{where}: {UNKNOWN}"]
+    return [
+        f"{where}: the model's tokenizer does not know {result.unknown:.0%} of the text, which says little about it"
+    ]
 
 
 def all_embedded(results: Sequence[Embedded | InputError], *, field: str | None = "inputs") -> list[Embedded]:
@@ -161,7 +195,7 @@ def all_embedded(results: Sequence[Embedded | InputError], *, field: str | None 
     return embedded
 
 
-def _to_input(value: AnyInput, role: Role) -> Input | Video | InputError:
+def _to_input(value: AnyInput | TokenIds, role: Role) -> Input | Video | InputError:
     try:
         return to_input(value, role)
     except InputError as error:
@@ -186,7 +220,7 @@ def parse_json(body: bytes) -> Any:
         raise BodyTooLarge("the body holds too many values")
     # orjson refuses NaN, Infinity, numbers that overflow, lone surrogates and bottomless nesting.
     try:
-        return orjson.loads(body)
+        return exact_json.loads(body)
     except orjson.JSONDecodeError:
         raise MalformedRequest("the body is not valid JSON") from None
 
@@ -225,5 +259,6 @@ async def _read_form(request: Request, place: Place, settings: Settings) -> Any:
         await form.close()
     if not isinstance(body, dict):
         raise MalformedRequest("the part called request is not a JSON object")
+    body = {name: given for name, given in body.items() if given is not None}
     place(body, files)
     return body

@@ -23,14 +23,18 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from service.contract.bundle import Sha256
+from service.contract.files import read_file
 from service.errors import NotReady, Unauthenticated
 from service.quotas import Limit
+from service.workers import OwnThread
 
 log = logging.getLogger(__name__)
 
 Scope = Literal["read", "write", "admin"]
 _KEY = re.compile(r"isthmus_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 _RECHECKED_S = 1.0
+_PATIENCE_S = 2.0
+"""With a disk, or a mount, that does not answer."""
 
 
 class KeysError(ValueError):
@@ -84,7 +88,7 @@ class _File(BaseModel):
 def read_keys(path: Path) -> tuple[Key, ...]:
     """Every key of the file, the revoked too, in the order they were made. Raises KeysError."""
     try:
-        return _File.model_validate_json(path.read_bytes()).keys
+        return _File.model_validate_json(read_file(path)).keys
     except OSError as error:
         raise KeysError(f"{path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
@@ -135,7 +139,8 @@ def revoke_key(path: Path, identity: str) -> Key:
 class Keyring:
     """The keys of a file, as they are on disk: it is looked at again where a second has passed since the last time.
 
-    While it cannot be read nobody is let in: the last known keys might be ones that were just revoked.
+    While it cannot be read, or its disk does not answer, nobody is let in: the last known keys might be ones that were
+    just revoked.
     """
 
     def __init__(self, path: Path, keys: Sequence[Key] | None = None) -> None:
@@ -144,6 +149,7 @@ class Keyring:
         self._seen: tuple[int, ...] | None = None
         self._checked = -_RECHECKED_S
         self._checking = asyncio.Lock()
+        self._thread = OwnThread("keys")
 
     @classmethod
     def open(cls, path: Path) -> "Keyring":
@@ -172,7 +178,10 @@ class Keyring:
         if time.monotonic() - self._checked >= _RECHECKED_S:
             async with self._checking:
                 if time.monotonic() - self._checked >= _RECHECKED_S:
-                    await asyncio.to_thread(self._refresh)
+                    try:
+                        await self._thread.run(self._refresh, _PATIENCE_S)
+                    except TimeoutError:
+                        raise NotReady("the keys cannot be read: their disk does not answer") from None
                     self._checked = time.monotonic()
         if self._keys is None:
             raise NotReady("the keys cannot be read")

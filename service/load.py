@@ -18,10 +18,10 @@ import numpy as np
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from service import moments
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
 from service.pipeline import StoredModality
+from service.schemas import exact_json
 from service.schemas.items import ItemId, Metadata, Name
 from service.store import Entry, Store, StoreError
 
@@ -69,7 +69,7 @@ async def load(
         if last is None or not await store.holds(collection, last):
             id = None
             for entries in _batches(parquet, file, manifest, collection):
-                await moments.upsert(store, entries)
+                await store.upsert(entries)
                 items += len(entries)
                 id = entries[-1].id
                 said(Progress(number - 1, len(files), items))
@@ -167,7 +167,7 @@ def _entries(where: str, columns: Mapping[str, Any], manifest: Manifest, collect
         ids = _IDS.validate_python(lists["id"])
         modalities = _MODALITIES.validate_python(lists.get("modality", ["vector"] * count))
         metadata = _METADATA.validate_python(
-            [orjson.loads(each or "{}") for each in lists.get("metadata", [""] * count)]
+            [exact_json.loads((each or "{}").encode()) for each in lists.get("metadata", [""] * count)]
         )
     except (ValidationError, orjson.JSONDecodeError) as error:
         said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "the metadata are not JSON"

@@ -1,6 +1,7 @@
 """The app: `create_app(settings)`. Its lifespan opens bundle → towers → batchers → cache → store."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,22 +16,23 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service import __version__, errors
 from service.auth import Gate, local_names, scope_of
-from service.cache import Cache, MemoryCache, RedisCache
+from service.cache import Cache, MemoryCache, RedisCache, check_redis
 from service.channel import Runs
 from service.classify import Classifier
-from service.contract.bundle import Bundle, Manifest, Modality, read_bundle
-from service.contract.images import ImageLimits
+from service.contract.bundle import Bundle, Manifest, Modality
+from service.deadline import Deadline
 from service.fetch import Fetcher, Ways, ways
 from service.jobs import Jobs, open_jobs
 from service.jobs import Opened as OpenedJobs
 from service.keys import Keyring
 from service.metrics import Metrics
-from service.middleware import BodyLimit, Context, Disconnects, SecurityHeaders
+from service.middleware import BodyLimit, Context, Disconnects, Heads, Prefix, SecurityHeaders
 from service.model import Model
 from service.pipeline import Embedder
 from service.previews import Previewer
 from service.projection import Maps
 from service.quotas import Limiter, MemoryLimiter, RedisLimiter
+from service.reembed import way_out
 from service.routes import (
     admin,
     classify,
@@ -106,13 +108,16 @@ class Lifespan(TypedDict):
 def open_parts(settings: Settings) -> Parts:
     """Read and open what the settings name. Slow: not for an event loop.
 
-    Raises BundleError, TowerError, StoreError, KeysError, and SettingsError where two bundles have one name.
+    Raises BundleError, TowerError, StoreError, KeysError, and SettingsError where two bundles have one name, an alias
+    names none, or Redis refuses what its URL says.
     """
+    if settings.redis_url is not None:
+        check_redis(settings.redis_url)
     keys = None if settings.keys is None else Keyring.open(settings.keys)
     fetching = ways(settings)
     models: dict[str, Opened] = {}
     for path in (settings.bundle, *settings.more_bundles):
-        bundle = read_bundle(path, settings.signers)
+        bundle = settings.read_bundle(path)
         name = bundle.manifest.name
         if name in models:
             raise SettingsError(f"ISTHMUS_MORE_BUNDLES: {models[name].bundle.path} and {path} are both called {name!r}")
@@ -126,13 +131,20 @@ def open_parts(settings: Settings) -> Parts:
             settings.batch_audio_seconds,
         )
         models[name] = Opened(bundle, {**towers})
+    for alias, name in settings.aliases.items():
+        if name not in models or alias in models:
+            wrong = f"{alias!r} is a model" if alias in models else f"{name!r} is none of {', '.join(models)}"
+            raise SettingsError(f"ISTHMUS_MODEL_ALIASES: {alias}={name}: {wrong}")
     store, home = open_store(settings, [opened.bundle.manifest for opened in models.values()])
     bulk = None if settings.jobs_folder is None else open_jobs(settings.jobs_folder)
     return Parts(list(models.values()), store, home, keys, fetching, bulk)
 
 
 def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store, str]:
-    """The store, and the name of the first model that may add to it. Raises StoreError."""
+    """The store, and the name of the first model that may add to it.
+
+    Raises StoreError; of a store that another bundle filled it says how to carry it over to the default one.
+    """
     refused: SpaceMismatch | None = None
     for manifest in manifests:
         try:
@@ -140,12 +152,14 @@ def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store
         except SpaceMismatch as error:
             refused = refused or error
     assert refused is not None
-    raise refused
+    if settings.store == Path("milvus"):
+        raise refused
+    raise SpaceMismatch(f"{refused}\n{way_out(settings.store, settings.bundle)}")
 
 
 def _opened(settings: Settings, manifest: Manifest) -> Store:
     if settings.store != Path("milvus"):
-        return SqliteStore.open(settings.store, manifest)
+        return SqliteStore.open(settings.store, manifest, least_free_bytes=settings.least_free_bytes)
     token = None if settings.milvus_token is None else settings.milvus_token.get_secret_value()
     return MilvusStore.open(settings.milvus_uri, token, settings.milvus_timeout_s, manifest)
 
@@ -164,7 +178,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 closing.push_async_callback(asyncio.to_thread, tracing.close)
             closing.push_async_callback(store.close)
             models: dict[str, Model] = {}
-            limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+            limits = settings.limits.of_images
             for each in opened.models:
                 manifest = each.bundle.manifest
                 cache = open_cache(settings, manifest, metrics, models=len(opened.models))
@@ -197,7 +211,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 searcher,
                 tokens,
                 previewer if settings.previews else None,
-                Maps(store),
+                Maps(store, 0.9 * settings.request_deadline_s),  # before the request's own is over
                 metrics,
                 limiter,
                 opened.keys,
@@ -217,7 +231,9 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
         lifespan=lifespan,
         docs_url=None,  # both pages load their scripts from somebody else's server
         redoc_url=None,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         middleware=[
+            Middleware(Prefix, root_path=settings.root_path or ""),
             Middleware(SecurityHeaders),
             Middleware(Context, metrics=metrics, slow_s=settings.slow_request_s, tracing=tracing),
             *cors(settings),
@@ -234,13 +250,15 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 streamed={"/jobs": settings.max_job_bytes},
                 embedding={"/embed", "/v1/embeddings", "/classify"},
             ),
+            Middleware(Heads),
+            Middleware(Deadline, seconds=settings.request_deadline_s),
         ],
     )
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/playground", playground.Files())
-    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
+    app.openapi = functools.cache(lambda: openapi(app))  # type: ignore[method-assign]
     return app
 
 
@@ -303,7 +321,9 @@ REFUSALS: dict[int, dict[str, Any]] = {
 
 def openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's document, with the request bodies that `inputs.documented` describes and RFC 9457 errors."""
-    document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    document = get_openapi(
+        title=app.title, version=app.version, summary=app.summary, routes=app.routes, servers=app.servers or None
+    )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

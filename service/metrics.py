@@ -3,7 +3,6 @@
 No label holds what a client wrote: methods, routes, codes, models and modalities are all of a known few.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from math import nan
 from pathlib import Path
@@ -20,6 +19,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+
+from service.disk import free_bytes
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOWER = ("model", "modality")
@@ -228,15 +229,6 @@ class TowerMetrics:
 
     def opened(self) -> None:
         self._opened.inc()
-
-
-def free_bytes(path: Path) -> int | None:
-    """That an unprivileged process may still write there; None where the disk does not say."""
-    try:
-        disk = os.statvfs(path)
-    except OSError:
-        return None
-    return disk.f_bavail * disk.f_frsize
 
 
 def _bytes_in(path: Path) -> float:

@@ -1,4 +1,5 @@
-"""What every request passes through, outermost first: SecurityHeaders, Context, auth.Gate, Disconnects, BodyLimit."""
+"""What every request passes through, outermost first: Prefix, SecurityHeaders, Context, auth.Gate, Disconnects,
+BodyLimit, Heads."""
 
 import asyncio
 import logging
@@ -9,6 +10,7 @@ from collections.abc import Collection, Mapping, MutableMapping
 from contextlib import nullcontext
 from http import HTTPMethod
 from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urlsplit
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import tracing
-from service.errors import BodyTooLarge, Overloaded, reason, respond
+from service.errors import BodyTooLarge, Overloaded, UnsupportedBody, reason, respond
 from service.logs import caller, request_id
 from service.metrics import Metrics
 from service.timings import stages
@@ -31,7 +33,11 @@ log = logging.getLogger("service.requests")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _BODY_S, _BODY_RATE = 20.0, 10_000
-"""A body has so many seconds to come, and one more for every so many bytes that came."""
+"""A body may be waited for so many seconds, and one more, up to as many again, for every so many bytes that came."""
+_MOST_DIGITS = 20
+"""Of a length that can be meant."""
+_SELF_UNPACKED = frozenset({"gzip", "x-gzip"})
+"""What a route that is streamed to knows by its first bytes, whatever the headers say."""
 _TOO_MUCH = "too many large bodies are being read"
 CLIENT_GONE = 499
 _METHODS = frozenset(HTTPMethod)
@@ -147,6 +153,56 @@ def _draining(scope: Scope) -> bool:
     return services is not None and services.draining.is_set()
 
 
+class Prefix:
+    """Takes off the path that a proxy serves this under, where the proxy does not; and has a redirect lead to where the
+    client comes from: the server knows neither the proxy's scheme nor its name, nor its path but by `root_path`."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app, self.root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if self.root_path and scope["path"].startswith(f"{self.root_path}/"):
+            raw = scope["raw_path"].removeprefix(self.root_path.encode())
+            scope = {**scope, "path": scope["path"].removeprefix(self.root_path), "raw_path": raw}
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 307:
+                headers = MutableHeaders(scope=message)
+                headers["location"] = self._led(scope["path"], urlsplit(headers["location"]))
+            await send(message)
+
+        await self.app(scope, receive, sending)
+
+    def _led(self, path: str, to: SplitResult) -> str:
+        """To the same path with a slash at its end, or without: as seen from there, where it is not known whole."""
+        if self.root_path:
+            there = self.root_path + to.path
+        else:
+            last = to.path.rstrip("/").rpartition("/")[2]
+            there = f"./{last}/" if to.path.endswith("/") else "../" * (len(path) - len(path.rstrip("/"))) + last
+        return f"{there}?{to.query}" if to.query else there
+
+
+class Heads:
+    """Answers HEAD as GET; the protocol leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        asked = {**scope, "method": "GET"}
+        try:
+            await self.app(asked, receive, send)
+        finally:
+            scope["route"] = asked.get("route")  # for the log
+
+
 class SecurityHeaders:
     """What keeps a browser from taking an answer for something else; what is no JSON may be a page, and gets it all."""
 
@@ -208,8 +264,9 @@ class Disconnects:
 
 class BodyLimit:
     """413 past `limit` bytes: at once where Content-Length says so, else as soon as that many have come. 408 for a body
-    that does not come. 429 where the bodies of all requests under way would be more than `together`, or where
-    `refuse_if_full` raises Overloaded for a route that is named in `embedding`.
+    that does not come, 415 for one in a coding (Content-Encoding) that nobody takes off. 429 where the bodies of all
+    requests under way would be more than `together`, or where `refuse_if_full` raises Overloaded for a route that is
+    named in `embedding`.
 
     A route that is named in `streamed` has a limit of its own for what is no JSON: it keeps nothing of that in memory.
     """
@@ -234,12 +291,22 @@ class BodyLimit:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         streamed = kind != "application/json" and scope["path"] in self.streamed
         limit = self.streamed[scope["path"]] if streamed else self.limit
-        stated = headers.get("content-length", "")
-        if stated.isdecimal() and int(stated) > limit:
+        stated = stated_length(headers)
+        coded = headers.get("content-encoding", "").strip().lower() not in {"", "identity"} | (
+            _SELF_UNPACKED if streamed else set()
+        )
+        if coded and (stated or "transfer-encoding" in headers):
+            response = respond(
+                scope["path"], UnsupportedBody("a body with a Content-Encoding is not read: send it as it is")
+            )
+            response.headers["Accept-Encoding"] = "identity"
+            await refuse(response, scope, receive, send)
+            return
+        if stated is not None and stated > limit:
             response = respond(scope["path"], BodyTooLarge(f"the body is larger than {limit} bytes"))
             await refuse(response, scope, receive, send)
             return
-        held = int(stated) if stated.isdecimal() and not streamed else 0
+        held = 0 if streamed else stated or 0
         if self._held and self._held + held > self.together:
             await refuse(respond(scope["path"], Overloaded(_TOO_MUCH)), scope, receive, send)
             return
@@ -250,18 +317,21 @@ class BodyLimit:
                 await refuse(respond(scope["path"], full), scope, receive, send)
                 return
         seen, whole = 0, False
-        started = asyncio.get_running_loop().time()
+        patience_s = _BODY_S
 
         async def receiving() -> Message:
-            nonlocal seen, whole, held
+            nonlocal seen, whole, held, patience_s
             if whole:
                 return await receive()
+            began = time.monotonic()
             try:
-                async with asyncio.timeout_at(started + _BODY_S + seen / _BODY_RATE):
+                async with asyncio.timeout(patience_s):
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408, headers={"Connection": "close"}) from None
-            seen += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            seen += size
+            patience_s = max(0.0, min(_BODY_S, patience_s - (time.monotonic() - began) + size / _BODY_RATE))
             whole = not message.get("more_body", False)
             if seen > limit:
                 # FastAPI lets an HTTPException through while it reads a body, and hides any other.
@@ -278,6 +348,12 @@ class BodyLimit:
             await self.app(scope, receiving, send)
         finally:
             self._held -= held
+
+
+def stated_length(headers: Headers) -> int | None:
+    """What Content-Length says, in bytes; None where it says nothing. Python reads no number of thousands of digits."""
+    digits = headers.get("content-length", "")
+    return int(digits.lstrip("0")[:_MOST_DIGITS] or "0") if digits.isdecimal() else None
 
 
 async def refuse(response: Response, scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.batcher import Budget
-from service.contract.audio import AudioLimits, decode_audio
+from service.contract.audio import hear
 from service.contract.bundle import Bundle, BundleError, Modality
 from service.contract.errors import InputError
-from service.contract.images import ImageLimits, ImagePreprocessing, preprocess_image, read_image
+from service.contract.images import ImagePreprocessing, preprocess_image, see_image
 from service.contract.sounds import AudioPreprocessing, Sound
 from service.contract.tokens import Role, TextPreprocessing, TextTokenizer, Tokens, pad_tokens
 from service.settings import Settings
@@ -45,6 +45,8 @@ class Prepared:
     """In the unit of the modality's budget: 1 image, milliseconds of sound, or tokens."""
     tokens: int = 0
     truncated: bool = False
+    unknown: float = 0.0
+    """As contract.tokens.Tokens has it."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +70,23 @@ def handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling
         case AudioPreprocessing():
             return _sounds(preprocessing, settings)
         case TextPreprocessing():
-            path = bundle.path / preprocessing.tokenizer
-            try:
-                return _texts(TextTokenizer(path, preprocessing), preprocessing, settings)
-            except ValueError as error:
-                raise BundleError(f"{path}: {error}") from None
+            with bundle.checked(preprocessing.tokenizer) as path:
+                try:
+                    tokenizer = TextTokenizer(path, preprocessing)
+                except ValueError as error:
+                    raise BundleError(f"{bundle.path / preprocessing.tokenizer}: {error}") from None
+            return _texts(tokenizer, preprocessing, settings)
 
 
 def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
-    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+    limits = settings.limits.of_images
 
     def prepare(content: Content) -> Prepared:
         if isinstance(content, np.ndarray):
             return Prepared(content, size=1)
         assert isinstance(content, bytes)
-        return Prepared(read_image(content, spec, limits), size=1)
+        seen = see_image(content, spec, limits)
+        return Prepared(seen.pixels, size=1, truncated=seen.cut)
 
     def collate(pixels: Sequence[NDArray[np.float32]]) -> Arrays:
         return dict(zip(spec.inputs, (np.stack(pixels),), strict=True))
@@ -93,22 +97,17 @@ def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
 
 
 def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
-    limits = AudioLimits(
-        settings.max_audio_bytes,
-        settings.max_audio_seconds,
-        settings.max_audio_decoded_bytes,
-        settings.max_audio_channels,
-    )
+    limits = settings.limits.of_sounds
 
-    def prepared(waveform: NDArray[np.float32]) -> Prepared:
-        sound = spec.prepare(waveform)
-        return Prepared(sound, size=spec.milliseconds(sound))
+    def prepared(sound: Sound, cut: bool = False) -> Prepared:
+        return Prepared(sound, size=spec.milliseconds(sound), truncated=cut)
 
     def prepare(content: Content) -> Prepared:
         if isinstance(content, np.ndarray):
-            return prepared(content)
+            return prepared(spec.prepare(content))
         assert isinstance(content, bytes)
-        return prepared(decode_audio(content, spec.sampling_rate, limits))
+        heard = hear(content, spec.sampling_rate, limits, spec.prepare_blocks)
+        return prepared(heard.value, heard.cut)
 
     def collate(sounds: Sequence[Sound]) -> Arrays:
         return dict(zip(spec.inputs, spec.collate(sounds), strict=True))
@@ -116,7 +115,7 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
     seconds = np.arange(spec.sampling_rate // 2) / spec.sampling_rate
     tone = (0.1 * np.sin(2 * np.pi * 440.0 * seconds)).astype(np.float32)
     budget = Budget(round(1_000 * settings.batch_audio_seconds), spec.padded, near=_NEAR_MS)
-    return Handling(prepare, collate, lambda _: budget, prepared(tone))
+    return Handling(prepare, collate, lambda _: budget, prepared(spec.prepare(tone)))
 
 
 def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings) -> Handling:
@@ -127,10 +126,11 @@ def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings
             unit = "characters" if isinstance(given, str) else "token ids"
             raise InputError(f"the text is longer than {settings.max_text_chars} {unit}")
         if isinstance(content, Text):
-            tokens = tokenizer.encode(spec.prefixed(content.text, content.role))
+            tokens = tokenizer.encode(content.text, spec.prefix(content.role))
         else:
             tokens = tokenizer.accept(content)
-        return Prepared(tokens, size=len(tokens.ids), tokens=len(tokens.ids), truncated=tokens.truncated)
+        length = len(tokens.ids)
+        return Prepared(tokens, size=length, tokens=length, truncated=tokens.truncated, unknown=tokens.unknown)
 
     def collate(texts: Sequence[Tokens]) -> Arrays:
         return dict(zip(spec.inputs, pad_tokens(texts, spec.pad_id), strict=True))

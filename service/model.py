@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.classify import Classifier
-from service.contract.bundle import Bundle, BundleError, Manifest, Modality, read_bundle
+from service.contract.bundle import Bundle, BundleError, Manifest, Modality
 from service.pipeline import Embedder
 from service.towers import TowerError
+from service.workers import OwnThread
 
 log = logging.getLogger(__name__)
+
+_READING_S = 600.0
+"""For a bundle on a disk that hardly answers."""
 
 
 class ReloadRefused(RuntimeError):
@@ -24,6 +28,7 @@ class Model:
     embedder: Embedder
     classifier: Classifier
     _reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _reading: OwnThread = field(default_factory=lambda: OwnThread("bundle"))
 
     @property
     def bundle(self) -> Bundle:
@@ -46,11 +51,13 @@ class Model:
         """
         async with self._reloading:
             try:
-                bundle = await asyncio.to_thread(read_bundle, self.path, self.bundle.signers)
+                bundle = await self._reading.run(self.bundle.read_again, _READING_S)
                 _check_same(self.manifest, bundle)
                 await self.embedder.replace(bundle)
             except (BundleError, TowerError, ValueError) as error:
                 raise ReloadRefused(f"{self.path} is not reloaded: {error}") from error
+            except TimeoutError:
+                raise ReloadRefused(f"{self.path} is not reloaded: its disk does not answer") from None
             return bundle.manifest
 
 
@@ -59,7 +66,7 @@ def _check_same(served: Manifest, bundle: Bundle) -> None:
     if there.space != served.space:
         raise BundleError(
             f"it is of the space {there.space}, and {served.space} is served: stored vectors would not fit it; "
-            "restart the server to serve another space"
+            "restart the server to serve another space, and it says how its store is carried over"
         )
     if there.name != served.name:
         raise BundleError(

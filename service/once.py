@@ -18,3 +18,33 @@ class OneAtATime(Generic[Outcome]):
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(work())
         return await asyncio.shield(self._task)
+
+
+class Shared(Generic[Outcome]):
+    """Work that is begun at once, that many may wait for, and that is given up when the last of them goes away."""
+
+    def __init__(self, work: Coroutine[Any, Any, Outcome]) -> None:
+        self.task = asyncio.create_task(work)
+        self._waiting = 0
+        # Seen, whoever is there to raise it.
+        self.task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody may begin to wait for it any more."""
+        return self.task.done() or self.task.cancelling() > 0
+
+    async def outcome(self, wait_s: float | None = None) -> Outcome:
+        """What the work gives or raises. Raises TimeoutError after `wait_s`, and the work then goes on all the same."""
+        self._waiting += 1
+        late = False
+        try:
+            async with asyncio.timeout(wait_s):
+                return await asyncio.shield(self.task)
+        except TimeoutError:
+            late = True
+            raise
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not late:
+                self.task.cancel()

@@ -83,12 +83,16 @@ class Embedded:
     cached: bool
     tokens: int = 0
     """That a text has, special tokens included; 0 for media."""
+    unknown: float = 0.0
+    """The share of a text's tokens that the tokenizer does not know (contract.tokens.Tokens)."""
     moments: tuple[Moment, ...] = ()
-    """Of a video, which is handled as images are, or as sounds where it has no picture."""
+    """Of a video, and of a long sound that is going to be stored."""
+    video: bool = False
+    """It is handled as images are, or as sounds where it has no picture."""
 
     @property
     def kind(self) -> StoredModality:
-        return "video" if self.moments else self.modality
+        return "video" if self.video else self.modality
 
 
 @dataclass
@@ -127,7 +131,7 @@ class Embedder:
     ) -> None:
         self.bundle = bundle
         self._cache, self._metrics, self.deadline_s = cache, metrics, settings.request_deadline_s
-        self._capacity, self._limits = settings.queue_inputs, settings.limits
+        self._capacity, self.limits = settings.queue_inputs, settings.limits
         self._decode_workers = settings.decode_workers
         self.video_limits = VideoLimits(
             settings.max_video_bytes,
@@ -136,6 +140,8 @@ class Embedder:
             settings.max_audio_channels,
             settings.video_frames,
         )
+        self.long_sounds = {True: asyncio.Semaphore(1), False: asyncio.Semaphore(max(1, settings.decode_workers // 2))}
+        """Sounds that are in memory while their moments are embedded; those in the background by themselves."""
         self._pool = Workers("decode", settings.decode_workers)
         self._flights: dict[str, _Flight] = {}
         self._making: set[asyncio.Task[None]] = set()
@@ -182,7 +188,7 @@ class Embedder:
         if meter is None or meter.units <= {"requests"}:
             return
         measured = meter.units & {"pixels", "seconds"} and any(isinstance(each, Media) for each in inputs)
-        costs = await self.in_worker(lambda: costs_of(inputs, self._limits)) if measured else costs_of(inputs, None)
+        costs = await self.in_worker(lambda: costs_of(inputs, self.limits)) if measured else costs_of(inputs, None)
         await meter.take(costs)
 
     async def canary(self, modality: Modality) -> None:
@@ -246,7 +252,9 @@ class Embedder:
             if isinstance(each, InputError):
                 results.append(each)
             else:
-                results.append(Embedded(each.vector, modality_of(given), each.truncated, key in known, each.tokens))
+                results.append(
+                    Embedded(each.vector, modality_of(given), each.truncated, key in known, each.tokens, each.unknown)
+                )
         return results
 
     async def _keys(self, inputs: Sequence[Input]) -> list[str]:
@@ -317,7 +325,7 @@ class Embedder:
                         chunk = [each for each in chunk if not each[1].result.done()]  # who gave up meanwhile
                         with timed("decode") as took:
                             prepared = await self._prepared(engine.handling.prepare, [each for each, _ in chunk])
-                        channel.decoded(took())
+                        channel.decoded(took(), len(chunk))
                         for (_, flight), ready in zip(chunk, prepared, strict=True):
                             if isinstance(ready, InputError):
                                 flight.land(ready)
@@ -373,7 +381,7 @@ def _couple(flight: _Flight, answer: "asyncio.Future[Answer]", prepared: Prepare
             return
         vector = given.vector.copy()  # of one row: the cache shall not keep the whole batch
         vector.setflags(write=False)
-        flight.land(Entry(vector, prepared.truncated, prepared.tokens))
+        flight.land(Entry(vector, prepared.truncated, prepared.tokens, prepared.unknown))
 
     answer.add_done_callback(land)
     flight.result.add_done_callback(lambda result: answer.cancel() if result.cancelled() else None)

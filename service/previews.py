@@ -7,7 +7,7 @@ two kinds whatever was sent.
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import anyio
@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from service.contract.audio import AudioLimits, decode_audio
+from service.contract.audio import AudioLimits, hear
 from service.contract.errors import InputError
 from service.contract.images import ImageLimits, decode_image
 from service.contract.sounds import Waveform
@@ -39,7 +39,7 @@ _FADE = 0.05
 
 def preview_image(data: bytes, limits: ImageLimits) -> Preview:
     """An image file → a WebP that fits into SIDE × SIDE. Raises InputError as decode_image does."""
-    picture = decode_image(data, limits)
+    picture = decode_image(data, limits, enough=2 * SIDE)
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     # Pillow carries what it has read of a file from picture to picture, and its writers put some of it into theirs.
     plain = Image.frombytes("RGB", picture.size, picture.tobytes())
@@ -50,16 +50,26 @@ def preview_image(data: bytes, limits: ImageLimits) -> Preview:
 
 def preview_audio(data: bytes, limits: AudioLimits) -> Preview:
     """A sound file → its first SECONDS as a mono MP3, and its waveform. Raises InputError as decode_audio does."""
-    samples = decode_audio(data, _RATE, limits)
-    kept = samples[: int(SECONDS * _RATE)].copy()
-    if len(kept) < len(samples):
+    kept, whole = hear(data, _RATE, limits, _beginning).value
+    if len(kept) < whole:
         fade = int(_FADE * _RATE)
         kept[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
     kept /= max(1.0, float(np.abs(kept).max(initial=0.0)))  # float files may be louder than full scale
     written = io.BytesIO()
     soundfile.write(written, kept, _RATE, format="MP3", bitrate_mode="VARIABLE", compression_level=0.7)
-    about = {"seconds": round(len(kept) / _RATE, 2), "whole_seconds": round(len(samples) / _RATE, 2)}
+    about = {"seconds": round(len(kept) / _RATE, 2), "whole_seconds": round(whole / _RATE, 2)}
     return Preview("audio/mpeg", written.getvalue(), {**about, "peaks": peaks(kept)})
+
+
+def _beginning(blocks: Iterator[Waveform], about: int) -> tuple[Waveform, int]:
+    """The first SECONDS of a sound, and how many samples there are."""
+    most, whole = int(SECONDS * _RATE), 0
+    kept: list[Waveform] = []
+    for block in blocks:
+        if whole < most:
+            kept.append(block[: most - whole].copy())
+        whole += len(block)
+    return np.concatenate([*kept, np.zeros(0, np.float32)]), whole
 
 
 def peaks(samples: Waveform) -> list[int]:
@@ -75,10 +85,7 @@ class Previewer:
 
     def __init__(self, embedder: Embedder, limits: Limits) -> None:
         self._embedder = embedder
-        self._images = ImageLimits(limits.image_bytes, limits.image_pixels)
-        self._sounds = AudioLimits(
-            limits.audio_bytes, limits.audio_seconds, limits.audio_decoded_bytes, limits.audio_channels
-        )
+        self._images, self._sounds = limits.of_images, limits.of_sounds
 
     async def previews(self, media: Sequence[Media]) -> list[Preview | None]:
         """One for each, in order; None for what could not be made, which is no reason to refuse an item."""

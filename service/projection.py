@@ -11,20 +11,26 @@ principal components alone, 41 % by scikit-learn's t-SNE, which takes four times
 """
 
 import asyncio
+import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.vectors import Vectors
+from service.errors import DeadlineExceeded, NotReady, Overloaded
+from service.once import Shared
 from service.store import Item, Store
+from service.workers import Workers, stop_if_abandoned
 
 MOST_POINTS = 5_000
+"""Of a map, whatever part of it is asked for: so there is one map of what a collection holds."""
 _KEPT = 4
-"""Maps that are remembered."""
+"""Collections whose maps are remembered."""
 _KEYS = 32
 
 _FEWEST = 24
@@ -44,14 +50,31 @@ Places = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Point:
+    """An item on a map."""
+
+    id: str
+    modality: str
+    labels: Mapping[str, str]
+    """By metadata key."""
+
+
+@dataclass(frozen=True)
 class Map:
-    items: Sequence[Item]
+    points: Sequence[Point]
     places: Places
     """(N, 2), each within -1 and 1."""
     count: int
     """Of items in the collection, of which the map has a sample."""
     keys: Sequence[str]
     """Of the metadata, those that label points, most frequent first."""
+
+    def of_at_most(self, limit: int) -> "Map":
+        """The map of a sample of its points, the same ones each time, where there are more."""
+        if limit >= len(self.points):
+            return self
+        chosen = np.sort(np.random.default_rng(0).choice(len(self.points), limit, replace=False))
+        return replace(self, points=[self.points[place] for place in chosen.tolist()], places=self.places[chosen])
 
 
 def layout(vectors: Vectors, groups: Sequence[str], seed: int = 0) -> Places:
@@ -126,6 +149,7 @@ def _settled(
     degree = np.bincount(heads, weights, count) + np.bincount(tails, weights, count)
     each = np.repeat(np.arange(count), _PUSHES)
     for step in range(_STEPS):
+        stop_if_abandoned()
         between = places[heads] - places[tails]
         square = np.maximum((between**2).sum(axis=1), 1e-12)
         strength = 2 * _A * _B * square ** (_B - 1) / (1 + _A * square**_B) * weights
@@ -143,36 +167,90 @@ def _settled(
     return places
 
 
-class Maps:
-    """Maps of a store's collections, each made once for what the store holds."""
+@dataclass(frozen=True)
+class _Making:
+    collection: str
+    version: str
+    made: Shared[Map]
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._made: dict[tuple[str, int], tuple[str, asyncio.Task[Map]]] = {}
+
+class Maps:
+    """Maps of a store's collections: one is made at a time, in a thread of its own, once for what the store holds.
+
+    It is given up when the last who waits for it goes away. Who has waited for `wait_s` is answered with
+    DeadlineExceeded, and then it is made all the same, for who asks again.
+    """
+
+    def __init__(self, store: Store, wait_s: float | None = None) -> None:
+        self._store, self._wait_s = store, wait_s
+        self._thread = Workers("map")
+        self._made: dict[str, tuple[str, Map]] = {}
+        self._making: _Making | None = None
+        self._seconds = 1.0
+        """That the last map took."""
+        self._closed = False
 
     async def map(self, collection: str, limit: int) -> Map:
-        """Of at most `limit` items, the same ones until something is written. Raises NotFound."""
-        version, key = await self._store.version(collection), (collection, limit)
-        held, task = self._made.get(key, ("", None))
-        if task is None or held != version or (task.done() and (task.cancelled() or task.exception())):
-            task = asyncio.create_task(self._make(collection, limit))
-            self._made.pop(key, None)
-            self._made[key] = version, task
-            while len(self._made) > _KEPT:
-                self._made.pop(next(iter(self._made)))
-        return await asyncio.shield(task)  # others may wait for it too
+        """Of at most `limit` items, the same ones until something is written.
 
-    async def _make(self, collection: str, limit: int) -> Map:
-        items, count = await self._store.sample(collection, limit)
-        return await asyncio.to_thread(_mapped, items, count)
+        Raises NotFound, Overloaded while another map is being made, DeadlineExceeded, and NotReady after close.
+        """
+        version = await self._store.version(collection)
+        held, made = self._made.get(collection, (None, None))
+        if made is None or held != version:
+            made = await self._awaited(collection, version)
+        return made.of_at_most(limit)
+
+    def close(self) -> None:
+        """Answer who waits for a map with NotReady."""
+        self._closed = True
+        if self._making is not None:
+            self._making.made.task.cancel()
+        self._thread.close(wait=False)
+
+    async def _awaited(self, collection: str, version: str) -> Map:
+        making = self._making
+        if making is None or making.made.given_up:
+            making = self._making = _Making(collection, version, Shared(self._make(collection, version)))
+        elif (making.collection, making.version) != (collection, version):
+            raise Overloaded(
+                "another map is being made, and they are made one at a time",
+                retry_after_s=max(1, math.ceil(self._seconds)),
+            )
+        try:
+            return await making.made.outcome(self._wait_s)
+        except TimeoutError:
+            raise DeadlineExceeded("the map is still being made: ask for it again in a while") from None
+
+    async def _make(self, collection: str, version: str) -> Map:
+        began = time.monotonic()
+        try:
+            items, count = await self._store.sample(collection, MOST_POINTS)
+            made = await self._thread.run(lambda: _mapped(items, count))
+        except asyncio.CancelledError:
+            if self._closed:
+                raise NotReady("the server is shutting down") from None
+            raise
+        self._seconds = time.monotonic() - began
+        self._made.pop(collection, None)
+        self._made[collection] = version, made
+        while len(self._made) > _KEPT:
+            self._made.pop(next(iter(self._made)))
+        return made
 
 
 def _mapped(items: Sequence[Item], count: int) -> Map:
     vectors = [item.vector for item in items if item.vector is not None]
     stacked = np.stack(vectors) if vectors else np.empty((0, 2), np.float32)
     places = layout(stacked, [item.modality for item in items])
-    found = Counter(key for item in items for key in item.metadata if label(item.metadata, key) is not None)
-    return Map(items, places, count, [key for key, _ in found.most_common(_KEYS)])
+    points = [Point(item.id, item.modality, _labels(item.metadata)) for item in items]
+    found = Counter(key for point in points for key in point.labels)
+    return Map(points, places, count, [key for key, _ in found.most_common(_KEYS)])
+
+
+def _labels(metadata: Mapping[str, object]) -> dict[str, str]:
+    labels = ((key, label(metadata, key)) for key in metadata)
+    return {key: text for key, text in labels if text is not None}
 
 
 def label(metadata: Mapping[str, object], key: str) -> str | None:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.vectors import Vectors
+from service.workers import stop_if_abandoned
 
 FUSION_K = 60
 """Of reciprocal rank fusion, as Cormack, Clarke and Büttcher (SIGIR 2009) chose it."""
@@ -31,6 +32,7 @@ def distinct(vectors: Vectors, similarity: float) -> list[int]:
     kept: list[int] = []
     held = np.empty_like(vectors)
     for place, vector in enumerate(vectors):
+        stop_if_abandoned()
         if not kept or float((held[: len(kept)] @ vector).max()) < similarity - _ROUNDING:
             held[len(kept)] = vector
             kept.append(place)
@@ -47,6 +49,7 @@ def diverse(relevance: NDArray[np.floating], vectors: Vectors, trade: float, cou
     nearest = np.zeros(len(vectors))
     taken: list[int] = []
     while len(taken) < min(count, len(vectors)):
+        stop_if_abandoned()
         gain = trade * relevance - (1 - trade) * nearest if taken else relevance
         best = int(np.argmax(np.where(left, gain, -np.inf)))
         taken.append(best)

@@ -4,19 +4,19 @@ A query may be any input, a vector, a stored item, or a weighted sum of these. W
 of the store; with one, candidates come from the store and are put in order here.
 """
 
-import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service import moments
 from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
 from service.errors import InputFailed, InvalidRequest
-from service.inputs import embed_inputs, to_inputs
+from service.fair import FairSemaphore
+from service.inputs import embed_inputs, to_inputs, unknown_warning
 from service.late_interaction import heat, maxsim, transport
 from service.pipeline import Embedded, Embedder
 from service.ranking import distinct, diverse, fuse
@@ -36,6 +36,7 @@ from service.schemas.search import (
     words_of,
 )
 from service.store import Effort, Filter, Hit, Item, Moment, Store
+from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
 from service.timings import timed
 from service.token_vectors import TokenEmbedder
 from service.videos import Video
@@ -44,7 +45,11 @@ _CANCELLED = 1e-6
 """Length of a sum of unit vectors (the largest weight scaled to 1) below which its direction is rounding noise."""
 _DEEPEST = 4_000
 """Candidates of one query that are looked at, at most, for enough that are no repetitions."""
-_STORED = ("image", "audio", "text", "vector", "video")
+_AT_ONCE = 8
+"""Queries whose candidates are put in order: twice what the store reads at once. More would only take memory, and turns
+of the event loop."""
+_TOGETHER = 32
+"""Queries that the store is asked at once: between them others have their turn."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Result:
     item: Item
     score: float
     moment: Moment | None = None
-    """Of a video."""
+    """Of a video or a long sound."""
     explanation: Mapping[str, Any] | None = None
 
 
@@ -118,6 +123,7 @@ class Searcher:
         self._embedder = embedder
         self._store = store
         self._tokens = tokens
+        self._places = FairSemaphore(_AT_ONCE)
 
     async def search(
         self,
@@ -132,34 +138,44 @@ class Searcher:
         explain: bool = False,
         with_vector: bool = False,
         field: str = "queries",
+        warn: Callable[[str], None] | None = None,
     ) -> list[list[Result]]:
-        """The `top_k` best items for each query, best first.
+        """The `top_k` best items for each query, best first. `warn` is told of queries that the model hardly knows.
 
         Raises NotFound (collection, or an id in a query), InvalidRequest (an ordering that this bundle or collection
         does not allow) and InputFailed; `field` is what the request calls the queries: "query" where there is only one.
         """
-        asked = await self._asked(queries, collection, field)
+        asked = await self._asked(queries, collection, field, warn)
         ordering = ordering or Ordering()
         scope = _Scope(collection, modalities, filter, effort)
         if ordering == Ordering() and not explain:
             found = await self._nearest(asked, top_k, scope, with_vector=with_vector)
             return [[Result(hit.item, hit.score, hit.moment) for hit in hits] for hits in found]
+        return await self._ordered(asked, scope, ordering, top_k, explain, field)
+
+    async def _ordered(
+        self, asked: Sequence[_Asked], scope: _Scope, ordering: Ordering, top_k: int, explain: bool, field: str
+    ) -> list[list[Result]]:
         strength = ordering.correction or 0.0
         if strength and not self._embedder.manifest.means:
             raise InvalidRequest("correction: this bundle has no means of its modalities")
-        token_vectors = await self._query_tokens(asked, collection, field) if ordering.rerank else None
+        token_vectors = await self._query_tokens(asked, scope.collection, field) if ordering.rerank else None
         pools = [each.pool for each in (ordering.rerank, ordering.diversity) if each is not None]
         wanted = max(top_k, *pools, FUSED if ordering.keywords else 0, 1)
         depth = min(2 * wanted, _DEEPEST) if ordering.deduplicate else wanted
         first = await self._candidates(asked, depth, scope, strength)
         results = []
         for position, each in enumerate(asked):
-            chosen = await self._chosen(each, first[position], depth, wanted, scope, ordering)
-            if ordering.rerank and token_vectors:
-                with timed("rerank"):
-                    await self._rerank(chosen, token_vectors[position], each, collection, ordering.rerank, explain)
-            if ordering.diversity:
-                chosen = await asyncio.to_thread(_diversified, chosen, ordering.diversity, top_k)
+            async with self._places:  # for each query anew: between two of them others have their turn
+                chosen = await self._chosen(each, first[position], depth, wanted, scope, ordering)
+                if ordering.rerank and token_vectors:
+                    with timed("rerank"):
+                        await self._rerank(
+                            chosen, token_vectors[position], each, scope.collection, ordering.rerank, explain
+                        )
+                if ordering.diversity:
+                    diversifying = partial(_diversified, chosen, ordering.diversity, top_k)
+                    chosen = await self._embedder.in_worker(diversifying)
             results.append(
                 [
                     Result(one.item, one.score, one.moment, _explanation(one, each, ordering) if explain else None)
@@ -169,21 +185,30 @@ class Searcher:
         return results
 
     async def _nearest(
-        self, asked: Sequence[_Asked], depth: int, scope: _Scope, *, with_vector: bool
+        self, asked: Sequence[_Asked], depth: int, scope: _Scope, *, with_vector: bool, by_modality: bool = False
     ) -> list[list[Hit]]:
-        own = [each.own for each in asked]
+        found: list[list[Hit]] = []
+        size = 0
         with timed("index"):
-            return await moments.search(
-                self._store,
-                scope.collection,
-                np.stack([each.vector for each in asked]),
-                depth,
-                modalities=scope.modalities,
-                filter=scope.filter,
-                leave_out=own if any(own) else None,
-                with_vector=with_vector,
-                effort=scope.effort,
-            )
+            for start in range(0, len(asked), _TOGETHER):
+                some = asked[start : start + _TOGETHER]
+                own = [each.own for each in some]
+                hits = await self._store.search(
+                    scope.collection,
+                    np.stack([each.vector for each in some]),
+                    depth,
+                    modalities=scope.modalities,
+                    filter=scope.filter,
+                    leave_out=own if any(own) else None,
+                    with_vector=with_vector,
+                    effort=scope.effort,
+                    by_modality=by_modality,
+                )
+                size += sum(hit.item.size for one in hits for hit in one)
+                if size > MOST_FOUND_BYTES:
+                    raise InvalidRequest(TOO_MUCH_FOUND)
+                found += hits
+        return found
 
     async def _candidates(
         self, asked: Sequence[_Asked], depth: int, scope: _Scope, strength: float
@@ -192,27 +217,21 @@ class Searcher:
 
         The correction is the same for all items of a modality, so that the best of each modality hold the best of all.
         """
-        if not strength:
-            found = await self._nearest(asked, depth, scope, with_vector=True)
-            return [[_Candidate(hit.item, hit.score, moment=hit.moment) for hit in hits] for hits in found]
-        modalities = [each for each in _STORED if scope.modalities is None or each in scope.modalities]
-        by_modality = await asyncio.gather(
-            *(self._nearest(asked, depth, replace(scope, modalities=[each]), with_vector=True) for each in modalities)
-        )
-        merged = []
-        for position, each in enumerate(asked):
-            candidates = [
-                _Candidate(hit.item, hit.score, self._correction(each, modality, strength), moment=hit.moment)
-                for modality, found in zip(modalities, by_modality, strict=True)
-                for hit in found[position]
+        # In one search: an item whose modality changes between two of them would be in neither, or in both.
+        found = await self._nearest(asked, depth, scope, with_vector=True, by_modality=bool(strength))
+        candidates = [
+            [
+                _Candidate(hit.item, hit.score, self._correction(each, hit.item.modality, strength), moment=hit.moment)
+                for hit in hits
             ]
-            merged.append(sorted(candidates, key=lambda one: -one.corrected)[:depth])
-        return merged
+            for each, hits in zip(asked, found, strict=True)
+        ]
+        return [sorted(each, key=lambda one: -one.corrected)[:depth] for each in candidates] if strength else candidates
 
     def _correction(self, asked: _Asked, modality: str, strength: float) -> float:
         of = "image" if modality == "video" else modality
         mean = next((held for name, held in self._embedder.manifest.means.items() if name == of), None)
-        return 0.0 if mean is None else strength * float(asked.vector @ np.asarray(mean, np.float32))
+        return 0.0 if mean is None or not strength else strength * float(asked.vector @ np.asarray(mean, np.float32))
 
     async def _chosen(
         self,
@@ -237,7 +256,7 @@ class Searcher:
             similarity = ordering.deduplicate
             if candidates:
                 stacked = np.stack([one.vector for one in candidates])
-                kept = await asyncio.to_thread(distinct, stacked, similarity)
+                kept = await self._embedder.in_worker(partial(distinct, stacked, similarity))
                 candidates = [candidates[place] for place in kept]
             if len(candidates) >= wanted or exhausted or depth >= _DEEPEST:
                 return candidates[:wanted]
@@ -312,7 +331,7 @@ class Searcher:
                 one.score = (1 - rerank.weight) * one.corrected + rerank.weight * alike
             candidates.sort(key=lambda one: -one.score)
 
-        await asyncio.to_thread(work)
+        await self._embedder.in_worker(work)
 
     async def _query_tokens(self, asked: Sequence[_Asked], collection: str, field: str) -> list[list[Vectors]]:
         """For each query the token vectors (N, D) of each of its parts."""
@@ -343,12 +362,14 @@ class Searcher:
             found[position].append(result)
         return found
 
-    async def _asked(self, queries: Sequence[Query], collection: str, field: str) -> list[_Asked]:
+    async def _asked(
+        self, queries: Sequence[Query], collection: str, field: str, warn: Callable[[str], None] | None
+    ) -> list[_Asked]:
         """Every query as one unit vector, and as those of its parts."""
         flat = [(position, part) for position, query in enumerate(queries) for part in parts(query)]
         ids = [part.id for _, part in flat if isinstance(part, IdQuery)]
         stored = await self._store.vectors(collection, ids)
-        embedded = iter(await embed_inputs(self._embedder, _inputs(flat)))
+        embedded = iter(await embed_inputs(self._embedder, _inputs(flat), admit_unknown=True))
         found: list[list[Vectors]] = [[] for _ in queries]
         for position, part in flat:
             result: Embedded | Vectors | InputError
@@ -358,6 +379,9 @@ class Searcher:
                 result = stored[part.id]
             else:
                 result = next(embedded)
+                for warning in unknown_warning(field if field == "query" else f"{field}[{position}]", result):
+                    if warn is not None:
+                        warn(warning)
             if isinstance(result, InputError):
                 raise InputFailed(None if field == "query" else position, result, field=field)
             found[position].append(result.vector if isinstance(result, Embedded) else result)
@@ -392,7 +416,7 @@ def _diversified(candidates: list[_Candidate], diversity: Diversity, count: int)
 
 
 def _nearer(asked: _Asked, one: _Candidate) -> Vectors:
-    """What the similarity is of: the item, or a video's moment."""
+    """What the similarity is of: the item, or the moment of a video or a sound."""
     if one.moment is None or one.moment.vector is None:
         return one.vector
     return max(one.vector, one.moment.vector, key=lambda vector: float(asked.vector @ vector))

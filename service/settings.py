@@ -9,7 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.contract.bundle import MODALITIES, Modality
+from service.contract.audio import AudioLimits
+from service.contract.bundle import MODALITIES, Bundle, Modality, read_bundle
+from service.contract.images import ImageLimits
 from service.contract.signature import SignatureError, public_key
 from service.providers import Gpus
 
@@ -25,16 +27,29 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    body_bytes: int = 20_000_000
-    image_bytes: int = 10_000_000
+    body_bytes: int = 64_000_000
+    image_bytes: int = 25_000_000
     image_pixels: int = 40_000_000
-    audio_bytes: int = 25_000_000
-    audio_seconds: float = 600.0
-    audio_decoded_bytes: int = 256 * 2**20
+    audio_bytes: int = 45_000_000
+    audio_seconds: float = 1_800.0
+    audio_decoded_bytes: int = 2**30
     audio_channels: int = 8
     text_chars: int = 32_000
     inputs: int = 256
     top_k: int = 1_000
+
+    @property
+    def openai_inputs(self) -> int:
+        """By default the 2,048 that OpenAI's endpoint takes, and that clients fill."""
+        return 8 * self.inputs
+
+    @property
+    def of_images(self) -> ImageLimits:
+        return ImageLimits(self.image_bytes, self.image_pixels)
+
+    @property
+    def of_sounds(self) -> AudioLimits:
+        return AudioLimits(self.audio_bytes, self.audio_seconds, self.audio_decoded_bytes, self.audio_channels)
 
 
 class Settings(BaseSettings):
@@ -47,6 +62,12 @@ class Settings(BaseSettings):
     bundle_signers: Annotated[tuple[Path, ...], NoDecode] = ()
     """PEM files of Ed25519 public keys, separated by commas: only bundles that one of them signed are served
     (`python -m training sign`). Unset, unsigned ones are too."""
+    model_aliases: Annotated[tuple[str, ...], NoDecode] = ()
+    """Other names for models, as ALIAS=NAME, separated by commas: `text-embedding-3-small=starter` for a client whose
+    model cannot be chosen."""
+    licences: Literal["any", "commercial"] = "any"
+    """commercial: a bundle is refused unless the licences of all its parts (data sets and encoders) allow commercial
+    use; what is not known counts as not allowed."""
     modalities: Annotated[tuple[Modality, ...], NoDecode] = MODALITIES
     """The towers to load, of those that a bundle has; separated by commas."""
     unload_idle_s: float | None = Field(default=None, gt=0)
@@ -67,6 +88,8 @@ class Settings(BaseSettings):
     """The address to listen at; 0.0.0.0 is every address of this machine."""
     port: int = Field(default=8000, ge=0, le=65_535)
     """0 picks a free port."""
+    root_path: str | None = Field(default=None, pattern=r"^(/[A-Za-z0-9._~-]+)+$")
+    """The path that a proxy serves this under, such as /isthmus, whether it takes it off or not."""
     device: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
     """auto: CUDA where ONNX Runtime has it and it works, else the CPU. The others are insisted on."""
     gpus: Annotated[tuple[int, ...], NoDecode] = (0,)
@@ -92,7 +115,8 @@ class Settings(BaseSettings):
     trace_share: float = Field(default=1.0, ge=0, le=1)
     """Of the requests that bring no trace of their own; the others are traced as their `traceparent` says."""
     min_free_bytes: int = Field(default=256 * 2**20, ge=0)
-    """Of the disk that holds the store; with less, /readyz names it, and goes on to be ready."""
+    """Of the disks that hold the store and the jobs. Uploads of jobs stop there, items and label sets at half of it,
+    with 503; deletes go on. With less, /readyz names it, and goes on to be ready."""
 
     keys: Path | None = None
     """The file of API keys that `python -m service keys` writes. Unset, whoever reaches the port may read and write."""
@@ -129,20 +153,23 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(default=256 * 2**20, ge=0)
     """Of the in-process cache, used where there is no Redis."""
 
-    max_body_bytes: int = Field(default=20_000_000, gt=0)
+    max_body_bytes: int = Field(default=64_000_000, gt=0)
     """Of one request; past it, 413."""
     max_bodies_bytes: int = Field(default=400_000_000, gt=0)
     """Of all requests that are being read or answered, together; past it, 429 before a body is read."""
-    max_image_bytes: int = Field(default=10_000_000, gt=0)
+    max_unsent_bytes: int = Field(default=128_000_000, gt=0)
+    """Of answers that clients have not read yet, together; past it, who has been behind for the longest is cut off."""
+    max_image_bytes: int = Field(default=25_000_000, gt=0)
     """Of one image's file."""
     max_image_pixels: int = Field(default=40_000_000, gt=0)
-    """Of one image: width × height."""
-    max_audio_bytes: int = Field(default=25_000_000, gt=0)
-    """Of one sound's file."""
-    max_audio_seconds: float = Field(default=600.0, gt=0)
+    """Of one image, as it is decoded: width × height. A JPEG is decoded at a half, a quarter or an eighth of its sides
+    where the tower takes no more, and only those pixels count."""
+    max_audio_bytes: int = Field(default=45_000_000, gt=0)
+    """Of one sound's file: half an hour of MP3 at 192 kbit/s, and as base64 less than a body."""
+    max_audio_seconds: float = Field(default=1_800.0, gt=0)
     """Of one sound."""
-    max_audio_decoded_bytes: int = Field(default=256 * 2**20, gt=0)
-    """Of one sound, decoded, all channels."""
+    max_audio_decoded_bytes: int = Field(default=2**30, gt=0)
+    """Of one sound, decoded, all channels: what is gone through block by block, and never held."""
     max_audio_channels: int = Field(default=8, gt=0)
     """Of one sound."""
     max_video_bytes: int = Field(default=100_000_000, gt=0)
@@ -155,8 +182,11 @@ class Settings(BaseSettings):
     """That are looked at, at most: the middles of so many stretches, and one a second of a shorter video."""
     max_text_chars: int = Field(default=32_000, gt=0)
     """Of one text; a longer one is refused. What a tower does not read of it is cut off, and the answer says so."""
+    token_ids: bool = False
+    """Take token ids at /v1/embeddings in place of texts, as made by clients with the bundle's own tokenizer, special
+    tokens included. Ids of another tokenizer cannot be told from them, and would be the vectors of other texts."""
     max_inputs: int = Field(default=256, gt=0, le=100_000)
-    """Of one request."""
+    """Of one request; at /v1/embeddings eight times as many, as OpenAI's clients send."""
     max_top_k: int = Field(default=1_000, gt=0, le=100_000)
     """Results that one query may ask for."""
 
@@ -192,14 +222,16 @@ class Settings(BaseSettings):
     """Inputs of one modality that may be in work or waiting; past it, 429 with a Retry-After. A request of more inputs
     than that takes half of the room, and is fed through in pieces."""
     queue_s: float = Field(default=5.0, gt=0)
-    """For which inputs of one modality may wait, at the pace that their tower keeps lately; past it, 429."""
+    """For which inputs of one modality may wait, at the pace that decoding and their tower keep lately; past it, 429. A
+    key whose callers send a flood takes neither all of this nor of `queue_inputs`: another has a part of its own."""
     hang_s: float = Field(default=60.0, gt=0)
     """A model call that takes longer is taken to hang: new inputs of its modality get 503 at once, and /readyz and
     /healthz say so, until it ends. Longer than the longest call of the slowest tower."""
     decode_workers: int = Field(default=4, gt=0, le=256)
     """Threads of a model that decode and preprocess."""
     request_deadline_s: float = Field(default=60.0, gt=0)
-    """For the vectors of one request; past it, 504."""
+    """For one request, whatever stages it has, once its body is there; past it, 504. Of one that stores something: for
+    its vectors."""
     drain_s: float = Field(default=0.0, ge=0, le=600)
     """After SIGTERM the server works on for so long, and says in /readyz and by `Connection: close` that it is ending.
     Behind a proxy: longer than the proxy keeps idle connections to it, and than it takes to notice."""
@@ -209,6 +241,7 @@ class Settings(BaseSettings):
     @field_validator(
         "milvus_token",
         "redis_url",
+        "root_path",
         "keys",
         "fetch_dns",
         "fetch_ca",
@@ -227,6 +260,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "more_bundles",
+        "model_aliases",
         "bundle_signers",
         "modalities",
         "gpus",
@@ -263,6 +297,21 @@ class Settings(BaseSettings):
                 raise ValueError(f"{each!r} is no origin: write scheme://host or scheme://host:port, in lower case")
         return value
 
+    @field_validator("model_aliases")
+    @classmethod
+    def _pairs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            if not re.fullmatch(r"[^=]{1,64}=[^=]+", each):
+                raise ValueError(f"{each!r} is no alias: write ALIAS=NAME")
+        if len({each.partition("=")[0] for each in value}) < len(value):
+            raise ValueError("an alias is there twice")
+        return value
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Names of models by their other names."""
+        return dict(each.split("=") for each in self.model_aliases)
+
     @property
     def signers(self) -> tuple[Ed25519PublicKey, ...]:
         """Raises SettingsError."""
@@ -271,9 +320,22 @@ class Settings(BaseSettings):
         except SignatureError as error:
             raise SettingsError(f"ISTHMUS_BUNDLE_SIGNERS: {error}") from None
 
+    def read_bundle(self, path: Path | None = None, *, hashed: bool = False) -> Bundle:
+        """The bundle at `path`, else the default one, on the conditions that are set. Raises BundleError.
+
+        Unless all of it is `hashed` here, its files are checked as they are opened.
+        """
+        commercial = self.licences == "commercial"
+        return read_bundle(path or self.bundle, self.signers, commercial=commercial, hashed=hashed)
+
     @property
     def jobs_folder(self) -> Path | None:
         return self.jobs or (None if self.store == Path("milvus") else self.store / "jobs")
+
+    @property
+    def least_free_bytes(self) -> int:
+        """Where items stop: what an upload leaves is for the others."""
+        return self.min_free_bytes // 2
 
     @property
     def towers_on_gpus(self) -> Gpus:

@@ -57,9 +57,10 @@ class State:
     _tasks: set["asyncio.Task[object]"] = field(default_factory=set)
 
     def model(self, name: str | None) -> Model:
-        """The model that a request names, or the default. Raises NotFound."""
+        """The model that a request names, by an alias too, or the default. Raises NotFound."""
         if name is None:
             return self.default
+        name = self.settings.aliases.get(name, name)
         if name not in self.models:
             raise NotFound("there is no such model: /models and /v1/models list what there is", code="model_not_found")
         return self.models[name]
@@ -93,7 +94,8 @@ class State:
         return done
 
     async def close(self) -> None:
-        """Answer everything that waits for a vector with NotReady."""
+        """Answer everything that waits for a vector or a map with NotReady."""
+        self.maps.close()
         await asyncio.gather(*(model.embedder.close() for model in self.models.values()))
 
     # For the callbacks of signals and timers.

@@ -1,7 +1,9 @@
 """ONNX Runtime sessions: arrays in, (B, dimensions) float32 out; and which provider was actually obtained."""
 
 import itertools
-from collections.abc import Collection, Mapping
+import mmap
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,21 @@ from service.contract.bundle import (
     Modality,
     Precision,
 )
+from service.contract.graphs import external_files
 from service.contract.sounds import AudioPreprocessing
-from service.providers import CPU, Device, Gpus, Request, TowerError, Wanted, accelerators, chosen, requests, satisfied
+from service.providers import (
+    CPU,
+    TENSORRT,
+    Device,
+    Gpus,
+    Request,
+    TowerError,
+    Wanted,
+    accelerators,
+    chosen,
+    requests,
+    satisfied,
+)
 from service.recorded import Recorded
 
 __all__ = ["CPU", "Arrays", "Device", "Gpus", "Tower", "TowerError", "Wanted", "open_towers"]
@@ -46,16 +61,16 @@ class Tower:
         gpus: Gpus = Gpus(),
         call_seconds: float = 60.0,
     ) -> None:
+        """Raises TowerError, and BundleError where a file is not what the manifest says."""
         self.modality = modality
         self.dimensions = bundle.manifest.dimensions
         described = bundle.manifest.towers[modality]
         graphs = gpus.graphs and modality == "image" and not described.tokens
         for accelerator in accelerators(device, onnxruntime.get_available_providers()):
             self.precision: Precision = chosen(described, modality, accelerator, precision)
-            path = bundle.tower_path(modality, self.precision)
             devices = gpus.devices if accelerator == "cuda" else (0,)
             asked = [requests(accelerator, device, gpu, engines=gpus.engines, graphs=graphs) for gpu in devices]
-            self._sessions = [_session(path, each, threads) for each in asked]
+            self._sessions = _sessions(bundle, bundle.tower_path(modality, self.precision), asked, threads)
             if all(session.get_providers()[0] != CPU for session in self._sessions):
                 break
         self._session = self._sessions[0]
@@ -142,11 +157,32 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _session(path: Path, asked: list[Request], threads: int) -> onnxruntime.InferenceSession:
-    if asked[0][0] != CPU:
+def _sessions(
+    bundle: Bundle, file: Path, asked: Sequence[list[Request]], threads: int
+) -> list[onnxruntime.InferenceSession]:
+    """A session for each of `asked`, of the very bytes whose checksums were checked. Raises BundleError, TowerError."""
+    if any(each[0][0] != CPU for each in asked):
         # Finds the CUDA libraries that come as Python packages; without them the provider is silently not obtained.
         onnxruntime.preload_dlls()
-    try:
-        return onnxruntime.InferenceSession(path, session_options(threads), providers=asked)
-    except Exception as error:
-        raise TowerError(f"{path} cannot be opened: {error}") from error
+    with ExitStack() as held:
+        path = held.enter_context(bundle.checked(file.name))
+        beside = {name: _mapped(held.enter_context(bundle.checked(name))) for name in sorted(external_files(path))}
+        sessions = []
+        for each in asked:
+            options = session_options(threads)
+            if beside:
+                sizes = list(map(len, beside.values()))
+                options.add_external_initializers_from_files_in_memory(list(beside), list(beside.values()), sizes)
+            # TensorRT names the engines that it keeps after the graph's file, and the copy's is another each time.
+            graph = path.read_bytes() if each[0][0] == TENSORRT else path
+            try:
+                sessions.append(onnxruntime.InferenceSession(graph, options, providers=each))
+            except Exception as error:
+                said = str(error).replace(str(path), str(file))
+                raise TowerError(f"{file} cannot be opened: {said}") from error
+        return sessions
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

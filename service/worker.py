@@ -12,7 +12,7 @@ import signal
 import socket
 from uuid import uuid4
 
-from service.contract.bundle import read_bundle
+from service.cache import check_redis
 from service.fetch import Fetcher, ways
 from service.jobs.embedding import Means, embed
 from service.jobs.pieces import Outcome, Work
@@ -37,9 +37,10 @@ async def work(settings: Settings) -> None:
     url = settings.redis_url
     if url is None:
         raise SettingsError("ISTHMUS_REDIS_URL is not set: workers get their work from Redis")
+    await asyncio.to_thread(check_redis, url)
     # Nobody waits for an answer here as a request does.
     settings = settings.model_copy(update={"request_deadline_s": _ENDLESS_S})
-    bundle = read_bundle(settings.bundle, settings.signers)
+    bundle = settings.read_bundle()
     manifest, metrics = bundle.manifest, Metrics()
     towers = open_towers(
         bundle,

@@ -7,15 +7,17 @@ image lands, and so on for green and blue, and "tone" where a 440 Hz tone does.
 
 import datetime
 import hashlib
+import string
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers import Tokenizer, normalizers
+from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Whitespace
 
 from service.contract.bundle import (
@@ -34,12 +36,16 @@ from service.contract.bundle import (
     write_bundle,
 )
 from service.contract.images import ImagePreprocessing
+from service.contract.licences import Licence
 from service.contract.patches import LogMelPatches, log_mel_patches
 from service.contract.tokens import TextPreprocessing
 
 DIMENSIONS = 16
 SIDE = 32
 WORDS = ("[PAD]", "[UNK]", "red", "green", "blue", "tone", "a", "photo", "of", "the", "sound", "dog", "cat", "barks")
+LETTERS = string.ascii_letters + string.digits
+"""Other words are known by their letters, so that texts differ; those of another alphabet are unknown."""
+PIECES = tuple(dict.fromkeys((*WORDS, *LETTERS, *(f"##{each}" for each in LETTERS))))
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 MAX_TOKENS = 32
 
@@ -48,7 +54,13 @@ AUDIO = LogMelPatches()
 TEXT = TextPreprocessing(max_length=MAX_TOKENS)
 
 
-def build(target: Path, name: str = "tiny", seed: int = 0) -> Bundle:
+def build(
+    target: Path,
+    name: str = "tiny",
+    seed: int = 0,
+    text: TextPreprocessing = TEXT,
+    licences: Sequence[Licence | str] = (),
+) -> Bundle:
     """Write the bundle to `target`. Another seed is another space."""
     rng = np.random.default_rng(seed)
     image = rng.standard_normal((3 * 4, DIMENSIONS)).astype(np.float32)
@@ -58,7 +70,7 @@ def build(target: Path, name: str = "tiny", seed: int = 0) -> Bundle:
         "audio": _audio_graph(audio),
         "text": _text_graph(_word_vectors(image, audio, rng)),
     }
-    specs: dict[Modality, Preprocessing] = {"image": IMAGE, "audio": AUDIO, "text": TEXT}
+    specs: dict[Modality, Preprocessing] = {"image": IMAGE, "audio": AUDIO, "text": text}
     with tempfile.TemporaryDirectory() as folder:
         files = {"tokenizer.json": Path(folder) / "tokenizer.json", "MODEL_CARD.md": Path(folder) / "MODEL_CARD.md"}
         _tokenizer().save(str(files["tokenizer.json"]))
@@ -73,7 +85,7 @@ def build(target: Path, name: str = "tiny", seed: int = 0) -> Bundle:
             towers[modality] = Tower(
                 file=f"{modality}.onnx",
                 sha256=sha256_file(path),
-                encoder=Encoder(source="test", weights_sha256=weights),
+                encoder=Encoder(source="test", weights_sha256=weights, licence="Apache-2.0"),
                 projector=Projector(kind="linear", features=DIMENSIONS, weights_sha256=weights),
                 preprocessing=specs[modality],
             )
@@ -87,6 +99,7 @@ def build(target: Path, name: str = "tiny", seed: int = 0) -> Bundle:
             temperature=0.07,
             templates={"image": ["a photo of a {}"], "audio": ["the sound of a {}"]},
             evaluation={"test": True},
+            licences=tuple(map(Licence.model_validate, licences)),
             files=others,
         )
         return write_bundle(target, manifest, files)
@@ -103,18 +116,19 @@ def tone(hertz: float = 440.0, seconds: float = 1.0) -> NDArray[np.float32]:
 
 
 def _word_vectors(image: NDArray[np.float32], audio: NDArray[np.float32], rng: np.random.Generator) -> np.ndarray:
-    table = rng.standard_normal((len(WORDS), DIMENSIONS))
+    table = rng.standard_normal((len(PIECES), DIMENSIONS))
     for word, colour in COLOURS.items():
         table[WORDS.index(word)] = colour_features(colour) @ image
     table[WORDS.index("tone")] = log_mel_patches(tone(), AUDIO).mean(axis=(0, 1, 2)) @ audio
     # Words that mean something outweigh those that do not, so that "a photo of a red dog" is red.
     lengths = np.linalg.norm(table, axis=1, keepdims=True)
-    meant = np.isin(WORDS, ["tone", *COLOURS])[:, None]
+    meant = np.isin(PIECES, ["tone", *COLOURS])[:, None]
     return (table / lengths * np.where(meant, 10.0, 1.0)).astype(np.float32)
 
 
 def _tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(WordPiece({word: index for index, word in enumerate(PIECES)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
     tokenizer.pre_tokenizer = Whitespace()
     return tokenizer
 

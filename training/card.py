@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.contract.bundle import Modality, Tower
+from service.contract.licences import markdown, parts
 from training.recipe import Recipe
 
 
@@ -24,6 +25,7 @@ def model_card(recipe: Recipe, towers: Mapping[Modality, Tower], evaluation: Map
     for name, source in recipe.pairs.items():
         texts = "captions" if source.text else "labels in templates"
         lines.append(f"- {name}: {source.modality} with {texts}")
+    encoders = {tower.encoder.source: tower.encoder.licence for tower in towers.values()}
     if evaluation:
         lines += ["", "## Measured", "", "| figure | value |", "|---|---|"]
         lines += [f"| {key} | {value} |" for key, value in evaluation.items()]
@@ -32,7 +34,7 @@ def model_card(recipe: Recipe, towers: Mapping[Modality, Tower], evaluation: Map
             "R@k and top-1 in percent. `seen` says whether the evaluated classes were among the training labels. "
             "`parity` is the lowest cosine between the exported graph and training on real inputs.",
         ]
-    lines += ["", "## Licences", "", *(f"- {licence}" for licence in recipe.licences)]
+    lines += ["", "## Licences", "", markdown(parts(recipe.licences, encoders), recipe.terms).rstrip()]
     if recipe.notes:
         lines += ["", "## To mind", "", recipe.notes.strip()]
     return "\n".join(lines) + "\n"

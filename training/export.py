@@ -5,6 +5,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from service.contract.bundle import (
     space_id,
     write_bundle,
 )
+from service.contract.licences import combined
 from service.contract.vectors import l2_normalise
 from service.contract.waveforms import Waveforms
 from training.card import model_card
@@ -227,6 +229,9 @@ def export_bundle(
         towers, gates = make_variants(recipe, encoders, towers, folder)
         for tower in towers.values():
             files |= {variant.file: folder / variant.file for variant in tower.variants.values()}
+        # What the projectors learned from by another recipe, as merged ones did, is theirs all the same.
+        recipe = recipe.model_copy(update={"licences": combined(recipe.licences, trained.licences)})
+        trained = replace(trained, licences=recipe.licences)
         projectors = folder / "projectors.safetensors"
         save_projectors(projectors, trained, half=half)
         card = folder / "MODEL_CARD.md"
@@ -251,6 +256,7 @@ def export_bundle(
             templates={modality: list(prompts) for modality, prompts in recipe.templates.items()},
             evaluation=figures,
             licences=recipe.licences,
+            terms=recipe.terms,
             files=others,
         )
         return write_bundle(target, manifest, files)

@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from service.contract.bundle import (
     space_id,
     write_bundle,
 )
+from service.contract.licences import combined
 from training import steps
 from training.bundled import PROJECTORS, read_projectors, text_head
 from training.card import model_card
@@ -37,6 +39,7 @@ from training.features import Item, default_cache
 from training.projector import Head
 from training.recipe import Recipe, load_recipe
 from training.train import Trained, save_projectors, train
+from training.trained import licences_json, licences_of
 
 CARD = "MODEL_CARD.md"
 _SAMPLES = 16  # real items that a graph is checked on
@@ -69,6 +72,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     data = steps.features(recipe, frozen, read, cache)
     work.mkdir(parents=True, exist_ok=True)
     trained = train(recipe, data, work, frozen={"text": head}, names=named(recipe, frozen, cache))
+    trained = replace(trained, licences=licences_of(recipe))
     save_projectors(work / PROJECTORS, trained)
     figures = steps.evaluate(recipe, frozen, data, trained, cache, work)
     samples: dict[Modality, list[Item]] = {}
@@ -175,9 +179,12 @@ def write_extended(
             measured[f"{'+'.join(new)}.{key}"] = measured.pop(key)
         space = space_id(old.dimensions, towers)
         means = dict(old.means) | {modality: trained.means[modality] for modality in new}
-        _save_projectors(bundle, trained, new, means, folder / PROJECTORS)
         added = {modality: towers[modality] for modality in new}
-        card = model_card(recipe, added, measured, space)
+        licences = combined(old.parts, recipe.licences, trained.licences)
+        terms = tuple(dict.fromkeys((*old.terms, *recipe.terms)))
+        _save_projectors(bundle, replace(trained, licences=licences), new, means, folder / PROJECTORS)
+        whole = recipe.model_copy(update={"licences": licences, "terms": terms})
+        card = model_card(whole, added, measured, space)
         before = (bundle.path / CARD).read_text(encoding="utf-8") if CARD in old.files else ""
         (folder / CARD).write_text(f"{card}\n---\n\nIt extends space `{old.space}`:\n\n{before}", encoding="utf-8")
         others = {name: folder / name for name in (PROJECTORS, CARD)}
@@ -192,7 +199,8 @@ def write_extended(
                 "means": means,
                 "templates": {str(m): list(prompts) for m, prompts in recipe.templates.items()} | dict(old.templates),
                 "evaluation": {**measured, **old.evaluation},
-                "licences": list(dict.fromkeys([*old.licences, *recipe.licences])),
+                "licences": [each.model_dump() for each in licences],
+                "terms": [each.model_dump() for each in terms],
                 "files": dict(old.files) | {name: sha256_file(path) for name, path in others.items()},
             }
         )
@@ -209,7 +217,8 @@ def _save_projectors(
         tensors |= {f"{modality}.{key}": value.contiguous() for key, value in state.items()}
     kinds = {modality: tower.projector.kind for modality, tower in bundle.manifest.towers.items()}
     kinds |= {modality: trained.heads[modality].kind for modality in new}
-    save_file(tensors, path, metadata | {"kinds": json.dumps(kinds), "means": json.dumps(means)})
+    changed = {"kinds": json.dumps(kinds), "means": json.dumps(means), "licences": licences_json(trained.licences)}
+    save_file(tensors, path, metadata | changed)
 
 
 def _print(old: Bundle, new: Bundle) -> None:

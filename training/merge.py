@@ -18,11 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from service.contract.licences import Licence, combined
 from training import steps
 from training.errors import TrainingError
 from training.features import default_cache
 from training.recipe import Recipe, load_recipe
-from training.trained import load_projectors
+from training.trained import licences_json, load_projectors
 from training.validation import Data, calibrate, means, validate
 
 File = tuple[dict[str, Tensor], dict[str, str]]
@@ -84,7 +85,9 @@ def merged(first: File, second: File, alpha: float) -> File:
     tensors = {key: torch.lerp(value, right[key], alpha) for key, value in left.items()}
     temperatures = np.log([float(ours["temperature"]), float(theirs["temperature"])])
     temperature = float(np.exp(temperatures @ np.array([1 - alpha, alpha])))
-    return tensors, ours | {"temperature": repr(temperature), "means": "{}", "ladder": "{}"}
+    learned = [map(Licence.model_validate, json.loads(each.get("licences", "[]"))) for each in (ours, theirs)]
+    licences = licences_json(combined(*learned))
+    return tensors, ours | {"temperature": repr(temperature), "means": "{}", "ladder": "{}", "licences": licences}
 
 
 def _measured(recipe: Recipe, data: Data, path: Path) -> dict[str, str]:

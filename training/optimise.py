@@ -75,6 +75,7 @@ def optimise(
         "data": True,
         "description": True,
         "licences": True,
+        "terms": True,
         "notes": True,
         "train": {"baseline", "baseline_steps"},
     }

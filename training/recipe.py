@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.contract.bundle import Modality, Precision
+from service.contract.licences import Licence, Terms
 from training.errors import TrainingError
 
 TOKEN_KINDS = ("token", "attention")
@@ -333,7 +334,10 @@ class Recipe(_Model):
     templates: dict[Literal["image", "audio"], list[str]] = {}
     leaks: LeakSpec = LeakSpec()
     emergent: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], EmergentSpec] = {}
-    licences: list[str] = []
+    licences: tuple[Licence, ...] = ()
+    """Of each data set that is learned from, and of encoders of which more is to be said than their `licence`."""
+    terms: tuple[Terms, ...] = ()
+    """Terms of access to data that are stated apart: no licences of the weights."""
     notes: str = ""
     """Goes into the model card."""
     attribution: Path | None = None

@@ -30,6 +30,7 @@ from training.quantised import quantised
 from training.recipe import EmergentSpec, Recipe
 from training.report import write_report
 from training.train import Prepared, Trained, label_prompts, load_projectors, project, save_projectors, train
+from training.trained import licences_of
 
 Encoders = Mapping[Modality, FrozenEncoder]
 AllPairs = Mapping[str, Mapping[Split, Pairs]]
@@ -89,7 +90,8 @@ def fit(
     trained = train(recipe, data, work, given, named(recipe, frozen, cache))
     if given and recipe.projector.querybank:
         trained = with_querybank(recipe, trained, data, captions=[captions])
-    trained = replace(trained, abstention=learn(recipe, trained.heads, data, trained.temperature))
+    learned = learn(recipe, trained.heads, data, trained.temperature)
+    trained = replace(trained, abstention=learned, licences=licences_of(recipe))
     if joined().index == 0:
         save_projectors(work / "projectors.safetensors", trained)
         record = {"history": trained.history, **trained.ladder}

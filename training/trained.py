@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from service.contract.abstention import Detector
 from service.contract.bundle import MODALITIES, Modality
+from service.contract.licences import Licence, combined
 from training.projector import Head
 from training.recipe import Recipe
 
@@ -35,6 +36,8 @@ class Trained:
     """Hash of the weights that training started from; heads of one init can be merged."""
     abstention: dict[Modality, Detector] = field(default_factory=dict)
     """Which inputs are of none of the labels, by modality."""
+    licences: tuple[Licence, ...] = ()
+    """Of what the heads learned from, as far as it was stated when they did; a recipe may state more."""
 
 
 def round_heads(trained: Trained) -> None:
@@ -66,6 +69,7 @@ def save_projectors(path: Path, trained: Trained, half: bool = False) -> None:
         "ladder": json.dumps(trained.ladder),
         "abstention": json.dumps({modality: each.model_dump() for modality, each in trained.abstention.items()}),
         "init": trained.init,
+        "licences": licences_json(trained.licences),
     }
     kept = {key: value.half() if half and _large(value) else value for key, value in tensors.items()}
     save_file(kept, path, metadata)
@@ -103,7 +107,21 @@ def load_projectors(path: Path, recipe: Recipe) -> Trained:
     ladder, init = json.loads(metadata.get("ladder", "{}")), metadata.get("init", "")
     learned = json.loads(metadata.get("abstention", "{}"))
     detectors = {modality: Detector.model_validate(each) for modality, each in learned.items()}
-    return Trained(heads, float(metadata["temperature"]), json.loads(metadata["means"]), [], ladder, init, detectors)
+    licences = tuple(map(Licence.model_validate, json.loads(metadata.get("licences", "[]"))))
+    means = json.loads(metadata["means"])
+    return Trained(heads, float(metadata["temperature"]), means, [], ladder, init, detectors, licences)
+
+
+def licences_json(licences: Iterable[Licence]) -> str:
+    """As the metadata of projectors.safetensors has them."""
+    return json.dumps([each.model_dump() for each in licences])
+
+
+def licences_of(recipe: Recipe) -> tuple[Licence, ...]:
+    """Of what training by a recipe learns from: the recipe's, and those of the heads that it goes on from."""
+    if recipe.train.start is None:
+        return recipe.licences
+    return combined(recipe.licences, load_projectors(recipe.path(recipe.train.start), recipe).licences)
 
 
 def bank_sizes(state: Mapping[str, torch.Tensor]) -> dict[Modality, int]:

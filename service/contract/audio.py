@@ -1,33 +1,86 @@
-"""bytes → checked mono waveform at the tower's rate; `sounds` goes on from there."""
+"""bytes → checked mono waveform at the tower's rate; `sounds` goes on from there.
+
+libsndfile reads most sounds. PyAV, where it is installed, reads AAC, AMR, the containers of telephones and browsers,
+and what else libsndfile has no codec for. A sound is decoded and resampled block by block, and is never held at its own
+rate.
+"""
 
 import io
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import soundfile
 import soxr
+from numpy.typing import NDArray
 
-from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
-from service.contract.sounds import Waveform
+from service.contract import containers
+from service.contract.containers import sound_demuxer_of
+from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
+from service.contract.sounds import Waveform, gathered
 from service.contract.structure import is_sound
+from service.contract.wavs import is_ambisonic, mended
 
 FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "CAF", "AU"})
-_NO_SOUND = "not a sound in a format that is read here (WAV, FLAC, OGG, MP3 …)"
+_NO_SOUND = "not a sound in a format that is read here (WAV, FLAC, OGG, MP3, AAC, M4A …)"
+_CORRUPT = "the sound is truncated or corrupt"
 _SAMPLING_RATES = range(1_000, 768_001)
 _LOUDEST = 1e12  # far past any scale that a float file is written in, far below where a float32 spectrum overflows
-
-
-_SPARE = 4_096
-"""Samples of room beside those that a header states: a resampler rounds, and has a delay."""
+_FAR_ABOVE_FULL = 16.0
+"""Peak past which a float file is in the scale of integers, and not merely too loud."""
+_INTEGER_SCALES = (2.0**7, 2.0**15, 2.0**23, 2.0**31)
+_SILENT = 1e-4
+"""Energy, as a part of the loudest channel's, below which a channel has no part in the mean: 40 dB."""
+_MOST_DAMAGED = 0.1
+"""Part of a file's packets that may be damaged for the others to be heard."""
+_BLOCK_FRAMES = 65_536
+_UNKNOWN_FRAMES = 2**62
+"""A FLAC that was streamed states no length, and libsndfile gives more than this for it."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class AudioLimits:
-    max_bytes: int = 25_000_000
-    max_seconds: float = 600.0
-    max_decoded_bytes: int = 256 * 2**20
-    """Of the decoded float32 samples, all channels together, at the file's own rate."""
+    max_bytes: int = 45_000_000
+    max_seconds: float = 1_800.0
+    max_decoded_bytes: int = 2**30
+    """Of the decoded float32 samples, all channels together, at the file's own rate: work, for they are not held."""
     max_channels: int = 8
+
+    def check_bytes(self, count: int) -> None:
+        """Raises MediaTooLarge."""
+        if count > self.max_bytes:
+            raise MediaTooLarge(
+                f"the sound has {count:,} bytes, more than the {self.max_bytes:,} of ISTHMUS_MAX_AUDIO_BYTES"
+            )
+
+    def check_channels(self, count: int) -> None:
+        """Raises MediaTooLarge."""
+        if count > self.max_channels:
+            raise MediaTooLarge(
+                f"the sound has {count:,} channels, more than the {self.max_channels:,} of ISTHMUS_MAX_AUDIO_CHANNELS"
+            )
+
+    def check_length(self, frames: int, rate: int, channels: int) -> None:
+        """Raises MediaTooLarge."""
+        if frames > self.max_seconds * rate:
+            raise MediaTooLarge(f"the sound is longer than the {self.max_seconds:,g} s of ISTHMUS_MAX_AUDIO_SECONDS")
+        if 4 * frames * channels > self.max_decoded_bytes:
+            raise MediaTooLarge(
+                f"the sound is too large decoded: more than the {self.max_decoded_bytes:,} bytes of "
+                "ISTHMUS_MAX_AUDIO_DECODED_BYTES"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Heard(Generic[T]):
+    """What was made of a sound."""
+
+    value: T
+    cut: bool
+    """Whether the file ends before the sound does, or a part of it is damaged."""
 
 
 class _File(io.BytesIO):
@@ -41,71 +94,264 @@ class _File(io.BytesIO):
             return self.tell()
 
 
-class _Growing:
-    """Samples that arrive in blocks, held once: there is room for what a header states, and more where it lies."""
-
-    def __init__(self, room: int) -> None:
-        self._samples, self._held = np.empty(room, np.float32), 0
-
-    def append(self, block: Waveform) -> None:
-        after = self._held + len(block)
-        if after > len(self._samples):
-            self._samples = np.concatenate([self._samples[: self._held], np.empty(max(after, self._held), np.float32)])
-        self._samples[self._held : after] = block
-        self._held = after
-
-    @property
-    def whole(self) -> Waveform:
-        """A view would hold what a header states and the file has not."""
-        samples = self._samples[: self._held]
-        return samples if 2 * self._held > len(self._samples) else samples.copy()
-
-
 def decode_audio(data: bytes, sampling_rate: int, limits: AudioLimits = AudioLimits()) -> Waveform:
     """Decode a sound file to a mono float32 waveform (samples,) at `sampling_rate` Hz, nominally in [-1, 1].
 
-    Channels are averaged and the rate is converted by soxr (high quality). The header's claims are checked before
-    memory is taken, and the samples are counted as they arrive, so a header that lies cannot get past a limit.
+    The rate is converted by soxr (high quality). Channels are averaged, but for silent ones; of channels that cancel
+    each other out the loudest is heard, of an ambisonic file its W. Floats in the scale of integers are scaled. The
+    header's claims are checked before memory is taken, and the samples are counted as they arrive, so a header that
+    lies cannot get past a limit.
 
     Raises UnsupportedMedia, MediaTooLarge, or BadMedia (corrupt, no samples, not finite). A FLAC that ends early
-    is corrupt; of a WAV, OGG or MP3 that does, what is there is decoded, as players do.
+    is corrupt; of other sounds that do, what is there is decoded, as players do.
     """
-    if len(data) > limits.max_bytes:
-        raise MediaTooLarge(f"the sound is larger than {limits.max_bytes} bytes")
+    return hear(data, sampling_rate, limits, gathered).value
+
+
+def hear(
+    data: bytes, sampling_rate: int, limits: AudioLimits, take: Callable[[Iterator[Waveform], int], T]
+) -> Heard[T]:
+    """Give a sound to `take`, block by block as it is decoded, and return what it makes of it.
+
+    `take` gets the blocks, mono at `sampling_rate`, all of which it has to go through, and about how many samples they
+    have, by the header. It is called again, and its first answer dropped, where only the whole sound tells how its
+    channels are to be mixed. Raises as decode_audio does.
+    """
+    limits.check_bytes(len(data))
+    mix = Mix()
+    for _ in range(2):
+        with _opened(data, limits) as stream:
+            if stream.first_channel_only:
+                mix = Mix((0,))
+            about = int(max(0, min(stream.frames, limits.max_seconds * stream.rate)) * sampling_rate / stream.rate)
+            stream.measure = Measure(stream.channels)
+            value = take(_resampled(_mono(stream, mix, limits), stream.rate, sampling_rate), about)
+            better = mix if stream.first_channel_only else stream.measure.mix(stream.floating)
+            if not stream.measure.frames:
+                raise BadMedia("the sound has no samples")
+            if better == mix:
+                break
+            mix = better
+    return Heard(value, stream.cut)
+
+
+def seconds_of(data: bytes, limits: AudioLimits = AudioLimits()) -> float:
+    """How long a sound is by its header; 0 where it does not say. Raises as decode_audio does."""
+    with _opened(data, limits) as stream:
+        return stream.frames / stream.rate if 0 < stream.frames < _UNKNOWN_FRAMES else 0.0
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How channels become one."""
+
+    channels: tuple[int, ...] | None = None
+    """Those that are averaged; None: all."""
+    full: float = 1.0
+    """The sample that is full scale."""
+
+    def apply(self, block: NDArray[np.float32]) -> Waveform:
+        if self.channels is not None:
+            block = block[:, list(self.channels)]
+        one = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+        return one if self.full == 1.0 else one / np.float32(self.full)
+
+
+class Measure:
+    """What is known of a sound's channels once all of it has been heard."""
+
+    def __init__(self, channels: int) -> None:
+        self.frames, self.peak = 0, 0.0
+        self._energies, self._of_mean = np.zeros(channels), 0.0
+
+    def take(self, block: NDArray[np.float32]) -> None:
+        self.frames += len(block)
+        peak = float(np.abs(block).max(initial=0.0))
+        if not peak <= _LOUDEST:  # true for NaN too
+            raise BadMedia("the sound has samples that are not finite, or absurdly large")
+        self.peak = max(self.peak, peak)
+        if block.shape[1] > 1:
+            self._energies += np.einsum("ij,ij->j", block, block, dtype=np.float64)
+            mean = block.mean(axis=1)
+            self._of_mean += float(np.einsum("i,i->", mean, mean, dtype=np.float64))
+
+    def mix(self, floating: bool) -> Mix:
+        full = 1.0
+        if floating and self.peak > _FAR_ABOVE_FULL:
+            full = next((scale for scale in _INTEGER_SCALES if self.peak <= 1.5 * scale), self.peak)
+        count, loudest = len(self._energies), float(self._energies.max(initial=0.0))
+        if not loudest:
+            return Mix(None, full)
+        heard = np.flatnonzero(self._energies >= _SILENT * loudest)
+        # Channels that have nothing to do with each other leave a mean of 1 / n of their energy: less is a loss.
+        of_mean = self._of_mean * (count / len(heard)) ** 2
+        if len(heard) > 1 and of_mean < 0.5 * float(self._energies[heard].mean()) / len(heard):
+            return Mix((int(self._energies.argmax()),), full)
+        return Mix(None if len(heard) == count else tuple(heard.tolist()), full)
+
+
+@dataclass(eq=False)
+class _Stream:
+    """A sound that is open: what it says of itself, and its blocks (frames, channels) at its own rate."""
+
+    rate: int
+    channels: int
+    frames: int
+    """By the header; 0, or very many, where that is not known."""
+    blocks: Iterator[NDArray[np.float32]]
+    floating: bool = False
+    """Whether samples may lie far outside [-1, 1]."""
+    first_channel_only: bool = False
+    cut: bool = False
+    measure: Measure = field(default_factory=lambda: Measure(1))
+
+
+def _mono(stream: _Stream, mix: Mix, limits: AudioLimits) -> Iterator[Waveform]:
+    for block in stream.blocks:
+        limits.check_length(stream.measure.frames + len(block), stream.rate, stream.channels)
+        stream.measure.take(block)
+        yield mix.apply(block)
+
+
+def _resampled(blocks: Iterator[Waveform], rate: int, wanted: int) -> Iterator[Waveform]:
+    """Block by block, to the same bits as all at once."""
+    if rate == wanted:
+        yield from blocks
+        return
+    resampler = soxr.ResampleStream(rate, wanted, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield resampler.resample_chunk(block)
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+@contextmanager
+def _opened(data: bytes, limits: AudioLimits) -> Iterator[_Stream]:
+    demuxer = sound_demuxer_of(data)
+    if containers.is_known(data):
+        with _opened_by_pyav(data, demuxer or "", limits) as stream:
+            yield stream
+        return
     if not is_sound(data):
-        raise UnsupportedMedia(_NO_SOUND)
+        raise containers.refusal(data, _NO_SOUND)
+    wav, cut = mended(data)
     try:
-        source = soundfile.SoundFile(_File(data))
+        source = _Forward(_File(wav))
     except Exception:
-        raise UnsupportedMedia(_NO_SOUND) from None
+        with _opened_after_all(data, demuxer, limits) as stream:
+            yield stream
+        return
     with source:
         if source.format not in FORMATS:
             raise UnsupportedMedia(_NO_SOUND)
-        if source.channels > limits.max_channels:
-            raise MediaTooLarge(f"the sound has more than {limits.max_channels} channels")
+        limits.check_channels(source.channels)
         if source.samplerate not in _SAMPLING_RATES:
             raise BadMedia("the sound states an impossible sampling rate")
-        most_frames = min(
-            int(limits.max_seconds * source.samplerate), limits.max_decoded_bytes // (4 * source.channels)
+        if source.format.startswith("WAV"):  # where the length is that of the bytes
+            limits.check_length(source.frames, source.samplerate, source.channels)
+        yield _Stream(
+            source.samplerate,
+            source.channels,
+            source.frames,
+            _read(source),
+            floating=source.subtype in ("FLOAT", "DOUBLE"),
+            first_channel_only=is_ambisonic(data),
+            cut=cut,
         )
-        frames = 0
-        mono = _Growing(int(max(0, min(source.frames, most_frames)) * sampling_rate / source.samplerate) + _SPARE)
-        # Block by block, to the same bits as all at once: a long sound is never held at its own rate.
-        rates = (source.samplerate, sampling_rate)
-        resampler = soxr.ResampleStream(*rates, 1, dtype="float32", quality="HQ") if rates[0] != rates[1] else None
-        try:
-            while len(block := source.read(65_536, dtype="float32", always_2d=True)):
-                frames += len(block)
-                if frames > most_frames:
-                    raise MediaTooLarge(f"the sound is longer than {limits.max_seconds:g} s, or too large decoded")
-                if not np.all(np.abs(block) <= _LOUDEST):  # false for NaN too
-                    raise BadMedia("the sound has samples that are not finite, or absurdly large")
-                one = block[:, 0] if source.channels == 1 else block.mean(axis=1)
-                mono.append(one if resampler is None else resampler.resample_chunk(one))
-        except soundfile.SoundFileError:
-            raise BadMedia("the sound is truncated or corrupt") from None
-    if not frames:
-        raise BadMedia("the sound has no samples")
-    if resampler is not None:
-        mono.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-    return mono.whole
+
+
+class _Forward(soundfile.SoundFile):  # type: ignore[misc]
+    """Read from its beginning to its end: where the length is not known, nothing can be sought."""
+
+    def seekable(self) -> bool:
+        return bool(self.frames < _UNKNOWN_FRAMES and super().seekable())
+
+
+def _read(source: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
+    try:
+        while len(block := source.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+            yield block
+    except soundfile.SoundFileError:
+        raise BadMedia(_CORRUPT) from None
+
+
+@contextmanager
+def _opened_after_all(data: bytes, demuxer: str | None, limits: AudioLimits) -> Iterator[_Stream]:
+    """A file that begins as a sound does and that libsndfile cannot open: damaged, or of a codec that it has not."""
+    weak = data[:1] == b"\xff"  # a mark that many other files begin with
+    try:
+        with _opened_by_pyav(data, demuxer or "", limits) as stream:
+            yield stream
+    except MediaTooLarge:
+        raise
+    except UnsupportedMedia as error:
+        # Where PyAV is missing a damaged file cannot be told from one that it could read.
+        raise (UnsupportedMedia(_NO_SOUND) if weak else error) from None
+    except InputError:
+        raise (UnsupportedMedia(_NO_SOUND) if weak else BadMedia(_CORRUPT)) from None
+
+
+@contextmanager
+def _opened_by_pyav(data: bytes, demuxer: str, limits: AudioLimits) -> Iterator[_Stream]:
+    with containers.reading(data, demuxer) as source:
+        if not source.streams.audio:
+            raise UnsupportedMedia("there is no sound in it")
+        track = source.streams.audio[0]
+        if track.codec_context is None:
+            raise UnsupportedMedia(containers.NO_CODEC)
+        limits.check_channels(track.codec_context.channels)
+        length = track.duration * track.time_base if track.duration and track.time_base else 0
+        frames = _Frames(source, track, limits)
+        if frames.rate not in _SAMPLING_RATES:
+            raise BadMedia("the sound states an impossible sampling rate")
+        # A raw stream of AAC guesses its length by its first frames.
+        stated = 0 if demuxer == "aac" else int(length * frames.rate)
+        stream = _Stream(frames.rate, frames.channels, stated, iter(()))
+        stream.blocks = frames.blocks(stream)
+        yield stream
+
+
+class _Frames:
+    """A track's frames, from the first that can be decoded on, as blocks of the layout and rate of that one."""
+
+    def __init__(self, source: Any, track: Any, limits: AudioLimits) -> None:
+        import av
+
+        self._limits, self._packets, self._damaged, self._error = limits, 0, 0, av.error.FFmpegError
+        self._frames = self._decoded(source, track)
+        self._first = next(self._frames, None)
+        if self._first is None:
+            raise BadMedia(containers.CORRUPT)
+        self.rate, self.channels = int(self._first.sample_rate), int(self._first.layout.nb_channels)
+        limits.check_channels(self.channels)
+        self._planes = av.AudioResampler(format="fltp", layout=self._first.layout, rate=self.rate)
+
+    def blocks(self, stream: _Stream) -> Iterator[NDArray[np.float32]]:
+        assert self._first is not None
+        yield from self._planar(self._first)
+        for frame in self._frames:
+            self._limits.check_channels(frame.layout.nb_channels)
+            yield from self._planar(frame)
+        yield from self._planar(None)
+        if self._damaged > max(1, _MOST_DAMAGED * self._packets):
+            raise BadMedia(containers.CORRUPT)
+        stream.cut = stream.cut or self._damaged > 0
+
+    def _planar(self, frame: Any) -> Iterator[NDArray[np.float32]]:
+        for plane in self._planes.resample(frame):
+            yield np.ascontiguousarray(plane.to_ndarray().T)
+
+    def _decoded(self, source: Any, track: Any) -> Iterator[Any]:
+        packets = source.demux(track)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except self._error:  # the file breaks off in the middle of a packet
+                self._damaged += 1
+                return
+            self._packets += 1
+            try:
+                yield from packet.decode()
+            except self._error:
+                self._damaged += 1

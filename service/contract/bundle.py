@@ -11,18 +11,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import IO, Annotated, Any, Final, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.contract.abstention import Detector
+from service.contract.files import read_file
 from service.contract.graphs import NotAGraph, external_files
 from service.contract.images import ImagePreprocessing
+from service.contract.licences import Licence, Terms, commercial_use, parts, weights_line
 from service.contract.patches import LogMelPatches
 from service.contract.signature import SIGNATURE, SignatureError, check_signature
 from service.contract.tokens import TextPreprocessing
@@ -43,6 +45,8 @@ SpaceId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 # A plain file name: no folder, no "..", nothing hidden, so that a manifest cannot point outside its bundle.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 GraphName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.onnx$", max_length=128)]
+_BLOCK_BYTES = 2**20
+_DAMAGED = "{} is damaged: its checksum is not the manifest's"
 # What a bundle may hold besides graphs: nothing that runs when it is read. `.data`: weights that graphs keep outside.
 _OTHERS = (".data", ".json", ".md", ".safetensors", ".txt")
 Preprocessing = Annotated[
@@ -182,7 +186,9 @@ class Manifest(_Model):
     templates: dict[Modality, list[str]] = {}
     """Prompt templates, with one {}, for labels of images and of sounds."""
     evaluation: dict[str, float | int | bool | str | list[float]] = {}
-    licences: list[str] = []
+    licences: tuple[Licence, ...] = ()
+    """Of what the weights are made of; older bundles have plain words."""
+    terms: tuple[Terms, ...] = ()
     files: dict[FileName, Sha256] = {}
     """Every other file of the bundle."""
 
@@ -212,6 +218,11 @@ class Manifest(_Model):
             raise ValueError("the space id does not match the towers")
         return self
 
+    @property
+    def parts(self) -> tuple[Licence, ...]:
+        """The licences that are stated, and those of encoders that are not among them."""
+        return parts(self.licences, {tower.encoder.source: tower.encoder.licence for tower in self.towers.values()})
+
     def checksums(self) -> dict[str, str]:
         """Every file of the bundle but the manifest, with its checksum."""
         graphs = (tower.graph(precision) for tower in self.towers.values() for precision in tower.precisions)
@@ -228,11 +239,41 @@ class Bundle:
     manifest: Manifest
     signers: Sequence[Ed25519PublicKey] = ()
     """Of whom one signed it; none where nobody was asked for."""
+    commercial: bool = False
+    """Whether it was read on condition that its licences allow commercial use."""
+
+    def read_again(self) -> "Bundle":
+        """What is in its folder now, on the same conditions; files are checked as they are opened. Raises
+        BundleError."""
+        return read_bundle(self.path, self.signers, commercial=self.commercial, hashed=False)
 
     def tower_path(self, modality: Modality, precision: Precision | None = None) -> Path:
         """The tower's graph in one of its precisions; its own where none is named. Raises KeyError."""
         tower = self.manifest.towers[modality]
         return self.path / tower.graph(precision or tower.precision)[0]
+
+    @contextmanager
+    def checked(self, name: str) -> Iterator[Path]:
+        """The path of a copy in memory of one of the bundle's files, which has the checksum that the manifest says.
+
+        What is read there is what was checked, whatever becomes of the file meanwhile. Raises BundleError, also where a
+        graph keeps weights in a file that is not the bundle's.
+        """
+        file, digest = self.path / name, hashlib.sha256()
+        with _memory(name) as (copy, path):
+            try:
+                with file.open("rb") as source:
+                    while block := source.read(_BLOCK_BYTES):
+                        digest.update(block)
+                        copy.write(block)
+                copy.seek(0)
+            except OSError as error:
+                raise BundleError(f"{file} cannot be read: {error.strerror}") from None
+            if digest.hexdigest() != self.manifest.checksums()[name]:
+                raise BundleError(_DAMAGED.format(file))
+            if name not in self.manifest.files:
+                _check_graph(path, self.manifest, file)
+            yield path
 
 
 def space_id(dimensions: int, towers: Mapping[Modality, Tower]) -> str:
@@ -244,6 +285,17 @@ def space_id(dimensions: int, towers: Mapping[Modality, Tower]) -> str:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _memory(name: str) -> Iterator[tuple[IO[bytes], Path]]:
+    """An empty file without a name, which nobody else can reach, and a path at which this process can open it."""
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create(name), "wb") as file:
+            yield file, Path(f"/proc/self/fd/{file.fileno()}")
+    else:  # another system than Linux
+        with tempfile.TemporaryFile() as file:
+            yield file, Path(f"/dev/fd/{file.fileno()}")
 
 
 def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, Path]) -> Bundle:
@@ -282,11 +334,17 @@ def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, Path]) ->
     return Bundle(target, manifest)
 
 
-def read_bundle(path: Path, signers: Sequence[Ed25519PublicKey] = ()) -> Bundle:
+def read_bundle(
+    path: Path, signers: Sequence[Ed25519PublicKey] = (), *, commercial: bool = False, hashed: bool = True
+) -> Bundle:
     """Read and verify a bundle: the manifest's shape, every file's presence and checksum, that nothing leads out of it;
-    and that one of the signers signed it, if there are any. Raises BundleError."""
+    that one of the signers signed it, if there are any; and, where `commercial`, that the licences of all its parts
+    allow commercial use. Raises BundleError.
+
+    Where files are only opened by `Bundle.checked` they need not be `hashed` here: they are as they are opened.
+    """
     try:
-        raw = (path / MANIFEST).read_bytes()
+        raw = read_file(path / MANIFEST)
     except OSError:
         raise BundleError(f"{path} holds no readable {MANIFEST}: it is not a bundle") from None
     if signers:
@@ -300,23 +358,28 @@ def read_bundle(path: Path, signers: Sequence[Ed25519PublicKey] = ()) -> Bundle:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise BundleError(f"{path / MANIFEST}: {where}: {first['msg']}") from None
+    if commercial and not commercial_use(manifest.parts):
+        raise BundleError(
+            f"{path} ({manifest.name}) is refused: ISTHMUS_LICENCES is commercial, and {weights_line(manifest.parts)}"
+        )
     for name, sha256 in manifest.checksums().items():
         file = path / name
         if not file.is_file():
             raise BundleError(f"{file} is missing")
         if not file.resolve().is_relative_to(path.resolve()):
             raise BundleError(f"{file} leads out of the bundle, to {file.resolve()}")
-        if sha256_file(file) != sha256:
-            raise BundleError(f"{file} is damaged: its checksum is not the manifest's")
-        if name not in manifest.files:
-            _check_graph(file, manifest)
-    return Bundle(path, manifest, signers)
+        if hashed and sha256_file(file) != sha256:
+            raise BundleError(_DAMAGED.format(file))
+        if hashed and name not in manifest.files:
+            _check_graph(file, manifest, file)
+    return Bundle(path, manifest, signers, commercial)
 
 
-def _check_graph(file: Path, manifest: Manifest) -> None:
-    """A graph's weights are in its own file, or in one that the manifest names. Raises BundleError."""
+def _check_graph(path: Path, manifest: Manifest, file: Path) -> None:
+    """A graph's weights are in its own file, or in one that the manifest names; `path` is where it is read. Raises
+    BundleError."""
     try:
-        outside = external_files(file)
+        outside = external_files(path)
     except NotAGraph as error:
         raise BundleError(f"{file} is not an ONNX graph: {error}") from None
     if strange := sorted(outside - manifest.files.keys()):

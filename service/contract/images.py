@@ -3,22 +3,43 @@
 import functools
 import io
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, Self
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import AvifImagePlugin, Image, ImageCms, features
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
-from service.contract.structure import LONGEST_SIDE, look_over, look_over_tags
+from service.contract.colours import colour_mode, to_srgb
+from service.contract.containers import refusal
+from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
+from service.contract.metadata import (
+    Essentials,
+    exif_orientation,
+    gif_essentials,
+    heif_essentials,
+    jpeg_essentials,
+    png_essentials,
+    xmp_orientation,
+)
+from service.contract.structure import (
+    LONGEST_SIDE,
+    check_sparse,
+    look_over,
+    picture_format,
+)
+from service.contract.tiffs import FLOAT, SIGNED, UNKNOWN_SAMPLES, UNSIGNED, Samples, regrouped, tiff_essentials
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
+NO_HEIC = "HEIC images are read where pillow-heif is installed: pip install 'isthmus[heif]'"
+NO_AVIF = "AVIF images are read where Pillow has its codec for them: pip install 'pillow>=11.3'"
 
 # Pillow's own guard warns or raises at sizes of its choosing; ImageLimits is checked before memory is taken.
 Image.MAX_IMAGE_PIXELS = None
+# The lanes of the towers have the cores.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 _LONG = 4
 """Times as long as wide, past which a picture is not resized whole to be cropped."""
@@ -44,6 +65,27 @@ _UPRIGHT = {
 _SIXTEEN_TO_EIGHT = ((np.arange(65_536) + 128) // 257).astype(np.uint8)
 """The nearest of 256 levels, full scale to full scale."""
 _CORRUPT = "the image is truncated or corrupt"
+
+_MOST_SCALED = 16
+"""Times the limit of pixels that a JPEG may have which is decoded at a fraction of its size: to read through it all
+takes time, if no memory."""
+_MOST_MISSING = 0.1
+"""Part of a JPEG's rows that may be missing at its end for the rest to be read."""
+_LEAST_SCANS = 5
+"""That a progressive JPEG which breaks off must have begun, of the six or ten that encoders write."""
+_LEAST_CONTRAST = 32.0
+"""Mean difference from white, in 255ths, below which what is visible of a picture is not seen on white."""
+_LEAST_CLEAR = 0.02
+"""Part of a picture that is transparent below which its ground does not matter."""
+_LEAST_SHOWN = 4.0
+"""Standard deviation, in 255ths, from which on the frame of an animation shows something."""
+_CLEARLY_SHOWN = 24.0
+"""The same, from which on no later frame is looked at, where the first shows nothing: a film may fade in."""
+_MOST_FRAMES = 256
+"""Of an animation that are looked at for one that shows something."""
+_SAMPLED = 512
+"""Pixels of a side, at most, of the sample by which a ground or a frame is chosen."""
+_ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 
 
 class ImagePreprocessing(BaseModel):
@@ -76,11 +118,42 @@ class ImagePreprocessing(BaseModel):
 
 @dataclass(frozen=True)
 class ImageLimits:
-    max_bytes: int = 10_000_000
+    max_bytes: int = 25_000_000
     max_pixels: int = 40_000_000
+    """That are decoded: a JPEG of which an eighth of each side is enough may have more."""
+
+    def check_bytes(self, count: int) -> None:
+        """Raises MediaTooLarge."""
+        if count > self.max_bytes:
+            raise MediaTooLarge(
+                f"the image has {count:,} bytes, more than the {self.max_bytes:,} of ISTHMUS_MAX_IMAGE_BYTES"
+            )
+
+    def check_pixels(self, width: int, height: int, whole: int | None = None) -> None:
+        """Of what is decoded; `whole` is what the image has in full, in pixels. Raises MediaTooLarge."""
+        if width * height > self.max_pixels:
+            raise MediaTooLarge(
+                f"the image has {whole or width * height:,} pixels, more than the {self.max_pixels:,} of "
+                "ISTHMUS_MAX_IMAGE_PIXELS"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class SeenImage:
+    """An image as its tower takes it."""
+
+    pixels: NDArray[np.float32]
+    """(3, height, width)"""
+    cut: bool
+    """Whether the file ends before the picture does: the little that is missing is grey."""
 
 
 def read_image(data: bytes, spec: ImagePreprocessing, limits: ImageLimits = ImageLimits()) -> NDArray[np.float32]:
+    """The pixels of `see_image`."""
+    return see_image(data, spec, limits).pixels
+
+
+def see_image(data: bytes, spec: ImagePreprocessing, limits: ImageLimits = ImageLimits()) -> SeenImage:
     """An image file → what the tower takes: `preprocess_image(decode_image(…))`, with less decoded where less will do.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8, straight from its cosine coefficients, where that leaves REDUCING_GAP times
@@ -89,19 +162,23 @@ def read_image(data: bytes, spec: ImagePreprocessing, limits: ImageLimits = Imag
     """
     picture = _decoded(data, limits, spec)
     try:
-        return _preprocessed(picture, spec)
+        return SeenImage(_preprocessed(picture, spec), picture.cut)
     except Exception:  # samples that are no numbers come to light when they become RGB
         raise BadMedia(_CORRUPT) from None
 
 
-def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Image.Image:
-    """Decode the first frame of an image file to upright RGB, at its full size.
+def decode_image(data: bytes, limits: ImageLimits = ImageLimits(), enough: int | None = None) -> Image.Image:
+    """Decode one frame of an image file to upright RGB: the first that shows something.
 
-    EXIF orientation is applied, transparency is laid on white, 16-bit samples are scaled to 8.
+    The orientation that EXIF or the container states is applied, colours of an embedded profile become sRGB, 16-bit
+    and floating-point samples are scaled to 8 bits, and transparency is laid on white, or on black where what is
+    visible is white. A JPEG whose last rows are missing is read. Where sides of `enough` pixels are enough, a JPEG is
+    decoded at a fraction of its size; other pictures, and without `enough` all, have their full size.
 
-    Raises UnsupportedMedia (not one of FORMATS), MediaTooLarge (bytes or pixels), BadMedia (corrupt, truncated).
+    Raises UnsupportedMedia (not one of FORMATS, no codec), MediaTooLarge (bytes or pixels), BadMedia (corrupt,
+    truncated).
     """
-    picture = _decoded(data, limits, None)
+    picture = _decoded(data, limits, enough)
     try:
         return picture.whole()
     except Exception:
@@ -117,6 +194,11 @@ class _Picture:
     """EXIF's: 1 is upright."""
     full: tuple[int, int] | None = None
     """(width, height), upright, where it was decoded smaller than it is."""
+    profile: bytes | None = None
+    """ICC, of the colours."""
+    samples: Samples | None = None
+    """Of a TIFF whose samples have another range than their bits."""
+    cut: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -126,7 +208,13 @@ class _Picture:
 
     @property
     def _plain(self) -> bool:
-        return self.image.mode == "RGB" and self.orientation == 1 and "transparency" not in self.image.info
+        return (
+            self.image.mode == "RGB"
+            and self.orientation == 1
+            and "transparency" not in self.image.info
+            and self._transform is None
+            and self.samples is None
+        )
 
     def whole(self) -> Image.Image:
         """Upright, in RGB."""
@@ -175,71 +263,267 @@ class _Picture:
         part = self.image if box == (0, 0, width, height) else self.image.crop(box)
         if self.orientation in _UPRIGHT:
             part = part.transpose(_UPRIGHT[self.orientation])
-        return _rgb(part, self._loudest)
+        return self._rgb(part)
 
     @functools.cached_property
-    def _loudest(self) -> float:
-        """The largest sample, where samples are numbers of any size."""
-        extremes = self.image.getextrema() if self.image.mode == "F" else (0.0, 0.0)
-        return float(extremes[1])  # type: ignore[arg-type]
+    def _extremes(self) -> tuple[float, float]:
+        """The smallest and the largest sample, where samples are numbers of any size."""
+        if self.image.mode not in ("I", "F", "L"):
+            return 0.0, 255.0
+        smallest, largest = self.image.getextrema()
+        return float(smallest), float(largest)  # type: ignore[arg-type]
+
+    @functools.cached_property
+    def _transform(self) -> ImageCms.ImageCmsTransform | None:
+        return None if self.profile is None else to_srgb(self.profile, colour_mode(self.image.mode))
+
+    @functools.cached_property
+    def _ground(self) -> int:
+        """White (255), or black (0) where what is visible would not be seen on white."""
+        sample = _sample(self.image)
+        if sample.mode.startswith("I"):
+            samples = np.asarray(sample)
+            visible = (samples != self.image.info["transparency"]).astype(np.float64)
+            away = 255.0 - _SIXTEEN_TO_EIGHT[np.clip(samples, 0, 65_535).astype(np.uint16)]
+        else:
+            pixels = np.asarray(sample.convert("RGBA"), np.float64)
+            visible, away = pixels[..., 3] / 255, 255.0 - pixels[..., :3].min(axis=2)
+        clear, weight = 1.0 - visible.mean(), visible.sum()
+        return 0 if clear >= _LEAST_CLEAR and weight > 0 and (visible * away).sum() < _LEAST_CONTRAST * weight else 255
+
+    def _rgb(self, image: Image.Image) -> Image.Image:
+        if self.samples is not None or image.mode == "F":
+            image = _scaled(image, self.samples or Samples(32, kind=FLOAT), self._extremes)
+        elif image.mode.startswith("I;16") or image.mode == "I":
+            samples = np.clip(np.asarray(image), 0, 65_535).astype(np.uint16)
+            levels = _SIXTEEN_TO_EIGHT[samples]
+            if isinstance(clear := image.info.get("transparency"), int):
+                levels[samples == clear] = self._ground
+            image = Image.fromarray(levels)
+        if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+            image = image.convert("RGBA")
+            colours = self._converted(image.convert("L" if colour_mode(self.image.mode) == "L" else "RGB"))
+            ground = Image.new("RGB", image.size, (self._ground,) * 3)
+            if self._transform is None:
+                opaque = ground.convert("RGBA")
+                return Image.alpha_composite(opaque, image).convert("RGB")
+            return Image.composite(colours, ground, image.getchannel("A"))
+        return self._converted(image)
+
+    def _converted(self, image: Image.Image) -> Image.Image:
+        """Colours without alpha → sRGB."""
+        if self._transform is not None:
+            mode = colour_mode(self.image.mode)
+            return self._transform.apply(image if image.mode == mode else image.convert(mode))
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _decoded(data: bytes, limits: ImageLimits, spec: ImagePreprocessing | None) -> _Picture:
-    if len(data) > limits.max_bytes:
-        raise MediaTooLarge(f"the image is larger than {limits.max_bytes} bytes")
-    look_over(data, limits.max_pixels)
+def _scaled(image: Image.Image, samples: Samples, extremes: tuple[float, float]) -> Image.Image:
+    """A TIFF's samples → levels, by the range that its tags or the samples themselves state."""
+    if image.mode in ("L", "RGB"):
+        levels = np.arange(256)
+        if samples.kind == SIGNED:
+            levels = np.where(levels > 127, levels - 256, levels)
+            extremes = (-1.0, 127.0) if extremes[1] > 127 else (0.0, 127.0)
+        # Pillow has turned round already what has white for 0.
+        table = replace(samples, white_is_zero=False).range(*extremes).levels(levels)
+        return image.point(table.tolist() * len(image.getbands()))
+    held = np.asarray(image)
+    if image.mode == "I" and samples.kind == UNSIGNED and samples.bits == 32:
+        held = held.view(np.uint32)
+        extremes = (0.0, 2.0**32 - 1) if extremes[0] < 0 else extremes
+    if not np.isfinite(held).all():
+        raise ValueError("a sample is NaN or infinite")
+    return Image.fromarray(samples.range(*extremes).levels(held))
+
+
+def _sample(image: Image.Image) -> Image.Image:
+    """A picture of the same mode with at most _SAMPLED pixels to a side, each one of its own."""
+    width, height = (min(length, _SAMPLED) for length in image.size)
+    return image if (width, height) == image.size else image.resize((width, height), Image.Resampling.NEAREST)
+
+
+Enough = ImagePreprocessing | int
+"""For what a picture is decoded: a tower, or sides of so many pixels."""
+_ESSENTIALS: Mapping[str, Callable[[bytes], Essentials]] = {
+    "JPEG": jpeg_essentials,
+    "PNG": png_essentials,
+    "GIF": gif_essentials,
+    "AVIF": heif_essentials,
+    "HEIC": heif_essentials,
+}
+
+
+def _decoded(data: bytes, limits: ImageLimits, enough: Enough | None) -> _Picture:
+    format, essentials, samples = _looked_over(data, limits)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Exception:
-        raise UnsupportedMedia(f"not an image in one of these formats: {', '.join(FORMATS)}") from None
-    if image.width * image.height > limits.max_pixels:
-        raise MediaTooLarge(f"the image has more than {limits.max_pixels} pixels")
-    if max(image.size) > LONGEST_SIDE:
-        raise MediaTooLarge(f"the image is more than {LONGEST_SIDE} pixels wide or high")
-    try:
-        width, height = image.size
-        if spec is not None and image.format in ("JPEG", "MPO"):
-            image.draft(None, _least(image, spec))
-        image.load()
-        look_over_tags(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
-        orientation = image.getexif().get(_ORIENTATION)
-        full = (height, width) if orientation in _LYING else (width, height)
-        return _Picture(image, orientation if orientation in _UPRIGHT else 1, full)
+        if format == "HEIC":
+            image = _heic(essentials.data, limits)
+            return _Picture(image, essentials.orientation, profile=image.info.get("icc_profile"))
+        return _with_pillow(essentials, format, samples, limits, enough)
+    except InputError:
+        raise
     except Exception:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error … on corrupt data
         raise BadMedia(_CORRUPT) from None
 
 
-def _least(image: Image.Image, spec: ImagePreprocessing) -> tuple[int, int]:
+def stated_pixels(data: bytes, limits: ImageLimits = ImageLimits()) -> int:
+    """How many pixels decoding an image will cost at most, by its header. Raises for what is going to be refused."""
+    format, essentials, samples = _looked_over(data, limits)
+    if format == "HEIC":
+        width, height = _open_heic(essentials.data).size
+    else:
+        with Image.open(io.BytesIO(essentials.data), formats=(format,)) as image:
+            width, height = image.width // samples.per_pixel, image.height
+    if format == "JPEG":
+        replace(limits, max_pixels=_MOST_SCALED * limits.max_pixels).check_pixels(width, height)
+        return min(width * height, limits.max_pixels)
+    limits.check_pixels(width, height)
+    return width * height
+
+
+def _looked_over(data: bytes, limits: ImageLimits) -> tuple[str, Essentials, Samples]:
+    """The format of an image file and what a decoder needs of it. Raises InputError for what is not to be decoded."""
+    limits.check_bytes(len(data))
+    format = picture_format(data)
+    if format is None:
+        raise refusal(data, f"not an image in one of these formats: {', '.join(FORMATS)}")
+    if format == "AVIF" and not features.check("avif"):
+        raise UnsupportedMedia(NO_AVIF)
+    look_over(data, limits.max_pixels)
+    if format == "TIFF":
+        return format, *tiff_essentials(data)
+    return format, _ESSENTIALS.get(format, Essentials)(data), Samples()
+
+
+def _with_pillow(
+    essentials: Essentials, format: str, samples: Samples, limits: ImageLimits, enough: Enough | None
+) -> _Picture:
+    try:
+        image: Image.Image = Image.open(io.BytesIO(essentials.data), formats=(format,))
+    except Exception:
+        if format == "TIFF" and samples.are_there:
+            raise UnsupportedMedia(UNKNOWN_SAMPLES) from None
+        raise
+    width, height = image.width // samples.per_pixel, image.height
+    if max(width, height) > LONGEST_SIDE:
+        raise MediaTooLarge(f"the image is more than {LONGEST_SIDE:,} pixels wide or high")
+    smaller = None
+    if enough is not None and format == "JPEG":
+        smaller = _least((width, height), essentials.orientation in _LYING, enough)
+        replace(limits, max_pixels=_MOST_SCALED * limits.max_pixels).check_pixels(width, height)
+        image.draft(None, smaller)
+    limits.check_pixels(*image.size, width * height)
+    if format == "AVIF":
+        check_sparse(width, height, len(essentials.data))
+    # A small file without its end is decoded without a complaint.
+    cut = format == "JPEG" and essentials.data.rfind(b"\xff\xd9") < essentials.data.rfind(b"\xff\xda")
+    try:
+        image.load()
+    except OSError:
+        if format != "JPEG":
+            raise
+        image, cut = _completed(essentials.data, smaller), True
+    if format in _ANIMATED and not essentials.one_frame:
+        image = _showing(image, essentials, format, limits)
+    info = image.info
+    orientation = essentials.orientation
+    if format == "TIFF":
+        orientation = image.getexif().get(_ORIENTATION, orientation)
+        if samples.per_pixel > 1:
+            image = regrouped(image, samples)
+    elif format in ("WEBP", "AVIF"):
+        orientation = exif_orientation(info.get("exif", b"")) or xmp_orientation(info.get("xmp", b"")) or orientation
+    return _Picture(
+        image,
+        orientation if orientation in _UPRIGHT else 1,
+        (height, width) if orientation in _LYING else (width, height),
+        profile=essentials.profile or (info.get("icc_profile") if format in ("WEBP", "AVIF") else None),
+        samples=None if samples.is_plain or samples.per_pixel > 1 or image.mode not in _SCALED else samples,
+        cut=cut,
+    )
+
+
+_SCALED = ("L", "RGB", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+"""Modes whose samples are numbers as a TIFF has them."""
+
+
+def _completed(jpeg: bytes, smaller: tuple[int, int] | None) -> Image.Image:
+    """A JPEG that breaks off, as viewers show it: what is missing is grey. Raises ValueError where that is too much."""
+    image = Image.open(io.BytesIO(jpeg + b"\xff\xd9"), formats=("JPEG",))
+    if smaller is not None:
+        image.draft(None, smaller)
+    image.load()
+    if image.info.get("progressive") and jpeg.count(b"\xff\xda") < _LEAST_SCANS:
+        raise ValueError("most of the scans are missing")
+    rows = np.asarray(image).reshape(image.height, -1)
+    grey = np.abs(rows.astype(np.int16) - 128).max(axis=1) <= 1
+    missing = image.height if grey.all() else int(np.argmin(grey[::-1]))
+    if missing > _MOST_MISSING * image.height:
+        raise ValueError("too many rows are missing")
+    return image
+
+
+def _heic(data: bytes, limits: ImageLimits) -> Image.Image:
+    """The primary image of a HEIC, turned as its boxes say."""
+    held = _open_heic(data)
+    limits.check_pixels(*held.size)
+    check_sparse(*held.size, len(data))
+    pixels = held.data  # the size may be another one after decoding
+    limits.check_pixels(*held.size)
+    image = Image.frombytes(held.mode, held.size, bytes(pixels), "raw", held.mode, held.stride)
+    image.info["icc_profile"] = held.info.get("icc_profile")
+    return image
+
+
+def _open_heic(data: bytes) -> Any:
+    """The primary image of a HEIC, not yet decoded. Raises UnsupportedMedia where the codec is missing."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UnsupportedMedia(NO_HEIC) from None
+    options = pillow_heif.options
+    options.DECODE_THREADS, options.THUMBNAILS, options.DEPTH_IMAGES, options.AUX_IMAGES = 1, False, False, False
+    file = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
+    return file[file.primary_index]
+
+
+def _showing(image: Image.Image, essentials: Essentials, format: str, limits: ImageLimits) -> Image.Image:
+    """The first frame, or, where that is of one colour, the first after it that shows something."""
+    if (format == "PNG" and essentials.animated is None) or (most := _shown(image)) >= _LEAST_SHOWN:
+        return image
+    best = image.copy()
+    if essentials.animated is not None:
+        image = Image.open(io.BytesIO(essentials.animated), formats=(format,))
+    for number in range(1, min(_MOST_FRAMES, limits.max_pixels // (image.width * image.height))):
+        try:
+            image.seek(number)
+            image.load()
+        except Exception:  # the last one was the last, or the rest is damaged
+            break
+        if (shown := _shown(image)) > most:
+            best, most = image.copy(), shown
+        if most >= _CLEARLY_SHOWN:
+            break
+    return best
+
+
+def _shown(image: Image.Image) -> float:
+    """How much a frame shows: the standard deviation of its brightness."""
+    return float(np.asarray(_Picture(_sample(image)).whole().convert("L"), np.float32).std())
+
+
+def _least(size: tuple[int, int], lying: bool, spec: Enough) -> tuple[int, int]:
     """The size, as the file stores it, below which a scaled decode would cost too much of what the tower sees."""
+    if isinstance(spec, int):
+        return spec, spec
     if spec.resize == "squash":
-        width, height = spec.width, spec.height
-        if image.getexif().get(_ORIENTATION) in _LYING:
-            width, height = height, width
+        width, height = (spec.height, spec.width) if lying else (spec.width, spec.height)
     else:
         edge = spec.shortest_edge or max(spec.height, spec.width)
-        scale = edge / min(image.size)
-        width, height = math.ceil(image.width * scale), math.ceil(image.height * scale)
+        scale = edge / min(size)
+        width, height = (math.ceil(length * scale) for length in size)
     return math.ceil(REDUCING_GAP * width), math.ceil(REDUCING_GAP * height)
-
-
-def _rgb(image: Image.Image, loudest: float) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        samples = np.clip(np.asarray(image), 0, 65_535).astype(np.uint16)
-        levels = _SIXTEEN_TO_EIGHT[samples]
-        if isinstance(clear := image.info.get("transparency"), int):
-            levels[samples == clear] = 255
-        return Image.fromarray(levels).convert("RGB")
-    if image.mode == "F":
-        floats = np.asarray(image, dtype=np.float64)
-        if not np.isfinite(floats).all():
-            raise ValueError("a sample is NaN or infinite")
-        floats = floats / 257.0 if loudest > 255 else floats  # 16-bit full scale to 8-bit full scale
-        return Image.fromarray(np.clip(np.rint(floats), 0, 255).astype(np.uint8)).convert("RGB")
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def preprocess_image(

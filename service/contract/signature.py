@@ -15,6 +15,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
+from service.contract.files import read_file
+
 SIGNATURE: Final = "manifest.sig"
 _PURPOSE = b"isthmus bundle manifest\n"
 """Goes before what is signed, so that a signature for something else is none of a manifest."""
@@ -27,7 +29,7 @@ class SignatureError(ValueError):
 def public_key(path: Path) -> Ed25519PublicKey:
     """Raises SignatureError."""
     try:
-        key = load_pem_public_key(path.read_bytes())
+        key = load_pem_public_key(read_file(path))
     except OSError as error:
         raise SignatureError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, UnsupportedAlgorithm):
@@ -63,7 +65,7 @@ def sign(manifest: Path, key: Ed25519PrivateKey) -> Path:
 def check_signature(manifest: bytes, path: Path, signers: Sequence[Ed25519PublicKey]) -> None:
     """`path` is the file of the signature. Raises SignatureError unless one of the signers made it."""
     try:
-        signature = base64.b64decode(path.read_bytes().strip(), validate=True)
+        signature = base64.b64decode(read_file(path).strip(), validate=True)
     except OSError:
         raise SignatureError(
             f"{path} cannot be read: only signed bundles are served (ISTHMUS_BUNDLE_SIGNERS)"

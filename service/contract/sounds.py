@@ -4,8 +4,9 @@
 carries whole, and knows how to apply itself.
 """
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 Waveform = NDArray[np.float32]
+
+STRETCH_S = 10.0
+"""A longer sound has moments of this length, and what is silent in it has no part in its vector."""
+_SILENT = 1e-2
+"""A second is silent where it deviates from its mean by so much of what the loudest one does: 40 dB below."""
+_SPARE = 4_096
+"""Samples of room beside those that a header states: a resampler rounds, and has a delay."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +56,21 @@ class AudioPreprocessing(BaseModel, ABC):
         """Whether a call's rows are as long as its longest: sounds are then batched by likeness of length."""
         return False
 
-    @abstractmethod
     def prepare(self, waveform: Waveform) -> Sound:
-        """Waveform (samples,) at the specification's rate → rows. At least one, even of no samples."""
+        """Waveform (samples,) at the specification's rate → rows. At least one, even of no samples.
+
+        What is silent in a sound of more than STRETCH_S is left out: the mean over 20 s of silence and a bark says
+        silence.
+        """
+        return self.rows_of(audible(waveform, self.sampling_rate))
+
+    @abstractmethod
+    def rows_of(self, waveform: Waveform) -> Sound:
+        """As `prepare`, silence included."""
+
+    def prepare_blocks(self, blocks: Iterator[Waveform], about: int) -> Sound:
+        """As `prepare`, of a waveform that comes in blocks, of about so many samples in all."""
+        return self.prepare(gathered(blocks, about))
 
     @abstractmethod
     def heard(self, rows: NDArray[np.float32]) -> int:
@@ -81,6 +101,81 @@ class AudioPreprocessing(BaseModel, ABC):
 
     def _stack(self, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         return rows[0] if len(rows) == 1 else np.concatenate(rows)  # ten minutes are not copied
+
+
+def audible(waveform: Waveform, sampling_rate: int) -> Waveform:
+    """A sound of more than STRETCH_S without its silent seconds; a shorter one, or one that is silent throughout, as it
+    is."""
+    if len(waveform) <= STRETCH_S * sampling_rate:
+        return waveform
+    blocks = list(seconds(iter([waveform]), sampling_rate))
+    heard = audible_seconds([loudness(block) for block in blocks])
+    if heard.all():
+        return waveform
+    return np.concatenate([block for block, kept in zip(blocks, heard, strict=True) if kept])
+
+
+def seconds(blocks: Iterator[Waveform], sampling_rate: int) -> Iterator[Waveform]:
+    """A waveform that comes in blocks, second by second."""
+    waiting = np.zeros(0, np.float32)
+    for block in blocks:
+        waiting = np.concatenate([waiting, block]) if len(waiting) else block
+        whole = len(waiting) // sampling_rate * sampling_rate
+        for start in range(0, whole, sampling_rate):
+            yield waiting[start : start + sampling_rate]
+        waiting = waiting[whole:]
+    if len(waiting):
+        yield waiting
+
+
+def loudness(block: Waveform) -> float:
+    """The deviation from the mean, in float64: a constant is silence, and the squares of a float file may overflow."""
+    return float(block.std(dtype=np.float64))
+
+
+def audible_seconds(levels: Sequence[float]) -> NDArray[np.bool_]:
+    """Which seconds of a sound of more than STRETCH_S are not silent, by their loudness; all where there is nothing
+    else."""
+    heard = np.asarray(levels) > _SILENT * max(levels, default=0.0)
+    return heard if len(levels) > STRETCH_S and heard.any() else np.ones(len(levels), np.bool_)
+
+
+def stretches(samples: int, sampling_rate: int) -> list[tuple[int, int]]:
+    """The moments of a sound, as (first, last) samples: STRETCH_S each; a last one of under a second joins the one
+    before."""
+    length = int(STRETCH_S * sampling_rate)
+    starts = list(range(0, samples, length))
+    if len(starts) > 1 and samples - starts[-1] < sampling_rate:
+        starts.pop()
+    return list(itertools.pairwise([*starts, samples]))
+
+
+class _Growing:
+    """Samples that arrive in blocks, held once: there is room for what a header states, and more where it lies."""
+
+    def __init__(self, room: int) -> None:
+        self._samples, self._held = np.empty(room, np.float32), 0
+
+    def append(self, block: Waveform) -> None:
+        after = self._held + len(block)
+        if after > len(self._samples):
+            self._samples = np.concatenate([self._samples[: self._held], np.empty(max(after, self._held), np.float32)])
+        self._samples[self._held : after] = block
+        self._held = after
+
+    @property
+    def whole(self) -> Waveform:
+        """A view would hold what a header states and the file has not."""
+        samples = self._samples[: self._held]
+        return samples if 2 * self._held > len(self._samples) else samples.copy()
+
+
+def gathered(blocks: Iterator[Waveform], about: int) -> Waveform:
+    """Blocks of a waveform, of about so many samples in all, as one."""
+    samples = _Growing(about + _SPARE)
+    for block in blocks:
+        samples.append(block)
+    return samples.whole
 
 
 def cut(samples: int, window: int, hop: int, least: int) -> list[tuple[int, int]]:

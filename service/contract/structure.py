@@ -20,7 +20,7 @@ MAX_PARTS = 20_000
 MAX_LOOSE = 65_536
 """Bytes between the parts, which belong to none."""
 MAX_TAGS = 4_096
-"""Of a TIFF or EXIF directory."""
+"""Of the directory of a TIFF; of that of EXIF no more are read."""
 MAX_COEFFICIENTS = 100_000_000
 """Of a JPEG that has to be held whole, 2 bytes each: 40 megapixels, or 33 where no colour is subsampled."""
 MAX_SCANNED = 2**32
@@ -28,32 +28,61 @@ MAX_SCANNED = 2**32
 MAX_RUN_BYTES, MAX_RUN_PIXELS = 1_000_000, 4_000_000
 """Of a BMP that is packed in runs, which Pillow unpacks in Python."""
 SPARSE_PIXELS, PIXELS_PER_BYTE = 2**24, 64
-"""A WebP of more pixels than the first must have a byte for so many of them. Pillow's decoder holds a WebP four times,
-16 bytes a pixel; a photograph has a byte for every 5 to 20 pixels, and what is one colour all over has 34 in all."""
+"""A WebP, HEIC or AVIF of more pixels than the first must have a byte for so many of them. Pillow's decoder holds a
+WebP four times, 16 bytes a pixel; a photograph has a byte for every 5 to 20 pixels, and one colour all over 34 in all.
+"""
 
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _TOO_MANY = "the image is cut into too many parts"
 
 
-_PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SOUNDS = (b"fLaC", b"OggS", b"ID3", b"caff", b".snd", b"dns.", b"riff\x2e\x91\xcf\x11")
+_SOUNDS = (b"fLaC", b"OggS", b"ID3", b"caff", b".snd", b"dns.", b"riff\x2e\x91\xcf\x11", b"#!AMR")
 _INSIDE: Mapping[bytes, Sequence[bytes]] = {
     b"RIFF": (b"WAVE",),
     b"RIFX": (b"WAVE",),
     b"RF64": (b"WAVE",),
     b"FORM": (b"AIFF", b"AIFC"),
 }
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
+"""Lengths that the second header of a BMP has: two letters alone would take any text that begins with them."""
+_AVIF_BRANDS = (b"avif", b"avis")
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"mif2", b"msf1", b"miaf")
+
+
+def picture_format(data: bytes) -> str | None:
+    """The name of the image format that a file begins as, JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF or HEIC; or None."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "TIFF"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
+        return "BMP"
+    if data[4:8] == b"ftyp":
+        major, size = data[8:12], min(int.from_bytes(data[:4], "big"), 256)
+        others = {data[place : place + 4] for place in range(16, size, 4)}
+        if major in _AVIF_BRANDS or (major in _HEIF_BRANDS and others.intersection(_AVIF_BRANDS)):
+            return "AVIF"
+        if major in _HEIF_BRANDS:
+            return "HEIC"
+    return None
 
 
 def is_picture(data: bytes) -> bool:
-    """Whether it begins as a JPEG, PNG, GIF, BMP, TIFF or WebP does."""
-    return data.startswith(_PICTURES) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP")
+    """Whether it begins as an image of one of the formats that are read does."""
+    return picture_format(data) is not None
 
 
 def is_sound(data: bytes) -> bool:
-    """Whether it begins as a WAV, AIFF, FLAC, Ogg, MP3, CAF, AU or W64 does: no other reader is tried."""
-    is_mp3 = data[:1] == b"\xff" and data[1:2] >= b"\xe0"
-    return data.startswith(_SOUNDS) or data[8:12] in _INSIDE.get(data[:4], ()) or is_mp3
+    """Whether it begins as a WAV, AIFF, FLAC, Ogg, MP3, AAC, AMR, CAF, AU or W64 does: no other reader is tried."""
+    is_mpeg = data[:1] == b"\xff" and data[1:2] >= b"\xe0"
+    is_film = data[:4] == b"OggS" and b"\x80theora" in data[:256]
+    return (data.startswith(_SOUNDS) and not is_film) or data[8:12] in _INSIDE.get(data[:4], ()) or is_mpeg
 
 
 def look_over(data: bytes, max_pixels: int) -> None:
@@ -94,8 +123,6 @@ def _jpeg(data: bytes) -> None:
             place = found + 2 + length
             if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
                 coefficients, whole = _coefficients(body), marker in _PROGRESSIVE
-            elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
-                look_over_tags(body[6:])
             elif marker == 0xDA:
                 break
         if parts > MAX_PARTS or loose > MAX_LOOSE:
@@ -157,7 +184,7 @@ def _bmp(data: bytes) -> None:
 
 
 def look_over_tags(data: bytes) -> None:
-    """The directory of a TIFF, or of EXIF, which is one. Raises BadMedia where it has too many tags."""
+    """The directory of a TIFF. Raises BadMedia where it has too many tags."""
     order = ">" if data.startswith(b"MM") else "<"
     large = data[2:4] in (b"+\0", b"\0+")
     where, count = ("Q", "Q") if large else ("I", "H")
@@ -179,6 +206,13 @@ def _webp(data: bytes, max_pixels: int) -> None:
     else:
         width, height = (int.from_bytes(data[place : place + 2], "little") & 0x3FFF for place in (26, 28))
     if width * height > max_pixels:
-        raise MediaTooLarge(f"the image has more than {max_pixels} pixels")
-    if width * height > max(SPARSE_PIXELS, PIXELS_PER_BYTE * len(data)):
+        raise MediaTooLarge(
+            f"the image has {width * height:,} pixels, more than the {max_pixels:,} of ISTHMUS_MAX_IMAGE_PIXELS"
+        )
+    check_sparse(width, height, len(data))
+
+
+def check_sparse(width: int, height: int, count: int) -> None:
+    """Raises MediaTooLarge for a picture of more pixels than a file of so many bytes has room for."""
+    if width * height > max(SPARSE_PIXELS, PIXELS_PER_BYTE * count):
         raise MediaTooLarge("the image has many more pixels than its file has room for")

@@ -1,9 +1,11 @@
 """text → token ids and attention mask, from the bundle's own tokenizer.json."""
 
+import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +31,13 @@ class TextPreprocessing(BaseModel):
     passage_prefix: str = Field(default="", max_length=4_096)
     """And before what is found: stored texts."""
 
+    def prefix(self, role: Role) -> str:
+        """The instruction that goes before a text."""
+        return self.query_prefix if role == "query" else self.passage_prefix
+
     def prefixed(self, text: str, role: Role) -> str:
         """The text as the encoder wants it. One without a word stays as it is, to be refused as empty."""
-        return (self.query_prefix if role == "query" else self.passage_prefix) + text if text.strip() else text
+        return self.prefix(role) + text if text.strip() else text
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -43,6 +49,9 @@ class TextPreprocessing(BaseModel):
 class Tokens:
     ids: tuple[int, ...]
     truncated: bool
+    unknown: float = 0.0
+    """The share of the text's tokens that the tokenizer does not know, 0 to 1; those that say nothing (punctuation,
+    special tokens) are not counted. All texts that have 1 look alike to the tower."""
 
 
 class TextTokenizer:
@@ -63,18 +72,26 @@ class TextTokenizer:
         self._tokenizer.enable_truncation(max_length=spec.max_length)
         self._max_length = spec.max_length
         self._vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self._unknown = _unknown_id(self._tokenizer)
+        self._special = frozenset(self._tokenizer.encode("").ids)
 
-    def encode(self, text: str) -> Tokens:
-        """One text → its ids, special tokens included, cut to max_length. Raises InputError where it has none."""
+    def encode(self, text: str, prefix: str = "") -> Tokens:
+        """One text after an instruction → its ids, special tokens included, cut to max_length.
+
+        Raises InputError where there is nothing in it. What is unknown is told of the text alone.
+        """
         if not text.strip():
             raise InputError("the text is empty")
         try:
-            encoding = self._tokenizer.encode(text)
+            encoding = self._tokenizer.encode(prefix + text)
+            own = encoding if not prefix or self._unknown not in encoding.ids else self._tokenizer.encode(text)
         except (UnicodeEncodeError, TypeError):  # which of them depends on the version of tokenizers
             raise InputError("the text is not valid Unicode: it holds a lone surrogate") from None
         if not encoding.ids:
             raise InputError("the text is empty: its characters are none that the tokenizer reads")
-        return Tokens(tuple(encoding.ids), bool(encoding.overflowing))
+        # An encoding says which tokens the template added: the unknown token of some is the end of a text as well.
+        ids = [id for id, special in zip(own.ids, own.special_tokens_mask, strict=True) if not special]
+        return Tokens(tuple(encoding.ids), bool(encoding.overflowing), self._share_unknown(ids))
 
     def accept(self, ids: Sequence[int]) -> Tokens:
         """Ids made by a client with this very tokenizer, special tokens included. Raises InputError."""
@@ -82,7 +99,31 @@ class TextTokenizer:
             raise InputError("the list of token ids is empty")
         if min(ids) < 0 or max(ids) >= self._vocabulary_size:
             raise InputError(f"a token id is outside the vocabulary of {self._vocabulary_size}")
-        return Tokens(tuple(ids[: self._max_length]), len(ids) > self._max_length)
+        kept = tuple(ids[: self._max_length])
+        own = [id for id in kept if id not in self._special]
+        return Tokens(kept, len(ids) > self._max_length, self._share_unknown(own))
+
+    def _share_unknown(self, ids: Sequence[int]) -> float:
+        unknown = ids.count(self._unknown) if self._unknown is not None else 0
+        if not unknown:
+            return 0.0
+        known = sum(_says_something(self._tokenizer.id_to_token(id) or "") for id in ids if id != self._unknown)
+        # Four decimals, which a cache holds as they are; 1 is kept for what is wholly unknown.
+        return min(round(unknown / (unknown + known), 4), 0.9999) if known else 1.0
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id that stands for whatever is not in the vocabulary; None where a tokenizer has none, as one of bytes."""
+    model = json.loads(tokenizer.to_str())["model"]
+    token = model.get("unk_token")
+    return cast("int | None", model.get("unk_id")) if token is None else tokenizer.token_to_id(token)
+
+
+def _says_something(token: str) -> bool:
+    """Whether a known token is more than punctuation and SentencePiece's mark of where a word begins: a letter, a digit
+    or a symbol."""
+    categories = map(unicodedata.category, token.replace("\u2581", ""))
+    return any(category[0] in "LN" or category == "So" for category in categories)
 
 
 def pad_tokens(texts: Sequence[Tokens], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -4,7 +4,6 @@ Needs PyAV, which is optional (`pip install 'isthmus[video]'`). A frame goes the
 that a video of one frame is that image; the sound goes the way of a sound file from its samples on.
 """
 
-import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,15 +15,13 @@ import soxr
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
+from service.contract.audio import Measure, Mix
+from service.contract.containers import CORRUPT, MISSING, NO_CODEC, container_of, moving_pictures, opened, refusal
+from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
 from service.contract.images import ImagePreprocessing, preprocess_image
-from service.contract.sounds import Waveform
+from service.contract.sounds import STRETCH_S, Waveform, stretches
 
-MISSING = "videos are read where PyAV is installed: pip install 'isthmus[video]'"
 NO_VIDEO = "not a video in a format that is read here (MP4, MOV, MKV, WebM, AVI, MPEG-TS, FLV)"
-NO_CODEC = "the video's codec is not one that is read here"
-SOUND_S = 10.0
-"""Length of the stretches of sound that are found by themselves; a last one of under a second joins the one before."""
 _MOST_PACKETS = 2_000_000
 _THROUGH = 3_000
 """Packets up to which a video is decoded from its beginning to its end."""
@@ -83,24 +80,6 @@ class _Extent:
     packets: int
 
 
-def container_of(data: bytes) -> str | None:
-    """FFmpeg's name of the container, by its first bytes; None where it is none of those that are read.
-
-    The demuxer is always named: FFmpeg's own guess would also read playlists, which name other files and addresses.
-    """
-    if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
-        return "mp4"
-    if data[:4] == b"\x1a\x45\xdf\xa3":
-        return "matroska"
-    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
-        return "avi"
-    if data[:4] == b"FLV\x01":
-        return "flv"
-    if len(data) > 376 and data[0] == data[188] == data[376] == 0x47:
-        return "mpegts"
-    return None
-
-
 def read_video(
     data: bytes, spec: ImagePreprocessing | None, sampling_rate: int | None, limits: VideoLimits = VideoLimits()
 ) -> Clip:
@@ -114,14 +93,20 @@ def read_video(
     frames: list[Stretch] = []
     sounds: list[Stretch] = []
     with _read(data, limits) as (av, container):
-        with _opened(av, data, container) as source:
+        with opened(av, data, container) as source:
             extent = _extent(source, limits)
         if spec is not None:
-            with _opened(av, data, container) as source:
-                frames = list(_frames(source, spec, extent, limits)) if source.streams.video else []
-        if sampling_rate is not None:
-            with _opened(av, data, container) as source:
-                sounds = _sounds(av, source, sampling_rate, extent, limits) if source.streams.audio else []
+            with opened(av, data, container) as source:
+                frames = list(_frames(source, spec, extent, limits)) if moving_pictures(source) else []
+        mix = Mix()
+        for _ in range(2 if sampling_rate is not None else 0):
+            with opened(av, data, container) as source:
+                measure = Measure(0)
+                if source.streams.audio:
+                    sounds, measure = _sounds(av, source, sampling_rate or 0, extent, limits, mix)
+            if (better := measure.mix(floating=True)) == mix:
+                break
+            mix = better  # only the whole sound tells how its channels are to be mixed
     if not frames and not sounds:
         raise BadMedia("the video has neither a picture nor a sound")
     return Clip(extent.seconds, frames, sounds)
@@ -129,14 +114,14 @@ def read_video(
 
 def claims_of(data: bytes, limits: VideoLimits = VideoLimits()) -> Claims:
     """What `read_video` will come to, without decoding anything. Raises as it does."""
-    with _read(data, limits) as (av, container), _opened(av, data, container) as source:
+    with _read(data, limits) as (av, container), opened(av, data, container) as source:
         extent = _extent(source, limits)
-        pictures = [stream.codec_context for stream in source.streams.video[:1]]
+        pictures = [stream.codec_context for stream in moving_pictures(source)[:1]]
         seconds = extent.seconds if source.streams.audio else 0.0
         return Claims(
             frames=_frame_count(extent, limits) if pictures else 0,
             pixels=sum(each.width * each.height for each in pictures),
-            sounds=max(1, math.ceil(seconds / SOUND_S)) if source.streams.audio else 0,
+            sounds=max(1, math.ceil(seconds / STRETCH_S)) if source.streams.audio else 0,
             seconds=seconds,
         )
 
@@ -145,45 +130,39 @@ def claims_of(data: bytes, limits: VideoLimits = VideoLimits()) -> Claims:
 def _read(data: bytes, limits: VideoLimits) -> Iterator[tuple[Any, str]]:
     """PyAV and the name of the file's container; what PyAV raises within is raised as an InputError."""
     if len(data) > limits.max_bytes:
-        raise MediaTooLarge(f"the video is larger than {limits.max_bytes} bytes")
+        raise MediaTooLarge(
+            f"the video has {len(data):,} bytes, more than the {limits.max_bytes:,} of ISTHMUS_MAX_VIDEO_BYTES"
+        )
+    container = container_of(data)
+    if container is None:
+        raise refusal(data, NO_VIDEO)
     try:
         import av
     except ImportError:
         raise UnsupportedMedia(MISSING) from None
-    container = container_of(data)
-    if container is None:
-        raise UnsupportedMedia(NO_VIDEO)
     try:
         yield av, container
     except av.error.DecoderNotFoundError:
         raise UnsupportedMedia(NO_CODEC) from None
     except (av.error.FFmpegError, ValueError) as error:
-        if isinstance(error, BadMedia | MediaTooLarge | UnsupportedMedia):
+        if isinstance(error, InputError):
             raise
-        raise BadMedia("the video is truncated or corrupt") from None
+        raise BadMedia(CORRUPT) from None
 
 
 def _frame_count(extent: _Extent, limits: VideoLimits) -> int:
     return max(1, min(limits.frames, round(extent.seconds)))
 
 
-def _opened(av: Any, data: bytes, container: str) -> Any:
-    source = av.open(io.BytesIO(data), format=container, metadata_errors="replace")
-    for stream in source.streams.video:
-        # The lanes of the towers have the cores.
-        if stream.codec_context is not None:
-            stream.codec_context.thread_count = 1
-    return source
-
-
 def _extent(source: Any, limits: VideoLimits) -> _Extent:
     """From when to when the packets say that there is something; nothing is decoded."""
-    streams = [*source.streams.video[:1], *source.streams.audio[:1]]
+    pictures = moving_pictures(source)[:1]
+    streams = [*pictures, *source.streams.audio[:1]]
     if not streams:
         raise BadMedia("the video has neither a picture nor a sound")
     if any(stream.codec_context is None for stream in streams):
         raise UnsupportedMedia(NO_CODEC)
-    for stream in source.streams.video[:1]:
+    for stream in pictures:
         _check_size(stream.codec_context.width, stream.codec_context.height, limits)
     for stream in source.streams.audio[:1]:
         if stream.codec_context.channels > limits.max_channels:
@@ -194,15 +173,18 @@ def _extent(source: Any, limits: VideoLimits) -> _Extent:
             at = float(packet.pts * packet.time_base)
             start, end = min(start, at), max(end, at + float((packet.duration or 0) * packet.time_base))
         if end - start > limits.max_seconds or count > _MOST_PACKETS:
-            raise MediaTooLarge(f"the video is longer than {limits.max_seconds:g} s")
+            raise MediaTooLarge(f"the video is longer than the {limits.max_seconds:,g} s of ISTHMUS_MAX_VIDEO_SECONDS")
     if not np.isfinite(start):
-        raise BadMedia("the video is truncated or corrupt")
+        raise BadMedia(CORRUPT)
     return _Extent(start, max(end - start, 0.0), count)
 
 
 def _check_size(width: int, height: int, limits: VideoLimits) -> None:
     if width * height > limits.max_pixels:
-        raise MediaTooLarge(f"the video's frames have more than {limits.max_pixels} pixels")
+        raise MediaTooLarge(
+            f"the video's frames have {width * height:,} pixels, more than the {limits.max_pixels:,} of "
+            "ISTHMUS_MAX_VIDEO_PIXELS"
+        )
 
 
 def _frames(source: Any, spec: ImagePreprocessing, extent: _Extent, limits: VideoLimits) -> Iterator[Stretch]:
@@ -220,7 +202,7 @@ def _frames(source: Any, spec: ImagePreprocessing, extent: _Extent, limits: Vide
 def _gone_through(source: Any, middles: list[float]) -> Iterator[Any]:
     """The frame that is seen at each of these moments."""
     seen, waiting = None, list(reversed(middles))
-    for count, frame in enumerate(source.decode(video=0)):
+    for count, frame in enumerate(source.decode(moving_pictures(source)[0])):
         if count > _MOST_DECODED:
             raise MediaTooLarge("too much of the video would have to be decoded")
         while waiting and seen is not None and frame.time is not None and frame.time > waiting[-1]:
@@ -235,7 +217,7 @@ def _gone_through(source: Any, middles: list[float]) -> Iterator[Any]:
 
 def _sought(source: Any, middles: list[float]) -> Iterator[Any]:
     """The same, from the key frame before each of them on."""
-    stream, decoded = source.streams.video[0], 0
+    stream, decoded = moving_pictures(source)[0], 0
     for middle in middles:
         source.seek(max(int(middle / stream.time_base), 0), stream=stream)
         seen = None
@@ -257,13 +239,17 @@ def _upright(frame: Any) -> Image.Image:
     return image.rotate(90 * turned, expand=True) if turned else image
 
 
-def _sounds(av: Any, source: Any, sampling_rate: int, extent: _Extent, limits: VideoLimits) -> list[Stretch]:
+def _sounds(
+    av: Any, source: Any, sampling_rate: int, extent: _Extent, limits: VideoLimits, mix: Mix
+) -> tuple[list[Stretch], Measure]:
     planes = av.AudioResampler(format="fltp")
     resampler: Any = None
+    measure = Measure(0)
     blocks: list[Waveform] = []
     began, frames, most = 0.0, 0, 0.0
     for frame in source.decode(source.streams.audio[0]):
         if resampler is None:
+            measure = Measure(frame.layout.nb_channels)
             began = max(0.0, (frame.time or 0.0) - extent.start)
             most = limits.max_seconds * frame.sample_rate
             resampler = soxr.ResampleStream(frame.sample_rate, sampling_rate, 1, dtype="float32", quality="HQ")
@@ -271,25 +257,20 @@ def _sounds(av: Any, source: Any, sampling_rate: int, extent: _Extent, limits: V
         if frame.layout.nb_channels > limits.max_channels or frames > most:
             raise MediaTooLarge(f"the video's sound is longer than {limits.max_seconds:g} s, or has too many channels")
         for plane in planes.resample(frame):
-            samples = plane.to_ndarray()
-            if not np.isfinite(samples).all():
-                raise BadMedia("the video's sound has samples that are not finite")
-            blocks.append(resampler.resample_chunk(samples.mean(axis=0, dtype=np.float32)))
+            samples = np.ascontiguousarray(plane.to_ndarray().T)
+            measure.take(samples)
+            blocks.append(resampler.resample_chunk(mix.apply(samples)))
     if resampler is None:
-        return []
+        return [], measure
     blocks.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     waveform = np.concatenate(blocks)
-    length = int(SOUND_S * sampling_rate)
-    starts = list(range(0, len(waveform), length))
-    if len(starts) > 1 and len(waveform) - starts[-1] < sampling_rate:
-        starts.pop()
-    ends = [*starts[1:], len(waveform)]
-    return [
+    parts = [
         Stretch(
             began + first / sampling_rate,
             began + last / sampling_rate,
             waveform[first:last],
             (last - first) / sampling_rate,
         )
-        for first, last in zip(starts, ends, strict=True)
+        for first, last in stretches(len(waveform), sampling_rate)
     ]
+    return parts, measure

@@ -39,7 +39,7 @@ class Waveforms(AudioPreprocessing):
     def padded(self) -> bool:
         return True
 
-    def prepare(self, waveform: Waveform) -> Sound:
+    def rows_of(self, waveform: Waveform) -> Sound:
         if len(waveform) < self.min_samples:
             waveform = np.pad(waveform, (0, self.min_samples - len(waveform)))
         stretches = cut(len(waveform), self.max_samples, self.max_samples, self.min_samples)

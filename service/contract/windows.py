@@ -41,7 +41,8 @@ class LogMelWindows(AudioPreprocessing):
     remove_dc: bool = False
     preemphasis: float = Field(default=0.0, ge=0.0, lt=1.0)
     preemphasis_of: Literal["frame", "sound"] = "frame"
-    """sound: each sample takes that share of the one before it off once, before frames are cut; the first is left out."""
+    """sound: each sample takes that share of the one before it off once, before frames are cut; the first is left
+    out."""
     n_mels: int = Field(default=80, gt=0, le=512)
     f_min: float = Field(default=0.0, ge=0)
     f_max: float = Field(default=8_000.0, gt=0)
@@ -88,7 +89,7 @@ class LogMelWindows(AudioPreprocessing):
     def channels(self) -> int:
         return 4 if self.long == "fusion" else 1
 
-    def prepare(self, waveform: Waveform) -> Sound:
+    def rows_of(self, waveform: Waveform) -> Sound:
         if self.long == "fusion" and len(waveform) > self.samples:
             mel = log_mel(waveform, self)
             rows = _fused(mel, self)[None] if len(mel) > self.frames else np.stack([mel] * 4)[None]

@@ -20,7 +20,8 @@ from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.errors import InvalidRequest, NotReady
+from service.disk import Disk
+from service.errors import DiskFull, InvalidRequest, NotReady
 from service.fetch import Fetcher
 from service.jobs.embedding import Means
 from service.jobs.ledger import FILE, UNFINISHED, Form, Job, Ledger, Refusal, State
@@ -94,6 +95,7 @@ class Jobs:
         self._folder, self._ledger, self._lock = opened.folder, opened.ledger, opened.lock
         self._settings, self._manifest, self._metrics = settings, embedder.manifest, metrics
         means = Means(embedder, tokens, previewer, settings.limits, limiter, fetcher, background=True)
+        self._disk = Disk(opened.folder, settings.min_free_bytes)
         self._books = Books(opened.ledger)
         self._runner = Runner(opened.folder, self._books, settings, store, means, metrics)
         self._runs: dict[str, Run] = {}
@@ -141,20 +143,21 @@ class Jobs:
     # What routes ask for
 
     async def submit(
-        self, form: Form, collection: str, blocks: AsyncIterator[bytes], key: str | None
+        self, form: Form, collection: str, blocks: AsyncIterator[bytes], key: str | None, size: int | None = None
     ) -> tuple[Progress, bool]:
-        """A job of what comes, and whether it is new, once it is on disk.
+        """A job of what comes, and whether it is new, once it is on disk. `size`: its bytes, where they are stated.
 
-        Raises Overloaded before anything is read, InvalidRequest for an Idempotency-Key of another job, and what
-        `spool` raises.
+        Raises Overloaded, and DiskFull for what is too large, before anything is read, InvalidRequest for an
+        Idempotency-Key of another job, and what `spool` raises.
         """
         key = _of_caller(key)
         await self._books.do(lambda: self._ledger.admit(self._settings.max_jobs, key))
+        await asyncio.to_thread(self._disk.check, size or 0)
         id = secrets.token_hex(12)
         folder = self._folder / id
         try:
             await asyncio.to_thread(folder.mkdir)
-            came = await spool(blocks, folder / "input", self._settings.max_job_bytes)
+            came = await spool(blocks, folder / "input", self._settings.max_job_bytes, self._disk)
             await asyncio.to_thread(sync, folder, folder.parent)
         except BaseException:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
@@ -168,6 +171,7 @@ class Jobs:
             raise InvalidRequest("jobs of folders are off on this server: send the files", code="folder_jobs_disabled")
         if await asyncio.to_thread(folder_beneath, root, name) is None:
             raise InvalidRequest("folder: there is no such folder under the root of jobs", code="no_such_folder")
+        await asyncio.to_thread(self._disk.check)
         id = secrets.token_hex(12)
         await asyncio.to_thread((self._folder / id).mkdir)
         return await asyncio.shield(self._create(id, "folder", collection, name, name, _of_caller(key)))
@@ -272,6 +276,8 @@ class Jobs:
             ended = "failed", "unusable_input", str(error)
         except Cancelled:
             ended = "cancelled", None, None
+        except DiskFull as error:
+            ended = "failed", "disk_full", str(error)
         except NotReady:
             ended = None
         except Exception:

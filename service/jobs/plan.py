@@ -11,6 +11,7 @@ object with a `file_name`; all else in it is metadata, as in Hugging Face's Imag
 
 import contextlib
 import io
+import json
 import os
 import sqlite3
 import stat
@@ -24,7 +25,9 @@ from typing import Any, BinaryIO, Literal
 
 import orjson
 
+from service.disk import Disk
 from service.jobs.ledger import Form
+from service.schemas import exact_json
 from service.schemas.items import MAX_METADATA_BYTES
 from service.settings import Limits
 
@@ -90,8 +93,10 @@ class Piece:
     """Of what is refused: why."""
 
 
-def build(form: Form, source: Path, plan: Path, bounds: Bounds, stopped: threading.Event) -> int:
-    """Go through the input and write its plan, on disk at the end; how many items it holds. Raises Unusable.
+def build(
+    form: Form, source: Path, plan: Path, bounds: Bounds, stopped: threading.Event, disk: Disk | None = None
+) -> int:
+    """Go through the input and write its plan, on disk at the end; how many items it holds. Raises Unusable, DiskFull.
 
     Ends early, with a plan that is good for nothing, once it is `stopped`.
     """
@@ -102,7 +107,7 @@ def build(form: Form, source: Path, plan: Path, bounds: Bounds, stopped: threadi
         connection.execute("PRAGMA synchronous = OFF")
         connection.executescript(_SCHEMA)
         connection.execute("BEGIN")
-        writer = _Writer(connection, bounds, stopped)
+        writer = _Writer(connection, bounds, stopped, disk)
         with contextlib.suppress(_Stopped):
             match form:
                 case "jsonl":
@@ -207,9 +212,11 @@ class Reader:
 class _Writer:
     """Rows of a plan, in batches."""
 
-    def __init__(self, connection: sqlite3.Connection, bounds: Bounds, stopped: threading.Event) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, bounds: Bounds, stopped: threading.Event, disk: Disk | None
+    ) -> None:
         self.bounds, self.count = bounds, 0
-        self._stopped = stopped
+        self._stopped, self._disk = stopped, disk
         self._connection = connection
         self._rows: list[tuple[Any, ...]] = []
 
@@ -228,10 +235,15 @@ class _Writer:
             self.flush()
 
     def flush(self) -> None:
+        self._room()
         self._connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", self._rows)
         self._rows.clear()
         if self._stopped.is_set():
             raise _Stopped
+
+    def _room(self) -> None:
+        if self._disk is not None:
+            self._disk.check()
 
     def file(self, name: str, place: int, size: int) -> None:
         """A file of a tar or of a folder, by its name."""
@@ -240,6 +252,7 @@ class _Writer:
             if size > MAX_METADATA_BYTES:
                 self.refuse(name, f"the metadata are larger than {MAX_METADATA_BYTES} bytes of JSON")
             else:
+                self._room()
                 self._connection.execute("INSERT OR REPLACE INTO descriptions VALUES (?, ?, ?)", (name, place, size))
             return
         text = lower.endswith(_TEXTS)
@@ -253,14 +266,15 @@ class _Writer:
         """The lines of `metadata.jsonl`, from where the file stands."""
         end = file.tell() + size
         for number, start, length in _lines(file, end):
+            self._room()
             held = None
             if length <= MAX_METADATA_BYTES:
                 file.seek(start)
                 with contextlib.suppress(orjson.JSONDecodeError):
-                    held = orjson.loads(file.read(length))
+                    held = exact_json.loads(file.read(length))
             name = held.pop("file_name", None) if isinstance(held, dict) else None
             if isinstance(name, str) and _storable(name):
-                row = (_plain(name), orjson.dumps(held).decode())
+                row = (_plain(name), json.dumps(held, ensure_ascii=False))
                 self._connection.execute("INSERT OR REPLACE INTO described VALUES (?, ?)", row)
             else:
                 detail = f"line {number} is no JSON object with a file_name, of at most {MAX_METADATA_BYTES} bytes"

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from service import moments
+from service.disk import Disk
 from service.errors import NotReady
 from service.indexing import token_collections
 from service.jobs.embedding import Means, costs_of_work, embed, pay
@@ -141,11 +141,12 @@ class Runner:
         self._folder, self._books, self._ledger = folder, books, books.ledger
         self._settings, self._store, self._means, self._metrics = settings, store, means, metrics
         self._bounds = Bounds(settings.limits, settings.max_job_items)
+        self._disk = Disk(folder, settings.least_free_bytes)
         self._turns = Turns()
         self._here, self._out = asyncio.Semaphore(_HERE), asyncio.Semaphore(_HANDED_OUT)
 
     async def run(self, run: Run) -> None:
-        """To the end of the input. Raises Unusable, Cancelled, NotReady."""
+        """To the end of the input. Raises Unusable, Cancelled, DiskFull, NotReady."""
         reader = await self._planned(run)
         try:
             run.note()
@@ -180,7 +181,7 @@ class Runner:
             source = found
         if job.total is None:
             try:
-                total = await asyncio.to_thread(build, job.form, source, plan, self._bounds, run.ended)
+                total = await asyncio.to_thread(build, job.form, source, plan, self._bounds, run.ended, self._disk)
             except FileNotFoundError:
                 raise Unusable("the files of the job are gone") from None
             if run.cancelled:
@@ -237,9 +238,11 @@ class Runner:
         refusals = [each for each in outcomes if isinstance(each, Refusal)]
         latest = {(entry.collection, entry.id): entry for entry in entries}
         pause = 0.5
-        while latest:
+        while outcomes:
             try:
-                await moments.upsert(self._store, list(latest.values()))
+                await asyncio.to_thread(self._disk.check)  # a refusal is written too
+                if latest:
+                    await self._store.upsert(list(latest.values()))
                 break
             except NotReady:
                 log.warning("the job %s waits for the store", run.job.id)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
 
+from service.disk import Disk
 from service.errors import BodyTooLarge, MalformedRequest, NotReady
 
 log = logging.getLogger(__name__)
@@ -21,16 +22,17 @@ _MOST_PARTS, _PART_BYTES = 1_000, 1_024
 """Of gzip that is several, one after the other: so many, and one more for so many bytes. bgzip's are of 10 kB or so."""
 
 
-async def spool(blocks: AsyncIterator[bytes], path: Path, most: int) -> str:
+async def spool(blocks: AsyncIterator[bytes], path: Path, most: int, disk: Disk) -> str:
     """Write what comes to `path`, on disk when this returns; the sha256 of what came, as it came.
 
     Gzip is known by its first bytes. Raises BodyTooLarge past `most` bytes (of what is written), MalformedRequest for
-    gzip that is broken or cut off, NotReady where the disk does not take it. What was begun is then to be removed.
+    gzip that is broken or cut off, DiskFull where the disk has no room for it, NotReady where it does not take it. What
+    was begun is then to be removed.
     """
     waiting, size = [], 0
     try:
         with path.open("xb") as file:
-            writer = _Writer(file, most)
+            writer = _Writer(file, most, disk)
             async for block in blocks:
                 waiting.append(block)
                 size += len(block)
@@ -45,9 +47,9 @@ async def spool(blocks: AsyncIterator[bytes], path: Path, most: int) -> str:
 
 
 class _Writer:
-    def __init__(self, file: BinaryIO, most: int) -> None:
+    def __init__(self, file: BinaryIO, most: int, disk: Disk) -> None:
         self.digest = hashlib.sha256()
-        self._file, self._most = file, most
+        self._file, self._most, self._disk = file, most, disk
         self._came = self._written = self._parts = 0
         self._gzip: zlib._Decompress | None = None
         self._begun = False
@@ -102,7 +104,9 @@ class _Writer:
         self._written += len(data)
         if self._written > self._most:
             raise BodyTooLarge(f"a job's input may hold {self._most} bytes, unpacked")
-        self._file.write(data)
+        with self._disk.writing(len(data)):
+            self._file.write(data)
+            self._file.flush()
 
 
 def _unpacker() -> "zlib._Decompress":

@@ -36,12 +36,13 @@ export function classifyView() {
     command.update(request, parts.all.some((each) => each.made) ? "Save what was recorded or converted here beside it first." : "");
     show(status, "Classifying …");
     try {
-      const { results } = await send(request);
+      const { results, warnings } = await send(request);
       const inputs = [...(text ? [{ kind: "text", name: text }] : []), ...parts.all];
       urls.forEach((each) => URL.revokeObjectURL(each));
       urls = [];
       verdicts.replaceChildren(...results.map((each, place) => verdict(inputs[place], each)));
-      show(status, `${plural(results.length, "input")}, ${plural(wanted.length, "label")}`);
+      const said = `${plural(results.length, "input")}, ${plural(wanted.length, "label")}`;
+      show(status, [said, ...(warnings ?? [])].join(" – "), { bad: Boolean(warnings) });
     } catch (error) {
       verdicts.replaceChildren();
       show(status, error.message, { bad: true });

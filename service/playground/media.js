@@ -1,12 +1,12 @@
 // Files and recordings → what the server reads. Nothing leaves the page here.
 
-const IMAGES = /\.(jpe?g|png|webp|gif|bmp|tiff?)$/i;
-const OTHER_IMAGES = /\.(avif|heic|heif|jxl|ico)$/i;
+const IMAGES = /\.(jpe?g|png|webp|gif|bmp|tiff?|avif|heic|heif)$/i;
+const OTHER_IMAGES = /\.(jxl|ico)$/i;
 const SOUNDS = /\.(wav|flac|ogg|oga|opus|mp3|aiff?|caf|au)$/i;
-const OTHER_SOUNDS = /\.(m4a|aac|webm|weba|mp4|wma|amr)$/i;
+const OTHER_SOUNDS = /\.(m4a|m4b|aac|webm|weba|mp4|3gp|wma|amr)$/i;
 const TEXTS = /\.(txt|md|markdown|text)$/i;
 
-const LARGEST_IMAGE = 9e6;
+const LARGEST_IMAGE = 25e6;
 const SIDE = 2048;
 const RATE = 24_000;
 export const PEAKS = 80;
@@ -22,32 +22,30 @@ export function kindOf(file) {
   return type.startsWith("audio/") ? "audio" : null;
 }
 
-/** An image or sound in a form that the server reads: as it is where it reads that, else made anew by the browser. */
+/**
+ * An image or sound in a form that the server reads: as it is where it may read that, else made anew by the browser.
+ * What the browser cannot read either goes as it is: the server says what is wrong with it.
+ */
 export async function readable(file) {
-  const kind = kindOf(file);
-  if (kind === "image") {
-    const known = IMAGES.test(file.name) || /^image\/(jpeg|png|webp|gif|bmp|tiff)$/.test(file.type);
-    return known && file.size <= LARGEST_IMAGE ? file : redrawn(file);
+  try {
+    if (kindOf(file) === "image") {
+      const known = IMAGES.test(file.name) || /^image\/(jpeg|png|webp|gif|bmp|tiff|avif|hei[cf])$/.test(file.type);
+      return known && file.size <= LARGEST_IMAGE ? file : await redrawn(file);
+    }
+    const known = SOUNDS.test(file.name) || /^audio\/(x-)?(wav|wave|flac|ogg|mpeg|mp3)$/.test(file.type);
+    return known ? file : wavFile(await decode(file), stem(file.name));
+  } catch {
+    return file;
   }
-  const known = SOUNDS.test(file.name) || /^audio\/(x-)?(wav|wave|flac|ogg|mpeg|mp3)$/.test(file.type);
-  return known ? file : wavFile(await decode(file), stem(file.name));
 }
 
 async function redrawn(file) {
-  let bitmap;
-  try {
-    bitmap = await createImageBitmap(file);
-  } catch {
-    throw new Error(`${file.name} is no image that this browser can read`);
-  }
+  const bitmap = await createImageBitmap(file);
   const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
   const canvas = new OffscreenCanvas(Math.round(bitmap.width * scale), Math.round(bitmap.height * scale));
-  const pen = canvas.getContext("2d");
-  pen.fillStyle = "#fff"; // what is transparent, as the server has it
-  pen.fillRect(0, 0, canvas.width, canvas.height);
-  pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  const data = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 });
-  return new File([data], `${stem(file.name)}.jpg`, { type: "image/jpeg" });
+  canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  const data = await canvas.convertToBlob({ type: "image/webp", quality: 0.92 }); // what is transparent stays so
+  return new File([data], `${stem(file.name)}.${data.type.split("/")[1]}`, { type: data.type });
 }
 
 async function decode(file) {
@@ -91,24 +89,29 @@ function mono(sound) {
   return mixed;
 }
 
-/** A decoded sound → a mono WAV of 16 bits. */
+/** A decoded sound → a WAV of 16 bits with all its channels: how they become one is the server's to know. */
 function wavFile(sound, name) {
-  const samples = mono(sound);
-  const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
+  const channels = sound.numberOfChannels;
+  const size = 2 * channels * sound.length;
+  const view = new DataView(new ArrayBuffer(44 + size));
   const ascii = (at, text) => [...text].forEach((each, place) => view.setUint8(at + place, each.charCodeAt(0)));
   ascii(0, "RIFF");
-  view.setUint32(4, 36 + 2 * samples.length, true);
+  view.setUint32(4, 36 + size, true);
   ascii(8, "WAVEfmt ");
   view.setUint32(16, 16, true);
   view.setUint16(20, 1, true); // PCM
-  view.setUint16(22, 1, true); // channels
+  view.setUint16(22, channels, true);
   view.setUint32(24, sound.sampleRate, true);
-  view.setUint32(28, 2 * sound.sampleRate, true);
-  view.setUint16(32, 2, true);
+  view.setUint32(28, 2 * channels * sound.sampleRate, true);
+  view.setUint16(32, 2 * channels, true);
   view.setUint16(34, 16, true);
   ascii(36, "data");
-  view.setUint32(40, 2 * samples.length, true);
-  samples.forEach((each, place) => view.setInt16(44 + 2 * place, 32767 * Math.max(-1, Math.min(1, each)), true));
+  view.setUint32(40, size, true);
+  for (let channel = 0; channel < channels; channel++) {
+    sound.getChannelData(channel).forEach((each, place) => {
+      view.setInt16(44 + 2 * (channels * place + channel), 32767 * Math.max(-1, Math.min(1, each)), true);
+    });
+  }
   return new File([view], `${name}.wav`, { type: "audio/wav" });
 }
 

@@ -83,7 +83,8 @@ export function searchView(app) {
       const answer = await send(request, signal);
       draw(answer.results);
       const time = answer.took_ms < 10 ? answer.took_ms.toFixed(1) : Math.round(answer.took_ms).toLocaleString("en");
-      show(found, answer.results.length ? `${plural(answer.results.length, "result")} in ${time} ms` : "Nothing is found");
+      const said = answer.results.length ? `${plural(answer.results.length, "result")} in ${time} ms` : "Nothing is found";
+      show(found, [said, ...(answer.warnings ?? [])].join(" – "), { bad: Boolean(answer.warnings) });
       more.hidden = answer.results.length < count;
     } catch (error) {
       if (error.name === "AbortError") return;

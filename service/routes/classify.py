@@ -5,8 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from service.classify import Classification
+from service.errors import input_problem
 from service.inputs import append_inputs, documented, reader
 from service.schemas.classify import Classified, ClassifyRequest, ClassifyResponse, ScoredLabel
+from service.schemas.embed import InputProblem
 from service.state import StateDep
 from service.timings import timed
 
@@ -18,6 +20,7 @@ Body = Annotated[ClassifyRequest, Depends(reader(ClassifyRequest, append_inputs)
 @router.post("/classify", response_model_exclude_none=True, openapi_extra=documented(ClassifyRequest, files=True))
 async def classify(body: Body, state: StateDep) -> ClassifyResponse:
     """Which of the labels fits each input best, and how surely; no label needs to have been trained on."""
+    warnings: list[str] = []
     with timed("classify"):
         results = await state.model(body.model).classifier.classify(
             body.inputs,
@@ -28,11 +31,15 @@ async def classify(body: Body, state: StateDep) -> ClassifyResponse:
             threshold=body.threshold,
             abstain=body.abstain,
             grid=body.grid,
+            fail=body.on_error == "fail",
+            warn=warnings.append,
         )
-    return ClassifyResponse(results=[_result(each) for each in results])
+    return ClassifyResponse(results=[_result(each) for each in results], warnings=warnings or None)
 
 
 def _result(found: Classification) -> Classified:
+    if found.error is not None:
+        return Classified(labels=[], abstained=False, error=InputProblem(**input_problem(found.error)))
     return Classified(
         labels=[ScoredLabel(label=each.label, score=each.score, similarity=each.similarity) for each in found.labels],
         abstained=found.abstained,

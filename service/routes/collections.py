@@ -1,17 +1,14 @@
 """GET /collections; GET, PUT and DELETE /collections/{name}."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service import moments
 from service.errors import InvalidRequest
 from service.inputs import read_request
 from service.projection import MOST_POINTS, Map
-from service.projection import label as label_of
 from service.responses import JSON
 from service.schemas.items import (
     CollectionPart,
@@ -22,7 +19,7 @@ from service.schemas.items import (
     Name,
 )
 from service.state import State, StateDep
-from service.store import Collection, Part, Wanted
+from service.store import Collection, Part, Wanted, moments
 
 router = APIRouter(tags=["items"])
 
@@ -51,16 +48,17 @@ async def map_collection(
     """The collection's vectors in the plane: what lies near is about the same, of whatever modality it is.
 
     Of at most `limit` items: of more, a sample. The first to ask after something is written waits until it is made.
+    One is made at a time: 429 while another is.
     """
     made = await state.maps.map(name, limit)
-    return JSON(await asyncio.to_thread(_drawn, made, label))
+    return JSON(await state.embedder.in_worker(lambda: _drawn(made, label)))
 
 
 def _drawn(made: Map, key: str | None) -> dict[str, Any]:
     points = [
-        {"id": item.id, "modality": item.modality, "x": round(x, 4), "y": round(y, 4)}
-        | ({} if key is None else {"label": label_of(item.metadata, key)})
-        for item, (x, y) in zip(made.items, made.places.tolist(), strict=True)
+        {"id": point.id, "modality": point.modality, "x": round(x, 4), "y": round(y, 4)}
+        | ({} if key is None else {"label": point.labels.get(key)})
+        for point, (x, y) in zip(made.points, made.places.tolist(), strict=True)
     ]
     return {"count": made.count, "keys": made.keys, "points": points}
 
@@ -83,7 +81,7 @@ async def put_collection(name: Name, request: Request, response: Response, state
 @router.delete("/collections/{name}", status_code=204)
 async def drop_collection(name: Name, state: StateDep) -> None:
     """Delete a collection and every item in it."""
-    await moments.drop_collection(state.store, name)
+    await state.store.drop_collection(name)
 
 
 async def _described_whole(name: str, state: State) -> CollectionResponse:

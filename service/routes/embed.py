@@ -38,4 +38,10 @@ def _row(index: int, result: Embedded | InputError, body: EmbedRequest) -> dict[
     if isinstance(result, InputError):
         return {"index": index, "embedding": None, "error": input_problem(result)}
     vector = encoded(cut(result.vector, body.dimensions), body.encoding)
-    return {"index": index, "modality": result.kind, "embedding": vector, "truncated": result.truncated}
+    return {
+        "index": index,
+        "modality": result.kind,
+        "embedding": vector,
+        "truncated": result.truncated,
+        "unknown": result.unknown,
+    }

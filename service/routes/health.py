@@ -7,8 +7,8 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from service.contract.bundle import Modality
+from service.disk import free_bytes
 from service.errors import NotReady
-from service.metrics import free_bytes
 from service.pipeline import Embedder
 from service.responses import JSON
 from service.schemas.models import Health, Readiness
@@ -32,8 +32,9 @@ async def readyz(state: StateDep) -> JSON:
     the server is about to end (`accepting`); `failing` names what does.
 
     A tower that is closed for want of work counts as one that works, unless it could not be opened the last time.
-    Without Redis, or room on the store's disk (`disk`), the answer is 200 and `degraded`: most requests are answered as
-    well as before, and a server that is left alone for it would leave all of them to the others, which are no better.
+    Without Redis, without room on the store's disk (`disk`), or where the store can be read and not written (`store`),
+    the answer is 200 and `degraded`: most requests are answered as well as before, and a server that is left alone for
+    it would leave all of them to the others, which are no better.
     It needs no key: who asks while others do gets the same answer, so that asking often costs no more model calls.
     """
     return await state.readiness(lambda: _readiness(state))
@@ -71,12 +72,13 @@ async def metrics(state: StateDep) -> Response:
 
 async def _wanting(state: State) -> dict[str, bool]:
     """What the server can do without for a while."""
-    checks = {}
+    checks = {"store": await state.store.writable()}
     if state.settings.redis_url is not None:
         checks["redis"] = await state.home.embedder.cache_alive()
-    free = free_bytes(state.settings.store)
-    if free is not None:
-        checks["disk"] = free >= state.settings.min_free_bytes
+    folders = {state.settings.store, state.settings.jobs_folder or state.settings.store}
+    free = [count for folder in folders if (count := free_bytes(folder)) is not None]
+    if free:
+        checks["disk"] = min(free) >= state.settings.min_free_bytes
     return checks
 
 

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query
 
-from service import moments
 from service.errors import NotFound
 from service.indexing import index_items
 from service.inputs import documented, reader
@@ -81,8 +80,8 @@ async def delete_items(body: Deletion, state: StateDep) -> DeletedResponse:
     """Delete by ids (those that are not there are not counted) or by a filter over the metadata."""
     with timed("write"):
         if body.filter is not None:
-            return DeletedResponse(deleted=await moments.delete_matching(state.store, body.collection, body.filter))
-        return DeletedResponse(deleted=await moments.delete(state.store, body.collection, body.ids or []))
+            return DeletedResponse(deleted=await state.store.delete_matching(body.collection, body.filter))
+        return DeletedResponse(deleted=await state.store.delete(body.collection, body.ids or []))
 
 
 # An id may hold slashes.
@@ -103,7 +102,7 @@ async def get_item(
 @router.delete("/items/{id:path}", status_code=204)
 async def delete_item(id: ItemId, state: StateDep, collection: Name = DEFAULT_COLLECTION) -> None:
     with timed("write"):
-        deleted = await moments.delete(state.store, collection, [id])
+        deleted = await state.store.delete(collection, [id])
     if not deleted:
         raise NotFound(f"no item {id!r} in the collection {collection!r}")
 

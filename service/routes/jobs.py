@@ -11,6 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from service.errors import InvalidRequest, UnsupportedBody
 from service.inputs import read_request
 from service.jobs import Jobs, Progress, Refusal
+from service.middleware import stated_length
 from service.responses import JSON
 from service.schemas.items import Name
 from service.schemas.jobs import FolderRequest, JobError, JobResponse, JobsResponse, JobState
@@ -73,7 +74,8 @@ async def create_job(
         found, new = await _jobs(state).submit_folder(body.folder, collection or body.collection, idempotency_key)
     elif kind in _FORMS:
         chosen = collection or DEFAULT_COLLECTION
-        found, new = await _jobs(state).submit(_FORMS[kind], chosen, request.stream(), idempotency_key)
+        size = stated_length(request.headers)
+        found, new = await _jobs(state).submit(_FORMS[kind], chosen, request.stream(), idempotency_key, size)
     else:
         raise UnsupportedBody(f"this route reads {', '.join(_FORMS)} and application/json")
     headers = {"Location": f"/jobs/{found.job.id}"} | ({} if new else {"Idempotency-Replayed": "true"})

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from service.contract.licences import commercial_use
 from service.model import Model
 from service.schemas.models import ModelDescription, ModelsResponse, TowerDescription
 from service.state import StateDep
@@ -39,5 +40,7 @@ def _described(model: Model) -> ModelDescription:
         temperature=manifest.temperature,
         towers=towers,
         evaluation=manifest.evaluation,
-        licences=manifest.licences,
+        licences=list(manifest.parts),
+        terms=list(manifest.terms),
+        commercial=commercial_use(manifest.parts),
     )

@@ -1,65 +1,71 @@
 """POST /v1/embeddings and GET /v1/models, for OpenAI's clients."""
 
 import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
-from service import videos
 from service.contract.errors import InputError
-from service.contract.tokens import Role
-from service.inputs import all_embedded, documented, reader, to_inputs
+from service.errors import InvalidRequest
+from service.inputs import all_embedded, documented, embed_inputs, reader
 from service.model import Model
-from service.pipeline import Embedded, Embedder, Input, TokenIds
+from service.pipeline import Embedded, TokenIds
 from service.responses import JSON, cut, encoded
-from service.schemas.openai import EmbeddingsRequest, EmbeddingsResponse, OpenAIInput, OpenAIModel, OpenAIModels
+from service.schemas.openai import EmbeddingsRequest, EmbeddingsResponse, OpenAIModel, OpenAIModels
 from service.state import StateDep
-from service.videos import Video
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 Body = Annotated[EmbeddingsRequest, Depends(reader(EmbeddingsRequest))]
+_NO_IDS = (
+    "input: token ids are not read here, because those of another model's tokenizer would be another text: send the "
+    "text itself (in LangChain, OpenAIEmbeddings(check_embedding_ctx_length=False)). Where clients have this bundle's "
+    "own tokenizer, ISTHMUS_TOKEN_IDS=true lets the server take its ids"
+)
 
 
 @router.post("/embeddings", response_model=EmbeddingsResponse, openapi_extra=documented(EmbeddingsRequest))
 async def embeddings(body: Body, state: StateDep) -> JSON:
-    """As OpenAI's endpoint; `input` also takes {"image": …}, {"audio": …} and {"text": …}."""
-    embedder = state.model(body.model).embedder
-    results = all_embedded(await _embed(embedder, body.inputs(), body.role), field="input")
+    """As OpenAI's endpoint; `input` also takes {"image": …}, {"audio": …}, {"video": …} and {"text": …}."""
+    inputs = body.inputs()
+    if not state.settings.token_ids and any(isinstance(each, TokenIds) for each in inputs):
+        raise InvalidRequest(_NO_IDS)
+    embedded = await embed_inputs(state.model(body.model).embedder, inputs, body.role)
+    results = all_embedded(embedded if body.cut else [_whole(each) for each in embedded], field="input")
     tokens = sum(each.tokens for each in results)
-    data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": encoded(cut(each.vector, body.dimensions), body.encoding_format),
-        }
-        for index, each in enumerate(results)
-    ]
+    data = [_row(index, each, body) for index, each in enumerate(results)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return JSON({"object": "list", "data": data, "model": body.model, "usage": usage})
 
 
 @router.get("/models", response_model=OpenAIModels)
 async def models(state: StateDep) -> OpenAIModels:
-    return OpenAIModels(data=[_described(model) for model in state.models.values()])
+    return OpenAIModels(data=[_described(state.model(name), name) for name in (*state.models, *state.settings.aliases)])
 
 
 @router.get("/models/{name}", response_model=OpenAIModel)
 async def model(name: str, state: StateDep) -> OpenAIModel:
-    return _described(state.model(name))
+    return _described(state.model(name), name)
 
 
-def _described(model: Model) -> OpenAIModel:
+def _whole(result: Embedded | InputError) -> Embedded | InputError:
+    if isinstance(result, Embedded) and result.truncated:
+        return InputError("the text is longer than the model reads, and truncate says that it is not to be cut")
+    return result
+
+
+def _row(index: int, result: Embedded, body: EmbeddingsRequest) -> dict[str, Any]:
+    vector = encoded(cut(result.vector, body.dimensions), body.encoding_format)
+    row = {"object": "embedding", "index": index, "embedding": vector}
+    # What OpenAI's answers have not is there only where it says something.
+    return (
+        row
+        | ({"truncated": True} if result.truncated else {})
+        | ({"unknown": result.unknown} if result.unknown else {})
+    )
+
+
+def _described(model: Model, name: str) -> OpenAIModel:
     manifest = model.manifest
     day = datetime.datetime.fromisoformat(manifest.created)
     created = int(day.replace(tzinfo=day.tzinfo or datetime.UTC).timestamp())
-    return OpenAIModel(id=manifest.name, created=created, owned_by="isthmus")
-
-
-async def _embed(embedder: Embedder, values: list[OpenAIInput], role: Role) -> list[Embedded | InputError]:
-    others = iter(await to_inputs([each for each in values if not isinstance(each, list)], role))
-    inputs: list[Input | Video | InputError] = [
-        TokenIds(tuple(each)) if isinstance(each, list) else next(others) for each in values
-    ]
-    readable = [each for each in inputs if not isinstance(each, InputError)]
-    results = iter(await videos.embed(embedder, readable))
-    return [each if isinstance(each, InputError) else next(results) for each in inputs]
+    return OpenAIModel(id=name, created=created, owned_by="isthmus")

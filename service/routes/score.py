@@ -24,7 +24,7 @@ def fill_pairs(body: dict[str, Any], files: list[File]) -> None:
         return
     left = iter(files)
     filled = [
-        {side: pair[side] if side in pair else next(left, None) for side in ("a", "b")} | pair
+        {**pair, **{side: next(left, None) for side in ("a", "b") if pair.get(side) is None}}
         if isinstance(pair, dict)
         else pair
         for pair in pairs

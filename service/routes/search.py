@@ -23,6 +23,7 @@ Body = Annotated[SearchRequest, Depends(reader(SearchRequest, place_query))]
 async def search(body: Body, state: StateDep) -> JSON:
     """The items nearest to a query, whatever either of them is: text, an image, a sound or a video."""
     started = time.perf_counter()
+    warnings: list[str] = []
     with timed("search"):
         found = await state.searcher.search(
             body.asked,
@@ -37,11 +38,13 @@ async def search(body: Body, state: StateDep) -> JSON:
             explain="explain" in body.include,
             with_vector="vector" in body.include,
             field="queries" if body.query is None else "query",
+            warn=warnings.append,
         )
         shown = await _shown(state, body, found)
     results = [[_result(each, body.include, shown) for each in one] for one in found]
     took_ms = round(1_000 * (time.perf_counter() - started), 3)
-    return JSON({"results": results if body.query is None else results[0], "took_ms": took_ms})
+    answer = {"results": results if body.query is None else results[0], "took_ms": took_ms}
+    return JSON(answer | ({"warnings": warnings} if warnings else {}))
 
 
 async def _shown(state: State, body: SearchRequest, found: Sequence[Sequence[Result]]) -> Mapping[str, Shown]:

@@ -16,7 +16,8 @@ from pydantic import (
 )
 
 from service.contract.bundle import MODALITIES, Modality
-from service.schemas.inputs import AnyInput, Inputs, ModelName, Number, RequestModel
+from service.schemas.embed import InputProblem, OnError
+from service.schemas.inputs import AnyInput, Inputs, ModelName, Number, RequestModel, uri_kind
 from service.schemas.items import Name, storable_text
 from service.schemas.search import TopK
 from service.settings import Limits
@@ -27,7 +28,14 @@ MAX_EXAMPLES = 4_096
 MAX_SCORES = 25_600
 """Inputs × top_k of one request: a response is written in one go, and must not hold the event loop."""
 
-Words = Annotated[str, Field(min_length=1, max_length=1_000), AfterValidator(storable_text)]
+
+def _words(value: str) -> str:
+    if uri_kind(value):
+        raise ValueError("a data: URI is no label: a label is words, and its examples may be images and sounds")
+    return storable_text(value)
+
+
+Words = Annotated[str, Field(min_length=1, max_length=1_000), AfterValidator(_words)]
 
 
 class Label(RequestModel):
@@ -123,6 +131,7 @@ class ClassifyRequest(RequestModel):
         "below this, 0.5 for true. The detector is the label set's own, or the bundle's.",
     )
     grid: Grid | None = Field(default=None, description="Classify the cells of each image too.")
+    on_error: OnError = "fail"
 
     @model_validator(mode="after")
     def _bounded(self, info: ValidationInfo) -> "ClassifyRequest":
@@ -153,10 +162,15 @@ class Classified(BaseModel):
         default=None, description="With `abstain`: how likely the input is of one of the labels at all."
     )
     cells: list[list["Classified"]] | None = Field(default=None, description="With `grid`: row by row.")
+    error: InputProblem | None = Field(default=None, description="With `on_error`: there are no labels then.")
 
 
 class ClassifyResponse(BaseModel):
     results: list[Classified]
+    warnings: list[str] | None = Field(
+        default=None,
+        description="Inputs and labels of which the model's tokenizer knows little; absent where there are none.",
+    )
 
 
 class StoredLabel(BaseModel):

@@ -8,6 +8,10 @@ from service.contract.tokens import Role
 from service.schemas.inputs import AnyInput, Inputs, ModelName, RequestModel, at_most
 
 Encoding = Literal["float", "base64", "int8", "binary"]
+OnError = Annotated[
+    Literal["fail", "null"],
+    Field(description="fail: one bad input fails the request. null: an error object stands in its place."),
+]
 
 
 class EmbedRequest(RequestModel):
@@ -27,10 +31,7 @@ class EmbedRequest(RequestModel):
         description="Which instruction goes before the texts, where the encoder wants one: that of what is asked, or "
         "that of what is stored and found.",
     )
-    on_error: Literal["fail", "null"] = Field(
-        default="fail",
-        description="fail: one bad input fails the request. null: an error object stands in its place.",
-    )
+    on_error: OnError = "fail"
 
 
 class InputProblem(BaseModel):
@@ -42,7 +43,16 @@ class Embedding(BaseModel):
     index: int
     modality: Literal["image", "audio", "text", "video"] | None = None
     embedding: list[float] | list[int] | str | None = None
-    truncated: bool = Field(default=False, description="The text was cut to the tower's length.")
+    truncated: bool = Field(
+        default=False,
+        description="The text was cut to the tower's length; or the file of an image or a sound ends early or is "
+        "damaged in places, and what can be read of it was embedded.",
+    )
+    unknown: float = Field(
+        default=0.0,
+        description="The share of the text's words and signs that the model's tokenizer does not know, 0 to 1; a text "
+        "of which it knows nothing is an error.",
+    )
     error: InputProblem | None = None
 
 

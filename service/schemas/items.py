@@ -22,7 +22,17 @@ from pydantic.json_schema import SkipJsonSchema
 
 from service.pipeline import StoredModality as StoredModality
 from service.schemas.embed import InputProblem
-from service.schemas.inputs import AnyInput, AudioInput, File, ImageInput, RequestModel, VideoInput, at_most
+from service.schemas.inputs import (
+    AnyInput,
+    AudioInput,
+    File,
+    ImageInput,
+    RequestModel,
+    TextInput,
+    VideoInput,
+    at_most,
+    present,
+)
 from service.store import DEFAULT_COLLECTION, Kind, Precision, Wanted, filters
 
 MAX_METADATA_BYTES = 16_384
@@ -62,12 +72,9 @@ def _storable(value: Any, most: int) -> Any:
         if isinstance(held, str):
             storable_text(held)
         elif isinstance(held, int) and held not in _INT64:
-            raise ValueError("an integer does not fit in 64 bits")
+            raise ValueError("an integer does not fit in 64 bits: write it as a text, or as a number such as 1e300")
         elif isinstance(held, float) and (held != held or abs(held) == float("inf")):
             raise ValueError("a number is not finite")
-        elif isinstance(held, float) and held.is_integer() and abs(held) >= 2**63:
-            # The JSON reader has turned an integer that is too long into the nearest double.
-            raise ValueError("an integer does not fit in 64 bits")
         elif isinstance(held, dict):
             waiting += [(part, depth + 1) for pair in held.items() for part in pair]
         elif isinstance(held, list):
@@ -192,7 +199,9 @@ class ItemInput(RequestModel):
             return AudioInput(audio=self.audio)
         if self.video is not None:
             return VideoInput(video=self.video)
-        return self.text if self.file is None else self.file
+        if self.text is not None:
+            return TextInput(text=self.text)
+        return self.file
 
 
 class ItemsRequest(RequestModel):
@@ -219,7 +228,7 @@ def place_items(body: dict[str, Any], files: list[File]) -> None:
     waiting = [
         item
         for item in items
-        if isinstance(item, dict) and not item.keys() & {"text", "image", "audio", "video", "vector", "file"}
+        if isinstance(item, dict) and not present(item) & {"text", "image", "audio", "video", "vector", "file"}
     ]
     for item, file in zip(waiting, files, strict=False):
         item["file"] = file
@@ -274,6 +283,7 @@ class StoredItem(BaseModel):
     id: str
     collection: str
     modality: StoredModality
+    truncated: bool = Field(default=False, description="As in POST /embed.")
 
 
 class RefusedItem(BaseModel):
@@ -298,6 +308,11 @@ class ItemPreview(BaseModel):
     seconds: float | None = Field(default=None, description="Of the preview.")
     whole_seconds: float | None = Field(default=None, description="Of the sound that was sent.")
     peaks: list[int] | None = Field(default=None, description="The waveform of the preview: 80 heights, 0 to 100.")
+    embedded: bool | None = Field(
+        default=None,
+        description="true: the item's vector was made from this preview, since its file was not at hand when the store "
+        "was carried over to another bundle.",
+    )
 
 
 class ItemResponse(StoredItem):

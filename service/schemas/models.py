@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from service.contract.bundle import Encoder, Modality, Precision, Preprocessing
+from service.contract.licences import Licence, Terms
 
 
 class TowerDescription(BaseModel):
@@ -29,7 +30,12 @@ class ModelDescription(BaseModel):
     temperature: float
     towers: dict[Modality, TowerDescription]
     evaluation: dict[str, float | int | bool | str | list[float]]
-    licences: list[str]
+    licences: list[Licence]
+    """Of every part of the weights: the data sets that they learned from, and the encoders."""
+    terms: list[Terms]
+    """Terms of access to data, which are no licences of the weights."""
+    commercial: bool | None
+    """Whether the licences of all parts allow commercial use; null: of some it is not known, which counts as no."""
 
 
 class ModelsResponse(BaseModel):

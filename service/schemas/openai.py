@@ -1,78 +1,328 @@
-"""POST /v1/embeddings and GET /v1/models, as OpenAI's clients write and read them."""
+"""POST /v1/embeddings and GET /v1/models, as OpenAI's clients write and read them, and those of its many imitators."""
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictInt, Tag, model_validator
 
 from service.contract.tokens import Role
-from service.schemas.inputs import AudioInput, ImageInput, RequestModel, TextInput, at_most, kind_of
+from service.errors import InvalidRequest
+from service.pipeline import TokenIds
+from service.schemas.inputs import (
+    AnyInput,
+    AudioInput,
+    ImageInput,
+    RequestModel,
+    TextInput,
+    VideoInput,
+    at_most,
+    kind_of,
+    present,
+)
 
 TokenList = Annotated[
     list[StrictInt], Field(min_length=1), at_most(lambda limits: limits.text_chars, "token ids in a text")
 ]
 
-
 _LOOKED_AT = 1_000  # longer lists are told by their beginning
+_MAX_PARTS = 64
+"""Of a message, and messages of a request: all but one of them must be empty."""
+
+ROLES: Mapping[str, Role] = {
+    # NVIDIA's, Cohere's and Voyage's `input_type`
+    "query": "query",
+    "search_query": "query",
+    "passage": "passage",
+    "document": "passage",
+    "search_document": "passage",
+    # Jina's `task`
+    "retrieval.query": "query",
+    "retrieval.passage": "passage",
+    # Google's `task_type`
+    "retrieval_query": "query",
+    "retrieval_document": "passage",
+    "question_answering": "query",
+    "fact_verification": "query",
+    # Both sides are alike, as two queries are.
+    "text-matching": "query",
+    "semantic_similarity": "query",
+    "classification": "query",
+    "clustering": "query",
+    "separation": "query",
+    "image": "query",
+}
+"""Other servers' names of a text's role."""
+_ROLE_FIELDS = ("input_type", "task", "task_type", "prompt_name")
+
+_UNREAD: Mapping[str, tuple[Sequence[Any], str]] = {
+    name: (neutral, advice)
+    for names, neutral, advice in (
+        (
+            ("embedding_type", "embedding_types", "output_dtype", "embed_dtype", "precision", "quantization"),
+            ("float", "float32", ["float"], ["float32"]),
+            "encoding_format says float or base64, and POST /embed has int8 and binary",
+        ),
+        (("endianness",), ("native", "little"), "base64 is of little-endian numbers"),
+        (("output_dimension", "output_dimensionality"), (), "say dimensions"),
+        (("normalized", "normalize", "normalize_embeddings"), (True,), "vectors are of unit length"),
+        (("truncate_prompt_tokens",), (-1,), "a text is cut to what the model reads"),
+        (("late_chunking",), (False,), "every text is embedded by itself"),
+        (("return_multivector", "multivector"), (False,), "an input has one vector"),
+        (("return_sparse", "sparse"), (False,), "vectors are dense"),
+        (("pooling",), (), "the bundle says how its texts are pooled"),
+        (("instruction", "instruct", "prompt"), ("",), "the bundle has its own instructions: say role"),
+        (("chat_template", "chat_template_kwargs"), ("", {}), "a message is embedded as its one part is"),
+        (("mm_processor_kwargs",), ({},), "the bundle says how its images are read"),
+        (("add_special_tokens",), (True,), "texts get the special tokens that the model was trained with"),
+        # Further inputs, which would have no vector in the answer.
+        (("inputs", "texts", "text", "images", "image", "image_url"), ([],), "inputs are in input"),
+        (("audios", "audio", "videos", "video", "documents", "content"), ([],), "inputs are in input"),
+    )
+    for name in names
+}
+"""Fields of other servers that change the answer and are not read: the values that ask for what is answered anyhow, and
+advice to who sends another."""
+
+
+class Address(BaseModel):
+    url: str = Field(description="base64 in a data: URI, or an https: URL where the server fetches")
+
+
+class Samples(BaseModel):
+    data: str = Field(description="base64")
+
+
+_PART_KINDS: Mapping[str, Literal["text", "image", "audio", "video"]] = {
+    "text": "text",
+    "input_text": "text",
+    "image_url": "image",
+    "input_image": "image",
+    "audio_url": "audio",
+    "input_audio": "audio",
+    "video_url": "video",
+}
+
+
+class ContentPart(BaseModel):
+    """A part of a message, as OpenAI and vLLM write it; `type` names the field that it is in."""
+
+    type: Literal["text", "input_text", "image_url", "input_image", "audio_url", "input_audio", "video_url"]
+    text: str | None = None
+    image_url: str | Address | None = None
+    audio_url: str | Address | None = None
+    video_url: str | Address | None = None
+    input_audio: Samples | None = None
+
+    @model_validator(mode="after")
+    def _there(self) -> "ContentPart":
+        if self._held is None:
+            raise ValueError(f"a part of the type {self.type} holds {self._field}")
+        return self
+
+    @property
+    def _field(self) -> str:
+        return {"input_text": "text", "input_image": "image_url"}.get(self.type, self.type)
+
+    @property
+    def _held(self) -> str | Address | Samples | None:
+        found: str | Address | Samples | None = getattr(self, self._field)
+        return found
+
+    @property
+    def empty(self) -> bool:
+        return self._held == ""
+
+    @property
+    def plain(self) -> AnyInput:
+        held = self._held
+        content = held.url if isinstance(held, Address) else held.data if isinstance(held, Samples) else held or ""
+        return _said(_PART_KINDS[self.type], content)
+
+
+Content = str | Annotated[list[ContentPart], Field(min_length=1, max_length=_MAX_PARTS)]
+
+
+class ContentInput(BaseModel):
+    content: Content = Field(description="One part: a text, an image, a sound or a video.")
+
+
+class Message(ContentInput):
+    role: str
 
 
 def _kind(value: Any) -> str | None:
     if isinstance(value, list):
         return "ids" if value and all(type(each) is int for each in value[:_LOOKED_AT]) else "list"
-    return kind_of(value)
+    return _element_kind(value)
 
 
 def _element_kind(value: Any) -> str | None:
+    if isinstance(value, dict) and (keys := present(value) & {"type", "content"}):
+        return "part" if "type" in keys else "content"
     return "ids" if isinstance(value, list) else kind_of(value)
 
 
-_EXPECTED = "expected a string, token ids, or an object with exactly one of: text, image, audio"
+_EXPECTED = (
+    "expected a string, token ids, an object with exactly one of: text, image, audio, video, "
+    "or a part of a message, which has a type"
+)
 
 OpenAIInput = Annotated[
     Annotated[str, Tag("string")]
     | Annotated[TokenList, Tag("ids")]
     | Annotated[TextInput, Tag("text")]
     | Annotated[ImageInput, Tag("image")]
-    | Annotated[AudioInput, Tag("audio")],
+    | Annotated[AudioInput, Tag("audio")]
+    | Annotated[VideoInput, Tag("video")]
+    | Annotated[ContentPart, Tag("part")]
+    | Annotated[ContentInput, Tag("content")],
     Discriminator(_element_kind, custom_error_type="input_kind", custom_error_message=_EXPECTED),
 ]
 
-InputList = Annotated[list[OpenAIInput], Field(min_length=1), at_most(lambda limits: limits.inputs, "inputs")]
+InputList = Annotated[list[OpenAIInput], Field(min_length=1), at_most(lambda limits: limits.openai_inputs, "inputs")]
 
 
 class EmbeddingsRequest(RequestModel):
-    # Clients of OpenAI's many imitators send parameters of their own; those servers ignore what they do not know.
+    """Exactly one of input and messages."""
+
+    # Clients of OpenAI's many imitators send parameters of their own. Those that change no vector are left aside.
     model_config = ConfigDict(extra="ignore")
 
-    input: Annotated[
-        Annotated[str, Tag("string")]
-        | Annotated[TokenList, Tag("ids")]
-        | Annotated[InputList, Tag("list")]
-        | Annotated[TextInput, Tag("text")]
-        | Annotated[ImageInput, Tag("image")]
-        | Annotated[AudioInput, Tag("audio")],
-        Discriminator(_kind, custom_error_type="input_kind", custom_error_message=_EXPECTED),
-    ]
+    input: (
+        Annotated[
+            Annotated[str, Tag("string")]
+            | Annotated[TokenList, Tag("ids")]
+            | Annotated[InputList, Tag("list")]
+            | Annotated[TextInput, Tag("text")]
+            | Annotated[ImageInput, Tag("image")]
+            | Annotated[AudioInput, Tag("audio")]
+            | Annotated[VideoInput, Tag("video")]
+            | Annotated[ContentPart, Tag("part")]
+            | Annotated[ContentInput, Tag("content")],
+            Discriminator(_kind, custom_error_type="input_kind", custom_error_message=_EXPECTED),
+        ]
+        | None
+    ) = Field(default=None, description="A string that is a data: URI of an image, a sound or a video is that file.")
+    messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_PARTS)] | None = Field(
+        default=None, description="In place of input: one message, as vLLM takes it."
+    )
+    modality: Literal["text", "image", "audio", "video"] | None = Field(
+        default=None,
+        description="Of strings in input, which are then base64, data: URIs or URLs, as infinity takes them.",
+    )
     model: str
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1, strict=True)] | None = None
     user: str | None = None
     role: Role = Field(default="query", description="As in POST /embed.")
+    truncate: StrictBool | Literal["NONE", "END"] = Field(
+        default=True, description="false, NONE: a text that is longer than the model reads is an error."
+    )
 
-    def inputs(self) -> list[OpenAIInput]:
-        """The input as a list, which it need not be."""
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_unread(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        # LiteLLM writes null for what its caller does not say.
+        value = {name: given for name, given in value.items() if given is not None}
+        for name, (neutral, advice) in _UNREAD.items():
+            if name in value and not any(_same(value[name], each) for each in neutral):
+                raise ValueError(f"{name} is not read here as it is given, and would change the answer: {advice}")
+        for name in _ROLE_FIELDS:
+            if name in value:
+                given = value[name]
+                role = ROLES.get(given.lower()) if isinstance(given, str) else None
+                if role is None:
+                    raise ValueError(f"{name} is none that is known here: say role, which is query or passage")
+                if value.get("role", role) != role:
+                    raise ValueError(f"{name} and role say different things")
+                value["role"] = role
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "EmbeddingsRequest":
+        if (self.input is None) == (self.messages is None):
+            raise ValueError("give exactly one of: input, messages")
+        return self
+
+    @property
+    def cut(self) -> bool:
+        """Whether a text that is too long is cut."""
+        return self.truncate in (True, "END")
+
+    def inputs(self) -> list[AnyInput | TokenIds]:
+        """What is to be embedded, one vector each. Raises InvalidRequest."""
+        if self.messages is not None:
+            if any(message.role in ("system", "developer") and message.content for message in self.messages):
+                raise InvalidRequest("messages: a system message is an instruction, which this model does not read")
+            return [_only([part for message in self.messages for part in _parts(message.content)], "messages")]
         match self.input:
             case [int(), *_] as ids:
-                return [cast("list[int]", ids)]
+                given: Sequence[OpenAIInput] = [cast("list[int]", ids)]
             case list() as many:
-                return cast("list[OpenAIInput]", many)
+                given = cast("list[OpenAIInput]", many)
             case one:
-                return [one]
+                given = [cast("OpenAIInput", one)]
+        return [self._plain(each, index) for index, each in enumerate(given)]
+
+    def _plain(self, value: OpenAIInput, index: int) -> AnyInput | TokenIds:
+        plain: AnyInput | TokenIds
+        if isinstance(value, list):
+            plain = TokenIds(tuple(value))
+        elif isinstance(value, ContentPart):
+            plain = value.plain
+        elif isinstance(value, ContentInput):
+            plain = _only(_parts(value.content), f"input[{index}]")
+        else:
+            plain = value
+        if self.modality is None:
+            return plain
+        if isinstance(plain, str):
+            return _said(self.modality, plain)
+        if self.modality != ("text" if isinstance(plain, TokenIds) else kind_of(plain)):
+            raise InvalidRequest(f"input[{index}] is of another kind than modality says")
+        return plain
+
+
+def _said(modality: Literal["text", "image", "audio", "video"], content: str) -> AnyInput:
+    match modality:
+        case "text":
+            return TextInput(text=content)
+        case "image":
+            return ImageInput(image=content)
+        case "audio":
+            return AudioInput(audio=content)
+        case "video":
+            return VideoInput(video=content)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)  # 1 is not true here
+
+
+def _parts(content: Content) -> list[AnyInput]:
+    """Those that hold something."""
+    if isinstance(content, str):
+        return [content] if content else []
+    return [part.plain for part in content if not part.empty]
+
+
+def _only(parts: Sequence[AnyInput], where: str) -> AnyInput:
+    if len(parts) != 1:
+        raise InvalidRequest(
+            f"{where}: {len(parts)} parts hold something, and one vector is of one part: send each as an input of its "
+            "own, or search with their weighted sum (POST /search, compose)"
+        )
+    return parts[0]
 
 
 class OpenAIEmbedding(BaseModel):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str
+    truncated: bool = Field(default=False, description="As in POST /embed; only there where it is true.")
+    unknown: float = Field(default=0.0, description="As in POST /embed; only there where it is more than 0.")
 
 
 class Usage(BaseModel):

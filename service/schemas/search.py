@@ -16,6 +16,8 @@ from service.schemas.inputs import (
     VideoInput,
     at_most,
     discriminator,
+    present,
+    uri_kind,
 )
 from service.schemas.items import Filter, ItemId, ItemPreview, Name, StoredModality, Vector, storable_text
 from service.settings import Limits
@@ -218,7 +220,7 @@ def words_of(query: Query) -> str:
     texts = []
     for part in parts(query):
         if isinstance(part, str):
-            texts.append(part)
+            texts += [] if uri_kind(part) else [part]
         elif isinstance(part, TextInput) and not (isinstance(part, _Weighted) and part.weight <= 0):
             texts.append(part.text)
     return " ".join(texts)
@@ -233,7 +235,7 @@ def place_query(body: dict[str, Any], files: list[File]) -> None:
     queries."""
     query = body.get("query")
     if isinstance(query, dict) and isinstance(query.get("compose"), list):
-        waiting = [part for part in query["compose"] if isinstance(part, dict) and not part.keys() - {"weight"}]
+        waiting = [part for part in query["compose"] if isinstance(part, dict) and not present(part) - {"weight"}]
         for part, file in zip(waiting, files, strict=False):
             part["file"] = file
         files = files[len(waiting) :]
@@ -265,7 +267,7 @@ class Explanation(BaseModel):
 
 
 class ResultMoment(BaseModel):
-    """What of a video is most like the query."""
+    """What of a video or a long sound is most like the query."""
 
     start: float = Field(description="Seconds.")
     end: float
@@ -282,7 +284,7 @@ class SearchResult(BaseModel):
     metadata: dict[str, Any] | None = None
     vector: list[float] | None = None
     preview: ItemPreview | None = None
-    moment: ResultMoment | None = Field(default=None, description="Of a video.")
+    moment: ResultMoment | None = Field(default=None, description="Of a video, or of a sound longer than 10 s.")
     explain: Explanation | None = None
 
 
@@ -291,3 +293,7 @@ class SearchResponse(BaseModel):
         description="Best first; for `queries` one list for each."
     )
     took_ms: float
+    warnings: list[str] | None = Field(
+        default=None,
+        description="Queries of which the model's tokenizer knows little or nothing; absent if there are none.",
+    )

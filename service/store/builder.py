@@ -118,7 +118,8 @@ class Builder:
                 else:
                     rows = np.flatnonzero(view.alive)
                     if chosen.kind == "flat":
-                        index.switch(modality, view, None, list(_batches(view, rows, reader)), rows)
+                        vectors = _in_blocks(view, rows) if view.built is None else list(_batches(view, rows, reader))
+                        index.switch(modality, view, None, vectors, rows)
                         self._library.save(collection, modality, None, view.slots[rows])
                         return True
                     built = kinds.build(
@@ -151,6 +152,12 @@ class Builder:
 
     def _stopped(self) -> bool:
         return self._closing
+
+
+def _in_blocks(view: View, rows: Keys) -> Iterator[Vectors]:
+    """The vectors of these rows, ascending, of a view that has all of them in memory."""
+    for number, block in enumerate(view.blocks):
+        yield block[rows[rows // len(block) == number] % len(block)]
 
 
 def _batches(view: View, rows: Keys, reader: Reader) -> Iterator[Vectors]:

@@ -1,11 +1,16 @@
 """Metadata in memory, one column per key, so that a filter costs a few passes over arrays and reads no rows.
 
 Derived from the rows in SQLite, like the indexes. A cell is the row's number in its part, a type, and eight bytes: a
-number as a double, a text as a 64-bit hash. The texts themselves stay on disk: what asks for more than equality of them
-($contains, ranges of texts) reads the rows that are still in question.
+number as a double, or as an integer where a double could be another one, a text as a 64-bit hash. The texts themselves
+stay on disk: what asks for more than equality of them ($contains, ranges of texts) reads the rows that are still in
+question.
+
+A key gets a column once it has some rows. The cells of all rarer keys lie together in one, with the key's hash, so that
+memory grows with the metadata and not with the number of different keys.
 """
 
 import hashlib
+import math
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,9 +24,19 @@ Mask = NDArray[np.bool_]
 Scan = Callable[[NDArray[np.int64], str], Iterable[tuple[int, Mapping[str, Any]]]]
 """Metadata of those of the rows, by number in the part, whose JSON holds the text."""
 
-_NULL, _FALSE, _TRUE, _NUMBER, _TEXT, _LIST, _OBJECT = range(1, 8)
+_NULL, _FALSE, _TRUE, _NUMBER, _TEXT, _LIST, _OBJECT, _WIDE = range(1, 9)
+"""_WIDE: an integer of 64 bits from 2**53 up or from -2**53 down, of which a double would mix up neighbours."""
 _CONSTANTS = {None: _NULL, False: _FALSE, True: _TRUE}
+_EXACT, _LONGEST = 2**53, 2**63
 _DOUBLE, _LONG = struct.Struct("<d"), struct.Struct("<q")
+
+
+_OWN_COLUMN = 64
+"""Rows from which on a key has a column of its own: before, the column itself would be most of what it takes."""
+_RARE_CELLS = 1_024
+"""Cells of rare keys from which on it is looked, each time that they are twice as many, which have become frequent."""
+_CELLS_AT_ONCE = 100_000
+"""Cells that are put in order by their keys at a time, which takes some 200 bytes for each."""
 
 
 class Growing:
@@ -62,46 +77,126 @@ class _Column:
         self.cells = (self._rows.held(), self._kinds.held(), self._values.held())
 
 
+class _Rare:
+    """The cells of the keys that have no column of their own, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self._keys, self._rows = Growing(np.int64), Growing(np.uint32)
+        self._kinds, self._values = Growing(np.uint8), Growing(np.int64)
+        self.cells: tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint8], NDArray[np.int64]]
+        """Hashes of keys, rows, types, values. Those of one key are in the order of its rows."""
+        self._publish()
+
+    def extend(self, keys: Any, rows: Any, kinds: Any, values: Any) -> None:
+        self._keys.extend(keys)
+        self._rows.extend(rows)
+        self._kinds.extend(kinds)
+        self._values.extend(values)
+        self._publish()
+
+    def _publish(self) -> None:
+        self.cells = (self._keys.held(), self._rows.held(), self._kinds.held(), self._values.held())
+
+
 class Columns:
     """The metadata of a part's rows. One thread extends; any may select."""
 
     def __init__(self) -> None:
-        self._columns: dict[str, _Column] = {}
+        self._columns: dict[int, _Column] = {}
+        """By the hash of the key."""
+        self._rare = _Rare()
+        self._looked_through = 0
+        """Rare cells that were left when it was last looked which keys have enough of them for a column."""
 
     def extend(self, numbers: Iterable[int], metadata: Sequence[Mapping[str, Any]]) -> None:
         """Add the metadata of rows with these numbers, which ascend and come after those that were added before."""
         rows = list(numbers)
+        start = 0
+        while start < len(rows):
+            end, cells = start + 1, len(metadata[start])
+            while end < len(rows) and cells + len(metadata[end]) <= _CELLS_AT_ONCE:
+                cells += len(metadata[end])
+                end += 1
+            self._extend(rows[start:end], metadata[start:end])
+            start = end
+
+    def _extend(self, rows: list[int], metadata: Sequence[Mapping[str, Any]]) -> None:
+        rare: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
         for name, (own, values) in _by_name(rows, metadata).items():
-            if name not in self._columns:
-                self._columns[name] = _Column()
-            self._columns[name].extend(own, *_cells(values))
+            key = _key(name)
+            if key in self._columns:
+                self._columns[key].extend(own, *_cells(values))
+            elif len(own) < _OWN_COLUMN:
+                kinds, encoded = zip(*map(_encoded, values), strict=True)
+                for to, more in zip(rare, ([key] * len(own), own, kinds, encoded), strict=True):
+                    to.extend(more)
+            else:
+                self._rare.extend(np.full(len(own), key), own, *_cells(values))
+        if rare[0]:
+            self._rare.extend(*rare)
+        if len(self._rare.cells[0]) >= max(2 * self._looked_through, _RARE_CELLS):
+            self._give_columns()
+
+    def _give_columns(self) -> None:
+        """To the keys that have rows enough by now."""
+        cells = self._rare.cells
+        order = np.argsort(cells[0], kind="stable")
+        keys, starts, counts = np.unique(cells[0][order], return_index=True, return_counts=True)
+        often = counts >= _OWN_COLUMN
+        for key, start, count in zip(keys[often].tolist(), starts[often], counts[often], strict=True):
+            places = order[start : start + count]
+            column = _Column()
+            column.extend(*(array[places] for array in cells[1:]))
+            self._columns[key] = column
+        # Only now: who does not find a column has cells from before.
+        rest = np.isin(cells[0], keys[~often])
+        rare = _Rare()
+        rare.extend(*(array[rest] for array in cells))
+        self._rare, self._looked_through = rare, int(np.count_nonzero(rest))
 
     def kept(self, numbers: NDArray[np.int64]) -> "Columns":
         """Of the rows with a number in `numbers` that is not -1, which is the row's new number; order is kept."""
         columns = Columns()
-        for name, column in self._columns.items():
+        for key, column in self._columns.items():
             rows, kinds, values = column.cells
             new = numbers[rows]
             chosen = new >= 0
-            if chosen.any():
-                columns._columns[name] = _Column()
-                columns._columns[name].extend(new[chosen], kinds[chosen], values[chosen])
+            count = int(np.count_nonzero(chosen))
+            if count >= _OWN_COLUMN:
+                columns._columns[key] = _Column()
+                columns._columns[key].extend(new[chosen], kinds[chosen], values[chosen])
+            elif count:
+                columns._rare.extend(np.full(count, key), new[chosen], kinds[chosen], values[chosen])
+        keys, rows, kinds, values = self._rare.cells
+        new = numbers[rows]
+        chosen = new >= 0
+        columns._rare.extend(keys[chosen], new[chosen], kinds[chosen], values[chosen])
+        columns._looked_through = len(columns._rare.cells[0])
         return columns
 
     def nbytes(self) -> int:
-        return sum(array.nbytes for column in self._columns.values() for array in column.cells)
+        held = (self._rare.cells, *(column.cells for column in self._columns.values()))
+        return sum(array.nbytes for cells in held for array in cells)
+
+    def _of(self, name: str) -> tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.int64]]:
+        """Rows, types and values of a key's cells, in the order of the rows."""
+        key, (keys, rows, kinds, values) = _key(name), self._rare.cells  # before the columns: see _give_columns()
+        if (column := self._columns.get(key)) is not None:
+            return column.cells
+        chosen = keys == key
+        return rows[chosen], kinds[chosen], values[chosen]
 
     def select(self, filter: Filter, among: Mask, scan: Scan) -> Mask:
         """Which of the rows that are set in `among` pass."""
         match filter:
             case All(of):
                 # What reads rows comes last, when fewest are left.
-                for each in sorted(of, key=_reads):
+                for each in sorted(of, key=reads_rows):
                     among = self.select(each, among, scan)
                 return among
             case Some(of):
                 found = np.zeros_like(among)
-                for each in sorted(of, key=_reads):
+                for each in sorted(of, key=reads_rows):
                     found |= self.select(each, among & ~found, scan)
                 return found
             case Not(of):
@@ -111,10 +206,9 @@ class Columns:
 
     def _condition(self, filter: Is | Bound | Exists | Contains, among: Mask, scan: Scan) -> Mask:
         found = np.zeros_like(among)
-        column = self._columns.get(filter.name)
-        if column is None:
+        rows, kinds, values = self._of(filter.name)
+        if not rows.size:
             return found
-        rows, kinds, values = column.cells
         # Rows that were added after `among` was made stand at the end.
         count = int(np.searchsorted(rows, np.uint32(len(among))))
         rows, kinds, values = rows[:count], kinds[:count], values[:count]
@@ -124,8 +218,12 @@ class Columns:
             case Is(_, wanted):
                 _mark(found, rows, _is_any(wanted, kinds, values))
             case Bound(_, operator, int() | float() as value):
-                chosen = _compare(operator, values.view(np.float64), float(value))
-                _mark(found, rows, chosen & (kinds == _NUMBER))
+                chosen = _compare(operator, values.view(np.float64), _between(value)) & (kinds == _NUMBER)
+                if (wide := kinds == _WIDE).any():
+                    # Of integers, those above 1.5 are those above 1, and those from 1.5 are those from 2.
+                    whole = math.floor(value) if operator in ("$gt", "$lte") else math.ceil(value)
+                    chosen |= wide & _compare(operator, values, max(min(whole, _LONGEST), -_LONGEST - 1))
+                _mark(found, rows, chosen)
             case Bound():
                 self._read(filter, rows[kinds == _TEXT], "", among, found, scan)
             case Contains(_, text):
@@ -141,12 +239,13 @@ class Columns:
                 found[row] = passes(filter, metadata)
 
 
-def _reads(filter: Filter) -> bool:
+def reads_rows(filter: Filter) -> bool:
+    """Whether the columns alone cannot say which rows pass."""
     match filter:
         case All(of) | Some(of):
-            return any(map(_reads, of))
+            return any(map(reads_rows, of))
         case Not(of):
-            return _reads(of)
+            return reads_rows(of)
         case Bound(_, _, value):
             return isinstance(value, str)
         case _:
@@ -166,7 +265,7 @@ def _is_any(wanted: Sequence[Any], kinds: NDArray[np.uint8], values: NDArray[np.
     chosen = np.zeros(len(kinds), np.bool_)
     for constant in {kind for kind, _ in cells if kind <= _TRUE}:
         chosen |= kinds == constant
-    for kind, dtype in ((_NUMBER, np.float64), (_TEXT, np.int64)):
+    for kind, dtype in ((_NUMBER, np.float64), (_WIDE, np.int64), (_TEXT, np.int64)):
         of_kind = np.array([value for each, value in cells if each == kind], np.int64).view(dtype)
         if of_kind.size == 1:
             chosen |= (kinds == kind) & (values.view(dtype) == of_kind[0])
@@ -175,7 +274,14 @@ def _is_any(wanted: Sequence[Any], kinds: NDArray[np.uint8], values: NDArray[np.
     return chosen
 
 
-def _compare(operator: str, held: NDArray[np.float64], bound: float) -> Mask:
+def _between(bound: float) -> float:
+    """A double that lies to all numbers that are kept as doubles as the bound does, which may be no double."""
+    if abs(bound) >= _EXACT and -_LONGEST <= bound < _LONGEST:
+        return math.copysign(2.0**60, bound)  # all that are near it are kept as integers
+    return float(bound)
+
+
+def _compare(operator: str, held: NDArray[Any], bound: float) -> Mask:
     # Cells that hold no number are read as doubles too, and may be NaN: comparisons with it are false, and silent.
     match operator:
         case "$gt":
@@ -205,7 +311,9 @@ def _cells(values: list[Any]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Types and values of cells: what _encoded() says of each, for values of one type in a few steps."""
     types = set(map(type, values))
     if types <= {int, float}:
-        return np.full(len(values), _NUMBER, np.uint8), np.array(values, np.float64).view(np.int64)
+        doubles = np.array(values, np.float64)
+        if not (np.abs(doubles) >= _EXACT).any():
+            return np.full(len(values), _NUMBER, np.uint8), doubles.view(np.int64)
     if types == {bool}:
         return np.where(values, np.uint8(_TRUE), np.uint8(_FALSE)), np.zeros(len(values), np.int64)
     if types == {str}:
@@ -213,6 +321,10 @@ def _cells(values: list[Any]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         return np.full(len(values), _TEXT, np.uint8), np.array([known[value] for value in values], np.int64)
     kinds, encoded = zip(*map(_encoded, values), strict=True)
     return np.array(kinds, np.uint8), np.array(encoded, np.int64)
+
+
+def _key(name: str) -> int:
+    return _encoded(name)[1]
 
 
 def _encoded(value: Any) -> tuple[int, int]:
@@ -223,5 +335,7 @@ def _encoded(value: Any) -> tuple[int, int]:
         digest = hashlib.blake2b(value.encode(), digest_size=8).digest()
         return _TEXT, _LONG.unpack(digest)[0]
     if isinstance(value, int | float):
+        if abs(value) >= _EXACT and -_LONGEST <= value < _LONGEST:
+            return _WIDE, int(value)
         return _NUMBER, _LONG.unpack(_DOUBLE.pack(float(value)))[0]
     return (_LIST if isinstance(value, list) else _OBJECT), 0

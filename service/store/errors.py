@@ -6,6 +6,8 @@ StoreError
 └── StoreInUse      another process has it open
 """
 
+from service.contract.bundle import Manifest
+
 
 class StoreError(Exception):
     """A store cannot be opened."""
@@ -21,3 +23,16 @@ class StoreDamaged(StoreError):
 
 class StoreInUse(StoreError):
     pass
+
+
+def filled_elsewhere(store: str, space: str, filler: str | None, manifest: Manifest) -> str:
+    """What is said of a store whose vectors are of a space that a bundle does not accept.
+
+    `filler` is the name of the bundle that made them, None where the store does not know it.
+    """
+    name = f"{filler}, " if filler else ""
+    return (
+        f"{store} was filled by another bundle ({name}space {space}). This bundle ({manifest.name}, space "
+        f"{manifest.space}) makes other vectors, and vectors of two spaces cannot be compared. So the store is not "
+        "opened. Nothing in it was changed or deleted."
+    )

@@ -1,6 +1,6 @@
 """The filter over metadata: one grammar for search and for deletion.
 
-    {"year": 2020}                                   equal (JSON's equality: 1 is 1.0, and neither true nor "1")
+    {"year": 2020}                                   equal (1 is 1.0, and neither true nor "1"; integers are exact)
     {"year": [2020, 2021, null]}                     one of
     {"year": {"$gte": 2000, "$lt": 2010}}            a range, of numbers or of texts
     {"title": {"$contains": "harbour"}}              a text that contains it (case counts), or a list that holds it
@@ -183,10 +183,8 @@ def passes(filter: Filter, metadata: Mapping[str, Any]) -> bool:
         case Bound(name, operator, value):
             held = metadata.get(name)
             kind = _type(held)
-            # As doubles, like everywhere: two numbers that are one double are one number.
-            if kind == "number" == _type(value):
-                return _BOUNDS[operator](float(held), float(value))  # type: ignore[arg-type]
-            return kind == "text" == _type(value) and _BOUNDS[operator](held, value)
+            # Python compares integers and doubles as the numbers that they are.
+            return kind == _type(value) and kind in ("number", "text") and _BOUNDS[operator](held, value)
         case Exists(name):
             return name in metadata
         case Contains(name, text):
@@ -204,6 +202,4 @@ def _equal(held: Any, wanted: Scalar) -> bool:
     kind = _type(held)
     if kind != _type(wanted):
         return False
-    if kind == "number":
-        return float(held) == float(wanted)  # type: ignore[arg-type]
     return held is wanted if kind == "constant" else bool(held == wanted)

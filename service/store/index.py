@@ -24,6 +24,7 @@ from service.store.columns import Columns, Growing, Mask
 from service.store.filters import Filter
 from service.store.kinds import Built, Chosen, Effort, Keys, Rules, Wanted, graph_rather_than_scan
 from service.store.records import Records
+from service.workers import stop_if_abandoned
 
 _BLOCK = 2**22
 """Numbers in a block: 16 MiB."""
@@ -208,14 +209,15 @@ class Index:
             self._views = {**self._views, modality: part.view()}
         return known
 
-    def slots(self) -> Keys:
-        """Every live slot, ascending."""
-        held = [view.slots[view.alive] for view in self._views.values()]
+    def slots(self, views: Mapping[str, View] | None = None) -> Keys:
+        """Every live slot, ascending, of the views of now or of those given."""
+        held = [view.slots[view.alive] for view in (self._views if views is None else views).values()]
         return np.sort(np.concatenate([_NOTHING, *held]))
 
-    def matching(self, filter: Filter, reader: Reader) -> Keys:
-        """The slots whose metadata pass, ascending."""
-        found = [view.slots[_select(view, filter, reader)] for view in self._views.values()]
+    def matching(self, filter: Filter, reader: Reader, views: Mapping[str, View] | None = None) -> Keys:
+        """The slots whose metadata pass, ascending, of the views of now or of those given."""
+        views = self._views if views is None else views
+        found = [view.slots[_select(view, filter, reader)] for view in views.values()]
         return np.sort(np.concatenate([_NOTHING, *found]))
 
     def views(self) -> Mapping[str, View]:
@@ -263,22 +265,27 @@ class Index:
         modalities: Sequence[str] | None = None,
         filter: Filter | None = None,
         effort: Effort | None = None,
+        views: Mapping[str, View] | None = None,
+        by_modality: bool = False,
     ) -> list[list[Found]]:
-        """The `count` best for each of the queries (Q, D), best first, of the rows that there were when it began.
+        """The `count` best for each of the queries (Q, D), best first, in the views of when it began or those given.
 
-        Equal scores come in the order of the slots. With a filter there are as many as pass, up to `count`.
+        Equal scores come in the order of the slots. With a filter there are as many as pass, up to `count`. With
+        `by_modality` there are `count` of each modality, one after the other.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         # Of this thread's searches alone. Few queries have no use for a second thread, and would wait for it to be run.
         faiss.omp_set_num_threads(1 if len(queries) < _TOGETHER else os.cpu_count())
         effort = effort or Effort()
-        views = {name: view for name, view in self._views.items() if modalities is None or name in modalities}
+        views = self._views if views is None else views
+        views = {name: view for name, view in views.items() if modalities is None or name in modalities}
         found = [
             (name, view, scores, rows)
             for name, view in views.items()
             for scores, rows in _search(view, queries, count, filter, effort, reader)
         ]
-        return [_best(query, found, count) for query in range(len(queries))]
+        parts = [[each for each in found if each[0] == name] for name in views] if by_modality else [found]
+        return [[hit for part in parts for hit in _best(query, part, count)] for query in range(len(queries))]
 
     def plan(self, rules: Rules) -> "tuple[str, View, Chosen, bool] | None":
         """A part whose index is to change: its view, the index to have, and whether adding to the old one does."""
@@ -290,6 +297,8 @@ class Index:
                     return modality, view.head(rules.step), chosen, False
                 if chosen.kind != "flat":
                     return modality, view, chosen, False
+                if view.dead > max(rules.dead_share * view.count, rules.graph_from) or view.dead == view.count > 0:
+                    return modality, view, chosen, False  # without those that are gone
                 continue
             dead = int(built.count - np.count_nonzero(view.alive[: built.count]))
             trained = built.chosen.kind != "hnsw" or built.chosen.precision == "int8"
@@ -349,6 +358,7 @@ def _search(
         found.append(_in_index(view, view.built, queries, count, allowed, effort, reader))
     stored, first = view.count - view.indexed, view.indexed
     for block in view.blocks:
+        stop_if_abandoned()
         length = min(len(block), stored - (first - view.indexed))
         mask = None if allowed is None else allowed[first : first + length]
         if length and (mask is None or mask.any()):

@@ -11,6 +11,13 @@ from service.store.labels import LabelSet
 from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Moment, Preview
 
+MOST_FOUND_BYTES = 64 * 2**20
+"""Of the metadata that one search may find, in JSON: in memory they become several times as much."""
+TOO_MUCH_FOUND = (
+    f"what is found holds more than {MOST_FOUND_BYTES // 2**20} MiB of metadata: ask for fewer results, or fewer "
+    "queries at a time"
+)
+
 
 @dataclass(slots=True)  # a frozen one takes four times as long to make, and a search makes many
 class Hit:
@@ -18,7 +25,7 @@ class Hit:
     score: float
     """Cosine similarity, -1 to 1."""
     moment: Moment | None = None
-    """What of a video is most like the query (service.moments)."""
+    """What of a video is most like the query."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,10 @@ class Store(Protocol):
     """
 
     async def ready(self) -> bool:
-        """Whether it can be read and written now, as far as can be told without doing so."""
+        """Whether it can be read now, as far as can be told without doing so."""
+
+    async def writable(self) -> bool:
+        """Whether it can be written now. Writes a little where nobody did for a while, or the last write failed."""
 
     async def close(self) -> None:
         """Finish every write and search that was begun, and let go of the store."""
@@ -51,7 +61,8 @@ class Store(Protocol):
     # Items
 
     async def upsert(self, entries: Sequence[Entry]) -> None:
-        """Write all the entries or none, each replacing the item of its collection and id; no id twice."""
+        """Write all the entries or none, each replacing the item of its collection and id, with its moments; no id
+        twice."""
 
     async def get(self, collection: str, id: str, with_vector: bool = False) -> Item: ...
 
@@ -71,7 +82,7 @@ class Store(Protocol):
         """
 
     async def delete(self, collection: str, ids: Sequence[str]) -> int:
-        """How many were there, and are gone."""
+        """How many were there, and are gone with their moments."""
 
     async def delete_matching(self, collection: str, filter: Filter) -> int: ...
 
@@ -86,11 +97,15 @@ class Store(Protocol):
         leave_out: Sequence[str | None] | None = None,
         with_vector: bool = False,
         effort: Effort | None = None,
+        by_modality: bool = False,
     ) -> list[list[Hit]]:
         """The `count` nearest items to each of the unit vectors (Q, D), best first, as the index finds them.
 
-        Scores are exact whatever the index. `leave_out` names for each query one item that is not to be among its own
-        results. What is written or deleted while the search runs, it may see as it was before.
+        The score of an item with moments is that of the whole or of its best moment, which the hit names.
+        `by_modality`: the `count` nearest of each modality, one modality after the other. Scores are exact whatever the
+        index. `leave_out` names for each query one item that is not to be among its own results. What is written or
+        deleted while the search runs, it may see as it was before. Raises InvalidRequest where what is found is more
+        than MOST_FOUND_BYTES.
         """
 
     async def keyword_search(
@@ -152,7 +167,8 @@ class Store(Protocol):
     async def keep_tokens(self, collection: str, wanted: bool) -> None:
         """Keep token vectors of what is written from now on, or throw away those that are kept."""
 
-    async def drop_collection(self, name: str) -> None: ...
+    async def drop_collection(self, name: str) -> None:
+        """Delete a collection with its items and their moments."""
 
     # Label sets
 

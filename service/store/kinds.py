@@ -106,7 +106,7 @@ class Rules:
     """The index takes in what is not in it yet, once that is both the first many and the share of it, or the last many:
     a search looks at each of them, 3 ms for 20,000 of 384 dimensions."""
     dead_share: float = 0.25
-    """Of an index, beyond which it is built anew without what was deleted."""
+    """Of an index or of vectors without one, beyond which it is built anew without what was deleted."""
     step: int = 50_000
     """An index takes in at most as much as it holds, or this much, before it is switched to: what a step has done is
     searched sooner, and outlives a restart."""

@@ -15,9 +15,13 @@ from service.contract.vectors import Vectors
 from service.errors import InvalidRequest
 from service.store.kinds import Keys, Wanted
 from service.store.schema import now
+from service.workers import stop_if_abandoned
 
 _BATCH = 10_000
 """Rows read at a time."""
+_BATCH_BYTES = 2**22
+"""Of metadata as JSON, read at a time: as Python objects they are some twenty times as large."""
+_FETCHED = 256
 _FEW = 32
 """Up to so many are named in the statement itself, which is sooner read than JSON."""
 
@@ -62,7 +66,9 @@ class Entry:
     """(N, D), unit length, for reranking; kept where the collection keeps them."""
     preview: Preview | None = None
     moments: Sequence[Moment] = ()
-    """Of a video; written by service.moments, beside it."""
+    """Of a video or a long sound; a store keeps them beside it (store/moments.py)."""
+    truncated: bool = False
+    """Whether only a part of what was given is in the vector; told to who wrote it, and not stored."""
 
 
 @dataclass(slots=True)  # a frozen one takes four times as long to make, and a search makes many
@@ -74,6 +80,8 @@ class Item:
     created: str
     updated: str
     vector: Vectors | None
+    size: int = 0
+    """Of its metadata, in bytes of JSON, or a little more; 0 where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +257,7 @@ def page(
         where.append("items.collection = ?")
         bound.append(collection)
     else:
-        where.append("collections.name NOT LIKE '.%'")  # moments of videos
+        where.append("collections.name NOT LIKE '.%'")  # moments of videos and sounds
     if modality is not None:
         where.append("modality = ?")
         bound.append(modality)
@@ -284,6 +292,24 @@ def slots_of_ids(connection: sqlite3.Connection, collection: int, ids: Sequence[
     return np.fromiter((row[0] for row in rows), np.int64)
 
 
+def slots_of_prefixes(connection: sqlite3.Connection, collection: int, prefixes: Sequence[str]) -> Keys:
+    """The slots of the items whose ids begin with one of these texts, each of which ends in a control character."""
+    # As ranges of ids, which the index over them knows. CROSS JOIN: SQLite keeps to this order.
+    rows = connection.execute(
+        """SELECT slot FROM json_each(?) AS given CROSS JOIN items
+        ON items.collection = ? AND items.id > given.value AND items.id < given.value || char(1114111)""",
+        (json.dumps(list(prefixes)), collection),
+    )
+    return np.sort(np.fromiter((row[0] for row in rows), np.int64))
+
+
+def ids_of_slots(connection: sqlite3.Connection, collection: int, slots: Keys) -> list[str]:
+    rows = connection.execute(
+        f"SELECT id FROM items WHERE collection = ? AND slot IN {_GIVEN}", (collection, _json(slots.tolist()))
+    )
+    return [row[0] for row in rows]
+
+
 def delete(connection: sqlite3.Connection, collection: int, slots: Keys) -> None:
     connection.execute(
         f"DELETE FROM items WHERE collection = ? AND slot IN {_GIVEN}", (collection, _json(slots.tolist()))
@@ -303,7 +329,15 @@ def live(
         "SELECT slot, modality, metadata, id, created, updated FROM items WHERE collection = ? ORDER BY slot",
         (collection,),
     )
-    while batch := rows.fetchmany(_BATCH):
+    more = True
+    while more:
+        batch: list[tuple[Any, ...]] = []
+        size = 0
+        while len(batch) < _BATCH and size < _BATCH_BYTES and (more := bool(found := rows.fetchmany(_FETCHED))):
+            batch += found
+            size += sum(len(row[2]) for row in found)
+        if not batch:
+            break
         slots, modalities, metadata, *rest = zip(*batch, strict=True)
         records = list(map(record, *rest, metadata))
         yield np.array(slots, np.int64), list(modalities), [orjson.loads(held) for held in metadata], records
@@ -314,11 +348,14 @@ class SlotReader:
 
     def __init__(self, connection: sqlite3.Connection, collection: int, dimensions: int) -> None:
         self._connection, self._collection, self._dimensions = connection, collection, dimensions
+        self.missed = False
+        """Whether a vector that was asked for was not there."""
 
     def vectors(self, slots: Keys) -> tuple[Keys, Vectors]:
         """Raises ValueError for a row whose vector has another length."""
         found = []
         for start in range(0, len(slots), _BATCH):
+            stop_if_abandoned()
             part = slots[start : start + _BATCH]
             if part[-1] - part[0] < 2 * len(part):
                 between = (int(part[0]), int(part[-1]))
@@ -333,6 +370,7 @@ class SlotReader:
                 ).fetchall()
         if any(len(vector) != 4 * self._dimensions for _, vector in found):
             raise ValueError(f"a stored vector does not have {self._dimensions} dimensions")
+        self.missed = self.missed or len(found) < len(slots)
         stacked = np.frombuffer(b"".join(vector for _, vector in found), "<f4").reshape(-1, self._dimensions)
         return np.array([slot for slot, _ in found], np.int64), stacked.astype(np.float32, copy=False)
 
@@ -340,6 +378,7 @@ class SlotReader:
         # As it stands in the JSON that _packed() wrote.
         text = json.dumps(holding, ensure_ascii=False)[1:-1]
         for start in range(0, len(slots), _BATCH):
+            stop_if_abandoned()
             part = slots[start : start + _BATCH]
             rows = self._connection.execute(
                 f"""SELECT slot, metadata FROM items WHERE collection = ? AND slot IN {_GIVEN}
@@ -358,14 +397,14 @@ def record(id: str, created: str, updated: str, metadata: str) -> bytes:
 
 def item_of_record(collection: str, modality: str, record: bytes) -> Item:
     id, created, updated, metadata = orjson.loads(record)
-    return Item(collection, id, modality, metadata, created, updated or created, None)
+    return Item(collection, id, modality, metadata, created, updated or created, None, len(record))
 
 
 def _item(
     collection: str, id: str, modality: str, metadata: str, created: str, updated: str, vector: bytes | None = None
 ) -> Item:
     unpacked = None if vector is None else unpack(vector)
-    return Item(collection, id, modality, orjson.loads(metadata), created, updated, unpacked)
+    return Item(collection, id, modality, orjson.loads(metadata), created, updated, unpacked, len(metadata))
 
 
 def _json(numbers: Iterable[int]) -> str:

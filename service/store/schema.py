@@ -7,12 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from service.contract.bundle import Manifest
-from service.store.errors import SpaceMismatch, StoreDamaged
+from service.store.errors import SpaceMismatch, StoreDamaged, filled_elsewhere
 
 SCHEMA_VERSION = 2
 DEFAULT_COLLECTION = "default"
 FILE = "store.sqlite3"
 
+BUNDLE = "bundle"
+"""In `meta`: the name of the bundle that was served last."""
 _PAGE_BYTES = 8_192
 """Five vectors of 384 dimensions to a page, where 4,096 would hold two."""
 _CACHE_KIB = 16_384
@@ -111,18 +113,17 @@ def prepare(connection: sqlite3.Connection, path: Path, manifest: Manifest) -> N
     Raises StoreDamaged (another schema), SpaceMismatch.
     """
     if not has_schema(connection):
-        _create_schema(connection, manifest.space, manifest.dimensions)
+        _create_schema(connection, manifest)
         return
-    migrate(connection, path)
     space = meta(connection, "space") or ""
-    if not manifest.accepts(space) and not _is_empty(connection):
-        raise SpaceMismatch(
-            f"the store {path} holds vectors of space {space}, and the bundle {manifest.name} accepts only "
-            f"{', '.join((manifest.space, *manifest.admits))}: serve the bundle that filled it, or embed its items "
-            f"again with `python -m service reembed {path} NEW_STORE --bundle BUNDLE`"
-        )
+    if not manifest.accepts(space) and not is_empty(connection):
+        filler = meta(connection, BUNDLE)
+        raise SpaceMismatch(filled_elsewhere(f"the store {path}", space, filler, manifest))
+    migrate(connection, path)
     if space != manifest.space:
         _adopt_space(connection, manifest.space, manifest.dimensions)
+    if meta(connection, BUNDLE) != manifest.name:
+        set_meta(connection, BUNDLE, manifest.name)
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
@@ -144,17 +145,19 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
         raise
 
 
-def _create_schema(connection: sqlite3.Connection, space: str, dimensions: int) -> None:
+def _create_schema(connection: sqlite3.Connection, manifest: Manifest) -> None:
+    space = manifest.space
     connection.execute("BEGIN IMMEDIATE")
     for statement in _SCHEMA.split(";"):
         connection.execute(statement)
-    first = {"schema": SCHEMA_VERSION, "store": uuid.uuid4().hex, "space": space, "sequence": 0, "slot": 0}
+    store = uuid.uuid4().hex
+    first = {"schema": SCHEMA_VERSION, "store": store, "space": space, BUNDLE: manifest.name, "sequence": 0, "slot": 0}
     for name, value in first.items():
         set_meta(connection, name, str(value))
     # A first search on a fresh server finds nothing, rather than no collection.
     connection.execute(
         "INSERT INTO collections (name, space, dimensions, created) VALUES (?, ?, ?, ?)",
-        (DEFAULT_COLLECTION, space, dimensions, now()),
+        (DEFAULT_COLLECTION, space, manifest.dimensions, now()),
     )
     connection.execute("COMMIT")
 
@@ -170,11 +173,17 @@ def meta(connection: sqlite3.Connection, name: str) -> str | None:
     return None if row is None else str(row[0])
 
 
+def sequence(connection: sqlite3.Connection) -> int:
+    """The number of the last commit."""
+    return int(meta(connection, "sequence") or 0)
+
+
 def set_meta(connection: sqlite3.Connection, name: str, value: str) -> None:
     connection.execute("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2", (name, value))
 
 
-def _is_empty(connection: sqlite3.Connection) -> bool:
+def is_empty(connection: sqlite3.Connection) -> bool:
+    """Whether nothing is stored that was made in a space."""
     held = connection.execute("SELECT EXISTS (SELECT 1 FROM items) OR EXISTS (SELECT 1 FROM label_sets)").fetchone()
     return not held[0]
 

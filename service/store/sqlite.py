@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,40 +15,53 @@ import numpy as np
 
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
+from service.disk import Disk
 from service.errors import InvalidRequest, NotFound, NotReady
-from service.store import keywords, labels, previews, rows, schema, snapshot, tokens
+from service.store import keywords, labels, moments, previews, rows, schema, snapshot, tokens
 from service.store.builder import Builder
+from service.store.columns import reads_rows
 from service.store.errors import StoreDamaged, StoreError, StoreInUse
+from service.store.files import OpenFiles
 from service.store.filters import Filter
-from service.store.index import Index
-from service.store.interface import Hit, Part
+from service.store.index import Index, View
+from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND, Hit, Part
 from service.store.kinds import Built, Effort, Keys, Rules, Wanted
 from service.store.labels import LabelSet
 from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Preview, SlotReader
-from service.store.writer import Change, Configure, Drop, Put, Remove, Transaction, Writer
-from service.workers import Workers
+from service.store.writer import BEHIND, Change, Configure, Drop, Put, Remove, Transaction, Writer
+from service.workers import Workers, abandoned
 
 _READERS = 4
-_LOOKS = 4
-"""Times that a search is made again because what it found was replaced before it was read."""
+_STEPS = 20_000
+"""Of SQLite's machine, after which a read looks whether anybody still waits for it: less than a millisecond."""
+_TRIED_S = 10.0
+"""Seconds after a write for which another one is taken to work too."""
+_TRYING_S = 2.0
+"""Seconds that a try waits for its turn at most."""
+_TRIED = "0" * 2**20
 _UNWRITABLE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+_Seen = Mapping[str, tuple[int, Index, Mapping[str, View]]]
+"""By name, of a collection and of its moments if it has any: the key, the index, and its views."""
 
 
 class SqliteStore:
     """See interface.Store, whose methods are described there."""
 
-    def __init__(self, path: Path, manifest: Manifest, lock: int, rules: Rules) -> None:
+    def __init__(self, path: Path, manifest: Manifest, lock: int, rules: Rules, least_free_bytes: int) -> None:
         """Not called directly: see open()."""
         self._path = path
         self._lock = lock
+        self._disk = Disk(path, least_free_bytes)
         self._space = manifest.space
         self._dimensions = manifest.dimensions
         self._connections: list[sqlite3.Connection] = []
+        self._unused: list[sqlite3.Connection] = []
+        """For threads that read."""
         self._closed = self._damaged = False
         try:
             writing = self._connect()
@@ -61,16 +74,22 @@ class SqliteStore:
             """Of collections, by name."""
             self._indexes = self._load_indexes(writing)
             reading = self._connect()
+            # Before anything can happen to the files: a later connection might find another log.
+            for _ in range(_READERS):
+                self._unused.append(self._connect())
         except BaseException:
             self._disconnect()
             raise
         self._thread = threading.local()
         self._readers = Workers("store-reader", _READERS)
-        self._writer = Writer(writing, self._apply)
+        self._version = 0
+        self._writer = Writer(writing, self._apply, OpenFiles(path / schema.FILE))
         self._builder = Builder(_Library(self, reading), rules)
 
     @classmethod
-    def open(cls, path: Path, manifest: Manifest, rules: Rules | None = None) -> "SqliteStore":
+    def open(
+        cls, path: Path, manifest: Manifest, rules: Rules | None = None, *, least_free_bytes: int = 0
+    ) -> "SqliteStore":
         """Open or create the store in a directory. Blocks while it is read: call it before serving.
 
         An index whose snapshot is absent or damaged is built in the background, while searches are exact. Raises
@@ -79,7 +98,7 @@ class SqliteStore:
         """
         lock = hold(path)
         try:
-            return cls(path, manifest, lock, rules or Rules())
+            return cls(path, manifest, lock, rules or Rules(), least_free_bytes)
         except (sqlite3.Error, ValueError) as error:
             os.close(lock)
             raise _reason(path, error) from error
@@ -91,6 +110,13 @@ class SqliteStore:
         connection = schema.connect(self._path / schema.FILE)
         self._connections.append(connection)
         return connection
+
+    def _reader(self) -> sqlite3.Connection:
+        with suppress(IndexError):
+            return self._unused.pop()
+        if self._writer.refusing:  # another thread died with its connection, and the files may be others by now
+            raise NotReady("the store cannot be read")
+        return self._connect()
 
     def _disconnect(self) -> None:
         for connection in self._connections:
@@ -152,10 +178,33 @@ class SqliteStore:
                     self._indexes[collection].put(modality, slots, vectors, metadata, records, replaced)
                 case Remove(collection, slots):
                     self._indexes[collection].remove(slots)
-        self._builder.notify()
+        if changes:
+            self._version = self._writer.sequence
+            self._builder.notify()
 
     async def ready(self) -> bool:
         return not self._closed and not self._damaged and self._writer.alive()
+
+    async def writable(self) -> bool:
+        if not await self.ready():
+            return False
+        refusing = self._writer.refusing
+        if not refusing and self._writer.idle_s < _TRIED_S:
+            return True
+        try:
+            async with asyncio.timeout(_TRYING_S):
+                # Every commit writes something. After a failure as much is tried as a large write takes: a small one
+                # may still have room.
+                if refusing:
+                    await self._write(lambda transaction: schema.set_meta(transaction.connection, "tried", _TRIED))
+                    await self._write(lambda transaction: schema.set_meta(transaction.connection, "tried", ""))
+                else:
+                    await self._write(lambda transaction: None)
+        except NotReady:
+            return False
+        except TimeoutError:  # it waits for its turn
+            return not self._writer.refusing
+        return True
 
     async def indexed(self, timeout_s: float) -> bool:
         """Whether every part has the index that it is to have, now or within the time."""
@@ -178,12 +227,14 @@ class SqliteStore:
 
     async def upsert(self, entries: Sequence[Entry]) -> None:
         by_part: dict[str, dict[str, list[Entry]]] = {}
-        for entry in entries:
+        for entry in (*entries, *moments.entries(entries)):
             by_part.setdefault(entry.collection, {}).setdefault(entry.modality, []).append(entry)
 
         def write(transaction: Transaction) -> None:
+            self._disk.check()
             for name, parts in by_part.items():
                 collection = self._ensure(transaction, name)
+                self._forget_moments(transaction, name, [entry.id for mine in parts.values() for entry in mine])
                 for modality, mine in parts.items():
                     first = transaction.take(len(mine))
                     keys, replaced, records = rows.upsert(transaction.connection, collection, mine, first)
@@ -232,18 +283,19 @@ class SqliteStore:
 
     async def sample(self, collection: str, count: int) -> tuple[list[Item], int]:
         def read(connection: sqlite3.Connection) -> tuple[list[Item], int]:
-            key = _collection_key(connection, collection)
-            slots = self._indexes[key].slots() if key in self._indexes else np.empty(0, np.int64)
-            total = len(slots)
-            if total > count:
-                slots = np.sort(np.random.default_rng(0).choice(slots, count, replace=False))
-            items = rows.items_by_slot(connection, key, collection, set(slots.tolist()), with_vector=True)
+            with self._one_moment(connection, collection) as seen:
+                key, index, views = seen[collection]
+                slots = index.slots(views)
+                total = len(slots)
+                if total > count:
+                    slots = np.sort(np.random.default_rng(0).choice(slots, count, replace=False))
+                items = rows.items_by_slot(connection, key, collection, set(slots.tolist()), with_vector=True)
             return [items[slot] for slot in sorted(items)], total
 
-        return await self._read(read)
+        return await self._run(read)
 
     async def version(self, collection: str) -> str:
-        return str(self._writer.sequence)  # of the whole store: what is written elsewhere only costs a little work
+        return str(self._version)  # of the whole store: what is written elsewhere only costs a little work
 
     async def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
         def read(connection: sqlite3.Connection) -> dict[str, Vectors]:
@@ -268,25 +320,34 @@ class SqliteStore:
         return await self._read(read)
 
     async def delete(self, collection: str, ids: Sequence[str]) -> int:
-        return await self._delete(collection, lambda connection, key: rows.slots_of_ids(connection, key, ids))
-
-    async def delete_matching(self, collection: str, filter: Filter) -> int:
-        def choose(connection: sqlite3.Connection, key: int) -> Keys:
-            return self._indexes[key].matching(filter, SlotReader(connection, key, self._dimensions))
-
-        return await self._delete(collection, choose, alone=True)
-
-    async def _delete(
-        self, collection: str, choose: Callable[[sqlite3.Connection, int], Keys], *, alone: bool = False
-    ) -> int:
         def write(transaction: Transaction) -> int:
             key = _collection_key(transaction.connection, collection)
-            slots = choose(transaction.connection, key)
-            rows.delete(transaction.connection, key, slots)
-            transaction.changes.append(Remove(key, slots))
-            return int(slots.size)
+            self._forget_moments(transaction, collection, ids)
+            return self._delete(transaction, key, rows.slots_of_ids(transaction.connection, key, ids))
 
-        return await self._write(write, alone=alone)
+        return await self._write(write)
+
+    async def delete_matching(self, collection: str, filter: Filter) -> int:
+        def write(transaction: Transaction) -> int:
+            key = _collection_key(transaction.connection, collection)
+            slots = self._indexes[key].matching(filter, SlotReader(transaction.connection, key, self._dimensions))
+            self._forget_moments(transaction, collection, rows.ids_of_slots(transaction.connection, key, slots))
+            return self._delete(transaction, key, slots)
+
+        return await self._write(write, alone=True)
+
+    def _delete(self, transaction: Transaction, collection: int, slots: Keys) -> int:
+        rows.delete(transaction.connection, collection, slots)
+        transaction.changes.append(Remove(collection, slots))
+        return int(slots.size)
+
+    def _forget_moments(self, transaction: Transaction, collection: str, ids: Sequence[str]) -> None:
+        """Delete the moments of these items of a collection."""
+        key = rows.collection_key(transaction.connection, moments.moments_table(collection))
+        if key is not None:  # most collections have no moments
+            slots = rows.slots_of_prefixes(transaction.connection, key, [f"{id}{moments.SEPARATOR}" for id in ids])
+            if slots.size:
+                self._delete(transaction, key, slots)
 
     async def search(
         self,
@@ -299,36 +360,69 @@ class SqliteStore:
         leave_out: Sequence[str | None] | None = None,
         with_vector: bool = False,
         effort: Effort | None = None,
+        by_modality: bool = False,
     ) -> list[list[Hit]]:
-        def read(connection: sqlite3.Connection) -> list[list[Hit]]:
-            key = self._keys.get(collection)
-            index = None if key is None else self._indexes.get(key)
-            if key is None or index is None:
-                raise NotFound(f"no collection {collection!r}")
+        asked = moments.Find(collection, queries, count, modalities, filter, leave_out, by_modality)
+        reads = with_vector or (filter is not None and reads_rows(filter))
+
+        def answer(connection: sqlite3.Connection, seen: _Seen, find: moments.Find) -> list[list[Hit]] | None:
+            """Raises _Replaced where a row that the index shows is not there."""
+            if find.collection not in seen:
+                return None
+            key, index, views = seen[find.collection]
             reader = SlotReader(connection, key, self._dimensions)
-            for _ in range(_LOOKS):
-                # One more than asked for, where one of them may be the item that is left out.
-                found = index.search(
-                    queries, count + bool(leave_out), reader, modalities=modalities, filter=filter, effort=effort
-                )
-                # Most are in memory: vectors are read, and the items whose records are long.
-                wanted = {each.slot for hits in found for each in hits if with_vector or not each.record}
-                items = rows.items_by_slot(connection, key, collection, wanted, with_vector) if wanted else {}
-                if len(items) == len(wanted):
-                    break
+            # One more than asked for, where one of them may be the item that is left out.
+            found = index.search(
+                find.queries,
+                find.count + bool(find.leave_out),
+                reader,
+                modalities=find.modalities,
+                filter=find.filter,
+                effort=effort,
+                views=views,
+                by_modality=find.by_modality,
+            )
+            # Most are in memory: vectors are read, and the items whose records are long.
+            wanted = {each.slot for hits in found for each in hits if with_vector or not each.record}
+            items = rows.items_by_slot(connection, key, find.collection, wanted, with_vector) if wanted else {}
+            if len(items) < len(wanted) or reader.missed:
+                raise _Replaced
+            if sum(len(each.record) for hits in found for each in hits) > MOST_FOUND_BYTES:
+                raise InvalidRequest(TOO_MUCH_FOUND)
             results = []
-            for hits, own in zip(found, leave_out or [None] * len(found), strict=True):
+            for hits, own in zip(found, find.leave_out or [None] * len(found), strict=True):
                 kept = []
                 for slot, score, modality, record in hits:
-                    item = items.get(slot)
-                    if item is None and slot not in wanted:
-                        item = rows.item_of_record(collection, modality, record)
-                    if item is not None and item.id != own:
+                    item = items[slot] if slot in wanted else rows.item_of_record(find.collection, modality, record)
+                    if item.id != own:
                         kept.append(Hit(item, score))
-                results.append(kept[:count])
+                results.append(kept if find.by_modality else kept[: find.count])
             return results
 
-        return await self._read(read)
+        def look(connection: sqlite3.Connection, seen: _Seen, *, together: bool) -> list[list[Hit]]:
+            searching = moments.search(asked)
+            given: Any = None
+            while True:
+                try:
+                    wanted = searching.send(given)
+                except StopIteration as done:
+                    return done.value or []
+                if isinstance(wanted, moments.Find):
+                    given = answer(connection, seen, wanted)
+                elif together:
+                    given = rows.item(connection, seen[collection][0], wanted.id, with_vector)
+                else:
+                    raise _Replaced  # it may be by now
+
+        def read(connection: sqlite3.Connection) -> list[list[Hit]]:
+            if not reads:
+                # Most searches read no rows, and so need not be of one moment with them.
+                with suppress(_Replaced):
+                    return look(connection, self._seen_together(collection), together=False)
+            with self._one_moment(connection, collection) as seen:
+                return look(connection, seen, together=True)
+
+        return await self._run(read)
 
     async def keyword_search(
         self,
@@ -343,19 +437,18 @@ class SqliteStore:
         leave_out: str | None = None,
     ) -> list[Hit]:
         def read(connection: sqlite3.Connection) -> list[Hit]:
-            key = _collection_key(connection, collection)
-            known = [keywords.TEXT, *keywords.fields(connection, key)]
-            if field is not None and field not in known:
-                raise InvalidRequest(
-                    f"keywords.field: {field!r} is no keyword field of the collection {collection!r}: "
-                    f"it has {', '.join(known)}"
-                )
-            among = None
-            if filter is not None:
-                index = self._indexes[key]
-                slots = index.matching(filter, SlotReader(connection, key, self._dimensions))
-                among = rows.keys_of_slots(connection, key, slots)
-            with _one_view(connection):
+            with self._one_moment(connection, collection) as seen:
+                key, index, views = seen[collection]
+                known = [keywords.TEXT, *keywords.fields(connection, key)]
+                if field is not None and field not in known:
+                    raise InvalidRequest(
+                        f"keywords.field: {field!r} is no keyword field of the collection {collection!r}: "
+                        f"it has {', '.join(known)}"
+                    )
+                among = None
+                if filter is not None:
+                    slots = index.matching(filter, SlotReader(connection, key, self._dimensions), views)
+                    among = rows.keys_of_slots(connection, key, slots)
                 found = keywords.search(
                     connection,
                     key,
@@ -370,7 +463,7 @@ class SqliteStore:
             hits = [Hit(items[each], score) for each, score in found if items[each].id != leave_out]
             return hits[:count]
 
-        return await self._read(read)
+        return await self._run(read)
 
     async def tokens(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
         return await self._read(
@@ -411,6 +504,7 @@ class SqliteStore:
 
     async def create_collection(self, name: str, wanted: Wanted | None = None) -> bool:
         def write(transaction: Transaction) -> bool:
+            self._disk.check()
             before = len(transaction.changes)
             key = self._ensure(transaction, name)
             created = len(transaction.changes) > before
@@ -426,11 +520,12 @@ class SqliteStore:
 
     async def set_keyword_fields(self, collection: str, fields: Sequence[str]) -> None:
         """Make these the keyword fields; the items that are there are indexed in the same transaction."""
-        await self._write(
-            lambda transaction: keywords.set_fields(
-                transaction.connection, _collection_key(transaction.connection, collection), fields
-            )
-        )
+
+        def write(transaction: Transaction) -> None:
+            self._disk.check()
+            keywords.set_fields(transaction.connection, _collection_key(transaction.connection, collection), fields)
+
+        await self._write(write)
 
     async def keeps_tokens(self, collection: str) -> bool:
         def read(connection: sqlite3.Connection) -> bool:
@@ -448,9 +543,11 @@ class SqliteStore:
 
     async def drop_collection(self, name: str) -> None:
         def write(transaction: Transaction) -> None:
-            key = _collection_key(transaction.connection, name)
-            rows.drop_collection(transaction.connection, key)
-            transaction.changes.append(Drop(key))
+            table = rows.collection_key(transaction.connection, moments.moments_table(name))
+            for key in (_collection_key(transaction.connection, name), table):
+                if key is not None:
+                    rows.drop_collection(transaction.connection, key)
+                    transaction.changes.append(Drop(key))
 
         await self._write(write)
 
@@ -463,9 +560,11 @@ class SqliteStore:
     # Label sets
 
     async def put_label_set(self, name: str, definition: Mapping[str, Any], vectors: Mapping[str, Vectors]) -> None:
-        await self._write(
-            lambda transaction: labels.put_label_set(transaction.connection, name, self._space, definition, vectors)
-        )
+        def write(transaction: Transaction) -> None:
+            self._disk.check()
+            labels.put_label_set(transaction.connection, name, self._space, definition, vectors)
+
+        await self._write(write)
 
     async def label_set(self, name: str) -> LabelSet:
         def read(connection: sqlite3.Connection) -> LabelSet:
@@ -497,9 +596,64 @@ class SqliteStore:
         return await asyncio.wrap_future(self._writer.submit(operation, alone=alone))
 
     async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """What a function reads of the rows. No later search shows them as they were before."""
+
+        def read(connection: sqlite3.Connection) -> T:
+            result = function(connection)
+            if schema.sequence(connection) > self._writer.applied:
+                with self._writer.committing:
+                    pass
+            return result
+
+        return await self._run(read)
+
+    def _seen(self, collection: str) -> _Seen:
+        """What a search of the collection sees now. Raises NotFound."""
+        keys, indexes, seen = self._keys, self._indexes, {}
+        for name in (collection, moments.moments_table(collection)):
+            if (key := keys.get(name)) is not None and key in indexes:
+                seen[name] = (key, indexes[key], indexes[key].views())
+        if collection not in seen:
+            raise NotFound(f"no collection {collection!r}")
+        return seen
+
+    def _seen_together(self, collection: str) -> _Seen:
+        """As _seen; where there are moments, they and the items are as of the same commit."""
+        applied, seen = self._writer.applied, self._seen(collection)
+        if len(seen) > 1 and self._writer.sequence != applied:
+            with self._writer.committing:
+                return self._seen(collection)
+        return seen
+
+    @contextmanager
+    def _one_moment(self, connection: sqlite3.Connection, collection: str) -> Iterator[_Seen]:
+        """What a search of the collection sees, and inside the block the rows as of the same commit.
+
+        The indexes follow the rows by a moment, in which what they show may have been replaced. Nobody waits for a
+        disk here: who comes just then waits until the indexes show what is on it already.
+        """
+        connection.execute("BEGIN")
+        try:
+            # In this order: were a later commit in what is seen, it would be in the rows too.
+            applied, seen = self._writer.applied, self._seen(collection)
+            if schema.sequence(connection) != applied:
+                connection.execute("COMMIT")
+                with self._writer.committing:
+                    connection.execute("BEGIN")
+                    seen = self._seen(collection)
+                    if schema.sequence(connection) != self._writer.applied:
+                        raise NotReady(BEHIND)
+            yield seen
+        finally:
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+
+    async def _run(self, function: Callable[[sqlite3.Connection], T]) -> T:
         def run() -> T:
             if not hasattr(self._thread, "connection"):
-                self._thread.connection = self._connect()
+                self._thread.connection = self._reader()
+                # A read whose client went away, or whose deadline is over, ends in the middle.
+                self._thread.connection.set_progress_handler(abandoned, _STEPS)
             try:
                 return function(self._thread.connection)
             except sqlite3.DatabaseError as error:
@@ -513,6 +667,10 @@ class SqliteStore:
         if self._closed:
             raise NotReady("the store is closed")
         return await self._readers.run(run)
+
+
+class _Replaced(Exception):
+    """A row that an index shows is not there any more."""
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 from service.contract.vectors import Vectors
 from service.errors import NotReady
+from service.store.files import OpenFiles
 from service.store.kinds import Keys, Wanted
 from service.store.schema import meta, set_meta
 
@@ -18,7 +20,11 @@ _GROUP = 64
 """Operations that share a commit at most: it bounds how long the first of them waits for the others."""
 
 _NOT_WRITTEN = "the store cannot write: nothing of this request was stored"
-_BEHIND = "the store's index is behind its rows: restart the server, then check what was stored"
+_GONE = "the store's files were deleted or replaced: it takes no writes until the server is started again"
+BEHIND = "the store's index is behind its rows: restart the server, then check what was stored"
+
+_LONGEST_LOG = 2**28
+"""Bytes of the write-ahead log from which on a write waits until no search reads it, so that it begins anew."""
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -77,26 +83,50 @@ class _Job:
 class Writer:
     """Runs operations in order. An operation that raises is undone alone; the others of its commit stand."""
 
-    def __init__(self, connection: sqlite3.Connection, apply: Callable[[list[Change]], None]) -> None:
-        """`apply` brings the indexes up to date with what has just been committed, before anyone is answered."""
+    def __init__(self, connection: sqlite3.Connection, apply: Callable[[list[Change]], None], files: OpenFiles) -> None:
+        """`files` are those of the connection.
+
+        `apply` brings the indexes up to date with what has just been committed, before anyone is answered.
+        """
         self._connection = connection
-        self._sequence = int(meta(connection, "sequence") or 0)
+        self._sequence = self._applied = int(meta(connection, "sequence") or 0)
         self._slot = int(meta(connection, "slot") or 0)
         self._apply = apply
+        self._files = files
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._held_back: _Job | None = None
+        self.committing = threading.Lock()
+        """Held from before a commit until the indexes show it: who has it finds both as of one moment."""
         self._gate = threading.Lock()
         self._open = True
-        self._failed = False
+        self._failed = self._gone = False
+        self._refusing = False
+        self._written = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
     @property
     def sequence(self) -> int:
+        """Of the last commit."""
         return self._sequence
+
+    @property
+    def applied(self) -> int:
+        """Of the last commit that the indexes show."""
+        return self._applied
 
     def alive(self) -> bool:
         return self._open and not self._failed and self._thread.is_alive()
+
+    @property
+    def refusing(self) -> bool:
+        """Whether the last commit failed, or the files on disk are not those that are written to."""
+        return self._refusing or self._gone or bool(self._files.gone())
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last commit."""
+        return time.monotonic() - self._written
 
     def submit(self, operation: Callable[[Transaction], T], *, alone: bool = False) -> "Future[T]":
         """The future is answered once the operation is on disk and can be searched. Raises NotReady.
@@ -105,6 +135,8 @@ class Writer:
         """
         answer: Future[T] = Future()
         with self._gate:
+            if self._gone:
+                raise NotReady(_GONE)
             if not self.alive():
                 raise NotReady("the store takes no more writes")
             self._jobs.put(_Job(operation, answer, alone))
@@ -151,7 +183,10 @@ class Writer:
 
     def _commit(self, jobs: list[_Job]) -> None:
         if self._failed:
-            _refuse(jobs, _BEHIND)
+            _refuse(jobs, BEHIND)
+            return
+        if self._lost_files():
+            _refuse(jobs, _GONE)
             return
         outcomes: list[tuple[_Job, Any, Exception | None]] = []
         changes: list[Change] = []
@@ -170,21 +205,28 @@ class Writer:
                 self._connection.execute("RELEASE job")
             set_meta(self._connection, "sequence", str(sequence))
             set_meta(self._connection, "slot", str(self._slot))
-            self._connection.execute("COMMIT")
         except Exception:
-            _log.exception("nothing was written: the commit failed")
-            _refuse(jobs, _NOT_WRITTEN)
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            self._give_up(jobs)
             return
-        self._sequence = sequence
-        try:
-            self._apply(changes)
-        except Exception:
-            # The rows are safe and the index is behind them; only a start, which reads the rows, puts that right.
-            _log.exception("the index does not hold what was written: restart to rebuild it")
-            self._failed = True
-            _refuse(jobs, _BEHIND)
+        with self.committing:
+            try:
+                self._connection.execute("COMMIT")
+            except Exception:
+                self._give_up(jobs)
+                return
+            self._sequence = sequence
+            try:
+                self._apply(changes)
+            except Exception:
+                # The rows are safe and the index is behind them; only a start, which reads the rows, puts that right.
+                _log.exception("the index does not hold what was written: restart to rebuild it")
+                self._failed = True
+                _refuse(jobs, BEHIND)
+                return
+            self._applied = sequence
+        self._refusing, self._written = False, time.monotonic()
+        if self._lost_files():
+            _refuse(jobs, _GONE)
             return
         for job, result, failure in outcomes:
             if failure is None:
@@ -194,6 +236,31 @@ class Writer:
                 job.answer.set_exception(NotReady(_NOT_WRITTEN))
             else:
                 job.answer.set_exception(failure)
+        if self._files.log_bytes() > _LONGEST_LOG:
+            # SQLite begins it anew at a moment without readers, of which there may be none while searches overlap.
+            self._empty_log("TRUNCATE")
+
+    def _lost_files(self) -> bool:
+        """Whether the files on disk are not those that are open, once for all."""
+        if not self._gone and (names := self._files.gone()):
+            self._gone = True
+            _log.critical("%s: deleted or replaced while the server uses it; nothing more is written", ", ".join(names))
+            # What was acknowledged and is in the log alone goes into the database, before the log is gone for good.
+            self._empty_log("FULL")
+        return self._gone
+
+    def _empty_log(self, how: str) -> None:
+        try:
+            self._connection.execute(f"PRAGMA wal_checkpoint({how})")
+        except sqlite3.Error:
+            _log.exception("the write-ahead log cannot be copied into the database")
+
+    def _give_up(self, jobs: list[_Job]) -> None:
+        _log.exception("nothing was written: the commit failed")
+        self._refusing = True
+        _refuse(jobs, _NOT_WRITTEN)
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
 
 def _refuse(jobs: list[_Job], message: str) -> None:

@@ -12,7 +12,7 @@ def test_nothing_acknowledged_is_lost(bundle_dir: Path, capsys: pytest.CaptureFi
     assert main(["--bundle", str(bundle_dir), "--kills", "3"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found.pop("acknowledged") > 0
-    assert found == {"kills": 3, "lost": 0, "duplicates": 0, "half_written": 0}
+    assert found == {"kills": 3, "lost": 0, "duplicates": 0, "half_written": 0, "strayed": 0}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import attacks, hostile, hostile_jobs, hostile_media
+from benchmarks import attacks, hostile, hostile_floods, hostile_jobs, hostile_media
 from benchmarks.expected import OF_IMAGES, OF_SOUNDS
 from service.errors import _HTTP_CODES, STATUS
 from tests import tiny_bundle
@@ -65,3 +65,22 @@ def test_every_file_has_its_right_answer() -> None:
     made = {*hostile_media.webps(), *hostile_media.polyglots(), *hostile_media.bmps(), *hostile_media.tiffs()}
     assert made <= OF_IMAGES.keys()
     assert {*hostile_media.wavs()} <= OF_SOUNDS.keys()
+
+
+def test_a_flood_of_one_client_leaves_another_served_and_the_server_ends(bundle_dir: Path, tmp_path: Path) -> None:
+    maps = hostile_floods.FLOODS[0]
+    with hostile_floods.serving(bundle_dir, tmp_path, count=100, wide=0) as (server, keys, dimensions):
+        told = hostile_floods.flood(server, keys, maps, dimensions)
+        assert len(told.answers) == 40 and {code for code, _ in told.answers} <= maps.right
+        assert {code for _, code, _ in told.neighbour} == {hostile_floods.OK}
+        assert hostile_floods.ended_in(server, keys, dimensions, [maps]) < hostile_floods.ENDED_S
+
+
+def test_every_flood_is_of_requests_that_are_read() -> None:
+    for one in hostile_floods.FLOODS:
+        wires = list(one.wires(tiny_bundle.DIMENSIONS))
+        assert wires and len(wires) == len(set(wires))
+        for wire in wires:
+            head, _, body = wire.partition(b"\r\n\r\n")
+            assert len(body) < 20_000_000 and b"Bearer KEY" in head
+            assert not body or int(head.rpartition(b"Content-Length: ")[2]) == len(body)

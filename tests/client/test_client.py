@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 import isthmus_client
 import service
@@ -20,6 +21,7 @@ from isthmus_client import (
     Embedding,
     InvalidInput,
     Isthmus,
+    IsthmusWarning,
     NewItem,
     NotFound,
     Refused,
@@ -319,7 +321,7 @@ def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPat
 def test_it_is_of_the_service_s_version_and_imports_nothing_heavy() -> None:
     project = tomllib.loads((ROOT / "isthmus_client/pyproject.toml").read_text())["project"]
     assert service.__version__ == isthmus_client.VERSION
-    assert project["dependencies"] == ["httpx"]
+    assert [Requirement(line).name for line in project["dependencies"]] == ["httpx"]
     program = "import sys, isthmus_client; print([m for m in ('numpy', 'pydantic', 'service') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -330,3 +332,10 @@ def test_every_public_name_is_there_and_none_else() -> None:
     assert set(isthmus_client.__all__) == set(isthmus_client._HOME)
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = isthmus_client.Nothing
+
+
+def test_what_the_model_hardly_knows_is_a_warning_and_a_share(shared_space: Isthmus) -> None:
+    with pytest.warns(IsthmusWarning, match=r"inputs\[1\]: .* knows no word"):
+        shared_space.classify(["red", "一只狗"], labels=["red", "blue"])
+    known, half = shared_space.embed(["red", "red 狗"])
+    assert (known.unknown, half.unknown) == (0, 0.5)

@@ -5,9 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import click
 import httpx
 import pytest
 from click.testing import CliRunner, Result
@@ -79,9 +82,18 @@ def test_embed_gives_vectors_and_says_which_input_is_bad(run: Run) -> None:
     assert mixed.exit_code == 1
     assert [each["embedding"] is None for each in said] == [False, True, False]
     assert said[1]["error"]["code"] == "unsupported_media"
-    assert "error: broken.png: not an image in one of these formats" in run("embed", "broken.png").stderr
+    assert "error: broken.png: neither an image, a sound nor a video" in run("embed", "broken.png").stderr
     [word] = told(run("embed", "--text", "red.png", "--json", "--dimensions", "8"))
     assert word["modality"] == "text" and len(word["embedding"]) == 8  # type: ignore[arg-type]
+
+
+def test_what_the_model_does_not_know_is_said(run: Run) -> None:
+    for arguments in (("search", "一只狗"), ("classify", "red.png", "--label", "red", "--label", "红色")):
+        result = run(*arguments)
+        assert result.exit_code == 0 and "warning: " in result.stderr and "knows no word" in result.stderr
+    [said] = told(run("embed", "red 狗", "--json"))
+    assert said["unknown"] == 0.5
+    assert "warning" not in run("search", "red").stderr
 
 
 def test_classify_prints_bars_and_json(run: Run, media: Path) -> None:
@@ -100,8 +112,8 @@ def test_classify_prints_bars_and_json(run: Run, media: Path) -> None:
         (["search", "gone.jpg"], 1, ["there is no file gone.jpg", "next:", "--text"]),
         (["search", "."], 1, [". is a folder", "isthmus index ."]),
         (["search", "my photos"], 1, ["isthmus index 'my photos'"]),
-        (["search", "text.jpg"], 1, ["not an image"]),
-        (["search", "text.wav"], 1, ["not a sound"]),
+        (["search", "text.jpg"], 1, ["neither an image"]),
+        (["search", "text.wav"], 1, ["neither an image"]),
         (["search", "red", "--filter", "{"], 2, ["--filter is not JSON"]),
         (["search", "red", "--filter", '{"$no": 1}'], 1, ["$no"]),
         (["search", "red", "-c", "nothing"], 1, ["no collection 'nothing'", "next:", "isthmus index"]),
@@ -213,7 +225,7 @@ def test_help_and_completion_import_nothing_heavy() -> None:
         import sys
         from isthmus_client.command import cli
         cli.main(["--help"], standalone_mode=False)
-        heavy = {"httpx", "numpy", "PIL", "onnxruntime", "torch", "service", "training", "pydantic"}
+        heavy = {"httpx", "numpy", "PIL", "onnxruntime", "torch", "fastapi", "service.settings", "pydantic"}
         print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
     """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -243,7 +255,7 @@ def test_shells_complete_commands_options_and_files(tmp_path: Path) -> None:
         env = {"_ISTHMUS_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": str(place)}
         return isthmus(env=env, cwd=tmp_path).stdout
 
-    assert completed("bash", "isthmus se", 1).split() == ["plain,search", "plain,serve"]
+    assert completed("bash", "isthmus se", 1).split() == ["plain,search", "plain,serve", "plain,settings"]
     assert "--modality" in completed("zsh", "isthmus search --mod", 2)
     assert "audio" in completed("bash", "isthmus search -m ", 3)
     assert completed("bash", "isthmus search ", 2).startswith("file,"), "the shell itself completes files"
@@ -278,8 +290,32 @@ def test_bash_completes_by_it(tmp_path: Path) -> None:
 
 def test_serve_says_where_a_bundle_comes_from(tmp_path: Path) -> None:
     done = isthmus("serve", cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "no bundle is named" in done.stderr and "make starter" in done.stderr
+
+
+def test_the_commands_of_the_server_are_those_that_its_distribution_adds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    added = project["entry-points"][command.GROUP]
+    assert set(added) == set(command.OF_THE_SERVER)
+    for name, place in added.items():
+        point = EntryPoint(name, place, command.GROUP)
+        assert isinstance(point.load(), click.Command), name
+
+
+def test_without_click_the_command_says_what_it_needs() -> None:
+    program = """if True:
+        import sys
+        class Absent:
+            def find_spec(self, name, path=None, target=None):
+                if name == "click":
+                    raise ModuleNotFoundError("No module named 'click'", name="click")
+        sys.meta_path.insert(0, Absent())
+        from isthmus_client.__main__ import main
+        main()
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: the command needs click")
 
 
 def test_what_is_passed_on_reaches_its_program(tmp_path: Path) -> None:

@@ -52,8 +52,6 @@ def test_channels_are_averaged() -> None:
     left, right = sine(), np.full(RATE, 0.25, np.float32)
     waveform = decode_audio(encode(np.stack([left, right], axis=1), subtype="FLOAT"), RATE)
     np.testing.assert_allclose(waveform, (left + right) / 2, atol=1e-6)
-    opposed = decode_audio(encode(np.stack([left, -left], axis=1), subtype="FLOAT"), RATE)
-    assert not opposed.any()
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000, 192_000])
@@ -79,16 +77,16 @@ def test_limits() -> None:
     with pytest.raises(MediaTooLarge, match="too large decoded"):
         decode_audio(data, RATE, AudioLimits(max_decoded_bytes=4 * 2 * RATE - 4))
     nine = encode(np.zeros((10, 9), np.float32))
-    with pytest.raises(MediaTooLarge, match="8 channels"):
+    with pytest.raises(MediaTooLarge, match="9 channels, more than the 8 of ISTHMUS_MAX_AUDIO_CHANNELS"):
         decode_audio(nine, RATE)
     assert len(decode_audio(nine, RATE, AudioLimits(max_channels=9))) == 10
 
 
 def test_a_small_file_of_a_long_silence_is_stopped() -> None:
-    # Eleven minutes of silence are a few kilobytes of FLAC.
-    data = encode(np.zeros(660 * 8_000, np.int16), 8_000, "FLAC")
+    # Thirty-one minutes of silence are a few kilobytes of FLAC.
+    data = encode(np.zeros(1_860 * 8_000, np.int16), 8_000, "FLAC")
     assert len(data) < 100_000
-    with pytest.raises(MediaTooLarge, match="600 s"):
+    with pytest.raises(MediaTooLarge, match="longer than the 1,800 s of ISTHMUS_MAX_AUDIO_SECONDS"):
         decode_audio(data, RATE)
 
 

@@ -87,6 +87,14 @@ def test_a_folder_in_a_files_place_is_missing(bundle: Bundle) -> None:
         read_bundle(bundle.path)
 
 
+def test_a_pipe_in_a_files_place_is_not_waited_for(bundle: Bundle) -> None:
+    for name, said in (("text.onnx", "is missing"), (MANIFEST, "not a bundle")):
+        (bundle.path / name).unlink()
+        os.mkfifo(bundle.path / name)
+        with pytest.raises(BundleError, match=said):
+            read_bundle(bundle.path)
+
+
 def test_no_bundle_at_all(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(BundleError, match="not a bundle"):

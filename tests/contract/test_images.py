@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +36,9 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 def encode(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
+    if format == "HEIC":
+        pillow_heif.from_pillow(image).save(buffer, quality=-1, chroma=444)
+        return buffer.getvalue()
     image.save(buffer, format, **options)
     return buffer.getvalue()
 
@@ -194,14 +198,12 @@ def test_one_pixel() -> None:
         assert np.array_equal(array, np.broadcast_to(np.asarray([1, -1, -1], np.float32)[:, None, None], (3, 4, 6)))
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_truncated_file_is_bad(format: str) -> None:
     rng = np.random.default_rng(0)
     data = encode(Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)), format)
-    with pytest.raises((BadMedia, UnsupportedMedia)) as caught:
+    with pytest.raises(BadMedia):
         decode_image(data[: len(data) * 3 // 4])
-    # Of a WebP not even the header can be read before the file is whole.
-    assert isinstance(caught.value, UnsupportedMedia if format == "WEBP" else BadMedia)
 
 
 def test_a_corrupt_png_is_bad() -> None:
@@ -215,7 +217,7 @@ def test_a_corrupt_png_is_bad() -> None:
     "data",
     [
         b"",
-        b"\xff\xd8\xff",
+        b"BMW is a maker of cars and motorcycles",
         b"not an image",
         b'<svg xmlns="http://www.w3.org/2000/svg"/>',
         b"RIFF\x24\0\0\0WAVEfmt ",
@@ -223,7 +225,7 @@ def test_a_corrupt_png_is_bad() -> None:
         encode(Image.new("RGB", (4, 4)), "PPM"),
         encode(Image.new("RGB", (4, 4)), "PDF"),
     ],
-    ids=["empty", "three bytes", "text", "SVG", "sound", "ICO", "PPM", "PDF"],
+    ids=["empty", "BMW", "text", "SVG", "sound", "ICO", "PPM", "PDF"],
 )
 def test_what_is_no_image_of_a_known_format_is_unsupported(data: bytes) -> None:
     with pytest.raises(UnsupportedMedia, match="JPEG, PNG"):
@@ -241,7 +243,9 @@ def test_the_byte_limit_comes_before_everything() -> None:
 
 def test_the_pixel_limit_comes_before_decoding() -> None:
     # Were a pixel decoded, these would be BadMedia, or take 10 GB.
-    with pytest.raises(MediaTooLarge, match="40000000 pixels"):
+    with pytest.raises(
+        MediaTooLarge, match="3,600,000,000 pixels, more than the 40,000,000 of ISTHMUS_MAX_IMAGE_PIXELS"
+    ):
         decode_image(bomb(60_000, 60_000))
     with pytest.raises(MediaTooLarge):
         decode_image(bomb(40_000_001, 1))
@@ -408,10 +412,14 @@ def test_a_scaled_decode_leaves_what_the_resize_needs(width: int, height: int) -
             assert image.width >= REDUCING_GAP * least[0] and image.height >= REDUCING_GAP * least[1]
 
 
-def test_limits_are_of_the_whole_image_and_a_truncated_one_is_bad() -> None:
+def test_limits_are_of_what_is_decoded_and_a_truncated_one_is_bad() -> None:
     data = encode(photograph(900, 600), "JPEG", quality=90)
+    decoded_pixels = 225 * 150
+    assert np.array_equal(read_image(data, CROPPED, ImageLimits(max_pixels=decoded_pixels)), read_image(data, CROPPED))
+    with pytest.raises(MediaTooLarge, match="has 540,000 pixels"):
+        read_image(data, CROPPED, ImageLimits(max_pixels=decoded_pixels - 1))
     with pytest.raises(MediaTooLarge, match="pixels"):
-        read_image(data, CROPPED, ImageLimits(max_pixels=900 * 600 - 1))
+        decode_image(data, ImageLimits(max_pixels=900 * 600 - 1))
     with pytest.raises(BadMedia):
         read_image(data[: len(data) // 2], CROPPED)
 

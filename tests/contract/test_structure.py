@@ -25,10 +25,6 @@ REFUSED: dict[str, tuple[Callable[[], bytes], type[InputError]]] = {
     "jpeg of padding": (lambda: b"\xff\xd8" + b"\xff" * 70_000, BadMedia),
     "jpeg of junk": (lambda: b"\xff\xd8\xff\0" + bytes(70_000) + b"\xff\xfe\0\2", BadMedia),
     "jpeg of marks that stand alone": (lambda: b"\xff\xd8" + b"\xff\xd0" * 40_000, BadMedia),
-    "jpeg of tags": (
-        lambda: b"\xff\xd8" + media.segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff") + b"\xff\xda\0\2",
-        BadMedia,
-    ),
     "jpeg of scans": (lambda: media.progressive(8_000, 4_096, 140), MediaTooLarge),
     "jpeg of coefficients": (lambda: media.frame_of(0xC2, 8_000, 5_000, 4), MediaTooLarge),
     "gif of a comment": (lambda: media.gif(b"!\xfe" + b"\x01a" * 30_000), BadMedia),
@@ -73,7 +69,7 @@ def test_pieces_and_tags_of_real_encoders_pass() -> None:
 
 
 def test_a_side_is_no_longer_than_a_jpeg_can_be() -> None:
-    with pytest.raises(MediaTooLarge, match="65535 pixels wide"):
+    with pytest.raises(MediaTooLarge, match="65,535 pixels wide"):
         decode_image(media.plain_png(65_536, 1))
     assert decode_image(media.plain_png(65_535, 1)).size == (65_535, 1)
 

@@ -37,7 +37,67 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
 
 def test_ids_with_their_special_tokens(tokenizer: TextTokenizer) -> None:
-    assert tokenizer.encode("A b zebra") == Tokens((BOS, A, B, UNK, EOS), False)
+    assert tokenizer.encode("A b zebra") == Tokens((BOS, A, B, UNK, EOS), False, unknown=0.3333)
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown"),
+    [
+        ("a b", 0.0),
+        ("zebra", 1.0),
+        ("日本語 🎉", 1.0),
+        ("a zebra", 0.5),
+        ("a b c a zebra a", 0.0),
+        ("x y z w v a", 1.0),
+    ],
+)
+def test_the_share_that_is_unknown_is_of_what_is_read(tokenizer: TextTokenizer, text: str, unknown: float) -> None:
+    tokens = tokenizer.encode(text)
+    assert tokens.unknown == unknown
+    assert tokenizer.accept(tokens.ids).unknown == unknown
+
+
+def test_an_instruction_makes_no_text_known(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.encode("zebra", prefix="a b ") == Tokens((BOS, A, B, UNK, EOS), False, unknown=1.0)
+    assert tokenizer.encode("a zebra", prefix="b ").unknown == 0.5
+
+
+def of_model(path: Path, model: models.Model, pre: pre_tokenizers.PreTokenizer | None) -> TextTokenizer:
+    tokenizer = Tokenizer(model)
+    if pre is not None:
+        tokenizer.pre_tokenizer = pre
+    if tokenizer.token_to_id("[SEP]") is not None:
+        ends = [(each, tokenizer.token_to_id(each)) for each in ("[CLS]", "[SEP]")]
+        tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer.save(str(path))
+    return TextTokenizer(path, TextPreprocessing(max_length=16))
+
+
+def test_every_kind_of_tokenizer_says_what_it_does_not_know(tmp_path: Path) -> None:
+    pieces = ["[UNK]", "[CLS]", "[SEP]", "a", "##b", "!", ","]
+    words = of_model(
+        tmp_path / "wordpiece.json",
+        models.WordPiece({each: place for place, each in enumerate(pieces)}, unk_token="[UNK]"),
+        pre_tokenizers.BertPreTokenizer(),
+    )
+    sentence = of_model(
+        tmp_path / "unigram.json",
+        models.Unigram([("<s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), ("▁a", -1.0), ("!", -1.0)], unk_id=1),
+        pre_tokenizers.Metaspace(),
+    )
+    for each in (words, sentence):
+        assert each.encode("a!").unknown == 0
+        # Punctuation, and the mark of a word's beginning, do not make an unknown text known.
+        assert each.encode("日本!").unknown == 1
+        assert each.encode("a 日本").unknown == 0.5
+    # The unknown token of a tokenizer of bytes is its end as well (CLIP's), and is never met.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {each: place for place, each in enumerate(["[CLS]", "[SEP]", *alphabet])}
+    of_bytes = of_model(
+        tmp_path / "bytes.json", models.BPE(vocabulary, [], unk_token="[SEP]"), pre_tokenizers.ByteLevel()
+    )
+    tokens = of_bytes.encode("日本")
+    assert tokens.unknown == 0 == of_bytes.accept(tokens.ids).unknown
 
 
 def test_truncation_is_said(tokenizer: TextTokenizer) -> None:
@@ -106,7 +166,8 @@ def test_any_text_gives_ids_that_accept_takes_or_a_named_error(tokenizer: TextTo
         assert not text.strip() or any("\ud800" <= character <= "\udfff" for character in text)
         return
     assert 2 <= len(tokens.ids) <= 6
-    assert tokenizer.accept(tokens.ids) == Tokens(tokens.ids, False)
+    assert tokenizer.accept(tokens.ids) == Tokens(tokens.ids, False, tokens.unknown)
+    assert (tokens.unknown == 1) == (UNK in tokens.ids and not {A, B, C} & set(tokens.ids))
 
 
 @pytest.mark.parametrize("values", [{"max_length": 0}, {"max_length": 8, "tokenizer": "../tokenizer.json"}])

@@ -24,6 +24,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 NOT_RUN = {
     r"docker compose ": "there is no Docker engine here; tests/packaging reads the images and the composition",
+    r"pip install --find-links dist": "tests/packaging/test_wheels.py installs the wheels",
+    r"isthmus (serve &|index photos|search .a dog on a beach.)$": "goes with the installed wheels above",
+    r"ISTHMUS_LICENCES=": "is refused, on purpose: that is what it shows",
     r"\. \.venv/bin/activate": "the test has its own environment",
     r"milvus-lite server": "tests/service/test_milvus.py and test_replicas.py start one, on ports of their own",
     r"export ISTHMUS_STORE=milvus": "goes with the Milvus above",

@@ -14,6 +14,8 @@ import httpx
 import pytest
 from packaging.utils import canonicalize_name
 
+from service.contract.bundle import Manifest
+from service.contract.licences import weights_line
 from service.settings import Settings
 from tests.packaging.dockerfile import ROOT, Stage, make_root, read_stages, script
 
@@ -69,7 +71,7 @@ def test_a_final_stage_is_lean_and_unprivileged(stages: dict[str, Stage], name: 
     stage = stages[name]
     assert {source for source, _, _ in stage.copies} == {"starter", "rootfs" if name == "cpu" else "gpu-builder"}
     built_by = " ".join(value for _, value in lineage(stages, next(s for s, _, _ in stage.copies if s != "starter")))
-    assert f".[{name},milvus,otel]" in built_by
+    assert f".[{name},heif,milvus,otel]" in built_by
     for unwanted in ("[train", "torch", "transformers"):
         assert unwanted not in built_by
     assert stage.values("USER") == ["10001:10001"]
@@ -94,6 +96,16 @@ def test_the_environment_of_a_final_stage_is_valid_settings(
     settings = Settings()
     assert settings.host == "0.0.0.0"
     assert settings.device == ("cuda" if name == "gpu" else "cpu")
+
+
+@pytest.mark.parametrize("name", FINAL)
+def test_the_label_says_what_the_server_says_of_the_starter(stages: dict[str, Stage], name: str) -> None:
+    manifest = ROOT / "build/starter/manifest.json"
+    if not manifest.is_file():
+        pytest.skip("build/starter is absent: `make starter` builds it")
+    said = weights_line(Manifest.model_validate_json(manifest.read_bytes()).parts)
+    labels = " ".join(stages[name].values("LABEL"))
+    assert f'isthmus.weights="{said}"' in labels, f"the LABEL of the Dockerfile is not: {said}"
 
 
 def test_both_images_differ_only_in_what_they_run_on(stages: dict[str, Stage]) -> None:

@@ -1,7 +1,9 @@
 """A manifest without files, and an embedder that hashes instead of running towers."""
 
+import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +75,9 @@ class FakeEmbedder:
     async def embed(self, inputs: Sequence[Input], *, background: bool = False) -> list[Embedded | InputError]:
         self.asked.append(len(inputs))
         return [self._embed(each) for each in inputs]
+
+    async def in_worker(self, function: Callable[[], Any]) -> Any:
+        return await asyncio.to_thread(function)
 
     def _embed(self, value: Input) -> Embedded | InputError:
         match value:

@@ -1,12 +1,13 @@
 import asyncio
 import io
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 import pytest
 import redis
@@ -14,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.cache import Entry, MemoryCache, RedisCache, decode, encode, key_of
+from service.cache import Entry, MemoryCache, RedisCache, check_redis, decode, encode, key_of
 from service.contract.vectors import l2_normalise
+from service.main import open_parts
 from service.pipeline import Input, Media, Text, TokenIds, _key
+from service.settings import Settings, SettingsError
 from tests.conftest import redis_server
 
 DIMENSIONS = 8
@@ -267,6 +270,35 @@ def test_a_redis_that_was_slow_once_does_not_answer_the_next_question_with_the_l
             await cache.close()
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda url: url.replace("redis://", "redis://nobody:wrong@"), "refused by Redis"),
+        (lambda url: url.replace("/0", "/99"), "refused by Redis"),
+        (lambda url: url.replace("/0", "/first"), "no URL"),
+        (lambda url: url.replace("/0", "/0?patience=7"), "no URL"),
+        (lambda url: "redis://127.0.0.1:port/0", "no URL"),
+        (lambda url: "redis://127.0.0.1:99999/0", "no URL"),
+        (lambda url: "redis://:6379/0", "no URL"),
+    ],
+)
+def test_a_redis_url_that_is_wrong_stops_the_start(
+    redis_url: str, change: Callable[[str], str], said: str, settings: Settings
+) -> None:
+    check_redis(redis_url)
+    with pytest.raises(SettingsError, match=f"ISTHMUS_REDIS_URL.*{said}"):
+        open_parts(settings.model_copy(update={"redis_url": change(redis_url)}))
+
+
+def test_what_is_no_redis_stops_the_start_and_one_that_is_away_does_not(
+    shared_client: httpx.Client, free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(SettingsError, match="no Redis"):
+        check_redis(f"redis://127.0.0.1:{shared_client.base_url.port}/0")
+    check_redis(f"redis://127.0.0.1:{free_port}/0")
+    assert "Redis does not answer" in caplog.text
 
 
 def test_a_redis_that_comes_back_is_used_again(tmp_path: Path, free_port: int) -> None:

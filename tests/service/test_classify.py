@@ -1,6 +1,8 @@
 import asyncio
 import base64
+import tracemalloc
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.adapters import STRENGTH
-from service.classify import Classifier, _best, stored_labels
+from service.classify import _CHUNK, Classifier, _best, _prompts, stored_labels
 from service.contract.abstention import Detector, auroc
 from service.contract.errors import InputError
 from service.contract.vectors import l2_normalise
@@ -209,6 +211,52 @@ def test_new_labels_that_many_bring_at_once_are_encoded_once(tmp_path):
         assert not classifier._encoding
 
     with_classifier(tmp_path, use, embedder)
+
+
+def test_encoding_is_given_up_when_nobody_waits_for_it(tmp_path):
+    embedder = Gated()
+
+    async def use(classifier):
+        labels = [str(number) for number in range(3 * _CHUNK)]
+        waiting = [asyncio.create_task(classifier.classify(["x"], labels=labels)) for _ in range(2)]
+        await embedder.entered.wait()
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        embedder.goes.set()
+        fresh = await classifier.classify(["x"], labels=labels)
+        assert len(fresh[0].labels) == 5
+        assert [count for count in embedder.asked if count > 1] == [_CHUNK] * 4, "the first only chunk by chunk"
+        assert not classifier._encoding
+
+    with_classifier(tmp_path, use, embedder)
+
+
+def test_few_large_sets_of_labels_are_encoded_at_once(tmp_path):
+    """Whatever waits, a small one is encoded all the same."""
+    embedder = Gated()
+
+    async def use(classifier):
+        sets = [[f"{which} {number}" for number in range(_CHUNK)] for which in range(6)]
+        waiting = [asyncio.create_task(classifier.classify(["x"], labels=labels)) for labels in sets]
+        await embedder.entered.wait()
+        small = asyncio.create_task(classifier.classify(["x"], labels=LABELS))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert [count for count in embedder.asked if count > 1] == [_CHUNK, _CHUNK, len(LABELS)]
+        embedder.goes.set()
+        await asyncio.gather(*waiting, small)
+
+    with_classifier(tmp_path, use, embedder)
+
+
+def test_prompts_are_not_all_made_at_once():
+    """10,000 labels and 100 templates of a thousand letters each are 11 MB, and their prompts 2 GB."""
+    tracemalloc.start()
+    made = _prompts(["l" * 1_000] * 10_000, ["t" * 998 + "{}"] * 100)
+    assert sum(len(prompt) for _, prompt in islice(made, 1_000)) == 1_000 * 1_998
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
 
 
 class FailsOn(FakeEmbedder):

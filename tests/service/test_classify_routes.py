@@ -131,3 +131,18 @@ def test_a_label_set_learns_from_examples(client):
     assert 0 <= result["on_topic"] <= 1 and result["abstained"] is (result["on_topic"] < 0.5)
     refused = client.post("/classify", json={"inputs": ["x"], "label_set": "taught", "abstain": True})
     assert problem(refused, 422) and "which text inputs are off topic" in said(refused)
+
+
+def test_one_bad_input_fails_alone_where_that_is_asked_for(client):
+    inputs = ["a dog", {"image": b64(b"no picture")}, {"image": b64(png())}]
+    assert problem(client.post("/classify", json={"inputs": inputs, "labels": LABELS}), 415)["index"] == 1
+    for grid in (None, {"rows": 2, "columns": 1}):
+        asked = inputs if grid is None else inputs[1:]
+        results = classify(client, inputs=asked, labels=LABELS, on_error="null", grid=grid)
+        bad = results[asked.index(inputs[1])]
+        assert bad == {"labels": [], "abstained": False, "error": bad["error"]}
+        assert bad["error"]["code"] == "unsupported_media" and bad["error"]["detail"]
+        assert len(results) == len(asked) and all("error" not in each for each in results if each is not bad)
+        assert len(results[-1]["labels"]) == 3 and len(results[-1].get("cells", [])) == (0 if grid is None else 2)
+    results = classify(client, inputs=["red"], labels=LABELS, on_error="null", grid={"rows": 1, "columns": 1})
+    assert "grid" in results[0]["error"]["detail"]

@@ -30,7 +30,18 @@ def test_a_machine_that_can_serve(bundle_dir: Path, tmp_path: Path, free_port: i
     found = checked(bundle_dir, tmp_path / "store", free_port)
     assert {name: each.state for name, each in found.items() if each.state == "missing"} == {}
     assert list(found) == [
-        *("python", "packages", "onnxruntime", "settings", "bundle", "tower.image", "tower.audio", "tower.text"),
+        *(
+            "python",
+            "packages",
+            "onnxruntime",
+            "heic",
+            "video",
+            "settings",
+            "bundle",
+            "tower.image",
+            "tower.audio",
+            "tower.text",
+        ),
         *("store", "redis", "port", "disk", "memory"),
     ]
     assert "CPUExecutionProvider" in found["tower.text"].detail
@@ -65,7 +76,8 @@ def test_a_store_of_another_space_and_one_that_is_none(bundle_dir: Path, tmp_pat
         client.post("/items", json={"items": [{"id": "a", "text": "red"}]})
     assert checked(other, store, free_port)["store"].detail.endswith(f": 1 items of the space {_space(other)}")
     refused = checked(bundle_dir, store, free_port)["store"]
-    assert refused.state == "missing" and "reembed" in str(refused.next_step)
+    assert refused.state == "missing" and f"another bundle (tiny, space {_space(other)})" in refused.detail
+    assert f"reembed {store} --bundle {bundle_dir}" in str(refused.next_step)
     (store / schema.FILE).write_bytes(b"not a database, and longer than a header of one would be" * 100)
     assert checked(other, store, free_port)["store"].state == "missing"
 

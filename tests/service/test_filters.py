@@ -10,7 +10,8 @@ from service.store import Entry, Rules, SqliteStore, parse
 from service.store.filters import MAX_NODES, passes
 from tests.service.fakes import fake_manifest, vector_of
 
-NUMBERS = [0, 1, -0.0, 1.0, 0.1, 0.1 + 0.2, -(2**63), 2**63 - 1, 1e300, 2**53, 2**53 + 1]
+NUMBERS = [0, 1, -0.0, 1.0, 0.1, 0.1 + 0.2, 2**53 - 1, 2**53, 2**53 + 1, 2.0**53, -(2**53) - 1]
+NUMBERS += [2**62, 2**62 + 1, 2.0**62, 2**63 - 1, 2**63 - 2, -(2**63), -(2**63) + 1, 2.0**63, -(2.0**63), 1e300, -1e300]
 scalars = (
     st.none()
     | st.booleans()
@@ -55,13 +56,13 @@ def holds(raw, held):
             return a is b
         if isinstance(a, str) or isinstance(b, str):
             return type(a) is type(b) and a == b
-        return isinstance(a, plain) and isinstance(b, plain) and float(a) == float(b)
+        return isinstance(a, plain) and isinstance(b, plain) and a == b
 
     def ordered(operator, a, b):
-        if isinstance(a, str) and isinstance(b, str):
+        if (isinstance(a, str) and isinstance(b, str)) or all(
+            isinstance(each, int | float) and not isinstance(each, bool) for each in (a, b)
+        ):
             pair = (a, b)
-        elif all(isinstance(each, int | float) and not isinstance(each, bool) for each in (a, b)):
-            pair = (float(a), float(b))
         else:
             return False
         return {

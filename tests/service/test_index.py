@@ -1,4 +1,5 @@
 import threading
+import tracemalloc
 
 import numpy as np
 from hypothesis import given, settings
@@ -203,6 +204,35 @@ def test_columns_keep_what_is_kept():
     everything = np.ones(2, np.bool_)
     for raw, expected in (({"a": 1}, [False, True]), ({"b": "x"}, [True, False]), ({"b": None}, [False, True])):
         assert kept.select(parse(raw), everything, NOTHING.metadata).tolist() == expected
+
+
+def test_rare_keys_take_little_memory_and_are_found():
+    """Whether they stay rare or become frequent, and after rows of theirs were left behind."""
+    columns, rows, of_each = Columns(), 300, 100
+    metadata = [
+        {f"{row} {n}": n for n in range(of_each)} | {"n": row} | ({"late": row} if row >= 150 else {})
+        for row in range(rows)
+    ]
+    cells = sum(map(len, metadata))
+    tracemalloc.start()
+    for start in range(0, rows, 30):
+        columns.extend(range(start, start + 30), metadata[start : start + 30])
+    assert tracemalloc.get_traced_memory()[0] < 60 * cells
+    tracemalloc.stop()
+    assert columns.nbytes() < 22 * cells
+
+    def selected(columns, raw, count):
+        return np.flatnonzero(columns.select(parse(raw), np.ones(count, np.bool_), NOTHING.metadata)).tolist()
+
+    assert selected(columns, {"7 3": 3}, rows) == [7] and selected(columns, {"7 3": 4}, rows) == []
+    assert selected(columns, {"late": {"$exists": True}}, rows) == list(range(150, rows))
+    assert selected(columns, {"n": {"$lt": 5}}, rows) == list(range(5))
+    assert selected(columns, {"299 3": {"$exists": True}}, 299) == []  # a view from before that row
+    numbers = np.where(np.arange(rows) % 3 == 1, np.arange(rows) // 3, -1)
+    kept = columns.kept(numbers)
+    assert selected(kept, {"7 3": 3}, 100) == [2] and selected(kept, {"8 3": 3}, 100) == []
+    assert selected(kept, {"late": {"$gte": 0}}, 100) == list(range(50, 100))
+    assert columns.kept(np.full(rows, -1)).nbytes() == 0
 
 
 @settings(max_examples=50, deadline=None)

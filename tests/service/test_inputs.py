@@ -1,7 +1,9 @@
 import base64
+import json
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 from hypothesis import given
@@ -12,8 +14,11 @@ from service.contract.errors import BadMedia, InputError, UnsupportedMedia
 from service.errors import BodyTooLarge, FetchDisabled
 from service.inputs import append_inputs, documented, parse_json
 from service.pipeline import Media, Text
+from service.schemas.classify import ClassifyRequest
 from service.schemas.embed import EmbedRequest
 from service.schemas.inputs import AnyInput, File, ImageInput, TextInput, media_bytes, sniff, to_input
+from service.schemas.items import ItemInput
+from service.schemas.search import SearchRequest
 from service.settings import Limits
 
 ANY_INPUT: TypeAdapter[Any] = TypeAdapter(AnyInput)
@@ -24,6 +29,38 @@ def test_base64_is_read_however_it_is_written(data: bytes, url_safe: bool, width
     text = (base64.urlsafe_b64encode if url_safe else base64.b64encode)(data).decode()
     wrapped = "\n".join(text[start : start + width] for start in range(0, len(text), width))
     assert media_bytes(f"data:image/png;base64,{wrapped}" if as_uri else f" {wrapped}\r\n") == data
+
+
+def test_what_is_null_is_absent() -> None:
+    text = ANY_INPUT.validate_python({"text": "a", "image": None, "audio": None})
+    assert text == TextInput(text="a")
+    request = EmbedRequest.model_validate({"inputs": [{"image": "x", "text": None}], "role": None, "on_error": None})
+    assert request == EmbedRequest.model_validate({"inputs": [{"image": "x"}]})
+    classify = {"inputs": ["a"], "labels": [{"name": "a", "prompts": None}], "top_k": None, "abstain": None}
+    assert ClassifyRequest.model_validate(classify).top_k == 5
+    item = {"id": "a", "text": "b", "collection": None, "metadata": {"kept": None}}
+    read = ItemInput.model_validate(item)
+    assert read.collection == "default" and read.metadata == {"kept": None}
+    search = {"query": {"id": "a", "text": None}, "queries": None, "include": None, "effort": None, "filter": None}
+    assert SearchRequest.model_validate(search) == SearchRequest.model_validate({"query": {"id": "a"}})
+    for wrong in (
+        {"inputs": None},
+        {"inputs": [None]},
+        {"inputs": ["a"], "colour": None},
+        {"inputs": [{"text": None}]},
+    ):
+        with pytest.raises(ValidationError):
+            EmbedRequest.model_validate(wrong)
+
+
+def test_what_is_null_in_a_form_is_absent(shared_client: httpx.Client, png: Callable[..., bytes]) -> None:
+    def sent(path: str, body: dict[str, Any]) -> httpx.Response:
+        return shared_client.post(path, files={"file": ("a.png", png())}, data={"request": json.dumps(body)})
+
+    assert sent("/embed", {"inputs": None, "role": None}).status_code == 200
+    assert sent("/items", {"items": [{"id": "a", "text": None, "image": None}]}).json()["items"][0]["id"] == "a"
+    assert sent("/search", {"query": None, "top_k": None}).status_code == 200
+    assert sent("/score", {"pairs": [{"a": "red", "b": None}]}).status_code == 200
 
 
 @given(st.text(max_size=200))

@@ -43,9 +43,9 @@ def test_items_of_every_kind(client):
     assert answer == {
         "upserted": 3,
         "items": [
-            {"id": "sentence", "collection": "default", "modality": "text"},
-            {"id": "photo", "collection": "default", "modality": "image"},
-            {"id": "sound", "collection": "sounds", "modality": "audio"},
+            {"id": "sentence", "collection": "default", "modality": "text", "truncated": False},
+            {"id": "photo", "collection": "default", "modality": "image", "truncated": False},
+            {"id": "sound", "collection": "sounds", "modality": "audio", "truncated": False},
         ],
     }
     item = client.get("/items/sentence").json()
@@ -131,6 +131,7 @@ def test_on_error_null_stores_the_others(client):
         ({"id": "a", "text": "a", "metadata": {"n": 2**63}}, "64 bits"),
         ({"id": "a", "text": "a", "metadata": {"n": 10**30}}, "64 bits"),
         ({"id": "a", "text": "a", "metadata": {"n": -(2**63) - 1}}, "64 bits"),
+        ({"id": "a", "text": "a", "metadata": {"f": 1e300, "n": [-(2**64)]}}, "64 bits"),
         ({"id": "a", "text": "a", "metadata": {"a": ["b\0"]}}, "NUL"),
         ({"id": "a", "text": "a", "metadata": {"a\0": 1}}, "NUL"),
         ({"id": "a", "text": "a", "metadata": {"x": "y" * 16_384}}, "larger than 16384 bytes"),
@@ -360,3 +361,25 @@ def test_an_acknowledged_write_outlives_a_killed_process(bundle_dir, tmp_path):
         assert set(batches.values()) == {3}
         found = client.post("/search", json={"query": "a red dog", "top_k": min(1_000, len(held))}).json()["results"]
         assert {each["id"] for each in found} <= held and len(found) == min(1_000, len(held))
+
+
+def test_integers_of_64_bits_are_told_apart_and_large_doubles_are_kept(client):
+    near = [1234567890123456768, 1234567890123456769, 1234567890123456770, 1234567890123456768.0]
+    large = [1e300, -1e300, 2.0**63, -(2.0**63), 1.5e19]
+    items = [{"id": f"{n}", "text": "a", "metadata": {"n": value}} for n, value in enumerate([*near, *large])]
+    assert client.post("/items", json={"items": items}).status_code == 200
+    for n, value in enumerate([*near, *large]):
+        held = client.get(f"/items/{n}").json()["metadata"]["n"]
+        assert held == value and type(held) is type(value)
+
+    def deleted(filter):
+        answer = client.post("/items/delete", json={"filter": filter})
+        return answer.json().get("deleted", answer.text)
+
+    assert deleted({"n": {"$gt": near[1], "$lt": near[2]}}) == 0
+    assert deleted({"n": near[1]}) == 1
+    assert deleted({"n": {"$lte": near[0]}}) == 4  # an integer, the same as a double, and two far below zero
+    assert deleted({"n": [2**62, 1e300]}) == 1
+    assert deleted({"n": {"$gte": near[1]}}) == 3
+    refused = client.post("/items/delete", content='{"filter": {"n": 123456789012345678901234567890}}')
+    assert refused.status_code == 422 and "64 bits" in refused.text

@@ -129,6 +129,53 @@ def test_while_the_file_cannot_be_read_nobody_is_let_in(path: Path, monkeypatch:
     asyncio.run(run())
 
 
+def test_a_pipe_in_the_place_of_the_file_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.keys._RECHECKED_S", 0.0)
+    _, clear = create_key(path, "ours", ["read"])
+    ring = Keyring.open(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(NotReady):
+        find(ring, clear)
+    with pytest.raises(KeysError, match="no regular file"):
+        Keyring.open(path)
+    with pytest.raises(KeysError, match="no regular file"):
+        revoke_key(path, "abc")
+
+
+def test_a_disk_that_does_not_answer_holds_nobody_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.keys._RECHECKED_S", 0.0)
+    _, clear = create_key(path, "ours", ["read"])
+    answers = threading.Event()
+    answers.set()
+    read = read_keys
+
+    def slow(path: Path) -> object:
+        assert answers.wait(30)
+        return read(path)
+
+    monkeypatch.setattr("service.keys.read_keys", slow)
+
+    async def run() -> None:
+        ring = Keyring.open(path)
+        await ring.find(clear)
+        os.utime(path)  # it is read again
+        answers.clear()
+        threads = threading.active_count()
+        monkeypatch.setattr("service.keys._PATIENCE_S", 0.05)
+        refused = await asyncio.gather(*(ring.find(clear) for _ in range(50)), return_exceptions=True)
+        assert all(isinstance(each, NotReady) for each in refused)
+        assert threading.active_count() <= threads + 1, "one thread waits, and no more"
+        await asyncio.to_thread(lambda: None)
+        answers.set()
+        monkeypatch.setattr("service.keys._PATIENCE_S", 30.0)
+        while not await ring.readable():
+            pass
+        await ring.find(clear)
+
+    asyncio.run(run())
+
+
 def test_keys_made_at_the_same_time_are_all_there(path: Path) -> None:
     threads = [threading.Thread(target=create_key, args=(path, f"n{n}", ["read"])) for n in range(12)]
     for thread in threads:

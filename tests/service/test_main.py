@@ -48,6 +48,8 @@ def test_a_fresh_interpreter_loads_no_training_library() -> None:
 
 def test_serve_says_where_and_ends_well_when_told_to(bundle_dir: Path, tmp_path: Path) -> None:
     with started(bundle_dir, tmp_path / "store") as (process, url):
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("serving tiny, weights: commercial use not known, because of ")
         response = httpx.post(f"{url}/embed", json={"inputs": ["red"]}, trust_env=False)
         assert response.status_code == 200
         process.send_signal(signal.SIGTERM)

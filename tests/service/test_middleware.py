@@ -1,9 +1,12 @@
+import gzip
 import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urljoin
 
 import httpx
+import pytest
 
 from service.settings import Settings
 from tests.conftest import serving
@@ -51,6 +54,69 @@ def test_a_body_that_grows_too_large_is_refused(settings: Settings) -> None:
         response = client.post("/embed", content=iter([form]), headers=headers)
         assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
         assert client.post("/embed", json={"inputs": ["red"]}).status_code == 200
+
+
+def test_a_coding_that_nobody_takes_off_is_refused(shared_client: httpx.Client) -> None:
+    body = b'{"inputs":["red"]}'
+    for coding in ("gzip", "br", "zstd", "deflate", "identity, gzip"):
+        for path, kind in (("/embed", "json"), ("/v1/embeddings", "json"), ("/items", "json"), ("/embed", "form")):
+            headers = {"Content-Type": f"application/{kind}", "Content-Encoding": coding}
+            refused = shared_client.post(path, content=gzip.compress(body), headers=headers)
+            assert (refused.status_code, refused.headers["accept-encoding"]) == (415, "identity")
+    for content in (body, iter([body])):
+        headers = {"Content-Type": "application/json", "Content-Encoding": "identity"}
+        assert shared_client.post("/embed", content=content, headers=headers).status_code == 200
+    # Of a job gzip is known by its first bytes, and said to be: others are not.
+    lines = {"Content-Type": "application/jsonl", "Content-Encoding": "gzip"}
+    assert shared_client.post("/jobs", content=gzip.compress(b""), headers=lines).status_code == 202
+    assert shared_client.post("/jobs", content=b"x", headers=lines | {"Content-Encoding": "br"}).status_code == 415
+    assert shared_client.get("/healthz", headers={"Content-Encoding": "br"}).status_code == 200, "there is no body"
+
+
+def test_head_is_get_without_the_body(client: httpx.Client) -> None:
+    client.post("/items", json={"items": [{"id": "a", "text": "red"}]})
+    document = client.get("/openapi.json").json()
+    routes = [path for path, methods in document["paths"].items() if "get" in methods]
+    known = {"{id}": "a", "{name}": "default"}
+    assert len(routes) > 12
+    for route in [*routes, "/openapi.json", "/playground/app.js", "/nowhere"]:
+        path = re.sub(r"{\w+}", lambda found: known[found[0]], route)
+        got, told = client.get(path), client.head(path)
+        assert (told.status_code, told.content) == (got.status_code, b""), path
+        assert told.headers.get("content-type") == got.headers.get("content-type"), path
+    refused = client.head("/embed")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    assert (
+        'isthmus_requests_total{method="HEAD",route="/items/{id:path}",status="200"} 1.0' in client.get("/metrics").text
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "led"),
+    [
+        ("/embed/", "/embed"),
+        ("/v1/embeddings/", "/v1/embeddings"),
+        ("/models/?a=/b/", "/models?a=/b/"),
+        ("/playground", "/playground/"),
+    ],
+)
+def test_a_redirect_leads_to_where_the_client_comes_from(
+    shared_client: httpx.Client, settings: Settings, asked: str, led: str
+) -> None:
+    answered = shared_client.get(asked)
+    assert answered.status_code == 307
+    # A proxy, with another name and scheme, and perhaps a path that it takes off.
+    for seen in ("https://example.org", "https://example.org/under/isthmus"):
+        assert urljoin(seen + asked, answered.headers["location"]) == seen + led
+
+
+def test_a_path_that_the_proxy_leaves_on_is_taken_off(settings: Settings) -> None:
+    with serving(settings.model_copy(update={"root_path": "/under/isthmus"})) as client:
+        for path in ("", "/under/isthmus"):
+            assert client.post(f"{path}/embed", json={"inputs": ["red"]}).status_code == 200
+            assert client.get(f"{path}/playground/app.js").status_code == 200
+            assert client.get(f"{path}/embed/?a=b").headers["location"] == "/under/isthmus/embed?a=b"
+        assert client.get("/under/isthmuses").status_code == 404
 
 
 def test_a_client_that_goes_away_is_counted_and_harms_nobody(client: httpx.Client, wav: Callable[..., bytes]) -> None:

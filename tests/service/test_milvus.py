@@ -101,6 +101,9 @@ class TestFilters:
         [
             ({"a": 1, "b": {"$gte": -1.5e300}, "$not": {"c": {"$lt": "é z"}}}, True),
             ({"a": {"$contains": "harbour (old)"}}, True),
+            ({"a": 2**53 - 1, "b": {"$lt": 2**63 + 2**12}}, True),
+            ({"a": 2**53}, False),
+            ({"$not": {"a": {"$lt": 2**62}}}, False),
             ({"a": {"$contains": "100%"}}, False),
             ({"$not": {"a": {"$contains": "a_b"}}}, False),
             ({"a": {"$gt": 'a"b'}}, False),

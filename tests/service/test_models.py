@@ -8,15 +8,22 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from service.contract.bundle import Bundle, Manifest, read_bundle, write_bundle
+from isthmus_client import Isthmus
+from service import index_folder
+from service.__main__ import check, load_files
+from service.contract.bundle import Bundle, BundleError, Manifest, read_bundle, write_bundle
+from service.doctor import examine
 from service.main import create_app, open_parts
-from service.settings import Settings, SettingsError
+from service.reembed import Originals, reembed
+from service.settings import Settings, SettingsError, read_settings
 from service.store import SpaceMismatch
 from service.towers import TowerError
+from service.worker import work
 from tests import tiny_bundle
 from tests.conftest import serving
 from tests.service.test_main import DEADLINE_S, started
@@ -124,6 +131,72 @@ def test_two_bundles_of_one_name_stop_the_start(bundle_dir: Path, tmp_path: Path
     settings = Settings(bundle=bundle_dir, more_bundles=(twin.path,), store=tmp_path / "store", device="cpu")
     with pytest.raises(SettingsError, match="are both called 'tiny'"):
         open_parts(settings)
+
+
+BARRED = [
+    {"of": "Flickr8k", "licence": "non-commercial research", "commercial": False},
+    {"of": "pictures", "licence": "CC-BY-4.0"},
+]
+
+
+def test_models_say_under_which_licences_their_parts_are(both: httpx.Client, bundle_dir: Path, tmp_path: Path) -> None:
+    (plain, _) = both.get("/models").json()["models"]
+    assert plain["commercial"] is None and plain["terms"] == []
+    assert [each["of"] for each in plain["licences"]] == ["the training data", "test"]
+    bundle = tiny_bundle.build(tmp_path / "barred")
+    rewritten(bundle, licences=BARRED, terms=[{"of": "ImageNet", "terms": "research and education"}])
+    with serving(Settings(bundle=bundle.path, store=tmp_path / "s", device="cpu", threads=1)) as client:
+        (model,) = client.get("/models").json()["models"]
+        with Isthmus(str(client.base_url)) as space:
+            (seen,) = space.models()
+    assert model["commercial"] is False
+    assert model["licences"][0] == BARRED[0] | {"note": ""}
+    assert model["licences"][2] == {"of": "test", "licence": "Apache-2.0", "commercial": True, "note": ""}
+    assert model["terms"] == [{"of": "ImageNet", "terms": "research and education"}]
+    assert seen.commercial is False and seen.licences == model["licences"]
+
+
+@pytest.mark.parametrize(
+    "stated", [BARRED, ["Flickr8k: what an older bundle says"], []], ids=["barred", "words", "none"]
+)
+def test_where_only_commercial_bundles_are_wanted_no_door_opens_another(
+    stated: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_bundle.build(tmp_path / "bundle", licences=stated).path
+    monkeypatch.setenv("ISTHMUS_LICENCES", "commercial")
+    monkeypatch.setenv("ISTHMUS_REDIS_URL", "redis://127.0.0.1:1")
+    monkeypatch.setenv("ISTHMUS_BUNDLE", str(path))
+    settings = read_settings(store=tmp_path / "store", device="cpu")
+
+    async def indexing() -> None:
+        async with index_folder.opened(settings):
+            pass
+
+    doors: list[Callable[[], object]] = [
+        lambda: open_parts(settings),
+        lambda: asyncio.run(work(settings)),
+        lambda: asyncio.run(indexing()),
+        lambda: asyncio.run(reembed(tmp_path / "a", tmp_path / "b", settings, Originals())),
+        lambda: load_files(tmp_path, "default", settings),
+        lambda: check(path),
+    ]
+    because = "Flickr8k" if stated else "the training data"
+    for door in doors:
+        with pytest.raises(BundleError, match=f"ISTHMUS_LICENCES is commercial, and .* because of {because}"):
+            door()
+    (said,) = (each for each in examine(store=str(tmp_path / "store")) if each.what == "bundle")
+    assert said.state == "missing" and because in said.detail
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_bundle_that_is_free_opens_and_is_not_read_again_as_another(tmp_path: Path) -> None:
+    bundle = tiny_bundle.build(tmp_path / "bundle", licences=BARRED[1:])
+    opened = Settings(bundle=bundle.path, licences="commercial").read_bundle()
+    assert opened.read_again() == opened
+    rewritten(bundle, licences=BARRED)
+    with pytest.raises(BundleError, match="because of Flickr8k"):  # by a reload, or when a tower is opened again
+        opened.read_again()
+    assert read_bundle(bundle.path).read_again().manifest.licences[0].of == "Flickr8k"
 
 
 def test_only_the_towers_that_are_asked_for_are_loaded(settings: Settings, png: Make) -> None:

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from service.once import OneAtATime
+from service.once import OneAtATime, Shared
 
 
 def test_who_asks_meanwhile_gets_the_same_and_who_asks_later_another() -> None:
@@ -58,3 +58,21 @@ def test_many_probes_cost_as_much_as_one(count: int) -> None:
         return runs
 
     assert asyncio.run(main()) == 1
+
+
+def test_work_is_given_up_when_the_last_who_waits_goes_away() -> None:
+    async def main() -> None:
+        goes = asyncio.Event()
+        shared = Shared(goes.wait())
+        first, second = (asyncio.create_task(shared.outcome()) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.sleep(0)
+        assert not shared.given_up
+        second.cancel()
+        await asyncio.wait([second])
+        assert shared.given_up
+        await asyncio.wait([shared.task])
+        assert shared.task.cancelled()
+
+    asyncio.run(main())

@@ -1,6 +1,9 @@
 """The map: its layout, and that it is made once for what a collection holds."""
 
 import asyncio
+import socket
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,8 +12,12 @@ from hypothesis import strategies as st
 from sklearn.manifold import trustworthiness
 
 from service.contract.vectors import l2_normalise
-from service.projection import Maps, components, label, layout
+from service.errors import DeadlineExceeded, NotReady, Overloaded
+from service.keys import create_key
+from service.projection import Map, Maps, Point, components, label, layout
 from service.store import Item
+from service.workers import stop_if_abandoned
+from tests.conftest import serving
 
 
 def clusters(seed=0, count=240, groups=8, dimensions=48, gap=3.0):
@@ -93,33 +100,113 @@ class Held:
         return [Item(collection, "a", "image", {"k": 1}, "", "", vector)], 7
 
 
-def test_a_map_is_made_once_until_something_is_written():
+def test_a_map_is_made_once_until_something_is_written_whatever_part_of_it_is_asked_for():
     async def scenario() -> None:
         store = Held()
         maps = Maps(store)
-        first, second = await asyncio.gather(maps.map("c", 10), maps.map("c", 10))
+        first, second = await asyncio.gather(maps.map("c", 10), maps.map("c", 20))
         assert first is second and store.asked == 1 and first.count == 7 and first.keys == ["k"]
+        for limit in range(1, 40):
+            await maps.map("c", limit)
+        assert store.asked == 1
         store.written += 1
         assert await maps.map("c", 10) is not first and store.asked == 2
-        for limit in range(20, 30):
-            await maps.map("c", limit)
-        assert await maps.map("c", 10) is not first and store.asked == 13, "few are remembered"
+        for name in "defg":
+            await maps.map(name, 10)
+        await maps.map("c", 10)
+        assert store.asked == 7, "few are remembered"
         for _ in range(2):
             with pytest.raises(RuntimeError):
                 await maps.map("broken", 10)
-        assert store.asked == 15, "a failure is not"
+        assert store.asked == 9, "a failure is not"
 
     asyncio.run(scenario())
 
 
-def test_who_gives_up_does_not_stop_a_map_that_others_wait_for():
+def test_a_part_of_a_map_is_the_same_each_time_and_lies_where_the_whole_does():
+    points = [Point(str(number), "image", {}) for number in range(100)]
+    whole = Map(points, np.arange(200.0).reshape(100, 2), 1_000, [])
+    part = whole.of_at_most(10)
+    assert part.count == 1_000 and len(part.points) == 10 and whole.of_at_most(100) is whole
+    assert [point.id for point in part.points] == [str(int(x) // 2) for x in part.places[:, 0]]
+    assert part.points == whole.of_at_most(10).points
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Layouts that go on until nobody waits for them."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def layout(*_):
+        begun.set()
+        try:
+            until = time.monotonic() + 10
+            while time.monotonic() < until:
+                stop_if_abandoned()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr("service.projection.layout", layout)
+    return begun, ended
+
+
+def test_one_map_is_made_at_a_time_and_given_up_when_nobody_waits_for_it(slow, monkeypatch):
+    begun, ended = slow
+
+    async def scenario() -> None:
+        store = Held()
+        maps = Maps(store)
+        hasty, patient = (asyncio.create_task(maps.map("c", 10)) for _ in range(2))
+        await asyncio.to_thread(begun.wait, 10)
+        for collection, written in (("d", 0), ("c", 1)):
+            store.written = written
+            with pytest.raises(Overloaded) as refused:
+                await maps.map(collection, 10)
+            assert refused.value.retry_after_s >= 1
+        hasty.cancel()
+        await asyncio.sleep(0)
+        assert not ended.is_set() and not patient.done(), "one still waits"
+        patient.cancel()
+        assert await asyncio.to_thread(ended.wait, 10)
+        monkeypatch.undo()
+        assert (await maps.map("c", 10)).count == 7
+
+    asyncio.run(scenario())
+
+
+def test_a_map_that_takes_longer_than_a_request_may_is_made_for_who_asks_again(monkeypatch):
+    goes = threading.Event()
+
+    def layout(vectors, groups):
+        assert goes.wait(10)
+        return np.zeros((len(vectors), 2))
+
+    monkeypatch.setattr("service.projection.layout", layout)
+
+    async def scenario() -> None:
+        store = Held()
+        maps = Maps(store, wait_s=0.01)
+        with pytest.raises(DeadlineExceeded, match="ask for it again"):
+            await maps.map("c", 10)
+        goes.set()
+        assert maps._making is not None
+        await maps._making.made.task
+        assert (await maps.map("c", 10)).count == 7 and store.asked == 1
+
+    asyncio.run(scenario())
+
+
+def test_who_waits_for_a_map_at_the_end_is_answered(slow):
+    begun, ended = slow
+
     async def scenario() -> None:
         maps = Maps(Held())
-        hasty = asyncio.create_task(maps.map("c", 10))
-        patient = asyncio.create_task(maps.map("c", 10))
-        await asyncio.sleep(0)
-        hasty.cancel()
-        assert (await patient).count == 7
+        waiting = asyncio.create_task(maps.map("c", 10))
+        await asyncio.to_thread(begun.wait, 10)
+        maps.close()
+        with pytest.raises(NotReady):
+            await waiting
+        assert await asyncio.to_thread(ended.wait, 10)
 
     asyncio.run(scenario())
 
@@ -142,3 +229,25 @@ def test_the_route(client):
     assert client.get("/collections/default/map").json() == {"count": 0, "keys": [], "points": []}
     assert client.get("/collections/nowhere/map").status_code == 404
     assert client.get("/collections/default/map", params={"limit": 5_001}).status_code == 422
+
+
+def test_forty_maps_leave_other_keys_served_and_are_given_up_with_their_clients(slow, settings, tmp_path):
+    begun, ended = slow
+    clear = create_key(tmp_path / "keys.json", "reader", ["read", "write"])[1]
+    keyed = {"Authorization": f"Bearer {clear}"}
+    with serving(settings.model_copy(update={"keys": tmp_path / "keys.json"})) as client:
+        client.headers = keyed
+        assert client.post("/items", json={"items": [{"id": "a", "text": "red"}]}).status_code == 200
+        address = (client.base_url.host, client.base_url.port)
+        asking = [socket.create_connection(address, timeout=10) for _ in range(40)]
+        for limit, each in enumerate(asking, start=1):
+            head = f"GET /collections/default/map?limit={limit} HTTP/1.1\r\nHost: localhost\r\n"
+            each.sendall(f"{head}Authorization: Bearer {clear}\r\n\r\n".encode())
+        assert begun.wait(10)
+        assert client.get("/models").status_code == 200
+        assert client.post("/items", json={"items": [{"id": "b", "text": "blue"}]}).status_code == 200
+        other = client.get("/collections/default/map")
+        assert (other.status_code, other.json()["code"]) == (429, "overloaded") and other.headers["retry-after"]
+        for each in asking:
+            each.close()
+        assert ended.wait(10)

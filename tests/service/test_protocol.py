@@ -2,10 +2,11 @@
 
 import itertools
 import json
+import select
 import socket
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import httpx
 import pytest
@@ -136,9 +137,178 @@ def test_a_second_head_on_a_connection_has_its_own_limit_and_time(shared_client:
     assert received.count(b"HTTP/1.1 200") == 9
 
 
-def test_an_upgrade_is_answered_as_any_request(shared_client: httpx.Client) -> None:
-    upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
-    assert shared_client.get("/healthz", headers=upgrade).status_code == 200
+CHUNKED = "Host: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+MANY_BYTES = 8_000_000
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"0\r\n" + b"a:\r\n" * (MANY_BYTES // 4),
+        b"0\r\na:" + b"a" * MANY_BYTES,
+        b"1;" + b"a" * MANY_BYTES,
+        b"0" * MANY_BYTES,
+    ],
+    ids=["trailers", "a trailer", "an extension", "a length"],
+)
+def test_what_is_no_body_has_an_end(shared_client: httpx.Client, monkeypatch: pytest.MonkeyPatch, rest: bytes) -> None:
+    monkeypatch.setattr(protocol, "_LINGER_S", 0.05)
+    with connected(shared_client) as connection:
+        connection.sendall(f"POST /embed HTTP/1.1\r\n{JSON}{CHUNKED}".encode())
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(rest)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 431")
+    with connected(shared_client) as connection:
+        connection.sendall(f"GET /healthz HTTP/1.1\r\n{CHUNKED}".encode())
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200"), "it is answered before it is whole"
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(rest)
+            assert connection.recv(65_536) == b"", "a second answer would be taken for that of another request"
+
+
+def test_trailers_are_read_over(shared_client: httpx.Client) -> None:
+    one = f"POST /embed HTTP/1.1\r\n{JSON}{CHUNKED}12\r\n" + '{"inputs":["red"]}\r\n0\r\nX-Checksum: 1\r\n\r\n'
+    last = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    with connected(shared_client) as connection:
+        connection.sendall((one * 2 + last).encode())
+        received = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert received.count(b"HTTP/1.1 200") == 3
+
+
+@pytest.mark.parametrize("rest", ["", "0\r\na: b\r\n", "ff\r\na"])
+def test_a_request_that_is_answered_has_to_come_to_its_end(
+    shared_client: httpx.Client, monkeypatch: pytest.MonkeyPatch, rest: str
+) -> None:
+    monkeypatch.setattr(protocol, "_REST_S", 0.05)
+    with connected(shared_client) as connection:
+        connection.sendall(f"GET /healthz HTTP/1.1\r\n{CHUNKED}{rest}".encode())
+        assert answer(connection)[0] == 200  # and the connection is closed
+    with connected(shared_client) as connection:
+        for _ in range(2):
+            connection.sendall(f"GET /healthz HTTP/1.1\r\n{CHUNKED}".encode())
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+            connection.sendall(b"1\r\na\r\n0\r\n\r\n")  # in time
+
+
+def test_empty_lines_are_no_sign_of_life(shared_client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "_HEAD_S", 0.05)
+    with connected(shared_client) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"\r\n")
+        assert answer(connection)[0] == 408
+
+
+def test_a_body_has_to_keep_on_coming(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "_BODY_S", 0.2)
+    monkeypatch.setattr(middleware, "_BODY_RATE", 1)
+    with serving(settings) as client, connected(client) as connection:
+        # What came quickly is no credit for ever.
+        head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{JSON}Content-Length: 9999\r\n\r\n"
+        connection.sendall(head.encode() + b" " * 5_000)
+        assert answer(connection)[0] == 408
+
+
+@pytest.mark.parametrize("length", ["0" * 5_001 + "18", "18"])
+def test_a_length_may_have_any_number_of_digits(shared_client: httpx.Client, length: str) -> None:
+    with connected(shared_client) as connection:
+        head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{JSON}Content-Length: {length}\r\nConnection: close\r\n"
+        connection.sendall(f'{head}\r\n{{"inputs":["red"]}}'.encode())
+        assert answer(connection)[0] == 200
+    with connected(shared_client) as connection:
+        connection.sendall(f"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: {'1' * 5_001}\r\n\r\n".encode())
+        assert answer(connection)[0] == 400
+
+
+def test_a_connection_has_few_requests_in_line(shared_client: httpx.Client) -> None:
+    one = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with connected(shared_client) as connection:
+        connection.sendall(one * 2_000)
+        received = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert received.count(b"HTTP/1.1 200") == 1 + protocol._MOST_WAITING
+    assert received.rpartition(b"HTTP/1.1 200")[2].count(b"connection: close\r\n") == 1, "the others may be sent again"
+    assert shared_client.get("/healthz").status_code == 200
+
+
+H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
+
+
+@pytest.mark.parametrize("asked", [H2C, "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"])
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+def test_an_upgrade_is_answered_as_any_request(shared_client: httpx.Client, asked: str, pieces: int) -> None:
+    body = '{"inputs":["red"]}'
+    head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{JSON}{asked}"
+    requests = [
+        f"{head}Content-Length: {len(body)}\r\n\r\n{body}",
+        f"GET /healthz HTTP/1.1\r\nHost: localhost\r\n{asked}\r\n",
+        f"{head}Transfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n{body}\r\n0\r\n\r\n",
+        "GET /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    ]
+    wire = "".join(requests).encode()
+    size = -(-len(wire) // pieces)
+    with connected(shared_client) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(wire), size):
+            connection.sendall(wire[start : start + size])
+            shared_client.get("/healthz")  # one loop: by now it has read that piece
+        received = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert [each[:3] for each in received.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"200", b"404"]
+
+
+def test_a_body_of_an_upgrade_has_its_limits(shared_client: httpx.Client) -> None:
+    head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{JSON}{H2C}"
+    with connected(shared_client) as connection:
+        connection.sendall(f"{head}Content-Length: 9999999999\r\n\r\n".encode())
+        assert answer(connection)[0] == 413
+    with connected(shared_client) as connection:
+        connection.sendall(f"{head}Content-Length: 9\r\n\r\n{{".encode())
+        connection.shutdown(socket.SHUT_WR)
+        assert answer(connection)[0] == 400
+
+
+def behind(client: httpx.Client) -> socket.socket:
+    """A connection on which more is answered than its client reads."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    connection.settimeout(DEADLINE_S)
+    connection.connect((client.base_url.host, client.base_url.port))
+    connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 60)
+    assert connection.recv(1) == b"H"
+    return connection
+
+
+def cut(connection: socket.socket, within_s: float = DEADLINE_S) -> bool:
+    """Whether the server cuts it, seen without reading from it."""
+    poll = select.poll()
+    poll.register(connection, 0)
+    return bool(poll.poll(1_000 * within_s))
+
+
+def test_who_does_not_read_is_cut_off(shared_client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "_UNREAD_S", 0.1)
+    monkeypatch.setattr(protocol, "_LOOK_S", 0.02)
+    with closing(behind(shared_client)) as connection:
+        assert cut(connection)
+
+
+def test_who_reads_slowly_but_reads_is_not(shared_client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "_UNREAD_S", 0.1)
+    monkeypatch.setattr(protocol, "_LOOK_S", 0.02)
+    with closing(behind(shared_client)) as connection:
+        for _ in range(20):
+            assert connection.recv(50_000)
+            assert not cut(connection, 0.02)
+
+
+def test_what_is_unread_of_all_together_has_a_limit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "_LOOK_S", 0.02)
+    few = settings.model_copy(update={"max_unsent_bytes": 1_000})
+    with serving(few) as client, closing(behind(client)) as first:
+        assert not cut(first, 0.2), "one may be behind with whatever it is"
+        with closing(behind(client)) as second:
+            assert cut(first), "it has been behind for longer"
+            assert not cut(second, 0.1)
+            assert client.get("/openapi.json").status_code == 200
 
 
 def test_bodies_are_refused_unread_where_there_are_too_many(settings: Settings) -> None:
@@ -167,5 +337,6 @@ def test_one_large_body_is_read_whatever_the_limit_of_all(settings: Settings) ->
 def test_a_wrong_method_is_told_all_the_right_ones(shared_client: httpx.Client, path: str) -> None:
     response = shared_client.request("PATCH", path)
     assert response.status_code == 405
-    expected = {"/items": "GET, POST", "/collections/a": "DELETE, GET, PUT", "/label-sets/a": "DELETE, GET, PUT"}
+    one = "DELETE, GET, HEAD, PUT"
+    expected = {"/items": "GET, HEAD, POST", "/collections/a": one, "/label-sets/a": one}
     assert response.headers["allow"] == expected[path]

@@ -10,12 +10,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.contract.errors import InputError
 from service.contract.vectors import l2_normalise
-from service.errors import InputFailed, NotFound
+from service.errors import InputFailed, InvalidRequest, NotFound
 from service.schemas.inputs import File
 from service.schemas.search import Query, SearchRequest, place_query
 from service.search import Searcher, unit_vector, weighted_sum
 from service.settings import Limits
-from service.store import Entry, SqliteStore, parse
+from service.store import Entry, SqliteStore, parse, rows, schema
 from tests.service.fakes import DIMENSIONS, FakeEmbedder, fake_manifest, vector_of
 
 QUERY = TypeAdapter(Query)
@@ -52,6 +52,18 @@ def same(found, wanted):
 
 def b64(data):
     return base64.b64encode(data).decode()
+
+
+def test_what_is_found_is_bounded_in_bytes_over_all_the_queries(tmp_path, monkeypatch):
+    assert search(tmp_path, *["dog"] * 40)
+    at = schema.now()
+    each = len(rows.record("clock", at, at[::-1], '{"name":"clock"}'))  # written a second time
+    for most, queries in ((each * 5 * 33, 40), (each * 4, 1)):  # of two pieces together, of one alone
+        for place in ("service.search", "service.store.sqlite"):
+            monkeypatch.setattr(f"{place}.MOST_FOUND_BYTES", most)
+        with pytest.raises(InvalidRequest, match="ask for fewer results"):
+            search(tmp_path, *["dog"] * queries)
+        assert search(tmp_path, "dog", top_k=3)
 
 
 @pytest.mark.parametrize(

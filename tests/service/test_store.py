@@ -18,6 +18,7 @@ from service.store import (
     StoreInUse,
     Wanted,
     parse,
+    rows,
 )
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
 
@@ -318,12 +319,12 @@ def test_a_store_of_the_first_schema_is_brought_up(tmp_path):
     in_store(tmp_path, lambda store: store.search("default", vector_of("c")[None], 1))
 
 
-def test_a_refused_store_is_left_as_it_was_and_the_way_out_is_named(tmp_path):
+def test_a_refused_store_is_left_as_it_was(tmp_path):
     async def write(store):
         await store.upsert([entry("a")])
 
     in_store(tmp_path, write)
-    with pytest.raises(SpaceMismatch, match=r"service reembed") as refusal:
+    with pytest.raises(SpaceMismatch, match="Nothing in it was changed or deleted") as refusal:
         SqliteStore.open(tmp_path, fake_manifest("another"))
     assert str(tmp_path) in str(refusal.value)
     assert in_store(tmp_path, everything) == {("default", "a"): ("text", {})}
@@ -384,3 +385,40 @@ def test_a_failing_disk_is_reported_and_the_store_lives_on(tmp_path):
         assert sorted(id for _, id in await everything(store)) == ["a", "b"]
 
     in_store(tmp_path, run)
+
+
+def test_what_was_deleted_or_replaced_is_forgotten_where_there_is_no_index(tmp_path):
+    async def run(store):
+        for turn in range(8):
+            await store.upsert([entry(f"{n}", {f"{turn} {n}": n}, of=f"{turn} {n}") for n in range(8)])
+        assert await store.indexed(300)
+        view = store._indexes[1].views()["text"]
+        assert view.count - view.dead == 8 and view.count <= 8 + max(SMALL.graph_from, view.count * SMALL.dead_share)
+        [hits] = await store.search("default", vector_of("7 3")[None], 20, filter=parse({"7 3": 3}))
+        assert ids(hits) == ["3"] and hits[0].score > 0.99
+        await store.delete("default", [f"{n}" for n in range(8)])
+        assert await store.indexed(300)
+        view = store._indexes[1].views()["text"]
+        assert (view.count, view.columns.nbytes(), view.blocks) == (0, 0, ())
+        await store.upsert([entry("again")])
+        assert ids((await store.search("default", vector_of("again")[None], 5))[0]) == ["again"]
+
+    in_store(tmp_path, run, rules=SMALL)
+
+
+def test_a_start_reads_large_metadata_a_few_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("service.store.rows._FETCHED", 4)
+    monkeypatch.setattr("service.store.rows._BATCH_BYTES", 10_000)
+
+    async def write(store):
+        await store.upsert([entry(f"{n}", {"n": n, "text": "x" * 2_000}) for n in range(30)])
+
+    async def read(store):
+        batches = list(rows.live(store._connections[0], 1))
+        assert [n for _, _, metadata, _ in batches for n in (held["n"] for held in metadata)] == list(range(30))
+        assert max(len(metadata) for _, _, metadata, _ in batches) <= 8
+        found = await store.search("default", vector_of("7")[None], 1, filter=parse({"n": 7}))
+        assert ids(found[0]) == ["7"]
+
+    in_store(tmp_path, write)
+    in_store(tmp_path, read)

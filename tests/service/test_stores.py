@@ -260,6 +260,9 @@ def test_what_a_search_is_asked_for(open_store, tmp_path):
         assert [ids(hits) for hits in images] == [best(q, range(1, 20, 2))[:5] for q in queries]
         both = await store.search("default", queries, 40, modalities=["image", "text", "audio"])
         assert [ids(hits) for hits in both] == [best(q) for q in queries]
+        apart = await store.search("default", queries, 4, modalities=["image", "text"], by_modality=True)
+        for query, hits in zip(queries, apart, strict=True):
+            assert sorted(ids(hits)) == sorted(best(query, range(1, 30, 2))[:4] + best(query, range(0, 30, 2))[:4])
         left = await store.search("default", queries, 3, leave_out=[best(queries[0])[1], None])
         assert ids(left[0]) == [best(queries[0])[0], *best(queries[0])[2:4]] and ids(left[1]) == best(queries[1])[:3]
         [hit] = (await store.search("default", queries[:1], 1, with_vector=True))[0]

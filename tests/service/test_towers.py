@@ -1,6 +1,8 @@
 import itertools
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,9 +12,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.contract.bundle import EARLIER_ROWS, ROWS, Bundle, read_bundle
+from service.contract.bundle import (
+    EARLIER_ROWS,
+    MANIFEST,
+    ROWS,
+    Bundle,
+    BundleError,
+    Manifest,
+    Modality,
+    read_bundle,
+    sha256_file,
+)
 from service.contract.patches import LogMelPatches
 from service.contract.sounds import Sound, shares_of
+from service.modalities import handling
+from service.settings import Settings
 from service.towers import Arrays, Tower, TowerError, open_towers
 from tests import tiny_bundle
 
@@ -20,6 +34,76 @@ from tests import tiny_bundle
 @pytest.fixture
 def bundle(bundle_dir: Path) -> Bundle:
     return read_bundle(bundle_dir)
+
+
+def changed(bundle: Bundle, folder: Path, graphs: dict[Modality, Path], files: dict[str, Path] | None = None) -> Bundle:
+    """A copy with other graphs and further files, and a manifest to which all that is right."""
+    shutil.copytree(bundle.path, folder)
+    whole = bundle.manifest.model_dump(mode="json")
+    for modality, path in graphs.items():
+        shutil.copyfile(path, folder / f"{modality}.onnx")
+        whole["towers"][modality]["sha256"] = sha256_file(path)
+    for name, path in (files or {}).items():
+        shutil.copyfile(path, folder / name)
+        whole["files"][name] = sha256_file(path)
+    manifest = Manifest.model_validate(whole)
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    return Bundle(folder, manifest)
+
+
+TOKENS = {"input_ids": np.array([[2, 3]]), "attention_mask": np.array([[1, 1]])}
+
+
+@pytest.fixture
+def outside(bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A bundle whose text tower keeps its weights in a file beside the graph."""
+    made = tmp_path / "made"
+    made.mkdir()
+    model = onnx.load(bundle.tower_path("text"))
+    options = {"save_as_external_data": True, "location": "text.data", "size_threshold": 512}
+    onnx.save(model, made / "text.onnx", **options)
+    return changed(bundle, tmp_path / "outside", {"text": made / "text.onnx"}, {"text.data": made / "text.data"})
+
+
+def test_weights_beside_the_graph_are_read(bundle: Bundle, outside: Bundle) -> None:
+    assert (outside.path / "text.data").stat().st_size > 500
+    vectors = [Tower(read_bundle(each.path), "text", "cpu", 1).run(TOKENS) for each in (bundle, outside)]
+    np.testing.assert_array_equal(*vectors)
+
+
+@pytest.mark.parametrize("name", ["text.onnx", "text.data", "tokenizer.json"])
+@pytest.mark.parametrize("hashed", [True, False])
+def test_what_is_swapped_after_a_bundle_was_read_is_not_opened(name: str, hashed: bool, outside: Bundle) -> None:
+    read = read_bundle(outside.path, hashed=hashed)
+    file = outside.path / name
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+
+    def opened() -> None:
+        Tower(read, "text", "cpu", 1)
+        handling(read, "text", Settings())
+
+    with pytest.raises(BundleError, match=f"{file} is damaged"):
+        opened()
+
+
+@pytest.mark.parametrize("name", ["text.onnx", "text.data"])
+def test_what_was_checked_is_what_is_opened(
+    name: str, bundle: Bundle, outside: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tiny_bundle.build(tmp_path / "other", seed=1)
+    opened = onnxruntime.InferenceSession
+
+    def swapped(*given: Any, **named: Any) -> Any:
+        """Between the check and the opening: every file of the bundle becomes another, in its place and by a rename."""
+        (outside.path / "text.onnx").write_bytes(other.tower_path("text").read_bytes())
+        (outside.path / "text.data").write_bytes(bytes((outside.path / "text.data").stat().st_size))
+        os.replace(shutil.copy(other.tower_path("text"), tmp_path / "new"), outside.path / name)
+        return opened(*given, **named)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", swapped)
+    served = Tower(read_bundle(outside.path), "text", "cpu", 1)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(served.run(TOKENS), Tower(bundle, "text", "cpu", 1).run(TOKENS))
 
 
 def test_each_tower_gives_unit_vectors_and_says_its_provider(bundle: Bundle) -> None:
@@ -97,32 +181,30 @@ class Counting:
 
 
 def test_a_bundle_of_before_there_were_pieces_is_served_by_one_call(bundle: Bundle, tmp_path: Path) -> None:
-    shutil.copytree(bundle.path, tmp_path / "copy")
     model = onnx.load(bundle.tower_path("audio"))
     for values in (model.graph.input, model.graph.initializer, model.graph.output):
         for value in [each for each in values if each.name in (EARLIER_ROWS, ROWS)]:
             values.remove(value)
     concat = next(node for node in model.graph.node if EARLIER_ROWS in node.input)
     concat.input.remove(EARLIER_ROWS)
-    onnx.save(model, tmp_path / "copy" / "audio.onnx")
+    onnx.save(model, tmp_path / "audio.onnx")
+    older = changed(bundle, tmp_path / "copy", {"audio": tmp_path / "audio.onnx"})
     rows = np.random.default_rng(0).random((40, 1, 96, 64), np.float32)
     arrays = {"patches": rows, "weights": np.full((1, 40), 1 / 40, np.float32)}
-    old, new = (
-        Tower(Bundle(path, bundle.manifest), "audio", "cpu", 1, call_seconds=1.0)
-        for path in (tmp_path / "copy", bundle.path)
-    )
+    old, new = (Tower(each, "audio", "cpu", 1, call_seconds=1.0) for each in (older, bundle))
     np.testing.assert_allclose(old.run(arrays), new.run(arrays), rtol=1e-5, atol=1e-6)
 
 
 def test_a_graph_that_takes_other_inputs_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    shutil.copytree(bundle.path, tmp_path / "copy")
-    shutil.copyfile(bundle.tower_path("text"), tmp_path / "copy" / "image.onnx")
+    texts = changed(bundle, tmp_path / "copy", {"image": bundle.tower_path("text")})
     with pytest.raises(TowerError, match="the image tower takes"):
-        Tower(Bundle(tmp_path / "copy", bundle.manifest), "image", "cpu", 1)
+        Tower(texts, "image", "cpu", 1)
 
 
 def test_a_file_that_is_no_graph_is_named(bundle: Bundle, tmp_path: Path) -> None:
-    shutil.copytree(bundle.path, tmp_path / "copy")
-    (tmp_path / "copy" / "image.onnx").write_bytes(b"not a graph")
+    (tmp_path / "empty").write_bytes(b"\x08\x09")  # a model of a version, and without a graph
     with pytest.raises(TowerError, match=r"image\.onnx cannot be opened"):
-        Tower(Bundle(tmp_path / "copy", bundle.manifest), "image", "cpu", 1)
+        Tower(changed(bundle, tmp_path / "one", {"image": tmp_path / "empty"}), "image", "cpu", 1)
+    (tmp_path / "text").write_bytes(b"not a graph")
+    with pytest.raises(BundleError, match=r"image\.onnx is not an ONNX graph"):
+        Tower(changed(bundle, tmp_path / "two", {"image": tmp_path / "text"}), "image", "cpu", 1)

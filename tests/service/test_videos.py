@@ -9,7 +9,6 @@ import pytest
 import soundfile
 from PIL import Image
 
-from service import moments
 from service.contract.audio import decode_audio
 from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
 from service.contract.images import read_image
@@ -99,9 +98,9 @@ class TestReading:
     @pytest.mark.parametrize(
         ("limits", "said"),
         [
-            (VideoLimits(max_bytes=100), "larger than 100 bytes"),
-            (VideoLimits(max_seconds=3.0), "longer than 3 s"),
-            (VideoLimits(max_pixels=1_000), "more than 1000 pixels"),
+            (VideoLimits(max_bytes=100), "more than the 100 of ISTHMUS_MAX_VIDEO_BYTES"),
+            (VideoLimits(max_seconds=3.0), "longer than the 3 s of"),
+            (VideoLimits(max_pixels=1_000), "1,024 pixels, more than the 1,000 of"),
             (VideoLimits(max_channels=1), "more than 1 channels"),
         ],
     )
@@ -150,7 +149,7 @@ class TestReading:
             png_of(noise()),
         ):
             assert container_of(data) is None
-            with pytest.raises(UnsupportedMedia, match="not a video"):
+            with pytest.raises(UnsupportedMedia, match="nor a video"):
                 read_video(data, IMAGE, RATE)
 
     def test_any_bytes_after_a_true_beginning(self):
@@ -263,10 +262,10 @@ def video(id, *of, metadata=None):
 def test_moments_in_either_store(open_store, tmp_path):
     async def run(store):
         many = [video(f"v{n}", *(f"{n}.{m}" for m in range(12)), metadata={"n": n}) for n in range(12)]
-        await moments.upsert(store, [*many, Entry("default", "t", "text", {"n": 3}, vector_of("text"))])
+        await store.upsert([*many, Entry("default", "t", "text", {"n": 3}, vector_of("text"))])
 
         async def found(text, count=1, **asked):
-            hits = (await moments.search(store, "default", vector_of(text)[None], count, **asked))[0]
+            hits = (await store.search("default", vector_of(text)[None], count, **asked))[0]
             return [(hit.item.id, hit.moment and hit.moment.start) for hit in hits]
 
         assert await found("3.7") == [("v3", 7.0)]
@@ -277,15 +276,15 @@ def test_moments_in_either_store(open_store, tmp_path):
         assert {id for id, _ in await found("3.7", 50, filter=parse({"n": {"$lt": 3}}))} == {"v0", "v1", "v2"}
         assert await found("3.7", 1, filter=parse({"n": 3}), leave_out=["v3"]) == [("t", None)]
         assert await found("3.7", 50, modalities=["text"]) == [("t", None)]
-        await moments.upsert(store, [video("v3", "new")])
+        await store.upsert([video("v3", "new")])
         assert (await found("3.7"))[0] != ("v3", 7.0) and await found("new") == [("v3", 0.0)]
-        assert await moments.delete_matching(store, "default", parse({"n": {"$gte": 6}})) == 6
+        assert await store.delete_matching("default", parse({"n": {"$gte": 6}})) == 6
         assert {id for id, _ in await found("9.1", 50)} == {"t", *(f"v{n}" for n in range(6))}
-        assert await moments.delete(store, "default", ["v0", "v1", "never"]) == 2
+        assert await store.delete("default", ["v0", "v1", "never"]) == 2
         assert {id for id, _ in await found("0.1", 50)} == {"t", "v2", "v3", "v4", "v5"}
         items, _ = await store.page(None, None, None, 100)
         assert {item.id for item in items} == {"t", "v2", "v3", "v4", "v5"}
-        await moments.drop_collection(store, "default")
+        await store.drop_collection("default")
         assert [each.name for each in await store.collections()] == []
 
     in_store(open_store, tmp_path, run)

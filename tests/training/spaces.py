@@ -16,6 +16,10 @@ from training.features import cached_features
 CALLED = {"low_tone": "red", "middle_tone": "green", "high_tone": "blue"}
 TEMPLATES = {"image": ["a picture of {}"], "audio": ["the sound of {}", "{}"]}
 PROJECTOR = {"kind": "linear", "dimensions": 16, "dropout": 0.0}
+LICENCES = {
+    "image": {"of": "pictures", "licence": "CC-BY-NC-4.0"},
+    "audio": {"of": "tones", "licence": "CC0-1.0"},
+}
 TRAIN = {"steps": 60, "batch_size": 8, "warmup_steps": 4, "validate_every": 20, "learning_rate": 0.01}
 
 
@@ -24,6 +28,8 @@ def recipe(root: Path, folder: Path, *media: str, **changes: Any) -> Path:
     values = tiny.recipe_values(root, **{"templates": TEMPLATES, "projector": PROJECTOR, "train": TRAIN, **changes})
     values["pairs"]["tones"]["names"] = CALLED
     values["name"] = "-".join(media)
+    values["licences"] = [LICENCES[name] for name in media]
+    values["terms"] = [{"of": name, "terms": "ask first"} for name in media]
     for key in ("encoders", "templates"):
         values[key] = {name: value for name, value in values[key].items() if name in (*media, "text")}
     values["pairs"] = {name: value for name, value in values["pairs"].items() if value["modality"] in media}

@@ -136,6 +136,9 @@ def test_sounds_find_pictures_and_the_second_space_stays(
     assert audio.projector.kind == "bound" and audio.encoder == own.encoder
     assert audio.projector.weights_sha256 != own.projector.weights_sha256
     assert new.evaluation["parity.audio"] >= 0.9999
+    assert {"pictures", "tones"} <= {each.of for each in new.licences}
+    assert [each.of for each in new.terms] == ["image", "audio"]
+    assert "because of pictures (CC-BY-NC-4.0)" in (bound.path / "MODEL_CARD.md").read_text().split("\n---")[0]
     assert weights_equal(text_head(bound), text_head(picture_space))
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from service.contract.audio import decode_audio
 from service.contract.bundle import OUTPUT, read_bundle
+from service.contract.licences import Licence
 from service.contract.patches import LogMelPatches
 from tests.training.conftest import MakeRecipe
 from training import steps
@@ -20,6 +22,7 @@ from training.pairs import read_pairs
 from training.projector import Head
 from training.recipe import Recipe
 from training.train import Trained
+from training.trained import load_projectors
 
 # The exporter of torch itself uses what a newer torch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -42,13 +45,22 @@ def test_a_bundle_serves_what_training_computed(
     make_recipe: MakeRecipe, tmp_path: Path, kind: str, encoders: dict[str, Any] | None
 ) -> None:
     recipe = make_recipe(
-        projector={"kind": kind, "dimensions": 16, "hidden": 32}, **({"encoders": encoders} if encoders else {})
+        projector={"kind": kind, "dimensions": 16, "hidden": 32},
+        licences=["tones: as older recipes say it", {"of": "pictures", "licence": "CC0-1.0"}],
+        terms=[{"of": "ImageNet", "terms": "for research"}],
+        **({"encoders": encoders} if encoders else {}),
     )
-    bundle = steps.export(recipe, steps.encoders(recipe), random_heads(recipe), {"x.top1": 1.5}, tmp_path / "bundle")
+    trained = replace(random_heads(recipe), licences=(Licence(of="merged heads", licence="CC-BY-NC-4.0"),))
+    bundle = steps.export(recipe, steps.encoders(recipe), trained, {"x.top1": 1.5}, tmp_path / "bundle")
     manifest = read_bundle(bundle.path).manifest
     assert manifest == bundle.manifest
     assert set(manifest.towers) == {"image", "audio", "text"}
     assert manifest.evaluation["x.top1"] == 1.5
+    assert [each.commercial for each in manifest.licences] == [None, True, False]
+    assert load_projectors(bundle.path / "projectors.safetensors", recipe).licences == manifest.licences
+    card = (bundle.path / "MODEL_CARD.md").read_text()
+    assert "because of merged heads (CC-BY-NC-4.0); not known of tones (as older recipes say it)" in card
+    assert "- ImageNet: for research" in card and manifest.terms == recipe.terms
     assert all(manifest.evaluation[f"parity.{m}"] >= 0.9999 for m in manifest.towers)
     assert {p.name for p in bundle.path.iterdir()} >= {"manifest.json", "MODEL_CARD.md", "projectors.safetensors"}
     for modality in manifest.towers:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from service.contract.bundle import Bundle, Manifest, Projector, read_bundle, space_id
+from service.contract.licences import commercial_use
 from service.settings import Settings
 from tests.conftest import serving
 from tests.training import spaces, tiny
@@ -51,6 +52,9 @@ def test_the_new_space_admits_the_older_one(picture_space: Bundle, both_spaces: 
     assert {"tones.top1", "parity.audio", "audio.head.won"} <= set(new.evaluation)
     assert set(new.templates) == {"image", "audio"}
     assert old.space in (both_spaces.path / "MODEL_CARD.md").read_text()
+    assert [each.of for each in new.licences[:1]] == ["pictures"] and new.licences[-1].of == "tones"
+    assert commercial_use(new.parts) is False and [each.of for each in new.terms] == ["image", "audio"]
+    assert "because of pictures (CC-BY-NC-4.0)" in (both_spaces.path / "MODEL_CARD.md").read_text().split("\n---\n")[0]
 
 
 def test_a_store_filled_before_goes_on_and_takes_sounds(

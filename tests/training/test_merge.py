@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,15 @@ def test_the_middle_is_written(files: tuple[Path, Path, Path], capsys: pytest.Ca
     left, right, middle = (load_file(path) for path in (first, second, out))
     assert all(torch.allclose(middle[key], (left[key] + right[key]) / 2, atol=1e-6) for key in left)
     assert '"alpha": 0.5' in capsys.readouterr().out
+
+
+def test_what_both_learned_from_is_what_the_merged_one_learned_from() -> None:
+    made = [{"of": "a", "licence": "MIT"}, {"of": "b", "licence": "CC-BY-NC-4.0"}]
+    metadata = {"temperature": "0.01", "means": "{}", "init": "x"}
+    first, second = (metadata | {"licences": json.dumps([each])} for each in made)
+    for left, right, expected in ((first, second, ["a", "b"]), (metadata, second, ["b"]), (metadata, metadata, [])):
+        _, kept = merged(({"w": torch.ones(1)}, left), ({"w": torch.ones(1)}, right), 0.5)
+        assert [each["of"] for each in json.loads(kept["licences"])] == expected
 
 
 @pytest.mark.parametrize(

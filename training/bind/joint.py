@@ -25,6 +25,7 @@ from service.contract.bundle import (
     write_bundle,
 )
 from service.contract.images import ImagePreprocessing
+from service.contract.licences import Licence, combined, markdown, parts
 from training.bind.graphs import append, mix
 from training.bind.maps import Map
 from training.bind.routing import mixed
@@ -34,6 +35,7 @@ from training.errors import TrainingError
 from training.export import PARITY
 from training.features import collate, preparer
 from training.graphs import session
+from training.trained import licences_json
 
 CARD = "MODEL_CARD.md"
 Floats = NDArray[np.float32]
@@ -81,11 +83,14 @@ def write_joint(
             ours, theirs = (_run(each.tower_path("text"), names, inputs) for each in (second, first))
             parity["text"] = _agree("text", _run(both, names, inputs), mixed(ours, through(theirs), weight))
             towers["text"] = _bound(both, b.towers["text"], [b.towers["text"], a.towers["text"]], through, weight)
+        licences, terms = combined(b.parts, a.parts), tuple(dict.fromkeys((*b.terms, *a.terms)))
         measured: dict[str, Any] = {**({} if weight else b.evaluation), **figures}
         measured |= {f"parity.{modality}": round(value, 7) for modality, value in parity.items()}
         space = space_id(b.dimensions, towers)
-        _save_projectors(first, second, through, folder / PROJECTORS)
-        (folder / CARD).write_text(_card(name, first, second, space, measured), encoding="utf-8")
+        _save_projectors(first, second, through, licences, folder / PROJECTORS)
+        encoders = {tower.encoder.source: tower.encoder.licence for tower in towers.values()}
+        stated = markdown(parts(licences, encoders), terms)
+        (folder / CARD).write_text(_card(name, first, second, space, measured, stated), encoding="utf-8")
         others = {each: folder / each for each in (PROJECTORS, CARD)}
         files = {each: second.path / each for each in b.files} | others
         for modality, tower in towers.items():
@@ -105,7 +110,8 @@ def write_joint(
                 "means": {m: mean for m, mean in b.means.items() if m not in parity},
                 "templates": {str(m): list(prompts) for m, prompts in a.templates.items()} | dict(b.templates),
                 "evaluation": measured,
-                "licences": list(dict.fromkeys([*b.licences, *a.licences])),
+                "licences": [each.model_dump() for each in licences],
+                "terms": [each.model_dump() for each in terms],
                 "files": dict(b.files) | {each: sha256_file(path) for each, path in others.items()},
             }
         )
@@ -154,17 +160,17 @@ def _agree(modality: Modality, joint: Floats, parts: Floats) -> float:
     return lowest
 
 
-def _save_projectors(first: Bundle, second: Bundle, through: Map, path: Path) -> None:
+def _save_projectors(first: Bundle, second: Bundle, through: Map, licences: Sequence[Licence], path: Path) -> None:
     """B's own tensors as they are; A's and the map under `bound.<space of A>.`."""
     tensors, metadata = read_projectors(second)
     prefix = f"bound.{first.manifest.space}"
     tensors |= {f"{prefix}.{key}": value for key, value in read_projectors(first)[0].items()}
     tensors[f"{prefix}.map.weight"] = torch.from_numpy(through.weight)
     tensors[f"{prefix}.map.bias"] = torch.from_numpy(through.bias)
-    save_file(tensors, path, metadata)
+    save_file(tensors, path, metadata | {"licences": licences_json(licences)})
 
 
-def _card(name: str, first: Bundle, second: Bundle, space: str, measured: Mapping[str, Any]) -> str:
+def _card(name: str, first: Bundle, second: Bundle, space: str, measured: Mapping[str, Any], stated: str) -> str:
     a, b = first.manifest, second.manifest
     moved = ", ".join(modality for modality in a.towers if modality not in b.towers)
     lines = [
@@ -176,6 +182,10 @@ def _card(name: str, first: Bundle, second: Bundle, space: str, measured: Mappin
         "| figure | value |",
         "|---|---|",
         *(f"| {key} | {value} |" for key, value in measured.items()),
+        "",
+        "## Licences",
+        "",
+        stated.rstrip(),
     ]
     for bundle in (second, first):
         if CARD in bundle.manifest.files:

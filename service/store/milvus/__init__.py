@@ -10,6 +10,8 @@ import base64
 import binascii
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,9 @@ import orjson
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
 from service.errors import InvalidRequest, NotFound, NotReady
+from service.store import moments
 from service.store.errors import StoreError
-from service.store.filters import Filter, passes
+from service.store.filters import Filter, Is, passes
 from service.store.interface import Hit, Part
 from service.store.kinds import Effort, Kind, Wanted
 from service.store.labels import LabelSet
@@ -35,6 +38,7 @@ _RESULTS = 65_536
 """Of one search call, over all its queries."""
 _EF, _NPROBE = 128, 16
 _MAP_S = 60
+_MODALITIES = ("audio", "image", "text", "vector", "video")
 
 
 class MilvusStore:
@@ -70,6 +74,9 @@ class MilvusStore:
         except (NotReady, NotFound):
             return False
 
+    async def writable(self) -> bool:
+        return await self.ready()
+
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
@@ -79,17 +86,19 @@ class MilvusStore:
 
     async def upsert(self, entries: Sequence[Entry]) -> None:
         by_collection: dict[str, list[Entry]] = {}
-        for entry in entries:
+        for entry in (*entries, *moments.entries(entries)):
             by_collection.setdefault(entry.collection, []).append(entry)
         at = now()
         # Refused before anything is written.
         rows = {name: [layout.row(entry, at, at) for entry in mine] for name, mine in by_collection.items()}
-        for name, mine in rows.items():
+        for name, mine in by_collection.items():
+            await self._forget_moments(name, [entry.id for entry in mine])
+        for name, own in rows.items():
             try:
-                await self._upsert(name, mine)
+                await self._upsert(name, own)
             except NotFound:
                 await self.create_collection(name)
-                await self._upsert(name, mine)
+                await self._upsert(name, own)
 
     async def _upsert(self, name: str, rows: list[dict[str, Any]]) -> None:
         for start in range(0, len(rows), BATCH):
@@ -149,12 +158,24 @@ class MilvusStore:
     async def delete(self, collection: str, ids: Sequence[str]) -> int:
         keys = list(await self._tables.rows(collection, [layout.key(id) for id in ids], ["id"]))
         await self._tables.delete(collection, keys)
+        await self._forget_moments(collection, ids)
         return len(keys)
 
     async def delete_matching(self, collection: str, filter: Filter) -> int:
         keys = await self._matching(collection, filter)
         await self._tables.delete(collection, keys)
+        with suppress(NotFound):  # each has its video's metadata
+            table = moments.moments_table(collection)
+            await self._tables.delete(table, await self._matching(table, filter))
         return len(keys)
+
+    async def _forget_moments(self, collection: str, ids: Sequence[str]) -> None:
+        """Delete the moments of these items of a collection."""
+        with suppress(NotFound):  # most collections have no moments
+            table = moments.moments_table(collection)
+            for start in range(0, len(ids), BATCH):
+                its_own = Is(moments.OWNER, tuple(ids[start : start + BATCH]))
+                await self._tables.delete(table, await self._matching(table, its_own))
 
     async def search(
         self,
@@ -167,14 +188,42 @@ class MilvusStore:
         leave_out: Sequence[str | None] | None = None,
         with_vector: bool = False,
         effort: Effort | None = None,
+        by_modality: bool = False,
     ) -> list[list[Hit]]:
-        wanted = count + bool(leave_out)
+        asked = moments.Find(collection, queries, count, modalities, filter, leave_out, by_modality)
+        searching = moments.search(asked)
+        given: Any = None
+        while True:
+            try:
+                wanted = searching.send(given)
+            except StopIteration as done:
+                return done.value or []
+            try:
+                if isinstance(wanted, moments.Find):
+                    given = await self._find(wanted, with_vector, effort or Effort())
+                else:
+                    given = await self.get(wanted.collection, wanted.id, with_vector)
+            except NotFound:
+                if wanted is asked:
+                    raise
+                given = None
+
+    async def _find(self, find: moments.Find, with_vector: bool, effort: Effort) -> list[list[Hit]]:
+        if find.by_modality:
+            parts = await asyncio.gather(
+                *(
+                    self._find(replace(find, modalities=[each], by_modality=False), with_vector, effort)
+                    for each in find.modalities or _MODALITIES
+                )
+            )
+            return [[hit for part in parts for hit in part[query]] for query in range(len(find.queries))]
+        collection, queries, filter, leave_out = find.collection, find.queries, find.filter, find.leave_out
+        wanted = find.count + bool(leave_out)
         if wanted > MOST:
             raise InvalidRequest(f"a Milvus store finds {MOST - 1:,} items at most")
-        effort = effort or Effort()
         if effort.exact and (await self.collection(collection)).wanted.kind != "flat":
             raise InvalidRequest("effort.exact: a Milvus store searches exactly where a collection was put as flat")
-        among = True if modalities is None else layout.among("modality", modalities)
+        among = True if find.modalities is None else layout.among("modality", find.modalities)
         if filter is None:
             conditions = [layout.both(among)]
         elif (translated := translate(filter)).exact:
@@ -197,7 +246,7 @@ class MilvusStore:
         results = []
         for hits, own in zip(found, leave_out or [None] * len(found), strict=True):
             hits.sort(key=lambda hit: -hit.score)
-            results.append([hit for hit in hits if hit.item.id != own][:count])
+            results.append([hit for hit in hits if hit.item.id != own][: find.count])
         return results
 
     async def _nearest(
@@ -275,14 +324,13 @@ class MilvusStore:
     async def parts(self, name: str) -> list[Part]:
         kind = (await self.collection(name)).wanted.kind
         chosen: Kind = "hnsw" if kind == "auto" else kind
-        modalities = ("audio", "image", "text", "vector", "video")
         counts = await asyncio.gather(
-            *(self._tables.count(name, layout.among("modality", [each])) for each in modalities)
+            *(self._tables.count(name, layout.among("modality", [each])) for each in _MODALITIES)
         )
         # Milvus builds what is not indexed yet by itself, and does not say of which modality it is.
         return [
             Part(modality, chosen, "float32", count, count, False)
-            for modality, count in zip(modalities, counts, strict=True)
+            for modality, count in zip(_MODALITIES, counts, strict=True)
             if count
         ]
 
@@ -319,8 +367,10 @@ class MilvusStore:
     async def drop_collection(self, name: str) -> None:
         if await self._tables.note(f"collection/{name}") is None:
             raise NotFound(f"no collection {name!r}")
-        await self._tables.write(name, "drop_collection")
-        await self._tables.delete(None, [f"collection/{name}"])
+        for each in (moments.moments_table(name), name):
+            with suppress(NotFound):
+                await self._tables.write(each, "drop_collection")
+            await self._tables.delete(None, [f"collection/{each}"])
 
     async def _described(self, *, counted: bool = False) -> list[Collection]:
         found = []

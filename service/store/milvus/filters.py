@@ -70,6 +70,8 @@ def _translate(filter: Filter, *, negated: bool) -> Expression:
         case Not(of):
             return _translate(of, negated=not negated)
         case Is(name, values):
+            if any(map(_wide, values)):  # a term stands for several integers, which the metadata tell apart
+                return Expression(True if negated else _having([_is(name, value) for value in values]), exact=False)
             return Expression(_having([_is(name, value) for value in values], negated), exact=True)
         case Exists(name):
             return Expression(_having([_term("kind", name, kind) for kind in _KINDS], negated), exact=True)
@@ -83,6 +85,10 @@ def _bound(name: str, operator: str, value: str | float, negated: bool) -> Expre
     guard = _term("kind", name, _kind(value))
     if isinstance(value, str) and not _plain(value):
         return Expression(True if negated else _having([guard]), exact=False)
+    if _wide(value):  # compared as doubles, of which one may stand for several integers: the nearest ones pass, too
+        operator = operator if operator.endswith("e") else f"{operator}e"
+        nearest = f"fields[{json.dumps(_key(name))}] {_OPERATOR[operator]} {float(value)!r}"
+        return Expression(True if negated else _guarded(guard, nearest, negated), exact=False)
     literal = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(float(value))
     compared = f"fields[{json.dumps(_key(name))}] {(_OPPOSITE if negated else _OPERATOR)[operator]} {literal}"
     return Expression(_guarded(guard, compared, negated), exact=True)
@@ -128,8 +134,13 @@ def _having(wanted: Iterable[int], negated: bool = False) -> str | bool:
 
 
 def _is(name: str, value: Any) -> int:
-    # As doubles, like everywhere: two numbers that are one double are one number, and -0.0 is 0.0.
+    # As doubles: 1 is 1.0, and -0.0 is 0.0. Where two integers are one double, _wide() asks the metadata too.
     return _term("is", name, value if _kind(value) != "number" else float(value) + 0.0)
+
+
+def _wide(value: Any) -> bool:
+    """Whether it is a number of a size where one double stands for several integers."""
+    return _kind(value) == "number" and 2**53 <= abs(value) <= 2**63
 
 
 def _term(*of: Any) -> int:

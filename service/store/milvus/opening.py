@@ -6,7 +6,7 @@ from typing import Any
 
 from service.contract.bundle import Manifest
 from service.errors import NotReady
-from service.store.errors import SpaceMismatch, StoreDamaged
+from service.store.errors import SpaceMismatch, StoreDamaged, filled_elsewhere
 from service.store.kinds import Wanted
 from service.store.milvus import layout
 from service.store.milvus.connection import Connection
@@ -71,10 +71,10 @@ def _kept(connection: Connection, manifest: Manifest, held: Mapping[str, Any], k
         "query", layout.CATALOGUE, filter='id like "labels/%"', output_fields=["id"], limit=1, **STRONG
     )
     if sets or any(rows[0]["count(*)"] for rows in counted):
+        told = filled_elsewhere("the store in Milvus", held["space"], None, manifest)
         raise SpaceMismatch(
-            f"the store in Milvus holds vectors of space {held['space']}, and the bundle {manifest.name} accepts "
-            f"only {', '.join((manifest.space, *manifest.admits))}: serve the bundle that filled it, or name another "
-            "database in ISTHMUS_MILVUS_URI and store the items there again"
+            f"{told} Serve the bundle that filled it, or name another database in ISTHMUS_MILVUS_URI and store the "
+            "items there again"
         )
     for name in ours:
         connection.call_now("drop_collection", name)

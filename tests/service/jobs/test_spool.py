@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.disk import Disk
 from service.errors import BodyTooLarge, MalformedRequest, NotReady
 from service.jobs.spool import spool
 
@@ -23,7 +24,7 @@ async def blocks(data: bytes, size: int) -> AsyncIterator[bytes]:
 
 def spooled(data: bytes, path: Path, most: int = 2**30, size: int = 65_536) -> bytes:
     path.unlink(missing_ok=True)
-    digest = asyncio.run(spool(blocks(data, size), path, most))
+    digest = asyncio.run(spool(blocks(data, size), path, most, Disk(path.parent, 0)))
     assert digest == hashlib.sha256(data).hexdigest()
     return path.read_bytes()
 
@@ -77,5 +78,5 @@ def test_gzip_of_many_parts_that_hold_next_to_nothing_is_400(tmp_path: Path) -> 
 
 def test_a_disk_that_takes_nothing_is_503(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(NotReady, match="cannot be written"):
-        asyncio.run(spool(blocks(b"x", 1), tmp_path / "absent" / "a", 10))
+        asyncio.run(spool(blocks(b"x", 1), tmp_path / "absent" / "a", 10, Disk(tmp_path, 0)))
     assert "cannot be written" in caplog.text

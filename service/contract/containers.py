@@ -1,0 +1,126 @@
+"""Files of several streams, and sounds that libsndfile does not read: opened by PyAV, which is optional.
+
+A container without moving pictures is a sound; a picture that is attached to one, a song's cover, is no footage. The
+demuxer is always named: FFmpeg's own guess would also read playlists, which name other files and addresses.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from service.contract.errors import BadMedia, InputError, UnsupportedMedia
+from service.contract.structure import is_picture, is_sound, picture_format
+
+MISSING = (
+    "videos, and sounds like AAC, M4A, 3GP and WebM, are read where PyAV is installed: pip install 'isthmus[video]'"
+)
+UNKNOWN = (
+    "neither an image, a sound nor a video in a format that is read here: images are JPEG, PNG, WEBP, GIF, BMP, TIFF, "
+    "AVIF or HEIC; sounds WAV, FLAC, OGG, MP3, AIFF, CAF, AU, AAC, AMR, M4A or WEBM; videos MP4, MOV, MKV, WEBM, AVI, "
+    "MPEG-TS or FLV"
+)
+NO_CODEC = "the codec of the video or sound is not one that is read here"
+CORRUPT = "the video or sound is truncated or corrupt"
+
+
+def container_of(data: bytes) -> str | None:
+    """FFmpeg's name of the container, by its first bytes; None where it is none of those that are read."""
+    if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return None if picture_format(data) else "mp4"
+    if data[:4] == b"\x1a\x45\xdf\xa3":
+        return "matroska"
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return "avi"
+    if data[:4] == b"FLV\x01":
+        return "flv"
+    if data[:4] == b"OggS" and b"\x80theora" in data[:256]:
+        return "ogg"
+    if len(data) > 376 and data[0] == data[188] == data[376] == 0x47:
+        return "mpegts"
+    return None
+
+
+def sound_demuxer_of(data: bytes) -> str | None:
+    """FFmpeg's name of what a file with a sound begins as; None where it is none of those that are read."""
+    if data[:1] == b"\xff" and data[1:2] >= b"\xe0":
+        return "aac" if data[1] & 0xF6 == 0xF0 else "mp3"
+    if data[:3] == b"ID3":
+        tag = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=False))
+        return "aac" if data[tag : tag + 1] == b"\xff" and sound_demuxer_of(data[tag : tag + 2]) == "aac" else "mp3"
+    if data[:4] in (b"RIFF", b"RIFX") and data[8:12] == b"WAVE":
+        return "wav"
+    for start, name in _SOUNDS:
+        if data.startswith(start):
+            return name
+    return container_of(data)
+
+
+_SOUNDS = (
+    (b"#!AMR", "amr"),
+    (b"RF64", "wav"),
+    (b"FORM", "aiff"),
+    (b"fLaC", "flac"),
+    (b"OggS", "ogg"),
+    (b"caff", "caf"),
+    (b".snd", "au"),
+    (b"riff\x2e\x91\xcf\x11", "w64"),
+)
+
+
+def refusal(data: bytes, otherwise: str) -> UnsupportedMedia:
+    """Why a file is none of what it was sent as: the same words everywhere where it is nothing that is read here."""
+    read_here = is_picture(data) or is_sound(data) or container_of(data) is not None
+    return UnsupportedMedia(otherwise if read_here else UNKNOWN)
+
+
+def is_known(data: bytes) -> bool:
+    """Whether only PyAV reads it: a container, AAC or AMR."""
+    return container_of(data) is not None or sound_demuxer_of(data) in ("aac", "amr")
+
+
+@contextmanager
+def reading(data: bytes, demuxer: str) -> Iterator[Any]:
+    """The opened file; what PyAV raises within is raised as an InputError: UnsupportedMedia (no PyAV, a codec that is
+    not known) or BadMedia."""
+    try:
+        import av
+    except ImportError:
+        raise UnsupportedMedia(MISSING) from None
+    try:
+        with opened(av, data, demuxer) as source:
+            yield source
+    except av.error.DecoderNotFoundError:
+        raise UnsupportedMedia(NO_CODEC) from None
+    except InputError:
+        raise
+    except (av.error.FFmpegError, ValueError):
+        raise BadMedia(CORRUPT) from None
+
+
+def opened(av: Any, data: bytes, demuxer: str) -> Any:
+    """The file as PyAV has it, to be closed. Raises what PyAV raises."""
+    source = av.open(io.BytesIO(data), format=demuxer, metadata_errors="replace")
+    for stream in source.streams.video:
+        # The lanes of the towers have the cores.
+        if stream.codec_context is not None:
+            stream.codec_context.thread_count = 1
+    return source
+
+
+def moving_pictures(source: Any) -> list[Any]:
+    """The streams of moving pictures: those that are not attached pictures."""
+    import av
+
+    attached = av.stream.Disposition.attached_pic
+    return [stream for stream in source.streams.video if not stream.disposition & attached]
+
+
+def is_footage(data: bytes) -> bool:
+    """Whether a container holds moving pictures. True, too, where that cannot be found out: reading it says why."""
+    container = container_of(data)
+    try:
+        with reading(data, container or "") as source:
+            return bool(moving_pictures(source) or not source.streams.audio)
+    except InputError:
+        return True

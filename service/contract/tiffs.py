@@ -1,0 +1,280 @@
+"""A TIFF's directory: tags that the pixels do not need are taken out of it, and the range of its samples is read.
+
+Samples of a TIFF may be integers or floats of many widths, with or without a sign, in a range that tags state, and 0
+may be white. Pillow reads most of them as numbers, and leaves it to us what black and white are. What it has no mode
+for, three or four floats or 12-bit numbers a pixel, is read as one long row of grey samples, which is what it is.
+"""
+
+import struct
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.contract.errors import BadMedia, UnsupportedMedia
+from service.contract.metadata import MOST_PROFILE_BYTES, Essentials, xmp_orientation
+from service.contract.structure import MAX_TAGS
+
+UNKNOWN_SAMPLES = "the TIFF's samples are of a kind that is not read here: save it with 8 or 16 bits a sample"
+_MOST_STRIPS = 300_000
+"""Strips or tiles, for each of which Pillow makes an object. Of 40 megapixels there are 160,000 tiles of 16 × 16."""
+_MOST_VALUES = 16
+"""Of a tag that describes the pixels; more are nonsense, and are not read."""
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _PREDICTOR, _TILE_WIDTH = (
+    256,
+    257,
+    258,
+    262,
+    277,
+    284,
+    317,
+    322,
+)
+_LOWEST, _HIGHEST, _EXTRA, _FORMAT, _LOWEST_OF_ANY, _HIGHEST_OF_ANY = 280, 281, 338, 339, 340, 341
+_XMP, _ICC = 700, 34675
+_PLACES = (273, 279, 324, 325)
+"""Where strips and tiles are."""
+_LONG = (320, 347, 519, 520, 521)
+"""A palette, and the tables of a JPEG."""
+_DESCRIBING = (254, 255, 256, 257, 258, 259, 262, 266, 274, 277, 278, 284, 292, 293, 317, 322, 323, 332, 338, 339)
+_OF_JPEG = (512, 513, 514, 515, 517, 518, 529, 530, 531, 532)
+_PIXELS = frozenset((*_DESCRIBING, *_OF_JPEG, *_PLACES, *_LONG))
+_BYTE_ORDER: dict[str, Literal["little", "big"]] = {"<": "little", ">": "big"}
+_BLOCK_SAMPLES = 1_000_000
+"""That are scaled at once: doubles of all of them would take eight times the picture."""
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 16: "Q", 17: "q"}
+UNSIGNED, SIGNED, FLOAT = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which sample is black and which is white, as the file's numbers have it."""
+
+    black: float
+    white: float
+
+    def levels(self, samples: NDArray[np.generic]) -> NDArray[np.uint8]:
+        """Samples of any shape → levels from 0 to 255 of the same shape."""
+        levels = np.empty(samples.shape, np.uint8)
+        rows = max(1, _BLOCK_SAMPLES * len(samples) // max(samples.size, 1))
+        for start in range(0, len(samples), rows):
+            block = samples[start : start + rows].astype(np.float64)
+            block = (block - self.black) * 255 / (self.white - self.black)
+            levels[start : start + rows] = np.clip(np.rint(block), 0, 255)
+        return levels
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a TIFF's tags say of its samples."""
+
+    bits: int = 8
+    kind: int = UNSIGNED
+    """SampleFormat: 1 unsigned, 2 signed, 3 floating point."""
+    lowest: float | None = None
+    highest: float | None = None
+    white_is_zero: bool = False
+    per_pixel: int = 1
+    """Of a picture that is read as one long row of grey samples, how many are a pixel; else 1."""
+    alpha: bool = False
+    """Whether the last sample of such a pixel says how opaque it is."""
+    predicted: bool = False
+    """Whether each sample of such a picture is the difference from that of the pixel before it."""
+
+    def range(self, smallest: float, largest: float) -> Range:
+        """Black and white of samples between `smallest` and `largest`. What the tags leave open, the samples decide."""
+        black, white = self._range(smallest, largest)
+        if not white > black:
+            black, white = 0.0, float(2**self.bits - 1)
+        return Range(white, black) if self.white_is_zero else Range(black, white)
+
+    def _range(self, smallest: float, largest: float) -> tuple[float, float]:
+        if self.kind == FLOAT:
+            full = 1.0 if largest <= 1 else 255.0 if largest <= 255 else 65_535.0
+            return self.lowest or 0.0, full if self.highest is None else self.highest
+        if self.kind == SIGNED and self.bits <= 16:
+            half = float(2 ** (self.bits - 1))
+            black = (-half if smallest < 0 else 0.0) if self.lowest is None else self.lowest
+            return black, half - 1 if self.highest is None else self.highest
+        if self.bits > 16:
+            black = min(0.0, smallest) if self.lowest is None else self.lowest
+            return black, max(65_535.0, largest) if self.highest is None else self.highest
+        return self.lowest or 0.0, float(2**self.bits - 1) if self.highest is None else self.highest
+
+    are_there: bool = False
+    """Whether the directory can be read and says where the pixels are."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether Pillow's own reading of 8 and 16 bits has the range that the tags state."""
+        return (
+            self.kind == UNSIGNED
+            and self.bits in (1, 2, 4, 8, 16)
+            and not self.lowest
+            and self.highest in (None, float(2**self.bits - 1))
+            and (self.bits < 16 or not self.white_is_zero)
+        )
+
+
+@dataclass(frozen=True)
+class _Tag:
+    place: int
+    """Of its entry in the directory."""
+    kind: int
+    count: int
+    value: int
+    """Place of its first value."""
+
+
+class _Directory:
+    """The first directory of a TIFF, whose entries can be rewritten in place."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self._as_it_was = bytearray(data), data
+        self.order = ">" if data.startswith(b"MM") else "<"
+        self.large = data[2:4] in (b"+\0", b"\0+")
+        self.tags: dict[int, _Tag] = {}
+        where, counted = ("Q", "Q") if self.large else ("I", "H")
+        self._entry = self.order + ("HHQ" if self.large else "HHI")
+        self._room = 8 if self.large else 4
+        try:
+            (start,) = struct.unpack_from(self.order + where, data, 8 if self.large else 4)
+            (count,) = struct.unpack_from(self.order + counted, data, start)
+            start += struct.calcsize(counted)
+            size = struct.calcsize(self._entry) + self._room
+            for place in range(start, start + size * min(count, MAX_TAGS), size):
+                tag, kind, length = struct.unpack_from(self._entry, data, place)
+                value = place + size - self._room
+                if _SIZES.get(kind, 1) * length > self._room:
+                    (value,) = struct.unpack_from(self.order + where, data, value)
+                self.tags.setdefault(tag, _Tag(place, kind, length, value))
+                if not _is_needed(tag, length):
+                    self._rewrite(place, 0xFFFF, 1, 1, 0)
+        except (struct.error, OverflowError):
+            pass  # ends too early, or points outside: Pillow says so
+
+    def numbers(self, tag: int) -> tuple[float, ...]:
+        """The values of a tag; none where it is not there, is of an odd kind, or has too many."""
+        found = self.tags.get(tag)
+        if found is None or found.kind not in _CODES or not 0 < found.count <= _MOST_VALUES:
+            return ()
+        try:
+            return struct.unpack_from(f"{self.order}{found.count}{_CODES[found.kind]}", self._as_it_was, found.value)
+        except (struct.error, OverflowError):
+            return ()
+
+    def number(self, tag: int, otherwise: int) -> int:
+        numbers = self.numbers(tag)
+        return int(numbers[0]) if numbers else otherwise
+
+    def bytes_of(self, tag: int, most: int) -> bytes | None:
+        found = self.tags.get(tag)
+        if found is None or found.kind not in (1, 7) or not 0 < found.count <= most:
+            return None
+        return self._as_it_was[found.value : found.value + found.count]
+
+    def first_places(self) -> list[int]:
+        """Where the first strip or tile begins."""
+        found = [self.tags[tag] for tag in (273, 324) if tag in self.tags]
+        return [
+            int.from_bytes(self.data[each.value : each.value + _SIZES[each.kind]], _BYTE_ORDER[self.order])
+            for each in found
+            if each.kind in (3, 4, 16)
+        ]
+
+    def set(self, tag: int, number: int) -> None:
+        """Give a tag that is there one number."""
+        if (found := self.tags.get(tag)) is not None:
+            self._rewrite(found.place, tag, 4, 1, number)
+
+    def drop(self, tag: int) -> None:
+        if (found := self.tags.get(tag)) is not None:
+            self._rewrite(found.place, 0xFFFF, 1, 1, 0)
+
+    def _rewrite(self, place: int, tag: int, kind: int, count: int, value: int) -> None:
+        body = struct.pack(self.order + "I", value) if kind == 4 else b""
+        entry = struct.pack(self._entry, tag, kind, count) + body.ljust(self._room, b"\0")
+        self.data[place : place + len(entry)] = entry
+
+
+def _is_needed(tag: int, count: int) -> bool:
+    if tag in _PLACES and count > _MOST_STRIPS:
+        raise BadMedia("the image is cut into too many parts")
+    return tag in _PIXELS and (count <= _MOST_VALUES or tag in _PLACES or tag in _LONG)
+
+
+def tiff_essentials(data: bytes) -> tuple[Essentials, Samples]:
+    """A TIFF without the tags that its pixels do not need, and what the others say of its samples.
+
+    Raises BadMedia (too many strips), UnsupportedMedia (samples that cannot be read).
+    """
+    directory = _Directory(data)
+    samples = _samples(directory)
+    orientation = None if directory.numbers(274) else xmp_orientation(directory.bytes_of(_XMP, len(data)) or b"")
+    profile = directory.bytes_of(_ICC, MOST_PROFILE_BYTES)
+    if samples.per_pixel > 1:
+        for tag, factor in ((_WIDTH, samples.per_pixel), (_TILE_WIDTH, samples.per_pixel)):
+            directory.set(tag, factor * directory.number(tag, 0))
+        for tag, number in ((_BITS, samples.bits), (_SAMPLES, 1), (_PHOTOMETRIC, 1), (_PREDICTOR, 1)):
+            directory.set(tag, number)
+        directory.set(_FORMAT, samples.kind)
+        directory.drop(_EXTRA)
+    return Essentials(bytes(directory.data), orientation or 1, profile), samples
+
+
+def _samples(directory: _Directory) -> Samples:
+    bits, kinds = directory.numbers(_BITS) or (1,), directory.numbers(_FORMAT) or (1,)
+    lowest = directory.numbers(_LOWEST_OF_ANY) or directory.numbers(_LOWEST)
+    highest = directory.numbers(_HIGHEST_OF_ANY) or directory.numbers(_HIGHEST)
+    photometric = directory.number(_PHOTOMETRIC, 1)
+    found = Samples(
+        bits=int(bits[0]),
+        kind=int(kinds[0]) if kinds[0] in (SIGNED, FLOAT) else UNSIGNED,
+        lowest=float(min(lowest)) if lowest else None,
+        highest=float(max(highest)) if highest else None,
+        white_is_zero=photometric == 0,
+        are_there=any(0 < place < len(directory.data) for place in directory.first_places()),
+    )
+    count = directory.number(_SAMPLES, 1)
+    if count == 1 or found.is_plain or (found.kind == UNSIGNED and found.bits <= 8):
+        return found
+    predictor = directory.number(_PREDICTOR, 1)
+    can_be_read = (
+        count in (2, 3, 4)
+        and photometric in (0, 1, 2)
+        and directory.number(_PLANAR, 1) == 1
+        and len(set(bits)) == 1
+        and found.bits in (16, 32, 64)
+        and (predictor == 1 or (predictor == 2 and found.bits == 16 and _TILE_WIDTH not in directory.tags))
+    )
+    if not can_be_read:
+        raise UnsupportedMedia(UNKNOWN_SAMPLES)
+    alpha = count in (2, 4) and directory.numbers(_EXTRA) in ((1,), (2,))
+    return replace(found, per_pixel=count, alpha=alpha, predicted=predictor == 2)
+
+
+def regrouped(image: Image.Image, samples: Samples) -> Image.Image:
+    """A picture that was read as one long row of grey samples → RGB, RGBA or grey with alpha, of 8 bits a sample.
+
+    Raises ValueError where a sample is NaN or infinite.
+    """
+    held = np.asarray(image)
+    held = held.reshape(image.height, -1, samples.per_pixel)
+    if samples.predicted:
+        kind = np.int16 if samples.kind == SIGNED else np.uint16
+        held = np.cumsum(held.astype(kind), axis=1, dtype=kind)
+    count = 3 if samples.per_pixel > 2 else 1
+    if not np.isfinite(held).all():
+        raise ValueError("a sample is NaN or infinite")
+    colours = held[..., :count]
+    levels = samples.range(float(colours.min()), float(colours.max())).levels(colours)
+    picture = Image.fromarray(levels if count == 3 else levels[..., 0])
+    if samples.alpha:
+        opaque = held[..., -1]
+        picture.putalpha(
+            Image.fromarray(replace(samples, white_is_zero=False).range(0.0, float(opaque.max())).levels(opaque))
+        )
+    return picture

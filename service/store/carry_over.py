@@ -1,0 +1,287 @@
+"""From a store of one space to a store of another: how the old one is read, and how the new one takes its place.
+
+A store is one file. What else is in its folder follows from that file (the indexes' snapshot) or is of no space (bulk
+jobs). So the new file is made in a folder inside the store's, `new.SPACE`, and one rename puts it in its place. The old
+file has a second name by then, in the folder `old.SPACE`, which is a store that can be served.
+"""
+
+import itertools
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from service.store import keywords, previews, rows, schema, tokens
+from service.store.errors import StoreDamaged, StoreError
+from service.store.rows import CollectionRow, Preview
+
+EMBEDDED = "embedded"
+"""In what is known about a preview: the item's vector was made from it."""
+_MADE_FROM = "made-from"
+"""A file beside a store that is being filled: the version of the old one."""
+_ITEMS = "FROM items JOIN collections ON collections.key = items.collection WHERE collections.name NOT LIKE '.%'"
+_BUSY_S = 10.0
+"""For others who read a store's file to be done with it."""
+_PAUSE_S = 0.05
+
+
+@dataclass(frozen=True)
+class OldItem:
+    collection: str
+    id: str
+    modality: str
+    metadata: Mapping[str, Any]
+    created: str
+    updated: str
+    text: str | None
+    preview: Preview | None
+
+
+@dataclass(frozen=True)
+class OldLabelSet:
+    name: str
+    definition: Mapping[str, Any]
+    created: str
+    updated: str
+
+
+def file_of(path: Path) -> Path:
+    """Raises StoreError where the folder holds no store."""
+    file = path / schema.FILE
+    if not file.is_file():
+        raise StoreError(f"{path} holds no store")
+    return file
+
+
+class OldStore:
+    """A store that is read, whatever its space. Close it."""
+
+    def __init__(self, path: Path, *, alone: bool) -> None:
+        """`alone`: nobody else has the store open, so that tables of an older version may be brought up to this one.
+
+        Raises StoreError.
+        """
+        try:
+            self._connection = schema.connect(file_of(path), read_only=not alone)
+        except sqlite3.Error as error:
+            raise StoreDamaged(f"the store {path} cannot be read: {error}") from None
+        try:
+            self._check(path, alone)
+        except sqlite3.Error as error:
+            self.close()
+            raise StoreDamaged(f"the store {path} cannot be read: {error}") from None
+        except StoreError:
+            self.close()
+            raise
+
+    def _check(self, path: Path, alone: bool) -> None:
+        connection = self._connection
+        if not schema.has_schema(connection):
+            raise StoreError(f"{path} holds no store")
+        if alone:
+            schema.migrate(connection, path)
+            for tables in (keywords, tokens, previews):
+                tables.prepare(connection)
+        elif schema.meta(connection, "schema") != str(schema.SCHEMA_VERSION) or not previews.present(connection):
+            raise StoreError(
+                f"the store {path} is of an older version, which a run without NEW_STORE and --dry-run brings up"
+            )
+        self.space = schema.meta(connection, "space") or ""
+        store, sequence = schema.meta(connection, "store"), schema.meta(connection, "sequence")
+        self.version = f"{store} {sequence}"
+        """Changes with every write."""
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing that was made in its space."""
+        return schema.is_empty(self._connection)
+
+    @property
+    def count(self) -> int:
+        """Of the items that clients know of."""
+        [count] = self._connection.execute(f"SELECT count(*) {_ITEMS}").fetchone()
+        return int(count)
+
+    def items(self) -> Iterator[OldItem]:
+        """All of them, in the order in which they were first written."""
+        found = self._connection.execute(
+            f"""SELECT collections.key, collections.name, items.id, modality, metadata, items.created, updated,
+            (SELECT content FROM keywords WHERE keywords.item = items.key AND field = ?) {_ITEMS} ORDER BY items.key""",
+            (keywords.TEXT,),
+        )
+        for key, collection, id, modality, metadata, created, updated, text in found:
+            preview = previews.of_item(self._connection, key, id)
+            yield OldItem(collection, id, modality, orjson.loads(metadata), created, updated, text, preview)
+
+    def collections(self) -> Iterator[tuple[CollectionRow, Sequence[str], bool]]:
+        """Each with its keyword fields, and whether it keeps token vectors."""
+        for each in rows.collections(self._connection):
+            if not each.name.startswith("."):  # moments of videos
+                fields = keywords.fields(self._connection, each.key)
+                yield each, fields, tokens.kept(self._connection, each.key)
+
+    def label_sets(self) -> Iterator[OldLabelSet]:
+        query = "SELECT name, definition, created, updated FROM label_sets ORDER BY name"
+        for name, definition, created, updated in self._connection.execute(query).fetchall():
+            yield OldLabelSet(name, orjson.loads(definition), created, updated)
+
+
+class Dates:
+    """Of what was carried over: a new store dates what it is given by the clock, and here it gets its own dates back.
+
+    A second connection to the file of an open store; nothing else is written by it. Close it.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self._connection = schema.connect(store / schema.FILE)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def of_item(self, item: OldItem) -> tuple[str | None, bool]:
+        """When the item that is there was updated, None where it is not; and whether its preview was embedded."""
+        row = self._connection.execute(
+            """SELECT updated, about FROM items JOIN collections ON collections.key = items.collection
+            LEFT JOIN previews ON previews.item = items.key WHERE collections.name = ? AND items.id = ?""",
+            (item.collection, item.id),
+        ).fetchone()
+        if row is None:
+            return None, False
+        return row[0], row[1] is not None and orjson.loads(row[1]).get(EMBEDDED, False)
+
+    def of_collection(self, name: str) -> str | None:
+        """When it was created."""
+        return self._one("SELECT created FROM collections WHERE name = ?", name)
+
+    def of_label_set(self, name: str) -> str | None:
+        """When it was updated."""
+        return self._one("SELECT updated FROM label_sets WHERE name = ?", name)
+
+    def _one(self, query: str, name: str) -> str | None:
+        row = self._connection.execute(query, (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_items(self, items: Sequence[OldItem]) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._connection.executemany(
+            """UPDATE items SET created = ?, updated = ?
+            WHERE collection = (SELECT key FROM collections WHERE name = ?) AND id = ?""",
+            [(item.created, item.updated, item.collection, item.id) for item in items],
+        )
+        self._connection.execute("COMMIT")
+
+    def set_collection(self, name: str, created: str) -> None:
+        self._connection.execute("UPDATE collections SET created = ? WHERE name = ?", (created, name))
+
+    def set_label_set(self, held: OldLabelSet) -> None:
+        self._connection.execute(
+            "UPDATE label_sets SET created = ?, updated = ? WHERE name = ?", (held.created, held.updated, held.name)
+        )
+
+
+def stage(path: Path, space: str, old: OldStore) -> Path:
+    """The folder in which a store's successor is made: with what an interrupted run left, if the old store is since
+    then as it was."""
+    staged = path / f"new.{space}"
+    note = staged / _MADE_FROM
+    with suppress(OSError):
+        if note.read_text(encoding="utf-8") == old.version:
+            return staged
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    note.write_text(old.version, encoding="utf-8")
+    return staged
+
+
+def put_in_place(path: Path, staged: Path, space: str, beside: Sequence[Path]) -> Path:
+    """Make the staged store the store at `path`, in one step; the folder where the old one, of `space`, is now.
+
+    Neither is open, and `path` is held. The files `beside` go with the old one. Raises StoreError, and leaves the store
+    as it was.
+    """
+    current, new = path / schema.FILE, staged / schema.FILE
+    try:
+        for file in (new, current):
+            _make_whole(file)
+        aside = _aside(path, space, current)
+        aside.mkdir(exist_ok=True)
+        if not (aside / schema.FILE).exists():
+            _link(current, aside / schema.FILE)
+        for file in beside:
+            os.replace(file, aside / file.name)
+        _sync(aside)
+        _sync(path)
+        os.replace(new, current)
+        _sync(path)
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(
+            f"the new store cannot be put in the place of {path}, which is as it was: {error}. Is a backup or a check "
+            "of it at work? Run the same command again; what is embedded is kept"
+        ) from None
+    with suppress(OSError):  # without them the indexes are built anew
+        os.rename(path / "snapshot", aside / "snapshot")
+        os.rename(staged / "snapshot", path / "snapshot")
+    clear(path)
+    return aside
+
+
+def clear(path: Path) -> None:
+    """Remove what was staged: none of it is of the store that is there now."""
+    for folder in path.glob("new.*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_whole(file: Path) -> None:
+    """Bring what is in the write-ahead log into the file, which is then all there is of the database."""
+    until = time.monotonic() + _BUSY_S
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = DELETE")
+                break
+            except sqlite3.OperationalError:  # somebody else has it open; SQLite does not wait here
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_PAUSE_S)
+    # A log that stayed would be taken for the other file's.
+    if file.with_name(f"{file.name}-wal").exists():
+        raise OSError(f"{file}-wal is still there")
+    _sync(file)
+
+
+def _aside(path: Path, space: str, current: Path) -> Path:
+    """A folder that holds no store, or by a run that was killed this one."""
+    for number in itertools.count(1):
+        folder = path / (f"old.{space}" if number == 1 else f"old.{space}.{number}")
+        file = folder / schema.FILE
+        if not file.exists() or file.samefile(current):
+            return folder
+    raise AssertionError
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system that has no second names
+        part = target.with_name(f"{target.name}.part")
+        shutil.copyfile(source, part)
+        _sync(part)
+        os.replace(part, target)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,37 @@
+"""Whether the files of an open database are still those that its folder names."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class OpenFiles:
+    """The database, its write-ahead log and the log's index, as they were when they were opened.
+
+    A file that is deleted or replaced stays open, without a name: what is written to it works, and is gone with the
+    process. SQLite does not notice.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self._log = database.with_name(database.name + "-wal")
+        paths = (database, self._log, database.with_name(database.name + "-shm"))
+        self._opened = {path: _identity(path) for path in paths}
+
+    def gone(self) -> Sequence[str]:
+        """The names of the files that are not there any more, or are others by now."""
+        return [path.name for path, opened in self._opened.items() if _identity(path) != opened]
+
+    def log_bytes(self) -> int:
+        """Size of the write-ahead log; 0 where there is none."""
+        try:
+            return self._log.stat().st_size
+        except OSError:
+            return 0
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino

@@ -1,0 +1,164 @@
+"""Moments of videos and long sounds, stored so that one is found by any of them, and the answer says which second.
+
+The moments of a collection's items are items of a collection beside it, with a name that no client can give. Each
+carries its owner's modality and metadata, so that a filter means the same there, and its id begins with its owner's. A
+store writes and deletes them with their owner; SQLite does so in one transaction.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from service.contract.vectors import Vectors
+from service.store.filters import Filter, Is
+from service.store.interface import MOST_FOUND_BYTES, Hit
+from service.store.rows import Entry, Item, Moment
+
+HAVING = ("video", "audio")
+"""Modalities of items that may have moments."""
+OWNER = "\0of"
+"""The metadata key under which a moment names its item: no client can give it."""
+SEPARATOR = "\x1f"
+"""Between an item's id and the rest of a moment's: no client's id holds a control character."""
+_DEEPEST = 8_000
+"""Moments of one query that are looked at, at most, for enough different items."""
+_TOGETHER = 500
+"""Items that are asked for their best moments at once."""
+
+
+def moments_table(collection: str) -> str:
+    """The name of the collection that holds the moments of a collection's items."""
+    return f".moments.{collection}"
+
+
+def hidden(collection: str) -> bool:
+    """Whether a collection is none that clients know of."""
+    return collection.startswith(".")
+
+
+def entries(owners: Sequence[Entry]) -> list[Entry]:
+    """The moments of these entries, as entries."""
+    return [_entry(owner, moment) for owner in owners for moment in owner.moments]
+
+
+def _entry(owner: Entry, moment: Moment) -> Entry:
+    assert moment.vector is not None
+    metadata: Mapping[str, Any] = {**owner.metadata, OWNER: owner.id}
+    return replace(
+        owner,
+        collection=moments_table(owner.collection),
+        id=SEPARATOR.join((owner.id, moment.modality, str(moment.start), str(moment.end))),
+        metadata=metadata,
+        vector=moment.vector,
+        text=None,
+        tokens=None,
+        preview=None,
+        moments=(),
+    )
+
+
+@dataclass(frozen=True)
+class Find:
+    """The `count` nearest of one collection to each query, without regard to moments; answered with lists of hits, or
+    with None where there is no such collection."""
+
+    collection: str
+    queries: Vectors
+    count: int
+    modalities: Sequence[str] | None
+    filter: Filter | None
+    leave_out: Sequence[str | None] | None
+    by_modality: bool = False
+
+
+@dataclass(frozen=True)
+class Get:
+    """One item; answered with None where it is not there."""
+
+    collection: str
+    id: str
+
+
+def search(find: Find) -> Generator[Find | Get, Any, list[list[Hit]] | None]:
+    """As Store.search. The score of an item with moments is that of the whole or of its best one, whichever is more.
+
+    The moment of a hit is the best one, also where the whole is more like the query than any of them. Yields what is to
+    be asked of a store and is sent the answers, so that a store which can answers all of them as of one moment.
+    """
+    hits_by_query: list[list[Hit]] | None = yield find
+    having = [each for each in HAVING if find.modalities is None or each in find.modalities]
+    if hits_by_query is None or not having:
+        return hits_by_query
+    moments = yield from _nearest(find, having)
+    if moments is None:
+        return hits_by_query
+    results = []
+    for query, hits, best in zip(find.queries, hits_by_query, moments, strict=True):
+        owners = {hit.item.id: hit for hit in hits if hit.item.modality in having}
+        for id in [id for id in owners.keys() - best.keys() if owners[id].item.modality == "video"]:
+            best |= yield from _best_of(find.collection, query, [id])
+        # Most sounds are short and have none: they are asked for together.
+        best |= yield from _best_of(find.collection, query, sorted(owners.keys() - best.keys()))
+        merged = [hit for hit in hits if hit.item.id not in best]
+        for id, moment in best.items():
+            whole = owners.get(id)
+            item: Item | None = whole.item if whole else (yield Get(find.collection, id))
+            if item is not None:
+                score = max(moment.score, whole.score) if whole else moment.score
+                merged.append(Hit(item, score, moment.moment))
+        merged.sort(key=lambda hit: -hit.score)
+        results.append(merged if find.by_modality else merged[: find.count])
+    return results
+
+
+def _nearest(find: Find, modalities: Sequence[str]) -> Generator[Find, Any, list[dict[str, Hit]] | None]:
+    """For each query the best moment of each of the `count` nearest items, by the item's id, and of each modality where
+    that is asked for; None: there is none."""
+    parts = [[each] for each in modalities] if find.by_modality else [modalities]
+    best: list[dict[str, Hit]] = [{} for _ in find.queries]
+    for part in parts:
+        nearest = yield from _nearest_among(find, part)
+        if nearest is None:
+            return None
+        for mine, found in zip(best, nearest, strict=True):
+            mine |= found
+    return best
+
+
+def _nearest_among(find: Find, modalities: Sequence[str]) -> Generator[Find, Any, list[dict[str, Hit]] | None]:
+    depth = min(4 * find.count, _DEEPEST)
+    while True:
+        found = yield Find(moments_table(find.collection), find.queries, depth, modalities, find.filter, None)
+        if found is None:
+            return None
+        best: list[dict[str, Hit]] = []
+        for hits, left_out in zip(found, find.leave_out or [None] * len(found), strict=True):
+            by_owner: dict[str, Hit] = {}
+            for hit in hits:
+                owner = str(hit.item.metadata[OWNER])
+                if owner != left_out and len(by_owner) < find.count:
+                    by_owner.setdefault(owner, _opened(hit))
+            best.append(by_owner)
+        exhausted = all(len(hits) < depth for hits in found)
+        too_much = 4 * sum(hit.item.size for hits in found for hit in hits) > MOST_FOUND_BYTES
+        if exhausted or too_much or depth >= _DEEPEST or all(len(by_owner) >= find.count for by_owner in best):
+            return best
+        depth = min(4 * depth, _DEEPEST)
+
+
+def _best_of(collection: str, query: Vectors, ids: Sequence[str]) -> Generator[Find, Any, dict[str, Hit]]:
+    """The best moments of these items, by their ids, of those that have some: of one item always, of several as far as
+    their moments are near enough."""
+    depth = 1 if len(ids) == 1 else min(4 * len(ids), _DEEPEST)
+    best: dict[str, Hit] = {}
+    for start in range(0, len(ids), _TOGETHER):
+        owners = Is(OWNER, tuple(ids[start : start + _TOGETHER]))
+        found = yield Find(moments_table(collection), query[None], depth, None, owners, None)
+        for hit in found[0] if found else ():
+            best.setdefault(str(hit.item.metadata[OWNER]), _opened(hit))
+    return best
+
+
+def _opened(hit: Hit) -> Hit:
+    modality, start, end = hit.item.id.rsplit(SEPARATOR, 3)[1:]
+    return replace(hit, moment=Moment(modality, float(start), float(end), hit.item.vector))
