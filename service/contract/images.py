@@ -371,7 +371,8 @@ def stated_pixels(data: bytes, limits: ImageLimits = ImageLimits()) -> int:
     """How many pixels decoding an image will cost at most, by its header. Raises for what is going to be refused."""
     format, essentials, samples = _looked_over(data, limits)
     if format == "HEIC":
-        width, height = _open_heic(essentials.data).size
+        stated: tuple[int, int] = _open_heic(essentials.data).size
+        width, height = stated
     else:
         with Image.open(io.BytesIO(essentials.data), formats=(format,)) as image:
             width, height = image.width // samples.per_pixel, image.height
@@ -467,8 +468,9 @@ def _completed(jpeg: bytes, smaller: tuple[int, int] | None) -> Image.Image:
 def _heic(data: bytes, limits: ImageLimits) -> Image.Image:
     """The primary image of a HEIC, turned as its boxes say."""
     held = _open_heic(data)
-    limits.check_pixels(*held.size)
-    check_sparse(*held.size, len(data))
+    width, height = held.size
+    limits.check_pixels(width, height)
+    check_sparse(width, height, len(data))
     pixels = held.data  # the size may be another one after decoding
     limits.check_pixels(*held.size)
     image = Image.frombytes(held.mode, held.size, bytes(pixels), "raw", held.mode, held.stride)

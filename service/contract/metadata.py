@@ -86,11 +86,11 @@ def jpeg_essentials(data: bytes) -> Essentials:
         end = place + 2 + max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
         if marker == 0xFE or (0xE1 <= marker <= 0xEF and marker != 0xEE):
             body = view[place + 4 : end]
-            if marker == 0xE1 and body[:6] == b"Exif\0\0":
+            if marker == 0xE1 and bytes(body[:6]) == b"Exif\0\0":
                 exif += body[6:] if exif else body
-            elif marker == 0xE1 and body[: len(_XMP)] == _XMP:
+            elif marker == 0xE1 and bytes(body[: len(_XMP)]) == _XMP:
                 xmp = xmp or bytes(body)
-            elif marker == 0xE2 and body[:12] == b"ICC_PROFILE\0" and len(body) > 14:
+            elif marker == 0xE2 and bytes(body[:12]) == b"ICC_PROFILE\0" and len(body) > 14:
                 profiles.setdefault(body[12], bytes(body[14:]))
             kept.append(view[start:place])
             start = end
@@ -130,7 +130,7 @@ def png_essentials(data: bytes) -> Essentials:
             profile = _inflated_profile(body)
         elif kind == b"eXIf" and not exif:
             exif = bytes(body)
-        elif kind == b"iTXt" and not xmp and body[:18] == b"XML:com.adobe.xmp\0":
+        elif kind == b"iTXt" and not xmp and bytes(body[:18]) == b"XML:com.adobe.xmp\0":
             xmp = bytes(body[:_MOST_XMP_BYTES])
     orientation = exif_orientation(exif) or xmp_orientation(xmp) or 1
     return Essentials(b"".join(still) if others else data, orientation, profile, b"".join(moving) if animated else None)
@@ -174,7 +174,8 @@ def gif_essentials(data: bytes) -> Essentials:
     """A GIF without comments and application data, which Pillow gathers block by block, the whole again each time."""
     if len(data) < 13:
         return Essentials(data)
-    view, kept, start = memoryview(data), [], 0
+    view, start = memoryview(data), 0
+    kept: list[memoryview] = []
     place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     frames, left = 0, _MOST_GIF_BLOCKS
     while place + 2 <= len(data) and data[place] != 0x3B:
