@@ -5,7 +5,7 @@ import binascii
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ class Item:
     created: str
     updated: str
     vector: Vectors | None
-    size: int = 0
+    size: int = field(default=0, compare=False)
     """Of its metadata, in bytes of JSON, or a little more; 0 where that is not known."""
 
 
