@@ -34,7 +34,7 @@ OF_THE_SERVER = (
 )
 """The commands that the distribution `isthmus` adds. Where it is not installed, each says so."""
 INSTALL = (
-    "in a checkout: make wheels, then: pip install --find-links dist 'isthmus[cpu]' isthmus-starter "
+    "in a checkout: make wheels, then: pip install --find-links dist 'isthmus[cpu,heif]' isthmus-starter "
     "('isthmus[cpu,train]' to train)"
 )
 """The packages are on no index yet."""

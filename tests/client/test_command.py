@@ -337,7 +337,7 @@ def test_without_the_service_the_next_step_is_said(tmp_path: Path) -> None:
         from isthmus_client.command import cli
         cli.main(sys.argv[1:])
     """
-    for name, extra in (("serve", "[cpu]"), ("doctor", "[cpu]"), ("train", "[cpu,train]")):
+    for name, extra in (("serve", "[cpu,heif]"), ("doctor", "[cpu,heif]"), ("train", "[cpu,train]")):
         command_line = [sys.executable, "-c", program, name]
         env = os.environ | {"ISTHMUS_BUNDLE": "x"}
         done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
