@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "deploy/docker"))
 from rootfs import LEFT_OUT  # noqa: E402
 
-EXTRAS = {"cpu": ("cpu", "milvus", "otel"), "gpu": ("gpu", "milvus", "otel")}
+EXTRAS = {"cpu": ("cpu", "heif", "milvus", "otel"), "gpu": ("gpu", "heif", "milvus", "otel")}
 """By image: what the Dockerfile installs."""
 
 

@@ -28,7 +28,7 @@ _FOR_OTHER_SERVERS = ("watchfiles", "websockets")
 LEFT_OUT = frozenset({*_TOOLS, *_FOR_DOWNLOADS, *_FOR_OTHER_SERVERS})
 _NOT_FOR_SERVING = {
     "onnxruntime": ("transformers", "quantization", "tools", "datasets"),
-    "numpy": ("f2py",),
+    "numpy": ("distutils", "f2py"),
 }
 _FOR_COMPILERS = (".pyi", ".pyx", ".pxd", ".h", ".a", ".proto")
 _COMMANDS = ("isthmus",)

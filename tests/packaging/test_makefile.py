@@ -119,7 +119,7 @@ def test_torch_is_asked_for_by_exactly_its_version_and_only_for_training() -> No
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("service", ("cpu", "milvus", "otel", "parquet", "video")),
+        ("service", ("cpu", "heif", "milvus", "otel", "parquet", "video")),
         ("training", ("cpu", "parquet", "ray", "train")),
         ("examples", ("demo",)),
         ("isthmus_client", ()),

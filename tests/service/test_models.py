@@ -304,6 +304,7 @@ def test_a_reload_is_refused_for_another_space_another_name_or_damage(tmp_path: 
         assert "it is of the space" in refusal()
         tiny_bundle.build(bundle.path, name="renamed")
         assert "it is called 'renamed'" in refusal()
+        tiny_bundle.build(bundle.path)
         (bundle.path / "text.onnx").write_bytes(b"damaged")
         assert "damaged" in refusal()
         assert post(client, "/embed", inputs=["red"])["space"] == bundle.manifest.space
