@@ -158,7 +158,8 @@ def strayed(store: Path) -> int:
     videos = {id: json.loads(held) for name, id, held in rows if name == schema.DEFAULT_COLLECTION}
     owners = [json.loads(held) for name, _, held in rows if name == moments.moments_table(schema.DEFAULT_COLLECTION)]
     ids = [held.pop(moments.OWNER) for held in owners]
-    return len(videos.keys() - set(ids)) + sum(videos.get(id) != held for id, held in zip(ids, owners, strict=True))
+    elsewhere = [id for id, held in zip(ids, owners, strict=True) if videos.get(id) != held]
+    return len(videos.keys() - set(ids)) + len(elsewhere)
 
 
 def _item(id: str, version: int, dimensions: int) -> dict[str, Any]:

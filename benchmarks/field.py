@@ -80,8 +80,9 @@ class Doors:
     def of_page(self, sample: Sample) -> Answer:
         """What playground/add.js sends."""
         request = {"items": [{"id": sample.name, "collection": "page"}], "on_error": "null"}
-        form = [("request", (None, json.dumps(request))), ("file", (sample.name, sample.data))]
-        return self._stored("page", sample, self._http.post("/items", files=form))
+        form = {"request": json.dumps(request)}
+        files = [("file", (sample.name, sample.data))]
+        return self._stored("page", sample, self._http.post("/items", data=form, files=files))
 
     def of_job(self) -> dict[str, Answer]:
         archive = io.BytesIO()

@@ -122,7 +122,7 @@ def segments(marker: int, body: bytes, head: bytes = b"") -> bytes:
     )
 
 
-def tiff(samples: Array, tags: dict[int, tuple[int, Sequence[float]]], order: str = "<") -> bytes:
+def tiff(samples: Array, tags: dict[int, tuple[int, Sequence[float]]], order: Literal["<", ">"] = "<") -> bytes:
     """A TIFF of one strip from an array (H, W) or (H, W, n). `tags` are {number: (type, values)}."""
     kinds = {"u": 1, "i": 2, "f": 3}
     count = 1 if samples.ndim == 2 else samples.shape[2]
@@ -337,7 +337,7 @@ def source(seed: int = 0, seconds: float = 2.0) -> NDArray[np.float32]:
     )
     noise = np.convolve(rng.normal(0, 1, len(time)), np.ones(8) / 8, "same")
     mixed = 0.5 * whistle + 0.12 * noise
-    return (0.8 * mixed / np.abs(mixed).max()).astype(np.float32)
+    return np.asarray(0.8 * mixed / np.abs(mixed).max(), np.float32)
 
 
 def written(samples: Array, format: str = "WAV", rate: int = RATE, **options: str) -> bytes:

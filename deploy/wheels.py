@@ -107,7 +107,7 @@ def write_starter(bundle: Bundle, folder: Path) -> None:
 
 def licence_expression(manifest: Manifest) -> str:
     """All the licences of what a bundle is made of, as one SPDX expression; free words become a LicenseRef."""
-    expressions = {}
+    expressions: dict[str, None] = {}
     for part in manifest.parts:
         try:
             spdx = str(canonicalize_license_expression(part.licence))

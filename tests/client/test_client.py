@@ -128,7 +128,7 @@ def test_labels_scores_models_and_readiness(shared_space: Isthmus, media: Path) 
 def test_errors_say_what_and_which(shared_space: Isthmus, media: Path) -> None:
     with pytest.raises(InvalidInput, match=r"inputs\[1\]") as raised:
         shared_space.embed(["red", media / "broken.png"])
-    assert (raised.value.index, raised.value.code) == (1, "unsupported_media")
+    assert (raised.value.index, raised.value.code) == (1, "undecodable_media")
     with pytest.raises(InvalidInput, match=r"body\.top_k: .*top_k is at most"):
         shared_space.search("red", top_k=10_000_000)
     with pytest.raises(TypeError, match="not int"):
@@ -142,7 +142,7 @@ def test_many_inputs_keep_their_order_and_each_fails_alone(shared_client: httpx.
     with Isthmus(str(shared_client.base_url), batching=Batching(inputs=5, concurrency=3)) as space:
         whole = list(space.embed_many(given))
         alone = space.embed(["tone"])[0]
-    codes = [None, "unsupported_media", "unreadable_file", None, None, "undecodable_media", "invalid_input", None]
+    codes = [None, "undecodable_media", "unreadable_file", None, None, "undecodable_media", "invalid_input", None]
     assert [each.index for each in whole] == list(range(24))
     assert [each.error and each.error.code for each in whole] == codes * 3
     assert whole[-1].vector == pytest.approx(alone.vector, abs=1e-5)
@@ -183,7 +183,7 @@ def test_items_are_stored_in_batches(space: Isthmus, media: Path) -> None:
     done = list(space.upsert_many(items))
     assert [each.id for each in done] == [each.id for each in items]
     assert {each.id: each.error.code for each in done if each.error} == {
-        "broken": "unsupported_media",
+        "broken": "undecodable_media",
         "gone": "unreadable_file",
     }
     assert space.collection("default").count == 70
