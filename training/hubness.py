@@ -67,11 +67,11 @@ def with_querybank(
                 liked = reserve.liked(some[modality], other) if modality in some else torch.zeros(1)
                 reserve.centre[index] = liked.mean()
                 spreads[side] = max(spreads[side], float((liked - liked.mean()).abs().max()))
-    chosen, scores = (0.0, 0.0), {}
-    for side in range(2):
-        tried = (
-            [(value, 0.0) for value in STRENGTHS] if side == 0 else [(chosen[0], value) for value in MEDIA_STRENGTHS]
-        )
+    chosen, scores = (0.0, 0.0), dict[tuple[float, float], float]()
+    for of_texts in (True, False):
+        tried = [(value, 0.0) for value in STRENGTHS]
+        if not of_texts:
+            tried = [(chosen[0], value) for value in MEDIA_STRENGTHS]
         for both in tried if strengths is None else [(0.0, 0.0), strengths]:
             if both in scores:
                 continue
