@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _QUERIES_AT_ONCE = 32
 _CUT = "the file ends early or is damaged in places: what can be read of it is stored"
 _MODALITIES = click.Choice(["image", "audio", "text"])
+_KINDS = ("image", "video", "audio", "text")
 GROUP = "isthmus.commands"
 OF_THE_SERVER = (
     *("backup", "check", "doctor", "evaluate", "keys", "load", "openapi", "reembed", "restore", "serve", "settings"),
@@ -169,7 +170,7 @@ def search(
 ) -> None:
     """Find stored items by text, image, sound or several together.
 
-    Several arguments are a weighted sum.
+    Several arguments are a weighted sum. Without -m, pictures, videos, sounds and texts take turns.
 
     `-` reads a query per line of standard input, or the content of one file.
     """
@@ -183,7 +184,7 @@ def search(
     with server(context) as space:
         for first in range(0, len(asked), _QUERIES_AT_ONCE):
             some = asked[first : first + _QUERIES_AT_ONCE]
-            for (name, _), found in zip(some, space.search_many([q for _, q in some], **options), strict=True):
+            for (name, _), found in zip(some, _found(space, [q for _, q in some], options), strict=True):
                 if as_json:
                     results = [
                         {"id": each.id, "score": each.score, "modality": each.modality, "metadata": each.metadata}
@@ -314,6 +315,22 @@ def completion(shell: str) -> None:
 def main() -> NoReturn:
     cli.main(prog_name="isthmus")
     raise AssertionError("click ends the program")
+
+
+def _found(space: "Isthmus", asked: Sequence[Any], options: dict[str, Any]) -> Iterator[list[Any]]:
+    """The results of each query. Where no modality is asked for, every kind has its turn, the best of each first.
+
+    Similarities of pictures, sounds and texts to a query lie on scales of their own: in one list, one kind would crowd
+    out the others.
+    """
+    if "modalities" in options:
+        yield from space.search_many(asked, **options)
+        return
+    kinds = [space.search_many(asked, **options, modalities=[kind]) for kind in _KINDS]
+    for parts in zip(*kinds, strict=True):
+        turns = sorted((list(part) for part in parts if part), key=lambda part: -part[0].score)
+        longest = max(map(len, turns), default=0)
+        yield [part[place] for place in range(longest) for part in turns if place < len(part)][: options["top_k"]]
 
 
 def _show_found(found: Sequence[Any], media: Path | None, draw: bool) -> None:

@@ -45,6 +45,12 @@ def told(result: Result) -> list[dict[str, object]]:
     return [json.loads(line) for line in lines(result)]
 
 
+def test_kinds_take_turns_where_none_is_asked_for(run: Run) -> None:
+    """One list by similarity would have both pictures before the sound."""
+    found = [line.split()[2] for line in lines(run("search", "red"))[1:]]
+    assert found == ["red.png", "tone.wav", "blue.png"]
+
+
 def test_search_prints_a_table_and_json(run: Run) -> None:
     first = lines(run("search", "red", "-m", "image"))
     assert first[0].split() == ["score", "modality", "id", "metadata"]
