@@ -112,7 +112,7 @@ def _of_label_set(
     foreign, _ = _drawn(rng, vectors, labels, rng.permutation(others)[: len(others) // 3], _TAUGHT)
     place = np.searchsorted(half, owners)
     moved = shifted(classes[half], shifts(own, place, len(half)))
-    on = scores(own_similarities(own, place, classes[half]), temperature)
+    on = scores(np.stack(list(own_similarities(own, place, classes[half]))), temperature)
     off = scores(foreign @ moved.T, temperature)
     detector = fit([row[None] for row in on], [row[None] for row in off])
     return detector.probability(scores(queries @ moved.T, temperature))

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         if (
             recipe.projector.querybank
         ):  # hubs of this space of texts and sounds, as strongly as the recipe chose for its own
-            trained = with_querybank(split, trained, data, (kept.ladder["querybank.strength"], 0.0))
+            trained = with_querybank(split, trained, data, {}, (kept.ladder["querybank.strength"], 0.0))
         figures = steps.evaluate(split, frozen, data, trained, cache, work)
         keys = (f"{options.pairs}.unseen.top1", f"{options.pairs}.top1")
         rows.append({"split": number, "unseen": figures[keys[0]], "all": figures[keys[1]]})

@@ -29,6 +29,8 @@ class Named:
     count: int
     prompts: tuple[Features, ...]
     """One per template, (C, d) each. The head's branch uses the first, pairs use all in turn."""
+    bare: Features
+    """(C, d): the first word or words of each name alone, as somebody types them into a search."""
 
 
 def named(recipe: Recipe, encoders: Mapping[Modality, FrozenEncoder], cache: Path) -> dict[Modality, Named]:
@@ -45,7 +47,9 @@ def named(recipe: Recipe, encoders: Mapping[Modality, FrozenEncoder], cache: Pat
                 )
                 for template in recipe.templates[modality]  # type: ignore[index]
             )
-            result[modality] = Named(len(encoder.concepts), prompts)
+            first = [name.split(",")[0].lower() for name in encoder.concepts]
+            bare = cached_features(encoders["text"], first, cache, what=f"{modality} concepts")
+            result[modality] = Named(len(encoder.concepts), prompts, bare)
     return result
 
 

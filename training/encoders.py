@@ -283,7 +283,7 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
         if source.scales:
             wrapper = SeveralScales(wrapper, source.scales, preprocessing.height, preprocessing.width).eval()
     elif modality == "audio":
-        preprocessing = _changed(source, _audio_preprocessing(folder, config))
+        preprocessing = cast(Preprocessing, _changed(source, _audio_preprocessing(folder, config)))
     else:
         tokenizer = folder / "tokenizer.json"
         if not tokenizer.is_file():

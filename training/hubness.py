@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from service.contract.bundle import Modality
+from training.concepts import Named
 from training.features import Features
 from training.projector import Head
 from training.querybank import MEDIA, MediaReserve, TextReserve
@@ -21,6 +22,8 @@ from training.trained import Trained
 from training.validation import Data, calibrate, means, project, validate
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+MEDIA_STRENGTHS = (0.0, 0.25)
+"""Stronger ones gain with captions and lose with searches of a single word: docs/LOG.md, 2026-11-30."""
 _SOME = 5000  # texts and media that say how far b(t) and c(x) vary
 _MARGIN = 1.25  # by which texts to come may vary more
 
@@ -29,13 +32,15 @@ def with_querybank(
     recipe: Recipe,
     trained: Trained,
     data: Data,
+    names: Mapping[Modality, Named],
     strengths: tuple[float, float] | None = None,
     captions: Sequence[Features] = (),
 ) -> Trained:
     """The heads with banks and the strengths of correction that are best on validation, temperature and means anew.
 
     `strengths` are those for hubs among the texts and among the media. Without a validation split there is nothing to
-    choose by, and they are 0, unless they are given. `captions` are texts beside those of the train splits.
+    choose by, and they are 0, unless they are given. The bank of texts holds those of the train splits, `captions`,
+    and the bare names of what encoders can name, without which media suffer that are found by a word alone.
     """
     heads, rng = trained.heads, np.random.default_rng(recipe.train.seed)
     width, rows = recipe.projector.inner, recipe.projector.querybank
@@ -44,7 +49,7 @@ def with_querybank(
         for modality in MEDIA
         if modality in heads and (parts := _media(heads[modality], modality, data))
     }
-    texts = [*(splits["train"].texts for splits in data.values()), *captions]
+    texts = [*(splits["train"].texts for splits in data.values()), *captions, *(named.bare for named in names.values())]
     if parts := [project(heads["text"], features) for features in texts if len(features)]:
         vectors["text"] = parts
     banks = {modality: torch.from_numpy(_drawn(parts, rows, rng)[:, :width]) for modality, parts in vectors.items()}
@@ -62,9 +67,11 @@ def with_querybank(
                 liked = reserve.liked(some[modality], other) if modality in some else torch.zeros(1)
                 reserve.centre[index] = liked.mean()
                 spreads[side] = max(spreads[side], float((liked - liked.mean()).abs().max()))
-    chosen, scores = (0.0, 0.0), {}
-    for side in range(2):
-        tried = [(value, 0.0) if side == 0 else (chosen[0], value) for value in STRENGTHS]
+    chosen, scores = (0.0, 0.0), dict[tuple[float, float], float]()
+    for of_texts in (True, False):
+        tried = [(value, 0.0) for value in STRENGTHS]
+        if not of_texts:
+            tried = [(chosen[0], value) for value in MEDIA_STRENGTHS]
         for both in tried if strengths is None else [(0.0, 0.0), strengths]:
             if both in scores:
                 continue

@@ -84,12 +84,13 @@ def fit(
     """Train the projectors; write projectors.safetensors and training.json into `work`."""
     work.mkdir(parents=True, exist_ok=True)
     given: dict[Modality, Head] = {}
+    names = named(recipe, frozen, cache)
     if recipe.texts:
         captions = caption_features(recipe, frozen["text"], cache)
         given = {"text": text_head(recipe, frozen["text"], captions)}
-    trained = train(recipe, data, work, given, named(recipe, frozen, cache))
+    trained = train(recipe, data, work, given, names)
     if given and recipe.projector.querybank:
-        trained = with_querybank(recipe, trained, data, captions=[captions])
+        trained = with_querybank(recipe, trained, data, names, captions=[captions])
     learned = learn(recipe, trained.heads, data, trained.temperature)
     trained = replace(trained, abstention=learned, licences=licences_of(recipe))
     if joined().index == 0:

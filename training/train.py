@@ -93,7 +93,7 @@ def train(
     ladder |= {f"head.{rung.kind}": round(rung.score, 3) for rung in rungs}
     trained = replace(won.trained, history=wanted.trained.history, ladder=ladder | won.trained.ladder)
     # A frozen text head keeps the banks that it has.
-    return with_querybank(recipe, trained, data) if spec.querybank and "text" not in frozen else trained
+    return with_querybank(recipe, trained, data, names) if spec.querybank and "text" not in frozen else trained
 
 
 def _closed(kind: str, recipe: Recipe, data: Data, frozen: Mapping[Modality, Head]) -> _Rung:

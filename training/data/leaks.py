@@ -36,7 +36,7 @@ def without_leaks(recipe: Recipe, read: Read, cache: Path) -> dict[str, dict[Spl
     for name, splits in read.items():
         source, tested = recipe.pairs[name], _groups(recipe, name, splits["test"])
         for split in ("train", "validation"):
-            part: Pairs = splits[split]  # type: ignore[index]
+            part: Pairs = splits[split]
             if source.modality == "image" and recipe.leaks.image is not None:
                 prints = hashes.of(part.media, f"{name} {split} hashes")
                 kept = [next(tests.resembled(fingerprint), None) is None for fingerprint in prints]
@@ -46,7 +46,7 @@ def without_leaks(recipe: Recipe, read: Read, cache: Path) -> dict[str, dict[Spl
                 lost = len(kept) - sum(kept)
                 what = f"{lost:,} of {len(kept):,} {split} media are in a test split, exactly or nearly: left out"
                 print(f"{name}: {what}", file=sys.stderr)
-                result[name][split] = _kept(part, np.asarray(kept, bool))  # type: ignore[index]
+                result[name][split] = _kept(part, np.asarray(kept, bool))
     return result
 
 

@@ -274,8 +274,8 @@ def batch(stored: Stored, recipe: DistillRecipe, step: int) -> Tensor:
 def _sample(stored: Stored, recipe: DistillRecipe) -> Tensor:
     """Inputs from which the units of the teacher's maps are taken: pictures as they are, and mixtures of sounds."""
     if isinstance(stored, Spectra):
-        size = recipe.train.batch_size
-        return torch.cat([mixtures(stored, recipe, step) for step in range(-(-_SAMPLE // size))])[:_SAMPLE]
+        steps = range(-(-_SAMPLE // recipe.train.batch_size))
+        return torch.cat([mixtures(stored, recipe, step) for step in steps])[:_SAMPLE]
     rows = np.unique(np.linspace(0, len(stored) - 1, _SAMPLE, dtype=int))
     size = (recipe.student.preprocessing["width"], recipe.student.preprocessing["height"])
     shown = [np.asarray(Image.fromarray(stored[row]).resize(size, Image.Resampling.BICUBIC)) for row in rows]
@@ -325,7 +325,7 @@ def begin(recipe: DistillRecipe, teacher: Teacher, stored: Stored, work: Path) -
 def _best_of(recipe: DistillRecipe, work: Path) -> dict[str, Tensor]:
     """The best weights of another recipe's finished run. Raises DistillError where there is none."""
     path = checkpoint_path(recipe, work, _FREE)
-    saved = torch.load(path, weights_only=True) if path.is_file() else {"step": 0}
+    saved: dict[str, Any] = torch.load(path, weights_only=True) if path.is_file() else {"step": 0}
     if saved["step"] < recipe.train.steps:
         raise DistillError(
             f"train.start: {recipe.name} has {saved['step']} of its {recipe.train.steps} steps: run it first"

@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -73,6 +75,7 @@ def views_of(
     }
     if recipe.student.staged:
         key["layers"] = recipe.student.cuts
+    view: Callable[[Path, np.random.Generator], Any]
     if isinstance(spec, ImagePreprocessing):
         assert recipe.teacher.preprocessing is not None
         view = functools.partial(image_views, count=count, student=spec, teacher=recipe.teacher.preprocessing)
