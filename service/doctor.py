@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 PACKAGES = {
-    **{name: name for name in ("anyio", "click", "cryptography", "fastapi", "httpcore", "httpx", "numpy", "orjson")},
-    **{name: name for name in ("pydantic", "redis", "soundfile", "soxr", "starlette", "tokenizers", "tqdm", "uvicorn")},
+    **{name: name for name in ("anyio", "click", "cryptography", "fastapi", "httpcore", "httptools", "httpx")},
+    **{name: name for name in ("numpy", "orjson", "pydantic", "redis", "soundfile", "soxr", "starlette", "tokenizers")},
+    **{name: name for name in ("tqdm", "uvicorn")},
     "dnspython": "dns",
     "isthmus-client": "isthmus_client",
     "pillow": "PIL",

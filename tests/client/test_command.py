@@ -87,8 +87,8 @@ def test_embed_gives_vectors_and_says_which_input_is_bad(run: Run) -> None:
     said = [json.loads(line) for line in mixed.stdout.splitlines()]
     assert mixed.exit_code == 1
     assert [each["embedding"] is None for each in said] == [False, True, False]
-    assert said[1]["error"]["code"] == "unsupported_media"
-    assert "error: broken.png: neither an image, a sound nor a video" in run("embed", "broken.png").stderr
+    assert said[1]["error"]["code"] == "undecodable_media"
+    assert "error: broken.png: the image is truncated or corrupt" in run("embed", "broken.png").stderr
     [word] = told(run("embed", "--text", "red.png", "--json", "--dimensions", "8"))
     assert word["modality"] == "text" and len(word["embedding"]) == 8  # type: ignore[arg-type]
 
