@@ -64,7 +64,7 @@ ENV PATH=/opt/isthmus/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     ISTHMUS_HOST=0.0.0.0 ISTHMUS_PORT=8000 ISTHMUS_BUNDLE=/opt/starter ISTHMUS_STORE=/data ISTHMUS_DEVICE=cuda
 # Of the code; and of the starter's weights, as the server says it (a test compares the two).
 LABEL org.opencontainers.image.licenses="Apache-2.0" \
-      isthmus.weights="weights: non-commercial, because of Flickr8k (non-commercial research), ESC-50 (CC-BY-NC-3.0)"
+      isthmus.weights="weights: non-commercial, because of Flickr8k (non-commercial research), Corel5k (research alone), IKEA products (non-commercial research), ESC-50 (CC-BY-NC-3.0), isthmus-starter-audio (CC-BY-NC-3.0); not known of recordings of ambience (not stated)"
 USER 10001:10001
 WORKDIR /opt/isthmus
 VOLUME /data
@@ -80,7 +80,7 @@ ENV PATH=/opt/isthmus/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     ISTHMUS_HOST=0.0.0.0 ISTHMUS_PORT=8000 ISTHMUS_BUNDLE=/opt/starter ISTHMUS_STORE=/data ISTHMUS_DEVICE=cpu
 # Of the code; and of the starter's weights, as the server says it (a test compares the two).
 LABEL org.opencontainers.image.licenses="Apache-2.0" \
-      isthmus.weights="weights: non-commercial, because of Flickr8k (non-commercial research), ESC-50 (CC-BY-NC-3.0)"
+      isthmus.weights="weights: non-commercial, because of Flickr8k (non-commercial research), Corel5k (research alone), IKEA products (non-commercial research), ESC-50 (CC-BY-NC-3.0), isthmus-starter-audio (CC-BY-NC-3.0); not known of recordings of ambience (not stated)"
 USER 10001:10001
 WORKDIR /opt/isthmus
 VOLUME /data
