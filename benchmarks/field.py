@@ -19,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,9 @@ class Doors:
     def __init__(self, address: str, every: Sequence[Sample], folder: Path) -> None:
         self._http = httpx.Client(base_url=address, timeout=_PATIENCE_S, trust_env=False)
         self._address, self._every, self._folder = address, every, folder
+
+    def close(self) -> None:
+        self._http.close()
 
     def of_json(self, kind: str, data: bytes) -> Answer:
         body = {"inputs": [{kind: base64.b64encode(data).decode()}]}
@@ -132,9 +136,10 @@ class Doors:
         return Answer("ok", "", item["modality"], item["vector"], truncated)
 
 
-def answers(address: str, every: Sequence[Sample], folder: Path) -> Iterator[tuple[Sample, dict[str, Answer]]]:
+def answers(
+    doors: Doors, address: str, every: Sequence[Sample], folder: Path
+) -> Iterator[tuple[Sample, dict[str, Answer]]]:
     """Each file with what each door said of it."""
-    doors = Doors(address, every, folder)
     files = folder / "files"
     files.mkdir()
     for sample in every:
@@ -191,9 +196,12 @@ def cosine(one: Answer, other: Answer) -> float:
 
 def try_all(bundle: Path, every: Iterable[Sample], store: Path, folder: Path) -> Findings:
     findings = Findings()
-    with isthmus("isthmus", bundle, store) as server:
+    samples_tried = list(every)
+    with (
+        isthmus("isthmus", bundle, store) as server,
+        closing(Doors(server.address, samples_tried, folder)) as doors,
+    ):
         known: dict[bytes, Answer] = {}
-        doors = Doors(server.address, (), folder)
 
         def plain(data: bytes | None) -> Answer | None:
             if data is None:
@@ -202,7 +210,7 @@ def try_all(bundle: Path, every: Iterable[Sample], store: Path, folder: Path) ->
                 known[data] = doors.of_form(Sample("plain", data, "image"))
             return known[data]
 
-        for sample, given in answers(server.address, list(every), folder):
+        for sample, given in answers(doors, server.address, samples_tried, folder):
             like, unlike = plain(sample.like), plain(sample.unlike)
             wrong = faults(sample, given, like, unlike)
             right = sample.refused or f"{sample.kind}, cosine ≥ {sample.least}"

@@ -69,6 +69,7 @@ export function searchView(app) {
     const json = {
       ...(wanted.query && { query: wanted.query }),
       top_k: count,
+      correction: 1, // else what is of the query's own kind crowds out the others
       ...(app.collection !== "default" && { collection: app.collection }),
       ...(modalities.length && { modalities }),
       ...(filters.filter && { filter: filters.filter }),

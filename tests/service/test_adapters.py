@@ -55,7 +55,7 @@ def test_an_example_is_judged_without_itself(counts):
     rng = np.random.default_rng(1)
     labels, owners = unit(rng, 4), np.repeat(np.arange(4), counts)
     examples = unit(rng, len(owners))
-    found = own_similarities(examples, owners, labels)
+    found = np.concatenate(list(own_similarities(examples, owners, labels)))
     moved = shifted(labels, shifts(examples, owners, 4))
     middle = np.mean([examples[owners == label].mean(0) for label in set(owners.tolist())], axis=0)
     for place, owner in enumerate(owners):

@@ -140,7 +140,7 @@ def test_what_is_served_is_what_was_made(keeping):
         keeping,
         {"id": "a/b c.png", "image": b64(png(size=(40, 60)))},
         {"id": "sound", "audio": b64(wav(seconds=2.0)), "collection": "sounds"},
-        {"id": "words", "text": "x" * 3_000},
+        {"id": "words", "text": "red " * 800},
         {"id": "given", "vector": [1.0] * keeping.get("/models").json()["models"][0]["dimensions"]},
     )
     response = keeping.get("/previews/a%2Fb%20c.png")
@@ -161,13 +161,13 @@ def test_what_is_served_is_what_was_made(keeping):
     listed = {item["id"]: item for item in keeping.get("/items", params={"include": "preview"}).json()["items"]}
     assert listed["a/b c.png"]["preview"] == {"media_type": "image/webp", "width": 60, "height": 40}
     assert listed["sound"]["preview"]["seconds"] == 2.0 and len(listed["sound"]["preview"]["peaks"]) == PEAKS
-    assert listed["words"]["preview"] == {"text": "x" * 1_000}
+    assert listed["words"]["preview"] == {"text": "red " * 250}
     assert listed["given"]["preview"] is None
     whole = keeping.get("/items/words", params={"include": ["preview", "vector"]}).json()
-    assert whole["preview"] == {"text": "x" * 1_000} and "vector" in whole
+    assert whole["preview"] == {"text": "red " * 250} and "vector" in whole
     answer = keeping.post("/search", json={"queries": ["a", "b"], "include": ["preview"], "top_k": 4}).json()
     for found in answer["results"]:
-        assert {each["id"]: each["preview"] for each in found}["words"] == {"text": "x" * 1_000}
+        assert {each["id"]: each["preview"] for each in found}["words"] == {"text": "red " * 250}
 
 
 def test_files_of_a_form_are_previewed_and_a_bad_one_is_not(keeping):

@@ -191,7 +191,7 @@ def test_a_thread_that_dies_while_it_decodes_costs_no_input(
     pictures: int,
 ) -> None:
     deaths = 0
-    read = modalities.read_image
+    read = modalities.see_image
 
     def mortal(*given: Any) -> Any:
         nonlocal deaths
@@ -200,7 +200,7 @@ def test_a_thread_that_dies_while_it_decodes_costs_no_input(
             raise SystemExit
         return read(*given)
 
-    monkeypatch.setattr(modalities, "read_image", mortal)
+    monkeypatch.setattr(modalities, "see_image", mortal)
     files = [("file", ("a", png((10 * each, 0, 0)))) for each in range(pictures)]
     with serving(settings) as client:
         deaths = 1

@@ -96,7 +96,7 @@ def test_the_key_changes_with_the_bytes_and_the_preprocessing(make_recipe: MakeR
 def test_a_bad_file_is_named(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     bad = tmp_path / "broken.png"
     bad.write_bytes(b"no picture")
-    with pytest.raises(FeatureError, match=r"broken\.png: not an image"):
+    with pytest.raises(FeatureError, match=r"broken\.png: neither an image"):
         cached_features(load_encoder(make_recipe(), "image"), [bad], tmp_path / "cache")
 
 

@@ -117,6 +117,7 @@ def test_graphs_and_bundles_have_the_correction(
     make_recipe: MakeRecipe, tmp_path: Path, strength: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.hubness.STRENGTHS", (0.0, strength))
+    monkeypatch.setattr("training.hubness.MEDIA_STRENGTHS", (0.0, strength))
     monkeypatch.setattr(
         "training.hubness.validate",
         lambda recipe, heads, data: {"x": float(heads["text"].reserve.slope + heads["image"].reserve.slope)},
