@@ -1,4 +1,4 @@
-"""Media of a test split, exactly or nearly, leave training; rows are kept by their columns; captions order texts alone."""
+"""What a test split holds leaves training; rows are kept by their columns; captions alone order the texts."""
 
 import gzip
 from pathlib import Path
