@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import hypothesis
 import numpy as np
 import pytest
 import redis
@@ -23,6 +24,10 @@ from service.settings import Settings
 from tests import tiny_bundle
 
 DEADLINE_S = 30.0
+
+# How long an example takes says something of the machine, not of the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Variables of the developer's environment would take the place of what the tests set: they are read here, once.
 DATA_ROOT = os.environ.get("ISTHMUS_DATA")
