@@ -235,7 +235,7 @@ def images(seed: int, size: tuple[int, int] = (480, 320)) -> Iterator[Sample]:
     yield right("no_end.jpg", jpeg[:-2], truncated=True)
     yield right("10_bytes_short.jpg", jpeg[:-10], truncated=True)
     # The last scan, which sharpens every block, is what is cut off: told in the answer, and a little further away.
-    yield right("short_progressive.jpg", saved(photo, "JPEG", progressive=True)[:-200], 0.97, truncated=True)
+    yield right("short_progressive.jpg", saved(photo, "JPEG", progressive=True)[:-200], least=0.97, truncated=True)
     for format in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "HEIC", "AVIF"):
         whole = saved(photo, format)
         yield wrong(f"half.{format.lower()}", whole[: len(whole) // 2])
