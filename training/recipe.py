@@ -419,7 +419,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         values["attribution"] = str((path.parent / values["attribution"]).resolve())
     for source in (values.get("pairs") or {}).values():
         if isinstance(source, dict) and isinstance(source.get("prompts"), str):
-            source["prompts"] = read_yaml(path.parent / source["prompts"])
+            source["prompts"] = _mapping(path.parent / source["prompts"])
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -430,14 +430,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
 def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
     """The recipe's values with ISTHMUS_DATA and overrides applied, not yet checked. Raises RecipeError."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: not a mapping of keys to values")
+    values = _mapping(path)
     if root := os.environ.get("ISTHMUS_DATA"):
         values["data"] = {**(values.get("data") or {}), "root": root}
     for override in overrides or []:
@@ -451,4 +444,17 @@ def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
             if not isinstance(inner, dict):
                 raise RecipeError(f"--set {override}: {parent} is not a mapping")
         inner[last] = yaml.safe_load(value)
+    return values
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds, as it stands there. Raises RecipeError."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: not a mapping of keys to values")
     return values
