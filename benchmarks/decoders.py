@@ -184,7 +184,7 @@ def measure(
 
 def embedder(bundle: Path) -> Callable[[list[NDArray[np.float32]]], NDArray[np.float64]]:
     """The bundle's image tower. Its own preprocessing aside, it sees SPEC's pixels, squashed to its size."""
-    from service.towers import open_towers
+    from service.engine.towers import open_towers
 
     read = read_bundle(bundle)
     tower = open_towers(read, "cpu", 0, ["image"])["image"]

@@ -23,10 +23,10 @@ from typing import get_args
 
 from benchmarks import hostile_media as media
 from benchmarks.servers import Server, isthmus
+from service.api.keys import Scope, create_key
 from service.contract.audio import AudioLimits, decode_audio
 from service.contract.errors import InputError
 from service.contract.images import ImageLimits, ImagePreprocessing, read_image
-from service.keys import Scope, create_key
 from service.schemas.inputs import sniff
 
 _ROOT = Path(__file__).parents[1]

@@ -24,9 +24,9 @@ import numpy as np
 import onnxruntime
 
 from service.contract.bundle import OUTPUT
-from service.providers import CUDA, TENSORRT, Device, requests
-from service.recorded import Recorded
-from service.towers import session_options
+from service.engine.cuda_graphs import Recorded
+from service.engine.providers import CUDA, TENSORRT, Device, requests
+from service.engine.towers import session_options
 
 DIMENSIONS = 512
 BATCHES = (1, 8, 32)

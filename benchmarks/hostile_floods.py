@@ -25,8 +25,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.servers import Server, isthmus
+from service.api.keys import create_key
 from service.contract.bundle import read_bundle
-from service.keys import create_key
 
 OK, BUSY, LATE, INVALID = "ok", "overloaded", "deadline_exceeded", "invalid_request"
 DEADLINE_S, GRACE_S = 10, 3

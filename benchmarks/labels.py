@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.adapters import own_similarities, shifted, shifts
 from service.contract.abstention import SCORES, Detector, auroc, fit, scores
+from service.retrieval.adapters import own_similarities, shifted, shifts
 from training import steps
 from training.abstention import halves
 from training.evaluate import class_vectors

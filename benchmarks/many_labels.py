@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from service.classify import Classifier
 from service.contract.bundle import Encoder, Manifest, Projector, Tower, space_id
 from service.contract.tokens import TextPreprocessing
 from service.contract.vectors import l2_normalise
-from service.pipeline import Embedded
+from service.engine.embedder import Embedded
+from service.retrieval.classify import Classifier
 from service.schemas.inputs import AnyInput
 from service.store import SqliteStore
 

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle, Modality, read_bundle
-from service.late_interaction import maxsim, transport
-from service.modalities import Content, Text, handling
+from service.engine.handling import Content, Text, handling
+from service.engine.towers import Tower
+from service.retrieval.late_interaction import maxsim, transport
 from service.settings import Settings
-from service.towers import Tower
 from training.pairs import Pairs, read_pairs
 from training.recipe import load_recipe
 

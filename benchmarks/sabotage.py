@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import __main__ as service
-from service.towers import Arrays, Tower
+from service.engine.towers import Arrays, Tower
 
 _WORKERS = ("decode", "-model", "-collate")
 _free = threading.Event()

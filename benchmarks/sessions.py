@@ -4,8 +4,8 @@ python -m benchmarks.sessions [--bundle build/starter] [--rounds 7] [--only VARI
 
 Alone: one tower's calls, one after the other. Shared: every tower has a thread of its own that calls it without a
 pause, as in a service that is asked for everything at once; the figure is the geometric mean of the towers' rates.
-A ratio above 1 says that the option is faster than `service/towers.py`. Prints a table and, as its last line, one JSON
-object: medians of the rounds' ratios, and the instructions of this processor that matter to int8.
+A ratio above 1 says that the option is faster than `service/engine/towers.py`. Prints a table and, as its last line,
+one JSON object: medians of the rounds' ratios, and the instructions of this processor that matter to int8.
 """
 
 import argparse
@@ -22,9 +22,9 @@ import numpy as np
 import onnxruntime
 
 from service.contract.bundle import OUTPUT, Bundle, BundleError, Modality, Precision, read_bundle
-from service.modalities import handling
+from service.engine.handling import handling
+from service.engine.towers import session_options
 from service.settings import read_settings
-from service.towers import session_options
 
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "avx512_bf16")
 _SHARED_S = 1.0

@@ -19,10 +19,10 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from service import __version__  # noqa: E402
+from service.commands.starters import DEFAULT, GROUP  # noqa: E402
 from service.contract.bundle import MANIFEST, Bundle, Manifest, read_bundle  # noqa: E402
 from service.contract.licences import markdown  # noqa: E402
 from service.contract.signature import SIGNATURE  # noqa: E402
-from service.starters import DEFAULT, GROUP  # noqa: E402
 
 MAX_WHEEL_BYTES = 100_000_000
 """What PyPI takes of one file."""

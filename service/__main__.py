@@ -22,26 +22,28 @@ import uvicorn
 import yaml
 from fastapi import FastAPI
 
-from service import listener, logs, reference, starters
-from service.auth import local_names
+from service.api import listener
+from service.api.app import create_app, open_parts, open_store
+from service.api.auth import local_names
+from service.api.keys import KeysError, Scope, create_key, read_keys, revoke_key
+from service.api.protocol import Protocol, Unsent
+from service.api.quotas import UNITS, Limit
+from service.api.state import State
+from service.commands import reference, starters
+from service.commands.load import Progress, load
+from service.commands.reembed import LEFT_OUT, Originals, Outcome, Source, command, reembed, replace_store, survey
+from service.commands.starters import StarterError
+from service.commands.worker import work
 from service.contract.bundle import BundleError
 from service.contract.licences import weights_line
+from service.engine.handling import handling
+from service.engine.towers import Tower, TowerError
 from service.jobs import upkeep as jobs_upkeep
-from service.keys import KeysError, Scope, create_key, read_keys, revoke_key
-from service.load import Progress, load
-from service.main import create_app, open_parts, open_store
-from service.modalities import handling
-from service.protocol import Protocol, Unsent
-from service.quotas import UNITS, Limit
-from service.reembed import LEFT_OUT, Originals, Outcome, Source, command, reembed, replace_store, survey
 from service.settings import Settings, SettingsError, read_settings
-from service.starters import StarterError
-from service.state import State
 from service.store import upkeep
 from service.store.errors import StoreError
 from service.store.schema import DEFAULT_COLLECTION, FILE
-from service.towers import Tower, TowerError
-from service.worker import work
+from service.telemetry import logs
 
 log = logging.getLogger("service")
 
@@ -368,7 +370,7 @@ def _limit(text: str) -> Limit:
 
 def index(folder: Path, url: str | None, collection: str, settings: Settings) -> int:
     """Index a folder; 1 where a file was refused, 2 where it cannot go on, 130 where it was stopped by Ctrl-C."""
-    from service import index_folder  # what it needs of its own, no server has to load
+    from service.commands import index_folder  # what it needs of its own, no server has to load
 
     async def run() -> index_folder.Outcome:
         key = settings.api_key.get_secret_value() if settings.api_key else None

@@ -13,7 +13,7 @@ from service.contract.audio import AudioLimits
 from service.contract.bundle import MODALITIES, Bundle, Modality, read_bundle
 from service.contract.images import ImageLimits
 from service.contract.signature import SignatureError, public_key
-from service.providers import Gpus
+from service.engine.providers import Gpus
 
 _MOST_LANES = 4
 

@@ -19,7 +19,7 @@ import soundfile
 from PIL import Image
 
 from service.__main__ import Server, uvicorn_config
-from service.main import Parts, create_app
+from service.api.app import Parts, create_app
 from service.settings import Settings
 from tests import tiny_bundle
 

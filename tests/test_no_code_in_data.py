@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from service import cache
 from service.__main__ import main as service
+from service.api.keys import KeysError, read_keys
 from service.contract.bundle import MANIFEST, Manifest, sha256_file
-from service.keys import KeysError, read_keys
+from service.engine import cache
 from service.store import snapshot
 from service.store.schema import FILE
 from tests import tiny_bundle

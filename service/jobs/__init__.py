@@ -20,24 +20,24 @@ from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.disk import Disk
+from service.api.fetch import Fetcher
+from service.api.quotas import Limiter, metering
+from service.engine.embedder import Embedder
+from service.engine.previews import Previewer
+from service.engine.token_vectors import TokenEmbedder
 from service.errors import DiskFull, InvalidRequest, NotReady
-from service.fetch import Fetcher
 from service.jobs.embedding import Means
 from service.jobs.ledger import FILE, UNFINISHED, Form, Job, Ledger, Refusal, State
 from service.jobs.plan import Unusable, folder_beneath
 from service.jobs.running import LONGEST_PAUSE_S, Books, Cancelled, Progress, Run, Runner
 from service.jobs.spool import spool, sync
 from service.jobs.stream import Dispatcher
-from service.logs import caller
-from service.metrics import Metrics
-from service.pipeline import Embedder
-from service.previews import Previewer
-from service.quotas import Limiter, metering
 from service.settings import Settings
 from service.store import Store, StoreError, StoreInUse
+from service.store.disk import Disk
 from service.store.sqlite import hold
-from service.token_vectors import TokenEmbedder
+from service.telemetry.logs import caller
+from service.telemetry.metrics import Metrics
 
 __all__ = ["Job", "Jobs", "Opened", "Progress", "Refusal", "open_jobs"]
 

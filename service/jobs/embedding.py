@@ -11,22 +11,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from service.api.fetch import Fetcher, Fetches, fetching
+from service.api.quotas import Costs, Limit, Limiter, Meter
 from service.contract.errors import InputError
 from service.contract.videos import Claims, VideoLimits, claims_of
+from service.engine.embedder import Embedder, Input, Media, costs_of
+from service.engine.previews import Previewer
+from service.engine.token_vectors import TokenEmbedder
+from service.engine.videos import Video
 from service.errors import DeadlineExceeded, FetchFailed, NotReady, Overloaded, RateLimited, input_problem
-from service.fetch import Fetcher, Fetches, fetching
-from service.indexing import embed_items
 from service.jobs.ledger import Refusal
 from service.jobs.pieces import Outcome, Work, read_piece
-from service.pipeline import Embedder, Input, Media, costs_of
-from service.previews import Previewer
-from service.quotas import Costs, Limit, Limiter, Meter
+from service.retrieval.indexing import embed_items
 from service.schemas.inputs import to_input, url_of
 from service.schemas.items import ItemInput
 from service.settings import Limits
 from service.store import Entry
-from service.token_vectors import TokenEmbedder
-from service.videos import Video
 
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
 _FETCHED_AT_ONCE = 8

@@ -8,9 +8,9 @@ import numpy as np
 import orjson
 from pydantic import ValidationError
 
+from service.api.reading import parse_json
 from service.contract.vectors import Vectors
 from service.errors import BodyTooLarge, MalformedRequest
-from service.inputs import parse_json
 from service.jobs.ledger import Refusal
 from service.jobs.plan import Piece
 from service.schemas.inputs import File

@@ -18,18 +18,18 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from service.disk import Disk
 from service.errors import NotReady
-from service.indexing import token_collections
 from service.jobs.embedding import Means, costs_of_work, embed, pay
 from service.jobs.ledger import Chunk, Job, Ledger, Refusal, State
 from service.jobs.pieces import Outcome, Work
 from service.jobs.plan import Bounds, Reader, Unusable, build, folder_beneath
 from service.jobs.stream import Dispatcher, NoWorkers, Poison
 from service.jobs.turns import Turns
-from service.metrics import Metrics
+from service.retrieval.indexing import token_collections
 from service.settings import Settings
 from service.store import Entry, Store
+from service.store.disk import Disk
+from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

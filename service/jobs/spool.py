@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
 
-from service.disk import Disk
 from service.errors import BodyTooLarge, MalformedRequest, NotReady
+from service.store.disk import Disk
 
 log = logging.getLogger(__name__)
 

@@ -24,10 +24,10 @@ from service.contract.containers import UNKNOWN, container_of, is_footage
 from service.contract.errors import BadMedia, InputError, UnsupportedMedia
 from service.contract.structure import is_picture, is_sound
 from service.contract.tokens import Role
+from service.engine.embedder import Input, Media, Text, TokenIds
+from service.engine.videos import Video
 from service.errors import FetchDisabled
-from service.pipeline import Input, Media, Text, TokenIds
 from service.settings import Limits
-from service.videos import Video
 
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC"
 SOUND = "UklGRigAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQQAAACAyIA4"

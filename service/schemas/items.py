@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from service.pipeline import StoredModality as StoredModality
+from service.engine.embedder import StoredModality as StoredModality
 from service.schemas.embed import InputProblem
 from service.schemas.inputs import (
     AnyInput,

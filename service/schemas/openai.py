@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictInt, Tag, model_validator
 
 from service.contract.tokens import Role
+from service.engine.embedder import TokenIds
 from service.errors import InvalidRequest
-from service.pipeline import TokenIds
 from service.schemas.inputs import (
     AnyInput,
     AudioInput,

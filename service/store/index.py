@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.vectors import Vectors
+from service.engine.workers import stop_if_abandoned
 from service.store.columns import Columns, Growing, Mask
 from service.store.filters import Filter
 from service.store.kinds import Built, Chosen, Effort, Keys, Rules, Wanted, graph_rather_than_scan
 from service.store.records import Records
-from service.workers import stop_if_abandoned
 
 _BLOCK = 2**22
 """Numbers in a block: 16 MiB."""

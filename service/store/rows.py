@@ -12,10 +12,10 @@ import numpy as np
 import orjson
 
 from service.contract.vectors import Vectors
+from service.engine.workers import stop_if_abandoned
 from service.errors import InvalidRequest
 from service.store.kinds import Keys, Wanted
 from service.store.schema import now
-from service.workers import stop_if_abandoned
 
 _BATCH = 10_000
 """Rows read at a time."""

@@ -15,11 +15,12 @@ import numpy as np
 
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
-from service.disk import Disk
+from service.engine.workers import Workers, abandoned
 from service.errors import InvalidRequest, NotFound, NotReady
 from service.store import keywords, labels, moments, previews, rows, schema, snapshot, tokens
 from service.store.builder import Builder
 from service.store.columns import reads_rows
+from service.store.disk import Disk
 from service.store.errors import StoreDamaged, StoreError, StoreInUse
 from service.store.files import OpenFiles
 from service.store.filters import Filter
@@ -30,7 +31,6 @@ from service.store.labels import LabelSet
 from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Preview, SlotReader
 from service.store.writer import BEHIND, Change, Configure, Drop, Put, Remove, Transaction, Writer
-from service.workers import Workers, abandoned
 
 _READERS = 4
 _STEPS = 20_000

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import attacks, hostile, hostile_floods, hostile_jobs, hostile_media
 from benchmarks.expected import OF_IMAGES, OF_SOUNDS
-from service.errors import _HTTP_CODES, STATUS
+from service.api.problems import _HTTP_CODES, STATUS
 from tests import tiny_bundle
 
 _QUICK_BYTES = 2_000_000

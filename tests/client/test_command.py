@@ -246,7 +246,7 @@ def test_commands_that_serve_never_import_torch() -> None:
         try:
             cli.main(["serve", "--help"])
         finally:
-            import service.doctor
+            import service.commands.doctor
             print([name for name in ("torch", "transformers", "training") if name in sys.modules], file=sys.stderr)
     """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from service.__main__ import main as service
+from service.api.app import open_parts
 from service.contract.bundle import MANIFEST, Bundle, BundleError, read_bundle, write_bundle
 from service.contract.signature import SIGNATURE, SignatureError, private_key, public_key
-from service.main import open_parts
 from service.settings import Settings
 from tests import tiny_bundle
 from training.__main__ import main as training
@@ -121,7 +121,7 @@ def test_a_signature_is_of_one_manifest_and_of_nothing_else(bundle: Bundle, tmp_
 
 
 def test_reload_asks_for_the_signature_again(bundle: Bundle, tmp_path: Path) -> None:
-    from service.keys import create_key
+    from service.api.keys import create_key
     from tests.conftest import served
 
     private, public = pair(tmp_path)

@@ -81,7 +81,7 @@ def test_jobs_are_asked_of_the_replica_that_takes_them_and_a_worker_helps_it(com
     assert worker["image"] == compose["services"]["isthmus-1"]["image"]
     assert worker["environment"] == {"ISTHMUS_REDIS_URL": "redis://redis:6379/0"}
     assert not worker.get("volumes") and not worker.get("ports")
-    assert worker["healthcheck"]["test"] == ["CMD", "python", "-m", "service.worker_alive"]
+    assert worker["healthcheck"]["test"] == ["CMD", "python", "-m", "service.commands.worker_alive"]
     assert float(worker["stop_grace_period"].rstrip("s")) > Settings().shutdown_grace_s
 
 

@@ -195,7 +195,9 @@ def test_the_environment_of_the_image_is_small(image: Image) -> None:
 
 @pytest.mark.slow
 def test_the_image_has_what_the_service_imports(image: Image) -> None:
-    imports = "from service.main import create_app; import pymilvus, opentelemetry.sdk, ssl, sqlite3, soundfile, soxr"
+    imports = (
+        "from service.api.app import create_app; import pymilvus, opentelemetry.sdk, ssl, sqlite3, soundfile, soxr"
+    )
     done = image.run(["python", "-W", "error::ImportWarning", "-c", imports])
     assert done.returncode == 0, done.stderr
 

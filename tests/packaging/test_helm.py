@@ -12,7 +12,7 @@ import yaml
 from helm_python.chart import lint
 
 from service import __version__
-from service.main import create_app
+from service.api.app import create_app
 from service.settings import Settings
 from tests.packaging.dockerfile import read_stages
 
@@ -252,7 +252,7 @@ def test_a_worker_runs_what_the_image_can_run(monkeypatch: pytest.MonkeyPatch) -
     assert found["image"] == f"isthmus:{__version__}-gpu"
     assert found["resources"]["limits"] == {"memory": "2Gi", "nvidia.com/gpu": 1}
     for probe in ("startupProbe", "livenessProbe"):
-        assert found[probe]["exec"]["command"] == ["python", "-m", "service.worker_alive"]
+        assert found[probe]["exec"]["command"] == ["python", "-m", "service.commands.worker_alive"]
     given = {each["name"]: each.get("value", "redis://from/a-secret") for each in found["env"]}
     for key, value in given.items():
         monkeypatch.setenv(key, value)

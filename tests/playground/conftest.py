@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, 
 
 from examples.photos import PHOTOS, write_photos
 from examples.sounds import SOUNDS, write_sounds
-from service.keys import create_key
+from service.api.keys import create_key
 from service.settings import Settings
 from tests.conftest import serving
 

@@ -12,7 +12,7 @@ from service.contract.errors import BadMedia, InputError
 from service.contract.images import ImagePreprocessing
 from service.contract.tokens import TextPreprocessing
 from service.contract.vectors import Vectors, l2_normalise
-from service.pipeline import Embedded, Input, Media, Text
+from service.engine.embedder import Embedded, Input, Media, Text
 
 DIMENSIONS = 8
 

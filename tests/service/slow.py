@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from service.towers import Arrays
+from service.engine.towers import Arrays
 
 WAIT_S = 20.0
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.adapters import own_similarities, shifted, shifts
 from service.contract.vectors import l2_normalise
+from service.retrieval.adapters import own_similarities, shifted, shifts
 
 
 def unit(rng, rows, dimensions=6):

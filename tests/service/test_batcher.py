@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batcher, Budget
+from service.engine.batcher import Batcher, Budget
 from service.errors import InferenceFailed, NotReady
 
 DIMENSIONS = 2
@@ -567,7 +567,7 @@ def test_while_requests_come_a_lane_is_left_to_them() -> None:
 
 
 def test_a_busy_server_s_job_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.batcher._PATIENCE_S", 0.0)
+    monkeypatch.setattr("service.engine.batcher._PATIENCE_S", 0.0)
 
     async def main() -> None:
         model = Model(held=True)

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.cache import Entry, MemoryCache, RedisCache, check_redis, decode, encode, key_of
+from service.api.app import open_parts
 from service.contract.vectors import l2_normalise
-from service.main import open_parts
-from service.pipeline import Input, Media, Text, TokenIds, _key
+from service.engine.cache import Entry, MemoryCache, RedisCache, check_redis, decode, encode, key_of
+from service.engine.embedder import Input, Media, Text, TokenIds, _key
 from service.settings import Settings, SettingsError
 from tests.conftest import redis_server
 

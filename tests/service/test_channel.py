@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.cache import MemoryCache
-from service.channel import Runs
 from service.contract.bundle import Bundle, Modality, read_bundle
+from service.engine.cache import MemoryCache
+from service.engine.channel import Runs
+from service.engine.embedder import Embedded, Embedder, Text
+from service.engine.towers import Arrays, TowerError, open_towers
 from service.errors import NotReady, Overloaded
-from service.metrics import Metrics
-from service.pipeline import Embedded, Embedder, Text
 from service.settings import Settings
-from service.towers import Arrays, TowerError, open_towers
+from service.telemetry.metrics import Metrics
 from tests import tiny_bundle
 from tests.service.slow import WAIT_S, Slow
 from tests.service.test_pipeline import run

@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.adapters import STRENGTH
-from service.classify import _CHUNK, Classifier, _best, _prompts, stored_labels
+from service.api.quotas import MemoryLimiter, Meter, metering
 from service.contract.abstention import Detector, auroc
 from service.contract.errors import InputError
 from service.contract.vectors import l2_normalise
+from service.engine.embedder import Media, Text
 from service.errors import InputFailed, InvalidRequest, NotFound, NotReady
-from service.pipeline import Media, Text
-from service.quotas import MemoryLimiter, Meter, metering
+from service.retrieval.adapters import STRENGTH
+from service.retrieval.classify import _CHUNK, Classifier, _best, _prompts, stored_labels
+from service.retrieval.search import Searcher
 from service.schemas.classify import ClassifyRequest, Label, LabelSetRequest, TaughtLabel
 from service.schemas.inputs import ImageInput
-from service.search import Searcher
 from service.store import Entry, SqliteStore
 from tests.service.fakes import FakeEmbedder, fake_manifest, vector_of
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from service.contract.errors import BadMedia, MediaTooLarge
 from service.contract.images import ImageLimits, decode_image
-from service.crops import crops
+from service.retrieval.crops import crops
 
 LIMITS = ImageLimits()
 

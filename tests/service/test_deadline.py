@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from service.deadline import Deadline, within
 from service.errors import DeadlineExceeded
+from service.retrieval.deadline import Deadline, within
 from service.settings import Settings
 from tests.service.slow import Slow
 from tests.service.test_serving import in_queue, until, with_towers

@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service import disk
-from service.disk import Disk
 from service.errors import DiskFull
 from service.settings import Settings
+from service.store import disk
+from service.store.disk import Disk
 from tests.conftest import DEADLINE_S, serving
 
 MB = 1_000_000

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from packaging.requirements import Requirement
 
-from service import doctor
-from service.doctor import Check, examine
+from service.commands import doctor
+from service.commands.doctor import Check, examine
 from service.settings import Settings
 from service.store import schema
 from tests import tiny_bundle
@@ -106,7 +106,7 @@ def test_a_setting_that_makes_no_sense(bundle_dir: Path, monkeypatch: pytest.Mon
 
 def test_missing_packages_are_named_and_nothing_else_is_needed_to_say_so(tmp_path: Path) -> None:
     # -S leaves out every installed package, as on a machine where none is.
-    program = "from service.doctor import examine; [print(e.what, e.state, e.detail) for e in examine()]"
+    program = "from service.commands.doctor import examine; [print(e.what, e.state, e.detail) for e in examine()]"
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr

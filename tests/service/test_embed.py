@@ -11,9 +11,9 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.api.responses import encoded
 from service.contract.bundle import read_bundle
 from service.contract.vectors import l2_normalise
-from service.responses import encoded
 from service.settings import Settings
 from tests import tiny_bundle
 from tests.conftest import redis_server, serving

@@ -6,9 +6,10 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from service import errors
+from service.api import problems
+from service.api.middleware import Context
 from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
-from service.metrics import Metrics
-from service.middleware import Context
+from service.telemetry.metrics import Metrics
 
 
 @pytest.mark.parametrize(
@@ -36,13 +37,13 @@ from service.middleware import Context
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
 def test_the_table(error: Exception, status: int, code: str) -> None:
-    assert errors.status_and_code(error) == (status, code)
+    assert problems.status_and_code(error) == (status, code)
 
 
 def get(path: str, error: Exception) -> httpx.Response:
     async def main() -> httpx.Response:
         app = FastAPI(middleware=[Middleware(Context, metrics=Metrics())])
-        errors.install(app)
+        problems.install(app)
 
         @app.get(path)
         async def fail() -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from service.cache import MemoryCache
-from service.channel import _SHARES
 from service.contract.bundle import read_bundle
+from service.engine.cache import MemoryCache
+from service.engine.channel import _SHARES
+from service.engine.embedder import Embedder
+from service.engine.fair import FairSemaphore
+from service.engine.towers import open_towers
+from service.engine.workers import Workers, abandoned
 from service.errors import Overloaded
-from service.fair import FairSemaphore
-from service.logs import caller
-from service.metrics import Metrics
-from service.pipeline import Embedder
 from service.settings import Settings
-from service.towers import open_towers
-from service.workers import Workers, abandoned
+from service.telemetry.logs import caller
+from service.telemetry.metrics import Metrics
 
 WAIT_S = 10.0
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.main import create_app, open_parts
+from service.api.app import create_app, open_parts
+from service.engine.towers import Arrays
 from service.settings import Settings
 from service.store.errors import StoreError
-from service.towers import Arrays
 from tests import tiny_bundle
 from tests.conftest import redis_server, served, serving
 

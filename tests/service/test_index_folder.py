@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from isthmus_client import command
 from service.__main__ import main
+from service.api.keys import create_key
 from service.contract.containers import UNKNOWN
-from service.keys import create_key
 from service.settings import Settings
 from tests.conftest import serving
 from tests.service.jobs.processes import stored

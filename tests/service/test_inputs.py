@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from service.api.reading import append_inputs, documented, parse_json
 from service.contract.errors import BadMedia, InputError, UnsupportedMedia
+from service.engine.embedder import Media, Text
 from service.errors import BodyTooLarge, FetchDisabled
-from service.inputs import append_inputs, documented, parse_json
-from service.pipeline import Media, Text
 from service.schemas.classify import ClassifyRequest
 from service.schemas.embed import EmbedRequest
 from service.schemas.inputs import AnyInput, File, ImageInput, TextInput, media_bytes, sniff, to_input

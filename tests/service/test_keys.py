@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from service.__main__ import main
+from service.api.keys import Keyring, KeysError, create_key, read_keys, revoke_key
+from service.api.quotas import Limit
 from service.errors import NotReady, Unauthenticated
-from service.keys import Keyring, KeysError, create_key, read_keys, revoke_key
-from service.quotas import Limit
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_file_that_is_wrong_says_where(path: Path, change: object, said: str) 
 
 
 def test_while_the_file_cannot_be_read_nobody_is_let_in(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.keys._RECHECKED_S", 0.0)
+    monkeypatch.setattr("service.api.keys._RECHECKED_S", 0.0)
     _, clear = create_key(path, "ours", ["read"])
     whole = path.read_bytes()
 
@@ -130,7 +130,7 @@ def test_while_the_file_cannot_be_read_nobody_is_let_in(path: Path, monkeypatch:
 
 
 def test_a_pipe_in_the_place_of_the_file_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.keys._RECHECKED_S", 0.0)
+    monkeypatch.setattr("service.api.keys._RECHECKED_S", 0.0)
     _, clear = create_key(path, "ours", ["read"])
     ring = Keyring.open(path)
     path.unlink()
@@ -144,7 +144,7 @@ def test_a_pipe_in_the_place_of_the_file_is_refused(path: Path, monkeypatch: pyt
 
 
 def test_a_disk_that_does_not_answer_holds_nobody_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.keys._RECHECKED_S", 0.0)
+    monkeypatch.setattr("service.api.keys._RECHECKED_S", 0.0)
     _, clear = create_key(path, "ours", ["read"])
     answers = threading.Event()
     answers.set()
@@ -154,7 +154,7 @@ def test_a_disk_that_does_not_answer_holds_nobody_up(path: Path, monkeypatch: py
         assert answers.wait(30)
         return read(path)
 
-    monkeypatch.setattr("service.keys.read_keys", slow)
+    monkeypatch.setattr("service.api.keys.read_keys", slow)
 
     async def run() -> None:
         ring = Keyring.open(path)
@@ -162,13 +162,13 @@ def test_a_disk_that_does_not_answer_holds_nobody_up(path: Path, monkeypatch: py
         os.utime(path)  # it is read again
         answers.clear()
         threads = threading.active_count()
-        monkeypatch.setattr("service.keys._PATIENCE_S", 0.05)
+        monkeypatch.setattr("service.api.keys._PATIENCE_S", 0.05)
         refused = await asyncio.gather(*(ring.find(clear) for _ in range(50)), return_exceptions=True)
         assert all(isinstance(each, NotReady) for each in refused)
         assert threading.active_count() <= threads + 1, "one thread waits, and no more"
         await asyncio.to_thread(lambda: None)
         answers.set()
-        monkeypatch.setattr("service.keys._PATIENCE_S", 30.0)
+        monkeypatch.setattr("service.api.keys._PATIENCE_S", 30.0)
         while not await ring.readable():
             pass
         await ring.find(clear)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from service.contract.vectors import l2_normalise
-from service.late_interaction import heat, maxsim, transport
+from service.retrieval.late_interaction import heat, maxsim, transport
 
 shapes = st.lists(st.integers(1, 7), min_size=1, max_size=5)
 

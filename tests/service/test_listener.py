@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from service import listener
+from service.api import listener
 
 
 def test_nobody_is_kept_waiting_before_the_server_is_ready() -> None:

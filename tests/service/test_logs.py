@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.logs import JsonFormatter, described
+from service.engine.towers import Arrays, TowerError
 from service.settings import Settings
-from service.towers import Arrays, TowerError
+from service.telemetry.logs import JsonFormatter, described
 from tests.conftest import serving
 from tests.service.test_serving import with_towers
 

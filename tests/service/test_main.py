@@ -41,7 +41,7 @@ def started(bundle: Path, store: Path, stderr: int | None = None) -> Iterator[tu
 
 
 def test_a_fresh_interpreter_loads_no_training_library() -> None:
-    program = "import service.main, sys; print({'torch', 'transformers', 'training'} & set(sys.modules))"
+    program = "import service.api.app, sys; print({'torch', 'transformers', 'training'} & set(sys.modules))"
     done = python("-c", program)
     assert (done.returncode, done.stdout.strip()) == (0, "set()"), done.stderr
 

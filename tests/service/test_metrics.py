@@ -10,9 +10,9 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.middleware import Middleware
 
-from service.metrics import Metrics
-from service.middleware import Context
+from service.api.middleware import Context
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
 from tests.conftest import serving
 
 

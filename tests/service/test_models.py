@@ -14,16 +14,16 @@ import httpx
 import pytest
 
 from isthmus_client import Isthmus
-from service import index_folder
 from service.__main__ import check, load_files
+from service.api.app import create_app, open_parts
+from service.commands import index_folder
+from service.commands.doctor import examine
+from service.commands.reembed import Originals, reembed
+from service.commands.worker import work
 from service.contract.bundle import Bundle, BundleError, Manifest, read_bundle, write_bundle
-from service.doctor import examine
-from service.main import create_app, open_parts
-from service.reembed import Originals, reembed
+from service.engine.towers import TowerError
 from service.settings import Settings, SettingsError, read_settings
 from service.store import SpaceMismatch
-from service.towers import TowerError
-from service.worker import work
 from tests import tiny_bundle
 from tests.conftest import serving
 from tests.service.test_main import DEADLINE_S, started

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from service.once import OneAtATime, Shared
+from service.retrieval.single_flight import OneAtATime, Shared
 
 
 def test_who_asks_meanwhile_gets_the_same_and_who_asks_later_another() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import openai
 import pytest
 
+from service.api.app import open_parts
 from service.contract.tokens import TextPreprocessing
-from service.main import open_parts
 from service.settings import Settings, SettingsError
 from tests import tiny_bundle
 from tests.conftest import serving

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.cache import MemoryCache
 from service.contract.bundle import read_bundle
 from service.contract.errors import BadMedia, InputError, UnsupportedMedia
+from service.engine.cache import MemoryCache
+from service.engine.embedder import Embedded, Embedder, Media, Text, TokenIds
+from service.engine.towers import Arrays, open_towers
 from service.errors import DeadlineExceeded, InferenceFailed, NotReady, Overloaded
-from service.metrics import Metrics
-from service.pipeline import Embedded, Embedder, Media, Text, TokenIds
 from service.settings import Settings
-from service.timings import stages
-from service.towers import Arrays, open_towers
+from service.telemetry.metrics import Metrics
+from service.telemetry.timings import stages
 from tests import tiny_bundle
 from tests.service.slow import WAIT_S, Slow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.routes.playground import FOLDER
+from service.api.routes.playground import FOLDER
 from tests.service.media import png
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from service.contract.audio import AudioLimits
 from service.contract.errors import InputError
 from service.contract.images import ImageLimits
-from service.previews import PEAKS, SECONDS, SIDE, peaks, preview_audio, preview_image
+from service.engine.previews import PEAKS, SECONDS, SIDE, peaks, preview_audio, preview_image
 from service.store import schema, upkeep
 from tests.conftest import serving
 from tests.service.media import b64, png, wav

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.manifold import trustworthiness
 
+from service.api.keys import create_key
 from service.contract.vectors import l2_normalise
+from service.engine.workers import stop_if_abandoned
 from service.errors import DeadlineExceeded, NotReady, Overloaded
-from service.keys import create_key
-from service.projection import Map, Maps, Point, components, label, layout
+from service.retrieval.projection import Map, Maps, Point, components, label, layout
 from service.store import Item
-from service.workers import stop_if_abandoned
 from tests.conftest import serving
 
 
@@ -146,7 +146,7 @@ def slow(monkeypatch):
         finally:
             ended.set()
 
-    monkeypatch.setattr("service.projection.layout", layout)
+    monkeypatch.setattr("service.retrieval.projection.layout", layout)
     return begun, ended
 
 
@@ -181,7 +181,7 @@ def test_a_map_that_takes_longer_than_a_request_may_is_made_for_who_asks_again(m
         assert goes.wait(10)
         return np.zeros((len(vectors), 2))
 
-    monkeypatch.setattr("service.projection.layout", layout)
+    monkeypatch.setattr("service.retrieval.projection.layout", layout)
 
     async def scenario() -> None:
         store = Held()

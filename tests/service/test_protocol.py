@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager, suppress
 import httpx
 import pytest
 
-from service import middleware, protocol
+from service.api import middleware, protocol
 from service.settings import Settings
 from tests.conftest import DEADLINE_S, serving
 

@@ -5,9 +5,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from service import towers
 from service.contract.bundle import Bundle, Tower, Variant, read_bundle
-from service.providers import (
+from service.engine import towers
+from service.engine.cuda_graphs import LARGEST, Recorded
+from service.engine.providers import (
     CPU,
     CUDA,
     TENSORRT,
@@ -19,7 +20,6 @@ from service.providers import (
     requests,
     satisfied,
 )
-from service.recorded import LARGEST, Recorded
 from tests.service.fakes import fake_manifest
 
 ON_A_GPU = (TENSORRT, CUDA, CPU)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.contract.vectors import l2_normalise
-from service.ranking import distinct, diverse, fuse
+from service.retrieval.ranking import distinct, diverse, fuse
 
 seeds = st.integers(0, 10_000)
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service import reembed
 from service.__main__ import main
+from service.commands import reembed
 from service.contract.audio import AudioLimits
 from service.contract.bundle import read_bundle
 from service.contract.images import ImageLimits
-from service.previews import preview_audio, preview_image
+from service.engine.previews import preview_audio, preview_image
 from service.store import Entry, SpaceMismatch, SqliteStore, Wanted, carry_over, schema, upkeep
 from tests import tiny_bundle
 from tests.conftest import serving

@@ -11,9 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from service.contract.errors import InputError
 from service.contract.vectors import l2_normalise
 from service.errors import InputFailed, InvalidRequest, NotFound
+from service.retrieval.search import Searcher, unit_vector, weighted_sum
 from service.schemas.inputs import File
 from service.schemas.search import Query, SearchRequest, place_query
-from service.search import Searcher, unit_vector, weighted_sum
 from service.settings import Limits
 from service.store import Entry, SqliteStore, parse, rows, schema
 from tests.service.fakes import DIMENSIONS, FakeEmbedder, fake_manifest, vector_of
@@ -59,7 +59,7 @@ def test_what_is_found_is_bounded_in_bytes_over_all_the_queries(tmp_path, monkey
     at = schema.now()
     each = len(rows.record("clock", at, at[::-1], '{"name":"clock"}'))  # written a second time
     for most, queries in ((each * 5 * 33, 40), (each * 4, 1)):  # of two pieces together, of one alone
-        for place in ("service.search", "service.store.sqlite"):
+        for place in ("service.retrieval.search", "service.store.sqlite"):
             monkeypatch.setattr(f"{place}.MOST_FOUND_BYTES", most)
         with pytest.raises(InvalidRequest, match="ask for fewer results"):
             search(tmp_path, *["dog"] * queries)

@@ -11,9 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.contract.vectors import l2_normalise
 from service.errors import InputFailed, InvalidRequest
-from service.late_interaction import maxsim, transport
+from service.retrieval.late_interaction import maxsim, transport
+from service.retrieval.search import Ordering, Searcher
 from service.schemas.search import Diversity, Keywords, Query, Rerank, SearchRequest
-from service.search import Ordering, Searcher
 from service.store import Entry, SqliteStore
 from tests.service.fakes import DIMENSIONS, FakeEmbedder, fake_manifest, vector_of
 

@@ -14,11 +14,11 @@ import httpx
 import numpy as np
 import pytest
 
-from service import modalities
 from service.__main__ import Server
-from service.main import Parts, open_parts
+from service.api.app import Parts, open_parts
+from service.engine import handling as modalities
+from service.engine.towers import Arrays
 from service.settings import Settings
-from service.towers import Arrays
 from tests.conftest import served, serving
 from tests.service.slow import WAIT_S, Slow
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from service.__main__ import main
-from service.starters import StarterError, chosen, find
+from service.commands.starters import StarterError, chosen, find
 
 
 @pytest.fixture(autouse=True)

@@ -25,9 +25,9 @@ from service.contract.bundle import (
 )
 from service.contract.patches import LogMelPatches
 from service.contract.sounds import Sound, shares_of
-from service.modalities import handling
+from service.engine.handling import handling
+from service.engine.towers import Arrays, Tower, TowerError, open_towers
 from service.settings import Settings
-from service.towers import Arrays, Tower, TowerError, open_towers
 from tests import tiny_bundle
 
 

@@ -6,8 +6,8 @@ import sys
 
 import redis
 
+from service.commands.worker_alive import alive
 from service.jobs import stream
-from service.worker_alive import alive
 
 
 def test_a_worker_of_this_host_is_alive_while_it_says_so(redis_url: str) -> None:
@@ -20,7 +20,7 @@ def test_a_worker_of_this_host_is_alive_while_it_says_so(redis_url: str) -> None
         assert not alive(redis_url, "host", silence_s=20)
         assert not alive(redis_url, "gone")
         assert not alive(redis_url, "hostes")
-        command = [sys.executable, "-m", "service.worker_alive"]
+        command = [sys.executable, "-m", "service.commands.worker_alive"]
         environment = {"ISTHMUS_REDIS_URL": redis_url}
         assert subprocess.run(command, env=environment, check=False).returncode == 1
         connection.zadd(key, {f"{socket.gethostname()}-1-a": now})

@@ -84,8 +84,8 @@ from service.contract.audio import decode_audio
 from service.contract.bundle import Manifest, read_bundle, sha256_file, space_id, write_bundle
 from service.contract.images import decode_image
 from service.contract.sounds import AudioPreprocessing
+from service.engine.towers import Tower
 from service.settings import Settings
-from service.towers import Tower
 from tests.conftest import serving
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe

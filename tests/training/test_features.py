@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from service.contract.bundle import read_bundle
-from service.modalities import Text, handling
+from service.engine.handling import Text, handling
 from service.settings import Settings
 from tests.training.conftest import MakeRecipe
 from training.encoders import load_encoder, weights_sha256

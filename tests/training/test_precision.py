@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from service.contract.bundle import OUTPUT, Bundle, BundleError, read_bundle, space_id
-from service.towers import Tower, TowerError
+from service.engine.towers import Tower, TowerError
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe
 from tests.training.test_export import random_heads

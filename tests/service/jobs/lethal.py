@@ -5,7 +5,8 @@ import signal
 import sys
 from typing import Any
 
-from service import __main__, towers
+from service import __main__
+from service.engine import towers
 from tests import tiny_bundle
 
 _run = towers.Tower.run

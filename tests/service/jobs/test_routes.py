@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from service.keys import create_key
-from service.main import open_parts
-from service.quotas import Limit
+from service.api.app import open_parts
+from service.api.keys import create_key
+from service.api.quotas import Limit
 from service.settings import Settings
 from service.store import StoreInUse
 from tests.conftest import served, serving

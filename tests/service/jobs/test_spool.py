@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.disk import Disk
 from service.errors import BodyTooLarge, MalformedRequest, NotReady
 from service.jobs.spool import spool
+from service.store.disk import Disk
 
 
 async def blocks(data: bytes, size: int) -> AsyncIterator[bytes]:

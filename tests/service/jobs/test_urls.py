@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from service.api.keys import create_key
+from service.api.quotas import Limit
 from service.jobs import embedding
-from service.keys import create_key
-from service.quotas import Limit
 from service.settings import Settings
 from tests.conftest import serving
 from tests.service.internet import Internet, Site, internet, options

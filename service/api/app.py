@@ -1,0 +1,368 @@
+"""The app: `create_app(settings)`. Its lifespan opens bundle → towers → batchers → cache → store."""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from service import __version__
+from service.api import problems
+from service.api.auth import Gate, local_names, scope_of
+from service.api.deadline import Deadline
+from service.api.fetch import Fetcher, Ways, ways
+from service.api.keys import Keyring
+from service.api.middleware import BodyLimit, Context, Disconnects, Heads, Prefix, SecurityHeaders
+from service.api.model import Model
+from service.api.quotas import Limiter, MemoryLimiter, RedisLimiter
+from service.api.routes import (
+    admin,
+    classify,
+    collections,
+    embed,
+    health,
+    items,
+    jobs,
+    label_sets,
+    models,
+    openai,
+    playground,
+    previews,
+    score,
+    search,
+)
+from service.api.state import State
+from service.commands.reembed import way_out
+from service.contract.bundle import Bundle, Manifest, Modality
+from service.engine.cache import Cache, MemoryCache, RedisCache, check_redis
+from service.engine.channel import Runs
+from service.engine.embedder import Embedder
+from service.engine.previews import Previewer
+from service.engine.token_vectors import TokenEmbedder
+from service.engine.towers import open_towers
+from service.jobs import Jobs, open_jobs
+from service.jobs import Opened as OpenedJobs
+from service.retrieval.classify import Classifier
+from service.retrieval.projection import Maps
+from service.retrieval.search import Searcher
+from service.schemas.models import Problem
+from service.schemas.openai import OpenAIError
+from service.settings import Settings, SettingsError
+from service.store import SpaceMismatch, SqliteStore, Store
+from service.store.milvus import MilvusStore
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import Tracing, open_tracing
+
+ROUTERS = (
+    embed.router,
+    search.router,
+    classify.router,
+    label_sets.router,
+    items.router,
+    previews.router,
+    jobs.router,
+    collections.router,
+    score.router,
+    models.router,
+    openai.router,
+    health.router,
+    admin.router,
+    playground.router,
+)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A bundle and its towers."""
+
+    bundle: Bundle
+    towers: dict[Modality, Runs]
+    """Emptied once they are served: what else held a tower would keep it in memory after it is closed."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is slow to open, and can be wrong: the files on disk."""
+
+    models: Sequence[Opened]
+    """The default first."""
+    store: Store
+    home: str
+    """The name of the model whose space the store has."""
+    keys: Keyring | None = None
+    ways: Ways | None = None
+    jobs: OpenedJobs | None = None
+
+
+class Lifespan(TypedDict):
+    services: State
+
+
+def open_parts(settings: Settings) -> Parts:
+    """Read and open what the settings name. Slow: not for an event loop.
+
+    Raises BundleError, TowerError, StoreError, KeysError, and SettingsError where two bundles have one name, an alias
+    names none, or Redis refuses what its URL says.
+    """
+    if settings.redis_url is not None:
+        check_redis(settings.redis_url)
+    keys = None if settings.keys is None else Keyring.open(settings.keys)
+    fetching = ways(settings)
+    models: dict[str, Opened] = {}
+    for path in (settings.bundle, *settings.more_bundles):
+        bundle = settings.read_bundle(path)
+        name = bundle.manifest.name
+        if name in models:
+            raise SettingsError(f"ISTHMUS_MORE_BUNDLES: {models[name].bundle.path} and {path} are both called {name!r}")
+        towers = open_towers(
+            bundle,
+            settings.device,
+            settings.call_threads,
+            settings.modalities,
+            settings.precision,
+            settings.towers_on_gpus,
+            settings.batch_audio_seconds,
+        )
+        models[name] = Opened(bundle, {**towers})
+    for alias, name in settings.aliases.items():
+        if name not in models or alias in models:
+            wrong = f"{alias!r} is a model" if alias in models else f"{name!r} is none of {', '.join(models)}"
+            raise SettingsError(f"ISTHMUS_MODEL_ALIASES: {alias}={name}: {wrong}")
+    store, home = open_store(settings, [opened.bundle.manifest for opened in models.values()])
+    bulk = None if settings.jobs_folder is None else open_jobs(settings.jobs_folder)
+    return Parts(list(models.values()), store, home, keys, fetching, bulk)
+
+
+def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store, str]:
+    """The store, and the name of the first model that may add to it.
+
+    Raises StoreError; of a store that another bundle filled it says how to carry it over to the default one.
+    """
+    refused: SpaceMismatch | None = None
+    for manifest in manifests:
+        try:
+            return _opened(settings, manifest), manifest.name
+        except SpaceMismatch as error:
+            refused = refused or error
+    assert refused is not None
+    if settings.store == Path("milvus"):
+        raise refused
+    raise SpaceMismatch(f"{refused}\n{way_out(settings.store, settings.bundle)}")
+
+
+def _opened(settings: Settings, manifest: Manifest) -> Store:
+    if settings.store != Path("milvus"):
+        return SqliteStore.open(settings.store, manifest, least_free_bytes=settings.least_free_bytes)
+    token = None if settings.milvus_token is None else settings.milvus_token.get_secret_value()
+    return MilvusStore.open(settings.milvus_uri, token, settings.milvus_timeout_s, manifest)
+
+
+def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing | None = None) -> FastAPI:
+    """The service. Without `parts` its start opens them; without `tracing` traces go where the settings say."""
+    metrics = Metrics()
+    tracing = tracing or open_tracing(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[Lifespan]:
+        opened = parts if parts is not None else await asyncio.to_thread(open_parts, settings)
+        store = opened.store
+        async with AsyncExitStack() as closing:
+            if tracing is not None:
+                closing.push_async_callback(asyncio.to_thread, tracing.close)
+            closing.push_async_callback(store.close)
+            models: dict[str, Model] = {}
+            limits = settings.limits.of_images
+            for each in opened.models:
+                manifest = each.bundle.manifest
+                cache = open_cache(settings, manifest, metrics, models=len(opened.models))
+                closing.push_async_callback(cache.close)
+                if isinstance(cache, MemoryCache):
+                    metrics.watch_cache(manifest.name, cache)
+                embedder = Embedder(each.bundle, each.towers, cache, settings, metrics)
+                each.towers.clear()
+                models[manifest.name] = Model(each.bundle.path, embedder, Classifier(embedder, store, limits))
+            home = models[opened.home]
+            tokens = TokenEmbedder(home.embedder)
+            closing.push_async_callback(tokens.close)
+            searcher = Searcher(home.embedder, store, tokens)
+            metrics.info.info({"version": __version__, "model": opened.home, "space": home.manifest.space})
+            metrics.watch_store(settings.store)
+            limiter = open_limiter(settings, metrics)
+            fetcher = None if opened.ways is None else Fetcher(opened.ways, settings, metrics)
+            closing.push_async_callback(limiter.close)
+            previewer = Previewer(home.embedder, settings.limits)
+            bulk = None
+            if opened.jobs is not None:
+                # In the background: requests have most of the places.
+                own = None if opened.ways is None else Fetcher(opened.ways, settings, metrics, background=True)
+                bulk = Jobs(opened.jobs, settings, home.embedder, tokens, previewer, store, limiter, own, metrics)
+            state = State(
+                settings,
+                models,
+                home,
+                store,
+                searcher,
+                tokens,
+                previewer if settings.previews else None,
+                Maps(store, 0.9 * settings.request_deadline_s),  # before the request's own is over
+                metrics,
+                limiter,
+                opened.keys,
+                fetcher,
+                bulk,
+            )
+            closing.push_async_callback(state.close)
+            if bulk is not None:
+                closing.push_async_callback(bulk.close)
+                await bulk.start()
+            yield {"services": state}
+
+    app = FastAPI(
+        title="Isthmus",
+        version=__version__,
+        summary="Images, sounds and texts in one embedding space: embed, search, classify.",
+        lifespan=lifespan,
+        docs_url=None,  # both pages load their scripts from somebody else's server
+        redoc_url=None,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
+        middleware=[
+            Middleware(Prefix, root_path=settings.root_path or ""),
+            Middleware(SecurityHeaders),
+            Middleware(Context, metrics=metrics, slow_s=settings.slow_request_s, tracing=tracing),
+            *cors(settings),
+            Middleware(
+                Gate,
+                origins=settings.origins,
+                hosts=local_names(settings.hosts, settings.host, settings.keys is not None),
+            ),
+            Middleware(Disconnects),
+            Middleware(
+                BodyLimit,
+                limit=settings.max_body_bytes,
+                together=settings.max_bodies_bytes,
+                streamed={"/jobs": settings.max_job_bytes},
+                embedding={"/embed", "/v1/embeddings", "/classify"},
+            ),
+            Middleware(Heads),
+            Middleware(Deadline, seconds=settings.request_deadline_s),
+        ],
+    )
+    problems.install(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    app.mount("/playground", playground.Files())
+    app.openapi = functools.cache(lambda: openapi(app))  # type: ignore[method-assign]
+    return app
+
+
+def cors(settings: Settings) -> list[Middleware]:
+    """Nothing, unless there are sites whose pages may call the service; they send a key, never a cookie."""
+    if not settings.origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID"],
+            expose_headers=["RateLimit", "RateLimit-Policy", "Retry-After", "Server-Timing", "X-Request-ID"],
+        )
+    ]
+
+
+def open_limiter(settings: Settings, metrics: Metrics) -> Limiter:
+    if settings.redis_url is None:
+        return MemoryLimiter()
+    return RedisLimiter(settings.redis_url, timeout_s=settings.redis_timeout_s, observer=metrics)
+
+
+def open_cache(settings: Settings, manifest: Manifest, metrics: Metrics, *, models: int = 1) -> Cache:
+    """One model's; in the process it gets an equal share."""
+    if settings.redis_url is None:
+        return MemoryCache(settings.cache_bytes // models)
+    return RedisCache(
+        settings.redis_url,
+        dimensions=manifest.dimensions,
+        ttl_s=settings.cache_ttl_s,
+        timeout_s=settings.redis_timeout_s,
+        observer=metrics,
+    )
+
+
+_NUMBER = {"schema": {"type": "integer"}}
+_STRING = {"schema": {"type": "string"}}
+REFUSALS: dict[int, dict[str, Any]] = {
+    401: {
+        "description": "No API key (`missing_api_key`), or one that is not valid (`invalid_api_key`).",
+        "headers": {"WWW-Authenticate": _STRING},
+    },
+    403: {"description": "The key lacks the scope (`forbidden`), or a page of another site asks (`cross_origin`)."},
+    429: {
+        "description": "What the key may use is used up (`rate_limited`), or too much is waiting (`overloaded`). The "
+        "RateLimit fields tell of the key's limits, on other answers too; the last three of the nearest one.",
+        "headers": {
+            "Retry-After": _NUMBER,
+            "RateLimit": _STRING,
+            "RateLimit-Policy": _STRING,
+            "RateLimit-Limit": _NUMBER,
+            "RateLimit-Remaining": _NUMBER,
+            "RateLimit-Reset": _NUMBER,
+        },
+    },
+}
+
+
+def openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with the request bodies that `inputs.documented` describes and RFC 9457 errors."""
+    document = get_openapi(
+        title=app.title, version=app.version, summary=app.summary, routes=app.routes, servers=app.servers or None
+    )
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for model in (Problem, OpenAIError):
+        schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schemas[model.__name__].pop("$defs", {})
+    problem, error = _content("application/problem+json", Problem), _content("application/json", OpenAIError)
+    for path, operations in document["paths"].items():
+        openai_like = path.startswith("/v1/")
+        for method, operation in operations.items():
+            schemas |= operation.pop("x-definitions", {})
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = {
+                "description": "As OpenAI says it" if openai_like else "A problem (RFC 9457)",
+                "content": error if openai_like else problem,
+            }
+            if needed := scope_of(method.upper(), path):
+                operation["security"] = [{"key": [needed]}]
+                for status in (401, 403, 429):
+                    name = f"{'OpenAI' if openai_like else ''}{status}"
+                    operation["responses"][str(status)] = {"$ref": f"#/components/responses/{name}"}
+    components = document["components"]
+    components["schemas"] = dict(sorted(schemas.items()))
+    components["responses"] = {
+        f"{prefix}{status}": described | {"content": content}
+        for prefix, content in (("", problem), ("OpenAI", error))
+        for status, described in REFUSALS.items()
+    }
+    components["securitySchemes"] = {
+        "key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "A key of `python -m service keys create`, with the scope that the operation names. A "
+            "server that has no keys (ISTHMUS_KEYS) asks for none, and does nothing of the scope admin.",
+        }
+    }
+    return document
+
+
+def _content(media_type: str, model: type[BaseModel]) -> dict[str, Any]:
+    return {media_type: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}

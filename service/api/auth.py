@@ -1,0 +1,153 @@
+"""Who may do what: the one list of what needs no key, the scope that each route asks for, and the gate before them all.
+
+Without ISTHMUS_KEYS anybody who reaches the port may read and write, though not administer; pages of other sites, in
+the browser of somebody who reaches it, may not (see `_check_browser`). With it, only what stands in OPEN is open.
+"""
+
+import ipaddress
+from collections.abc import Collection, Iterable
+from typing import Protocol
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api import keys
+from service.api.keys import Keyring
+from service.api.middleware import refuse, stated_length
+from service.api.problems import respond
+from service.api.quotas import Limiter, Meter, metering
+from service.errors import CrossOrigin, Forbidden, IsthmusError, Misdirected, Unauthenticated
+from service.telemetry.logs import caller
+
+OPEN = frozenset({"/healthz", "/readyz", "/"})
+"""GET on these needs no key: probes, and the playground's page, which holds no data and asks for a key itself."""
+OPEN_FOLDER = "/playground/"
+"""Static files of that page."""
+READS = frozenset({"/embed", "/search", "/classify", "/score", "/v1/embeddings"})
+"""POST on these stores nothing."""
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_UNREAD = 65_536  # bytes of a refused request's body that are quicker to read than a new connection is to make
+
+
+def scope_of(method: str, path: str) -> keys.Scope | None:
+    """What a request needs a key for; None where it needs none. What is not known here is closed."""
+    if method in {"GET", "HEAD"} and (path in OPEN or path.startswith(OPEN_FOLDER)):
+        return None
+    if path.startswith("/admin"):
+        return "admin"
+    if method in _SAFE or (method == "POST" and path in READS):
+        return "read"
+    return "write"
+
+
+class Services(Protocol):
+    """What the gate needs of `State`."""
+
+    @property
+    def keys(self) -> Keyring | None: ...
+    @property
+    def limiter(self) -> Limiter: ...
+
+
+class Gate:
+    """Refuses, before a byte of its body is read, what has no key for what it asks; then counts it."""
+
+    def __init__(self, app: ASGIApp, *, origins: Collection[str], hosts: Collection[str] | None) -> None:
+        """`hosts` None: any."""
+        self.app, self.origins, self.hosts = app, origins, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        services: Services = scope["state"]["services"]
+        headers = Headers(scope=scope)
+        meter = None
+        try:
+            needed = scope_of(scope["method"], scope["path"])
+            if services.keys is None:
+                self._check_browser(scope["method"], headers)
+                if needed == "admin":
+                    raise Forbidden("this route needs a key, and this server has none: ISTHMUS_KEYS names their file")
+            elif needed is not None:
+                key = await services.keys.find(_bearer(headers))
+                caller.set(key.id)
+                if needed not in key.scopes:
+                    raise Forbidden(f"this needs a key with the scope {needed}")
+                if key.limits:
+                    meter = Meter(services.limiter, key.id, key.limits)
+                    await meter.take({"requests": 1})
+                    metering.set(meter)
+        except IsthmusError as error:
+            await self._refuse(scope, receive, send, error, meter)
+            return
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(meter.headers() if meter else {})
+            await send(message)
+
+        await self.app(scope, receive, sending if meter else send)
+
+    async def _refuse(
+        self, scope: Scope, receive: Receive, send: Send, error: IsthmusError, meter: Meter | None
+    ) -> None:
+        response = respond(scope["path"], error)
+        response.headers.update(meter.headers() if meter else {})
+        headers = Headers(scope=scope)
+        if "transfer-encoding" not in headers and (stated_length(headers) or 0) <= _UNREAD:
+            await response(scope, receive, send)
+        else:
+            await refuse(response, scope, receive, send)
+
+    def _check_browser(self, method: str, headers: Headers) -> None:
+        """Without keys a browser's place in the network is all that a caller needs, so pages must not borrow it.
+
+        A page of another site may send a form, or JSON without a content type, to whatever its reader's machine
+        reaches: its browser says whose page it is (Origin). A page that has its own name resolve to this machine (DNS
+        rebinding) passes for a page of this server: only the name that is asked for (Host) tells.
+        """
+        if self.hosts is not None and not _known(headers.get("host", ""), self.hosts):
+            raise Misdirected("this server does not answer to that name: ISTHMUS_HOSTS lists those it answers to")
+        origin = headers.get("origin")
+        if method in _SAFE or origin is None or origin in self.origins:
+            return
+        if origin.partition("://")[2].lower() != headers.get("host", "").lower():
+            raise CrossOrigin("pages of that origin may not call this server: ISTHMUS_ORIGINS lists those that may")
+
+
+def local_names(hosts: Iterable[str], host: str, keyed: bool) -> Collection[str] | None:
+    """The names that a server answers to; None for any. Without a list those of this machine, if only it can ask."""
+    if listed := frozenset(each.lower() for each in hosts):
+        return listed
+    return frozenset() if not keyed and _loopback(host) else None
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _known(host: str, hosts: Collection[str]) -> bool:
+    """Addresses and localhost are always known: nobody can have them resolve to something else."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+    name = name.lower().removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost") or name in hosts:
+        return True
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _bearer(headers: Headers) -> str:
+    """Raises Unauthenticated."""
+    given = headers.getlist("authorization")
+    scheme, _, clear = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    if scheme.lower() != "bearer" or not clear.strip():
+        raise Unauthenticated("this needs an API key: Authorization: Bearer isthmus_…", code="missing_api_key")
+    return clear.strip()

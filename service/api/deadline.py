@@ -1,0 +1,58 @@
+"""One deadline for a request, whatever stages it has: past it the work is dropped, and the answer says what to do."""
+
+import asyncio
+from collections.abc import Mapping
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.auth import scope_of
+from service.api.problems import respond
+from service.errors import DeadlineExceeded
+from service.retrieval.deadline import ADVICE, within
+
+_ADVICE: Mapping[str, str] = {
+    "/classify": "store many labels once, as a label set (PUT /label-sets/{name}), and name it as label_set; or send "
+    "fewer inputs, labels or templates",
+    "/search": "send fewer queries, or fewer parts of them, and ask for smaller pools and without `exact`",
+}
+
+
+class Deadline:
+    """504 for a request that stores nothing and is not being answered after so many seconds; they begin when its body
+    is there. What stores something is dropped by nobody but its own stages: half of it may be stored already.
+    """
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self.app, self.seconds = app, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope_of(scope["method"], scope["path"]) not in (None, "read"):
+            await self.app(scope, receive, send)
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            async with within(None, _ADVICE.get(scope["path"], ADVICE)) as clock:
+                begun = scope["method"] != "POST"
+                if begun:
+                    clock.reschedule(loop.time() + self.seconds)
+
+                async def receiving() -> Message:
+                    nonlocal begun
+                    message = await receive()
+                    if not begun and message["type"] == "http.request" and not message.get("more_body", False):
+                        begun = True
+                        clock.reschedule(loop.time() + self.seconds)
+                    return message
+
+                async def sending(message: Message) -> None:
+                    nonlocal begun
+                    begun = True
+                    try:
+                        clock.reschedule(None)
+                    except RuntimeError:  # it is over, and this task is about to be told: nothing is sent before
+                        await asyncio.sleep(0)
+                    await send(message)
+
+                await self.app(scope, receiving, sending)
+        except DeadlineExceeded as late:
+            await respond(scope["path"], late)(scope, receive, send)

@@ -1,0 +1,407 @@
+"""URLs as inputs: off unless ISTHMUS_FETCH says otherwise, and then to the public Internet alone.
+
+A client chooses the URL, and the server's place in its network must not be lent to it (server-side request forgery):
+
+- the URL is read once, strictly, and put together again from its parts: no second parser may see another host in it;
+- each hop's name is resolved once, every address that it has is checked, and the connection goes to a checked address,
+  with the name in TLS and in Host: a name that resolves to something else a moment later changes nothing;
+- redirects are hops like the first; nothing of this process goes along: no cookies, no credentials, no proxy;
+- one clock runs over name, connection, headers, redirects and body; bytes are counted as they come.
+"""
+
+import asyncio
+import logging
+import re
+import ssl
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import aclosing
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import Literal, Protocol, Self, cast
+from urllib.parse import urljoin
+
+import dns.asyncresolver
+import dns.exception
+import dns.nameserver
+import dns.rdatatype
+import dns.resolver
+import httpcore
+from dns.rdtypes.IN.A import A
+from dns.rdtypes.IN.AAAA import AAAA
+
+from service import __version__
+from service.api.addresses import Address, Network, inside, network, public
+from service.api.quotas import metering
+from service.contract.errors import InputError, MediaTooLarge
+from service.engine.fair import FairSemaphore
+from service.errors import DeadlineExceeded, FetchFailed, FetchRefused
+from service.settings import Settings, SettingsError
+from service.telemetry.timings import timed
+
+log = logging.getLogger(__name__)
+
+_MOST_CHARS = 2_048
+_REDIRECTS = 3
+_REDIRECT = frozenset({301, 302, 303, 307, 308})
+_CONNECT_S = 3.0
+"""For each address of a name."""
+_PORTS = {"http": 80, "https": 443}
+_TEMPORARY = frozenset({408, 425, 429, *range(500, 600)})
+"""Statuses of a site that may answer otherwise in a while."""
+
+# What RFC 3986 calls URI, of the schemes at hand, without userinfo; a fragment is not sent. The host is a name or an
+# address as it is written since: a backslash, a zone, an escape or a letter that is not ASCII in it is no host.
+_URL = re.compile(
+    r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?"
+    r"(?P<target>(?:/[!-\"$->@-\[\]-~]*)?(?:\?[!-\"$-\[\]-~]*)?)(?:#[!-\[\]-~]*)?",
+    re.ASCII | re.IGNORECASE,
+)
+_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
+_NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Url:
+    """What a request is made of. Each part is checked; nothing is left of how it was written."""
+
+    scheme: Literal["http", "https"]
+    host: str
+    """A name in lower case, or an address as `ipaddress` writes it."""
+    address: Address | None
+    """Where the host is one."""
+    port: int
+    target: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises FetchRefused."""
+        found = _URL.fullmatch(text) if len(text) <= _MOST_CHARS else None
+        if found is None:
+            raise FetchRefused(
+                f"not a URL that is fetched: https://host/path, at most {_MOST_CHARS} ASCII characters, without a user"
+            )
+        scheme = cast('Literal["http", "https"]', found["scheme"].lower())
+        host, address = _host(found["host"].lower())
+        port = int(found["port"] or _PORTS[scheme])
+        target = found["target"]
+        return cls(scheme, host, address, port, target if target.startswith("/") else f"/{target}")
+
+    @property
+    def authority(self) -> str:
+        host = f"[{self.host}]" if isinstance(self.address, IPv6Address) else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.target}"
+
+
+def _host(text: str) -> tuple[str, Address | None]:
+    """Raises FetchRefused for what is neither a name nor an address in its one usual spelling."""
+    try:
+        if text.startswith("["):
+            address: Address = IPv6Address(text[1:-1])
+            return str(address), address
+        name = text.removesuffix(".")
+        labels = name.split(".")
+        if _NUMERIC.fullmatch(labels[-1]):
+            # Not 127.1, 2130706433, 0x7f000001 or 0177.0.0.1, which C libraries read as addresses too.
+            address = IPv4Address(name)
+            return str(address), address
+    except ValueError:
+        raise FetchRefused("the URL's host is an address in a spelling that is not read here") from None
+    if len(name) > 253 or not all(map(_LABEL.fullmatch, labels)):
+        raise FetchRefused("the URL's host is not a name")
+    return name, None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What may be fetched."""
+
+    schemes: frozenset[str]
+    ports: frozenset[int]
+    names: tuple[str, ...] = ()
+    """If there are any, only these."""
+    networks: tuple[Network, ...] = ()
+    """Besides what is public."""
+    denied_names: tuple[str, ...] = ()
+    denied_networks: tuple[Network, ...] = ()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Raises SettingsError."""
+        schemes = {"off": (), "https": ("https",), "http": ("http", "https")}[settings.fetch]
+        names, networks = _entries("ISTHMUS_FETCH_ALLOW", settings.fetch_allow)
+        denied_names, denied_networks = _entries("ISTHMUS_FETCH_DENY", settings.fetch_deny)
+        ports = frozenset(settings.fetch_ports or (_PORTS[scheme] for scheme in schemes))
+        return cls(frozenset(schemes), ports, names, networks, denied_names, denied_networks)
+
+    def check(self, url: Url) -> None:
+        """Raises FetchRefused."""
+        if url.scheme not in self.schemes:
+            raise FetchRefused("this server does not fetch over http: only https is allowed")
+        if url.port not in self.ports:
+            raise FetchRefused("this server does not fetch from that port")
+        listed = not self.names or _matches(url.host, self.names)
+        if url.address is not None:
+            allowed = self.admits(url.address) and (listed or inside(url.address, self.networks))
+        else:
+            allowed = listed
+        if not allowed or _matches(url.host, self.denied_names):
+            raise FetchRefused("this server does not fetch from that host")
+
+    def admits(self, address: Address) -> bool:
+        if inside(address, self.denied_networks):
+            return False
+        return inside(address, self.networks) or public(address)
+
+
+def _entries(setting: str, given: Iterable[str]) -> tuple[tuple[str, ...], tuple[Network, ...]]:
+    names, networks = [], []
+    for each in given:
+        try:
+            networks.append(network(each))
+            continue
+        except ValueError as error:
+            name = each.lower().removesuffix(".")
+            labels = name.removeprefix("*.").split(".")
+            if "/" in each or not all(map(_LABEL.fullmatch, labels)) or _NUMERIC.fullmatch(labels[-1]):
+                raise SettingsError(f"{setting}: {each!r} is no name, *.name, address or network: {error}") from None
+        names.append(name)
+    return tuple(names), tuple(networks)
+
+
+def _matches(host: str, names: Iterable[str]) -> bool:
+    return any(host == name or (name.startswith("*.") and host.endswith(name[1:])) for name in names)
+
+
+class _Pinned(httpcore.AsyncNetworkBackend):
+    """Connects to the addresses that were checked, whatever name is asked for; the name stays in TLS and in Host."""
+
+    def __init__(self, addresses: Sequence[Address]) -> None:
+        self._addresses = addresses
+        self._network = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 — httpcore's signature
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        failure: Exception = httpcore.ConnectError("no address")
+        for address in self._addresses:
+            try:
+                return await self._network.connect_tcp(str(address), port, timeout=_CONNECT_S)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+
+Count = Callable[[int], None]
+
+
+class Observer(Protocol):
+    def fetched(self, result: str, size: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What the settings allow, name and trust."""
+
+    rules: Rules
+    tls: ssl.SSLContext
+    resolver: dns.asyncresolver.Resolver
+
+
+def ways(settings: Settings) -> Ways | None:
+    """None where nothing is fetched. Raises SettingsError."""
+    if settings.fetch == "off":
+        return None
+    return Ways(Rules.of(settings), _tls(settings.fetch_ca), _resolver(settings.fetch_dns))
+
+
+class Fetcher:
+    """Fetches for every request, so many at a time; in the `background` a quarter of that. Lives on one event loop."""
+
+    def __init__(self, ways: Ways, settings: Settings, observer: Observer, *, background: bool = False) -> None:
+        self.rules, self._tls, self._resolver = ways.rules, ways.tls, ways.resolver
+        self.most = {"image": settings.max_image_bytes, "audio": settings.max_audio_bytes}
+        self.most_of_a_request = settings.max_body_bytes
+        self.deadline_s = settings.request_deadline_s
+        self._timeout_s = settings.fetch_timeout_s
+        places = settings.fetch_concurrency
+        self._places = FairSemaphore(max(1, places // 4) if background else places)
+        self._observer = observer
+
+    async def fetch(self, text: str, most: int, count: Count = lambda size: None) -> bytes:
+        """What is at the URL, if that is at most so many bytes; `count` is told of them as they come, and may raise.
+
+        Raises FetchRefused, MediaTooLarge, or FetchFailed, which says nothing of why: neither what a name resolves to
+        nor what answers at a port is the client's to learn.
+        """
+        result, size = "failed", 0
+        try:
+            async with self._places, asyncio.timeout(self._timeout_s):
+                data = await self._follow(text, most, count)
+            result, size = "fetched", len(data)
+            return data
+        except InputError as error:
+            result = {FetchRefused: "refused", MediaTooLarge: "too_large"}.get(type(error), "failed")
+            raise
+        except Exception as error:  # of names, sockets, TLS, HTTP; and the time
+            log.debug("a URL was not fetched: %r", error)
+            raise FetchFailed("the URL could not be fetched", temporary=True) from None
+        finally:
+            self._observer.fetched(result, size)
+
+    async def _follow(self, text: str, most: int, count: Count) -> bytes:
+        url = Url.parse(text)
+        for _ in range(1 + _REDIRECTS):
+            self.rules.check(url)
+            answer = await self._ask(url, await self._addresses(url), most, count)
+            if isinstance(answer, bytes):
+                return answer
+            url = Url.parse(urljoin(str(url), answer))
+        raise FetchFailed("the URL could not be fetched: too many redirects")
+
+    async def _addresses(self, url: Url) -> Sequence[Address]:
+        """Where a connection may go. Of a name that has one address that it may not go to, none: it is a trick."""
+        if url.address is not None:
+            return [url.address]
+        answers = await asyncio.gather(*(self._resolved(url.host, kind) for kind in ("A", "AAAA")))
+        addresses = [address for each in answers for address in each]
+        if not addresses or not all(map(self.rules.admits, addresses)):
+            log.debug("a URL's name has no address that is fetched from, or one that is not")
+            raise FetchFailed("the URL could not be fetched")
+        return addresses
+
+    async def _resolved(self, host: str, kind: str) -> list[Address]:
+        try:
+            # As it stands: with the search list a name might be one of the inner network.
+            found = await self._resolver.resolve(f"{host}.", kind, search=False, raise_on_no_answer=False)
+        except dns.resolver.NXDOMAIN:
+            return []
+        return [ip_address(each.address) for each in found if isinstance(each, A | AAAA)]
+
+    async def _ask(self, url: Url, addresses: Sequence[Address], most: int, count: Count) -> bytes | str:
+        """The body, or where to go on."""
+        headers: dict[bytes | str, bytes | str] = {
+            "Host": url.authority,
+            "User-Agent": f"isthmus/{__version__}",
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",  # counted as it comes: nothing may grow in our hands
+            "Connection": "close",
+        }
+        scheme, host, target = url.scheme.encode(), url.host.encode(), url.target.encode()
+        connection = httpcore.AsyncHTTPConnection(
+            httpcore.Origin(scheme, host, url.port), ssl_context=self._tls, network_backend=_Pinned(addresses)
+        )
+        asked = httpcore.URL(scheme=scheme, host=host, port=url.port, target=target)
+        async with aclosing(connection), connection.stream("GET", asked, headers=headers) as response:
+            given = {name.lower(): value for name, value in response.headers}
+            if response.status in _REDIRECT:
+                return _location(given.get(b"location", b""))
+            if response.status != 200 or given.get(b"content-encoding", b"identity").lower() != b"identity":
+                raise FetchFailed("the URL could not be fetched", temporary=response.status in _TEMPORARY)
+            stated = given.get(b"content-length", b"0")
+            if stated.isdigit() and int(stated) > most:
+                raise MediaTooLarge(f"what is at the URL is larger than {most} bytes")
+            body = bytearray()
+            async for chunk in response.aiter_stream():
+                body += chunk
+                count(len(chunk))
+                if len(body) > most:
+                    raise MediaTooLarge(f"what is at the URL is larger than {most} bytes")
+            if not body:
+                raise FetchFailed("the URL could not be fetched: nothing is there")
+            return bytes(body)
+
+
+def _location(value: bytes) -> str:
+    """Raises FetchRefused for what a lenient parser would tidy up before it reads it."""
+    if not re.fullmatch(rb"[!-\[\]-~]+", value):
+        raise FetchRefused("the URL leads on to something that is no URL")
+    return value.decode("ascii")
+
+
+def _tls(authorities: Path | None) -> ssl.SSLContext:
+    """Verifies as ever; by an authority of the operator's besides the public ones."""
+    context = httpcore.default_ssl_context()
+    if authorities is not None:
+        try:
+            context.load_verify_locations(authorities)
+        except OSError as error:  # ssl.SSLError is one
+            raise SettingsError(f"ISTHMUS_FETCH_CA: {authorities} cannot be read: {error}") from None
+    return context
+
+
+def _resolver(server: str | None) -> dns.asyncresolver.Resolver:
+    if server is None:
+        try:
+            return dns.asyncresolver.Resolver()
+        except dns.exception.DNSException as error:
+            raise SettingsError(f"ISTHMUS_FETCH_DNS is not set, and the system names no name server: {error}") from None
+    resolver = dns.asyncresolver.Resolver(configure=False)
+    host, _, port = (
+        server.rpartition(":") if re.fullmatch(r"[0-9.]+:[0-9]+|\[.*\]:[0-9]+", server) else (server, "", "53")
+    )
+    try:
+        address = str(ip_address(host.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        raise SettingsError(f"ISTHMUS_FETCH_DNS: {server!r} is no ADDRESS or ADDRESS:PORT") from None
+    resolver.nameservers = [dns.nameserver.Do53Nameserver(address, int(port))]
+    return resolver
+
+
+@dataclass
+class Fetches:
+    """Of one request: each URL once, and no more bytes in all than a request's body may have.
+
+    `of_a_job`: of a few items of a job; nobody waits for an answer, and each URL has its own limits only.
+    """
+
+    fetcher: Fetcher
+    of_a_job: bool = False
+    _left: int = field(init=False)
+    _made: dict[tuple[str, str], "asyncio.Task[bytes | InputError]"] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._left = self.fetcher.most_of_a_request
+
+    async def all(self, wanted: Sequence[tuple[Literal["image", "audio"], str]]) -> list[bytes | InputError]:
+        """Kind and URL → what is there, or what is wrong with it, in order. Raises RateLimited, DeadlineExceeded."""
+        if meter := metering.get():
+            await meter.prepay(sum(each not in self._made for each in wanted))
+        for kind, url in wanted:
+            if (kind, url) not in self._made:
+                self._made[kind, url] = asyncio.create_task(self._one(url, self.fetcher.most[kind]))
+        tasks = [self._made[each] for each in wanted]
+        try:
+            with timed("fetch"):
+                async with asyncio.timeout(None if self.of_a_job else self.fetcher.deadline_s):
+                    await asyncio.wait(tasks)
+        except TimeoutError:
+            raise DeadlineExceeded("the URLs were not fetched within the deadline") from None
+        finally:
+            for task in tasks:
+                task.cancel()  # nothing, where it is done
+        return [task.result() for task in tasks]
+
+    async def _one(self, url: str, most: int) -> bytes | InputError:
+        try:
+            return await self.fetcher.fetch(url, most, self._count)
+        except InputError as error:
+            return error
+
+    def _count(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0 and not self.of_a_job:
+            raise MediaTooLarge(f"what is at the request's URLs is larger than {self.fetcher.most_of_a_request} bytes")
+
+
+fetching: ContextVar[Fetches | None] = ContextVar("fetching", default=None)
+"""Of the request at hand, where URLs are fetched; `inputs.read_request` sets it, and `jobs.embedding` for its items."""

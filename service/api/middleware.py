@@ -1,0 +1,363 @@
+"""What every request passes through, outermost first: Prefix, SecurityHeaders, Context, auth.Gate, Disconnects,
+BodyLimit, Heads."""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Collection, Mapping, MutableMapping
+from contextlib import nullcontext
+from http import HTTPMethod
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urlsplit
+
+import anyio
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.problems import reason, respond
+from service.errors import BodyTooLarge, Overloaded, UnsupportedBody
+from service.telemetry import tracing
+from service.telemetry.logs import caller, request_id
+from service.telemetry.metrics import Metrics
+from service.telemetry.timings import stages
+from service.telemetry.tracing import Tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+log = logging.getLogger("service.requests")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_BODY_S, _BODY_RATE = 20.0, 10_000
+"""A body may be waited for so many seconds, and one more, up to as many again, for every so many bytes that came."""
+_MOST_DIGITS = 20
+"""Of a length that can be meant."""
+_SELF_UNPACKED = frozenset({"gzip", "x-gzip"})
+"""What a route that is streamed to knows by its first bytes, whatever the headers say."""
+_TOO_MUCH = "too many large bodies are being read"
+CLIENT_GONE = 499
+_METHODS = frozenset(HTTPMethod)
+
+_ANSWER_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+# The playground: its own scripts and styles as files, nothing inline; media that it makes or is given.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; "
+    "connect-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Context:
+    """X-Request-ID, Server-Timing, metrics, spans, the log line, and the answer to what no handler expected."""
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, slow_s: float | None = None, tracing: Tracing | None = None
+    ) -> None:
+        self.app, self.metrics, self.slow_s, self.tracing = app, metrics, slow_s, tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        with (
+            self.metrics.in_flight.track_inprogress(),
+            self.tracing.request(_method(scope), headers) if self.tracing else nullcontext() as span,
+        ):
+            await self._handle(scope, receive, send, headers, span)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, headers: Headers, span: "Span | None") -> None:
+        given = headers.get("x-request-id", "")
+        identity = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id.set(identity)
+        spent: dict[str, float] = {}
+        stages.set(spent)
+        reason.set(None)
+        caller.set(None)
+        started, status = time.perf_counter(), CLIENT_GONE
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                total = time.perf_counter() - started
+                timing = [f"{name};dur={1000 * seconds:.2f}" for name, seconds in (spent | {"total": total}).items()]
+                own = {"x-request-id": identity, "server-timing": ", ".join(timing)}
+                if span is not None:
+                    own["traceparent"] = tracing.traceparent(span)
+                if _draining(scope):
+                    own["connection"] = "close"  # the next request is for another replica
+                given = message.get("headers", ())
+                message["headers"] = [*given, *((name.encode(), value.encode()) for name, value in own.items())]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except ClientDisconnect:
+            pass  # in the middle of its body: there is nobody to answer
+        except Exception as error:
+            log.exception("unexpected failure")
+            if status != CLIENT_GONE:
+                raise  # half of an answer is out: only closing the connection says that it is not whole
+            await respond(scope["path"], error)(scope, receive, sending)
+        finally:
+            self._observe(scope, status, time.perf_counter() - started, spent, span)
+
+    def _observe(
+        self,
+        scope: MutableMapping[str, Any],
+        status: int,
+        seconds: float,
+        spent: Mapping[str, float],
+        span: "Span | None",
+    ) -> None:
+        route, method = getattr(scope.get("route"), "path", "unmatched"), _method(scope)
+        self.metrics.requests.labels(method, route, str(status)).inc()
+        self.metrics.request_seconds.labels(route).observe(seconds)
+        for stage, duration in spent.items():
+            self.metrics.stage_seconds.labels(stage).observe(duration)
+        if status == CLIENT_GONE:
+            self.metrics.disconnects.inc()
+        elif status >= 400:
+            self.metrics.rejections.labels(reason.get() or str(status)).inc()
+        fields: dict[str, Any] = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 2)}
+        code = reason.get()
+        if code is not None:
+            fields["code"] = code
+        log.info("request", extra={"fields": fields})
+        took = {f"{stage}_ms": round(1000 * duration, 2) for stage, duration in spent.items()}
+        if self.slow_s is not None and seconds >= self.slow_s:
+            self.metrics.slow_requests.labels(route).inc()
+            log.warning("slow request", extra={"fields": fields | {"stages": took}})
+        if span is not None:
+            attributes: dict[str, Any] = {f"isthmus.{stage}": value for stage, value in took.items()}
+            if code is not None:
+                attributes["error.type"] = code
+            tracing.finish(span, route, method, status, attributes)
+
+
+def _method(scope: Scope) -> str:
+    """One of those that HTTP defines, or _OTHER: a client may write anything there."""
+    return scope["method"] if scope["method"] in _METHODS else "_OTHER"
+
+
+def _draining(scope: Scope) -> bool:
+    services = scope.get("state", {}).get("services")
+    return services is not None and services.draining.is_set()
+
+
+class Prefix:
+    """Takes off the path that a proxy serves this under, where the proxy does not; and has a redirect lead to where the
+    client comes from: the server knows neither the proxy's scheme nor its name, nor its path but by `root_path`."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app, self.root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if self.root_path and scope["path"].startswith(f"{self.root_path}/"):
+            raw = scope["raw_path"].removeprefix(self.root_path.encode())
+            scope = {**scope, "path": scope["path"].removeprefix(self.root_path), "raw_path": raw}
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 307:
+                headers = MutableHeaders(scope=message)
+                headers["location"] = self._led(scope["path"], urlsplit(headers["location"]))
+            await send(message)
+
+        await self.app(scope, receive, sending)
+
+    def _led(self, path: str, to: SplitResult) -> str:
+        """To the same path with a slash at its end, or without: as seen from there, where it is not known whole."""
+        if self.root_path:
+            there = self.root_path + to.path
+        else:
+            last = to.path.rstrip("/").rpartition("/")[2]
+            there = f"./{last}/" if to.path.endswith("/") else "../" * (len(path) - len(path.rstrip("/"))) + last
+        return f"{there}?{to.query}" if to.query else there
+
+
+class Heads:
+    """Answers HEAD as GET; the protocol leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        asked = {**scope, "method": "GET"}
+        try:
+            await self.app(asked, receive, send)
+        finally:
+            scope["route"] = asked.get("route")  # for the log
+
+
+class SecurityHeaders:
+    """What keeps a browser from taking an answer for something else; what is no JSON may be a page, and gets it all."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                json = headers.get("content-type", "").partition(";")[0].endswith("json")
+                headers.update(_ANSWER_HEADERS if json else _ANSWER_HEADERS | _PAGE_HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, sending)
+
+
+class Disconnects:
+    """Cancels a request whose client went away before its answer began, so that no model call is spent on it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        answering = False
+        watcher: asyncio.Task[Message] | None = None
+        cancel = anyio.CancelScope()
+
+        async def watch() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" and not answering:
+                cancel.cancel()
+            return message
+
+        async def receiving() -> Message:
+            nonlocal watcher
+            if watcher is not None:
+                return await asyncio.shield(watcher)
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                watcher = asyncio.create_task(watch())
+            return message
+
+        async def sending(message: Message) -> None:
+            nonlocal answering
+            answering = True
+            await send(message)
+
+        try:
+            with cancel:
+                await self.app(scope, receiving, sending)
+        finally:
+            if watcher is not None:
+                watcher.cancel()
+
+
+class BodyLimit:
+    """413 past `limit` bytes: at once where Content-Length says so, else as soon as that many have come. 408 for a body
+    that does not come, 415 for one in a coding (Content-Encoding) that nobody takes off. 429 where the bodies of all
+    requests under way would be more than `together`, or where `refuse_if_full` raises Overloaded for a route that is
+    named in `embedding`.
+
+    A route that is named in `streamed` has a limit of its own for what is no JSON: it keeps nothing of that in memory.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limit: int,
+        together: int,
+        streamed: Mapping[str, int] | None = None,
+        embedding: Collection[str] = (),
+    ) -> None:
+        self.app, self.limit, self.together, self.streamed = app, limit, together, streamed or {}
+        self.embedding = embedding
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        streamed = kind != "application/json" and scope["path"] in self.streamed
+        limit = self.streamed[scope["path"]] if streamed else self.limit
+        stated = stated_length(headers)
+        coded = headers.get("content-encoding", "").strip().lower() not in {"", "identity"} | (
+            _SELF_UNPACKED if streamed else set()
+        )
+        if coded and (stated or "transfer-encoding" in headers):
+            response = respond(
+                scope["path"], UnsupportedBody("a body with a Content-Encoding is not read: send it as it is")
+            )
+            response.headers["Accept-Encoding"] = "identity"
+            await refuse(response, scope, receive, send)
+            return
+        if stated is not None and stated > limit:
+            response = respond(scope["path"], BodyTooLarge(f"the body is larger than {limit} bytes"))
+            await refuse(response, scope, receive, send)
+            return
+        held = 0 if streamed else stated or 0
+        if self._held and self._held + held > self.together:
+            await refuse(respond(scope["path"], Overloaded(_TOO_MUCH)), scope, receive, send)
+            return
+        if scope["path"] in self.embedding and scope["method"] == "POST":
+            try:
+                scope["state"]["services"].refuse_if_full()
+            except Overloaded as full:
+                await refuse(respond(scope["path"], full), scope, receive, send)
+                return
+        seen, whole = 0, False
+        patience_s = _BODY_S
+
+        async def receiving() -> Message:
+            nonlocal seen, whole, held, patience_s
+            if whole:
+                return await receive()
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(patience_s):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, headers={"Connection": "close"}) from None
+            size = len(message.get("body", b""))
+            seen += size
+            patience_s = max(0.0, min(_BODY_S, patience_s - (time.monotonic() - began) + size / _BODY_RATE))
+            whole = not message.get("more_body", False)
+            if seen > limit:
+                # FastAPI lets an HTTPException through while it reads a body, and hides any other.
+                raise HTTPException(413, headers={"Connection": "close"})
+            if seen > held and not streamed:  # it did not say how long it is
+                self._held += seen - held
+                held = seen
+                if self._held > self.together:
+                    raise HTTPException(429, headers={"Connection": "close", "Retry-After": "1"})
+            return message
+
+        self._held += held
+        try:
+            await self.app(scope, receiving, send)
+        finally:
+            self._held -= held
+
+
+def stated_length(headers: Headers) -> int | None:
+    """What Content-Length says, in bytes; None where it says nothing. Python reads no number of thousands of digits."""
+    digits = headers.get("content-length", "")
+    return int(digits.lstrip("0")[:_MOST_DIGITS] or "0") if digits.isdecimal() else None
+
+
+async def refuse(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request whose body nobody is going to read, and close its connection (`protocol.py` does)."""
+    response.headers["Connection"] = "close"
+    await response(scope, receive, send)

@@ -1,0 +1,196 @@
+"""Exceptions as HTTP answers: the one table from exception to status, and RFC 9457 problems."""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match
+
+from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
+from service.errors import (
+    BodyTooLarge,
+    Conflict,
+    CrossOrigin,
+    DeadlineExceeded,
+    DiskFull,
+    FetchDisabled,
+    FetchFailed,
+    FetchRefused,
+    Forbidden,
+    InferenceFailed,
+    InputFailed,
+    InvalidRequest,
+    IsthmusError,
+    MalformedRequest,
+    Misdirected,
+    NotFound,
+    NotReady,
+    Overloaded,
+    RateLimited,
+    Unauthenticated,
+    UnsupportedBody,
+)
+
+# The code of the problem that the request at hand was answered with, for the metrics.
+reason: ContextVar[str | None] = ContextVar("reason", default=None)
+
+# The nearest class in an exception's ancestry decides.
+STATUS: Mapping[type[Exception], tuple[int, str]] = {
+    InvalidRequest: (422, "invalid_request"),
+    MalformedRequest: (400, "malformed_request"),
+    Unauthenticated: (401, "unauthenticated"),
+    Forbidden: (403, "forbidden"),
+    CrossOrigin: (403, "cross_origin"),
+    Misdirected: (421, "unknown_host"),
+    RateLimited: (429, "rate_limited"),
+    NotFound: (404, "not_found"),
+    Conflict: (409, "conflict"),
+    BodyTooLarge: (413, "body_too_large"),
+    UnsupportedBody: (415, "unsupported_body"),
+    Overloaded: (429, "overloaded"),
+    NotReady: (503, "not_ready"),
+    DiskFull: (503, "disk_full"),
+    DeadlineExceeded: (504, "deadline_exceeded"),
+    InputError: (422, InputError.code),
+    UnsupportedMedia: (415, UnsupportedMedia.code),
+    MediaTooLarge: (413, MediaTooLarge.code),
+    BadMedia: (422, BadMedia.code),
+    InferenceFailed: (500, InferenceFailed.code),
+    FetchDisabled: (422, FetchDisabled.code),
+    FetchRefused: (422, FetchRefused.code),
+    FetchFailed: (422, FetchFailed.code),
+    # A disk that is full, descriptors that are used up: nothing is wrong with the request, which may come again.
+    OSError: (503, "not_ready"),
+    sqlite3.OperationalError: (503, "not_ready"),
+    Exception: (500, "internal_error"),
+}
+
+_HTTP_CODES = {
+    400: "malformed_request",
+    404: "route_not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "body_too_large",
+    429: "overloaded",
+}
+_HTTP_DETAILS = {
+    404: "there is no such route",
+    405: "this route does not take that method",
+    408: "the body did not come in time",
+    413: "the body is too large",
+    429: "too many large bodies are being read",
+}
+
+
+def status_and_code(error: Exception) -> tuple[int, str]:
+    """The HTTP status and the stable code of an exception, from STATUS and from nowhere else."""
+    if isinstance(error, InputFailed):
+        return status_and_code(error.cause)
+    status, code = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    return status, getattr(error, "code", None) or code
+
+
+def problem(
+    path: str,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    index: int | None = None,
+    errors: Sequence[Mapping[str, Any]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An RFC 9457 problem; on /v1/* OpenAI's error object, because its clients read that."""
+    reason.set(code)
+    body: dict[str, Any]
+    if path == "/v1" or path.startswith("/v1/"):
+        kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
+        if status == 429:
+            kind = "rate_limit_error"
+        param = ".".join(str(part) for part in errors[0]["loc"]) if errors else None
+        message = f"{detail}: {param}: {errors[0]['msg']}" if errors else detail
+        body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        media_type = "application/json"
+    else:
+        title = HTTPStatus(status).phrase
+        body = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
+        if index is not None:
+            body["index"] = index
+        if errors:
+            body["errors"] = list(errors)
+        media_type = "application/problem+json"
+    return Response(orjson.dumps(body), status, headers=headers, media_type=media_type)
+
+
+def respond(path: str, error: Exception) -> Response:
+    """The response for any exception."""
+    status, code = status_and_code(error)
+    detail = str(error) if isinstance(error, IsthmusError | InputError) else "the server failed on this request"
+    headers = {}
+    if isinstance(error, Overloaded | RateLimited):
+        headers["Retry-After"] = str(error.retry_after_s)
+    elif isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = 'Bearer realm="isthmus"'
+    elif isinstance(error, DiskFull):
+        headers["Connection"] = "close"  # the rest of an upload is not read
+    index = error.index if isinstance(error, InputFailed) else None
+    return problem(path, status, code, detail, index=index, headers=headers)
+
+
+async def _known(request: Request, error: Exception) -> Response:
+    return respond(request.url.path, error)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = _HTTP_CODES.get(error.status_code, "http_error")
+    detail = _HTTP_DETAILS.get(error.status_code, "the request cannot be read")
+    headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
+    return problem(request.url.path, error.status_code, code, detail, headers=headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods that any route takes for this path; Starlette knows those of one route."""
+    routes = request.app.routes
+
+    def taken(method: str) -> bool:
+        return any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+
+    methods = [method for method in ("DELETE", "GET", "PATCH", "POST", "PUT") if taken(method)]
+    if "GET" in methods:
+        methods.insert(methods.index("GET") + 1, "HEAD")
+    return ", ".join(methods)
+
+
+async def _validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = error.errors()
+    if any(each["type"] == "json_invalid" for each in problems):
+        return problem(request.url.path, 400, "malformed_request", "the body is not valid JSON")
+    return problem(
+        request.url.path, 422, "invalid_request", "the request is not valid", errors=readable_errors(problems)
+    )
+
+
+def readable_errors(problems: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Pydantic's errors as [{loc, msg}], at most 20, without the offending input."""
+    return [{"loc": [_shown(part) for part in each["loc"]], "msg": each["msg"]} for each in problems[:20]]
+
+
+def _shown(part: int | str) -> int | str:
+    return part if isinstance(part, int) else part[:64]
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers. What none of them takes, `middleware.Context` logs and answers."""
+    app.add_exception_handler(IsthmusError, _known)
+    app.add_exception_handler(InputError, _known)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)

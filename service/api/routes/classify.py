@@ -1,0 +1,48 @@
+"""POST /classify."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from service.api.reading import append_inputs, documented, reader
+from service.api.state import StateDep
+from service.errors import input_problem
+from service.retrieval.classify import Classification
+from service.schemas.classify import Classified, ClassifyRequest, ClassifyResponse, ScoredLabel
+from service.schemas.embed import InputProblem
+from service.telemetry.timings import timed
+
+router = APIRouter(tags=["classify"])
+
+Body = Annotated[ClassifyRequest, Depends(reader(ClassifyRequest, append_inputs))]
+
+
+@router.post("/classify", response_model_exclude_none=True, openapi_extra=documented(ClassifyRequest, files=True))
+async def classify(body: Body, state: StateDep) -> ClassifyResponse:
+    """Which of the labels fits each input best, and how surely; no label needs to have been trained on."""
+    warnings: list[str] = []
+    with timed("classify"):
+        results = await state.model(body.model).classifier.classify(
+            body.inputs,
+            labels=body.labels,
+            label_set=body.label_set,
+            templates=body.templates,
+            top_k=body.top_k,
+            threshold=body.threshold,
+            abstain=body.abstain,
+            grid=body.grid,
+            fail=body.on_error == "fail",
+            warn=warnings.append,
+        )
+    return ClassifyResponse(results=[_result(each) for each in results], warnings=warnings or None)
+
+
+def _result(found: Classification) -> Classified:
+    if found.error is not None:
+        return Classified(labels=[], abstained=False, error=InputProblem(**input_problem(found.error)))
+    return Classified(
+        labels=[ScoredLabel(label=each.label, score=each.score, similarity=each.similarity) for each in found.labels],
+        abstained=found.abstained,
+        on_topic=found.on_topic,
+        cells=None if found.cells is None else [[_result(cell) for cell in row] for row in found.cells],
+    )

@@ -1,0 +1,103 @@
+"""GET /collections; GET, PUT and DELETE /collections/{name}."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from service.api.reading import read_request
+from service.api.responses import JSON
+from service.api.state import State, StateDep
+from service.errors import InvalidRequest
+from service.retrieval.projection import MOST_POINTS, Map
+from service.schemas.items import (
+    CollectionPart,
+    CollectionRequest,
+    CollectionResponse,
+    CollectionsResponse,
+    MapResponse,
+    Name,
+)
+from service.store import Collection, Part, Wanted, moments
+
+router = APIRouter(tags=["items"])
+
+
+@router.get("/collections")
+async def list_collections(state: StateDep) -> CollectionsResponse:
+    return CollectionsResponse(
+        collections=[
+            await _described(each, state) for each in await state.store.collections() if not moments.hidden(each.name)
+        ]
+    )
+
+
+@router.get("/collections/{name}")
+async def get_collection(name: Name, state: StateDep) -> CollectionResponse:
+    return await _described_whole(name, state)
+
+
+@router.get("/collections/{name}/map", response_model=MapResponse)
+async def map_collection(
+    name: Name,
+    state: StateDep,
+    limit: Annotated[int, Query(ge=1, le=MOST_POINTS)] = 2_000,
+    label: Annotated[str | None, Query(min_length=1, max_length=256, description="A metadata key.")] = None,
+) -> JSON:
+    """The collection's vectors in the plane: what lies near is about the same, of whatever modality it is.
+
+    Of at most `limit` items: of more, a sample. The first to ask after something is written waits until it is made.
+    One is made at a time: 429 while another is.
+    """
+    made = await state.maps.map(name, limit)
+    return JSON(await state.embedder.in_worker(lambda: _drawn(made, label)))
+
+
+def _drawn(made: Map, key: str | None) -> dict[str, Any]:
+    points = [
+        {"id": point.id, "modality": point.modality, "x": round(x, 4), "y": round(y, 4)}
+        | ({} if key is None else {"label": point.labels.get(key)})
+        for point, (x, y) in zip(made.points, made.places.tolist(), strict=True)
+    ]
+    return {"count": made.count, "keys": made.keys, "points": points}
+
+
+@router.put("/collections/{name}", responses={201: {"model": CollectionResponse}})
+async def put_collection(name: Name, request: Request, response: Response, state: StateDep) -> CollectionResponse:
+    """Create a collection (201), or find it there (200) and change what is given. The body may be absent."""
+    wanted = await read_request(request, CollectionRequest) if await request.body() else CollectionRequest()
+    if wanted.tokens and not state.tokens.available:
+        raise InvalidRequest("tokens: this bundle has no token vectors: its recipe must say export.tokens")
+    index = None if wanted.index is None else Wanted(wanted.index, wanted.precision)
+    response.status_code = 201 if await state.store.create_collection(name, index) else 200
+    if wanted.keywords is not None:
+        await state.store.set_keyword_fields(name, wanted.keywords)
+    if wanted.tokens is not None:
+        await state.store.keep_tokens(name, wanted.tokens)
+    return await _described_whole(name, state)
+
+
+@router.delete("/collections/{name}", status_code=204)
+async def drop_collection(name: Name, state: StateDep) -> None:
+    """Delete a collection and every item in it."""
+    await state.store.drop_collection(name)
+
+
+async def _described_whole(name: str, state: State) -> CollectionResponse:
+    return await _described(await state.store.collection(name), state, await state.store.parts(name))
+
+
+async def _described(collection: Collection, state: State, parts: Sequence[Part] | None = None) -> CollectionResponse:
+    return CollectionResponse(
+        name=collection.name,
+        count=collection.count,
+        space=collection.space,
+        dimensions=collection.dimensions,
+        index=collection.wanted.kind,
+        precision=collection.wanted.precision,
+        parts=None if parts is None else [CollectionPart.model_validate(asdict(part)) for part in parts],
+        created=collection.created,
+        keywords=await state.store.keyword_fields(collection.name),
+        tokens=await state.store.keeps_tokens(collection.name),
+    )

@@ -1,0 +1,47 @@
+"""POST /embed."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+
+from service.api.reading import all_embedded, append_inputs, documented, embed_inputs, reader
+from service.api.responses import JSON, cut, encoded
+from service.api.state import StateDep
+from service.contract.errors import InputError
+from service.engine.embedder import Embedded
+from service.errors import input_problem
+from service.schemas.embed import EmbedRequest, EmbedResponse
+
+router = APIRouter(tags=["embed"])
+Body = Annotated[EmbedRequest, Depends(reader(EmbedRequest, append_inputs))]
+
+
+@router.post("/embed", response_model=EmbedResponse, openapi_extra=documented(EmbedRequest, files=True))
+async def embed(body: Body, state: StateDep) -> JSON:
+    """Embed texts, images, sounds and videos: one unit vector per input, all in one space."""
+    model = state.model(body.model)
+    results = await embed_inputs(model.embedder, body.inputs, body.role)
+    if body.on_error == "fail":
+        all_embedded(results)
+    manifest = model.manifest
+    return JSON(
+        {
+            "space": manifest.space,
+            "dimensions": body.dimensions or manifest.dimensions,
+            "encoding": body.encoding,
+            "embeddings": [_row(index, result, body) for index, result in enumerate(results)],
+        }
+    )
+
+
+def _row(index: int, result: Embedded | InputError, body: EmbedRequest) -> dict[str, Any]:
+    if isinstance(result, InputError):
+        return {"index": index, "embedding": None, "error": input_problem(result)}
+    vector = encoded(cut(result.vector, body.dimensions), body.encoding)
+    return {
+        "index": index,
+        "modality": result.kind,
+        "embedding": vector,
+        "truncated": result.truncated,
+        "unknown": result.unknown,
+    }

@@ -1,0 +1,121 @@
+"""POST and GET /items, GET and DELETE /items/{id}, POST /items/delete."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query
+
+from service.api.reading import documented, reader
+from service.api.responses import JSON, previewed
+from service.api.state import StateDep
+from service.errors import NotFound
+from service.retrieval.indexing import index_items
+from service.schemas.items import (
+    DeletedResponse,
+    DeleteItemsRequest,
+    ItemId,
+    ItemResponse,
+    ItemsRequest,
+    ItemsResponse,
+    Name,
+    PageResponse,
+    StoredItem,
+    StoredModality,
+    place_items,
+)
+from service.store import DEFAULT_COLLECTION, Item
+from service.telemetry.timings import timed
+
+router = APIRouter(tags=["items"])
+
+Items = Annotated[ItemsRequest, Depends(reader(ItemsRequest, place_items))]
+Deletion = Annotated[DeleteItemsRequest, Depends(reader(DeleteItemsRequest))]
+
+
+_Priority = Annotated[
+    str | None, Header(max_length=64, description="RFC 9218; u=7 embeds when nothing else waits to be embedded.")
+]
+_BACKGROUND = re.compile(r"(?:^|,)\s*u=7\s*(?:,|$)")
+
+
+@router.post("/items", openapi_extra=documented(ItemsRequest, files=True))
+async def upsert_items(body: Items, state: StateDep, priority: _Priority = None) -> ItemsResponse:
+    """Embed and store items, each replacing the one of its collection and id. Answered once they are on disk."""
+    fail = body.on_error == "fail"
+    items = await index_items(
+        state.embedder,
+        state.store,
+        body.items,
+        fail=fail,
+        tokens=state.tokens,
+        previewer=state.previewer,
+        background=priority is not None and _BACKGROUND.search(priority) is not None,
+    )
+    return ItemsResponse(upserted=sum(isinstance(item, StoredItem) for item in items), items=items)
+
+
+@router.get("/items", response_model=PageResponse)
+async def list_items(
+    state: StateDep,
+    cursor: Annotated[str | None, Query(max_length=5_000)] = None,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+    collection: Name | None = None,
+    modality: StoredModality | None = None,
+    include: Literal["preview"] | None = None,
+) -> JSON:
+    """Items in the order in which they were first stored (in Milvus by id); of every collection unless one is named."""
+    items, more = await state.store.page(collection, modality, cursor, limit)
+    described = [_described(item) for item in items]
+    if include == "preview":
+        for name in {item.collection for item in items}:
+            own = [each for each in described if each["collection"] == name]
+            shown = await state.store.shown(name, [each["id"] for each in own])
+            for each in own:
+                each["preview"] = previewed(shown.get(each["id"]))
+    return JSON({"items": described, "next_cursor": more})
+
+
+@router.post("/items/delete", openapi_extra=documented(DeleteItemsRequest))
+async def delete_items(body: Deletion, state: StateDep) -> DeletedResponse:
+    """Delete by ids (those that are not there are not counted) or by a filter over the metadata."""
+    with timed("write"):
+        if body.filter is not None:
+            return DeletedResponse(deleted=await state.store.delete_matching(body.collection, body.filter))
+        return DeletedResponse(deleted=await state.store.delete(body.collection, body.ids or []))
+
+
+# An id may hold slashes.
+@router.get("/items/{id:path}", response_model=ItemResponse)
+async def get_item(
+    id: ItemId,
+    state: StateDep,
+    collection: Name = DEFAULT_COLLECTION,
+    include: Annotated[list[Literal["vector", "preview"]] | None, Query()] = None,
+) -> JSON:
+    wanted = include or []
+    described = _described(await state.store.get(collection, id, with_vector="vector" in wanted))
+    if "preview" in wanted:
+        described["preview"] = previewed((await state.store.shown(collection, [id])).get(id))
+    return JSON(described)
+
+
+@router.delete("/items/{id:path}", status_code=204)
+async def delete_item(id: ItemId, state: StateDep, collection: Name = DEFAULT_COLLECTION) -> None:
+    with timed("write"):
+        deleted = await state.store.delete(collection, [id])
+    if not deleted:
+        raise NotFound(f"no item {id!r} in the collection {collection!r}")
+
+
+def _described(item: Item) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "id": item.id,
+        "collection": item.collection,
+        "modality": item.modality,
+        "metadata": item.metadata,
+        "created": item.created,
+        "updated": item.updated,
+    }
+    if item.vector is not None:
+        described["vector"] = item.vector
+    return described

@@ -1,0 +1,46 @@
+"""PUT, GET and DELETE /label-sets/{name}: labels that are encoded once and classified with often."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from service.api.reading import documented, reader
+from service.api.state import State, StateDep
+from service.schemas.classify import LabelSetRequest, LabelSetResponse, LearnedDetector, StoredLabel
+from service.schemas.items import Name
+
+router = APIRouter(tags=["classify"])
+
+Body = Annotated[LabelSetRequest, Depends(reader(LabelSetRequest))]
+
+
+@router.put("/label-sets/{name}", openapi_extra=documented(LabelSetRequest))
+async def put_label_set(name: Name, body: Body, state: StateDep) -> LabelSetResponse:
+    """Create or replace a label set, and learn from its examples, which are not kept."""
+    await state.classifier.save_label_set(name, body.labels, body.templates, body.off_topic)
+    return await _described(name, state)
+
+
+@router.get("/label-sets/{name}")
+async def get_label_set(name: Name, state: StateDep) -> LabelSetResponse:
+    return await _described(name, state)
+
+
+@router.delete("/label-sets/{name}", status_code=204)
+async def delete_label_set(name: Name, state: StateDep) -> None:
+    await state.store.delete_label_set(name)
+
+
+async def _described(name: str, state: State) -> LabelSetResponse:
+    held = await state.store.label_set(name)
+    labels = [each if isinstance(each, str) else StoredLabel(**each) for each in held.definition["labels"]]
+    detectors = held.definition.get("detectors", {})
+    return LabelSetResponse(
+        name=name,
+        space=held.space,
+        labels=labels,
+        templates=held.definition["templates"],
+        abstention={modality: LearnedDetector(auroc=each["auroc"]) for modality, each in detectors.items()},
+        created=held.created,
+        updated=held.updated,
+    )

@@ -1,0 +1,71 @@
+"""POST /v1/embeddings and GET /v1/models, for OpenAI's clients."""
+
+import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+
+from service.api.model import Model
+from service.api.reading import all_embedded, documented, embed_inputs, reader
+from service.api.responses import JSON, cut, encoded
+from service.api.state import StateDep
+from service.contract.errors import InputError
+from service.engine.embedder import Embedded, TokenIds
+from service.errors import InvalidRequest
+from service.schemas.openai import EmbeddingsRequest, EmbeddingsResponse, OpenAIModel, OpenAIModels
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+Body = Annotated[EmbeddingsRequest, Depends(reader(EmbeddingsRequest))]
+_NO_IDS = (
+    "input: token ids are not read here, because those of another model's tokenizer would be another text: send the "
+    "text itself (in LangChain, OpenAIEmbeddings(check_embedding_ctx_length=False)). Where clients have this bundle's "
+    "own tokenizer, ISTHMUS_TOKEN_IDS=true lets the server take its ids"
+)
+
+
+@router.post("/embeddings", response_model=EmbeddingsResponse, openapi_extra=documented(EmbeddingsRequest))
+async def embeddings(body: Body, state: StateDep) -> JSON:
+    """As OpenAI's endpoint; `input` also takes {"image": …}, {"audio": …}, {"video": …} and {"text": …}."""
+    inputs = body.inputs()
+    if not state.settings.token_ids and any(isinstance(each, TokenIds) for each in inputs):
+        raise InvalidRequest(_NO_IDS)
+    embedded = await embed_inputs(state.model(body.model).embedder, inputs, body.role)
+    results = all_embedded(embedded if body.cut else [_whole(each) for each in embedded], field="input")
+    tokens = sum(each.tokens for each in results)
+    data = [_row(index, each, body) for index, each in enumerate(results)]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return JSON({"object": "list", "data": data, "model": body.model, "usage": usage})
+
+
+@router.get("/models", response_model=OpenAIModels)
+async def models(state: StateDep) -> OpenAIModels:
+    return OpenAIModels(data=[_described(state.model(name), name) for name in (*state.models, *state.settings.aliases)])
+
+
+@router.get("/models/{name}", response_model=OpenAIModel)
+async def model(name: str, state: StateDep) -> OpenAIModel:
+    return _described(state.model(name), name)
+
+
+def _whole(result: Embedded | InputError) -> Embedded | InputError:
+    if isinstance(result, Embedded) and result.truncated:
+        return InputError("the text is longer than the model reads, and truncate says that it is not to be cut")
+    return result
+
+
+def _row(index: int, result: Embedded, body: EmbeddingsRequest) -> dict[str, Any]:
+    vector = encoded(cut(result.vector, body.dimensions), body.encoding_format)
+    row = {"object": "embedding", "index": index, "embedding": vector}
+    # What OpenAI's answers have not is there only where it says something.
+    return (
+        row
+        | ({"truncated": True} if result.truncated else {})
+        | ({"unknown": result.unknown} if result.unknown else {})
+    )
+
+
+def _described(model: Model, name: str) -> OpenAIModel:
+    manifest = model.manifest
+    day = datetime.datetime.fromisoformat(manifest.created)
+    created = int(day.replace(tzinfo=day.tzinfo or datetime.UTC).timestamp())
+    return OpenAIModel(id=name, created=created, owned_by="isthmus")

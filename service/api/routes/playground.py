@@ -1,0 +1,35 @@
+"""GET /: the playground, a page for people; its files are under /playground.
+
+Neither needs a key: they hold no data, and ask for it themselves. `middleware.SecurityHeaders` keeps the page to them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+router = APIRouter(tags=["service"])
+
+FOLDER = Path(__file__).parents[2] / "playground"
+
+_FRESH = {"Cache-Control": "no-cache"}  # asked for again, and answered 304 until the service is another
+
+
+@router.get("/", response_class=FileResponse, responses={200: {"content": {"text/html": {}}}})
+async def playground() -> FileResponse:
+    """The playground: search, classify, see and fill collections in a browser."""
+    return FileResponse(FOLDER / "index.html", media_type="text/html", headers=_FRESH)
+
+
+class Files(StaticFiles):
+    """Scripts, styles and icons of the playground."""
+
+    def __init__(self) -> None:
+        super().__init__(directory=FOLDER)
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_FRESH)
+        return response

@@ -1,0 +1,53 @@
+"""POST /score."""
+
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Depends
+
+from service.api.reading import documented, embed_inputs, reader
+from service.api.responses import JSON
+from service.api.state import StateDep
+from service.contract.errors import InputError
+from service.engine.embedder import Embedded
+from service.errors import InputFailed
+from service.schemas.embed import ScoreRequest, ScoreResponse
+from service.schemas.inputs import File
+
+router = APIRouter(tags=["embed"])
+
+
+def fill_pairs(body: dict[str, Any], files: list[File]) -> None:
+    """Files take the sides that pairs leave out, in order; what is left makes pairs of its own, two by two."""
+    pairs = body.get("pairs", [])
+    if not files or not isinstance(pairs, list):
+        return
+    left = iter(files)
+    filled = [
+        {**pair, **{side: next(left, None) for side in ("a", "b") if pair.get(side) is None}}
+        if isinstance(pair, dict)
+        else pair
+        for pair in pairs
+    ]
+    filled += [{"a": file, "b": next(left, None)} for file in left]
+    body["pairs"] = filled
+
+
+Body = Annotated[ScoreRequest, Depends(reader(ScoreRequest, fill_pairs))]
+
+
+@router.post("/score", response_model=ScoreResponse, openapi_extra=documented(ScoreRequest, files=True))
+async def score(body: Body, state: StateDep) -> JSON:
+    """Cosine similarity of pairs of inputs, of any two kinds."""
+    sides = [side for pair in body.pairs for side in (pair.a, pair.b)]
+    model = state.model(body.model)
+    vectors = [_vector(result, index // 2) for index, result in enumerate(await embed_inputs(model.embedder, sides))]
+    stacked = np.stack(vectors)
+    scores = np.clip((stacked[0::2] * stacked[1::2]).sum(axis=1), -1.0, 1.0)
+    return JSON({"space": model.manifest.space, "scores": scores})
+
+
+def _vector(result: Embedded | InputError, pair: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    if isinstance(result, InputError):
+        raise InputFailed(pair, result, field="pairs")
+    return result.vector

@@ -1,0 +1,134 @@
+"""What the lifespan opens, and how a route asks for it: `async def route(state: StateDep)`."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.api.fetch import Fetcher
+from service.api.keys import Keyring
+from service.api.model import Model, ReloadRefused
+from service.api.quotas import Limiter
+from service.api.responses import JSON
+from service.contract.bundle import Bundle
+from service.engine.embedder import Embedder
+from service.engine.previews import Previewer
+from service.engine.token_vectors import TokenEmbedder
+from service.errors import NotFound, Overloaded
+from service.jobs import Jobs
+from service.retrieval.classify import Classifier
+from service.retrieval.projection import Maps
+from service.retrieval.search import Searcher
+from service.retrieval.single_flight import OneAtATime
+from service.settings import Settings
+from service.store import Store
+from service.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class State:
+    settings: Settings
+    models: Mapping[str, Model]
+    """By name, the default first."""
+    home: Model
+    """The one whose space the store has: items and queries are embedded by it."""
+    store: Store
+    searcher: Searcher
+    tokens: TokenEmbedder
+    previewer: Previewer | None
+    """Where the operator wants previews kept."""
+    maps: Maps
+    metrics: Metrics
+    limiter: Limiter
+    keys: Keyring | None = None
+    """None: there are none, and nobody needs one."""
+    fetcher: Fetcher | None = None
+    """None: URLs are not fetched."""
+    jobs: Jobs | None = None
+    """None where there is no folder for them."""
+    readiness: OneAtATime[JSON] = field(default_factory=OneAtATime)
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while the server works for the last time: it is about to end."""
+    _tasks: set["asyncio.Task[object]"] = field(default_factory=set)
+
+    def model(self, name: str | None) -> Model:
+        """The model that a request names, by an alias too, or the default. Raises NotFound."""
+        if name is None:
+            return self.default
+        name = self.settings.aliases.get(name, name)
+        if name not in self.models:
+            raise NotFound("there is no such model: /models and /v1/models list what there is", code="model_not_found")
+        return self.models[name]
+
+    @property
+    def default(self) -> Model:
+        return next(iter(self.models.values()))
+
+    def refuse_if_full(self) -> None:
+        """Raises Overloaded where no queue of any model has room, so that whatever comes to be embedded is refused."""
+        channels = [channel for model in self.models.values() for channel in model.embedder.channels.values()]
+        if not any(channel.has_room(1) for channel in channels):
+            raise Overloaded(
+                "too many inputs are waiting", retry_after_s=min(each.until_there_is_room() for each in channels)
+            )
+
+    async def reload(self) -> dict[str, bool]:
+        """Read every model's bundle again, as `Model.reload` does: which are reloaded; the log says why one is not."""
+        done = {}
+        for name, model in self.models.items():
+            try:
+                manifest = await model.reload()
+            except ReloadRefused as refused:
+                log.error("%s", refused)
+                self.metrics.reloads.labels(name, "refused").inc()
+                done[name] = False
+            else:
+                log.info("%s is reloaded: made on %s", model.path, manifest.created)
+                self.metrics.reloads.labels(name, "done").inc()
+                done[name] = True
+        return done
+
+    async def close(self) -> None:
+        """Answer everything that waits for a vector or a map with NotReady."""
+        self.maps.close()
+        await asyncio.gather(*(model.embedder.close() for model in self.models.values()))
+
+    # For the callbacks of signals and timers.
+
+    def begin_reload(self) -> None:
+        self._begin(self.reload())
+
+    def begin_close(self) -> None:
+        self._begin(self.close())
+
+    def _begin(self, work: Coroutine[None, None, object]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Of the model at home, for routes that do not let a request choose.
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.home.bundle
+
+    @property
+    def embedder(self) -> Embedder:
+        return self.home.embedder
+
+    @property
+    def classifier(self) -> Classifier:
+        return self.home.classifier
+
+
+async def current(request: Request) -> State:
+    state: State = request.state.services
+    return state
+
+
+StateDep = Annotated[State, Depends(current)]

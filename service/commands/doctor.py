@@ -1,0 +1,273 @@
+"""What a machine has and lacks to serve: what `isthmus doctor` prints. Each check looks, and none stops the others.
+
+Nothing but the standard library is imported before the packages have been looked at, so that it runs where they are
+missing. What a *recipe* needs to be trained is `python -m training doctor`'s question.
+"""
+
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from service.commands import starters
+
+if TYPE_CHECKING:
+    from service.contract.bundle import Bundle
+    from service.settings import Settings
+
+PACKAGES = {
+    **{name: name for name in ("anyio", "click", "cryptography", "fastapi", "httpcore", "httptools", "httpx")},
+    **{name: name for name in ("numpy", "orjson", "pydantic", "redis", "soundfile", "soxr", "starlette", "tokenizers")},
+    **{name: name for name in ("tqdm", "uvicorn")},
+    "dnspython": "dns",
+    "isthmus-client": "isthmus_client",
+    "pillow": "PIL",
+    "prometheus-client": "prometheus_client",
+    "pyyaml": "yaml",
+    "pydantic-settings": "pydantic_settings",
+    "python-multipart": "python_multipart",
+}
+"""What serving imports, by the name that it is installed under."""
+_OLDEST_PYTHON = (3, 11)
+_ROOM = 1_000_000_000
+"""Bytes of disk below which a store soon has no room."""
+_PROCESS = 150_000_000
+"""Bytes that the process takes before its towers, roundly; towers take about twice their files."""
+_WAIT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Check:
+    what: str
+    state: Literal["ok", "note", "missing"]
+    """note: it can be served so, and there is something to know. missing: it cannot."""
+    detail: str
+    next_step: str | None = None
+
+
+def examine(bundle: str | Path | None = None, store: str | None = None, port: str | None = None) -> Iterator[Check]:
+    """Every check, in the order in which a start meets them. Arguments stand for their ISTHMUS_ variables."""
+    yield _python()
+    lacking = yield from _packages()
+    yield from _runtimes()
+    yield from _readers()
+    if lacking:
+        yield Check("the rest", "missing", "cannot be looked at before the packages are there")
+        return
+    from service.settings import SettingsError, read_settings
+
+    with suppress(starters.StarterError):  # the look at the bundle says that there is none
+        bundle = starters.chosen(bundle)
+    try:
+        settings = read_settings(bundle=bundle, store=store, port=port)
+    except SettingsError as error:
+        yield Check("settings", "missing", str(error), "correct the variable; service/settings.py describes them all")
+        return
+    named = sorted(name for name in os.environ if name.startswith("ISTHMUS_"))
+    yield Check("settings", "ok", ", ".join(named) or "all at their defaults")
+    opened = yield from _bundle(settings)
+    yield from _store(settings, opened)
+    yield _redis(settings)
+    yield _port(settings)
+    yield _disk(settings)
+    if opened is not None:
+        yield _memory(opened)
+
+
+def _python() -> Check:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if tuple(sys.version_info[:2]) < _OLDEST_PYTHON:
+        return Check("python", "missing", f"{found} is too old", "use Python 3.11 or later")
+    return Check("python", "ok", f"{found}, {sys.executable}, {len(os.sched_getaffinity(0))} cores")
+
+
+def _packages() -> Generator[Check, None, bool]:
+    """Ends with whether any is lacking."""
+    from importlib.util import find_spec
+
+    lacking = [name for name, module in PACKAGES.items() if find_spec(module) is None]
+    if find_spec("faiss") is None:
+        lacking.append("faiss-cpu or faiss-gpu-cu12")
+    if find_spec("onnxruntime") is None:
+        lacking.append("onnxruntime or onnxruntime-gpu")
+    if lacking:
+        here = "pip install -c constraints.txt -e ./isthmus_client -e '.[cpu,heif]'"
+        step = f"pip install 'isthmus[cpu,heif]' (or [gpu,heif]; in a checkout: {here})"
+        yield Check("packages", "missing", ", ".join(lacking), step)
+    else:
+        yield Check("packages", "ok", f"all {len(PACKAGES) + 2} that serving needs")
+    return bool(lacking)
+
+
+def _readers() -> Iterator[Check]:
+    """What reads files that not every server has to read."""
+    from importlib.util import find_spec
+
+    for name, module, what, extra in (
+        ("heic", "pillow_heif", "HEIC images", "heif"),
+        ("video", "av", "videos, and sounds like AAC, M4A, 3GP and WebM", "video"),
+    ):
+        if find_spec(module) is None:
+            yield Check(name, "note", f"{what} are refused", f"to read them: pip install 'isthmus[{extra}]'")
+        else:
+            yield Check(name, "ok", f"{what} are read")
+
+
+def _runtimes() -> Iterator[Check]:
+    """ONNX Runtime: which of its twins, and what it can run on."""
+    twins = {}
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            twins[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if not twins:
+        return
+    said = ", ".join(f"{name} {number}" for name, number in twins.items())
+    if len(twins) == 2:
+        step = "pip uninstall both, then install one: they write over each other's files"
+        yield Check("onnxruntime", "missing", f"{said}: two twins in one place", step)
+        return
+    import onnxruntime
+
+    providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    gpu = Path("/proc/driver/nvidia").exists()
+    if gpu and "CUDA" not in providers:
+        step = "for the GPU: pip uninstall onnxruntime faiss-cpu, then pip install 'isthmus[gpu,heif]'"
+        yield Check("onnxruntime", "note", f"{said} on {', '.join(providers)}: the GPU here is not used", step)
+    else:
+        yield Check("onnxruntime", "ok", f"{said} on {', '.join(providers)}")
+
+
+def _bundle(settings: "Settings") -> Generator[Check, None, "Bundle | None"]:
+    """The files by their checksums, then a small input through every tower. Ends with the bundle, if it is one."""
+    from service.contract.bundle import BundleError
+    from service.engine.handling import handling
+    from service.engine.towers import Tower, TowerError
+    from service.settings import SettingsError
+
+    try:
+        bundle = settings.read_bundle(hashed=True)
+    except (BundleError, SettingsError) as error:
+        yield Check("bundle", "missing", str(error), starters.NEXT)
+        return None
+    manifest = bundle.manifest
+    yield Check("bundle", "ok", f"{settings.bundle}: {manifest.name}, space {manifest.space}, checksums hold")
+    for modality in manifest.towers:
+        if modality not in settings.modalities:
+            continue
+        try:
+            how = handling(bundle, modality, settings)
+            tower = Tower(
+                bundle, modality, settings.device, settings.call_threads, settings.precision, settings.towers_on_gpus
+            )
+            length = tower.run(how.collate([how.canary.value])).shape[1]
+        except (BundleError, TowerError) as error:
+            step = "ISTHMUS_DEVICE=cpu serves without a GPU" if settings.device != "cpu" else "export the bundle again"
+            yield Check(f"tower.{modality}", "missing", str(error), step)
+        else:
+            yield Check(f"tower.{modality}", "ok", f"embeds, {length} numbers, on {tower.provider}")
+    return bundle
+
+
+def _store(settings: "Settings", bundle: "Bundle | None") -> Iterator[Check]:
+    import sqlite3
+    from contextlib import closing
+
+    from service.commands.reembed import command
+    from service.store import schema
+    from service.store.errors import filled_elsewhere
+
+    place = settings.store
+    file = place / schema.FILE
+    if not file.is_file():
+        parent = next(each for each in (place, *place.absolute().parents) if each.exists())
+        if not os.access(parent, os.W_OK):
+            yield Check("store", "missing", f"{parent} cannot be written", "name another folder by ISTHMUS_STORE")
+        else:
+            yield Check("store", "ok", f"{place} is made at the first start")
+        return
+    try:
+        with closing(schema.connect(file, read_only=True)) as connection:
+            space, filler = schema.meta(connection, "space") or "", schema.meta(connection, schema.BUNDLE)
+            [count] = connection.execute("SELECT count(*) FROM items").fetchone()
+    except sqlite3.Error as error:
+        step = f"python -m service check {place} says more; python -m service restore brings a backup back"
+        yield Check("store", "missing", f"{place} cannot be read: {error}", step)
+        return
+    if bundle is not None and count and not bundle.manifest.accepts(space):
+        told = filled_elsewhere(str(place), space, filler, bundle.manifest)
+        yield Check("store", "missing", told, f"carry it over: {command(place, settings.bundle)}")
+    elif not os.access(file, os.W_OK):
+        yield Check("store", "missing", f"{file} cannot be written", "let the user that serves own it")
+    else:
+        yield Check("store", "ok", f"{place}: {count:,} items of the space {space}")
+
+
+def _redis(settings: "Settings") -> Check:
+    import redis
+
+    if settings.redis_url is None:
+        return Check("redis", "ok", "none is named: the cache is in the process (ISTHMUS_REDIS_URL names one)")
+    try:
+        with redis.Redis.from_url(settings.redis_url, socket_timeout=_WAIT_S, socket_connect_timeout=_WAIT_S) as there:
+            number = there.info("server")["redis_version"]
+    except redis.RedisError:
+        step = "start it, or correct ISTHMUS_REDIS_URL; without it everything is served, and nothing cached"
+        return Check("redis", "note", "ISTHMUS_REDIS_URL is set, and nothing answers there", step)
+    return Check("redis", "ok", f"Redis {number} answers")
+
+
+def _port(settings: "Settings") -> Check:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    where = f"{settings.host}:{settings.port}"
+    try:
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as error:
+        served = _answers(settings)
+        if served:
+            return Check("port", "note", f"{where}: a server of this kind listens there already, and is {served}")
+        step = "end what listens there, or take another: --port, ISTHMUS_PORT (0 picks a free one)"
+        return Check("port", "missing", f"{where}: {error.strerror}", step)
+    return Check("port", "ok", f"{where} is free")
+
+
+def _answers(settings: "Settings") -> str | None:
+    """`ready` or `not ready` of an Isthmus server at the port; None where it is something else."""
+    import httpx
+
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    try:
+        body = httpx.get(f"http://{host}:{settings.port}/readyz", timeout=_WAIT_S, trust_env=False).json()
+        return {"ready": "ready", "not_ready": "not ready"}.get(body.get("status"))
+    except (httpx.HTTPError, ValueError, AttributeError):
+        return None
+
+
+def _disk(settings: "Settings") -> Check:
+    place = next(each for each in (settings.store.absolute(), *settings.store.absolute().parents) if each.exists())
+    free = shutil.disk_usage(place).free
+    said = f"{free / 1e9:.1f} GB free at {place}"
+    if free < _ROOM:
+        return Check("disk", "note", said, "make room, or move the store: ISTHMUS_STORE; a full disk refuses writes")
+    return Check("disk", "ok", said)
+
+
+def _memory(bundle: "Bundle") -> Check:
+    from service.contract.bundle import MANIFEST
+
+    files = sum(file.stat().st_size for file in bundle.path.iterdir() if file.name != MANIFEST)
+    needed = _PROCESS + 2 * files
+    available = next(
+        int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line
+    )
+    said = f"{available / 1e9:.1f} GB available, about {needed / 1e9:.1f} GB needed before any items"
+    if available < needed:
+        return Check("memory", "note", said, "ISTHMUS_MODALITIES=text,image loads fewer towers")
+    return Check("memory", "ok", said)

@@ -1,0 +1,63 @@
+"""What the distribution `isthmus` adds to the command `isthmus`: the entry points of `isthmus.commands`.
+
+`isthmus NAME …` is `python -m service NAME …`, and `doctor`. `index` is missing on purpose: the client's asks a server.
+"""
+
+import json
+from functools import partial
+
+import click
+
+from isthmus_client.command_shared import imported, passed_on
+
+_NEEDED = "cpu"
+
+
+def _run(name: str, arguments: tuple[str, ...]) -> int:
+    return int(imported("service.__main__", _NEEDED).main([name, *arguments]))
+
+
+def _same(name: str, what: str) -> click.Command:
+    return passed_on(name, f"{what}\n\nThe same as `python -m service {name}`.", partial(_run, name))
+
+
+serve = _same("serve", "Serve a bundle over HTTP.")
+worker = _same("worker", "Embed parts of jobs that servers hand out through Redis.")
+load = _same("load", "Take in the Parquet files that `python -m training embed` wrote.")
+keys = _same("keys", "Make, list and revoke API keys.")
+check = _same("check", "Verify a bundle, or a store.")
+backup = _same("backup", "Copy a store into one file, while it is served too.")
+restore = _same("restore", "Make a store of a backup.")
+reembed = _same("reembed", "Make a store of another space: embed the items of a store again.")
+openapi = _same("openapi", "Print the OpenAPI document.")
+settings = _same("settings", "Print every setting, as a page.")
+
+
+@click.command()
+@click.option("--bundle", help="The bundle to look at; else the one that `isthmus serve` would serve.")
+@click.option("--store", help="The store to look at; else ISTHMUS_STORE.")
+@click.option("--port", help="The port that is to be free; else ISTHMUS_PORT, or 8000.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def doctor(context: click.Context, /, as_json: bool, bundle: str | None, store: str | None, port: str | None) -> None:
+    """What this machine has and lacks to serve, and what to do.
+
+    It looks at Python, packages, ONNX Runtime, the bundle, the store, Redis, the port, disk and memory. Whether a
+    recipe can be trained here is another question: python -m training doctor RECIPE.
+    """
+    found = []
+    for check in imported("service.commands.doctor", _NEEDED).examine(bundle=bundle, store=store, port=port):
+        found.append(check)
+        if not as_json:
+            colour = {"ok": "green", "note": "yellow", "missing": "red"}[check.state]
+            click.echo(f"{click.style(f'{check.state:8}', fg=colour)}{check.what:12}{check.detail}")
+            if check.next_step:
+                click.echo(f"{'':8}{'':12}→ {check.next_step}")
+    lacking = [check.what for check in found if check.state == "missing"]
+    if as_json:
+        rows = [{"check": e.what, "state": e.state, "detail": e.detail, "next": e.next_step} for e in found]
+        click.echo(json.dumps({"ok": not lacking, "checks": rows}, ensure_ascii=False))
+    else:
+        click.echo(f"{len(lacking)} to be mended: {', '.join(lacking)}" if lacking else "all is well")
+    if lacking:
+        context.exit(1)

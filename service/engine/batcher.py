@@ -1,0 +1,452 @@
+"""Many requests, one model call.
+
+No timer fills a batch: the model takes what waits, up to a budget, as soon as it is free, so a lone request never
+waits and at saturation batches fill by themselves. While the model runs, one further batch is collated, once there
+is enough for a full one. A model that takes several calls at once has a lane for each; what waits is shared out among
+the lanes that are free.
+
+What jobs want embedded waits in a line of its own, which is served when nothing else waits. While requests come, it
+leaves a lane free for them and its calls are small, so that a request waits for little; once in a while it has a call
+all the same, so that a busy server's jobs go on.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.workers import WorkerDied, Workers
+from service.errors import InferenceFailed, NotReady
+from service.telemetry import tracing
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Vector = NDArray[np.float32]
+
+_RESTART_S = (0.0, 0.01, 0.05, 0.25, 1.0)
+"""Before a dead worker's 1st, 2nd … restart without a batch answered in between."""
+_ATTENDED_S = 5.0
+"""After a request, for so long another is expected: jobs' calls leave it a lane and are small."""
+_SMALLER = 4
+"""What the budget of such a call is divided by: a request waits at most for so much of one."""
+_PATIENCE_S = 1.0
+"""After so long without a call the line of jobs has one, whoever waits."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much goes into one call: the sum of sizes, or, where rows are padded, rows × the largest size."""
+
+    limit: int
+    padded: bool = False
+    near: int | None = None
+    """Buckets by length: of items larger than this, none is more than twice as large as another. None: no buckets."""
+    slack: int | None = None
+    """Of padding in one call; what does not fit waits for the next. None: any."""
+    waiting: int = 0
+    """How much may wait beside the call that runs; 0: two full calls."""
+
+    @property
+    def by_length(self) -> bool:
+        return self.near is not None or self.slack is not None
+
+    def cost(self, rows: int, total: int, largest: int) -> int:
+        return rows * largest if self.padded else total
+
+    def together(self, rows: int, total: int, smallest: int, largest: int) -> bool:
+        near = self.near is None or largest <= max(2 * smallest, self.near)
+        return near and (self.slack is None or rows * largest - total <= self.slack)
+
+
+class Observer(Protocol):
+    def batch(self, waits: Sequence[float], seconds: float) -> None: ...
+    def failed(self, items: int) -> None: ...
+    def restarted(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    vector: Vector
+    """(dimensions,), as the model gave it: a row of the batch's array."""
+    queue_s: float
+    model_s: float
+
+
+@dataclass(eq=False)
+class _Waiter(Generic[Item]):
+    item: Item
+    size: int
+    result: asyncio.Future[Answer]
+    enqueued: float = field(default_factory=time.perf_counter)
+    origin: tracing.Origin | None = field(default_factory=tracing.origin)
+    background: bool = False
+    returned: bool = False
+    """Whether a worker died with it in hand."""
+
+
+@dataclass
+class _Batch(Generic[Item]):
+    waiters: list[_Waiter[Item]]
+    arrays: Any = None
+    failure: Exception | None = None
+    """Of the collation."""
+
+    @property
+    def background(self) -> bool:
+        return self.waiters[0].background
+
+
+class Batcher(Generic[Item]):
+    """One queue and one model. Lives on one event loop; each of the model's lanes has a thread, collation another.
+
+    `collate` makes a call's arrays from items; `run` makes (B, dimensions) from those. Either may raise: the items are
+    then run one by one, and only those that fail again are answered with InferenceFailed. A task or a thread of its
+    own that dies is started again; what it had in hand is tried once more.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        collate: Callable[[Sequence[Item]], Any],
+        run: Callable[[Any], Vector],
+        *,
+        dimensions: int,
+        budget: Budget,
+        lanes: int = 1,
+        observer: Observer | None = None,
+    ) -> None:
+        self.name = name
+        self._collate, self._run_model = collate, run
+        self._dimensions, self._budget = dimensions, budget
+        self._observer = observer
+        self._line, self._background = _Line[Item](budget), _Line[Item](budget)
+        self._attended = self._background_served = -math.inf
+        self._ahead: _Batch[Item] | None = None
+        self._preparing = False
+        self._lanes, self._busy, self._busy_background = lanes, 0, 0
+        self._closed = False
+        self._deaths = 0
+        self._item_s = 0.0
+        self._begun: dict[object, float] = {}
+        """When each of the calls that run now began."""
+        self._changed = asyncio.Event()
+        self._model = Workers(f"{name}-model", lanes, died=self._count_death)
+        self._collator = Workers(f"{name}-collate", died=self._count_death)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._start("collating")
+        for lane in range(lanes):
+            self._start(f"running-{lane}" if lane else "running")
+
+    @property
+    def alive(self) -> bool:
+        """Whether every task and thread of it is."""
+        tasks = not any(task.done() for task in self._tasks.values())
+        return not self._closed and tasks and self._model.alive and self._collator.alive
+
+    @property
+    def pace(self) -> float:
+        """Seconds per item at which its lanes work together, lately."""
+        return self._item_s / self._lanes
+
+    @property
+    def longest_call_s(self) -> float:
+        """Of the calls that run now, for how long the oldest has."""
+        return time.perf_counter() - min(self._begun.values()) if self._begun else 0.0
+
+    async def enqueue(self, item: Item, size: int, *, background: bool = False) -> asyncio.Future[Answer]:
+        """Put an item in the queue and return its answer to come.
+
+        Waits while the budget's `waiting` is used up: whoever prepares items then stops preparing more, so that
+        prepared items do not fill the memory. Cancel the result to withdraw the item.
+        """
+        room = self._budget.waiting or 2 * self._budget.limit
+        line = self._background if background else self._line
+        while not self._closed and line.waiters and line.cost_with(size) > room:
+            await self._changed.wait()
+        if not background:
+            self._attended = time.perf_counter()
+        return self._admit(item, size, first=False, background=background)
+
+    async def submit(self, item: Item, size: int, *, first: bool = False) -> Answer:
+        """Enqueue and wait. Raises InferenceFailed for an item the model fails on, NotReady at shutdown.
+
+        With `first` it goes to the head of the queue, full or not.
+        """
+        return await (self._admit(item, size, first=True) if first else await self.enqueue(item, size))
+
+    async def close(self) -> None:
+        """Finish the call that runs, answer everything else with NotReady, stop the threads."""
+        if self._closed:
+            return
+        self._closed = True
+        self._notify()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        ahead = self._ahead.waiters if self._ahead else ()
+        left = [*self._line.take_all(), *self._background.take_all(), *ahead]
+        self._ahead = None
+        for waiter in left:
+            _fail(waiter, NotReady("the server is shutting down"))
+        await asyncio.to_thread(self._model.close)
+        await asyncio.to_thread(self._collator.close)
+        del self._run_model, self._collate  # a tower's memory is not to wait for the garbage collector
+
+    def _admit(self, item: Item, size: int, *, first: bool, background: bool = False) -> asyncio.Future[Answer]:
+        if self._closed:
+            raise NotReady("the server is shutting down")
+        waiter = _Waiter(item, size, asyncio.get_running_loop().create_future(), background=background)
+        waiter.result.add_done_callback(lambda result: self._withdraw(waiter) if result.cancelled() else None)
+        self._line_of(waiter).put([waiter], first=first)
+        self._notify()
+        return waiter.result
+
+    # Between a test of the state and a wait there is no await, so that no change is missed.
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _line_of(self, waiter: _Waiter[Item]) -> "_Line[Item]":
+        return self._background if waiter.background else self._line
+
+    def _withdraw(self, waiter: _Waiter[Item]) -> None:
+        if self._line_of(waiter).remove(waiter):
+            self._notify()
+
+    # Workers, and what becomes of them
+
+    def _start(self, name: str) -> None:
+        work = self._collating if name == "collating" else self._running
+        self._tasks[name] = task = asyncio.create_task(work(), name=f"{self.name}-{name}")
+        task.add_done_callback(lambda done: self._ended(name, done))
+
+    def _ended(self, name: str, task: "asyncio.Task[None]") -> None:
+        if self._closed:
+            return
+        failure = None if task.cancelled() else task.exception()
+        log.critical("the %s task of the %s batcher died", name, self.name, exc_info=failure)
+        self._count_death()
+        delay = _RESTART_S[min(self._deaths, len(_RESTART_S) - 1)]
+        self._deaths += 1
+        if delay:
+            asyncio.get_running_loop().call_later(delay, lambda: None if self._closed else self._start(name))
+        else:
+            self._start(name)
+
+    def _count_death(self) -> None:
+        if self._observer:
+            self._observer.restarted()
+
+    def _give_back(self, waiters: Sequence[_Waiter[Item]]) -> None:
+        """What a dying worker had in hand: to the head of the queue, unless it was in a dead one's hand before."""
+        again = [waiter for waiter in waiters if not waiter.result.done() and not waiter.returned]
+        for waiter in waiters:
+            if waiter.returned:
+                _fail(waiter, InferenceFailed("the model failed on this input"))
+            waiter.returned = True
+        for line in (self._line, self._background):
+            line.put([waiter for waiter in again if self._line_of(waiter) is line], first=True)
+
+    async def _collating(self) -> None:
+        while not self._closed:
+            # A batch that is not full would only be smaller for being closed before the model is free.
+            due = self._due()
+            if self._ahead is not None or self._busy < self._lanes or due is None or not due.full(self._limit(due)):
+                await self._changed.wait()
+                continue
+            batch = _Batch(due.take(self._limit(due)))
+            self._preparing = True
+            try:
+                items = [waiter.item for waiter in batch.waiters]
+                batch.arrays = await self._collator.run(lambda items=items: self._collate(items))  # type: ignore[misc]
+            except Exception as error:
+                batch.failure = error
+            except BaseException:
+                self._give_back(batch.waiters)
+                raise
+            finally:
+                self._preparing = False
+            self._ahead = batch
+            self._notify()
+
+    async def _running(self) -> None:
+        while not self._closed:
+            batch = self._next()
+            if batch is None:
+                await self._changed.wait()
+                continue
+            self._busy += 1
+            self._busy_background += batch.background
+            self._notify()
+            try:
+                await self._answer(batch)
+            except BaseException:
+                self._give_back(batch.waiters)
+                raise
+            finally:
+                self._busy -= 1
+                self._busy_background -= batch.background
+                if batch.background:
+                    self._background_served = time.perf_counter()
+                self._notify()
+            self._deaths = 0
+
+    def _next(self) -> _Batch[Item] | None:
+        """The batch that was collated ahead, or what waits; not before what is being collated, though.
+
+        A batch of a job's that was collated ahead waits while a request does.
+        """
+        ahead = self._ahead
+        if ahead is not None and (not ahead.background or self._background_turn()):
+            self._ahead = None
+            return ahead
+        due = self._due()
+        if self._preparing or due is None or (ahead is not None and due is self._background):
+            return None
+        return _Batch(due.take(self._limit(due), sharers=self._lanes - self._busy))
+
+    def _due(self) -> "_Line[Item] | None":
+        """The line to be served next; None where nothing waits that may be served now."""
+        if self._background.waiters and self._background_turn():
+            return self._background
+        return self._line if self._line.waiters else None
+
+    def _background_turn(self) -> bool:
+        """Whether a call may be a job's now."""
+        if self._expecting() and self._busy_background >= max(1, self._lanes - 1):
+            return False
+        if not self._line.waiters:
+            return True
+        waiting = self._ahead.waiters if self._ahead is not None else self._background.waiters
+        since = max(self._background_served, waiting[0].enqueued) if waiting else math.inf
+        return time.perf_counter() - since > _PATIENCE_S
+
+    def _expecting(self) -> bool:
+        """Whether requests come now and then."""
+        return time.perf_counter() - self._attended < _ATTENDED_S
+
+    def _limit(self, line: "_Line[Item]") -> int:
+        small = line is self._background and self._expecting()
+        return max(1, self._budget.limit // _SMALLER) if small else self._budget.limit
+
+    async def _answer(self, batch: _Batch[Item]) -> None:
+        waiters = [waiter for waiter in batch.waiters if not waiter.result.done()]
+        if not waiters:
+            return
+        failure = batch.failure
+        if failure is None:
+            # Where some went away while the batch waited for the model, its arrays hold too much.
+            failure = await self._attempt(waiters, batch.arrays if len(waiters) == len(batch.waiters) else None)
+        if failure is None:
+            return
+        log.warning("a batch of %d failed in the %s tower", len(waiters), self.name, exc_info=failure)
+        for waiter in waiters:
+            if waiter.result.done():
+                continue
+            tried = len(waiters) == 1 and not isinstance(failure, WorkerDied)
+            alone = failure if tried else await self._attempt([waiter], None)
+            if alone is not None:
+                if self._observer:
+                    self._observer.failed(1)
+                _fail(waiter, InferenceFailed("the model failed on this input"))
+
+    async def _attempt(self, waiters: Sequence[_Waiter[Item]], arrays: Any) -> Exception | None:
+        """One model call. Answers the waiters and returns None, or answers none and returns what went wrong."""
+        started, this = time.perf_counter(), object()
+
+        def call() -> Vector:
+            given = self._collate([waiter.item for waiter in waiters]) if arrays is None else arrays
+            vectors = self._run_model(given)
+            if vectors.shape != (len(waiters), self._dimensions):
+                raise ValueError(f"the model gave {vectors.shape} for {len(waiters)} items")
+            if not np.isfinite(vectors).all():
+                raise ValueError("the model gave numbers that are not finite")
+            return vectors
+
+        origins = [waiter.origin for waiter in waiters]
+        self._begun[this] = started
+        try:
+            with tracing.batch(origins, {"isthmus.modality": self.name, "isthmus.items": len(waiters)}):
+                vectors = await self._model.run(call)
+        except Exception as error:
+            return error
+        finally:
+            del self._begun[this]
+        seconds = time.perf_counter() - started
+        self._item_s += 0.2 * (seconds / len(waiters) - self._item_s)
+        if self._observer:
+            self._observer.batch([started - waiter.enqueued for waiter in waiters], seconds)
+        for waiter, vector in zip(waiters, vectors, strict=True):
+            if not waiter.result.done():
+                waiter.result.set_result(Answer(vector, started - waiter.enqueued, seconds))
+        return None
+
+
+class _Line(Generic[Item]):
+    """Who waits, the oldest first. Knows what they cost without counting them each time."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self.waiters: list[_Waiter[Item]] = []
+        self._total = self._largest = 0
+
+    def full(self, limit: int) -> bool:
+        return self._budget.cost(len(self.waiters), self._total, self._largest) >= limit
+
+    def cost_with(self, size: int) -> int:
+        return self._budget.cost(len(self.waiters) + 1, self._total + size, max(self._largest, size))
+
+    def put(self, waiters: Sequence[_Waiter[Item]], *, first: bool) -> None:
+        place = 0 if first else len(self.waiters)
+        self.waiters[place:place] = waiters
+        for waiter in waiters:
+            self._total += waiter.size
+            self._largest = max(self._largest, waiter.size)
+
+    def remove(self, waiter: _Waiter[Item]) -> bool:
+        if waiter not in self.waiters:
+            return False
+        self._become([each for each in self.waiters if each is not waiter])
+        return True
+
+    def take_all(self) -> list[_Waiter[Item]]:
+        taken = self.waiters
+        self._become([])
+        return taken
+
+    def take(self, limit: int, sharers: int = 1) -> list[_Waiter[Item]]:
+        """The next batch: the oldest, then what goes with it, oldest first, or by likeness of length.
+
+        Where several lanes are free it is no more than this one's share of what waits.
+        """
+        first, rest = self.waiters[0], self.waiters[1:]
+        limit = min(limit, -(-self._total // sharers)) if sharers > 1 else limit
+        if self._budget.by_length:
+            rest.sort(key=lambda waiter: abs(waiter.size - first.size))
+        taken, total, smallest, largest = [first], first.size, first.size, first.size
+        for waiter in rest:
+            low, high, size = min(smallest, waiter.size), max(largest, waiter.size), total + waiter.size
+            if self._budget.cost(len(taken) + 1, size, high) > limit:
+                break
+            if not self._budget.together(len(taken) + 1, size, low, high):
+                continue
+            taken.append(waiter)
+            total, smallest, largest = size, low, high
+        chosen = set(map(id, taken))
+        self._become([waiter for waiter in self.waiters if id(waiter) not in chosen])
+        return taken
+
+    def _become(self, waiters: list[_Waiter[Item]]) -> None:
+        self.waiters = waiters
+        self._total = sum(waiter.size for waiter in waiters)
+        self._largest = max((waiter.size for waiter in waiters), default=0)
+
+
+def _fail(waiter: _Waiter[Any], error: Exception) -> None:
+    if not waiter.result.done():
+        waiter.result.set_exception(error)

@@ -1,0 +1,145 @@
+"""What differs between images, sounds and texts: how one is prepared, what it costs, how many make a call's arrays."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.contract.audio import hear
+from service.contract.bundle import Bundle, BundleError, Modality
+from service.contract.errors import InputError
+from service.contract.images import ImagePreprocessing, preprocess_image, see_image
+from service.contract.sounds import AudioPreprocessing, Sound
+from service.contract.tokens import Role, TextPreprocessing, TextTokenizer, Tokens, pad_tokens
+from service.engine.batcher import Budget
+from service.engine.towers import Arrays
+from service.settings import Settings
+
+_NEAR_TOKENS, _NEAR_MS = 16, 2_000
+"""Texts and sounds up to these go together, whatever their lengths; longer ones are put into buckets (see Budget)."""
+_SLACK_TOKENS = 16
+"""Padding that is computed on the CPU before another call is cheaper: a call of MiniLM costs as much as 8 tokens."""
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+    role: Role = "query"
+    """What the encoder's instructions go by: whether it is asked or stored."""
+
+
+Content = bytes | Text | tuple[int, ...] | NDArray[np.float32]
+"""A media file, a text, token ids, or pixels or samples that are decoded already."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An input as its tower wants it."""
+
+    value: Any
+    """Pixels (3, H, W), Sound, or Tokens."""
+    size: int
+    """In the unit of the modality's budget: 1 image, milliseconds of sound, or tokens."""
+    tokens: int = 0
+    truncated: bool = False
+    unknown: float = 0.0
+    """As contract.tokens.Tokens has it."""
+
+
+@dataclass(frozen=True)
+class Handling:
+    prepare: Callable[[Content], Prepared]
+    """Decode and preprocess; slow, for a worker thread. Raises InputError."""
+    collate: Callable[[Sequence[Any]], Arrays]
+    """`Prepared.value`s → the graph's inputs."""
+    budget: Callable[[bool], Budget]
+    """Of a call, on the CPU or not."""
+    canary: Prepared
+    """A small input that says whether the tower works."""
+
+
+def handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling:
+    """How the bundle wants inputs of this modality. Raises BundleError where its tokenizer does not fit."""
+    preprocessing = bundle.manifest.towers[modality].preprocessing
+    match preprocessing:
+        case ImagePreprocessing():
+            return _images(preprocessing, settings)
+        case AudioPreprocessing():
+            return _sounds(preprocessing, settings)
+        case TextPreprocessing():
+            with bundle.checked(preprocessing.tokenizer) as path:
+                try:
+                    tokenizer = TextTokenizer(path, preprocessing)
+                except ValueError as error:
+                    raise BundleError(f"{bundle.path / preprocessing.tokenizer}: {error}") from None
+            return _texts(tokenizer, preprocessing, settings)
+
+
+def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
+    limits = settings.limits.of_images
+
+    def prepare(content: Content) -> Prepared:
+        if isinstance(content, np.ndarray):
+            return Prepared(content, size=1)
+        assert isinstance(content, bytes)
+        seen = see_image(content, spec, limits)
+        return Prepared(seen.pixels, size=1, truncated=seen.cut)
+
+    def collate(pixels: Sequence[NDArray[np.float32]]) -> Arrays:
+        return dict(zip(spec.inputs, (np.stack(pixels),), strict=True))
+
+    gradient = Image.linear_gradient("L").convert("RGB")
+    canary = Prepared(preprocess_image(gradient, spec), size=1)
+    return Handling(prepare, collate, lambda on_cpu: Budget(settings.batch_images or (8 if on_cpu else 32)), canary)
+
+
+def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
+    limits = settings.limits.of_sounds
+
+    def prepared(sound: Sound, cut: bool = False) -> Prepared:
+        return Prepared(sound, size=spec.milliseconds(sound), truncated=cut)
+
+    def prepare(content: Content) -> Prepared:
+        if isinstance(content, np.ndarray):
+            return prepared(spec.prepare(content))
+        assert isinstance(content, bytes)
+        heard = hear(content, spec.sampling_rate, limits, spec.prepare_blocks)
+        return prepared(heard.value, heard.cut)
+
+    def collate(sounds: Sequence[Sound]) -> Arrays:
+        return dict(zip(spec.inputs, spec.collate(sounds), strict=True))
+
+    seconds = np.arange(spec.sampling_rate // 2) / spec.sampling_rate
+    tone = (0.1 * np.sin(2 * np.pi * 440.0 * seconds)).astype(np.float32)
+    budget = Budget(round(1_000 * settings.batch_audio_seconds), spec.padded, near=_NEAR_MS)
+    return Handling(prepare, collate, lambda _: budget, prepared(spec.prepare(tone)))
+
+
+def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings) -> Handling:
+    def prepare(content: Content) -> Prepared:
+        assert isinstance(content, Text | tuple)
+        given = content.text if isinstance(content, Text) else content
+        if len(given) > settings.max_text_chars:
+            unit = "characters" if isinstance(given, str) else "token ids"
+            raise InputError(f"the text is longer than {settings.max_text_chars} {unit}")
+        if isinstance(content, Text):
+            tokens = tokenizer.encode(content.text, spec.prefix(content.role))
+        else:
+            tokens = tokenizer.accept(content)
+        length = len(tokens.ids)
+        return Prepared(tokens, size=length, tokens=length, truncated=tokens.truncated, unknown=tokens.unknown)
+
+    def collate(texts: Sequence[Tokens]) -> Arrays:
+        return dict(zip(spec.inputs, pad_tokens(texts, spec.pad_id), strict=True))
+
+    def budget(on_cpu: bool) -> Budget:
+        if on_cpu:
+            # Many may wait, so that those of one length find each other.
+            limit = settings.batch_tokens or 512
+            return Budget(limit, padded=True, slack=_SLACK_TOKENS, waiting=16 * limit)
+        return Budget(settings.batch_tokens or 8_192, padded=True, near=_NEAR_TOKENS)
+
+    return Handling(prepare, collate, budget, prepare(Text("a dog barks")))

@@ -1,0 +1,100 @@
+"""Which execution providers a tower asks ONNX Runtime for, and with what options: functions of what it reports.
+
+ONNX Runtime gives another provider than the one asked for without raising, so what was obtained is looked at too.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from service.contract.bundle import Accelerator, Modality, Precision, Tower
+
+Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+Wanted = Precision | Literal["auto"]
+"""auto: what the bundle's manifest says is the device's default."""
+Request = tuple[str, dict[str, str]]
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+_NEEDED = {"cuda": CUDA, "tensorrt": TENSORRT}
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """How towers use GPUs, where they get any."""
+
+    devices: tuple[int, ...] = (0,)
+    """A tower has a session on each of these; its calls go to them in turn."""
+    graphs: bool = False
+    """Record the image tower's calls (service/engine/cuda_graphs.py)."""
+    engines: Path | None = None
+    """Where TensorRT keeps what it compiles; else it compiles at every start."""
+
+
+class TowerError(RuntimeError):
+    """A tower cannot be opened. The message is for the operator."""
+
+
+def accelerators(device: Device, available: Collection[str]) -> tuple[Accelerator, ...]:
+    """What to try, best first, where ONNX Runtime has these providers. Raises TowerError."""
+    needed = _NEEDED.get(device)
+    if needed is not None:
+        if needed not in available:
+            raise TowerError(
+                f"ISTHMUS_DEVICE is {device!r}, but this ONNX Runtime has no {needed}: install onnxruntime-gpu"
+            )
+        return ("cuda",)
+    return ("cuda", "cpu") if device == "auto" and CUDA in available else ("cpu",)
+
+
+def requests(
+    accelerator: Accelerator, device: Device, gpu: int = 0, *, engines: Path | None = None, graphs: bool = False
+) -> list[Request]:
+    """Providers with their options, best first. `graphs`: record CUDA graphs; `engines`: where TensorRT's are kept."""
+    if accelerator == "cpu":
+        return [(CPU, {})]
+    wanted: list[Request] = []
+    if device == "tensorrt":
+        options = {"device_id": str(gpu), "trt_fp16_enable": "0"}  # the bundle's own precision, which passed its gates
+        if engines is not None:
+            cache = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(engines)}
+            options |= cache | {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(engines)}
+        wanted.append((TENSORRT, options | ({"trt_cuda_graph_enable": "1"} if graphs else {})))
+    options = {
+        "device_id": str(gpu),
+        # Memory as it is asked for, not doubled each time: several towers and FAISS share the GPU.
+        "arena_extend_strategy": "kSameAsRequested",
+        # Heuristics at the first call of a shape. An exhaustive search would be repeated for every batch size.
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    wanted.append((CUDA, options | ({"enable_cuda_graph": "1"} if graphs and device != "tensorrt" else {})))
+    return [*wanted, (CPU, {})]
+
+
+def satisfied(device: Device, modality: Modality, obtained: Sequence[str]) -> str:
+    """The provider that a session reports first: it works with that. Raises TowerError if another was insisted on."""
+    needed = _NEEDED.get(device)
+    if needed is not None and obtained[0] != needed:
+        raise TowerError(f"ISTHMUS_DEVICE is {device!r}, but the {modality} tower got {obtained[0]}")
+    return obtained[0]
+
+
+def chosen(tower: Tower, modality: Modality, accelerator: Accelerator, wanted: Wanted) -> Precision:
+    """The precision to serve. Raises TowerError where the bundle does not have the one that is named."""
+    if wanted == "auto":
+        return tower.default(accelerator)
+    if wanted not in tower.precisions:
+        there = ", ".join(tower.precisions)
+        raise TowerError(
+            f"ISTHMUS_PRECISION is {wanted!r}, and the bundle's {modality} tower comes in {there} only: name another, "
+            "or 'auto' for each tower's default, or export the bundle with it (export.precisions in the recipe)"
+        )
+    return wanted
+
+
+def bucket(rows: int, largest: int) -> int | None:
+    """The size of the recorded graph that takes so many rows: the next power of two; None above the largest."""
+    size = 1 << max(0, rows - 1).bit_length()
+    return size if size <= largest else None

@@ -1,0 +1,76 @@
+"""Token vectors of inputs, on demand: decode → preprocess → the tower's further outputs. Not cached, not batched.
+
+Only what reranks or is stored for reranking comes here; vectors go the way of pipeline.py.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from service.contract.errors import InputError, UnsupportedMedia
+from service.contract.vectors import Vectors
+from service.engine.channel import Engine
+from service.engine.embedder import Embedder, Input, content_of, modality_of
+from service.engine.towers import Tower
+from service.engine.workers import Workers
+from service.errors import DeadlineExceeded, InferenceFailed, NotReady
+
+log = logging.getLogger(__name__)
+
+
+class TokenEmbedder:
+    """Uses the towers of an embedder, in a thread of its own. Lives on one event loop."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+        self._pool = Workers("tokens")
+
+    @property
+    def available(self) -> bool:
+        """Whether any tower of the bundle has token vectors."""
+        return any(tower.tokens for tower in self._embedder.manifest.towers.values())
+
+    async def embed(self, inputs: Sequence[Input]) -> list[Vectors | InputError]:
+        """Of each input its tokens' unit vectors (N, D), or what is wrong with it.
+
+        Raises Overloaded before any work, DeadlineExceeded, and NotReady at shutdown.
+        """
+        channels = self._embedder.channels
+        with ExitStack() as admitted:
+            for modality, count in Counter(map(modality_of, inputs)).items():
+                if modality in channels:
+                    admitted.enter_context(channels[modality].admit(count))
+            try:
+                async with asyncio.timeout(self._embedder.deadline_s):
+                    # One by one, so that a bad input fails alone and a request that ends early leaves little behind.
+                    return [await self._one(each) for each in inputs]
+            except TimeoutError:
+                raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._pool.close)
+
+    async def _one(self, each: Input) -> Vectors | InputError:
+        modality = modality_of(each)
+        tower = self._embedder.manifest.towers.get(modality)
+        if tower is None or not tower.tokens or modality not in self._embedder.channels:
+            return UnsupportedMedia(f"this bundle has no token vectors of {modality} inputs")
+        async with self._embedder.channels[modality].using() as engine:
+            try:
+                return await self._pool.run(lambda: _tokens(engine, each))
+            except InputError as error:
+                return error.without_frames()
+            except NotReady:
+                raise
+            except Exception:
+                log.exception("an input of kind %s got no token vectors", modality)
+                return InferenceFailed("the model failed on this input")
+
+
+def _tokens(engine: Engine, each: Input) -> Vectors:
+    assert isinstance(engine.tower, Tower)
+    prepared = engine.handling.prepare(content_of(each))
+    [tokens] = engine.tower.run_tokens(engine.handling.collate([prepared.value]))
+    return tokens

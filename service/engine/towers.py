@@ -1,0 +1,188 @@
+"""ONNX Runtime sessions: arrays in, (B, dimensions) float32 out; and which provider was actually obtained."""
+
+import itertools
+import mmap
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from service.contract.bundle import (
+    EARLIER_ROWS,
+    MODALITIES,
+    OUTPUT,
+    ROWS,
+    TOKEN_MASK,
+    TOKENS,
+    Bundle,
+    Modality,
+    Precision,
+)
+from service.contract.graphs import external_files
+from service.contract.sounds import AudioPreprocessing
+from service.engine.cuda_graphs import Recorded
+from service.engine.providers import (
+    CPU,
+    TENSORRT,
+    Device,
+    Gpus,
+    Request,
+    TowerError,
+    Wanted,
+    accelerators,
+    chosen,
+    requests,
+    satisfied,
+)
+
+__all__ = ["CPU", "Arrays", "Device", "Gpus", "Tower", "TowerError", "Wanted", "open_towers"]
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Tower:
+    """One modality's encoder and projector, as a session. `run` may be called from several threads at once.
+
+    On the CPU no more than `call_seconds` of sound are encoded at once, so that a call's memory does not grow with a
+    sound's length: what the encoder makes of its rows is kept, and the head reads all of them. The vector is the same.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        modality: Modality,
+        device: Device,
+        threads: int,
+        precision: Wanted = "auto",
+        gpus: Gpus = Gpus(),
+        call_seconds: float = 60.0,
+    ) -> None:
+        """Raises TowerError, and BundleError where a file is not what the manifest says."""
+        self.modality = modality
+        self.dimensions = bundle.manifest.dimensions
+        described = bundle.manifest.towers[modality]
+        graphs = gpus.graphs and modality == "image" and not described.tokens
+        for accelerator in accelerators(device, onnxruntime.get_available_providers()):
+            self.precision: Precision = chosen(described, modality, accelerator, precision)
+            devices = gpus.devices if accelerator == "cuda" else (0,)
+            asked = [requests(accelerator, device, gpu, engines=gpus.engines, graphs=graphs) for gpu in devices]
+            self._sessions = _sessions(bundle, bundle.tower_path(modality, self.precision), asked, threads)
+            if all(session.get_providers()[0] != CPU for session in self._sessions):
+                break
+        self._session = self._sessions[0]
+        self.provider = satisfied(device, modality, self._session.get_providers())
+        self._turns = itertools.cycle(self._sessions)  # next() of a cycle is atomic
+        self._recorded: list[Recorded] = []
+        if graphs and self.provider != CPU:
+            pairs = zip(self._sessions, devices, strict=True)
+            self._recorded = [Recorded(session, "cuda", gpu, self.dimensions) for session, gpu in pairs]
+        self._recordings = itertools.cycle(self._recorded)
+        graph_inputs = {each.name for each in self._session.get_inputs()}
+        wanted = described.preprocessing.inputs
+        if graph_inputs != set(wanted):
+            raise TowerError(f"the {modality} tower takes {sorted(graph_inputs)}, not {list(wanted)}")
+        if described.tokens and not {TOKENS, TOKEN_MASK} <= {each.name for each in self._session.get_outputs()}:
+            raise TowerError(f"the {modality} tower gives no {TOKENS} and {TOKEN_MASK}, which its manifest promises")
+        self._spec, self._call_seconds = described.preprocessing, call_seconds
+        self._in_pieces = (
+            isinstance(self._spec, AudioPreprocessing)
+            and self.provider == CPU
+            and EARLIER_ROWS in {each.name for each in self._session.get_overridable_initializers()}
+        )
+        # What only the token vectors need is not computed where they are not asked for, nor a head where rows are.
+        self._options = onnxruntime.RunOptions()
+        self._options.only_execute_path_to_fetches = described.tokens or self._in_pieces
+
+    def run(self, arrays: Arrays) -> NDArray[np.float32]:
+        """The graph's inputs by name → float32 (B, dimensions). Raises whatever ONNX Runtime raises."""
+        if self._recorded:
+            (rows,) = arrays.values()
+            return next(self._recordings).run(rows)
+        (vectors,) = next(self._turns).run([OUTPUT], self._bounded(arrays), self._options)
+        return np.asarray(vectors, dtype=np.float32)
+
+    def run_tokens(self, arrays: Arrays) -> list[NDArray[np.float32]]:
+        """The graph's inputs by name → each item's own tokens, float32 (N, dimensions). May run beside `run`."""
+        tokens, mask = self._session.run([TOKENS, TOKEN_MASK], self._bounded(arrays), self._options)
+        packed = tokens.ndim == 2
+        return [np.asarray((tokens if packed else tokens[row])[own > 0], np.float32) for row, own in enumerate(mask)]
+
+    def _bounded(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
+        """What a call is given: the last rows of many, and what was made of those before them, piece by piece, here."""
+        given = dict(arrays)
+        if not self._in_pieces:
+            return given
+        assert isinstance(self._spec, AudioPreprocessing)
+        *per_row, weights = self._spec.inputs
+        count = given[weights].shape[1]
+        size = self._spec.rows_in(self._call_seconds, given[per_row[0]])
+        earlier = []
+        for start in range(0, count - size, size):
+            piece = {name: given[name][start : start + size] for name in per_row}
+            piece[weights] = given[weights][:, start : start + size]
+            earlier += self._session.run([ROWS], piece, self._options)
+        if earlier:
+            given |= {name: given[name][len(earlier) * size :] for name in per_row}
+            given[EARLIER_ROWS] = np.concatenate(earlier)
+        return given
+
+
+def open_towers(
+    bundle: Bundle,
+    device: Device,
+    threads: int,
+    modalities: Collection[Modality] = MODALITIES,
+    precision: Wanted = "auto",
+    gpus: Gpus = Gpus(),
+    call_seconds: float = 60.0,
+) -> dict[Modality, Tower]:
+    """One tower for each of the bundle's modalities that are among `modalities`. Raises TowerError."""
+    wanted = [modality for modality in bundle.manifest.towers if modality in modalities]
+    if not wanted:
+        raise TowerError(f"{bundle.path} has no tower for any of: {', '.join(modalities)} (ISTHMUS_MODALITIES)")
+    return {modality: Tower(bundle, modality, device, threads, precision, gpus, call_seconds) for modality in wanted}
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Threads that do not spin, and ONNX Runtime's own choices otherwise: `python -m benchmarks.sessions` compares."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Three sessions share the cores: threads that spin while they wait take them from the others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _sessions(
+    bundle: Bundle, file: Path, asked: Sequence[list[Request]], threads: int
+) -> list[onnxruntime.InferenceSession]:
+    """A session for each of `asked`, of the very bytes whose checksums were checked. Raises BundleError, TowerError."""
+    if any(each[0][0] != CPU for each in asked):
+        # Finds the CUDA libraries that come as Python packages; without them the provider is silently not obtained.
+        onnxruntime.preload_dlls()
+    with ExitStack() as held:
+        path = held.enter_context(bundle.checked(file.name))
+        beside = {name: _mapped(held.enter_context(bundle.checked(name))) for name in sorted(external_files(path))}
+        sessions = []
+        for each in asked:
+            options = session_options(threads)
+            if beside:
+                sizes = list(map(len, beside.values()))
+                options.add_external_initializers_from_files_in_memory(list(beside), list(beside.values()), sizes)
+            # TensorRT names the engines that it keeps after the graph's file, and the copy's is another each time.
+            graph = path.read_bytes() if each[0][0] == TENSORRT else path
+            try:
+                sessions.append(onnxruntime.InferenceSession(graph, options, providers=each))
+            except Exception as error:
+                said = str(error).replace(str(path), str(file))
+                raise TowerError(f"{file} cannot be opened: {said}") from error
+        return sessions
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

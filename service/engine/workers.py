@@ -1,0 +1,231 @@
+"""Threads that run calls for an event loop. One that dies is replaced at once, and the call that it had is answered.
+
+Callers have the threads in turn (fair.py). A call whose caller went away is not begun; one that has been begun can ask
+whether it is `abandoned`, and stop.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from service.engine.fair import FairSemaphore
+from service.errors import NotReady
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+_ENDED = "the thread that ran this call ended"
+_CLOSED = "the server is shutting down"
+_AHEAD = 2
+"""Calls that the threads find when they are done with theirs, and need not ask the event loop for."""
+_own = threading.local()
+
+
+class WorkerDied(RuntimeError):
+    """The thread that had this call ended before the call did."""
+
+
+class Abandoned(Exception):
+    """Nobody waits any more for the call that raises this."""
+
+
+def abandoned() -> bool:
+    """Whether nobody waits any more for the call that this thread runs; False in a thread of no Workers."""
+    call: _Call | None = getattr(_own, "call", None)
+    return call is not None and call.result.done()
+
+
+def stop_if_abandoned() -> None:
+    """For a call that takes long, now and then. Raises Abandoned."""
+    if abandoned():
+        raise Abandoned
+
+
+@dataclass(eq=False)
+class _Call:
+    function: Callable[[], Any]
+    result: "asyncio.Future[Any]"
+    places: FairSemaphore | None = None
+    """Where it holds a place, until it has ended."""
+
+
+class Workers:
+    """`count` threads that take calls, of each caller in order. Unlike a ThreadPoolExecutor's, they do not stay dead.
+
+    What ends a thread is whatever is no Exception: SystemExit, or the panic of a library that is written in Rust.
+    The event loop shares no lock with a thread at work, which might die with it in hand; nor do they hand the
+    interpreter's lock back and forth over one, which is most of what a ThreadPoolExecutor costs (docs/LOG.md).
+    """
+
+    def __init__(self, name: str, count: int = 1, *, died: Callable[[], None] = lambda: None) -> None:
+        self._name, self._count, self._died = name, count, died
+        self._calls: deque[_Call] = deque()
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        """Something for each call: a thread that finds no call waits for it."""
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._places = FairSemaphore(count + _AHEAD)
+        self._threads: list[threading.Thread] = []
+        self._filling = threading.Lock()
+        self._fill()
+
+    @property
+    def alive(self) -> bool:
+        return not self._closed and sum(thread.is_alive() for thread in self._threads) == self._count
+
+    async def run(self, function: Callable[[], Result]) -> Result:
+        """Its result, or what it raised. A cancelled call is not begun.
+
+        Raises WorkerDied, Overloaded where too many of its caller's wait, and NotReady after close.
+        """
+        self._refuse_if_closed()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            # It lives on one at a time: what the one before left behind tells nobody that it is done.
+            self._loop, self._places = loop, FairSemaphore(self._count + _AHEAD)
+        places = self._places
+        await places.acquire()
+        try:
+            self._refuse_if_closed()  # it may have been meanwhile
+        except NotReady:
+            places.release()
+            raise
+        call = _Call(function, loop.create_future(), places)
+        self._calls.append(call)
+        self._wake.put(None)
+        if len(self._threads) < self._count:
+            self._fill()
+        result: Result = await call.result
+        return result
+
+    def close(self, *, wait: bool = True) -> None:
+        """Run what the threads were given, and stop. Blocks until then, unless it is not to `wait`."""
+        self._closed = True
+        for _ in range(self._count):
+            self._wake.put(None)
+        if not wait:
+            return
+        for thread in list(self._threads):
+            thread.join()
+        self._give_up()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise NotReady(_CLOSED)
+
+    def _fill(self) -> None:
+        """Start the threads that are missing, as far as the system lets us."""
+        with self._filling:
+            while len(self._threads) < self._count and not self._closed:
+                # A daemon, so that a process that fails on its way can end.
+                thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._threads.append(thread)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    log.critical("a thread of %s cannot be started", self._name)
+                    self._threads.remove(thread)
+                    break
+        if not self._threads:
+            self._give_up()
+
+    def _work(self) -> None:
+        hand: list[_Call] = []  # what this thread has to answer for
+        try:
+            while True:
+                try:
+                    # One step of the interpreter: a thread that is killed has the call, or it is still in the queue.
+                    hand.extend(map(deque.popleft, (self._calls,)))
+                except IndexError:
+                    if self._closed:
+                        return
+                    self._wake.get()
+                    continue
+                _perform(hand[0])
+                hand.clear()
+        except BaseException:  # whatever it is, the thread is at its end
+            log.critical("a thread of %s died", self._name, exc_info=True)
+            self._threads.remove(threading.current_thread())
+            self._fill()
+            self._died()
+            for call in hand:
+                _fail(call, WorkerDied(_ENDED))
+
+    def _give_up(self) -> None:
+        """Answer what no thread will run."""
+        while self._calls:
+            _fail(self._calls.popleft(), WorkerDied(_ENDED))
+
+
+class OwnThread:
+    """Runs one call at a time in a thread that nobody else waits for: of a call that may never end, such as the reading
+    of a file on a mount that is gone, only this is left behind."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._turn = asyncio.Lock()
+        self._last: asyncio.Future[Any] | None = None
+        self._given_up_at = 0.0
+
+    async def run(self, function: Callable[[], Result], patience_s: float) -> Result:
+        """Its result, or what it raised. Raises TimeoutError where it takes longer, or one before it does."""
+        async with self._turn:
+            if self._last is not None and not self._last.done():
+                await self._wait(self._last)
+            call = _Call(function, asyncio.get_running_loop().create_future())
+            self._last, self._given_up_at = call.result, time.monotonic() + patience_s
+            threading.Thread(target=_perform, args=(call,), name=self._name, daemon=True).start()
+            await self._wait(call.result)
+            result: Result = call.result.result()
+            return result
+
+    async def _wait(self, call: "asyncio.Future[Any]") -> None:
+        done, _ = await asyncio.wait({call}, timeout=max(0.0, self._given_up_at - time.monotonic()))
+        if not done:
+            await asyncio.sleep(0)  # where the event loop is late, and not the thread, the outcome is waiting for it
+            if not call.done():
+                raise TimeoutError
+
+
+def _perform(call: _Call) -> None:
+    if call.result.done():  # cancelled
+        _tell(call)
+        return
+    _own.call = call
+    try:
+        result = call.function()
+    except Exception as error:
+        _fail(call, error)
+    else:
+        _tell(call, call.result.set_result, result)
+    finally:
+        _own.call = None
+
+
+def _fail(call: _Call, error: Exception) -> None:
+    if isinstance(error, StopIteration):  # a future takes any other
+        error = RuntimeError("the call raised StopIteration")
+    _tell(call, call.result.set_exception, error)
+
+
+def _tell(call: _Call, set: Callable[[Any], None] | None = None, outcome: object = None) -> None:
+    """The outcome to whoever still waits for it in the call's event loop, where its place is free from now on."""
+
+    def done() -> None:
+        if call.places is not None:  # a thread that dies on its way out of a call tells twice
+            call.places.release()
+            call.places = None
+        if set is not None and not call.result.done():
+            set(outcome)
+
+    with suppress(RuntimeError):  # the loop is closed
+        call.result.get_loop().call_soon_threadsafe(done)

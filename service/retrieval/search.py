@@ -1,0 +1,470 @@
+"""Queries → unit vectors → the nearest items, in the order that is asked for.
+
+A query may be any input, a vector, a stored item, or a weighted sum of these. Without an `Ordering` the order is that
+of the store; with one, candidates come from the store and are put in order here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.api.reading import embed_inputs, to_inputs, unknown_warning
+from service.contract.errors import InputError
+from service.contract.vectors import Vectors, l2_normalise
+from service.engine.embedder import Embedded, Embedder
+from service.engine.fair import FairSemaphore
+from service.engine.token_vectors import TokenEmbedder
+from service.engine.videos import Video
+from service.errors import InputFailed, InvalidRequest
+from service.retrieval.late_interaction import heat, maxsim, transport
+from service.retrieval.ranking import distinct, diverse, fuse
+from service.schemas.inputs import AnyInput
+from service.schemas.search import (
+    FUSED,
+    ComposeQuery,
+    Diversity,
+    IdQuery,
+    Keywords,
+    Part,
+    Query,
+    Rerank,
+    VectorQuery,
+    WeightedFile,
+    parts,
+    words_of,
+)
+from service.store import Effort, Filter, Hit, Item, Moment, Store
+from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
+from service.telemetry.timings import timed
+
+_CANCELLED = 1e-6
+"""Length of a sum of unit vectors (the largest weight scaled to 1) below which its direction is rounding noise."""
+_DEEPEST = 4_000
+"""Candidates of one query that are looked at, at most, for enough that are no repetitions."""
+_AT_ONCE = 8
+"""Queries whose candidates are put in order: twice what the store reads at once. More would only take memory, and turns
+of the event loop."""
+_TOGETHER = 32
+"""Queries that the store is asked at once: between them others have their turn."""
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """What decides the order besides cosine similarity; schemas.search.SearchRequest says how."""
+
+    correction: float | None = None
+    threshold: float | None = None
+    keywords: Keywords | None = None
+    deduplicate: float | None = None
+    rerank: Rerank | None = None
+    diversity: Diversity | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    item: Item
+    score: float
+    moment: Moment | None = None
+    """Of a video or a long sound."""
+    explanation: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Scope:
+    collection: str
+    modalities: Sequence[str] | None
+    filter: Filter | None
+    effort: Effort | None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A query as vectors."""
+
+    vector: Vectors
+    """(D,), unit length: Σ share · part."""
+    parts: Vectors
+    """(P, D), unit length."""
+    weights: Sequence[float]
+    own: str | None
+    """The stored item that the query is."""
+    query: Query
+
+
+@dataclass
+class _Candidate:
+    item: Item
+    similarity: float
+    correction: float = 0.0
+    ranks: dict[str, int] = field(default_factory=dict)
+    words: float | None = None
+    fused: float | None = None
+    tokens: float | None = None
+    heat: NDArray[np.float32] | None = None
+    score: float = 0.0
+    moment: Moment | None = None
+
+    @property
+    def vector(self) -> Vectors:
+        assert self.item.vector is not None
+        return self.item.vector
+
+    @property
+    def corrected(self) -> float:
+        return self.similarity - self.correction
+
+
+class Searcher:
+    def __init__(self, embedder: Embedder, store: Store, tokens: TokenEmbedder | None = None) -> None:
+        self._embedder = embedder
+        self._store = store
+        self._tokens = tokens
+        self._places = FairSemaphore(_AT_ONCE)
+
+    async def search(
+        self,
+        queries: Sequence[Query],
+        *,
+        top_k: int,
+        collection: str,
+        modalities: Sequence[str] | None = None,
+        filter: Filter | None = None,
+        effort: Effort | None = None,
+        ordering: Ordering | None = None,
+        explain: bool = False,
+        with_vector: bool = False,
+        field: str = "queries",
+        warn: Callable[[str], None] | None = None,
+    ) -> list[list[Result]]:
+        """The `top_k` best items for each query, best first. `warn` is told of queries that the model hardly knows.
+
+        Raises NotFound (collection, or an id in a query), InvalidRequest (an ordering that this bundle or collection
+        does not allow) and InputFailed; `field` is what the request calls the queries: "query" where there is only one.
+        """
+        asked = await self._asked(queries, collection, field, warn)
+        ordering = ordering or Ordering()
+        scope = _Scope(collection, modalities, filter, effort)
+        if ordering == Ordering() and not explain:
+            found = await self._nearest(asked, top_k, scope, with_vector=with_vector)
+            return [[Result(hit.item, hit.score, hit.moment) for hit in hits] for hits in found]
+        return await self._ordered(asked, scope, ordering, top_k, explain, field)
+
+    async def _ordered(
+        self, asked: Sequence[_Asked], scope: _Scope, ordering: Ordering, top_k: int, explain: bool, field: str
+    ) -> list[list[Result]]:
+        strength = ordering.correction or 0.0
+        if strength and not self._embedder.manifest.means:
+            raise InvalidRequest("correction: this bundle has no means of its modalities")
+        token_vectors = await self._query_tokens(asked, scope.collection, field) if ordering.rerank else None
+        pools = [each.pool for each in (ordering.rerank, ordering.diversity) if each is not None]
+        wanted = max(top_k, *pools, FUSED if ordering.keywords else 0, 1)
+        depth = min(2 * wanted, _DEEPEST) if ordering.deduplicate else wanted
+        first = await self._candidates(asked, depth, scope, strength)
+        results = []
+        for position, each in enumerate(asked):
+            async with self._places:  # for each query anew: between two of them others have their turn
+                chosen = await self._chosen(each, first[position], depth, wanted, scope, ordering)
+                if ordering.rerank and token_vectors:
+                    with timed("rerank"):
+                        await self._rerank(
+                            chosen, token_vectors[position], each, scope.collection, ordering.rerank, explain
+                        )
+                if ordering.diversity:
+                    diversifying = partial(_diversified, chosen, ordering.diversity, top_k)
+                    chosen = await self._embedder.in_worker(diversifying)
+            results.append(
+                [
+                    Result(one.item, one.score, one.moment, _explanation(one, each, ordering) if explain else None)
+                    for one in chosen[:top_k]
+                ]
+            )
+        return results
+
+    async def _nearest(
+        self, asked: Sequence[_Asked], depth: int, scope: _Scope, *, with_vector: bool, by_modality: bool = False
+    ) -> list[list[Hit]]:
+        found: list[list[Hit]] = []
+        size = 0
+        with timed("index"):
+            for start in range(0, len(asked), _TOGETHER):
+                some = asked[start : start + _TOGETHER]
+                own = [each.own for each in some]
+                hits = await self._store.search(
+                    scope.collection,
+                    np.stack([each.vector for each in some]),
+                    depth,
+                    modalities=scope.modalities,
+                    filter=scope.filter,
+                    leave_out=own if any(own) else None,
+                    with_vector=with_vector,
+                    effort=scope.effort,
+                    by_modality=by_modality,
+                )
+                size += sum(hit.item.size for one in hits for hit in one)
+                if size > MOST_FOUND_BYTES:
+                    raise InvalidRequest(TOO_MUCH_FOUND)
+                found += hits
+        return found
+
+    async def _candidates(
+        self, asked: Sequence[_Asked], depth: int, scope: _Scope, strength: float
+    ) -> list[list[_Candidate]]:
+        """The `depth` best for each query by corrected similarity, best first.
+
+        The correction is the same for all items of a modality, so that the best of each modality hold the best of all.
+        """
+        # In one search: an item whose modality changes between two of them would be in neither, or in both.
+        found = await self._nearest(asked, depth, scope, with_vector=True, by_modality=bool(strength))
+        candidates = [
+            [
+                _Candidate(hit.item, hit.score, self._correction(each, hit.item.modality, strength), moment=hit.moment)
+                for hit in hits
+            ]
+            for each, hits in zip(asked, found, strict=True)
+        ]
+        return [sorted(each, key=lambda one: -one.corrected)[:depth] for each in candidates] if strength else candidates
+
+    def _correction(self, asked: _Asked, modality: str, strength: float) -> float:
+        of = "image" if modality == "video" else modality
+        mean = next((held for name, held in self._embedder.manifest.means.items() if name == of), None)
+        return 0.0 if mean is None or not strength else strength * float(asked.vector @ np.asarray(mean, np.float32))
+
+    async def _chosen(
+        self,
+        asked: _Asked,
+        candidates: list[_Candidate],
+        depth: int,
+        wanted: int,
+        scope: _Scope,
+        ordering: Ordering,
+    ) -> list[_Candidate]:
+        """Up to `wanted` candidates in order, after threshold, fusion and deduplication."""
+        while True:
+            if ordering.threshold is not None:
+                candidates = [one for one in candidates if one.corrected >= ordering.threshold]
+            exhausted = len(candidates) < depth
+            for one in candidates:
+                one.score = one.corrected
+            if ordering.keywords:
+                candidates = await self._fused(asked, candidates, depth, scope, ordering)
+            if not ordering.deduplicate:
+                return candidates[:wanted]
+            similarity = ordering.deduplicate
+            if candidates:
+                stacked = np.stack([one.vector for one in candidates])
+                kept = await self._embedder.in_worker(partial(distinct, stacked, similarity))
+                candidates = [candidates[place] for place in kept]
+            if len(candidates) >= wanted or exhausted or depth >= _DEEPEST:
+                return candidates[:wanted]
+            depth = min(4 * depth, _DEEPEST)
+            [candidates] = await self._candidates([asked], depth, scope, ordering.correction or 0.0)
+
+    async def _fused(
+        self, asked: _Asked, candidates: list[_Candidate], depth: int, scope: _Scope, ordering: Ordering
+    ) -> list[_Candidate]:
+        """Candidates and what the words find, by reciprocal rank; each list has its best `depth`."""
+        keywords = ordering.keywords
+        assert keywords is not None
+        with timed("keywords"):
+            hits = await self._store.keyword_search(
+                scope.collection,
+                keywords.query or words_of(asked.query),
+                depth,
+                field=keywords.field,
+                every=keywords.match == "all",
+                modalities=scope.modalities,
+                filter=scope.filter,
+                leave_out=asked.own,
+            )
+        by_id = {one.item.id: one for one in candidates}
+        for place, one in enumerate(candidates, start=1):
+            one.ranks["vector"] = place
+        worded: list[_Candidate] = []
+        for hit in hits:
+            if hit.item.id not in by_id:
+                assert hit.item.vector is not None
+                correction = self._correction(asked, hit.item.modality, ordering.correction or 0.0)
+                fresh = _Candidate(hit.item, float(asked.vector @ hit.item.vector), correction)
+                if ordering.threshold is not None and fresh.corrected < ordering.threshold:
+                    continue
+                by_id[hit.item.id] = fresh
+            found = by_id[hit.item.id]
+            worded.append(found)
+            found.words, found.ranks["words"] = hit.score, len(worded)
+        rankings = [[one.item.id for one in candidates], [one.item.id for one in worded]]
+        for id, score in fuse(rankings, (1 - keywords.weight, keywords.weight)).items():
+            by_id[id].fused = by_id[id].score = score
+        # Equal scores: the nearer one first.
+        return sorted(by_id.values(), key=lambda one: (-one.score, -one.similarity))
+
+    async def _rerank(
+        self,
+        candidates: list[_Candidate],
+        query_tokens: Sequence[Vectors],
+        asked: _Asked,
+        collection: str,
+        rerank: Rerank,
+        explain: bool,
+    ) -> None:
+        """Order candidates, in place, by their similarity and their tokens' likeness to the query's."""
+        stored = await self._store.tokens(collection, [one.item.id for one in candidates])
+
+        def work() -> None:
+            having = [one for one in candidates if one.item.id in stored]
+            held = [stored[one.item.id] for one in having]
+            compare = maxsim if rerank.method == "maxsim" else transport
+            total = np.zeros(len(having))
+            shares = np.array(asked.weights) / max(map(abs, asked.weights))
+            for share, own in zip(shares / np.abs(shares).sum(), query_tokens, strict=True) if having else ():
+                total += share * compare(own, held)
+            for one, tokens, score in zip(having, held, total, strict=True):
+                one.tokens = float(score)
+                if explain and rerank.method == "maxsim":
+                    one.heat = heat(np.concatenate(query_tokens), tokens)
+            for one in candidates:
+                # An item without tokens is judged by its similarity alone.
+                alike = one.corrected if one.tokens is None else one.tokens
+                one.score = (1 - rerank.weight) * one.corrected + rerank.weight * alike
+            candidates.sort(key=lambda one: -one.score)
+
+        await self._embedder.in_worker(work)
+
+    async def _query_tokens(self, asked: Sequence[_Asked], collection: str, field: str) -> list[list[Vectors]]:
+        """For each query the token vectors (N, D) of each of its parts."""
+        if self._tokens is None or not self._tokens.available:
+            raise InvalidRequest("rerank: this bundle has no token vectors: its recipe must say export.tokens")
+        if not await self._store.keeps_tokens(collection):
+            raise InvalidRequest(f"rerank: the collection {collection!r} keeps no token vectors")
+        flat = [(position, part) for position, each in enumerate(asked) for part in parts(each.query)]
+        ids = [part.id for _, part in flat if isinstance(part, IdQuery)]
+        stored = await self._store.tokens(collection, ids)
+        inputs = await to_inputs(_inputs(flat))
+        readable = [each for each in inputs if not isinstance(each, InputError)]
+        made = iter(await self._tokens.embed([each for each in readable if not isinstance(each, Video)]))
+        read = iter(readable)
+        found: list[list[Vectors]] = [[] for _ in asked]
+        for position, part in flat:
+            result: Vectors | InputError
+            if isinstance(part, VectorQuery):
+                result = InputError("a vector has no tokens to rerank by")
+            elif isinstance(part, IdQuery):
+                result = stored.get(part.id, InputError("the stored item has no tokens to rerank by"))
+            elif isinstance(next(read), Video):
+                result = InputError("a video has no tokens to rerank by")
+            else:
+                result = next(made)
+            if isinstance(result, InputError):
+                raise InputFailed(None if field == "query" else position, result, field=field)
+            found[position].append(result)
+        return found
+
+    async def _asked(
+        self, queries: Sequence[Query], collection: str, field: str, warn: Callable[[str], None] | None
+    ) -> list[_Asked]:
+        """Every query as one unit vector, and as those of its parts."""
+        flat = [(position, part) for position, query in enumerate(queries) for part in parts(query)]
+        ids = [part.id for _, part in flat if isinstance(part, IdQuery)]
+        stored = await self._store.vectors(collection, ids)
+        embedded = iter(await embed_inputs(self._embedder, _inputs(flat), admit_unknown=True))
+        found: list[list[Vectors]] = [[] for _ in queries]
+        for position, part in flat:
+            result: Embedded | Vectors | InputError
+            if isinstance(part, VectorQuery):
+                result = unit_vector(part.vector, self._embedder.manifest.dimensions)
+            elif isinstance(part, IdQuery):
+                result = stored[part.id]
+            else:
+                result = next(embedded)
+                for warning in unknown_warning(field if field == "query" else f"{field}[{position}]", result):
+                    if warn is not None:
+                        warn(warning)
+            if isinstance(result, InputError):
+                raise InputFailed(None if field == "query" else position, result, field=field)
+            found[position].append(result.vector if isinstance(result, Embedded) else result)
+        asked = []
+        for position, (query, vectors) in enumerate(zip(queries, found, strict=True)):
+            weights = [part.weight for part in query.compose] if isinstance(query, ComposeQuery) else [1.0]
+            row: Vectors | InputError = vectors[0]
+            if isinstance(query, ComposeQuery):
+                row = weighted_sum(vectors, weights)
+            if isinstance(row, InputError):
+                raise InputFailed(None if field == "query" else position, row, field=field)
+            own = query.id if isinstance(query, IdQuery) else None
+            asked.append(_Asked(row, np.stack(vectors), weights, own, query))
+        return asked
+
+
+def _inputs(flat: Sequence[tuple[int, Query | Part]]) -> list[AnyInput]:
+    """Of parts of queries those that are to be embedded."""
+    given = (part.file if isinstance(part, WeightedFile) else part for _, part in flat)
+    return [part for part in given if not isinstance(part, VectorQuery | IdQuery | ComposeQuery)]
+
+
+def _diversified(candidates: list[_Candidate], diversity: Diversity, count: int) -> list[_Candidate]:
+    if not candidates:
+        return candidates
+    relevance = np.array([one.score for one in candidates])
+    if candidates[0].fused is not None and candidates[0].tokens is None:
+        # Fused scores are no similarities: spread over 0 to 1 they can be weighed against some.
+        relevance = (relevance - relevance.min()) / max(float(np.ptp(relevance)), 1e-12)
+    vectors = np.stack([one.vector for one in candidates])
+    return [candidates[place] for place in diverse(relevance, vectors, diversity.trade, count)]
+
+
+def _nearer(asked: _Asked, one: _Candidate) -> Vectors:
+    """What the similarity is of: the item, or the moment of a video or a sound."""
+    if one.moment is None or one.moment.vector is None:
+        return one.vector
+    return max(one.vector, one.moment.vector, key=lambda vector: float(asked.vector @ vector))
+
+
+def _explanation(one: _Candidate, asked: _Asked, ordering: Ordering) -> dict[str, Any]:
+    explained: dict[str, Any] = {"similarity": one.similarity}
+    if isinstance(asked.query, ComposeQuery):
+        largest = max(map(abs, asked.weights))
+        scaled = np.array(asked.weights) / largest
+        length = np.linalg.norm(scaled @ asked.parts.astype(np.float64))
+        similar = asked.parts.astype(np.float64) @ _nearer(asked, one)
+        explained["parts"] = [
+            {"weight": weight, "similarity": alone, "contribution": share * alone}
+            for weight, share, alone in zip(asked.weights, (scaled / length).tolist(), similar.tolist(), strict=True)
+        ]
+    if ordering.correction:
+        explained["correction"] = one.correction
+    if ordering.keywords:
+        explained |= {
+            "vector_rank": one.ranks.get("vector"),
+            "keyword_rank": one.ranks.get("words"),
+            "keyword_score": one.words,
+            "fused": one.fused,
+        }
+    if ordering.rerank:
+        explained["tokens"] = one.tokens
+        if one.heat is not None:
+            explained["heat"] = one.heat
+    return explained
+
+
+def unit_vector(vector: Sequence[float] | NDArray[np.floating], dimensions: int) -> Vectors | InputError:
+    """A client's vector at unit length, float32 (D,)."""
+    if len(vector) != dimensions:
+        return InputError(f"the vector has {len(vector)} numbers; this space has {dimensions}")
+    try:
+        return l2_normalise(np.asarray(vector, np.float64))
+    except ValueError:
+        return InputError("the vector has no direction: it is zero or not finite")
+
+
+def weighted_sum(vectors: Sequence[Vectors], weights: Sequence[float]) -> Vectors | InputError:
+    """The sum of unit vectors (D,) with finite weights, at unit length, unless nothing but rounding noise is left."""
+    largest = max(abs(weight) for weight in weights)
+    if largest > 0:
+        # Scaled first: weights may be as large or as small as a double can be.
+        total = (np.array(weights) / largest) @ np.stack(vectors).astype(np.float64)
+        if np.sqrt(total @ total) > _CANCELLED:
+            return l2_normalise(total)
+    return InputError("the weighted parts cancel each other out: nothing is left to search for")

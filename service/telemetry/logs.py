@@ -1,0 +1,101 @@
+"""One JSON object per line on standard error, each with the request it belongs to.
+
+What a client sent is in none of them: no text, file name, metadata, path or key. An exception is named by its kind and
+place, since its own text may quote what it failed on; at level debug that is logged as well.
+"""
+
+import datetime
+import logging
+import logging.config
+import sqlite3
+import traceback
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import orjson
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
+
+_OURS = (
+    "service.engine.providers",
+    "service.store.errors",
+    "service.contract.bundle",
+    "service.engine.workers",
+    "onnxruntime",
+)
+"""Modules whose exceptions speak of bundles, stores and shapes, and never of an input."""
+caller: ContextVar[str | None] = ContextVar("caller", default=None)
+"""The id of the key that the request at hand came with."""
+
+
+class JsonFormatter(logging.Formatter):
+    """A record's `fields` (a dict given as `extra`) become members of the object."""
+
+    def __init__(self, quoting: bool = False) -> None:
+        """With `quoting` exceptions are logged as they are, with whatever they quote."""
+        super().__init__()
+        self._quoting = quoting
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        said = record.getMessage()
+        if not self._quoting and not record.name.startswith("service"):
+            said = said.partition("\n")[0]  # asyncio goes on with the repr of a task and of its exception
+        line: dict[str, object] = {
+            "time": when,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": said,
+        }
+        if identity := request_id.get():
+            line["request_id"] = identity
+        if trace := trace_id.get():
+            line["trace_id"] = trace
+        if key := caller.get():
+            line["key"] = key
+        line |= getattr(record, "fields", {})
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            line["exception"] = self.formatException(record.exc_info) if self._quoting else "\n".join(described(error))
+        return orjson.dumps(line, default=str).decode()
+
+
+def described(error: BaseException) -> Iterator[str]:
+    """An exception, what caused it, and where each was raised, without their texts but for what is safe to tell."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        kind = type(each)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        told = _told(each)
+        yield f"{name}: {told}" if told else name
+        for frame in traceback.extract_tb(each.__traceback__):
+            yield f"  {frame.filename}:{frame.lineno} in {frame.name}"
+        if isinstance(each, BaseExceptionGroup):
+            for one in each.exceptions:
+                yield from (f"  | {line}" for line in described(one))
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+
+
+def _told(error: BaseException) -> str | None:
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorname", None)
+    if isinstance(error, OSError):
+        return error.strerror
+    return str(error) if type(error).__module__.startswith(_OURS) else None
+
+
+def configure(level: str) -> None:
+    """Set up logging for the process: the service at `level`, everything else from warnings on."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"json": {"()": JsonFormatter, "quoting": level == "debug"}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+            "root": {"level": "WARNING", "handlers": ["stderr"]},
+            "loggers": {"service": {"level": level.upper()}},
+        }
+    )

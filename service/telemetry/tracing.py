@@ -1,0 +1,163 @@
+"""OpenTelemetry traces, where ISTHMUS_OTLP_ENDPOINT says where to: requests, their stages, and the batches they share.
+
+A request's span goes on with the trace that its `traceparent` names, and the answer's `traceparent` names the span.
+Each stage of it is a span inside. A model call serves many requests and belongs to the trace of none: it is a trace of
+its own, linked to the span of each request whose inputs it has, and they to it. Spans hold what the log holds, and
+nothing that a client sent. OpenTelemetry is imported where traces are made, and nowhere else.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service import __version__
+from service.settings import Settings, SettingsError
+from service.telemetry.logs import trace_id
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+    from opentelemetry.trace import Span, Tracer
+
+Attributes = Mapping[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Of an input in a batch: the span of the request, or of its stage, that it belongs to."""
+
+    tracing: "Tracing"
+    span: "Span"
+
+
+class Tracing:
+    """Makes spans and hands them to a processor."""
+
+    def __init__(self, processor: "SpanProcessor", share: float = 1.0) -> None:
+        """`share` of the requests without a trace of their own are traced."""
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, TraceIdRatioBased
+
+        resource = Resource.create({"service.name": "isthmus", "service.version": __version__})
+        # A batch begins a trace, and is made only where a request in it is traced: no sampler is to ask again.
+        samplers = (ParentBased(TraceIdRatioBased(share)), ALWAYS_ON)
+        self._processor = processor
+        self._requests, self._batches = (self._tracer(TracerProvider(each, resource)) for each in samplers)
+
+    def _tracer(self, provider: "TracerProvider") -> "Tracer":
+        provider.add_span_processor(self._processor)
+        return provider.get_tracer("isthmus", __version__)
+
+    @contextmanager
+    def request(self, method: str, headers: Mapping[str, str]) -> "Iterator[Span]":
+        """The span of a request, in the trace that its headers name, or in a new one."""
+        from opentelemetry.context import Context
+        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        carrier = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
+        parent = TraceContextTextMapPropagator().extract(carrier, Context())
+        with self._requests.start_as_current_span(
+            method, parent, SpanKind.SERVER, record_exception=False, set_status_on_exception=False
+        ) as span:
+            token = current.set(self)
+            noted = trace_id.set(f"{span.get_span_context().trace_id:032x}" if span.is_recording() else None)
+            try:
+                yield span
+            finally:
+                trace_id.reset(noted)
+                current.reset(token)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A part of the request at hand."""
+        with self._requests.start_as_current_span(name, record_exception=False, set_status_on_exception=False):
+            yield
+
+    @contextmanager
+    def batch(self, spans: "Sequence[Span]", attributes: Attributes) -> Iterator[None]:
+        from opentelemetry.context import Context
+        from opentelemetry.trace import Link
+
+        links = [Link(span.get_span_context()) for span in spans]
+        with self._batches.start_as_current_span(
+            "batch", Context(), attributes=attributes, links=links, record_exception=False
+        ) as batch:
+            for span in spans:
+                if span.is_recording():  # a request whose client went away has ended before its input was dropped
+                    span.add_link(batch.get_span_context())
+            yield
+
+    def close(self) -> None:
+        """Send what is left. Blocks."""
+        self._processor.shutdown()
+
+
+# Of the request at hand; tasks that it starts share it.
+current: ContextVar[Tracing | None] = ContextVar("tracing", default=None)
+
+
+def origin() -> Origin | None:
+    """Of what the request at hand puts into a queue; None where it is not traced."""
+    tracing = current.get()
+    if tracing is None:
+        return None
+    from opentelemetry.trace import get_current_span
+
+    span = get_current_span()
+    return Origin(tracing, span) if span.is_recording() else None
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """A span inside that of the request at hand, where it has one."""
+    tracing = current.get()
+    if tracing is None:
+        yield
+        return
+    with tracing.stage(name):
+        yield
+
+
+@contextmanager
+def batch(origins: Sequence[Origin | None], attributes: Attributes) -> Iterator[None]:
+    """The span of one model call; none where no input of it is traced."""
+    traced = [each for each in origins if each is not None]
+    if not traced:
+        yield
+        return
+    spans = list({id(each.span): each.span for each in traced}.values())
+    with traced[0].tracing.batch(spans, attributes):
+        yield
+
+
+def finish(span: "Span", route: str, method: str, status: int, attributes: Attributes) -> None:
+    """What is known of a request at its end."""
+    from opentelemetry.trace import Status, StatusCode
+
+    span.update_name(f"{method} {route}")
+    span.set_attributes({"http.request.method": method, "http.route": route, "http.response.status_code": status})
+    span.set_attributes(attributes)
+    if status >= 500:
+        span.set_status(Status(StatusCode.ERROR))
+
+
+def traceparent(span: "Span") -> str:
+    """The span as the value of a W3C traceparent header."""
+    context = span.get_span_context()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
+
+
+def open_tracing(settings: Settings) -> Tracing | None:
+    """What the settings ask for. Raises SettingsError where the extra `otel` is not installed."""
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
+        raise SettingsError("ISTHMUS_OTLP_ENDPOINT: traces need the extra `otel`, which is not installed") from None
+    endpoint = f"{settings.otlp_endpoint.rstrip('/')}/v1/traces"
+    return Tracing(BatchSpanProcessor(OTLPSpanExporter(endpoint)), settings.trace_share)
