@@ -5,8 +5,9 @@ import json
 
 import pytest
 
+from service.api.deadline import Deadline
 from service.errors import DeadlineExceeded
-from service.retrieval.deadline import Deadline, within
+from service.retrieval.deadline import within
 from service.settings import Settings
 from tests.service.slow import Slow
 from tests.service.test_serving import in_queue, until, with_towers
