@@ -5,7 +5,6 @@ import functools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypedDict
 
 from fastapi import FastAPI
@@ -40,7 +39,6 @@ from service.api.routes import (
     search,
 )
 from service.api.state import State
-from service.commands.reembed import way_out
 from service.contract.bundle import Bundle, Manifest, Modality
 from service.engine.cache import Cache, MemoryCache, RedisCache, check_redis
 from service.engine.channel import Runs
@@ -56,8 +54,8 @@ from service.retrieval.search import Searcher
 from service.schemas.models import Problem
 from service.schemas.openai import OpenAIError
 from service.settings import Settings, SettingsError
-from service.store import SpaceMismatch, SqliteStore, Store
-from service.store.milvus import MilvusStore
+from service.store import Store
+from service.store.opening import open_store
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracing, open_tracing
 
@@ -139,30 +137,6 @@ def open_parts(settings: Settings) -> Parts:
     store, home = open_store(settings, [opened.bundle.manifest for opened in models.values()])
     bulk = None if settings.jobs_folder is None else open_jobs(settings.jobs_folder)
     return Parts(list(models.values()), store, home, keys, fetching, bulk)
-
-
-def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store, str]:
-    """The store, and the name of the first model that may add to it.
-
-    Raises StoreError; of a store that another bundle filled it says how to carry it over to the default one.
-    """
-    refused: SpaceMismatch | None = None
-    for manifest in manifests:
-        try:
-            return _opened(settings, manifest), manifest.name
-        except SpaceMismatch as error:
-            refused = refused or error
-    assert refused is not None
-    if settings.store == Path("milvus"):
-        raise refused
-    raise SpaceMismatch(f"{refused}\n{way_out(settings.store, settings.bundle)}")
-
-
-def _opened(settings: Settings, manifest: Manifest) -> Store:
-    if settings.store != Path("milvus"):
-        return SqliteStore.open(settings.store, manifest, least_free_bytes=settings.least_free_bytes)
-    token = None if settings.milvus_token is None else settings.milvus_token.get_secret_value()
-    return MilvusStore.open(settings.milvus_uri, token, settings.milvus_timeout_s, manifest)
 
 
 def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing | None = None) -> FastAPI:

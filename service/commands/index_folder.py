@@ -34,7 +34,7 @@ from isthmus_client import (
     video,
 )
 from isthmus_client import folder as files
-from service.api.app import open_cache, open_store
+from service.api.app import open_cache
 from service.contract.errors import InputError
 from service.engine.embedder import Embedder
 from service.engine.previews import Previewer
@@ -48,6 +48,7 @@ from service.schemas.inputs import sniff
 from service.schemas.items import ItemInput, RefusedItem
 from service.settings import Settings, SettingsError
 from service.store import StoreInUse
+from service.store.opening import open_store
 from service.telemetry.metrics import Metrics
 
 _ITEMS, _BYTES = 32, 8_000_000
