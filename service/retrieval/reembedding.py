@@ -66,8 +66,8 @@ def naming_the_way_out(settings: Settings) -> Iterator[None]:
             raise
         raise SpaceMismatch(
             f"{error}\nTo carry it over to this bundle, run this command. It embeds the items again and keeps the old "
-            f"store:\n\n    {command(settings.store, settings.bundle)}\n\nAdd --media FOLDER where you have the files of its "
-            "images and sounds; without it their previews are embedded."
+            f"store:\n\n    {command(settings.store, settings.bundle)}\n\nAdd --media FOLDER where you have the files "
+            "of its images and sounds; without it their previews are embedded."
         ) from None
 
 
