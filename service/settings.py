@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,6 @@ from service.contract.audio import AudioLimits
 from service.contract.bundle import MODALITIES, Bundle, Modality, read_bundle
 from service.contract.images import ImageLimits
 from service.contract.signature import SignatureError, public_key
-from service.engine.providers import Gpus
 
 _MOST_LANES = 4
 
@@ -50,6 +50,18 @@ class Limits(BaseModel):
     @property
     def of_sounds(self) -> AudioLimits:
         return AudioLimits(self.audio_bytes, self.audio_seconds, self.audio_decoded_bytes, self.audio_channels)
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """How towers use GPUs, where they get any."""
+
+    devices: tuple[int, ...] = (0,)
+    """A tower has a session on each of these; its calls go to them in turn."""
+    graphs: bool = False
+    """Record the image tower's calls (service/engine/cuda_graphs.py)."""
+    engines: Path | None = None
+    """Where TensorRT keeps what it compiles; else it compiles at every start."""
 
 
 class Settings(BaseSettings):

@@ -17,11 +17,9 @@ from service import __version__
 from service.api import problems
 from service.api.auth import Gate, local_names, scope_of
 from service.api.deadline import Deadline
-from service.api.fetch import Fetcher, Ways, ways
 from service.api.keys import Keyring
 from service.api.middleware import BodyLimit, Context, Disconnects, Heads, Prefix, SecurityHeaders
 from service.api.model import Model
-from service.api.quotas import Limiter, MemoryLimiter, RedisLimiter
 from service.api.routes import (
     admin,
     classify,
@@ -43,6 +41,7 @@ from service.contract.bundle import Bundle, Manifest, Modality
 from service.engine.cache import Cache, MemoryCache, RedisCache, check_redis
 from service.engine.channel import Runs
 from service.engine.embedder import Embedder
+from service.engine.fetch import Fetcher, Ways, ways
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
 from service.engine.towers import open_towers
@@ -51,13 +50,14 @@ from service.jobs import Opened as OpenedJobs
 from service.retrieval.classify import Classifier
 from service.retrieval.projection import Maps
 from service.retrieval.search import Searcher
+from service.runtime.metrics import Metrics
+from service.runtime.quotas import Limiter, MemoryLimiter, RedisLimiter
+from service.runtime.tracing import Tracing, open_tracing
 from service.schemas.models import Problem
 from service.schemas.openai import OpenAIError
 from service.settings import Settings, SettingsError
 from service.store import Store
 from service.store.opening import open_store
-from service.telemetry.metrics import Metrics
-from service.telemetry.tracing import Tracing, open_tracing
 
 ROUTERS = (
     embed.router,

@@ -19,17 +19,17 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from service.api.fetch import Fetcher, Fetches, fetching
 from service.contract.errors import InputError
 from service.contract.tokens import Role
 from service.engine import videos
 from service.engine.embedder import Embedded, Embedder, Input, Media, TokenIds
+from service.engine.fetch import Fetcher, Fetches, fetching
 from service.engine.videos import Video
 from service.errors import BodyTooLarge, InputFailed, MalformedRequest, UnsupportedBody
+from service.runtime.timings import timed
 from service.schemas import exact_json
 from service.schemas.inputs import AnyInput, File, is_opened, size_of, to_input, url_of
 from service.settings import Settings
-from service.telemetry.timings import timed
 
 Model = TypeVar("Model", bound=BaseModel)
 Place = Callable[[dict[str, Any], list[File]], None]

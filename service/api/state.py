@@ -8,13 +8,12 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.api.fetch import Fetcher
 from service.api.keys import Keyring
 from service.api.model import Model, ReloadRefused
-from service.api.quotas import Limiter
 from service.api.responses import JSON
 from service.contract.bundle import Bundle
 from service.engine.embedder import Embedder
+from service.engine.fetch import Fetcher
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
 from service.errors import NotFound, Overloaded
@@ -23,9 +22,10 @@ from service.retrieval.classify import Classifier
 from service.retrieval.projection import Maps
 from service.retrieval.search import Searcher
 from service.retrieval.single_flight import OneAtATime
+from service.runtime.metrics import Metrics
+from service.runtime.quotas import Limiter
 from service.settings import Settings
 from service.store import Store
-from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

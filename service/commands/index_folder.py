@@ -44,12 +44,12 @@ from service.jobs.ledger import Refusal
 from service.jobs.pieces import read_piece
 from service.jobs.plan import Bounds, Reader, Unusable, build
 from service.retrieval.indexing import index_items
+from service.runtime.metrics import Metrics
 from service.schemas.inputs import sniff
 from service.schemas.items import ItemInput, RefusedItem
 from service.settings import Settings, SettingsError
 from service.store import StoreInUse
 from service.store.opening import open_store
-from service.telemetry.metrics import Metrics
 
 _ITEMS, _BYTES = 32, 8_000_000
 """Of one request, or one item."""

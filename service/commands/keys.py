@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from service.api.keys import Scope, create_key, read_keys, revoke_key
-from service.api.quotas import UNITS, Limit
+from service.runtime.quotas import UNITS, Limit
 from service.settings import SettingsError, read_settings
 
 HELP = "make, list and revoke API keys"

@@ -25,8 +25,8 @@ from service.api.state import State
 from service.commands import starters
 from service.contract.licences import weights_line
 from service.retrieval.reembedding import naming_the_way_out
+from service.runtime import logs
 from service.settings import Settings, SettingsError, read_settings
-from service.telemetry import logs
 
 log = logging.getLogger("service")
 

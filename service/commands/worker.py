@@ -13,17 +13,17 @@ import socket
 from uuid import uuid4
 
 from service.api.app import open_cache, open_limiter
-from service.api.fetch import Fetcher, ways
 from service.engine.cache import check_redis
 from service.engine.embedder import Embedder
+from service.engine.fetch import Fetcher, ways
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
 from service.engine.towers import open_towers
 from service.jobs.embedding import Means, embed
 from service.jobs.pieces import Outcome, Work
 from service.jobs.stream import Worker, connect
+from service.runtime.metrics import Metrics
 from service.settings import Settings, SettingsError
-from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.quotas import Costs, Unit, metering
 from service.contract.bundle import Bundle, Manifest, Modality
 from service.contract.errors import InputError, UnsupportedMedia
 from service.contract.videos import VideoLimits
@@ -26,12 +25,13 @@ from service.engine.channel import Channel, Open, Runs, opener
 from service.engine.handling import Content, Prepared
 from service.engine.handling import Text as Text
 from service.engine.header_sizes import stated_pixels, stated_seconds
-from service.engine.workers import WorkerDied, Workers
 from service.errors import DeadlineExceeded, InferenceFailed
+from service.runtime.metrics import Metrics
+from service.runtime.quotas import Costs, Unit, metering
+from service.runtime.timings import record, timed
+from service.runtime.workers import WorkerDied, Workers
 from service.settings import Limits, Settings
 from service.store.rows import Moment
-from service.telemetry.metrics import Metrics
-from service.telemetry.timings import record, timed
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from service.contract.errors import InputError
 from service.contract.images import ImageLimits, decode_image
 from service.contract.sounds import Waveform
 from service.engine.embedder import Embedder, Media
-from service.engine.workers import WorkerDied
+from service.runtime.workers import WorkerDied
 from service.settings import Limits
 from service.store import Preview
 

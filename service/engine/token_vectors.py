@@ -14,8 +14,8 @@ from service.contract.vectors import Vectors
 from service.engine.channel import Engine
 from service.engine.embedder import Embedder, Input, content_of, modality_of
 from service.engine.towers import Tower
-from service.engine.workers import Workers
 from service.errors import DeadlineExceeded, InferenceFailed, NotReady
+from service.runtime.workers import Workers
 
 log = logging.getLogger(__name__)
 

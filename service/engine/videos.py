@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from service.api.quotas import metering
 from service.contract.audio import decode_audio
 from service.contract.bundle import Modality
 from service.contract.errors import InputError, UnsupportedMedia
@@ -22,6 +21,7 @@ from service.contract.videos import Clip, read_video
 from service.engine.embedder import Embedded, Embedder, Input, Media, Ready
 from service.engine.header_sizes import stated_seconds
 from service.errors import DeadlineExceeded
+from service.runtime.quotas import metering
 from service.settings import Limits
 from service.store import Moment
 

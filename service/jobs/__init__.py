@@ -20,9 +20,8 @@ from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.api.fetch import Fetcher
-from service.api.quotas import Limiter, metering
 from service.engine.embedder import Embedder
+from service.engine.fetch import Fetcher
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
 from service.errors import DiskFull, InvalidRequest, NotReady
@@ -32,12 +31,13 @@ from service.jobs.plan import Unusable, folder_beneath
 from service.jobs.running import LONGEST_PAUSE_S, Books, Cancelled, Progress, Run, Runner
 from service.jobs.spool import spool, sync
 from service.jobs.stream import Dispatcher
+from service.runtime.disk import Disk
+from service.runtime.logs import caller
+from service.runtime.metrics import Metrics
+from service.runtime.quotas import Limiter, metering
 from service.settings import Settings
 from service.store import Store, StoreError, StoreInUse
-from service.store.disk import Disk
 from service.store.sqlite import hold
-from service.telemetry.logs import caller
-from service.telemetry.metrics import Metrics
 
 __all__ = ["Job", "Jobs", "Opened", "Progress", "Refusal", "open_jobs"]
 

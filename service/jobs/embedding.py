@@ -11,11 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from service.api.fetch import Fetcher, Fetches, fetching
-from service.api.quotas import Costs, Limit, Limiter, Meter
 from service.contract.errors import InputError
 from service.contract.videos import Claims, VideoLimits, claims_of
 from service.engine.embedder import Embedder, Input, Media, costs_of
+from service.engine.fetch import Fetcher, Fetches, fetching
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
 from service.engine.videos import Video
@@ -23,6 +22,7 @@ from service.errors import DeadlineExceeded, FetchFailed, NotReady, Overloaded, 
 from service.jobs.ledger import Refusal
 from service.jobs.pieces import Outcome, Work, read_piece
 from service.retrieval.indexing import embed_items
+from service.runtime.quotas import Costs, Limit, Limiter, Meter
 from service.schemas.inputs import to_input, url_of
 from service.schemas.items import ItemInput
 from service.settings import Limits

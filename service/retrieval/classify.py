@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.quotas import metering
 from service.api.reading import UNKNOWN, all_embedded, embed_inputs, to_inputs, unknown_warning
 from service.contract import abstention
 from service.contract.abstention import Detector
@@ -26,12 +25,13 @@ from service.contract.errors import InputError
 from service.contract.images import ImageLimits
 from service.contract.vectors import Vectors, l2_normalise
 from service.engine.embedder import Embedded, Embedder, Input, Media, Text
-from service.engine.fair import FairSemaphore
 from service.engine.videos import Video
 from service.errors import InputFailed, InvalidRequest
 from service.retrieval import adapters
 from service.retrieval.crops import crops
 from service.retrieval.single_flight import Shared
+from service.runtime.fair import FairSemaphore
+from service.runtime.quotas import metering
 from service.schemas.classify import Grid, Label, TaughtLabel, Templates
 from service.schemas.inputs import AnyInput
 from service.store import LabelSet, Store

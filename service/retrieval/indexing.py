@@ -16,10 +16,10 @@ from service.engine.videos import Video
 from service.errors import InputFailed, input_problem
 from service.retrieval.deadline import within
 from service.retrieval.search import unit_vector
+from service.runtime.timings import timed
 from service.schemas.embed import InputProblem
 from service.schemas.items import ItemInput, RefusedItem, StoredItem, StoredModality
 from service.store import Entry, Moment, Store
-from service.telemetry.timings import timed
 
 _TOKENS_AT_ONCE = 32
 _PREVIEWS_BEHIND = 2

@@ -32,13 +32,13 @@ from service.engine.towers import open_towers
 from service.errors import InputFailed, InvalidRequest, IsthmusError
 from service.retrieval.classify import Classifier, stored_labels
 from service.retrieval.indexing import embed_items, token_collections
+from service.runtime.metrics import Metrics
 from service.schemas.inputs import File, sniff
 from service.schemas.items import ItemInput
 from service.settings import Settings
 from service.store import Entry, Preview, SpaceMismatch, SqliteStore, StoreError, StoreInUse, carry_over
 from service.store.carry_over import EMBEDDED, Dates, OldItem, OldLabelSet, OldStore
 from service.store.sqlite import hold
-from service.telemetry.metrics import Metrics
 
 LEFT_OUT = "left-out.jsonl"
 _BATCH = 64

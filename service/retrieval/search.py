@@ -16,12 +16,13 @@ from service.api.reading import embed_inputs, to_inputs, unknown_warning
 from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
 from service.engine.embedder import Embedded, Embedder
-from service.engine.fair import FairSemaphore
 from service.engine.token_vectors import TokenEmbedder
 from service.engine.videos import Video
 from service.errors import InputFailed, InvalidRequest
 from service.retrieval.late_interaction import heat, maxsim, transport
 from service.retrieval.ranking import distinct, diverse, fuse
+from service.runtime.fair import FairSemaphore
+from service.runtime.timings import timed
 from service.schemas.inputs import AnyInput
 from service.schemas.search import (
     FUSED,
@@ -39,7 +40,6 @@ from service.schemas.search import (
 )
 from service.store import Effort, Filter, Hit, Item, Moment, Store
 from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
-from service.telemetry.timings import timed
 
 _CANCELLED = 1e-6
 """Length of a sum of unit vectors (the largest weight scaled to 1) below which its direction is rounding noise."""

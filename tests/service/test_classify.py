@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.api.quotas import MemoryLimiter, Meter, metering
 from service.contract.abstention import Detector, auroc
 from service.contract.errors import InputError
 from service.contract.vectors import l2_normalise
@@ -19,6 +18,7 @@ from service.errors import InputFailed, InvalidRequest, NotFound, NotReady
 from service.retrieval.adapters import STRENGTH
 from service.retrieval.classify import _CHUNK, Classifier, _best, _prompts, stored_labels
 from service.retrieval.search import Searcher
+from service.runtime.quotas import MemoryLimiter, Meter, metering
 from service.schemas.classify import ClassifyRequest, Label, LabelSetRequest, TaughtLabel
 from service.schemas.inputs import ImageInput
 from service.store import Entry, SqliteStore

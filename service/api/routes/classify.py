@@ -8,9 +8,9 @@ from service.api.reading import append_inputs, documented, reader
 from service.api.state import StateDep
 from service.errors import input_problem
 from service.retrieval.classify import Classification
+from service.runtime.timings import timed
 from service.schemas.classify import Classified, ClassifyRequest, ClassifyResponse, ScoredLabel
 from service.schemas.embed import InputProblem
-from service.telemetry.timings import timed
 
 router = APIRouter(tags=["classify"])
 

@@ -10,6 +10,7 @@ from service.api.responses import JSON, previewed
 from service.api.state import StateDep
 from service.errors import NotFound
 from service.retrieval.indexing import index_items
+from service.runtime.timings import timed
 from service.schemas.items import (
     DeletedResponse,
     DeleteItemsRequest,
@@ -24,7 +25,6 @@ from service.schemas.items import (
     place_items,
 )
 from service.store import DEFAULT_COLLECTION, Item
-from service.telemetry.timings import timed
 
 router = APIRouter(tags=["items"])
 
