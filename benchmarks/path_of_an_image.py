@@ -38,13 +38,13 @@ import service
 from examples.demo import print_table
 from service.__main__ import Server, uvicorn_config
 from service.api.app import create_app
-from service.api.reading import read_request
 from service.settings import Settings
 from tests import tiny_bundle
 
 _OURS = f"{Path(service.__file__).parent}/"
 _PLUMBING = tuple(f"{_OURS}api/{name}.py" for name in ("auth", "deadline", "middleware", "protocol"))
 _CONTRACT = f"{_OURS}contract/"
+_BEGINNING = "reader.<locals>.read"
 _STORE_READ = "SqliteStore._run.<locals>.run"
 _COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>", "<module>")
 _MEMBERS = 4
@@ -131,7 +131,7 @@ class Profiler:
             self.store_reads += 1
         if passage is None or not _counts(code):
             return
-        self._reading = self._reading or code is read_request.__code__
+        self._reading = self._reading or code.co_qualname == _BEGINNING
         caller = _caller(frame)
         if not self._reading or (caller and caller.co_filename.startswith(_CONTRACT)):
             return

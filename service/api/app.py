@@ -18,11 +18,11 @@ from service import __version__
 from service.api import problems
 from service.api.auth import Gate, local_names, scope_of
 from service.api.deadline import Deadline
-from service.api.fetch import Fetcher, Ways, ways
+from service.api.fetch import Fetcher, Fetches, Ways, ways
 from service.api.keys import Keyring
 from service.api.middleware import BodyLimit, Context, Disconnects, Heads, Prefix, SecurityHeaders
 from service.api.model import Model
-from service.api.quotas import Limiter, MemoryLimiter, RedisLimiter
+from service.api.quotas import Limiter, MemoryLimiter, Meter, RedisLimiter
 from service.api.routes import (
     admin,
     classify,
@@ -43,12 +43,13 @@ from service.api.state import State
 from service.commands.reembed import way_out
 from service.contract.bundle import Bundle, Manifest, Modality
 from service.engine.cache import Cache, MemoryCache, RedisCache, check_redis
+from service.engine.caller import Costs
 from service.engine.channel import Runs
 from service.engine.embedder import Embedder
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
 from service.engine.towers import open_towers
-from service.jobs import Jobs, open_jobs
+from service.jobs import Jobs, Means, open_jobs
 from service.jobs import Opened as OpenedJobs
 from service.retrieval.classify import Classifier
 from service.retrieval.projection import Maps
@@ -201,9 +202,8 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
             previewer = Previewer(home.embedder, settings.limits)
             bulk = None
             if opened.jobs is not None:
-                # In the background: requests have most of the places.
-                own = None if opened.ways is None else Fetcher(opened.ways, settings, metrics, background=True)
-                bulk = Jobs(opened.jobs, settings, home.embedder, tokens, previewer, store, limiter, own, metrics)
+                means = means_of_jobs(home.embedder, tokens, previewer, opened.ways, settings, limiter, metrics)
+                bulk = Jobs(opened.jobs, settings, means, store, metrics)
             state = State(
                 settings,
                 models,
@@ -282,6 +282,24 @@ def open_limiter(settings: Settings, metrics: Metrics) -> Limiter:
     if settings.redis_url is None:
         return MemoryLimiter()
     return RedisLimiter(settings.redis_url, timeout_s=settings.redis_timeout_s, observer=metrics)
+
+
+def means_of_jobs(
+    embedder: Embedder,
+    tokens: TokenEmbedder,
+    previewer: Previewer,
+    ways: Ways | None,
+    settings: Settings,
+    limiter: Limiter,
+    metrics: Metrics,
+) -> Means:
+    async def charge(meter: str, costs: Costs) -> None:
+        await Meter.parse(limiter, meter).take(costs)
+
+    # In the background: requests have most of the places.
+    fetcher = None if ways is None else Fetcher(ways, settings, metrics, background=True)
+    fetching = None if fetcher is None else lambda: Fetches(fetcher, of_a_job=True).all
+    return Means(embedder, tokens, previewer, settings.limits, charge, fetching)
 
 
 def open_cache(settings: Settings, manifest: Manifest, metrics: Metrics, *, models: int = 1) -> Cache:

@@ -15,7 +15,7 @@ from service.api import keys
 from service.api.keys import Keyring
 from service.api.middleware import refuse, stated_length
 from service.api.problems import respond
-from service.api.quotas import Limiter, Meter, metering
+from service.api.quotas import Limiter, Meter
 from service.errors import CrossOrigin, Forbidden, IsthmusError, Misdirected, Unauthenticated
 from service.telemetry.logs import caller
 
@@ -78,7 +78,7 @@ class Gate:
                 if key.limits:
                     meter = Meter(services.limiter, key.id, key.limits)
                     await meter.take({"requests": 1})
-                    metering.set(meter)
+                    scope["state"]["meter"] = meter
         except IsthmusError as error:
             await self._refuse(scope, receive, send, error, meter)
             return

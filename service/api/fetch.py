@@ -15,7 +15,6 @@ import re
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -33,7 +32,7 @@ from dns.rdtypes.IN.AAAA import AAAA
 
 from service import __version__
 from service.api.addresses import Address, Network, inside, network, public
-from service.api.quotas import metering
+from service.api.quotas import Meter
 from service.contract.errors import InputError, MediaTooLarge
 from service.engine.fair import FairSemaphore
 from service.errors import DeadlineExceeded, FetchFailed, FetchRefused
@@ -365,6 +364,8 @@ class Fetches:
     """
 
     fetcher: Fetcher
+    meter: Meter | None = None
+    """Of the request's key: what is fetched is paid for first."""
     of_a_job: bool = False
     _left: int = field(init=False)
     _made: dict[tuple[str, str], "asyncio.Task[bytes | InputError]"] = field(default_factory=dict, init=False)
@@ -374,8 +375,8 @@ class Fetches:
 
     async def all(self, wanted: Sequence[tuple[Literal["image", "audio"], str]]) -> list[bytes | InputError]:
         """Kind and URL → what is there, or what is wrong with it, in order. Raises RateLimited, DeadlineExceeded."""
-        if meter := metering.get():
-            await meter.prepay(sum(each not in self._made for each in wanted))
+        if self.meter is not None:
+            await self.meter.prepay(sum(each not in self._made for each in wanted))
         for kind, url in wanted:
             if (kind, url) not in self._made:
                 self._made[kind, url] = asyncio.create_task(self._one(url, self.fetcher.most[kind]))
@@ -401,7 +402,3 @@ class Fetches:
         self._left -= size
         if self._left < 0 and not self.of_a_job:
             raise MediaTooLarge(f"what is at the request's URLs is larger than {self.fetcher.most_of_a_request} bytes")
-
-
-fetching: ContextVar[Fetches | None] = ContextVar("fetching", default=None)
-"""Of the request at hand, where URLs are fetched; `inputs.read_request` sets it, and `jobs.embedding` for its items."""

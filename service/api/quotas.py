@@ -8,18 +8,16 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, cast, get_args
+from typing import Protocol, cast, get_args
 
 import redis.asyncio
 
+from service.engine.caller import Costs, Unit
 from service.errors import RateLimited
 
-Unit = Literal["requests", "items", "pixels", "seconds", "characters"]
-Costs = Mapping[Unit, float]
 UNITS: tuple[Unit, ...] = get_args(Unit)
 _PERIODS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "month": 30 * 86_400}
 _LIMIT = re.compile(rf"({'|'.join(UNITS)})=([1-9][0-9]{{0,14}})/({'|'.join(_PERIODS)})")
@@ -181,6 +179,15 @@ class Meter:
     _last: Verdict | None = field(default=None, init=False)
     _prepaid: int = field(default=0, init=False)
 
+    @classmethod
+    def parse(cls, limiter: Limiter, text: str) -> "Meter":
+        """What `str` wrote."""
+        key, *limits = text.split()
+        return cls(limiter, key, [Limit.parse(limit) for limit in limits])
+
+    def __str__(self) -> str:
+        return " ".join((self.key, *map(str, self.limits)))
+
     @property
     def units(self) -> frozenset[Unit]:
         """Those that are limited: what nobody counts need not be measured."""
@@ -219,10 +226,6 @@ class Meter:
             "RateLimit-Remaining": str(_left(holds)),
             "RateLimit-Reset": str(_until_full(nearest, holds)),
         }
-
-
-metering: ContextVar[Meter | None] = ContextVar("metering", default=None)
-"""Of the request at hand; the gate sets it. Tasks that the request starts share it."""
 
 
 def _left(holds: float) -> int:

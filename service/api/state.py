@@ -8,12 +8,13 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.api.fetch import Fetcher
+from service.api.fetch import Fetcher, Fetches
 from service.api.keys import Keyring
 from service.api.model import Model, ReloadRefused
-from service.api.quotas import Limiter
+from service.api.quotas import Limiter, Meter
 from service.api.responses import JSON
 from service.contract.bundle import Bundle
+from service.engine.caller import Caller
 from service.engine.embedder import Embedder
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
@@ -132,3 +133,16 @@ async def current(request: Request) -> State:
 
 
 StateDep = Annotated[State, Depends(current)]
+
+
+async def calling(request: Request) -> Caller:
+    """Who the request is embedded for."""
+    services: State = request.state.services
+    meter: Meter | None = getattr(request.state, "meter", None)
+    fetch = None if services.fetcher is None else Fetches(services.fetcher, meter).all
+    if meter is None:
+        return Caller(fetch=fetch)
+    return Caller(meter.key, meter.units, meter.take, fetch)
+
+
+CallerDep = Annotated[Caller, Depends(calling)]

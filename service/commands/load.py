@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
-from service.engine.embedder import StoredModality
+from service.engine.inputs import StoredModality
 from service.schemas import exact_json
 from service.schemas.items import ItemId, Metadata, Name
 from service.store import Entry, Store, StoreError

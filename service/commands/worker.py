@@ -10,16 +10,18 @@ import logging
 import os
 import signal
 import socket
+from dataclasses import replace
 from uuid import uuid4
 
-from service.api.app import open_cache, open_limiter
-from service.api.fetch import Fetcher, ways
+from service.api.app import means_of_jobs, open_cache, open_limiter
+from service.api.fetch import ways
 from service.engine.cache import check_redis
+from service.engine.caller import PROCESS
 from service.engine.embedder import Embedder
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
 from service.engine.towers import open_towers
-from service.jobs.embedding import Means, embed
+from service.jobs.embedding import embed
 from service.jobs.pieces import Outcome, Work
 from service.jobs.stream import Worker, connect
 from service.settings import Settings, SettingsError
@@ -54,9 +56,9 @@ async def work(settings: Settings) -> None:
     cache = open_cache(settings, manifest, metrics)
     embedder = Embedder(bundle, towers, cache, settings, metrics)
     tokens, previewer = TokenEmbedder(embedder), Previewer(embedder, settings.limits)
-    fetching, limiter = ways(settings), open_limiter(settings, metrics)
-    fetcher = None if fetching is None else Fetcher(fetching, settings, metrics)
-    means = Means(embedder, tokens, previewer, settings.limits, limiter, fetcher, background=False)
+    limiter = open_limiter(settings, metrics)
+    means = means_of_jobs(embedder, tokens, previewer, ways(settings), settings, limiter, metrics)
+    means = replace(means, caller=PROCESS)
     connection = connect(url)
 
     async def make(work: Work) -> list[Outcome]:

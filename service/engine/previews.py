@@ -7,8 +7,10 @@ two kinds whatever was sent.
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Literal
 
 import anyio
 import numpy as np
@@ -19,10 +21,10 @@ from service.contract.audio import AudioLimits, hear
 from service.contract.errors import InputError
 from service.contract.images import ImageLimits, decode_image
 from service.contract.sounds import Waveform
-from service.engine.embedder import Embedder, Media
+from service.engine.embedder import Embedder
+from service.engine.inputs import Media
 from service.engine.workers import WorkerDied
 from service.settings import Limits
-from service.store import Preview
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,15 @@ _RATE = 24_000
 PEAKS = 80
 """Bars of a waveform."""
 _FADE = 0.05
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A small file of our own making that shows what an input is."""
+
+    media_type: Literal["image/webp", "audio/mpeg"]
+    data: bytes
+    about: Mapping[str, Any]
 
 
 def preview_image(data: bytes, limits: ImageLimits) -> Preview:

@@ -8,11 +8,12 @@ import numpy as np
 import orjson
 from pydantic import ValidationError
 
-from service.api.reading import parse_json
 from service.contract.vectors import Vectors
 from service.errors import BodyTooLarge, MalformedRequest
 from service.jobs.ledger import Refusal
 from service.jobs.plan import Piece
+from service.retrieval.indexing import NewItem
+from service.schemas.exact_json import parse_json
 from service.schemas.inputs import File
 from service.schemas.items import ItemInput
 from service.settings import Limits
@@ -42,8 +43,8 @@ class Work:
     """Of the job, as `Job.meter` has it."""
 
 
-def read_piece(piece: Piece, collection: str, limits: Limits) -> ItemInput | Refusal:
-    """The item as a client would have sent it, or what is wrong with it."""
+def read_piece(piece: Piece, collection: str, limits: Limits) -> NewItem | Refusal:
+    """The item, read as though a client had sent it, or what is wrong with it."""
     if piece.kind == "refused":
         return Refusal(piece.line, piece.name or None, "invalid_item", piece.detail)
     id: str | None = piece.name or None
@@ -51,7 +52,8 @@ def read_piece(piece: Piece, collection: str, limits: Limits) -> ItemInput | Ref
         body = _body(piece)
         if isinstance(given := body.get("id"), str):
             id = given.encode("utf-8", "replace").decode()[:_LONGEST_ID]
-        return ItemInput.model_validate({"collection": collection} | body, context=limits)
+        item = ItemInput.model_validate({"collection": collection} | body, context=limits)
+        return NewItem(item.id, item.content, item.metadata, item.collection, item.modality or "vector")
     except _Unreadable as error:
         return Refusal(piece.line, id, "malformed_item", str(error))
     except ValidationError as error:

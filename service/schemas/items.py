@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    GetPydanticSchema,
     InstanceOf,
     PlainValidator,
     StrictBool,
@@ -20,19 +21,9 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from service.engine.embedder import StoredModality as StoredModality
+from service.engine.inputs import Input, StoredModality, of_base64, of_text, read
 from service.schemas.embed import InputProblem
-from service.schemas.inputs import (
-    AnyInput,
-    AudioInput,
-    File,
-    ImageInput,
-    RequestModel,
-    TextInput,
-    VideoInput,
-    at_most,
-    present,
-)
+from service.schemas.inputs import File, RequestModel, at_most, present, read_as, to_input
 from service.store import DEFAULT_COLLECTION, Kind, Precision, Wanted, filters
 
 MAX_METADATA_BYTES = 16_384
@@ -165,43 +156,41 @@ Vector = Annotated[
 """As NumPy's array (D,), float64 or float32; not yet of unit length."""
 
 
+def _of_kind(kind: Literal["image", "audio", "video"]) -> GetPydanticSchema:
+    return read_as(str, lambda text: read(of_base64, kind, text))
+
+
 class ItemInput(RequestModel):
     """An item with exactly one of text, image, audio, video, vector; in a form, one without any takes a file."""
 
     id: ItemId
-    text: str | None = None
-    image: str | None = Field(default=None, description="base64, or a data: URI")
-    audio: str | None = Field(default=None, description="base64, or a data: URI")
-    video: str | None = Field(default=None, description="base64, or a data: URI")
+    text: Annotated[Input, read_as(str, lambda text: read(of_text, text))] | None = None
+    image: Annotated[Input, _of_kind("image")] | None = Field(default=None, description="base64, or a data: URI")
+    audio: Annotated[Input, _of_kind("audio")] | None = Field(default=None, description="base64, or a data: URI")
+    video: Annotated[Input, _of_kind("video")] | None = Field(default=None, description="base64, or a data: URI")
     vector: Vector | None = None
-    file: SkipJsonSchema[InstanceOf[File] | None] = None
+    file: SkipJsonSchema[Annotated[Input, read_as(InstanceOf[File], to_input)] | None] = None
     modality: StoredModality | None = Field(default=None, description="Of a vector; other inputs say it themselves.")
     metadata: Metadata = Field(default_factory=dict)
     collection: Name = DEFAULT_COLLECTION
 
     @model_validator(mode="after")
     def _one_input(self) -> "ItemInput":
-        given = [
-            name for name in ("text", "image", "audio", "video", "vector", "file") if getattr(self, name) is not None
-        ]
-        if len(given) != 1:
+        if len(self._given) != 1:
             raise ValueError("an item has exactly one of: text, image, audio, video, vector")
         if self.modality is not None and self.vector is None:
             raise ValueError("modality goes with a vector only")
         return self
 
     @property
-    def input(self) -> AnyInput | None:
-        """What is to be embedded; None for a vector."""
-        if self.image is not None:
-            return ImageInput(image=self.image)
-        if self.audio is not None:
-            return AudioInput(audio=self.audio)
-        if self.video is not None:
-            return VideoInput(video=self.video)
-        if self.text is not None:
-            return TextInput(text=self.text)
-        return self.file
+    def _given(self) -> list[Input | NDArray[np.floating]]:
+        kinds = (self.text, self.image, self.audio, self.video, self.vector, self.file)
+        return [given for given in kinds if given is not None]
+
+    @property
+    def content(self) -> Input | NDArray[np.floating]:
+        """What is embedded, or its vector."""
+        return self._given[0]
 
 
 class ItemsRequest(RequestModel):

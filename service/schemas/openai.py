@@ -3,13 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictInt, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    StrictBool,
+    StrictInt,
+    Tag,
+    model_validator,
+)
 
 from service.contract.tokens import Role
-from service.engine.embedder import TokenIds
+from service.engine.inputs import Input, TokenIds, in_role
 from service.errors import InvalidRequest
 from service.schemas.inputs import (
-    AnyInput,
     AudioInput,
     ImageInput,
     RequestModel,
@@ -18,7 +27,10 @@ from service.schemas.inputs import (
     at_most,
     kind_of,
     present,
+    to_input,
 )
+
+_Wire = str | TextInput | ImageInput | AudioInput | VideoInput
 
 TokenList = Annotated[
     list[StrictInt], Field(min_length=1), at_most(lambda limits: limits.text_chars, "token ids in a text")
@@ -133,7 +145,7 @@ class ContentPart(BaseModel):
         return self._held == ""
 
     @property
-    def plain(self) -> AnyInput:
+    def plain(self) -> _Wire:
         held = self._held
         content = held.url if isinstance(held, Address) else held.data if isinstance(held, Samples) else held or ""
         return _said(_PART_KINDS[self.type], content)
@@ -219,6 +231,8 @@ class EmbeddingsRequest(RequestModel):
         default=True, description="false, NONE: a text that is longer than the model reads is an error."
     )
 
+    _inputs: list[Input] = PrivateAttr(default_factory=list)
+
     @model_validator(mode="before")
     @classmethod
     def _nothing_unread(cls, value: Any) -> Any:
@@ -244,6 +258,7 @@ class EmbeddingsRequest(RequestModel):
     def _one_source(self) -> "EmbeddingsRequest":
         if (self.input is None) == (self.messages is None):
             raise ValueError("give exactly one of: input, messages")
+        self._inputs = in_role(map(to_input, self._written()), self.role)
         return self
 
     @property
@@ -251,8 +266,13 @@ class EmbeddingsRequest(RequestModel):
         """Whether a text that is too long is cut."""
         return self.truncate in (True, "END")
 
-    def inputs(self) -> list[AnyInput | TokenIds]:
-        """What is to be embedded, one vector each. Raises InvalidRequest."""
+    @property
+    def inputs(self) -> Sequence[Input]:
+        """What is to be embedded, one vector each."""
+        return self._inputs
+
+    def _written(self) -> list[_Wire | TokenIds]:
+        """Each input as POST /embed takes it. Raises InvalidRequest."""
         if self.messages is not None:
             if any(message.role in ("system", "developer") and message.content for message in self.messages):
                 raise InvalidRequest("messages: a system message is an instruction, which this model does not read")
@@ -264,10 +284,10 @@ class EmbeddingsRequest(RequestModel):
                 given = cast("list[OpenAIInput]", many)
             case one:
                 given = [cast("OpenAIInput", one)]
-        return [self._plain(each, index) for index, each in enumerate(given)]
+        return [self._plain(value, index) for index, value in enumerate(given)]
 
-    def _plain(self, value: OpenAIInput, index: int) -> AnyInput | TokenIds:
-        plain: AnyInput | TokenIds
+    def _plain(self, value: OpenAIInput, index: int) -> _Wire | TokenIds:
+        plain: _Wire | TokenIds
         if isinstance(value, list):
             plain = TokenIds(tuple(value))
         elif isinstance(value, ContentPart):
@@ -280,12 +300,12 @@ class EmbeddingsRequest(RequestModel):
             return plain
         if isinstance(plain, str):
             return _said(self.modality, plain)
-        if self.modality != ("text" if isinstance(plain, TokenIds) else kind_of(plain)):
+        if self.modality != ("text" if isinstance(plain, TokenIds) else next(iter(type(plain).model_fields))):
             raise InvalidRequest(f"input[{index}] is of another kind than modality says")
         return plain
 
 
-def _said(modality: Literal["text", "image", "audio", "video"], content: str) -> AnyInput:
+def _said(modality: Literal["text", "image", "audio", "video"], content: str) -> _Wire:
     match modality:
         case "text":
             return TextInput(text=content)
@@ -301,14 +321,14 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)  # 1 is not true here
 
 
-def _parts(content: Content) -> list[AnyInput]:
+def _parts(content: Content) -> list[_Wire]:
     """Those that hold something."""
     if isinstance(content, str):
         return [content] if content else []
     return [part.plain for part in content if not part.empty]
 
 
-def _only(parts: Sequence[AnyInput], where: str) -> AnyInput:
+def _only(parts: Sequence[_Wire], where: str) -> _Wire:
     if len(parts) != 1:
         raise InvalidRequest(
             f"{where}: {len(parts)} parts hold something, and one vector is of one part: send each as an input of its "

@@ -18,7 +18,8 @@ from PIL import Image
 from service.api.app import open_parts
 from service.contract.vectors import l2_normalise
 from service.engine.cache import Entry, MemoryCache, RedisCache, check_redis, decode, encode, key_of
-from service.engine.embedder import Input, Media, Text, TokenIds, _key
+from service.engine.embedder import _key
+from service.engine.inputs import Input, Media, Text, TokenIds
 from service.settings import Settings, SettingsError
 from tests.conftest import redis_server
 

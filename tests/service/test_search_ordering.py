@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from service.contract.vectors import l2_normalise
 from service.errors import InputFailed, InvalidRequest
 from service.retrieval.late_interaction import maxsim, transport
-from service.retrieval.search import Ordering, Searcher
-from service.schemas.search import Diversity, Keywords, Query, Rerank, SearchRequest
+from service.retrieval.search import Diversity, Keywords, Ordering, Rerank, Searcher
+from service.schemas.search import Query, SearchRequest
 from service.store import Entry, SqliteStore
 from tests.service.fakes import DIMENSIONS, FakeEmbedder, fake_manifest, vector_of
 
@@ -31,7 +31,7 @@ class FakeTokens:
 
     available = True
 
-    async def embed(self, inputs, *, background=False):
+    async def embed(self, inputs, *arguments):
         return [tokens_of(each.text) for each in inputs]
 
 

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Depends
 
 from service.api.reading import documented, reader
 from service.api.responses import JSON, previewed
-from service.api.state import State, StateDep
-from service.retrieval.search import Ordering, Result
+from service.api.state import CallerDep, State, StateDep
+from service.retrieval.search import Diversity, Keywords, Ordering, Rerank, Result
 from service.schemas.search import SearchRequest, SearchResponse, place_query
 from service.store import Effort, Shown
 from service.telemetry.timings import timed
@@ -20,7 +20,7 @@ Body = Annotated[SearchRequest, Depends(reader(SearchRequest, place_query))]
 
 
 @router.post("/search", response_model=SearchResponse, openapi_extra=documented(SearchRequest, files=True))
-async def search(body: Body, state: StateDep) -> JSON:
+async def search(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     """The items nearest to a query, whatever either of them is: text, an image, a sound or a video."""
     started = time.perf_counter()
     warnings: list[str] = []
@@ -32,11 +32,10 @@ async def search(body: Body, state: StateDep) -> JSON:
             modalities=body.modalities,
             filter=body.filter,
             effort=None if body.effort is None else Effort(**body.effort.model_dump()),
-            ordering=Ordering(
-                body.correction, body.threshold, body.keywords, body.deduplicate, body.rerank, body.diversity
-            ),
+            ordering=_ordering(body),
             explain="explain" in body.include,
             with_vector="vector" in body.include,
+            caller=caller,
             field="queries" if body.query is None else "query",
             warn=warnings.append,
         )
@@ -45,6 +44,17 @@ async def search(body: Body, state: StateDep) -> JSON:
     took_ms = round(1_000 * (time.perf_counter() - started), 3)
     answer = {"results": results if body.query is None else results[0], "took_ms": took_ms}
     return JSON(answer | ({"warnings": warnings} if warnings else {}))
+
+
+def _ordering(body: SearchRequest) -> Ordering:
+    return Ordering(
+        body.correction,
+        body.threshold,
+        None if body.keywords is None else Keywords(**body.keywords.model_dump()),
+        body.deduplicate,
+        None if body.rerank is None else Rerank(**body.rerank.model_dump()),
+        None if body.diversity is None else Diversity(**body.diversity.model_dump()),
+    )
 
 
 async def _shown(state: State, body: SearchRequest, found: Sequence[Sequence[Result]]) -> Mapping[str, Shown]:
