@@ -36,8 +36,8 @@ from starlette.responses import Response
 
 import service
 from examples.demo import print_table
-from service.__main__ import Server, uvicorn_config
 from service.api.app import create_app
+from service.commands.serve import Server, uvicorn_config
 from service.settings import Settings
 from tests import tiny_bundle
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,6 @@ from service.contract.bundle import MODALITIES, Bundle, Modality, read_bundle
 from service.contract.images import ImageLimits
 from service.contract.signature import SignatureError, public_key
 from service.contract.videos import VideoLimits
-from service.engine.providers import Gpus
 
 _MOST_LANES = 4
 
@@ -62,6 +62,18 @@ class Limits(BaseModel):
         return VideoLimits(
             self.video_bytes, self.video_seconds, self.video_pixels, self.audio_channels, self.video_frames
         )
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """How towers use GPUs, where they get any."""
+
+    devices: tuple[int, ...] = (0,)
+    """A tower has a session on each of these; its calls go to them in turn."""
+    graphs: bool = False
+    """Record the image tower's calls (service/engine/cuda_graphs.py)."""
+    engines: Path | None = None
+    """Where TensorRT keeps what it compiles; else it compiles at every start."""
 
 
 class Settings(BaseSettings):

@@ -18,8 +18,8 @@ import redis
 import soundfile
 from PIL import Image
 
-from service.__main__ import Server, uvicorn_config
 from service.api.app import Parts, create_app
+from service.commands.serve import Server, uvicorn_config
 from service.settings import Settings
 from tests import tiny_bundle
 

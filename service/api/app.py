@@ -5,7 +5,6 @@ import functools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypedDict
 
 from fastapi import FastAPI
@@ -18,11 +17,9 @@ from service import __version__
 from service.api import problems
 from service.api.auth import Gate, local_names, scope_of
 from service.api.deadline import Deadline
-from service.api.fetch import Fetcher, Fetches, Ways, ways
 from service.api.keys import Keyring
 from service.api.middleware import BodyLimit, Context, Disconnects, Heads, Prefix, SecurityHeaders
 from service.api.model import Model
-from service.api.quotas import Limiter, MemoryLimiter, Meter, RedisLimiter
 from service.api.routes import (
     admin,
     classify,
@@ -40,27 +37,24 @@ from service.api.routes import (
     search,
 )
 from service.api.state import State
-from service.commands.reembed import way_out
-from service.contract.bundle import Bundle, Manifest, Modality
-from service.engine.cache import Cache, MemoryCache, RedisCache, check_redis
-from service.engine.caller import Costs
-from service.engine.channel import Runs
-from service.engine.embedder import Embedder
+from service.engine.cache import MemoryCache, check_redis
+from service.engine.fetch import Fetcher, Ways, ways
+from service.engine.opening import Opened, open_cache, open_engine
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
-from service.engine.towers import open_towers
 from service.jobs import Jobs, Means, open_jobs
 from service.jobs import Opened as OpenedJobs
 from service.retrieval.classify import Classifier
 from service.retrieval.projection import Maps
 from service.retrieval.search import Searcher
+from service.runtime.metrics import Metrics
+from service.runtime.quotas import Limiter, MemoryLimiter, RedisLimiter
+from service.runtime.tracing import Tracing, open_tracing
 from service.schemas.models import Problem
 from service.schemas.openai import OpenAIError
 from service.settings import Settings, SettingsError
-from service.store import SpaceMismatch, SqliteStore, Store
-from service.store.milvus import MilvusStore
-from service.telemetry.metrics import Metrics
-from service.telemetry.tracing import Tracing, open_tracing
+from service.store import Store
+from service.store.opening import open_store
 
 ROUTERS = (
     embed.router,
@@ -78,15 +72,6 @@ ROUTERS = (
     admin.router,
     playground.router,
 )
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A bundle and its towers."""
-
-    bundle: Bundle
-    towers: dict[Modality, Runs]
-    """Emptied once they are served: what else held a tower would keep it in memory after it is closed."""
 
 
 @dataclass(frozen=True)
@@ -123,16 +108,7 @@ def open_parts(settings: Settings) -> Parts:
         name = bundle.manifest.name
         if name in models:
             raise SettingsError(f"ISTHMUS_MORE_BUNDLES: {models[name].bundle.path} and {path} are both called {name!r}")
-        towers = open_towers(
-            bundle,
-            settings.device,
-            settings.call_threads,
-            settings.modalities,
-            settings.precision,
-            settings.towers_on_gpus,
-            settings.batch_audio_seconds,
-        )
-        models[name] = Opened(bundle, {**towers})
+        models[name] = open_engine(settings, bundle)
     for alias, name in settings.aliases.items():
         if name not in models or alias in models:
             wrong = f"{alias!r} is a model" if alias in models else f"{name!r} is none of {', '.join(models)}"
@@ -140,30 +116,6 @@ def open_parts(settings: Settings) -> Parts:
     store, home = open_store(settings, [opened.bundle.manifest for opened in models.values()])
     bulk = None if settings.jobs_folder is None else open_jobs(settings.jobs_folder)
     return Parts(list(models.values()), store, home, keys, fetching, bulk)
-
-
-def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store, str]:
-    """The store, and the name of the first model that may add to it.
-
-    Raises StoreError; of a store that another bundle filled it says how to carry it over to the default one.
-    """
-    refused: SpaceMismatch | None = None
-    for manifest in manifests:
-        try:
-            return _opened(settings, manifest), manifest.name
-        except SpaceMismatch as error:
-            refused = refused or error
-    assert refused is not None
-    if settings.store == Path("milvus"):
-        raise refused
-    raise SpaceMismatch(f"{refused}\n{way_out(settings.store, settings.bundle)}")
-
-
-def _opened(settings: Settings, manifest: Manifest) -> Store:
-    if settings.store != Path("milvus"):
-        return SqliteStore.open(settings.store, manifest, least_free_bytes=settings.least_free_bytes)
-    token = None if settings.milvus_token is None else settings.milvus_token.get_secret_value()
-    return MilvusStore.open(settings.milvus_uri, token, settings.milvus_timeout_s, manifest)
 
 
 def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing | None = None) -> FastAPI:
@@ -187,8 +139,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 closing.push_async_callback(cache.close)
                 if isinstance(cache, MemoryCache):
                     metrics.watch_cache(manifest.name, cache)
-                embedder = Embedder(each.bundle, each.towers, cache, settings, metrics)
-                each.towers.clear()
+                embedder = each.embedder(cache, settings, metrics)
                 models[manifest.name] = Model(each.bundle.path, embedder, Classifier(embedder, store, limits))
             home = models[opened.home]
             tokens = TokenEmbedder(home.embedder)
@@ -202,7 +153,9 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
             previewer = Previewer(home.embedder, settings.limits)
             bulk = None
             if opened.jobs is not None:
-                means = means_of_jobs(home.embedder, tokens, previewer, opened.ways, settings, limiter, metrics)
+                # In the background: requests have most of the places.
+                own = None if opened.ways is None else Fetcher(opened.ways, settings, metrics, background=True)
+                means = Means(home.embedder, tokens, previewer, settings.limits, limiter, own)
                 bulk = Jobs(opened.jobs, settings, means, store, metrics)
             state = State(
                 settings,
@@ -282,37 +235,6 @@ def open_limiter(settings: Settings, metrics: Metrics) -> Limiter:
     if settings.redis_url is None:
         return MemoryLimiter()
     return RedisLimiter(settings.redis_url, timeout_s=settings.redis_timeout_s, observer=metrics)
-
-
-def means_of_jobs(
-    embedder: Embedder,
-    tokens: TokenEmbedder,
-    previewer: Previewer,
-    ways: Ways | None,
-    settings: Settings,
-    limiter: Limiter,
-    metrics: Metrics,
-) -> Means:
-    async def charge(meter: str, costs: Costs) -> None:
-        await Meter.parse(limiter, meter).take(costs)
-
-    # In the background: requests have most of the places.
-    fetcher = None if ways is None else Fetcher(ways, settings, metrics, background=True)
-    fetching = None if fetcher is None else lambda: Fetches(fetcher, of_a_job=True).all
-    return Means(embedder, tokens, previewer, settings.limits, charge, fetching)
-
-
-def open_cache(settings: Settings, manifest: Manifest, metrics: Metrics, *, models: int = 1) -> Cache:
-    """One model's; in the process it gets an equal share."""
-    if settings.redis_url is None:
-        return MemoryCache(settings.cache_bytes // models)
-    return RedisCache(
-        settings.redis_url,
-        dimensions=manifest.dimensions,
-        ttl_s=settings.cache_ttl_s,
-        timeout_s=settings.redis_timeout_s,
-        observer=metrics,
-    )
 
 
 _NUMBER = {"schema": {"type": "integer"}}

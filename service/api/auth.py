@@ -15,9 +15,9 @@ from service.api import keys
 from service.api.keys import Keyring
 from service.api.middleware import refuse, stated_length
 from service.api.problems import respond
-from service.api.quotas import Limiter, Meter
 from service.errors import CrossOrigin, Forbidden, IsthmusError, Misdirected, Unauthenticated
-from service.telemetry.logs import caller
+from service.runtime.logs import caller
+from service.runtime.quotas import Limiter, Meter
 
 OPEN = frozenset({"/healthz", "/readyz", "/"})
 """GET on these needs no key: probes, and the playground's page, which holds no data and asks for a key itself."""

@@ -22,11 +22,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
-from service.api.quotas import Limit
 from service.contract.bundle import Sha256
 from service.contract.files import read_file
-from service.engine.workers import OwnThread
 from service.errors import NotReady, Unauthenticated
+from service.runtime.quotas import Limit
+from service.runtime.workers import OwnThread
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import reason, respond
 from service.errors import BodyTooLarge, Overloaded, UnsupportedBody
-from service.telemetry import tracing
-from service.telemetry.logs import caller, request_id
-from service.telemetry.metrics import Metrics
-from service.telemetry.timings import stages
-from service.telemetry.tracing import Tracing
+from service.runtime import tracing
+from service.runtime.logs import caller, request_id
+from service.runtime.metrics import Metrics
+from service.runtime.timings import stages
+from service.runtime.tracing import Tracing
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

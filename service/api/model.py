@@ -9,8 +9,8 @@ from pathlib import Path
 from service.contract.bundle import Bundle, BundleError, Manifest, Modality
 from service.engine.embedder import Embedder
 from service.engine.towers import TowerError
-from service.engine.workers import OwnThread
 from service.retrieval.classify import Classifier
+from service.runtime.workers import OwnThread
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import MalformedRequest, UnsupportedBody
+from service.runtime.timings import timed
 from service.schemas.exact_json import parse_json
 from service.schemas.inputs import File
 from service.settings import Settings
-from service.telemetry.timings import timed
 
 Model = TypeVar("Model", bound=BaseModel)
 Place = Callable[[dict[str, Any], list[File]], None]

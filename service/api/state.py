@@ -8,14 +8,13 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.api.fetch import Fetcher, Fetches
 from service.api.keys import Keyring
 from service.api.model import Model, ReloadRefused
-from service.api.quotas import Limiter, Meter
 from service.api.responses import JSON
 from service.contract.bundle import Bundle
 from service.engine.caller import Caller
 from service.engine.embedder import Embedder
+from service.engine.fetch import Fetcher, Fetches
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
 from service.errors import NotFound, Overloaded
@@ -24,9 +23,10 @@ from service.retrieval.classify import Classifier
 from service.retrieval.projection import Maps
 from service.retrieval.search import Searcher
 from service.retrieval.single_flight import OneAtATime
+from service.runtime.metrics import Metrics
+from service.runtime.quotas import Limiter, Meter
 from service.settings import Settings
 from service.store import Store
-from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -139,10 +139,7 @@ async def calling(request: Request) -> Caller:
     """Who the request is embedded for."""
     services: State = request.state.services
     meter: Meter | None = getattr(request.state, "meter", None)
-    fetch = None if services.fetcher is None else Fetches(services.fetcher, meter).all
-    if meter is None:
-        return Caller(fetch=fetch)
-    return Caller(meter.key, meter.units, meter.take, fetch)
+    return Caller(meter, None if services.fetcher is None else Fetches(services.fetcher, meter))
 
 
 CallerDep = Annotated[Caller, Depends(calling)]

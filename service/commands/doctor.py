@@ -180,7 +180,7 @@ def _store(settings: "Settings", bundle: "Bundle | None") -> Iterator[Check]:
     import sqlite3
     from contextlib import closing
 
-    from service.commands.reembed import command
+    from service.retrieval.reembedding import command
     from service.store import schema
     from service.store.errors import filled_elsewhere
 

@@ -34,22 +34,22 @@ from isthmus_client import (
 )
 from isthmus_client import NewItem as Sent
 from isthmus_client import folder as files
-from service.api.app import open_cache, open_store
 from service.contract.errors import InputError
 from service.engine.caller import BACKGROUND
 from service.engine.embedder import Embedder
 from service.engine.inputs import Media, Text, Unreadable, Video
 from service.engine.inputs import opened as opened_container
+from service.engine.opening import open_cache, open_engine
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
-from service.engine.towers import open_towers
 from service.jobs.ledger import Refusal
 from service.jobs.pieces import read_piece
 from service.jobs.plan import Bounds, Reader, Unusable, build
 from service.retrieval.indexing import NewItem, index_items
+from service.runtime.metrics import Metrics
 from service.settings import Settings, SettingsError
 from service.store import StoreInUse
-from service.telemetry.metrics import Metrics
+from service.store.opening import open_store
 
 _ITEMS, _BYTES = 32, 8_000_000
 """Of one request, or one item."""
@@ -341,17 +341,8 @@ async def opened(settings: Settings) -> AsyncIterator[Target]:
         ) from None
     metrics = Metrics()
     try:
-        towers = open_towers(
-            bundle,
-            settings.device,
-            settings.call_threads,
-            settings.modalities,
-            settings.precision,
-            settings.towers_on_gpus,
-            settings.batch_audio_seconds,
-        )
         cache = open_cache(settings, bundle.manifest, metrics)
-        embedder = Embedder(bundle, towers, cache, settings, metrics)
+        embedder = open_engine(settings, bundle).embedder(cache, settings, metrics)
         tokens = TokenEmbedder(embedder)
         previewer = Previewer(embedder, settings.limits) if settings.previews else None
         try:

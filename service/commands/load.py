@@ -1,4 +1,4 @@
-"""Parquet files of ready vectors → a store: what `python -m service load` runs.
+"""`load`: Parquet files of ready vectors → a store.
 
 `python -m training embed` writes them; any file with columns `id` and `vector`, and perhaps `modality`, `metadata`
 (JSON) and `text`, will do, if it says of which space its vectors are: in a column `space`, or as `isthmus.space` in its
@@ -6,9 +6,13 @@ schema's metadata. Loading again changes nothing. Which files were loaded whole 
 same command goes on where it was interrupted.
 """
 
+import argparse
+import asyncio
 import hashlib
 import json
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +22,18 @@ import numpy as np
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from service.commands import starters
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
 from service.engine.inputs import StoredModality
+from service.retrieval.reembedding import naming_the_way_out
 from service.schemas import exact_json
 from service.schemas.items import ItemId, Metadata, Name
-from service.store import Entry, Store, StoreError
+from service.settings import Settings, read_settings
+from service.store import DEFAULT_COLLECTION, Entry, Store, StoreError
+from service.store.opening import open_store
 
+HELP = "take in the Parquet files that `python -m training embed` wrote"
 _BATCH = 1_000
 _UNIT = 1e-3
 """How far from 1 the length of a vector may be."""
@@ -45,6 +54,43 @@ class Progress:
     of: int
     items: int
     """That were written; those of files that were loaded before are not among them."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="FOLDER or FILE")
+    parser.add_argument("--collection", default=DEFAULT_COLLECTION, metavar="NAME")
+    for name in ("bundle", "store", "milvus-uri"):
+        parser.add_argument(f"--{name}", metavar=name.upper(), help="as for serve")
+
+
+def run(path: Path, collection: str, bundle: str | None, **flags: str | None) -> int:
+    load_files(path, collection, read_settings(bundle=starters.chosen(bundle), **flags))
+    return 0
+
+
+def load_files(path: Path, collection: str, settings: Settings) -> None:
+    """Write the items of Parquet files to the store that the settings name, which nobody else may have open."""
+    manifest = settings.read_bundle().manifest
+    with naming_the_way_out(settings):
+        store, _ = open_store(settings, [manifest])
+    # Of a store in a directory the place is the directory's, wherever it is named from.
+    place = settings.milvus_uri if settings.store == Path("milvus") else str(settings.store.resolve())
+    began = time.monotonic()
+
+    def said(progress: Progress) -> None:
+        rate = progress.items / max(time.monotonic() - began, 1e-3)
+        end = "\r" if sys.stderr.isatty() else "\n"
+        line = f"{progress.files} of {progress.of} files, {progress.items:,} items, {rate:,.0f} a second"
+        print(f"{line:<79}", end=end, file=sys.stderr, flush=True)
+
+    async def run() -> int:
+        try:
+            return await load(path, store, manifest, collection, place, said)
+        finally:
+            await store.close()
+
+    count = asyncio.run(run())
+    print(f"{count:,} items of space {manifest.space} written to the collection {collection}")
 
 
 async def load(

@@ -1,363 +1,83 @@
-"""A store of one space → a store of another: what `python -m service reembed` runs.
+"""`reembed`: carry a store over to a bundle of another space."""
 
-Vectors of one space mean nothing in another, and no map between two spaces is as good as embedding again. So this needs
-the originals. The store has the texts of text items; images, sounds and videos are looked for in a folder, under the
-path that a metadata key holds or else the item's id. Where there is no file, the preview that the store keeps of an
-image or a sound is embedded: it is smaller than the file was, and the item says so. What was given as a vector has no
-original. What cannot be embedded again stays in the old store, which is never changed.
-"""
-
+import argparse
 import asyncio
-import json
-import os
-import shlex
-import sqlite3
 import sys
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
-from typing import IO, Literal
 
-from tqdm import tqdm
+from service.retrieval.reembedding import LEFT_OUT, Originals, Outcome, Source, command, reembed, replace_store, survey
+from service.settings import read_settings
 
-from service.contract.bundle import MODALITIES, Bundle
-from service.contract.errors import InputError, UnsupportedMedia
-from service.engine.cache import MemoryCache
-from service.engine.caller import BACKGROUND
-from service.engine.embedder import Embedder
-from service.engine.inputs import Text, of_file, read, sniff
-from service.engine.token_vectors import TokenEmbedder
-from service.engine.towers import open_towers
-from service.errors import InputFailed, InvalidRequest, IsthmusError
-from service.retrieval.classify import Classifier, stored_labels
-from service.retrieval.indexing import NewItem, embed_items, token_collections
-from service.settings import Settings
-from service.store import Entry, Preview, SqliteStore, StoreError, StoreInUse, carry_over
-from service.store.carry_over import EMBEDDED, Dates, OldItem, OldLabelSet, OldStore
-from service.store.sqlite import hold
-from service.telemetry.metrics import Metrics
-
-LEFT_OUT = "left-out.jsonl"
-_BATCH = 64
-_BATCH_BYTES = 32_000_000
-
-Source = Literal["text", "file", "preview"]
+HELP = "carry a store over to a bundle of another space, by embedding again"
 
 
-def command(store: Path, bundle: Path, new: Path | None = None) -> str:
-    """What is typed to carry a store over to a bundle, by the interpreter that runs now. Spelt here only."""
-    stores = [str(each) for each in (store, new) if each is not None]
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    return shlex.join([str(python), "-m", "service", "reembed", *stores, "--bundle", str(bundle)])
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", type=Path, metavar="STORE", help="which is kept, whatever becomes of it")
+    parser.add_argument("new", type=Path, nargs="?", metavar="NEW_STORE", help="to be filled while STORE is served")
+    parser.add_argument("--bundle", type=Path, required=True, help="the bundle that is to serve the store")
+    parser.add_argument("--media", type=Path, metavar="FOLDER", help="where the files of images, sounds and videos are")
+    parser.add_argument("--media-key", metavar="KEY", help="the metadata key of a file's path; else the item's id")
+    parser.add_argument("--dry-run", action="store_true", help="only say what can be embedded again and what not")
+    parser.add_argument("--leave-out", action="store_true", help="(what 1.14 needed to go on; it always does now)")
 
 
-def way_out(store: Path, bundle: Path) -> str:
-    """What to do about a store that another bundle filled."""
-    return (
-        "To carry it over to this bundle, run this command. It embeds the items again and keeps the old store:\n\n"
-        f"    {command(store, bundle)}\n\n"
-        "Add --media FOLDER where you have the files of its images and sounds; without it their previews are embedded."
-    )
-
-
-@dataclass
-class Outcome:
-    embedded: Counter[Source] = field(default_factory=Counter)
-    """By what was embedded."""
-    beginnings: int = 0
-    """Sounds of which the preview, and so the vector, has the beginning only."""
-    already: int = 0
-    """In the new store from a run that was interrupted."""
-    label_sets: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-    """By reason."""
-    examples: dict[str, str] = field(default_factory=dict)
-    """An id for each reason."""
-
-    @property
-    def carried(self) -> int:
-        """Items that are in the new store."""
-        return self.embedded.total() + self.already
-
-    @property
-    def files_would_help(self) -> bool:
-        """Whether there are images, sounds or videos of which no file was at hand."""
-        media = ("image:", "audio:", "video:")
-        return self.embedded["preview"] > 0 or any(reason.startswith(media) for reason in self.left_out)
-
-    def count(self, found: "Found") -> None:
-        self.embedded[found.source] += 1
-        self.beginnings += found.source == "preview" and _is_beginning(found.item.preview)
-
-    def leave_out(self, reason: str, id: str) -> None:
-        self.left_out[reason] += 1
-        self.examples.setdefault(reason, id)
-
-
-@dataclass(frozen=True)
-class Found:
-    """An item, and what it can be embedded from."""
-
-    item: OldItem
-    source: Source
-    data: bytes = b""
-    """Of a file or a preview."""
-
-    @property
-    def new(self) -> NewItem:
-        item = self.item
-        content = Text(item.text or "") if self.source == "text" else read(of_file, self.data)
-        return NewItem(item.id, content, item.metadata, item.collection)
-
-
-@dataclass(frozen=True)
-class Originals:
-    """Where the files of images, sounds and videos are, if anywhere. Raises StoreError for a folder that is none."""
-
-    folder: Path | None = None
-    key: str | None = None
-    """The metadata key that holds a path inside the folder."""
-    most_bytes: int = 100_000_000
-    """Of a file that is read."""
-
-    def __post_init__(self) -> None:
-        if self.folder is not None and not self.folder.is_dir():
-            raise StoreError(f"--media {self.folder} is no folder")
-
-    def of(self, item: OldItem) -> Found | str:
-        """What it can be embedded from, or why from nothing. Reads the file."""
-        if item.modality == "text":
-            return "text: its text was not stored" if item.text is None else Found(item, "text")
-        if item.modality == "vector":
-            return "vector: it was given as a vector"
-        data = self._file_of(item)
-        if isinstance(data, bytes):
-            return Found(item, "file", data)
-        if item.preview is not None and item.preview.media_type.startswith(f"{item.modality}/"):
-            return Found(item, "preview", item.preview.data)
-        return f"{item.modality}: {data}, and no preview of it is kept"
-
-    def _file_of(self, item: OldItem) -> bytes | str:
-        from isthmus_client import folder as files  # which no server has to load
-
-        if self.folder is None:
-            return "no folder of media was named (--media)"
-        name = item.id if self.key is None else item.metadata.get(self.key)
-        if not isinstance(name, str):
-            return f"its metadata have no path under {self.key!r}"
-        try:
-            path = (self.folder / name).resolve()
-            if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
-                return f"its file is not in {self.folder}"
-            if path.stat().st_size > self.most_bytes:
-                return f"its file is larger than {self.most_bytes:,} bytes"
-            if not files.unchanged(path, item.metadata):
-                return f"its file in {self.folder} was changed since"
-            data = path.read_bytes()
-            return data if sniff(data) == item.modality else "its file is of another kind"
-        except UnsupportedMedia:
-            return "its file is of another kind"
-        except (OSError, ValueError):  # ValueError: a name that no file can have
-            return "its file cannot be read"
-
-
-def survey(path: Path, originals: Originals) -> Outcome:
-    """What could be embedded again, and what not, without doing anything. Raises StoreError."""
-    outcome = Outcome()
-    with closing(OldStore(path, alone=False)) as old:
-        for item in old.items():
-            found = originals.of(item)
-            if isinstance(found, str):
-                outcome.leave_out(found, item.id)
-            else:
-                outcome.count(found)
-    return outcome
-
-
-async def reembed(path: Path, new: Path, settings: Settings, originals: Originals) -> Outcome:
-    """Fill a store at `new`, or add what it lacks, for the bundle that the settings name; the old one may be served.
-
-    Raises StoreError, BundleError, TowerError.
-    """
-    bundle = settings.read_bundle()
-    with closing(OldStore(path, alone=False)) as old:
-        return await _Filling(old, new, bundle, settings, originals, alone=False).run()
-
-
-async def replace_store(path: Path, settings: Settings, originals: Originals) -> tuple[Outcome, Path | None]:
-    """Carry the store at `path` over to the bundle that the settings name: it is then of that bundle's space.
-
-    Ends with the folder where the old store is kept; None where there was nothing to do. Raises StoreError, BundleError
-    and TowerError, and leaves the store as it was.
-    """
-    bundle = settings.read_bundle()
-    carry_over.file_of(path)
+def run(
+    store: Path,
+    new: Path | None,
+    bundle: Path,
+    media: Path | None,
+    media_key: str | None,
+    dry_run: bool,
+    leave_out: bool = True,
+) -> int:
+    """Carry a store over to another bundle: in its place, or into a store beside it. Raises StoreError, BundleError."""
+    settings = read_settings(bundle=bundle)
+    most = max(settings.max_image_bytes, settings.max_audio_bytes, settings.max_video_bytes)
+    originals = Originals(media, media_key, most)
+    if dry_run:
+        outcome = survey(store, originals)
+        print(f"{outcome.carried:,} items can be embedded again: {_sources(outcome)}")
+        _print_left_out(outcome)
+        return 0
+    kept: Path | None = store
     try:
-        lock = hold(path)
-    except StoreInUse:
-        raise StoreInUse(
-            f"the store {path} is open in another process: stop that server first, or name a NEW_STORE to be filled "
-            "while it serves"
-        ) from None
-    try:
-        with closing(OldStore(path, alone=True)) as old:
-            space = old.space
-            if bundle.manifest.accepts(space) or old.empty:
-                carry_over.clear(path)
-                return Outcome(), None
-            staged = carry_over.stage(path, bundle.manifest.space, old)
-            outcome, count = await _Filling(old, staged, bundle, settings, originals, alone=True).run(), old.count
-        if count and not outcome.carried:
-            raise StoreError(
-                f"nothing in {path} can be embedded again, so it is left as it was: "
-                + "; ".join(f"{count} × {reason}" for reason, count in outcome.left_out.most_common())
-            )
-        beside = [staged / LEFT_OUT] if outcome.left_out else []
-        return outcome, await asyncio.to_thread(carry_over.put_in_place, path, staged, space, beside)
-    finally:
-        os.close(lock)
+        if new is None:
+            outcome, kept = asyncio.run(replace_store(store, settings, originals))
+        else:
+            outcome = asyncio.run(reembed(store, new, settings, originals))
+    except KeyboardInterrupt:
+        print(f"stopped: {store} is as it was; the same command goes on", file=sys.stderr)
+        return 130
+    if kept is None:
+        print(f"{store}: there is nothing to do, it can be served with {bundle}")
+        return 0
+    print(f"{new or store}: {outcome.embedded.total():,} items embedded again ({_sources(outcome)}), ", end="")
+    print(f"{outcome.already:,} were there, {outcome.label_sets:,} label sets")
+    _print_left_out(outcome)
+    print(f"The old store is {'as it was, in' if new else 'kept in'} {kept}")
+    if outcome.left_out:
+        print(f"{(new or kept) / LEFT_OUT} lists what only the old store has")
+    if outcome.files_would_help:
+        print("Where you have the files of its images and sounds, this embeds what has no vector of its file yet:")
+        print(f"    {command(kept, bundle, new or store)} --media FOLDER")
+    return 0
 
 
-class _Filling:
-    """One run that fills a store. `alone`: nobody else writes to it, so that it is to become what the old one is; else
-    what is newer in it stays."""
-
-    def __init__(
-        self, old: OldStore, new: Path, bundle: Bundle, settings: Settings, originals: Originals, *, alone: bool
-    ) -> None:
-        self._old, self._new, self._bundle, self._settings = old, new, bundle, settings
-        self._originals, self._alone = originals, alone
-        self._outcome = Outcome()
-
-    async def run(self) -> Outcome:
-        settings, bundle = self._settings, self._bundle
-        towers = open_towers(
-            bundle,
-            settings.device,
-            settings.call_threads,
-            MODALITIES,
-            settings.precision,
-            settings.towers_on_gpus,
-            settings.batch_audio_seconds,
-        )
-        self._embedder = Embedder(bundle, towers, MemoryCache(0), settings, Metrics())
-        self._tokens = TokenEmbedder(self._embedder)
-        try:
-            self._store = SqliteStore.open(self._new, bundle.manifest)
-            try:
-                with (
-                    closing(Dates(self._new)) as self._dates,
-                    (self._new / LEFT_OUT).open("w", encoding="utf-8") as self._list,
-                ):
-                    await self._fill()
-            finally:
-                await self._store.close()
-        except (IsthmusError, OSError, sqlite3.Error) as error:
-            raise StoreError(f"stopped: {error}. What is embedded is kept: the same command goes on") from error
-        finally:
-            await self._tokens.close()
-            await self._embedder.close()
-        if not self._outcome.left_out:
-            (self._new / LEFT_OUT).unlink()
-        return self._outcome
-
-    async def _fill(self) -> None:
-        await self._collections()
-        batch: list[Found] = []
-        with tqdm(total=self._old.count, unit=" items", disable=None, dynamic_ncols=True) as bar:
-            for item in self._old.items():
-                bar.update()
-                found = await asyncio.to_thread(self._look, item)
-                if found is None:
-                    self._outcome.already += 1
-                elif isinstance(found, str):
-                    self._leave_out(found, item.id, item.collection, item.modality)
-                else:
-                    batch.append(found)
-                    if len(batch) == _BATCH or sum(len(each.data) for each in batch) > _BATCH_BYTES:
-                        await self._move(batch)
-                        batch = []
-            if batch:
-                await self._move(batch)
-        classifier = Classifier(self._embedder, self._store)
-        for held in self._old.label_sets():
-            await self._label_set(held, classifier)
-
-    def _look(self, item: OldItem) -> Found | str | None:
-        """What it can be embedded from, or why from nothing; None where it is there."""
-        updated, from_preview = self._dates.of_item(item)
-        if not self._is_there(updated, item.updated):
-            return self._originals.of(item)
-        if from_preview and self._originals.folder is not None:
-            found = self._originals.of(item)
-            return found if isinstance(found, Found) and found.source == "file" else None
-        return None
-
-    def _is_there(self, updated: str | None, wanted: str) -> bool:
-        return updated is not None and (updated == wanted if self._alone else updated >= wanted)
-
-    async def _move(self, batch: Sequence[Found]) -> None:
-        keeping = await token_collections(self._store, {each.item.collection for each in batch})
-        items = [each.new for each in batch]
-        made = await embed_items(self._embedder, items, keeping=keeping, caller=BACKGROUND, tokens=self._tokens)
-        done: list[tuple[Found, Entry]] = []
-        for found, result in zip(batch, made, strict=True):
-            item = found.item
-            if isinstance(result, InputError):
-                self._leave_out(f"{item.modality}: {result}", item.id, item.collection, item.modality)
-            else:
-                done.append((found, replace(result, preview=_marked(item.preview, found.source == "preview"))))
-                self._outcome.count(found)
-        # One part at a time, so that items keep their order.
-        for _, part in groupby((entry for _, entry in done), key=lambda entry: (entry.collection, entry.modality)):
-            await self._store.upsert(list(part))
-        await asyncio.to_thread(self._dates.set_items, [found.item for found, _ in done])
-
-    async def _collections(self) -> None:
-        for collection, fields, keeps_tokens in self._old.collections():
-            name = collection.name
-            if not self._alone and self._dates.of_collection(name) == collection.created:
-                continue  # carried over before, and perhaps changed since
-            await self._store.create_collection(name, collection.wanted)
-            await self._store.set_keyword_fields(name, fields)
-            await self._store.keep_tokens(name, keeps_tokens)
-            self._dates.set_collection(name, collection.created)
-
-    async def _label_set(self, held: OldLabelSet, classifier: Classifier) -> None:
-        if any(not isinstance(label, str) and label.get("examples") for label in held.definition["labels"]):
-            self._leave_out("label set: what examples taught it; save it again with them", held.name)
-        if not self._is_there(self._dates.of_label_set(held.name), held.updated):
-            try:
-                labels, templates = stored_labels(held.definition), held.definition.get("templates")
-                await classifier.save_label_set(held.name, labels, templates)
-            except (InputFailed, InvalidRequest) as error:
-                self._leave_out(f"label set: {error}", held.name)
-                return
-            self._dates.set_label_set(held)
-        self._outcome.label_sets += 1
-
-    def _leave_out(self, reason: str, id: str, collection: str | None = None, modality: str | None = None) -> None:
-        self._outcome.leave_out(reason, id)
-        _write(self._list, {"id": id, "collection": collection, "modality": modality, "why": reason})
+def _sources(outcome: Outcome) -> str:
+    """What they were embedded from."""
+    named: dict[Source, str] = {
+        "text": "from texts",
+        "file": "from files",
+        "preview": "from previews, smaller than their files were",
+    }
+    said = [f"{outcome.embedded[source]:,} {name}" for source, name in named.items() if outcome.embedded[source]]
+    if outcome.beginnings:
+        said.append(f"of {outcome.beginnings:,} sounds only the beginning")
+    return ", ".join(said) or "none"
 
 
-def _write(file: IO[str], line: dict[str, str | None]) -> None:
-    file.write(json.dumps({name: value for name, value in line.items() if value is not None}) + "\n")
-
-
-def _marked(preview: Preview | None, embedded: bool) -> Preview | None:
-    """The preview, which says whether the item's vector was made from it."""
-    if preview is None:
-        return None
-    about = {name: value for name, value in preview.about.items() if name != EMBEDDED}
-    return replace(preview, about=about | {EMBEDDED: True} if embedded else about)
-
-
-def _is_beginning(preview: Preview | None) -> bool:
-    about = {} if preview is None else preview.about
-    return bool(about.get("whole_seconds", 0) > about.get("seconds", 0))
+def _print_left_out(outcome: Outcome) -> None:
+    if outcome.left_out:
+        print(f"{outcome.left_out.total():,} cannot be embedded again:")
+    for reason, count in outcome.left_out.most_common():
+        print(f"{count:10}  {reason}, such as {outcome.examples[reason]!r}")

@@ -10,22 +10,20 @@ import logging
 import os
 import signal
 import socket
-from dataclasses import replace
 from uuid import uuid4
 
-from service.api.app import means_of_jobs, open_cache, open_limiter
-from service.api.fetch import ways
+from service.api.app import open_limiter
 from service.engine.cache import check_redis
 from service.engine.caller import PROCESS
-from service.engine.embedder import Embedder
+from service.engine.fetch import Fetcher, ways
+from service.engine.opening import open_cache, open_engine
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
-from service.engine.towers import open_towers
-from service.jobs.embedding import embed
+from service.jobs.embedding import Means, embed
 from service.jobs.pieces import Outcome, Work
 from service.jobs.stream import Worker, connect
+from service.runtime.metrics import Metrics
 from service.settings import Settings, SettingsError
-from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -42,23 +40,15 @@ async def work(settings: Settings) -> None:
     await asyncio.to_thread(check_redis, url)
     # Nobody waits for an answer here as a request does.
     settings = settings.model_copy(update={"request_deadline_s": _ENDLESS_S})
-    bundle = settings.read_bundle()
-    manifest, metrics = bundle.manifest, Metrics()
-    towers = open_towers(
-        bundle,
-        settings.device,
-        settings.call_threads,
-        settings.modalities,
-        settings.precision,
-        settings.towers_on_gpus,
-        settings.batch_audio_seconds,
-    )
+    opened, metrics = open_engine(settings), Metrics()
+    manifest = opened.bundle.manifest
     cache = open_cache(settings, manifest, metrics)
-    embedder = Embedder(bundle, towers, cache, settings, metrics)
+    embedder = opened.embedder(cache, settings, metrics)
     tokens, previewer = TokenEmbedder(embedder), Previewer(embedder, settings.limits)
     limiter = open_limiter(settings, metrics)
-    means = means_of_jobs(embedder, tokens, previewer, ways(settings), settings, limiter, metrics)
-    means = replace(means, caller=PROCESS)
+    fetching = ways(settings)
+    fetcher = None if fetching is None else Fetcher(fetching, settings, metrics)
+    means = Means(embedder, tokens, previewer, settings.limits, limiter, fetcher, PROCESS)
     connection = connect(url)
 
     async def make(work: Work) -> list[Outcome]:

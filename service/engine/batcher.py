@@ -21,9 +21,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.workers import WorkerDied, Workers
 from service.errors import InferenceFailed, NotReady
-from service.telemetry import tracing
+from service.runtime import tracing
+from service.runtime.workers import WorkerDied, Workers
 
 log = logging.getLogger(__name__)
 

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from service.contract.bundle import Bundle, Modality, Precision
 from service.contract.vectors import l2_normalise
 from service.engine.batcher import Batcher
-from service.engine.fair import FairSemaphore
 from service.engine.handling import Handling, handling
 from service.engine.towers import CPU, Arrays, Tower, TowerError
 from service.errors import NotReady, Overloaded
+from service.runtime.fair import FairSemaphore
+from service.runtime.logs import caller
+from service.runtime.metrics import TowerMetrics
 from service.settings import Settings
-from service.telemetry.logs import caller
-from service.telemetry.metrics import TowerMetrics
 
 log = logging.getLogger(__name__)
 

@@ -43,11 +43,11 @@ from service.engine.inputs import (
     modality_of,
     opened,
 )
-from service.engine.workers import WorkerDied, Workers
 from service.errors import DeadlineExceeded, FetchDisabled, InferenceFailed
+from service.runtime.metrics import Metrics
+from service.runtime.timings import record, timed
+from service.runtime.workers import WorkerDied, Workers
 from service.settings import Settings
-from service.telemetry.metrics import Metrics
-from service.telemetry.timings import record, timed
 
 log = logging.getLogger(__name__)
 _HASHED_ON_THE_LOOP = 65_536  # bytes: under 0.1 ms
@@ -150,9 +150,9 @@ class Embedder:
         """
         urls = {place: given for place, given in enumerate(inputs) if isinstance(given, Url)}
         fetched: dict[int, bytes | InputError] = {}
-        if caller.fetch is not None and urls:
+        if caller.fetches is not None and urls:
             wanted = [(given.modality, given.url) for given in urls.values()]
-            fetched = dict(zip(urls, await caller.fetch(wanted), strict=True))
+            fetched = dict(zip(urls, await caller.fetches.all(wanted), strict=True))
         read: list[Input] = []
         for place, given in enumerate(inputs):
             if isinstance(given, Url):
@@ -190,13 +190,12 @@ class Embedder:
 
     async def _charge(self, inputs: Sequence[Single], caller: Caller) -> None:
         """Take what the inputs cost from the limits of the caller's key. Raises RateLimited."""
-        if caller.charge is None or caller.units <= {"requests"}:
+        meter = caller.meter
+        if meter is None or meter.units <= {"requests"}:
             return
-        measured = caller.units & {"pixels", "seconds"} and any(isinstance(given, Media) for given in inputs)
+        measured = meter.units & {"pixels", "seconds"} and any(isinstance(given, Media) for given in inputs)
         limits = self.limits if measured else None
-        await caller.charge(
-            await self.in_worker(lambda: costs_of(inputs, limits)) if limits else costs_of(inputs, None)
-        )
+        await meter.take(await self.in_worker(lambda: costs_of(inputs, limits)) if limits else costs_of(inputs, None))
 
     async def _embed_video(self, video: Video, caller: Caller) -> Embedded | InputError:
         served = {name: self.manifest.towers[name].preprocessing for name in self.channels}

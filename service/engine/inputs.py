@@ -22,8 +22,8 @@ from service.contract.containers import UNKNOWN, container_of, is_footage
 from service.contract.errors import BadMedia, InputError, UnsupportedMedia
 from service.contract.structure import is_picture, is_sound
 from service.contract.tokens import Role
-from service.engine.caller import Costs, Unit
 from service.errors import FetchDisabled, InputFailed
+from service.runtime.quotas import Costs, Unit
 from service.settings import Limits
 
 Kind = Literal["image", "audio"]

@@ -23,7 +23,7 @@ from service.contract.images import ImageLimits, decode_image
 from service.contract.sounds import Waveform
 from service.engine.embedder import Embedder
 from service.engine.inputs import Media
-from service.engine.workers import WorkerDied
+from service.runtime.workers import WorkerDied
 from service.settings import Limits
 
 log = logging.getLogger(__name__)

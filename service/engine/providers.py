@@ -4,7 +4,6 @@ ONNX Runtime gives another provider than the one asked for without raising, so w
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,18 +18,6 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 _NEEDED = {"cuda": CUDA, "tensorrt": TENSORRT}
-
-
-@dataclass(frozen=True)
-class Gpus:
-    """How towers use GPUs, where they get any."""
-
-    devices: tuple[int, ...] = (0,)
-    """A tower has a session on each of these; its calls go to them in turn."""
-    graphs: bool = False
-    """Record the image tower's calls (service/engine/cuda_graphs.py)."""
-    engines: Path | None = None
-    """Where TensorRT keeps what it compiles; else it compiles at every start."""
 
 
 class TowerError(RuntimeError):

@@ -16,8 +16,8 @@ from service.engine.channel import Engine
 from service.engine.embedder import Embedder
 from service.engine.inputs import Input, Single, Unreadable, modality_of
 from service.engine.towers import Tower
-from service.engine.workers import Workers
 from service.errors import DeadlineExceeded, InferenceFailed, NotReady
+from service.runtime.workers import Workers
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,6 @@ from service.engine.providers import (
     CPU,
     TENSORRT,
     Device,
-    Gpus,
     Request,
     TowerError,
     Wanted,
@@ -38,8 +37,9 @@ from service.engine.providers import (
     requests,
     satisfied,
 )
+from service.settings import Gpus
 
-__all__ = ["CPU", "Arrays", "Device", "Gpus", "Tower", "TowerError", "Wanted", "open_towers"]
+__all__ = ["CPU", "Arrays", "Device", "Tower", "TowerError", "Wanted", "open_towers"]
 
 Arrays = Mapping[str, NDArray[Any]]
 

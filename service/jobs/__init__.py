@@ -27,12 +27,12 @@ from service.jobs.plan import Unusable, folder_beneath
 from service.jobs.running import LONGEST_PAUSE_S, Books, Cancelled, Progress, Run, Runner
 from service.jobs.spool import spool, sync
 from service.jobs.stream import Dispatcher
+from service.runtime.disk import Disk
+from service.runtime.logs import caller
+from service.runtime.metrics import Metrics
 from service.settings import Settings
 from service.store import Store, StoreError, StoreInUse
-from service.store.disk import Disk
 from service.store.sqlite import hold
-from service.telemetry.logs import caller
-from service.telemetry.metrics import Metrics
 
 __all__ = ["Job", "Jobs", "Means", "Opened", "Progress", "Refusal", "open_jobs"]
 

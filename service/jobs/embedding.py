@@ -7,14 +7,15 @@ come of a URL later is tried again a few times, at the end of the chunk; what do
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from service.contract.errors import InputError
 from service.contract.videos import claims_of
-from service.engine.caller import BACKGROUND, Caller, Costs, Fetch, Unit
+from service.engine.caller import BACKGROUND, Caller
 from service.engine.embedder import Embedder
+from service.engine.fetch import Fetcher, Fetches
 from service.engine.inputs import Media, Single, Url, Video, costs_of, opened
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
@@ -22,6 +23,7 @@ from service.errors import DeadlineExceeded, FetchFailed, NotReady, Overloaded, 
 from service.jobs.ledger import Refusal
 from service.jobs.pieces import Outcome, Work, read_piece
 from service.retrieval.indexing import NewItem, embed_items
+from service.runtime.quotas import Costs, Limiter, Meter, Unit
 from service.settings import Limits
 from service.store import Entry
 
@@ -40,10 +42,9 @@ class Means:
     tokens: TokenEmbedder
     previewer: Previewer
     limits: Limits
-    charge: Callable[[str, Costs], Awaitable[None]]
-    """Takes costs from the limits that a job's `meter` names. Raises RateLimited."""
-    fetching: Callable[[], Fetch] | None
-    """What fetches the URLs of a few items; None: URLs are not fetched."""
+    limiter: Limiter
+    fetcher: Fetcher | None
+    """None: URLs are not fetched."""
     caller: Caller = BACKGROUND
 
 
@@ -52,16 +53,16 @@ async def embed(means: Means, work: Work) -> list[Outcome]:
     read = await asyncio.to_thread(lambda: [read_piece(piece, work.collection, means.limits) for piece in work.pieces])
     outcomes: dict[int, Outcome] = {place: each for place, each in enumerate(read) if isinstance(each, Refusal)}
     items = {place: each for place, each in enumerate(read) if isinstance(each, NewItem)}
-    fetching = means.fetching if work.urls else None
-    waiting = [place for place, item in items.items() if fetching and isinstance(item.content, Url)]
+    fetcher = means.fetcher if work.urls else None
+    waiting = [place for place, item in items.items() if fetcher and isinstance(item.content, Url)]
     here = {place: item for place, item in items.items() if place not in waiting}
     made = dict(zip(here, await _embed_patiently(means, work, list(here.values())), strict=True))
     for pause in (*FETCH_PAUSES_S, None):
         failed: list[int] = []
         for start in range(0, len(waiting), _FETCHED_AT_ONCE):
-            assert fetching is not None
+            assert fetcher is not None
             places = waiting[start : start + _FETCHED_AT_ONCE]
-            results = await _fetch_and_embed(means, fetching(), work, [items[place] for place in places])
+            results = await _fetch_and_embed(means, fetcher, work, [items[place] for place in places])
             made |= zip(places, results, strict=True)
             again = [isinstance(result, FetchFailed) and result.temporary for result in results]
             failed += (place for place, wanted in zip(places, again, strict=True) if wanted)
@@ -79,10 +80,10 @@ async def embed(means: Means, work: Work) -> list[Outcome]:
 
 
 async def _fetch_and_embed(
-    means: Means, fetch: Fetch, work: Work, items: Sequence[NewItem]
+    means: Means, fetcher: Fetcher, work: Work, items: Sequence[NewItem]
 ) -> list[Entry | InputError]:
     urls = [item.content for item in items if isinstance(item.content, Url)]
-    read = await means.embedder.read(urls, replace(means.caller, fetch=fetch))
+    read = await means.embedder.read(urls, replace(means.caller, fetches=Fetches(fetcher, of_a_job=True)))
     media = [given for given in read if isinstance(given, Media)]
     if work.meter is not None and media:
         # The items themselves were paid for before anything was fetched.
@@ -141,9 +142,10 @@ def costs_of_work(limits: Limits, work: Work) -> Costs:
 
 async def pay(means: Means, meter: str, costs: Costs) -> None:
     """Take what something costs from the limits of the key that sent the job, as soon as they allow it."""
+    taking = Meter.parse(means.limiter, meter)
     while True:
         try:
-            await means.charge(meter, costs)
+            await taking.take(costs)
             return
         except RateLimited as used_up:
             await asyncio.sleep(used_up.retry_after_s)

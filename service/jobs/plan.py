@@ -26,10 +26,10 @@ from typing import Any, BinaryIO, Literal
 import orjson
 
 from service.jobs.ledger import Form
+from service.runtime.disk import Disk
 from service.schemas import exact_json
 from service.schemas.items import MAX_METADATA_BYTES
 from service.settings import Limits
-from service.store.disk import Disk
 
 Kind = Literal["line", "media", "text", "refused"]
 """Of an item: a line of JSONL, a file whose content says what it is, a text file, or what is no item."""

@@ -26,10 +26,10 @@ from service.jobs.plan import Bounds, Reader, Unusable, build, folder_beneath
 from service.jobs.stream import Dispatcher, NoWorkers, Poison
 from service.jobs.turns import Turns
 from service.retrieval.indexing import token_collections
+from service.runtime.disk import Disk
+from service.runtime.metrics import Metrics
 from service.settings import Settings
 from service.store import Entry, Store
-from service.store.disk import Disk
-from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

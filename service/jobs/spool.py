@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from service.errors import BodyTooLarge, MalformedRequest, NotReady
-from service.store.disk import Disk
+from service.runtime.disk import Disk
 
 log = logging.getLogger(__name__)
 

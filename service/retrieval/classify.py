@@ -25,7 +25,6 @@ from service.contract.images import ImageLimits
 from service.contract.vectors import Vectors, l2_normalise
 from service.engine.caller import PROCESS, Caller
 from service.engine.embedder import Embedder
-from service.engine.fair import FairSemaphore
 from service.engine.inputs import (
     UNKNOWN_TEXT,
     Embedded,
@@ -40,6 +39,7 @@ from service.errors import InputFailed, InvalidRequest
 from service.retrieval import adapters
 from service.retrieval.crops import crops
 from service.retrieval.single_flight import Shared
+from service.runtime.fair import FairSemaphore
 from service.store import LabelSet, Store
 
 Templates = Sequence[str] | Mapping[Modality, Sequence[str]]
@@ -344,7 +344,7 @@ class Classifier:
         """
         encoded = self._cache.get(digest)
         if encoded is None:
-            charged = (digest, caller.key)
+            charged = (digest, "" if caller.meter is None else caller.meter.key)
             encoding = self._encoding.get(charged)
             if encoding is None or encoding.given_up:
                 encoding = self._encoding[charged] = Shared(self._encode(labels, templates, caller))

@@ -18,8 +18,8 @@ from service.engine.token_vectors import TokenEmbedder
 from service.errors import InputFailed
 from service.retrieval.deadline import within
 from service.retrieval.search import unit_vector
+from service.runtime.timings import timed
 from service.store import DEFAULT_COLLECTION, Entry, Moment, Preview, Store
-from service.telemetry.timings import timed
 
 _TOKENS_AT_ONCE = 32
 _PREVIEWS_BEHIND = 2

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.vectors import Vectors
-from service.engine.workers import Workers, stop_if_abandoned
 from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.retrieval.single_flight import Shared
+from service.runtime.workers import Workers, stop_if_abandoned
 from service.store import Item, Store
 
 MOST_POINTS = 5_000

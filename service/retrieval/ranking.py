@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.vectors import Vectors
-from service.engine.workers import stop_if_abandoned
+from service.runtime.workers import stop_if_abandoned
 
 FUSION_K = 60
 """Of reciprocal rank fusion, as Cormack, Clarke and Büttcher (SIGIR 2009) chose it."""

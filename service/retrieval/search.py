@@ -16,16 +16,16 @@ from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
 from service.engine.caller import PROCESS, Caller
 from service.engine.embedder import Embedder
-from service.engine.fair import FairSemaphore
 from service.engine.inputs import Input, Text, unknown_warning
 from service.engine.token_vectors import TokenEmbedder
 from service.errors import InputFailed, InvalidRequest
 from service.retrieval.late_interaction import heat, maxsim, transport
 from service.retrieval.ranking import distinct, diverse, fuse
+from service.runtime.fair import FairSemaphore
+from service.runtime.timings import timed
 from service.schemas.search import FUSED
 from service.store import Effort, Filter, Hit, Item, Moment, Store
 from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
-from service.telemetry.timings import timed
 
 Content = Input | NDArray[np.floating] | str
 """An input, a vector (D,) of any length, or the id of a stored item."""

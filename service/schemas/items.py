@@ -16,6 +16,7 @@ from pydantic import (
     InstanceOf,
     PlainValidator,
     StrictBool,
+    ValidationError,
     WithJsonSchema,
     model_validator,
 )
@@ -24,6 +25,7 @@ from pydantic.json_schema import SkipJsonSchema
 from service.engine.inputs import Input, StoredModality, of_base64, of_text, read
 from service.schemas.embed import InputProblem
 from service.schemas.inputs import File, RequestModel, at_most, present, read_as, to_input
+from service.settings import Limits
 from service.store import DEFAULT_COLLECTION, Kind, Precision, Wanted, filters
 
 MAX_METADATA_BYTES = 16_384
@@ -191,6 +193,20 @@ class ItemInput(RequestModel):
     def content(self) -> Input | NDArray[np.floating]:
         """What is embedded, or its vector."""
         return self._given[0]
+
+
+class InvalidItem(ValueError):
+    """What is written is no item: the message says why, without the offending input."""
+
+
+def read_item(value: Any, limits: Limits) -> ItemInput:
+    """One item as a client writes it. Raises InvalidItem."""
+    try:
+        return ItemInput.model_validate(value, context=limits)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part)[:64] for part in first["loc"])
+        raise InvalidItem(f"{where}: {first['msg']}" if where else first["msg"]) from None
 
 
 class ItemsRequest(RequestModel):

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.vectors import Vectors
-from service.engine.workers import stop_if_abandoned
+from service.runtime.workers import stop_if_abandoned
 from service.store.columns import Columns, Growing, Mask
 from service.store.filters import Filter
 from service.store.kinds import Built, Chosen, Effort, Keys, Rules, Wanted, graph_rather_than_scan

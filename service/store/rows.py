@@ -12,8 +12,8 @@ import numpy as np
 import orjson
 
 from service.contract.vectors import Vectors
-from service.engine.workers import stop_if_abandoned
 from service.errors import InvalidRequest
+from service.runtime.workers import stop_if_abandoned
 from service.store.kinds import Keys, Wanted
 from service.store.schema import now
 

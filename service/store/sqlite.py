@@ -15,12 +15,12 @@ import numpy as np
 
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
-from service.engine.workers import Workers, abandoned
 from service.errors import InvalidRequest, NotFound, NotReady
+from service.runtime.disk import Disk
+from service.runtime.workers import Workers, abandoned
 from service.store import keywords, labels, moments, previews, rows, schema, snapshot, tokens
 from service.store.builder import Builder
 from service.store.columns import reads_rows
-from service.store.disk import Disk
 from service.store.errors import StoreDamaged, StoreError, StoreInUse
 from service.store.files import OpenFiles
 from service.store.filters import Filter

@@ -21,7 +21,7 @@ from service.api import auth
 from service.api.app import create_app
 from service.api.auth import local_names, scope_of
 from service.api.keys import Scope, create_key, revoke_key
-from service.api.quotas import Limit
+from service.runtime.quotas import Limit
 from service.settings import Settings, SettingsError, read_settings
 from tests.conftest import DEADLINE_S, redis_server, serving
 from tests.service.test_main import started

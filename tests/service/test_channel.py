@@ -18,8 +18,8 @@ from service.engine.embedder import Embedder
 from service.engine.inputs import Embedded, Text
 from service.engine.towers import Arrays, TowerError, open_towers
 from service.errors import NotReady, Overloaded
+from service.runtime.metrics import Metrics
 from service.settings import Settings
-from service.telemetry.metrics import Metrics
 from tests import tiny_bundle
 from tests.service.slow import WAIT_S, Slow
 from tests.service.test_pipeline import run

@@ -18,6 +18,7 @@ from service.errors import InputFailed, InvalidRequest, NotFound, NotReady
 from service.retrieval.adapters import STRENGTH
 from service.retrieval.classify import _CHUNK, Classifier, Label, _best, _prompts, stored_labels
 from service.retrieval.search import Searcher
+from service.runtime.quotas import MemoryLimiter, Meter
 from service.schemas.classify import ClassifyRequest, LabelSetRequest
 from service.store import Entry, SqliteStore
 from tests.service.fakes import FakeEmbedder, fake_manifest, vector_of
@@ -191,7 +192,7 @@ def test_new_labels_that_many_bring_at_once_are_encoded_once(tmp_path):
 
     async def use(classifier):
         first, *others = (asyncio.create_task(classifier.classify([Text("x")], labels=LABELS)) for _ in range(16))
-        another = Caller("another key")
+        another = Caller(Meter(MemoryLimiter(), "another key", []))
         charged = asyncio.create_task(classifier.classify([Text("x")], labels=LABELS, caller=another))
         await embedder.entered.wait()
         first.cancel()

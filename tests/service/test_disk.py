@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from service.errors import DiskFull
+from service.runtime import disk
+from service.runtime.disk import Disk
 from service.settings import Settings
-from service.store import disk
-from service.store.disk import Disk
 from tests.conftest import DEADLINE_S, serving
 
 MB = 1_000_000

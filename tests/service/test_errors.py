@@ -9,7 +9,7 @@ from service import errors
 from service.api import problems
 from service.api.middleware import Context
 from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
-from service.telemetry.metrics import Metrics
+from service.runtime.metrics import Metrics
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ from service.contract.bundle import read_bundle
 from service.engine.cache import MemoryCache
 from service.engine.channel import _SHARES
 from service.engine.embedder import Embedder
-from service.engine.fair import FairSemaphore
 from service.engine.towers import open_towers
-from service.engine.workers import Workers, abandoned
 from service.errors import Overloaded
+from service.runtime.fair import FairSemaphore
+from service.runtime.logs import caller
+from service.runtime.metrics import Metrics
+from service.runtime.workers import Workers, abandoned
 from service.settings import Settings
-from service.telemetry.logs import caller
-from service.telemetry.metrics import Metrics
 
 WAIT_S = 10.0
 

@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from service.api.addresses import public
-from service.api.fetch import Fetcher, Fetches, Rules, Url, Ways, ways
 from service.api.keys import create_key
-from service.api.quotas import Limit
 from service.contract.errors import InputError, MediaTooLarge
+from service.engine.addresses import public
+from service.engine.fetch import Fetcher, Fetches, Rules, Url, Ways, ways
 from service.errors import FetchFailed, FetchRefused
+from service.runtime.quotas import Limit
 from service.settings import Settings, SettingsError
 from tests.conftest import serving
 from tests.service.internet import Internet, internet, options

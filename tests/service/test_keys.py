@@ -12,8 +12,8 @@ import pytest
 
 from service.__main__ import main
 from service.api.keys import Keyring, KeysError, create_key, read_keys, revoke_key
-from service.api.quotas import Limit
 from service.errors import NotReady, Unauthenticated
+from service.runtime.quotas import Limit
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from service.engine.towers import Arrays, TowerError
+from service.runtime.logs import JsonFormatter, described
 from service.settings import Settings
-from service.telemetry.logs import JsonFormatter, described
 from tests.conftest import serving
 from tests.service.test_serving import with_towers
 

@@ -11,11 +11,11 @@ import pytest
 import soundfile
 
 from service.api.keys import create_key
-from service.api.quotas import Limit
 from service.contract.patches import LogMelPatches
 from service.contract.sounds import audible, stretches
 from service.contract.waveforms import Waveforms
 from service.contract.windows import LogMelWindows
+from service.runtime.quotas import Limit
 from service.settings import Settings
 from service.store import Entry, Moment
 from tests.conftest import serving

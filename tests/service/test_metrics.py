@@ -11,8 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.middleware import Middleware
 
 from service.api.middleware import Context
+from service.runtime.metrics import Metrics
 from service.settings import Settings
-from service.telemetry.metrics import Metrics
 from tests.conftest import serving
 
 

@@ -14,14 +14,15 @@ import httpx
 import pytest
 
 from isthmus_client import Isthmus
-from service.__main__ import check, load_files
 from service.api.app import create_app, open_parts
 from service.commands import index_folder
+from service.commands.check import check_bundle as check
 from service.commands.doctor import examine
-from service.commands.reembed import Originals, reembed
+from service.commands.load import load_files
 from service.commands.worker import work
 from service.contract.bundle import Bundle, BundleError, Manifest, read_bundle, write_bundle
 from service.engine.towers import TowerError
+from service.retrieval.reembedding import Originals, reembed
 from service.settings import Settings, SettingsError, read_settings
 from service.store import SpaceMismatch
 from tests import tiny_bundle

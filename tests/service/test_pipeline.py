@@ -14,9 +14,9 @@ from service.engine.embedder import Embedder
 from service.engine.inputs import Embedded, Media, Text, TokenIds
 from service.engine.towers import Arrays, open_towers
 from service.errors import DeadlineExceeded, InferenceFailed, NotReady, Overloaded
+from service.runtime.metrics import Metrics
+from service.runtime.timings import stages
 from service.settings import Settings
-from service.telemetry.metrics import Metrics
-from service.telemetry.timings import stages
 from tests import tiny_bundle
 from tests.service.slow import WAIT_S, Slow
 

@@ -13,9 +13,9 @@ from sklearn.manifold import trustworthiness
 
 from service.api.keys import create_key
 from service.contract.vectors import l2_normalise
-from service.engine.workers import stop_if_abandoned
 from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.retrieval.projection import Map, Maps, Point, components, label, layout
+from service.runtime.workers import stop_if_abandoned
 from service.store import Item
 from tests.conftest import serving
 

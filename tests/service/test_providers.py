@@ -12,7 +12,6 @@ from service.engine.providers import (
     CPU,
     CUDA,
     TENSORRT,
-    Gpus,
     TowerError,
     accelerators,
     bucket,
@@ -20,6 +19,7 @@ from service.engine.providers import (
     requests,
     satisfied,
 )
+from service.settings import Gpus
 from tests.service.fakes import fake_manifest
 
 ON_A_GPU = (TENSORRT, CUDA, CPU)

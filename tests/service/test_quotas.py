@@ -9,8 +9,8 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.api.quotas import Costs, Limit, Limiter, MemoryLimiter, Meter, RedisLimiter, Verdict
 from service.errors import RateLimited
+from service.runtime.quotas import Costs, Limit, Limiter, MemoryLimiter, Meter, RedisLimiter, Verdict
 
 ITEMS = Limit.parse("items=10/month")
 PIXELS = Limit.parse("pixels=1000/month")

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from service.__main__ import main
-from service.commands import reembed
 from service.contract.audio import AudioLimits
 from service.contract.bundle import read_bundle
 from service.contract.images import ImageLimits
 from service.engine.previews import preview_audio, preview_image
+from service.retrieval import reembedding as reembed
 from service.store import Entry, SpaceMismatch, SqliteStore, Wanted, carry_over, schema, upkeep
 from tests import tiny_bundle
 from tests.conftest import serving

@@ -14,8 +14,8 @@ import httpx
 import numpy as np
 import pytest
 
-from service.__main__ import Server
 from service.api.app import Parts, open_parts
+from service.commands.serve import Server
 from service.engine import handling as modalities
 from service.engine.towers import Arrays
 from service.settings import Settings

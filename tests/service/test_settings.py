@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from service.commands.reference import markdown
+from service.commands.settings import markdown
 from service.settings import Limits, Settings, SettingsError, read_settings
 
 

@@ -64,7 +64,7 @@ def test_a_bundle_that_is_named_is_taken_as_it_is(empty: Path, monkeypatch: pyte
 
 
 def test_what_is_wrong_says_what_to_do(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (["serve"], ["worker"], ["index", "."], ["load", "."]):
+    for command in (["serve"], ["load", "."]):
         assert main(command) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: no bundle is named, and no starter is installed here: name one by --bundle")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from service.engine.workers import WorkerDied, Workers
 from service.errors import NotReady
+from service.runtime.workers import WorkerDied, Workers
 
 WAIT_S = 10.0
 

@@ -9,10 +9,10 @@ from service.api.reading import append_inputs, documented, reader
 from service.api.state import CallerDep, StateDep
 from service.errors import input_problem
 from service.retrieval.classify import Classification, Grid, Label
+from service.runtime.timings import timed
 from service.schemas import classify as wire
 from service.schemas.classify import Classified, ClassifyRequest, ClassifyResponse, ScoredLabel, TaughtLabel
 from service.schemas.embed import InputProblem
-from service.telemetry.timings import timed
 
 router = APIRouter(tags=["classify"])
 

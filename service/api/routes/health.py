@@ -11,8 +11,8 @@ from service.api.state import State, StateDep
 from service.contract.bundle import Modality
 from service.engine.embedder import Embedder
 from service.errors import NotReady
+from service.runtime.disk import free_bytes
 from service.schemas.models import Health, Readiness
-from service.store.disk import free_bytes
 
 log = logging.getLogger(__name__)
 router = APIRouter(tags=["service"])

@@ -13,6 +13,7 @@ from service.contract.errors import InputError
 from service.engine.inputs import StoredModality
 from service.errors import NotFound, input_problem
 from service.retrieval.indexing import NewItem, index_items
+from service.runtime.timings import timed
 from service.schemas.embed import InputProblem
 from service.schemas.items import (
     DeletedResponse,
@@ -28,7 +29,6 @@ from service.schemas.items import (
     place_items,
 )
 from service.store import DEFAULT_COLLECTION, Entry, Item
-from service.telemetry.timings import timed
 
 router = APIRouter(tags=["items"])
 

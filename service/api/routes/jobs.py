@@ -9,12 +9,12 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from service.api.middleware import stated_length
-from service.api.quotas import Meter
 from service.api.reading import reader
 from service.api.responses import JSON
 from service.api.state import State, StateDep
 from service.errors import InvalidRequest, UnsupportedBody
 from service.jobs import Jobs, Progress, Refusal
+from service.runtime.quotas import Meter
 from service.schemas.items import Name
 from service.schemas.jobs import FolderRequest, JobError, JobResponse, JobsResponse, JobState
 from service.store import DEFAULT_COLLECTION

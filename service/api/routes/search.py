@@ -10,9 +10,9 @@ from service.api.reading import documented, reader
 from service.api.responses import JSON, previewed
 from service.api.state import CallerDep, State, StateDep
 from service.retrieval.search import Diversity, Keywords, Ordering, Rerank, Result
+from service.runtime.timings import timed
 from service.schemas.search import SearchRequest, SearchResponse, place_query
 from service.store import Effort, Shown
-from service.telemetry.timings import timed
 
 router = APIRouter(tags=["search"])
 

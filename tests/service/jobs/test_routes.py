@@ -14,7 +14,7 @@ import pytest
 
 from service.api.app import open_parts
 from service.api.keys import create_key
-from service.api.quotas import Limit
+from service.runtime.quotas import Limit
 from service.settings import Settings
 from service.store import StoreInUse
 from tests.conftest import served, serving

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from service.errors import BodyTooLarge, MalformedRequest, NotReady
 from service.jobs.spool import spool
-from service.store.disk import Disk
+from service.runtime.disk import Disk
 
 
 async def blocks(data: bytes, size: int) -> AsyncIterator[bytes]:

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from service.api.keys import create_key
-from service.api.quotas import Limit
 from service.jobs import embedding
+from service.runtime.quotas import Limit
 from service.settings import Settings
 from tests.conftest import serving
 from tests.service.internet import Internet, Site, internet, options

@@ -20,7 +20,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from service.store.disk import free_bytes
+from service.runtime.disk import free_bytes
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOWER = ("model", "modality")

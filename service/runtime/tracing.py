@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from service import __version__
+from service.runtime.logs import trace_id
 from service.settings import Settings, SettingsError
-from service.telemetry.logs import trace_id
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from service.telemetry import tracing
+from service.runtime import tracing
 
 # The middleware sets a dictionary for each request; tasks that the request starts share it.
 stages: ContextVar[dict[str, float] | None] = ContextVar("stages", default=None)

@@ -8,16 +8,17 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol, cast, get_args
+from typing import Literal, Protocol, cast, get_args
 
 import redis.asyncio
 
-from service.engine.caller import Costs, Unit
 from service.errors import RateLimited
 
+Unit = Literal["requests", "items", "pixels", "seconds", "characters"]
+Costs = Mapping[Unit, float]
 UNITS: tuple[Unit, ...] = get_args(Unit)
 _PERIODS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "month": 30 * 86_400}
 _LIMIT = re.compile(rf"({'|'.join(UNITS)})=([1-9][0-9]{{0,14}})/({'|'.join(_PERIODS)})")

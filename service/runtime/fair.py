@@ -6,7 +6,7 @@ from collections import deque
 from types import TracebackType
 
 from service.errors import Overloaded
-from service.telemetry.logs import caller
+from service.runtime.logs import caller
 
 MOST_WAITING = 2_048
 """Of one caller; past it, 429. Twice what the queue of a tower holds by default."""

@@ -1,5 +1,6 @@
-"""docs/configuration.md: what service/settings.py says, as a table. `python -m service settings` prints it."""
+"""`settings`: docs/configuration.md, which is what service/settings.py says, as a table."""
 
+import argparse
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import NoneType
@@ -8,8 +9,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from service.commands import serve
 from service.settings import Settings
 
+HELP = "print docs/configuration.md: every setting"
 _KINDS = {
     Path: "a path",
     str: "text",
@@ -19,6 +22,15 @@ _KINDS = {
     SecretStr: "text",
 }
 _BOUNDS = (("gt", "over"), ("ge", "from"), ("lt", "under"), ("le", "to"))
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """It takes no arguments."""
+
+
+def run() -> int:
+    print(markdown([name.replace("-", "_") for name in serve.FLAGS]), end="")
+    return 0
 
 
 def markdown(flags: Collection[str]) -> str:

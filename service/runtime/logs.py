@@ -21,7 +21,7 @@ _OURS = (
     "service.engine.providers",
     "service.store.errors",
     "service.contract.bundle",
-    "service.engine.workers",
+    "service.runtime.workers",
     "onnxruntime",
 )
 """Modules whose exceptions speak of bundles, stores and shapes, and never of an input."""

@@ -31,13 +31,13 @@ from dns.rdtypes.IN.A import A
 from dns.rdtypes.IN.AAAA import AAAA
 
 from service import __version__
-from service.api.addresses import Address, Network, inside, network, public
-from service.api.quotas import Meter
 from service.contract.errors import InputError, MediaTooLarge
-from service.engine.fair import FairSemaphore
+from service.engine.addresses import Address, Network, inside, network, public
 from service.errors import DeadlineExceeded, FetchFailed, FetchRefused
+from service.runtime.fair import FairSemaphore
+from service.runtime.quotas import Meter
+from service.runtime.timings import timed
 from service.settings import Settings, SettingsError
-from service.telemetry.timings import timed
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from service.engine.fair import FairSemaphore
 from service.errors import NotReady
+from service.runtime.fair import FairSemaphore
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,47 @@
+"""`backup`: copy a store, and its jobs, into a file and a folder beside it."""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from service.jobs import upkeep as jobs_upkeep
+from service.store import upkeep
+from service.store.errors import StoreError
+
+HELP = "copy a store, which may be served meanwhile, into one file"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", type=Path, metavar="STORE")
+    parser.add_argument("file", type=Path, metavar="FILE", help="its jobs go into the folder FILE.jobs")
+    add_jobs(parser)
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--jobs", type=Path, metavar="FOLDER", help="where its jobs are (ISTHMUS_JOBS), if not in it")
+
+
+def run(store: Path, file: Path, jobs: Path | None) -> int:
+    """Raises StoreError."""
+    folder = jobs_of(file)
+    if folder.exists():
+        raise StoreError(f"{folder} is there already: it is not overwritten")
+    staged = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        # The jobs first: what they say is done must be in what is copied of the store.
+        held = jobs_upkeep.stage(jobs or store / "jobs", staged)
+        items = upkeep.backup(store, file)
+        if held is not None:
+            staged.rename(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    print(f"{file}: {items} items")
+    if held is not None:
+        print(f"{folder}: {held}")
+    return 0
+
+
+def jobs_of(file: Path) -> Path:
+    """Where the jobs of a backup are."""
+    return file.with_name(f"{file.name}.jobs")

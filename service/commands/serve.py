@@ -1,0 +1,163 @@
+"""`serve`: answer requests until told to stop, then finish what is under way."""
+
+import argparse
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from functools import partial
+from types import FrameType
+from typing import cast
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.api import listener
+from service.api.app import create_app, open_parts
+from service.api.auth import local_names
+from service.api.protocol import Protocol, Unsent
+from service.api.state import State
+from service.commands import starters
+from service.contract.licences import weights_line
+from service.retrieval.reembedding import naming_the_way_out
+from service.runtime import logs
+from service.settings import Settings, SettingsError, read_settings
+
+log = logging.getLogger("service")
+
+HELP = "serve a bundle; each flag overrides its ISTHMUS_ variable"
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+_KEEP_ALIVE_S = 75
+"""Longer than clients and proxies keep an idle connection (5 to 60 s): were the server the first to close one, a
+request that is sent at that moment would be lost."""
+_ANSWERING_S = 5
+"""After the grace, for the answers (503) to reach their clients."""
+_ARRIVING_S = 0.25
+"""For the requests of connections that were made before the last moment to be accepted and begun."""
+
+FLAGS = (
+    "bundle",
+    "more-bundles",
+    "modalities",
+    "store",
+    "milvus-uri",
+    "host",
+    "port",
+    "device",
+    "precision",
+    "redis-url",
+    "log-level",
+    "keys",
+)
+"""Settings that `serve` takes as flags."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    for name in FLAGS:
+        parser.add_argument(f"--{name}", metavar=name.upper())
+    parser.add_argument("--starter", metavar="NAME", help="an installed starter other than the default, such as free")
+
+
+def run(bundle: str | None, starter: str | None, **flags: str | None) -> int:
+    serve(read_settings(bundle=starters.chosen(bundle, starter), **flags))
+    return 0
+
+
+class Server(uvicorn.Server):
+    """Says where it listens, once it does, and how its weights may be used. SIGHUP reloads the bundles. At its end
+    whoever waits is answered.
+
+    SIGTERM lets it drain first: for `drain_s` it goes on as before, but says in /readyz and by `Connection: close` that
+    it is about to end, so that proxies turn to other replicas. Another signal, or Ctrl-C, cuts that short. Then nobody
+    is let in any more, and who is in is answered, also where the request is yet to come.
+    """
+
+    def __init__(self, config: uvicorn.Config, grace_s: float, drain_s: float = 0.0) -> None:
+        super().__init__(config)
+        self.grace_s, self.drain_s = grace_s, drain_s
+        self._hurried = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._loop is not None and (sig == signal.SIGINT or self.should_exit):
+            self._loop.call_soon_threadsafe(self._hurried.set)
+        super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started and threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.state.begin_reload)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+            for name, model in self.state.models.items():
+                print(f"serving {name}, {weights_line(model.manifest.parts)}")
+            sys.stdout.flush()
+
+    @property
+    def state(self) -> State:
+        state: State = self.lifespan.state["services"]
+        return state
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.state.draining.set()
+        if self.drain_s:
+            log.info("draining for %s s", self.drain_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.drain_s):
+                    await self._hurried.wait()
+        for each in sockets or []:
+            with suppress(OSError):  # another system than Linux: what waits to be accepted is lost
+                listener.admit_nobody(each)
+        await asyncio.sleep(_ARRIVING_S)
+        # Uvicorn alone would let requests finish for so long, and cut off the others without an answer.
+        grace = asyncio.get_running_loop().call_later(self.grace_s, self.state.begin_close)
+        await super().shutdown(sockets)
+        grace.cancel()
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop, then finish what is under way."""
+    give_large_blocks_back()
+    logs.configure(settings.log_level)
+    if os.getpid() == 1:
+        # The first process of a container gets no signal that it has no handler for: not while models are opened.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        bound = listener.bind(settings.host, settings.port)
+    except OSError as error:
+        message = f"ISTHMUS_HOST {settings.host!r}, ISTHMUS_PORT {settings.port}: cannot listen there: {error.strerror}"
+        raise SettingsError(message) from None
+    if settings.keys is None and local_names((), settings.host, keyed=False) is None:
+        log.warning("there are no keys (ISTHMUS_KEYS): whoever reaches %s may read, write and delete", settings.host)
+    with naming_the_way_out(settings):
+        parts = open_parts(settings)
+    app = create_app(settings, parts)
+    server = Server(uvicorn_config(app, settings), settings.shutdown_grace_s, settings.drain_s)
+    server.run(sockets=[bound])
+
+
+def give_large_blocks_back() -> None:
+    """glibc learns to keep what is freed, up to 32 MB at a time, and for each thread: after some large bodies and
+    pictures that is hundreds of megabytes. Blocks of 8 MB and more are to go back to the system at once."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 8 * 2**20)
+
+
+def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=cast("type[Protocol]", partial(Protocol, unsent=Unsent(settings.max_unsent_bytes))),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=settings.shutdown_grace_s + _ANSWERING_S,
+    )

@@ -1,0 +1,360 @@
+"""A store of one space → a store of another, for `python -m service reembed`.
+
+Vectors of one space mean nothing in another, and no map between two spaces is as good as embedding again. So this needs
+the originals. The store has the texts of text items; images, sounds and videos are looked for in a folder, under the
+path that a metadata key holds or else the item's id. Where there is no file, the preview that the store keeps of an
+image or a sound is embedded: it is smaller than the file was, and the item says so. What was given as a vector has no
+original. What cannot be embedded again stays in the old store, which is never changed.
+"""
+
+import asyncio
+import json
+import os
+import shlex
+import sqlite3
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import IO, Literal
+
+from tqdm import tqdm
+
+from service.contract.bundle import MODALITIES, Bundle
+from service.contract.errors import InputError, UnsupportedMedia
+from service.engine.cache import MemoryCache
+from service.engine.caller import BACKGROUND
+from service.engine.inputs import Text, of_file, read, sniff
+from service.engine.opening import open_engine
+from service.engine.token_vectors import TokenEmbedder
+from service.errors import InputFailed, InvalidRequest, IsthmusError
+from service.retrieval.classify import Classifier, stored_labels
+from service.retrieval.indexing import NewItem, embed_items, token_collections
+from service.runtime.metrics import Metrics
+from service.settings import Settings
+from service.store import Entry, Preview, SpaceMismatch, SqliteStore, StoreError, StoreInUse, carry_over
+from service.store.carry_over import EMBEDDED, Dates, OldItem, OldLabelSet, OldStore
+from service.store.sqlite import hold
+
+LEFT_OUT = "left-out.jsonl"
+_BATCH = 64
+_BATCH_BYTES = 32_000_000
+
+Source = Literal["text", "file", "preview"]
+
+
+def command(store: Path, bundle: Path, new: Path | None = None) -> str:
+    """What is typed to carry a store over to a bundle, by the interpreter that runs now. Spelt here only."""
+    stores = [str(each) for each in (store, new) if each is not None]
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shlex.join([str(python), "-m", "service", "reembed", *stores, "--bundle", str(bundle)])
+
+
+@contextmanager
+def naming_the_way_out(settings: Settings) -> Iterator[None]:
+    """Where a store that another bundle filled is refused, add what to type to carry it over to the default bundle."""
+    try:
+        yield
+    except SpaceMismatch as error:
+        if settings.store == Path("milvus"):
+            raise
+        raise SpaceMismatch(
+            f"{error}\nTo carry it over to this bundle, run this command. It embeds the items again and keeps the old "
+            f"store:\n\n    {command(settings.store, settings.bundle)}\n\nAdd --media FOLDER where you have the files "
+            "of its images and sounds; without it their previews are embedded."
+        ) from None
+
+
+@dataclass
+class Outcome:
+    embedded: Counter[Source] = field(default_factory=Counter)
+    """By what was embedded."""
+    beginnings: int = 0
+    """Sounds of which the preview, and so the vector, has the beginning only."""
+    already: int = 0
+    """In the new store from a run that was interrupted."""
+    label_sets: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """An id for each reason."""
+
+    @property
+    def carried(self) -> int:
+        """Items that are in the new store."""
+        return self.embedded.total() + self.already
+
+    @property
+    def files_would_help(self) -> bool:
+        """Whether there are images, sounds or videos of which no file was at hand."""
+        media = ("image:", "audio:", "video:")
+        return self.embedded["preview"] > 0 or any(reason.startswith(media) for reason in self.left_out)
+
+    def count(self, found: "Found") -> None:
+        self.embedded[found.source] += 1
+        self.beginnings += found.source == "preview" and _is_beginning(found.item.preview)
+
+    def leave_out(self, reason: str, id: str) -> None:
+        self.left_out[reason] += 1
+        self.examples.setdefault(reason, id)
+
+
+@dataclass(frozen=True)
+class Found:
+    """An item, and what it can be embedded from."""
+
+    item: OldItem
+    source: Source
+    data: bytes = b""
+    """Of a file or a preview."""
+
+    @property
+    def new(self) -> NewItem:
+        item = self.item
+        content = Text(item.text or "") if self.source == "text" else read(of_file, self.data)
+        return NewItem(item.id, content, item.metadata, item.collection)
+
+
+@dataclass(frozen=True)
+class Originals:
+    """Where the files of images, sounds and videos are, if anywhere. Raises StoreError for a folder that is none."""
+
+    folder: Path | None = None
+    key: str | None = None
+    """The metadata key that holds a path inside the folder."""
+    most_bytes: int = 100_000_000
+    """Of a file that is read."""
+
+    def __post_init__(self) -> None:
+        if self.folder is not None and not self.folder.is_dir():
+            raise StoreError(f"--media {self.folder} is no folder")
+
+    def of(self, item: OldItem) -> Found | str:
+        """What it can be embedded from, or why from nothing. Reads the file."""
+        if item.modality == "text":
+            return "text: its text was not stored" if item.text is None else Found(item, "text")
+        if item.modality == "vector":
+            return "vector: it was given as a vector"
+        data = self._file_of(item)
+        if isinstance(data, bytes):
+            return Found(item, "file", data)
+        if item.preview is not None and item.preview.media_type.startswith(f"{item.modality}/"):
+            return Found(item, "preview", item.preview.data)
+        return f"{item.modality}: {data}, and no preview of it is kept"
+
+    def _file_of(self, item: OldItem) -> bytes | str:
+        from isthmus_client import folder as files  # which no server has to load
+
+        if self.folder is None:
+            return "no folder of media was named (--media)"
+        name = item.id if self.key is None else item.metadata.get(self.key)
+        if not isinstance(name, str):
+            return f"its metadata have no path under {self.key!r}"
+        try:
+            path = (self.folder / name).resolve()
+            if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
+                return f"its file is not in {self.folder}"
+            if path.stat().st_size > self.most_bytes:
+                return f"its file is larger than {self.most_bytes:,} bytes"
+            if not files.unchanged(path, item.metadata):
+                return f"its file in {self.folder} was changed since"
+            data = path.read_bytes()
+            return data if sniff(data) == item.modality else "its file is of another kind"
+        except UnsupportedMedia:
+            return "its file is of another kind"
+        except (OSError, ValueError):  # ValueError: a name that no file can have
+            return "its file cannot be read"
+
+
+def survey(path: Path, originals: Originals) -> Outcome:
+    """What could be embedded again, and what not, without doing anything. Raises StoreError."""
+    outcome = Outcome()
+    with closing(OldStore(path, alone=False)) as old:
+        for item in old.items():
+            found = originals.of(item)
+            if isinstance(found, str):
+                outcome.leave_out(found, item.id)
+            else:
+                outcome.count(found)
+    return outcome
+
+
+async def reembed(path: Path, new: Path, settings: Settings, originals: Originals) -> Outcome:
+    """Fill a store at `new`, or add what it lacks, for the bundle that the settings name; the old one may be served.
+
+    Raises StoreError, BundleError, TowerError.
+    """
+    bundle = settings.read_bundle()
+    with closing(OldStore(path, alone=False)) as old:
+        return await _Filling(old, new, bundle, settings, originals, alone=False).run()
+
+
+async def replace_store(path: Path, settings: Settings, originals: Originals) -> tuple[Outcome, Path | None]:
+    """Carry the store at `path` over to the bundle that the settings name: it is then of that bundle's space.
+
+    Ends with the folder where the old store is kept; None where there was nothing to do. Raises StoreError, BundleError
+    and TowerError, and leaves the store as it was.
+    """
+    bundle = settings.read_bundle()
+    carry_over.file_of(path)
+    try:
+        lock = hold(path)
+    except StoreInUse:
+        raise StoreInUse(
+            f"the store {path} is open in another process: stop that server first, or name a NEW_STORE to be filled "
+            "while it serves"
+        ) from None
+    try:
+        with closing(OldStore(path, alone=True)) as old:
+            space = old.space
+            if bundle.manifest.accepts(space) or old.empty:
+                carry_over.clear(path)
+                return Outcome(), None
+            staged = carry_over.stage(path, bundle.manifest.space, old)
+            outcome, count = await _Filling(old, staged, bundle, settings, originals, alone=True).run(), old.count
+        if count and not outcome.carried:
+            raise StoreError(
+                f"nothing in {path} can be embedded again, so it is left as it was: "
+                + "; ".join(f"{count} × {reason}" for reason, count in outcome.left_out.most_common())
+            )
+        beside = [staged / LEFT_OUT] if outcome.left_out else []
+        return outcome, await asyncio.to_thread(carry_over.put_in_place, path, staged, space, beside)
+    finally:
+        os.close(lock)
+
+
+class _Filling:
+    """One run that fills a store. `alone`: nobody else writes to it, so that it is to become what the old one is; else
+    what is newer in it stays."""
+
+    def __init__(
+        self, old: OldStore, new: Path, bundle: Bundle, settings: Settings, originals: Originals, *, alone: bool
+    ) -> None:
+        self._old, self._new, self._bundle, self._settings = old, new, bundle, settings
+        self._originals, self._alone = originals, alone
+        self._outcome = Outcome()
+
+    async def run(self) -> Outcome:
+        settings, bundle = self._settings, self._bundle
+        opened = open_engine(settings.model_copy(update={"modalities": MODALITIES}), bundle)
+        self._embedder = opened.embedder(MemoryCache(0), settings, Metrics())
+        self._tokens = TokenEmbedder(self._embedder)
+        try:
+            self._store = SqliteStore.open(self._new, bundle.manifest)
+            try:
+                with (
+                    closing(Dates(self._new)) as self._dates,
+                    (self._new / LEFT_OUT).open("w", encoding="utf-8") as self._list,
+                ):
+                    await self._fill()
+            finally:
+                await self._store.close()
+        except (IsthmusError, OSError, sqlite3.Error) as error:
+            raise StoreError(f"stopped: {error}. What is embedded is kept: the same command goes on") from error
+        finally:
+            await self._tokens.close()
+            await self._embedder.close()
+        if not self._outcome.left_out:
+            (self._new / LEFT_OUT).unlink()
+        return self._outcome
+
+    async def _fill(self) -> None:
+        await self._collections()
+        batch: list[Found] = []
+        with tqdm(total=self._old.count, unit=" items", disable=None, dynamic_ncols=True) as bar:
+            for item in self._old.items():
+                bar.update()
+                found = await asyncio.to_thread(self._look, item)
+                if found is None:
+                    self._outcome.already += 1
+                elif isinstance(found, str):
+                    self._leave_out(found, item.id, item.collection, item.modality)
+                else:
+                    batch.append(found)
+                    if len(batch) == _BATCH or sum(len(each.data) for each in batch) > _BATCH_BYTES:
+                        await self._move(batch)
+                        batch = []
+            if batch:
+                await self._move(batch)
+        classifier = Classifier(self._embedder, self._store)
+        for held in self._old.label_sets():
+            await self._label_set(held, classifier)
+
+    def _look(self, item: OldItem) -> Found | str | None:
+        """What it can be embedded from, or why from nothing; None where it is there."""
+        updated, from_preview = self._dates.of_item(item)
+        if not self._is_there(updated, item.updated):
+            return self._originals.of(item)
+        if from_preview and self._originals.folder is not None:
+            found = self._originals.of(item)
+            return found if isinstance(found, Found) and found.source == "file" else None
+        return None
+
+    def _is_there(self, updated: str | None, wanted: str) -> bool:
+        return updated is not None and (updated == wanted if self._alone else updated >= wanted)
+
+    async def _move(self, batch: Sequence[Found]) -> None:
+        keeping = await token_collections(self._store, {each.item.collection for each in batch})
+        items = [each.new for each in batch]
+        made = await embed_items(self._embedder, items, keeping=keeping, caller=BACKGROUND, tokens=self._tokens)
+        done: list[tuple[Found, Entry]] = []
+        for found, result in zip(batch, made, strict=True):
+            item = found.item
+            if isinstance(result, InputError):
+                self._leave_out(f"{item.modality}: {result}", item.id, item.collection, item.modality)
+            else:
+                done.append((found, replace(result, preview=_marked(item.preview, found.source == "preview"))))
+                self._outcome.count(found)
+        # One part at a time, so that items keep their order.
+        for _, part in groupby((entry for _, entry in done), key=lambda entry: (entry.collection, entry.modality)):
+            await self._store.upsert(list(part))
+        await asyncio.to_thread(self._dates.set_items, [found.item for found, _ in done])
+
+    async def _collections(self) -> None:
+        for collection, fields, keeps_tokens in self._old.collections():
+            name = collection.name
+            if not self._alone and self._dates.of_collection(name) == collection.created:
+                continue  # carried over before, and perhaps changed since
+            await self._store.create_collection(name, collection.wanted)
+            await self._store.set_keyword_fields(name, fields)
+            await self._store.keep_tokens(name, keeps_tokens)
+            self._dates.set_collection(name, collection.created)
+
+    async def _label_set(self, held: OldLabelSet, classifier: Classifier) -> None:
+        if any(not isinstance(label, str) and label.get("examples") for label in held.definition["labels"]):
+            self._leave_out("label set: what examples taught it; save it again with them", held.name)
+        if not self._is_there(self._dates.of_label_set(held.name), held.updated):
+            try:
+                labels, templates = stored_labels(held.definition), held.definition.get("templates")
+                await classifier.save_label_set(held.name, labels, templates)
+            except (InputFailed, InvalidRequest) as error:
+                self._leave_out(f"label set: {error}", held.name)
+                return
+            self._dates.set_label_set(held)
+        self._outcome.label_sets += 1
+
+    def _leave_out(self, reason: str, id: str, collection: str | None = None, modality: str | None = None) -> None:
+        self._outcome.leave_out(reason, id)
+        _write(self._list, {"id": id, "collection": collection, "modality": modality, "why": reason})
+
+
+def _write(file: IO[str], line: dict[str, str | None]) -> None:
+    file.write(json.dumps({name: value for name, value in line.items() if value is not None}) + "\n")
+
+
+def _marked(preview: Preview | None, embedded: bool) -> Preview | None:
+    """The preview, which says whether the item's vector was made from it."""
+    if preview is None:
+        return None
+    about = {name: value for name, value in preview.about.items() if name != EMBEDDED}
+    return replace(preview, about=about | {EMBEDDED: True} if embedded else about)
+
+
+def _is_beginning(preview: Preview | None) -> bool:
+    about = {} if preview is None else preview.about
+    return bool(about.get("whole_seconds", 0) > about.get("seconds", 0))
