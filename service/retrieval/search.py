@@ -5,7 +5,7 @@ of the store; with one, candidates come from the store and are put in order here
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from service.retrieval.ranking import distinct, diverse, fuse
 from service.runtime.fair import FairSemaphore
 from service.runtime.timings import timed
 from service.schemas.search import FUSED
-from service.store import Effort, Filter, Hit, Item, Moment, Store
+from service.store import Effort, Filter, Hit, Item, Moment, Shown, Store
 from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
 
 Content = Input | NDArray[np.floating] | str
@@ -88,6 +88,8 @@ class Result:
     moment: Moment | None = None
     """Of a video or a long sound."""
     explanation: Mapping[str, Any] | None = None
+    shown: Shown | None = None
+    """What there is to see of the item, where that was asked for and there is something."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class Searcher:
         ordering: Ordering | None = None,
         explain: bool = False,
         with_vector: bool = False,
+        with_shown: bool = False,
         caller: Caller = PROCESS,
         field: str = "queries",
         warn: Callable[[str], None] | None = None,
@@ -167,9 +170,13 @@ class Searcher:
         ordering = ordering or Ordering()
         scope = _Scope(collection, modalities, filter, effort)
         if ordering == Ordering() and not explain:
-            found = await self._nearest(asked, top_k, scope, with_vector=with_vector)
-            return [[Result(hit.item, hit.score, hit.moment) for hit in hits] for hits in found]
-        return await self._ordered(asked, scope, ordering, top_k, explain, caller, field)
+            found = await self._nearest(asked, top_k, scope, with_vector=with_vector, with_shown=with_shown)
+            return [[Result(hit.item, hit.score, hit.moment, shown=hit.shown) for hit in hits] for hits in found]
+        results = await self._ordered(asked, scope, ordering, top_k, explain, caller, field)
+        if with_shown:
+            shown = await self._store.shown(collection, list({one.item.id for best in results for one in best}))
+            results = [[replace(one, shown=shown.get(one.item.id)) for one in best] for best in results]
+        return results
 
     async def _ordered(
         self,
@@ -212,7 +219,14 @@ class Searcher:
         return results
 
     async def _nearest(
-        self, asked: Sequence[_Asked], depth: int, scope: _Scope, *, with_vector: bool, by_modality: bool = False
+        self,
+        asked: Sequence[_Asked],
+        depth: int,
+        scope: _Scope,
+        *,
+        with_vector: bool,
+        with_shown: bool = False,
+        by_modality: bool = False,
     ) -> list[list[Hit]]:
         found: list[list[Hit]] = []
         size = 0
@@ -228,6 +242,7 @@ class Searcher:
                     filter=scope.filter,
                     leave_out=own if any(own) else None,
                     with_vector=with_vector,
+                    with_shown=with_shown,
                     effort=scope.effort,
                     by_modality=by_modality,
                 )
