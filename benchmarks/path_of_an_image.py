@@ -3,8 +3,9 @@
 A server in this process is sent a PNG as JSON, after another one, so that everything is open. A profiler in every
 thread notes the functions of `service/` that are entered from the reading of the body to the answer. The image *goes
 through* a function that is given it and hands it on, by a call or as its result: as base64, as the bytes of its file,
-as pixels or as its vector, alone or inside another value (a list counts as its members). A function that only looks at
-it (its size, its kind) does not count. A type is the class of such a value and which of these forms it holds.
+as pixels or as its vector, alone or inside another value. A function that only looks at it (its size, its kind) does
+not count. A type is the class of such a value and which of these forms it holds; lists and dictionaries are no types of
+their own, but count as their members.
 
 Not counted: what every request passes, whatever it holds (middleware, the HTTP protocol, the gate), what `contract/`
 calls inside itself (training shares it; its functions that the service calls count), and comprehensions.
@@ -47,8 +48,8 @@ _CONTRACT = f"{_OURS}contract/"
 _BEGINNING = "reader.<locals>.read"
 _STORE_READ = "SqliteStore._run.<locals>.run"
 _COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>", "<module>")
-_MEMBERS = 4
-"""Of a list that are looked at."""
+_MEMBERS = 8
+"""Of a list or a dictionary that are looked at."""
 _DEPTH = 4
 """How deep inside a value the image is looked for."""
 _START_S = 60.0
@@ -82,8 +83,8 @@ class Passage:
         """Whether the image is among the values; notes the types that hold it."""
         seen = False
         for value in values:
-            if isinstance(value, list | tuple):
-                seen |= self._seen(value[:_MEMBERS])
+            if isinstance(value, list | tuple | dict):
+                seen |= self._seen(list(value.values() if isinstance(value, dict) else value)[:_MEMBERS])
             elif form := self._form(value, _DEPTH):
                 seen = True
                 self.types.setdefault((type(value).__name__, form))
@@ -105,10 +106,8 @@ class Passage:
                 if value.shape[-3:] == (3, tiny_bundle.SIDE, tiny_bundle.SIDE):
                     return "pixels"
                 return "vector" if value.shape[-1:] == (tiny_bundle.DIMENSIONS,) else None
-            case dict():
-                members: Iterable[Any] = value.values()
-            case list() | tuple():
-                members = value[:_MEMBERS]
+            case list() | tuple() | dict():
+                members: Iterable[Any] = list(value.values() if isinstance(value, dict) else value)[:_MEMBERS]
             case BaseModel():
                 members = [getattr(value, name) for name in type(value).model_fields]
             case _ if is_dataclass(value) and not isinstance(value, type):

@@ -52,6 +52,7 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 _HASHED_ON_THE_LOOP = 65_536  # bytes: under 0.1 ms
 _TOKENISED_ON_THE_LOOP = 512  # characters: about 0.2 ms, where a hop to a thread and back costs nearly as much
+_ANY_TEXT = "surrogatepass"
 _CHUNK = 8_192
 _GROUP = 131_072  # bytes of undecoded media
 
@@ -470,17 +471,18 @@ def _bytes(given: Single) -> int:
 
 
 def _keys(space: str, precisions: Mapping[Modality, str], inputs: Sequence[Single]) -> list[str]:
-    return [_key(space, precisions.get(modality_of(given), "none"), given) for given in inputs]
-
-
-def _key(space: str, precision: str, given: Single) -> str:
-    match given:
-        case Text():
-            kind = "text" if given.role == "query" else given.role
-            return key_of(space, precision, kind, given.text.encode("utf-8", "surrogatepass"))
-        case TokenIds():
-            return key_of(space, precision, "ids", ",".join(map(str, given.ids)).encode())
-        case Media():
-            return key_of(space, precision, given.modality, given.data)
-        case Decoded():
-            return key_of(space, precision, f"{given.modality} {given.value.shape}", given.value.tobytes())
+    keys = []
+    kind: str
+    for given in inputs:
+        precision = precisions.get(modality_of(given), "none")
+        match given:
+            case Text():
+                kind, content = "text" if given.role == "query" else given.role, given.text.encode("utf-8", _ANY_TEXT)
+            case TokenIds():
+                kind, content = "ids", ",".join(map(str, given.ids)).encode()
+            case Media():
+                kind, content = given.modality, given.data
+            case Decoded():
+                kind, content = f"{given.modality} {given.value.shape}", given.value.tobytes()
+        keys.append(key_of(space, precision, kind, content))
+    return keys

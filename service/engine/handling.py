@@ -15,7 +15,7 @@ from service.contract.images import ImagePreprocessing, preprocess_image, see_im
 from service.contract.sounds import AudioPreprocessing, Sound
 from service.contract.tokens import TextPreprocessing, TextTokenizer, Tokens, pad_tokens
 from service.engine.batcher import Budget
-from service.engine.inputs import Decoded, Media, Single, Text, TokenIds, length_of
+from service.engine.inputs import SMALL_SIDE, Decoded, Media, Single, Text, TokenIds, length_of
 from service.engine.towers import Arrays
 from service.settings import Settings
 
@@ -75,7 +75,9 @@ def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
         if isinstance(given, Decoded):
             return Prepared(given.value, size=1)
         assert isinstance(given, Media)
-        seen = see_image(given.data, spec, limits)
+        seen = see_image(given.data, spec, limits, None if given.show is None else SMALL_SIDE)
+        if given.show is not None and seen.small is not None:
+            given.show(seen.small)
         return Prepared(seen.pixels, size=1, truncated=seen.cut)
 
     def collate(pixels: Sequence[NDArray[np.float32]]) -> Arrays:

@@ -10,11 +10,12 @@ import binascii
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from service.contract import audio, images
 from service.contract.bundle import Modality
@@ -27,6 +28,8 @@ from service.runtime.quotas import Costs, Unit
 from service.settings import Limits
 
 Kind = Literal["image", "audio"]
+SMALL_SIDE = 480
+"""Pixels that neither side of a picture in little exceeds."""
 StoredModality = Literal["image", "audio", "text", "vector", "video"]
 """What an item was made from; `vector` where the client gave the vector and did not say."""
 
@@ -37,6 +40,10 @@ _LONGEST_URI_HEADER = 256
 UNKNOWN_TEXT = (
     "the model's tokenizer knows no word of the text, so that its vector would be that of every such text: use a "
     "bundle whose text encoder knows this language"
+)
+_NO_TEXT = (
+    "the text is a data: URI: send the file that it holds as an image, audio or video, for the vector of its letters "
+    "says nothing"
 )
 NOT_FETCHED = "fetching of URLs is off on this server: send the data itself as base64"
 
@@ -61,6 +68,8 @@ class Media:
 
     modality: Kind
     data: bytes
+    show: Callable[[Image.Image], None] | None = field(default=None, compare=False)
+    """Given the picture in little, SMALL_SIDE pixels a side at most, if it is decoded to be embedded."""
 
 
 @dataclass(frozen=True)
@@ -139,46 +148,34 @@ class Embedded:
 # Reading
 
 
-def read(reading: Callable[..., Input], *given: Any) -> Input:
-    """What one of the functions below makes of it, or why it cannot be read."""
+def read(kind: Literal["string", "text", "image", "audio", "video", "file"], given: str | bytes) -> Input:
+    """What a client wrote → an input; `Unreadable` for what is none.
+
+    A string is a text, or the file that it holds where it is a data: URI of an image, a sound or a video; a text is a
+    text. The other kinds are files: base64, a data: URI or bytes, and of an image or a sound perhaps its URL. What a
+    `file` is, only its content says.
+    """
     try:
-        return reading(*given)
+        if isinstance(given, str):
+            uri = uri_kind(given) if kind in ("string", "text") else None
+            if kind == "text" and uri is not None:
+                raise InputError(_NO_TEXT)
+            if kind in ("string", "text") and uri is None:
+                return Text(given)
+            kind = uri or kind
+            if given[:8].lower().startswith(("http:", "https:")):
+                if kind == "image" or kind == "audio":
+                    return Url(kind, given)
+                raise FetchDisabled(NOT_FETCHED)
+            given = media_bytes(given)
+        match kind:
+            case "image" | "audio":
+                return Media(kind, given)
+            case "video":
+                return Video(given)
+        return of_file(given)
     except InputError as error:
         return Unreadable(error.without_frames())
-
-
-def of_string(text: str) -> Input:
-    """A text; or the file that the string holds, where it is a data: URI of an image, a sound or a video."""
-    match uri_kind(text):
-        case None:
-            return Text(text)
-        case "file":
-            return of_file(media_bytes(text))
-        case kind:
-            return of_base64(kind, text)
-
-
-def of_text(text: str) -> Text:
-    """What was said to be a text, which is never one where it is a data: URI of a file. Raises InputError."""
-    if uri_kind(text):
-        raise InputError(
-            "the text is a data: URI: send the file that it holds as an image, audio or video, for the vector of its "
-            "letters says nothing"
-        )
-    return Text(text)
-
-
-def of_base64(kind: Kind | Literal["video"], text: str) -> Media | Video | Url:
-    """A file of a kind that was named, as base64 or a data: URI; or the URL of an image or a sound.
-
-    Raises BadMedia, and FetchDisabled for the URL of a video.
-    """
-    if text[:8].lower().startswith(("http:", "https:")):
-        if kind == "video":
-            raise FetchDisabled(NOT_FETCHED)
-        return Url(kind, text)
-    data = media_bytes(text)
-    return Video(data) if kind == "video" else Media(kind, data)
 
 
 def of_file(data: bytes) -> Media | Video:

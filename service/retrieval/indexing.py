@@ -83,7 +83,8 @@ async def embed_items(
     """
     vectors = {place: item.content for place, item in enumerate(items) if isinstance(item.content, np.ndarray)}
     given = {place: item.content for place, item in enumerate(items) if not isinstance(item.content, np.ndarray)}
-    inputs = dict(zip(given, await embedder.read(in_role(given.values(), "passage"), caller), strict=True))
+    read = await embedder.read(in_role(given.values(), "passage"), caller)
+    inputs = dict(zip(given, read if previewer is None else previewer.watched(read), strict=True))
     results: dict[int, Embedded | Vectors | InputError] = {}
     results |= zip(vectors, unit_vectors(list(vectors.values()), embedder.manifest.dimensions), strict=True)
     if inputs:

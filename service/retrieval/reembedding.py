@@ -27,7 +27,7 @@ from service.contract.bundle import MODALITIES, Bundle
 from service.contract.errors import InputError, UnsupportedMedia
 from service.engine.cache import MemoryCache
 from service.engine.caller import BACKGROUND
-from service.engine.inputs import Text, of_file, read, sniff
+from service.engine.inputs import Text, read, sniff
 from service.engine.opening import open_engine
 from service.engine.token_vectors import TokenEmbedder
 from service.errors import InputFailed, InvalidRequest, IsthmusError
@@ -116,7 +116,7 @@ class Found:
     @property
     def new(self) -> NewItem:
         item = self.item
-        content = Text(item.text or "") if self.source == "text" else read(of_file, self.data)
+        content = Text(item.text or "") if self.source == "text" else read("file", self.data)
         return NewItem(item.id, content, item.metadata, item.collection)
 
 

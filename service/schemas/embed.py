@@ -2,10 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 
 from service.contract.tokens import Role
-from service.engine.inputs import in_role
 from service.schemas.inputs import AnyInput, Inputs, ModelName, RequestModel, at_most
 
 Encoding = Literal["float", "base64", "int8", "binary"]
@@ -33,10 +32,6 @@ class EmbedRequest(RequestModel):
         "that of what is stored and found.",
     )
     on_error: OnError = "fail"
-
-    @model_validator(mode="after")
-    def _in_their_role(self) -> "EmbedRequest":
-        return self if self.role == "query" else self.model_copy(update={"inputs": in_role(self.inputs, self.role)})
 
 
 class InputProblem(BaseModel):

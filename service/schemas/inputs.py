@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from functools import partial, reduce
+from operator import attrgetter, or_
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -20,12 +22,13 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
-from service.engine.inputs import Input, of_base64, of_file, of_string, of_text, read
+from service.engine.inputs import Input, read
 from service.settings import Limits
 
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC"
 SOUND = "UklGRigAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQQAAACAyIA4"
 """The smallest of their kind, as examples that work: a red pixel, four samples."""
+_MEDIA = "base64, a data: URI, or an https: URL where the server fetches"
 _KINDS = ("text", "image", "audio", "video", "vector", "id", "compose")
 _MAX_FIELDS = 40
 
@@ -76,20 +79,34 @@ class File:
     data: bytes
 
 
+def read_as(kind: Literal["text", "image", "audio", "video"]) -> GetPydanticSchema:
+    """A string that is an input of this kind."""
+    return _schema(Annotated[str, AfterValidator(partial(read, kind))])
+
+
+def _schema(wire: Any) -> GetPydanticSchema:
+    """Validates as `wire` does and has its JSON schema."""
+    return GetPydanticSchema(lambda _, handler: handler.generate_schema(wire))
+
+
 class TextInput(RequestModel):
-    text: str
+    text: Annotated[Input, read_as("text")]
 
 
 class ImageInput(RequestModel):
-    image: str = Field(description="base64, a data: URI, or an https: URL where the server fetches", examples=[PICTURE])
+    image: Annotated[Input, read_as("image")] = Field(
+        description="base64, a data: URI, or an https: URL where the server fetches", examples=[PICTURE]
+    )
 
 
 class AudioInput(RequestModel):
-    audio: str = Field(description="base64, a data: URI, or an https: URL where the server fetches", examples=[SOUND])
+    audio: Annotated[Input, read_as("audio")] = Field(
+        description="base64, a data: URI, or an https: URL where the server fetches", examples=[SOUND]
+    )
 
 
 class VideoInput(RequestModel):
-    video: str = Field(description="base64, or a data: URI")
+    video: Annotated[Input, read_as("video")] = Field(description="base64, or a data: URI")
 
 
 def kind_of(value: Any) -> str | None:
@@ -100,10 +117,9 @@ def kind_of(value: Any) -> str | None:
         return "file"
     if not isinstance(value, dict):
         return None
-    keys = present(value)
     if isinstance(value.get("file"), File):
         return "named_file"
-    kinds = [kind for kind in _KINDS if kind in keys]
+    kinds = [kind for kind in _KINDS if value.get(kind) is not None]
     return kinds[0] if len(kinds) == 1 else None
 
 
@@ -112,50 +128,35 @@ def present(value: dict[str, Any]) -> set[str]:
     return {name for name, given in value.items() if given is not None}
 
 
-def discriminator(*kinds: str) -> Discriminator:
-    """Chooses the branch of a union by `kind_of`, and says what was expected where there is none."""
-    return Discriminator(
+def branch(wire: type[RequestModel], *fields: str) -> Any:
+    """Of a union: an object whose first field says what it is. The value is that of the field, or of the fields."""
+    return Annotated[wire, AfterValidator(attrgetter(*fields)), Tag(fields[0])]
+
+
+def one_of(*branches: Any) -> GetPydanticSchema:
+    """A union whose branch is chosen by `kind_of`; what was expected is said where there is none."""
+    kinds = [tag.tag for each in branches for tag in getattr(each, "__metadata__", ()) if isinstance(tag, Tag)]
+    expected = ", ".join(kind for kind in kinds if kind in _KINDS)
+    choice = Discriminator(
         kind_of,
         custom_error_type="input_kind",
-        custom_error_message=f"expected a string, or an object with exactly one of: {', '.join(kinds)}",
+        custom_error_message=f"expected a string, or an object with exactly one of: {expected}",
     )
+    return _schema(Annotated[reduce(or_, branches), choice])
 
 
-def read_as(wire: Any, reading: Callable[[Any], Any]) -> GetPydanticSchema:
-    """Validates as `wire` does and has its JSON schema; the value is what `reading` makes of that."""
-    schema = Annotated[wire, AfterValidator(reading)]
-    return GetPydanticSchema(lambda _, handler: handler.generate_schema(schema))
-
-
-def to_input(given: Any) -> Any:
-    """What a client wrote, as an input of the engine; other things as they are."""
-    match given:
-        case str():
-            return read(of_string, given)
-        case TextInput():
-            return read(of_text, given.text)
-        case ImageInput():
-            return read(of_base64, "image", given.image)
-        case AudioInput():
-            return read(of_base64, "audio", given.audio)
-        case VideoInput():
-            return read(of_base64, "video", given.video)
-        case File():
-            return read(of_file, given.data)
-    return given
-
-
-_Wire = Annotated[
-    Annotated[str, Tag("string")]
-    | Annotated[TextInput, Tag("text")]
-    | Annotated[ImageInput, Tag("image")]
-    | Annotated[AudioInput, Tag("audio")]
-    | Annotated[VideoInput, Tag("video")]
-    | SkipJsonSchema[Annotated[InstanceOf[File], Tag("file")]],
-    discriminator("text", "image", "audio", "video"),
-]
-AnyInput = Annotated[Input, read_as(_Wire, to_input)]
-"""An input of the engine. A string that is a data: URI of an image, a sound or a video is that file."""
+STRING = Annotated[str, AfterValidator(partial(read, "string")), Tag("string")]
+"""A text; or the file that it holds, where it is a data: URI of an image, a sound or a video."""
+_FILE = Annotated[InstanceOf[File], AfterValidator(lambda file: read("file", file.data))]
+A_FILE = _schema(_FILE)
+FILE = SkipJsonSchema[Annotated[_FILE, Tag("file")]]
+KINDS = (
+    branch(TextInput, "text"),
+    branch(ImageInput, "image"),
+    branch(AudioInput, "audio"),
+    branch(VideoInput, "video"),
+)
+AnyInput = Annotated[Input, one_of(STRING, *KINDS, FILE)]
 
 
 def limits_of(info: ValidationInfo) -> Limits:

@@ -12,8 +12,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
-    GetPydanticSchema,
-    InstanceOf,
     PlainValidator,
     StrictBool,
     ValidationError,
@@ -22,9 +20,9 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from service.engine.inputs import Input, StoredModality, of_base64, of_text, read
+from service.engine.inputs import Input, StoredModality
 from service.schemas.embed import InputProblem
-from service.schemas.inputs import File, RequestModel, at_most, present, read_as, to_input
+from service.schemas.inputs import A_FILE, File, RequestModel, at_most, present, read_as
 from service.settings import Limits
 from service.store import DEFAULT_COLLECTION, Kind, Precision, Wanted, filters
 
@@ -158,20 +156,16 @@ Vector = Annotated[
 """As NumPy's array (D,), float64 or float32; not yet of unit length."""
 
 
-def _of_kind(kind: Literal["image", "audio", "video"]) -> GetPydanticSchema:
-    return read_as(str, lambda text: read(of_base64, kind, text))
-
-
 class ItemInput(RequestModel):
     """An item with exactly one of text, image, audio, video, vector; in a form, one without any takes a file."""
 
     id: ItemId
-    text: Annotated[Input, read_as(str, lambda text: read(of_text, text))] | None = None
-    image: Annotated[Input, _of_kind("image")] | None = Field(default=None, description="base64, or a data: URI")
-    audio: Annotated[Input, _of_kind("audio")] | None = Field(default=None, description="base64, or a data: URI")
-    video: Annotated[Input, _of_kind("video")] | None = Field(default=None, description="base64, or a data: URI")
+    text: Annotated[Input, read_as("text")] | None = None
+    image: Annotated[Input, read_as("image")] | None = Field(default=None, description="base64, or a data: URI")
+    audio: Annotated[Input, read_as("audio")] | None = Field(default=None, description="base64, or a data: URI")
+    video: Annotated[Input, read_as("video")] | None = Field(default=None, description="base64, or a data: URI")
     vector: Vector | None = None
-    file: SkipJsonSchema[Annotated[Input, read_as(InstanceOf[File], to_input)] | None] = None
+    file: SkipJsonSchema[Annotated[Input, A_FILE] | None] = None
     modality: StoredModality | None = Field(default=None, description="Of a vector; other inputs say it themselves.")
     metadata: Metadata = Field(default_factory=dict)
     collection: Name = DEFAULT_COLLECTION

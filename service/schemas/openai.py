@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from service.contract.tokens import Role
-from service.engine.inputs import Input, TokenIds, in_role
+from service.engine.inputs import Input, TokenIds, in_role, read
 from service.errors import InvalidRequest
 from service.schemas.inputs import (
     AudioInput,
@@ -27,10 +27,7 @@ from service.schemas.inputs import (
     at_most,
     kind_of,
     present,
-    to_input,
 )
-
-_Wire = str | TextInput | ImageInput | AudioInput | VideoInput
 
 TokenList = Annotated[
     list[StrictInt], Field(min_length=1), at_most(lambda limits: limits.text_chars, "token ids in a text")
@@ -145,10 +142,10 @@ class ContentPart(BaseModel):
         return self._held == ""
 
     @property
-    def plain(self) -> _Wire:
+    def written(self) -> "_Written":
         held = self._held
         content = held.url if isinstance(held, Address) else held.data if isinstance(held, Samples) else held or ""
-        return _said(_PART_KINDS[self.type], content)
+        return _PART_KINDS[self.type], content
 
 
 Content = str | Annotated[list[ContentPart], Field(min_length=1, max_length=_MAX_PARTS)]
@@ -258,7 +255,8 @@ class EmbeddingsRequest(RequestModel):
     def _one_source(self) -> "EmbeddingsRequest":
         if (self.input is None) == (self.messages is None):
             raise ValueError("give exactly one of: input, messages")
-        self._inputs = in_role(map(to_input, self._written()), self.role)
+        inputs = [read(kind, given) if isinstance(given, str) else given for kind, given in self._written()]
+        self._inputs = in_role(inputs, self.role)
         return self
 
     @property
@@ -271,8 +269,8 @@ class EmbeddingsRequest(RequestModel):
         """What is to be embedded, one vector each."""
         return self._inputs
 
-    def _written(self) -> list[_Wire | TokenIds]:
-        """Each input as POST /embed takes it. Raises InvalidRequest."""
+    def _written(self) -> "list[_Written]":
+        """The kind of each input, and the input or how it is written. Raises InvalidRequest."""
         if self.messages is not None:
             if any(message.role in ("system", "developer") and message.content for message in self.messages):
                 raise InvalidRequest("messages: a system message is an instruction, which this model does not read")
@@ -284,51 +282,50 @@ class EmbeddingsRequest(RequestModel):
                 given = cast("list[OpenAIInput]", many)
             case one:
                 given = [cast("OpenAIInput", one)]
-        return [self._plain(value, index) for index, value in enumerate(given)]
-
-    def _plain(self, value: OpenAIInput, index: int) -> _Wire | TokenIds:
-        plain: _Wire | TokenIds
-        if isinstance(value, list):
-            plain = TokenIds(tuple(value))
-        elif isinstance(value, ContentPart):
-            plain = value.plain
-        elif isinstance(value, ContentInput):
-            plain = _only(_parts(value.content), f"input[{index}]")
-        else:
-            plain = value
-        if self.modality is None:
-            return plain
-        if isinstance(plain, str):
-            return _said(self.modality, plain)
-        if self.modality != ("text" if isinstance(plain, TokenIds) else next(iter(type(plain).model_fields))):
-            raise InvalidRequest(f"input[{index}] is of another kind than modality says")
-        return plain
+        written = []
+        for index, value in enumerate(given):
+            kind, content = _element(value, f"input[{index}]")
+            if self.modality is not None and kind != "string" and kind != self.modality:
+                raise InvalidRequest(f"input[{index}] is of another kind than modality says")
+            written.append((self.modality or kind, content))
+        return written
 
 
-def _said(modality: Literal["text", "image", "audio", "video"], content: str) -> _Wire:
-    match modality:
-        case "text":
-            return TextInput(text=content)
-        case "image":
-            return ImageInput(image=content)
-        case "audio":
-            return AudioInput(audio=content)
-        case "video":
-            return VideoInput(video=content)
+_Written = tuple[Literal["string", "text", "image", "audio", "video"], str | Input]
+
+
+def _element(value: OpenAIInput, where: str) -> _Written:
+    match value:
+        case str():
+            return "string", value
+        case list():
+            return "text", TokenIds(tuple(value))
+        case ContentPart():
+            return value.written
+        case ContentInput():
+            return _only(_parts(value.content), where)
+        case TextInput():
+            return "text", value.text
+        case ImageInput():
+            return "image", value.image
+        case AudioInput():
+            return "audio", value.audio
+        case VideoInput():
+            return "video", value.video
 
 
 def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)  # 1 is not true here
 
 
-def _parts(content: Content) -> list[_Wire]:
+def _parts(content: Content) -> list[_Written]:
     """Those that hold something."""
     if isinstance(content, str):
-        return [content] if content else []
-    return [part.plain for part in content if not part.empty]
+        return [("string", content)] if content else []
+    return [part.written for part in content if not part.empty]
 
 
-def _only(parts: Sequence[_Wire], where: str) -> _Wire:
+def _only(parts: Sequence[_Written], where: str) -> _Written:
     if len(parts) != 1:
         raise InvalidRequest(
             f"{where}: {len(parts)} parts hold something, and one vector is of one part: send each as an input of its "

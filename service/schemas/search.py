@@ -1,6 +1,7 @@
 """Queries, and what is found."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -9,7 +10,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     Field,
-    InstanceOf,
     StrictBool,
     Tag,
     ValidationInfo,
@@ -20,6 +20,10 @@ from pydantic.json_schema import SkipJsonSchema
 
 from service.engine.inputs import Input, StoredModality, Text
 from service.schemas.inputs import (
+    A_FILE,
+    FILE,
+    KINDS,
+    STRING,
     AudioInput,
     File,
     ImageInput,
@@ -28,11 +32,10 @@ from service.schemas.inputs import (
     TextInput,
     VideoInput,
     at_most,
-    discriminator,
+    branch,
     limits_of,
+    one_of,
     present,
-    read_as,
-    to_input,
 )
 from service.schemas.items import Filter, ItemId, ItemPreview, Name, Vector, storable_text
 from service.store import DEFAULT_COLLECTION
@@ -58,47 +61,30 @@ class _Weighted(RequestModel):
     weight: Number = 1.0
 
 
-def _weighted(wire: type[RequestModel]) -> Any:
-    """A part of a composed query, as it is written."""
-    name = wire.__name__.removesuffix("Input").removesuffix("Query")
-    return create_model(f"Weighted{name}", __base__=(wire, _Weighted))
-
-
 class _WeightedFile(_Weighted):
     """A part that takes a file of the form; see place_query."""
 
-    file: InstanceOf[File]
+    file: Annotated[Input, A_FILE]
 
 
-def _content(given: Any) -> Any:
-    match given:
-        case VectorQuery():
-            return given.vector
-        case IdQuery():
-            return given.id
-        case ComposeQuery():
-            return given.compose
-        case _WeightedFile():
-            return to_input(given.file)
-    return to_input(given)
+def _weighted(wire: type[RequestModel], kind: str) -> Any:
+    """A part of a composed query: its content and its weight."""
+    name = wire.__name__.removesuffix("Input").removesuffix("Query")
+    return branch(create_model(f"Weighted{name}", __base__=(wire, _Weighted)), kind, "weight")
 
 
 Content = Input | NDArray[np.floating] | str
 """An input of the engine, a vector (D,), or the id of a stored item."""
 Part = Annotated[
     tuple[Content, float],
-    read_as(
-        Annotated[
-            Annotated[_weighted(TextInput), Tag("text")]
-            | Annotated[_weighted(ImageInput), Tag("image")]
-            | Annotated[_weighted(AudioInput), Tag("audio")]
-            | SkipJsonSchema[Annotated[_WeightedFile, Tag("named_file")]]
-            | Annotated[_weighted(VideoInput), Tag("video")]
-            | Annotated[_weighted(VectorQuery), Tag("vector")]
-            | Annotated[_weighted(IdQuery), Tag("id")],
-            discriminator("text", "image", "audio", "video", "vector", "id"),
-        ],
-        lambda given: (_content(given), given.weight),
+    one_of(
+        _weighted(TextInput, "text"),
+        _weighted(ImageInput, "image"),
+        _weighted(AudioInput, "audio"),
+        SkipJsonSchema[Annotated[_WeightedFile, AfterValidator(attrgetter("file", "weight")), Tag("named_file")]],
+        _weighted(VideoInput, "video"),
+        _weighted(VectorQuery, "vector"),
+        _weighted(IdQuery, "id"),
     ),
 ]
 
@@ -111,21 +97,7 @@ class ComposeQuery(RequestModel):
 
 Query = Annotated[
     Content | list[tuple[Content, float]],
-    read_as(
-        Annotated[
-            Annotated[str, Tag("string")]
-            | Annotated[TextInput, Tag("text")]
-            | Annotated[ImageInput, Tag("image")]
-            | Annotated[AudioInput, Tag("audio")]
-            | Annotated[VideoInput, Tag("video")]
-            | Annotated[VectorQuery, Tag("vector")]
-            | Annotated[IdQuery, Tag("id")]
-            | Annotated[ComposeQuery, Tag("compose")]
-            | SkipJsonSchema[Annotated[InstanceOf[File], Tag("file")]],
-            discriminator("text", "image", "audio", "video", "vector", "id", "compose"),
-        ],
-        _content,
-    ),
+    one_of(STRING, *KINDS, branch(VectorQuery, "vector"), branch(IdQuery, "id"), branch(ComposeQuery, "compose"), FILE),
 ]
 """What is searched for, or the weighted parts of it."""
 

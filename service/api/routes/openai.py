@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends
 
 from service.api.model import Model
 from service.api.reading import documented, reader
-from service.api.responses import JSON, cut, encoded
+from service.api.responses import JSON, encoded
 from service.api.state import CallerDep, StateDep
 from service.contract.errors import InputError
 from service.engine.inputs import Embedded, TokenIds, all_embedded
@@ -53,7 +53,7 @@ def _whole(result: Embedded | InputError) -> Embedded | InputError:
 
 
 def _row(index: int, result: Embedded, body: EmbeddingsRequest) -> dict[str, Any]:
-    vector = encoded(cut(result.vector, body.dimensions), body.encoding_format)
+    vector = encoded(result.vector, body.dimensions, body.encoding_format)
     row = {"object": "embedding", "index": index, "embedding": vector}
     # What OpenAI's answers have not is there only where it says something.
     return (
