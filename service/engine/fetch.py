@@ -228,8 +228,9 @@ class Fetcher:
 
     def __init__(self, ways: Ways, settings: Settings, observer: Observer, *, background: bool = False) -> None:
         self.rules, self._tls, self._resolver = ways.rules, ways.tls, ways.resolver
-        self.most = {"image": settings.max_image_bytes, "audio": settings.max_audio_bytes}
-        self.most_of_a_request = settings.max_body_bytes
+        limits = settings.limits
+        self.most = {"image": limits.image_bytes, "audio": limits.audio_bytes}
+        self.most_of_a_request = limits.body_bytes
         self.deadline_s = settings.request_deadline_s
         self._timeout_s = settings.fetch_timeout_s
         places = settings.fetch_concurrency

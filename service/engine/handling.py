@@ -111,11 +111,13 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
 
 
 def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings) -> Handling:
+    most = settings.limits.text_chars
+
     def prepare(given: Single) -> Prepared:
         assert isinstance(given, Text | TokenIds)
-        if length_of(given) > settings.max_text_chars:
+        if length_of(given) > most:
             unit = "characters" if isinstance(given, Text) else "token ids"
-            raise InputError(f"the text is longer than {settings.max_text_chars} {unit}")
+            raise InputError(f"the text is longer than {most} {unit}")
         if isinstance(given, Text):
             tokens = tokenizer.encode(given.text, spec.prefix(given.role))
         else:

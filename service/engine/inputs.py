@@ -288,14 +288,11 @@ def header_seconds(data: bytes, limits: Limits) -> float:
 # What comes of them
 
 
-def all_embedded(results: Sequence[Embedded | InputError], *, field: str = "inputs") -> list[Embedded]:
-    """The results, if none is an error. Raises InputFailed for the first that is, with its index in `field`."""
-    embedded = []
+def raise_first(results: Iterable[Embedded | InputError], *, field: str = "inputs") -> None:
+    """Raises InputFailed for the first of the results that is an error, with its index in `field`."""
     for index, result in enumerate(results):
         if isinstance(result, InputError):
             raise InputFailed(index, result, field=field)
-        embedded.append(result)
-    return embedded
 
 
 def unknown_warning(where: str, result: Embedded | InputError) -> list[str]:

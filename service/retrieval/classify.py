@@ -32,7 +32,7 @@ from service.engine.inputs import (
     Media,
     Text,
     Unreadable,
-    all_embedded,
+    raise_first,
     unknown_warning,
 )
 from service.errors import InputFailed, InvalidRequest
@@ -156,8 +156,7 @@ class Classifier:
         else:
             embedded = await self._embedded_cells(inputs, grid, caller)
         if fail:
-            each_once = embedded if grid is None else embedded[:: grid.rows * grid.columns + 1]
-            all_embedded(each_once)
+            raise_first(embedded if grid is None else embedded[:: grid.rows * grid.columns + 1])
         for index, given in enumerate(embedded):
             for warning in unknown_warning(f"inputs[{index}]", given):
                 warn(warning)

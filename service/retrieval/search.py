@@ -94,10 +94,18 @@ class Result:
 
 @dataclass(frozen=True)
 class _Scope:
+    """What is searched, and for whom."""
+
     collection: str
     modalities: Sequence[str] | None
     filter: Filter | None
     effort: Effort | None
+    caller: Caller
+    field: str
+
+    def fail(self, position: int, error: InputError) -> InputFailed:
+        """What is wrong with the query at a position."""
+        return InputFailed(None if self.field == "query" else position, error, field=self.field)
 
 
 @dataclass(frozen=True)
@@ -159,41 +167,32 @@ class Searcher:
         with_shown: bool = False,
         caller: Caller = PROCESS,
         field: str = "queries",
-        warn: Callable[[str], None] | None = None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> list[list[Result]]:
         """The `top_k` best items for each query, best first. `warn` is told of queries that the model hardly knows.
 
         Raises NotFound (collection, or an id in a query), InvalidRequest (an ordering that this bundle or collection
         does not allow) and InputFailed; `field` is what the request calls the queries: "query" where there is only one.
         """
-        asked = await self._asked(queries, collection, caller, field, warn)
+        scope = _Scope(collection, modalities, filter, effort, caller, field)
+        asked = await self._asked(queries, scope, warn)
         ordering = ordering or Ordering()
-        scope = _Scope(collection, modalities, filter, effort)
         if ordering == Ordering() and not explain:
             found = await self._nearest(asked, top_k, scope, with_vector=with_vector, with_shown=with_shown)
             return [[Result(hit.item, hit.score, hit.moment, shown=hit.shown) for hit in hits] for hits in found]
-        results = await self._ordered(asked, scope, ordering, top_k, explain, caller, field)
+        results = await self._ordered(asked, scope, ordering, top_k, explain)
         if with_shown:
             shown = await self._store.shown(collection, list({one.item.id for best in results for one in best}))
             results = [[replace(one, shown=shown.get(one.item.id)) for one in best] for best in results]
         return results
 
     async def _ordered(
-        self,
-        asked: Sequence[_Asked],
-        scope: _Scope,
-        ordering: Ordering,
-        top_k: int,
-        explain: bool,
-        caller: Caller,
-        field: str,
+        self, asked: Sequence[_Asked], scope: _Scope, ordering: Ordering, top_k: int, explain: bool
     ) -> list[list[Result]]:
         strength = ordering.correction or 0.0
         if strength and not self._embedder.manifest.means:
             raise InvalidRequest("correction: this bundle has no means of its modalities")
-        token_vectors = None
-        if ordering.rerank:
-            token_vectors = await self._query_tokens(asked, scope.collection, caller, field)
+        token_vectors = await self._query_tokens(asked, scope) if ordering.rerank else None
         pools = [each.pool for each in (ordering.rerank, ordering.diversity) if each is not None]
         wanted = max(top_k, *pools, FUSED if ordering.keywords else 0, 1)
         depth = min(2 * wanted, _DEEPEST) if ordering.deduplicate else wanted
@@ -375,17 +374,15 @@ class Searcher:
 
         await self._embedder.in_worker(work)
 
-    async def _query_tokens(
-        self, asked: Sequence[_Asked], collection: str, caller: Caller, field: str
-    ) -> list[list[Vectors]]:
+    async def _query_tokens(self, asked: Sequence[_Asked], scope: _Scope) -> list[list[Vectors]]:
         """For each query the token vectors (N, D) of each of its parts."""
         if self._tokens is None or not self._tokens.available:
             raise InvalidRequest("rerank: this bundle has no token vectors: its recipe must say export.tokens")
-        if not await self._store.keeps_tokens(collection):
-            raise InvalidRequest(f"rerank: the collection {collection!r} keeps no token vectors")
+        if not await self._store.keeps_tokens(scope.collection):
+            raise InvalidRequest(f"rerank: the collection {scope.collection!r} keeps no token vectors")
         contents = [content for each in asked for content, _ in parts(each.query)]
-        stored = await self._store.tokens(collection, [each for each in contents if isinstance(each, str)])
-        made = iter(await self._tokens.embed([each for each in contents if isinstance(each, Input)], caller))
+        stored = await self._store.tokens(scope.collection, [each for each in contents if isinstance(each, str)])
+        made = iter(await self._tokens.embed([each for each in contents if isinstance(each, Input)], scope.caller))
         tokens: list[list[Vectors]] = []
         for position, each in enumerate(asked):
             tokens.append([])
@@ -398,24 +395,17 @@ class Searcher:
                 else:
                     result = next(made)
                 if isinstance(result, InputError):
-                    raise InputFailed(None if field == "query" else position, result, field=field)
+                    raise scope.fail(position, result)
                 tokens[-1].append(result)
         return tokens
 
-    async def _asked(
-        self,
-        queries: Sequence[Query],
-        collection: str,
-        caller: Caller,
-        field: str,
-        warn: Callable[[str], None] | None,
-    ) -> list[_Asked]:
+    async def _asked(self, queries: Sequence[Query], scope: _Scope, warn: Callable[[str], None]) -> list[_Asked]:
         """Every query as one unit vector, and as those of its parts."""
         contents = [content for query in queries for content, _ in parts(query)]
         ids = [content for content in contents if isinstance(content, str)]
-        stored = await self._store.vectors(collection, ids) if ids else {}
+        stored = await self._store.vectors(scope.collection, ids) if ids else {}
         inputs = [content for content in contents if isinstance(content, Input)]
-        embedded = iter(await self._embedder.embed(inputs, caller, admit_unknown=True) if inputs else ())
+        embedded = iter(await self._embedder.embed(inputs, scope.caller, admit_unknown=True) if inputs else ())
         asked = []
         for position, query in enumerate(queries):
             vectors: list[Vectors] = []
@@ -428,15 +418,15 @@ class Searcher:
                         vectors.append(stored[content])
                     else:
                         result = next(embedded)
-                        for warning in unknown_warning(field if field == "query" else f"{field}[{position}]", result):
-                            if warn is not None:
-                                warn(warning)
+                        where = scope.field if scope.field == "query" else f"{scope.field}[{position}]"
+                        for warning in unknown_warning(where, result):
+                            warn(warning)
                         if isinstance(result, InputError):
                             raise result
                         vectors.append(result.vector)
                 vector = weighted_sum(vectors, weights) if isinstance(query, list) else vectors[0]
             except InputError as error:
-                raise InputFailed(None if field == "query" else position, error, field=field) from None
+                raise scope.fail(position, error) from None
             own = query if isinstance(query, str) else None
             asked.append(_Asked(vector, np.stack(vectors), weights, own, query))
         return asked

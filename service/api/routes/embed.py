@@ -8,7 +8,7 @@ from service.api.reading import append_inputs, documented, reader
 from service.api.responses import JSON, encoded
 from service.api.state import CallerDep, StateDep
 from service.contract.errors import InputError
-from service.engine.inputs import Embedded, all_embedded, in_role
+from service.engine.inputs import Embedded, in_role, raise_first
 from service.errors import input_problem
 from service.schemas.embed import EmbedRequest, EmbedResponse
 
@@ -23,7 +23,7 @@ async def embed(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     inputs = body.inputs if body.role == "query" else in_role(body.inputs, body.role)
     results = await model.embedder.embed(inputs, caller)
     if body.on_error == "fail":
-        all_embedded(results)
+        raise_first(results)
     manifest = model.manifest
     return JSON(
         {

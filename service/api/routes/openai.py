@@ -10,7 +10,7 @@ from service.api.reading import documented, reader
 from service.api.responses import JSON, encoded
 from service.api.state import CallerDep, StateDep
 from service.contract.errors import InputError
-from service.engine.inputs import Embedded, TokenIds, all_embedded
+from service.engine.inputs import Embedded, TokenIds, raise_first
 from service.errors import InvalidRequest
 from service.schemas.openai import EmbeddingsRequest, EmbeddingsResponse, OpenAIModel, OpenAIModels
 
@@ -29,7 +29,9 @@ async def embeddings(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     if not state.settings.token_ids and any(isinstance(given, TokenIds) for given in body.inputs):
         raise InvalidRequest(_NO_IDS)
     embedded = await state.model(body.model).embedder.embed(body.inputs, caller)
-    results = all_embedded(embedded if body.cut else [_whole(result) for result in embedded], field="input")
+    answers = embedded if body.cut else [_whole(result) for result in embedded]
+    raise_first(answers, field="input")
+    results = [result for result in answers if isinstance(result, Embedded)]
     tokens = sum(each.tokens for each in results)
     data = [_row(index, each, body) for index, each in enumerate(results)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
