@@ -27,7 +27,7 @@ from service.api.keys import Scope, create_key
 from service.contract.audio import AudioLimits, decode_audio
 from service.contract.errors import InputError
 from service.contract.images import ImageLimits, ImagePreprocessing, read_image
-from service.schemas.inputs import sniff
+from service.engine.inputs import sniff
 
 _ROOT = Path(__file__).parents[1]
 _SPECIFICATION = _ROOT / "openapi.yaml"

@@ -19,9 +19,8 @@ import numpy as np
 from service.contract.bundle import Encoder, Manifest, Projector, Tower, space_id
 from service.contract.tokens import TextPreprocessing
 from service.contract.vectors import l2_normalise
-from service.engine.embedder import Embedded
+from service.engine.inputs import Embedded, Text
 from service.retrieval.classify import Classifier
-from service.schemas.inputs import AnyInput
 from service.store import SqliteStore
 
 _HASH = "0" * 64
@@ -49,7 +48,7 @@ class _ByChance:
         )
         self._rng = np.random.default_rng(0)
 
-    async def embed(self, inputs: Sequence[Any], *, background: bool = False) -> list[Embedded]:
+    async def embed(self, inputs: Sequence[Any], *arguments: Any, **options: Any) -> list[Embedded]:
         vectors = l2_normalise(self._rng.standard_normal((len(inputs), self.manifest.dimensions)))
         return [Embedded(vector, "text", truncated=False, cached=False) for vector in vectors]
 
@@ -77,7 +76,7 @@ async def _measure(count: int, dimensions: int, calls: int) -> dict[str, float]:
                 ("given", 1, {"labels": labels}),
                 ("stored, 256 inputs", 256, {"label_set": "set"}),
             ):
-                given: list[AnyInput] = ["x"] * inputs
+                given = [Text("x")] * inputs
                 taken, computed = [], []
                 for _ in range(calls + 1):
                     started, before = time.perf_counter(), time.process_time()

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle, Modality, read_bundle
-from service.engine.handling import Content, Text, handling
+from service.engine.handling import handling
+from service.engine.inputs import Media, Single, Text
 from service.engine.towers import Tower
 from service.retrieval.late_interaction import maxsim, transport
 from service.settings import Settings
@@ -77,7 +78,9 @@ def _scored(bundle: Bundle, pairs: Pairs, media: int, pool: int) -> dict[tuple[s
     own, first = own[:media], first[:media]
     texts = [pairs.texts[pairs.links[place, 1]] for place in first]
     sides = {
-        "media": _embedded(bundle, pairs.modality, [Path(pairs.media[place]).read_bytes() for place in own]),
+        "media": _embedded(
+            bundle, pairs.modality, [Media(pairs.modality, Path(pairs.media[place]).read_bytes()) for place in own]
+        ),
         "text": _embedded(bundle, "text", [Text(text) for text in texts]),
     }
     found = {}
@@ -95,7 +98,7 @@ def _scored(bundle: Bundle, pairs: Pairs, media: int, pool: int) -> dict[tuple[s
     return found
 
 
-def _embedded(bundle: Bundle, modality: Modality, contents: Sequence[Content]) -> tuple[Floats, list[Floats]]:
+def _embedded(bundle: Bundle, modality: Modality, contents: Sequence[Single]) -> tuple[Floats, list[Floats]]:
     """Vectors (N, D) and token vectors of inputs, as the service prepares them."""
     tower, how = Tower(bundle, modality, "cpu", 0), handling(bundle, modality, Settings())
     vectors, tokens = [], []

@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from service.contract.audio import AudioLimits
 from service.contract.bundle import MODALITIES, Bundle, Modality, read_bundle
 from service.contract.images import ImageLimits
 from service.contract.signature import SignatureError, public_key
+from service.contract.videos import VideoLimits
 
 _MOST_LANES = 4
 
@@ -34,6 +36,10 @@ class Limits(BaseModel):
     audio_seconds: float = 1_800.0
     audio_decoded_bytes: int = 2**30
     audio_channels: int = 8
+    video_bytes: int = 100_000_000
+    video_seconds: float = 600.0
+    video_pixels: int = 9_000_000
+    video_frames: int = 16
     text_chars: int = 32_000
     inputs: int = 256
     top_k: int = 1_000
@@ -50,6 +56,12 @@ class Limits(BaseModel):
     @property
     def of_sounds(self) -> AudioLimits:
         return AudioLimits(self.audio_bytes, self.audio_seconds, self.audio_decoded_bytes, self.audio_channels)
+
+    @property
+    def of_videos(self) -> VideoLimits:
+        return VideoLimits(
+            self.video_bytes, self.video_seconds, self.video_pixels, self.audio_channels, self.video_frames
+        )
 
 
 @dataclass(frozen=True)
@@ -362,9 +374,10 @@ class Settings(BaseSettings):
     def call_threads(self) -> int:
         return self.threads or max(1, len(os.sched_getaffinity(0)) // self.cpu_lanes)
 
-    @property
+    @cached_property
     def limits(self) -> Limits:
-        return Limits(**{name: getattr(self, f"max_{name}") for name in Limits.model_fields})
+        stated = {name: getattr(self, f"max_{name}") for name in Limits.model_fields if name != "video_frames"}
+        return Limits(**stated, video_frames=self.video_frames)
 
 
 def read_settings(**flags: Any) -> Settings:

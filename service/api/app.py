@@ -37,15 +37,12 @@ from service.api.routes import (
     search,
 )
 from service.api.state import State
-from service.contract.bundle import Bundle, Manifest, Modality
-from service.engine.cache import Cache, MemoryCache, RedisCache, check_redis
-from service.engine.channel import Runs
-from service.engine.embedder import Embedder
+from service.engine.cache import MemoryCache, check_redis
 from service.engine.fetch import Fetcher, Ways, ways
+from service.engine.opening import Opened, open_cache, open_engine
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
-from service.engine.towers import open_towers
-from service.jobs import Jobs, open_jobs
+from service.jobs import Jobs, Means, open_jobs
 from service.jobs import Opened as OpenedJobs
 from service.retrieval.classify import Classifier
 from service.retrieval.projection import Maps
@@ -75,15 +72,6 @@ ROUTERS = (
     admin.router,
     playground.router,
 )
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A bundle and its towers."""
-
-    bundle: Bundle
-    towers: dict[Modality, Runs]
-    """Emptied once they are served: what else held a tower would keep it in memory after it is closed."""
 
 
 @dataclass(frozen=True)
@@ -120,16 +108,7 @@ def open_parts(settings: Settings) -> Parts:
         name = bundle.manifest.name
         if name in models:
             raise SettingsError(f"ISTHMUS_MORE_BUNDLES: {models[name].bundle.path} and {path} are both called {name!r}")
-        towers = open_towers(
-            bundle,
-            settings.device,
-            settings.call_threads,
-            settings.modalities,
-            settings.precision,
-            settings.towers_on_gpus,
-            settings.batch_audio_seconds,
-        )
-        models[name] = Opened(bundle, {**towers})
+        models[name] = open_engine(settings, bundle)
     for alias, name in settings.aliases.items():
         if name not in models or alias in models:
             wrong = f"{alias!r} is a model" if alias in models else f"{name!r} is none of {', '.join(models)}"
@@ -160,8 +139,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 closing.push_async_callback(cache.close)
                 if isinstance(cache, MemoryCache):
                     metrics.watch_cache(manifest.name, cache)
-                embedder = Embedder(each.bundle, each.towers, cache, settings, metrics)
-                each.towers.clear()
+                embedder = each.embedder(cache, settings, metrics)
                 models[manifest.name] = Model(each.bundle.path, embedder, Classifier(embedder, store, limits))
             home = models[opened.home]
             tokens = TokenEmbedder(home.embedder)
@@ -177,7 +155,8 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
             if opened.jobs is not None:
                 # In the background: requests have most of the places.
                 own = None if opened.ways is None else Fetcher(opened.ways, settings, metrics, background=True)
-                bulk = Jobs(opened.jobs, settings, home.embedder, tokens, previewer, store, limiter, own, metrics)
+                means = Means(home.embedder, tokens, previewer, settings.limits, limiter, own)
+                bulk = Jobs(opened.jobs, settings, means, store, metrics)
             state = State(
                 settings,
                 models,
@@ -256,19 +235,6 @@ def open_limiter(settings: Settings, metrics: Metrics) -> Limiter:
     if settings.redis_url is None:
         return MemoryLimiter()
     return RedisLimiter(settings.redis_url, timeout_s=settings.redis_timeout_s, observer=metrics)
-
-
-def open_cache(settings: Settings, manifest: Manifest, metrics: Metrics, *, models: int = 1) -> Cache:
-    """One model's; in the process it gets an equal share."""
-    if settings.redis_url is None:
-        return MemoryCache(settings.cache_bytes // models)
-    return RedisCache(
-        settings.redis_url,
-        dimensions=manifest.dimensions,
-        ttl_s=settings.cache_ttl_s,
-        timeout_s=settings.redis_timeout_s,
-        observer=metrics,
-    )
 
 
 _NUMBER = {"schema": {"type": "integer"}}

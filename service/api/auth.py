@@ -17,7 +17,7 @@ from service.api.middleware import refuse, stated_length
 from service.api.problems import respond
 from service.errors import CrossOrigin, Forbidden, IsthmusError, Misdirected, Unauthenticated
 from service.runtime.logs import caller
-from service.runtime.quotas import Limiter, Meter, metering
+from service.runtime.quotas import Limiter, Meter
 
 OPEN = frozenset({"/healthz", "/readyz", "/"})
 """GET on these needs no key: probes, and the playground's page, which holds no data and asks for a key itself."""
@@ -78,7 +78,7 @@ class Gate:
                 if key.limits:
                     meter = Meter(services.limiter, key.id, key.limits)
                     await meter.take({"requests": 1})
-                    metering.set(meter)
+                    scope["state"]["meter"] = meter
         except IsthmusError as error:
             await self._refuse(scope, receive, send, error, meter)
             return

@@ -30,20 +30,16 @@ def previewed(shown: Shown | None) -> dict[str, Any] | None:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def cut(vector: NDArray[np.float32], dimensions: int | None) -> NDArray[np.float32]:
-    """The leading `dimensions`, renormalised; all of them for None. Raises InvalidRequest."""
-    if dimensions is None:
-        return vector
-    if dimensions > len(vector):
-        raise InvalidRequest(f"dimensions must be between 1 and {len(vector)}")
-    try:
-        return truncate(vector, dimensions)
-    except ValueError:
-        raise InvalidRequest(f"a vector has no direction in its first {dimensions} dimensions") from None
-
-
-def encoded(vector: NDArray[np.float32], encoding: Encoding) -> NDArray[Any] | str:
-    """A unit vector (D,) as /embed's `encoding` says (see its schema)."""
+def encoded(vector: NDArray[np.float32], dimensions: int | None, encoding: Encoding) -> NDArray[Any] | str:
+    """The leading `dimensions` of a unit vector (D,), renormalised, all of them for None, as /embed's `encoding` says
+    (see its schema). Raises InvalidRequest."""
+    if dimensions is not None:
+        if dimensions > len(vector):
+            raise InvalidRequest(f"dimensions must be between 1 and {len(vector)}")
+        try:
+            vector = truncate(vector, dimensions)
+        except ValueError:
+            raise InvalidRequest(f"a vector has no direction in its first {dimensions} dimensions") from None
     match encoding:
         case "float":
             return vector

@@ -12,8 +12,9 @@ from service.api.keys import Keyring
 from service.api.model import Model, ReloadRefused
 from service.api.responses import JSON
 from service.contract.bundle import Bundle
+from service.engine.caller import Caller
 from service.engine.embedder import Embedder
-from service.engine.fetch import Fetcher
+from service.engine.fetch import Fetcher, Fetches
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
 from service.errors import NotFound, Overloaded
@@ -23,7 +24,7 @@ from service.retrieval.projection import Maps
 from service.retrieval.search import Searcher
 from service.retrieval.single_flight import OneAtATime
 from service.runtime.metrics import Metrics
-from service.runtime.quotas import Limiter
+from service.runtime.quotas import Limiter, Meter
 from service.settings import Settings
 from service.store import Store
 
@@ -132,3 +133,13 @@ async def current(request: Request) -> State:
 
 
 StateDep = Annotated[State, Depends(current)]
+
+
+async def calling(request: Request) -> Caller:
+    """Who the request is embedded for."""
+    services: State = request.state.services
+    meter: Meter | None = getattr(request.state, "meter", None)
+    return Caller(meter, None if services.fetcher is None else Fetches(services.fetcher, meter))
+
+
+CallerDep = Annotated[Caller, Depends(calling)]

@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -21,7 +21,6 @@ from isthmus_client import (
     AsyncIsthmus,
     Batching,
     Input,
-    NewItem,
     NotAllowed,
     NotFound,
     Refused,
@@ -33,20 +32,21 @@ from isthmus_client import (
     image,
     video,
 )
+from isthmus_client import NewItem as Sent
 from isthmus_client import folder as files
-from service.api.app import open_cache
 from service.contract.errors import InputError
+from service.engine.caller import BACKGROUND
 from service.engine.embedder import Embedder
+from service.engine.inputs import Media, Text, Unreadable, Video
+from service.engine.inputs import opened as opened_container
+from service.engine.opening import open_cache, open_engine
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
-from service.engine.towers import open_towers
 from service.jobs.ledger import Refusal
 from service.jobs.pieces import read_piece
 from service.jobs.plan import Bounds, Reader, Unusable, build
-from service.retrieval.indexing import index_items
+from service.retrieval.indexing import NewItem, index_items
 from service.runtime.metrics import Metrics
-from service.schemas.inputs import sniff
-from service.schemas.items import ItemInput, RefusedItem
 from service.settings import Settings, SettingsError
 from service.store import StoreInUse
 from service.store.opening import open_store
@@ -70,7 +70,7 @@ class Stopped(Exception):
 class Item:
     """One file."""
 
-    input: ItemInput
+    input: NewItem
     """Of kind file or text."""
     size: int
 
@@ -87,7 +87,7 @@ class Target(Protocol):
     def known(self, collection: str) -> AsyncIterator[tuple[str, Mapping[str, Any]]]:
         """(id, metadata) of what is there."""
 
-    async def put(self, items: Sequence[ItemInput]) -> list[str | None]:
+    async def put(self, items: Sequence[NewItem]) -> list[str | None]:
         """Why an item was refused, or None, for each. Raises Stopped."""
 
 
@@ -192,7 +192,7 @@ def _look(
     stamp |= files.digest(piece.data)
     if all(stamp.get(key) == held.get(key) for key in ("sha256", "described")):
         return None
-    return Item(item.model_copy(update={"metadata": item.metadata | {files.KEY: stamp}}), len(piece.data))
+    return Item(replace(item, metadata={**item.metadata, files.KEY: stamp}), len(piece.data))
 
 
 # A running server
@@ -233,20 +233,20 @@ class Server:
             if (cursor := page.next_cursor) is None:
                 return
 
-    async def put(self, items: Sequence[ItemInput]) -> list[str | None]:
+    async def put(self, items: Sequence[NewItem]) -> list[str | None]:
         refused: list[str | None] = []
         wanted = []
         for item in items:
             try:
                 refused.append(None)
-                wanted.append((len(refused) - 1, NewItem(item.id, _content(item), item.metadata, item.collection)))
+                wanted.append((len(refused) - 1, Sent(item.id, _content(item), dict(item.metadata), item.collection)))
             except InputError as error:  # it is none of what the server reads
                 refused[-1] = str(error)
         for (place, _), why in zip(wanted, await self._upsert([each for _, each in wanted]), strict=True):
             refused[place] = why
         return refused
 
-    async def _upsert(self, items: Sequence[NewItem]) -> list[str | None]:
+    async def _upsert(self, items: Sequence[Sent]) -> list[str | None]:
         async def send() -> list[Written]:
             return [each async for each in self._space.upsert_many(items)]
 
@@ -272,11 +272,20 @@ class Server:
                     raise
 
 
-def _content(item: ItemInput) -> Input:
-    """Raises UnsupportedMedia."""
-    if item.file is None:
-        return item.text or ""
-    return {"image": image, "audio": audio, "video": video}[sniff(item.file.data)](item.file.data)
+def _content(item: NewItem) -> Input:
+    """Raises InputError."""
+    match item.content:
+        case Text(text):
+            return text
+        case Media("image", data):
+            return image(data)
+        case Media("audio", data):
+            return audio(data)
+        case Video(data):
+            return video(data) if isinstance(opened_container(item.content), Video) else audio(data)
+        case Unreadable(error):
+            raise error
+    raise AssertionError(item.content)
 
 
 # A store
@@ -298,17 +307,17 @@ class Direct:
             if cursor is None:
                 return
 
-    async def put(self, items: Sequence[ItemInput]) -> list[str | None]:
+    async def put(self, items: Sequence[NewItem]) -> list[str | None]:
         answers = await index_items(
             self._embedder,
             self._store,
             items,
             fail=False,
+            caller=BACKGROUND,
             tokens=self._tokens,
             previewer=self._previewer,
-            background=True,
         )
-        return [each.error.detail if isinstance(each, RefusedItem) else None for each in answers]
+        return [str(each) if isinstance(each, InputError) else None for each in answers]
 
 
 @asynccontextmanager
@@ -332,17 +341,8 @@ async def opened(settings: Settings) -> AsyncIterator[Target]:
         ) from None
     metrics = Metrics()
     try:
-        towers = open_towers(
-            bundle,
-            settings.device,
-            settings.call_threads,
-            settings.modalities,
-            settings.precision,
-            settings.towers_on_gpus,
-            settings.batch_audio_seconds,
-        )
         cache = open_cache(settings, bundle.manifest, metrics)
-        embedder = Embedder(bundle, towers, cache, settings, metrics)
+        embedder = open_engine(settings, bundle).embedder(cache, settings, metrics)
         tokens = TokenEmbedder(embedder)
         previewer = Previewer(embedder, settings.limits) if settings.previews else None
         try:

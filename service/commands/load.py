@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from service.commands import starters
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
-from service.engine.embedder import StoredModality
+from service.engine.inputs import StoredModality
 from service.retrieval.reembedding import naming_the_way_out
 from service.schemas import exact_json
 from service.schemas.items import ItemId, Metadata, Name

@@ -32,7 +32,8 @@ def run(
 ) -> int:
     """Carry a store over to another bundle: in its place, or into a store beside it. Raises StoreError, BundleError."""
     settings = read_settings(bundle=bundle)
-    most = max(settings.max_image_bytes, settings.max_audio_bytes, settings.max_video_bytes)
+    limits = settings.limits
+    most = max(limits.image_bytes, limits.audio_bytes, limits.video_bytes)
     originals = Originals(media, media_key, most)
     if dry_run:
         outcome = survey(store, originals)

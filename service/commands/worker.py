@@ -12,13 +12,13 @@ import signal
 import socket
 from uuid import uuid4
 
-from service.api.app import open_cache, open_limiter
+from service.api.app import open_limiter
 from service.engine.cache import check_redis
-from service.engine.embedder import Embedder
+from service.engine.caller import PROCESS
 from service.engine.fetch import Fetcher, ways
+from service.engine.opening import open_cache, open_engine
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
-from service.engine.towers import open_towers
 from service.jobs.embedding import Means, embed
 from service.jobs.pieces import Outcome, Work
 from service.jobs.stream import Worker, connect
@@ -40,23 +40,15 @@ async def work(settings: Settings) -> None:
     await asyncio.to_thread(check_redis, url)
     # Nobody waits for an answer here as a request does.
     settings = settings.model_copy(update={"request_deadline_s": _ENDLESS_S})
-    bundle = settings.read_bundle()
-    manifest, metrics = bundle.manifest, Metrics()
-    towers = open_towers(
-        bundle,
-        settings.device,
-        settings.call_threads,
-        settings.modalities,
-        settings.precision,
-        settings.towers_on_gpus,
-        settings.batch_audio_seconds,
-    )
+    opened, metrics = open_engine(settings), Metrics()
+    manifest = opened.bundle.manifest
     cache = open_cache(settings, manifest, metrics)
-    embedder = Embedder(bundle, towers, cache, settings, metrics)
+    embedder = opened.embedder(cache, settings, metrics)
     tokens, previewer = TokenEmbedder(embedder), Previewer(embedder, settings.limits)
-    fetching, limiter = ways(settings), open_limiter(settings, metrics)
+    limiter = open_limiter(settings, metrics)
+    fetching = ways(settings)
     fetcher = None if fetching is None else Fetcher(fetching, settings, metrics)
-    means = Means(embedder, tokens, previewer, settings.limits, limiter, fetcher, background=False)
+    means = Means(embedder, tokens, previewer, settings.limits, limiter, fetcher, PROCESS)
     connection = connect(url)
 
     async def make(work: Work) -> list[Outcome]:

@@ -146,6 +146,8 @@ class SeenImage:
     """(3, height, width)"""
     cut: bool
     """Whether the file ends before the picture does: the little that is missing is grey."""
+    small: Image.Image | None = None
+    """The whole picture in little, where that was asked for and enough of it was decoded."""
 
 
 def read_image(data: bytes, spec: ImagePreprocessing, limits: ImageLimits = ImageLimits()) -> NDArray[np.float32]:
@@ -153,16 +155,23 @@ def read_image(data: bytes, spec: ImagePreprocessing, limits: ImageLimits = Imag
     return see_image(data, spec, limits).pixels
 
 
-def see_image(data: bytes, spec: ImagePreprocessing, limits: ImageLimits = ImageLimits()) -> SeenImage:
+def see_image(
+    data: bytes, spec: ImagePreprocessing, limits: ImageLimits = ImageLimits(), side: int | None = None
+) -> SeenImage:
     """An image file → what the tower takes: `preprocess_image(decode_image(…))`, with less decoded where less will do.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8, straight from its cosine coefficients, where that leaves REDUCING_GAP times
     the size that it is resized to. That changes pixels by less than SCALED_TOLERANCE on average. Of a large picture
-    that is not RGB yet, only a band at a time is: to one level of 255. Raises as decode_image does.
+    that is not RGB yet, only a band at a time is: to one level of 255. With `side` the whole picture comes too, upright
+    in RGB and in no more pixels a side, unless fewer were decoded than it has. Raises as decode_image does.
     """
     picture = _decoded(data, limits, spec)
     try:
-        return SeenImage(_preprocessed(picture, spec), picture.cut)
+        pixels, small = _preprocessed(picture, spec), None
+        if side is not None and max(picture.size) >= min(side, max(picture.full or picture.size)):
+            small = picture.whole()
+            small.thumbnail((side, side), Image.Resampling.LANCZOS)
+        return SeenImage(pixels, picture.cut, small)
     except Exception:  # samples that are no numbers come to light when they become RGB
         raise BadMedia(_CORRUPT) from None
 

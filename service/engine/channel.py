@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -77,7 +78,7 @@ class Engine:
         self.batcher: Batcher[Any] = Batcher(
             modality,
             how.collate,
-            lambda arrays: _unit_rows(tower.run(arrays)),
+            partial(_run, tower),
             dimensions=bundle.manifest.dimensions,
             budget=how.budget(on_cpu),
             lanes=settings.cpu_lanes if on_cpu else len(settings.gpus),
@@ -326,8 +327,9 @@ class Channel:
         return min(60, max(1, math.ceil(self._pace * self._admitted)))
 
 
-def _unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def _run(tower: Runs, arrays: Arrays) -> NDArray[np.float32]:
     """Rows scaled to length 1, all at once and in the model's thread; those without a direction as they are."""
+    vectors = tower.run(arrays)
     try:
         return l2_normalise(vectors)
     except ValueError:

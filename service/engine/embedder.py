@@ -6,93 +6,57 @@ threads (so one bad input fails alone, before the queue), wait in the queue of t
 
 import asyncio
 import logging
-import math
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 from service.contract.bundle import Bundle, Manifest, Modality
 from service.contract.errors import InputError, UnsupportedMedia
-from service.contract.videos import VideoLimits
+from service.contract.images import ImagePreprocessing
+from service.contract.sounds import AudioPreprocessing
+from service.contract.videos import Clip, read_video
+from service.engine import videos
 from service.engine.batcher import Answer
 from service.engine.cache import Cache, Entry, key_of
+from service.engine.caller import PROCESS, Caller
 from service.engine.channel import Channel, Open, Runs, opener
-from service.engine.handling import Content, Prepared
-from service.engine.handling import Text as Text
-from service.engine.header_sizes import stated_pixels, stated_seconds
-from service.errors import DeadlineExceeded, InferenceFailed
+from service.engine.handling import Prepared
+from service.engine.inputs import (
+    NOT_FETCHED,
+    UNKNOWN_TEXT,
+    Decoded,
+    Embedded,
+    Input,
+    Media,
+    Moment,
+    Single,
+    Text,
+    TokenIds,
+    Unreadable,
+    Url,
+    Video,
+    costs_of,
+    length_of,
+    modality_of,
+    opened,
+)
+from service.errors import DeadlineExceeded, FetchDisabled, InferenceFailed
 from service.runtime.metrics import Metrics
-from service.runtime.quotas import Costs, Unit, metering
 from service.runtime.timings import record, timed
 from service.runtime.workers import WorkerDied, Workers
-from service.settings import Limits, Settings
-from service.store.rows import Moment
+from service.settings import Settings
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-StoredModality = Literal["image", "audio", "text", "vector", "video"]
-"""What an item was made from; `vector` where the client gave the vector and did not say."""
-
 _HASHED_ON_THE_LOOP = 65_536  # bytes: under 0.1 ms
 _TOKENISED_ON_THE_LOOP = 512  # characters: about 0.2 ms, where a hop to a thread and back costs nearly as much
+_ANY_TEXT = "surrogatepass"
 _CHUNK = 8_192
 _GROUP = 131_072  # bytes of undecoded media
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class TokenIds:
-    """Made by the client with the bundle's own tokenizer, special tokens included."""
-
-    ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Media:
-    """An image file or a sound file, not yet decoded."""
-
-    modality: Literal["image", "audio"]
-    data: bytes
-
-
-@dataclass(frozen=True, eq=False)
-class Ready:
-    """Of a video: pixels as the image tower takes them, or samples at the audio tower's rate."""
-
-    modality: Literal["image", "audio"]
-    value: NDArray[np.float32]
-    cost: float
-    """Pixels that were decoded for it, or seconds."""
-
-
-Input = Text | TokenIds | Media | Ready
-
-
-@dataclass(frozen=True)
-class Embedded:
-    vector: NDArray[np.float32]
-    """(D,), unit length, not writeable."""
-    modality: Modality
-    truncated: bool
-    cached: bool
-    tokens: int = 0
-    """That a text has, special tokens included; 0 for media."""
-    unknown: float = 0.0
-    """The share of a text's tokens that the tokenizer does not know (contract.tokens.Tokens)."""
-    moments: tuple[Moment, ...] = ()
-    """Of a video, and of a long sound that is going to be stored."""
-    video: bool = False
-    """It is handled as images are, or as sounds where it has no picture."""
-
-    @property
-    def kind(self) -> StoredModality:
-        return "video" if self.video else self.modality
 
 
 @dataclass
@@ -114,7 +78,7 @@ class _Flight:
             self.result.set_result(outcome)
 
 
-_Making = Sequence[tuple[Input, _Flight]]
+_Making = Sequence[tuple[Single, _Flight]]
 
 
 class Embedder:
@@ -133,13 +97,6 @@ class Embedder:
         self._cache, self._metrics, self.deadline_s = cache, metrics, settings.request_deadline_s
         self._capacity, self.limits = settings.queue_inputs, settings.limits
         self._decode_workers = settings.decode_workers
-        self.video_limits = VideoLimits(
-            settings.max_video_bytes,
-            settings.max_video_seconds,
-            settings.max_video_pixels,
-            settings.max_audio_channels,
-            settings.video_frames,
-        )
         self.long_sounds = {True: asyncio.Semaphore(1), False: asyncio.Semaphore(max(1, settings.decode_workers // 2))}
         """Sounds that are in memory while their moments are embedded; those in the background by themselves."""
         self._pool = Workers("decode", settings.decode_workers)
@@ -157,16 +114,60 @@ class Embedder:
     def manifest(self) -> Manifest:
         return self.bundle.manifest
 
-    async def embed(self, inputs: Sequence[Input], *, background: bool = False) -> list[Embedded | InputError]:
+    async def embed(
+        self, inputs: Sequence[Input], caller: Caller = PROCESS, *, stored: bool = False, admit_unknown: bool = False
+    ) -> list[Embedded | InputError]:
         """One result per input, in order: a unit vector, or what is wrong with that input.
+
+        So is a text of which the tokenizer knows nothing, unless `admit_unknown`: its vector is that of every such
+        text. With `stored`, long sounds have their moments, as videos have.
 
         Identical inputs are embedded once, also across requests that are under way at the same time. Raises Overloaded
         and RateLimited before any work, DeadlineExceeded, and NotReady at shutdown; a cancelled call withdraws what it
         waits for.
-
-        In the `background` inputs wait behind those of other calls, take a quarter of the room at most, and have no
-        deadline.
         """
+        if any(isinstance(given, Url | Video) for given in inputs):
+            inputs = await self.read(inputs, caller)
+        single = [given for given in inputs if isinstance(given, Single)]
+        made = iter(await self._embed(single, caller) if single else ())
+        results: list[Embedded | InputError] = []
+        for given in inputs:
+            if isinstance(given, Unreadable):
+                results.append(given.error)
+            elif isinstance(given, Video):
+                results.append(await self._embed_video(given, caller))
+            else:
+                result = next(made)
+                unknown = isinstance(result, Embedded) and result.unknown == 1 and not admit_unknown
+                results.append(InputError(UNKNOWN_TEXT) if unknown else result)
+        if stored:
+            await self._add_moments(inputs, results, caller)
+        return results
+
+    async def read(self, inputs: Sequence[Input], caller: Caller = PROCESS) -> list[Input]:
+        """The inputs with files in place of URLs, and of videos those that are sounds as such; each once.
+
+        Raises RateLimited, DeadlineExceeded.
+        """
+        urls = {place: given for place, given in enumerate(inputs) if isinstance(given, Url)}
+        fetched: dict[int, bytes | InputError] = {}
+        if caller.fetches is not None and urls:
+            wanted = [(given.modality, given.url) for given in urls.values()]
+            fetched = dict(zip(urls, await caller.fetches.all(wanted), strict=True))
+        read: list[Input] = []
+        for place, given in enumerate(inputs):
+            if isinstance(given, Url):
+                file = fetched.get(place, FetchDisabled(NOT_FETCHED))
+                read.append(Media(given.modality, file) if isinstance(file, bytes) else Unreadable(file))
+            elif isinstance(given, Video) and not given.opened:
+                read.append(await self.in_worker(partial(opened, given)))
+            else:
+                read.append(given)
+        return read
+
+    async def _embed(self, inputs: Sequence[Single], caller: Caller) -> list[Embedded | InputError]:
+        """With room for as many as there are, or piece by piece where that is too much."""
+        background = caller.background
         capacity = max(1, self._capacity // 4) if background else self._capacity
         size = max(1, len(inputs) if len(inputs) <= capacity else capacity // 2)
         pieces = [inputs[start : start + size] for start in range(0, len(inputs), size)]
@@ -175,21 +176,70 @@ class Embedder:
             for modality, count in Counter(map(modality_of, inputs)).items():
                 if modality in self.channels:
                     admitted.enter_context(self.channels[modality].admit(min(count, size)))
-            try:
-                async with asyncio.timeout(None if background else self.deadline_s):
-                    await self._charge(inputs)
-                    return [each for piece in pieces for each in await self._embed(piece, background)]
-            except TimeoutError:
-                raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
+            async with self._in_time(caller):
+                await self._charge(inputs, caller)
+                return [result for piece in pieces for result in await self._embed_piece(piece, background)]
 
-    async def _charge(self, inputs: Sequence[Input]) -> None:
-        """Take what the inputs cost from the limits of the request's key. Raises RateLimited."""
-        meter = metering.get()
+    @asynccontextmanager
+    async def _in_time(self, caller: Caller) -> AsyncIterator[None]:
+        """Raises DeadlineExceeded where a caller that waits has waited for too long."""
+        try:
+            async with asyncio.timeout(None if caller.background else self.deadline_s):
+                yield
+        except TimeoutError:
+            raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
+
+    async def _charge(self, inputs: Sequence[Single], caller: Caller) -> None:
+        """Take what the inputs cost from the limits of the caller's key. Raises RateLimited."""
+        meter = caller.meter
         if meter is None or meter.units <= {"requests"}:
             return
-        measured = meter.units & {"pixels", "seconds"} and any(isinstance(each, Media) for each in inputs)
-        costs = await self.in_worker(lambda: costs_of(inputs, self.limits)) if measured else costs_of(inputs, None)
-        await meter.take(costs)
+        measured = meter.units & {"pixels", "seconds"} and any(isinstance(given, Media) for given in inputs)
+        limits = self.limits if measured else None
+        await meter.take(await self.in_worker(lambda: costs_of(inputs, limits)) if limits else costs_of(inputs, None))
+
+    async def _embed_video(self, video: Video, caller: Caller) -> Embedded | InputError:
+        served = {name: self.manifest.towers[name].preprocessing for name in self.channels}
+        picture, sound = served.get("image"), served.get("audio")
+        spec = picture if isinstance(picture, ImagePreprocessing) else None
+        rate = sound.sampling_rate if isinstance(sound, AudioPreprocessing) else None
+        if spec is None and rate is None:
+            return UnsupportedMedia("no tower is served here for the frames or the sound of a video")
+
+        def read() -> Clip | InputError:
+            try:
+                return read_video(video.data, spec, rate, self.limits.of_videos)
+            except InputError as error:
+                return error.without_frames()
+
+        async with self._in_time(caller):
+            clip = await self.in_worker(read)
+            if isinstance(clip, InputError):
+                return clip
+            return videos.pooled(clip, await self._embed(videos.decoded(clip), caller))
+
+    async def _add_moments(self, inputs: Sequence[Input], results: list[Embedded | InputError], caller: Caller) -> None:
+        """Give long sounds the vectors of their moments."""
+        sounds = {
+            place: given
+            for place, (given, result) in enumerate(zip(inputs, results, strict=True))
+            if isinstance(given, Media) and given.modality == "audio" and isinstance(result, Embedded)
+        }
+        # Most sounds say that they are short, and are not decoded again.
+        for place in await self.in_worker(lambda: videos.perhaps_long(sounds, self.limits)) if sounds else ():
+            whole, spec = results[place], self.manifest.towers["audio"].preprocessing
+            assert isinstance(whole, Embedded) and isinstance(spec, AudioPreprocessing)
+            cutting = partial(videos.stretches_of, sounds[place], spec.sampling_rate, self.limits.of_sounds)
+            async with self._in_time(caller), self.long_sounds[caller.background]:
+                parts = await self.in_worker(cutting)
+                decoded = [part for _, _, part in parts]
+                vectors = await self._embed(decoded, caller.uncharged) if parts else []  # the whole is paid for
+            moments = [
+                Moment("audio", start, end, made.vector)
+                for (start, end, _), made in zip(parts, vectors, strict=True)
+                if isinstance(made, Embedded)
+            ]
+            results[place] = replace(whole, moments=tuple(moments))
 
     async def canary(self, modality: Modality) -> None:
         """Embed a small input through one tower, past the cache. Raises if anything on the way does not work."""
@@ -234,56 +284,47 @@ class Embedder:
         # What is still being decoded goes on to a closed batcher, and is answered there.
         await asyncio.to_thread(self._pool.close)
 
-    async def _embed(self, inputs: Sequence[Input], background: bool) -> list[Embedded | InputError]:
-        keys = await self._keys(inputs)
+    async def _embed_piece(self, inputs: Sequence[Single], background: bool) -> list[Embedded | InputError]:
+        precisions = {modality: channel.precision for modality, channel in self.channels.items()}
+        naming = partial(_keys, self.manifest.space, precisions, inputs)
+        large = sum(map(_bytes, inputs)) > _HASHED_ON_THE_LOOP
+        keys = await self.in_worker(naming) if large else naming()
         distinct = dict(zip(keys, inputs, strict=True))
         with timed("cache"):
-            found = await self._cache.get_many(list(distinct))
-        known = {key: entry for key, entry in zip(distinct, found, strict=True) if entry is not None}
-        missing = [key for key in distinct if key not in known]
+            cached = await self._cache.get_many(list(distinct))
+        known = {key: entry for key, entry in zip(distinct, cached, strict=True) if entry is not None}
+        missing = {key: given for key, given in distinct.items() if key not in known}
         self._metrics.cache.labels("hit").inc(len(known))
         self._metrics.cache.labels("miss").inc(len(missing))
-        made = await self._made({key: distinct[key] for key in missing}, background)
+        made = await self._made(missing, background) if missing else {}
         with timed("cache"):
-            await self._cache.put_many({key: each for key, each in made.items() if isinstance(each, Entry)})
+            await self._cache.put_many({key: entry for key, entry in made.items() if isinstance(entry, Entry)})
         results: list[Embedded | InputError] = []
         for key, given in zip(keys, inputs, strict=True):
-            each = known[key] if key in known else made[key]
-            if isinstance(each, InputError):
-                results.append(each)
+            hit = key in known
+            entry = known[key] if hit else made[key]
+            if isinstance(entry, Entry):
+                vector, modality = entry.vector, modality_of(given)
+                results.append(Embedded(vector, modality, entry.truncated, hit, entry.tokens, entry.unknown))
             else:
-                results.append(
-                    Embedded(each.vector, modality_of(given), each.truncated, key in known, each.tokens, each.unknown)
-                )
+                results.append(entry)
         return results
 
-    async def _keys(self, inputs: Sequence[Input]) -> list[str]:
-        large = sum(map(_bytes, inputs)) > _HASHED_ON_THE_LOOP
-        space = self.manifest.space
-        precisions = {modality: channel.precision for modality, channel in self.channels.items()}
-
-        def keys() -> list[str]:
-            return [_key(space, precisions.get(modality_of(each), "none"), each) for each in inputs]
-
-        return await self.in_worker(keys) if large else keys()
-
-    async def _made(self, missing: Mapping[str, Input], background: bool) -> dict[str, Entry | InputError]:
+    async def _made(self, missing: Mapping[str, Single], background: bool) -> dict[str, Entry | InputError]:
         """Make each vector, or wait for whoever is making the same. One is given up when the last who waits goes away.
 
         Raises the first failure that is not of one input alone.
         """
-        if not missing:
-            return {}
         loop = asyncio.get_running_loop()
         flights: dict[str, _Flight] = {}
-        new: dict[Modality, list[tuple[Input, _Flight]]] = {}
-        for key, each in missing.items():
+        new: dict[Modality, list[tuple[Single, _Flight]]] = {}
+        for key, given in missing.items():
             # A request does not wait for what is made in the background.
             name = f"background {key}" if background and key not in self._flights else key
             flight = self._flights.get(name)
             if flight is None:
                 flight = self._flights[name] = _Flight(loop.create_future(), name)
-                new.setdefault(modality_of(each), []).append((each, flight))
+                new.setdefault(modality_of(given), []).append((given, flight))
             flight.waiting += 1
             flights[key] = flight
         for modality, making in new.items():
@@ -293,8 +334,8 @@ class Embedder:
                 for group in _groups(making, self._decode_workers):
                     self._begin(self._make(modality, group, [group], background))
         try:
-            await asyncio.wait([each.result for each in flights.values()], return_when=asyncio.FIRST_EXCEPTION)
-            failures = (each.result.exception() for each in flights.values() if each.result.done())
+            await asyncio.wait([flight.result for flight in flights.values()], return_when=asyncio.FIRST_EXCEPTION)
+            failures = (flight.result.exception() for flight in flights.values() if flight.result.done())
             if failure := next(filter(None, failures), None):
                 raise failure
             return {key: flight.result.result() for key, flight in flights.items()}
@@ -322,9 +363,9 @@ class Embedder:
                 answers: list[asyncio.Future[Answer]] = []
                 for chunk in chunks:
                     async with channel.background_slots if background else channel.slots:
-                        chunk = [each for each in chunk if not each[1].result.done()]  # who gave up meanwhile
+                        chunk = [pair for pair in chunk if not pair[1].result.done()]  # who gave up meanwhile
                         with timed("decode") as took:
-                            prepared = await self._prepared(engine.handling.prepare, [each for each, _ in chunk])
+                            prepared = await self._prepared(engine.handling.prepare, [given for given, _ in chunk])
                         channel.decoded(took(), len(chunk))
                         for (_, flight), ready in zip(chunk, prepared, strict=True):
                             if isinstance(ready, InputError):
@@ -342,26 +383,32 @@ class Embedder:
                 raise
 
     async def _prepared(
-        self, prepare: Callable[[Content], Prepared], inputs: Sequence[Input], *, last: bool = False
+        self, prepare: Callable[[Single], Prepared], inputs: Sequence[Single], *, last: bool = False
     ) -> list[Prepared | InputError]:
-        def one(each: Input) -> Prepared | InputError:
-            try:
-                return prepare(content_of(each))
-            except InputError as error:
-                return error.without_frames()
-            except Exception:  # a fault of ours or of a library, which this input alone has met
-                log.exception("an input of kind %s could not be prepared", modality_of(each))
-                return InferenceFailed("the server failed to read this input")
-
-        if sum(map(_length, inputs)) <= _TOKENISED_ON_THE_LOOP:
-            return [one(each) for each in inputs]
+        preparing = partial(_prepare_each, prepare, inputs)
+        if sum(map(length_of, inputs)) <= _TOKENISED_ON_THE_LOOP:
+            return preparing()
         try:
-            return await self._pool.run(lambda: [one(each) for each in inputs])
+            return await self._pool.run(preparing)
         except WorkerDied:
             if last:
                 return [InferenceFailed("the server failed to read this input")]
             # One of them is to blame, or none: each has another try, alone.
-            return [(await self._prepared(prepare, [each], last=True))[0] for each in inputs]
+            return [(await self._prepared(prepare, [given], last=True))[0] for given in inputs]
+
+
+def _prepare_each(prepare: Callable[[Single], Prepared], inputs: Sequence[Single]) -> list[Prepared | InputError]:
+    """What is wrong with an input stands in its place."""
+    prepared: list[Prepared | InputError] = []
+    for given in inputs:
+        try:
+            prepared.append(prepare(given))
+        except InputError as error:
+            prepared.append(error.without_frames())
+        except Exception:  # a fault of ours or of a library, which this input alone has met
+            log.exception("an input of kind %s could not be prepared", modality_of(given))
+            prepared.append(InferenceFailed("the server failed to read this input"))
+    return prepared
 
 
 def _couple(flight: _Flight, answer: "asyncio.Future[Answer]", prepared: Prepared) -> None:
@@ -390,14 +437,14 @@ def _couple(flight: _Flight, answer: "asyncio.Future[Answer]", prepared: Prepare
 def _chunks(making: _Making) -> list[_Making]:
     """Texts of about _CHUNK characters each: few hops between threads, and the first are embedded while the others wait
     to be read."""
-    chunks: list[list[tuple[Input, _Flight]]] = []
+    chunks: list[list[tuple[Single, _Flight]]] = []
     room = 0.0
-    for each in making:
-        length = _length(each[0])
+    for given, flight in making:
+        length = length_of(given)
         if length > room or not chunks:
             chunks.append([])
             room = float(_CHUNK)
-        chunks[-1].append(each)
+        chunks[-1].append((given, flight))
         room -= length
     return list(chunks)
 
@@ -406,73 +453,36 @@ def _groups(making: _Making, workers: int) -> list[_Making]:
     """Media that one thread decodes in one go: small ones together, for a hop to a thread and back costs as much as a
     tenth of decoding a small photograph; but never so many that another of the workers has nothing to do."""
     most = -(-len(making) // workers)
-    groups: list[list[tuple[Input, _Flight]]] = []
+    groups: list[list[tuple[Single, _Flight]]] = []
     room = 0
-    for each in making:
-        size = len(each[0].data) if isinstance(each[0], Media) else 0
+    for given, flight in making:
+        size = len(given.data) if isinstance(given, Media) else 0
         if not groups or size > room or len(groups[-1]) == most:
             groups.append([])
             room = _GROUP
-        groups[-1].append(each)
+        groups[-1].append((given, flight))
         room -= size
     return list(groups)
 
 
-def _length(each: Input) -> float:
-    """Of a text, in characters or token ids; media are endless."""
-    match each:
-        case Text():
-            return len(each.text)
-        case TokenIds():
-            return len(each.ids)
-        case Media() | Ready():
-            return math.inf
-
-
-def _bytes(each: Input) -> int:
+def _bytes(given: Single) -> int:
     """Of media, which are hashed."""
-    return len(each.data) if isinstance(each, Media) else each.value.nbytes if isinstance(each, Ready) else 0
+    return len(given.data) if isinstance(given, Media) else given.value.nbytes if isinstance(given, Decoded) else 0
 
 
-def costs_of(inputs: Sequence[Input], limits: Limits | None) -> Costs:
-    """What inputs cost, in the units of keys' limits; media by what their headers say, without `limits` nothing."""
-    costs: dict[Unit, float] = {"items": len(inputs), "characters": 0, "pixels": 0, "seconds": 0}
-    for each in inputs:
-        if isinstance(each, Ready):
-            costs["pixels" if each.modality == "image" else "seconds"] += each.cost
-        elif not isinstance(each, Media):
-            costs["characters"] += _length(each)
-        elif limits is not None and each.modality == "image":
-            costs["pixels"] += stated_pixels(each.data, limits)
-        elif limits is not None:
-            costs["seconds"] += stated_seconds(each.data, limits)
-    return costs
-
-
-def modality_of(each: Input) -> Modality:
-    return each.modality if isinstance(each, Media | Ready) else "text"
-
-
-def content_of(each: Input) -> Content:
-    match each:
-        case Text():
-            return each
-        case TokenIds():
-            return each.ids
-        case Media():
-            return each.data
-        case Ready():
-            return each.value
-
-
-def _key(space: str, precision: str, each: Input) -> str:
-    match each:
-        case Text():
-            kind = "text" if each.role == "query" else each.role
-            return key_of(space, precision, kind, each.text.encode("utf-8", "surrogatepass"))
-        case TokenIds():
-            return key_of(space, precision, "ids", ",".join(map(str, each.ids)).encode())
-        case Media():
-            return key_of(space, precision, each.modality, each.data)
-        case Ready():
-            return key_of(space, precision, f"{each.modality} {each.value.shape}", each.value.tobytes())
+def _keys(space: str, precisions: Mapping[Modality, str], inputs: Sequence[Single]) -> list[str]:
+    keys = []
+    kind: str
+    for given in inputs:
+        precision = precisions.get(modality_of(given), "none")
+        match given:
+            case Text():
+                kind, content = "text" if given.role == "query" else given.role, given.text.encode("utf-8", _ANY_TEXT)
+            case TokenIds():
+                kind, content = "ids", ",".join(map(str, given.ids)).encode()
+            case Media():
+                kind, content = given.modality, given.data
+            case Decoded():
+                kind, content = f"{given.modality} {given.value.shape}", given.value.tobytes()
+        keys.append(key_of(space, precision, kind, content))
+    return keys

@@ -15,7 +15,6 @@ import re
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -36,7 +35,7 @@ from service.contract.errors import InputError, MediaTooLarge
 from service.engine.addresses import Address, Network, inside, network, public
 from service.errors import DeadlineExceeded, FetchFailed, FetchRefused
 from service.runtime.fair import FairSemaphore
-from service.runtime.quotas import metering
+from service.runtime.quotas import Meter
 from service.runtime.timings import timed
 from service.settings import Settings, SettingsError
 
@@ -229,8 +228,9 @@ class Fetcher:
 
     def __init__(self, ways: Ways, settings: Settings, observer: Observer, *, background: bool = False) -> None:
         self.rules, self._tls, self._resolver = ways.rules, ways.tls, ways.resolver
-        self.most = {"image": settings.max_image_bytes, "audio": settings.max_audio_bytes}
-        self.most_of_a_request = settings.max_body_bytes
+        limits = settings.limits
+        self.most = {"image": limits.image_bytes, "audio": limits.audio_bytes}
+        self.most_of_a_request = limits.body_bytes
         self.deadline_s = settings.request_deadline_s
         self._timeout_s = settings.fetch_timeout_s
         places = settings.fetch_concurrency
@@ -365,6 +365,8 @@ class Fetches:
     """
 
     fetcher: Fetcher
+    meter: Meter | None = None
+    """Of the request's key: what is fetched is paid for first."""
     of_a_job: bool = False
     _left: int = field(init=False)
     _made: dict[tuple[str, str], "asyncio.Task[bytes | InputError]"] = field(default_factory=dict, init=False)
@@ -374,8 +376,8 @@ class Fetches:
 
     async def all(self, wanted: Sequence[tuple[Literal["image", "audio"], str]]) -> list[bytes | InputError]:
         """Kind and URL → what is there, or what is wrong with it, in order. Raises RateLimited, DeadlineExceeded."""
-        if meter := metering.get():
-            await meter.prepay(sum(each not in self._made for each in wanted))
+        if self.meter is not None:
+            await self.meter.prepay(sum(each not in self._made for each in wanted))
         for kind, url in wanted:
             if (kind, url) not in self._made:
                 self._made[kind, url] = asyncio.create_task(self._one(url, self.fetcher.most[kind]))
@@ -401,7 +403,3 @@ class Fetches:
         self._left -= size
         if self._left < 0 and not self.of_a_job:
             raise MediaTooLarge(f"what is at the request's URLs is larger than {self.fetcher.most_of_a_request} bytes")
-
-
-fetching: ContextVar[Fetches | None] = ContextVar("fetching", default=None)
-"""Of the request at hand, where URLs are fetched; `inputs.read_request` sets it, and `jobs.embedding` for its items."""

@@ -13,8 +13,9 @@ from service.contract.bundle import Bundle, BundleError, Modality
 from service.contract.errors import InputError
 from service.contract.images import ImagePreprocessing, preprocess_image, see_image
 from service.contract.sounds import AudioPreprocessing, Sound
-from service.contract.tokens import Role, TextPreprocessing, TextTokenizer, Tokens, pad_tokens
+from service.contract.tokens import TextPreprocessing, TextTokenizer, Tokens, pad_tokens
 from service.engine.batcher import Budget
+from service.engine.inputs import SMALL_SIDE, Decoded, Media, Single, Text, TokenIds, length_of
 from service.engine.towers import Arrays
 from service.settings import Settings
 
@@ -22,17 +23,6 @@ _NEAR_TOKENS, _NEAR_MS = 16, 2_000
 """Texts and sounds up to these go together, whatever their lengths; longer ones are put into buckets (see Budget)."""
 _SLACK_TOKENS = 16
 """Padding that is computed on the CPU before another call is cheaper: a call of MiniLM costs as much as 8 tokens."""
-
-
-@dataclass(frozen=True)
-class Text:
-    text: str
-    role: Role = "query"
-    """What the encoder's instructions go by: whether it is asked or stored."""
-
-
-Content = bytes | Text | tuple[int, ...] | NDArray[np.float32]
-"""A media file, a text, token ids, or pixels or samples that are decoded already."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +41,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Handling:
-    prepare: Callable[[Content], Prepared]
+    prepare: Callable[[Single], Prepared]
     """Decode and preprocess; slow, for a worker thread. Raises InputError."""
     collate: Callable[[Sequence[Any]], Arrays]
     """`Prepared.value`s → the graph's inputs."""
@@ -81,11 +71,13 @@ def handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling
 def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
     limits = settings.limits.of_images
 
-    def prepare(content: Content) -> Prepared:
-        if isinstance(content, np.ndarray):
-            return Prepared(content, size=1)
-        assert isinstance(content, bytes)
-        seen = see_image(content, spec, limits)
+    def prepare(given: Single) -> Prepared:
+        if isinstance(given, Decoded):
+            return Prepared(given.value, size=1)
+        assert isinstance(given, Media)
+        seen = see_image(given.data, spec, limits, None if given.show is None else SMALL_SIDE)
+        if given.show is not None and seen.small is not None:
+            given.show(seen.small)
         return Prepared(seen.pixels, size=1, truncated=seen.cut)
 
     def collate(pixels: Sequence[NDArray[np.float32]]) -> Arrays:
@@ -102,11 +94,11 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
     def prepared(sound: Sound, cut: bool = False) -> Prepared:
         return Prepared(sound, size=spec.milliseconds(sound), truncated=cut)
 
-    def prepare(content: Content) -> Prepared:
-        if isinstance(content, np.ndarray):
-            return prepared(spec.prepare(content))
-        assert isinstance(content, bytes)
-        heard = hear(content, spec.sampling_rate, limits, spec.prepare_blocks)
+    def prepare(given: Single) -> Prepared:
+        if isinstance(given, Decoded):
+            return prepared(spec.prepare(given.value))
+        assert isinstance(given, Media)
+        heard = hear(given.data, spec.sampling_rate, limits, spec.prepare_blocks)
         return prepared(heard.value, heard.cut)
 
     def collate(sounds: Sequence[Sound]) -> Arrays:
@@ -119,16 +111,17 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
 
 
 def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings) -> Handling:
-    def prepare(content: Content) -> Prepared:
-        assert isinstance(content, Text | tuple)
-        given = content.text if isinstance(content, Text) else content
-        if len(given) > settings.max_text_chars:
-            unit = "characters" if isinstance(given, str) else "token ids"
-            raise InputError(f"the text is longer than {settings.max_text_chars} {unit}")
-        if isinstance(content, Text):
-            tokens = tokenizer.encode(content.text, spec.prefix(content.role))
+    most = settings.limits.text_chars
+
+    def prepare(given: Single) -> Prepared:
+        assert isinstance(given, Text | TokenIds)
+        if length_of(given) > most:
+            unit = "characters" if isinstance(given, Text) else "token ids"
+            raise InputError(f"the text is longer than {most} {unit}")
+        if isinstance(given, Text):
+            tokens = tokenizer.encode(given.text, spec.prefix(given.role))
         else:
-            tokens = tokenizer.accept(content)
+            tokens = tokenizer.accept(given.ids)
         length = len(tokens.ids)
         return Prepared(tokens, size=length, tokens=length, truncated=tokens.truncated, unknown=tokens.unknown)
 

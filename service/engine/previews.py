@@ -7,8 +7,10 @@ two kinds whatever was sent.
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any, Literal
 
 import anyio
 import numpy as np
@@ -19,15 +21,13 @@ from service.contract.audio import AudioLimits, hear
 from service.contract.errors import InputError
 from service.contract.images import ImageLimits, decode_image
 from service.contract.sounds import Waveform
-from service.engine.embedder import Embedder, Media
+from service.engine.embedder import Embedder
+from service.engine.inputs import SMALL_SIDE, Input, Media
 from service.runtime.workers import WorkerDied
 from service.settings import Limits
-from service.store import Preview
 
 log = logging.getLogger(__name__)
 
-SIDE = 480
-"""Pixels that neither side of a kept picture exceeds."""
 _QUALITY = 80
 SECONDS = 20.0
 """Of a sound that are kept: its first."""
@@ -37,10 +37,23 @@ PEAKS = 80
 _FADE = 0.05
 
 
+@dataclass(frozen=True)
+class Preview:
+    """A small file of our own making that shows what an input is."""
+
+    media_type: Literal["image/webp", "audio/mpeg"]
+    data: bytes
+    about: Mapping[str, Any]
+
+
 def preview_image(data: bytes, limits: ImageLimits) -> Preview:
-    """An image file → a WebP that fits into SIDE × SIDE. Raises InputError as decode_image does."""
-    picture = decode_image(data, limits, enough=2 * SIDE)
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    """An image file → a WebP that fits into SMALL_SIDE × SMALL_SIDE. Raises InputError as decode_image does."""
+    picture = decode_image(data, limits, enough=2 * SMALL_SIDE)
+    picture.thumbnail((SMALL_SIDE, SMALL_SIDE), Image.Resampling.LANCZOS)
+    return _of_picture(picture)
+
+
+def _of_picture(picture: Image.Image) -> Preview:
     # Pillow carries what it has read of a file from picture to picture, and its writers put some of it into theirs.
     plain = Image.frombytes("RGB", picture.size, picture.tobytes())
     written = io.BytesIO()
@@ -80,6 +93,18 @@ def peaks(samples: Waveform) -> list[int]:
     return [round(100 * each / top) if top > 0 else 0 for each in loudest]
 
 
+class _Sketch:
+    """The preview of a picture that is decoded to be embedded anyway."""
+
+    preview: Preview | None = None
+
+    def __call__(self, picture: Image.Image) -> None:
+        try:
+            self.preview = _of_picture(picture)
+        except Exception:  # of an encoder: the item itself is fine
+            log.exception("a preview could not be made")
+
+
 class Previewer:
     """Makes previews in the threads that decode."""
 
@@ -87,19 +112,29 @@ class Previewer:
         self._embedder = embedder
         self._images, self._sounds = limits.of_images, limits.of_sounds
 
+    def watched(self, inputs: Iterable[Input]) -> list[Input]:
+        """The same inputs; of those that are decoded to be embedded, `previews` decodes no picture again."""
+        return [
+            replace(given, show=_Sketch()) if isinstance(given, Media) and given.modality == "image" else given
+            for given in inputs
+        ]
+
     async def previews(self, media: Sequence[Media]) -> list[Preview | None]:
         """One for each, in order; None for what could not be made, which is no reason to refuse an item."""
         made: list[Preview | None] = [None] * len(media)
 
-        async def make(place: int, each: Media) -> None:
+        async def make(place: int, given: Media) -> None:
             try:
-                made[place] = await self._embedder.in_worker(lambda: self._preview(each))
+                made[place] = await self._embedder.in_worker(lambda: self._preview(given))
             except WorkerDied:
                 log.error("a preview could not be made: its thread died")
 
         async with anyio.create_task_group() as group:
-            for place, each in enumerate(media):
-                group.start_soon(make, place, each)
+            for place, given in enumerate(media):
+                if isinstance(given.show, _Sketch) and given.show.preview is not None:
+                    made[place] = given.show.preview
+                else:
+                    group.start_soon(make, place, given)
         return made
 
     def _preview(self, media: Media) -> Preview | None:

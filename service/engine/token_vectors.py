@@ -11,8 +11,10 @@ from contextlib import ExitStack
 
 from service.contract.errors import InputError, UnsupportedMedia
 from service.contract.vectors import Vectors
+from service.engine.caller import PROCESS, Caller
 from service.engine.channel import Engine
-from service.engine.embedder import Embedder, Input, content_of, modality_of
+from service.engine.embedder import Embedder
+from service.engine.inputs import Input, Single, Unreadable, modality_of
 from service.engine.towers import Tower
 from service.errors import DeadlineExceeded, InferenceFailed, NotReady
 from service.runtime.workers import Workers
@@ -32,34 +34,39 @@ class TokenEmbedder:
         """Whether any tower of the bundle has token vectors."""
         return any(tower.tokens for tower in self._embedder.manifest.towers.values())
 
-    async def embed(self, inputs: Sequence[Input]) -> list[Vectors | InputError]:
+    async def embed(self, inputs: Sequence[Input], caller: Caller = PROCESS) -> list[Vectors | InputError]:
         """Of each input its tokens' unit vectors (N, D), or what is wrong with it.
 
         Raises Overloaded before any work, DeadlineExceeded, and NotReady at shutdown.
         """
+        inputs = await self._embedder.read(inputs, caller)
         channels = self._embedder.channels
         with ExitStack() as admitted:
-            for modality, count in Counter(map(modality_of, inputs)).items():
+            for modality, count in Counter(modality_of(given) for given in inputs if isinstance(given, Single)).items():
                 if modality in channels:
                     admitted.enter_context(channels[modality].admit(count))
             try:
                 async with asyncio.timeout(self._embedder.deadline_s):
                     # One by one, so that a bad input fails alone and a request that ends early leaves little behind.
-                    return [await self._one(each) for each in inputs]
+                    return [await self._one(given) for given in inputs]
             except TimeoutError:
                 raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
 
     async def close(self) -> None:
         await asyncio.to_thread(self._pool.close)
 
-    async def _one(self, each: Input) -> Vectors | InputError:
-        modality = modality_of(each)
+    async def _one(self, given: Input) -> Vectors | InputError:
+        if isinstance(given, Unreadable):
+            return given.error
+        if not isinstance(given, Single):
+            return UnsupportedMedia("a video has no tokens to rerank by")
+        modality = modality_of(given)
         tower = self._embedder.manifest.towers.get(modality)
         if tower is None or not tower.tokens or modality not in self._embedder.channels:
             return UnsupportedMedia(f"this bundle has no token vectors of {modality} inputs")
         async with self._embedder.channels[modality].using() as engine:
             try:
-                return await self._pool.run(lambda: _tokens(engine, each))
+                return await self._pool.run(lambda: _tokens(engine, given))
             except InputError as error:
                 return error.without_frames()
             except NotReady:
@@ -69,8 +76,8 @@ class TokenEmbedder:
                 return InferenceFailed("the model failed on this input")
 
 
-def _tokens(engine: Engine, each: Input) -> Vectors:
+def _tokens(engine: Engine, given: Single) -> Vectors:
     assert isinstance(engine.tower, Tower)
-    prepared = engine.handling.prepare(content_of(each))
+    prepared = engine.handling.prepare(given)
     [tokens] = engine.tower.run_tokens(engine.handling.collate([prepared.value]))
     return tokens

@@ -5,124 +5,56 @@ vector. The sound does not go into the mean where there is a picture: it is foun
 that is stored has moments too.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 
-from service.contract.audio import decode_audio
+from service.contract.audio import AudioLimits, decode_audio
 from service.contract.bundle import Modality
-from service.contract.errors import InputError, UnsupportedMedia
-from service.contract.images import ImagePreprocessing
-from service.contract.sounds import STRETCH_S, AudioPreprocessing, Waveform, stretches
+from service.contract.errors import InputError
+from service.contract.sounds import STRETCH_S, stretches
 from service.contract.vectors import l2_normalise
-from service.contract.videos import Clip, read_video
-from service.engine.embedder import Embedded, Embedder, Input, Media, Ready
-from service.engine.header_sizes import stated_seconds
-from service.errors import DeadlineExceeded
-from service.runtime.quotas import metering
+from service.contract.videos import Clip
+from service.engine.inputs import Decoded, Embedded, Kind, Media, Moment, header_seconds
 from service.settings import Limits
-from service.store import Moment
 
 
-@dataclass(frozen=True)
-class Video:
-    """A video file, not yet decoded."""
-
-    data: bytes
-
-
-async def embed(
-    embedder: Embedder, inputs: Sequence[Input | Video], *, background: bool = False, stored: bool = False
-) -> list[Embedded | InputError]:
-    """As Embedder.embed, of videos too. Of sounds that are going to be `stored`, long ones have their moments."""
-    plain = [each for each in inputs if not isinstance(each, Video)]
-    made = iter(await embedder.embed(plain, background=background)) if plain else iter(())
-    results = [await _embed(embedder, each, background) if isinstance(each, Video) else next(made) for each in inputs]
-    sounds = {
-        place: each
-        for place, (each, result) in enumerate(zip(inputs, results, strict=True))
-        if stored and isinstance(each, Media) and each.modality == "audio" and isinstance(result, Embedded)
-    }
-    # Most sounds say that they are short, and are not decoded again.
-    for place in await embedder.in_worker(lambda: _perhaps_long(sounds, embedder.limits)) if sounds else ():
-        whole = results[place]
-        assert isinstance(whole, Embedded)
-        results[place] = await _with_moments(embedder, sounds[place], whole, background)
-    return results
+def decoded(clip: Clip) -> list[Decoded]:
+    """What the towers take of a video: its frames, then its sounds."""
+    frames = [Decoded("image", frame.value, frame.cost) for frame in clip.frames]
+    return frames + [Decoded("audio", sound.value, sound.cost) for sound in clip.sounds]
 
 
-def _perhaps_long(sounds: Mapping[int, Media], limits: Limits) -> list[int]:
-    """Those whose headers do not say that they are no longer than one moment."""
-    return [place for place, each in sounds.items() if not 0 < stated_seconds(each.data, limits) <= STRETCH_S]
-
-
-async def _with_moments(embedder: Embedder, sound: Media, whole: Embedded, background: bool) -> Embedded:
-    """A sound's vector with those of its moments, where it is longer than one."""
-    spec = embedder.manifest.towers["audio"].preprocessing
-    assert isinstance(spec, AudioPreprocessing)
-    rate = spec.sampling_rate
-
-    def read() -> list[tuple[int, int, Waveform]]:
-        try:
-            waveform = decode_audio(sound.data, rate, embedder.limits.of_sounds)
-        except InputError:  # the whole is embedded; its moments are not worth its failing
-            return []
-        found = stretches(len(waveform), rate)
-        return [(first, last, waveform[first:last]) for first, last in found] if len(found) > 1 else []
-
-    paid = metering.set(None)  # for the whole
-    try:
-        async with asyncio.timeout(None if background else embedder.deadline_s), embedder.long_sounds[background]:
-            parts = await embedder.in_worker(read)
-            ready = [Ready("audio", samples, len(samples) / rate) for _, _, samples in parts]
-            vectors = await embedder.embed(ready, background=background) if ready else []
-    except TimeoutError:
-        raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
-    finally:
-        metering.reset(paid)
-    moments = (
-        Moment("audio", round(first / rate, 3), round(last / rate, 3), made.vector)
-        for (first, last, _), made in zip(parts, vectors, strict=True)
-        if isinstance(made, Embedded)
-    )
-    return replace(whole, moments=tuple(moments))
-
-
-async def _embed(embedder: Embedder, video: Video, background: bool) -> Embedded | InputError:
-    served = {name: embedder.manifest.towers[name].preprocessing for name in embedder.channels}
-    picture, sound = served.get("image"), served.get("audio")
-    spec = picture if isinstance(picture, ImagePreprocessing) else None
-    rate = sound.sampling_rate if isinstance(sound, AudioPreprocessing) else None
-    if spec is None and rate is None:
-        return UnsupportedMedia("no tower is served here for the frames or the sound of a video")
-
-    def read() -> Clip | InputError:
-        try:
-            return read_video(video.data, spec, rate, embedder.video_limits)
-        except InputError as error:
-            return error.without_frames()
-
-    try:
-        async with asyncio.timeout(None if background else embedder.deadline_s):
-            clip = await embedder.in_worker(read)
-            if isinstance(clip, InputError):
-                return clip
-            ready = [Ready("image", each.value, each.cost) for each in clip.frames]
-            ready += [Ready("audio", each.value, each.cost) for each in clip.sounds]
-            vectors = await embedder.embed(ready, background=background)
-    except TimeoutError:
-        raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
+def pooled(clip: Clip, vectors: Sequence[Embedded | InputError]) -> Embedded | InputError:
+    """A video of the vectors of what was `decoded`, or what is wrong with the first that has none."""
     moments = []
-    for each, made in zip([*clip.frames, *clip.sounds], vectors, strict=True):
+    for stretch, made in zip([*clip.frames, *clip.sounds], vectors, strict=True):
         if isinstance(made, InputError):
             return made
-        moments.append(Moment(made.modality, round(each.start, 3), round(each.end, 3), made.vector))
-    of: Modality = "image" if clip.frames else "audio"
-    pooled = [each.vector for each in moments if each.modality == of and each.vector is not None]
+        kind: Kind = "image" if made.modality == "image" else "audio"
+        moments.append(Moment(kind, round(stretch.start, 3), round(stretch.end, 3), made.vector))
+    modality: Modality = "image" if clip.frames else "audio"
+    parts = [moment.vector for moment in moments if moment.modality == modality]
     try:
-        vector = pooled[0] if len(pooled) == 1 else l2_normalise(np.mean(pooled, axis=0, dtype=np.float64))
+        vector = parts[0] if len(parts) == 1 else l2_normalise(np.mean(parts, axis=0, dtype=np.float64))
     except ValueError:
         return InputError("the frames of the video cancel each other out")
-    return Embedded(vector, of, truncated=False, cached=False, moments=tuple(moments), video=True)
+    return Embedded(vector, modality, truncated=False, cached=False, moments=tuple(moments), video=True)
+
+
+def perhaps_long(sounds: Mapping[int, Media], limits: Limits) -> list[int]:
+    """The places of those whose headers do not say that they are no longer than one moment."""
+    return [place for place, sound in sounds.items() if not 0 < header_seconds(sound.data, limits) <= STRETCH_S]
+
+
+def stretches_of(sound: Media, rate: int, limits: AudioLimits) -> list[tuple[float, float, Decoded]]:
+    """The moments of a sound that is longer than one: when they begin and end, in seconds. Slow: for a thread."""
+    try:
+        waveform = decode_audio(sound.data, rate, limits)
+    except InputError:  # the whole is embedded; its moments are not worth its failing
+        return []
+    parts = stretches(len(waveform), rate)
+    return [
+        (round(first / rate, 3), round(last / rate, 3), Decoded("audio", waveform[first:last], (last - first) / rate))
+        for first, last in (parts if len(parts) > 1 else ())
+    ]

@@ -20,10 +20,6 @@ from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.engine.embedder import Embedder
-from service.engine.fetch import Fetcher
-from service.engine.previews import Previewer
-from service.engine.token_vectors import TokenEmbedder
 from service.errors import DiskFull, InvalidRequest, NotReady
 from service.jobs.embedding import Means
 from service.jobs.ledger import FILE, UNFINISHED, Form, Job, Ledger, Refusal, State
@@ -34,12 +30,11 @@ from service.jobs.stream import Dispatcher
 from service.runtime.disk import Disk
 from service.runtime.logs import caller
 from service.runtime.metrics import Metrics
-from service.runtime.quotas import Limiter, metering
 from service.settings import Settings
 from service.store import Store, StoreError, StoreInUse
 from service.store.sqlite import hold
 
-__all__ = ["Job", "Jobs", "Opened", "Progress", "Refusal", "open_jobs"]
+__all__ = ["Job", "Jobs", "Means", "Opened", "Progress", "Refusal", "open_jobs"]
 
 log = logging.getLogger(__name__)
 
@@ -84,17 +79,12 @@ class Jobs:
         self,
         opened: Opened,
         settings: Settings,
-        embedder: Embedder,
-        tokens: TokenEmbedder,
-        previewer: Previewer,
+        means: Means,
         store: Store,
-        limiter: Limiter,
-        fetcher: Fetcher | None,
         metrics: Metrics,
     ) -> None:
         self._folder, self._ledger, self._lock = opened.folder, opened.ledger, opened.lock
-        self._settings, self._manifest, self._metrics = settings, embedder.manifest, metrics
-        means = Means(embedder, tokens, previewer, settings.limits, limiter, fetcher, background=True)
+        self._settings, self._manifest, self._metrics = settings, means.embedder.manifest, metrics
         self._disk = Disk(opened.folder, settings.min_free_bytes)
         self._books = Books(opened.ledger)
         self._runner = Runner(opened.folder, self._books, settings, store, means, metrics)
@@ -143,9 +133,16 @@ class Jobs:
     # What routes ask for
 
     async def submit(
-        self, form: Form, collection: str, blocks: AsyncIterator[bytes], key: str | None, size: int | None = None
+        self,
+        form: Form,
+        collection: str,
+        blocks: AsyncIterator[bytes],
+        key: str | None,
+        meter: str | None = None,
+        size: int | None = None,
     ) -> tuple[Progress, bool]:
         """A job of what comes, and whether it is new, once it is on disk. `size`: its bytes, where they are stated.
+        `meter` names the limits that its items are charged to.
 
         Raises Overloaded, and DiskFull for what is too large, before anything is read, InvalidRequest for an
         Idempotency-Key of another job, and what `spool` raises.
@@ -162,9 +159,11 @@ class Jobs:
         except BaseException:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
             raise
-        return await asyncio.shield(self._create(id, form, collection, came, None, key))
+        return await asyncio.shield(self._create(id, form, collection, came, None, key, meter))
 
-    async def submit_folder(self, name: str, collection: str, key: str | None) -> tuple[Progress, bool]:
+    async def submit_folder(
+        self, name: str, collection: str, key: str | None, meter: str | None = None
+    ) -> tuple[Progress, bool]:
         """A job of a folder under the root that the operator allowed. Raises InvalidRequest, Overloaded."""
         root = self._settings.jobs_root
         if root is None:
@@ -174,7 +173,7 @@ class Jobs:
         await asyncio.to_thread(self._disk.check)
         id = secrets.token_hex(12)
         await asyncio.to_thread((self._folder / id).mkdir)
-        return await asyncio.shield(self._create(id, "folder", collection, name, name, _of_caller(key)))
+        return await asyncio.shield(self._create(id, "folder", collection, name, name, _of_caller(key), meter))
 
     async def job(self, id: str) -> Progress:
         return self._progress(await self._books.do(lambda: self._ledger.job(id)))
@@ -217,11 +216,18 @@ class Jobs:
         return Progress(job, None, None) if run is None or job.state not in UNFINISHED else run.progress()
 
     async def _create(
-        self, id: str, form: Form, collection: str, content: str, folder: str | None, key: str | None
+        self,
+        id: str,
+        form: Form,
+        collection: str,
+        content: str,
+        folder: str | None,
+        key: str | None,
+        meter: str | None,
     ) -> tuple[Progress, bool]:
         """Write the job down. Not to be cancelled: its files go where it is not written, and only there."""
         fingerprint = hashlib.sha256("\0".join((form, collection, content)).encode()).hexdigest()
-        most, meter = self._settings.max_jobs, _meter_text()
+        most = self._settings.max_jobs
         new = False
         try:
             job, new = await self._books.do(
@@ -316,11 +322,3 @@ class Jobs:
 def _of_caller(key: str | None) -> str | None:
     """An Idempotency-Key together with the API key of the request at hand: two clients may hit on the same."""
     return None if key is None else f"{caller.get() or ''} {key}"
-
-
-def _meter_text() -> str | None:
-    """Of the request at hand, where what its key may embed is limited."""
-    meter = metering.get()
-    if meter is None or meter.units <= {"requests"}:
-        return None
-    return " ".join((meter.key, *map(str, meter.limits)))

@@ -6,25 +6,24 @@ come of a URL later is tried again a few times, at the end of the chunk; what do
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 from service.contract.errors import InputError
-from service.contract.videos import Claims, VideoLimits, claims_of
-from service.engine.embedder import Embedder, Input, Media, costs_of
-from service.engine.fetch import Fetcher, Fetches, fetching
+from service.contract.videos import claims_of
+from service.engine.caller import BACKGROUND, Caller
+from service.engine.embedder import Embedder
+from service.engine.fetch import Fetcher, Fetches
+from service.engine.inputs import Media, Single, Url, Video, costs_of, opened
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
-from service.engine.videos import Video
 from service.errors import DeadlineExceeded, FetchFailed, NotReady, Overloaded, RateLimited, input_problem
 from service.jobs.ledger import Refusal
 from service.jobs.pieces import Outcome, Work, read_piece
-from service.retrieval.indexing import embed_items
-from service.runtime.quotas import Costs, Limit, Limiter, Meter
-from service.schemas.inputs import to_input, url_of
-from service.schemas.items import ItemInput
+from service.retrieval.indexing import NewItem, embed_items
+from service.runtime.quotas import Costs, Limiter, Meter, Unit
 from service.settings import Limits
 from service.store import Entry
 
@@ -37,7 +36,7 @@ FETCH_PAUSES_S = (1.0, 5.0, 20.0)
 
 @dataclass(frozen=True)
 class Means:
-    """What embedding takes. In the `background`, what others ask for comes first."""
+    """What embedding takes."""
 
     embedder: Embedder
     tokens: TokenEmbedder
@@ -46,26 +45,26 @@ class Means:
     limiter: Limiter
     fetcher: Fetcher | None
     """None: URLs are not fetched."""
-    background: bool
+    caller: Caller = BACKGROUND
 
 
 async def embed(means: Means, work: Work) -> list[Outcome]:
     """An outcome for each piece, in order; waits while there is no room or no tower."""
     read = await asyncio.to_thread(lambda: [read_piece(piece, work.collection, means.limits) for piece in work.pieces])
     outcomes: dict[int, Outcome] = {place: each for place, each in enumerate(read) if isinstance(each, Refusal)}
-    items = {place: each for place, each in enumerate(read) if isinstance(each, ItemInput)}
+    items = {place: each for place, each in enumerate(read) if isinstance(each, NewItem)}
     fetcher = means.fetcher if work.urls else None
-    waiting = [place for place, item in items.items() if fetcher and _url(item)]
-    here = {place: item for place, item in items.items() if not (fetcher and _url(item))}
+    waiting = [place for place, item in items.items() if fetcher and isinstance(item.content, Url)]
+    here = {place: item for place, item in items.items() if place not in waiting}
     made = dict(zip(here, await _embed_patiently(means, work, list(here.values())), strict=True))
     for pause in (*FETCH_PAUSES_S, None):
         failed: list[int] = []
         for start in range(0, len(waiting), _FETCHED_AT_ONCE):
             assert fetcher is not None
             places = waiting[start : start + _FETCHED_AT_ONCE]
-            found = await _fetch_and_embed(means, fetcher, work, [items[place] for place in places])
-            made |= zip(places, found, strict=True)
-            again = [isinstance(each, FetchFailed) and each.temporary for each in found]
+            results = await _fetch_and_embed(means, fetcher, work, [items[place] for place in places])
+            made |= zip(places, results, strict=True)
+            again = [isinstance(result, FetchFailed) and result.temporary for result in results]
             failed += (place for place, wanted in zip(places, again, strict=True) if wanted)
         waiting = failed
         if not waiting or pause is None:
@@ -81,29 +80,22 @@ async def embed(means: Means, work: Work) -> list[Outcome]:
 
 
 async def _fetch_and_embed(
-    means: Means, fetcher: Fetcher, work: Work, items: Sequence[ItemInput]
+    means: Means, fetcher: Fetcher, work: Work, items: Sequence[NewItem]
 ) -> list[Entry | InputError]:
-    fetches = Fetches(fetcher, of_a_job=True)
-    wanted = [url for item in items if (url := _url(item))]
-    media = [
-        Media(kind, each)
-        for (kind, _), each in zip(wanted, await fetches.all(wanted), strict=True)
-        if isinstance(each, bytes)
-    ]
+    urls = [item.content for item in items if isinstance(item.content, Url)]
+    read = await means.embedder.read(urls, replace(means.caller, fetches=Fetches(fetcher, of_a_job=True)))
+    media = [given for given in read if isinstance(given, Media)]
     if work.meter is not None and media:
         # The items themselves were paid for before anything was fetched.
         costs = await asyncio.to_thread(costs_of, media, means.limits)
-        await pay(means.limiter, work.meter, {unit: cost for unit, cost in costs.items() if unit != "items"})
-    token = fetching.set(fetches)
-    try:
-        return await _embed_patiently(means, work, items)
-    finally:
-        fetching.reset(token)
+        await pay(means, work.meter, {unit: cost for unit, cost in costs.items() if unit != "items"})
+    return await _embed_patiently(
+        means, work, [replace(item, content=given) for item, given in zip(items, read, strict=True)]
+    )
 
 
-async def _embed_patiently(means: Means, work: Work, items: Sequence[ItemInput]) -> list[Entry | InputError]:
+async def _embed_patiently(means: Means, work: Work, items: Sequence[NewItem]) -> list[Entry | InputError]:
     """Again and again while there is no room or no tower."""
-    kept = means.previewer if work.previews else None
     pause = _SHORTEST_PAUSE_S
     while True:
         try:
@@ -111,9 +103,9 @@ async def _embed_patiently(means: Means, work: Work, items: Sequence[ItemInput])
                 means.embedder,
                 items,
                 keeping=work.keeping,
+                caller=means.caller,
                 tokens=means.tokens,
-                previewer=kept,
-                background=means.background,
+                previewer=means.previewer if work.previews else None,
             )
         except Overloaded as full:
             await asyncio.sleep(full.retry_after_s)
@@ -122,45 +114,35 @@ async def _embed_patiently(means: Means, work: Work, items: Sequence[ItemInput])
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-def _url(item: ItemInput) -> tuple[Literal["image", "audio"], str] | None:
-    return None if item.input is None else url_of(item.input)
-
-
 # What it costs
 
 
-def costs_of_work(limits: Limits, of_videos: VideoLimits, work: Work) -> Costs:
+def costs_of_work(limits: Limits, work: Work) -> Costs:
     """What its items take from the limits of a key; slow. What cannot be read costs nothing, and what is at a URL an
     item: the rest of it is not known before it is fetched."""
-    inputs: list[Input] = []
-    films: list[Claims] = []
-    urls = 0
+    single: list[Single] = []
+    costs: dict[Unit, float] = defaultdict(float)
     for piece in work.pieces:
         item = read_piece(piece, work.collection, limits)
-        if isinstance(item, Refusal) or item.input is None:
+        if isinstance(item, Refusal):
             continue
-        if work.urls and _url(item):
-            urls += 1
-            continue
-        with suppress(InputError):
-            each = to_input(item.input)
-            if isinstance(each, Video):
-                films.append(claims_of(each.data, of_videos))
-            else:
-                inputs.append(each)
-    costs = dict(costs_of(inputs, limits))
-    costs["items"] += urls
-    for film in films:
-        costs["items"] += film.frames + film.sounds
-        costs["pixels"] += film.frames * film.pixels
-        costs["seconds"] += film.seconds
-    return costs
+        given = opened(item.content) if isinstance(item.content, Video) else item.content
+        if isinstance(given, Single):
+            single.append(given)
+        elif isinstance(given, Url):
+            costs["items"] += work.urls
+        elif isinstance(given, Video):
+            with suppress(InputError):
+                claims = claims_of(given.data, limits.of_videos)
+                costs["items"] += claims.frames + claims.sounds
+                costs["pixels"] += claims.frames * claims.pixels
+                costs["seconds"] += claims.seconds
+    return {unit: cost + costs[unit] for unit, cost in costs_of(single, limits).items()}
 
 
-async def pay(limiter: Limiter, meter: str, costs: Costs) -> None:
+async def pay(means: Means, meter: str, costs: Costs) -> None:
     """Take what something costs from the limits of the key that sent the job, as soon as they allow it."""
-    key, *limits = meter.split()
-    taking = Meter(limiter, key, [Limit.parse(each) for each in limits])
+    taking = Meter.parse(means.limiter, meter)
     while True:
         try:
             await taking.take(costs)

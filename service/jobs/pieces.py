@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import orjson
-from pydantic import ValidationError
 
-from service.api.reading import parse_json
 from service.contract.vectors import Vectors
 from service.errors import BodyTooLarge, MalformedRequest
 from service.jobs.ledger import Refusal
 from service.jobs.plan import Piece
+from service.retrieval.indexing import NewItem
+from service.schemas.exact_json import parse_json
 from service.schemas.inputs import File
-from service.schemas.items import ItemInput
+from service.schemas.items import InvalidItem, read_item
 from service.settings import Limits
 from service.store import Entry, Moment, Preview
 
@@ -42,8 +42,8 @@ class Work:
     """Of the job, as `Job.meter` has it."""
 
 
-def read_piece(piece: Piece, collection: str, limits: Limits) -> ItemInput | Refusal:
-    """The item as a client would have sent it, or what is wrong with it."""
+def read_piece(piece: Piece, collection: str, limits: Limits) -> NewItem | Refusal:
+    """The item, read as though a client had sent it, or what is wrong with it."""
     if piece.kind == "refused":
         return Refusal(piece.line, piece.name or None, "invalid_item", piece.detail)
     id: str | None = piece.name or None
@@ -51,11 +51,12 @@ def read_piece(piece: Piece, collection: str, limits: Limits) -> ItemInput | Ref
         body = _body(piece)
         if isinstance(given := body.get("id"), str):
             id = given.encode("utf-8", "replace").decode()[:_LONGEST_ID]
-        return ItemInput.model_validate({"collection": collection} | body, context=limits)
+        item = read_item({"collection": collection} | body, limits)
+        return NewItem(item.id, item.content, item.metadata, item.collection, item.modality or "vector")
     except _Unreadable as error:
         return Refusal(piece.line, id, "malformed_item", str(error))
-    except ValidationError as error:
-        return Refusal(piece.line, id, "invalid_item", _said(error))
+    except InvalidItem as error:
+        return Refusal(piece.line, id, "invalid_item", str(error))
 
 
 class _Unreadable(Exception): ...
@@ -87,13 +88,6 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
     if not isinstance(held, dict):
         raise _Unreadable(f"{what} is not a JSON object")
     return held
-
-
-def _said(error: ValidationError) -> str:
-    """What is wrong, without the offending input."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part)[:64] for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 # As bytes: a line of JSON, then raw bytes one after the other.

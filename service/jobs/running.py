@@ -276,8 +276,7 @@ class Runner:
         if run.job.meter is None:
             return
         work = await self._work(run, reader, chunk)
-        costs = await asyncio.to_thread(costs_of_work, self._settings.limits, self._means.embedder.video_limits, work)
-        await pay(self._means.limiter, run.job.meter, costs)
+        await pay(self._means, run.job.meter, await asyncio.to_thread(costs_of_work, self._settings.limits, work))
 
     async def _embed_here(self, run: Run, reader: Reader, chunk: Chunk, delivered: int) -> list[Outcome]:
         try:

@@ -17,25 +17,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.reading import UNKNOWN, all_embedded, embed_inputs, to_inputs, unknown_warning
 from service.contract import abstention
 from service.contract.abstention import Detector
-from service.contract.bundle import Manifest
+from service.contract.bundle import Manifest, Modality
 from service.contract.errors import InputError
 from service.contract.images import ImageLimits
 from service.contract.vectors import Vectors, l2_normalise
-from service.engine.embedder import Embedded, Embedder, Input, Media, Text
-from service.engine.videos import Video
+from service.engine.caller import PROCESS, Caller
+from service.engine.embedder import Embedder
+from service.engine.inputs import (
+    UNKNOWN_TEXT,
+    Embedded,
+    Input,
+    Media,
+    Text,
+    Unreadable,
+    raise_first,
+    unknown_warning,
+)
 from service.errors import InputFailed, InvalidRequest
 from service.retrieval import adapters
 from service.retrieval.crops import crops
 from service.retrieval.single_flight import Shared
 from service.runtime.fair import FairSemaphore
-from service.runtime.quotas import metering
-from service.schemas.classify import Grid, Label, TaughtLabel, Templates
-from service.schemas.inputs import AnyInput
 from service.store import LabelSet, Store
 
+Templates = Sequence[str] | Mapping[Modality, Sequence[str]]
+"""For inputs of every modality, or by modality."""
 _CHUNK = 256
 """Inputs handed to the embedder at a time, so that 10,000 labels neither fill its queue nor wait in it all at once."""
 _ENCODED_AT_ONCE = 2
@@ -49,6 +57,21 @@ _NAMED = 5
 """Labels that a warning names."""
 
 PLAIN = ("{}",)
+
+
+@dataclass(frozen=True)
+class Label:
+    name: str
+    prompts: Sequence[str] | None = None
+    """Whole sentences that stand for the label, in place of the templates."""
+    examples: Sequence[Input] = ()
+    """They move the label for inputs of their modality."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    rows: int
+    columns: int
 
 
 @dataclass(frozen=True)
@@ -108,7 +131,7 @@ class Classifier:
 
     async def classify(
         self,
-        inputs: Sequence[AnyInput],
+        inputs: Sequence[Input],
         *,
         labels: Sequence[str | Label] | None = None,
         label_set: str | None = None,
@@ -118,6 +141,7 @@ class Classifier:
         abstain: bool | float = False,
         grid: Grid | None = None,
         fail: bool = True,
+        caller: Caller = PROCESS,
         warn: Callable[[str], None] = lambda _: None,
     ) -> list[Classification]:
         """One classification per input, over distinct labels or those of a stored set. `warn` is told of inputs and
@@ -128,12 +152,11 @@ class Classifier:
         """
         chosen = await self._stored_set(label_set) if label_set is not None else _Set(labels or (), None)
         if grid is None:
-            embedded = await embed_inputs(self._embedder, inputs, admit_unknown=True)
+            embedded = await self._embedder.embed(inputs, caller, admit_unknown=True)
         else:
-            embedded = await self._embedded_cells(inputs, grid)
+            embedded = await self._embedded_cells(inputs, grid, caller)
         if fail:
-            each_once = embedded if grid is None else embedded[:: grid.rows * grid.columns + 1]
-            all_embedded(each_once)
+            raise_first(embedded if grid is None else embedded[:: grid.rows * grid.columns + 1])
         for index, given in enumerate(embedded):
             for warning in unknown_warning(f"inputs[{index}]", given):
                 warn(warning)
@@ -143,7 +166,7 @@ class Classifier:
         for modality in dict.fromkeys(each.modality for each in good.values()):
             places = [place for place, each in good.items() if each.modality == modality]
             detector = self._detector(chosen, modality) if abstain else None
-            encoded = await self._vectors(chosen, modality, templates)
+            encoded = await self._vectors(chosen, modality, templates, caller)
             unknown.update(encoded.unknown)
             own = np.stack([good[place].vector for place in places])
             classifying = partial(
@@ -169,7 +192,8 @@ class Classifier:
         name: str,
         labels: Sequence[str | Label],
         templates: Templates | None,
-        off_topic: Sequence[AnyInput] = (),
+        off_topic: Sequence[Input] = (),
+        caller: Caller = PROCESS,
     ) -> None:
         """Encode a label set for every modality there is, learn from its examples, and store it. Raises InputFailed."""
         manifest = self._embedder.manifest
@@ -178,18 +202,26 @@ class Classifier:
         for modality in manifest.towers:
             own = templates_for(manifest, modality, templates)
             digest = label_digest(labels, own)
-            encoded = await self._label_vectors(digest, labels, own)
+            encoded = await self._label_vectors(digest, labels, own, caller)
             if encoded.unknown:
-                raise InputFailed(encoded.unknown[0], InputError(UNKNOWN), field="labels")
+                raise InputFailed(encoded.unknown[0], InputError(UNKNOWN_TEXT), field="labels")
             by_modality[modality] = vectors[digest] = encoded.vectors
-        taught, owners = await self._taught(labels)
-        unlike = await self._embed_all([(("off_topic", place), each) for place, each in enumerate(off_topic)])
+        examples = [
+            (f"labels[{owner}].examples", place, example)
+            for owner, label in enumerate(labels)
+            if isinstance(label, Label)
+            for place, example in enumerate(label.examples)
+        ]
+        counts = [len(label.examples) if isinstance(label, Label) else 0 for label in labels]
+        owners = np.repeat(np.arange(len(labels)), counts)
+        taught = await self._embed_all(examples, caller)
+        unlike = await self._embed_all([("off_topic", place, each) for place, each in enumerate(off_topic)], caller)
         detectors: dict[str, Any] = {}
         for modality in dict.fromkeys(each.modality for each in taught):
             mine = np.array([each.modality == modality for each in taught])
-            examples = np.stack([each.vector for each in taught if each.modality == modality])
+            vectors_taught = np.stack([each.vector for each in taught if each.modality == modality])
             off = [each.vector for each in unlike if each.modality == modality]
-            learning = partial(_learn, examples, owners[mine], by_modality[modality], off, manifest.temperature)
+            learning = partial(_learn, vectors_taught, owners[mine], by_modality[modality], off, manifest.temperature)
             shift, detector = await self._embedder.in_worker(learning)
             vectors[_shift_key(modality)] = shift
             if detector is not None:
@@ -201,56 +233,41 @@ class Classifier:
         }
         await self._store.put_label_set(name, definition, vectors)
 
-    async def _taught(self, labels: Sequence[str | Label]) -> tuple[list[Embedded], NDArray[np.int64]]:
-        """The examples of the labels, and the label of each."""
-        examples = [
-            ((f"labels[{owner}].examples", place), each)
-            for owner, label in enumerate(labels)
-            if isinstance(label, TaughtLabel)
-            for place, each in enumerate(label.examples)
-        ]
-        owners = [owner for owner, label in enumerate(labels) if isinstance(label, TaughtLabel) for _ in label.examples]
-        return await self._embed_all(examples), np.array(owners, np.int64)
-
-    async def _embed_all(self, inputs: Sequence[tuple[tuple[str, int], AnyInput]]) -> list[Embedded]:
+    async def _embed_all(self, inputs: Sequence[tuple[str, int, Input]], caller: Caller) -> list[Embedded]:
         """Any number of inputs. Raises InputFailed with the list and the place that stand before the bad one."""
         embedded: list[Embedded] = []
         for start in range(0, len(inputs), _CHUNK):
             chunk = inputs[start : start + _CHUNK]
-            results = await embed_inputs(self._embedder, [each for _, each in chunk])
-            for ((name, place), _), result in zip(chunk, results, strict=True):
+            results = await self._embedder.embed([given for *_, given in chunk], caller)
+            for (where, place, _), result in zip(chunk, results, strict=True):
                 if isinstance(result, InputError):
-                    raise InputFailed(place, result, field=name)
+                    raise InputFailed(place, result, field=where)
                 embedded.append(result)
         return embedded
 
-    async def _embedded_cells(self, inputs: Sequence[AnyInput], grid: Grid) -> list[Embedded | InputError]:
+    async def _embedded_cells(self, inputs: Sequence[Input], grid: Grid, caller: Caller) -> list[Embedded | InputError]:
         """Each image followed by its cells, row by row; all of them an error where one is."""
         count = grid.rows * grid.columns + 1
-        cut = [await self._cells(each, grid) for each in await to_inputs(inputs)]
-        asked = [media for each in cut if not isinstance(each, InputError) for media in each]
-        results = iter(await self._embedder.embed(asked) if asked else ())
+        images = [await self._cells(given, grid) for given in await self._embedder.read(inputs, caller)]
+        results = await self._embedder.embed([cell for image in images for cell in image], caller, admit_unknown=True)
         embedded: list[Embedded | InputError] = []
-        for each in cut:
-            own: list[Embedded | InputError]
-            own = [each] * count if isinstance(each, InputError) else [next(results) for _ in each]
+        for start in range(0, len(results), count):
+            own = results[start : start + count]
             error = next((result for result in own if isinstance(result, InputError)), None)
             embedded += own if error is None else [error] * count
         return embedded
 
-    async def _cells(self, image: Input | Video | InputError, grid: Grid) -> list[Input] | InputError:
-        """An image and its cells, or what is wrong with it."""
-        if isinstance(image, InputError):
-            return image
-        if not isinstance(image, Media) or image.modality != "image":
-            return InputError("only an image has a grid of cells")
-        try:
-            cells = await self._embedder.in_worker(
-                partial(crops, image.data, grid.rows, grid.columns, self._image_limits)
-            )
-        except InputError as error:
-            return error.without_frames()
-        return [image, *(Media("image", cell) for cell in cells)]
+    async def _cells(self, image: Input, grid: Grid) -> list[Input]:
+        """An image and its cells; where there is something wrong with it, that in the place of each."""
+        if isinstance(image, Media) and image.modality == "image":
+            cutting = partial(crops, image.data, grid.rows, grid.columns, self._image_limits)
+            try:
+                return [image, *(Media("image", cell) for cell in await self._embedder.in_worker(cutting))]
+            except InputError as error:
+                image = Unreadable(error.without_frames())
+        elif not isinstance(image, Unreadable):
+            image = Unreadable(InputError("only an image has a grid of cells"))
+        return [image] * (grid.rows * grid.columns + 1)
 
     async def _stored_set(self, name: str) -> _Set:
         """A stored set, read from the store only where it has changed since it was last used. Raises NotFound."""
@@ -297,7 +314,7 @@ class Classifier:
         assert detector is not None
         return detector
 
-    async def _vectors(self, chosen: _Set, modality: str, templates: Templates | None) -> _Encoded:
+    async def _vectors(self, chosen: _Set, modality: str, templates: Templates | None, caller: Caller) -> _Encoded:
         """Label vectors (L, D) for inputs of a modality, moved by examples of it."""
         own = templates_for(self._embedder.manifest, modality, templates or chosen.templates)
         plain = templates is None and bool(chosen.version)
@@ -306,7 +323,10 @@ class Classifier:
             return chosen.ready[key]
         digest = label_digest(chosen.labels, own)
         stored = chosen.stored.get(digest)
-        encoded = await self._label_vectors(digest, chosen.labels, own) if stored is None else _Encoded(stored)
+        if stored is None:
+            encoded = await self._label_vectors(digest, chosen.labels, own, caller)
+        else:
+            encoded = _Encoded(stored)
         if modality in chosen.shifts:
             moved = await self._embedder.in_worker(partial(adapters.shifted, encoded.vectors, chosen.shifts[modality]))
             encoded = replace(encoded, vectors=moved)
@@ -314,18 +334,19 @@ class Classifier:
             chosen.ready[key] = encoded
         return encoded
 
-    async def _label_vectors(self, digest: str, labels: Sequence[str | Label], templates: Sequence[str]) -> _Encoded:
+    async def _label_vectors(
+        self, digest: str, labels: Sequence[str | Label], templates: Sequence[str], caller: Caller
+    ) -> _Encoded:
         """(L, D), from the cache or encoded now: once, and in the room of one, however many bring the same labels.
 
         Given up when the last of them goes away.
         """
         encoded = self._cache.get(digest)
         if encoded is None:
-            meter = metering.get()
-            charged = (digest, "" if meter is None else meter.key)
+            charged = (digest, "" if caller.meter is None else caller.meter.key)
             encoding = self._encoding.get(charged)
             if encoding is None or encoding.given_up:
-                encoding = self._encoding[charged] = Shared(self._encode(labels, templates))
+                encoding = self._encoding[charged] = Shared(self._encode(labels, templates, caller))
                 encoding.task.add_done_callback(lambda _, own=encoding: self._encoded(charged, own))  # type: ignore[misc]
             encoded = await encoding.outcome()
             self._cache[digest] = encoded
@@ -338,16 +359,20 @@ class Classifier:
         if self._encoding.get(charged) is encoding:
             del self._encoding[charged]
 
-    async def _encode(self, labels: Sequence[str | Label], templates: Sequence[str]) -> _Encoded:
+    async def _encode(self, labels: Sequence[str | Label], templates: Sequence[str], caller: Caller) -> _Encoded:
         prompts = _prompts(labels, templates)
         first = list(islice(prompts, _CHUNK))
         if len(first) < _CHUNK:
-            return await self._sums(labels, first, prompts)
+            return await self._sums(labels, first, prompts, caller)
         async with self._places:
-            return await self._sums(labels, first, prompts)
+            return await self._sums(labels, first, prompts, caller)
 
     async def _sums(
-        self, labels: Sequence[str | Label], chunk: list[tuple[int, str]], prompts: Iterator[tuple[int, str]]
+        self,
+        labels: Sequence[str | Label],
+        chunk: list[tuple[int, str]],
+        prompts: Iterator[tuple[int, str]],
+        caller: Caller,
     ) -> _Encoded:
         """(L, D) of unit length: of each label the sum of its prompts' vectors, `chunk` being the first of them."""
         sums = np.zeros((len(labels), self._embedder.manifest.dimensions))
@@ -355,7 +380,7 @@ class Classifier:
         said: set[int] = set()
         while chunk:
             owners = [owner for owner, _ in chunk]
-            results = await self._embedder.embed([Text(prompt) for _, prompt in chunk])
+            results = await self._embedder.embed([Text(prompt) for _, prompt in chunk], caller, admit_unknown=True)
             for owner, result in zip(owners, results, strict=True):
                 if isinstance(result, InputError):
                     raise InputFailed(owner, result, field="labels")
@@ -375,10 +400,8 @@ class Classifier:
         unknown = [place for place in doubtful - said if _own_prompts(labels[place])]
         for start in range(0, len(templated), _CHUNK):
             places = templated[start : start + _CHUNK]
-            results = await self._embedder.embed([Text(_name(labels[place])) for place in places])
-            for place, result in zip(places, results, strict=True):
-                if isinstance(result, InputError) or result.unknown == 1:
-                    unknown.append(place)
+            results = await self._embedder.embed([Text(_name(labels[place])) for place in places], caller)
+            unknown += [place for place, result in zip(places, results, strict=True) if isinstance(result, InputError)]
         return _Encoded(vectors, sorted(unknown))
 
 
@@ -426,10 +449,10 @@ def _defined(label: str | Label) -> str | dict[str, Any]:
     """A label as it is stored: its words, and how many examples it was taught by."""
     if isinstance(label, str):
         return label
-    examples = len(label.examples) if isinstance(label, TaughtLabel) else 0
+    examples = len(label.examples)
     return (
         {"name": label.name}
-        | ({"prompts": label.prompts} if label.prompts else {})
+        | ({"prompts": list(label.prompts)} if label.prompts else {})
         | ({"examples": examples} if examples else {})
     )
 

@@ -26,15 +26,14 @@ from tqdm import tqdm
 from service.contract.bundle import MODALITIES, Bundle
 from service.contract.errors import InputError, UnsupportedMedia
 from service.engine.cache import MemoryCache
-from service.engine.embedder import Embedder
+from service.engine.caller import BACKGROUND
+from service.engine.inputs import Text, read, sniff
+from service.engine.opening import open_engine
 from service.engine.token_vectors import TokenEmbedder
-from service.engine.towers import open_towers
 from service.errors import InputFailed, InvalidRequest, IsthmusError
 from service.retrieval.classify import Classifier, stored_labels
-from service.retrieval.indexing import embed_items, token_collections
+from service.retrieval.indexing import NewItem, embed_items, token_collections
 from service.runtime.metrics import Metrics
-from service.schemas.inputs import File, sniff
-from service.schemas.items import ItemInput
 from service.settings import Settings
 from service.store import Entry, Preview, SpaceMismatch, SqliteStore, StoreError, StoreInUse, carry_over
 from service.store.carry_over import EMBEDDED, Dates, OldItem, OldLabelSet, OldStore
@@ -115,14 +114,10 @@ class Found:
     """Of a file or a preview."""
 
     @property
-    def input(self) -> ItemInput:
+    def new(self) -> NewItem:
         item = self.item
-        text = item.text if self.source == "text" else None
-        file = None if self.source == "text" else File(item.id, self.data)
-        # Not validated: it was when it was stored, by the rules of that time.
-        return ItemInput.model_construct(
-            id=item.id, collection=item.collection, metadata=item.metadata, text=text, file=file
-        )
+        content = Text(item.text or "") if self.source == "text" else read("file", self.data)
+        return NewItem(item.id, content, item.metadata, item.collection)
 
 
 @dataclass(frozen=True)
@@ -246,16 +241,8 @@ class _Filling:
 
     async def run(self) -> Outcome:
         settings, bundle = self._settings, self._bundle
-        towers = open_towers(
-            bundle,
-            settings.device,
-            settings.call_threads,
-            MODALITIES,
-            settings.precision,
-            settings.towers_on_gpus,
-            settings.batch_audio_seconds,
-        )
-        self._embedder = Embedder(bundle, towers, MemoryCache(0), settings, Metrics())
+        opened = open_engine(settings.model_copy(update={"modalities": MODALITIES}), bundle)
+        self._embedder = opened.embedder(MemoryCache(0), settings, Metrics())
         self._tokens = TokenEmbedder(self._embedder)
         try:
             self._store = SqliteStore.open(self._new, bundle.manifest)
@@ -313,8 +300,8 @@ class _Filling:
 
     async def _move(self, batch: Sequence[Found]) -> None:
         keeping = await token_collections(self._store, {each.item.collection for each in batch})
-        inputs = [each.input for each in batch]
-        made = await embed_items(self._embedder, inputs, keeping=keeping, tokens=self._tokens, background=True)
+        items = [each.new for each in batch]
+        made = await embed_items(self._embedder, items, keeping=keeping, caller=BACKGROUND, tokens=self._tokens)
         done: list[tuple[Found, Entry]] = []
         for found, result in zip(batch, made, strict=True):
             item = found.item

@@ -5,42 +5,32 @@ of the store; with one, candidates come from the store and are put in order here
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.reading import embed_inputs, to_inputs, unknown_warning
 from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
-from service.engine.embedder import Embedded, Embedder
+from service.engine.caller import PROCESS, Caller
+from service.engine.embedder import Embedder
+from service.engine.inputs import Input, Text, unknown_warning
 from service.engine.token_vectors import TokenEmbedder
-from service.engine.videos import Video
 from service.errors import InputFailed, InvalidRequest
 from service.retrieval.late_interaction import heat, maxsim, transport
 from service.retrieval.ranking import distinct, diverse, fuse
 from service.runtime.fair import FairSemaphore
 from service.runtime.timings import timed
-from service.schemas.inputs import AnyInput
-from service.schemas.search import (
-    FUSED,
-    ComposeQuery,
-    Diversity,
-    IdQuery,
-    Keywords,
-    Part,
-    Query,
-    Rerank,
-    VectorQuery,
-    WeightedFile,
-    parts,
-    words_of,
-)
-from service.store import Effort, Filter, Hit, Item, Moment, Store
+from service.schemas.search import FUSED
+from service.store import Effort, Filter, Hit, Item, Moment, Shown, Store
 from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
 
+Content = Input | NDArray[np.floating] | str
+"""An input, a vector (D,) of any length, or the id of a stored item."""
+Query = Content | list[tuple[Content, float]]
+"""What is searched for; or a sum of parts, each with its weight."""
 _CANCELLED = 1e-6
 """Length of a sum of unit vectors (the largest weight scaled to 1) below which its direction is rounding noise."""
 _DEEPEST = 4_000
@@ -50,6 +40,33 @@ _AT_ONCE = 8
 of the event loop."""
 _TOGETHER = 32
 """Queries that the store is asked at once: between them others have their turn."""
+
+
+@dataclass(frozen=True)
+class Keywords:
+    """Words that items are found by, too; the two rankings are fused by reciprocal rank."""
+
+    query: str | None = None
+    """None: the words of the query itself."""
+    field: str | None = None
+    match: Literal["any", "all"] = "any"
+    weight: float = 0.5
+    """Of the words' ranking; that of the vectors has the rest."""
+
+
+@dataclass(frozen=True)
+class Rerank:
+    method: Literal["maxsim", "transport"]
+    weight: float = 0.5
+    """Of the tokens' score; the similarity has the rest."""
+    pool: int = 100
+
+
+@dataclass(frozen=True)
+class Diversity:
+    trade: float = 0.5
+    """1: relevance alone. 0: unlike what came before, alone."""
+    pool: int = 100
 
 
 @dataclass(frozen=True)
@@ -71,14 +88,24 @@ class Result:
     moment: Moment | None = None
     """Of a video or a long sound."""
     explanation: Mapping[str, Any] | None = None
+    shown: Shown | None = None
+    """What there is to see of the item, where that was asked for and there is something."""
 
 
 @dataclass(frozen=True)
 class _Scope:
+    """What is searched, and for whom."""
+
     collection: str
     modalities: Sequence[str] | None
     filter: Filter | None
     effort: Effort | None
+    caller: Caller
+    field: str
+
+    def fail(self, position: int, error: InputError) -> InputFailed:
+        """What is wrong with the query at a position."""
+        return InputFailed(None if self.field == "query" else position, error, field=self.field)
 
 
 @dataclass(frozen=True)
@@ -137,29 +164,35 @@ class Searcher:
         ordering: Ordering | None = None,
         explain: bool = False,
         with_vector: bool = False,
+        with_shown: bool = False,
+        caller: Caller = PROCESS,
         field: str = "queries",
-        warn: Callable[[str], None] | None = None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> list[list[Result]]:
         """The `top_k` best items for each query, best first. `warn` is told of queries that the model hardly knows.
 
         Raises NotFound (collection, or an id in a query), InvalidRequest (an ordering that this bundle or collection
         does not allow) and InputFailed; `field` is what the request calls the queries: "query" where there is only one.
         """
-        asked = await self._asked(queries, collection, field, warn)
+        scope = _Scope(collection, modalities, filter, effort, caller, field)
+        asked = await self._asked(queries, scope, warn)
         ordering = ordering or Ordering()
-        scope = _Scope(collection, modalities, filter, effort)
         if ordering == Ordering() and not explain:
-            found = await self._nearest(asked, top_k, scope, with_vector=with_vector)
-            return [[Result(hit.item, hit.score, hit.moment) for hit in hits] for hits in found]
-        return await self._ordered(asked, scope, ordering, top_k, explain, field)
+            found = await self._nearest(asked, top_k, scope, with_vector=with_vector, with_shown=with_shown)
+            return [[Result(hit.item, hit.score, hit.moment, shown=hit.shown) for hit in hits] for hits in found]
+        results = await self._ordered(asked, scope, ordering, top_k, explain)
+        if with_shown:
+            shown = await self._store.shown(collection, list({one.item.id for best in results for one in best}))
+            results = [[replace(one, shown=shown.get(one.item.id)) for one in best] for best in results]
+        return results
 
     async def _ordered(
-        self, asked: Sequence[_Asked], scope: _Scope, ordering: Ordering, top_k: int, explain: bool, field: str
+        self, asked: Sequence[_Asked], scope: _Scope, ordering: Ordering, top_k: int, explain: bool
     ) -> list[list[Result]]:
         strength = ordering.correction or 0.0
         if strength and not self._embedder.manifest.means:
             raise InvalidRequest("correction: this bundle has no means of its modalities")
-        token_vectors = await self._query_tokens(asked, scope.collection, field) if ordering.rerank else None
+        token_vectors = await self._query_tokens(asked, scope) if ordering.rerank else None
         pools = [each.pool for each in (ordering.rerank, ordering.diversity) if each is not None]
         wanted = max(top_k, *pools, FUSED if ordering.keywords else 0, 1)
         depth = min(2 * wanted, _DEEPEST) if ordering.deduplicate else wanted
@@ -185,7 +218,14 @@ class Searcher:
         return results
 
     async def _nearest(
-        self, asked: Sequence[_Asked], depth: int, scope: _Scope, *, with_vector: bool, by_modality: bool = False
+        self,
+        asked: Sequence[_Asked],
+        depth: int,
+        scope: _Scope,
+        *,
+        with_vector: bool,
+        with_shown: bool = False,
+        by_modality: bool = False,
     ) -> list[list[Hit]]:
         found: list[list[Hit]] = []
         size = 0
@@ -201,6 +241,7 @@ class Searcher:
                     filter=scope.filter,
                     leave_out=own if any(own) else None,
                     with_vector=with_vector,
+                    with_shown=with_shown,
                     effort=scope.effort,
                     by_modality=by_modality,
                 )
@@ -333,75 +374,71 @@ class Searcher:
 
         await self._embedder.in_worker(work)
 
-    async def _query_tokens(self, asked: Sequence[_Asked], collection: str, field: str) -> list[list[Vectors]]:
+    async def _query_tokens(self, asked: Sequence[_Asked], scope: _Scope) -> list[list[Vectors]]:
         """For each query the token vectors (N, D) of each of its parts."""
         if self._tokens is None or not self._tokens.available:
             raise InvalidRequest("rerank: this bundle has no token vectors: its recipe must say export.tokens")
-        if not await self._store.keeps_tokens(collection):
-            raise InvalidRequest(f"rerank: the collection {collection!r} keeps no token vectors")
-        flat = [(position, part) for position, each in enumerate(asked) for part in parts(each.query)]
-        ids = [part.id for _, part in flat if isinstance(part, IdQuery)]
-        stored = await self._store.tokens(collection, ids)
-        inputs = await to_inputs(_inputs(flat))
-        readable = [each for each in inputs if not isinstance(each, InputError)]
-        made = iter(await self._tokens.embed([each for each in readable if not isinstance(each, Video)]))
-        read = iter(readable)
-        found: list[list[Vectors]] = [[] for _ in asked]
-        for position, part in flat:
-            result: Vectors | InputError
-            if isinstance(part, VectorQuery):
-                result = InputError("a vector has no tokens to rerank by")
-            elif isinstance(part, IdQuery):
-                result = stored.get(part.id, InputError("the stored item has no tokens to rerank by"))
-            elif isinstance(next(read), Video):
-                result = InputError("a video has no tokens to rerank by")
-            else:
-                result = next(made)
-            if isinstance(result, InputError):
-                raise InputFailed(None if field == "query" else position, result, field=field)
-            found[position].append(result)
-        return found
+        if not await self._store.keeps_tokens(scope.collection):
+            raise InvalidRequest(f"rerank: the collection {scope.collection!r} keeps no token vectors")
+        contents = [content for each in asked for content, _ in parts(each.query)]
+        stored = await self._store.tokens(scope.collection, [each for each in contents if isinstance(each, str)])
+        made = iter(await self._tokens.embed([each for each in contents if isinstance(each, Input)], scope.caller))
+        tokens: list[list[Vectors]] = []
+        for position, each in enumerate(asked):
+            tokens.append([])
+            for content, _ in parts(each.query):
+                result: Vectors | InputError
+                if isinstance(content, np.ndarray):
+                    result = InputError("a vector has no tokens to rerank by")
+                elif isinstance(content, str):
+                    result = stored.get(content, InputError("the stored item has no tokens to rerank by"))
+                else:
+                    result = next(made)
+                if isinstance(result, InputError):
+                    raise scope.fail(position, result)
+                tokens[-1].append(result)
+        return tokens
 
-    async def _asked(
-        self, queries: Sequence[Query], collection: str, field: str, warn: Callable[[str], None] | None
-    ) -> list[_Asked]:
+    async def _asked(self, queries: Sequence[Query], scope: _Scope, warn: Callable[[str], None]) -> list[_Asked]:
         """Every query as one unit vector, and as those of its parts."""
-        flat = [(position, part) for position, query in enumerate(queries) for part in parts(query)]
-        ids = [part.id for _, part in flat if isinstance(part, IdQuery)]
-        stored = await self._store.vectors(collection, ids)
-        embedded = iter(await embed_inputs(self._embedder, _inputs(flat), admit_unknown=True))
-        found: list[list[Vectors]] = [[] for _ in queries]
-        for position, part in flat:
-            result: Embedded | Vectors | InputError
-            if isinstance(part, VectorQuery):
-                result = unit_vector(part.vector, self._embedder.manifest.dimensions)
-            elif isinstance(part, IdQuery):
-                result = stored[part.id]
-            else:
-                result = next(embedded)
-                for warning in unknown_warning(field if field == "query" else f"{field}[{position}]", result):
-                    if warn is not None:
-                        warn(warning)
-            if isinstance(result, InputError):
-                raise InputFailed(None if field == "query" else position, result, field=field)
-            found[position].append(result.vector if isinstance(result, Embedded) else result)
+        contents = [content for query in queries for content, _ in parts(query)]
+        ids = [content for content in contents if isinstance(content, str)]
+        stored = await self._store.vectors(scope.collection, ids) if ids else {}
+        inputs = [content for content in contents if isinstance(content, Input)]
+        embedded = iter(await self._embedder.embed(inputs, scope.caller, admit_unknown=True) if inputs else ())
         asked = []
-        for position, (query, vectors) in enumerate(zip(queries, found, strict=True)):
-            weights = [part.weight for part in query.compose] if isinstance(query, ComposeQuery) else [1.0]
-            row: Vectors | InputError = vectors[0]
-            if isinstance(query, ComposeQuery):
-                row = weighted_sum(vectors, weights)
-            if isinstance(row, InputError):
-                raise InputFailed(None if field == "query" else position, row, field=field)
-            own = query.id if isinstance(query, IdQuery) else None
-            asked.append(_Asked(row, np.stack(vectors), weights, own, query))
+        for position, query in enumerate(queries):
+            vectors: list[Vectors] = []
+            weights = [weight for _, weight in parts(query)]
+            try:
+                for content, _ in parts(query):
+                    if isinstance(content, np.ndarray):
+                        vectors.append(unit_vector(content, self._embedder.manifest.dimensions))
+                    elif isinstance(content, str):
+                        vectors.append(stored[content])
+                    else:
+                        result = next(embedded)
+                        where = scope.field if scope.field == "query" else f"{scope.field}[{position}]"
+                        for warning in unknown_warning(where, result):
+                            warn(warning)
+                        if isinstance(result, InputError):
+                            raise result
+                        vectors.append(result.vector)
+                vector = weighted_sum(vectors, weights) if isinstance(query, list) else vectors[0]
+            except InputError as error:
+                raise scope.fail(position, error) from None
+            own = query if isinstance(query, str) else None
+            asked.append(_Asked(vector, np.stack(vectors), weights, own, query))
         return asked
 
 
-def _inputs(flat: Sequence[tuple[int, Query | Part]]) -> list[AnyInput]:
-    """Of parts of queries those that are to be embedded."""
-    given = (part.file if isinstance(part, WeightedFile) else part for _, part in flat)
-    return [part for part in given if not isinstance(part, VectorQuery | IdQuery | ComposeQuery)]
+def parts(query: Query) -> list[tuple[Content, float]]:
+    return query if isinstance(query, list) else [(query, 1.0)]
+
+
+def words_of(query: Query) -> str:
+    """The text of a query, or of the parts of a composed one that speak for an item; empty where there is none."""
+    return " ".join(part.text for part, weight in parts(query) if isinstance(part, Text) and weight > 0)
 
 
 def _diversified(candidates: list[_Candidate], diversity: Diversity, count: int) -> list[_Candidate]:
@@ -424,7 +461,7 @@ def _nearer(asked: _Asked, one: _Candidate) -> Vectors:
 
 def _explanation(one: _Candidate, asked: _Asked, ordering: Ordering) -> dict[str, Any]:
     explained: dict[str, Any] = {"similarity": one.similarity}
-    if isinstance(asked.query, ComposeQuery):
+    if isinstance(asked.query, list):
         largest = max(map(abs, asked.weights))
         scaled = np.array(asked.weights) / largest
         length = np.linalg.norm(scaled @ asked.parts.astype(np.float64))
@@ -449,22 +486,23 @@ def _explanation(one: _Candidate, asked: _Asked, ordering: Ordering) -> dict[str
     return explained
 
 
-def unit_vector(vector: Sequence[float] | NDArray[np.floating], dimensions: int) -> Vectors | InputError:
-    """A client's vector at unit length, float32 (D,)."""
+def unit_vector(vector: Sequence[float] | NDArray[np.floating], dimensions: int) -> Vectors:
+    """A client's vector at unit length, float32 (D,). Raises InputError."""
     if len(vector) != dimensions:
-        return InputError(f"the vector has {len(vector)} numbers; this space has {dimensions}")
+        raise InputError(f"the vector has {len(vector)} numbers; this space has {dimensions}")
     try:
         return l2_normalise(np.asarray(vector, np.float64))
     except ValueError:
-        return InputError("the vector has no direction: it is zero or not finite")
+        raise InputError("the vector has no direction: it is zero or not finite") from None
 
 
-def weighted_sum(vectors: Sequence[Vectors], weights: Sequence[float]) -> Vectors | InputError:
-    """The sum of unit vectors (D,) with finite weights, at unit length, unless nothing but rounding noise is left."""
+def weighted_sum(vectors: Sequence[Vectors], weights: Sequence[float]) -> Vectors:
+    """The sum of unit vectors (D,) with finite weights, at unit length. Raises InputError where nothing but rounding
+    noise is left."""
     largest = max(abs(weight) for weight in weights)
     if largest > 0:
         # Scaled first: weights may be as large or as small as a double can be.
         total = (np.array(weights) / largest) @ np.stack(vectors).astype(np.float64)
         if np.sqrt(total @ total) > _CANCELLED:
             return l2_normalise(total)
-    return InputError("the weighted parts cancel each other out: nothing is left to search for")
+    raise InputError("the weighted parts cancel each other out: nothing is left to search for")

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, cast, get_args
 
@@ -181,6 +180,15 @@ class Meter:
     _last: Verdict | None = field(default=None, init=False)
     _prepaid: int = field(default=0, init=False)
 
+    @classmethod
+    def parse(cls, limiter: Limiter, text: str) -> "Meter":
+        """What `str` wrote."""
+        key, *limits = text.split()
+        return cls(limiter, key, [Limit.parse(limit) for limit in limits])
+
+    def __str__(self) -> str:
+        return " ".join((self.key, *map(str, self.limits)))
+
     @property
     def units(self) -> frozenset[Unit]:
         """Those that are limited: what nobody counts need not be measured."""
@@ -219,10 +227,6 @@ class Meter:
             "RateLimit-Remaining": str(_left(holds)),
             "RateLimit-Reset": str(_until_full(nearest, holds)),
         }
-
-
-metering: ContextVar[Meter | None] = ContextVar("metering", default=None)
-"""Of the request at hand; the gate sets it. Tasks that the request starts share it."""
 
 
 def _left(holds: float) -> int:

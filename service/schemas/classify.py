@@ -16,11 +16,11 @@ from pydantic import (
 )
 
 from service.contract.bundle import MODALITIES, Modality
+from service.engine.inputs import uri_kind
 from service.schemas.embed import InputProblem, OnError
-from service.schemas.inputs import AnyInput, Inputs, ModelName, Number, RequestModel, uri_kind
+from service.schemas.inputs import AnyInput, Inputs, ModelName, Number, RequestModel, limits_of
 from service.schemas.items import Name, storable_text
 from service.schemas.search import TopK
-from service.settings import Limits
 
 MAX_LABELS = 10_000
 MAX_EXAMPLES = 4_096
@@ -140,10 +140,10 @@ class ClassifyRequest(RequestModel):
         if len(self.inputs) * self.top_k > MAX_SCORES:
             raise ValueError(f"inputs × top_k is at most {MAX_SCORES}")
         if self.grid is not None:
-            limits = info.context if isinstance(info.context, Limits) else Limits()
+            most = limits_of(info).inputs
             cells = self.grid.rows * self.grid.columns
-            if len(self.inputs) * (cells + 1) > limits.inputs:
-                raise ValueError(f"inputs and their cells are at most {limits.inputs} in one request")
+            if len(self.inputs) * (cells + 1) > most:
+                raise ValueError(f"inputs and their cells are at most {most} in one request")
             if len(self.inputs) * (cells + 1) * self.top_k > MAX_SCORES:
                 raise ValueError(f"inputs × cells × top_k is at most {MAX_SCORES}")
         return self

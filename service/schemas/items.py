@@ -12,27 +12,18 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
-    InstanceOf,
     PlainValidator,
     StrictBool,
+    ValidationError,
     WithJsonSchema,
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from service.engine.embedder import StoredModality as StoredModality
+from service.engine.inputs import Input, StoredModality
 from service.schemas.embed import InputProblem
-from service.schemas.inputs import (
-    AnyInput,
-    AudioInput,
-    File,
-    ImageInput,
-    RequestModel,
-    TextInput,
-    VideoInput,
-    at_most,
-    present,
-)
+from service.schemas.inputs import A_FILE, File, RequestModel, at_most, present, read_as
+from service.settings import Limits
 from service.store import DEFAULT_COLLECTION, Kind, Precision, Wanted, filters
 
 MAX_METADATA_BYTES = 16_384
@@ -169,39 +160,47 @@ class ItemInput(RequestModel):
     """An item with exactly one of text, image, audio, video, vector; in a form, one without any takes a file."""
 
     id: ItemId
-    text: str | None = None
-    image: str | None = Field(default=None, description="base64, or a data: URI")
-    audio: str | None = Field(default=None, description="base64, or a data: URI")
-    video: str | None = Field(default=None, description="base64, or a data: URI")
+    text: Annotated[Input, read_as("text")] | None = None
+    image: Annotated[Input, read_as("image")] | None = Field(default=None, description="base64, or a data: URI")
+    audio: Annotated[Input, read_as("audio")] | None = Field(default=None, description="base64, or a data: URI")
+    video: Annotated[Input, read_as("video")] | None = Field(default=None, description="base64, or a data: URI")
     vector: Vector | None = None
-    file: SkipJsonSchema[InstanceOf[File] | None] = None
+    file: SkipJsonSchema[Annotated[Input, A_FILE] | None] = None
     modality: StoredModality | None = Field(default=None, description="Of a vector; other inputs say it themselves.")
     metadata: Metadata = Field(default_factory=dict)
     collection: Name = DEFAULT_COLLECTION
 
     @model_validator(mode="after")
     def _one_input(self) -> "ItemInput":
-        given = [
-            name for name in ("text", "image", "audio", "video", "vector", "file") if getattr(self, name) is not None
-        ]
-        if len(given) != 1:
+        if len(self._given) != 1:
             raise ValueError("an item has exactly one of: text, image, audio, video, vector")
         if self.modality is not None and self.vector is None:
             raise ValueError("modality goes with a vector only")
         return self
 
     @property
-    def input(self) -> AnyInput | None:
-        """What is to be embedded; None for a vector."""
-        if self.image is not None:
-            return ImageInput(image=self.image)
-        if self.audio is not None:
-            return AudioInput(audio=self.audio)
-        if self.video is not None:
-            return VideoInput(video=self.video)
-        if self.text is not None:
-            return TextInput(text=self.text)
-        return self.file
+    def _given(self) -> list[Input | NDArray[np.floating]]:
+        kinds = (self.text, self.image, self.audio, self.video, self.vector, self.file)
+        return [given for given in kinds if given is not None]
+
+    @property
+    def content(self) -> Input | NDArray[np.floating]:
+        """What is embedded, or its vector."""
+        return self._given[0]
+
+
+class InvalidItem(ValueError):
+    """What is written is no item: the message says why, without the offending input."""
+
+
+def read_item(value: Any, limits: Limits) -> ItemInput:
+    """One item as a client writes it. Raises InvalidItem."""
+    try:
+        return ItemInput.model_validate(value, context=limits)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part)[:64] for part in first["loc"])
+        raise InvalidItem(f"{where}: {first['msg']}" if where else first["msg"]) from None
 
 
 class ItemsRequest(RequestModel):

@@ -3,13 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictInt, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    StrictBool,
+    StrictInt,
+    Tag,
+    model_validator,
+)
 
 from service.contract.tokens import Role
-from service.engine.embedder import TokenIds
+from service.engine.inputs import Input, TokenIds, in_role, read
 from service.errors import InvalidRequest
 from service.schemas.inputs import (
-    AnyInput,
     AudioInput,
     ImageInput,
     RequestModel,
@@ -133,10 +142,10 @@ class ContentPart(BaseModel):
         return self._held == ""
 
     @property
-    def plain(self) -> AnyInput:
+    def written(self) -> "_Written":
         held = self._held
         content = held.url if isinstance(held, Address) else held.data if isinstance(held, Samples) else held or ""
-        return _said(_PART_KINDS[self.type], content)
+        return _PART_KINDS[self.type], content
 
 
 Content = str | Annotated[list[ContentPart], Field(min_length=1, max_length=_MAX_PARTS)]
@@ -219,6 +228,8 @@ class EmbeddingsRequest(RequestModel):
         default=True, description="false, NONE: a text that is longer than the model reads is an error."
     )
 
+    _inputs: list[Input] = PrivateAttr(default_factory=list)
+
     @model_validator(mode="before")
     @classmethod
     def _nothing_unread(cls, value: Any) -> Any:
@@ -244,6 +255,8 @@ class EmbeddingsRequest(RequestModel):
     def _one_source(self) -> "EmbeddingsRequest":
         if (self.input is None) == (self.messages is None):
             raise ValueError("give exactly one of: input, messages")
+        inputs = [read(kind, given) if isinstance(given, str) else given for kind, given in self._written()]
+        self._inputs = in_role(inputs, self.role)
         return self
 
     @property
@@ -251,8 +264,13 @@ class EmbeddingsRequest(RequestModel):
         """Whether a text that is too long is cut."""
         return self.truncate in (True, "END")
 
-    def inputs(self) -> list[AnyInput | TokenIds]:
-        """What is to be embedded, one vector each. Raises InvalidRequest."""
+    @property
+    def inputs(self) -> Sequence[Input]:
+        """What is to be embedded, one vector each."""
+        return self._inputs
+
+    def _written(self) -> "list[_Written]":
+        """The kind of each input, and the input or how it is written. Raises InvalidRequest."""
         if self.messages is not None:
             if any(message.role in ("system", "developer") and message.content for message in self.messages):
                 raise InvalidRequest("messages: a system message is an instruction, which this model does not read")
@@ -264,51 +282,50 @@ class EmbeddingsRequest(RequestModel):
                 given = cast("list[OpenAIInput]", many)
             case one:
                 given = [cast("OpenAIInput", one)]
-        return [self._plain(each, index) for index, each in enumerate(given)]
-
-    def _plain(self, value: OpenAIInput, index: int) -> AnyInput | TokenIds:
-        plain: AnyInput | TokenIds
-        if isinstance(value, list):
-            plain = TokenIds(tuple(value))
-        elif isinstance(value, ContentPart):
-            plain = value.plain
-        elif isinstance(value, ContentInput):
-            plain = _only(_parts(value.content), f"input[{index}]")
-        else:
-            plain = value
-        if self.modality is None:
-            return plain
-        if isinstance(plain, str):
-            return _said(self.modality, plain)
-        if self.modality != ("text" if isinstance(plain, TokenIds) else kind_of(plain)):
-            raise InvalidRequest(f"input[{index}] is of another kind than modality says")
-        return plain
+        written = []
+        for index, value in enumerate(given):
+            kind, content = _element(value, f"input[{index}]")
+            if self.modality is not None and kind != "string" and kind != self.modality:
+                raise InvalidRequest(f"input[{index}] is of another kind than modality says")
+            written.append((self.modality or kind, content))
+        return written
 
 
-def _said(modality: Literal["text", "image", "audio", "video"], content: str) -> AnyInput:
-    match modality:
-        case "text":
-            return TextInput(text=content)
-        case "image":
-            return ImageInput(image=content)
-        case "audio":
-            return AudioInput(audio=content)
-        case "video":
-            return VideoInput(video=content)
+_Written = tuple[Literal["string", "text", "image", "audio", "video"], str | Input]
+
+
+def _element(value: OpenAIInput, where: str) -> _Written:
+    match value:
+        case str():
+            return "string", value
+        case list():
+            return "text", TokenIds(tuple(value))
+        case ContentPart():
+            return value.written
+        case ContentInput():
+            return _only(_parts(value.content), where)
+        case TextInput():
+            return "text", value.text
+        case ImageInput():
+            return "image", value.image
+        case AudioInput():
+            return "audio", value.audio
+        case VideoInput():
+            return "video", value.video
 
 
 def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)  # 1 is not true here
 
 
-def _parts(content: Content) -> list[AnyInput]:
+def _parts(content: Content) -> list[_Written]:
     """Those that hold something."""
     if isinstance(content, str):
-        return [content] if content else []
-    return [part.plain for part in content if not part.empty]
+        return [("string", content)] if content else []
+    return [part.written for part in content if not part.empty]
 
 
-def _only(parts: Sequence[AnyInput], where: str) -> AnyInput:
+def _only(parts: Sequence[_Written], where: str) -> _Written:
     if len(parts) != 1:
         raise InvalidRequest(
             f"{where}: {len(parts)} parts hold something, and one vector is of one part: send each as an input of its "

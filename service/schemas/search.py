@@ -1,12 +1,29 @@
 """Queries, and what is found."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, InstanceOf, StrictBool, Tag, ValidationInfo, model_validator
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    StrictBool,
+    Tag,
+    ValidationInfo,
+    create_model,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
+from service.engine.inputs import Input, StoredModality, Text
 from service.schemas.inputs import (
+    A_FILE,
+    FILE,
+    KINDS,
+    STRING,
     AudioInput,
     File,
     ImageInput,
@@ -15,12 +32,12 @@ from service.schemas.inputs import (
     TextInput,
     VideoInput,
     at_most,
-    discriminator,
+    branch,
+    limits_of,
+    one_of,
     present,
-    uri_kind,
 )
-from service.schemas.items import Filter, ItemId, ItemPreview, Name, StoredModality, Vector, storable_text
-from service.settings import Limits
+from service.schemas.items import Filter, ItemId, ItemPreview, Name, Vector, storable_text
 from service.store import DEFAULT_COLLECTION
 
 MAX_RESULTS = 25_600
@@ -44,39 +61,31 @@ class _Weighted(RequestModel):
     weight: Number = 1.0
 
 
-class WeightedText(TextInput, _Weighted): ...
-
-
-class WeightedImage(ImageInput, _Weighted): ...
-
-
-class WeightedAudio(AudioInput, _Weighted): ...
-
-
-class WeightedFile(_Weighted):
+class _WeightedFile(_Weighted):
     """A part that takes a file of the form; see place_query."""
 
-    file: InstanceOf[File]
+    file: Annotated[Input, A_FILE]
 
 
-class WeightedVideo(VideoInput, _Weighted): ...
+def _weighted(wire: type[RequestModel], kind: str) -> Any:
+    """A part of a composed query: its content and its weight."""
+    name = wire.__name__.removesuffix("Input").removesuffix("Query")
+    return branch(create_model(f"Weighted{name}", __base__=(wire, _Weighted)), kind, "weight")
 
 
-class WeightedVector(VectorQuery, _Weighted): ...
-
-
-class WeightedId(IdQuery, _Weighted): ...
-
-
+Content = Input | NDArray[np.floating] | str
+"""An input of the engine, a vector (D,), or the id of a stored item."""
 Part = Annotated[
-    Annotated[WeightedText, Tag("text")]
-    | Annotated[WeightedImage, Tag("image")]
-    | Annotated[WeightedAudio, Tag("audio")]
-    | SkipJsonSchema[Annotated[WeightedFile, Tag("named_file")]]
-    | Annotated[WeightedVideo, Tag("video")]
-    | Annotated[WeightedVector, Tag("vector")]
-    | Annotated[WeightedId, Tag("id")],
-    discriminator("text", "image", "audio", "video", "vector", "id"),
+    tuple[Content, float],
+    one_of(
+        _weighted(TextInput, "text"),
+        _weighted(ImageInput, "image"),
+        _weighted(AudioInput, "audio"),
+        SkipJsonSchema[Annotated[_WeightedFile, AfterValidator(attrgetter("file", "weight")), Tag("named_file")]],
+        _weighted(VideoInput, "video"),
+        _weighted(VectorQuery, "vector"),
+        _weighted(IdQuery, "id"),
+    ),
 ]
 
 
@@ -87,23 +96,16 @@ class ComposeQuery(RequestModel):
 
 
 Query = Annotated[
-    Annotated[str, Tag("string")]
-    | Annotated[TextInput, Tag("text")]
-    | Annotated[ImageInput, Tag("image")]
-    | Annotated[AudioInput, Tag("audio")]
-    | Annotated[VideoInput, Tag("video")]
-    | Annotated[VectorQuery, Tag("vector")]
-    | Annotated[IdQuery, Tag("id")]
-    | Annotated[ComposeQuery, Tag("compose")]
-    | SkipJsonSchema[Annotated[InstanceOf[File], Tag("file")]],
-    discriminator("text", "image", "audio", "video", "vector", "id", "compose"),
+    Content | list[tuple[Content, float]],
+    one_of(STRING, *KINDS, branch(VectorQuery, "vector"), branch(IdQuery, "id"), branch(ComposeQuery, "compose"), FILE),
 ]
+"""What is searched for, or the weighted parts of it."""
 
 
 def _top_k(value: int, info: ValidationInfo) -> int:
-    limits = info.context if isinstance(info.context, Limits) else Limits()
-    if value > limits.top_k:
-        raise ValueError(f"top_k is at most {limits.top_k}")
+    most = limits_of(info).top_k
+    if value > most:
+        raise ValueError(f"top_k is at most {most}")
     return value
 
 
@@ -190,17 +192,20 @@ class SearchRequest(RequestModel):
     def _bounded(self, info: ValidationInfo) -> "SearchRequest":
         if (self.query is None) == (self.queries is None):
             raise ValueError("give exactly one of: query, queries")
-        limits = info.context if isinstance(info.context, Limits) else Limits()
-        if sum(len(parts(each)) for each in self.asked) > limits.inputs:
-            raise ValueError(f"at most {limits.inputs} parts of queries in one request")
+        most = limits_of(info).inputs
+        if sum(len(query) if isinstance(query, list) else 1 for query in self.asked) > most:
+            raise ValueError(f"at most {most} parts of queries in one request")
         bound = MAX_VECTORS if {"vector", "explain"} & set(self.include) else MAX_RESULTS
         if len(self.asked) * self.top_k > bound:
             raise ValueError(f"queries × top_k is at most {bound} with these fields to include")
         if len(self.asked) * self.pool > MAX_RESULTS:
             raise ValueError(f"queries × pool is at most {MAX_RESULTS}")
         if self.keywords is not None and self.keywords.query is None:
-            for each in self.asked:
-                if not words_of(each):
+            for query in self.asked:
+                if not any(
+                    isinstance(part, Text) and part.text and weight > 0
+                    for part, weight in (query if isinstance(query, list) else [(query, 1.0)])
+                ):
                     raise ValueError("keywords.query is needed where a query has no text")
         return self
 
@@ -213,21 +218,6 @@ class SearchRequest(RequestModel):
     @property
     def asked(self) -> Sequence[Query]:
         return self.queries if self.queries is not None else [] if self.query is None else [self.query]
-
-
-def words_of(query: Query) -> str:
-    """The text of a query, or of the parts of a composed one that speak for an item; empty where there is none."""
-    texts = []
-    for part in parts(query):
-        if isinstance(part, str):
-            texts += [] if uri_kind(part) else [part]
-        elif isinstance(part, TextInput) and not (isinstance(part, _Weighted) and part.weight <= 0):
-            texts.append(part.text)
-    return " ".join(texts)
-
-
-def parts(query: Query) -> Sequence[Query | Part]:
-    return query.compose if isinstance(query, ComposeQuery) else [query]
 
 
 def place_query(body: dict[str, Any], files: list[File]) -> None:

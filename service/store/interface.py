@@ -26,6 +26,8 @@ class Hit:
     """Cosine similarity, -1 to 1."""
     moment: Moment | None = None
     """What of a video is most like the query."""
+    shown: Shown | None = None
+    """What there is to see of the item, where that was asked for and there is something."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Store(Protocol):
         filter: Filter | None = None,
         leave_out: Sequence[str | None] | None = None,
         with_vector: bool = False,
+        with_shown: bool = False,
         effort: Effort | None = None,
         by_modality: bool = False,
     ) -> list[list[Hit]]:

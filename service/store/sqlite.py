@@ -359,11 +359,12 @@ class SqliteStore:
         filter: Filter | None = None,
         leave_out: Sequence[str | None] | None = None,
         with_vector: bool = False,
+        with_shown: bool = False,
         effort: Effort | None = None,
         by_modality: bool = False,
     ) -> list[list[Hit]]:
         asked = moments.Find(collection, queries, count, modalities, filter, leave_out, by_modality)
-        reads = with_vector or (filter is not None and reads_rows(filter))
+        reads = with_vector or with_shown or (filter is not None and reads_rows(filter))
 
         def answer(connection: sqlite3.Connection, seen: _Seen, find: moments.Find) -> list[list[Hit]] | None:
             """Raises _Replaced where a row that the index shows is not there."""
@@ -420,7 +421,13 @@ class SqliteStore:
                 with suppress(_Replaced):
                     return look(connection, self._seen_together(collection), together=False)
             with self._one_moment(connection, collection) as seen:
-                return look(connection, seen, together=True)
+                hits_by_query = look(connection, seen, together=True)
+                if with_shown:
+                    hits = [hit for hits in hits_by_query for hit in hits]
+                    shown = previews.shown(connection, seen[collection][0], {hit.item.id for hit in hits})
+                    for hit in hits:
+                        hit.shown = shown.get(hit.item.id)
+                return hits_by_query
 
         return await self._run(read)
 

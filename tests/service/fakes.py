@@ -12,7 +12,8 @@ from service.contract.errors import BadMedia, InputError
 from service.contract.images import ImagePreprocessing
 from service.contract.tokens import TextPreprocessing
 from service.contract.vectors import Vectors, l2_normalise
-from service.engine.embedder import Embedded, Input, Media, Text
+from service.engine.caller import PROCESS, Caller
+from service.engine.inputs import Embedded, Input, Media, Text, Unreadable
 
 DIMENSIONS = 8
 
@@ -72,9 +73,14 @@ class FakeEmbedder:
         self.manifest = manifest or fake_manifest()
         self.asked: list[int] = []
 
-    async def embed(self, inputs: Sequence[Input], *, background: bool = False) -> list[Embedded | InputError]:
+    async def embed(
+        self, inputs: Sequence[Input], caller: Caller = PROCESS, **options: bool
+    ) -> list[Embedded | InputError]:
         self.asked.append(len(inputs))
         return [self._embed(each) for each in inputs]
+
+    async def read(self, inputs: Sequence[Input], caller: Caller = PROCESS) -> list[Input]:
+        return list(inputs)
 
     async def in_worker(self, function: Callable[[], Any]) -> Any:
         return await asyncio.to_thread(function)
@@ -87,4 +93,6 @@ class FakeEmbedder:
                 if data == b"bad":
                     return BadMedia("the file is corrupt")
                 return Embedded(vector_of(data), modality, truncated=False, cached=False)
+            case Unreadable(error):
+                return error
         raise AssertionError(value)

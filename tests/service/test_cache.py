@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.api.app import open_parts
+from service.contract.bundle import MODALITIES
 from service.contract.vectors import l2_normalise
 from service.engine.cache import Entry, MemoryCache, RedisCache, check_redis, decode, encode, key_of
-from service.engine.embedder import Input, Media, Text, TokenIds, _key
+from service.engine.embedder import _keys
+from service.engine.inputs import Input, Media, Text, TokenIds
 from service.settings import Settings, SettingsError
 from tests.conftest import redis_server
 
@@ -87,7 +89,8 @@ def a_png(size: tuple[int, int], colour: tuple[int, int, int]) -> bytes:
 
 @given(IMAGES, IMAGES)
 def test_two_images_share_a_key_only_if_they_are_one(one: Media, other: Media) -> None:
-    assert (_key("a" * 16, "fp32", one) == _key("a" * 16, "fp32", other)) == (one.data == other.data)
+    keys = _keys("a" * 16, {"image": "fp32"}, [one, other])
+    assert (keys[0] == keys[1]) == (one.data == other.data)
 
 
 SPACES, PRECISIONS = st.sampled_from(["0" * 16, "1" * 16]), st.sampled_from(["fp32", "int8"])
@@ -95,7 +98,8 @@ SPACES, PRECISIONS = st.sampled_from(["0" * 16, "1" * 16]), st.sampled_from(["fp
 
 @given(st.lists(st.tuples(SPACES, PRECISIONS, INPUTS), min_size=2, max_size=12))
 def test_no_two_inputs_of_any_kind_precision_or_space_share_a_key(placed: list[tuple[str, str, Input]]) -> None:
-    assert len({_key(*each) for each in placed}) == len(set(placed))
+    keys = {_keys(space, dict.fromkeys(MODALITIES, precision), [given])[0] for space, precision, given in placed}
+    assert len(keys) == len(set(placed))
 
 
 def test_keys_tell_spaces_kinds_and_contents_apart() -> None:

@@ -14,7 +14,8 @@ import pytest
 from service.contract.bundle import Bundle, Modality, read_bundle
 from service.engine.cache import MemoryCache
 from service.engine.channel import Runs
-from service.engine.embedder import Embedded, Embedder, Text
+from service.engine.embedder import Embedder
+from service.engine.inputs import Embedded, Text
 from service.engine.towers import Arrays, TowerError, open_towers
 from service.errors import NotReady, Overloaded
 from service.runtime.metrics import Metrics

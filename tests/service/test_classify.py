@@ -1,5 +1,4 @@
 import asyncio
-import base64
 import tracemalloc
 from dataclasses import replace
 from itertools import islice
@@ -13,19 +12,19 @@ from pydantic import ValidationError
 from service.contract.abstention import Detector, auroc
 from service.contract.errors import InputError
 from service.contract.vectors import l2_normalise
-from service.engine.embedder import Media, Text
+from service.engine.caller import Caller
+from service.engine.inputs import Media, Text
 from service.errors import InputFailed, InvalidRequest, NotFound, NotReady
 from service.retrieval.adapters import STRENGTH
-from service.retrieval.classify import _CHUNK, Classifier, _best, _prompts, stored_labels
+from service.retrieval.classify import _CHUNK, Classifier, Label, _best, _prompts, stored_labels
 from service.retrieval.search import Searcher
-from service.runtime.quotas import MemoryLimiter, Meter, metering
-from service.schemas.classify import ClassifyRequest, Label, LabelSetRequest, TaughtLabel
-from service.schemas.inputs import ImageInput
+from service.runtime.quotas import MemoryLimiter, Meter
+from service.schemas.classify import ClassifyRequest, LabelSetRequest
 from service.store import Entry, SqliteStore
 from tests.service.fakes import FakeEmbedder, fake_manifest, vector_of
 
 LABELS = ["dog", "cat", "rain", "sea", "clock", "bell"]
-PHOTO = ImageInput(image=base64.b64encode(b"photo").decode())
+PHOTO = Media("image", b"photo")
 
 
 def with_classifier(path, use, embedder=None):
@@ -43,6 +42,7 @@ def with_classifier(path, use, embedder=None):
 
 def classify(path, *inputs, embedder=None, **options):
     options = {"labels": LABELS, "top_k": 100} | options
+    inputs = [Text(each) if isinstance(each, str) else each for each in inputs]
     return with_classifier(path, lambda classifier: classifier.classify(inputs, **options), embedder)
 
 
@@ -134,7 +134,7 @@ def test_the_ranking_is_that_of_a_search_over_the_label_vectors(tmp_path):
 
 def test_ten_thousand_labels_go_through_in_pieces_while_others_are_served(tmp_path):
     class Yielding(FakeEmbedder):
-        async def embed(self, inputs, *, background=False):
+        async def embed(self, inputs, *arguments, **options):
             await asyncio.sleep(0)
             return await super().embed(inputs)
 
@@ -143,7 +143,7 @@ def test_ten_thousand_labels_go_through_in_pieces_while_others_are_served(tmp_pa
 
     async def use(classifier):
         turns = 0
-        big = asyncio.create_task(classifier.classify(["x"], labels=labels, top_k=3))
+        big = asyncio.create_task(classifier.classify([Text("x")], labels=labels, top_k=3))
         while not big.done():
             await asyncio.sleep(0)
             turns += 1
@@ -163,7 +163,7 @@ def test_label_vectors_are_remembered_by_labels_and_templates(tmp_path):
         counts = []
         for options in ({}, {}, {"templates": ["some {}"]}, {"labels": LABELS[::-1]}, {}):
             before = sum(embedder.asked)
-            await classifier.classify(["x"], **({"labels": LABELS} | options))
+            await classifier.classify([Text("x")], **({"labels": LABELS} | options))
             counts.append(sum(embedder.asked) - before)
         return counts
 
@@ -177,7 +177,7 @@ class Gated(FakeEmbedder):
         super().__init__()
         self.entered, self.goes, self.failing = asyncio.Event(), asyncio.Event(), False
 
-    async def embed(self, inputs, *, background=False):
+    async def embed(self, inputs, *arguments, **options):
         results = await super().embed(inputs)
         if len(inputs) > 1:
             self.entered.set()
@@ -191,9 +191,9 @@ def test_new_labels_that_many_bring_at_once_are_encoded_once(tmp_path):
     embedder = Gated()
 
     async def use(classifier):
-        first, *others = (asyncio.create_task(classifier.classify(["x"], labels=LABELS)) for _ in range(16))
-        metering.set(Meter(MemoryLimiter(), "another key", []))
-        charged = asyncio.create_task(classifier.classify(["x"], labels=LABELS))
+        first, *others = (asyncio.create_task(classifier.classify([Text("x")], labels=LABELS)) for _ in range(16))
+        another = Caller(Meter(MemoryLimiter(), "another key", []))
+        charged = asyncio.create_task(classifier.classify([Text("x")], labels=LABELS, caller=another))
         await embedder.entered.wait()
         first.cancel()
         embedder.goes.set()
@@ -202,11 +202,11 @@ def test_new_labels_that_many_bring_at_once_are_encoded_once(tmp_path):
         assert [count for count in embedder.asked if count > 1] == [6, 6], "for each key that is charged"
         embedder.failing = True
         failures = await asyncio.gather(
-            *(classifier.classify(["x"], labels=LABELS[:3]) for _ in range(4)), return_exceptions=True
+            *(classifier.classify([Text("x")], labels=LABELS[:3]) for _ in range(4)), return_exceptions=True
         )
         assert all(isinstance(each, NotReady) for each in failures)
         embedder.failing = False
-        assert await classifier.classify(["x"], labels=LABELS[:3])
+        assert await classifier.classify([Text("x")], labels=LABELS[:3])
         assert [count for count in embedder.asked if count > 1] == [6, 6, 3, 3], "a failure is not kept"
         assert not classifier._encoding
 
@@ -218,13 +218,13 @@ def test_encoding_is_given_up_when_nobody_waits_for_it(tmp_path):
 
     async def use(classifier):
         labels = [str(number) for number in range(3 * _CHUNK)]
-        waiting = [asyncio.create_task(classifier.classify(["x"], labels=labels)) for _ in range(2)]
+        waiting = [asyncio.create_task(classifier.classify([Text("x")], labels=labels)) for _ in range(2)]
         await embedder.entered.wait()
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
         embedder.goes.set()
-        fresh = await classifier.classify(["x"], labels=labels)
+        fresh = await classifier.classify([Text("x")], labels=labels)
         assert len(fresh[0].labels) == 5
         assert [count for count in embedder.asked if count > 1] == [_CHUNK] * 4, "the first only chunk by chunk"
         assert not classifier._encoding
@@ -238,9 +238,9 @@ def test_few_large_sets_of_labels_are_encoded_at_once(tmp_path):
 
     async def use(classifier):
         sets = [[f"{which} {number}" for number in range(_CHUNK)] for which in range(6)]
-        waiting = [asyncio.create_task(classifier.classify(["x"], labels=labels)) for labels in sets]
+        waiting = [asyncio.create_task(classifier.classify([Text("x")], labels=labels)) for labels in sets]
         await embedder.entered.wait()
-        small = asyncio.create_task(classifier.classify(["x"], labels=LABELS))
+        small = asyncio.create_task(classifier.classify([Text("x")], labels=LABELS))
         for _ in range(20):
             await asyncio.sleep(0)
         assert [count for count in embedder.asked if count > 1] == [_CHUNK, _CHUNK, len(LABELS)]
@@ -264,7 +264,7 @@ class FailsOn(FakeEmbedder):
         super().__init__()
         self._text = text
 
-    async def embed(self, inputs, *, background=False):
+    async def embed(self, inputs, *arguments, **options):
         results = await super().embed(inputs)
         return [
             InputError("too odd") if each == Text(self._text) else result
@@ -306,10 +306,10 @@ class TestLabelSets:
         async def use(classifier):
             await classifier.save_label_set("set", ["old"], None)
             await classifier.save_label_set("set", ["new"], None)
-            [result] = await classifier.classify(["x"], label_set="set")
+            [result] = await classifier.classify([Text("x")], label_set="set")
             await classifier._store.delete_label_set("set")
             with pytest.raises(NotFound, match="no label set 'set'"):
-                await classifier.classify(["x"], label_set="set")
+                await classifier.classify([Text("x")], label_set="set")
             with pytest.raises(NotFound, match="no label set 'set'"):
                 await classifier._store.delete_label_set("set")
             return [each.label for each in result.labels]
@@ -357,11 +357,11 @@ def test_label_sets_that_are_refused():
 
 
 def picture(name):
-    return ImageInput(image=base64.b64encode(name.encode()).decode())
+    return Media("image", name.encode())
 
 
 def taught(name, *examples):
-    return TaughtLabel(name=name, examples=[picture(each) for each in examples])
+    return Label(name, examples=[picture(each) for each in examples])
 
 
 class TestExamples:
@@ -372,7 +372,7 @@ class TestExamples:
 
         async def use(classifier):
             await classifier.save_label_set("set", self.LABELS, None)
-            return await classifier.classify([PHOTO, picture("rex"), "rex"], label_set="set", top_k=9)
+            return await classifier.classify([PHOTO, picture("rex"), Text("rex")], label_set="set", top_k=9)
 
         photo, rex, word = with_classifier(tmp_path, use)
         similar = [{each.label: each.similarity for each in result.labels} for result in (plain[0], photo)]
@@ -484,10 +484,10 @@ def test_a_stored_set_is_read_again_only_when_it_has_changed(tmp_path):
         for labels in (None, ["new"], None):
             if labels:
                 await classifier.save_label_set("set", labels, None)
-            [result] = await classifier.classify(["x"], label_set="set")
+            [result] = await classifier.classify([Text("x")], label_set="set")
             names.append(result.labels[0].label)
         held = classifier._sets["set"]
-        await classifier.classify(["x"], label_set="set")
+        await classifier.classify([Text("x")], label_set="set")
         assert classifier._sets["set"] is held
         return names
 

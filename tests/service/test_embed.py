@@ -113,7 +113,7 @@ def test_encodings_say_the_same_vector(shared_client: httpx.Client) -> None:
 def test_int8_keeps_the_direction(numbers: list[float], seed: int) -> None:
     noise = np.random.default_rng(seed).standard_normal(len(numbers))  # a direction whose numbers are not far apart
     vector = l2_normalise(0.1 * np.array(numbers) + noise / np.abs(noise).max())
-    quantised = np.asarray(encoded(vector, "int8"), np.float32)
+    quantised = np.asarray(encoded(vector, None, "int8"), np.float32)
     assert np.abs(quantised).max() <= 127
     if np.abs(vector).max() <= 5 / np.sqrt(len(vector)):  # nothing is cut
         assert l2_normalise(quantised) @ vector > 0.999

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from service.api.reading import append_inputs, documented, parse_json
+from service.api.reading import append_inputs, documented
 from service.contract.errors import BadMedia, InputError, UnsupportedMedia
-from service.engine.embedder import Media, Text
+from service.engine.inputs import Media, Text, Unreadable, Url, Video, media_bytes, sniff
 from service.errors import BodyTooLarge, FetchDisabled
 from service.schemas.classify import ClassifyRequest
 from service.schemas.embed import EmbedRequest
-from service.schemas.inputs import AnyInput, File, ImageInput, TextInput, media_bytes, sniff, to_input
+from service.schemas.exact_json import parse_json
+from service.schemas.inputs import AnyInput, File
 from service.schemas.items import ItemInput
 from service.schemas.search import SearchRequest
 from service.settings import Limits
@@ -33,9 +34,9 @@ def test_base64_is_read_however_it_is_written(data: bytes, url_safe: bool, width
 
 def test_what_is_null_is_absent() -> None:
     text = ANY_INPUT.validate_python({"text": "a", "image": None, "audio": None})
-    assert text == TextInput(text="a")
-    request = EmbedRequest.model_validate({"inputs": [{"image": "x", "text": None}], "role": None, "on_error": None})
-    assert request == EmbedRequest.model_validate({"inputs": [{"image": "x"}]})
+    assert text == Text("a")
+    request = EmbedRequest.model_validate({"inputs": [{"image": "YQ==", "text": None}], "role": None, "on_error": None})
+    assert request == EmbedRequest.model_validate({"inputs": [{"image": "YQ=="}]})
     classify = {"inputs": ["a"], "labels": [{"name": "a", "prompts": None}], "top_k": None, "abstain": None}
     assert ClassifyRequest.model_validate(classify).top_k == 5
     item = {"id": "a", "text": "b", "collection": None, "metadata": {"kept": None}}
@@ -73,9 +74,10 @@ def test_any_other_text_is_an_input_error_or_bytes(text: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://x", "https://x/y.png", "HTTPS://X", "http:x"])
-def test_a_url_is_not_fetched(url: str) -> None:
-    with pytest.raises(FetchDisabled):
-        media_bytes(url)
+def test_a_url_is_told_from_base64(url: str) -> None:
+    assert ANY_INPUT.validate_python({"image": url}) == Url("image", url)
+    video = ANY_INPUT.validate_python({"video": url})
+    assert isinstance(video, Unreadable) and isinstance(video.error, FetchDisabled)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "data:,", "data:image/png;base64,", "abc", "=", "äöü=", "ab\0="])
@@ -92,7 +94,7 @@ def test_a_file_is_what_its_content_says(png: Callable[..., bytes], wav: Callabl
     for neither in (b"", b"RIFF", b"%PDF-1.7", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\0" * 4000):
         with pytest.raises(UnsupportedMedia):
             sniff(neither)
-    assert to_input(File("a.wav", png())) == Media("image", png())
+    assert ANY_INPUT.validate_python(File("a.wav", png())) == Media("image", png())
 
 
 def test_json_cannot_make_a_file() -> None:
@@ -103,10 +105,17 @@ def test_json_cannot_make_a_file() -> None:
 
 
 def test_each_way_to_write_an_input() -> None:
-    assert to_input(ANY_INPUT.validate_python("a")) == to_input(TextInput(text="a")) == Text("a")
-    assert to_input(ANY_INPUT.validate_python({"image": "YQ=="})) == Media("image", b"a")
-    assert to_input(ANY_INPUT.validate_python({"audio": "YQ=="})) == Media("audio", b"a")
-    assert ANY_INPUT.validate_python(ImageInput(image="YQ==")) == ImageInput(image="YQ==")
+    for written, read in (
+        ("a", Text("a")),
+        ({"text": "a"}, Text("a")),
+        ({"image": "YQ=="}, Media("image", b"a")),
+        ({"audio": "YQ=="}, Media("audio", b"a")),
+        ({"video": "YQ=="}, Video(b"a")),
+        ("data:image/png;base64,YQ==", Media("image", b"a")),
+        ({"image": "https://x/y.png"}, Url("image", "https://x/y.png")),
+        ("https://x/y.png", Text("https://x/y.png")),
+    ):
+        assert ANY_INPUT.validate_python(written) == read
 
 
 def test_a_limit_is_the_settings_and_is_checked_before_the_members() -> None:

@@ -10,7 +10,8 @@ import pytest
 from service.contract.bundle import read_bundle
 from service.contract.errors import BadMedia, InputError, UnsupportedMedia
 from service.engine.cache import MemoryCache
-from service.engine.embedder import Embedded, Embedder, Media, Text, TokenIds
+from service.engine.embedder import Embedder
+from service.engine.inputs import Embedded, Media, Text, TokenIds
 from service.engine.towers import Arrays, open_towers
 from service.errors import DeadlineExceeded, InferenceFailed, NotReady, Overloaded
 from service.runtime.metrics import Metrics

@@ -12,10 +12,12 @@ import soundfile
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from service.contract import images
 from service.contract.audio import AudioLimits
 from service.contract.errors import InputError
 from service.contract.images import ImageLimits
-from service.engine.previews import PEAKS, SECONDS, SIDE, peaks, preview_audio, preview_image
+from service.engine.inputs import SMALL_SIDE as SIDE
+from service.engine.previews import PEAKS, SECONDS, peaks, preview_audio, preview_image
 from service.store import schema, upkeep
 from tests.conftest import serving
 from tests.service.media import b64, png, wav
@@ -133,6 +135,22 @@ def test_previews_are_off_unless_the_operator_says_so(client, settings):
     assert found["preview"] is None
     with closing(schema.connect(settings.store / schema.FILE, read_only=True)) as connection:
         assert connection.execute("SELECT count(*) FROM previews").fetchone() == (0,)
+
+
+def test_a_picture_is_decoded_once_for_its_vector_and_its_preview(keeping, monkeypatch):
+    decoded = []
+    decode = images._decoded
+    monkeypatch.setattr(images, "_decoded", lambda data, *rest: decoded.append(data) or decode(data, *rest))
+    picture = png(size=(500, 700))
+    upsert(keeping, {"id": "photo", "image": b64(picture)})
+    assert decoded == [picture]
+    upsert(keeping, {"id": "again", "image": b64(picture)})  # its vector is in the cache
+    assert decoded == [picture] * 2
+    kept = [keeping.get(f"/previews/{id}").content for id in ("photo", "again")]
+    assert kept[0] == kept[1] == preview_image(picture, PIXELS).data
+    small = photograph(size=(4_000, 3_000))  # of which the tower needs fewer pixels than people do
+    upsert(keeping, {"id": "large", "image": b64(small)})
+    assert Image.open(io.BytesIO(keeping.get("/previews/large").content)).size == (SIDE * 3 // 4, SIDE)
 
 
 def test_what_is_served_is_what_was_made(keeping):

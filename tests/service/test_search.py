@@ -1,5 +1,6 @@
 import asyncio
 import base64
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -136,8 +137,9 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 
 @given(arrays.arrays(np.float64, 4, elements=finite))
 def test_any_finite_vector_is_scaled_or_refused(vector):
-    result = unit_vector(vector.tolist(), 4)
-    if isinstance(result, InputError):
+    try:
+        result = unit_vector(vector.tolist(), 4)
+    except InputError:
         assert not vector.any()
     else:
         assert abs(float(np.linalg.norm(result.astype(np.float64))) - 1) < 1e-6
@@ -146,8 +148,8 @@ def test_any_finite_vector_is_scaled_or_refused(vector):
 @given(st.lists(st.tuples(st.integers(0, 9), finite), min_size=1, max_size=5))
 def test_any_weights_give_a_unit_vector_or_are_refused(parts):
     vectors = [vector_of(f"{seed}") for seed, _ in parts]
-    result = weighted_sum(vectors, [weight for _, weight in parts])
-    if not isinstance(result, InputError):
+    with suppress(InputError):
+        result = weighted_sum(vectors, [weight for _, weight in parts])
         assert abs(float(np.linalg.norm(result.astype(np.float64))) - 1) < 1e-6
 
 

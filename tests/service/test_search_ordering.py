@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from service.contract.vectors import l2_normalise
 from service.errors import InputFailed, InvalidRequest
 from service.retrieval.late_interaction import maxsim, transport
-from service.retrieval.search import Ordering, Searcher
-from service.schemas.search import Diversity, Keywords, Query, Rerank, SearchRequest
+from service.retrieval.search import Diversity, Keywords, Ordering, Rerank, Searcher
+from service.schemas.search import Query, SearchRequest
 from service.store import Entry, SqliteStore
 from tests.service.fakes import DIMENSIONS, FakeEmbedder, fake_manifest, vector_of
 
@@ -31,7 +31,7 @@ class FakeTokens:
 
     available = True
 
-    async def embed(self, inputs, *, background=False):
+    async def embed(self, inputs, *arguments):
         return [tokens_of(each.text) for each in inputs]
 
 
@@ -169,9 +169,7 @@ def test_the_item_itself_is_not_found_by_its_words(tmp_path):
 
 def test_diversity_reorders_the_pool(tmp_path):
     [plain] = search(tmp_path, "x", top_k=40, with_vector=True)
-    [diverse] = search(
-        tmp_path, "x", top_k=5, ordering=Ordering(diversity=Diversity.model_validate({"lambda": 0.3, "pool": 40}))
-    )
+    [diverse] = search(tmp_path, "x", top_k=5, ordering=Ordering(diversity=Diversity(trade=0.3, pool=40)))
     relevance = {each.item.id: each.score for each in plain}
     vectors = {each.item.id: each.item.vector for each in plain}
     taken = [plain[0].item.id]
@@ -184,7 +182,7 @@ def test_diversity_reorders_the_pool(tmp_path):
         assert gain[each.item.id] == pytest.approx(max(gain.values()), abs=1e-6)
         taken.append(each.item.id)
     assert ids(diverse) != ids(plain[:5])
-    same = Ordering(diversity=Diversity.model_validate({"lambda": 1}))
+    same = Ordering(diversity=Diversity(trade=1))
     assert [each.score for each in search(tmp_path, "x", ordering=same)[0]] == [each.score for each in plain[:10]]
 
 
@@ -286,7 +284,7 @@ def test_everything_at_once_keeps_its_promises(tmp_path):
         threshold=-0.9,
         keywords=Keywords(query="dog"),
         deduplicate=0.999,
-        diversity=Diversity.model_validate({"lambda": 0.8}),
+        diversity=Diversity(trade=0.8),
     )
     results = search(tmp_path, "dog", {"id": "clock"}, top_k=4, ordering=ordering, explain=True)
     assert [len(each) for each in results] == [4, 4]

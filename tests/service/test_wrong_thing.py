@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from service.__main__ import main
-from service.schemas.inputs import uri_kind
+from service.engine.inputs import uri_kind
 from service.settings import Settings
 from tests.conftest import serving
 from tests.service.jobs.processes import ended, errors, submitted

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from service.contract.bundle import read_bundle
-from service.engine.handling import Text, handling
+from service.engine.handling import handling
+from service.engine.inputs import Media, Text
 from service.settings import Settings
 from tests.training.conftest import MakeRecipe
 from training.encoders import load_encoder, weights_sha256
@@ -127,7 +128,7 @@ def test_training_and_serving_are_fed_the_same_bits(bundle_dir: Path, tmp_path: 
             preprocessing=preprocessing, tokenizer=bundle_dir / "tokenizer.json", source="a bundle's"
         )
         trained = preparer(encoder)(item)
-        content = item.read_bytes() if isinstance(item, Path) else Text(item)
+        content = Media(modality, item.read_bytes()) if isinstance(item, Path) else Text(item)
         served = handling(bundle, modality, Settings()).prepare(content).value
         if modality == "image":
             trained, served = {"pixels": trained}, {"pixels": served}

@@ -1,15 +1,17 @@
 """POST /classify."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
 from service.api.reading import append_inputs, documented, reader
-from service.api.state import StateDep
+from service.api.state import CallerDep, StateDep
 from service.errors import input_problem
-from service.retrieval.classify import Classification
+from service.retrieval.classify import Classification, Grid, Label
 from service.runtime.timings import timed
-from service.schemas.classify import Classified, ClassifyRequest, ClassifyResponse, ScoredLabel
+from service.schemas import classify as wire
+from service.schemas.classify import Classified, ClassifyRequest, ClassifyResponse, ScoredLabel, TaughtLabel
 from service.schemas.embed import InputProblem
 
 router = APIRouter(tags=["classify"])
@@ -18,23 +20,33 @@ Body = Annotated[ClassifyRequest, Depends(reader(ClassifyRequest, append_inputs)
 
 
 @router.post("/classify", response_model_exclude_none=True, openapi_extra=documented(ClassifyRequest, files=True))
-async def classify(body: Body, state: StateDep) -> ClassifyResponse:
+async def classify(body: Body, state: StateDep, caller: CallerDep) -> ClassifyResponse:
     """Which of the labels fits each input best, and how surely; no label needs to have been trained on."""
     warnings: list[str] = []
     with timed("classify"):
         results = await state.model(body.model).classifier.classify(
             body.inputs,
-            labels=body.labels,
+            labels=None if body.labels is None else plain_labels(body.labels),
             label_set=body.label_set,
             templates=body.templates,
             top_k=body.top_k,
             threshold=body.threshold,
             abstain=body.abstain,
-            grid=body.grid,
+            grid=None if body.grid is None else Grid(body.grid.rows, body.grid.columns),
             fail=body.on_error == "fail",
+            caller=caller,
             warn=warnings.append,
         )
     return ClassifyResponse(results=[_result(each) for each in results], warnings=warnings or None)
+
+
+def plain_labels(labels: Sequence[str | wire.Label]) -> list[str | Label]:
+    return [
+        label
+        if isinstance(label, str)
+        else Label(label.name, label.prompts, label.examples if isinstance(label, TaughtLabel) else ())
+        for label in labels
+    ]
 
 
 def _result(found: Classification) -> Classified:

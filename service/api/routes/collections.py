@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.api.reading import read_request
+from service.api.reading import reader
 from service.api.responses import JSON
 from service.api.state import State, StateDep
 from service.errors import InvalidRequest
@@ -66,7 +66,7 @@ def _drawn(made: Map, key: str | None) -> dict[str, Any]:
 @router.put("/collections/{name}", responses={201: {"model": CollectionResponse}})
 async def put_collection(name: Name, request: Request, response: Response, state: StateDep) -> CollectionResponse:
     """Create a collection (201), or find it there (200) and change what is given. The body may be absent."""
-    wanted = await read_request(request, CollectionRequest) if await request.body() else CollectionRequest()
+    wanted = await reader(CollectionRequest)(request) if await request.body() else CollectionRequest()
     if wanted.tokens and not state.tokens.available:
         raise InvalidRequest("tokens: this bundle has no token vectors: its recipe must say export.tokens")
     index = None if wanted.index is None else Wanted(wanted.index, wanted.precision)

@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
-from service.api.reading import all_embedded, append_inputs, documented, embed_inputs, reader
-from service.api.responses import JSON, cut, encoded
-from service.api.state import StateDep
+from service.api.reading import append_inputs, documented, reader
+from service.api.responses import JSON, encoded
+from service.api.state import CallerDep, StateDep
 from service.contract.errors import InputError
-from service.engine.embedder import Embedded
+from service.engine.inputs import Embedded, in_role, raise_first
 from service.errors import input_problem
 from service.schemas.embed import EmbedRequest, EmbedResponse
 
@@ -17,12 +17,13 @@ Body = Annotated[EmbedRequest, Depends(reader(EmbedRequest, append_inputs))]
 
 
 @router.post("/embed", response_model=EmbedResponse, openapi_extra=documented(EmbedRequest, files=True))
-async def embed(body: Body, state: StateDep) -> JSON:
+async def embed(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     """Embed texts, images, sounds and videos: one unit vector per input, all in one space."""
     model = state.model(body.model)
-    results = await embed_inputs(model.embedder, body.inputs, body.role)
+    inputs = body.inputs if body.role == "query" else in_role(body.inputs, body.role)
+    results = await model.embedder.embed(inputs, caller)
     if body.on_error == "fail":
-        all_embedded(results)
+        raise_first(results)
     manifest = model.manifest
     return JSON(
         {
@@ -37,7 +38,7 @@ async def embed(body: Body, state: StateDep) -> JSON:
 def _row(index: int, result: Embedded | InputError, body: EmbedRequest) -> dict[str, Any]:
     if isinstance(result, InputError):
         return {"index": index, "embedding": None, "error": input_problem(result)}
-    vector = encoded(cut(result.vector, body.dimensions), body.encoding)
+    vector = encoded(result.vector, body.dimensions, body.encoding)
     return {
         "index": index,
         "modality": result.kind,

@@ -1,16 +1,20 @@
 """POST and GET /items, GET and DELETE /items/{id}, POST /items/delete."""
 
 import re
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query
 
 from service.api.reading import documented, reader
 from service.api.responses import JSON, previewed
-from service.api.state import StateDep
-from service.errors import NotFound
-from service.retrieval.indexing import index_items
+from service.api.state import CallerDep, StateDep
+from service.contract.errors import InputError
+from service.engine.inputs import StoredModality
+from service.errors import NotFound, input_problem
+from service.retrieval.indexing import NewItem, index_items
 from service.runtime.timings import timed
+from service.schemas.embed import InputProblem
 from service.schemas.items import (
     DeletedResponse,
     DeleteItemsRequest,
@@ -20,11 +24,11 @@ from service.schemas.items import (
     ItemsResponse,
     Name,
     PageResponse,
+    RefusedItem,
     StoredItem,
-    StoredModality,
     place_items,
 )
-from service.store import DEFAULT_COLLECTION, Item
+from service.store import DEFAULT_COLLECTION, Entry, Item
 
 router = APIRouter(tags=["items"])
 
@@ -39,19 +43,31 @@ _BACKGROUND = re.compile(r"(?:^|,)\s*u=7\s*(?:,|$)")
 
 
 @router.post("/items", openapi_extra=documented(ItemsRequest, files=True))
-async def upsert_items(body: Items, state: StateDep, priority: _Priority = None) -> ItemsResponse:
+async def upsert_items(body: Items, state: StateDep, caller: CallerDep, priority: _Priority = None) -> ItemsResponse:
     """Embed and store items, each replacing the one of its collection and id. Answered once they are on disk."""
-    fail = body.on_error == "fail"
-    items = await index_items(
+    if priority is not None and _BACKGROUND.search(priority) is not None:
+        caller = replace(caller, background=True)
+    made = await index_items(
         state.embedder,
         state.store,
-        body.items,
-        fail=fail,
+        [
+            NewItem(item.id, item.content, item.metadata, item.collection, item.modality or "vector")
+            for item in body.items
+        ],
+        fail=body.on_error == "fail",
+        caller=caller,
         tokens=state.tokens,
         previewer=state.previewer,
-        background=priority is not None and _BACKGROUND.search(priority) is not None,
     )
-    return ItemsResponse(upserted=sum(isinstance(item, StoredItem) for item in items), items=items)
+    answers: list[StoredItem | RefusedItem] = []
+    for index, (item, result) in enumerate(zip(body.items, made, strict=True)):
+        where: dict[str, Any] = {"id": item.id, "collection": item.collection}
+        if isinstance(result, InputError):
+            answers.append(RefusedItem(**where, index=index, error=InputProblem(**input_problem(result))))
+        else:
+            where |= {"modality": result.modality, "truncated": result.truncated}
+            answers.append(StoredItem(**where))
+    return ItemsResponse(upserted=sum(isinstance(result, Entry) for result in made), items=answers)
 
 
 @router.get("/items", response_model=PageResponse)

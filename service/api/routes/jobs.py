@@ -9,11 +9,12 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from service.api.middleware import stated_length
-from service.api.reading import read_request
+from service.api.reading import reader
 from service.api.responses import JSON
 from service.api.state import State, StateDep
 from service.errors import InvalidRequest, UnsupportedBody
 from service.jobs import Jobs, Progress, Refusal
+from service.runtime.quotas import Meter
 from service.schemas.items import Name
 from service.schemas.jobs import FolderRequest, JobError, JobResponse, JobsResponse, JobState
 from service.store import DEFAULT_COLLECTION
@@ -70,12 +71,15 @@ async def create_job(
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        body = await read_request(request, FolderRequest)
-        found, new = await _jobs(state).submit_folder(body.folder, collection or body.collection, idempotency_key)
+        body = await reader(FolderRequest)(request)
+        into = collection or body.collection
+        found, new = await _jobs(state).submit_folder(body.folder, into, idempotency_key, _meter(request))
     elif kind in _FORMS:
         chosen = collection or DEFAULT_COLLECTION
         size = stated_length(request.headers)
-        found, new = await _jobs(state).submit(_FORMS[kind], chosen, request.stream(), idempotency_key, size)
+        found, new = await _jobs(state).submit(
+            _FORMS[kind], chosen, request.stream(), idempotency_key, _meter(request), size
+        )
     else:
         raise UnsupportedBody(f"this route reads {', '.join(_FORMS)} and application/json")
     headers = {"Location": f"/jobs/{found.job.id}"} | ({} if new else {"Idempotency-Replayed": "true"})
@@ -119,6 +123,12 @@ async def job_errors(id: str, state: StateDep) -> StreamingResponse:
 async def _lines(pages: AsyncIterator[list[Refusal]]) -> AsyncIterator[bytes]:
     async for page in pages:
         yield b"".join(orjson.dumps(asdict(each)) + b"\n" for each in page)
+
+
+def _meter(request: Request) -> str | None:
+    """Names the limits of the request's key, where what it may embed is limited."""
+    meter: Meter | None = getattr(request.state, "meter", None)
+    return None if meter is None or meter.units <= {"requests"} else str(meter)
 
 
 def _jobs(state: State) -> Jobs:

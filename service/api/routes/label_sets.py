@@ -5,7 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from service.api.reading import documented, reader
-from service.api.state import State, StateDep
+from service.api.routes.classify import plain_labels
+from service.api.state import CallerDep, State, StateDep
 from service.schemas.classify import LabelSetRequest, LabelSetResponse, LearnedDetector, StoredLabel
 from service.schemas.items import Name
 
@@ -15,9 +16,9 @@ Body = Annotated[LabelSetRequest, Depends(reader(LabelSetRequest))]
 
 
 @router.put("/label-sets/{name}", openapi_extra=documented(LabelSetRequest))
-async def put_label_set(name: Name, body: Body, state: StateDep) -> LabelSetResponse:
+async def put_label_set(name: Name, body: Body, state: StateDep, caller: CallerDep) -> LabelSetResponse:
     """Create or replace a label set, and learn from its examples, which are not kept."""
-    await state.classifier.save_label_set(name, body.labels, body.templates, body.off_topic)
+    await state.classifier.save_label_set(name, plain_labels(body.labels), body.templates, body.off_topic, caller)
     return await _described(name, state)
 
 

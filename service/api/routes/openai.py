@@ -6,11 +6,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from service.api.model import Model
-from service.api.reading import all_embedded, documented, embed_inputs, reader
-from service.api.responses import JSON, cut, encoded
-from service.api.state import StateDep
+from service.api.reading import documented, reader
+from service.api.responses import JSON, encoded
+from service.api.state import CallerDep, StateDep
 from service.contract.errors import InputError
-from service.engine.embedder import Embedded, TokenIds
+from service.engine.inputs import Embedded, TokenIds, raise_first
 from service.errors import InvalidRequest
 from service.schemas.openai import EmbeddingsRequest, EmbeddingsResponse, OpenAIModel, OpenAIModels
 
@@ -24,13 +24,14 @@ _NO_IDS = (
 
 
 @router.post("/embeddings", response_model=EmbeddingsResponse, openapi_extra=documented(EmbeddingsRequest))
-async def embeddings(body: Body, state: StateDep) -> JSON:
+async def embeddings(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     """As OpenAI's endpoint; `input` also takes {"image": …}, {"audio": …}, {"video": …} and {"text": …}."""
-    inputs = body.inputs()
-    if not state.settings.token_ids and any(isinstance(each, TokenIds) for each in inputs):
+    if not state.settings.token_ids and any(isinstance(given, TokenIds) for given in body.inputs):
         raise InvalidRequest(_NO_IDS)
-    embedded = await embed_inputs(state.model(body.model).embedder, inputs, body.role)
-    results = all_embedded(embedded if body.cut else [_whole(each) for each in embedded], field="input")
+    embedded = await state.model(body.model).embedder.embed(body.inputs, caller)
+    answers = embedded if body.cut else [_whole(result) for result in embedded]
+    raise_first(answers, field="input")
+    results = [result for result in answers if isinstance(result, Embedded)]
     tokens = sum(each.tokens for each in results)
     data = [_row(index, each, body) for index, each in enumerate(results)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -54,7 +55,7 @@ def _whole(result: Embedded | InputError) -> Embedded | InputError:
 
 
 def _row(index: int, result: Embedded, body: EmbeddingsRequest) -> dict[str, Any]:
-    vector = encoded(cut(result.vector, body.dimensions), body.encoding_format)
+    vector = encoded(result.vector, body.dimensions, body.encoding_format)
     row = {"object": "embedding", "index": index, "embedding": vector}
     # What OpenAI's answers have not is there only where it says something.
     return (

@@ -5,11 +5,10 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Depends
 
-from service.api.reading import documented, embed_inputs, reader
+from service.api.reading import documented, reader
 from service.api.responses import JSON
-from service.api.state import StateDep
+from service.api.state import CallerDep, StateDep
 from service.contract.errors import InputError
-from service.engine.embedder import Embedded
 from service.errors import InputFailed
 from service.schemas.embed import ScoreRequest, ScoreResponse
 from service.schemas.inputs import File
@@ -37,17 +36,15 @@ Body = Annotated[ScoreRequest, Depends(reader(ScoreRequest, fill_pairs))]
 
 
 @router.post("/score", response_model=ScoreResponse, openapi_extra=documented(ScoreRequest, files=True))
-async def score(body: Body, state: StateDep) -> JSON:
+async def score(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     """Cosine similarity of pairs of inputs, of any two kinds."""
     sides = [side for pair in body.pairs for side in (pair.a, pair.b)]
     model = state.model(body.model)
-    vectors = [_vector(result, index // 2) for index, result in enumerate(await embed_inputs(model.embedder, sides))]
+    vectors = []
+    for index, result in enumerate(await model.embedder.embed(sides, caller)):
+        if isinstance(result, InputError):
+            raise InputFailed(index // 2, result, field="pairs")
+        vectors.append(result.vector)
     stacked = np.stack(vectors)
     scores = np.clip((stacked[0::2] * stacked[1::2]).sum(axis=1), -1.0, 1.0)
     return JSON({"space": model.manifest.space, "scores": scores})
-
-
-def _vector(result: Embedded | InputError, pair: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    if isinstance(result, InputError):
-        raise InputFailed(pair, result, field="pairs")
-    return result.vector

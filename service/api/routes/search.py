@@ -1,18 +1,18 @@
 """POST /search."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
 from service.api.reading import documented, reader
 from service.api.responses import JSON, previewed
-from service.api.state import State, StateDep
-from service.retrieval.search import Ordering, Result
+from service.api.state import CallerDep, StateDep
+from service.retrieval.search import Diversity, Keywords, Ordering, Rerank, Result
 from service.runtime.timings import timed
 from service.schemas.search import SearchRequest, SearchResponse, place_query
-from service.store import Effort, Shown
+from service.store import Effort
 
 router = APIRouter(tags=["search"])
 
@@ -20,7 +20,7 @@ Body = Annotated[SearchRequest, Depends(reader(SearchRequest, place_query))]
 
 
 @router.post("/search", response_model=SearchResponse, openapi_extra=documented(SearchRequest, files=True))
-async def search(body: Body, state: StateDep) -> JSON:
+async def search(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     """The items nearest to a query, whatever either of them is: text, an image, a sound or a video."""
     started = time.perf_counter()
     warnings: list[str] = []
@@ -32,35 +32,39 @@ async def search(body: Body, state: StateDep) -> JSON:
             modalities=body.modalities,
             filter=body.filter,
             effort=None if body.effort is None else Effort(**body.effort.model_dump()),
-            ordering=Ordering(
-                body.correction, body.threshold, body.keywords, body.deduplicate, body.rerank, body.diversity
-            ),
+            ordering=_ordering(body),
             explain="explain" in body.include,
             with_vector="vector" in body.include,
+            with_shown="preview" in body.include,
+            caller=caller,
             field="queries" if body.query is None else "query",
             warn=warnings.append,
         )
-        shown = await _shown(state, body, found)
-    results = [[_result(each, body.include, shown) for each in one] for one in found]
+    results = [[_result(each, body.include) for each in one] for one in found]
     took_ms = round(1_000 * (time.perf_counter() - started), 3)
     answer = {"results": results if body.query is None else results[0], "took_ms": took_ms}
     return JSON(answer | ({"warnings": warnings} if warnings else {}))
 
 
-async def _shown(state: State, body: SearchRequest, found: Sequence[Sequence[Result]]) -> Mapping[str, Shown]:
-    if "preview" not in body.include:
-        return {}
-    return await state.store.shown(body.collection, list({each.item.id for one in found for each in one}))
+def _ordering(body: SearchRequest) -> Ordering:
+    return Ordering(
+        body.correction,
+        body.threshold,
+        None if body.keywords is None else Keywords(**body.keywords.model_dump()),
+        body.deduplicate,
+        None if body.rerank is None else Rerank(**body.rerank.model_dump()),
+        None if body.diversity is None else Diversity(**body.diversity.model_dump()),
+    )
 
 
-def _result(found: Result, include: Collection[str], shown: Mapping[str, Shown]) -> dict[str, Any]:
+def _result(found: Result, include: Collection[str]) -> dict[str, Any]:
     result: dict[str, Any] = {"id": found.item.id, "score": found.score, "modality": found.item.modality}
     if "metadata" in include:
         result["metadata"] = found.item.metadata
     if "vector" in include:
         result["vector"] = found.item.vector
     if "preview" in include:
-        result["preview"] = previewed(shown.get(found.item.id))
+        result["preview"] = previewed(found.shown)
     if found.moment is not None:
         moment = found.moment
         result["moment"] = {"start": moment.start, "end": moment.end, "modality": moment.modality}

@@ -187,6 +187,7 @@ class MilvusStore:
         filter: Filter | None = None,
         leave_out: Sequence[str | None] | None = None,
         with_vector: bool = False,
+        with_shown: bool = False,
         effort: Effort | None = None,
         by_modality: bool = False,
     ) -> list[list[Hit]]:

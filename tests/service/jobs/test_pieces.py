@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.contract.vectors import l2_normalise
-from service.contract.videos import VideoLimits
 from service.jobs.embedding import costs_of_work
 from service.jobs.ledger import Refusal
 from service.jobs.pieces import Work, decode_outcomes, decode_work, encode_outcomes, encode_work
@@ -115,16 +114,14 @@ def test_vectors_that_are_no_unit_vectors_of_the_space_are_refused() -> None:
 def test_what_a_chunk_costs() -> None:
     lines = [b'{"id": "a", "text": "four"}', b'{"id": "b", "vector": [1.0]}', b"nonsense"]
     pieces = [Piece(number, "line", "", line) for number, line in enumerate(lines, 1)]
-    costs = costs_of_work(
-        Limits(), VideoLimits(), Work("default", frozenset(), [*pieces, Piece(4, "text", "c.txt", b"sixsix")])
-    )
+    costs = costs_of_work(Limits(), Work("default", frozenset(), [*pieces, Piece(4, "text", "c.txt", b"sixsix")]))
     assert (costs["items"], costs["characters"]) == (2, 10)
 
 
 def test_what_a_video_costs_is_what_is_looked_at_in_it() -> None:
     film = colours("red", "blue", seconds=1.5, sound=silence_then_tone(2, 1))
     [piece] = [Piece(1, "media", "a.mkv", film)]
-    costs = costs_of_work(Limits(), VideoLimits(frames=2), Work("default", frozenset(), [piece]))
+    costs = costs_of_work(Limits(video_frames=2), Work("default", frozenset(), [piece]))
     assert (costs["items"], costs["pixels"]) == (3, 2 * 32 * 32)
     assert costs["seconds"] == pytest.approx(3, abs=0.1)
 

@@ -1,0 +1,306 @@
+"""What can be embedded, as whoever takes it in reads it once; and what comes of it.
+
+Base64 is decoded, a file is told by its content, and an input that cannot be read is `Unreadable`, so that it fails
+alone and in its own place. `Url` and `Video` are looked into by `Embedder.read`: the one is fetched, and of the other
+only its container's index says whether it has moving pictures.
+"""
+
+import base64
+import binascii
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.contract import audio, images
+from service.contract.bundle import Modality
+from service.contract.containers import UNKNOWN, container_of, is_footage
+from service.contract.errors import BadMedia, InputError, UnsupportedMedia
+from service.contract.structure import is_picture, is_sound
+from service.contract.tokens import Role
+from service.errors import FetchDisabled, InputFailed
+from service.runtime.quotas import Costs, Unit
+from service.settings import Limits
+
+Kind = Literal["image", "audio"]
+SMALL_SIDE = 480
+"""Pixels that neither side of a picture in little exceeds."""
+StoredModality = Literal["image", "audio", "text", "vector", "video"]
+"""What an item was made from; `vector` where the client gave the vector and did not say."""
+
+_WHITESPACE = str.maketrans("", "", " \t\r\n")
+_URL_SAFE = str.maketrans("-_", "+/")
+_LONGEST_URI_HEADER = 256
+"""Characters before the comma of a data: URI."""
+UNKNOWN_TEXT = (
+    "the model's tokenizer knows no word of the text, so that its vector would be that of every such text: use a "
+    "bundle whose text encoder knows this language"
+)
+_NO_TEXT = (
+    "the text is a data: URI: send the file that it holds as an image, audio or video, for the vector of its letters "
+    "says nothing"
+)
+NOT_FETCHED = "fetching of URLs is off on this server: send the data itself as base64"
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+    role: Role = "query"
+    """What the encoder's instructions go by: whether it is asked or stored."""
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Made by the client with the bundle's own tokenizer, special tokens included."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Media:
+    """An image file or a sound file, not yet decoded."""
+
+    modality: Kind
+    data: bytes
+    show: Callable[[Image.Image], None] | None = field(default=None, compare=False)
+    """Given the picture in little, SMALL_SIDE pixels a side at most, if it is decoded to be embedded."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """A file that was sent as a video, or a container that videos come in."""
+
+    data: bytes
+    opened: bool = False
+    """Whether it has been looked into: it is not a sound alone."""
+
+
+@dataclass(frozen=True)
+class Url:
+    """Where an image or a sound is."""
+
+    modality: Kind
+    url: str
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    error: InputError
+
+
+Input = Text | TokenIds | Media | Video | Url | Unreadable
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Of a video: pixels as the image tower takes them, or samples at the audio tower's rate."""
+
+    modality: Kind
+    value: NDArray[np.float32]
+    cost: float
+    """Pixels that were decoded for it, or seconds."""
+
+
+Single = Text | TokenIds | Media | Decoded
+"""What one call of one tower turns into a vector."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A part of a video or of a long sound."""
+
+    modality: Kind
+    """image: a frame from its middle; audio: its sound."""
+    start: float
+    end: float
+    """Seconds."""
+    vector: NDArray[np.float32]
+    """(D,), unit length."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    vector: NDArray[np.float32]
+    """(D,), unit length, not writeable."""
+    modality: Modality
+    truncated: bool
+    cached: bool
+    tokens: int = 0
+    """That a text has, special tokens included; 0 for media."""
+    unknown: float = 0.0
+    """The share of a text's tokens that the tokenizer does not know (contract.tokens.Tokens)."""
+    moments: tuple[Moment, ...] = ()
+    """Of a video, and of a long sound that is going to be stored."""
+    video: bool = False
+    """It is handled as images are, or as sounds where it has no picture."""
+
+    @property
+    def kind(self) -> StoredModality:
+        return "video" if self.video else self.modality
+
+
+# Reading
+
+
+def read(kind: Literal["string", "text", "image", "audio", "video", "file"], given: str | bytes) -> Input:
+    """What a client wrote → an input; `Unreadable` for what is none.
+
+    A string is a text, or the file that it holds where it is a data: URI of an image, a sound or a video; a text is a
+    text. The other kinds are files: base64, a data: URI or bytes, and of an image or a sound perhaps its URL. What a
+    `file` is, only its content says.
+    """
+    try:
+        if isinstance(given, str):
+            uri = uri_kind(given) if kind in ("string", "text") else None
+            if kind == "text" and uri is not None:
+                raise InputError(_NO_TEXT)
+            if kind in ("string", "text") and uri is None:
+                return Text(given)
+            kind = uri or kind
+            if given[:8].lower().startswith(("http:", "https:")):
+                if kind == "image" or kind == "audio":
+                    return Url(kind, given)
+                raise FetchDisabled(NOT_FETCHED)
+            given = media_bytes(given)
+        match kind:
+            case "image" | "audio":
+                return Media(kind, given)
+            case "video":
+                return Video(given)
+        return of_file(given)
+    except InputError as error:
+        return Unreadable(error.without_frames())
+
+
+def of_file(data: bytes) -> Media | Video:
+    """A file of which only the content says what it is. Raises UnsupportedMedia."""
+    if is_picture(data):
+        return Media("image", data)
+    if is_sound(data):
+        return Media("audio", data)
+    if container_of(data) is not None:
+        return Video(data)
+    raise UnsupportedMedia(UNKNOWN)
+
+
+def opened(video: Video) -> Media | Video:
+    """A container without moving pictures is a sound. Opens the file: for a thread."""
+    if container_of(video.data) is not None and not is_footage(video.data):
+        return Media("audio", video.data)
+    return Video(video.data, opened=True)
+
+
+def in_role(inputs: Iterable[Input], role: Role) -> list[Input]:
+    """The inputs, with texts in another role than that of a query."""
+    return [replace(given, role=role) if isinstance(given, Text) else given for given in inputs]
+
+
+def sniff(data: bytes) -> Kind | Literal["video"]:
+    """What a file is, by its content; a container is opened for this: for a thread. Raises UnsupportedMedia."""
+    found = of_file(data)
+    found = opened(found) if isinstance(found, Video) else found
+    return "video" if isinstance(found, Video) else found.modality
+
+
+def uri_kind(text: str) -> Literal["image", "audio", "video", "file"] | None:
+    """What a string holds that is a data: URI from its first word on: a file of a kind that it does not say counts too,
+    where it is base64. None for every other string, and for a sentence about such URIs."""
+    header = text[:_LONGEST_URI_HEADER].lstrip().partition(",")[0].lower().replace("; ", ";").rstrip()
+    if not header.startswith("data:") or any(map(str.isspace, header)):
+        return None
+    for kind in ("image", "audio", "video"):
+        if header.startswith(f"data:{kind}/"):
+            return kind
+    return "file" if header.endswith(";base64") else None
+
+
+def media_bytes(text: str) -> bytes:
+    """base64 (standard or URL-safe, white space allowed) or a base64 data: URI → bytes. Raises BadMedia."""
+    text = text.lstrip()
+    if text[:5].lower() == "data:":
+        header, comma, text = text.partition(",")
+        if not comma or not header.lower().rstrip().endswith(";base64"):
+            raise BadMedia("the data: URI is not base64")
+    try:
+        data = base64.b64decode(text.translate(_WHITESPACE).translate(_URL_SAFE), validate=True)
+    except (binascii.Error, ValueError):
+        raise BadMedia("the data is not valid base64") from None
+    if not data:
+        raise BadMedia("the data is empty")
+    return data
+
+
+# What inputs are like
+
+
+def modality_of(given: Single) -> Modality:
+    return given.modality if isinstance(given, Media | Decoded) else "text"
+
+
+def length_of(given: Single) -> float:
+    """Of a text, in characters or token ids; media are endless."""
+    match given:
+        case Text():
+            return len(given.text)
+        case TokenIds():
+            return len(given.ids)
+        case Media() | Decoded():
+            return math.inf
+
+
+def costs_of(inputs: Sequence[Single], limits: Limits | None) -> Costs:
+    """What inputs cost, in the units of keys' limits; media by what their headers say, without `limits` nothing."""
+    costs: dict[Unit, float] = {"items": len(inputs), "characters": 0, "pixels": 0, "seconds": 0}
+    for given in inputs:
+        if isinstance(given, Decoded):
+            costs["pixels" if given.modality == "image" else "seconds"] += given.cost
+        elif not isinstance(given, Media):
+            costs["characters"] += length_of(given)
+        elif limits is not None and given.modality == "image":
+            costs["pixels"] += header_pixels(given.data, limits)
+        elif limits is not None:
+            costs["seconds"] += header_seconds(given.data, limits)
+    return costs
+
+
+def header_pixels(data: bytes, limits: Limits) -> int:
+    """What an image's header says, without decoding it. 0 for what is going to be refused: a forged header shall not
+    use up a key's limit for years."""
+    with suppress(Exception):  # Pillow raises many kinds; each means that decoding will say what is wrong
+        return images.stated_pixels(data, limits.of_images)
+    return 0
+
+
+def header_seconds(data: bytes, limits: Limits) -> float:
+    """What a sound's header says; 0 for what is going to be refused, or does not say."""
+    with suppress(Exception):
+        seconds = audio.seconds_of(data, limits.of_sounds)
+        return seconds if 0 < seconds <= limits.audio_seconds else 0.0
+    return 0.0
+
+
+# What comes of them
+
+
+def raise_first(results: Iterable[Embedded | InputError], *, field: str = "inputs") -> None:
+    """Raises InputFailed for the first of the results that is an error, with its index in `field`."""
+    for index, result in enumerate(results):
+        if isinstance(result, InputError):
+            raise InputFailed(index, result, field=field)
+
+
+def unknown_warning(where: str, result: Embedded | InputError) -> list[str]:
+    """What to say of a text of which the tokenizer knows less than half; nothing of other inputs."""
+    if not isinstance(result, Embedded) or result.unknown <= 0.5:
+        return []
+    if result.unknown == 1:
+        return [f"{where}: {UNKNOWN_TEXT}"]
+    return [
+        f"{where}: the model's tokenizer does not know {result.unknown:.0%} of the text, which says little about it"
+    ]

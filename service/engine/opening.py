@@ -1,0 +1,57 @@
+"""A bundle and its towers as the settings want them: the only place that opens them to embed with."""
+
+from dataclasses import dataclass
+
+from service.contract.bundle import Bundle, Manifest, Modality
+from service.engine.cache import Cache, MemoryCache, RedisCache
+from service.engine.channel import Runs
+from service.engine.embedder import Embedder
+from service.engine.towers import open_towers
+from service.runtime.metrics import Metrics
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A bundle whose towers are open."""
+
+    bundle: Bundle
+    towers: dict[Modality, Runs]
+    """Emptied by `embedder`: what else held a tower would keep it in memory after it is closed."""
+
+    def embedder(self, cache: Cache, settings: Settings, metrics: Metrics) -> Embedder:
+        """For the event loop that is running; once."""
+        embedder = Embedder(self.bundle, self.towers, cache, settings, metrics)
+        self.towers.clear()
+        return embedder
+
+
+def open_engine(settings: Settings, bundle: Bundle | None = None) -> Opened:
+    """The bundle, else the one that the settings name, with its towers. Slow: not for an event loop.
+
+    Raises SettingsError, BundleError, TowerError.
+    """
+    bundle = bundle or settings.read_bundle()
+    towers = open_towers(
+        bundle,
+        settings.device,
+        settings.call_threads,
+        settings.modalities,
+        settings.precision,
+        settings.towers_on_gpus,
+        settings.batch_audio_seconds,
+    )
+    return Opened(bundle, {**towers})
+
+
+def open_cache(settings: Settings, manifest: Manifest, metrics: Metrics, *, models: int = 1) -> Cache:
+    """One model's; in the process it gets an equal share."""
+    if settings.redis_url is None:
+        return MemoryCache(settings.cache_bytes // models)
+    return RedisCache(
+        settings.redis_url,
+        dimensions=manifest.dimensions,
+        ttl_s=settings.cache_ttl_s,
+        timeout_s=settings.redis_timeout_s,
+        observer=metrics,
+    )
