@@ -1,9 +1,9 @@
 """Bulk jobs: an input of many items → the store, in the background, through crashes, once each.
 
 POST /jobs spools the input to disk (spool.py) and writes the job down (ledger.py); only then is it answered. A run
-(running.py) counts what is in the input (plan.py), cuts it into chunks, has each embedded (embedding.py), here or by
-workers (stream.py), and writes the items to the store itself: a store has one owner. Chunks are written in order, so
-that of an id that comes twice the later stays, as though the items had been sent one after the other.
+(running.py) counts what is in the input (plan.py), cuts it into chunks, embeds each (embedding.py), and writes the
+items to the store. Chunks are written in order, so that of an id that comes twice the later stays, as though the items
+had been sent one after the other.
 """
 
 import asyncio
@@ -26,7 +26,6 @@ from service.jobs.ledger import FILE, UNFINISHED, Form, Job, Ledger, Refusal, St
 from service.jobs.plan import Unusable, folder_beneath
 from service.jobs.running import LONGEST_PAUSE_S, Books, Cancelled, Progress, Run, Runner
 from service.jobs.spool import spool, sync
-from service.jobs.stream import Dispatcher
 from service.runtime.disk import Disk
 from service.runtime.logs import caller
 from service.runtime.metrics import Metrics
@@ -84,7 +83,7 @@ class Jobs:
         metrics: Metrics,
     ) -> None:
         self._folder, self._ledger, self._lock = opened.folder, opened.ledger, opened.lock
-        self._settings, self._manifest, self._metrics = settings, means.embedder.manifest, metrics
+        self._settings, self._metrics = settings, metrics
         self._disk = Disk(opened.folder, settings.min_free_bytes)
         self._books = Books(opened.ledger)
         self._runner = Runner(opened.folder, self._books, settings, store, means, metrics)
@@ -95,22 +94,10 @@ class Jobs:
 
     async def start(self) -> None:
         """Go on with what is unfinished."""
-        manifest, settings = self._manifest, self._settings
-        if settings.redis_url is not None:
-            owner = await self._books.do(lambda: self._ledger.owner)
-            self._runner.dispatcher = Dispatcher(
-                settings.redis_url,
-                manifest.space,
-                owner,
-                manifest.dimensions,
-                deliveries=settings.job_deliveries,
-                silence_s=settings.worker_silence_s,
-            )
         self._metrics.watch_jobs(
             lambda: len(self._runs),
             lambda: sum(len(run.pending) for run in self._runs.values()),
             lambda: sum(run.left for run in self._runs.values()),
-            lambda: self._runner.dispatcher.workers if self._runner.dispatcher else 0,
         )
         self._scheduler = self._begin(self._scheduling())
 
@@ -125,8 +112,6 @@ class Jobs:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._runner.dispatcher is not None:
-            await self._runner.dispatcher.close()
         await self._books.close()
         os.close(self._lock)
 

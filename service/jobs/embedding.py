@@ -1,4 +1,4 @@
-"""A chunk of a job → vectors, by whoever has it in hand: the server, or a worker.
+"""A chunk of a job → vectors.
 
 Where the operator has URLs fetched, those of a chunk are fetched a few at a time, each few embedded before the next are
 fetched, so that a chunk of lines that are short takes no more memory than one of lines that hold their media. What may
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from service.contract.errors import InputError
 from service.contract.videos import claims_of
-from service.engine.caller import BACKGROUND, Caller
+from service.engine.caller import BACKGROUND
 from service.engine.embedder import Embedder
 from service.engine.fetch import Fetcher, Fetches
 from service.engine.inputs import Media, Single, Url, Video, costs_of, opened
@@ -45,7 +45,6 @@ class Means:
     limiter: Limiter
     fetcher: Fetcher | None
     """None: URLs are not fetched."""
-    caller: Caller = BACKGROUND
 
 
 async def embed(means: Means, work: Work) -> list[Outcome]:
@@ -83,7 +82,7 @@ async def _fetch_and_embed(
     means: Means, fetcher: Fetcher, work: Work, items: Sequence[NewItem]
 ) -> list[Entry | InputError]:
     urls = [item.content for item in items if isinstance(item.content, Url)]
-    read = await means.embedder.read(urls, replace(means.caller, fetches=Fetches(fetcher, of_a_job=True)))
+    read = await means.embedder.read(urls, replace(BACKGROUND, fetches=Fetches(fetcher, of_a_job=True)))
     media = [given for given in read if isinstance(given, Media)]
     if work.meter is not None and media:
         # The items themselves were paid for before anything was fetched.
@@ -103,7 +102,7 @@ async def _embed_patiently(means: Means, work: Work, items: Sequence[NewItem]) -
                 means.embedder,
                 items,
                 keeping=work.keeping,
-                caller=means.caller,
+                caller=BACKGROUND,
                 tokens=means.tokens,
                 previewer=means.previewer if work.previews else None,
             )

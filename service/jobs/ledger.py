@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 from service.errors import InvalidRequest, NotFound, Overloaded
 
@@ -26,7 +25,6 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 UNFINISHED: tuple[State, ...] = ("queued", "running")
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -99,9 +97,9 @@ class Chunk:
     first: int
     count: int
     attempts: int = 0
-    """Times that this process, or a worker, took it up and did not live to answer."""
+    """Times that a process took it up and ended before it was done."""
     suspect: bool = False
-    """It is one item of a chunk that nobody lived to answer for."""
+    """It is one item of a chunk that processes ended on."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +126,6 @@ class Ledger:
         self._connection.execute("PRAGMA foreign_keys = ON")
         self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.executescript(_SCHEMA)
-        self._connection.execute("INSERT OR IGNORE INTO meta VALUES ('owner', ?)", (uuid4().hex,))
-
-    @property
-    def owner(self) -> str:
-        """Whose jobs these are: what tells one server's from another's in a Redis that they share."""
-        return str(self._connection.execute("SELECT value FROM meta WHERE name = 'owner'").fetchone()[0])
 
     def close(self) -> None:
         self._connection.close()
@@ -268,12 +260,12 @@ class Ledger:
         )
         return [Chunk(job, first, count, tried, bool(suspect)) for job, first, count, tried, suspect in found]
 
-    def attempt(self, chunk: Chunk, at_least: int = 0) -> int:
-        """Write down that it is taken up once more; how often that was done before, or `at_least`."""
+    def attempt(self, chunk: Chunk) -> int:
+        """Write down that it is taken up once more; how often that was done before."""
         with self._transaction() as connection:
             row = connection.execute(
-                "UPDATE chunks SET attempts = max(attempts, ?) + 1 WHERE job = ? AND first = ? RETURNING attempts",
-                (at_least, chunk.job, chunk.first),
+                "UPDATE chunks SET attempts = attempts + 1 WHERE job = ? AND first = ? RETURNING attempts",
+                (chunk.job, chunk.first),
             ).fetchone()
         return int(row[0]) - 1 if row else 0
 

@@ -23,7 +23,6 @@ from service.jobs.embedding import Means, costs_of_work, embed, pay
 from service.jobs.ledger import Chunk, Job, Ledger, Refusal, State
 from service.jobs.pieces import Outcome, Work
 from service.jobs.plan import Bounds, Reader, Unusable, build, folder_beneath
-from service.jobs.stream import Dispatcher, NoWorkers, Poison
 from service.jobs.turns import Turns
 from service.retrieval.indexing import token_collections
 from service.runtime.disk import Disk
@@ -38,15 +37,13 @@ T = TypeVar("T")
 _CHUNK_ITEMS, _CHUNK_BYTES = 256, 8 * 2**20
 _HERE = 2
 """Chunks that this process embeds at once: one is read while the other is in the model."""
-_HANDED_OUT = 16
-"""Chunks that workers have, or find, at once."""
 _AHEAD = 32
 """Chunks of a job that wait to be written, the first of them being the slowest."""
 _WRITTEN_AT_ONCE = 512
 """Items that share a write, about."""
 _RATE_S = 30.0
 LONGEST_PAUSE_S = 10.0
-_POISON = ("poison", "the server or a worker ended whenever it worked on this item, so that it was left out")
+_POISON = ("poison", "the server ended whenever it worked on this item, so that it was left out")
 
 
 @dataclass(frozen=True)
@@ -103,6 +100,10 @@ class Cancelled(Exception):
     """By a client."""
 
 
+class Poison(Exception):
+    """Whoever takes this chunk up does not live to answer."""
+
+
 class Books:
     """The ledger, in a thread of its own."""
 
@@ -132,9 +133,6 @@ class Books:
 class Runner:
     """Works on runs. Lives on one event loop."""
 
-    dispatcher: Dispatcher | None = None
-    """Of the workers; the server that has Redis sets it."""
-
     def __init__(
         self, folder: Path, books: Books, settings: Settings, store: Store, means: Means, metrics: Metrics
     ) -> None:
@@ -143,7 +141,7 @@ class Runner:
         self._bounds = Bounds(settings.limits, settings.max_job_items)
         self._disk = Disk(folder, settings.least_free_bytes)
         self._turns = Turns()
-        self._here, self._out = asyncio.Semaphore(_HERE), asyncio.Semaphore(_HANDED_OUT)
+        self._here = asyncio.Semaphore(_HERE)
 
     async def run(self, run: Run) -> None:
         """To the end of the input. Raises Unusable, Cancelled, DiskFull, NotReady."""
@@ -256,20 +254,10 @@ class Runner:
         self._metrics.job_items.labels("failed").inc(len(refusals))
 
     async def _embed(self, run: Run, reader: Reader, chunk: Chunk) -> list[Outcome]:
-        """By a worker where there is one, else here. Raises Poison."""
+        """Raises Poison."""
         await self._charge(run, reader, chunk)
-        delivered = 0
-        if self.dispatcher is not None and self.dispatcher.workers:
-            async with self._out:
-                work = await self._work(run, reader, chunk)
-                try:
-                    return await self.dispatcher.embed(chunk, work)
-                except NoWorkers as left:
-                    log.warning("no worker is left: the server embeds itself")
-                    delivered = left.deliveries
-        alone = chunk.suspect or chunk.attempts + delivered > 0
-        async with self._here, self._turns.take(alone=alone):
-            return await self._embed_here(run, reader, chunk, delivered)
+        async with self._here, self._turns.take(alone=chunk.suspect or chunk.attempts > 0):
+            return await self._embed_here(run, reader, chunk)
 
     async def _charge(self, run: Run, reader: Reader, chunk: Chunk) -> None:
         """Take what it costs from the limits of the key that sent the job, as soon as they allow it."""
@@ -278,9 +266,9 @@ class Runner:
         work = await self._work(run, reader, chunk)
         await pay(self._means, run.job.meter, await asyncio.to_thread(costs_of_work, self._settings.limits, work))
 
-    async def _embed_here(self, run: Run, reader: Reader, chunk: Chunk, delivered: int) -> list[Outcome]:
+    async def _embed_here(self, run: Run, reader: Reader, chunk: Chunk) -> list[Outcome]:
         try:
-            while await self._books.do(lambda: self._ledger.attempt(chunk, delivered)) < self._settings.job_deliveries:
+            while await self._books.do(lambda: self._ledger.attempt(chunk)) < self._settings.job_deliveries:
                 work = await self._work(run, reader, chunk)
                 try:
                     outcomes = await embed(self._means, work)

@@ -61,9 +61,6 @@ def restore(source: Path, jobs: Path) -> Copied:
         copied = _copied(source, jobs)
         if copied is None:
             raise StoreError(f"{source} lacks files of jobs that are unfinished: it is no whole backup")
-        with closing(sqlite3.connect(jobs / FILE)) as ledger, ledger:
-            # Another server may be at work on the jobs that were copied: in a Redis that both share, these are not its.
-            ledger.execute("DELETE FROM meta WHERE name = 'owner'")
         return copied
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"{source} cannot be restored into {jobs}: {error}") from None
