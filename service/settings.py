@@ -23,6 +23,7 @@ _MOST_LANES = 4
 REMOVED = {
     "worker_silence_s": "there are no workers any more, and the server that takes a job embeds it; to embed on several "
     "machines, use `python -m training embed --ray` and `python -m service load`",
+    "job_deliveries": "a part of a job is tried three times before its items are tried one by one",
 }
 """Settings that earlier versions had, and what to do instead. A start that sets one of them is refused."""
 
@@ -236,9 +237,6 @@ class Settings(BaseSettings):
     """Of a job's input, unpacked."""
     max_job_items: int = Field(default=10_000_000, gt=0)
     """Of one job."""
-    job_deliveries: int = Field(default=3, gt=0, le=100)
-    """Times that the server ends while it works on a part of a job, before the part's items are tried one by one; and
-    so many times again before an item is left out."""
 
     batch_images: int | None = Field(default=None, gt=0)
     """Items in one call of the image tower; unset, 8 on the CPU and 32 on a GPU."""

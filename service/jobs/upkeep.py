@@ -13,8 +13,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.jobs.input import sync
 from service.jobs.ledger import FILE, Ledger
-from service.jobs.spool import sync
 from service.store import StoreError
 from service.store.sqlite import hold
 

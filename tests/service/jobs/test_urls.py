@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from service.api.keys import create_key
-from service.jobs import embedding
+from service.jobs import run
 from service.runtime.quotas import Limit
 from service.settings import Settings
 from tests.conftest import serving
@@ -37,7 +37,7 @@ def net(tmp_path_factory: pytest.TempPathFactory, png: Make, wav: Make) -> Itera
 
 @pytest.fixture
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding, "FETCH_PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(run, "FETCH_PAUSES_S", (0.0, 0.0, 0.0))
 
 
 def recovers(site: Site, path: str, body: bytes, after: int) -> None:
