@@ -8,8 +8,10 @@ import asyncio
 import hashlib
 import logging
 import os
+import re
 import secrets
 import shutil
+import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -18,7 +20,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.errors import DiskFull, InvalidRequest, NotReady
+from service.errors import DiskFull, InvalidRequest, NotFound, NotReady
 from service.jobs.input import Unusable, folder_beneath, spool, sync
 from service.jobs.ledger import FILE, UNFINISHED, Form, Job, Ledger, LedgerThread, Refusal, State
 from service.jobs.run import LONGEST_PAUSE_S, Cancelled, EmbeddingContext, Progress, Run, Workplace
@@ -67,6 +69,8 @@ class Jobs:
     """Lives on one event loop: `start` it, `close` it."""
 
     def __init__(self, opened: Opened, settings: Settings, context: EmbeddingContext, metrics: Metrics) -> None:
+        self.replica = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname() or "localhost")[:63]
+        """The name of this process's machine, container or pod: a job's id ends in the name of whoever took it."""
         self._folder, self._lock = opened.folder, opened.lock
         self._settings, self._metrics = settings, metrics
         self._disk = Disk(opened.folder, settings.min_free_bytes)
@@ -146,10 +150,10 @@ class Jobs:
         return await asyncio.shield(self._create(id, "folder", collection, name, name, key, meter))
 
     def _new_id(self) -> str:
-        return secrets.token_hex(12)
+        return f"{secrets.token_hex(12)}-{self.replica}"
 
     async def job(self, id: str) -> Progress:
-        """Raises NotFound."""
+        """Raises NotFound, which names the replica that took the job, where that is another."""
         return self._progress(await self._job(id))
 
     async def jobs(self, limit: int, before: str | None, states: Sequence[State] | None) -> list[Progress]:
@@ -181,7 +185,15 @@ class Jobs:
         return pages()
 
     async def _job(self, id: str) -> Job:
-        return await self._ledger.do(Ledger.job, id)
+        try:
+            return await self._ledger.do(Ledger.job, id)
+        except NotFound:
+            taken = re.fullmatch(r"[0-9a-f]{24}-([A-Za-z0-9.-]{1,63})", id)
+            if taken is None or taken[1] == self.replica:
+                raise
+            raise NotFound(
+                f"no job {id!r} on the replica {self.replica}: ask the replica {taken[1]}, which took it"
+            ) from None
 
     def _progress(self, job: Job) -> Progress:
         run = self._runs.get(job.id)

@@ -20,7 +20,7 @@ from service.store.sqlite import hold
 
 _FILES = ("input", "plan.sqlite3")
 """Of a job's folder. The input of a job of a folder is that folder, and stays where it is."""
-_ID = re.compile(r"[0-9a-f]{24}")
+_ID = re.compile(r"[0-9a-f]{24}(-[A-Za-z0-9.-]{1,63})?")
 _TRIES = 5
 
 

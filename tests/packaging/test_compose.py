@@ -60,8 +60,9 @@ def test_a_profile_starts_what_it_needs_at_one_port(compose: dict[str, Any], pro
 def test_the_replicas_are_alike_and_share_everything(compose: dict[str, Any]) -> None:
     one, other = (compose["services"][name] for name in ("isthmus-1", "isthmus-2"))
     assert one["environment"] == other["environment"] | {"ISTHMUS_JOBS": "/data/jobs"}
-    own = {"environment", "volumes"}
-    assert {key: one[key] for key in one.keys() - own} == {key: other[key] for key in other.keys() - own}
+    different = {"environment", "hostname", "volumes"}
+    assert {key: one[key] for key in one.keys() - different} == {key: other[key] for key in other.keys() - different}
+    assert (one["hostname"], other["hostname"]) == ("isthmus-1", "isthmus-2"), "the names that ids of jobs end in"
     given = one["environment"]
     settings = Settings(**{key.removeprefix("ISTHMUS_").lower(): value for key, value in given.items()})
     assert settings.store == Path("milvus") and settings.milvus_uri.startswith("http://milvus:19530/")

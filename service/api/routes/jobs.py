@@ -92,7 +92,7 @@ async def create_job(
 async def list_jobs(
     state: StateDep,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
-    before: Annotated[str | None, Query(max_length=64, description="The last job of the page before.")] = None,
+    before: Annotated[str | None, Query(max_length=100, description="The last job of the page before.")] = None,
     job_state: Annotated[list[JobState] | None, Query(alias="state")] = None,
 ) -> JSON:
     """Jobs, the newest first. What ended is forgotten after a week, or as the operator says."""

@@ -241,6 +241,20 @@ def test_an_item_that_cannot_be_worked_on_is_refused_and_the_others_of_its_chunk
         assert set(stored(client)) == {"first", "last"}
 
 
+def test_a_replica_that_did_not_take_a_job_names_the_one_that_did(client: httpx.Client) -> None:
+    id = submitted(client, [{"id": "a", "text": "dog"}])
+    ended(client, id)
+    token, _, here = id.partition("-")
+    assert here == re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())
+    for path in (f"/jobs/{token}-isthmus-2", f"/jobs/{token}-isthmus-2/errors", f"/jobs?before={token}-isthmus-2"):
+        refused = client.get(path)
+        assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
+        assert f"on the replica {here}: ask the replica isthmus-2, which took it" in refused.json()["detail"]
+    assert "isthmus-2" in client.delete(f"/jobs/{token}-isthmus-2").json()["detail"]
+    for forgotten in (f"{'0' * 24}-{here}", "0" * 24, "no-such"):
+        assert client.get(f"/jobs/{forgotten}").json()["detail"] == f"no job {forgotten!r}"
+
+
 def test_what_is_wrong_is_named(client: httpx.Client) -> None:
     for path in ("/jobs/absent", "/jobs/absent/errors", "/jobs?before=absent"):
         assert client.get(path).status_code == 404
