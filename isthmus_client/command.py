@@ -31,7 +31,7 @@ _KINDS = ("image", "video", "audio", "text")
 GROUP = "isthmus.commands"
 OF_THE_SERVER = (
     *("backup", "check", "doctor", "evaluate", "keys", "load", "openapi", "reembed", "restore", "serve", "settings"),
-    *("train", "worker"),
+    "train",
 )
 """The commands that the distribution `isthmus` adds. Where it is not installed, each says so."""
 INSTALL = (

@@ -20,6 +20,14 @@ from service.contract.videos import VideoLimits
 _MOST_LANES = 4
 
 
+REMOVED = {
+    "worker_silence_s": "there are no workers any more, and the server that takes a job embeds it; to embed on several "
+    "machines, use `python -m training embed --ray` and `python -m service load`",
+    "job_deliveries": "a part of a job is tried three times before its items are tried one by one",
+}
+"""Settings that earlier versions had, and what to do instead. A start that sets one of them is refused."""
+
+
 class SettingsError(ValueError):
     """The service cannot start like this: the message names the setting and its value."""
 
@@ -229,11 +237,6 @@ class Settings(BaseSettings):
     """Of a job's input, unpacked."""
     max_job_items: int = Field(default=10_000_000, gt=0)
     """Of one job."""
-    job_deliveries: int = Field(default=3, gt=0, le=100)
-    """Times that part of a job is taken up by somebody who does not live to answer, before its items are tried one by
-    one; and so many times again before an item is left out as poison."""
-    worker_silence_s: float = Field(default=15.0, gt=0)
-    """After so long without a sign of life a worker counts as dead, and what it had is given to another."""
 
     batch_images: int | None = Field(default=None, gt=0)
     """Items in one call of the image tower; unset, 8 on the CPU and 32 on a GPU."""
@@ -382,6 +385,10 @@ class Settings(BaseSettings):
 
 def read_settings(**flags: Any) -> Settings:
     """Settings from the environment, overridden by flags that are not None. Raises SettingsError."""
+    given = {name.lower() for name, value in os.environ.items() if value}
+    if gone := [name for name in REMOVED if f"isthmus_{name}" in given]:
+        advice = "\n".join(f"  ISTHMUS_{name.upper()}: {REMOVED[name]}" for name in gone)
+        raise SettingsError(f"these settings no longer exist, unset them:\n{advice}")
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:

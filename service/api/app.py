@@ -42,8 +42,9 @@ from service.engine.fetch import Fetcher, Ways, ways
 from service.engine.opening import Opened, open_cache, open_engine
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
-from service.jobs import Jobs, Means, open_jobs
-from service.jobs import Opened as OpenedJobs
+from service.jobs.jobs import Jobs, open_jobs
+from service.jobs.jobs import Opened as OpenedJobs
+from service.jobs.run import EmbeddingContext
 from service.retrieval.classify import Classifier
 from service.retrieval.projection import Maps
 from service.retrieval.search import Searcher
@@ -150,13 +151,13 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
             limiter = open_limiter(settings, metrics)
             fetcher = None if opened.ways is None else Fetcher(opened.ways, settings, metrics)
             closing.push_async_callback(limiter.close)
-            previewer = Previewer(home.embedder, settings.limits)
+            previewer = Previewer(home.embedder, settings.limits) if settings.previews else None
             bulk = None
             if opened.jobs is not None:
                 # In the background: requests have most of the places.
-                own = None if opened.ways is None else Fetcher(opened.ways, settings, metrics, background=True)
-                means = Means(home.embedder, tokens, previewer, settings.limits, limiter, own)
-                bulk = Jobs(opened.jobs, settings, means, store, metrics)
+                slower = None if opened.ways is None else Fetcher(opened.ways, settings, metrics, background=True)
+                context = EmbeddingContext(home.embedder, store, tokens, previewer, limiter, slower)
+                bulk = Jobs(opened.jobs, settings, context, metrics)
             state = State(
                 settings,
                 models,
@@ -164,7 +165,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 store,
                 searcher,
                 tokens,
-                previewer if settings.previews else None,
+                previewer,
                 Maps(store, 0.9 * settings.request_deadline_s),  # before the request's own is over
                 metrics,
                 limiter,

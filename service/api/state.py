@@ -18,7 +18,7 @@ from service.engine.fetch import Fetcher, Fetches
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
 from service.errors import NotFound, Overloaded
-from service.jobs import Jobs
+from service.jobs.jobs import Jobs
 from service.retrieval.classify import Classifier
 from service.retrieval.projection import Maps
 from service.retrieval.search import Searcher

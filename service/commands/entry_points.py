@@ -22,7 +22,6 @@ def _same(name: str, what: str) -> click.Command:
 
 
 serve = _same("serve", "Serve a bundle over HTTP.")
-worker = _same("worker", "Embed parts of jobs that servers hand out through Redis.")
 load = _same("load", "Take in the Parquet files that `python -m training embed` wrote.")
 keys = _same("keys", "Make, list and revoke API keys.")
 check = _same("check", "Verify a bundle, or a store.")

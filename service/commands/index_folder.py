@@ -42,10 +42,10 @@ from service.engine.inputs import opened as opened_container
 from service.engine.opening import open_cache, open_engine
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
+from service.jobs.input import Bounds, Reader, Unusable, build, read_piece
 from service.jobs.ledger import Refusal
-from service.jobs.pieces import read_piece
-from service.jobs.plan import Bounds, Reader, Unusable, build
 from service.retrieval.indexing import NewItem, index_items
+from service.runtime.disk import Disk
 from service.runtime.metrics import Metrics
 from service.settings import Settings, SettingsError
 from service.store import StoreInUse
@@ -100,7 +100,7 @@ async def index_folder(folder: Path, collection: str, target: Target, settings: 
     with tempfile.TemporaryDirectory(prefix="isthmus-") as work:
         plan, ended = Path(work) / "plan.sqlite3", threading.Event()
         try:
-            count = await asyncio.to_thread(build, "folder", folder, plan, bounds, ended)
+            count = await asyncio.to_thread(build, "folder", folder, plan, bounds, ended, Disk(plan.parent, 0))
         except Unusable as error:
             raise Stopped(f"{folder}: {error}") from None
         finally:

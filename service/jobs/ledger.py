@@ -1,23 +1,26 @@
-"""What is known of every job, on disk: a job that was answered for survives whatever happens to the process.
+"""What is known of every job, on disk: an acknowledged job survives whatever happens to the process.
 
-A job's items are numbered from 0. Chunks are cut from them in order; a chunk is written down when it is cut and taken
-off when all of its items are in the store or refused, in the same transaction as the counts. So after a crash what is
-left to do are the chunks that stand here, and the items from `next` on.
+A job's items are numbered from 0 and are stored in order. So what a crash leaves to do are the items from `next` on.
 
-Creating and ending a job waits for the disk; progress does not (a power cut takes back the last of it, and those chunks
-are done again, to the same effect).
+Creating and ending a job waits for the disk; progress does not. A power cut takes back the last of it, and those items
+are stored again, to the same effect.
 """
 
+import asyncio
+import logging
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-from uuid import uuid4
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 
-from service.errors import InvalidRequest, NotFound, Overloaded
+from service.errors import InvalidRequest, NotFound, NotReady, Overloaded
+
+log = logging.getLogger(__name__)
 
 FILE = "jobs.sqlite3"
 
@@ -26,7 +29,6 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 UNFINISHED: tuple[State, ...] = ("queued", "running")
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -48,12 +50,11 @@ CREATE TABLE IF NOT EXISTS jobs (
     detail TEXT
 ) STRICT;
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, number);
-CREATE TABLE IF NOT EXISTS chunks (
+CREATE TABLE IF NOT EXISTS attempts (
     job INTEGER NOT NULL REFERENCES jobs (number) ON DELETE CASCADE,
     first INTEGER NOT NULL,
     count INTEGER NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    suspect INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL,
     PRIMARY KEY (job, first)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS errors (
@@ -65,6 +66,14 @@ CREATE TABLE IF NOT EXISTS errors (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS errors_in_order ON errors (job, line);
 """
+
+_UPGRADE = """
+BEGIN IMMEDIATE;
+UPDATE jobs SET next = coalesce((SELECT min(first) FROM chunks WHERE job = number), next);
+DROP TABLE chunks;
+COMMIT;
+"""
+"""For a ledger of an earlier version, whose `next` was the first item that no chunk had been cut from."""
 
 
 @dataclass(frozen=True)
@@ -81,27 +90,26 @@ class Job:
     started: str | None
     ended: str | None
     total: int | None
-    """Items; None until they were counted."""
+    """Items; None until they are counted."""
     next: int
-    """The first item that no chunk was cut from yet."""
+    """The first item that is neither stored nor refused."""
     done: int
     failed: int
     code: str | None
     detail: str | None
     """Why it failed as a whole."""
     meter: str | None
-    """The id and the limits of the API key that it counts for, as the key had them; None: nobody counts."""
+    """The id and the limits of the API key that is charged, as the key had them; None: no key is charged."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    job: int
+    """Items of a job that are embedded together."""
+
     first: int
     count: int
     attempts: int = 0
-    """Times that this process, or a worker, took it up and did not live to answer."""
-    suspect: bool = False
-    """It is one item of a chunk that nobody lived to answer for."""
+    """Times that a process began to embed it, or a chunk that it was part of, and ended before that was done."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +123,7 @@ class Refusal:
     detail: str
 
 
-_JOB = """SELECT number, id, state, form, collection, folder, fingerprint, created, started, ended, total, next, done,
-    failed, code, detail, meter FROM jobs"""
+_JOB = f"SELECT {', '.join(field.name for field in fields(Job))} FROM jobs"
 
 
 class Ledger:
@@ -128,12 +135,8 @@ class Ledger:
         self._connection.execute("PRAGMA foreign_keys = ON")
         self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.executescript(_SCHEMA)
-        self._connection.execute("INSERT OR IGNORE INTO meta VALUES ('owner', ?)", (uuid4().hex,))
-
-    @property
-    def owner(self) -> str:
-        """Whose jobs these are: what tells one server's from another's in a Redis that they share."""
-        return str(self._connection.execute("SELECT value FROM meta WHERE name = 'owner'").fetchone()[0])
+        if self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'chunks'").fetchone():
+            self._connection.executescript(_UPGRADE)
 
     def close(self) -> None:
         self._connection.close()
@@ -175,12 +178,13 @@ class Ledger:
             if key is not None:
                 row = connection.execute(f"{_JOB} WHERE idempotency_key = ?", (key,)).fetchone()
                 if row is not None:
-                    if (held := Job(*row)).fingerprint != fingerprint:
+                    job = Job(*row)
+                    if job.fingerprint != fingerprint:
                         raise InvalidRequest(
                             "this Idempotency-Key came with another job before", code="idempotency_key_reused"
                         )
-                    return held, False
-            self._room(most)
+                    return job, False
+            self._check_room(most)
             connection.execute(
                 "INSERT INTO jobs (id, state, form, collection, folder, idempotency_key, fingerprint, meter, created) "
                 "VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?)",
@@ -192,12 +196,12 @@ class Ledger:
         """Raises Overloaded where a job would be refused, whatever is in it."""
         known = "SELECT 1 FROM jobs WHERE idempotency_key = ?"
         if key is None or self._connection.execute(known, (key,)).fetchone() is None:
-            self._room(most)
+            self._check_room(most)
 
-    def _room(self, most: int) -> None:
-        waiting = self._connection.execute("SELECT count(*) FROM jobs WHERE state IN (?, ?)", UNFINISHED).fetchone()[0]
-        if waiting >= most:
-            raise Overloaded(f"{waiting} jobs are unfinished: no more are taken", retry_after_s=30)
+    def _check_room(self, most: int) -> None:
+        count = self._connection.execute("SELECT count(*) FROM jobs WHERE state IN (?, ?)", UNFINISHED).fetchone()[0]
+        if count >= most:
+            raise Overloaded(f"{count} jobs are unfinished: no more are taken", retry_after_s=30)
 
     def job(self, id: str) -> Job:
         row = self._connection.execute(f"{_JOB} WHERE id = ?", (id,)).fetchone()
@@ -207,7 +211,7 @@ class Ledger:
 
     def jobs(self, limit: int, before: int | None = None, states: Sequence[State] | None = None) -> list[Job]:
         """The newest first; `before`: only those with a smaller number."""
-        chosen = states or ("queued", "running", "done", "failed", "cancelled")
+        chosen = states or get_args(State)
         rows = self._connection.execute(
             f"{_JOB} WHERE number < ? AND state IN ({', '.join('?' * len(chosen))}) ORDER BY number DESC LIMIT ?",
             (before if before is not None else 2**62, *chosen, limit),
@@ -228,98 +232,112 @@ class Ledger:
             )
         return self.job(job.id)
 
-    def end(self, job: Job, state: State, code: str | None = None, detail: str | None = None) -> Job:
+    def end(self, job: Job, state: State, code: str | None = None, detail: str | None = None) -> None:
         with self._transaction(durable=True) as connection:
             connection.execute(
                 "UPDATE jobs SET state = ?, ended = ?, code = ?, detail = ? WHERE number = ? AND state IN (?, ?)",
                 (state, _now(), code, detail, job.number, *UNFINISHED),
             )
-            connection.execute("DELETE FROM chunks WHERE job = ?", (job.number,))
-        return self.job(job.id)
+            connection.execute("DELETE FROM attempts WHERE job = ?", (job.number,))
 
-    def forget(self, older_than_s: float) -> list[str]:
-        """Forget jobs that ended so long ago; their ids."""
+    def forget(self, older_than_s: float) -> None:
+        """Forget jobs that ended so long ago."""
         limit = (datetime.now(UTC) - timedelta(seconds=older_than_s)).isoformat(timespec="milliseconds")
         with self._transaction() as connection:
-            rows = connection.execute("DELETE FROM jobs WHERE ended < ? RETURNING id", (limit,)).fetchall()
-        return [row[0] for row in rows]
+            connection.execute("DELETE FROM jobs WHERE ended < ?", (limit,))
 
-    def counts(self) -> Mapping[str, int]:
-        """Jobs by state."""
-        return dict(self._connection.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        counts = dict(self._connection.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
+        return dict.fromkeys(get_args(State), 0) | counts
 
-    # Chunks
+    # Progress
 
-    def cut(self, job: Job, count: int) -> Chunk:
-        """The next `count` items, written down as under way."""
-        with self._transaction() as connection:
-            [after] = connection.execute(
-                "UPDATE jobs SET next = next + ? WHERE number = ? RETURNING next", (count, job.number)
-            ).fetchone()
-            connection.execute(
-                "INSERT INTO chunks (job, first, count) VALUES (?, ?, ?)", (job.number, after - count, count)
-            )
-        return Chunk(job.number, after - count, count)
-
-    def chunks(self, job: Job) -> list[Chunk]:
-        """Those under way, in order."""
-        found = self._connection.execute(
-            "SELECT job, first, count, attempts, suspect FROM chunks WHERE job = ? ORDER BY first", (job.number,)
-        )
-        return [Chunk(job, first, count, tried, bool(suspect)) for job, first, count, tried, suspect in found]
-
-    def attempt(self, chunk: Chunk, at_least: int = 0) -> int:
-        """Write down that it is taken up once more; how often that was done before, or `at_least`."""
-        with self._transaction() as connection:
-            row = connection.execute(
-                "UPDATE chunks SET attempts = max(attempts, ?) + 1 WHERE job = ? AND first = ? RETURNING attempts",
-                (at_least, chunk.job, chunk.first),
-            ).fetchone()
-        return int(row[0]) - 1 if row else 0
-
-    def untry(self, chunk: Chunk) -> None:
-        """Take an attempt back that was lived through."""
+    def advance(self, job: Job, next: int, done: int, refusals: Sequence[Refusal]) -> Job:
+        """The items before `next` are stored, `done` of them since the last call, or refused; the job as it is then."""
         with self._transaction() as connection:
             connection.execute(
-                "UPDATE chunks SET attempts = max(attempts - 1, 0) WHERE job = ? AND first = ? AND count = ?",
-                (chunk.job, chunk.first, chunk.count),
+                "UPDATE jobs SET next = ?, done = done + ?, failed = failed + ? WHERE number = ?",
+                (next, done, len(refusals), job.number),
             )
-
-    def split(self, chunk: Chunk) -> list[Chunk]:
-        """Put a chunk for each of its items in its place, none of them tried yet."""
-        ones = [Chunk(chunk.job, chunk.first + each, 1, suspect=True) for each in range(chunk.count)]
-        with self._transaction() as connection:
-            connection.execute("DELETE FROM chunks WHERE job = ? AND first = ?", (chunk.job, chunk.first))
-            connection.executemany(
-                "INSERT INTO chunks (job, first, count, suspect) VALUES (?, ?, 1, TRUE)",
-                [(one.job, one.first) for one in ones],
-            )
-        return ones
-
-    def close_chunks(self, job: Job, chunks: Sequence[Chunk], done: int, refusals: Sequence[Refusal]) -> Job:
-        """Their items are in the store or refused; the job as it is then."""
-        with self._transaction() as connection:
-            connection.executemany(
-                "DELETE FROM chunks WHERE job = ? AND first = ?", [(chunk.job, chunk.first) for chunk in chunks]
-            )
-            connection.execute(
-                "UPDATE jobs SET done = done + ?, failed = failed + ? WHERE number = ?",
-                (done, len(refusals), job.number),
-            )
+            connection.execute("DELETE FROM attempts WHERE job = ? AND first < ?", (job.number, next))
             connection.executemany(
                 "INSERT INTO errors VALUES (?, ?, ?, ?, ?)",
-                [(job.number, each.line, each.id, each.code, each.detail) for each in refusals],
+                [(job.number, refusal.line, refusal.id, refusal.code, refusal.detail) for refusal in refusals],
             )
         return self.job(job.id)
+
+    def attempted(self, job: Job) -> dict[int, Chunk]:
+        """Chunks that a process ended on, and those that they were split into, by their first items."""
+        rows = self._connection.execute(
+            "SELECT first, count, attempts FROM attempts WHERE job = ? AND attempts > 0", (job.number,)
+        )
+        return {first: Chunk(first, count, attempts) for first, count, attempts in rows}
+
+    def begin_attempt(self, job: Job, chunk: Chunk) -> None:
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT INTO attempts VALUES (?, ?, ?, 1) "
+                "ON CONFLICT DO UPDATE SET count = excluded.count, attempts = attempts + 1",
+                (job.number, chunk.first, chunk.count),
+            )
+
+    def undo_attempt(self, job: Job, chunk: Chunk) -> None:
+        """The process outlived the attempt."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE attempts SET attempts = attempts - 1 WHERE job = ? AND first = ?", (job.number, chunk.first)
+            )
+
+    def split(self, job: Job, chunk: Chunk) -> list[Chunk]:
+        """A chunk for each of the items, in its place."""
+        chunks = [Chunk(chunk.first + place, 1, attempts=1) for place in range(chunk.count)]
+        with self._transaction() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?)",
+                [(job.number, one.first, one.count, one.attempts) for one in chunks],
+            )
+        return chunks
 
     def errors(self, job: Job, after: int, limit: int) -> list[Refusal]:
         """Refusals of lines past `after`, in order."""
-        found: list[Any] = self._connection.execute(
+        rows: list[Any] = self._connection.execute(
             "SELECT line, id, code, detail FROM errors WHERE job = ? AND line > ? ORDER BY line LIMIT ?",
             (job.number, after, limit),
         ).fetchall()
-        return [Refusal(*row) for row in found]
+        return [Refusal(*row) for row in rows]
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class LedgerThread:
+    """The ledger, used by a thread of its own."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
+
+    async def do(self, method: Callable[Concatenate[Ledger, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the ledger. Raises what it raises, and NotReady."""
+        call = partial(method, self._ledger, *args, **kwargs)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        except RuntimeError:
+            raise NotReady("the server is shutting down") from None
+        except sqlite3.Error:
+            log.exception("the ledger of jobs cannot be used")
+            raise NotReady("the jobs cannot be read or written") from None
+
+    def begin(self, method: Callable[Concatenate[Ledger, P], object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call a method of the ledger after those that were called before, without waiting for it."""
+        self._thread.submit(partial(method, self._ledger, *args, **kwargs))
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._thread.shutdown)
+        self._ledger.close()

@@ -13,14 +13,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.jobs.input import sync
 from service.jobs.ledger import FILE, Ledger
-from service.jobs.spool import sync
 from service.store import StoreError
 from service.store.sqlite import hold
 
 _FILES = ("input", "plan.sqlite3")
 """Of a job's folder. The input of a job of a folder is that folder, and stays where it is."""
-_ID = re.compile(r"[0-9a-f]{24}")
+_ID = re.compile(r"[0-9a-f]{24}(-[A-Za-z0-9.-]{1,63})?")
 _TRIES = 5
 
 
@@ -61,9 +61,6 @@ def restore(source: Path, jobs: Path) -> Copied:
         copied = _copied(source, jobs)
         if copied is None:
             raise StoreError(f"{source} lacks files of jobs that are unfinished: it is no whole backup")
-        with closing(sqlite3.connect(jobs / FILE)) as ledger, ledger:
-            # Another server may be at work on the jobs that were copied: in a Redis that both share, these are not its.
-            ledger.execute("DELETE FROM meta WHERE name = 'owner'")
         return copied
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"{source} cannot be restored into {jobs}: {error}") from None

@@ -121,9 +121,6 @@ class Metrics:
         self._job_items_left = Gauge(
             "isthmus_job_items_left", "Items of the jobs that are worked on, as yet undone.", registry=self._registry
         )
-        self._workers = Gauge(
-            "isthmus_job_workers", "Workers that take parts of jobs from Redis.", registry=self._registry
-        )
         self.rejections = Counter("isthmus_rejections", "Requests refused.", ["reason"], registry=self._registry)
         self.fetches = Counter(
             "isthmus_fetches", "URLs (fetched, refused, too_large, failed).", ["result"], registry=self._registry
@@ -166,17 +163,10 @@ class Metrics:
         for name, passed in checks.items():
             self.check.labels(name).set(passed)
 
-    def watch_jobs(
-        self,
-        running: Callable[[], int],
-        chunks: Callable[[], int],
-        items_left: Callable[[], int],
-        workers: Callable[[], int],
-    ) -> None:
+    def watch_jobs(self, running: Callable[[], int], chunks: Callable[[], int], items_left: Callable[[], int]) -> None:
         self._jobs_running.set_function(running)
         self._job_chunks.set_function(chunks)
         self._job_items_left.set_function(items_left)
-        self._workers.set_function(workers)
 
     def count_jobs(self, by_state: Mapping[str, int]) -> None:
         for state, count in by_state.items():

@@ -46,7 +46,7 @@ def test_the_parser_refuses_what_the_specification_does_not_know(text: str) -> N
     [
         ("cpu", {"isthmus", "redis"}),
         ("gpu", {"isthmus-gpu", "redis"}),
-        ("scale", {"isthmus-1", "isthmus-2", "worker", "nginx", "redis", "milvus"}),
+        ("scale", {"isthmus-1", "isthmus-2", "nginx", "redis", "milvus"}),
     ],
 )
 def test_a_profile_starts_what_it_needs_at_one_port(compose: dict[str, Any], profile: str, expected: set[str]) -> None:
@@ -60,8 +60,9 @@ def test_a_profile_starts_what_it_needs_at_one_port(compose: dict[str, Any], pro
 def test_the_replicas_are_alike_and_share_everything(compose: dict[str, Any]) -> None:
     one, other = (compose["services"][name] for name in ("isthmus-1", "isthmus-2"))
     assert one["environment"] == other["environment"] | {"ISTHMUS_JOBS": "/data/jobs"}
-    own = {"environment", "volumes"}
-    assert {key: one[key] for key in one.keys() - own} == {key: other[key] for key in other.keys() - own}
+    different = {"environment", "hostname", "volumes"}
+    assert {key: one[key] for key in one.keys() - different} == {key: other[key] for key in other.keys() - different}
+    assert (one["hostname"], other["hostname"]) == ("isthmus-1", "isthmus-2"), "the names that ids of jobs end in"
     given = one["environment"]
     settings = Settings(**{key.removeprefix("ISTHMUS_").lower(): value for key, value in given.items()})
     assert settings.store == Path("milvus") and settings.milvus_uri.startswith("http://milvus:19530/")
@@ -69,20 +70,12 @@ def test_the_replicas_are_alike_and_share_everything(compose: dict[str, Any]) ->
     assert not other.get("volumes") and one["volumes"] == ["jobs:/data"]
 
 
-def test_jobs_are_asked_of_the_replica_that_takes_them_and_a_worker_helps_it(compose: dict[str, Any]) -> None:
+def test_jobs_are_asked_of_the_replica_that_takes_them(compose: dict[str, Any]) -> None:
     conf = (ROOT / "deploy/nginx/nginx.conf").read_text()
     [upstream] = re.findall(r"upstream jobs \{(.*?)\}", conf, re.S)
     takers = [name for name, each in compose["services"].items() if "ISTHMUS_JOBS" in each.get("environment", {})]
     assert re.findall(r"server (\S+):8000", upstream) == takers == ["isthmus-1"]
     assert "proxy_pass http://jobs;" in conf
-    worker = compose["services"]["worker"]
-    assert worker["command"] == ["python", "-m", "service", "worker"]
-    assert not read_stages()["cpu"].values("ENTRYPOINT"), "the command is run as it is"
-    assert worker["image"] == compose["services"]["isthmus-1"]["image"]
-    assert worker["environment"] == {"ISTHMUS_REDIS_URL": "redis://redis:6379/0"}
-    assert not worker.get("volumes") and not worker.get("ports")
-    assert worker["healthcheck"]["test"] == ["CMD", "python", "-m", "service.commands.worker_alive"]
-    assert float(worker["stop_grace_period"].rstrip("s")) > Settings().shutdown_grace_s
 
 
 def test_nginx_asks_the_replicas_and_outlasts_none_of_their_drains(compose: dict[str, Any]) -> None:

@@ -44,31 +44,20 @@ EVERYTHING: dict[str, Any] = MILVUS | {
     "image": {"repository": "example/isthmus", "tag": "x"},
 }
 
-WORKERS: dict[str, Any] = {
-    **{
-        name: EVERYTHING[name]
-        for name in ("redis", "bundle", "podLabels", "nodeSelector", "tolerations", "networkPolicy")
-    },
-    "settings": {"worker_silence_s": 20},
-    "workers": {"replicas": 3, "gpus": 1, "resources": {"limits": {"memory": "2Gi"}}},
-}
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "milvus": MILVUS,
     "everything": EVERYTHING,
-    "workers": WORKERS,
 }
 
 
 def render(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The objects of a release called demo, by their kind; those of its workers as `worker KIND`."""
+    """The objects of a release called demo, by their kind."""
     with helm_python.Chart.load(CHART) as chart:
         rendered = chart.render(dict(values), name="demo", namespace="prod")
     texts = [text for name, text in rendered.items() if not name.endswith("NOTES.txt")]
     objects = [each for text in texts for each in yaml.safe_load_all(text) if each]
-    named = {
-        f"{'worker ' if each['metadata']['name'].endswith('-worker') else ''}{each['kind']}": each for each in objects
-    }
+    named = {each["kind"]: each for each in objects}
     assert len(named) == len(objects)
     return named
 
@@ -98,10 +87,8 @@ def test_the_linter_finds_what_is_wrong(tmp_path: Path) -> None:
 def test_every_object_is_one_that_kubernetes_knows(name: str, version: str) -> None:
     objects = render(VARIANTS[name])
     expected = {"Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"}
-    if name in ("defaults", "workers"):
+    if name == "defaults":
         expected |= {"PersistentVolumeClaim"}
-    if name == "workers":
-        expected |= {"Secret", *(f"worker {kind}" for kind in ("Deployment", "PodDisruptionBudget", "NetworkPolicy"))}
     if name == "everything":
         expected |= {"HorizontalPodAutoscaler", "Secret", "ServiceMonitor"}
     assert set(objects) == expected
@@ -129,9 +116,7 @@ def test_the_schemas_refuse_what_kubernetes_does_not_know() -> None:
         ({"setings": {}}, "setings"),
         ({"settings": {"store": "/x"}}, "propertyName"),
         ({"gpus": "one"}, "gpus"),
-        ({"workers": {"replicas": 1}}, "workers get their work from Redis"),
-        (MILVUS | {"workers": {"replicas": 1}, "redis": {"url": "redis://a"}}, "no jobs are taken"),
-        ({"workers": {"enabled": True}}, "enabled"),
+        ({"workers": {"replicas": 1}}, "workers"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(values: dict[str, Any], said: str) -> None:
@@ -155,7 +140,7 @@ def test_a_pod_may_do_nothing_that_it_need_not(name: str) -> None:
     }
     assert "command" not in found and "lifecycle" not in found, "no shell is needed"
     writable = {mount["mountPath"] for mount in found["volumeMounts"] if not mount.get("readOnly")}
-    assert writable == {"/tmp"} | ({"/data"} if name in ("defaults", "workers") else set())
+    assert writable == {"/tmp"} | ({"/data"} if name == "defaults" else set())
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -221,45 +206,6 @@ def test_the_autoscaler_and_the_policy_are_of_these_pods() -> None:
     assert "replicas" not in objects["Deployment"]["spec"], "it would undo what the autoscaler did"
     assert scaler["metrics"][0]["pods"]["metric"]["name"] == "isthmus_queue_depth"
     assert container(EVERYTHING)["resources"]["limits"]["nvidia.com/gpu"] == 1
-
-
-def test_workers_are_confined_like_the_service_and_are_no_part_of_it() -> None:
-    objects = render(WORKERS)
-    pod, service = (objects[kind]["spec"]["template"]["spec"] for kind in ("worker Deployment", "Deployment"))
-    for name in ("securityContext", "automountServiceAccountToken", "nodeSelector", "tolerations"):
-        assert pod[name] == service[name]
-    [found], [serving] = pod["containers"], service["containers"]
-    assert found["securityContext"] == serving["securityContext"]
-    assert [mount["mountPath"] for mount in found["volumeMounts"] if not mount.get("readOnly")] == ["/tmp"]
-    labels = objects["worker Deployment"]["spec"]["template"]["metadata"]["labels"]
-    for kind in ("Deployment", "PodDisruptionBudget"):
-        assert objects[f"worker {kind}"]["spec"]["selector"]["matchLabels"].items() <= labels.items()
-        assert not objects[kind]["spec"]["selector"]["matchLabels"].items() <= labels.items(), (
-            "they would be counted in"
-        )
-    assert not objects["Service"]["spec"]["selector"].items() <= labels.items(), "they would be asked"
-    policy = objects["worker NetworkPolicy"]["spec"]
-    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
-    assert policy["ingress"] == [] and policy["egress"] == objects["NetworkPolicy"]["spec"]["egress"]
-
-
-def test_a_worker_runs_what_the_image_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    for stage in ("cpu", "gpu"):
-        assert not read_stages()[stage].values("ENTRYPOINT"), "the arguments are the command"
-    pod = render(WORKERS)["worker Deployment"]["spec"]["template"]["spec"]
-    [found] = pod["containers"]
-    assert found["args"] == ["python", "-m", "service", "worker"]
-    assert found["image"] == f"isthmus:{__version__}-gpu"
-    assert found["resources"]["limits"] == {"memory": "2Gi", "nvidia.com/gpu": 1}
-    for probe in ("startupProbe", "livenessProbe"):
-        assert found[probe]["exec"]["command"] == ["python", "-m", "service.commands.worker_alive"]
-    given = {each["name"]: each.get("value", "redis://from/a-secret") for each in found["env"]}
-    for key, value in given.items():
-        monkeypatch.setenv(key, value)
-    settings = Settings()
-    assert (settings.redis_url, settings.device, settings.worker_silence_s) == ("redis://from/a-secret", "cuda", 20)
-    assert settings.bundle == Path("/bundle/flickr")
-    assert pod["terminationGracePeriodSeconds"] > settings.shutdown_grace_s
 
 
 def test_its_version_is_the_projects() -> None:

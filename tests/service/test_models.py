@@ -19,7 +19,6 @@ from service.commands import index_folder
 from service.commands.check import check_bundle as check
 from service.commands.doctor import examine
 from service.commands.load import load_files
-from service.commands.worker import work
 from service.contract.bundle import Bundle, BundleError, Manifest, read_bundle, write_bundle
 from service.engine.towers import TowerError
 from service.retrieval.reembedding import Originals, reembed
@@ -165,7 +164,6 @@ def test_where_only_commercial_bundles_are_wanted_no_door_opens_another(
 ) -> None:
     path = tiny_bundle.build(tmp_path / "bundle", licences=stated).path
     monkeypatch.setenv("ISTHMUS_LICENCES", "commercial")
-    monkeypatch.setenv("ISTHMUS_REDIS_URL", "redis://127.0.0.1:1")
     monkeypatch.setenv("ISTHMUS_BUNDLE", str(path))
     settings = read_settings(store=tmp_path / "store", device="cpu")
 
@@ -175,7 +173,6 @@ def test_where_only_commercial_bundles_are_wanted_no_door_opens_another(
 
     doors: list[Callable[[], object]] = [
         lambda: open_parts(settings),
-        lambda: asyncio.run(work(settings)),
         lambda: asyncio.run(indexing()),
         lambda: asyncio.run(reembed(tmp_path / "a", tmp_path / "b", settings, Originals())),
         lambda: load_files(tmp_path, "default", settings),

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from service.commands.settings import markdown
-from service.settings import Limits, Settings, SettingsError, read_settings
+from service.settings import REMOVED, Limits, Settings, SettingsError, read_settings
 
 
 def test_a_flag_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,6 +23,19 @@ def test_a_bad_setting_is_named_with_its_value(monkeypatch: pytest.MonkeyPatch, 
         read_settings()
     assert f"ISTHMUS_{name}" in str(raised.value)
     assert repr(value) in str(raised.value)
+
+
+def test_a_setting_that_is_gone_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in REMOVED:
+        monkeypatch.setenv(f"ISTHMUS_{name.upper()}", "")  # as compose hands on what is not set
+    read_settings()
+    for name in REMOVED:
+        monkeypatch.setenv(f"ISTHMUS_{name.upper()}", "1")
+    with pytest.raises(SettingsError) as raised:
+        read_settings()
+    for name, advice in REMOVED.items():
+        assert f"ISTHMUS_{name.upper()}: {advice}" in str(raised.value)
+    assert REMOVED.keys().isdisjoint(Settings.model_fields)
 
 
 def test_limits_are_the_documented_ones_until_set_otherwise() -> None:

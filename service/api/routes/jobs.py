@@ -13,7 +13,10 @@ from service.api.reading import reader
 from service.api.responses import JSON
 from service.api.state import State, StateDep
 from service.errors import InvalidRequest, UnsupportedBody
-from service.jobs import Jobs, Progress, Refusal
+from service.jobs.jobs import Jobs
+from service.jobs.ledger import Refusal
+from service.jobs.run import Progress
+from service.runtime.logs import caller
 from service.runtime.quotas import Meter
 from service.schemas.items import Name
 from service.schemas.jobs import FolderRequest, JobError, JobResponse, JobsResponse, JobState
@@ -70,16 +73,15 @@ async def create_job(
     Items are written in the order of the input; an id that comes twice ends up as its last.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    # Two clients may hit on the same key.
+    key = None if idempotency_key is None else f"{caller.get() or ''} {idempotency_key}"
     if kind == "application/json":
         body = await reader(FolderRequest)(request)
         into = collection or body.collection
-        found, new = await _jobs(state).submit_folder(body.folder, into, idempotency_key, _meter(request))
+        found, new = await _jobs(state).submit_folder(body.folder, into, key, _meter(request))
     elif kind in _FORMS:
-        chosen = collection or DEFAULT_COLLECTION
-        size = stated_length(request.headers)
-        found, new = await _jobs(state).submit(
-            _FORMS[kind], chosen, request.stream(), idempotency_key, _meter(request), size
-        )
+        into, size = collection or DEFAULT_COLLECTION, stated_length(request.headers)
+        found, new = await _jobs(state).submit(_FORMS[kind], into, request.stream(), key, _meter(request), size)
     else:
         raise UnsupportedBody(f"this route reads {', '.join(_FORMS)} and application/json")
     headers = {"Location": f"/jobs/{found.job.id}"} | ({} if new else {"Idempotency-Replayed": "true"})
@@ -90,7 +92,7 @@ async def create_job(
 async def list_jobs(
     state: StateDep,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
-    before: Annotated[str | None, Query(max_length=64, description="The last job of the page before.")] = None,
+    before: Annotated[str | None, Query(max_length=100, description="The last job of the page before.")] = None,
     job_state: Annotated[list[JobState] | None, Query(alias="state")] = None,
 ) -> JSON:
     """Jobs, the newest first. What ended is forgotten after a week, or as the operator says."""

@@ -1,4 +1,5 @@
-"""`python -m service`, but a text with the word "barks" kills the process that embeds it, as a crash in C would."""
+"""`python -m service`, but a text with the word "barks" kills the process that embeds it, as a crash in C would, and a
+chunk or an item is tried twice."""
 
 import os
 import signal
@@ -7,6 +8,7 @@ from typing import Any
 
 from service import __main__
 from service.engine import towers
+from service.jobs import run as jobs_run
 from tests import tiny_bundle
 
 _run = towers.Tower.run
@@ -19,6 +21,7 @@ def run(self: towers.Tower, arrays: Any) -> Any:
 
 
 towers.Tower.run = run  # type: ignore[method-assign]
+jobs_run.ATTEMPTS = 2
 
 if __name__ == "__main__":
     sys.exit(__main__.main())

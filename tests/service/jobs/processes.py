@@ -1,4 +1,4 @@
-"""Servers and workers as processes of their own, which can be killed; and waiting for jobs."""
+"""Servers as processes of their own, which can be killed; and waiting for jobs."""
 
 import json
 import os
@@ -19,33 +19,26 @@ _ROOT = Path(__file__).parents[3]
 
 
 @contextmanager
-def process(command: str, *arguments: str, module: str = "service", **variables: object) -> Iterator[Any]:
-    """`python -m service COMMAND`, killed at the end where it still runs. Gives (process, its first line)."""
+def server(bundle: Path, store: Path, module: str = "service", **variables: object) -> Iterator[Any]:
+    """`python -m service serve`, killed at the end where it still runs. Gives (process, client)."""
+    variables |= {"lanes": 1, "threads": 1}
     environment = os.environ | {f"ISTHMUS_{name.upper()}": str(value) for name, value in variables.items()}
+    arguments = ("--bundle", str(bundle), "--store", str(store), "--port", "0", "--device", "cpu")
     started = subprocess.Popen(
-        [sys.executable, "-m", module, command, *arguments, "--device", "cpu", "--log-level", "error"],
+        [sys.executable, "-m", module, "serve", *arguments, "--log-level", "error"],
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
         cwd=_ROOT,
     )
+    assert started.stdout is not None
     try:
-        assert started.stdout is not None
-        yield started, started.stdout.readline()
-    finally:
-        kill(started)
-        assert started.stdout is not None
-        started.stdout.close()
-
-
-@contextmanager
-def server(bundle: Path, store: Path, module: str = "service", **variables: object) -> Iterator[Any]:
-    """(process, client)"""
-    arguments = ("--bundle", str(bundle), "--store", str(store), "--port", "0")
-    with process("serve", *arguments, module=module, lanes=1, threads=1, **variables) as (started, line):
-        address = line.split()[-1]
+        address = started.stdout.readline().split()[-1]
         with httpx.Client(base_url=address, timeout=DEADLINE_S, trust_env=False) as client:
             yield started, client
+    finally:
+        kill(started)
+        started.stdout.close()
 
 
 def kill(started: "subprocess.Popen[str]") -> None:
@@ -81,19 +74,6 @@ def begun(client: httpx.Client, id: str, done: int = 1) -> dict[str, Any]:
             break
     assert done <= job["done"] < job["total"], job
     return job
-
-
-def crewed(client: httpx.Client) -> None:
-    """Wait until the server has found a worker."""
-    for _ in range(20_000):
-        if "isthmus_job_workers 1.0\n" in client.get("/metrics").text:
-            return
-    raise AssertionError("the server finds no worker")
-
-
-def calls(client: httpx.Client) -> list[str]:
-    """How often the server itself has called each tower."""
-    return [each for each in client.get("/metrics").text.splitlines() if each.startswith("isthmus_batch_items_count")]
 
 
 def stored(client: httpx.Client, **params: Any) -> dict[str, dict[str, Any]]:

@@ -1,12 +1,9 @@
-"""Servers and workers that are killed in the middle of a job: nothing is lost, nothing is there twice."""
+"""Servers that are killed in the middle of a job: nothing is lost, nothing is there twice."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.service.films import colours
-from tests.service.jobs.processes import begun, calls, crewed, ended, errors, kill, process, server, stored, submitted
-from tests.service.media import b64
+from tests.service.jobs.processes import begun, ended, errors, kill, server, stored, submitted
 
 LETHAL = "tests.service.jobs.lethal"
 
@@ -47,59 +44,13 @@ def test_an_item_that_kills_the_server_is_left_out_in_the_end(bundle_dir: Path, 
     items.insert(20, {"id": "poison", "text": "a dog barks"})
     deaths = 0
     while True:
-        # Once for the chunk, once for the item alone.
-        with server(bundle_dir, tmp_path / "store", LETHAL, job_deliveries=1) as (running, client):
+        # Twice for the chunk; for the item alone that counts as once.
+        with server(bundle_dir, tmp_path / "store", LETHAL) as (running, client):
             if not deaths:
                 id = submitted(client, items)
-            if deaths == 2:
+            if deaths == 3:
                 whole(client, id, [item for item in items if item["id"] != "poison"], refused=1)
                 assert [(each["line"], each["code"]) for each in errors(client, id)] == [(21, "poison")]
                 break
             assert running.wait(20) == -9
             deaths += 1
-
-
-def test_workers_and_the_server_are_killed_in_the_middle(bundle_dir: Path, tmp_path: Path, redis_url: str) -> None:
-    items = texts(6_000)
-    bundle = ("--bundle", str(bundle_dir), "--redis-url", redis_url)
-    settings = {"redis_url": redis_url, "worker_silence_s": 1}
-    with (
-        process("worker", *bundle, worker_silence_s=1) as (first, said),
-        process("worker", *bundle, worker_silence_s=1) as (second, _),
-    ):
-        assert said.startswith("working on jobs of space")
-        with server(bundle_dir, tmp_path / "store", **settings) as (running, client):
-            id = submitted(client, items)
-            begun(client, id)
-            kill(first)
-            begun(client, id, 2_000)
-            kill(running)
-        with server(bundle_dir, tmp_path / "store", **settings) as (_, client):
-            begun(client, id, 3_000)
-            kill(second)  # nobody is left: the server does the rest itself
-            whole(client, id, items)
-
-
-def test_what_a_worker_makes_is_all_that_the_server_would(
-    bundle_dir: Path, tmp_path: Path, redis_url: str, png: Callable[..., bytes]
-) -> None:
-    """Previews and the moments of videos too, though only the server is told to keep previews."""
-    items = [
-        {"id": "picture", "image": b64(png("red"))},
-        {"id": "film", "video": b64(colours("red", "green", seconds=2))},
-        {"id": "words", "text": "red"},
-    ]
-    with (
-        process("worker", "--bundle", str(bundle_dir), "--redis-url", redis_url) as (_, said),
-        server(bundle_dir, tmp_path / "store", redis_url=redis_url, previews=True) as (_, client),
-    ):
-        assert said.startswith("working on jobs of space")
-        crewed(client)
-        before = calls(client)
-        job = ended(client, submitted(client, items))
-        assert (job["state"], job["done"]) == ("done", 3)
-        assert calls(client) == before  # it was the worker who embedded them
-        assert client.get("/previews/picture").headers["content-type"] == "image/webp"
-        [found] = client.post("/search", json={"query": "green", "modalities": ["video"]}).json()["results"]
-        assert found["id"] == "film"
-        assert 2 <= found["moment"]["start"] < found["moment"]["end"] <= 4

@@ -14,6 +14,7 @@ import pytest
 
 from service.api.app import open_parts
 from service.api.keys import create_key
+from service.jobs import run
 from service.runtime.quotas import Limit
 from service.settings import Settings
 from service.store import StoreInUse
@@ -220,6 +221,40 @@ def test_jobs_are_listed_the_newest_first(client: httpx.Client) -> None:
     assert client.get("/jobs?state=cancelled").json()["jobs"] == []
 
 
+def test_an_item_that_cannot_be_worked_on_is_refused_and_the_others_of_its_chunk_are_stored(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = run.embed
+
+    async def fail(context: Any, items: Any, meter: Any) -> Any:
+        if any(item.id == "bad" for item in items.values()):
+            raise RuntimeError
+        return await embed(context, items, meter)
+
+    monkeypatch.setattr(run, "embed", fail)
+    items = [{"id": id, "text": "dog"} for id in ("first", "bad", "last")]
+    with serving(settings) as client:
+        id = submitted(client, items)
+        job = ended(client, id)
+        assert (job["state"], job["done"], job["failed"]) == ("done", 2, 1)
+        assert [(each["line"], each["id"], each["code"]) for each in errors(client, id)] == [(2, "bad", "poison")]
+        assert set(stored(client)) == {"first", "last"}
+
+
+def test_a_replica_that_did_not_take_a_job_names_the_one_that_did(client: httpx.Client) -> None:
+    id = submitted(client, [{"id": "a", "text": "dog"}])
+    ended(client, id)
+    token, _, here = id.partition("-")
+    assert here == re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())
+    for path in (f"/jobs/{token}-isthmus-2", f"/jobs/{token}-isthmus-2/errors", f"/jobs?before={token}-isthmus-2"):
+        refused = client.get(path)
+        assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
+        assert f"on the replica {here}: ask the replica isthmus-2, which took it" in refused.json()["detail"]
+    assert "isthmus-2" in client.delete(f"/jobs/{token}-isthmus-2").json()["detail"]
+    for forgotten in (f"{'0' * 24}-{here}", "0" * 24, "no-such"):
+        assert client.get(f"/jobs/{forgotten}").json()["detail"] == f"no job {forgotten!r}"
+
+
 def test_what_is_wrong_is_named(client: httpx.Client) -> None:
     for path in ("/jobs/absent", "/jobs/absent/errors", "/jobs?before=absent"):
         assert client.get(path).status_code == 404
@@ -337,15 +372,14 @@ def test_a_queue_that_is_full_makes_a_job_wait_and_not_fail(settings: Settings) 
         assert (job["state"], job["done"], job["failed"]) == ("done", 5, 0)
 
 
-def test_jobs_go_on_where_a_stopped_server_left_them(settings: Settings) -> None:
+def test_jobs_go_on_where_a_stopped_server_left_them(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     items = [{"id": f"{number}", "text": f"dog {number}"} for number in range(1_000)]
     with with_towers(settings, lambda tower: Slow(tower, held=True)) as (_, client, towers):
         id = submitted(client, items)
         assert towers["text"].entered.wait(20)
         towers["text"].released.set()
-    with serving(
-        settings.model_copy(update={"job_deliveries": 1})
-    ) as client:  # being stopped is no attempt that failed
+    monkeypatch.setattr(run, "ATTEMPTS", 1)  # being stopped is no attempt that failed
+    with serving(settings) as client:
         job = ended(client, id)
         assert (job["state"], job["done"], job["failed"]) == ("done", 1_000, 0)
         assert set(stored(client)) == {item["id"] for item in items}

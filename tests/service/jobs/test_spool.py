@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import BodyTooLarge, MalformedRequest, NotReady
-from service.jobs.spool import spool
+from service.jobs.input import spool
 from service.runtime.disk import Disk
 
 

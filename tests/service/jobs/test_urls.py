@@ -1,4 +1,4 @@
-"""Lines of jobs that name URLs, fetched by the server or by a worker from web servers on the loopback network."""
+"""Lines of jobs that name URLs, fetched from web servers on the loopback network."""
 
 import json
 from collections import Counter
@@ -11,12 +11,12 @@ import httpx
 import pytest
 
 from service.api.keys import create_key
-from service.jobs import embedding
+from service.jobs import run
 from service.runtime.quotas import Limit
 from service.settings import Settings
 from tests.conftest import serving
 from tests.service.internet import Internet, Site, internet, options
-from tests.service.jobs.processes import calls, crewed, ended, errors, process, server, stored, submitted
+from tests.service.jobs.processes import ended, errors, stored, submitted
 from tests.service.media import b64
 
 Make = Callable[..., bytes]
@@ -37,7 +37,7 @@ def net(tmp_path_factory: pytest.TempPathFactory, png: Make, wav: Make) -> Itera
 
 @pytest.fixture
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding, "FETCH_PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(run, "FETCH_PAUSES_S", (0.0, 0.0, 0.0))
 
 
 def recovers(site: Site, path: str, body: bytes, after: int) -> None:
@@ -116,26 +116,3 @@ def test_what_is_fetched_counts_for_the_key_that_sent_the_job(
         held = {name.split("/")[0].strip('"'): int(rest.split(";")[0]) for name, rest in rows.items()}
         assert held["items"] == 0
         assert 1_000_000 - held["pixels"] == 2 * 40 * 30
-
-
-def test_a_worker_fetches_what_it_embeds(
-    net: Internet, bundle_dir: Path, tmp_path: Path, redis_url: str, png: Make
-) -> None:
-    fetching = {
-        name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in options(net).items()
-    }
-    before = len(net.media.asked)
-    with (
-        process("worker", "--bundle", str(bundle_dir), "--redis-url", redis_url, **fetching) as (_, said),
-        server(bundle_dir, tmp_path / "store", redis_url=redis_url, **fetching) as (_, client),
-    ):
-        assert said.startswith("working on jobs of space")
-        crewed(client)
-        made = calls(client)
-        urls = {"red": "/red", "absent": "/absent", "page": "/page"}
-        id = submitted(client, [{"id": name, "image": net.url(path)} for name, path in urls.items()])
-        job = ended(client, id)
-        assert (job["state"], job["done"]) == ("done", 1)
-        assert codes(client, id) == [(2, "absent", "url_fetch_failed"), (3, "page", "unsupported_media")]
-        assert sorted(path for path, _ in net.media.asked[before:]) == ["/absent", "/page", "/red"]
-        assert calls(client) == made  # it was the worker

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from service.jobs.plan import Bounds, Piece, Reader, Unusable, build, folder_beneath, open_beneath
+from service.errors import DiskFull
+from service.jobs.input import Bounds, Piece, Reader, Unusable, build, folder_beneath, open_beneath
+from service.runtime.disk import Disk
 from service.settings import Limits
 from tests.service.jobs.archives import END, special, tar
 
@@ -23,7 +25,7 @@ QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.function_scop
 def pieces(form: Any, source: Path, bounds: Bounds = BOUNDS) -> list[Piece]:
     """All that is in an input, read chunk by chunk."""
     plan = source.parent / "plan.sqlite3" if form != "folder" else source.parent / f"{source.name}.plan"
-    count = build(form, source, plan, bounds, threading.Event())
+    count = build(form, source, plan, bounds, threading.Event(), Disk(source.parent, 0))
     reader = Reader(form, source, plan, bounds)
     try:
         found: list[Piece] = []
@@ -75,7 +77,7 @@ def test_an_input_of_too_many_items_is_unusable(tmp_path: Path) -> None:
 
 def test_a_chunk_has_so_many_bytes_or_one_item(tmp_path: Path) -> None:
     (tmp_path / "input").write_bytes(b"12345\n" * 4 + b"x" * 50 + b"\n123\n")
-    count = build("jsonl", tmp_path / "input", tmp_path / "plan", BOUNDS, threading.Event())
+    count = build("jsonl", tmp_path / "input", tmp_path / "plan", BOUNDS, threading.Event(), Disk(tmp_path, 0))
     reader = Reader("jsonl", tmp_path / "input", tmp_path / "plan", BOUNDS)
     assert (count, [reader.length(first, 3, 14) for first in range(7)]) == (6, [2, 2, 2, 1, 1, 1, 0])
     reader.close()
@@ -87,7 +89,14 @@ def test_planning_ends_when_it_is_stopped(tmp_path: Path) -> None:
     (tmp_path / "input").write_bytes(b"1\n" * 5_000)
     stopped = threading.Event()
     stopped.set()
-    assert build("jsonl", tmp_path / "input", tmp_path / "plan", BOUNDS, stopped) < 5_000
+    assert build("jsonl", tmp_path / "input", tmp_path / "plan", BOUNDS, stopped, Disk(tmp_path, 0)) < 5_000
+
+
+@pytest.mark.parametrize(("form", "data"), [("jsonl", b"{}\n"), ("tar", tar({"a.txt": b"a"}))])
+def test_a_plan_that_the_disk_has_no_room_for_is_no_fault_of_the_input(form: Any, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "input").write_bytes(data)
+    with pytest.raises(DiskFull):
+        build(form, tmp_path / "input", tmp_path / "plan", BOUNDS, threading.Event(), Disk(tmp_path, 2**62))
 
 
 # Tar
@@ -251,7 +260,7 @@ def test_the_files_of_a_folder_are_its_items_and_links_are_not_followed(folder: 
 
 
 def test_what_becomes_a_link_after_planning_is_not_read(folder: Path, tmp_path: Path) -> None:
-    build("folder", folder, tmp_path / "plan", BOUNDS, threading.Event())
+    build("folder", folder, tmp_path / "plan", BOUNDS, threading.Event(), Disk(tmp_path, 0))
     (folder / "a.png").unlink()
     (folder / "a.png").symlink_to(tmp_path / "secret.txt")
     (folder / "b" / "deep").rename(tmp_path / "deep")
@@ -263,7 +272,7 @@ def test_what_becomes_a_link_after_planning_is_not_read(folder: Path, tmp_path: 
 
 def test_a_file_that_grew_is_read_no_further_than_allowed(folder: Path, tmp_path: Path) -> None:
     bounds = Bounds(Limits(image_bytes=10, audio_bytes=10), items=10)
-    build("folder", folder, tmp_path / "plan", bounds, threading.Event())
+    build("folder", folder, tmp_path / "plan", bounds, threading.Event(), Disk(tmp_path, 0))
     (folder / "a.png").write_bytes(bytes(1_000))
     reader = Reader("folder", folder, tmp_path / "plan", bounds)
     assert len(reader.pieces(0, 1)[0].data) == 11  # decoding refuses it
@@ -288,4 +297,4 @@ def test_a_folder_is_beneath_the_root_or_not_there(folder: Path, tmp_path: Path)
 
 def test_a_folder_that_is_gone_is_unusable(tmp_path: Path) -> None:
     with pytest.raises(Unusable, match="not there"):
-        build("folder", tmp_path / "gone", tmp_path / "plan", BOUNDS, threading.Event())
+        build("folder", tmp_path / "gone", tmp_path / "plan", BOUNDS, threading.Event(), Disk(tmp_path, 0))

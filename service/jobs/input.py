@@ -1,39 +1,57 @@
-"""What is in a job's input: JSONL, a tar, or a folder → numbered items; and the bytes of an item by its number.
+"""A job's input, JSONL, a tar or a folder: an upload → a file on disk → a plan of its items → items by their numbers.
 
 A plan is made once, by going through the whole input without reading what the items hold, and kept in a file of its own
 (SQLite), so that neither the input nor the list of what is in it is ever in memory, and any item is found at once after
 a crash. Nothing is written to disk under a name from an archive: names are only ids.
 
-A tar and a folder hold images and sounds (their content says what they are), texts (`.txt`, `.md`) and metadata: for
-`a/b.jpg` the JSON object in `a/b.jpg.json`, else in `a/b.json`, on top of its line in `metadata.jsonl` at the root (an
-object with a `file_name`; all else in it is metadata, as in Hugging Face's ImageFolder). Hidden files are left alone.
+A tar and a folder hold images, sounds and videos (their content says what they are), texts (`.txt`, `.md`) and
+metadata: for `a/b.jpg` the JSON object in `a/b.jpg.json`, else in `a/b.json`, on top of its line in `metadata.jsonl` at
+the root (an object with a `file_name`; all else in it is metadata, as in Hugging Face's ImageFolder). Hidden files are
+left alone.
 """
 
-import contextlib
+import asyncio
+import hashlib
 import io
 import json
+import logging
 import os
 import sqlite3
 import stat
 import tarfile
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
 
 import orjson
 
-from service.jobs.ledger import Form
+from service.errors import BodyTooLarge, DiskFull, MalformedRequest, NotReady
+from service.jobs.ledger import Form, Refusal
+from service.retrieval.indexing import NewItem
 from service.runtime.disk import Disk
-from service.schemas import exact_json
-from service.schemas.items import MAX_METADATA_BYTES
+from service.schemas.exact_json import loads, parse_json
+from service.schemas.inputs import File
+from service.schemas.items import MAX_METADATA_BYTES, InvalidItem, read_item
 from service.settings import Limits
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["line", "media", "text", "refused"]
 """Of an item: a line of JSONL, a file whose content says what it is, a text file, or what is no item."""
 
+_WRITTEN_BYTES = 2**20
+"""Of an upload, in one write."""
+_GZIP = b"\x1f\x8b"
+_MOST_TIMES = 100
+"""What gzip may unpack to, as a multiple of what came: text shrinks to a tenth or so, a bomb to a thousandth."""
+_MOST_PARTS, _PART_BYTES = 1_000, 1_024
+"""Of gzip that is several, one after the other: so many, and one more for so many bytes. bgzip's are of 10 kB or so."""
+_LONGEST_ID = 256
+"""Characters of an id that is shown with an error."""
 _TEXTS = (".txt", ".md")
 _DESCRIPTIONS = ".json"
 _TABLE = "metadata.jsonl"
@@ -78,24 +96,107 @@ class Bounds:
         return 4 * self.limits.text_chars + 4  # of UTF-8, and a byte-order mark
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One item as it stands in the input."""
-
-    line: int
-    kind: Kind
-    name: str
-    """Of a file: its path in the tar or folder, and its id."""
-    data: bytes
-    metadata: tuple[bytes, ...] = ()
-    """JSON that describes it; the later goes on top of the earlier."""
-    detail: str = ""
-    """Of what is refused: why."""
+# An upload → a file
 
 
-def build(
-    form: Form, source: Path, plan: Path, bounds: Bounds, stopped: threading.Event, disk: Disk | None = None
-) -> int:
+async def spool(blocks: AsyncIterator[bytes], path: Path, most: int, disk: Disk) -> str:
+    """Write what comes to `path`, on disk when this returns; the sha256 of what came, as it came.
+
+    Gzip is known by its first bytes, and unpacked. Raises BodyTooLarge past `most` bytes (of what is written),
+    MalformedRequest for gzip that is broken or cut off, DiskFull where the disk has no room for it, NotReady where it
+    does not take it. The caller then removes what was begun.
+    """
+    waiting, size = [], 0
+    try:
+        with path.open("xb") as file:
+            upload = _Upload(file, most, disk)
+            async for block in blocks:
+                waiting.append(block)
+                size += len(block)
+                if size >= _WRITTEN_BYTES:
+                    await asyncio.to_thread(upload.write, b"".join(waiting))
+                    waiting, size = [], 0
+            await asyncio.to_thread(upload.end, b"".join(waiting))
+    except OSError:
+        log.exception("a job's input cannot be written")
+        raise NotReady("the job's input cannot be written to disk") from None
+    return upload.digest.hexdigest()
+
+
+class _Upload:
+    """A file that is hashed as it comes, unpacked where it is gzip, and never larger than allowed."""
+
+    def __init__(self, file: BinaryIO, most: int, disk: Disk) -> None:
+        self.digest = hashlib.sha256()
+        self._file, self._most, self._disk = file, most, disk
+        self._received = self._written = self._parts = 0
+        self._gzip: zlib._Decompress | None = None
+
+    def write(self, data: bytes) -> None:
+        """The first call has at least two bytes, where there are as many."""
+        if not self._received and data.startswith(_GZIP):
+            self._gzip = _unpacker()
+        self.digest.update(data)
+        self._received += len(data)
+        if self._gzip is None:
+            self._put(data)
+        else:
+            self._gzip = self._unpack(self._gzip, data)
+
+    def end(self, data: bytes) -> None:
+        self.write(data)
+        if self._gzip is not None and not self._gzip.eof:
+            raise MalformedRequest("the gzip data are cut off")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _unpack(self, part: "zlib._Decompress", data: bytes) -> "zlib._Decompress":
+        """Of a gzip file, which may be several parts, one after the other, padded with zeros; the last of them."""
+        try:
+            while data:
+                if part.eof:
+                    data = data.lstrip(b"\0")
+                    if not data:
+                        break
+                    part = _unpacker()
+                    self._parts += 1
+                    if self._parts > _MOST_PARTS + self._received // _PART_BYTES:
+                        raise MalformedRequest("the gzip data are of too many parts")
+                self._put(part.decompress(data, _WRITTEN_BYTES))
+                data = part.unused_data if part.eof else part.unconsumed_tail
+                if self._written > _MOST_TIMES * max(self._received, _WRITTEN_BYTES // _MOST_TIMES):
+                    raise BodyTooLarge(f"the body unpacks to more than {_MOST_TIMES} times its size")
+        except zlib.error:
+            raise MalformedRequest("the gzip data are damaged") from None
+        return part
+
+    def _put(self, data: bytes) -> None:
+        self._written += len(data)
+        if self._written > self._most:
+            raise BodyTooLarge(f"a job's input may hold {self._most} bytes, unpacked")
+        with self._disk.writing(len(data)):
+            self._file.write(data)
+            self._file.flush()
+
+
+def _unpacker() -> "zlib._Decompress":
+    return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+
+
+def sync(*paths: Path) -> None:
+    """Wait until what these files hold, and the names that these folders hold, are on disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# A file → its plan
+
+
+def build(form: Form, source: Path, plan: Path, bounds: Bounds, stopped: threading.Event, disk: Disk) -> int:
     """Go through the input and write its plan, on disk at the end; how many items it holds. Raises Unusable, DiskFull.
 
     Ends early, with a plan that is good for nothing, once it is `stopped`.
@@ -108,7 +209,7 @@ def build(
         connection.executescript(_SCHEMA)
         connection.execute("BEGIN")
         writer = _Writer(connection, bounds, stopped, disk)
-        with contextlib.suppress(_Stopped):
+        with suppress(_Stopped):
             match form:
                 case "jsonl":
                     with source.open("rb") as file:
@@ -120,101 +221,14 @@ def build(
                     _plan_folder(source, writer)
             writer.flush()
         connection.execute("COMMIT")
-    with plan.open("rb") as written:
-        os.fsync(written.fileno())
+    sync(plan)
     return writer.count
-
-
-class Reader:
-    """A finished plan and its input, for any thread. Raises ValueError once it is closed."""
-
-    def __init__(self, form: Form, source: Path, plan: Path, bounds: Bounds) -> None:
-        self._form, self._source, self._bounds = form, source, bounds
-        self._connection = sqlite3.connect(f"{plan.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-        self._file = None if form == "folder" else source.open("rb")
-        self._lock, self._closed = threading.Lock(), False
-
-    def close(self) -> None:
-        """Waits for what reads."""
-        with self._lock:
-            self._closed = True
-            self._connection.close()
-            if self._file is not None:
-                self._file.close()
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            if self._closed:
-                raise ValueError("the plan is closed")
-            yield self._connection
-
-    def length(self, first: int, most_items: int, most_bytes: int) -> int:
-        """How many items from `first` on make a chunk: one at least where there is one, 0 at the end."""
-        with self._reading() as connection:
-            rows = connection.execute(
-                "SELECT size FROM items WHERE number >= ? ORDER BY number LIMIT ?", (first, most_items)
-            ).fetchall()
-        count = total = 0
-        for (size,) in rows:
-            total += size
-            if count and total > most_bytes:
-                break
-            count += 1
-        return count
-
-    def name(self, number: int) -> tuple[str, tuple[bytes, ...]]:
-        """A file's name, and the JSON that describes it."""
-        with self._reading() as connection:
-            [name] = connection.execute("SELECT name FROM items WHERE number = ?", (number,)).fetchone()
-            try:
-                return name, tuple(self._descriptions(name))
-            except OSError:
-                return name, ()
-
-    def pieces(self, first: int, count: int) -> list[Piece]:
-        with self._reading() as connection:
-            rows = connection.execute(
-                "SELECT line, kind, name, place, size, detail FROM items "
-                "WHERE number >= ? AND number < ? ORDER BY number",
-                (first, first + count),
-            ).fetchall()
-            return [self._piece(*row) for row in rows]
-
-    def _piece(self, line: int, kind: Kind, name: str, place: int, size: int, detail: str | None) -> Piece:
-        if kind == "refused":
-            return Piece(line, kind, name, b"", detail=detail or "")
-        try:
-            data = self._data(name, place, size, self._bounds.file_bytes)
-            if kind == "line":
-                return Piece(line, kind, name, data)
-            return Piece(line, kind, name, data, tuple(self._descriptions(name)))
-        except OSError:
-            return Piece(line, "refused", name, b"", detail="the file cannot be read any more")
-
-    def _data(self, name: str, place: int, size: int, most: int) -> bytes:
-        if self._file is None:
-            with open_beneath(self._source, name) as file:
-                return file.read(most + 1)  # it may have grown; what is larger than allowed, decoding refuses
-        self._file.seek(place)
-        return self._file.read(size)
-
-    def _descriptions(self, name: str) -> Iterator[bytes]:
-        for (metadata,) in self._connection.execute("SELECT metadata FROM described WHERE name = ?", (name,)):
-            yield metadata.encode()
-        for each in (f"{name}{_DESCRIPTIONS}", os.path.splitext(name)[0] + _DESCRIPTIONS):
-            row = self._connection.execute("SELECT place, size FROM descriptions WHERE name = ?", (each,)).fetchone()
-            if row is not None:
-                yield self._data(each, row[0], row[1], MAX_METADATA_BYTES)
-                break
 
 
 class _Writer:
     """Rows of a plan, in batches."""
 
-    def __init__(
-        self, connection: sqlite3.Connection, bounds: Bounds, stopped: threading.Event, disk: Disk | None
-    ) -> None:
+    def __init__(self, connection: sqlite3.Connection, bounds: Bounds, stopped: threading.Event, disk: Disk) -> None:
         self.bounds, self.count = bounds, 0
         self._stopped, self._disk = stopped, disk
         self._connection = connection
@@ -235,15 +249,11 @@ class _Writer:
             self.flush()
 
     def flush(self) -> None:
-        self._room()
+        self._disk.check()
         self._connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", self._rows)
         self._rows.clear()
         if self._stopped.is_set():
             raise _Stopped
-
-    def _room(self) -> None:
-        if self._disk is not None:
-            self._disk.check()
 
     def file(self, name: str, place: int, size: int) -> None:
         """A file of a tar or of a folder, by its name."""
@@ -252,7 +262,7 @@ class _Writer:
             if size > MAX_METADATA_BYTES:
                 self.refuse(name, f"the metadata are larger than {MAX_METADATA_BYTES} bytes of JSON")
             else:
-                self._room()
+                self._disk.check()
                 self._connection.execute("INSERT OR REPLACE INTO descriptions VALUES (?, ?, ?)", (name, place, size))
             return
         text = lower.endswith(_TEXTS)
@@ -266,15 +276,15 @@ class _Writer:
         """The lines of `metadata.jsonl`, from where the file stands."""
         end = file.tell() + size
         for number, start, length in _lines(file, end):
-            self._room()
-            held = None
+            self._disk.check()
+            description = None
             if length <= MAX_METADATA_BYTES:
                 file.seek(start)
-                with contextlib.suppress(orjson.JSONDecodeError):
-                    held = exact_json.loads(file.read(length))
-            name = held.pop("file_name", None) if isinstance(held, dict) else None
+                with suppress(orjson.JSONDecodeError):
+                    description = loads(file.read(length))
+            name = description.pop("file_name", None) if isinstance(description, dict) else None
             if isinstance(name, str) and _storable(name):
-                row = (_plain(name), json.dumps(held, ensure_ascii=False))
+                row = (_plain(name), json.dumps(description, ensure_ascii=False))
                 self._connection.execute("INSERT OR REPLACE INTO described VALUES (?, ?)", row)
             else:
                 detail = f"line {number} is no JSON object with a file_name, of at most {MAX_METADATA_BYTES} bytes"
@@ -358,7 +368,7 @@ def _plan_tar(file: BinaryIO, writer: _Writer) -> None:
                 archive.members, archive.pax_headers = [], {}  # type: ignore[attr-defined]
                 _member(member, file, writer)
             whole = _ends(file, archive.offset)
-    except (Unusable, _Stopped):
+    except (Unusable, DiskFull, _Stopped):
         raise
     except Exception as error:  # tarfile raises many kinds for what is no tar, RecursionError among them
         what = "the archive is damaged or cut off" if seen else "the body is no tar"
@@ -487,3 +497,157 @@ def _storable(name: str) -> bool:
 
 def _shown(name: str) -> str:
     return name.encode("utf-8", "replace").decode().replace("\0", "?")[:_LONGEST_NAME]
+
+
+# A plan → items
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One item as it stands in the input."""
+
+    line: int
+    kind: Kind
+    name: str
+    """Of a file: its path in the tar or folder, and its id."""
+    data: bytes
+    metadata: tuple[bytes, ...] = ()
+    """JSON that describes it; the later goes on top of the earlier."""
+    detail: str = ""
+    """Why it is refused."""
+
+
+class Reader:
+    """A finished plan and its input, for any thread. Raises ValueError once it is closed."""
+
+    def __init__(self, form: Form, source: Path, plan: Path, bounds: Bounds) -> None:
+        self._form, self._source, self._bounds = form, source, bounds
+        self._connection = sqlite3.connect(f"{plan.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        self._file = None if form == "folder" else source.open("rb")
+        self._lock, self._closed = threading.Lock(), False
+
+    def close(self) -> None:
+        """Waits for what reads."""
+        with self._lock:
+            self._closed = True
+            self._connection.close()
+            if self._file is not None:
+                self._file.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            if self._closed:
+                raise ValueError("the plan is closed")
+            yield self._connection
+
+    def length(self, first: int, most_items: int, most_bytes: int) -> int:
+        """How many items from `first` on make a chunk: one at least where there is one, 0 at the end."""
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT size FROM items WHERE number >= ? ORDER BY number LIMIT ?", (first, most_items)
+            ).fetchall()
+        count = total = 0
+        for (size,) in rows:
+            total += size
+            if count and total > most_bytes:
+                break
+            count += 1
+        return count
+
+    def name(self, number: int) -> tuple[str, tuple[bytes, ...]]:
+        """A file's name, and the JSON that describes it."""
+        with self._reading() as connection:
+            [name] = connection.execute("SELECT name FROM items WHERE number = ?", (number,)).fetchone()
+            try:
+                return name, tuple(self._descriptions(name))
+            except OSError:
+                return name, ()
+
+    def items(self, first: int, count: int, collection: str, limits: Limits) -> dict[int, NewItem | Refusal]:
+        """Items by their lines, as though a client had sent each to `collection`, or what is wrong with them."""
+        return {piece.line: read_piece(piece, collection, limits) for piece in self.pieces(first, count)}
+
+    def pieces(self, first: int, count: int) -> list[Piece]:
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT line, kind, name, place, size, detail FROM items "
+                "WHERE number >= ? AND number < ? ORDER BY number",
+                (first, first + count),
+            ).fetchall()
+            return [self._piece(*row) for row in rows]
+
+    def _piece(self, line: int, kind: Kind, name: str, place: int, size: int, detail: str | None) -> Piece:
+        if kind == "refused":
+            return Piece(line, kind, name, b"", detail=detail or "")
+        try:
+            data = self._data(name, place, size, self._bounds.file_bytes)
+            if kind == "line":
+                return Piece(line, kind, name, data)
+            return Piece(line, kind, name, data, tuple(self._descriptions(name)))
+        except OSError:
+            return Piece(line, "refused", name, b"", detail="the file cannot be read any more")
+
+    def _data(self, name: str, place: int, size: int, most: int) -> bytes:
+        if self._file is None:
+            with open_beneath(self._source, name) as file:
+                return file.read(most + 1)  # it may have grown; what is larger than allowed, decoding refuses
+        self._file.seek(place)
+        return self._file.read(size)
+
+    def _descriptions(self, name: str) -> Iterator[bytes]:
+        for (metadata,) in self._connection.execute("SELECT metadata FROM described WHERE name = ?", (name,)):
+            yield metadata.encode()
+        for described in (f"{name}{_DESCRIPTIONS}", os.path.splitext(name)[0] + _DESCRIPTIONS):
+            rows = self._connection.execute("SELECT place, size FROM descriptions WHERE name = ?", (described,))
+            if row := rows.fetchone():
+                yield self._data(described, row[0], row[1], MAX_METADATA_BYTES)
+                break
+
+
+def read_piece(piece: Piece, collection: str, limits: Limits) -> NewItem | Refusal:
+    """The item, read as though a client had sent it to `collection`, or what is wrong with it."""
+    id: str | None = piece.name or None
+    if piece.kind == "refused":
+        return Refusal(piece.line, id, "invalid_item", piece.detail)
+    try:
+        body = _body(piece)
+        if isinstance(given := body.get("id"), str):
+            id = given.encode("utf-8", "replace").decode()[:_LONGEST_ID]
+        item = read_item({"collection": collection} | body, limits)
+        return NewItem(item.id, item.content, item.metadata, item.collection, item.modality or "vector")
+    except _Unreadable as error:
+        return Refusal(piece.line, id, "malformed_item", str(error))
+    except InvalidItem as error:
+        return Refusal(piece.line, id, "invalid_item", str(error))
+
+
+class _Unreadable(Exception): ...
+
+
+def _body(piece: Piece) -> dict[str, Any]:
+    if piece.kind == "line":
+        return _object(piece.data, "the line")
+    body: dict[str, Any] = {"id": piece.name, "metadata": {}}
+    for described in piece.metadata:
+        body["metadata"] |= _object(described, "the file's metadata")
+    if piece.kind == "text":
+        try:
+            body["text"] = piece.data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise _Unreadable("the text is not UTF-8") from None
+    else:
+        body["file"] = File(piece.name, piece.data)
+    return body
+
+
+def _object(data: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = parse_json(data)
+    except MalformedRequest:
+        raise _Unreadable(f"{what} is not valid JSON") from None
+    except BodyTooLarge:
+        raise _Unreadable(f"{what} holds too many values") from None
+    if not isinstance(value, dict):
+        raise _Unreadable(f"{what} is not a JSON object")
+    return value

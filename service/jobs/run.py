@@ -1,0 +1,417 @@
+"""One job from its input to the store: planned, cut into chunks, each embedded and, in order, stored.
+
+Chunks are stored in order, so that of an id that comes twice the later stays, as though the items had been sent one
+after the other, and so that a number says what is left after a crash.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from service.contract.errors import InputError
+from service.contract.videos import claims_of
+from service.engine.caller import BACKGROUND
+from service.engine.embedder import Embedder
+from service.engine.fetch import Fetcher, Fetches
+from service.engine.inputs import Media, Single, Url, Video, costs_of, opened
+from service.engine.previews import Previewer
+from service.engine.token_vectors import TokenEmbedder
+from service.errors import DeadlineExceeded, FetchFailed, NotReady, Overloaded, RateLimited, input_problem
+from service.jobs.input import Bounds, Reader, Unusable, build, folder_beneath
+from service.jobs.ledger import Chunk, Job, Ledger, LedgerThread, Refusal
+from service.retrieval.indexing import NewItem, embed_items, token_collections
+from service.runtime.disk import Disk
+from service.runtime.metrics import Metrics
+from service.runtime.quotas import Costs, Limiter, Meter, Unit
+from service.settings import Limits, Settings
+from service.store import Entry, Store
+
+log = logging.getLogger(__name__)
+
+_CHUNK_ITEMS, _CHUNK_BYTES = 256, 8 * 2**20
+_EMBEDDED_CHUNKS = 2
+"""Chunks of all jobs that are embedded at once: one is read while the other is in the model."""
+_PENDING_CHUNKS = 8
+"""Chunks of a job that are embedded or wait to be stored, because the first of them takes long."""
+_STORED_ITEMS = 512
+"""Items that are stored in one write, about."""
+ATTEMPTS = 3
+"""Times that a chunk is begun, by processes that end before it is done or fail on it, before its items are tried one by
+one; and an item before it is refused."""
+_POISON = ("poison", "the server ended or failed whenever it worked on this item, so that it was left out")
+_RATE_S = 30.0
+_SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
+_FETCHED_URLS = 8
+"""URLs whose media are in memory together."""
+FETCH_PAUSES_S = (1.0, 5.0, 20.0)
+"""Before each further try of URLs that failed for the time being."""
+
+Outcome = Entry | Refusal
+
+
+class Cancelled(Exception):
+    """By a client."""
+
+
+class Poison(Exception):
+    """The process ended, or failed, whenever it worked on these items."""
+
+
+@dataclass(frozen=True)
+class EmbeddingContext:
+    """What jobs are embedded with."""
+
+    embedder: Embedder
+    store: Store
+    tokens: TokenEmbedder
+    previewer: Previewer | None
+    """None: no previews are kept."""
+    limiter: Limiter
+    fetcher: Fetcher | None
+    """None: URLs are not fetched."""
+
+
+class Places:
+    """Room for some chunks at once, or for one alone. Lives on one event loop.
+
+    A chunk that was in hand when a process ended may have been what ended it, or may have stood beside that. Tried
+    alone, it answers for itself only.
+    """
+
+    def __init__(self) -> None:
+        self._free = asyncio.Semaphore(_EMBEDDED_CHUNKS)
+        self._door = asyncio.Lock()
+
+    @asynccontextmanager
+    async def take(self, *, alone: bool) -> AsyncIterator[None]:
+        async with AsyncExitStack() as taken:
+            async with self._door:
+                for _ in range(_EMBEDDED_CHUNKS if alone else 1):
+                    await taken.enter_async_context(self._free)
+            yield
+
+
+class Workplace:
+    """What the runs of all jobs share."""
+
+    def __init__(
+        self, folder: Path, ledger: LedgerThread, settings: Settings, context: EmbeddingContext, metrics: Metrics
+    ) -> None:
+        self.folder, self.ledger, self.settings = folder, ledger, settings
+        self.context, self.metrics = context, metrics
+        self.bounds = Bounds(settings.limits, settings.max_job_items)
+        self.disk = Disk(folder, settings.least_free_bytes)
+        self.places = Places()
+
+    async def count_jobs(self) -> None:
+        """Jobs by state, for the metrics."""
+        with suppress(NotReady):
+            self.metrics.count_jobs(await self.ledger.do(Ledger.counts))
+
+
+@dataclass(frozen=True)
+class Progress:
+    job: Job
+    rate: float | None = None
+    """Items per second of late; None where nothing was done lately."""
+    eta_s: float | None = None
+
+
+class Run:
+    """A job that is worked on. Lives on one event loop."""
+
+    def __init__(self, job: Job, workplace: Workplace) -> None:
+        self.job = job
+        self.finished = asyncio.Event()
+        self.cancelled = False
+        self.pending: deque[tuple[Chunk, asyncio.Task[list[Outcome]]]] = deque()
+        self._workplace, self._ledger = workplace, workplace.ledger
+        self._meter = None if job.meter is None else Meter.parse(workplace.context.limiter, job.meter)
+        self._stopped = threading.Event()
+        self._reading = asyncio.Lock()
+        self._seen: deque[tuple[float, int]] = deque()
+        """(when, items stored or refused) of late."""
+
+    @property
+    def left(self) -> int:
+        """Items that are neither stored nor refused yet; 0 until they are counted."""
+        return 0 if self.job.total is None else self.job.total - self.job.done - self.job.failed
+
+    def stop(self) -> None:
+        """Let what goes on in threads end."""
+        self._stopped.set()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self.stop()
+        for _, task in self.pending:
+            task.cancel()
+
+    def progress(self) -> Progress:
+        rate = eta_s = None
+        if len(self._seen) > 1:
+            (since, before), (_, after) = self._seen[0], self._seen[-1]
+            if after > before:
+                rate = (after - before) / (time.monotonic() - since)
+        if rate and self.job.total is not None:
+            eta_s = self.left / rate
+        return Progress(self.job, rate, eta_s)
+
+    async def work(self) -> None:
+        """To the end of the input. Raises Unusable, Cancelled, DiskFull, NotReady."""
+        reader = await self._planned()
+        try:
+            self._note()
+            attempted = await self._ledger.do(Ledger.attempted, self.job)
+            first = self.job.next
+            while not self.cancelled:
+                while len(self.pending) < _PENDING_CHUNKS:
+                    length = await asyncio.to_thread(reader.length, first, _CHUNK_ITEMS, _CHUNK_BYTES)
+                    if not length:
+                        break
+                    chunk = attempted.get(first) or Chunk(first, length)
+                    self.pending.append(self._begin(reader, chunk))
+                    first += chunk.count
+                if not self.pending:
+                    return
+                await self._store_next(reader)
+            raise Cancelled
+        finally:
+            for _, task in self.pending:
+                task.cancel()
+            await asyncio.gather(*(task for _, task in self.pending), return_exceptions=True)
+            reader.close()
+
+    def _note(self) -> None:
+        now = time.monotonic()
+        self._seen.append((now, self.job.done + self.job.failed))
+        while len(self._seen) > 2 and self._seen[1][0] < now - _RATE_S:
+            self._seen.popleft()
+
+    async def _planned(self) -> Reader:
+        job, workplace = self.job, self._workplace
+        source, plan = workplace.folder / job.id / "input", workplace.folder / job.id / "plan.sqlite3"
+        if job.form == "folder":
+            root, name = workplace.settings.jobs_root, job.folder or "."
+            beneath = None if root is None else await asyncio.to_thread(folder_beneath, root, name)
+            if beneath is None:
+                raise Unusable("the folder is not there any more, or not allowed any more")
+            source = beneath
+        if job.total is None:
+            try:
+                total = await asyncio.to_thread(
+                    build, job.form, source, plan, workplace.bounds, self._stopped, workplace.disk
+                )
+            except FileNotFoundError:
+                raise Unusable("the files of the job are gone") from None
+            if self.cancelled:
+                raise Cancelled
+            self.job = await self._ledger.do(Ledger.begin, job, total)
+            await workplace.count_jobs()
+            if self.job.state != "running":  # it was cancelled before it was begun
+                raise Cancelled
+        try:
+            return await asyncio.to_thread(Reader, job.form, source, plan, workplace.bounds)
+        except (OSError, sqlite3.Error):
+            raise Unusable("the files of the job are gone") from None
+
+    def _begin(self, reader: Reader, chunk: Chunk) -> "tuple[Chunk, asyncio.Task[list[Outcome]]]":
+        return chunk, asyncio.create_task(self._embed(reader, chunk))
+
+    async def _embed(self, reader: Reader, chunk: Chunk) -> list[Outcome]:
+        """What is to be stored of each item, in order. Raises Poison for several items."""
+        async with AsyncExitStack() as place:
+            async with self._reading:  # one chunk of a job at a time waits with its items in memory
+                items = await asyncio.to_thread(
+                    reader.items, chunk.first, chunk.count, self.job.collection, self._workplace.bounds.limits
+                )
+                await self._charge(items)
+                await place.enter_async_context(self._workplace.places.take(alone=chunk.attempts > 0))
+            return await self._attempt(chunk, items)
+
+    async def _charge(self, items: Mapping[int, NewItem | Refusal]) -> None:
+        """Take what the items cost from the limits of the key that sent the job, as soon as they allow it."""
+        if self._meter is not None:
+            context = self._workplace.context
+            costs = await asyncio.to_thread(
+                costs_of_items, items.values(), context.embedder.limits, fetched=context.fetcher is not None
+            )
+            await _pay(self._meter, costs)
+
+    async def _attempt(self, chunk: Chunk, items: Mapping[int, NewItem | Refusal]) -> list[Outcome]:
+        if chunk.attempts < ATTEMPTS:
+            await self._ledger.do(Ledger.begin_attempt, self.job, chunk)
+            try:
+                for _ in range(ATTEMPTS):
+                    try:
+                        return await embed(self._workplace.context, items, self._meter)
+                    except Exception:
+                        log.exception("a chunk of job %s failed", self.job.id)
+            finally:  # also where it is stopped: only what ends the process stays written down
+                self._ledger.begin(Ledger.undo_attempt, self.job, chunk)
+        if chunk.count > 1:
+            raise Poison
+        [(line, item)] = items.items()
+        return [Refusal(line, item.id, *_POISON)]
+
+    async def _store_next(self, reader: Reader) -> None:
+        """Wait for the first chunk; store its items, and those of the chunks after it that are ready too."""
+        chunk, task = self.pending[0]
+        await asyncio.wait({task})
+        if self.cancelled:
+            raise Cancelled
+        if isinstance(task.exception(), Poison):
+            log.warning("the items of a chunk of job %s are tried one by one", self.job.id)
+            chunks = await self._ledger.do(Ledger.split, self.job, chunk)
+            self.pending.popleft()
+            self.pending.extendleft([self._begin(reader, one) for one in chunks][::-1])
+            return
+        outcomes = list(task.result())
+        ready = 1
+        for _, task in islice(self.pending, 1, None):
+            if len(outcomes) >= _STORED_ITEMS or not task.done() or task.cancelled() or task.exception():
+                break
+            outcomes += task.result()
+            ready += 1
+        last, _ = self.pending[ready - 1]
+        await self._store(outcomes, last.first + last.count)
+        for _ in range(ready):
+            self.pending.popleft()
+
+    async def _store(self, outcomes: Sequence[Outcome], end: int) -> None:
+        """To the store, then to the ledger: a crash between the two repeats the first, to the same effect."""
+        entries = [outcome for outcome in outcomes if isinstance(outcome, Entry)]
+        refusals = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+        latest = {(entry.collection, entry.id): entry for entry in entries}
+        pause_s = _SHORTEST_PAUSE_S
+        while True:
+            try:
+                await asyncio.to_thread(self._workplace.disk.check)  # a refusal is written too
+                if latest:
+                    await self._workplace.context.store.upsert(list(latest.values()))
+                break
+            except NotReady:
+                log.warning("the job %s waits for the store", self.job.id)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            if self.cancelled:
+                raise Cancelled
+        self.job = await self._ledger.do(Ledger.advance, self.job, end, len(entries), refusals)
+        self._note()
+        self._workplace.metrics.job_items.labels("done").inc(len(entries))
+        self._workplace.metrics.job_items.labels("failed").inc(len(refusals))
+
+
+# Items → vectors
+
+
+async def embed(
+    context: EmbeddingContext, items: Mapping[int, NewItem | Refusal], meter: Meter | None
+) -> list[Outcome]:
+    """Items by their lines → what is to be stored of each, in order. Waits while there is no room or no tower.
+
+    Where URLs are fetched, those of a chunk are fetched a few at a time, each few embedded before the next are fetched,
+    so that a chunk of lines that are short takes no more memory than one of lines that hold their media. What may come
+    of a URL later is tried again a few times, at the end of the chunk; what does not come then fails alone.
+    """
+    good = {line: item for line, item in items.items() if isinstance(item, NewItem)}
+    waiting = {line: item for line, item in good.items() if context.fetcher and isinstance(item.content, Url)}
+    made = await _embed_patiently(context, {line: item for line, item in good.items() if line not in waiting})
+    for pause_s in (*FETCH_PAUSES_S, None):
+        lines = list(waiting)
+        for start in range(0, len(lines), _FETCHED_URLS):
+            few = {line: waiting[line] for line in lines[start : start + _FETCHED_URLS]}
+            made |= await _embed_patiently(context, await _fetched(context, few, meter))
+        waiting = {line: item for line, item in waiting.items() if _may_come(made[line])}
+        if not waiting or pause_s is None:
+            break
+        await asyncio.sleep(pause_s)
+    return [item if isinstance(item, Refusal) else _outcome(line, item, made[line]) for line, item in items.items()]
+
+
+def _may_come(made: Entry | InputError) -> bool:
+    return isinstance(made, FetchFailed) and made.temporary
+
+
+def _outcome(line: int, item: NewItem, made: Entry | InputError) -> Outcome:
+    if isinstance(made, Entry):
+        return made
+    problem = input_problem(made)
+    return Refusal(line, item.id, problem["code"], problem["detail"])
+
+
+async def _fetched(context: EmbeddingContext, items: Mapping[int, NewItem], meter: Meter | None) -> dict[int, NewItem]:
+    """The items with what is at their URLs, once that is paid for."""
+    assert context.fetcher is not None
+    urls = [item.content for item in items.values() if isinstance(item.content, Url)]
+    contents = await context.embedder.read(urls, replace(BACKGROUND, fetches=Fetches(context.fetcher, of_a_job=True)))
+    media = [content for content in contents if isinstance(content, Media)]
+    if meter is not None and media:
+        # The items themselves were paid for before anything was fetched.
+        costs = await asyncio.to_thread(costs_of, media, context.embedder.limits)
+        await _pay(meter, {unit: cost for unit, cost in costs.items() if unit != "items"})
+    return {line: replace(item, content=content) for (line, item), content in zip(items.items(), contents, strict=True)}
+
+
+async def _embed_patiently(context: EmbeddingContext, items: Mapping[int, NewItem]) -> dict[int, Entry | InputError]:
+    """Again and again while there is no room or no tower."""
+    pause_s = _SHORTEST_PAUSE_S
+    while True:
+        try:
+            names = {item.collection for item in items.values()} if context.tokens.available else set()
+            made = await embed_items(
+                context.embedder,
+                list(items.values()),
+                keeping=await token_collections(context.store, names),
+                caller=BACKGROUND,
+                tokens=context.tokens,
+                previewer=context.previewer,
+            )
+            return dict(zip(items, made, strict=True))
+        except Overloaded as full:
+            await asyncio.sleep(full.retry_after_s)
+        except (NotReady, DeadlineExceeded):
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+# What items cost
+
+
+def costs_of_items(items: Iterable[NewItem | Refusal], limits: Limits, *, fetched: bool) -> Costs:
+    """What items take from the limits of a key; slow. What cannot be read costs nothing, and what is at a URL an item,
+    where it is fetched: the rest of it is not known before."""
+    single: list[Single] = []
+    costs: dict[Unit, float] = defaultdict(float)
+    for item in items:
+        content = item.content if isinstance(item, NewItem) else None
+        content = opened(content) if isinstance(content, Video) else content
+        if isinstance(content, Single):
+            single.append(content)
+        elif isinstance(content, Url):
+            costs["items"] += fetched
+        elif isinstance(content, Video):
+            with suppress(InputError):
+                claims = claims_of(content.data, limits.of_videos)
+                costs["items"] += claims.frames + claims.sounds
+                costs["pixels"] += claims.frames * claims.pixels
+                costs["seconds"] += claims.seconds
+    return {unit: cost + costs[unit] for unit, cost in costs_of(single, limits).items()}
+
+
+async def _pay(meter: Meter, costs: Costs) -> None:
+    """Take costs from the limits of the key that sent the job, as soon as they allow it."""
+    while True:
+        try:
+            await meter.take(costs)
+            return
+        except RateLimited as used_up:
+            await asyncio.sleep(used_up.retry_after_s)
