@@ -26,10 +26,11 @@ serve: $(BUNDLE) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT)
 test: build/starter/manifest.json $(INSTALLED) redis tools ## set up and run every test, two files at a time; JOBS=n for another number
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist loadfile
 
-check: $(INSTALLED) ## lint, format, types; openapi.yaml and docs/configuration.md up to date
+check: $(INSTALLED) ## lint, format, types, imports; openapi.yaml and docs/configuration.md up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m service openapi | diff -u openapi.yaml - || { echo "openapi.yaml is stale: make openapi"; exit 1; }
 	$(BIN)/python -m service settings | diff -u docs/configuration.md - \
 		|| { echo "docs/configuration.md is stale: make settings"; exit 1; }

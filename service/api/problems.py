@@ -1,6 +1,5 @@
 """Exceptions as HTTP answers: the one table from exception to status, and RFC 9457 problems."""
 
-import sqlite3
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from http import HTTPStatus
@@ -68,7 +67,6 @@ STATUS: Mapping[type[Exception], tuple[int, str]] = {
     FetchFailed: (422, FetchFailed.code),
     # A disk that is full, descriptors that are used up: nothing is wrong with the request, which may come again.
     OSError: (503, "not_ready"),
-    sqlite3.OperationalError: (503, "not_ready"),
     Exception: (500, "internal_error"),
 }
 

@@ -177,12 +177,9 @@ def _bundle(settings: "Settings") -> Generator[Check, None, "Bundle | None"]:
 
 
 def _store(settings: "Settings", bundle: "Bundle | None") -> Iterator[Check]:
-    import sqlite3
-    from contextlib import closing
-
     from service.retrieval.reembedding import command
-    from service.store import schema
-    from service.store.errors import filled_elsewhere
+    from service.store import schema, upkeep
+    from service.store.errors import StoreError, filled_elsewhere
 
     place = settings.store
     file = place / schema.FILE
@@ -194,12 +191,10 @@ def _store(settings: "Settings", bundle: "Bundle | None") -> Iterator[Check]:
             yield Check("store", "ok", f"{place} is made at the first start")
         return
     try:
-        with closing(schema.connect(file, read_only=True)) as connection:
-            space, filler = schema.meta(connection, "space") or "", schema.meta(connection, schema.BUNDLE)
-            [count] = connection.execute("SELECT count(*) FROM items").fetchone()
-    except sqlite3.Error as error:
+        space, filler, count = upkeep.contents(place)
+    except StoreError as error:
         step = f"python -m service check {place} says more; python -m service restore brings a backup back"
-        yield Check("store", "missing", f"{place} cannot be read: {error}", step)
+        yield Check("store", "missing", str(error), step)
         return
     if bundle is not None and count and not bundle.manifest.accepts(space):
         told = filled_elsewhere(str(place), space, filler, bundle.manifest)

@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import shlex
-import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -254,7 +253,7 @@ class _Filling:
                     await self._fill()
             finally:
                 await self._store.close()
-        except (IsthmusError, OSError, sqlite3.Error) as error:
+        except (IsthmusError, *carry_over.ERRORS) as error:
             raise StoreError(f"stopped: {error}. What is embedded is kept: the same command goes on") from error
         finally:
             await self._tokens.close()

@@ -7,7 +7,6 @@ place, since its own text may quote what it failed on; at level debug that is lo
 import datetime
 import logging
 import logging.config
-import sqlite3
 import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -80,8 +79,8 @@ def described(error: BaseException) -> Iterator[str]:
 
 
 def _told(error: BaseException) -> str | None:
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorname", None)
+    if name := getattr(error, "sqlite_errorname", None):
+        return str(name)
     if isinstance(error, OSError):
         return error.strerror
     return str(error) if type(error).__module__.startswith(_OURS) else None

@@ -52,6 +52,10 @@ class OldLabelSet:
     updated: str
 
 
+ERRORS = (OSError, sqlite3.Error)
+"""What reading and writing the files of a store raises."""
+
+
 def file_of(path: Path) -> Path:
     """Raises StoreError where the folder holds no store."""
     file = path / schema.FILE

@@ -666,7 +666,10 @@ class SqliteStore:
             except sqlite3.DatabaseError as error:
                 code = _primary_code(error)
                 if code not in (*_UNWRITABLE, *_CORRUPT):
-                    raise
+                    if code == sqlite3.SQLITE_INTERRUPT or not isinstance(error, sqlite3.OperationalError):
+                        raise
+                    _log.exception("an operation failed in SQLite")
+                    raise NotReady("the store cannot be read now") from None
                 self._damaged = self._damaged or code in _CORRUPT
                 _log.exception("the store cannot be read: stop the server, and run `python -m service check` on it")
                 raise NotReady("the store cannot be read") from None

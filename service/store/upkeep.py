@@ -51,6 +51,16 @@ def restore(source: Path, store: Path) -> int:
     return count
 
 
+def contents(store: Path) -> tuple[str, str | None, int]:
+    """A store's space, the name of the bundle that filled it, and how many items it has. Raises StoreError."""
+    with closing(_opened(store / schema.FILE)) as connection:
+        try:
+            [count] = connection.execute("SELECT count(*) FROM items").fetchone()
+            return schema.meta(connection, "space") or "", schema.meta(connection, schema.BUNDLE), count
+        except sqlite3.Error as error:
+            raise StoreDamaged(f"{store} cannot be read: {error}") from None
+
+
 def _opened(path: Path) -> sqlite3.Connection:
     if not path.is_file():
         raise StoreError(f"{path} is not there")
