@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         command.configure(commands.add_parser(name, help=command.HELP))
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     try:
-        return COMMANDS[options.pop("command")].run(**options)
+        status: int = COMMANDS[options.pop("command")].run(**options)
+        return status
     except (SettingsError, BundleError, TowerError, StarterError, StoreError, KeysError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
