@@ -24,6 +24,7 @@ REMOVED = {
     "worker_silence_s": "there are no workers any more, and the server that takes a job embeds it; to embed on several "
     "machines, use `python -m training embed --ray` and `python -m service load`",
     "job_deliveries": "a part of a job is tried three times before its items are tried one by one",
+    "unload_idle_s": "a tower stays open; ISTHMUS_MODALITIES chooses which towers are opened",
 }
 """Settings that earlier versions had, and what to do instead. A start that sets one of them is refused."""
 
@@ -102,8 +103,6 @@ class Settings(BaseSettings):
     use; what is not known counts as not allowed."""
     modalities: Annotated[tuple[Modality, ...], NoDecode] = MODALITIES
     """The towers to load, of those that a bundle has; separated by commas."""
-    unload_idle_s: float | None = Field(default=None, gt=0)
-    """A tower without work for so long is closed, and opened again by the next input; unset, towers stay open."""
     store: Path = Path("store")
     """A directory, for one process; or the word `milvus`, for many."""
     milvus_uri: str = Field(default="http://127.0.0.1:19530", pattern=r"^(https?|tcp)://.+|^unix:.+|.+\.db$")
@@ -272,7 +271,6 @@ class Settings(BaseSettings):
         "keys",
         "fetch_dns",
         "fetch_ca",
-        "unload_idle_s",
         "batch_images",
         "batch_tokens",
         "slow_request_s",

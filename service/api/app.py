@@ -21,7 +21,6 @@ from service.api.keys import Keyring
 from service.api.middleware import BodyLimit, Context, Disconnects, Heads, Prefix, SecurityHeaders
 from service.api.model import Model
 from service.api.routes import (
-    admin,
     classify,
     collections,
     embed,
@@ -70,7 +69,6 @@ ROUTERS = (
     models.router,
     openai.router,
     health.router,
-    admin.router,
     playground.router,
 )
 
@@ -141,7 +139,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
                 if isinstance(cache, MemoryCache):
                     metrics.watch_cache(manifest.name, cache)
                 embedder = each.embedder(cache, settings, metrics)
-                models[manifest.name] = Model(each.bundle.path, embedder, Classifier(embedder, store, limits))
+                models[manifest.name] = Model(embedder, Classifier(embedder, store, limits))
             home = models[opened.home]
             tokens = TokenEmbedder(home.embedder)
             closing.push_async_callback(tokens.close)
@@ -299,7 +297,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
             "type": "http",
             "scheme": "bearer",
             "description": "A key of `python -m service keys create`, with the scope that the operation names. A "
-            "server that has no keys (ISTHMUS_KEYS) asks for none, and does nothing of the scope admin.",
+            "server that has no keys (ISTHMUS_KEYS) asks for none.",
         }
     }
     return document

@@ -1,7 +1,7 @@
 """Who may do what: the one list of what needs no key, the scope that each route asks for, and the gate before them all.
 
-Without ISTHMUS_KEYS anybody who reaches the port may read and write, though not administer; pages of other sites, in
-the browser of somebody who reaches it, may not (see `_check_browser`). With it, only what stands in OPEN is open.
+Without ISTHMUS_KEYS anybody who reaches the port may read and write; pages of other sites, in the browser
+of somebody who reaches it, may not (see `_check_browser`). With it, only what stands in OPEN is open.
 """
 
 import ipaddress
@@ -34,8 +34,6 @@ def scope_of(method: str, path: str) -> keys.Scope | None:
     """What a request needs a key for; None where it needs none. What is not known here is closed."""
     if method in {"GET", "HEAD"} and (path in OPEN or path.startswith(OPEN_FOLDER)):
         return None
-    if path.startswith("/admin"):
-        return "admin"
     if method in _SAFE or (method == "POST" and path in READS):
         return "read"
     return "write"
@@ -68,8 +66,6 @@ class Gate:
             needed = scope_of(scope["method"], scope["path"])
             if services.keys is None:
                 self._check_browser(scope["method"], headers)
-                if needed == "admin":
-                    raise Forbidden("this route needs a key, and this server has none: ISTHMUS_KEYS names their file")
             elif needed is not None:
                 key = await services.keys.find(_bearer(headers))
                 caller.set(key.id)

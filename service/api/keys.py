@@ -30,7 +30,7 @@ from service.runtime.workers import OwnThread
 
 log = logging.getLogger(__name__)
 
-Scope = Literal["read", "write", "admin"]
+Scope = Literal["read", "write"]
 _KEY = re.compile(r"isthmus_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 _RECHECKED_S = 1.0
 _PATIENCE_S = 2.0
@@ -54,7 +54,8 @@ class Key(BaseModel):
     name: str = Field(min_length=1, max_length=100)
     """For people."""
     sha256: Sha256
-    scopes: frozenset[Scope] = Field(min_length=1)
+    scopes: frozenset[Scope | Literal["admin"]] = Field(min_length=1)
+    """Older keys may have the scope admin, which no route asks for any more."""
     limits: tuple[Annotated[Limit, PlainValidator(_limit), PlainSerializer(str)], ...] = ()
     created: datetime.datetime
     expires: datetime.datetime | None = None

@@ -1,17 +1,15 @@
 """What the lifespan opens, and how a route asks for it: `async def route(state: StateDep)`."""
 
 import asyncio
-import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from service.api.keys import Keyring
-from service.api.model import Model, ReloadRefused
+from service.api.model import Model
 from service.api.responses import JSON
-from service.contract.bundle import Bundle
 from service.engine.caller import Caller
 from service.engine.embedder import Embedder
 from service.engine.fetch import Fetcher, Fetches
@@ -27,8 +25,6 @@ from service.runtime.metrics import Metrics
 from service.runtime.quotas import Limiter, Meter
 from service.settings import Settings
 from service.store import Store
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,45 +74,18 @@ class State:
                 "too many inputs are waiting", retry_after_s=min(each.until_there_is_room() for each in channels)
             )
 
-    async def reload(self) -> dict[str, bool]:
-        """Read every model's bundle again, as `Model.reload` does: which are reloaded; the log says why one is not."""
-        done = {}
-        for name, model in self.models.items():
-            try:
-                manifest = await model.reload()
-            except ReloadRefused as refused:
-                log.error("%s", refused)
-                self.metrics.reloads.labels(name, "refused").inc()
-                done[name] = False
-            else:
-                log.info("%s is reloaded: made on %s", model.path, manifest.created)
-                self.metrics.reloads.labels(name, "done").inc()
-                done[name] = True
-        return done
-
     async def close(self) -> None:
         """Answer everything that waits for a vector or a map with NotReady."""
         self.maps.close()
         await asyncio.gather(*(model.embedder.close() for model in self.models.values()))
 
-    # For the callbacks of signals and timers.
-
-    def begin_reload(self) -> None:
-        self._begin(self.reload())
-
     def begin_close(self) -> None:
-        self._begin(self.close())
-
-    def _begin(self, work: Coroutine[None, None, object]) -> None:
-        task = asyncio.create_task(work)
+        """`close`, for the callback of a timer."""
+        task = asyncio.create_task(self.close())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     # Of the model at home, for routes that do not let a request choose.
-
-    @property
-    def bundle(self) -> Bundle:
-        return self.home.bundle
 
     @property
     def embedder(self) -> Embedder:

@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     made = actions.add_parser("create", parents=[file], help="add a key to the file, and print it: once")
     made.add_argument("--name", required=True, help="whose it is, or what for")
-    made.add_argument("--scopes", required=True, type=_scopes, metavar="SCOPES", help="of read,write,admin")
+    made.add_argument("--scopes", required=True, type=_scopes, metavar="SCOPES", help="of read,write")
     made.add_argument(
         "--limit",
         dest="limits",

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 from contextlib import suppress
 from functools import partial
 from types import FrameType
@@ -69,8 +68,8 @@ def run(bundle: str | None, starter: str | None, **flags: str | None) -> int:
 
 
 class Server(uvicorn.Server):
-    """Says where it listens, once it does, and how its weights may be used. SIGHUP reloads the bundles. At its end
-    whoever waits is answered.
+    """Says where it listens, once it does, and how its weights may be used. At its end whoever waits is
+    answered.
 
     SIGTERM lets it drain first: for `drain_s` it goes on as before, but says in /readyz and by `Connection: close` that
     it is about to end, so that proxies turn to other replicas. Another signal, or Ctrl-C, cuts that short. Then nobody
@@ -91,8 +90,6 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        if self.started and threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.state.begin_reload)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")

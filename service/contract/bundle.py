@@ -237,15 +237,6 @@ class Manifest(_Model):
 class Bundle:
     path: Path
     manifest: Manifest
-    signers: Sequence[Ed25519PublicKey] = ()
-    """Of whom one signed it; none where nobody was asked for."""
-    commercial: bool = False
-    """Whether it was read on condition that its licences allow commercial use."""
-
-    def read_again(self) -> "Bundle":
-        """What is in its folder now, on the same conditions; files are checked as they are opened. Raises
-        BundleError."""
-        return read_bundle(self.path, self.signers, commercial=self.commercial, hashed=False)
 
     def tower_path(self, modality: Modality, precision: Precision | None = None) -> Path:
         """The tower's graph in one of its precisions; its own where none is named. Raises KeyError."""
@@ -372,7 +363,7 @@ def read_bundle(
             raise BundleError(_DAMAGED.format(file))
         if hashed and name not in manifest.files:
             _check_graph(file, manifest, file)
-    return Bundle(path, manifest, signers, commercial)
+    return Bundle(path, manifest)
 
 
 def _check_graph(path: Path, manifest: Manifest, file: Path) -> None:

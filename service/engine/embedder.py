@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from service.contract.bundle import Bundle, Manifest, Modality
+from service.contract.bundle import Bundle, Modality
 from service.contract.errors import InputError, UnsupportedMedia
 from service.contract.images import ImagePreprocessing
 from service.contract.sounds import AudioPreprocessing
@@ -22,7 +22,7 @@ from service.engine import videos
 from service.engine.batcher import Answer
 from service.engine.cache import Cache, Entry, key_of
 from service.engine.caller import PROCESS, Caller
-from service.engine.channel import Channel, Open, Runs, opener
+from service.engine.channel import Channel, Runs
 from service.engine.handling import Prepared
 from service.engine.inputs import (
     NOT_FETCHED,
@@ -91,9 +91,8 @@ class Embedder:
         cache: Cache,
         settings: Settings,
         metrics: Metrics,
-        open: Open | None = None,
     ) -> None:
-        self.bundle = bundle
+        self.manifest = bundle.manifest
         self._cache, self._metrics, self.deadline_s = cache, metrics, settings.request_deadline_s
         self._capacity, self.limits = settings.queue_inputs, settings.limits
         self._decode_workers = settings.decode_workers
@@ -107,12 +106,8 @@ class Embedder:
         name = bundle.manifest.name
         for modality, tower in towers.items():
             observer = metrics.of_tower(name, modality)
-            self.channels[modality] = Channel(bundle, modality, tower, open or opener(settings), settings, observer)
+            self.channels[modality] = Channel(bundle, modality, tower, settings, observer)
             metrics.watch(name, modality, self.channels[modality], settings.queue_inputs)
-
-    @property
-    def manifest(self) -> Manifest:
-        return self.bundle.manifest
 
     async def embed(
         self, inputs: Sequence[Input], caller: Caller = PROCESS, *, stored: bool = False, admit_unknown: bool = False
@@ -259,20 +254,6 @@ class Embedder:
     async def cache_alive(self) -> bool:
         return await self._cache.alive()
 
-    async def replace(self, bundle: Bundle) -> None:
-        """Embed with another bundle of the same space from now on; what is under way ends with the older one.
-
-        Raises BundleError or TowerError, and goes on with the older one, where a tower cannot be opened or fails.
-        """
-        opening = [asyncio.create_task(channel.prepare(bundle)) for channel in self.channels.values()]
-        await asyncio.wait(opening)
-        if failures := [failure for task in opening if (failure := task.exception())]:
-            await asyncio.gather(*(task.result().retire() for task in opening if not task.exception()))
-            raise failures[0]
-        self.bundle = bundle
-        for channel, task in zip(self.channels.values(), opening, strict=True):
-            channel.install(task.result())
-
     async def close(self) -> None:
         """Answer everything that waits (NotReady), then stop the threads."""
         if self._closing is None:
@@ -285,7 +266,7 @@ class Embedder:
         await asyncio.to_thread(self._pool.close)
 
     async def _embed_piece(self, inputs: Sequence[Single], background: bool) -> list[Embedded | InputError]:
-        precisions = {modality: channel.precision for modality, channel in self.channels.items()}
+        precisions = {modality: channel.tower.precision for modality, channel in self.channels.items()}
         naming = partial(_keys, self.manifest.space, precisions, inputs)
         large = sum(map(_bytes, inputs)) > _HASHED_ON_THE_LOOP
         keys = await self.in_worker(naming) if large else naming()
@@ -359,23 +340,22 @@ class Embedder:
             channel = self.channels.get(modality)
             if channel is None:
                 raise UnsupportedMedia(f"no {modality} tower is served here")
-            async with channel.using() as engine:
-                answers: list[asyncio.Future[Answer]] = []
-                for chunk in chunks:
-                    async with channel.background_slots if background else channel.slots:
-                        chunk = [pair for pair in chunk if not pair[1].result.done()]  # who gave up meanwhile
-                        with timed("decode") as took:
-                            prepared = await self._prepared(engine.handling.prepare, [given for given, _ in chunk])
-                        channel.decoded(took(), len(chunk))
-                        for (_, flight), ready in zip(chunk, prepared, strict=True):
-                            if isinstance(ready, InputError):
-                                flight.land(ready)
-                            elif not flight.result.done():
-                                answer = await engine.batcher.enqueue(ready.value, ready.size, background=background)
-                                _couple(flight, answer, ready)
-                                answers.append(answer)
-                if answers:
-                    await asyncio.wait(answers)
+            answers: list[asyncio.Future[Answer]] = []
+            for chunk in chunks:
+                async with channel.background_slots if background else channel.slots:
+                    chunk = [pair for pair in chunk if not pair[1].result.done()]  # who gave up meanwhile
+                    with timed("decode") as took:
+                        prepared = await self._prepared(channel.handling.prepare, [given for given, _ in chunk])
+                    channel.decoded(took(), len(chunk))
+                    for (_, flight), ready in zip(chunk, prepared, strict=True):
+                        if isinstance(ready, InputError):
+                            flight.land(ready)
+                        elif not flight.result.done():
+                            answer = await channel.batcher.enqueue(ready.value, ready.size, background=background)
+                            _couple(flight, answer, ready)
+                            answers.append(answer)
+            if answers:
+                await asyncio.wait(answers)
         except BaseException as error:
             for _, flight in making:
                 flight.land(error)

@@ -17,13 +17,10 @@ class Opened:
 
     bundle: Bundle
     towers: dict[Modality, Runs]
-    """Emptied by `embedder`: what else held a tower would keep it in memory after it is closed."""
 
     def embedder(self, cache: Cache, settings: Settings, metrics: Metrics) -> Embedder:
         """For the event loop that is running; once."""
-        embedder = Embedder(self.bundle, self.towers, cache, settings, metrics)
-        self.towers.clear()
-        return embedder
+        return Embedder(self.bundle, self.towers, cache, settings, metrics)
 
 
 def open_engine(settings: Settings, bundle: Bundle | None = None) -> Opened:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from service.contract.errors import InputError, UnsupportedMedia
 from service.contract.vectors import Vectors
 from service.engine.caller import PROCESS, Caller
-from service.engine.channel import Engine
+from service.engine.channel import Channel
 from service.engine.embedder import Embedder
 from service.engine.inputs import Input, Single, Unreadable, modality_of
 from service.engine.towers import Tower
@@ -64,20 +64,20 @@ class TokenEmbedder:
         tower = self._embedder.manifest.towers.get(modality)
         if tower is None or not tower.tokens or modality not in self._embedder.channels:
             return UnsupportedMedia(f"this bundle has no token vectors of {modality} inputs")
-        async with self._embedder.channels[modality].using() as engine:
-            try:
-                return await self._pool.run(lambda: _tokens(engine, given))
-            except InputError as error:
-                return error.without_frames()
-            except NotReady:
-                raise
-            except Exception:
-                log.exception("an input of kind %s got no token vectors", modality)
-                return InferenceFailed("the model failed on this input")
+        channel = self._embedder.channels[modality]
+        try:
+            return await self._pool.run(lambda: _tokens(channel, given))
+        except InputError as error:
+            return error.without_frames()
+        except NotReady:
+            raise
+        except Exception:
+            log.exception("an input of kind %s got no token vectors", modality)
+            return InferenceFailed("the model failed on this input")
 
 
-def _tokens(engine: Engine, given: Single) -> Vectors:
-    assert isinstance(engine.tower, Tower)
-    prepared = engine.handling.prepare(given)
-    [tokens] = engine.tower.run_tokens(engine.handling.collate([prepared.value]))
+def _tokens(channel: Channel, given: Single) -> Vectors:
+    assert isinstance(channel.tower, Tower)
+    prepared = channel.handling.prepare(given)
+    [tokens] = channel.tower.run_tokens(channel.handling.collate([prepared.value]))
     return tokens

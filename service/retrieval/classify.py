@@ -112,7 +112,7 @@ class _Set:
     """(L, D) by modality of the examples."""
     detectors: Mapping[str, Detector] = field(default_factory=dict)
     version: str = ""
-    ready: dict[tuple[str, tuple[str, ...]], _Encoded] = field(default_factory=dict)
+    ready: dict[str, _Encoded] = field(default_factory=dict)
     """Of a stored set: label vectors by modality and the templates that stand for it when a request names none."""
 
 
@@ -318,9 +318,8 @@ class Classifier:
         """Label vectors (L, D) for inputs of a modality, moved by examples of it."""
         own = templates_for(self._embedder.manifest, modality, templates or chosen.templates)
         plain = templates is None and bool(chosen.version)
-        key = (modality, tuple(own))  # a bundle that is read again may come with other templates
-        if plain and key in chosen.ready:
-            return chosen.ready[key]
+        if plain and modality in chosen.ready:
+            return chosen.ready[modality]
         digest = label_digest(chosen.labels, own)
         stored = chosen.stored.get(digest)
         if stored is None:
@@ -331,7 +330,7 @@ class Classifier:
             moved = await self._embedder.in_worker(partial(adapters.shifted, encoded.vectors, chosen.shifts[modality]))
             encoded = replace(encoded, vectors=moved)
         if plain:
-            chosen.ready[key] = encoded
+            chosen.ready[modality] = encoded
         return encoded
 
     async def _label_vectors(

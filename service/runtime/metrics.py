@@ -30,8 +30,6 @@ _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Channel(Protocol):
     @property
     def depth(self) -> int: ...
-    @property
-    def loaded(self) -> bool: ...
 
 
 class Sized(Protocol):
@@ -88,15 +86,6 @@ class Metrics:
         self.worker_restarts = Counter(
             "isthmus_worker_restarts", "Tasks and threads that died and were replaced.", _TOWER, registry=self._registry
         )
-        self.tower_opened = Counter(
-            "isthmus_tower_opened", "Times a tower was opened.", _TOWER, registry=self._registry
-        )
-        self._tower_loaded = Gauge(
-            "isthmus_tower_loaded", "1 while a tower is open, 0 while idle.", _TOWER, registry=self._registry
-        )
-        self.reloads = Counter(
-            "isthmus_reloads", "Reloads (done, refused).", ["model", "result"], registry=self._registry
-        )
         self.cache = Counter(
             "isthmus_cache", "Look-ups (hit, miss) and cache failures (error).", ["result"], registry=self._registry
         )
@@ -146,10 +135,7 @@ class Metrics:
 
     def watch(self, model: str, modality: str, channel: Channel, capacity: int) -> None:
         self._queue_capacity.labels(model, modality).set(capacity)
-        for result in ("done", "refused"):
-            self.reloads.labels(model, result)
         self._queue_depth.labels(model, modality).set_function(lambda: channel.depth)
-        self._tower_loaded.labels(model, modality).set_function(lambda: channel.loaded)
 
     def watch_cache(self, model: str, cache: Sized) -> None:
         self._cache_bytes.labels(model).set_function(lambda: cache.bytes)
@@ -200,7 +186,6 @@ class TowerMetrics:
         self._seconds = metrics.batch_seconds.labels(model, modality)
         self._failures = metrics.inference_failures.labels(model, modality)
         self._restarts = metrics.worker_restarts.labels(model, modality)
-        self._opened = metrics.tower_opened.labels(model, modality)
 
     def decoded(self, seconds: float) -> None:
         self._decode.observe(seconds)
@@ -216,9 +201,6 @@ class TowerMetrics:
 
     def restarted(self) -> None:
         self._restarts.inc()
-
-    def opened(self) -> None:
-        self._opened.inc()
 
 
 def _bytes_in(path: Path) -> float:

@@ -1,4 +1,4 @@
-"""GET /models, GET /healthz, GET /readyz and POST /admin/reload; and the problem that every route can answer with."""
+"""GET /models, GET /healthz and GET /readyz; and the problem that every route can answer with."""
 
 from typing import Literal
 
@@ -16,8 +16,6 @@ class TowerDescription(BaseModel):
     precisions: list[Precision]
     """Those that the bundle has."""
     provider: str
-    loaded: bool
-    """Not while a tower is closed for want of work."""
     preprocessing: Preprocessing
 
 
@@ -54,10 +52,6 @@ class Readiness(BaseModel):
     """The names of the checks that failed."""
     providers: dict[str, str]
     """The ONNX Runtime provider that each tower obtained, by the name of its check."""
-
-
-class Reloaded(BaseModel):
-    models: dict[str, Literal["done", "refused"]]
 
 
 class FieldError(BaseModel):

@@ -120,28 +120,6 @@ def test_a_signature_is_of_one_manifest_and_of_nothing_else(bundle: Bundle, tmp_
         read_bundle(bundle.path, [public_key(public)])
 
 
-def test_reload_asks_for_the_signature_again(bundle: Bundle, tmp_path: Path) -> None:
-    from service.api.keys import create_key
-    from tests.conftest import served
-
-    private, public = pair(tmp_path)
-    training(["sign", str(bundle.path), "--key", str(private)])
-    _, clear = create_key(tmp_path / "keys.json", "k", ["admin"])
-    settings = Settings(
-        bundle=bundle.path,
-        store=tmp_path / "store",
-        device="cpu",
-        threads=1,
-        bundle_signers=(public,),
-        keys=tmp_path / "keys.json",
-    )
-    with served(settings) as (_, client):
-        reload = {"headers": {"Authorization": f"Bearer {clear}"}}
-        assert client.post("/admin/reload", **reload).status_code == 200  # type: ignore[arg-type]
-        (bundle.path / SIGNATURE).unlink()
-        assert client.post("/admin/reload", **reload).status_code == 409  # type: ignore[arg-type]
-
-
 def test_a_bundle_may_be_written_over_a_signed_one(bundle: Bundle, tmp_path: Path) -> None:
     private, public = pair(tmp_path)
     training(["sign", str(bundle.path), "--key", str(private)])

@@ -152,7 +152,6 @@ def test_what_an_alert_counts_starts_at_zero(exported: dict[str, set[str]], sett
     for series in (
         'isthmus_cache_total{result="error"}',
         'isthmus_rejections_total{reason="overloaded"}',
-        'isthmus_reloads_total{model="tiny",result="refused"}',
         'isthmus_worker_restarts_total{modality="text",model="tiny"}',
         'isthmus_inference_failures_total{modality="text",model="tiny"}',
     ):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -54,7 +53,7 @@ def filled(path: str) -> str:
 def keyed(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, dict[str, str]]]:
     """A server with keys, and a key of each scope in the clear."""
     folder = tmp_path_factory.mktemp("keyed")
-    scopes: tuple[Scope, ...] = ("read", "write", "admin")
+    scopes: tuple[Scope, ...] = ("read", "write")
     clear = {scope: create_key(folder / "keys.json", scope, [scope])[1] for scope in scopes}
     settings = Settings(bundle=bundle_dir, store=folder / "store", device="cpu", threads=1, keys=folder / "keys.json")
     with serving(settings) as client:
@@ -78,9 +77,7 @@ def test_every_route_is_closed_but_for_those_that_are_listed(
     assert without.status_code == 401
     assert without.headers["www-authenticate"] == 'Bearer realm="isthmus"'
     wanted: Scope = "write"
-    if path.startswith("/admin/"):
-        wanted = "admin"
-    elif method in ("GET", "HEAD", "OPTIONS") or path in READING_POSTS:
+    if method in ("GET", "HEAD", "OPTIONS") or path in READING_POSTS:
         wanted = "read"
     for scope, key in keys.items():
         status = client.request(method, path, headers=bearing(key)).status_code
@@ -108,7 +105,6 @@ def test_an_exemption_is_an_exact_path() -> None:
     assert scope_of("GET", "/playground/app.js") is None
     assert scope_of("POST", "/playground/app.js") == "write"
     assert scope_of("GET", "/playgrounds") == "read"
-    assert scope_of("GET", "/admin/reload") == scope_of("GET", "/admin") == "admin"
 
 
 @pytest.mark.parametrize(
@@ -262,34 +258,6 @@ def test_limits_outlast_redis(settings: Settings, tmp_path: Path, free_port: int
         assert client.post("/embed", json={"inputs": ["b"]}, headers=bearing(clear)).status_code == 429
         metrics = client.get("/metrics", headers=bearing(clear)).text
         assert "isthmus_limiter_errors_total 0.0" not in metrics
-
-
-def test_reload_is_for_administrators(keyed: tuple[httpx.Client, dict[str, str]], client: httpx.Client) -> None:
-    with_keys, keys = keyed
-
-    def reloads() -> float:
-        metrics = with_keys.get("/metrics", headers=bearing(keys["read"])).text
-        found = re.search(r'isthmus_reloads_total\{model="tiny",result="done"\} ([0-9.]+)', metrics)
-        return float(found[1]) if found else 0.0
-
-    before = reloads()
-    assert with_keys.post("/admin/reload", headers=bearing(keys["admin"])).json() == {"models": {"tiny": "done"}}
-    assert reloads() == before + 1
-    refused = client.post("/admin/reload")
-    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
-
-
-def test_a_reload_that_is_refused_says_so_and_serves_on(bundle_dir: Path, tmp_path: Path) -> None:
-    shutil.copytree(bundle_dir, tmp_path / "bundle")
-    _, clear = create_key(tmp_path / "keys.json", "k", ["read", "admin"])
-    settings = Settings(
-        bundle=tmp_path / "bundle", store=tmp_path / "s", device="cpu", threads=1, keys=tmp_path / "keys.json"
-    )
-    with serving(settings) as client:
-        (tmp_path / "bundle" / "text.onnx").write_bytes(b"damaged")
-        refused = client.post("/admin/reload", headers=bearing(clear))
-        assert (refused.status_code, refused.json()) == (409, {"models": {"tiny": "refused"}})
-        assert client.post("/embed", json={"inputs": ["red"]}, headers=bearing(clear)).status_code == 200
 
 
 # Without keys: what a page in somebody's browser may do with a server that only its reader reaches.

@@ -501,19 +501,6 @@ def test_the_best_are_those_of_a_stable_sort(values, count):
     assert _best(numbers, count).tolist() == np.argsort(-numbers, kind="stable")[:count].tolist()
 
 
-def test_a_stored_set_follows_the_bundle_when_it_is_read_again(tmp_path):
-    async def use(classifier):
-        await classifier.save_label_set("set", LABELS, None)
-        [before] = await classifier.classify([PHOTO], label_set="set")
-        classifier._embedder.manifest = fake_manifest(templates={"image": ["new {}"]})
-        [after] = await classifier.classify([PHOTO], label_set="set")
-        [wanted] = await classifier.classify([PHOTO], labels=LABELS, templates=["new {}"])
-        return before, after, wanted
-
-    before, after, wanted = with_classifier(tmp_path, use)
-    assert after == wanted != before
-
-
 def test_the_words_of_stored_labels():
     held = {"labels": ["a", {"name": "b", "prompts": ["x"]}, {"name": "c", "examples": 3}]}
     assert stored_labels(held) == ["a", Label(name="b", prompts=["x"]), Label(name="c")]

@@ -83,6 +83,14 @@ def test_expired_and_revoked_keys_are_refused(path: Path) -> None:
         revoke_key(path, "abc")
 
 
+def test_an_older_key_with_the_scope_admin_is_still_read(path: Path) -> None:
+    _, clear = create_key(path, "ours", ["read"])
+    text = json.loads(path.read_text())
+    text["keys"][0]["scopes"] = ["read", "admin"]
+    path.write_text(json.dumps(text))
+    assert asyncio.run(Keyring.open(path).find(clear)).scopes == {"read", "admin"}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -219,7 +227,7 @@ def test_the_command_creates_lists_and_revokes(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["create", "--name", "x", "--scopes", "root"], "'root' is none of read, write, admin"),
+        (["create", "--name", "x", "--scopes", "root"], "'root' is none of read, write"),
         (["create", "--name", "x", "--scopes", "read", "--limit", "items=1"], "'items=1' is no limit"),
         (["create", "--name", "x", "--scopes", "read", "--limit", "items=1/day", "--limit", "items=2/day"], "twice"),
         (["create", "--name", "", "--scopes", "read"], "at least 1 character"),

@@ -1,11 +1,6 @@
-"""Several bundles side by side, some modalities only, and bundles that are read again while they are served."""
+"""Several bundles side by side, some modalities only, and bundles whose folder changes while they are served."""
 
 import asyncio
-import json
-import signal
-import subprocess
-import threading
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +9,7 @@ import httpx
 import pytest
 
 from isthmus_client import Isthmus
-from service.api.app import create_app, open_parts
+from service.api.app import open_parts
 from service.commands import index_folder
 from service.commands.check import check_bundle as check
 from service.commands.doctor import examine
@@ -26,8 +21,7 @@ from service.settings import Settings, SettingsError, read_settings
 from service.store import SpaceMismatch
 from tests import tiny_bundle
 from tests.conftest import serving
-from tests.service.test_main import DEADLINE_S, started
-from tests.service.test_serving import metric, until
+from tests.service.test_serving import metric
 
 Make = Callable[..., bytes]
 
@@ -187,14 +181,27 @@ def test_where_only_commercial_bundles_are_wanted_no_door_opens_another(
     assert not (tmp_path / "store").exists()
 
 
-def test_a_bundle_that_is_free_opens_and_is_not_read_again_as_another(tmp_path: Path) -> None:
+def test_a_bundle_that_is_free_opens_where_only_commercial_ones_are_wanted(tmp_path: Path) -> None:
     bundle = tiny_bundle.build(tmp_path / "bundle", licences=BARRED[1:])
-    opened = Settings(bundle=bundle.path, licences="commercial").read_bundle()
-    assert opened.read_again() == opened
+    assert Settings(bundle=bundle.path, licences="commercial").read_bundle().manifest == bundle.manifest
     rewritten(bundle, licences=BARRED)
-    with pytest.raises(BundleError, match="because of Flickr8k"):  # by a reload, or when a tower is opened again
-        opened.read_again()
-    assert read_bundle(bundle.path).read_again().manifest.licences[0].of == "Flickr8k"
+    assert Settings(bundle=bundle.path).read_bundle().manifest.licences[0].of == "Flickr8k"
+
+
+def test_a_bundle_that_is_replaced_on_disk_is_served_from_the_next_start(tmp_path: Path) -> None:
+    bundle = tiny_bundle.build(tmp_path / "bundle")
+    settings = Settings(bundle=bundle.path, store=tmp_path / "store", device="cpu", threads=1)
+    with serving(settings) as client:
+        before = post(client, "/embed", inputs=["red"])
+        rewritten(bundle, temperature=0.7)
+        (bundle.path / "text.onnx").unlink()
+        assert post(client, "/embed", inputs=["red", "blue"])["embeddings"][0] == before["embeddings"][0]
+        assert client.get("/models").json()["models"][0]["temperature"] == bundle.manifest.temperature
+        assert client.get("/readyz").json()["status"] == "ready"
+    tiny_bundle.build(bundle.path)
+    rewritten(bundle, temperature=0.7)
+    with serving(settings) as client:
+        assert client.get("/models").json()["models"][0]["temperature"] == 0.7
 
 
 def test_only_the_towers_that_are_asked_for_are_loaded(settings: Settings, png: Make) -> None:
@@ -226,98 +233,3 @@ def test_a_text_runs_no_image_session(client: httpx.Client, png: Make) -> None:
     assert texts > 0
     assert client.post("/embed", files={"file": ("a.png", png())}).status_code == 200
     assert (calls("image"), calls("text")) == (1, texts)
-
-
-class Asking:
-    """Asks all the time, from several threads, and remembers every answer."""
-
-    def __init__(self, url: str) -> None:
-        self.statuses: list[int] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(url, number)) for number in range(4)]
-
-    def _ask(self, url: str, number: int) -> None:
-        with httpx.Client(base_url=url, timeout=DEADLINE_S, trust_env=False) as client:
-            for turn in range(100_000):
-                if self._stop.is_set():
-                    return
-                text = f"red {'dog ' * (turn % 7)}{number} {turn}"  # distinct: embedded, not remembered
-                self.statuses.append(client.post("/embed", json={"inputs": [text]}).status_code)
-
-    def __enter__(self) -> "Asking":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(DEADLINE_S)
-
-
-def reload(process: "subprocess.Popen[str]", client: httpx.Client, result: str) -> None:
-    """Send SIGHUP, and wait until the metrics say that the reload ended like this."""
-
-    def count() -> float:
-        found = [line for line in client.get("/metrics").text.splitlines() if f'result="{result}"' in line]
-        return sum(float(line.split()[-1]) for line in found if "_total{" in line)
-
-    before = count()
-    process.send_signal(signal.SIGHUP)
-    until(lambda: count() > before)
-
-
-def test_a_bundle_is_reloaded_under_load_without_dropping_a_request(tmp_path: Path) -> None:
-    bundle = tiny_bundle.build(tmp_path / "bundle")
-    with (
-        started(bundle.path, tmp_path / "store") as (process, url),
-        httpx.Client(base_url=url, timeout=DEADLINE_S, trust_env=False) as client,
-    ):
-        with Asking(url) as asking:
-            for turn in range(3):
-                rewritten(bundle, evaluation={"turn": turn}, temperature=0.1 + turn)
-                reload(process, client, "done")
-                (model,) = client.get("/models").json()["models"]
-                assert (model["evaluation"], model["temperature"]) == ({"turn": turn}, 0.1 + turn)
-            asked = len(asking.statuses)
-            until(lambda: client.get("/healthz").is_success and len(asking.statuses) > asked + 20)
-        assert set(asking.statuses) == {200}
-        assert metric(client, "isthmus_tower_opened_total", modality="text", model="tiny") == 4, "at the start too"
-
-
-def test_a_reload_is_refused_for_another_space_another_name_or_damage(tmp_path: Path) -> None:
-    bundle = tiny_bundle.build(tmp_path / "bundle")
-    with (
-        started(bundle.path, tmp_path / "store", stderr=subprocess.PIPE) as (process, url),
-        httpx.Client(base_url=url, timeout=DEADLINE_S, trust_env=False) as client,
-    ):
-        assert process.stderr is not None
-        said = iter(process.stderr)
-
-        def refusal() -> str:
-            reload(process, client, "refused")
-            return next(line for line in said if "is not reloaded" in line)
-
-        tiny_bundle.build(bundle.path, seed=1)
-        assert "it is of the space" in refusal()
-        tiny_bundle.build(bundle.path, name="renamed")
-        assert "it is called 'renamed'" in refusal()
-        tiny_bundle.build(bundle.path)
-        (bundle.path / "text.onnx").write_bytes(b"damaged")
-        assert "damaged" in refusal()
-        assert post(client, "/embed", inputs=["red"])["space"] == bundle.manifest.space
-        assert json.loads(client.get("/readyz").text)["status"] == "ready"
-
-
-def test_nothing_keeps_a_tower_that_is_closed_for_want_of_work(settings: Settings) -> None:
-    """What opened it at the start must have let go of it: its memory is the point of closing it."""
-
-    async def main() -> None:
-        parts = open_parts(settings.model_copy(update={"unload_idle_s": 0.02, "modalities": ("text",)}))
-        gone, loop = asyncio.Event(), asyncio.get_running_loop()
-        weakref.finalize(parts.models[0].towers["text"], loop.call_soon_threadsafe, gone.set)
-        app = create_app(settings.model_copy(update={"unload_idle_s": 0.02}), parts)
-        async with app.router.lifespan_context(app), asyncio.timeout(DEADLINE_S):
-            await gone.wait()
-
-    asyncio.run(main())

@@ -31,7 +31,6 @@ async def readyz(state: StateDep) -> JSON:
     """Embeds a small input through every tower, past the cache, and asks the store. 503 if any of these fails, or while
     the server is about to end (`accepting`); `failing` names what does.
 
-    A tower that is closed for want of work counts as one that works, unless it could not be opened the last time.
     Without Redis, without room on the store's disk (`disk`), or where the store can be read and not written (`store`),
     the answer is 200 and `degraded`: most requests are answered as well as before, and a server that is left alone for
     it would leave all of them to the others, which are no better.
@@ -58,7 +57,7 @@ async def _readiness(state: State) -> JSON:
     wanting = await _wanting(state)
     checks |= wanting
     state.metrics.checked(checks)
-    providers = {name: embedder.channels[modality].provider for name, (embedder, modality) in towers.items()}
+    providers = {name: embedder.channels[modality].tower.provider for name, (embedder, modality) in towers.items()}
     status = ("ready" if all(checks.values()) else "degraded") if ready else "not_ready"
     failing = [name for name, passed in checks.items() if not passed]
     answer = {"status": status, "checks": checks, "failing": failing, "providers": providers}

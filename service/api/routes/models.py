@@ -22,10 +22,9 @@ def _described(model: Model) -> ModelDescription:
         modality: TowerDescription(
             encoder=tower.encoder,
             projector=tower.projector.kind,
-            precision=channels[modality].precision,
+            precision=channels[modality].tower.precision,
             precisions=list(tower.precisions),
-            provider=channels[modality].provider,
-            loaded=channels[modality].loaded,
+            provider=channels[modality].tower.provider,
             preprocessing=tower.preprocessing,
         )
         for modality, tower in manifest.towers.items()
