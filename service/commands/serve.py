@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from types import FrameType
@@ -16,7 +17,6 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
-from service.api import listener
 from service.api.app import create_app, open_parts
 from service.api.auth import local_names
 from service.api.protocol import Protocol, Unsent
@@ -36,8 +36,6 @@ _KEEP_ALIVE_S = 75
 request that is sent at that moment would be lost."""
 _ANSWERING_S = 5
 """After the grace, for the answers (503) to reach their clients."""
-_ARRIVING_S = 0.25
-"""For the requests of connections that were made before the last moment to be accepted and begun."""
 
 FLAGS = (
     "bundle",
@@ -72,8 +70,8 @@ class Server(uvicorn.Server):
     answered.
 
     SIGTERM lets it drain first: for `drain_s` it goes on as before, but says in /readyz and by `Connection: close` that
-    it is about to end, so that proxies turn to other replicas. Another signal, or Ctrl-C, cuts that short. Then nobody
-    is let in any more, and who is in is answered, also where the request is yet to come.
+    it is about to end, so that proxies turn to other replicas. Another signal, or Ctrl-C, cuts that short. Then no
+    connection is accepted any more, and those that are made are answered, also where the request is yet to come.
     """
 
     def __init__(self, config: uvicorn.Config, grace_s: float, drain_s: float = 0.0) -> None:
@@ -109,14 +107,48 @@ class Server(uvicorn.Server):
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.drain_s):
                     await self._hurried.wait()
-        for each in sockets or []:
-            with suppress(OSError):  # another system than Linux: what waits to be accepted is lost
-                listener.admit_nobody(each)
-        await asyncio.sleep(_ARRIVING_S)
+        await self._stop_listening(sockets or [])
         # Uvicorn alone would let requests finish for so long, and cut off the others without an answer.
         grace = asyncio.get_running_loop().call_later(self.grace_s, self.state.begin_close)
         await super().shutdown(sockets)
         grace.cancel()
+
+    async def _stop_listening(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept the connections that wait, and close the sockets in the same step of the event loop: closing resets
+        whatever still waits in them, requests and all, which a proxy must not send again to another replica."""
+        waiting: list[socket.socket] = []
+        for listening in sockets:
+            with suppress(OSError):  # BlockingIOError: none is left
+                while True:
+                    waiting.append(listening.accept()[0])
+        for server in self.servers:
+            server.close()
+
+        def protocol() -> asyncio.Protocol:
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            await loop.connect_accepted_socket(protocol, connection)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that is bound and does not listen yet. A bad address so stops the start before the models are opened,
+    and until they are a client is refused at once and asks another replica, instead of waiting for this one. Raises
+    OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind((host, port))
+    except BaseException:
+        bound.close()
+        raise
+    return bound
 
 
 def serve(settings: Settings) -> None:
@@ -127,7 +159,7 @@ def serve(settings: Settings) -> None:
         # The first process of a container gets no signal that it has no handler for: not while models are opened.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        bound = listener.bind(settings.host, settings.port)
+        bound = bind(settings.host, settings.port)
     except OSError as error:
         message = f"ISTHMUS_HOST {settings.host!r}, ISTHMUS_PORT {settings.port}: cannot listen there: {error.strerror}"
         raise SettingsError(message) from None
