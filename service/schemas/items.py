@@ -263,12 +263,12 @@ class CollectionRequest(RequestModel):
         description="Keep the token vectors of items that are stored from now on, for /search's rerank; false throws "
         "them away. For bundles that have token vectors.",
     )
-    index: Kind | Literal["auto"] | None = Field(
+    index: Literal[Kind, "auto"] | None = Field(
         default=None,
         description="The index of every modality; auto goes by size. It is built in the background, while searches go "
         "on. A new collection's is auto.",
     )
-    precision: Precision | None = Field(default=None, description="Of hnsw, ivf_flat and sq; other kinds have one.")
+    precision: Precision | None = Field(default=None, description="Of hnsw; the other kinds have one.")
 
     @model_validator(mode="after")
     def _fitting(self) -> "CollectionRequest":

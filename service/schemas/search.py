@@ -148,7 +148,7 @@ class SearchEffort(RequestModel):
     """How hard an index tries, for this request alone. What its kind does not know is left aside."""
 
     ef_search: int | None = Field(default=None, ge=1, le=4_096, strict=True, description="Of hnsw.")
-    nprobe: int | None = Field(default=None, ge=1, le=65_536, strict=True, description="Of the ivf kinds, binary.")
+    nprobe: int | None = Field(default=None, ge=1, le=65_536, strict=True, description="Of ivf_pq.")
     rescore: int | None = Field(
         default=None, ge=1, le=10_000, strict=True, description="Candidates scored by their stored vectors, of codes."
     )

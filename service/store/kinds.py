@@ -1,12 +1,8 @@
 """Kinds of index: how each is built, searched, and when it is taken. decisions/0011 says why, with the figures.
 
-flat      exact, every vector is looked at
-hnsw      a graph (Malkov & Yashunin, 2016); float32, or float16 or int8 codes
-ivf_flat  inverted lists of a k-means; float32, float16 or int8
-ivf_pq    inverted lists of product codes (Jégou et al., 2011)
-ivf_opq   the same after a learned rotation (Ge et al., 2013)
-sq        every vector is looked at, as int8 or float16 codes
-binary    inverted lists of one bit per dimension after a random rotation (RaBitQ, Gao & Long, 2024)
+flat    exact, every vector is looked at
+hnsw    a graph (Malkov & Yashunin, 2016) over float32 vectors, or over float16 or int8 codes
+ivf_pq  inverted lists of product codes (Jégou et al., 2011) after a learned rotation (OPQ, Ge et al., 2013)
 
 What holds codes instead of float32 vectors only nominates: the score of every result is that of the stored vector.
 """
@@ -16,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import faiss
 import numpy as np
@@ -24,7 +20,7 @@ from numpy.typing import NDArray
 
 from service.contract.vectors import Vectors
 
-Kind = Literal["flat", "hnsw", "ivf_flat", "ivf_pq", "ivf_opq", "sq", "binary"]
+Kind = Literal["flat", "hnsw", "ivf_pq"]
 Precision = Literal["float32", "float16", "int8"]
 Keys = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -32,13 +28,12 @@ Mask = NDArray[np.bool_]
 PRECISIONS: dict[Kind, tuple[Precision, ...]] = {
     "flat": ("float32",),
     "hnsw": ("float32", "float16", "int8"),
-    "ivf_flat": ("float32", "float16", "int8"),
     "ivf_pq": (),
-    "ivf_opq": (),
-    "sq": ("int8", "float16"),
-    "binary": (),
 }
 """The precisions that may be chosen for a kind, its default first; none where the codes are the kind's own."""
+REPLACED: dict[str, Kind] = {"ivf_flat": "hnsw", "sq": "hnsw", "ivf_opq": "ivf_pq", "binary": "ivf_pq"}
+"""Kinds that stores of earlier versions have, and the nearest of those that there are: for codes the one whose codes
+take as many bytes."""
 
 _M = 16
 """Neighbours of a node of the graph; twice as many on its lowest level."""
@@ -56,13 +51,12 @@ _MET_LEAST = 0.05
 _NPROBE_SHARE = 1 / 64
 """Of the lists, that a search looks into unless it says otherwise."""
 _PER_CENTROID = 40
-_NOMINATED: dict[str, int] = {"float16": 2, "int8": 4, "ivf_pq": 16, "ivf_opq": 16, "binary": 16}
-"""Candidates per result that are scored again by their stored vectors."""
+_NOMINATED: dict[Precision | None, int] = {"float16": 2, "int8": 4, None: 16}
+"""Candidates per result that are scored again by their stored vectors; None: of product codes."""
 _ADDED = 1_024
 """Vectors added between two looks at whether to stop."""
 _GPU_MOST = 2_048
 """Results that FAISS gives from a GPU."""
-_CODES: dict[str, int] = {"float16": faiss.ScalarQuantizer.QT_fp16, "int8": faiss.ScalarQuantizer.QT_8bit}
 
 
 @dataclass(frozen=True)
@@ -79,6 +73,13 @@ class Wanted:
         elif self.precision is not None and self.precision not in PRECISIONS[self.kind]:
             allowed = " or ".join(PRECISIONS[self.kind])
             raise ValueError(f"an index of kind {self.kind} has {allowed or 'codes of its own, and no'} precision")
+
+    @classmethod
+    def stored(cls, kind: str, precision: Precision | None) -> "Wanted":
+        """What a store has written down; a kind that there is no more is the nearest of those that there are."""
+        if kind == "sq" and precision is None:
+            precision = "int8"  # which was its default, and is not the graph's
+        return cls(cast("Kind", REPLACED.get(kind, kind)), precision)
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,7 @@ class Rules:
             graph = 4 * 2 * _M
             if count * (4 * dimensions + graph) <= self.memory / 2:
                 return Chosen("hnsw", "float32")
-            return (
-                Chosen("hnsw", "int8") if count * (dimensions + graph) <= self.memory / 2 else Chosen("ivf_opq", None)
-            )
+            return Chosen("hnsw", "int8") if count * (dimensions + graph) <= self.memory / 2 else Chosen("ivf_pq", None)
         least = self.graph_from if wanted.kind == "hnsw" else self.trained_from
         if count < (least / 2 if present == wanted.kind else least):
             return Chosen("flat", "float32")
@@ -206,10 +205,6 @@ class Built:
             case faiss.IndexHNSW():
                 wanted = ef_search(effort, count, share, self.count)
                 return faiss.SearchParametersHNSW(**chosen, efSearch=wanted) if chosen else _without_filter(wanted)
-            case faiss.IndexIVFPQ():
-                return faiss.IVFPQSearchParameters(**chosen, nprobe=self._nprobe(effort, share))
-            case faiss.IndexIVFRaBitQ():
-                return faiss.IVFRaBitQSearchParameters(**chosen, nprobe=self._nprobe(effort, share), qb=8)
             case faiss.IndexIVF():
                 return faiss.SearchParametersIVF(**chosen, nprobe=self._nprobe(effort, share))
             case _:
@@ -227,7 +222,7 @@ class Built:
         """Candidates to ask for, so that `count` of them are right."""
         if self.chosen.exact_scores:
             return count
-        return max(count, effort.rescore or max(64, count * _NOMINATED[self.chosen.precision or self.chosen.kind]))
+        return max(count, effort.rescore or max(64, count * _NOMINATED[self.chosen.precision]))
 
 
 @functools.lru_cache(maxsize=64)
@@ -299,30 +294,16 @@ def _empty(chosen: Chosen, dimensions: int, count: int) -> Any:
     metric = faiss.METRIC_INNER_PRODUCT
     lists = int(max(1, min(4 * count**0.5, count / _PER_CENTROID)))
     codes = _code_bytes(dimensions)
-    match chosen:
-        case Chosen("hnsw", precision):
-            suffix = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}[precision or "float32"]
-            index = faiss.index_factory(dimensions, f"HNSW{_M},{suffix}", metric)
-            index.hnsw.efConstruction = _EF_CONSTRUCTION
-            return index
-        case Chosen("ivf_flat", precision):
-            name = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}[precision or "float32"]
-            index = faiss.index_factory(dimensions, f"IVF{lists},{name}", metric)
-        case Chosen("ivf_pq"):
-            index = faiss.index_factory(dimensions, f"IVF{lists},PQ{codes}", metric)
-        case Chosen("ivf_opq"):
-            index = faiss.index_factory(dimensions, f"OPQ{codes},IVF{lists},PQ{codes}", metric)
-        case Chosen("sq", precision):
-            return faiss.IndexScalarQuantizer(dimensions, _CODES[precision or "int8"], metric)
-        case Chosen("binary"):
-            index = faiss.index_factory(dimensions, f"RR{dimensions},IVF{lists},RaBitQ", metric)
-        case _:
-            raise ValueError(chosen)
+    if chosen.kind == "hnsw":
+        suffix = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}[chosen.precision or "float32"]
+        index = faiss.index_factory(dimensions, f"HNSW{_M},{suffix}", metric)
+        index.hnsw.efConstruction = _EF_CONSTRUCTION
+        return index
+    index = faiss.index_factory(dimensions, f"OPQ{codes},IVF{lists},PQ{codes}np", metric)
     inverted = _inverted(index)
-    inverted.cp.min_points_per_centroid = 1  # FAISS prints a warning for each codebook otherwise
     inverted.cp.spherical = True
-    if isinstance(inverted, faiss.IndexIVFPQ):
-        inverted.pq.cp.min_points_per_centroid = 1
+    for clustering in (inverted.cp, inverted.pq.cp):
+        clustering.min_points_per_centroid = 1  # FAISS prints a warning for each codebook otherwise
     return index
 
 
@@ -347,7 +328,7 @@ def _inverted(index: Any) -> Any:
 def on_gpu(built: Built) -> Built:
     """With a copy on the GPU where FAISS has one and the kind can live there; as it is otherwise."""
     gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
-    if not gpus or built.chosen.kind not in ("ivf_flat", "ivf_pq"):
+    if not gpus or built.chosen.kind != "ivf_pq":
         return built
     return Built(built.chosen, built.index, built.trained, _OnGpu(built.index))
 

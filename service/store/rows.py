@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import orjson
 from service.contract.vectors import Vectors
 from service.errors import InvalidRequest
 from service.runtime.workers import stop_if_abandoned
-from service.store.kinds import Keys, Wanted
+from service.store.kinds import REPLACED, Keys, Kind, Wanted
 from service.store.schema import now
 
 _BATCH = 10_000
@@ -117,7 +118,7 @@ def collection(connection: sqlite3.Connection, name: str) -> CollectionRow | Non
 def _collection(
     key: int, name: str, space: str, dimensions: int, created: str, kind: Any, precision: Any, count: int
 ) -> CollectionRow:
-    return CollectionRow(name, space, dimensions, created, Wanted(kind, precision), count, key)
+    return CollectionRow(name, space, dimensions, created, Wanted.stored(kind, precision), count, key)
 
 
 def collection_key(connection: sqlite3.Connection, name: str) -> int | None:
@@ -142,6 +143,16 @@ def configure_collection(connection: sqlite3.Connection, key: int, wanted: Wante
     connection.execute(
         "UPDATE collections SET kind = ?, precision = ? WHERE key = ?", (wanted.kind, wanted.precision, key)
     )
+
+
+def replace_kinds(connection: sqlite3.Connection) -> Counter[tuple[str, Kind]]:
+    """Give each collection whose kind of index there is no more the nearest kind, and count them by both kinds."""
+    replaced: Counter[tuple[str, Kind]] = Counter()
+    for key, kind, precision in connection.execute("SELECT key, kind, precision FROM collections").fetchall():
+        if kind in REPLACED:
+            configure_collection(connection, key, Wanted.stored(kind, precision))
+            replaced[kind, REPLACED[kind]] += 1
+    return replaced
 
 
 def drop_collection(connection: sqlite3.Connection, key: int) -> None:

@@ -101,7 +101,10 @@ def read(path: Path, header: object, store: str, latest: int, dimensions: int) -
         raise SnapshotDamaged("it is an archive")
     if index.d != dimensions or slots.shape != (index.ntotal,) or (np.diff(slots) <= 0).any():
         raise SnapshotDamaged("it is of another shape")
-    built = Built(Chosen(**header["chosen"]), index, header["trained"])
+    kind, precision = header["chosen"]["kind"], header["chosen"]["precision"]
+    # Earlier versions called an ivf_pq with a rotation ivf_opq. An index of another kind that is gone is searched until
+    # the one that replaces it is built.
+    built = Built(Chosen("ivf_pq" if kind == "ivf_opq" else kind, precision), index, header["trained"])
     return Saved(header["collection"], header["modality"], built, slots)
 
 

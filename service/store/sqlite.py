@@ -66,6 +66,14 @@ class SqliteStore:
         try:
             writing = self._connect()
             schema.prepare(writing, path, manifest)
+            for (kind, instead), count in rows.replace_kinds(writing).items():
+                _log.warning(
+                    "%s collections have an index of kind %s, which there is no more: %s replaces it. The old index is "
+                    "searched until the new one is built.",
+                    count,
+                    kind,
+                    instead,
+                )
             keywords.prepare(writing)
             tokens.prepare(writing)
             previews.prepare(writing)

@@ -286,9 +286,10 @@ def test_collections(client):
     assert len(body["space"]) == 16
     assert client.put("/collections/photos", json={}).status_code == 200
     for wrong, message in (
-        ({"index": "tree"}, "'flat', 'hnsw'"),
+        ({"index": "tree"}, "'flat', 'hnsw', 'ivf_pq' or 'auto'"),
+        ({"index": "ivf_opq"}, "'flat', 'hnsw', 'ivf_pq' or 'auto'"),
         ({"index": "ivf_pq", "precision": "int8"}, "codes of its own"),
-        ({"index": "sq", "precision": "float32"}, "int8 or float16"),
+        ({"index": "flat", "precision": "int8"}, "has float32 precision"),
         ({"precision": "int8"}, "given with index"),
     ):
         refused = client.put("/collections/photos", json=wrong)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from service.errors import InvalidRequest, NotFound, NotReady
 from service.settings import read_settings
 from service.store import Effort, Entry, SpaceMismatch, StoreDamaged, StoreError, Wanted, parse
-from service.store.milvus import MilvusStore, filters
+from service.store.milvus import MilvusStore, filters, layout
 from tests.conftest import DEADLINE_S
 from tests.service.fakes import fake_manifest, vector_of
 from tests.service.stores import in_store, milvus
@@ -134,6 +134,32 @@ class TestFilters:
         in_store(milvus, tmp_path, run)
 
 
+def test_a_kind_of_index_that_is_gone_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A store as an earlier version left it: the kind in the catalogue, and Milvus's own index of it."""
+
+    async def older(store: MilvusStore) -> None:
+        await store.create_collection("photos")
+        await store.upsert([entry(f"{n}", collection="photos") for n in range(50)])
+        client = store._connection.client
+        client.release_collection("isthmus_photos")
+        client.drop_index("isthmus_photos", "vector")
+        index = client.prepare_index_params()
+        index.add_index("vector", index_type="IVF_FLAT", metric_type="IP", params={"nlist": 4})
+        client.create_index("isthmus_photos", index_params=index, sync=False)
+        await store._tables.put_note("collection/photos", {**layout.description(Wanted("hnsw")), "kind": "ivf_flat"})
+
+    async def converted(store: MilvusStore) -> None:
+        assert (await store.collection("photos")).wanted == Wanted("hnsw")
+        assert store._connection.client.describe_index("isthmus_photos", "vector")["index_type"] == "HNSW"
+        assert ids((await store.search("photos", vector_of("7")[None], 1))[0]) == ["7"]
+        assert (await store.collection("photos")).count == 50
+
+    in_store(milvus, tmp_path, older)
+    for _ in range(2):
+        in_store(milvus, tmp_path, converted)
+    assert caplog.text.count("of kind ivf_flat, which there is no more: hnsw replaces it") == 1, "it is said once"
+
+
 class TestRefusals:
     def test_what_a_milvus_store_has_not_is_said(self, tmp_path: Path) -> None:
         async def run(store: MilvusStore) -> None:
@@ -143,7 +169,7 @@ class TestRefusals:
                 (store.keyword_search("default", "a", 1), "no index of words"),
                 (store.set_keyword_fields("default", ["title"]), "no index of words"),
                 (store.keep_tokens("default", True), "no token vectors"),
-                (store.create_collection("b", Wanted("ivf_pq")), "has auto, hnsw, flat, ivf_flat"),
+                (store.create_collection("b", Wanted("ivf_pq")), "has auto, hnsw, flat, of float32"),
                 (store.create_collection("b", Wanted("hnsw", "int8")), "of float32"),
                 (store.create_collection("default", Wanted("flat")), "empty collection only"),
                 (store.search("default", query, 1, effort=Effort(exact=True)), "put as flat"),

@@ -1,7 +1,9 @@
 import asyncio
 import json
 import sqlite3
+from contextlib import closing
 
+import faiss
 import numpy as np
 import pytest
 
@@ -19,7 +21,10 @@ from service.store import (
     Wanted,
     parse,
     rows,
+    snapshot,
 )
+from service.store.carry_over import OldStore
+from service.store.kinds import Built, Chosen
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
 
 
@@ -199,21 +204,14 @@ class TestIndexes:
     def test_auto_takes_codes_where_memory_is_short(self):
         assert Rules(memory=10**9).choose(Wanted(), 200_000, 384).precision == "float32"
         assert Rules(memory=10**9).choose(Wanted(), 900_000, 384).precision == "int8"
-        assert Rules(memory=10**9).choose(Wanted(), 2_000_000, 384).kind == "ivf_opq"
+        assert Rules(memory=10**9).choose(Wanted(), 2_000_000, 384).kind == "ivf_pq"
 
     @pytest.mark.parametrize(
         "wanted",
         [
             Wanted("hnsw", "float16"),
             Wanted("hnsw", "int8"),
-            Wanted("ivf_flat"),
-            Wanted("ivf_flat", "float16"),
-            Wanted("ivf_flat", "int8"),
             Wanted("ivf_pq"),
-            Wanted("ivf_opq"),
-            Wanted("sq"),
-            Wanted("sq", "float16"),
-            Wanted("binary"),
             Wanted("flat"),
         ],
         ids=lambda wanted: f"{wanted.kind} {wanted.precision}",
@@ -254,10 +252,59 @@ class TestIndexes:
         in_store(tmp_path, run, rules=SMALL)
         in_store(tmp_path, again, rules=SMALL)
 
+    @pytest.mark.parametrize(
+        ("kind", "precision", "factory", "instead"),
+        [
+            ("ivf_flat", None, "IVF4,Flat", Wanted("hnsw")),
+            ("ivf_flat", "float16", "IVF4,SQfp16", Wanted("hnsw", "float16")),
+            ("ivf_opq", None, "OPQ1,IVF4,PQ1np", Wanted("ivf_pq")),
+            ("sq", None, "SQ8", Wanted("hnsw", "int8")),
+            ("sq", "float16", "SQfp16", Wanted("hnsw", "float16")),
+            ("binary", None, "RR8,IVF4,RaBitQ", Wanted("ivf_pq")),
+        ],
+    )
+    def test_a_kind_of_index_that_is_gone_is_replaced(self, tmp_path, caplog, kind, precision, factory, instead):
+        """A store as an earlier version left it: the kind in its row, and the index in its snapshot."""
+        entries, snapshots = many(300), tmp_path / "snapshot"
+
+        async def fill(store):
+            await store.upsert(entries)
+            return store._id, store._writer.sequence, store._indexes[1].views()["text"].slots[:280].copy()
+
+        async def check(store):
+            assert (await store.collection("default")).wanted == instead
+            for number in (0, 150, 299):
+                near = await store.search("default", vector_of(f"{number}")[None], 1, effort=Effort(exact=True))
+                assert ids(near[0]) == [f"{number}"] and abs(near[0][0].score - 1) < 1e-6
+
+        async def converted(store):
+            await check(store)  # by the old index, or by none, or by the new one already
+            assert await store.indexed(300)
+            await check(store)
+            [only] = await store.parts("default")
+            assert (only.kind, only.count) == (instead.kind, 300) and only.indexed >= 280
+
+        store, sequence, slots = in_store(tmp_path, fill)
+        index = faiss.index_factory(8, factory, faiss.METRIC_INNER_PRODUCT)
+        vectors = np.stack([each.vector for each in entries[:280]])
+        index.train(vectors)
+        index.add(vectors)
+        chosen = Chosen(kind, precision or {"ivf_flat": "float32", "sq": "int8"}.get(kind))
+        snapshot.save(snapshots, store, sequence, snapshot.Saved(1, "text", Built(chosen, index, 280), slots))
+        with closing(sqlite3.connect(tmp_path / "store.sqlite3")) as connection, connection:
+            connection.execute("UPDATE collections SET kind = ?, precision = ?", (kind, precision))
+        with closing(OldStore(tmp_path, alone=False)) as old:
+            assert [each.wanted for each, _, _ in old.collections()] == [instead]
+        in_store(tmp_path, converted, rules=SMALL)
+        assert f"1 collections have an index of kind {kind}, which there is no more: {instead.kind}" in caplog.text
+        caplog.clear()
+        in_store(tmp_path, converted, rules=SMALL)
+        assert "which there is no more" not in caplog.text, "it is said once"
+
     def test_effort_travels_with_the_call(self, tmp_path):
         """A search with little effort misses what one with much finds, also while both run at once."""
         rng = np.random.default_rng(0)
-        vectors = l2_normalise(rng.standard_normal((2_000, 32)))
+        vectors = l2_normalise(rng.standard_normal((1_000, 32)))
         queries = l2_normalise(rng.standard_normal((40, 32)))
         best = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
 
@@ -268,10 +315,10 @@ class TestIndexes:
             )
 
         async def run(store):
-            await store.create_collection("default", Wanted("ivf_flat"))
+            await store.create_collection("default", Wanted("ivf_pq"))
             await store.upsert([Entry("default", f"{n}", "image", {}, vector) for n, vector in enumerate(vectors)])
             assert await store.indexed(300)
-            little, much = Effort(nprobe=1), Effort(nprobe=1_000)
+            little, much = Effort(nprobe=1, rescore=1_000), Effort(nprobe=1_000, rescore=1_000)
             found = await asyncio.gather(*(recall(store, effort) for effort in (little, much) * 4))
             assert found[1::2] == [1.0] * 4 and len(set(found[::2])) == 1 and found[0] < 0.8
             await store.create_collection("default", Wanted("hnsw"))

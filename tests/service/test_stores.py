@@ -336,7 +336,7 @@ def test_delete_matching_says_how_many(open_store, tmp_path):
 
 def test_a_collection_is_of_the_kind_that_it_was_put_as(open_store, tmp_path):
     async def run(store):
-        for kind in ("flat", "hnsw", "ivf_flat", "auto"):
+        for kind in ("flat", "hnsw", "auto"):
             assert await store.create_collection(kind, Wanted(kind))
             await store.upsert([entry(f"{n}", collection=kind) for n in range(10)])
             assert (await store.collection(kind)).wanted == Wanted(kind)

@@ -36,7 +36,7 @@ from service.store.schema import now
 
 _RESULTS = 65_536
 """Of one search call, over all its queries."""
-_EF, _NPROBE = 128, 16
+_EF = 128
 _MAP_S = 60
 _MODALITIES = ("audio", "image", "text", "vector", "video")
 
@@ -254,8 +254,7 @@ class MilvusStore:
         self, collection: str, queries: Vectors, count: int, condition: str, with_vector: bool, effort: Effort
     ) -> list[list[Hit]]:
         output = [*layout.ITEM, *(["vector"] if with_vector else [])]
-        # Each kind of index reads its own of these.
-        parameters = {"ef": max(effort.ef_search or _EF, count), "nprobe": effort.nprobe or _NPROBE}
+        parameters = {"ef": max(effort.ef_search or _EF, count)}
         together = max(1, _RESULTS // count)
         found: list[list[Hit]] = []
         for start in range(0, len(queries), together):
@@ -382,7 +381,7 @@ class MilvusStore:
         return sorted(found, key=lambda each: each.name)
 
     async def _collection(self, name: str, held: Mapping[str, Any], *, counted: bool) -> Collection:
-        wanted = Wanted(held["kind"], held["precision"])
+        wanted = Wanted.stored(held["kind"], held["precision"])
         count = await self._tables.count(name) if counted else 0
         return Collection(name, self._space, self._dimensions, held["created"], wanted, count)
 

@@ -32,7 +32,6 @@ _INDEXES: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "auto": ("HNSW", {"M": 16, "efConstruction": 100}),
     "hnsw": ("HNSW", {"M": 16, "efConstruction": 100}),
     "flat": ("FLAT", {}),
-    "ivf_flat": ("IVF_FLAT", {"nlist": 1_024}),
 }
 
 

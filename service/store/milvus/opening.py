@@ -1,13 +1,14 @@
 """Making or checking the catalogue, when a process starts. Blocks."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service.contract.bundle import Manifest
 from service.errors import NotReady
 from service.store.errors import SpaceMismatch, StoreDamaged, filled_elsewhere
-from service.store.kinds import Wanted
+from service.store.kinds import REPLACED, Wanted
 from service.store.milvus import layout
 from service.store.milvus.connection import Connection
 from service.store.milvus.tables import COUNT, STRONG
@@ -15,6 +16,8 @@ from service.store.schema import DEFAULT_COLLECTION
 
 _VERSION = 1
 _PREFIX = f"{layout.CATALOGUE}_"
+
+_log = logging.getLogger(__name__)
 
 
 def prepare(connection: Connection, manifest: Manifest) -> None:
@@ -36,6 +39,7 @@ def prepare(connection: Connection, manifest: Manifest) -> None:
     if layout.CATALOGUE not in known:
         make(connection, layout.CATALOGUE, layout.catalogue_schema(connection.client, dimensions))
     _put_note(connection, layout.STORE, {"version": _VERSION, "space": manifest.space}, dimensions)
+    _replace_kinds(connection, dimensions)
     if _note(connection, f"collection/{DEFAULT_COLLECTION}") is None:
         name = layout.collection_name(DEFAULT_COLLECTION)
         make(connection, name, layout.items_schema(connection.client, dimensions))
@@ -79,6 +83,27 @@ def _kept(connection: Connection, manifest: Manifest, held: Mapping[str, Any], k
     for name in ours:
         connection.call_now("drop_collection", name)
     return False
+
+
+def _replace_kinds(connection: Connection, dimensions: int) -> None:
+    """Build anew the indexes of collections whose kind there is no more. They cannot be searched meanwhile."""
+    call = connection.call_now
+    rows = call("query", layout.CATALOGUE, filter='id like "collection/%"', output_fields=["id", "content"], **STRONG)
+    for row in rows:
+        held = json.loads(row["content"])
+        if held["kind"] not in REPLACED:
+            continue
+        wanted = Wanted.stored(held["kind"], held["precision"])
+        _log.warning(
+            "a collection has an index of kind %s, which there is no more: %s replaces it", held["kind"], wanted.kind
+        )
+        name = layout.collection_name(row["id"].removeprefix("collection/"))
+        call("release_collection", name)
+        for index in call("list_indexes", name):
+            call("drop_index", name, index)
+        call("create_index", name, index_params=layout.index(connection.client, wanted), sync=False)
+        _put_note(connection, row["id"], held | {"kind": wanted.kind}, dimensions)
+        call("load_collection", name)
 
 
 def _note(connection: Connection, id: str) -> dict[str, Any] | None:
