@@ -25,6 +25,24 @@ REMOVED = {
     "machines, use `python -m training embed --ray` and `python -m service load`",
     "job_deliveries": "a part of a job is tried three times before its items are tried one by one",
     "unload_idle_s": "a tower stays open; ISTHMUS_MODALITIES chooses which towers are opened",
+    "lanes": "set ISTHMUS_THREADS: a tower on the CPU runs as many calls at once as the cores allow",
+    "batch_audio_seconds": "a call of the audio tower takes 60 seconds of sound",
+    "hang_s": "a model call counts as hanging after 60 s, or after ISTHMUS_REQUEST_DEADLINE_S where that is longer",
+    "slow_request_s": "a request that takes longer than 10 s is logged with the time of each stage",
+    "otlp_endpoint": "set OTEL_EXPORTER_OTLP_ENDPOINT, OpenTelemetry's own variable",
+    "trace_share": "set OTEL_TRACES_SAMPLER=parentbased_traceidratio and OTEL_TRACES_SAMPLER_ARG to the share, "
+    "OpenTelemetry's own variables",
+    "milvus_timeout_s": "a call to Milvus may take 5 s",
+    "redis_timeout_s": "a command of Redis may take 0.1 s",
+    "cache_ttl_s": "Redis keeps a vector for 7 days",
+    "fetch_timeout_s": "a URL may take 10 s",
+    "fetch_concurrency": "16 URLs are fetched at once",
+    "max_audio_bytes": "a sound file may be as large as ISTHMUS_MAX_BODY_BYTES",
+    "max_video_bytes": "a video file may be as large as ISTHMUS_MAX_BODY_BYTES",
+    "max_audio_decoded_bytes": "a decoded sound may have 1 GiB",
+    "max_audio_channels": "a sound may have 8 channels",
+    "max_video_pixels": "a frame of a video may have 9,000,000 pixels (4K)",
+    "max_unsent_bytes": "answers that clients have not read yet may have 128 MB together",
 }
 """Settings that earlier versions had, and what to do instead. A start that sets one of them is refused."""
 
@@ -41,13 +59,10 @@ class Limits(BaseModel):
     body_bytes: int = 64_000_000
     image_bytes: int = 25_000_000
     image_pixels: int = 40_000_000
-    audio_bytes: int = 45_000_000
+    audio_bytes: int = 64_000_000
     audio_seconds: float = 1_800.0
-    audio_decoded_bytes: int = 2**30
-    audio_channels: int = 8
-    video_bytes: int = 100_000_000
+    video_bytes: int = 64_000_000
     video_seconds: float = 600.0
-    video_pixels: int = 9_000_000
     video_frames: int = 16
     text_chars: int = 32_000
     inputs: int = 256
@@ -64,13 +79,11 @@ class Limits(BaseModel):
 
     @property
     def of_sounds(self) -> AudioLimits:
-        return AudioLimits(self.audio_bytes, self.audio_seconds, self.audio_decoded_bytes, self.audio_channels)
+        return AudioLimits(self.audio_bytes, self.audio_seconds)
 
     @property
     def of_videos(self) -> VideoLimits:
-        return VideoLimits(
-            self.video_bytes, self.video_seconds, self.video_pixels, self.audio_channels, self.video_frames
-        )
+        return VideoLimits(self.video_bytes, self.video_seconds, frames=self.video_frames)
 
 
 @dataclass(frozen=True)
@@ -89,137 +102,115 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ISTHMUS_", extra="ignore", frozen=True, use_attribute_docstrings=True)
 
     bundle: Path = Path("starter")
-    """Of the default model; its manifest's name is the model's."""
+    """Folder of the default model's bundle. The name in its manifest is the model's name."""
     more_bundles: Annotated[tuple[Path, ...], NoDecode] = ()
-    """Further models, chosen by a request's `model`; separated by commas."""
+    """Folders of further bundles, with commas between. A request chooses one by `model`."""
     bundle_signers: Annotated[tuple[Path, ...], NoDecode] = ()
-    """PEM files of Ed25519 public keys, separated by commas: only bundles that one of them signed are served
-    (`python -m training sign`). Unset, unsigned ones are too."""
+    """PEM files of Ed25519 public keys, with commas between. Only bundles that one of these keys signed are served
+    (`python -m training sign`). Unset, unsigned bundles are served too."""
     model_aliases: Annotated[tuple[str, ...], NoDecode] = ()
-    """Other names for models, as ALIAS=NAME, separated by commas: `text-embedding-3-small=starter` for a client whose
-    model cannot be chosen."""
+    """Other names for models, as ALIAS=NAME with commas between: `text-embedding-3-small=starter` for a client whose
+    model name is fixed."""
     licences: Literal["any", "commercial"] = "any"
-    """commercial: a bundle is refused unless the licences of all its parts (data sets and encoders) allow commercial
-    use; what is not known counts as not allowed."""
+    """commercial: refuse a bundle unless the licences of all its data sets and encoders allow commercial use. A licence
+    that is not stated counts as not allowing it."""
     modalities: Annotated[tuple[Modality, ...], NoDecode] = MODALITIES
-    """The towers to load, of those that a bundle has; separated by commas."""
+    """Towers to open, of those that a bundle has; with commas between. Fewer towers take less memory."""
     store: Path = Path("store")
-    """A directory, for one process; or the word `milvus`, for many."""
+    """Folder of the store, for one server process; or the word `milvus`, for any number of them."""
     milvus_uri: str = Field(default="http://127.0.0.1:19530", pattern=r"^(https?|tcp)://.+|^unix:.+|.+\.db$")
-    """http://HOST:PORT/DATABASE; a store has a database to itself. A path that ends in .db is a Milvus Lite, which runs
-    in this process."""
+    """Address of the Milvus, as http://HOST:PORT/DATABASE. The store needs a database of its own. A path that ends in
+    .db is a Milvus Lite, which runs in the server's process."""
     milvus_token: SecretStr | None = None
-    """An API key, or NAME:PASSWORD."""
-    milvus_timeout_s: float = Field(default=5.0, gt=0, le=600)
-    """For one call; past it, 503."""
+    """API key of the Milvus, or NAME:PASSWORD."""
     previews: bool = False
-    """Keep of every image and sound that is stored from now on a preview (a picture of at most 480 pixels, the first 20
-    seconds), in the store and its backups. Whoever may search may see it. Off, nothing of a client's media is kept."""
+    """Keep a small preview of every image and sound that is stored from now on: a picture of at most 480 pixels, the
+    first 20 seconds. Previews are in the store and its backups, and whoever may search may see them. Without them no
+    media of a client are kept."""
     host: str = "127.0.0.1"
-    """The address to listen at; 0.0.0.0 is every address of this machine."""
+    """Address to listen at. 0.0.0.0 means all addresses of this machine."""
     port: int = Field(default=8000, ge=0, le=65_535)
-    """0 picks a free port."""
+    """Port to listen at. 0 picks a free port."""
     root_path: str | None = Field(default=None, pattern=r"^(/[A-Za-z0-9._~-]+)+$")
-    """The path that a proxy serves this under, such as /isthmus, whether it takes it off or not."""
+    """Path under which a proxy serves this service, such as /isthmus. It works whether or not the proxy removes the
+    path from requests."""
     device: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
-    """auto: CUDA where ONNX Runtime has it and it works, else the CPU. The others are insisted on."""
+    """auto: CUDA where ONNX Runtime has it and it works, else the CPU. With any other value the start fails where the
+    device does not work."""
     gpus: Annotated[tuple[int, ...], NoDecode] = (0,)
-    """Numbers of the GPUs, separated by commas: a tower has a session on each, and its calls go to them in turn."""
+    """Numbers of the GPUs, with commas between. Every tower has a session on each GPU, and its calls take turns."""
     cuda_graphs: bool = False
-    """Record the image tower's calls on a GPU once per batch size, and replay them."""
+    """Record the image tower's calls on a GPU once for each batch size, and replay them."""
     tensorrt_engines: Path | None = None
-    """Where TensorRT keeps what it compiles; unset, it compiles for minutes at every start."""
+    """Folder where TensorRT keeps its compiled engines. Unset, it compiles for minutes at every start."""
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
-    """Of the towers; auto: what each tower's manifest entry says is the default on the device."""
-    lanes: int = Field(default=0, ge=0, le=64)
-    """Calls that a tower on the CPU runs at once; 0: as many as there are cores for `threads`, up to four. One call on
-    many threads is quicker when it is alone, several on few get more done: 1.28 times as much on two cores
-    (docs/LOG.md). A GPU runs one call at a time."""
+    """Precision of the towers. auto: the default that the manifest gives each tower for the device."""
     threads: int = Field(default=0, ge=0, le=1_024)
-    """Of each call; 0: the cores, shared out among the lanes."""
+    """Threads of one model call on the CPU. A tower runs as many calls at once as the cores allow. More threads answer
+    a lone request sooner, fewer answer more requests per second. 0: up to four calls share the cores."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """debug also logs what exceptions say, which may quote a request; the others name only their kind and place."""
-    slow_request_s: float | None = Field(default=10.0, gt=0)
-    """A request that takes longer gets a warning in the log, with the time of each stage; unset, none does."""
-    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://")
-    """Where traces go by OTLP over HTTP, as http://collector:4318; needs the extra `otel`. Unset, none are made."""
-    trace_share: float = Field(default=1.0, ge=0, le=1)
-    """Of the requests that bring no trace of their own; the others are traced as their `traceparent` says."""
+    """Lowest level that is logged. Only debug logs the text of exceptions, which may quote a request."""
     min_free_bytes: int = Field(default=256 * 2**20, ge=0)
-    """Of the disks that hold the store and the jobs. Uploads of jobs stop there, items and label sets at half of it,
-    with 503; deletes go on. With less, /readyz names it, and goes on to be ready."""
+    """Bytes to keep free on the disks of the store and the jobs. With less, uploads of jobs get 503; with less than
+    half of it, items and label sets do too. Deletes still work, and /readyz names the disk and stays ready."""
 
     keys: Path | None = None
-    """The file of API keys that `python -m service keys` writes. Unset, whoever reaches the port may read and write."""
+    """File of API keys, which `python -m service keys` writes. Unset, whoever reaches the port may read and write."""
     origins: Annotated[tuple[str, ...], NoDecode] = ()
-    """Sites whose pages may call the service from a browser (CORS), such as https://example.org; commas between."""
+    """Web sites whose pages may call the service from a browser (CORS), such as https://example.org; with commas
+    between."""
     hosts: Annotated[tuple[str, ...], NoDecode] = ()
-    """Names that the service may be asked for by (Host) where it has no keys, beside addresses and localhost; commas
-    between. Unset, any name will do, unless it listens on a loopback address: then none."""
+    """Names that a server without keys answers to (Host), besides addresses and localhost; with commas between. Unset,
+    it answers to any name, or to none where it listens on a loopback address."""
 
     fetch: Literal["off", "https", "http"] = "off"
-    """Whether URLs are inputs: over https, or over http too; to public addresses, unless `fetch_allow` says more."""
+    """Whether inputs may be URLs: over https only, or over http too. Only public addresses are fetched from, unless
+    ISTHMUS_FETCH_ALLOW adds others."""
     fetch_allow: Annotated[tuple[str, ...], NoDecode] = ()
-    """Names (`example.org`, `*.example.org`): if there are any, only these. Networks (`10.1.0.0/16`): besides public
-    addresses. Separated by commas."""
+    """Names and networks, with commas between. Names (`example.org`, `*.example.org`): only these are fetched from.
+    Networks (`10.1.0.0/16`): allowed besides public addresses."""
     fetch_deny: Annotated[tuple[str, ...], NoDecode] = ()
-    """Names and networks that are not fetched from, whatever else says so; a NAT64 prefix of your own belongs here."""
+    """Names and networks that are never fetched from, with commas between. A NAT64 prefix of your own belongs here."""
     fetch_ports: Annotated[tuple[int, ...], NoDecode] = ()
-    """Unset, 443, and 80 for http; separated by commas."""
-    fetch_timeout_s: float = Field(default=10.0, gt=0, le=300)
-    """For one URL, from its name to its last byte."""
-    fetch_concurrency: int = Field(default=16, gt=0, le=1_024)
-    """URLs that are fetched at once; those of jobs, which come on top, are a quarter of that."""
+    """Ports that are fetched from, with commas between. Unset: 443, and 80 for http."""
     fetch_dns: str | None = None
-    """The name server, ADDRESS or ADDRESS:PORT, such as one that knows no name of your network; unset, the system's."""
+    """Name server for fetching, as ADDRESS or ADDRESS:PORT, such as one that knows no name of your network. Unset, the
+    system's."""
     fetch_ca: Path | None = None
-    """A PEM file of authorities that are trusted besides the public ones."""
+    """PEM file of certificate authorities to trust besides the public ones when fetching."""
 
     redis_url: str | None = Field(default=None, pattern=r"^(redis|rediss|unix)://")
-    """Of a Redis that processes share: the cache of vectors, and what keys may still spend. Unset, each has its own."""
-    redis_timeout_s: float = Field(default=0.1, gt=0, le=10)
-    """For one command; past it Redis is left alone for a second, and what it would have told counts as unknown."""
-    cache_ttl_s: int = Field(default=7 * 86_400, gt=0)
-    """How long Redis keeps a vector."""
+    """Address of a Redis that server processes share, for the cache of vectors and the limits of keys. Unset, each
+    process has its own."""
     cache_bytes: int = Field(default=256 * 2**20, ge=0)
-    """Of the in-process cache, used where there is no Redis."""
+    """Largest size of the cache of vectors in the process, in bytes. Used where there is no Redis."""
 
     max_body_bytes: int = Field(default=64_000_000, gt=0)
-    """Of one request; past it, 413."""
+    """Largest request body, and largest sound or video file, in bytes. A larger body gets 413."""
     max_bodies_bytes: int = Field(default=400_000_000, gt=0)
-    """Of all requests that are being read or answered, together; past it, 429 before a body is read."""
-    max_unsent_bytes: int = Field(default=128_000_000, gt=0)
-    """Of answers that clients have not read yet, together; past it, who has been behind for the longest is cut off."""
+    """Largest total of the bodies of all requests that are read or answered at one time, in bytes. Beyond it a request
+    gets 429 before its body is read."""
     max_image_bytes: int = Field(default=25_000_000, gt=0)
-    """Of one image's file."""
+    """Largest image file, in bytes."""
     max_image_pixels: int = Field(default=40_000_000, gt=0)
-    """Of one image, as it is decoded: width × height. A JPEG is decoded at a half, a quarter or an eighth of its sides
-    where the tower takes no more, and only those pixels count."""
-    max_audio_bytes: int = Field(default=45_000_000, gt=0)
-    """Of one sound's file: half an hour of MP3 at 192 kbit/s, and as base64 less than a body."""
+    """Largest decoded image, in pixels (width × height). A JPEG is decoded at a half, a quarter or an eighth of its
+    sides where the tower takes no more, and only those pixels count."""
     max_audio_seconds: float = Field(default=1_800.0, gt=0)
-    """Of one sound."""
-    max_audio_decoded_bytes: int = Field(default=2**30, gt=0)
-    """Of one sound, decoded, all channels: what is gone through block by block, and never held."""
-    max_audio_channels: int = Field(default=8, gt=0)
-    """Of one sound."""
-    max_video_bytes: int = Field(default=100_000_000, gt=0)
-    """Of one video's file; max_body_bytes comes first: raise that too."""
+    """Longest sound, in seconds."""
     max_video_seconds: float = Field(default=600.0, gt=0)
-    """Of one video."""
-    max_video_pixels: int = Field(default=9_000_000, gt=0)
-    """Of a frame: 9,000,000 is 4K."""
+    """Longest video, in seconds."""
     video_frames: int = Field(default=16, gt=0, le=256)
-    """That are looked at, at most: the middles of so many stretches, and one a second of a shorter video."""
+    """Most frames of a video that are embedded: one per second, or evenly spaced ones of a longer video."""
     max_text_chars: int = Field(default=32_000, gt=0)
-    """Of one text; a longer one is refused. What a tower does not read of it is cut off, and the answer says so."""
+    """Longest text, in characters; a longer one is refused. A tower may read only the beginning of a text, and the
+    answer then says so."""
     token_ids: bool = False
-    """Take token ids at /v1/embeddings in place of texts, as made by clients with the bundle's own tokenizer, special
-    tokens included. Ids of another tokenizer cannot be told from them, and would be the vectors of other texts."""
+    """Accept token ids in place of texts at /v1/embeddings, from clients that use the bundle's own tokenizer and
+    include its special tokens. Ids of another tokenizer cannot be recognised, and get the vectors of other texts."""
     max_inputs: int = Field(default=256, gt=0, le=100_000)
-    """Of one request; at /v1/embeddings eight times as many, as OpenAI's clients send."""
+    """Most inputs of one request. /v1/embeddings takes eight times as many, because OpenAI's clients send so many."""
     max_top_k: int = Field(default=1_000, gt=0, le=100_000)
-    """Results that one query may ask for."""
+    """Most results of one query."""
 
     api_key: SecretStr | None = None
     """Of `index` and a server that has keys; no server reads it."""
@@ -238,31 +229,25 @@ class Settings(BaseSettings):
     """Of one job."""
 
     batch_images: int | None = Field(default=None, gt=0)
-    """Items in one call of the image tower; unset, 8 on the CPU and 32 on a GPU."""
+    """Images in one call of the image tower. Unset: 8 on the CPU, 32 on a GPU."""
     batch_tokens: int | None = Field(default=None, gt=0)
-    """Padded tokens (rows × longest) in one call of the text tower; unset, 512 on the CPU and 8,192 on a GPU."""
-    batch_audio_seconds: float = Field(default=60.0, gt=0)
-    """Seconds of sound in one call of the audio tower, as the tower hears it. A longer sound is a call of its own, of
-    which so much is encoded at once on the CPU: memory goes by this, not by the sound's length."""
+    """Padded tokens (rows × longest row) in one call of the text tower. Unset: 512 on the CPU, 8,192 on a GPU."""
     queue_inputs: int = Field(default=1_024, gt=0)
-    """Inputs of one modality that may be in work or waiting; past it, 429 with a Retry-After. A request of more inputs
-    than that takes half of the room, and is fed through in pieces."""
+    """Most inputs of one modality that are embedded or wait. Beyond it a request gets 429 with a Retry-After. A request
+    with more inputs than that uses half of the room and is embedded in parts."""
     queue_s: float = Field(default=5.0, gt=0)
-    """For which inputs of one modality may wait, at the pace that decoding and their tower keep lately; past it, 429. A
-    key whose callers send a flood takes neither all of this nor of `queue_inputs`: another has a part of its own."""
-    hang_s: float = Field(default=60.0, gt=0)
-    """A model call that takes longer is taken to hang: new inputs of its modality get 503 at once, and /readyz and
-    /healthz say so, until it ends. Longer than the longest call of the slowest tower."""
+    """Longest wait of an input, in seconds, estimated from the recent speed of its tower. Beyond it a request gets 429.
+    One key cannot fill the whole queue: every other key keeps a part of it."""
     decode_workers: int = Field(default=4, gt=0, le=256)
-    """Threads of a model that decode and preprocess."""
+    """Threads that decode and prepare the inputs of a model."""
     request_deadline_s: float = Field(default=60.0, gt=0)
-    """For one request, whatever stages it has, once its body is there; past it, 504. Of one that stores something: for
-    its vectors."""
+    """Seconds until a request gets 504, counted from the end of its body. Of a request that stores items, only the time
+    for their vectors counts."""
     drain_s: float = Field(default=0.0, ge=0, le=600)
-    """After SIGTERM the server works on for so long, and says in /readyz and by `Connection: close` that it is ending.
-    Behind a proxy: longer than the proxy keeps idle connections to it, and than it takes to notice."""
+    """Seconds that the server goes on after SIGTERM while it says in /readyz and by `Connection: close` that it is
+    ending. Behind a proxy, longer than the proxy keeps idle connections and needs to notice."""
     shutdown_grace_s: int = Field(default=20, gt=0)
-    """For what is under way at the end; past it, 503."""
+    """Seconds for the requests that are under way at the end. Those that are not done get 503."""
 
     @field_validator(
         "milvus_token",
@@ -273,8 +258,6 @@ class Settings(BaseSettings):
         "fetch_ca",
         "batch_images",
         "batch_tokens",
-        "slow_request_s",
-        "otlp_endpoint",
         "jobs",
         "jobs_root",
         mode="before",
@@ -368,8 +351,9 @@ class Settings(BaseSettings):
 
     @property
     def cpu_lanes(self) -> int:
+        """Calls that a tower on the CPU runs at once."""
         cores = len(os.sched_getaffinity(0))
-        return self.lanes or max(1, min(_MOST_LANES, cores // (self.threads or 1)))
+        return max(1, cores // self.threads) if self.threads else min(_MOST_LANES, cores)
 
     @property
     def call_threads(self) -> int:
@@ -377,8 +361,10 @@ class Settings(BaseSettings):
 
     @cached_property
     def limits(self) -> Limits:
-        stated = {name: getattr(self, f"max_{name}") for name in Limits.model_fields if name != "video_frames"}
-        return Limits(**stated, video_frames=self.video_frames)
+        files = {"audio_bytes": self.max_body_bytes, "video_bytes": self.max_body_bytes}
+        stated = {name.removeprefix("max_"): value for name, value in self if name.startswith("max_")}
+        known = {name: value for name, value in stated.items() if name in Limits.model_fields}
+        return Limits(**known, **files, video_frames=self.video_frames)
 
 
 def read_settings(**flags: Any) -> Settings:

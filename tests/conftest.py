@@ -24,6 +24,8 @@ from service.settings import Settings
 from tests import tiny_bundle
 
 DEADLINE_S = 30.0
+CORES = len(os.sched_getaffinity(0))
+"""With so many threads for a call, a tower runs one call at a time."""
 
 # How long an example takes says something of the machine, not of the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -85,7 +87,7 @@ def served(settings: Settings, parts: Parts | None = None) -> Iterator[tuple[Ser
 
 @pytest.fixture
 def settings(bundle_dir: Path, tmp_path: Path) -> Settings:
-    return Settings(bundle=bundle_dir, store=tmp_path / "store", device="cpu", lanes=1, threads=1)
+    return Settings(bundle=bundle_dir, store=tmp_path / "store", device="cpu", threads=CORES)
 
 
 @pytest.fixture
@@ -134,6 +136,12 @@ def _redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = int(probe.getsockname()[1])
     with redis_server(tmp_path_factory.mktemp("redis"), port) as url:
         yield url
+
+
+@pytest.fixture
+def patient_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take longer for a command than a server waits."""
+    monkeypatch.setattr("service.runtime.quotas.REDIS_TIMEOUT_S", 5.0)
 
 
 @pytest.fixture

@@ -47,6 +47,7 @@ from service.jobs.run import EmbeddingContext
 from service.retrieval.classify import Classifier
 from service.retrieval.projection import Maps
 from service.retrieval.search import Searcher
+from service.runtime import quotas
 from service.runtime.metrics import Metrics
 from service.runtime.quotas import Limiter, MemoryLimiter, RedisLimiter
 from service.runtime.tracing import Tracing, open_tracing
@@ -120,7 +121,7 @@ def open_parts(settings: Settings) -> Parts:
 def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing | None = None) -> FastAPI:
     """The service. Without `parts` its start opens them; without `tracing` traces go where the settings say."""
     metrics = Metrics()
-    tracing = tracing or open_tracing(settings)
+    tracing = tracing or open_tracing()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Lifespan]:
@@ -188,7 +189,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
         middleware=[
             Middleware(Prefix, root_path=settings.root_path or ""),
             Middleware(SecurityHeaders),
-            Middleware(Context, metrics=metrics, slow_s=settings.slow_request_s, tracing=tracing),
+            Middleware(Context, metrics=metrics, tracing=tracing),
             *cors(settings),
             Middleware(
                 Gate,
@@ -233,7 +234,7 @@ def cors(settings: Settings) -> list[Middleware]:
 def open_limiter(settings: Settings, metrics: Metrics) -> Limiter:
     if settings.redis_url is None:
         return MemoryLimiter()
-    return RedisLimiter(settings.redis_url, timeout_s=settings.redis_timeout_s, observer=metrics)
+    return RedisLimiter(settings.redis_url, timeout_s=quotas.REDIS_TIMEOUT_S, observer=metrics)
 
 
 _NUMBER = {"schema": {"type": "integer"}}

@@ -39,6 +39,8 @@ _MOST_DIGITS = 20
 """Of a length that can be meant."""
 _SELF_UNPACKED = frozenset({"gzip", "x-gzip"})
 """What a route that is streamed to knows by its first bytes, whatever the headers say."""
+SLOW_REQUEST_S = 10.0
+"""A request that takes longer gets a warning in the log, with the time of each stage."""
 _TOO_MUCH = "too many large bodies are being read"
 CLIENT_GONE = 499
 _METHODS = frozenset(HTTPMethod)
@@ -58,10 +60,8 @@ _PAGE_HEADERS = {
 class Context:
     """X-Request-ID, Server-Timing, metrics, spans, the log line, and the answer to what no handler expected."""
 
-    def __init__(
-        self, app: ASGIApp, metrics: Metrics, slow_s: float | None = None, tracing: Tracing | None = None
-    ) -> None:
-        self.app, self.metrics, self.slow_s, self.tracing = app, metrics, slow_s, tracing
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
+        self.app, self.metrics, self.tracing = app, metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -134,7 +134,7 @@ class Context:
             fields["code"] = code
         log.info("request", extra={"fields": fields})
         took = {f"{stage}_ms": round(1000 * duration, 2) for stage, duration in spent.items()}
-        if self.slow_s is not None and seconds >= self.slow_s:
+        if seconds >= SLOW_REQUEST_S:
             self.metrics.slow_requests.labels(route).inc()
             log.warning("slow request", extra={"fields": fields | {"stages": took}})
         if span is not None:

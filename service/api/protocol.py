@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 65_536
 """Of the request line and the headers together."""
+MAX_UNSENT_BYTES = 128_000_000
+"""Of answers that clients have not read yet, together. Past it the client that has been behind for the longest is cut
+off."""
 _MOST_WAITING = 64
 """Requests of one connection that wait for the answer to the one before. The last of them is told `Connection: close`,
 and what comes after it is not read."""

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from service.api.app import create_app, open_parts
 from service.api.auth import local_names
-from service.api.protocol import Protocol, Unsent
+from service.api.protocol import MAX_UNSENT_BYTES, Protocol, Unsent
 from service.api.state import State
 from service.commands import starters
 from service.contract.licences import weights_line
@@ -182,7 +182,7 @@ def give_large_blocks_back() -> None:
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=cast("type[Protocol]", partial(Protocol, unsent=Unsent(settings.max_unsent_bytes))),
+        http=cast("type[Protocol]", partial(Protocol, unsent=Unsent(MAX_UNSENT_BYTES))),
         ws="none",
         log_config=None,
         access_log=False,

@@ -53,15 +53,13 @@ class AudioLimits:
         """Raises MediaTooLarge."""
         if count > self.max_bytes:
             raise MediaTooLarge(
-                f"the sound has {count:,} bytes, more than the {self.max_bytes:,} of ISTHMUS_MAX_AUDIO_BYTES"
+                f"the sound has {count:,} bytes, more than the {self.max_bytes:,} of ISTHMUS_MAX_BODY_BYTES"
             )
 
     def check_channels(self, count: int) -> None:
         """Raises MediaTooLarge."""
         if count > self.max_channels:
-            raise MediaTooLarge(
-                f"the sound has {count:,} channels, more than the {self.max_channels:,} of ISTHMUS_MAX_AUDIO_CHANNELS"
-            )
+            raise MediaTooLarge(f"the sound has {count:,} channels, more than the {self.max_channels:,} that are read")
 
     def check_length(self, frames: int, rate: int, channels: int) -> None:
         """Raises MediaTooLarge."""
@@ -69,8 +67,7 @@ class AudioLimits:
             raise MediaTooLarge(f"the sound is longer than the {self.max_seconds:,g} s of ISTHMUS_MAX_AUDIO_SECONDS")
         if 4 * frames * channels > self.max_decoded_bytes:
             raise MediaTooLarge(
-                f"the sound is too large decoded: more than the {self.max_decoded_bytes:,} bytes of "
-                "ISTHMUS_MAX_AUDIO_DECODED_BYTES"
+                f"the sound is too large decoded: more than the {self.max_decoded_bytes:,} bytes that are read"
             )
 
 

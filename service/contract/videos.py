@@ -131,7 +131,7 @@ def _read(data: bytes, limits: VideoLimits) -> Iterator[tuple[Any, str]]:
     """PyAV and the name of the file's container; what PyAV raises within is raised as an InputError."""
     if len(data) > limits.max_bytes:
         raise MediaTooLarge(
-            f"the video has {len(data):,} bytes, more than the {limits.max_bytes:,} of ISTHMUS_MAX_VIDEO_BYTES"
+            f"the video has {len(data):,} bytes, more than the {limits.max_bytes:,} of ISTHMUS_MAX_BODY_BYTES"
         )
     container = container_of(data)
     if container is None:
@@ -182,8 +182,7 @@ def _extent(source: Any, limits: VideoLimits) -> _Extent:
 def _check_size(width: int, height: int, limits: VideoLimits) -> None:
     if width * height > limits.max_pixels:
         raise MediaTooLarge(
-            f"the video's frames have {width * height:,} pixels, more than the {limits.max_pixels:,} of "
-            "ISTHMUS_MAX_VIDEO_PIXELS"
+            f"the video's frames have {width * height:,} pixels, more than the {limits.max_pixels:,} that are read"
         )
 
 

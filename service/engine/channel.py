@@ -23,6 +23,8 @@ from service.runtime.metrics import TowerMetrics
 from service.settings import Settings
 
 _CANARY_S = 5.0
+_HANG_S = 60.0
+"""A model call that takes longer counts as hanging; or longer than a request may take, where that is more."""
 _SHARES = 8
 """A caller may always use one of so many parts of a queue's room, and send a request, however much others use."""
 
@@ -55,6 +57,7 @@ class Channel:
             lanes=settings.cpu_lanes if on_cpu else len(settings.gpus),
             observer=metrics,
         )
+        self.hang_s = max(_HANG_S, settings.request_deadline_s)
         self.slots = FairSemaphore(settings.decode_workers)
         """Held from undecoded to enqueued."""
         self.background_slots = asyncio.Semaphore(max(1, settings.decode_workers // 2))
@@ -84,7 +87,7 @@ class Channel:
     @property
     def hangs(self) -> bool:
         """Whether a call of the tower takes so long that nothing can be expected of it."""
-        return self.batcher.longest_call_s > self._settings.hang_s
+        return self.batcher.longest_call_s > self.hang_s
 
     @property
     def _pace(self) -> float:

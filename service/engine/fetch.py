@@ -46,6 +46,10 @@ _REDIRECTS = 3
 _REDIRECT = frozenset({301, 302, 303, 307, 308})
 _CONNECT_S = 3.0
 """For each address of a name."""
+_TIMEOUT_S = 10.0
+"""For one URL, from its name to its last byte."""
+_PLACES = 16
+"""URLs that are fetched at once; those of jobs, which come on top, are a quarter of that."""
 _PORTS = {"http": 80, "https": 443}
 _TEMPORARY = frozenset({408, 425, 429, *range(500, 600)})
 """Statuses of a site that may answer otherwise in a while."""
@@ -226,14 +230,22 @@ def ways(settings: Settings) -> Ways | None:
 class Fetcher:
     """Fetches for every request, so many at a time; in the `background` a quarter of that. Lives on one event loop."""
 
-    def __init__(self, ways: Ways, settings: Settings, observer: Observer, *, background: bool = False) -> None:
+    def __init__(
+        self,
+        ways: Ways,
+        settings: Settings,
+        observer: Observer,
+        *,
+        background: bool = False,
+        timeout_s: float = _TIMEOUT_S,
+        places: int = _PLACES,
+    ) -> None:
         self.rules, self._tls, self._resolver = ways.rules, ways.tls, ways.resolver
         limits = settings.limits
         self.most = {"image": limits.image_bytes, "audio": limits.audio_bytes}
         self.most_of_a_request = limits.body_bytes
         self.deadline_s = settings.request_deadline_s
-        self._timeout_s = settings.fetch_timeout_s
-        places = settings.fetch_concurrency
+        self._timeout_s = timeout_s
         self._places = FairSemaphore(max(1, places // 4) if background else places)
         self._observer = observer
 

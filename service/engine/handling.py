@@ -16,7 +16,7 @@ from service.contract.sounds import AudioPreprocessing, Sound
 from service.contract.tokens import TextPreprocessing, TextTokenizer, Tokens, pad_tokens
 from service.engine.batcher import Budget
 from service.engine.inputs import SMALL_SIDE, Decoded, Media, Single, Text, TokenIds, length_of
-from service.engine.towers import Arrays
+from service.engine.towers import AUDIO_CALL_S, Arrays
 from service.settings import Settings
 
 _NEAR_TOKENS, _NEAR_MS = 16, 2_000
@@ -106,7 +106,7 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
 
     seconds = np.arange(spec.sampling_rate // 2) / spec.sampling_rate
     tone = (0.1 * np.sin(2 * np.pi * 440.0 * seconds)).astype(np.float32)
-    budget = Budget(round(1_000 * settings.batch_audio_seconds), spec.padded, near=_NEAR_MS)
+    budget = Budget(round(1_000 * AUDIO_CALL_S), spec.padded, near=_NEAR_MS)
     return Handling(prepare, collate, lambda _: budget, prepared(spec.prepare(tone)))
 
 

@@ -7,8 +7,12 @@ from service.engine.cache import Cache, MemoryCache, RedisCache
 from service.engine.channel import Runs
 from service.engine.embedder import Embedder
 from service.engine.towers import open_towers
+from service.runtime import quotas
 from service.runtime.metrics import Metrics
 from service.settings import Settings
+
+_REDIS_KEEPS_S = 7 * 86_400
+"""Seconds for which Redis keeps a vector."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,6 @@ def open_engine(settings: Settings, bundle: Bundle | None = None) -> Opened:
         settings.modalities,
         settings.precision,
         settings.towers_on_gpus,
-        settings.batch_audio_seconds,
     )
     return Opened(bundle, {**towers})
 
@@ -48,7 +51,7 @@ def open_cache(settings: Settings, manifest: Manifest, metrics: Metrics, *, mode
     return RedisCache(
         settings.redis_url,
         dimensions=manifest.dimensions,
-        ttl_s=settings.cache_ttl_s,
-        timeout_s=settings.redis_timeout_s,
+        ttl_s=_REDIS_KEEPS_S,
+        timeout_s=quotas.REDIS_TIMEOUT_S,
         observer=metrics,
     )

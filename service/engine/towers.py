@@ -42,6 +42,9 @@ from service.settings import Gpus
 __all__ = ["CPU", "Arrays", "Device", "Tower", "TowerError", "Wanted", "open_towers"]
 
 Arrays = Mapping[str, NDArray[Any]]
+AUDIO_CALL_S = 60.0
+"""Seconds of sound in one call of an audio tower, as the tower hears it. A longer sound is a call of its own, of which
+so much is encoded at once on the CPU: memory goes by this, not by the sound's length."""
 
 
 class Tower:
@@ -59,7 +62,7 @@ class Tower:
         threads: int,
         precision: Wanted = "auto",
         gpus: Gpus = Gpus(),
-        call_seconds: float = 60.0,
+        call_seconds: float = AUDIO_CALL_S,
     ) -> None:
         """Raises TowerError, and BundleError where a file is not what the manifest says."""
         self.modality = modality
@@ -138,13 +141,12 @@ def open_towers(
     modalities: Collection[Modality] = MODALITIES,
     precision: Wanted = "auto",
     gpus: Gpus = Gpus(),
-    call_seconds: float = 60.0,
 ) -> dict[Modality, Tower]:
     """One tower for each of the bundle's modalities that are among `modalities`. Raises TowerError."""
     wanted = [modality for modality in bundle.manifest.towers if modality in modalities]
     if not wanted:
         raise TowerError(f"{bundle.path} has no tower for any of: {', '.join(modalities)} (ISTHMUS_MODALITIES)")
-    return {modality: Tower(bundle, modality, device, threads, precision, gpus, call_seconds) for modality in wanted}
+    return {modality: Tower(bundle, modality, device, threads, precision, gpus) for modality in wanted}
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:

@@ -93,7 +93,7 @@ class Metrics:
             "isthmus_cache_bytes", "Held by the cache in the process.", ["model"], registry=self._registry
         )
         self.slow_requests = Counter(
-            "isthmus_slow_requests", "Requests past ISTHMUS_SLOW_REQUEST_S.", ["route"], registry=self._registry
+            "isthmus_slow_requests", "Requests that took longer than 10 s.", ["route"], registry=self._registry
         )
         self._store_bytes = Gauge("isthmus_store_bytes", "Of the store's files.", registry=self._registry)
         self._store_free_bytes = Gauge("isthmus_store_free_bytes", "Free on the store's disk.", registry=self._registry)

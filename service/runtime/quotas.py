@@ -22,6 +22,8 @@ Costs = Mapping[Unit, float]
 UNITS: tuple[Unit, ...] = get_args(Unit)
 _PERIODS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "month": 30 * 86_400}
 _LIMIT = re.compile(rf"({'|'.join(UNITS)})=([1-9][0-9]{{0,14}})/({'|'.join(_PERIODS)})")
+REDIS_TIMEOUT_S = 0.1
+"""For one command. Past it Redis is left alone for a second, and what it would have told counts as unknown."""
 _TOLERANCE = 1e-9
 """Of an amount: what rounding may take from a bucket that has been waited for."""
 

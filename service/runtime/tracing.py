@@ -1,4 +1,4 @@
-"""OpenTelemetry traces, where ISTHMUS_OTLP_ENDPOINT says where to: requests, their stages, and the batches they share.
+"""OpenTelemetry traces, where OTEL_EXPORTER_OTLP_ENDPOINT says where to: requests, their stages, and their batches.
 
 A request's span goes on with the trace that its `traceparent` names, and the answer's `traceparent` names the span.
 Each stage of it is a span inside. A model call serves many requests and belongs to the trace of none: it is a trace of
@@ -6,6 +6,8 @@ its own, linked to the span of each request whose inputs it has, and they to it.
 nothing that a client sent. OpenTelemetry is imported where traces are made, and nowhere else.
 """
 
+import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,12 +16,14 @@ from typing import TYPE_CHECKING
 
 from service import __version__
 from service.runtime.logs import trace_id
-from service.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
     from opentelemetry.trace import Span, Tracer
 
+log = logging.getLogger(__name__)
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 Attributes = Mapping[str, str | int | float]
 
 
@@ -34,15 +38,15 @@ class Origin:
 class Tracing:
     """Makes spans and hands them to a processor."""
 
-    def __init__(self, processor: "SpanProcessor", share: float = 1.0) -> None:
-        """`share` of the requests without a trace of their own are traced."""
+    def __init__(self, processor: "SpanProcessor") -> None:
+        """Which requests are traced is what OTEL_TRACES_SAMPLER says: all, unless their `traceparent` says no."""
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, TraceIdRatioBased
+        from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
         resource = Resource.create({"service.name": "isthmus", "service.version": __version__})
         # A batch begins a trace, and is made only where a request in it is traced: no sampler is to ask again.
-        samplers = (ParentBased(TraceIdRatioBased(share)), ALWAYS_ON)
+        samplers = (None, ALWAYS_ON)
         self._processor = processor
         self._requests, self._batches = (self._tracer(TracerProvider(each, resource)) for each in samplers)
 
@@ -150,14 +154,14 @@ def traceparent(span: "Span") -> str:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 
 
-def open_tracing(settings: Settings) -> Tracing | None:
-    """What the settings ask for. Raises SettingsError where the extra `otel` is not installed."""
-    if settings.otlp_endpoint is None:
+def open_tracing() -> Tracing | None:
+    """What OpenTelemetry's own variables ask for; None where they name no collector, or the extra `otel` is missing."""
+    if not any(os.environ.get(name) for name in _ENDPOINTS):
         return None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        raise SettingsError("ISTHMUS_OTLP_ENDPOINT: traces need the extra `otel`, which is not installed") from None
-    endpoint = f"{settings.otlp_endpoint.rstrip('/')}/v1/traces"
-    return Tracing(BatchSpanProcessor(OTLPSpanExporter(endpoint)), settings.trace_share)
+        log.warning("no traces are made: OTEL_EXPORTER_OTLP_ENDPOINT is set, and the extra `otel` is not installed")
+        return None
+    return Tracing(BatchSpanProcessor(OTLPSpanExporter()))

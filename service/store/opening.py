@@ -10,6 +10,9 @@ from service.store.interface import Store
 from service.store.milvus import MilvusStore
 from service.store.sqlite import SqliteStore
 
+_MILVUS_TIMEOUT_S = 5.0
+"""For one call; past it, 503."""
+
 
 def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store, str]:
     """The store, and the name of the first model that may add to it.
@@ -30,4 +33,4 @@ def _open(settings: Settings, manifest: Manifest) -> Store:
     if settings.store != Path("milvus"):
         return SqliteStore.open(settings.store, manifest, least_free_bytes=settings.least_free_bytes)
     token = None if settings.milvus_token is None else settings.milvus_token.get_secret_value()
-    return MilvusStore.open(settings.milvus_uri, token, settings.milvus_timeout_s, manifest)
+    return MilvusStore.open(settings.milvus_uri, token, _MILVUS_TIMEOUT_S, manifest)

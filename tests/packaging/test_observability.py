@@ -99,13 +99,13 @@ def exported(
         store=tmp_path_factory.mktemp("exported"),
         device="cpu",
         threads=1,
-        slow_request_s=1e-9,
         redis_url=f"redis://127.0.0.1:{free_port_of_nobody}",
     )
     found: dict[str, set[str]] = {}
     in_process = settings.model_copy(update={"redis_url": None, "store": tmp_path_factory.mktemp("other")})
     for each in (settings, in_process):
-        with serving(each) as client:
+        with pytest.MonkeyPatch.context() as patched, serving(each) as client:
+            patched.setattr("service.api.middleware.SLOW_REQUEST_S", 1e-9)
             client.put("/collections/default", json={"keywords": ["title"]})
             client.post("/items", json={"items": [{"id": "a", "text": "red"}]}).raise_for_status()
             client.post("/items", files=[("file", ("b", png())), ("file", ("c", wav()))]).raise_for_status()

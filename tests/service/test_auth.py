@@ -247,9 +247,10 @@ def test_a_forged_header_does_not_use_up_a_key(settings: Settings, tmp_path: Pat
             assert response.status_code in status, response.text
 
 
+@pytest.mark.usefixtures("patient_redis")
 def test_limits_outlast_redis(settings: Settings, tmp_path: Path, free_port: int) -> None:
     _, clear = create_key(tmp_path / "keys.json", "k", ["read"], [Limit.parse("items=2/month")])
-    update = {"keys": tmp_path / "keys.json", "redis_url": f"redis://127.0.0.1:{free_port}/0", "redis_timeout_s": 2.0}
+    update = {"keys": tmp_path / "keys.json", "redis_url": f"redis://127.0.0.1:{free_port}/0"}
     with redis_server(tmp_path, free_port), serving(settings.model_copy(update=update)) as client:
         assert client.post("/embed", json={"inputs": ["a"] * 2}, headers=bearing(clear)).status_code == 200
         assert client.post("/embed", json={"inputs": ["b"]}, headers=bearing(clear)).status_code == 429

@@ -17,6 +17,7 @@ from service.engine.towers import open_towers
 from service.errors import NotReady, Overloaded
 from service.runtime.metrics import Metrics
 from service.settings import Settings
+from tests.conftest import CORES
 from tests.service.slow import WAIT_S, Slow
 from tests.service.test_pipeline import run
 
@@ -59,8 +60,10 @@ def test_admission_is_refused_once_full_says_when_to_come_again_and_is_granted_t
 
 def test_a_call_that_hangs_is_noticed_and_new_inputs_are_refused_until_it_ends(bundle_dir: Path) -> None:
     async def main() -> None:
-        async with text_only(bundle_dir, hang_s=0.05, request_deadline_s=WAIT_S) as (embedder, tower):
+        async with text_only(bundle_dir, request_deadline_s=WAIT_S) as (embedder, tower):
             channel = embedder.channels["text"]
+            assert channel.hang_s == 60
+            channel.hang_s = 0.05
             assert not channel.hangs and embedder.workers_alive()
             tower.released.clear()
             waiting = asyncio.create_task(embedder.embed([Text("red")]))
@@ -83,7 +86,7 @@ def test_a_call_that_hangs_is_noticed_and_new_inputs_are_refused_until_it_ends(b
 
 def test_no_more_waits_than_the_tower_does_in_its_time(bundle_dir: Path) -> None:
     async def main() -> None:
-        async with text_only(bundle_dir, queue_s=1.0, lanes=1) as (embedder, _):
+        async with text_only(bundle_dir, queue_s=1.0, threads=CORES) as (embedder, _):
             channel = embedder.channels["text"]
             channel.batcher._item_s = 0.4  # as if items took so long
             # Whatever it takes, where nothing else waits.

@@ -99,9 +99,9 @@ def test_a_redis_that_answers(
 
 
 def test_a_setting_that_makes_no_sense(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ISTHMUS_LANES", "many")
+    monkeypatch.setenv("ISTHMUS_THREADS", "many")
     *_, last = examine(str(bundle_dir))
-    assert (last.what, last.state) == ("settings", "missing") and "ISTHMUS_LANES" in last.detail
+    assert (last.what, last.state) == ("settings", "missing") and "ISTHMUS_THREADS" in last.detail
 
 
 def test_missing_packages_are_named_and_nothing_else_is_needed_to_say_so(tmp_path: Path) -> None:

@@ -132,8 +132,9 @@ def test_identical_inputs_get_identical_vectors_from_the_cache(shared_client: ht
     assert first[0]["embedding"] == first[1]["embedding"] == again[0]["embedding"]
 
 
+@pytest.mark.usefixtures("patient_redis")
 def test_servers_share_vectors_through_redis(settings: Settings, redis_url: str) -> None:
-    settings = settings.model_copy(update={"redis_url": redis_url, "redis_timeout_s": 5.0})
+    settings = settings.model_copy(update={"redis_url": redis_url})
     with serving(settings) as client:
         first = embed(client, ["the cat barks"])
     with redis.Redis.from_url(redis_url) as connection:
@@ -144,9 +145,10 @@ def test_servers_share_vectors_through_redis(settings: Settings, redis_url: str)
         assert 'isthmus_cache_total{result="hit"} 1.0' in client.get("/metrics").text
 
 
+@pytest.mark.usefixtures("patient_redis")
 def test_an_outage_of_redis_is_only_a_miss(settings: Settings, tmp_path: Path, free_port: int) -> None:
     url = f"redis://127.0.0.1:{free_port}/0"
-    settings = settings.model_copy(update={"redis_url": url, "redis_timeout_s": 5.0})
+    settings = settings.model_copy(update={"redis_url": url})
     with redis_server(tmp_path, free_port), serving(settings) as client:
         first = embed(client, ["red"])
         with redis.Redis.from_url(url) as connection:

@@ -69,7 +69,7 @@ def opened(settings: Settings) -> Ways:
 
 
 def fetch(
-    net: Internet, *urls: str, most: int = MOST, seen: Seen | None = None, **more: Any
+    net: Internet, *urls: str, most: int = MOST, seen: Seen | None = None, timeout_s: float = 10.0, **more: Any
 ) -> list[bytes | InputError]:
     settings = Settings(**options(net, **more))
 
@@ -80,7 +80,7 @@ def fetch(
             return error
 
     async def run() -> list[bytes | InputError]:
-        fetcher = Fetcher(opened(settings), settings, seen or Seen())
+        fetcher = Fetcher(opened(settings), settings, seen or Seen(), timeout_s=timeout_s)
         return [await one(fetcher, url) for url in urls]
 
     return asyncio.run(run())
@@ -432,7 +432,7 @@ def test_too_much_is_refused_as_soon_as_it_is_known(net: Internet) -> None:
 )
 def test_a_server_that_drips_is_left_when_the_time_is_up(first: bytes, drop: bytes, net: Internet) -> None:
     net.media.drip("/drip", first, drop)
-    assert all(refused(each) for each in fetch(net, net.url("/drip"), fetch_timeout_s=0.5))
+    assert all(refused(each) for each in fetch(net, net.url("/drip"), timeout_s=0.5))
 
 
 @pytest.mark.parametrize(
@@ -460,7 +460,7 @@ def test_a_server_that_drips_is_left_when_the_time_is_up(first: bytes, drop: byt
 )
 def test_an_answer_that_is_none_fails_without_saying_why(raw: bytes, net: Internet) -> None:
     net.media.say("/raw", raw)
-    (result,) = fetch(net, net.url("/raw"), fetch_timeout_s=5)
+    (result,) = fetch(net, net.url("/raw"), timeout_s=5)
     assert isinstance(result, FetchFailed | FetchRefused)
     assert str(result).startswith(("the URL could not be fetched", "the URL leads on"))
 
@@ -475,12 +475,12 @@ def test_tls_is_verified(net: Internet, tmp_path: Path) -> None:
 
 def test_nobody_at_a_port_and_no_name_server_look_alike(net: Internet, free_port: int) -> None:
     closed = fetch(net, f"https://media.test:{free_port}/", fetch_ports=(free_port,))
-    nameless = fetch(net, net.url("/a"), fetch_dns=f"127.0.0.1:{free_port}", fetch_timeout_s=0.5)
+    nameless = fetch(net, net.url("/a"), fetch_dns=f"127.0.0.1:{free_port}", timeout_s=0.5)
     assert [str(each) for each in closed + nameless] == ["the URL could not be fetched"] * 2
 
 
 def test_so_many_at_a_time_and_each_once(net: Internet) -> None:
-    settings = Settings(**options(net, fetch_concurrency=2))
+    settings = Settings(**options(net))
     within, counts, lock, pair = 0, [], threading.Lock(), threading.Barrier(2)
 
     def paired(path: str, body: bytes) -> None:
@@ -507,7 +507,7 @@ def test_so_many_at_a_time_and_each_once(net: Internet) -> None:
     before = len(net.media.asked)
 
     async def run() -> list[bytes | InputError]:
-        fetches = Fetches(Fetcher(opened(settings), settings, Seen()))
+        fetches = Fetches(Fetcher(opened(settings), settings, Seen(), places=2))
         wanted: list[Any] = [("image", net.url(f"/many{number % 6}")) for number in range(12)]
         first = await fetches.all(wanted)
         assert await fetches.all(wanted) == first
@@ -519,12 +519,12 @@ def test_so_many_at_a_time_and_each_once(net: Internet) -> None:
 
 
 def test_a_request_gets_no_more_bytes_than_a_body_may_have(net: Internet) -> None:
-    settings = Settings(**options(net, max_body_bytes=2_500, fetch_concurrency=1))
+    settings = Settings(**options(net, max_body_bytes=2_500))
     for number in range(4):
         net.media.give(f"/part{number}", b"x" * 1_000)
 
     async def run() -> list[bytes | InputError]:
-        fetches = Fetches(Fetcher(opened(settings), settings, Seen()))
+        fetches = Fetches(Fetcher(opened(settings), settings, Seen(), places=1))
         return await fetches.all([("image", net.url(f"/part{number}")) for number in range(4)])
 
     results = asyncio.run(run())

@@ -87,9 +87,10 @@ def test_a_store_filled_in_another_space_stops_the_start(settings: Settings, tmp
         open_parts(settings.model_copy(update={"bundle": other.path}))
 
 
+@pytest.mark.usefixtures("patient_redis")
 def test_without_redis_it_is_degraded_and_goes_on(settings: Settings, tmp_path: Path, free_port: int) -> None:
     url = f"redis://127.0.0.1:{free_port}/0"
-    with serving(settings.model_copy(update={"redis_url": url, "redis_timeout_s": 5.0})) as client:
+    with serving(settings.model_copy(update={"redis_url": url})) as client:
         away = client.get("/readyz")
         assert (away.status_code, away.json()["status"], away.json()["failing"]) == (200, "degraded", ["redis"])
         assert 'isthmus_check{check="redis"} 0.0' in client.get("/metrics").text

@@ -51,8 +51,11 @@ def test_a_request_is_one_line_with_its_id(settings: Settings, lines: Lines) -> 
     assert (bad["request_id"], bad["status"], bad["code"]) == ("mine-8", 422, "invalid_input")
 
 
-def test_a_slow_request_is_warned_of_with_its_stages(settings: Settings, lines: Lines) -> None:
-    with serving(settings.model_copy(update={"slow_request_s": 1e-9})) as client:
+def test_a_slow_request_is_warned_of_with_its_stages(
+    settings: Settings, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api.middleware.SLOW_REQUEST_S", 1e-9)
+    with serving(settings) as client:
         client.post("/embed", json={"inputs": ["red"]}, headers={"X-Request-ID": "slow-1"})
         metrics = client.get("/metrics").text
     slow = next(line for line in lines() if line["message"] == "slow request")
@@ -61,7 +64,8 @@ def test_a_slow_request_is_warned_of_with_its_stages(settings: Settings, lines: 
     assert isinstance(stages, dict)
     assert {"read_ms", "cache_ms", "decode_ms", "queue_ms", "model_ms"} == set(stages)
     assert 'isthmus_slow_requests_total{route="/embed"} 1.0' in metrics
-    with serving(settings.model_copy(update={"slow_request_s": None})) as client:
+    monkeypatch.setattr("service.api.middleware.SLOW_REQUEST_S", 60.0)
+    with serving(settings) as client:
         client.get("/healthz")
     assert [line["route"] for line in lines() if line["message"] == "slow request"] == ["/embed", "/metrics"]
 
@@ -114,11 +118,16 @@ class Quoting:
 
 
 def test_no_log_line_holds_what_a_client_sent(
-    settings: Settings, lines: Lines, png: Callable[..., bytes], wav: Callable[..., bytes]
+    settings: Settings,
+    lines: Lines,
+    png: Callable[..., bytes],
+    wav: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("service.api.middleware.SLOW_REQUEST_S", 1e-9)
     headers = dict.fromkeys(("Authorization", "User-Agent", "Cookie", "X-API-Key", "Traceparent"), SECRET)
     headers["X-Request-ID"] = f"<{SECRET}>"
-    with serving(settings.model_copy(update={"slow_request_s": 1e-9})) as client:
+    with serving(settings) as client:
         client.headers.update(headers)
         _secretive(client, png(), wav())
         exported = client.get("/metrics").text

@@ -18,6 +18,7 @@ from service.runtime.metrics import Metrics
 from service.runtime.timings import stages
 from service.settings import Settings
 from tests import tiny_bundle
+from tests.conftest import CORES
 from tests.service.slow import WAIT_S, Slow
 
 
@@ -25,7 +26,7 @@ from tests.service.slow import WAIT_S, Slow
 async def opened(
     bundle_dir: Path, *, held: bool = False, **more: Any
 ) -> AsyncIterator[tuple[Embedder, dict[str, Slow]]]:
-    settings = Settings(bundle=bundle_dir, lanes=1, **more)
+    settings = Settings(bundle=bundle_dir, threads=CORES, **more)
     bundle = read_bundle(bundle_dir)
     towers = {name: Slow(tower, held=held) for name, tower in open_towers(bundle, "cpu", 1).items()}
     embedder = Embedder(bundle, towers, MemoryCache(2**20), settings, Metrics())

@@ -302,8 +302,8 @@ def test_who_reads_slowly_but_reads_is_not(shared_client: httpx.Client, monkeypa
 
 def test_what_is_unread_of_all_together_has_a_limit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "_LOOK_S", 0.02)
-    few = settings.model_copy(update={"max_unsent_bytes": 1_000})
-    with serving(few) as client, closing(behind(client)) as first:
+    monkeypatch.setattr("service.commands.serve.MAX_UNSENT_BYTES", 1_000)
+    with serving(settings) as client, closing(behind(client)) as first:
         assert not cut(first, 0.2), "one may be behind with whatever it is"
         with closing(behind(client)) as second:
             assert cut(first), "it has been behind for longer"

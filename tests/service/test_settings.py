@@ -64,7 +64,10 @@ def test_the_page_of_settings_has_them_all() -> None:
     for name, field in Settings.model_fields.items():
         assert f"| `ISTHMUS_{name.upper()}`{' †' if name == 'redis_url' else ''} |" in page
         assert field.description is not None and " ".join(field.description.split()).replace("|", "\\|") in page
-    assert "| `ISTHMUS_PORT` | `8000` | a whole number, from 0 to 65535 | 0 picks a free port. |" in page
+    assert (
+        "| `ISTHMUS_PORT` | `8000` | a whole number, from 0 to 65535 | Port to listen at. 0 picks a free port. |"
+        in page
+    )
     assert "| `ISTHMUS_CACHE_BYTES` | `268435456` (256 MiB) |" in page
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows), "no cell breaks the table"

@@ -20,10 +20,10 @@ from tests.conftest import serving
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
-def traced(settings: Settings, ask, share: float = 1.0) -> tuple[list[ReadableSpan], list[httpx.Response]]:
+def traced(settings: Settings, ask) -> tuple[list[ReadableSpan], list[httpx.Response]]:
     """The spans of some requests, sent at once to an app, and the answers."""
     exporter = InMemorySpanExporter()
-    app = create_app(settings, tracing=Tracing(SimpleSpanProcessor(exporter), share))
+    app = create_app(settings, tracing=Tracing(SimpleSpanProcessor(exporter)))
 
     async def main() -> list[httpx.Response]:
         async with app.router.lifespan_context(app) as state:
@@ -107,11 +107,13 @@ def test_failures_are_marked_and_tell_nothing_that_was_sent(settings: Settings) 
     assert not [span for span in spans if "zyxwvu" in span.to_json()]
 
 
-@pytest.mark.parametrize(("share", "sampled", "expected"), [(0.0, None, 0), (0.0, "01", 1), (1.0, "00", 0)])
+@pytest.mark.parametrize(("share", "sampled", "expected"), [("0", None, 0), ("0", "01", 1), ("1", "00", 0)])
 def test_the_caller_decides_and_else_the_share(
-    settings: Settings, share: float, sampled: str | None, expected: int
+    settings: Settings, share: str, sampled: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spans, [answer] = traced(settings, [embed("red", sampled=sampled)], share)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", share)
+    spans, [answer] = traced(settings, [embed("red", sampled=sampled)])
     assert len(named(spans, "POST /embed")) == len(named(spans, "batch")) == expected
     assert int(answer.headers["traceparent"][-2:], 16) & 1 == expected
 
@@ -129,7 +131,7 @@ def test_without_a_collector_nothing_is_made(settings: Settings) -> None:
     assert answer.status_code == 200 and "traceparent" not in answer.headers
 
 
-def test_traces_reach_a_collector(settings: Settings) -> None:
+def test_traces_reach_a_collector(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[ExportTraceServiceRequest] = []
 
     class Collector(BaseHTTPRequestHandler):
@@ -145,8 +147,8 @@ def test_traces_reach_a_collector(settings: Settings) -> None:
     with HTTPServer(("127.0.0.1", 0), Collector) as collector, ThreadPoolExecutor(1) as pool:
         pool.submit(collector.serve_forever)
         try:
-            endpoint = f"http://127.0.0.1:{collector.server_port}/"
-            with serving(settings.model_copy(update={"otlp_endpoint": endpoint})) as client:
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}/")
+            with serving(settings) as client:
                 client.post("/embed", json={"inputs": ["red"]}).raise_for_status()
             # At its end the server sends what is left, before it has ended.
         finally:

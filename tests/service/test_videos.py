@@ -98,9 +98,9 @@ class TestReading:
     @pytest.mark.parametrize(
         ("limits", "said"),
         [
-            (VideoLimits(max_bytes=100), "more than the 100 of ISTHMUS_MAX_VIDEO_BYTES"),
+            (VideoLimits(max_bytes=100), "more than the 100 of ISTHMUS_MAX_BODY_BYTES"),
             (VideoLimits(max_seconds=3.0), "longer than the 3 s of"),
-            (VideoLimits(max_pixels=1_000), "1,024 pixels, more than the 1,000 of"),
+            (VideoLimits(max_pixels=1_000), "1,024 pixels, more than the 1,000 that are read"),
             (VideoLimits(max_channels=1), "more than 1 channels"),
         ],
     )
