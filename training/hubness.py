@@ -122,12 +122,14 @@ def _set(heads: Mapping[Modality, Head], strengths: tuple[float, float], spreads
 
 
 def _media(head: Head, modality: Modality, data: Data) -> list[NDArray[np.float32]]:
+    """Vectors of what is trained on; media whose texts are read twice, as captions and as words, count once."""
     return [
         project(head, splits["train"].media)
         for splits in data.values()
         if splits["train"].pairs.modality == modality
         and len(splits["train"].pairs.media)
         and splits["train"].pairs.weight
+        and not splits["train"].pairs.words
     ]
 
 

@@ -228,10 +228,14 @@ def export(
 
 
 def saved(recipe: Recipe, projectors: Path) -> Trained:
-    """The projectors of an earlier `train` step. Raises PairError where there are none."""
+    """The projectors of an earlier `train` step, with its history where training.json lies beside them.
+
+    Raises PairError where there are none.
+    """
     if not projectors.is_file():
         raise PairError(f"{projectors} is not there: run the train step first")
-    return load_projectors(projectors, recipe)
+    trained, record = load_projectors(projectors, recipe), projectors.with_name("training.json")
+    return replace(trained, history=json.loads(record.read_text())["history"]) if record.is_file() else trained
 
 
 def _samples(recipe: Recipe, frozen: Encoders, folder: Path | None) -> dict[Modality, Sequence[Item]]:

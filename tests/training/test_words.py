@@ -11,9 +11,10 @@ from tests.training import tiny
 from tests.training.conftest import MakeRecipe
 from training import steps
 from training.evaluate import word_precision
+from training.optimise import new_heads
 from training.pairs import read_pairs
 from training.recipe import Recipe, RecipeError
-from training.train import train, validate
+from training.train import project, train, validate
 
 COLOUR = "(?:of |plain )(\\w+)"  # "a picture of red", "very plain red photo"
 
@@ -68,3 +69,21 @@ def test_words_are_measured_and_change_nothing_that_is_learned(
     figures = steps.evaluate(recipe, frozen, data, trained, cache, tmp_path)
     assert 0 < figures["colours.map"] <= 100
     assert not any(key.startswith("colours.i2t") for key in figures)
+
+
+def test_words_search_all_that_is_held_out_once(
+    tiny_root: Path, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 pictures of their own first, and those of the other table that are not among them; no sounds."""
+    pairs = tiny.recipe_values(tiny_root)["pairs"]
+    others = pairs["pictures"] | {"splits": {"train": ["train"], "validation": ["validation", "test"]}}
+    words = pairs["pictures"] | {"words": COLOUR}
+    recipe = make_recipe(pairs={"others": others, "words": words, "again": words, "tones": pairs["tones"]})
+    frozen, cache = steps.encoders(recipe), tmp_path / "cache"
+    data = steps.features(recipe, frozen, steps.pairs(recipe, cache), cache)
+    heads = new_heads(recipe, data, {}, recipe.projector)
+    monkeypatch.setattr("training.validation.word_precision", lambda media, texts, links: media)
+    figures = validate(recipe, heads, data)
+    assert figures["words"].shape[0] == figures["again"].shape[0] == 16  # type: ignore[attr-defined]
+    own = project(heads["image"], data["words"]["validation"].media)
+    np.testing.assert_array_equal(figures["words"][:8], own)  # type: ignore[index]
