@@ -36,11 +36,11 @@ def ranked(client: httpx.Client, query: str, count: int) -> list[str]:
     return [result["id"] for result in results]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.everyday", description=__doc__)
     parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
     parser.add_argument("--data", type=Path, required=True, help="folder that holds data/flickr8k and data/corel5k")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     drawn = others(options.data)
     with tempfile.TemporaryDirectory() as name, serving(options.bundle, Path(name, "store")) as client:
         index(client, write_photos(Path(name, "media")), PHOTOS)

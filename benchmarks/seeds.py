@@ -18,7 +18,7 @@ from training.features import default_cache
 from training.recipe import Recipe, load_recipe
 
 _COPIED = ("projectors.safetensors", "evaluation.json", "training.json")
-_FIGURES = (".r1", ".top1", ".fold5")
+_FIGURES = (".r1", ".top1", ".map")
 
 
 def tried(recipe: Recipe, cache: Path, work: Path) -> tuple[float, dict[str, Any]]:
@@ -33,14 +33,14 @@ def tried(recipe: Recipe, cache: Path, work: Path) -> tuple[float, dict[str, Any
     return round(best, 3), json.loads((work / "evaluation.json").read_text())
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.seeds", description=__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="data.root of the recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--work", type=Path, help="folder for the seeds' files (default: build/work/NAME)")
     parser.add_argument("--cache", type=Path, default=default_cache())
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     recipe = load_recipe(options.recipe, [f"data.root={options.data}", "train.baseline=false"])
     work = options.work or Path("build/work") / recipe.name
     scores: dict[int, float] = {}
@@ -56,8 +56,8 @@ def main() -> None:
         for name, value in figures[shipped].items()
         if isinstance(value, float) and name.endswith(_FIGURES) and not name.startswith(("corrected.", "top10."))
     ]
-    means = {name: round(statistics.fmean(each[name] for each in figures.values()), 2) for name in names}
-    deviations = {name: round(statistics.pstdev([each[name] for each in figures.values()]), 2) for name in names}
+    means = {name: round(statistics.fmean(seed[name] for seed in figures.values()), 2) for name in names}
+    deviations = {name: round(statistics.pstdev([seed[name] for seed in figures.values()]), 2) for name in names}
     rows = [
         (name, f"{means[name]:.2f}", f"± {deviations[name]:.2f}   shipped {figures[shipped][name]}") for name in names
     ]

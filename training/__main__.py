@@ -11,7 +11,7 @@ from training import bind, curate, distill, doctor, embed, evaluation, extend, m
 from training.distributed import leave
 from training.errors import TrainingError
 from training.features import default_cache
-from training.recipe import Recipe, load_recipe
+from training.recipe import Recipe, RecipeError, load_recipe
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,8 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
         if name in ("run", "export"):
             command.add_argument("--out", type=Path, required=True, help="bundle folder to write")
-        if name == "export":
+        if name in ("hubs", "export"):
             command.add_argument("--projectors", type=Path, help="projectors.safetensors (default: in --work)")
+        if name == "export":
             command.add_argument("--evaluation", type=Path, help="evaluation.json (default: beside the projectors)")
             command.add_argument("--samples", type=Path, help="folder of photographs and sounds to check the graphs on")
         command.set_defaults(function=function)
@@ -87,6 +88,16 @@ def _train(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     return {"projectors": str(options.work / "projectors.safetensors"), **best, **trained.ladder}
 
 
+def _hubs(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
+    if not recipe.projector.querybank:
+        raise RecipeError(f"{options.recipe}: projector.querybank is 0: there is no correction of hubs to fit")
+    frozen = steps.encoders(recipe, options.cache)
+    data = steps.features(recipe, frozen, steps.pairs(recipe, options.cache), options.cache)
+    trained = steps.saved(recipe, options.projectors or options.work / "projectors.safetensors")
+    corrected = steps.refit(recipe, frozen, data, trained, options.cache, options.work)
+    return {"projectors": str(options.work / "projectors.safetensors"), **corrected.ladder}
+
+
 def _export(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     projectors = options.projectors or options.work / "projectors.safetensors"
     trained = steps.saved(recipe, projectors)
@@ -101,6 +112,7 @@ _COMMANDS = {
     "pairs": (_pairs, "read and check the pairs"),
     "features": (_features, "encode everything once with the frozen encoders, into the cache"),
     "train": (_train, "train the projectors on cached features"),
+    "hubs": (_hubs, "fit the correction of hubs anew to trained projectors"),
     "export": (_export, "write the bundle: one checked ONNX graph per modality"),
 }
 # Commands of modules of their own: each has add_arguments(parser) and main(options) -> the last line.

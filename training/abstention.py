@@ -31,6 +31,7 @@ def learn(recipe: Recipe, heads: Heads, data: Data, temperature: float) -> dict[
         if modality == "text":
             continue
         sources = [splits for splits in data.values() if splits["validation"].pairs.modality == modality]
+        sources = [splits for splits in sources if not splits["validation"].pairs.words]
         labelled = [splits for splits in sources if splits["validation"].pairs.labels is not None]
         on: list[NDArray[np.float64]] = []
         off: list[NDArray[np.float64]] = []

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.vectors import l2_normalise
+from training.emergent import average_precision
 
 Floats = NDArray[np.float32]
 _BLOCK = 2**25  # similarities at a time
@@ -66,3 +67,14 @@ def top1(media: Floats, classes: Floats, labels: NDArray[np.int64]) -> tuple[flo
     right = (media @ classes.T).argmax(axis=1) == labels
     each = np.array([right[labels == c].mean() * 100 if (labels == c).any() else np.nan for c in range(len(classes))])
     return round(float(right.mean() * 100), 2), each
+
+
+def word_precision(media: Floats, texts: Floats, links: NDArray[np.int64]) -> float:
+    """Mean average precision, in percent, of words (T, D) that search media (M, D); `links` (pairs, 2) are right.
+
+    Words that belong to none of the media are left out.
+    """
+    right = np.zeros((len(texts), len(media)), bool)
+    right[links[:, 1], links[:, 0]] = True
+    asked = right.any(axis=1)
+    return round(float(average_precision(texts[asked] @ media.T, right[asked]).mean() * 100), 2)

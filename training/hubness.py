@@ -22,8 +22,6 @@ from training.trained import Trained
 from training.validation import Data, calibrate, means, project, validate
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-MEDIA_STRENGTHS = (0.0, 0.25)
-"""Stronger ones gain with captions and lose with searches of a single word: docs/LOG.md, 2026-11-30."""
 _SOME = 5000  # texts and media that say how far b(t) and c(x) vary
 _MARGIN = 1.25  # by which texts to come may vary more
 
@@ -49,7 +47,8 @@ def with_querybank(
         for modality in MEDIA
         if modality in heads and (parts := _media(heads[modality], modality, data))
     }
-    texts = [*(splits["train"].texts for splits in data.values()), *captions, *(named.bare for named in names.values())]
+    learned = [splits["train"].texts for splits in data.values() if splits["train"].pairs.weight]
+    texts = [*learned, *captions, *(named.bare for named in names.values())]
     if parts := [project(heads["text"], features) for features in texts if len(features)]:
         vectors["text"] = parts
     banks = {modality: torch.from_numpy(_drawn(parts, rows, rng)[:, :width]) for modality, parts in vectors.items()}
@@ -71,7 +70,7 @@ def with_querybank(
     for of_texts in (True, False):
         tried = [(value, 0.0) for value in STRENGTHS]
         if not of_texts:
-            tried = [(chosen[0], value) for value in MEDIA_STRENGTHS]
+            tried = [(chosen[0], value) for value in STRENGTHS]
         for both in tried if strengths is None else [(0.0, 0.0), strengths]:
             if both in scores:
                 continue
@@ -90,6 +89,17 @@ def with_querybank(
         "querybank.gain": round(scores[chosen] - scores[0.0, 0.0], 3),
     }
     return replace(trained, temperature=temperature, means=means(heads, data), ladder=trained.ladder | ladder)
+
+
+def uncorrected(trained: Trained) -> Trained:
+    """The heads without the correction of hubs, at the temperature that they had before it."""
+    reserve = trained.heads["text"].reserve
+    if reserve is None:
+        return trained
+    for head in trained.heads.values():
+        head.reserve = None
+    ladder = {key: value for key, value in trained.ladder.items() if not key.startswith("querybank.")}
+    return replace(trained, temperature=float(reserve.temperature), ladder=ladder)
 
 
 def _set(heads: Mapping[Modality, Head], strengths: tuple[float, float], spreads: Mapping[str, float]) -> float:
@@ -112,10 +122,14 @@ def _set(heads: Mapping[Modality, Head], strengths: tuple[float, float], spreads
 
 
 def _media(head: Head, modality: Modality, data: Data) -> list[NDArray[np.float32]]:
+    """Vectors of what is trained on; media whose texts are read twice, as captions and as words, count once."""
     return [
         project(head, splits["train"].media)
         for splits in data.values()
-        if splits["train"].pairs.modality == modality and len(splits["train"].pairs.media)
+        if splits["train"].pairs.modality == modality
+        and len(splits["train"].pairs.media)
+        and splits["train"].pairs.weight
+        and not splits["train"].pairs.words
     ]
 
 

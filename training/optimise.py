@@ -286,7 +286,7 @@ def _standardise(heads: Mapping[Modality, Head], data: Data) -> None:
         rows = [
             (split["train"].texts if modality == "text" else split["train"].media).pooled
             for split in data.values()
-            if modality in ("text", split["train"].pairs.modality)
+            if modality in ("text", split["train"].pairs.modality) and split["train"].pairs.weight
         ]
         standardise = head.pooled.standardise
         assert isinstance(standardise, Standardise)

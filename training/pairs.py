@@ -45,6 +45,8 @@ class Pairs:
     weight: float
     supervision: str = "pairs"
     """As in the recipe: what training may take of these pairs."""
+    words: bool = False
+    """Whether the texts are single words, each of several media."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
                 if index == len(labels):
                     labels.append(classes.index(called))
                 captions = [template.format(called) for template in templates]
+            elif source.words is not None:
+                captions = list(dict.fromkeys(word.strip() for word in re.findall(source.words, row.text or "")))
             else:
                 captions = [row.text or ""]
             links += [(index, texts.setdefault(caption, len(texts))) for caption in captions]
@@ -106,6 +110,7 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
             classes=classes,
             weight=source.weight,
             supervision=source.supervision,
+            words=source.words is not None,
         )
     if not len(result["train"].links) and source.supervision in ("pairs", "concepts"):
         raise PairError(f"pairs.{name}: the train split is empty")

@@ -1,6 +1,7 @@
 """A recipe: one YAML file that says which encoders, which pairs, which projector. Read once, passed as values."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -119,8 +120,11 @@ class PairSource(_Model):
     """Regular expression whose first group names what must not span train and validation (a source recording)."""
     names: dict[str, str] = {}
     """Readable class names for labels that are not."""
-    weight: float = Field(default=1.0, gt=0.0)
-    """Share of the training steps."""
+    words: str | None = None
+    """Regular expression that finds, in a text, the words that people would type alone. Each becomes a text of its own,
+    and validation measures how well it finds the media that it belongs to (mean average precision)."""
+    weight: float = Field(default=1.0, ge=0.0)
+    """Share of the training steps. 0: nothing is learned from it, and its validation split counts all the same."""
     supervision: Literal["pairs", "concepts", "none", "choice"] = "pairs"
     """What training takes of the train split: its texts or labels; its media alone, captioned by what their encoder's
     own classifier names (concepts); or nothing. The test split is evaluated all the same. choice: nothing is learned
@@ -143,6 +147,13 @@ class PairSource(_Model):
             raise ValueError("text and label name columns of a table, and there is no table")
         if self.table is not None and (self.text is None) == (self.label is None):
             raise ValueError("a table needs exactly one of text and label")
+        if self.words is not None:
+            if self.text is None:
+                raise ValueError("words are found in texts, and no column is named as text")
+            try:
+                re.compile(self.words)
+            except re.error as error:
+                raise ValueError(f"words is not a regular expression: {error}") from None
         return self
 
 
@@ -358,9 +369,13 @@ class Recipe(_Model):
             for pairs in (spec.queries, *spec.gallery):
                 if pairs not in self.pairs:
                     raise ValueError(f"emergent.{name} names {pairs}, and there are no such pairs")
-        if self.pairs and not self.texts and all(source.supervision != "pairs" for source in self.pairs.values()):
+        if (
+            self.pairs
+            and not self.texts
+            and not any(source.supervision == "pairs" and source.weight for source in self.pairs.values())
+        ):
             raise ValueError(
-                "no pairs have texts to train on: supervision is pairs for none of them, and there are no texts"
+                "no pairs have texts to train on: none has the supervision pairs and a weight, and there are no texts"
             )
         if self.texts and (self.projector.closed or self.projector.needs_tokens):
             raise ValueError(f"texts: not for {self.projector.kind} heads")

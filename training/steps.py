@@ -17,11 +17,11 @@ from training.data.leaks import without_leaks
 from training.distributed import joined
 from training.emergent import emergent_figures
 from training.encoders import FrozenEncoder, load_encoder
-from training.evaluate import class_vectors, ranks, retrieval, top1, with_prompts
+from training.evaluate import class_vectors, ranks, retrieval, top1, with_prompts, word_precision
 from training.export import ExportError, export_bundle
 from training.features import Item, cached_features, default_cache
 from training.heads.captions import caption_features, text_head
-from training.hubness import with_querybank
+from training.hubness import uncorrected, with_querybank
 from training.intervals import interval
 from training.modality_gap import Paired, gap_figures
 from training.pairs import SUFFIXES, PairError, Pairs, Split, read_pairs
@@ -82,7 +82,6 @@ def fit(
     recipe: Recipe, frozen: Encoders, data: Mapping[str, Mapping[Split, Prepared]], cache: Path, work: Path
 ) -> Trained:
     """Train the projectors; write projectors.safetensors and training.json into `work`."""
-    work.mkdir(parents=True, exist_ok=True)
     given: dict[Modality, Head] = {}
     names = named(recipe, frozen, cache)
     if recipe.texts:
@@ -91,9 +90,29 @@ def fit(
     trained = train(recipe, data, work, given, names)
     if given and recipe.projector.querybank:
         trained = with_querybank(recipe, trained, data, names, captions=[captions])
+    return _finished(recipe, data, trained, work)
+
+
+def refit(
+    recipe: Recipe,
+    frozen: Encoders,
+    data: Mapping[str, Mapping[Split, Prepared]],
+    trained: Trained,
+    cache: Path,
+    work: Path,
+) -> Trained:
+    """Choose and fit the correction of hubs anew, for heads that stay as they are; write into `work` as `fit` does."""
+    captions = [caption_features(recipe, frozen["text"], cache)] if recipe.texts else []
+    corrected = with_querybank(recipe, uncorrected(trained), data, named(recipe, frozen, cache), captions=captions)
+    return _finished(recipe, data, corrected, work)
+
+
+def _finished(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], trained: Trained, work: Path) -> Trained:
+    """The heads with what is learned once they are chosen; write projectors.safetensors and training.json."""
     learned = learn(recipe, trained.heads, data, trained.temperature)
     trained = replace(trained, abstention=learned, licences=licences_of(recipe))
     if joined().index == 0:
+        work.mkdir(parents=True, exist_ok=True)
         save_projectors(work / "projectors.safetensors", trained)
         record = {"history": trained.history, **trained.ladder}
         (work / "training.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -119,6 +138,10 @@ def evaluate(
             continue
         figures[f"{name}.concept_informed"] = bool(recipe.labels_seen(test.pairs.modality))
         modality = test.pairs.modality
+        if test.pairs.words:
+            vectors = project(trained.heads[modality], test.media), project(trained.heads["text"], test.texts)
+            figures[f"{name}.map"] = word_precision(*vectors, test.pairs.links)
+            continue
         for split, sets in paired.items():
             part = splits[split]
             if len(part.pairs.links):
@@ -205,10 +228,14 @@ def export(
 
 
 def saved(recipe: Recipe, projectors: Path) -> Trained:
-    """The projectors of an earlier `train` step. Raises PairError where there are none."""
+    """The projectors of an earlier `train` step, with its history where training.json lies beside them.
+
+    Raises PairError where there are none.
+    """
     if not projectors.is_file():
         raise PairError(f"{projectors} is not there: run the train step first")
-    return load_projectors(projectors, recipe)
+    trained, record = load_projectors(projectors, recipe), projectors.with_name("training.json")
+    return replace(trained, history=json.loads(record.read_text())["history"]) if record.is_file() else trained
 
 
 def _samples(recipe: Recipe, frozen: Encoders, folder: Path | None) -> dict[Modality, Sequence[Item]]:

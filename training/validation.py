@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from service.contract.bundle import Modality
-from training.evaluate import class_vectors, retrieval, top1
+from training.evaluate import class_vectors, retrieval, top1, word_precision
 from training.features import Features
 from training.losses import MAX_TEMPERATURE, MIN_TEMPERATURE
 from training.pairs import Pairs, Split
@@ -37,20 +37,43 @@ def project(head: Head, features: Features, batch: int = 4096) -> NDArray[np.flo
 
 
 def validate(recipe: Recipe, heads: Heads, data: Data) -> dict[str, float]:
-    """Mean R@1 of the two directions for captions, top-1 for labels, per source with a validation split."""
+    """Mean R@1 of the two directions for captions, top-1 for labels, mean average precision of searches of one word,
+    per source with a validation split.
+
+    Words search the media of all sources of their modality, as in a collection of many kinds: what belongs to none
+    of the words must not come before what does.
+    """
     figures = {}
-    for name, splits in data.items():
+    vectors = {
+        name: project(heads[splits["validation"].pairs.modality], splits["validation"].media)
+        for name, splits in data.items()
+        if len(splits["validation"].pairs.media)
+    }
+    for name, media in vectors.items():
+        splits = data[name]
         held = splits["validation"]
-        if not len(held.pairs.media):
-            continue
-        media = project(heads[held.pairs.modality], held.media)
         if held.pairs.labels is not None:
             figures[name], _ = top1(media, classes_of(recipe, heads["text"], splits), held.pairs.labels)
+        elif held.pairs.words:
+            gallery = np.concatenate([media, *_beside(held.pairs, vectors, data)])
+            figures[name] = word_precision(gallery, project(heads["text"], held.texts), held.pairs.links)
         else:
             keep = held.pairs.links[:, 0] < _VALIDATED_MEDIA
             recall = retrieval(media[:_VALIDATED_MEDIA], project(heads["text"], held.texts), held.pairs.links[keep])
             figures[name] = (recall["m2t.r1"] + recall["t2m.r1"]) / 2
     return figures
+
+
+def _beside(words: Pairs, vectors: Mapping[str, NDArray[np.float32]], data: Data) -> list[NDArray[np.float32]]:
+    """Vectors of the held-out media of the other sources of this modality, without those that the words belong to."""
+    seen = set(words.media)
+    parts = []
+    for name, media in vectors.items():
+        pairs = data[name]["validation"].pairs
+        if pairs.modality == words.modality:
+            parts.append(media[[path not in seen for path in pairs.media]])
+            seen.update(pairs.media)
+    return parts
 
 
 def calibrate(recipe: Recipe, heads: Heads, data: Data, learned: float) -> float:

@@ -7,12 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
+from tests.training import tiny
 from tests.training.conftest import MakeRecipe
 from training import steps
+from training.__main__ import main
 from training.bundled import text_head
 from training.projector import Head
 from training.querybank import MediaReserve, TextReserve
-from training.recipe import RESERVED, ProjectorSpec
+from training.recipe import RESERVED, ProjectorSpec, load_recipe
 from training.train import load_projectors, project
 
 
@@ -104,7 +106,7 @@ def test_training_fills_the_banks_chooses_and_keeps_it(make_recipe: MakeRecipe, 
     assert {modality: len(reserve.bank(modality)) for modality in ("image", "audio")} == {"image": 8, "audio": 6}  # type: ignore[arg-type]
     assert trained.ladder["querybank.gain"] >= 0
     assert trained.ladder["querybank.strength"] in (0.0, 0.25, 0.5, 0.75, 1.0)
-    assert trained.ladder["querybank.media_strength"] in (0.0, 0.25)
+    assert trained.ladder["querybank.media_strength"] in (0.0, 0.25, 0.5, 0.75, 1.0)
     other = trained.heads["image"].reserve
     assert isinstance(other, MediaReserve) and len(other.bank("text")) == 8
     vectors = project(trained.heads["image"], data["pictures"]["train"].media)
@@ -112,12 +114,36 @@ def test_training_fills_the_banks_chooses_and_keeps_it(make_recipe: MakeRecipe, 
     assert trained.means["image"] == pytest.approx(vectors.mean(0), abs=1e-5)
 
 
+def test_the_correction_is_fitted_anew_to_heads_that_stay_as_they_are(
+    tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = tiny.recipe_values(tiny_root, projector={"kind": "linear", "dimensions": 16, "querybank": 8})
+    path = tiny.write_recipe(tmp_path / "recipe.yaml", values)
+    common = [str(path), "--cache", str(tmp_path / "cache"), "--work"]
+    assert main(["train", *common, str(tmp_path / "one")]) == 0
+    first = load_projectors(tmp_path / "one/projectors.safetensors", load_recipe(path))
+    given = ["--projectors", str(tmp_path / "one/projectors.safetensors")]
+    assert main(["hubs", *common, str(tmp_path / "two"), *given]) == 0
+    again = load_projectors(tmp_path / "two/projectors.safetensors", load_recipe(path))
+    assert again.ladder == first.ladder and again.temperature == pytest.approx(first.temperature)
+    for modality, head in first.heads.items():
+        for key, value in head.state_dict().items():
+            torch.testing.assert_close(again.heads[modality].state_dict()[key], value)
+    monkeypatch.setattr("training.hubness.STRENGTHS", (0.0,))
+    assert main(["hubs", *common, str(tmp_path / "one")]) == 0
+    without = load_projectors(tmp_path / "one/projectors.safetensors", load_recipe(path))
+    assert (without.ladder["querybank.strength"], without.ladder["querybank.media_strength"]) == (0.0, 0.0)
+    assert torch.equal(without.heads["text"].pooled.linear.weight, first.heads["text"].pooled.linear.weight)
+    capsys.readouterr()
+    assert main(["hubs", *common, str(tmp_path / "one"), "--set", "projector.querybank=0"]) == 2
+    assert "there is no correction of hubs to fit" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.75])
 def test_graphs_and_bundles_have_the_correction(
     make_recipe: MakeRecipe, tmp_path: Path, strength: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.hubness.STRENGTHS", (0.0, strength))
-    monkeypatch.setattr("training.hubness.MEDIA_STRENGTHS", (0.0, strength))
     monkeypatch.setattr(
         "training.hubness.validate",
         lambda recipe, heads, data: {"x": float(heads["text"].reserve.slope + heads["image"].reserve.slope)},
