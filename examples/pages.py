@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +36,8 @@ class PageError(Exception):
 class Command:
     text: str
     language: str
+    shown: str = ""
+    """The output that the page shows under the command."""
 
     @property
     def serves(self) -> bool:
@@ -48,21 +50,28 @@ def commands(page: str) -> list[Command]:
     for language, body in _FENCE.findall(page):
         if language == "python":
             found.append(Command(body, language))
-        elif language in ("console", "sh"):
-            found += [Command(text, language) for text in _commands(body.splitlines(), prompted=language == "console")]
+        elif language == "console":
+            # The text before the first prompt is empty.
+            for block in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+                text, shown = _first_command(block.splitlines())
+                found.append(Command(text, language, shown))
+        elif language == "sh":
+            left = body.splitlines()
+            while left:
+                text, rest = _first_command(left)
+                left = rest.splitlines()
+                if text.strip() and not text.lstrip().startswith("#"):
+                    found.append(Command(text, language))
     return found
 
 
-def _commands(lines: list[str], *, prompted: bool) -> Iterator[str]:
-    left = iter(lines)
-    for line in left:
-        if prompted and not line.startswith("$ "):
-            continue
-        text = line.removeprefix("$ ")
-        while _is_open(text):
-            text += "\n" + next(left)
-        if text.strip() and not text.lstrip().startswith("#"):
-            yield text
+def _first_command(lines: list[str]) -> tuple[str, str]:
+    """The command at the head of the lines, which may go on over several of them, and what follows it."""
+    for count in range(1, len(lines) + 1):
+        text = "\n".join(lines[:count])
+        if not _is_open(text):
+            break
+    return text, "\n".join(lines[count:])
 
 
 def _is_open(text: str) -> bool:
@@ -148,7 +157,7 @@ class Reader:
 
     def _serve(self, text: str) -> str:
         server = subprocess.Popen(
-            ["bash", "-c", f"exec {text}"],
+            ["bash", "-c", f"exec env {text}"],
             cwd=self.folder,
             env=dict(self.env),
             stdout=subprocess.PIPE,

@@ -193,10 +193,24 @@ def put_label_set(
     templates: Sequence[str] | Mapping[str, Sequence[str]] | None,
     off_topic: Iterable[Input],
 ) -> Call[results.LabelSet]:
-    body: dict[str, Any] = {"labels": labels, "off_topic": [to_wire(each) for each in off_topic]}
+    """`examples` of a label are inputs, as `off_topic` are. Raises OSError where a file cannot be read."""
+    body: dict[str, Any] = {
+        "labels": [_taught(label) for label in labels],
+        "off_topic": [to_wire(each) for each in off_topic],
+    }
     if templates is not None:
         body["templates"] = templates
     return Call("PUT", f"/label-sets/{quote(name, safe='')}", lambda got: results.label_set(got.json()), body)
+
+
+def _taught(label: str | Mapping[str, Any]) -> str | dict[str, Any]:
+    """A label as JSON has it, with the inputs that show it."""
+    if isinstance(label, str):
+        return label
+    wire = dict(label)
+    if "examples" in wire:
+        wire["examples"] = [to_wire(example) for example in wire["examples"]]
+    return wire
 
 
 def get_label_set(name: str) -> Call[results.LabelSet]:

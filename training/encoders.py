@@ -469,7 +469,7 @@ def _check_choice(recipe: Recipe, modality: Modality, source: EncoderSource, con
         raise EncoderError(f"{where}: {source.pooling} pooling needs a CLS state, and {kind} has none")
     own_way = modality == "audio" and not convolutional
     if own_way and source.pooling is not None:
-        raise EncoderError(f"{where}: pooling cannot be chosen for {kind}: it has its own (docs/encoders.md)")
+        raise EncoderError(f"{where}: pooling cannot be chosen for {kind}: it has its own (docs/reference/encoders.md)")
     if source.layers and kind in _LAST_LAYER_ONLY:
         raise EncoderError(f"{where}: layers cannot be chosen for {kind}")
     for name in ("add_adapter", "conv_pos_batch_norm"):

@@ -1,7 +1,7 @@
 """What a transformers folder says of its inputs → the contract's specification of the same preprocessing.
 
-docs/encoders.md lists what is read here and how it was checked. What cannot be served as transformers would do it is
-refused, with the model's type and the setting.
+docs/reference/encoders.md lists what is read here, and how it was checked. What cannot be served as transformers would
+do it is refused, with the model's type and the setting.
 """
 
 import json

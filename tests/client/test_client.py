@@ -107,6 +107,10 @@ def test_collections_and_label_sets(space: Isthmus, media: Path) -> None:
     assert space.label_set("colours").labels == ["red", "blue"]
     [said] = space.classify([media / "blue.png"], label_set="colours")
     assert said.labels[0].label == "blue"
+    taught = space.put_label_set("colours", [{"name": "shown", "examples": [media / "blue.png"]}, "with examples"])
+    assert taught.labels == ["shown", "with examples"]
+    [said] = space.classify([media / "blue.png"], label_set="colours")
+    assert said.labels[0].label == "shown"
     space.delete_label_set("colours")
     with pytest.raises(NotFound):
         space.label_set("colours")

@@ -1,26 +1,35 @@
 """Every command of the README and of the pages in docs/ is run, or is on a list that says why it is not.
 
-`python -m training …` needs data sets and minutes: its arguments are read by the real parser, and the command itself is
-run on small data by tests/training. `make` targets are planned (`make -n`).
+`python -m training …`, `isthmus train` and `isthmus evaluate` need data sets and minutes: their arguments are read by
+the real parser, and the commands themselves are run on small data by tests/training. `make` targets are planned
+(`make -n`). Media files that a page shows in the output of a command must be in its real output, in the same order.
 """
 
 import re
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 import training.__main__ as trainer
 from examples.pages import Command, Reader, commands
-from isthmus_client import Isthmus, NewItem
+from isthmus_client import Isthmus
 from service.settings import Settings
 from tests.conftest import serving
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STARTER = ROOT / "build/starter"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+HISTORY = {ROOT / "docs/LOG.md", *(ROOT / "docs/decisions").glob("*.md")}
+"""What was done once: no commands for a reader."""
+OF_THE_TRAINER = {"python -m training ": "", "isthmus train ": "run ", "isthmus evaluate ": "evaluate "}
+"""How a command of the trainer begins, and which command of `python -m training` it stands for."""
+_MEDIA = re.compile(r"[\w-]+\.(?:jpg|wav|mp4|txt)\b")
 
 NOT_RUN = {
     r"docker compose ": "there is no Docker engine here; tests/packaging reads the images and the composition",
@@ -30,49 +39,88 @@ NOT_RUN = {
     r"\. \.venv/bin/activate": "the test has its own environment",
     r"milvus-lite server": "tests/service/test_milvus.py and test_replicas.py start one, on ports of their own",
     r"export ISTHMUS_STORE=milvus": "goes with the Milvus above",
-    r"python -m service serve .*--port 800[12] &": "goes with the Milvus above",
+    r"isthmus serve .*--port 800[12] &": "goes with the Milvus above",
     r"curl .*http://127\.0\.0\.1:800[12]/": "goes with the Milvus above",
-    r"curl (.* )?… /": "`…` stands for the address, and for headers that the lines before show",
-    r"curl -X PUT … /label-sets/floor": "`…` stands for images; tests/service/test_classify_routes.py has them",
-    r"curl -F file=@coins.jpg .*\"label_set\": \"floor\"": "asks the label set above",
-    r"curl -F file=@walk.mp4": "a film of one's own; tests/service/test_videos.py makes some",
-    r"python -m service load": "loads what `training embed` wrote; tests/service/test_load.py does both",
+    r"isthmus load": "loads what `training embed` wrote; tests/service/test_load.py does both",
     r"curl http://127\.0\.0\.1:8000/jobs/": "the job's id is that of the machine where it was sent",
     r"helm install": "needs a cluster; tests/packaging lints and renders the chart",
-    r"curl -s http://127.0.0.1:8000/readyz": "shows a server whose Redis is gone; tests/service/test_health.py has one",
     r"openssl genpkey": "makes the key of the signing below; tests/contract/test_signature.py makes keys of its own",
     r"ISTHMUS_BUNDLE_SIGNERS=": "is refused, on purpose: that is what it shows",
-    r"python -m service reembed": "needs a second space; tests/service/test_reembed.py has one",
-    r"python -m service keys (list|revoke)": "the key's id is that of the machine where it was made",
+    r"isthmus reembed": "needs a second space; tests/service/test_reembed.py has one",
 }
 """Commands that are not run, by how they begin, and why. One that is no longer in any page fails the test."""
 
 
+def of_page(page: Path) -> list[Command]:
+    return commands(page.read_text()) if page not in HISTORY else []
+
+
 def every_command() -> list[tuple[Path, Command]]:
-    return [(page, command) for page in PAGES for command in commands(page.read_text())]
+    return [(page, command) for page in PAGES for command in of_page(page)]
 
 
-def reason(command: Command) -> str | None:
-    flat = command.text.replace("\\\n", " ").replace("\n", " ")
-    return next((why for start, why in NOT_RUN.items() if re.match(start, flat)), None)
+def flat(command: Command) -> str:
+    return command.text.replace("\\\n", " ").replace("\n", " ")
 
 
-def is_of(command: Command, program: str) -> bool:
-    return command.text.startswith(program) and command.language != "python"
+def is_run(command: Command) -> bool:
+    """Whether a page's command is run as it stands."""
+    text = flat(command)
+    elsewhere = ("make ", *OF_THE_TRAINER)
+    return not text.startswith(elsewhere) and not any(re.match(start, text) for start in NOT_RUN)
+
+
+def starts_a_server(page: Path) -> bool:
+    return any(command.serves and is_run(command) for command in of_page(page))
+
+
+RUN_PAGES = [page for page in PAGES if any(is_run(command) for command in of_page(page))]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pages") / "store"
+
+
+@pytest.fixture(scope="module")
+def server(store: Path) -> Iterator[httpx.Client]:
+    """The starter, without previews: no page asks for one."""
+    if not (STARTER / "manifest.json").is_file() or not (ROOT / "build/media/cat.jpg").is_file():
+        pytest.skip("build/starter is absent: `make starter` builds it")
+    with serving(Settings(bundle=STARTER, store=store, device="cpu", threads=1)) as client:
+        yield client
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> Iterator[Reader]:
-    if not (ROOT / "build/starter/manifest.json").is_file() or not (ROOT / "build/media/cat.jpg").is_file():
-        pytest.skip("build/starter is absent: `make starter` builds it")
+def reader(server: httpx.Client, store: Path, tmp_path: Path) -> Iterator[Reader]:
+    """A folder like a checkout, with a film and the server's store in it. The server holds no items."""
     with Reader(tmp_path / "isthmus") as reader:
+        (reader.folder / "var").mkdir()
+        (reader.folder / "var/store").symlink_to(store)
+        (reader.folder / "walk.mp4").write_bytes(film())
+        with Isthmus(str(server.base_url)) as space:
+            for collection in space.collections():
+                space.drop_collection(collection.name)
         yield reader
 
 
-def test_pages_have_commands_and_blocks_are_marked() -> None:
-    found = every_command()
-    assert len(found) > 40
-    assert {page.name for page, _ in found} >= {"README.md", "tutorial.md", "command.md", "client.md"}
+def film() -> bytes:
+    """Five seconds of the demo's cat, and the sound of rain."""
+    pytest.importorskip("av", reason="PyAV is not installed: the extra `video`")
+    import soundfile
+
+    from tests.service import films
+
+    with Image.open(ROOT / "build/media/cat.jpg") as picture:
+        frame = np.asarray(picture.convert("RGB").resize((128, 96)))
+    sound, rate = soundfile.read(ROOT / "build/media/rain.wav", dtype="float32")
+    codecs = {"codec": "mpeg4", "pixels": "yuv420p", "sound_codec": "aac", "format": "mp4"}
+    return films.film([frame] * 20, rate=4, sound=sound, sound_rate=rate, **codecs)
+
+
+def test_every_page_has_its_commands_in_marked_blocks() -> None:
+    assert len(every_command()) > 80
+    assert len(RUN_PAGES) > 10
     for page in PAGES:
         for language, body in re.findall(r"^```(\w*)[^\n]*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
             if language == "":
@@ -80,12 +128,12 @@ def test_pages_have_commands_and_blocks_are_marked() -> None:
 
 
 def test_nothing_is_left_out_that_is_not_there() -> None:
-    flat = [command.text.replace("\\\n", " ").replace("\n", " ") for _, command in every_command()]
-    assert [start for start in NOT_RUN if not any(re.match(start, text) for text in flat)] == []
+    texts = [flat(command) for _, command in every_command()]
+    assert [start for start in NOT_RUN if not any(re.match(start, text) for text in texts)] == []
 
 
 def test_make_targets_can_be_planned() -> None:
-    planned = [command for _, command in every_command() if is_of(command, "make ")]
+    planned = [command for _, command in every_command() if command.text.startswith("make ")]
     assert planned
     for command in planned:
         program = shlex.split(command.text, comments=True)
@@ -105,69 +153,75 @@ def test_the_trainer_reads_its_commands(monkeypatch: pytest.MonkeyPatch) -> None
         },
     )
     monkeypatch.chdir(ROOT)
-    asked = [command for _, command in every_command() if is_of(command, "python -m training ")]
-    assert len(asked) > 5
-    for command in asked:
-        arguments = shlex.split(command.text, comments=True)[3:]
-        assert trainer.main(arguments) == 0, command
-        for each in arguments:
-            if each.startswith("training/recipes/"):
-                assert (ROOT / each).is_file(), command
-    assert set(seen) >= {"run", "doctor", "select", "evaluate", "merge"}
+    for _, command in every_command():
+        for start, stands_for in OF_THE_TRAINER.items():
+            if command.text.startswith(start):
+                arguments = shlex.split(stands_for + command.text.removeprefix(start), comments=True)
+                assert trainer.main(arguments) == 0, command
+                for argument in arguments:
+                    if argument.startswith("training/recipes/"):
+                        assert (ROOT / argument).is_file(), command
+    assert set(seen) >= {
+        *(
+            "add-modality",
+            "bind",
+            "curate",
+            "doctor",
+            "embed",
+            "evaluate",
+            "merge",
+            "run",
+            "select",
+            "sign",
+            "suspects",
+        ),
+    }
 
 
-def test_readme(reader: Reader, tmp_path: Path) -> None:
-    """The README's server is the starter; its files and items are stood in for by the demo's, under the names there."""
-    folder = reader.folder
-    for name, source in {"dog.webp": "cat.jpg", "coins.jpg": "coins.jpg", "bark.ogg": "cat.wav"}.items():
-        shutil.copy(ROOT / "build/media" / source, folder / name)
-    (folder / "items.jsonl").write_text('{"id": "b", "text": "a quay"}\n')
-    shutil.make_archive(str(folder / "photos"), "tar", ROOT / "build/media")
-    (folder / "var").mkdir()
-    settings = Settings(bundle=ROOT / "build/starter", store=folder / "var/store", device="cpu", threads=1)
-    with serving(settings) as client, Isthmus(str(client.base_url)) as space:
-        reader.address = str(client.base_url).rstrip("/")
-        reader.variables = {"ISTHMUS_KEYS": str(folder / "keys")}
-        items = [NewItem("3385593926_d3e9c21170.webp", folder / "dog.webp"), NewItem("a", "a harbour", {"year": 2004})]
-        space.upsert(items)
-        ran = 0
-        for command in commands(PAGES[0].read_text()):
-            if reason(command) is None and not is_of(command, "make ") and not is_of(command, "python -m training "):
-                said = reader.run(command)
-                # curl ends with 0 whatever it is answered: only what is shown to be refused may be.
-                if is_of(command, "curl ") and '"$gte": true' not in command.text:
-                    assert '"status":' not in said, said
-                ran += 1
-    assert ran >= 12
-
-
-@pytest.mark.parametrize("name", ["tutorial.md", "command.md", "client.md"])
-def test_page(name: str, reader: Reader) -> None:
-    tutorial = commands((ROOT / "docs/tutorial.md").read_text())
-    if name != "tutorial.md":  # the server that the tutorial leaves running
-        reader.run(next(command for command in tutorial if command.serves))
+@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_page(page: Path, reader: Reader, server: httpx.Client) -> None:
+    if not starts_a_server(page):
+        reader.address = str(server.base_url).rstrip("/")
+        if page.name not in ("README.md", "index-a-folder.md"):
+            with Isthmus(reader.address) as space:
+                index_sample_media(space)
     said = ""
-    for command in commands((ROOT / "docs" / name).read_text()):
-        if reason(command) is None and not is_of(command, "make "):
-            said += reader.run(command)
-    if name == "tutorial.md":
+    for command in of_page(page):
+        if is_run(command):
+            printed = reader.run(command)
+            refused = re.search(r'"status":\d', printed)
+            assert not refused or '"status":' in command.shown, f"{command.text}\n{printed}"
+            assert in_order(_MEDIA.findall(command.shown), _MEDIA.findall(printed)), f"{command}\n{printed}"
+            said += printed
+    if page.name == "tutorial.md":
         assert "all is well" in said
         assert re.search(r"^\d+ indexed$", said, re.MULTILINE)
         assert re.search(r"church bells +0\.[5-9]", said)
 
 
+def index_sample_media(space: Isthmus) -> None:
+    from isthmus_client import NewItem
+
+    files = [path for path in sorted((ROOT / "build/media").iterdir()) if path.suffix in (".jpg", ".wav")]
+    assert all(written.error is None for written in space.upsert_many(NewItem(path.name, path) for path in files))
+
+
+def in_order(names: list[str], printed: list[str]) -> bool:
+    """Whether the names are printed in this order, with others between them or not."""
+    rest = iter(printed)
+    return all(name in rest for name in names)
+
+
+def test_names_in_order() -> None:
+    assert in_order(["a", "c"], ["a", "b", "c"]) and in_order([], ["a"])
+    assert not in_order(["c", "a"], ["a", "b", "c"]) and not in_order(["d"], ["a"])
+
+
 def test_the_recording_is_of_the_tutorial() -> None:
     recorded = (ROOT / "docs/recordings/tutorial.txt").read_text()
     for command in commands((ROOT / "docs/tutorial.md").read_text()):
-        if reason(command) is None and not is_of(command, "make "):
+        if is_run(command):
             assert command.text in recorded, "python -m examples.pages docs/tutorial.md --record …"
-
-
-def test_other_pages_leave_nothing_unsaid() -> None:
-    tested = {"README.md", "tutorial.md", "command.md", "client.md"}
-    for page, command in every_command():
-        if page.name not in tested:
-            assert reason(command) or is_of(command, "make ") or is_of(command, "python -m training "), (page, command)
 
 
 def test_a_page_is_read_as_a_reader_would() -> None:
@@ -177,12 +231,15 @@ $ one 'with
 a line' \\
   more
 its output
+on two lines
 $ two   # a remark
 ```
 
 ```sh
 # a remark
 three
+four \\
+  five
 ```
 
 ```text
@@ -193,9 +250,10 @@ $ not this
 print(4)
 ```
 """
-    assert [each.text for each in commands(page)] == [
-        "one 'with\na line' \\\n  more",
-        "two   # a remark",
-        "three",
-        "print(4)\n",
+    assert commands(page) == [
+        Command("one 'with\na line' \\\n  more", "console", "its output\non two lines"),
+        Command("two   # a remark", "console", ""),
+        Command("three", "sh"),
+        Command("four \\\n  five", "sh"),
+        Command("print(4)\n", "python"),
     ]

@@ -1,5 +1,6 @@
-"""The site builds without a warning, names every page, and asks nobody outside."""
+"""The site builds without a warning, holds what it includes, names every page, and makes no external requests."""
 
+import html
 import re
 import subprocess
 import sys
@@ -23,7 +24,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_builds_and_holds_the_reference(site: Path) -> None:
-    reference = (site / "api.html").read_text()
+    reference = (site / "reference/api.html").read_text()
     for route in ("/embed", "/search", "/classify", "/items", "/v1/embeddings"):
         assert route in reference
     assert "heavy rain" in (site / "tutorial.html").read_text()
@@ -37,7 +38,37 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
         assert 'class="mermaid"' not in page.read_text(), "the theme fetches the program that draws it"
 
 
-def test_every_decision_is_in_the_navigation(site: Path) -> None:
+def test_files_that_pages_include_are_shown(site: Path) -> None:
+    included = 0
+    for page in (ROOT / "docs").rglob("*.md"):
+        shown = text_of(site / page.relative_to(ROOT / "docs").with_suffix(".html"))
+        assert "--8" not in shown, f"{page}: the name of a file stands in the place of the file"
+        for name in re.findall(r'^--8<-- "(.+)"$', page.read_text(), re.MULTILINE):
+            assert squeezed((ROOT / name).read_text()) in squeezed(shown), f"{page}: {name} is not shown"
+            included += 1
+    assert included >= 5
+
+
+def text_of(page: Path) -> str:
+    """What a reader sees, without markup."""
+    return html.unescape(re.sub(r"<[^>]+>", "", page.read_text()))
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def test_pages_are_in_the_navigation_and_history_is_not_at_its_first_level(site: Path) -> None:
     index = (site / "index.html").read_text()
-    for decision in (ROOT / "docs/decisions").glob("*.md"):
-        assert f"decisions/{decision.stem}.html" in index
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f'href="{page.relative_to(ROOT / "docs").with_suffix(".html")}"' in index, page
+    sections = re.findall(r'<label class="md-nav__title" for="__nav_\d+">(.*?)</label>', index, re.DOTALL)
+    assert [squeezed(re.sub(r"<[^>]+>", "", section)) for section in sections] == ["How-to", "Reference", "Explanation"]
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 160
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", readme)]
+    assert len(links) > 40
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []

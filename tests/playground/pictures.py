@@ -10,13 +10,10 @@ from tests.playground.conftest import ROOT, SHOTS
 PICTURES = {
     "search": "search-typed",
     "composed": "desktop-light-search",
-    "classify": "classify",
+    "classify": "desktop-light-classify",
     "map": "map",
-    "add": "add",
-    "dark": "desktop-dark-classify",
-    "phone": "phone-dark-search",
 }
-_COLOURS = 128
+_COLOURS = 256
 
 
 def main() -> None:
