@@ -55,9 +55,10 @@ class FairSemaphore:
         if not self._taken[name]:
             del self._taken[name]
         while self._free:
-            following = next((name for name in self._lines if self._taken[name] < self._per_caller), None)
-            if following is None:
+            admissible = [name for name in self._lines if self._taken[name] < self._per_caller]
+            if not admissible:
                 return
+            following = admissible[0]
             line = self._lines.pop(following)
             turn = line.popleft()
             if line:

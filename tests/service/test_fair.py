@@ -90,22 +90,23 @@ def test_a_line_has_an_end():
     asyncio.run(scenario())
 
 
-def test_a_caller_that_has_as_many_places_as_it_may_leaves_the_others_free():
+@pytest.mark.parametrize("flooding", ["a", None])
+def test_a_caller_that_has_as_many_places_as_it_may_leaves_the_others_free(flooding: str | None) -> None:
     async def scenario() -> None:
         places = FairSemaphore(3, per_caller=2)
-        flood = [as_caller("a", places.acquire()) for _ in range(4)]
+        flood = [as_caller(flooding, places.acquire()) for _ in range(4)]
         await asyncio.sleep(0)
         assert [each.done() for each in flood] == [True, True, False, False]
         async with asyncio.timeout(WAIT_S):
             await as_caller("b", places.acquire())  # at once
             places.release("b")
             await asyncio.sleep(0)
-            assert not flood[2].done(), "the place is not for a, whose line it is"
-            places.release("a")
+            assert not flood[2].done(), "the place is not for the flood, whose line it is"
+            places.release(flooding)
             await flood[2]
             await asyncio.sleep(0)
             assert not flood[3].done()
-            places.release("a")
+            places.release(flooding)
             await flood[3]
 
     asyncio.run(scenario())

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 
 from service.api.app import Parts, open_parts
+from service.commands import serve
 from service.commands.serve import Server
 from service.engine import handling as modalities
 from service.engine.towers import Arrays
 from service.settings import Settings
+from service.store import SqliteStore
 from tests.conftest import served, serving
 from tests.service.slow import WAIT_S, Slow
 
@@ -282,3 +284,35 @@ def test_what_is_not_finished_within_the_grace_is_answered_all_the_same(
             answers = [request.result(WAIT_S) for request in requests]
             assert sorted(answer.status_code for answer in answers) == [200, 503, 503, 503]
             assert {answer.json()["code"] for answer in answers if answer.status_code == 503} == {"not_ready"}
+
+
+def test_what_has_not_ended_by_the_last_moment_is_told_to_come_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_ANSWERING_S", 0)
+    parts = open_parts(settings)
+    with served(settings.model_copy(update={"shutdown_grace_s": 0}), parts) as (server, client):
+        goes, reading = threading.Event(), threading.Semaphore(0)
+        vector = {"vector": [1.0] * 16}
+        assert client.post("/items", json={"items": [{"id": "a"} | vector]}).status_code == 200
+        assert isinstance(parts.store, SqliteStore) and server._loop is not None
+        readers = parts.store._readers
+
+        def read() -> None:
+            reading.release()
+            assert goes.wait(WAIT_S)
+
+        for _ in range(4):  # all that one caller may have
+            asyncio.run_coroutine_threadsafe(readers.run(read), server._loop)
+            assert reading.acquire(timeout=WAIT_S)
+        try:
+            with ThreadPoolExecutor() as pool:
+                search = pool.submit(client.post, "/search", json={"query": vector})
+                until(lambda: client.get("/healthz").is_success and bool(readers._places._lines))
+                server.should_exit = True
+                answer = search.result(WAIT_S)
+        finally:
+            goes.set()
+    assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["retry-after"] == "1"
