@@ -46,6 +46,7 @@ _RECOVERY_S = 30.0
 _DEADLINE_S, _HANG_S = 2.0, 1.0
 """The server's, for these: shorter than its defaults, so that a minute shows what else takes several."""
 _LOG_CHARACTERS = 6_000
+_UPLOADS = 4
 _TMPFS_BYTES = 96_000_000  # the log of writes alone grows to 33 MB before it is folded in
 _FAKETIME = "/usr/lib/*/faketime/libfaketimeMT.so.1"  # for programs of many threads
 DOCUMENTED = frozenset({200, 408, 429, 503, 504})
@@ -89,11 +90,13 @@ class Outcome:
     """The server's, its end."""
     unnoticed: bool = False
     """Whether it is to keep nothing from working for others."""
+    overdrawn: int = 0
+    """Bytes that jobs took of what is to stay free of the disk."""
 
     @property
     def otherwise(self) -> int:
         right = DOCUMENTED - {503} if self.unnoticed else DOCUMENTED
-        return sum(count for status, count in self.answers.items() if status not in right)
+        return sum(count for status, count in self.answers.items() if status not in right) + (self.overdrawn > 0)
 
     @property
     def crashed(self) -> int:
@@ -248,7 +251,7 @@ def _readiness(port: int) -> str:
 # Faults: each is given the server, and is a context in which something is broken.
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
     """Where a fault is made."""
 
@@ -256,6 +259,8 @@ class Site:
     server: Running
     redis_port: int
     redis: "subprocess.Popen[bytes] | None"
+    overdrawn: int = 0
+    """See Outcome."""
 
 
 Fault = Callable[[Site], AbstractContextManager[None]]
@@ -372,9 +377,12 @@ def disk_full(site: Site) -> Iterator[None]:
 
 @contextmanager
 def uploads_without_end(site: Site) -> Iterator[None]:
-    """One client sends jobs that do not say how long they are, and do not end: the others must not notice."""
-    if not os.path.ismount(site.folder / "disk"):
+    """One client sends jobs that do not say how long they are, and do not end, several at once: the others must not
+    notice, and what is to stay free of the disk is not for jobs."""
+    disk = site.folder / "disk"
+    if not os.path.ismount(disk):
         raise LeftOut("no disk of its own can be mounted")
+    size, least = _ROOMS["uploads without end"]
     done, refused = threading.Event(), threading.Event()
     block = json.dumps({"id": "a", "text": "x" * 1_000_000}).encode() + b"\n"
     chunk = b"%x\r\n%b\r\n" % (len(block), block)
@@ -389,12 +397,22 @@ def uploads_without_end(site: Site) -> Iterator[None]:
                     connection.sendall(chunk)
             refused.set()
 
-    thread = threading.Thread(target=upload)
-    thread.start()
+    def watch() -> None:
+        while not done.wait(0.002):
+            taken = 0
+            for file in (disk / "store" / "jobs").rglob("input"):
+                with suppress(OSError):  # it is gone
+                    taken += file.stat().st_size
+            site.overdrawn = max(site.overdrawn, taken - (size - least))
+
+    threads = [threading.Thread(target=upload) for _ in range(_UPLOADS)] + [threading.Thread(target=watch)]
+    for thread in threads:
+        thread.start()
     refused.wait(_PATIENCE_S)
     yield
     done.set()
-    thread.join()
+    for thread in threads:
+        thread.join()
 
 
 @contextmanager
@@ -566,15 +584,17 @@ def suffer(fault: str, bundle: Path, seconds: float) -> Outcome:
         fault in _REFUSING,
         log,
         fault in _UNNOTICED,
+        site.overdrawn,
     )
 
 
 def row(outcome: Outcome) -> str:
     answers = " ".join(f"{status}×{count}" for status, count in sorted(outcome.answers.items()))
     recovered = "never" if outcome.recovered_s is None else f"{outcome.recovered_s:.1f} s"
+    overdrawn = f" {outcome.overdrawn:,} bytes of the disk overdrawn" if outcome.overdrawn else ""
     return (
         f"{outcome.fault:20} {answers:44} {outcome.cut:>5} {outcome.refused:>8} {outcome.unanswered:>10} "
-        f"{outcome.acknowledged:>8} {outcome.lost:>5} {recovered:>9}  {outcome.said}"
+        f"{outcome.acknowledged:>8} {outcome.lost:>5} {recovered:>9}  {outcome.said}{overdrawn}"
     )
 
 

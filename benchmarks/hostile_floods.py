@@ -130,6 +130,14 @@ def _unlike(picture: str, number: int) -> str:
     return base64.b64encode(base64.b64decode(picture) + bytes([number])).decode()
 
 
+def numbers(dimensions: int) -> Iterator[bytes]:
+    """Bodies of 12 MB with nearly as many numbers as a body may hold: slow to read, quick to refuse."""
+    body = b'{"inputs": ["a"], "many": [%b0]}' % (b"0," * 6_000_000)
+    kind = b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+    for _ in range(16):
+        yield b"POST /embed HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer KEY\r\n" + kind + b"\r\n" + body
+
+
 FLOODS: Sequence[Flood] = (
     Flood("forty maps of forty sizes", maps, frozenset({OK, BUSY, LATE})),
     Flood("8 sets of 10,000 labels x 5 templates", many_labels, frozenset({OK, BUSY, LATE})),
@@ -138,6 +146,7 @@ FLOODS: Sequence[Flood] = (
     Flood("the same, of clients that leave at once", searches, frozenset(), leaves=True),
     Flood("answers of 375 MB", wide_answers, frozenset({INVALID})),
     Flood("192 pictures that are slow to decode", pictures, frozenset({OK, BUSY, LATE})),
+    Flood("16 bodies that are slow to read", numbers, frozenset({INVALID, BUSY, LATE})),
 )
 
 

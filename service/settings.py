@@ -188,8 +188,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=64_000_000, gt=0)
     """Largest request body, and largest sound or video file, in bytes. A larger body gets 413."""
     max_bodies_bytes: int = Field(default=400_000_000, gt=0)
-    """Largest total of the bodies of all requests that are read or answered at one time, in bytes. Beyond it a request
-    gets 429 before its body is read."""
+    """Largest total of the bodies of all requests that are read or answered at one time, in bytes; of one API key, as
+    much as the others leave free, which is half of it where there are none. Beyond it a request gets 429 before its
+    body is read."""
     max_image_bytes: int = Field(default=25_000_000, gt=0)
     """Largest image file, in bytes."""
     max_image_pixels: int = Field(default=40_000_000, gt=0)

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Collection, Mapping, MutableMapping
 from contextlib import nullcontext
 from http import HTTPMethod
@@ -20,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import reason, respond
-from service.errors import BodyTooLarge, Overloaded, UnsupportedBody
+from service.errors import BodyTooLarge, NotReady, Overloaded, UnsupportedBody
 from service.runtime import tracing
 from service.runtime.logs import caller, request_id
 from service.runtime.metrics import Metrics
@@ -103,6 +104,10 @@ class Context:
             await self.app(scope, receive, sending)
         except ClientDisconnect:
             pass  # in the middle of its body: there is nobody to answer
+        except asyncio.CancelledError:  # uvicorn ends, and would answer 500 in plain text
+            if status != CLIENT_GONE:
+                raise
+            await respond(scope["path"], NotReady("the server is shutting down"))(scope, receive, sending)
         except Exception as error:
             log.exception("unexpected failure")
             if status != CLIENT_GONE:
@@ -266,8 +271,8 @@ class Disconnects:
 class BodyLimit:
     """413 past `limit` bytes: at once where Content-Length says so, else as soon as that many have come. 408 for a body
     that does not come, 415 for one in a coding (Content-Encoding) that nobody takes off. 429 where the bodies of all
-    requests under way would be more than `together`, or where `refuse_if_full` raises Overloaded for a route that is
-    named in `embedding`.
+    requests under way would be more than `together`, where those of one key would leave less room than they take, so
+    that another key's have some, or where `refuse_if_full` raises Overloaded for a route that is named in `embedding`.
 
     A route that is named in `streamed` has a limit of its own for what is no JSON: it keeps nothing of that in memory.
     """
@@ -282,7 +287,20 @@ class BodyLimit:
     ) -> None:
         self.app, self.limit, self.together, self.streamed = app, limit, together, streamed or {}
         self.embedding = embedding
-        self._held = 0
+        self._held: Counter[str | None] = Counter()
+        """Bytes of bodies, by key."""
+
+    def _has_room(self, key: str | None, size: int) -> bool:
+        """Whether so many bytes more of a key's bodies may be held; those of a lone request always."""
+        if not size or not self._held:
+            return True
+        left = self.together - self._held.total() - size
+        return left >= 0 and (key is None or not self._held[key] or self._held[key] + size <= left)
+
+    def _hold(self, key: str | None, size: int) -> None:
+        self._held[key] += size
+        if not self._held[key]:
+            del self._held[key]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -307,8 +325,8 @@ class BodyLimit:
             response = respond(scope["path"], BodyTooLarge(f"the body is larger than {limit} bytes"))
             await refuse(response, scope, receive, send)
             return
-        held = 0 if streamed else stated or 0
-        if self._held and self._held + held > self.together:
+        held, key = 0 if streamed else stated or 0, caller.get()
+        if not self._has_room(key, held):
             await refuse(respond(scope["path"], Overloaded(_TOO_MUCH)), scope, receive, send)
             return
         if scope["path"] in self.embedding and scope["method"] == "POST":
@@ -338,17 +356,19 @@ class BodyLimit:
                 # FastAPI lets an HTTPException through while it reads a body, and hides any other.
                 raise HTTPException(413, headers={"Connection": "close"})
             if seen > held and not streamed:  # it did not say how long it is
-                self._held += seen - held
+                self._hold(key, -held)
+                room = self._has_room(key, seen)
+                self._hold(key, seen)
                 held = seen
-                if self._held > self.together:
+                if not room:
                     raise HTTPException(429, headers={"Connection": "close", "Retry-After": "1"})
             return message
 
-        self._held += held
+        self._hold(key, held)
         try:
             await self.app(scope, receiving, send)
         finally:
-            self._held -= held
+            self._hold(key, -held)
 
 
 def stated_length(headers: Headers) -> int | None:

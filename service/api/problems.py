@@ -138,6 +138,8 @@ def respond(path: str, error: Exception) -> Response:
         headers["WWW-Authenticate"] = 'Bearer realm="isthmus"'
     elif isinstance(error, DiskFull):
         headers["Connection"] = "close"  # the rest of an upload is not read
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = "1"
     index = error.index if isinstance(error, InputFailed) else None
     return problem(path, status, code, detail, index=index, headers=headers)
 

@@ -7,7 +7,6 @@ async def embed(body: Body, state: StateDep, caller: CallerDep) -> Response:
     results = await state.embedder.embed(body.inputs, caller)
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import MalformedRequest, UnsupportedBody
 from service.runtime.timings import timed
+from service.runtime.workers import Workers
 from service.schemas.exact_json import parse_json
 from service.schemas.inputs import File
 from service.settings import Settings
@@ -47,6 +47,7 @@ def reader(model: type[Model], place: Place | None = None) -> Callable[[Request]
 
     async def read(request: Request) -> Model:
         settings: Settings = request.state.services.settings
+        readers: Workers = request.state.services.readers
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         arrange = place if media_type == "multipart/form-data" else None
         with timed("read"):
@@ -54,7 +55,8 @@ def reader(model: type[Model], place: Place | None = None) -> Callable[[Request]
             if arrange is not None:
                 data, files = await _read_form(request, settings)
             elif media_type in ("", "application/json") or media_type.endswith("+json"):
-                data = await request.body()
+                # Not request.body(), which would keep it for as long as the request is there.
+                data = b"".join([part async for part in request.stream()])
             else:
                 kinds = "application/json or multipart/form-data" if place else "application/json"
                 raise UnsupportedBody(f"this route reads {kinds}")
@@ -66,16 +68,16 @@ def reader(model: type[Model], place: Place | None = None) -> Callable[[Request]
                         raise MalformedRequest("the part called request is not a JSON object")
                     body = {name: given for name, given in body.items() if given is not None}
                     arrange(body, files)
-                return model.model_validate(body, context=settings.limits)
+                try:
+                    return model.model_validate(body, context=settings.limits)
+                except ValidationError as error:
+                    known = error.errors(include_url=False, include_context=False, include_input=False)
+                    problems = [each | {"loc": ("body", *each["loc"])} for each in known]
+                del body  # in this thread: of millions of values that takes long
+                raise RequestValidationError(problems)
 
-            try:
-                if len(data) + sum(len(file.data) for file in files) <= _SMALL:
-                    return validated()
-                await asyncio.sleep(0)  # a client that has gone since is noticed, and costs no reading
-                return await asyncio.to_thread(validated)
-            except ValidationError as error:
-                problems = [each | {"loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
-                raise RequestValidationError(problems) from None
+            small = len(data) + sum(len(file.data) for file in files) <= _SMALL
+            return validated() if small else await readers.run(validated)
 
     return read
 

@@ -23,6 +23,7 @@ from service.retrieval.search import Searcher
 from service.retrieval.single_flight import OneAtATime
 from service.runtime.metrics import Metrics
 from service.runtime.quotas import Limiter, Meter
+from service.runtime.workers import Workers
 from service.settings import Settings
 from service.store import Store
 
@@ -48,6 +49,9 @@ class State:
     """None: URLs are not fetched."""
     jobs: Jobs | None = None
     """None where there is no folder for them."""
+    readers: Workers = field(default_factory=lambda: Workers("read", spare=1))
+    """Read large bodies: one of a caller's at a time, since the interpreter's lock is held for most of it, and not the
+    event loop, where the bodies of a flood would keep all others waiting."""
     readiness: OneAtATime[JSON] = field(default_factory=OneAtATime)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while the server works for the last time: it is about to end."""
@@ -77,6 +81,7 @@ class State:
     async def close(self) -> None:
         """Answer everything that waits for a vector or a map with NotReady."""
         self.maps.close()
+        self.readers.close(wait=False)
         await asyncio.gather(*(model.embedder.close() for model in self.models.values()))
 
     def begin_close(self) -> None:

@@ -58,8 +58,8 @@ class Channel:
             observer=metrics,
         )
         self.hang_s = max(_HANG_S, settings.request_deadline_s)
-        self.slots = FairSemaphore(settings.decode_workers)
-        """Held from undecoded to enqueued."""
+        self.slots = FairSemaphore(settings.decode_workers + 1, per_caller=settings.decode_workers)
+        """Held from undecoded to enqueued; the last one, as the last thread that decodes, by another caller."""
         self.background_slots = asyncio.Semaphore(max(1, settings.decode_workers // 2))
         """The same of jobs, which so leave threads to decode what requests bring."""
         self._admitted = 0

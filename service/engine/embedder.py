@@ -44,6 +44,7 @@ from service.engine.inputs import (
     opened,
 )
 from service.errors import DeadlineExceeded, FetchDisabled, InferenceFailed
+from service.runtime.fair import FairSemaphore
 from service.runtime.metrics import Metrics
 from service.runtime.timings import record, timed
 from service.runtime.workers import WorkerDied, Workers
@@ -96,9 +97,10 @@ class Embedder:
         self._cache, self._metrics, self.deadline_s = cache, metrics, settings.request_deadline_s
         self._capacity, self.limits = settings.queue_inputs, settings.limits
         self._decode_workers = settings.decode_workers
-        self.long_sounds = {True: asyncio.Semaphore(1), False: asyncio.Semaphore(max(1, settings.decode_workers // 2))}
+        at_once = max(1, settings.decode_workers // 2)
+        self.long_sounds = {True: FairSemaphore(1), False: FairSemaphore(at_once + 1, per_caller=at_once)}
         """Sounds that are in memory while their moments are embedded; those in the background by themselves."""
-        self._pool = Workers("decode", settings.decode_workers)
+        self._pool = Workers("decode", settings.decode_workers, spare=1)
         self._flights: dict[str, _Flight] = {}
         self._making: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None

@@ -246,7 +246,9 @@ class Fetcher:
         self.most_of_a_request = limits.body_bytes
         self.deadline_s = settings.request_deadline_s
         self._timeout_s = timeout_s
-        self._places = FairSemaphore(max(1, places // 4) if background else places)
+        places = max(1, places // 4) if background else places
+        # Who answers slowly holds a place for as long as `timeout_s`: one caller never has them all.
+        self._places = FairSemaphore(places + 1, per_caller=places)
         self._observer = observer
 
     async def fetch(self, text: str, most: int, count: Count = lambda size: None) -> bytes:

@@ -10,7 +10,6 @@ the root (an object with a `file_name`; all else in it is metadata, as in Huggin
 left alone.
 """
 
-import asyncio
 import hashlib
 import io
 import json
@@ -24,6 +23,7 @@ import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
 
@@ -33,6 +33,7 @@ from service.errors import BodyTooLarge, DiskFull, MalformedRequest, NotReady
 from service.jobs.ledger import Form, Refusal
 from service.retrieval.indexing import NewItem
 from service.runtime.disk import Disk
+from service.runtime.workers import Workers
 from service.schemas.exact_json import loads, parse_json
 from service.schemas.inputs import File
 from service.schemas.items import MAX_METADATA_BYTES, InvalidItem, read_item
@@ -99,8 +100,8 @@ class Bounds:
 # An upload → a file
 
 
-async def spool(blocks: AsyncIterator[bytes], path: Path, most: int, disk: Disk) -> str:
-    """Write what comes to `path`, on disk when this returns; the sha256 of what came, as it came.
+async def spool(blocks: AsyncIterator[bytes], path: Path, most: int, disk: Disk, threads: Workers) -> str:
+    """Write what comes to `path` in `threads`, on disk when this returns; the sha256 of what came, as it came.
 
     Gzip is known by its first bytes, and unpacked. Raises BodyTooLarge past `most` bytes (of what is written),
     MalformedRequest for gzip that is broken or cut off, DiskFull where the disk has no room for it, NotReady where it
@@ -114,9 +115,9 @@ async def spool(blocks: AsyncIterator[bytes], path: Path, most: int, disk: Disk)
                 waiting.append(block)
                 size += len(block)
                 if size >= _WRITTEN_BYTES:
-                    await asyncio.to_thread(upload.write, b"".join(waiting))
+                    await threads.run(partial(upload.write, b"".join(waiting)))
                     waiting, size = [], 0
-            await asyncio.to_thread(upload.end, b"".join(waiting))
+            await threads.run(partial(upload.end, b"".join(waiting)))
     except OSError:
         log.exception("a job's input cannot be written")
         raise NotReady("the job's input cannot be written to disk") from None

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from service.errors import DiskFull, InvalidRequest, NotFound, NotReady
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _ACTIVE_JOBS = 4
 """Jobs that are worked on at the same time, in turn; the others are queued."""
+_FOLDER_S = 10.0
+"""For a look at a folder that a client names: it may be on another machine."""
 _TIDY_S = 3_600.0
 _ERRORS_AT_ONCE = 1_000
 
@@ -76,6 +79,7 @@ class Jobs:
         self._disk = Disk(opened.folder, settings.min_free_bytes)
         self._ledger = LedgerThread(opened.ledger)
         self._workplace = Workplace(opened.folder, self._ledger, settings, context, metrics)
+        self._threads = self._workplace.threads
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -102,6 +106,8 @@ class Jobs:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._threads.close)
+        self._workplace.folder_threads.close(wait=False)
         await self._ledger.close()
         os.close(self._lock)
 
@@ -123,15 +129,15 @@ class Jobs:
         is read, InvalidRequest for a key of another job, and what `spool` raises.
         """
         await self._ledger.do(Ledger.admit, self._settings.max_jobs, key)
-        await asyncio.to_thread(self._disk.check, size or 0)
+        await self._threads.run(partial(self._disk.check, size or 0))
         id = self._new_id()
         folder = self._folder / id
         try:
-            await asyncio.to_thread(folder.mkdir)
-            digest = await spool(blocks, folder / "input", self._settings.max_job_bytes, self._disk)
-            await asyncio.to_thread(sync, folder, folder.parent)
+            await self._threads.run(folder.mkdir)
+            digest = await spool(blocks, folder / "input", self._settings.max_job_bytes, self._disk, self._threads)
+            await self._threads.run(partial(sync, folder, folder.parent))
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+            await asyncio.shield(self._remove(id))
             raise
         return await asyncio.shield(self._create(id, form, collection, digest, None, key, meter))
 
@@ -142,15 +148,24 @@ class Jobs:
         root = self._settings.jobs_root
         if root is None:
             raise InvalidRequest("jobs of folders are off on this server: send the files", code="folder_jobs_disabled")
-        if await asyncio.to_thread(folder_beneath, root, name) is None:
+        try:
+            async with asyncio.timeout(_FOLDER_S):
+                beneath = await self._workplace.folder_threads.run(partial(folder_beneath, root, name))
+        except TimeoutError:
+            raise NotReady("the disk of the folders that jobs may be of does not answer") from None
+        if beneath is None:
             raise InvalidRequest("folder: there is no such folder under the root of jobs", code="no_such_folder")
-        await asyncio.to_thread(self._disk.check)
+        await self._threads.run(self._disk.check)
         id = self._new_id()
-        await asyncio.to_thread((self._folder / id).mkdir)
+        await self._threads.run((self._folder / id).mkdir)
         return await asyncio.shield(self._create(id, "folder", collection, name, name, key, meter))
 
     def _new_id(self) -> str:
         return f"{secrets.token_hex(12)}-{self.replica}"
+
+    async def _remove(self, id: str) -> None:
+        """The files of a job."""
+        await self._threads.run(partial(shutil.rmtree, self._folder / id, ignore_errors=True))
 
     async def job(self, id: str) -> Progress:
         """Raises NotFound, which names the replica that took the job, where that is another."""
@@ -218,7 +233,7 @@ class Jobs:
             )
         finally:
             if not new:
-                await asyncio.to_thread(shutil.rmtree, self._folder / id, ignore_errors=True)
+                await self._remove(id)
         self._wake.set()
         return self._progress(job), new
 
@@ -271,7 +286,7 @@ class Jobs:
         """Raises NotReady."""
         await self._ledger.do(Ledger.end, job, state, code, detail)
         await self._workplace.count_jobs()
-        await asyncio.to_thread(shutil.rmtree, self._folder / job.id, ignore_errors=True)
+        await self._remove(job.id)
 
 
 async def _outcome(run: Run) -> tuple[State] | tuple[State, str, str]:

@@ -13,6 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from service.retrieval.indexing import NewItem, embed_items, token_collections
 from service.runtime.disk import Disk
 from service.runtime.metrics import Metrics
 from service.runtime.quotas import Costs, Limiter, Meter, Unit
+from service.runtime.workers import Workers
 from service.settings import Limits, Settings
 from service.store import Entry, Store
 
@@ -47,6 +49,8 @@ ATTEMPTS = 3
 """Times that a chunk is begun, by processes that end before it is done or fail on it, before its items are tried one by
 one; and an item before it is refused."""
 _POISON = ("poison", "the server ended or failed whenever it worked on this item, so that it was left out")
+_THREADS = 4
+"""That read and write the files of jobs: as many as jobs are worked on at once."""
 _RATE_S = 30.0
 _SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 _FETCHED_URLS = 8
@@ -110,6 +114,9 @@ class Workplace:
         self.bounds = Bounds(settings.limits, settings.max_job_items)
         self.disk = Disk(folder, settings.least_free_bytes)
         self.places = Places()
+        self.threads = Workers("jobs", _THREADS, spare=1)
+        self.folder_threads = Workers("job-folders", _THREADS)
+        """For what is under `jobs_root`: of a mount that does not answer, only these are left behind."""
 
     async def count_jobs(self) -> None:
         """Jobs by state, for the metrics."""
@@ -165,6 +172,11 @@ class Run:
             eta_s = self.left / rate
         return Progress(self.job, rate, eta_s)
 
+    @property
+    def _threads(self) -> Workers:
+        """Those that read its input."""
+        return self._workplace.folder_threads if self.job.form == "folder" else self._workplace.threads
+
     async def work(self) -> None:
         """To the end of the input. Raises Unusable, Cancelled, DiskFull, NotReady."""
         reader = await self._planned()
@@ -174,7 +186,7 @@ class Run:
             first = self.job.next
             while not self.cancelled:
                 while len(self.pending) < _PENDING_CHUNKS:
-                    length = await asyncio.to_thread(reader.length, first, _CHUNK_ITEMS, _CHUNK_BYTES)
+                    length = await self._threads.run(partial(reader.length, first, _CHUNK_ITEMS, _CHUNK_BYTES))
                     if not length:
                         break
                     chunk = attempted.get(first) or Chunk(first, length)
@@ -201,14 +213,14 @@ class Run:
         source, plan = workplace.folder / job.id / "input", workplace.folder / job.id / "plan.sqlite3"
         if job.form == "folder":
             root, name = workplace.settings.jobs_root, job.folder or "."
-            beneath = None if root is None else await asyncio.to_thread(folder_beneath, root, name)
+            beneath = None if root is None else await self._threads.run(partial(folder_beneath, root, name))
             if beneath is None:
                 raise Unusable("the folder is not there any more, or not allowed any more")
             source = beneath
         if job.total is None:
             try:
-                total = await asyncio.to_thread(
-                    build, job.form, source, plan, workplace.bounds, self._stopped, workplace.disk
+                total = await self._threads.run(
+                    partial(build, job.form, source, plan, workplace.bounds, self._stopped, workplace.disk)
                 )
             except FileNotFoundError:
                 raise Unusable("the files of the job are gone") from None
@@ -219,7 +231,7 @@ class Run:
             if self.job.state != "running":  # it was cancelled before it was begun
                 raise Cancelled
         try:
-            return await asyncio.to_thread(Reader, job.form, source, plan, workplace.bounds)
+            return await self._threads.run(partial(Reader, job.form, source, plan, workplace.bounds))
         except (OSError, sqlite3.Error):
             raise Unusable("the files of the job are gone") from None
 
@@ -230,9 +242,9 @@ class Run:
         """What is to be stored of each item, in order. Raises Poison for several items."""
         async with AsyncExitStack() as place:
             async with self._reading:  # one chunk of a job at a time waits with its items in memory
-                items = await asyncio.to_thread(
-                    reader.items, chunk.first, chunk.count, self.job.collection, self._workplace.bounds.limits
-                )
+                limits = self._workplace.bounds.limits
+                reading = partial(reader.items, chunk.first, chunk.count, self.job.collection, limits)
+                items = await self._threads.run(reading)
                 await self._charge(items)
                 await place.enter_async_context(self._workplace.places.take(alone=chunk.attempts > 0))
             return await self._attempt(chunk, items)
@@ -241,10 +253,9 @@ class Run:
         """Take what the items cost from the limits of the key that sent the job, as soon as they allow it."""
         if self._meter is not None:
             context = self._workplace.context
-            costs = await asyncio.to_thread(
-                costs_of_items, items.values(), context.embedder.limits, fetched=context.fetcher is not None
-            )
-            await _pay(self._meter, costs)
+            fetched = context.fetcher is not None
+            counting = partial(costs_of_items, items.values(), context.embedder.limits, fetched=fetched)
+            await _pay(self._meter, await self._workplace.threads.run(counting))
 
     async def _attempt(self, chunk: Chunk, items: Mapping[int, NewItem | Refusal]) -> list[Outcome]:
         if chunk.attempts < ATTEMPTS:
@@ -294,7 +305,7 @@ class Run:
         pause_s = _SHORTEST_PAUSE_S
         while True:
             try:
-                await asyncio.to_thread(self._workplace.disk.check)  # a refusal is written too
+                await self._workplace.threads.run(self._workplace.disk.check)  # a refusal is written too
                 if latest:
                     await self._workplace.context.store.upsert(list(latest.values()))
                 break
@@ -356,7 +367,7 @@ async def _fetched(context: EmbeddingContext, items: Mapping[int, NewItem], mete
     media = [content for content in contents if isinstance(content, Media)]
     if meter is not None and media:
         # The items themselves were paid for before anything was fetched.
-        costs = await asyncio.to_thread(costs_of, media, context.embedder.limits)
+        costs = await context.embedder.in_worker(partial(costs_of, media, context.embedder.limits))
         await _pay(meter, {unit: cost for unit, cost in costs.items() if unit != "items"})
     return {line: replace(item, content=content) for (line, item), content in zip(items.items(), contents, strict=True)}
 

@@ -126,7 +126,7 @@ class Classifier:
         self._cache: OrderedDict[str, _Encoded] = OrderedDict()
         self._encoding: dict[tuple[str, str], Shared[_Encoded]] = {}
         """By digest, and by the key that is charged for it."""
-        self._places = FairSemaphore(_ENCODED_AT_ONCE)
+        self._places = FairSemaphore(_ENCODED_AT_ONCE, per_caller=1)
         self._sets: OrderedDict[str, _Set] = OrderedDict()
 
     async def classify(

@@ -150,7 +150,7 @@ class Searcher:
         self._embedder = embedder
         self._store = store
         self._tokens = tokens
-        self._places = FairSemaphore(_AT_ONCE)
+        self._places = FairSemaphore(_AT_ONCE + 1, per_caller=_AT_ONCE)
 
     async def search(
         self,

@@ -1,8 +1,9 @@
-"""Places for so many at once. Whoever waits for one stands in their own caller's line, and the lines are served in
-turn: a caller that asks for a thousand things makes another, who asks for one, wait for one."""
+"""Places for a number of holders at once. Whoever waits for one stands in the line of their own caller, and the lines
+are served in turn: a caller that asks for a thousand things makes another, who asks for one, wait for one; or for none,
+where a caller may not have all the places."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from types import TracebackType
 
 from service.errors import Overloaded
@@ -15,17 +16,21 @@ MOST_WAITING = 2_048
 class FairSemaphore:
     """Lives on one event loop. A caller is who the key of the request at hand names (`logs.caller`)."""
 
-    def __init__(self, places: int, most_waiting: int = MOST_WAITING) -> None:
-        self._free, self._most = places, most_waiting
+    def __init__(self, places: int, *, per_caller: int | None = None, most_waiting: int = MOST_WAITING) -> None:
+        self._free, self._per_caller, self._most = places, per_caller or places, most_waiting
+        self._taken: Counter[str | None] = Counter()
+        """Places, by caller."""
         self._lines: dict[str | None, deque[asyncio.Future[None]]] = {}
-        """None of them empty; the next to be served first."""
+        """None of them empty; the next to be served first. While a place is free, they are of callers who have as many
+        as they may."""
 
-    async def acquire(self) -> None:
-        """Take a place, now or in turn. Raises Overloaded where too many of this caller's wait already."""
-        if self._free:
-            self._free -= 1
-            return
+    async def acquire(self) -> str | None:
+        """Take a place, now or in turn, and return the caller who has it. Raises Overloaded where too many of this
+        caller's wait already."""
         name = caller.get()
+        if self._free and self._taken[name] < self._per_caller:
+            self._take(name)
+            return name
         line = self._lines.get(name)
         if line is None:
             line = self._lines[name] = deque()
@@ -37,23 +42,34 @@ class FairSemaphore:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():  # it came just now
-                self.release()
+                self.release(name)
             else:
                 self._leave(name, turn)
             raise
+        return name
 
-    def release(self) -> None:
-        """Give a place back: to whoever is next."""
-        while self._lines:
-            name = next(iter(self._lines))
-            line = self._lines.pop(name)
+    def release(self, name: str | None) -> None:
+        """Give back a place that this caller has: to whoever is next and may have it."""
+        self._free += 1
+        self._taken[name] -= 1
+        if not self._taken[name]:
+            del self._taken[name]
+        while self._free:
+            admissible = [name for name in self._lines if self._taken[name] < self._per_caller]
+            if not admissible:
+                return
+            following = admissible[0]
+            line = self._lines.pop(following)
             turn = line.popleft()
             if line:
-                self._lines[name] = line  # behind the others
+                self._lines[following] = line  # behind the others
             if not turn.done():
+                self._take(following)
                 turn.set_result(None)
-                return
-        self._free += 1
+
+    def _take(self, name: str | None) -> None:
+        self._free -= 1
+        self._taken[name] += 1
 
     def _leave(self, name: str | None, turn: "asyncio.Future[None]") -> None:
         line = self._lines.get(name, deque())
@@ -68,4 +84,4 @@ class FairSemaphore:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        self.release(caller.get())

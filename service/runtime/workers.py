@@ -1,6 +1,7 @@
 """Threads that run calls for an event loop. One that dies is replaced at once, and the call that it had is answered.
 
-Callers have the threads in turn (fair.py). A call whose caller went away is not begun; one that has been begun can ask
+Callers have the threads in turn (fair.py); where there are spare ones, another caller's call need not wait for the end
+of what a flood's calls have begun. A call whose caller went away is not begun; one that has been begun can ask
 whether it is `abandoned`, and stop.
 """
 
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -54,26 +56,28 @@ def stop_if_abandoned() -> None:
 class _Call:
     function: Callable[[], Any]
     result: "asyncio.Future[Any]"
-    places: FairSemaphore | None = None
-    """Where it holds a place, until it has ended."""
+    free: Callable[[], None] | None = None
+    """Gives its place back, once it has ended."""
 
 
 class Workers:
-    """`count` threads that take calls, of each caller in order. Unlike a ThreadPoolExecutor's, they do not stay dead.
+    """Threads that take calls, of each caller in order: `count` for one caller, and `spare` ones that only others have.
+    Unlike a ThreadPoolExecutor's, they do not stay dead.
 
     What ends a thread is whatever is no Exception: SystemExit, or the panic of a library that is written in Rust.
     The event loop shares no lock with a thread at work, which might die with it in hand; nor do they hand the
     interpreter's lock back and forth over one, which is most of what a ThreadPoolExecutor costs (docs/LOG.md).
     """
 
-    def __init__(self, name: str, count: int = 1, *, died: Callable[[], None] = lambda: None) -> None:
-        self._name, self._count, self._died = name, count, died
+    def __init__(self, name: str, count: int = 1, *, spare: int = 0, died: Callable[[], None] = lambda: None) -> None:
+        self._name, self._count, self._died = name, count + spare, died
+        self._per_caller = count if spare else None
         self._calls: deque[_Call] = deque()
         self._wake: SimpleQueue[None] = SimpleQueue()
         """Something for each call: a thread that finds no call waits for it."""
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._places = FairSemaphore(count + _AHEAD)
+        self._places = self._new_places()
         self._threads: list[threading.Thread] = []
         self._filling = threading.Lock()
         self._fill()
@@ -91,15 +95,15 @@ class Workers:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             # It lives on one at a time: what the one before left behind tells nobody that it is done.
-            self._loop, self._places = loop, FairSemaphore(self._count + _AHEAD)
+            self._loop, self._places = loop, self._new_places()
         places = self._places
-        await places.acquire()
+        name = await places.acquire()
         try:
             self._refuse_if_closed()  # it may have been meanwhile
         except NotReady:
-            places.release()
+            places.release(name)
             raise
-        call = _Call(function, loop.create_future(), places)
+        call = _Call(function, loop.create_future(), partial(places.release, name))
         self._calls.append(call)
         self._wake.put(None)
         if len(self._threads) < self._count:
@@ -117,6 +121,9 @@ class Workers:
         for thread in list(self._threads):
             thread.join()
         self._give_up()
+
+    def _new_places(self) -> FairSemaphore:
+        return FairSemaphore(self._count + _AHEAD, per_caller=self._per_caller)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -221,9 +228,9 @@ def _tell(call: _Call, set: Callable[[Any], None] | None = None, outcome: object
     """The outcome to whoever still waits for it in the call's event loop, where its place is free from now on."""
 
     def done() -> None:
-        if call.places is not None:  # a thread that dies on its way out of a call tells twice
-            call.places.release()
-            call.places = None
+        if call.free is not None:  # a thread that dies on its way out of a call tells twice
+            call.free()
+            call.free = None
         if set is not None and not call.result.done():
             set(outcome)
 

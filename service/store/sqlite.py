@@ -32,7 +32,8 @@ from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Preview, SlotReader
 from service.store.writer import BEHIND, Change, Configure, Drop, Put, Remove, Transaction, Writer
 
-_READERS = 4
+_READERS, _SPARE_READERS = 4, 1
+"""Threads that read: for one caller, and for another while that one has them all."""
 _STEPS = 20_000
 """Of SQLite's machine, after which a read looks whether anybody still waits for it: less than a millisecond."""
 _TRIED_S = 10.0
@@ -83,13 +84,13 @@ class SqliteStore:
             self._indexes = self._load_indexes(writing)
             reading = self._connect()
             # Before anything can happen to the files: a later connection might find another log.
-            for _ in range(_READERS):
+            for _ in range(_READERS + _SPARE_READERS):
                 self._unused.append(self._connect())
         except BaseException:
             self._disconnect()
             raise
         self._thread = threading.local()
-        self._readers = Workers("store-reader", _READERS)
+        self._readers = Workers("store-reader", _READERS, spare=_SPARE_READERS)
         self._version = 0
         self._writer = Writer(writing, self._apply, OpenFiles(path / schema.FILE))
         self._builder = Builder(_Library(self, reading), rules)

@@ -29,6 +29,7 @@ def test_outcomes_are_judged() -> None:
     assert (outcome().otherwise, outcome().crashed) == (0, 0)
     assert outcome(answers=Counter({500: 3, 404: 1, 429: 2})).otherwise == 4
     assert outcome(unnoticed=True).otherwise == 2
+    assert outcome(overdrawn=1).otherwise == 1 and "overdrawn" in chaos.row(outcome(overdrawn=1))
     assert outcome(recovered_s=None).crashed == 1
     assert outcome(cut=2, refused=1).crashed == 3
     assert outcome(cut=2, refused=1, refuses=True).crashed == 2

@@ -45,7 +45,7 @@ def test_lines_are_served_in_turn():
         await asyncio.sleep(0)
         others = [as_caller(name, take(name)) for name in "bc"]
         await asyncio.sleep(0)
-        places.release()
+        places.release(None)
         await asyncio.gather(*flood, *others)
         assert served == ["a0", "b", "c", "a1", "a2", "a3", "a4"]
 
@@ -60,12 +60,12 @@ def test_who_leaves_the_line_takes_no_place_along():
         await asyncio.sleep(0)
         waiting[0].cancel()
         await asyncio.sleep(0)
-        places.release()
+        places.release(None)
         waiting[1].cancel()  # its turn has come, and it does not know yet
         await asyncio.wait(waiting)
         assert [each.cancelled() for each in waiting] == [True, True, False]
-        places.release()
-        assert not places._lines
+        places.release("b")
+        assert not places._lines and not places._taken
         async with asyncio.timeout(WAIT_S), places:
             pass
 
@@ -81,9 +81,54 @@ def test_a_line_has_an_end():
         with pytest.raises(Overloaded):
             await as_caller("a", places.acquire())
         other = as_caller("b", places.acquire())
-        for _ in (*waiting, other):
-            places.release()
-        await asyncio.gather(*waiting, other)
+        for name in (None, "a", "b", "a"):
+            await asyncio.sleep(0)
+            places.release(name)
+        assert await asyncio.gather(*waiting, other) == ["a", "a", "b"]
+        assert not places._taken
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("flooding", ["a", None])
+def test_a_caller_that_has_as_many_places_as_it_may_leaves_the_others_free(flooding: str | None) -> None:
+    async def scenario() -> None:
+        places = FairSemaphore(3, per_caller=2)
+        flood = [as_caller(flooding, places.acquire()) for _ in range(4)]
+        await asyncio.sleep(0)
+        assert [each.done() for each in flood] == [True, True, False, False]
+        async with asyncio.timeout(WAIT_S):
+            await as_caller("b", places.acquire())  # at once
+            places.release("b")
+            await asyncio.sleep(0)
+            assert not flood[2].done(), "the place is not for the flood, whose line it is"
+            places.release(flooding)
+            await flood[2]
+            await asyncio.sleep(0)
+            assert not flood[3].done()
+            places.release(flooding)
+            await flood[3]
+
+    asyncio.run(scenario())
+
+
+def test_what_one_caller_keeps_all_its_threads_with_is_not_waited_for_by_another():
+    async def scenario() -> None:
+        workers, begun, goes = Workers("fair", 2, spare=1), threading.Semaphore(0), threading.Event()
+
+        def long() -> None:
+            begun.release()
+            assert goes.wait(WAIT_S)
+
+        flood = [as_caller("a", workers.run(long)) for _ in range(5)]
+        for _ in range(2):
+            await asyncio.to_thread(begun.acquire, timeout=WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            assert await as_caller("b", workers.run(lambda: "answered")) == "answered"
+        assert not any(each.done() for each in flood) and not begun.acquire(blocking=False)
+        goes.set()
+        await asyncio.gather(*flood)
+        workers.close()
 
     asyncio.run(scenario())
 

@@ -6,12 +6,14 @@ import select
 import socket
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
 
 import httpx
 import pytest
 
 from service.api import middleware, protocol
+from service.api.keys import create_key
 from service.settings import Settings
 from tests.conftest import DEADLINE_S, serving
 
@@ -326,6 +328,44 @@ def test_bodies_are_refused_unread_where_there_are_too_many(settings: Settings) 
         first.sendall(body[500:])
         assert first.recv(65_536).startswith(b"HTTP/1.1 200")
         assert client.post("/embed", content=body, headers={"Content-Type": "application/json"}).status_code == 200
+
+
+def test_the_bodies_of_one_key_leave_room_for_anothers(settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    one, other = (create_key(file, name, ["read"])[1] for name in ("one", "other"))
+    some = settings.model_copy(update={"max_bodies_bytes": 4_000, "keys": file})
+    body = b'{"inputs":["red"]}' + b" " * 982
+
+    def head(key: str) -> bytes:
+        return f"POST /embed HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n{JSON}".encode()
+
+    with serving(some) as client, ExitStack() as opened:
+
+        def begun(key: str) -> socket.socket:
+            """A request of 1,000 bytes, of which none has come."""
+            connection = opened.enter_context(connected(client))
+            connection.sendall(head(key) + b"Content-Length: 1000\r\n\r\n")
+            client.get("/healthz")  # one loop: by now it has read the head
+            return connection
+
+        flood = [begun(one) for _ in range(2)]
+        status, told = answer(begun(one))
+        assert (status, told["code"]) == (429, "overloaded"), "2,000 are left, and it has 2,000"
+        chunked = opened.enter_context(connected(client))
+        chunked.sendall(head(one) + b"Transfer-Encoding: chunked\r\n\r\n3E8\r\n" + body + b"\r\n")
+        assert answer(chunked)[0] == 429, "nor where its length is not said"
+        headers = {"Authorization": f"Bearer {one}"}
+        assert client.get("/models", headers=headers).status_code == 200, "what has no body needs no room"
+
+        def ended(connection: socket.socket) -> None:
+            connection.sendall(body)
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+
+        ended(begun(other))
+        ended(flood[0])
+        client.get("/healthz")  # by now it has let go of what was answered
+        ended(begun(one))
+        ended(flood[1])
 
 
 def test_one_large_body_is_read_whatever_the_limit_of_all(settings: Settings) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,10 +16,14 @@ import numpy as np
 import pytest
 
 from service.api.app import Parts, open_parts
+from service.api.keys import create_key
+from service.commands import serve
 from service.commands.serve import Server
 from service.engine import handling as modalities
 from service.engine.towers import Arrays
+from service.runtime.logs import caller
 from service.settings import Settings
+from service.store import SqliteStore
 from tests.conftest import served, serving
 from tests.service.slow import WAIT_S, Slow
 
@@ -282,3 +287,67 @@ def test_what_is_not_finished_within_the_grace_is_answered_all_the_same(
             answers = [request.result(WAIT_S) for request in requests]
             assert sorted(answer.status_code for answer in answers) == [200, 503, 503, 503]
             assert {answer.json()["code"] for answer in answers if answer.status_code == 503} == {"not_ready"}
+
+
+def test_what_has_not_ended_by_the_last_moment_is_told_to_come_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_ANSWERING_S", 0)
+    parts = open_parts(settings)
+    with served(settings.model_copy(update={"shutdown_grace_s": 0}), parts) as (server, client):
+        goes, reading = threading.Event(), threading.Semaphore(0)
+        vector = {"vector": [1.0] * 16}
+        assert client.post("/items", json={"items": [{"id": "a"} | vector]}).status_code == 200
+        assert isinstance(parts.store, SqliteStore) and server._loop is not None
+        readers = parts.store._readers
+
+        def read() -> None:
+            reading.release()
+            assert goes.wait(WAIT_S)
+
+        for _ in range(4):  # all that one caller may have
+            asyncio.run_coroutine_threadsafe(readers.run(read), server._loop)
+            assert reading.acquire(timeout=WAIT_S)
+        try:
+            with ThreadPoolExecutor() as pool:
+                search = pool.submit(client.post, "/search", json={"query": vector})
+                until(lambda: client.get("/healthz").is_success and bool(readers._places._lines))
+                server.should_exit = True
+                answer = search.result(WAIT_S)
+        finally:
+            goes.set()
+    assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_while_a_keys_large_body_is_read_anothers_is_read_too(settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    (flood, key), (_, other) = (create_key(file, name, ["read"]) for name in ("flood", "other"))
+    large = {"inputs": ["red" + " " * 5_000] * 10}
+
+    def embed(key: str) -> httpx.Response:
+        return client.post("/embed", json=large, headers={"Authorization": f"Bearer {key}"})
+
+    with served(settings.model_copy(update={"keys": file})) as (server, client):
+        readers, begun, goes = server.state.readers, threading.Event(), threading.Event()
+
+        def read() -> None:
+            begun.set()
+            assert goes.wait(WAIT_S)
+
+        assert server._loop is not None
+        caller.set(flood.id)
+        asyncio.run_coroutine_threadsafe(readers.run(read), server._loop)
+        caller.set(None)
+        assert begun.wait(WAIT_S)
+        try:
+            with ThreadPoolExecutor() as pool:
+                waiting = pool.submit(embed, key)
+                until(lambda: client.get("/healthz").is_success and bool(readers._places._lines))
+                assert embed(other).status_code == 200
+                assert not waiting.done()
+                goes.set()
+                assert waiting.result(WAIT_S).status_code == 200
+        finally:
+            goes.set()

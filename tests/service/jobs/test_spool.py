@@ -6,6 +6,7 @@ import hashlib
 import random
 import zlib
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from service.errors import BodyTooLarge, MalformedRequest, NotReady
 from service.jobs.input import spool
 from service.runtime.disk import Disk
+from service.runtime.workers import Workers
 
 
 async def blocks(data: bytes, size: int) -> AsyncIterator[bytes]:
@@ -24,7 +26,8 @@ async def blocks(data: bytes, size: int) -> AsyncIterator[bytes]:
 
 def spooled(data: bytes, path: Path, most: int = 2**30, size: int = 65_536) -> bytes:
     path.unlink(missing_ok=True)
-    digest = asyncio.run(spool(blocks(data, size), path, most, Disk(path.parent, 0)))
+    with closing(Workers("spool")) as threads:
+        digest = asyncio.run(spool(blocks(data, size), path, most, Disk(path.parent, 0), threads))
     assert digest == hashlib.sha256(data).hexdigest()
     return path.read_bytes()
 
@@ -77,6 +80,6 @@ def test_gzip_of_many_parts_that_hold_next_to_nothing_is_400(tmp_path: Path) -> 
 
 
 def test_a_disk_that_takes_nothing_is_503(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(NotReady, match="cannot be written"):
-        asyncio.run(spool(blocks(b"x", 1), tmp_path / "absent" / "a", 10, Disk(tmp_path, 0)))
+    with closing(Workers("spool")) as threads, pytest.raises(NotReady, match="cannot be written"):
+        asyncio.run(spool(blocks(b"x", 1), tmp_path / "absent" / "a", 10, Disk(tmp_path, 0), threads))
     assert "cannot be written" in caplog.text
