@@ -142,7 +142,7 @@ def test_readme(reader: Reader, tmp_path: Path) -> None:
     assert ran >= 12
 
 
-@pytest.mark.parametrize("name", ["tutorial.md", "command.md", "client.md"])
+@pytest.mark.parametrize("name", ["tutorial.md", "command.md", "client.md", "index-a-folder.md"])
 def test_page(name: str, reader: Reader) -> None:
     tutorial = commands((ROOT / "docs/tutorial.md").read_text())
     if name != "tutorial.md":  # the server that the tutorial leaves running
@@ -155,6 +155,9 @@ def test_page(name: str, reader: Reader) -> None:
         assert "all is well" in said
         assert re.search(r"^\d+ indexed$", said, re.MULTILINE)
         assert re.search(r"church bells +0\.[5-9]", said)
+    if name == "index-a-folder.md":
+        assert "3 indexed\n" in said and "place=garden" in said
+        assert "deleted: rain.wav\n0 indexed, 2 were there already, 1 deleted\n" in said
 
 
 def test_the_recording_is_of_the_tutorial() -> None:
@@ -165,7 +168,7 @@ def test_the_recording_is_of_the_tutorial() -> None:
 
 
 def test_other_pages_leave_nothing_unsaid() -> None:
-    tested = {"README.md", "tutorial.md", "command.md", "client.md"}
+    tested = {"README.md", "tutorial.md", "command.md", "client.md", "index-a-folder.md"}
     for page, command in every_command():
         if page.name not in tested:
             assert reason(command) or is_of(command, "make ") or is_of(command, "python -m training "), (page, command)
