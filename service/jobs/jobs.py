@@ -20,8 +20,8 @@ from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.errors import DiskFull, InvalidRequest, NotFound, NotReady
-from service.jobs.input import Unusable, folder_beneath, spool, sync
+from service.errors import DiskFull, NotFound, NotReady
+from service.jobs.input import Unusable, spool, sync
 from service.jobs.ledger import FILE, UNFINISHED, Form, Job, Ledger, LedgerThread, Refusal, State
 from service.jobs.run import LONGEST_PAUSE_S, Cancelled, EmbeddingContext, Progress, Run, Workplace
 from service.runtime.disk import Disk
@@ -133,21 +133,7 @@ class Jobs:
         except BaseException:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
             raise
-        return await asyncio.shield(self._create(id, form, collection, digest, None, key, meter))
-
-    async def submit_folder(
-        self, name: str, collection: str, key: str | None, meter: str | None
-    ) -> tuple[Progress, bool]:
-        """A job of a folder under the root that the operator allowed. Raises InvalidRequest, Overloaded."""
-        root = self._settings.jobs_root
-        if root is None:
-            raise InvalidRequest("jobs of folders are off on this server: send the files", code="folder_jobs_disabled")
-        if await asyncio.to_thread(folder_beneath, root, name) is None:
-            raise InvalidRequest("folder: there is no such folder under the root of jobs", code="no_such_folder")
-        await asyncio.to_thread(self._disk.check)
-        id = self._new_id()
-        await asyncio.to_thread((self._folder / id).mkdir)
-        return await asyncio.shield(self._create(id, "folder", collection, name, name, key, meter))
+        return await asyncio.shield(self._create(id, form, collection, digest, key, meter))
 
     def _new_id(self) -> str:
         return f"{secrets.token_hex(12)}-{self.replica}"
@@ -200,21 +186,14 @@ class Jobs:
         return Progress(job) if run is None or job.state not in UNFINISHED else run.progress()
 
     async def _create(
-        self,
-        id: str,
-        form: Form,
-        collection: str,
-        digest: str,
-        folder: str | None,
-        key: str | None,
-        meter: str | None,
+        self, id: str, form: Form, collection: str, digest: str, key: str | None, meter: str | None
     ) -> tuple[Progress, bool]:
         """Write the job down. Not to be cancelled: its files go where it is not written, and only there."""
         fingerprint = hashlib.sha256("\0".join((form, collection, digest)).encode()).hexdigest()
         new, most = False, self._settings.max_jobs
         try:
             job, new = await self._ledger.do(
-                Ledger.create, id, form, collection, fingerprint, folder=folder, key=key, meter=meter, most=most
+                Ledger.create, id, form, collection, fingerprint, key=key, meter=meter, most=most
             )
         finally:
             if not new:

@@ -25,7 +25,7 @@ from service.engine.inputs import Media, Single, Url, Video, costs_of, opened
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
 from service.errors import DeadlineExceeded, FetchFailed, NotReady, Overloaded, RateLimited, input_problem
-from service.jobs.input import Bounds, Reader, Unusable, build, folder_beneath
+from service.jobs.input import Bounds, Reader, Unusable, build
 from service.jobs.ledger import Chunk, Job, Ledger, LedgerThread, Refusal
 from service.retrieval.indexing import NewItem, embed_items, token_collections
 from service.runtime.disk import Disk
@@ -200,11 +200,7 @@ class Run:
         job, workplace = self.job, self._workplace
         source, plan = workplace.folder / job.id / "input", workplace.folder / job.id / "plan.sqlite3"
         if job.form == "folder":
-            root, name = workplace.settings.jobs_root, job.folder or "."
-            beneath = None if root is None else await asyncio.to_thread(folder_beneath, root, name)
-            if beneath is None:
-                raise Unusable("the folder is not there any more, or not allowed any more")
-            source = beneath
+            raise Unusable("jobs take no folder of the server any more: `isthmus index` sends the files of a folder")
         if job.total is None:
             try:
                 total = await asyncio.to_thread(
@@ -219,7 +215,7 @@ class Run:
             if self.job.state != "running":  # it was cancelled before it was begun
                 raise Cancelled
         try:
-            return await asyncio.to_thread(Reader, job.form, source, plan, workplace.bounds)
+            return await asyncio.to_thread(Reader, source, plan)
         except (OSError, sqlite3.Error):
             raise Unusable("the files of the job are gone") from None
 
