@@ -495,7 +495,7 @@ def of_forms() -> Iterator[Attack]:
         "of 19 MB after it ends": (form("/embed", part(png), end=b"--x--\r\n" + b"a" * 19_000_000), OK),
         "of a file of 19 MB": (form("/embed", part(bytes(19_000_000))), UNSUPPORTED),
         "of a png of 30 MB": (form("/embed", part(png + bytes(30_000_000))), LARGE),
-        "of a file that is empty": (form("/embed", part(b"")), UNSUPPORTED),
+        "of a file that is empty": (form("/embed", part(b"")), BAD),
         "for a route that takes none": (form("/v1/embeddings", part(png)), "unsupported_body"),
         "of 19 MB of almost boundaries": (form("/embed", part(b"\r\n--" * 4_700_000)), UNSUPPORTED),
     }
@@ -705,14 +705,18 @@ def of_jobs() -> Iterator[Attack]:
         yield attack(f"a tar {name}", post("/jobs", data, "application/x-tar"), right)
     for name, (data, right) in bulk.lines().items():
         yield attack(f"JSONL {name}", post("/jobs", data, "application/jsonl"), right)
-    for name, (body, right) in bulk.folders().items():
-        yield attack(f"a folder {name}", post("/jobs", _written(body)), right)
     good = b'{"id":"keyed","text":"a text"}'
     keys = {"of 256 letters": ("k" * 256, INVALID), "that is empty": ("", INVALID), "of spaces": ("a b", OK)}
     for name, (key, right) in keys.items():
         kind, length = ("Content-Type", "application/jsonl"), ("Content-Length", str(len(good)))
         yield attack(f"a key {name}", head("/jobs", [kind, length, ("Idempotency-Key", key)]) + good, right)
-    for other in ("text/plain", "multipart/form-data; boundary=x", "application/zip", "application/x-7z-compressed"):
+    for other in (
+        "text/plain",
+        "application/json",
+        "multipart/form-data; boundary=x",
+        "application/zip",
+        "application/x-7z-compressed",
+    ):
         yield attack(f"a body of {other}", post("/jobs", good, other), "unsupported_body")
     for collection in ("../x", "", "a" * 10_000, "%00"):
         wire = post(f"/jobs?collection={collection}", good, "application/jsonl")

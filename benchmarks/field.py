@@ -2,8 +2,8 @@
 
 python -m benchmarks.field [--bundle build/starter] [--seed 0] [--only NAME]
 
-Sends each file of `field_media` to a live server as JSON, as a form, as an item, as the page does, in a job's archive,
-by `isthmus index` and by `python -m service index`. Prints each file, what is right for it and what each door answered.
+Sends each file of `field_media` to a live server as JSON, as a form, as an item, as the page does, in a job's archive
+and by `isthmus index`. Prints each file, what is right for it and what each door answered.
 Wrong is an answer that is silent (200 with a vector far from that of a plain file of the same, or of another modality,
 or that does not say that a part is missing), that differs between doors, or that is unclear (another problem than is
 right, or none). The last line is one JSON object.
@@ -102,13 +102,14 @@ class Doors:
             refused = {each.id: Answer(each.code, each.detail) for each in space.job_errors(job.id)}
         return {each.name: refused.get(each.name) or self._kept("job", each) for each in self._every}
 
-    def of_command(self, name: str, command: Sequence[str], files: Path) -> dict[str, Answer]:
-        """An index command, by the lines of what it could not read: `error: NAME: WHY`, or `NAME: WHY`."""
+    def of_command(self, files: Path) -> dict[str, Answer]:
+        """`isthmus index`, by its lines on what it could not read: `error: NAME: WHY`."""
+        command = ["isthmus_client.command", "--url", self._address, "index", str(files), "-c", "client"]
         done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
-        said = [line.removeprefix("error: ").strip() for line in (done.stderr + done.stdout).splitlines()]
-        refused = dict(line.split(": ", 1) for line in said if ": " in line and (files / line.split(": ")[0]).is_file())
+        said = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
+        refused = dict(line.split(": ", 1) for line in said)
         return {
-            each.name: Answer("", refused[each.name]) if each.name in refused else self._kept(name, each)
+            each.name: Answer("", refused[each.name]) if each.name in refused else self._kept("client", each)
             for each in self._every
         }
 
@@ -136,20 +137,14 @@ class Doors:
         return Answer("ok", "", item["modality"], item["vector"], truncated)
 
 
-def answers(
-    doors: Doors, address: str, every: Sequence[Sample], folder: Path
-) -> Iterator[tuple[Sample, dict[str, Answer]]]:
+def answers(doors: Doors, every: Sequence[Sample], folder: Path) -> Iterator[tuple[Sample, dict[str, Answer]]]:
     """Each file with what each door said of it."""
     files = folder / "files"
     files.mkdir()
     for sample in every:
         (files / sample.name).write_bytes(sample.data)
     jobs = doors.of_job()
-    indexed = doors.of_command(
-        "client", ["isthmus_client.command", "--url", address, "index", str(files), "-c", "client"], files
-    )
-    service = ["service", "index", str(files), "--url", address, "--collection", "service"]
-    indexed_by_service = doors.of_command("service", service, files)
+    indexed = doors.of_command(files)
     for sample in every:
         yield (
             sample,
@@ -160,7 +155,6 @@ def answers(
                 "page": doors.of_page(sample),
                 "job": jobs[sample.name],
                 "isthmus index": indexed[sample.name],
-                "service index": indexed_by_service[sample.name],
             },
         )
 
@@ -210,7 +204,7 @@ def try_all(bundle: Path, every: Iterable[Sample], store: Path, folder: Path) ->
                 known[data] = doors.of_form(Sample("plain", data, "image"))
             return known[data]
 
-        for sample, given in answers(doors, server.address, samples_tried, folder):
+        for sample, given in answers(doors, samples_tried, folder):
             like, unlike = plain(sample.like), plain(sample.unlike)
             wrong = faults(sample, given, like, unlike)
             right = sample.refused or f"{sample.kind}, cosine ≥ {sample.least}"

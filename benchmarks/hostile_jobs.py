@@ -1,4 +1,4 @@
-"""Inputs of bulk jobs that are made to hurt: tars, JSONL, gzip, and folders on the server.
+"""Inputs of bulk jobs that are made to hurt: tars, JSONL and gzip.
 
 Each function returns {name: (what is sent, what is right for it)}. What is right is the code of the problem that
 refuses the request, or that of the job as a whole; or else what became of its items: their codes in order, `ok` for
@@ -9,11 +9,9 @@ import functools
 import gzip
 import io
 import json
-import os
 import random
 import tarfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from benchmarks import hostile_media as media
 
@@ -281,65 +279,4 @@ def lines() -> Cases:
         "of gzip that inflates": (_gzip(b"\n" * 2**26), LARGE),
         "of gzip of many empty ones": (_gzip(b"") * 200_000, MALFORMED),
         "of gzip of 500": (b"".join(_gzip(line(id=f"part {each}")) for each in range(500)), OK),
-    }
-
-
-def make_root(folder: Path) -> Path:
-    """A root of jobs, with what must not be reached beside it and links that lead there."""
-    root = folder / "root"
-    inside = root / "inside"
-    inside.mkdir(parents=True)
-    (folder / "secret").mkdir()
-    (folder / "secret" / f"{TRACE}.txt").write_text(TRACE)
-    (inside / "good.txt").write_text("a good text")
-    for name in ("linked", "around", "leading", "piped"):
-        (root / name).mkdir()
-        (root / name / "good.txt").write_text("a good text")
-    (root / "linked" / "link.txt").symlink_to(folder / "secret" / f"{TRACE}.txt")
-    (root / "around" / "around").symlink_to(root / "around", target_is_directory=True)
-    (root / "leading" / "out").symlink_to(folder / "secret", target_is_directory=True)
-    os.mkfifo(root / "piped" / "pipe.txt")
-    (root / "out").symlink_to(folder / "secret", target_is_directory=True)
-    (root / "far").symlink_to("/etc", target_is_directory=True)
-    return root
-
-
-def folders() -> Mapping[str, tuple[object, str]]:
-    none, invalid = "no_such_folder", "invalid_request"
-    names: Sequence[tuple[str, object, str]] = [
-        ("that leads up", "..", none),
-        ("that leads up and down", "inside/../../secret", none),
-        ("that leads up by two dots in it", "inside/../..", none),
-        ("of an absolute name", "/etc", none),
-        ("of an absolute name of two slashes", "//etc", none),
-        ("of a link out", "out", none),
-        ("of a link far out", "far", none),
-        ("of a link out, within", "leading/out", none),
-        ("through a link", f"out/{TRACE}.txt", none),
-        ("of a file", "inside/good.txt", none),
-        ("of a pipe", "piped/pipe.txt", none),
-        ("that is not there", "nowhere", none),
-        ("with a NUL", "inside\0/etc", none),
-        ("of a coded name", "%2e%2e/secret", none),
-        ("of backslashes", "..\\secret", none),
-        ("of the home of somebody", "~root", none),
-        ("of variables", "$HOME", none),
-        ("of a URL", "file:///etc", none),
-        ("of a lone surrogate", "\ud800", MALFORMED),
-        ("of 5,000 letters", "a" * 5_000, invalid),
-        ("of 4,000 folders", "a/" * 2_000, none),
-        ("of no name", "", invalid),
-        ("of a number", 1, invalid),
-        ("of null", None, invalid),
-        ("of a list", ["inside"], invalid),
-        ("with a link in it", "linked", MIXED),
-        ("with a link to itself in it", "around", MIXED),
-        ("with a link out in it", "leading", MIXED),
-        ("with a pipe in it", "piped", MIXED),
-        ("that is honest", "inside", OK),
-    ]
-    return {name: ({"folder": folder}, right) for name, folder, right in names} | {
-        "of an unknown field": ({"folder": "inside", "root": "/etc"}, invalid),
-        "of no field": ({}, invalid),
-        "of a collection that leads up": ({"folder": "inside", "collection": "../x"}, invalid),
     }

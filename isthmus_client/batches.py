@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from isthmus_client import calls
 from isthmus_client.calls import Call, NewItem
-from isthmus_client.errors import InvalidInput
+from isthmus_client.errors import InvalidInput, Refused, ServerFailed
 from isthmus_client.inputs import Input, to_wire, wire_size
 from isthmus_client.results import Embedding, Problem, Written
 
@@ -88,12 +88,12 @@ def _halved(
     ask: Callable[[Sequence[Any]], Call[list[R]]],
     failed: Callable[[Entry, Problem], R],
 ) -> Plan[list[R]]:
-    """A request that is refused for what it holds is asked again in halves, until the culprits stand alone."""
+    """A request that fails for what it holds is sent again in halves, until each input that is at fault is alone."""
     if not batch:
         return []
     try:
         answers: list[R] = yield ask([entry.wire for entry in batch])
-    except InvalidInput as error:
+    except (InvalidInput, ServerFailed) as error:
         if not _of_inputs(error):
             raise
         if len(batch) == 1:
@@ -104,13 +104,24 @@ def _halved(
     return answers
 
 
-def _of_inputs(error: InvalidInput) -> bool:
-    """Whether it is the inputs that are wrong, or their number or size; not an option, which all requests share."""
+def _of_inputs(error: InvalidInput | ServerFailed) -> bool:
+    """Whether the inputs are wrong, or their number or size, and not an option, which all requests share.
+
+    The server's failure (500) or deadline (504) counts as well: one input may be the reason.
+    """
+    if isinstance(error, ServerFailed):
+        return error.status in (500, 504)
     return not error.errors or any(tuple(each["loc"])[1:2] in (("inputs",), ("items",)) for each in error.errors)
 
 
-def _reason(error: InvalidInput) -> str:
-    return error.errors[0]["msg"] if error.errors else error.detail
+def _reason(error: Refused) -> str:
+    """What is wrong, in words; of a field of the input, with the field's name before it."""
+    if not error.errors:
+        return error.detail
+    first = error.errors[0]
+    where = ".".join(str(part) for part in first["loc"][3:])
+    words = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {words}" if where else words
 
 
 def _wire(value: Input) -> str | dict[str, Any] | Problem:

@@ -62,6 +62,7 @@ from isthmus_client.results import (
 from isthmus_client.retries import RETRIED_FAILURES, RETRIED_STATUSES, Retries, retry_after
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+_CONNECT_S = 60.0
 T = TypeVar("T")
 Labels = Sequence[str | Mapping[str, Any]]
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
@@ -86,7 +87,8 @@ class _Conversation:
         headers = {"accept": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
         if background:
             headers["priority"] = "u=7"  # RFC 9218: after everything else that the server is asked
-        self.options: dict[str, Any] = {"base_url": self.url, "headers": headers, "timeout": timeout_s}
+        timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S))
+        self.options: dict[str, Any] = {"base_url": self.url, "headers": headers, "timeout": timeout}
 
     @staticmethod
     def request(call: Call[Any]) -> dict[str, Any]:
@@ -286,10 +288,6 @@ class Isthmus(_Conversation):
         """
         return self._do(jobs.create(source, collection, idempotency_key))
 
-    def create_folder_job(self, folder: str, *, collection: str = "default", idempotency_key: str | None = None) -> Job:
-        """The same of a folder on the server, under the root that its operator allows; `.` is the root."""
-        return self._do(jobs.create_of_folder(folder, collection, idempotency_key))
-
     def job(self, id: str) -> Job:
         return self._do(jobs.get(id))
 
@@ -487,11 +485,6 @@ class AsyncIsthmus(_Conversation):
         self, source: Source, *, collection: str | None = None, idempotency_key: str | None = None
     ) -> Job:
         return await self._do(await asyncio.to_thread(jobs.create, source, collection, idempotency_key))
-
-    async def create_folder_job(
-        self, folder: str, *, collection: str = "default", idempotency_key: str | None = None
-    ) -> Job:
-        return await self._do(jobs.create_of_folder(folder, collection, idempotency_key))
 
     async def job(self, id: str) -> Job:
         return await self._do(jobs.get(id))

@@ -6,8 +6,7 @@ completion are quick.
 """
 
 import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -17,6 +16,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from isthmus_client import VERSION, terminal
+from isthmus_client.command_index import index
 from isthmus_client.command_inputs import queries, read_inputs
 from isthmus_client.command_jobs import jobs
 from isthmus_client.command_shared import Failure, echo_lines, passed_on, server
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from isthmus_client import Isthmus
 
 _QUERIES_AT_ONCE = 32
-_CUT = "the file ends early or is damaged in places: what can be read of it is stored"
 _MODALITIES = click.Choice(["image", "audio", "text"])
 _KINDS = ("image", "video", "audio", "text")
 GROUP = "isthmus.commands"
@@ -199,56 +198,7 @@ def search(
                     _nothing_found(space, collection, options)
 
 
-@cli.command()
-@click.argument("folder", type=click.Path(file_okay=False, exists=True, path_type=Path))
-@click.option("-c", "--collection", default="default", show_default=True)
-@click.option("--again", is_flag=True, help="Send what is there already too, and replace it.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object at the end.")
-@click.pass_context
-def index(context: click.Context, /, folder: Path, collection: str, again: bool, as_json: bool) -> None:
-    """Store the images, sounds and videos of a folder and its subfolders.
-
-    Each is called by its path in the folder. Stopped and run again, it goes on; what is new or changed since is sent.
-    What cannot be read is named, and the rest is stored.
-    """
-    from isthmus_client import folder as folders
-
-    with server(context, background=True) as space:
-        files = folders.media_files(folder)
-        if not files:
-            raise Failure(f"there is no image or sound in {folder}", "name the folder that holds your photographs")
-        known = folders.known(space, collection)
-        fresh = [path for path in files if again or _is_new(folder, path, known)]
-        failed = 0
-        shown = sys.stderr.isatty() and not as_json
-        with click.progressbar(length=len(fresh), label="indexing", file=sys.stderr, hidden=not shown) as progress:
-            for outcome in folders.send(space, folder, fresh, collection, known):
-                progress.update(1)
-                if outcome.error:
-                    failed += 1
-                    click.echo(f"error: {outcome.id}: {outcome.error.detail}", err=True)
-                elif outcome.truncated:
-                    click.echo(f"warning: {outcome.id}: {_CUT}", err=True)
-    counts = {"indexed": len(fresh) - failed, "failed": failed, "already": len(files) - len(fresh)}
-    if as_json:
-        click.echo(json.dumps(counts))
-    else:
-        were = f", {counts['already']} were there already" if counts["already"] else ""
-        click.echo(f"{counts['indexed']} indexed{were}{f', {failed} could not be read' if failed else ''}")
-    if failed:
-        context.exit(1)
-
-
-def _is_new(folder: Path, path: Path, known: Mapping[str, Mapping[str, Any]]) -> bool:
-    from isthmus_client import folder as folders
-
-    id = folders.item_id(folder, path)
-    try:
-        return id not in known or not folders.unchanged(path, known[id])
-    except OSError:
-        return True  # sending it says what is wrong
-
-
+cli.add_command(index)
 cli.add_command(jobs)
 
 

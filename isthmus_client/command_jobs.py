@@ -19,15 +19,14 @@ _STATES = click.Choice(["queued", "running", "done", "failed", "cancelled"])
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def jobs() -> None:
-    """Store very many items in the background: JSON lines, a tar, or a folder on the server.
+    """Store very many items in the background, from JSON lines or a tar.
 
     A job goes on whatever happens to this command or to the server.
     """
 
 
 @jobs.command("create")
-@click.argument("file", required=False, type=click.Path(dir_okay=False, exists=True, path_type=Path))
-@click.option("--folder", metavar="NAME", help="A folder on the server, under its ISTHMUS_JOBS_ROOT, instead of FILE.")
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
 @click.option("-c", "--collection", default="default", show_default=True, help="Of items that do not name one.")
 @click.option("--key", metavar="TEXT", help="Idempotency-Key: with the same FILE it is the same job, not another.")
 @click.option("--wait", is_flag=True, help="Stay until it has ended, with a progress bar.")
@@ -36,8 +35,7 @@ def jobs() -> None:
 def create_job(
     context: click.Context,
     /,
-    file: Path | None,
-    folder: str | None,
+    file: Path,
     collection: str,
     key: str | None,
     wait: bool,
@@ -46,15 +44,10 @@ def create_job(
     """Hand in FILE: JSON lines (.jsonl) as POST /items takes items, or a tar (.tar), with .gz behind it or without."""
     from isthmus_client.jobs import kind_of
 
-    if (file is None) == (folder is None):
-        raise click.UsageError("say what to store: a FILE, or a --folder on the server")
-    if file is not None and kind_of(file) is None:
+    if kind_of(file) is None:
         raise Failure(f"{file} is neither JSON lines nor a tar, by its name", "call it .jsonl or .tar")
     with server(context) as space:
-        if file is not None:
-            made = space.create_job(file, collection=collection, idempotency_key=key)
-        else:
-            made = space.create_folder_job(folder or ".", collection=collection, idempotency_key=key)
+        made = space.create_job(file, collection=collection, idempotency_key=key)
         if not as_json:
             click.echo(made.id)
         if wait:

@@ -18,6 +18,8 @@ _START = (
     "start one with `isthmus serve` (in a checkout: `make serve`) and wait until it listens, "
     "or name one by --url or ISTHMUS_URL"
 )
+_ANOTHER_SERVER = "something else listens there: name the server by --url or ISTHMUS_URL"
+_BACKGROUND_TIMEOUT_S = 600.0
 
 
 class Failure(click.ClickException):
@@ -35,14 +37,23 @@ class Failure(click.ClickException):
 
 @contextmanager
 def server(context: click.Context, *, background: bool = False) -> Iterator["Isthmus"]:
-    """The client, and its errors as a line for people and the next step."""
+    """The client, and its errors as a line for people and the next step.
+
+    What is sent in the `background` waits behind other requests, so that its answers may take longer.
+    """
     from isthmus_client import ClientError, Isthmus, IsthmusWarning, Retries
 
     url, key = context.obj
     try:
         with (
             warnings.catch_warnings(),
-            Isthmus(url, api_key=key, retries=Retries(attempts=3), background=background) as space,
+            Isthmus(
+                url,
+                api_key=key,
+                timeout_s=_BACKGROUND_TIMEOUT_S if background else 60.0,
+                retries=Retries(attempts=3),
+                background=background,
+            ) as space,
         ):
             warnings.simplefilter("always", IsthmusWarning)
             warnings.showwarning = _said
@@ -68,7 +79,7 @@ def _next_step(error: "ClientError") -> str | None:
 
     steps: Sequence[tuple[type[ClientError], str]] = [
         (errors.Unreachable, _START),
-        (errors.UnreadableAnswer, "something else listens there: name the server by --url or ISTHMUS_URL"),
+        (errors.UnreadableAnswer, _ANOTHER_SERVER),
         (errors.NotAllowed, "give a key that may do this by --api-key or ISTHMUS_API_KEY"),
         (errors.Overloaded, "ask again later, or with less at once"),
         (errors.ServerFailed, "`isthmus doctor` looks at what the server needs; its log names the request"),
@@ -76,6 +87,8 @@ def _next_step(error: "ClientError") -> str | None:
     step = next((step for kind, step in steps if isinstance(error, kind)), None)
     if isinstance(error, errors.NotFound) and error.detail.startswith("no collection"):
         return "a collection comes to be when something is put into it: `isthmus index FOLDER`"
+    if isinstance(error, errors.Refused) and error.code == "unknown":
+        return _ANOTHER_SERVER
     return step
 
 

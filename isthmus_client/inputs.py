@@ -26,10 +26,14 @@ _IMAGE = re.compile(
 """How the image formats that the service reads begin. What begins otherwise goes as a sound, unless it is a
 file that is named as an image is, and the service, which looks at the whole of it, says what it is not."""
 _SOUND = re.compile(rb"RIFF....WAVE|RF64|fLaC|OggS|ID3|\xff[\xe0-\xff]|FORM", re.DOTALL)
-_CONTAINER = re.compile(rb"....(?:ftyp|moov|mdat|wide|free|skip)|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01", re.DOTALL)
+_CONTAINER = re.compile(
+    rb"....(?:ftyp|moov|mdat|wide|free|skip)|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01"
+    rb"|OggS.{0,250}\x80theora|\x47.{187}\x47.{187}\x47",
+    re.DOTALL,
+)
 """How containers begin, which go as videos: of one without moving pictures the service makes a sound."""
 IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")
 )
 
 

@@ -62,11 +62,6 @@ def create(source: Source, collection: str | None, key: str | None) -> Call[Job]
     return Call("POST", "/jobs", lambda got: results.job(got.json()), upload, parameters, headers=headers)
 
 
-def create_of_folder(folder: str, collection: str, key: str | None) -> Call[Job]:
-    body = {"folder": folder, "collection": collection}
-    return Call("POST", "/jobs", lambda got: results.job(got.json()), body, headers=_headers(key))
-
-
 def get(id: str) -> Call[Job]:
     return Call("GET", f"/jobs/{id}", lambda got: results.job(got.json()))
 

@@ -23,6 +23,8 @@ _MOST_LANES = 4
 REMOVED = {
     "worker_silence_s": "there are no workers any more, and the server that takes a job embeds it; to embed on several "
     "machines, use `python -m training embed --ray` and `python -m service load`",
+    "jobs_root": "jobs take no folder of the server any more; `isthmus index FOLDER` sends the files of a folder, from "
+    "any machine",
     "job_deliveries": "a part of a job is tried three times before its items are tried one by one",
     "unload_idle_s": "a tower stays open; ISTHMUS_MODALITIES chooses which towers are opened",
     "lanes": "set ISTHMUS_THREADS: a tower on the CPU runs as many calls at once as the cores allow",
@@ -213,13 +215,9 @@ class Settings(BaseSettings):
     max_top_k: int = Field(default=1_000, gt=0, le=100_000)
     """Most results of one query."""
 
-    api_key: SecretStr | None = None
-    """Of `index` and a server that has keys; no server reads it."""
     jobs: Path | None = None
     """Where the inputs and the progress of bulk jobs are kept, by one process; unset, `jobs` in the store's directory.
     Where the store is a Milvus, unset means that no jobs are taken."""
-    jobs_root: Path | None = None
-    """A folder on the server: POST /jobs may name folders under it. Unset, none."""
     jobs_keep_s: float = Field(default=7 * 86_400, gt=0)
     """How long a job that ended is remembered, with its errors and its Idempotency-Key."""
     max_jobs: int = Field(default=100, gt=0)
@@ -260,7 +258,6 @@ class Settings(BaseSettings):
         "batch_images",
         "batch_tokens",
         "jobs",
-        "jobs_root",
         mode="before",
     )
     @classmethod

@@ -1,6 +1,6 @@
 """What the distribution `isthmus` adds to the command `isthmus`: the entry points of `isthmus.commands`.
 
-`isthmus NAME …` is `python -m service NAME …`, and `doctor`. `index` is missing on purpose: the client's asks a server.
+`isthmus NAME …` is `python -m service NAME …`, and `doctor`.
 """
 
 import json

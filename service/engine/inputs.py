@@ -179,7 +179,9 @@ def read(kind: Literal["string", "text", "image", "audio", "video", "file"], giv
 
 
 def of_file(data: bytes) -> Media | Video:
-    """A file of which only the content says what it is. Raises UnsupportedMedia."""
+    """A file of which only the content says what it is. Raises UnsupportedMedia, BadMedia for an empty one."""
+    if not data:
+        raise BadMedia("the data is empty")
     if is_picture(data):
         return Media("image", data)
     if is_sound(data):
@@ -202,7 +204,7 @@ def in_role(inputs: Iterable[Input], role: Role) -> list[Input]:
 
 
 def sniff(data: bytes) -> Kind | Literal["video"]:
-    """What a file is, by its content; a container is opened for this: for a thread. Raises UnsupportedMedia."""
+    """What a file is, by its content; a container is opened for this: for a thread. Raises as `of_file`."""
     found = of_file(data)
     found = opened(found) if isinstance(found, Video) else found
     return "video" if isinstance(found, Video) else found.modality

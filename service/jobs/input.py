@@ -1,13 +1,13 @@
-"""A job's input, JSONL, a tar or a folder: an upload → a file on disk → a plan of its items → items by their numbers.
+"""A job's input, JSONL or a tar: an upload → a file on disk → a plan of its items → items by their numbers.
 
 A plan is made once, by going through the whole input without reading what the items hold, and kept in a file of its own
 (SQLite), so that neither the input nor the list of what is in it is ever in memory, and any item is found at once after
 a crash. Nothing is written to disk under a name from an archive: names are only ids.
 
-A tar and a folder hold images, sounds and videos (their content says what they are), texts (`.txt`, `.md`) and
-metadata: for `a/b.jpg` the JSON object in `a/b.jpg.json`, else in `a/b.json`, on top of its line in `metadata.jsonl` at
-the root (an object with a `file_name`; all else in it is metadata, as in Hugging Face's ImageFolder). Hidden files are
-left alone.
+A tar holds images, sounds and videos (their content says what they are), texts (`.txt`, `.md`) and metadata: for
+`a/b.jpg` the JSON object in `a/b.jpg.json`, else in `a/b.json`, on top of its line in `metadata.jsonl` at the root (an
+object with a `file_name`; all else in it is metadata, as in Hugging Face's ImageFolder). Hidden files are left alone.
+`isthmus index` reads a folder in the same way.
 """
 
 import hashlib
@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import sqlite3
-import stat
 import tarfile
 import threading
 import zlib
@@ -210,16 +209,8 @@ def build(form: Form, source: Path, plan: Path, bounds: Bounds, stopped: threadi
         connection.executescript(_SCHEMA)
         connection.execute("BEGIN")
         writer = _Writer(connection, bounds, stopped, disk)
-        with suppress(_Stopped):
-            match form:
-                case "jsonl":
-                    with source.open("rb") as file:
-                        _plan_lines(file, writer)
-                case "tar":
-                    with source.open("rb") as file:
-                        _plan_tar(file, writer)
-                case "folder":
-                    _plan_folder(source, writer)
+        with suppress(_Stopped), source.open("rb") as file:
+            (_plan_lines if form == "jsonl" else _plan_tar)(file, writer)
             writer.flush()
         connection.execute("COMMIT")
     sync(plan)
@@ -257,7 +248,7 @@ class _Writer:
             raise _Stopped
 
     def file(self, name: str, place: int, size: int) -> None:
-        """A file of a tar or of a folder, by its name."""
+        """A file of a tar, by its name."""
         lower = name.lower()
         if lower.endswith(_DESCRIPTIONS):
             if size > MAX_METADATA_BYTES:
@@ -405,84 +396,6 @@ def _member(member: tarfile.TarInfo, file: BinaryIO, writer: _Writer) -> None:
         writer.file(name, member.offset_data, member.size)
 
 
-# Folder
-
-
-def _plan_folder(folder: Path, writer: _Writer) -> None:
-    if not folder.is_dir():
-        raise Unusable("the folder is not there any more")
-    for name, size in _walk(folder, writer):
-        if name == _TABLE:
-            with open_beneath(folder, name) as file:
-                writer.table(file, size)
-        else:
-            writer.file(name, 0, size)
-
-
-def _walk(folder: Path, writer: _Writer) -> Iterator[tuple[str, int]]:
-    """(name with slashes, size) of the files in a folder that are not hidden, in order; links are not followed."""
-    waiting = [(os.fspath(folder), "")]
-    while waiting:
-        path, prefix = waiting.pop()
-        try:
-            with os.scandir(path) as found:
-                entries = sorted((each for each in found if not each.name.startswith(".")), key=lambda each: each.name)
-        except OSError:
-            writer.refuse(_shown(prefix), "the folder cannot be read")
-            continue
-        folders = []
-        for entry in entries:
-            name = prefix + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                folders.append((entry.path, f"{name}/"))
-            elif not entry.is_file(follow_symlinks=False):
-                writer.refuse(_shown(name), "not a plain file: links and devices are not read")
-            elif not _storable(name):
-                writer.refuse(_shown(name), "the name is not valid UTF-8, or too long")
-            else:
-                yield name, entry.stat(follow_symlinks=False).st_size
-        waiting += reversed(folders)
-
-
-@contextmanager
-def open_beneath(root: Path, name: str) -> Iterator[BinaryIO]:
-    """A plain file under `root`, no part of whose name is a link, `..` or absolute. Raises OSError."""
-    *folders, last = name.split("/")
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    where = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for part in folders:
-            inner = os.open(_ordinary(part), flags | os.O_DIRECTORY, dir_fd=where)
-            os.close(where)
-            where = inner
-        # A pipe would otherwise be waited for.
-        descriptor = os.open(_ordinary(last), flags | os.O_NONBLOCK, dir_fd=where)
-    finally:
-        os.close(where)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("not a plain file")
-        yield file
-
-
-def folder_beneath(root: Path, name: str) -> Path | None:
-    """The folder of that name under `root`, itself where the name is `.`; None where there is none, or it leads out."""
-    parts = PurePosixPath(name).parts
-    if name.startswith("/") or ".." in parts or "\0" in name:
-        return None
-    try:
-        path = (root / name).resolve(strict=True)
-        return path if path.is_dir() and path.is_relative_to(root.resolve(strict=True)) else None
-    except OSError:
-        return None
-
-
-def _ordinary(part: str) -> str:
-    if part in ("", ".", ".."):
-        raise OSError("not a plain name")
-    return part
-
-
 def _plain(name: str) -> str:
     while name.startswith("./"):
         name = name[2:].lstrip("/")
@@ -510,7 +423,7 @@ class Piece:
     line: int
     kind: Kind
     name: str
-    """Of a file: its path in the tar or folder, and its id."""
+    """Of a file: its path in the tar, and its id."""
     data: bytes
     metadata: tuple[bytes, ...] = ()
     """JSON that describes it; the later goes on top of the earlier."""
@@ -521,10 +434,9 @@ class Piece:
 class Reader:
     """A finished plan and its input, for any thread. Raises ValueError once it is closed."""
 
-    def __init__(self, form: Form, source: Path, plan: Path, bounds: Bounds) -> None:
-        self._form, self._source, self._bounds = form, source, bounds
+    def __init__(self, source: Path, plan: Path) -> None:
         self._connection = sqlite3.connect(f"{plan.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-        self._file = None if form == "folder" else source.open("rb")
+        self._file = source.open("rb")
         self._lock, self._closed = threading.Lock(), False
 
     def close(self) -> None:
@@ -532,8 +444,7 @@ class Reader:
         with self._lock:
             self._closed = True
             self._connection.close()
-            if self._file is not None:
-                self._file.close()
+            self._file.close()
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -556,15 +467,6 @@ class Reader:
             count += 1
         return count
 
-    def name(self, number: int) -> tuple[str, tuple[bytes, ...]]:
-        """A file's name, and the JSON that describes it."""
-        with self._reading() as connection:
-            [name] = connection.execute("SELECT name FROM items WHERE number = ?", (number,)).fetchone()
-            try:
-                return name, tuple(self._descriptions(name))
-            except OSError:
-                return name, ()
-
     def items(self, first: int, count: int, collection: str, limits: Limits) -> dict[int, NewItem | Refusal]:
         """Items by their lines, as though a client had sent each to `collection`, or what is wrong with them."""
         return {piece.line: read_piece(piece, collection, limits) for piece in self.pieces(first, count)}
@@ -582,17 +484,14 @@ class Reader:
         if kind == "refused":
             return Piece(line, kind, name, b"", detail=detail or "")
         try:
-            data = self._data(name, place, size, self._bounds.file_bytes)
+            data = self._data(place, size)
             if kind == "line":
                 return Piece(line, kind, name, data)
             return Piece(line, kind, name, data, tuple(self._descriptions(name)))
         except OSError:
             return Piece(line, "refused", name, b"", detail="the file cannot be read any more")
 
-    def _data(self, name: str, place: int, size: int, most: int) -> bytes:
-        if self._file is None:
-            with open_beneath(self._source, name) as file:
-                return file.read(most + 1)  # it may have grown; what is larger than allowed, decoding refuses
+    def _data(self, place: int, size: int) -> bytes:
         self._file.seek(place)
         return self._file.read(size)
 
@@ -602,7 +501,7 @@ class Reader:
         for described in (f"{name}{_DESCRIPTIONS}", os.path.splitext(name)[0] + _DESCRIPTIONS):
             rows = self._connection.execute("SELECT place, size FROM descriptions WHERE name = ?", (described,))
             if row := rows.fetchone():
-                yield self._data(described, row[0], row[1], MAX_METADATA_BYTES)
+                yield self._data(*row)
                 break
 
 

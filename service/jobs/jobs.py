@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from service.errors import DiskFull, InvalidRequest, NotFound, NotReady
-from service.jobs.input import Unusable, folder_beneath, spool, sync
+from service.errors import DiskFull, NotFound, NotReady
+from service.jobs.input import Unusable, spool, sync
 from service.jobs.ledger import FILE, UNFINISHED, Form, Job, Ledger, LedgerThread, Refusal, State
 from service.jobs.run import LONGEST_PAUSE_S, Cancelled, EmbeddingContext, Progress, Run, Workplace
 from service.runtime.disk import Disk
@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 
 _ACTIVE_JOBS = 4
 """Jobs that are worked on at the same time, in turn; the others are queued."""
-_FOLDER_S = 10.0
-"""For a look at a folder that a client names: it may be on another machine."""
 _TIDY_S = 3_600.0
 _ERRORS_AT_ONCE = 1_000
 
@@ -107,7 +105,6 @@ class Jobs:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._threads.close)
-        self._workplace.folder_threads.close(wait=False)
         await self._ledger.close()
         os.close(self._lock)
 
@@ -139,26 +136,7 @@ class Jobs:
         except BaseException:
             await asyncio.shield(self._remove(id))
             raise
-        return await asyncio.shield(self._create(id, form, collection, digest, None, key, meter))
-
-    async def submit_folder(
-        self, name: str, collection: str, key: str | None, meter: str | None
-    ) -> tuple[Progress, bool]:
-        """A job of a folder under the root that the operator allowed. Raises InvalidRequest, Overloaded."""
-        root = self._settings.jobs_root
-        if root is None:
-            raise InvalidRequest("jobs of folders are off on this server: send the files", code="folder_jobs_disabled")
-        try:
-            async with asyncio.timeout(_FOLDER_S):
-                beneath = await self._workplace.folder_threads.run(partial(folder_beneath, root, name))
-        except TimeoutError:
-            raise NotReady("the disk of the folders that jobs may be of does not answer") from None
-        if beneath is None:
-            raise InvalidRequest("folder: there is no such folder under the root of jobs", code="no_such_folder")
-        await self._threads.run(self._disk.check)
-        id = self._new_id()
-        await self._threads.run((self._folder / id).mkdir)
-        return await asyncio.shield(self._create(id, "folder", collection, name, name, key, meter))
+        return await asyncio.shield(self._create(id, form, collection, digest, key, meter))
 
     def _new_id(self) -> str:
         return f"{secrets.token_hex(12)}-{self.replica}"
@@ -215,21 +193,14 @@ class Jobs:
         return Progress(job) if run is None or job.state not in UNFINISHED else run.progress()
 
     async def _create(
-        self,
-        id: str,
-        form: Form,
-        collection: str,
-        digest: str,
-        folder: str | None,
-        key: str | None,
-        meter: str | None,
+        self, id: str, form: Form, collection: str, digest: str, key: str | None, meter: str | None
     ) -> tuple[Progress, bool]:
         """Write the job down. Not to be cancelled: its files go where it is not written, and only there."""
         fingerprint = hashlib.sha256("\0".join((form, collection, digest)).encode()).hexdigest()
         new, most = False, self._settings.max_jobs
         try:
             job, new = await self._ledger.do(
-                Ledger.create, id, form, collection, fingerprint, folder=folder, key=key, meter=meter, most=most
+                Ledger.create, id, form, collection, fingerprint, key=key, meter=meter, most=most
             )
         finally:
             if not new:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 FILE = "jobs.sqlite3"
 
-Form = Literal["jsonl", "tar", "folder"]
+Form = Literal["jsonl", "tar"]
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 UNFINISHED: tuple[State, ...] = ("queued", "running")
 
@@ -35,7 +35,6 @@ CREATE TABLE IF NOT EXISTS jobs (
     state TEXT NOT NULL,
     form TEXT NOT NULL,
     collection TEXT NOT NULL,
-    folder TEXT,
     idempotency_key TEXT UNIQUE,
     fingerprint TEXT NOT NULL,
     meter TEXT,
@@ -81,10 +80,9 @@ class Job:
     number: int
     id: str
     state: State
-    form: Form
+    form: Form | Literal["folder"]
+    """`folder` is a job that an earlier version took, of a folder on the server."""
     collection: str
-    folder: str | None
-    """Under the root that the operator allowed; of form `folder`."""
     fingerprint: str
     created: str
     started: str | None
@@ -165,7 +163,6 @@ class Ledger:
         collection: str,
         fingerprint: str,
         *,
-        folder: str | None = None,
         key: str | None = None,
         meter: str | None = None,
         most: int,
@@ -186,9 +183,9 @@ class Ledger:
                     return job, False
             self._check_room(most)
             connection.execute(
-                "INSERT INTO jobs (id, state, form, collection, folder, idempotency_key, fingerprint, meter, created) "
-                "VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?)",
-                (id, form, collection, folder, key, fingerprint, meter, _now()),
+                "INSERT INTO jobs (id, state, form, collection, idempotency_key, fingerprint, meter, created) "
+                "VALUES (?, 'queued', ?, ?, ?, ?, ?, ?)",
+                (id, form, collection, key, fingerprint, meter, _now()),
             )
         return self.job(id), True
 

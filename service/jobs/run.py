@@ -26,7 +26,7 @@ from service.engine.inputs import Media, Single, Url, Video, costs_of, opened
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
 from service.errors import DeadlineExceeded, FetchFailed, NotReady, Overloaded, RateLimited, input_problem
-from service.jobs.input import Bounds, Reader, Unusable, build, folder_beneath
+from service.jobs.input import Bounds, Reader, Unusable, build
 from service.jobs.ledger import Chunk, Job, Ledger, LedgerThread, Refusal
 from service.retrieval.indexing import NewItem, embed_items, token_collections
 from service.runtime.disk import Disk
@@ -115,8 +115,6 @@ class Workplace:
         self.disk = Disk(folder, settings.least_free_bytes)
         self.places = Places()
         self.threads = Workers("jobs", _THREADS, spare=1)
-        self.folder_threads = Workers("job-folders", _THREADS)
-        """For what is under `jobs_root`: of a mount that does not answer, only these are left behind."""
 
     async def count_jobs(self) -> None:
         """Jobs by state, for the metrics."""
@@ -172,11 +170,6 @@ class Run:
             eta_s = self.left / rate
         return Progress(self.job, rate, eta_s)
 
-    @property
-    def _threads(self) -> Workers:
-        """Those that read its input."""
-        return self._workplace.folder_threads if self.job.form == "folder" else self._workplace.threads
-
     async def work(self) -> None:
         """To the end of the input. Raises Unusable, Cancelled, DiskFull, NotReady."""
         reader = await self._planned()
@@ -186,7 +179,9 @@ class Run:
             first = self.job.next
             while not self.cancelled:
                 while len(self.pending) < _PENDING_CHUNKS:
-                    length = await self._threads.run(partial(reader.length, first, _CHUNK_ITEMS, _CHUNK_BYTES))
+                    length = await self._workplace.threads.run(
+                        partial(reader.length, first, _CHUNK_ITEMS, _CHUNK_BYTES)
+                    )
                     if not length:
                         break
                     chunk = attempted.get(first) or Chunk(first, length)
@@ -212,14 +207,10 @@ class Run:
         job, workplace = self.job, self._workplace
         source, plan = workplace.folder / job.id / "input", workplace.folder / job.id / "plan.sqlite3"
         if job.form == "folder":
-            root, name = workplace.settings.jobs_root, job.folder or "."
-            beneath = None if root is None else await self._threads.run(partial(folder_beneath, root, name))
-            if beneath is None:
-                raise Unusable("the folder is not there any more, or not allowed any more")
-            source = beneath
+            raise Unusable("jobs take no folder of the server any more: `isthmus index` sends the files of a folder")
         if job.total is None:
             try:
-                total = await self._threads.run(
+                total = await self._workplace.threads.run(
                     partial(build, job.form, source, plan, workplace.bounds, self._stopped, workplace.disk)
                 )
             except FileNotFoundError:
@@ -231,7 +222,7 @@ class Run:
             if self.job.state != "running":  # it was cancelled before it was begun
                 raise Cancelled
         try:
-            return await self._threads.run(partial(Reader, job.form, source, plan, workplace.bounds))
+            return await self._workplace.threads.run(partial(Reader, source, plan))
         except (OSError, sqlite3.Error):
             raise Unusable("the files of the job are gone") from None
 
@@ -244,7 +235,7 @@ class Run:
             async with self._reading:  # one chunk of a job at a time waits with its items in memory
                 limits = self._workplace.bounds.limits
                 reading = partial(reader.items, chunk.first, chunk.count, self.job.collection, limits)
-                items = await self._threads.run(reading)
+                items = await self._workplace.threads.run(reading)
                 await self._charge(items)
                 await place.enter_async_context(self._workplace.places.take(alone=chunk.attempts > 0))
             return await self._attempt(chunk, items)

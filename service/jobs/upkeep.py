@@ -19,7 +19,7 @@ from service.store import StoreError
 from service.store.sqlite import hold
 
 _FILES = ("input", "plan.sqlite3")
-"""Of a job's folder. The input of a job of a folder is that folder, and stays where it is."""
+"""Of a job's folder. A job that an earlier version took of a folder on the server has no input."""
 _ID = re.compile(r"[0-9a-f]{24}(-[A-Za-z0-9.-]{1,63})?")
 _TRIES = 5
 

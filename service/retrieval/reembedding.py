@@ -23,7 +23,7 @@ from typing import IO, Literal
 from tqdm import tqdm
 
 from service.contract.bundle import MODALITIES, Bundle
-from service.contract.errors import InputError, UnsupportedMedia
+from service.contract.errors import InputError
 from service.engine.cache import MemoryCache
 from service.engine.caller import BACKGROUND
 from service.engine.inputs import Text, read, sniff
@@ -164,7 +164,7 @@ class Originals:
                 return f"its file in {self.folder} was changed since"
             data = path.read_bytes()
             return data if sniff(data) == item.modality else "its file is of another kind"
-        except UnsupportedMedia:
+        except InputError:
             return "its file is of another kind"
         except (OSError, ValueError):  # ValueError: a name that no file can have
             return "its file cannot be read"

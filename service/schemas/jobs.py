@@ -1,21 +1,10 @@
-"""Bulk jobs: what is sent, what is answered."""
+"""Bulk jobs: what is answered."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from service.schemas.inputs import RequestModel
-from service.schemas.items import Name
-from service.store import DEFAULT_COLLECTION
-
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
-
-
-class FolderRequest(RequestModel):
-    """A job of a folder on the server, under the root that its operator allowed."""
-
-    folder: Annotated[str, Field(min_length=1, max_length=4_096, description="Relative to the root; `.` is the root.")]
-    collection: Name = DEFAULT_COLLECTION
 
 
 class JobProblem(BaseModel):
@@ -26,7 +15,7 @@ class JobProblem(BaseModel):
 class JobResponse(BaseModel):
     id: str
     state: JobState
-    form: Literal["jsonl", "tar", "folder"]
+    form: Literal["jsonl", "tar", "folder"] = Field(description="`folder` is a job that an earlier version took.")
     collection: str = Field(description="Of items that do not name one.")
     total: int | None = Field(description="Items in the input; null until they are counted.")
     done: int = Field(description="Stored, and found by searches.")

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import subprocess
 import sys
 import tomllib
@@ -25,6 +26,7 @@ from isthmus_client import (
     NewItem,
     NotFound,
     Refused,
+    ServerFailed,
     Unreachable,
     UnreadableAnswer,
     audio,
@@ -303,6 +305,28 @@ def test_something_else_that_answers_is_told_from_a_server_of_this_kind() -> Non
     html = httpx.MockTransport(lambda request: httpx.Response(200, html="<p>hello"))
     with Isthmus(transport=html) as space, pytest.raises(UnreadableAnswer, match="not one of an Isthmus server"):
         space.models()
+
+
+def test_what_the_server_fails_on_is_found_and_the_others_are_stored() -> None:
+    asked: list[list[str]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        ids = [item["id"] for item in json.loads(request.content)["items"]]
+        asked.append(ids)
+        if status := max(failing.get(id, 0) for id in ids):
+            return httpx.Response(status, json={"code": "internal_error", "detail": "the server failed"})
+        return httpx.Response(200, json={"items": [{"id": id, "collection": "default"} for id in ids]})
+
+    items = [NewItem(id, "a dog") for id in "abcdefgh"]
+    with Isthmus(transport=httpx.MockTransport(answer)) as space:
+        failing = {"b": 500, "g": 504}
+        outcomes = {each.id: each.error and each.error.detail for each in space.upsert_many(items)}
+        assert outcomes == dict.fromkeys("acdefh") | dict.fromkeys("bg", "the server failed")
+        failing = {"b": 502}  # of a proxy: nobody is there
+        asked.clear()
+        with pytest.raises(ServerFailed):
+            list(space.upsert_many(items))
+        assert len(asked) == 1
 
 
 def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

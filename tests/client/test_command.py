@@ -155,38 +155,6 @@ def test_a_sound_is_one_whatever_it_is_called(run: Run) -> None:
     assert "tone.wav" in lines(run("search", "tone.jpg", "-k", "1"))[1]
 
 
-def test_a_folder_is_indexed_and_gone_on_with(client: httpx.Client, media: Path) -> None:
-    (media / "deep").mkdir()
-    (media / "red.png").rename(media / "deep/red.png")
-    (media / ".hidden.png").write_bytes(b"")
-    (media / "notes.txt").touch()
-
-    def index(*more: str) -> Result:
-        return CliRunner().invoke(command.cli, ["--url", str(client.base_url), "index", str(media), *more])
-
-    first = index("--json")
-    assert (first.exit_code, json.loads(first.stdout)) == (1, {"indexed": 3, "failed": 1, "already": 0})
-    assert first.stderr.startswith("error: broken.png: ")
-    (media / "broken.png").unlink()
-    (media / "new.wav").write_bytes((media / "tone.wav").read_bytes())
-    assert lines(index()) == ["1 indexed, 3 were there already"]
-    assert lines(index("--again")) == ["4 indexed"]
-    os.utime(media / "tone.wav", (1, 1))  # touched, and the same
-    (media / "blue.png").write_bytes((media / "deep/red.png").read_bytes())
-    assert lines(index()) == ["1 indexed, 3 were there already"]
-    with Isthmus(str(client.base_url)) as space:
-        space.upsert([NewItem("new.wav", "red", {"mine": 1})])  # of no file, as far as it says
-    assert lines(index()) == ["0 indexed, 4 were there already"]
-    with Isthmus(str(client.base_url)) as space:
-        assert {each.id for each in space.items()} == {"deep/red.png", "blue.png", "tone.wav", "new.wav"}
-        assert space.item("deep/red.png").modality == "image"
-    empty = CliRunner().invoke(command.cli, ["--url", str(client.base_url), "index", str(media / "none")])
-    assert empty.exit_code == 2
-    (media / "none").mkdir()
-    empty = CliRunner().invoke(command.cli, ["--url", str(client.base_url), "index", str(media / "none")])
-    assert (empty.exit_code, "no image or sound" in empty.stderr) == (1, True)
-
-
 def test_standard_input_that_holds_nothing_is_said(run: Run) -> None:
     assert "standard input is empty" in run("search", "-", input="\n").stderr
     assert "neither text nor" in run("embed", "-", input=b"\x00\xff\xfe").stderr

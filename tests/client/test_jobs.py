@@ -62,8 +62,6 @@ def test_what_cannot_be_taken_is_said(space: Isthmus, files: Path) -> None:
         space.create_job(files / "gone.tar")
     with pytest.raises(NotFound):
         space.wait_for_job("nobody")
-    with pytest.raises(InvalidInput, match="folder_jobs_disabled"):
-        space.create_folder_job("photos")
 
 
 def test_an_upload_is_sent_whole_again_with_the_same_key(files: Path) -> None:
@@ -82,7 +80,7 @@ def test_an_upload_is_sent_whole_again_with_the_same_key(files: Path) -> None:
     assert asked[0][1] == (files / "items.jsonl").read_bytes()
 
 
-def test_the_asynchronous_client_does_the_same(settings: Settings, files: Path, media: Path) -> None:
+def test_the_asynchronous_client_does_the_same(settings: Settings, files: Path) -> None:
     async def talk(url: str) -> None:
         async with AsyncIsthmus(url) as space:
             made = await space.create_job(files / "items.jsonl")
@@ -90,14 +88,14 @@ def test_the_asynchronous_client_does_the_same(settings: Settings, files: Path, 
             done = await space.wait_for_job(made.id, report=seen.append)
             assert (done.done, done.failed, seen[-1]) == (2, 1, done)
             assert len(await space.job_errors(made.id)) == 1
-            folder = await space.create_folder_job(".", collection="folder", idempotency_key="f")
-            assert (await space.wait_for_job(folder.id)).done == 3
-            assert [each.id for each in await space.jobs()] == [folder.id, made.id]
-            assert (await space.cancel_job(folder.id)).state == "done" == (await space.job(folder.id)).state
-            assert {each.id for each in (await space.map("folder")).points} == {"red.png", "blue.png", "tone.wav"}
-            assert (await space.preview("red.png", collection="folder")).media_type == "image/webp"
+            tar = await space.create_job(files / "media.tar", collection="tar", idempotency_key="t")
+            assert (await space.wait_for_job(tar.id)).done == 2
+            assert [each.id for each in await space.jobs()] == [tar.id, made.id]
+            assert (await space.cancel_job(tar.id)).state == "done" == (await space.job(tar.id)).state
+            assert {each.id for each in (await space.map("tar")).points} == {"red.png", "tone.wav"}
+            assert (await space.preview("red.png", collection="tar")).media_type == "image/webp"
 
-    with serving(settings.model_copy(update={"jobs_root": media, "previews": True})) as client:
+    with serving(settings.model_copy(update={"previews": True})) as client:
         asyncio.run(talk(str(client.base_url)))
 
 
@@ -143,10 +141,8 @@ def test_the_command_creates_waits_lists_and_tells(client: httpx.Client, files: 
     failed = isthmus("create", str(damaged), "--wait")
     assert failed.exit_code == 1 and "the body is no tar" in failed.stderr
     for bad, why in (
-        ([], "say what to store"),
-        ([str(files / "items.jsonl"), "--folder", "x"], "say what to store"),
+        ([], "Missing argument 'FILE'"),
         ([str(files / "media/tone.wav")], "neither JSON lines nor a tar"),
-        (["--folder", "photos"], "jobs of folders are off"),
     ):
         refused = isthmus("create", *bad)
         assert refused.exit_code != 0 and why in refused.stderr

@@ -91,9 +91,11 @@ def test_a_file_is_what_its_content_says(png: Callable[..., bytes], wav: Callabl
         assert sniff(png(format=image_format)) == "image", image_format
     for sound_format in ("WAV", "FLAC", "OGG", "MP3"):
         assert sniff(wav(format=sound_format)) == "audio", sound_format
-    for neither in (b"", b"RIFF", b"%PDF-1.7", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\0" * 4000):
+    for neither in (b"RIFF", b"%PDF-1.7", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\0" * 4000):
         with pytest.raises(UnsupportedMedia):
             sniff(neither)
+    with pytest.raises(BadMedia, match="the data is empty"):
+        sniff(b"")
     assert ANY_INPUT.validate_python(File("a.wav", png())) == Media("image", png())
 
 

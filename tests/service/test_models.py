@@ -10,7 +10,6 @@ import pytest
 
 from isthmus_client import Isthmus
 from service.api.app import open_parts
-from service.commands import index_folder
 from service.commands.check import check_bundle as check
 from service.commands.doctor import examine
 from service.commands.load import load_files
@@ -161,13 +160,8 @@ def test_where_only_commercial_bundles_are_wanted_no_door_opens_another(
     monkeypatch.setenv("ISTHMUS_BUNDLE", str(path))
     settings = read_settings(store=tmp_path / "store", device="cpu")
 
-    async def indexing() -> None:
-        async with index_folder.opened(settings):
-            pass
-
     doors: list[Callable[[], object]] = [
         lambda: open_parts(settings),
-        lambda: asyncio.run(indexing()),
         lambda: asyncio.run(reembed(tmp_path / "a", tmp_path / "b", settings, Originals())),
         lambda: load_files(tmp_path, "default", settings),
         lambda: check(path),

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from service.api.middleware import stated_length
-from service.api.reading import reader
 from service.api.responses import JSON
 from service.api.state import State, StateDep
 from service.errors import InvalidRequest, UnsupportedBody
@@ -19,7 +18,7 @@ from service.jobs.run import Progress
 from service.runtime.logs import caller
 from service.runtime.quotas import Meter
 from service.schemas.items import Name
-from service.schemas.jobs import FolderRequest, JobError, JobResponse, JobsResponse, JobState
+from service.schemas.jobs import JobError, JobResponse, JobsResponse, JobState
 from service.store import DEFAULT_COLLECTION
 
 router = APIRouter(tags=["jobs"])
@@ -46,7 +45,6 @@ _BODY = {
                 "a/b.jpg: a/b.jpg.json or a/b.json, and lines with a file_name in metadata.jsonl. gzip or not.",
             }
         },
-        "application/json": {"schema": {"$ref": "#/components/schemas/FolderRequest"}},
     },
 }
 _IdempotencyKey = Annotated[
@@ -59,7 +57,7 @@ _IdempotencyKey = Annotated[
     "/jobs",
     status_code=202,
     response_model=JobResponse,
-    openapi_extra={"requestBody": _BODY, "x-definitions": {"FolderRequest": FolderRequest.model_json_schema()}},
+    openapi_extra={"requestBody": _BODY},
 )
 async def create_job(
     request: Request,
@@ -67,7 +65,7 @@ async def create_job(
     idempotency_key: _IdempotencyKey = None,
     collection: Annotated[Name | None, Query(description="Of items that do not name one.")] = None,
 ) -> Response:
-    """Index the items of JSONL, of a tar, or of a folder on the server, in the background.
+    """Index the items of JSONL or of a tar, in the background.
 
     Answered once the input is on the server's disk. From then on the job survives the server's end, whatever that is.
     Items are written in the order of the input; an id that comes twice ends up as its last.
@@ -75,15 +73,10 @@ async def create_job(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     # Two clients may hit on the same key.
     key = None if idempotency_key is None else f"{caller.get() or ''} {idempotency_key}"
-    if kind == "application/json":
-        body = await reader(FolderRequest)(request)
-        into = collection or body.collection
-        found, new = await _jobs(state).submit_folder(body.folder, into, key, _meter(request))
-    elif kind in _FORMS:
-        into, size = collection or DEFAULT_COLLECTION, stated_length(request.headers)
-        found, new = await _jobs(state).submit(_FORMS[kind], into, request.stream(), key, _meter(request), size)
-    else:
-        raise UnsupportedBody(f"this route reads {', '.join(_FORMS)} and application/json")
+    if kind not in _FORMS:
+        raise UnsupportedBody(f"this route reads {', '.join(_FORMS)}: `isthmus index` sends the files of a folder")
+    into, size = collection or DEFAULT_COLLECTION, stated_length(request.headers)
+    found, new = await _jobs(state).submit(_FORMS[kind], into, request.stream(), key, _meter(request), size)
     headers = {"Location": f"/jobs/{found.job.id}"} | ({} if new else {"Idempotency-Replayed": "true"})
     return JSON(_described(found), 202, headers)
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from service.errors import DiskFull
-from service.jobs.input import Bounds, Piece, Reader, Unusable, build, folder_beneath, open_beneath
+from service.jobs.input import Bounds, Piece, Reader, Unusable, build
 from service.runtime.disk import Disk
 from service.settings import Limits
 from tests.service.jobs.archives import END, special, tar
@@ -24,9 +24,9 @@ QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.function_scop
 
 def pieces(form: Any, source: Path, bounds: Bounds = BOUNDS) -> list[Piece]:
     """All that is in an input, read chunk by chunk."""
-    plan = source.parent / "plan.sqlite3" if form != "folder" else source.parent / f"{source.name}.plan"
+    plan = source.parent / "plan.sqlite3"
     count = build(form, source, plan, bounds, threading.Event(), Disk(source.parent, 0))
-    reader = Reader(form, source, plan, bounds)
+    reader = Reader(source, plan)
     try:
         found: list[Piece] = []
         while length := reader.length(len(found), 7, 1_000):
@@ -78,7 +78,7 @@ def test_an_input_of_too_many_items_is_unusable(tmp_path: Path) -> None:
 def test_a_chunk_has_so_many_bytes_or_one_item(tmp_path: Path) -> None:
     (tmp_path / "input").write_bytes(b"12345\n" * 4 + b"x" * 50 + b"\n123\n")
     count = build("jsonl", tmp_path / "input", tmp_path / "plan", BOUNDS, threading.Event(), Disk(tmp_path, 0))
-    reader = Reader("jsonl", tmp_path / "input", tmp_path / "plan", BOUNDS)
+    reader = Reader(tmp_path / "input", tmp_path / "plan")
     assert (count, [reader.length(first, 3, 14) for first in range(7)]) == (6, [2, 2, 2, 1, 1, 1, 0])
     reader.close()
     with pytest.raises(ValueError, match="closed"):
@@ -232,69 +232,3 @@ def test_a_name_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
     assert refused.kind == "refused" and "UTF-8" in refused.detail
     refused.name.encode()
     assert good.name == "b.txt"
-
-
-# Folder
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    root = tmp_path / "root"
-    (root / "b" / "deep").mkdir(parents=True)
-    (root / "a.png").write_bytes(b"A")
-    (root / "b" / "deep" / "c.txt").write_bytes(b"C")
-    (root / "b" / "deep" / "c.json").write_bytes(b'{"n": 1}')
-    (root / ".hidden").write_bytes(b"H")
-    (tmp_path / "secret.txt").write_bytes(b"secret")
-    return root
-
-
-def test_the_files_of_a_folder_are_its_items_and_links_are_not_followed(folder: Path, tmp_path: Path) -> None:
-    (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
-    (folder / "linked").symlink_to(tmp_path, target_is_directory=True)
-    os.mkfifo(folder / "pipe.txt")
-    found = {piece.name: piece for piece in pieces("folder", folder)}
-    assert set(found) == {"a.png", "b/deep/c.txt", "link.txt", "linked", "pipe.txt"}
-    assert {name for name, piece in found.items() if piece.kind == "refused"} == {"link.txt", "linked", "pipe.txt"}
-    assert found["b/deep/c.txt"].data == b"C" and found["b/deep/c.txt"].metadata == (b'{"n": 1}',)
-
-
-def test_what_becomes_a_link_after_planning_is_not_read(folder: Path, tmp_path: Path) -> None:
-    build("folder", folder, tmp_path / "plan", BOUNDS, threading.Event(), Disk(tmp_path, 0))
-    (folder / "a.png").unlink()
-    (folder / "a.png").symlink_to(tmp_path / "secret.txt")
-    (folder / "b" / "deep").rename(tmp_path / "deep")
-    (folder / "b" / "deep").symlink_to(tmp_path / "deep")
-    reader = Reader("folder", folder, tmp_path / "plan", BOUNDS)
-    assert [(piece.kind, piece.data) for piece in reader.pieces(0, 2)] == [("refused", b"")] * 2
-    reader.close()
-
-
-def test_a_file_that_grew_is_read_no_further_than_allowed(folder: Path, tmp_path: Path) -> None:
-    bounds = Bounds(Limits(image_bytes=10, audio_bytes=10), items=10)
-    build("folder", folder, tmp_path / "plan", bounds, threading.Event(), Disk(tmp_path, 0))
-    (folder / "a.png").write_bytes(bytes(1_000))
-    reader = Reader("folder", folder, tmp_path / "plan", bounds)
-    assert len(reader.pieces(0, 1)[0].data) == 11  # decoding refuses it
-    reader.close()
-
-
-@pytest.mark.parametrize("name", ["../secret.txt", "b/../../secret.txt", "/etc/passwd", "", "b//deep/c.txt", "./a.png"])
-def test_no_name_opens_a_file_outside(folder: Path, name: str) -> None:
-    with pytest.raises(OSError), open_beneath(folder, name):  # noqa: PT011
-        pass
-
-
-def test_a_folder_is_beneath_the_root_or_not_there(folder: Path, tmp_path: Path) -> None:
-    (folder / "out").symlink_to(tmp_path)
-    (folder / "in").symlink_to(folder / "b")
-    assert folder_beneath(folder, ".") == folder.resolve()
-    assert folder_beneath(folder, "b/deep") == (folder / "b" / "deep").resolve()
-    assert folder_beneath(folder, "in") == (folder / "b").resolve()
-    for name in ("..", "b/../..", "/etc", "out", "absent", "a.png", "x\0y"):
-        assert folder_beneath(folder, name) is None
-
-
-def test_a_folder_that_is_gone_is_unusable(tmp_path: Path) -> None:
-    with pytest.raises(Unusable, match="not there"):
-        build("folder", tmp_path / "gone", tmp_path / "plan", BOUNDS, threading.Event(), Disk(tmp_path, 0))

@@ -4,7 +4,9 @@ import gzip
 import os
 import re
 import socket
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 from service.api.app import open_parts
 from service.api.keys import create_key
 from service.jobs import run
+from service.jobs.ledger import FILE
 from service.runtime.quotas import Limit
 from service.settings import Settings
 from service.store import StoreInUse
@@ -31,14 +34,9 @@ TAR = {"content-type": "application/x-tar"}
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("root")
-
-
-@pytest.fixture(scope="module")
-def client(bundle_dir: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def client(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     store = tmp_path_factory.mktemp("jobs") / "store"
-    with serving(Settings(bundle=bundle_dir, store=store, device="cpu", threads=1, jobs_root=root)) as client:
+    with serving(Settings(bundle=bundle_dir, store=store, device="cpu", threads=1)) as client:
         yield client
 
 
@@ -160,26 +158,31 @@ def test_a_tar_cannot_reach_out_and_a_body_that_is_no_tar_fails_as_a_whole(clien
     assert "whole" not in {each["name"] for each in client.get("/collections").json()["collections"]}
 
 
-def test_a_folder_under_the_root_that_is_allowed(client: httpx.Client, root: Path, png: Make) -> None:
-    (root / "photos" / "2024").mkdir(parents=True)
-    (root / "photos" / "2024" / "red.png").write_bytes(png("red"))
-    (root / "photos" / "words.txt").write_text("a dog")
-    (root.parent / "outside.txt").write_text("secret")
-    (root / "photos" / "link.txt").symlink_to(root.parent / "outside.txt")
-    answer = client.post("/jobs", json={"folder": "photos", "collection": "folder"})
-    job = ended(client, answer.json()["id"])
-    assert (job["state"], job["form"], job["done"], job["failed"]) == ("done", "folder", 2, 1)
-    assert set(stored(client, collection="folder")) == {"2024/red.png", "words.txt"}
-    for name in ("..", "../outside.txt", "/etc", "absent", "photos/words.txt"):
-        refused = client.post("/jobs", json={"folder": name})
-        assert (refused.status_code, refused.json()["code"]) == (422, "no_such_folder")
-        assert str(root) not in refused.text
+_OLD_JOBS = """
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, form TEXT NOT NULL,
+    collection TEXT NOT NULL, folder TEXT, idempotency_key TEXT UNIQUE, fingerprint TEXT NOT NULL, meter TEXT,
+    created TEXT NOT NULL, started TEXT, ended TEXT, total INTEGER, next INTEGER NOT NULL DEFAULT 0,
+    done INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0, code TEXT, detail TEXT
+) STRICT;
+INSERT INTO jobs (id, state, form, collection, folder, fingerprint, created)
+    VALUES ('old', 'queued', 'folder', 'default', 'photos', '', '2026-01-01T00:00:00.000+00:00');
+"""
 
 
-def test_folders_are_off_until_the_operator_names_a_root(settings: Settings) -> None:
+def test_a_job_of_a_folder_that_an_earlier_version_took_fails_with_what_to_do(settings: Settings) -> None:
+    ledger = settings.store / "jobs" / FILE
+    ledger.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(ledger)) as connection:
+        connection.executescript(_OLD_JOBS)
     with serving(settings) as client:
-        refused = client.post("/jobs", json={"folder": "."})
-        assert (refused.status_code, refused.json()["code"]) == (422, "folder_jobs_disabled")
+        old = ended(client, "old")
+        assert (old["state"], old["form"], old["error"]["code"]) == ("failed", "folder", "unusable_input")
+        assert "`isthmus index` sends" in old["error"]["detail"]
+        assert ended(client, submitted(client, [{"id": "a", "text": "dog"}]))["done"] == 1
+        refused = client.post("/jobs", json={"folder": "photos"})
+        assert (refused.status_code, refused.json()["code"]) == (415, "unsupported_body")
+        assert "`isthmus index` sends" in refused.json()["detail"]
 
 
 def test_an_id_that_comes_twice_ends_up_as_its_last(client: httpx.Client) -> None:
@@ -205,7 +208,6 @@ def test_an_idempotency_key_makes_one_job_of_many_requests(client: httpx.Client)
         client.post("/jobs", content=lines(items * 2), headers=LINES | key),
         client.post("/jobs?collection=other", content=lines(items), headers=LINES | key),
         client.post("/jobs", content=lines(items), headers=TAR | key),
-        client.post("/jobs", json={"folder": "."}, headers=key),
     ):
         assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
     assert client.post("/jobs", content=lines(items), headers=LINES).json()["id"] != first.json()["id"]
@@ -262,7 +264,6 @@ def test_what_is_wrong_is_named(client: httpx.Client) -> None:
     for kind in ("text/plain", "multipart/form-data; boundary=x", ""):
         refused = client.post("/jobs", content=b"x", headers={"content-type": kind})
         assert (refused.status_code, refused.json()["code"]) == (415, "unsupported_body")
-    assert client.post("/jobs", json={"folder": ".", "files": 1}).status_code == 422
     assert client.post("/jobs?collection=a%20b", content=b"", headers=LINES).status_code == 422
     assert client.post("/jobs", content=b"", headers=LINES | {"idempotency-key": "x" * 256}).status_code == 422
     assert client.get("/jobs?state=lost").status_code == 422
@@ -286,8 +287,6 @@ def test_a_body_past_the_limit_is_413_and_leaves_nothing(settings: Settings) -> 
         for body in (b"x" * 2_001, iter([b"x" * 1_500, b"x" * 600]), gzip.compress(b"ab" * 1_500)):
             refused = client.post("/jobs", content=body, headers=LINES)
             assert (refused.status_code, refused.json()["code"]) == (413, "body_too_large")
-        # What is read into memory has the limit of every other route.
-        assert client.post("/jobs", json={"folder": "x" * 600}).status_code == 413
     assert [path.name for path in (settings.store / "jobs").iterdir() if path.is_dir()] == []
 
 
