@@ -12,6 +12,7 @@ from tests.training.conftest import MakeRecipe
 from training import steps
 from training.__main__ import main
 from training.bundled import text_head
+from training.hubness import STRENGTHS
 from training.projector import Head
 from training.querybank import MediaReserve, TextReserve
 from training.recipe import RESERVED, ProjectorSpec, load_recipe
@@ -105,8 +106,8 @@ def test_training_fills_the_banks_chooses_and_keeps_it(make_recipe: MakeRecipe, 
     assert isinstance(reserve, TextReserve)
     assert {modality: len(reserve.bank(modality)) for modality in ("image", "audio")} == {"image": 8, "audio": 6}  # type: ignore[arg-type]
     assert trained.ladder["querybank.gain"] >= 0
-    assert trained.ladder["querybank.strength"] in (0.0, 0.25, 0.5, 0.75, 1.0)
-    assert trained.ladder["querybank.media_strength"] in (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert trained.ladder["querybank.strength"] in STRENGTHS
+    assert trained.ladder["querybank.media_strength"] in STRENGTHS
     other = trained.heads["image"].reserve
     assert isinstance(other, MediaReserve) and len(other.bank("text")) == 8
     vectors = project(trained.heads["image"], data["pictures"]["train"].media)
