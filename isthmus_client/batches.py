@@ -1,4 +1,4 @@
-"""Many inputs: in batches, several under way at once, in order, and what is wrong with one is said of that one alone.
+"""Many inputs: batches of them, several under way at once, in order; an error concerns one input alone.
 
 `Plan`s are generators that yield calls and are sent their results, so that both clients drive the same logic.
 """
@@ -37,7 +37,7 @@ class Batching:
 
 @dataclass(frozen=True)
 class Entry:
-    """One input on its way: its place among all, and its wire form or why it has none."""
+    """One input on its way: its position, and its wire form or why it has none."""
 
     number: int
     source: Any
@@ -45,11 +45,11 @@ class Entry:
 
 
 def of_inputs(inputs: Iterable[Input], batching: Batching) -> Iterator[list[Entry]]:
-    return _batches((Entry(number, each, _wire(each)) for number, each in enumerate(inputs)), batching)
+    return _batches((Entry(number, value, _wire(value)) for number, value in enumerate(inputs)), batching)
 
 
 def of_items(items: Iterable[NewItem], batching: Batching) -> Iterator[list[Entry]]:
-    return _batches((Entry(number, each, _item_wire(each)) for number, each in enumerate(items)), batching)
+    return _batches((Entry(number, item, _item_wire(item)) for number, item in enumerate(items)), batching)
 
 
 def embedded(batch: Sequence[Entry], options: Mapping[str, Any]) -> Plan[list[Embedding]]:
@@ -59,7 +59,7 @@ def embedded(batch: Sequence[Entry], options: Mapping[str, Any]) -> Plan[list[Em
         return calls.embed_wire(wires, options)
 
     results = yield from _each(batch, ask, lambda entry, problem: Embedding(entry.number, error=problem))
-    return [replace(each, index=entry.number) for entry, each in zip(batch, results, strict=True)]
+    return [replace(result, index=entry.number) for entry, result in zip(batch, results, strict=True)]
 
 
 def written(batch: Sequence[Entry]) -> Plan[list[Written]]:
@@ -77,7 +77,7 @@ def _each(
     ask: Callable[[Sequence[Any]], Call[list[R]]],
     failed: Callable[[Entry, Problem], R],
 ) -> Plan[list[R]]:
-    """Ask for all that can be sent, and put what cannot be in its place."""
+    """Send all inputs that can be sent, and put the errors of the others in their places."""
     sendable = [entry for entry in batch if not isinstance(entry.wire, Problem)]
     answers = iter((yield from _halved(sendable, ask, failed)))
     return [failed(entry, entry.wire) if isinstance(entry.wire, Problem) else next(answers) for entry in batch]
@@ -105,17 +105,17 @@ def _halved(
 
 
 def _of_inputs(error: InvalidInput | ServerFailed) -> bool:
-    """Whether the inputs are wrong, or their number or size, and not an option, which all requests share.
+    """Return whether the inputs are wrong, or their number or size, and not an option, which all requests share.
 
     The server's failure (500) or deadline (504) counts as well: one input may be the reason.
     """
     if isinstance(error, ServerFailed):
         return error.status in (500, 504)
-    return not error.errors or any(tuple(each["loc"])[1:2] in (("inputs",), ("items",)) for each in error.errors)
+    return not error.errors or any(tuple(problem["loc"])[1:2] in (("inputs",), ("items",)) for problem in error.errors)
 
 
 def _reason(error: Refused) -> str:
-    """What is wrong, in words; of a field of the input, with the field's name before it."""
+    """Return the error in words, after the name of the field if it concerns one."""
     if not error.errors:
         return error.detail
     first = error.errors[0]
@@ -153,7 +153,8 @@ def _batches(entries: Iterable[Entry], batching: Batching) -> Iterator[list[Entr
 
 
 def map_lazily(function: Callable[[B], R], batches: Iterator[B], concurrency: int) -> Generator[R, None, None]:
-    """`map`, with so many calls in threads at once, in order; batches are taken only as there is room for them."""
+    """Map a function over batches with so many calls in threads at once, in order; batches are read only as calls
+    end."""
     with ThreadPoolExecutor(concurrency, "isthmus-client") as pool:
         running: deque[Future[R]] = deque()
         try:

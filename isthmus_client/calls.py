@@ -1,4 +1,5 @@
-"""Every route as a value: what is sent, and how the answer is read. No I/O, so that both clients share it."""
+"""Every route as a value: the request, and the function that reads the answer. No I/O, so that both clients share
+it."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ class EmbedOptions(TypedDict, total=False):
 
 
 class SearchOptions(TypedDict, total=False):
-    """As openapi.yaml's SearchRequest has them."""
+    """Options of a search, as in openapi.yaml's SearchRequest."""
 
     top_k: int
     collection: str
@@ -91,36 +92,38 @@ class Call(Generic[T]):
     body: Any = None
     parameters: Mapping[str, Any] | None = None
     answers: frozenset[int] = frozenset()
-    """Statuses that are answers here, although they look like errors."""
+    """Statuses that count as answers here, although they look like errors."""
     headers: Mapping[str, str] | None = None
 
 
 def embed(inputs: Iterable[Input], options: Mapping[str, Any]) -> Call[list[results.Embedding]]:
-    return embed_wire([to_wire(each) for each in inputs], options)
+    return embed_wire([to_wire(value) for value in inputs], options)
 
 
 def embed_wire(inputs: Sequence[str | Mapping[str, Any]], options: Mapping[str, Any]) -> Call[list[results.Embedding]]:
     body = {"inputs": inputs, "encoding": "base64", **options}
-    return Call("POST", "/embed", lambda got: [results.embedding(each) for each in got.json()["embeddings"]], body)
+    return Call("POST", "/embed", lambda got: [results.embedding(vector) for vector in got.json()["embeddings"]], body)
 
 
 def search(query: Input, options: Mapping[str, Any]) -> Call[list[results.Found]]:
     body = {"query": to_wire(query), **options}
-    return Call("POST", "/search", lambda got: [results.found(each) for each in _answer(got)["results"]], body)
+    return Call("POST", "/search", lambda got: [results.found(result) for result in _answer(got)["results"]], body)
 
 
 def search_many(queries: Iterable[Input], options: Mapping[str, Any]) -> Call[list[list[results.Found]]]:
-    body = {"queries": [to_wire(each) for each in queries], **options}
+    body = {"queries": [to_wire(query) for query in queries], **options}
 
     def read(got: httpx.Response) -> list[list[results.Found]]:
-        return [[results.found(each) for each in ranked] for ranked in _answer(got)["results"]]
+        return [[results.found(result) for result in ranked] for ranked in _answer(got)["results"]]
 
     return Call("POST", "/search", read, body)
 
 
 def classify(inputs: Iterable[Input], options: Mapping[str, Any]) -> Call[list[results.Classified]]:
-    body = {"inputs": [to_wire(each) for each in inputs], **options}
-    return Call("POST", "/classify", lambda got: [results.classified(each) for each in _answer(got)["results"]], body)
+    body = {"inputs": [to_wire(value) for value in inputs], **options}
+    return Call(
+        "POST", "/classify", lambda got: [results.classified(result) for result in _answer(got)["results"]], body
+    )
 
 
 def score(pairs: Iterable[tuple[Input, Input]], model: str | None) -> Call[list[float]]:
@@ -132,13 +135,13 @@ def score(pairs: Iterable[tuple[Input, Input]], model: str | None) -> Call[list[
 
 def upsert_wire(items: Sequence[Mapping[str, Any]], on_error: str) -> Call[list[results.Written]]:
     body = {"items": items, "on_error": on_error}
-    return Call("POST", "/items", lambda got: [results.written(each) for each in got.json()["items"]], body)
+    return Call("POST", "/items", lambda got: [results.written(item) for item in got.json()["items"]], body)
 
 
 def list_items(options: Mapping[str, Any]) -> Call[results.Page]:
     def read(got: httpx.Response) -> results.Page:
         body = got.json()
-        return results.Page([results.item(each) for each in body["items"]], body["next_cursor"])
+        return results.Page([results.item(item) for item in body["items"]], body["next_cursor"])
 
     return Call("GET", "/items", read, parameters={name: value for name, value in options.items() if value is not None})
 
@@ -158,7 +161,9 @@ def delete_items(ids: Sequence[str] | None, filter: Mapping[str, Any] | None, co
 
 
 def list_collections() -> Call[list[results.Collection]]:
-    return Call("GET", "/collections", lambda got: [results.collection(each) for each in got.json()["collections"]])
+    return Call(
+        "GET", "/collections", lambda got: [results.collection(collection) for collection in got.json()["collections"]]
+    )
 
 
 def get_collection(name: str) -> Call[results.Collection]:
@@ -193,10 +198,10 @@ def put_label_set(
     templates: Sequence[str] | Mapping[str, Sequence[str]] | None,
     off_topic: Iterable[Input],
 ) -> Call[results.LabelSet]:
-    """`examples` of a label are inputs, as `off_topic` are. Raises OSError where a file cannot be read."""
+    """Return the call that stores a label set. A label's `examples` are inputs, like `off_topic`. Raises OSError."""
     body: dict[str, Any] = {
         "labels": [_taught(label) for label in labels],
-        "off_topic": [to_wire(each) for each in off_topic],
+        "off_topic": [to_wire(value) for value in off_topic],
     }
     if templates is not None:
         body["templates"] = templates
@@ -222,7 +227,7 @@ def delete_label_set(name: str) -> Call[None]:
 
 
 def models() -> Call[list[results.Model]]:
-    return Call("GET", "/models", lambda got: [results.model(each) for each in got.json()["models"]])
+    return Call("GET", "/models", lambda got: [results.model(model) for model in got.json()["models"]])
 
 
 def ready() -> Call[results.Readiness]:
@@ -236,8 +241,8 @@ def ready() -> Call[results.Readiness]:
 def _answer(got: httpx.Response) -> Any:
     """The body of an answer; what the service warns of in it becomes an `IsthmusWarning`."""
     body = got.json()
-    for each in body.get("warnings") or ():
-        warnings.warn(str(each), IsthmusWarning, stacklevel=2)
+    for warning in body.get("warnings") or ():
+        warnings.warn(str(warning), IsthmusWarning, stacklevel=2)
     return body
 
 

@@ -69,7 +69,7 @@ Templates = Sequence[str] | Mapping[str, Sequence[str]]
 
 
 class _Conversation:
-    """What both clients know: where the server is, and what to make of each answer."""
+    """What both clients share: the server's address, and the reading of answers."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class _Conversation:
 
     @staticmethod
     def request(call: Call[Any]) -> dict[str, Any]:
-        """As httpx takes it."""
+        """Return a call as arguments of httpx."""
         parts = {"method": call.method, "url": call.path, "params": call.parameters, "headers": call.headers}
         if not isinstance(call.body, Upload):
             parts["json"] = call.body
@@ -122,7 +122,8 @@ class _Conversation:
 
 
 class Isthmus(_Conversation):
-    """`url` is otherwise ISTHMUS_URL's or http://127.0.0.1:8000, `api_key` ISTHMUS_API_KEY's. Threads may share it.
+    """The client. `url` defaults to ISTHMUS_URL or http://127.0.0.1:8000, `api_key` to ISTHMUS_API_KEY. Threads may
+    share it.
 
     What is embedded in the `background` waits behind what others ask for. `transport` and `sleep` are seams for tests.
     """
@@ -184,11 +185,11 @@ class Isthmus(_Conversation):
             return finished
 
     def embed(self, inputs: Iterable[Input], **options: Unpack[EmbedOptions]) -> list[Embedding]:
-        """One request: a unit vector per input, in order."""
+        """Embed inputs in one request: a unit vector per input, in order."""
         return self._do(calls.embed(inputs, options))
 
     def embed_many(self, inputs: Iterable[Input], **options: Unpack[EmbedOptions]) -> Generator[Embedding, None, None]:
-        """Any number of inputs, in order, in batches of which several are under way at once (`Batching`).
+        """Embed any number of inputs, in order, in batches of which several are under way at once (`Batching`).
 
         `inputs` is read as it is needed. An input that cannot be embedded gives an Embedding with its `error`.
         """
@@ -203,11 +204,11 @@ class Isthmus(_Conversation):
                 yield from done
 
     def search(self, query: Input, **options: Unpack[SearchOptions]) -> list[Found]:
-        """What is stored, nearest first."""
+        """Search the stored items, nearest first."""
         return self._do(calls.search(query, options))
 
     def search_many(self, queries: Iterable[Input], **options: Unpack[SearchOptions]) -> list[list[Found]]:
-        """One request for several queries: a list of results for each."""
+        """Search for several queries in one request: a list of results for each."""
         return self._do(calls.search_many(queries, options))
 
     def classify(self, inputs: Iterable[Input], **options: Unpack[ClassifyOptions]) -> list[Classified]:
@@ -219,11 +220,13 @@ class Isthmus(_Conversation):
         return self._do(calls.score(pairs, model))
 
     def upsert(self, items: Iterable[NewItem], *, on_error: str = "fail") -> list[Written]:
-        """One request: store items, each replacing the one of its collection and id. Returns once they are on disk."""
-        return self._do(calls.upsert_wire([each.to_wire() for each in items], on_error))
+        """Store items in one request, each replacing the one of its collection and id. Returns once they are on
+        disk."""
+        return self._do(calls.upsert_wire([item.to_wire() for item in items], on_error))
 
     def upsert_many(self, items: Iterable[NewItem]) -> Generator[Written, None, None]:
-        """Any number of items, as `embed_many`: the outcome of each, in order. Nothing is sent that is not iterated."""
+        """Store any number of items, as `embed_many`: yields the outcome of each, in order. Only iterated items are
+        sent."""
 
         def one(batch: Sequence[Entry]) -> list[Written]:
             return self._drive(batches.written(batch))
@@ -234,11 +237,11 @@ class Isthmus(_Conversation):
                 yield from done
 
     def page(self, **options: Unpack[ListOptions]) -> Page:
-        """One page of the stored items."""
+        """Return one page of the stored items."""
         return self._do(calls.list_items(options))
 
     def items(self, **options: Unpack[ListOptions]) -> Iterator[Item]:
-        """Every stored item, page by page, in the order in which they were first stored."""
+        """Yield every stored item, page by page, in the order in which they were first stored."""
         while True:
             page = self.page(**options)
             yield from page.items
@@ -256,7 +259,7 @@ class Isthmus(_Conversation):
         filter: Mapping[str, Any] | None = None,
         collection: str = "default",
     ) -> int:
-        """Delete by ids, or by a filter over the metadata; how many there were."""
+        """Delete items by ids, or by a filter over the metadata; return how many there were."""
         return self._do(calls.delete_items(ids, filter, collection))
 
     def collections(self) -> list[Collection]:
@@ -266,7 +269,7 @@ class Isthmus(_Conversation):
         return self._do(calls.get_collection(name))
 
     def put_collection(self, name: str, **options: Unpack[CollectionOptions]) -> Collection:
-        """Make a collection, or change what is given of it."""
+        """Create a collection, or change the given options of it."""
         return self._do(calls.put_collection(name, options))
 
     def drop_collection(self, name: str) -> None:
@@ -277,11 +280,12 @@ class Isthmus(_Conversation):
         return self._do(calls.map_collection(collection, limit, label))
 
     def preview(self, id: str, *, collection: str = "default") -> Preview:
-        """What the server keeps of an item's image (WebP) or sound (MP3). Raises NotFound where that is nothing."""
+        """Return the preview that the server keeps of an item: an image (WebP) or a sound (MP3). Raises NotFound
+        without one."""
         return self._do(calls.preview(id, collection))
 
     def create_job(self, source: Source, *, collection: str | None = None, idempotency_key: str | None = None) -> Job:
-        """Have a file of JSON lines, a tar, or items stored in the background, of any number and size.
+        """Store the items of JSON lines or a tar in the background, of any number and size.
 
         Returns once the server has it on its disk. With the same `idempotency_key` and content it is the same job.
         `collection` is that of items which do not name one.
@@ -298,11 +302,11 @@ class Isthmus(_Conversation):
     def wait_for_job(self, id: str, *, report: Report | None = None, every_s: float = 2.0) -> Job:
         """The job once it has ended, whichever way; `report` is told of it at each look."""
         for pause in jobs.pauses(every_s):
-            found = self.job(id)
+            job = self.job(id)
             if report is not None:
-                report(found)
-            if found.ended is not None:
-                return found
+                report(job)
+            if job.ended is not None:
+                return job
             self._sleep(pause)
         raise AssertionError("pauses have no end")
 
@@ -331,12 +335,13 @@ class Isthmus(_Conversation):
         return self._do(calls.models())
 
     def ready(self) -> Readiness:
-        """What works and what does not. Does not raise where the server answers that it is not ready."""
+        """Return which parts of the server work. Does not raise where the server answers that it is not ready."""
         return self._do(calls.ready())
 
 
 class AsyncIsthmus(_Conversation):
-    """As `Isthmus`, with methods to be awaited; `embed_many`, `upsert_many` and `items` are asynchronous iterators."""
+    """The asynchronous `Isthmus`: its methods are awaited; `embed_many`, `upsert_many` and `items` are async
+    iterators."""
 
     def __init__(
         self,
@@ -410,8 +415,8 @@ class AsyncIsthmus(_Conversation):
         entries = batches.of_inputs(inputs, self.batching)
         async with aclosing(gather_lazily(one, entries, self.batching.concurrency)) as finished:
             async for done in finished:
-                for each in done:
-                    yield each
+                for result in done:
+                    yield result
 
     async def search(self, query: Input, **options: Unpack[SearchOptions]) -> list[Found]:
         return await self._do(await asyncio.to_thread(calls.search, query, options))
@@ -426,7 +431,7 @@ class AsyncIsthmus(_Conversation):
         return await self._do(await asyncio.to_thread(calls.score, pairs, model))
 
     async def upsert(self, items: Iterable[NewItem], *, on_error: str = "fail") -> list[Written]:
-        wires = await asyncio.to_thread(lambda: [each.to_wire() for each in items])
+        wires = await asyncio.to_thread(lambda: [item.to_wire() for item in items])
         return await self._do(calls.upsert_wire(wires, on_error))
 
     async def upsert_many(self, items: Iterable[NewItem]) -> AsyncGenerator[Written, None]:
@@ -436,8 +441,8 @@ class AsyncIsthmus(_Conversation):
         entries = batches.of_items(items, self.batching)
         async with aclosing(gather_lazily(one, entries, self.batching.concurrency)) as finished:
             async for done in finished:
-                for each in done:
-                    yield each
+                for result in done:
+                    yield result
 
     async def page(self, **options: Unpack[ListOptions]) -> Page:
         return await self._do(calls.list_items(options))
@@ -445,8 +450,8 @@ class AsyncIsthmus(_Conversation):
     async def items(self, **options: Unpack[ListOptions]) -> AsyncIterator[Item]:
         while True:
             page = await self.page(**options)
-            for each in page.items:
-                yield each
+            for item in page.items:
+                yield item
             if page.next_cursor is None:
                 return
             options["cursor"] = page.next_cursor
@@ -494,11 +499,11 @@ class AsyncIsthmus(_Conversation):
 
     async def wait_for_job(self, id: str, *, report: Report | None = None, every_s: float = 2.0) -> Job:
         for pause in jobs.pauses(every_s):
-            found = await self.job(id)
+            job = await self.job(id)
             if report is not None:
-                report(found)
-            if found.ended is not None:
-                return found
+                report(job)
+            if job.ended is not None:
+                return job
             await self._sleep(pause)
         raise AssertionError("pauses have no end")
 

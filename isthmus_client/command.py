@@ -47,9 +47,9 @@ class Commands(click.Group):
         return [*self.commands, *(name for name in sorted(_added()) if name not in self.commands)]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        own = super().get_command(context, name)
-        if own is not None:
-            return own
+        command = super().get_command(context, name)
+        if command is not None:
+            return command
         if name in _added():
             return _load(_added()[name])
         return _absent(name, "it comes with the server") if name in OF_THE_SERVER else None
@@ -59,7 +59,7 @@ class Commands(click.Group):
         asking = [name for name in self.commands if name not in here]
         for title, names in (("Ask a running server", asking), ("On this machine", here)):
             commands = [(name, self.get_command(context, name)) for name in names]
-            rows = [(name, each.get_short_help_str(formatter.width)) for name, each in commands if each is not None]
+            rows = [(name, item.get_short_help_str(formatter.width)) for name, item in commands if item is not None]
             with formatter.section(title):
                 formatter.write_dl(rows)
         if missing := [name for name in OF_THE_SERVER if name not in _added()]:
@@ -112,25 +112,25 @@ def cli(context: click.Context, url: str | None, api_key: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="A JSON object per input, a line each, with the whole vector.")
 @click.pass_context
 def embed(context: click.Context, /, inputs: tuple[str, ...], as_text: bool, as_json: bool, **options: Any) -> None:
-    """Unit vectors of inputs."""
+    """Print the unit vectors of inputs."""
     given = list(read_inputs(inputs, as_text))
     failed = 0
     rows = []
     with server(context) as space:
-        for (name, _), each in zip(given, space.embed_many((i for _, i in given), **_given(options)), strict=True):
-            if each.error or each.vector is None:
+        for (name, _), embedding in zip(given, space.embed_many((i for _, i in given), **_given(options)), strict=True):
+            if embedding.error or embedding.vector is None:
                 failed += 1
                 if not as_json:
-                    click.echo(f"error: {name}: {each.error.detail if each.error else 'no vector'}", err=True)
+                    click.echo(f"error: {name}: {embedding.error.detail if embedding.error else 'no vector'}", err=True)
             if as_json:
-                said: dict[str, Any] = {"input": name, "modality": each.modality, "embedding": each.vector}
-                said |= {"unknown": each.unknown} if each.unknown else {}
-                if each.error:
-                    said["error"] = {"code": each.error.code, "detail": each.error.detail}
-                click.echo(json.dumps(said, ensure_ascii=False))
-            elif each.vector is not None:
-                head = " ".join(f"{number:+.3f}" for number in each.vector[:6])
-                rows.append((name, each.modality or "", str(len(each.vector)), f"{head} …"))
+                fields: dict[str, Any] = {"input": name, "modality": embedding.modality, "embedding": embedding.vector}
+                fields |= {"unknown": embedding.unknown} if embedding.unknown else {}
+                if embedding.error:
+                    fields["error"] = {"code": embedding.error.code, "detail": embedding.error.detail}
+                click.echo(json.dumps(fields, ensure_ascii=False))
+            elif embedding.vector is not None:
+                head = " ".join(f"{number:+.3f}" for number in embedding.vector[:6])
+                rows.append((name, embedding.modality or "", str(len(embedding.vector)), f"{head} …"))
     if rows:
         echo_lines(terminal.table(rows, ("input", "modality", "dimensions", "vector"), right=(2,)))
     if failed:
@@ -183,18 +183,18 @@ def search(
     with server(context) as space:
         for first in range(0, len(asked), _QUERIES_AT_ONCE):
             some = asked[first : first + _QUERIES_AT_ONCE]
-            for (name, _), found in zip(some, _found(space, [q for _, q in some], options), strict=True):
+            for (name, _), hits in zip(some, _found(space, [q for _, q in some], options), strict=True):
                 if as_json:
                     results = [
-                        {"id": each.id, "score": each.score, "modality": each.modality, "metadata": each.metadata}
-                        for each in found
+                        {"id": hit.id, "score": hit.score, "modality": hit.modality, "metadata": hit.metadata}
+                        for hit in hits
                     ]
                     click.echo(json.dumps({"query": name, "results": results}, ensure_ascii=False))
                     continue
                 if len(asked) > 1:
                     click.echo(click.style(name, bold=True))
-                _show_found(found, media, draw)
-                if not found:
+                _show_found(hits, media, draw)
+                if not hits:
                     _nothing_found(space, collection, options)
 
 
@@ -225,7 +225,7 @@ def classify(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Which of your labels fits, without training a classifier."""
+    """Show which of your labels fits, without training a classifier."""
     words = [*labels, *(line.strip() for line in file or () if line.strip())]
     if bool(words) == bool(label_set):
         raise click.UsageError("say the labels: --label dog --label cat, --labels FILE, or the name of a --label-set")
@@ -239,18 +239,20 @@ def classify(
             for (name, _), result in zip(some, space.classify([i for _, i in some], **asked), strict=True):
                 scored = [{"label": e.label, "score": e.score, "similarity": e.similarity} for e in result.labels]
                 if as_json:
-                    said = {"input": name, "labels": scored, "abstained": result.abstained}
-                    click.echo(json.dumps(said, ensure_ascii=False))
+                    fields = {"input": name, "labels": scored, "abstained": result.abstained}
+                    click.echo(json.dumps(fields, ensure_ascii=False))
                     continue
                 click.echo(click.style(name, bold=True) + ("   none of these" if result.abstained else ""))
-                rows = [(f"  {each.label}", f"{each.score:.3f}", terminal.bar(each.score)) for each in result.labels]
+                rows = [
+                    (f"  {label.label}", f"{label.score:.3f}", terminal.bar(label.score)) for label in result.labels
+                ]
                 echo_lines(terminal.table(rows, ("  label", "score", ""), right=(1,)))
 
 
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes your shell complete `isthmus`.
+    """Print the script with which your shell completes `isthmus`.
 
     \b
     bash:  isthmus completion bash > ~/.local/share/bash-completion/completions/isthmus
@@ -285,19 +287,19 @@ def _found(space: "Isthmus", asked: Sequence[Any], options: dict[str, Any]) -> I
 
 def _show_found(found: Sequence[Any], media: Path | None, draw: bool) -> None:
     rows = [
-        (f"{each.score:.3f}", each.modality, each.id, "  ".join(f"{k}={v}" for k, v in _plain(each.metadata)))
-        for each in found
+        (f"{hit.score:.3f}", hit.modality, hit.id, "  ".join(f"{k}={v}" for k, v in _plain(hit.metadata)))
+        for hit in found
     ]
     lines = terminal.table(rows, ("score", "modality", "id", "metadata"), right=(0,)) if rows else []
-    for line, each in zip(lines, [None, *found], strict=False):
+    for line, hit in zip(lines, [None, *found], strict=False):
         click.echo(line)
-        file = _file_of(each, media) if draw and each is not None and each.modality == "image" else None
+        file = _file_of(hit, media) if draw and hit is not None and hit.modality == "image" else None
         if file is not None:
             echo_lines(terminal.picture(file))
 
 
 def _plain(metadata: Any) -> Iterator[tuple[str, Any]]:
-    """What fits into a line: what an index keeps about a file, as an object, does not."""
+    """Yield the metadata that fits into a line; an object, such as an index's notes about a file, does not."""
     return ((name, value) for name, value in metadata.items() if not isinstance(value, dict | list))
 
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _DAMAGED = "the file ends early or is damaged in places: what can be read of it is stored"
 _STOPPED = "stopped: what is stored stays; run the same command again to go on"
 _ATTEMPTS, _LONGEST_PAUSE_S = 60, 5.0
-"""Of each request, once the server has answered: a server has about two minutes to start again."""
+"""Tries of each request once the server has answered, and seconds between two tries at most: a server has about two
+minutes to restart."""
 _PATIENCE_S = 3_600.0
 """Longest time that is waited where the server says how long to wait."""
 _KINDS_SHOWN = 5
@@ -123,7 +124,7 @@ class _Report:
         self._advance(1)
 
     def notes(self, missing: list[str], unmarked: int) -> None:
-        """What is worth knowing of the whole folder."""
+        """Print remarks about the whole folder."""
         if self._long_texts:
             texts = _count(self._long_texts, "text")
             self.line(f"note: {texts} longer than the model reads: searches see the beginning only")

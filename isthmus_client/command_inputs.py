@@ -1,4 +1,4 @@
-"""What the arguments of `isthmus` stand for: files, texts, and standard input."""
+"""Reading the arguments of `isthmus`: files, texts, and standard input."""
 
 import shlex
 import sys
@@ -58,7 +58,8 @@ def _standard_input() -> Iterator[tuple[str, "Input"]]:
 def queries(
     arguments: Sequence[str], like: str | None, weights: Sequence[float], as_text: bool
 ) -> list[tuple[str, "Input"]]:
-    """Each query with its name: one per line of standard input, else one of all the arguments together."""
+    """Return each query with its name: one per line of standard input, otherwise one made of all the arguments
+    together."""
     from isthmus_client.inputs import composed, stored
 
     if list(arguments) == ["-"] and like is None and not as_text:
@@ -67,7 +68,7 @@ def queries(
         return list(_standard_input())
     if "-" in arguments and not as_text:
         raise click.UsageError("`-` stands alone: a query per line")
-    parts = [(each, _one_input(each, as_text)) for each in arguments]
+    parts = [(argument, _one_input(argument, as_text)) for argument in arguments]
     if like is not None:
         parts.append((like, stored(like)))
     if not parts:

@@ -63,11 +63,13 @@ def create_job(
 def list_jobs(context: click.Context, /, states: tuple[str, ...], as_json: bool) -> None:
     """The jobs that the server knows, the newest first."""
     with server(context) as space:
-        found = space.jobs(limit=1_000, states=states)
+        listed = space.jobs(limit=1_000, states=states)
     if as_json:
-        echo_lines([json.dumps(asdict(each)) for each in found])
-    elif found:
-        rows = [(e.id, e.state, e.collection, str(e.done), str(e.failed), str(e.total or ""), e.created) for e in found]
+        echo_lines([json.dumps(asdict(job)) for job in listed])
+    elif listed:
+        rows = [
+            (e.id, e.state, e.collection, str(e.done), str(e.failed), str(e.total or ""), e.created) for e in listed
+        ]
         echo_lines(
             terminal.table(rows, ("job", "state", "collection", "done", "failed", "of", "created"), right=(3, 4, 5))
         )
@@ -78,7 +80,7 @@ def list_jobs(context: click.Context, /, states: tuple[str, ...], as_json: bool)
 @click.option("--json", "as_json", is_flag=True, help="The job as a JSON object.")
 @click.pass_context
 def wait_for_job(context: click.Context, /, id: str, as_json: bool) -> None:
-    """Stay until a job has ended. Exit code 1 where it failed, was cancelled, or refused items."""
+    """Wait until a job has ended. Exit code 1 where it failed, was cancelled, or refused items."""
     with server(context) as space:
         _wait(context, space, id, as_json)
 
@@ -89,7 +91,7 @@ def wait_for_job(context: click.Context, /, id: str, as_json: bool) -> None:
 def job_errors(context: click.Context, /, id: str) -> None:
     """The items that were refused, as JSON lines."""
     with server(context) as space:
-        echo_lines([json.dumps(asdict(each), ensure_ascii=False) for each in space.job_errors(id)])
+        echo_lines([json.dumps(asdict(error), ensure_ascii=False) for error in space.job_errors(id)])
 
 
 @jobs.command("cancel")
@@ -98,8 +100,8 @@ def job_errors(context: click.Context, /, id: str) -> None:
 def cancel_job(context: click.Context, /, id: str) -> None:
     """Stop a job. What it stored stays."""
     with server(context) as space:
-        found = space.cancel_job(id)
-    click.echo(f"{found.state}: {found.done} stored")
+        job = space.cancel_job(id)
+    click.echo(f"{job.state}: {job.done} stored")
 
 
 def _wait(context: click.Context, space: "Isthmus", id: str, as_json: bool) -> None:

@@ -1,5 +1,5 @@
-"""What the commands of `isthmus` share: the server that they ask, errors that say what to do next, and a command whose
-arguments another program reads."""
+"""Shared parts of the commands of `isthmus`: the server that they ask, errors that say what to do next, and a
+command whose arguments another program reads."""
 
 import importlib
 import sys
@@ -70,7 +70,7 @@ def _said(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """In place of warnings.showwarning."""
+    """Print a warning; replaces warnings.showwarning."""
     click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {message}", err=True)
 
 

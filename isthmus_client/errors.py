@@ -1,4 +1,4 @@
-"""What a call can fail with.
+"""Errors of a call.
 
 ClientError
 ├── Unreachable             no answer: nothing listens there, the connection broke, it took too long
@@ -48,7 +48,7 @@ class Refused(ClientError):
         request_id: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        where = "".join(f"; {'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in errors)
+        where = "".join(f"; {'.'.join(str(part) for part in error['loc'])}: {error['msg']}" for error in errors)
         super().__init__(f"{detail}{where} ({status} {code})")
         self.status = status
         self.code = code
@@ -94,13 +94,13 @@ def refusal(response: httpx.Response, retry_after_s: float | None) -> Refused:
         body = response.json()
     except ValueError:
         body = None
-    told = body if isinstance(body, dict) else {}
+    problem = body if isinstance(body, dict) else {}
     return kind(
         status,
-        str(told.get("code", "unknown")),
-        str(told.get("detail") or response.reason_phrase or "no reason given"),
-        index=told.get("index"),
-        errors=told.get("errors") or (),
+        str(problem.get("code", "unknown")),
+        str(problem.get("detail") or response.reason_phrase or "no reason given"),
+        index=problem.get("index"),
+        errors=problem.get("errors") or (),
         request_id=response.headers.get("x-request-id"),
         retry_after_s=retry_after_s,
     )

@@ -50,7 +50,7 @@ class UnsuitableFile(Exception):
 
 @dataclass
 class Listing:
-    """What is in a folder and its subfolders, hidden files and folders left out. Names are paths with slashes."""
+    """The content of a folder and its subfolders, without hidden files and folders. Names are paths with slashes."""
 
     folder: Path
     files: list[str] = field(default_factory=list)
@@ -58,9 +58,9 @@ class Listing:
     descriptions: set[str] = field(default_factory=set)
     """The JSON files."""
     others: Counter[str] = field(default_factory=Counter)
-    """How many files there are of other kinds, by suffix."""
+    """Number of files of other kinds, by suffix."""
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Why a folder cannot be read, by its name."""
+    """Why folders cannot be read, by name."""
     links: list[str] = field(default_factory=list)
     """Links to folders: they are not followed."""
 
@@ -111,7 +111,7 @@ def _is_indexed(path: Path, suffix: str) -> bool:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """At most so many bytes of a plain file, or of one that a link leads to. Raises OSError."""
+    """Read at most so many bytes of a plain file, or of one that a link leads to. Raises OSError."""
     # Opening a pipe would otherwise wait for whoever writes to it.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
@@ -122,13 +122,13 @@ def _read(path: Path, most: int) -> bytes:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file."""
+    """The result of indexing one file."""
 
     name: str
     error: str | None = None
-    """Why it is not stored."""
+    """Why the file is not stored."""
     unchanged: bool = False
-    """What is stored of it is left as it is."""
+    """True where the stored item is left as it is."""
     modality: str | None = None
     truncated: bool = False
     """The text is longer than the model reads; or the file is damaged, and what can be read of it is stored."""
@@ -312,7 +312,7 @@ def _text(data: bytes) -> str:
 
 
 def unchanged(path: Path, metadata: Mapping[str, Any]) -> bool:
-    """Whether a file is the one that an item was made of; True, too, where the item does not say. Raises OSError."""
+    """Return whether an item was made of this file; True, too, where the item does not say. Raises OSError."""
     former = _stamp_of(metadata)
     if former is None or _same(_stamp(path.stat()), former, "bytes", "modified"):
         return True
@@ -320,13 +320,13 @@ def unchanged(path: Path, metadata: Mapping[str, Any]) -> bool:
 
 
 def _stamp_of(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What an item's file was; None for an item that was not made of a file."""
+    """Return the stamp of the file that an item was made of; None for an item that was not made of a file."""
     stamp = metadata.get(KEY)
     return stamp if isinstance(stamp, Mapping) and "sha256" in stamp else None
 
 
 def _stamp(status: os.stat_result) -> dict[str, Any]:
-    """The size and the time of change of a file, which is not read again while both stay the same."""
+    """Return the size and time of change of a file, which is not read again while both stay the same."""
     return {"bytes": status.st_size, "modified": status.st_mtime_ns}
 
 
@@ -335,7 +335,7 @@ def _same(is_now: Mapping[str, Any], former: Mapping[str, Any], *keys: str) -> b
 
 
 def _is_gone(path: Path) -> bool:
-    """Whether there is no such file; False, too, where that cannot be found out."""
+    """Return whether the file does not exist; False, too, where that cannot be found out."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):

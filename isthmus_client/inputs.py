@@ -1,4 +1,4 @@
-"""What a caller may give, and how it goes over the wire.
+"""Inputs that a caller may give, and their form on the wire.
 
 | given | is |
 |---|---|
@@ -23,15 +23,15 @@ _IMAGE = re.compile(
     rb"|....ftyp(?:avif|avis|hei[cmsx]|hev[cx]|mif1|mif2|msf1|miaf)",
     re.DOTALL,
 )
-"""How the image formats that the service reads begin. What begins otherwise goes as a sound, unless it is a
-file that is named as an image is, and the service, which looks at the whole of it, says what it is not."""
+"""First bytes of the image formats that the service reads. A file that begins otherwise is sent as a sound, unless
+its name is that of an image: the service reads all of it, and then its error says what the file is not."""
 _SOUND = re.compile(rb"RIFF....WAVE|RF64|fLaC|OggS|ID3|\xff[\xe0-\xff]|FORM", re.DOTALL)
 _CONTAINER = re.compile(
     rb"....(?:ftyp|moov|mdat|wide|free|skip)|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01"
     rb"|OggS.{0,250}\x80theora|\x47.{187}\x47.{187}\x47",
     re.DOTALL,
 )
-"""How containers begin, which go as videos: of one without moving pictures the service makes a sound."""
+"""First bytes of containers, which are sent as videos: the service turns one without moving pictures into a sound."""
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")
 )
@@ -79,7 +79,7 @@ def to_wire(value: Input) -> str | dict[str, Any]:
 
 
 def is_media(content: bytes) -> bool:
-    """Whether it begins as an image, a sound or a video does."""
+    """Return whether it begins as an image, a sound or a video does."""
     return any(pattern.match(content) for pattern in (_IMAGE, _SOUND, _CONTAINER))
 
 
@@ -90,10 +90,10 @@ def _of_content(content: bytes) -> dict[str, Any]:
 
 
 def wire_size(value: str | Mapping[str, Any]) -> int:
-    """About how many bytes an input takes in a request."""
+    """Return about how many bytes an input takes in a request."""
     if isinstance(value, str):
         return len(value)
-    return sum(len(each) if isinstance(each, str) else 16 * len(each) for each in value.values() if _sized(each))
+    return sum(len(field) if isinstance(field, str) else 16 * len(field) for field in value.values() if _sized(field))
 
 
 def _sized(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Bulk jobs: what is uploaded, and the asking until one has ended. No I/O but the reading of what is uploaded.
+"""Bulk jobs: the upload, and the waiting for their end. No I/O but the reading of the upload.
 
 A request for a job names it by an Idempotency-Key, one of its own unless the caller gives another, so that asking again
 where no answer came makes no second job.
@@ -48,10 +48,10 @@ def kind_of(path: Path) -> str | None:
 def create(source: Source, collection: str | None, key: str | None) -> Call[Job]:
     """Raises ValueError for a file that is neither by its name, OSError for one that cannot be read."""
     if isinstance(source, Path):
-        found = kind_of(source)
-        if found is None:
+        detected = kind_of(source)
+        if detected is None:
             raise ValueError(f"{source} is neither JSON lines (.jsonl) nor a tar (.tar), by its name")
-        path, kind = source, found
+        path, kind = source, detected
         path.open("rb").close()
         upload = Upload(lambda: _of_file(path))
     else:
@@ -74,20 +74,20 @@ def listed(limit: int, before: str | None, states: Sequence[str]) -> Call[list[J
     parameters: dict[str, Any] = {"limit": limit, "state": list(states)}
     if before is not None:
         parameters["before"] = before
-    return Call("GET", "/jobs", lambda got: [results.job(each) for each in got.json()["jobs"]], parameters=parameters)
+    return Call("GET", "/jobs", lambda got: [results.job(job) for job in got.json()["jobs"]], parameters=parameters)
 
 
 def errors(id: str) -> Call[list[results.JobError]]:
     return Call(
         "GET",
         f"/jobs/{id}/errors",
-        # Not splitlines: a line of JSON may hold other ends of lines than this.
+        # Not splitlines: a line of JSON may contain other line separators.
         lambda got: [results.job_error(json.loads(line)) for line in got.content.split(b"\n") if line],
     )
 
 
 def pauses(every_s: float) -> Iterator[float]:
-    """Between looks at a job: short at first, so that a small one is not waited for."""
+    """Yield the seconds between two looks at a job: short at first, so that a small job is not waited for."""
     pause = _FIRST_PAUSE_S
     while True:
         yield min(pause, every_s)
@@ -105,5 +105,5 @@ def _of_file(path: Path) -> Iterator[bytes]:
 
 
 def _of_items(items: Sequence[NewItem]) -> Iterator[bytes]:
-    for each in items:
-        yield json.dumps(each.to_wire()).encode() + b"\n"
+    for item in items:
+        yield json.dumps(item.to_wire()).encode() + b"\n"

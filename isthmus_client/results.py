@@ -1,4 +1,4 @@
-"""What the service answers, as typed values. Fields that this version does not know are left aside."""
+"""The service's answers as typed values. Fields that this version does not know are ignored."""
 
 import base64
 import sys
@@ -31,7 +31,8 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Moment:
-    """What of a video is most like the query; seconds. `modality`: a picture of it (image), or its sound (audio)."""
+    """The part of a video that is most like the query, in seconds. `modality`: a picture of it (image), or its sound
+    (audio)."""
 
     start: float
     end: float
@@ -49,9 +50,9 @@ class Found:
     vector: list[float] | None = field(default=None, repr=False)
     explain: Mapping[str, Any] | None = None
     moment: Moment | None = None
-    """Of a video."""
+    """The best moment of a video."""
     preview: Mapping[str, Any] | None = None
-    """What there is to see of it, where `include` asks for that; `Isthmus.preview` has the picture or the sound."""
+    """The item's preview, where `include` asks for it; `Isthmus.preview` returns the picture or the sound."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Map:
     count: int
     points: Sequence[Point] = field(repr=False)
     keys: Sequence[str] = ()
-    """Of the metadata: what `label` may name."""
+    """Metadata keys that `label` may name."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,10 @@ class Job:
     form: str
     collection: str
     total: int | None
-    """Items; None until they are counted."""
+    """Number of items; None until they are counted."""
     done: int
     failed: int
-    """Items that were refused; `job_errors` says why, each."""
+    """Number of refused items; `job_errors` says why for each."""
     rate: float | None
     """Items per second."""
     eta_s: float | None
@@ -206,7 +207,7 @@ class Readiness:
 
 
 def embedding(data: Mapping[str, Any]) -> Embedding:
-    """From `/embed` with `encoding: base64`."""
+    """Read an embedding from an answer of `/embed` with `encoding: base64`."""
     given = data.get("embedding")
     return Embedding(
         data["index"],
@@ -219,7 +220,7 @@ def embedding(data: Mapping[str, Any]) -> Embedding:
 
 
 def floats(encoded: str) -> list[float]:
-    """base64 of little-endian float32 → numbers."""
+    """Decode base64 of little-endian float32."""
     numbers = array("f", base64.b64decode(encoded))
     if sys.byteorder == "big":
         numbers.byteswap()
@@ -246,7 +247,7 @@ def found(data: Mapping[str, Any]) -> Found:
 def classified(data: Mapping[str, Any]) -> Classified:
     cells = data.get("cells")
     return Classified(
-        [ScoredLabel(each["label"], each["score"], each["similarity"]) for each in data["labels"]],
+        [ScoredLabel(label["label"], label["score"], label["similarity"]) for label in data["labels"]],
         data["abstained"],
         data.get("on_topic"),
         None if cells is None else [[classified(cell) for cell in row] for row in cells],
@@ -283,12 +284,14 @@ def collection(data: Mapping[str, Any]) -> Collection:
 
 
 def map_(data: Mapping[str, Any]) -> Map:
-    points = [Point(each["id"], each["modality"], each["x"], each["y"], each.get("label")) for each in data["points"]]
+    points = [
+        Point(point["id"], point["modality"], point["x"], point["y"], point.get("label")) for point in data["points"]
+    ]
     return Map(data["count"], points, data["keys"])
 
 
 def job(data: Mapping[str, Any]) -> Job:
-    known = {each.name: data[each.name] for each in fields(Job)}
+    known = {field.name: data[field.name] for field in fields(Job)}
     return Job(**known | {"error": problem(data["error"])})
 
 
@@ -297,7 +300,7 @@ def job_error(data: Mapping[str, Any]) -> JobError:
 
 
 def label_set(data: Mapping[str, Any]) -> LabelSet:
-    names = [each if isinstance(each, str) else each["name"] for each in data["labels"]]
+    names = [label if isinstance(label, str) else label["name"] for label in data["labels"]]
     return LabelSet(data["name"], data["space"], names)
 
 

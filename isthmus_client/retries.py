@@ -1,4 +1,4 @@
-"""When to ask again, and how long to wait before. Pure functions: the clients do the waiting."""
+"""Whether and when to retry a request. Pure functions: the clients do the waiting."""
 
 import random
 from dataclasses import dataclass

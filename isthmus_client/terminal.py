@@ -13,7 +13,8 @@ _CUBE = (0, 95, 135, 175, 215, 255)
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str], *, right: Sequence[int] = ()) -> list[str]:
-    """Lines of aligned columns, cut to the terminal's width; columns named in `right` are aligned to the right."""
+    """Return lines of aligned columns, cut to the terminal's width; columns named in `right` are aligned to the
+    right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = []
     for row in (header, *rows):
@@ -43,7 +44,7 @@ def bar(share: float, cells: int = 20) -> str:
 
 
 def shows_pictures() -> bool:
-    """Whether standard output is a terminal with colours, and there is Pillow to read a picture with."""
+    """Return whether standard output is a terminal with colours, and there is Pillow to read a picture with."""
     if not sys.stdout.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM", "dumb") == "dumb":
         return False
     try:

@@ -37,7 +37,7 @@ from service.api.routes import (
 )
 from service.api.state import State
 from service.engine.cache import MemoryCache, check_redis
-from service.engine.fetch import Fetcher, Ways, ways
+from service.engine.fetch import FetchConfig, Fetcher, fetch_config
 from service.engine.opening import Opened, open_cache, open_engine
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
@@ -76,7 +76,7 @@ ROUTERS = (
 
 @dataclass(frozen=True)
 class Parts:
-    """What is slow to open, and can be wrong: the files on disk."""
+    """The files on disk, opened: they take long to open, and may be wrong."""
 
     models: Sequence[Opened]
     """The default first."""
@@ -84,7 +84,7 @@ class Parts:
     home: str
     """The name of the model whose space the store has."""
     keys: Keyring | None = None
-    ways: Ways | None = None
+    fetching: FetchConfig | None = None
     jobs: OpenedJobs | None = None
 
 
@@ -101,7 +101,7 @@ def open_parts(settings: Settings) -> Parts:
     if settings.redis_url is not None:
         check_redis(settings.redis_url)
     keys = None if settings.keys is None else Keyring.open(settings.keys)
-    fetching = ways(settings)
+    fetching = fetch_config(settings)
     models: dict[str, Opened] = {}
     for path in (settings.bundle, *settings.more_bundles):
         bundle = settings.read_bundle(path)
@@ -119,64 +119,17 @@ def open_parts(settings: Settings) -> Parts:
 
 
 def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing | None = None) -> FastAPI:
-    """The service. Without `parts` its start opens them; without `tracing` traces go where the settings say."""
+    """Return the service. Without `parts` its start opens them; without `tracing` traces go where the settings say."""
     metrics = Metrics()
     tracing = tracing or open_tracing()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Lifespan]:
         opened = parts if parts is not None else await asyncio.to_thread(open_parts, settings)
-        store = opened.store
         async with AsyncExitStack() as closing:
             if tracing is not None:
                 closing.push_async_callback(asyncio.to_thread, tracing.close)
-            closing.push_async_callback(store.close)
-            models: dict[str, Model] = {}
-            limits = settings.limits.of_images
-            for each in opened.models:
-                manifest = each.bundle.manifest
-                cache = open_cache(settings, manifest, metrics, models=len(opened.models))
-                closing.push_async_callback(cache.close)
-                if isinstance(cache, MemoryCache):
-                    metrics.watch_cache(manifest.name, cache)
-                embedder = each.embedder(cache, settings, metrics)
-                models[manifest.name] = Model(embedder, Classifier(embedder, store, limits))
-            home = models[opened.home]
-            tokens = TokenEmbedder(home.embedder)
-            closing.push_async_callback(tokens.close)
-            searcher = Searcher(home.embedder, store, tokens)
-            metrics.info.info({"version": __version__, "model": opened.home, "space": home.manifest.space})
-            metrics.watch_store(settings.store)
-            limiter = open_limiter(settings, metrics)
-            fetcher = None if opened.ways is None else Fetcher(opened.ways, settings, metrics)
-            closing.push_async_callback(limiter.close)
-            previewer = Previewer(home.embedder, settings.limits) if settings.previews else None
-            bulk = None
-            if opened.jobs is not None:
-                # In the background: requests have most of the places.
-                slower = None if opened.ways is None else Fetcher(opened.ways, settings, metrics, background=True)
-                context = EmbeddingContext(home.embedder, store, tokens, previewer, limiter, slower)
-                bulk = Jobs(opened.jobs, settings, context, metrics)
-            state = State(
-                settings,
-                models,
-                home,
-                store,
-                searcher,
-                tokens,
-                previewer,
-                Maps(store, 0.9 * settings.request_deadline_s),  # before the request's own is over
-                metrics,
-                limiter,
-                opened.keys,
-                fetcher,
-                bulk,
-            )
-            closing.push_async_callback(state.close)
-            if bulk is not None:
-                closing.push_async_callback(bulk.close)
-                await bulk.start()
-            yield {"services": state}
+            yield {"services": await _open_state(settings, opened, metrics, closing)}
 
     app = FastAPI(
         title="Isthmus",
@@ -186,27 +139,7 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
         docs_url=None,  # both pages load their scripts from somebody else's server
         redoc_url=None,
         servers=[{"url": settings.root_path}] if settings.root_path else None,
-        middleware=[
-            Middleware(Prefix, root_path=settings.root_path or ""),
-            Middleware(SecurityHeaders),
-            Middleware(Context, metrics=metrics, tracing=tracing),
-            *cors(settings),
-            Middleware(
-                Gate,
-                origins=settings.origins,
-                hosts=local_names(settings.hosts, settings.host, settings.keys is not None),
-            ),
-            Middleware(Disconnects),
-            Middleware(
-                BodyLimit,
-                limit=settings.max_body_bytes,
-                together=settings.max_bodies_bytes,
-                streamed={"/jobs": settings.max_job_bytes},
-                embedding={"/embed", "/v1/embeddings", "/classify"},
-            ),
-            Middleware(Heads),
-            Middleware(Deadline, seconds=settings.request_deadline_s),
-        ],
+        middleware=_middleware(settings, metrics, tracing),
     )
     problems.install(app)
     for router in ROUTERS:
@@ -216,8 +149,85 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
     return app
 
 
+async def _open_state(settings: Settings, parts: Parts, metrics: Metrics, closing: AsyncExitStack) -> State:
+    """Open the services over the parts and start the jobs; `closing` closes all of it, the store last."""
+    store = parts.store
+    closing.push_async_callback(store.close)
+    models: dict[str, Model] = {}
+    limits = settings.limits.of_images
+    for opened in parts.models:
+        manifest = opened.bundle.manifest
+        cache = open_cache(settings, manifest, metrics, models=len(parts.models))
+        closing.push_async_callback(cache.close)
+        if isinstance(cache, MemoryCache):
+            metrics.watch_cache(manifest.name, cache)
+        embedder = opened.embedder(cache, settings, metrics)
+        models[manifest.name] = Model(embedder, Classifier(embedder, store, limits))
+    home = models[parts.home]
+    tokens = TokenEmbedder(home.embedder)
+    closing.push_async_callback(tokens.close)
+    metrics.info.info({"version": __version__, "model": parts.home, "space": home.manifest.space})
+    metrics.watch_store(settings.store)
+    limiter = open_limiter(settings, metrics)
+    closing.push_async_callback(limiter.close)
+    previewer = Previewer(home.embedder, settings.limits) if settings.previews else None
+    fetching = parts.fetching
+    fetcher = None if fetching is None else Fetcher(fetching, settings, metrics)
+    bulk = None
+    if parts.jobs is not None:
+        # In the background: requests have most of the places.
+        slower = None if fetching is None else Fetcher(fetching, settings, metrics, background=True)
+        context = EmbeddingContext(home.embedder, store, tokens, previewer, limiter, slower)
+        bulk = Jobs(parts.jobs, settings, context, metrics)
+    state = State(
+        settings,
+        models,
+        home,
+        store,
+        Searcher(home.embedder, store, tokens),
+        tokens,
+        previewer,
+        Maps(store, 0.9 * settings.request_deadline_s),  # before the request's own is over
+        metrics,
+        limiter,
+        parts.keys,
+        fetcher,
+        bulk,
+    )
+    closing.push_async_callback(state.close)
+    if bulk is not None:
+        closing.push_async_callback(bulk.close)
+        await bulk.start()
+    return state
+
+
+def _middleware(settings: Settings, metrics: Metrics, tracing: Tracing | None) -> list[Middleware]:
+    """Return the middleware of every request, outermost first."""
+    return [
+        Middleware(Prefix, root_path=settings.root_path or ""),
+        Middleware(SecurityHeaders),
+        Middleware(Context, metrics=metrics, tracing=tracing),
+        *cors(settings),
+        Middleware(
+            Gate,
+            origins=settings.origins,
+            hosts=local_names(settings.hosts, settings.host, settings.keys is not None),
+        ),
+        Middleware(Disconnects),
+        Middleware(
+            BodyLimit,
+            limit=settings.max_body_bytes,
+            together=settings.max_bodies_bytes,
+            streamed={"/jobs": settings.max_job_bytes},
+            embedding={"/embed", "/v1/embeddings", "/classify"},
+        ),
+        Middleware(Heads),
+        Middleware(Deadline, seconds=settings.request_deadline_s),
+    ]
+
+
 def cors(settings: Settings) -> list[Middleware]:
-    """Nothing, unless there are sites whose pages may call the service; they send a key, never a cookie."""
+    """Return the CORS middleware where sites may call the service from their pages; they send a key, never a cookie."""
     if not settings.origins:
         return []
     return [
@@ -261,7 +271,7 @@ REFUSALS: dict[int, dict[str, Any]] = {
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the request bodies that `inputs.documented` describes and RFC 9457 errors."""
+    """Return FastAPI's document, with the request bodies that `inputs.documented` describes and RFC 9457 errors."""
     document = get_openapi(
         title=app.title, version=app.version, summary=app.summary, routes=app.routes, servers=app.servers or None
     )

@@ -1,4 +1,4 @@
-"""Who may do what: the one list of what needs no key, the scope that each route asks for, and the gate before them all.
+"""Authorisation: the only list of routes without a key, the scope that each other route needs, and the gate.
 
 Without ISTHMUS_KEYS anybody who reaches the port may read and write; pages of other sites, in the browser
 of somebody who reaches it, may not (see `_check_browser`). With it, only what stands in OPEN is open.
@@ -20,18 +20,18 @@ from service.runtime.logs import caller
 from service.runtime.quotas import Limiter, Meter
 
 OPEN = frozenset({"/healthz", "/readyz", "/"})
-"""GET on these needs no key: probes, and the playground's page, which holds no data and asks for a key itself."""
+"""Paths whose GET needs no key: probes, and the playground's page, which holds no data and asks for a key itself."""
 OPEN_FOLDER = "/playground/"
 """Static files of that page."""
 READS = frozenset({"/embed", "/search", "/classify", "/score", "/v1/embeddings"})
-"""POST on these stores nothing."""
+"""Paths whose POST stores nothing."""
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _UNREAD = 65_536  # bytes of a refused request's body that are quicker to read than a new connection is to make
 
 
 def scope_of(method: str, path: str) -> keys.Scope | None:
-    """What a request needs a key for; None where it needs none. What is not known here is closed."""
+    """Return the scope that a request needs; None where it needs no key, as only listed paths do."""
     if method in {"GET", "HEAD"} and (path in OPEN or path.startswith(OPEN_FOLDER)):
         return None
     if method in _SAFE or (method == "POST" and path in READS):
@@ -40,7 +40,7 @@ def scope_of(method: str, path: str) -> keys.Scope | None:
 
 
 class Services(Protocol):
-    """What the gate needs of `State`."""
+    """The part of `State` that the gate uses."""
 
     @property
     def keys(self) -> Keyring | None: ...
@@ -49,10 +49,10 @@ class Services(Protocol):
 
 
 class Gate:
-    """Refuses, before a byte of its body is read, what has no key for what it asks; then counts it."""
+    """Refuses a request without a key for what it asks, before a byte of its body is read; then counts it."""
 
     def __init__(self, app: ASGIApp, *, origins: Collection[str], hosts: Collection[str] | None) -> None:
-        """`hosts` None: any."""
+        """Guard the app. `hosts` None: any host."""
         self.app, self.origins, self.hosts = app, origins, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +98,7 @@ class Gate:
             await refuse(response, scope, receive, send)
 
     def _check_browser(self, method: str, headers: Headers) -> None:
-        """Without keys a browser's place in the network is all that a caller needs, so pages must not borrow it.
+        """Refuse other sites' pages: without keys, a browser's place in the network is all that a caller needs.
 
         A page of another site may send a form, or JSON without a content type, to whatever its reader's machine
         reaches: its browser says whose page it is (Origin). A page that has its own name resolve to this machine (DNS
@@ -115,7 +115,7 @@ class Gate:
 
 def local_names(hosts: Iterable[str], host: str, keyed: bool) -> Collection[str] | None:
     """The names that a server answers to; None for any. Without a list those of this machine, if only it can ask."""
-    if listed := frozenset(each.lower() for each in hosts):
+    if listed := frozenset(host.lower() for host in hosts):
         return listed
     return frozenset() if not keyed and _loopback(host) else None
 
@@ -128,7 +128,8 @@ def _loopback(host: str) -> bool:
 
 
 def _known(host: str, hosts: Collection[str]) -> bool:
-    """Addresses and localhost are always known: nobody can have them resolve to something else."""
+    """Return whether the host is known. Addresses and localhost always are: nobody can make them resolve to another
+    host."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
     name = name.lower().removesuffix(".")
     if name == "localhost" or name.endswith(".localhost") or name in hosts:

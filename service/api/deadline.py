@@ -18,9 +18,8 @@ _ADVICE: Mapping[str, str] = {
 
 
 class Deadline:
-    """504 for a request that stores nothing and is not being answered after so many seconds; they begin when its body
-    is there. What stores something is dropped by nobody but its own stages: half of it may be stored already.
-    """
+    """Answers 504 to a request that stores nothing and is not being answered after so many seconds from the end of
+    its body. A request that stores something is dropped only by its own stages: half of it may be stored already."""
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
         self.app, self.seconds = app, seconds

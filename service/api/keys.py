@@ -1,4 +1,4 @@
-"""API keys: a JSON file of what each may do, without the keys themselves; `python -m service keys` writes it.
+"""API keys: a JSON file of each key's rights, without the keys themselves; `python -m service keys` writes it.
 
 A key is `isthmus_<id>_<secret>`. The id finds it and may be logged. The secret is 32 random bytes: there is nothing to
 guess, so one SHA-256 of the whole is kept, and no slow hash of passwords, which every request would have to pay for.
@@ -34,7 +34,7 @@ Scope = Literal["read", "write"]
 _KEY = re.compile(r"isthmus_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 _RECHECKED_S = 1.0
 _PATIENCE_S = 2.0
-"""With a disk, or a mount, that does not answer."""
+"""Seconds to wait for a disk, or a mount, that does not answer."""
 
 
 class KeysError(ValueError):
@@ -52,7 +52,7 @@ class Key(BaseModel):
 
     id: str = Field(pattern=r"^[0-9a-f]{12}$")
     name: str = Field(min_length=1, max_length=100)
-    """For people."""
+    """A name for people."""
     sha256: Sha256
     scopes: frozenset[Scope | Literal["admin"]] = Field(min_length=1)
     """Older keys may have the scope admin, which no route asks for any more."""
@@ -63,7 +63,7 @@ class Key(BaseModel):
 
     @model_validator(mode="after")
     def _each_limit_once(self) -> "Key":
-        if len({each.name for each in self.limits}) < len(self.limits):
+        if len({limit.name for limit in self.limits}) < len(self.limits):
             raise ValueError("a limit is there twice")
         return self
 
@@ -87,7 +87,7 @@ class _File(BaseModel):
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
-    """Every key of the file, the revoked too, in the order they were made. Raises KeysError."""
+    """Return every key of the file, including revoked ones, in the order they were made. Raises KeysError."""
     try:
         return _File.model_validate_json(read_file(path)).keys
     except OSError as error:
@@ -160,9 +160,9 @@ class Keyring:
     async def find(self, clear: str) -> Key:
         """The key that a client shows. Raises Unauthenticated, or NotReady while the file cannot be read."""
         keys = await self._current()
-        found = _KEY.fullmatch(clear)
-        key = keys.get(found[1]) if found else None
-        # As long for an id that is not there as for one that is.
+        match = _KEY.fullmatch(clear)
+        key = keys.get(match[1]) if match else None
+        # Takes the same time for an unknown id as for a known one.
         same = hmac.compare_digest(_digest(clear[:128]), key.sha256 if key else "0" * 64)
         if key is None or not same or key.state(_now()) != "valid":
             raise Unauthenticated("the API key is not valid", code="invalid_api_key")

@@ -1,4 +1,4 @@
-"""What every request passes through, outermost first: Prefix, SecurityHeaders, Context, auth.Gate, Disconnects,
+"""The middleware of every request, outermost first: Prefix, SecurityHeaders, Context, auth.Gate, Disconnects,
 BodyLimit, Heads."""
 
 import asyncio
@@ -37,9 +37,9 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _BODY_S, _BODY_RATE = 20.0, 10_000
 """A body may be waited for so many seconds, and one more, up to as many again, for every so many bytes that came."""
 _MOST_DIGITS = 20
-"""Of a length that can be meant."""
+"""Largest number of digits of a plausible Content-Length."""
 _SELF_UNPACKED = frozenset({"gzip", "x-gzip"})
-"""What a route that is streamed to knows by its first bytes, whatever the headers say."""
+"""Encodings that a streamed route recognises by the first bytes of the body, whatever the headers say."""
 SLOW_REQUEST_S = 10.0
 """A request that takes longer gets a warning in the log, with the time of each stage."""
 _TOO_MUCH = "too many large bodies are being read"
@@ -59,7 +59,8 @@ _PAGE_HEADERS = {
 
 
 class Context:
-    """X-Request-ID, Server-Timing, metrics, spans, the log line, and the answer to what no handler expected."""
+    """Adds X-Request-ID, Server-Timing, metrics, spans and the log line, and answers exceptions that no handler
+    expects."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self.app, self.metrics, self.tracing = app, metrics, tracing
@@ -91,13 +92,13 @@ class Context:
                 status = message["status"]
                 total = time.perf_counter() - started
                 timing = [f"{name};dur={1000 * seconds:.2f}" for name, seconds in (spent | {"total": total}).items()]
-                own = {"x-request-id": identity, "server-timing": ", ".join(timing)}
+                added = {"x-request-id": identity, "server-timing": ", ".join(timing)}
                 if span is not None:
-                    own["traceparent"] = tracing.traceparent(span)
+                    added["traceparent"] = tracing.traceparent(span)
                 if _draining(scope):
-                    own["connection"] = "close"  # the next request is for another replica
+                    added["connection"] = "close"  # the next request is for another replica
                 given = message.get("headers", ())
-                message["headers"] = [*given, *((name.encode(), value.encode()) for name, value in own.items())]
+                message["headers"] = [*given, *((name.encode(), value.encode()) for name, value in added.items())]
             await send(message)
 
         try:
@@ -150,7 +151,7 @@ class Context:
 
 
 def _method(scope: Scope) -> str:
-    """One of those that HTTP defines, or _OTHER: a client may write anything there."""
+    """Return the method if HTTP defines it, otherwise _OTHER: a client may write anything there."""
     return scope["method"] if scope["method"] in _METHODS else "_OTHER"
 
 
@@ -160,8 +161,9 @@ def _draining(scope: Scope) -> bool:
 
 
 class Prefix:
-    """Takes off the path that a proxy serves this under, where the proxy does not; and has a redirect lead to where the
-    client comes from: the server knows neither the proxy's scheme nor its name, nor its path but by `root_path`."""
+    """Removes the path under which a proxy serves the service, where the proxy does not, and makes redirects lead to
+    where the client comes from: the server knows neither the proxy's scheme nor its name, and its path only by
+    `root_path`."""
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
         self.app, self.root_path = app, root_path
@@ -183,7 +185,7 @@ class Prefix:
         await self.app(scope, receive, sending)
 
     def _led(self, path: str, to: SplitResult) -> str:
-        """To the same path with a slash at its end, or without: as seen from there, where it is not known whole."""
+        """Return a redirect's target, the path with or without its last slash; relative where the prefix is unknown."""
         if self.root_path:
             there = self.root_path + to.path
         else:
@@ -210,7 +212,8 @@ class Heads:
 
 
 class SecurityHeaders:
-    """What keeps a browser from taking an answer for something else; what is no JSON may be a page, and gets it all."""
+    """Adds headers that keep a browser from misreading an answer; an answer that is not JSON may be a page, and gets
+    all."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -269,10 +272,11 @@ class Disconnects:
 
 
 class BodyLimit:
-    """413 past `limit` bytes: at once where Content-Length says so, else as soon as that many have come. 408 for a body
-    that does not come, 415 for one in a coding (Content-Encoding) that nobody takes off. 429 where the bodies of all
-    requests under way would be more than `together`, where those of one key would leave less room than they take, so
-    that another key's have some, or where `refuse_if_full` raises Overloaded for a route that is named in `embedding`.
+    """Answers 413 past `limit` bytes: at once where Content-Length says so, else as soon as that many have come.
+    Answers 408 for a body that does not come, and 415 for one with a Content-Encoding that nothing decodes. Answers 429
+    where the bodies of all requests under way would exceed `together`; where those of one key would leave less room
+    than they take, so that other keys' bodies have some; or where `refuse_if_full` raises Overloaded for a route in
+    `embedding`.
 
     A route that is named in `streamed` has a limit of its own for what is no JSON: it keeps nothing of that in memory.
     """
@@ -291,7 +295,7 @@ class BodyLimit:
         """Bytes of bodies, by key."""
 
     def _has_room(self, key: str | None, size: int) -> bool:
-        """Whether so many bytes more of a key's bodies may be held; those of a lone request always."""
+        """Return whether a key's bodies may take so many more bytes; a lone request's always may."""
         if not size or not self._held:
             return True
         left = self.together - self._held.total() - size
@@ -310,36 +314,16 @@ class BodyLimit:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         streamed = kind != "application/json" and scope["path"] in self.streamed
         limit = self.streamed[scope["path"]] if streamed else self.limit
-        stated = stated_length(headers)
-        coded = headers.get("content-encoding", "").strip().lower() not in {"", "identity"} | (
-            _SELF_UNPACKED if streamed else set()
-        )
-        if coded and (stated or "transfer-encoding" in headers):
-            response = respond(
-                scope["path"], UnsupportedBody("a body with a Content-Encoding is not read: send it as it is")
-            )
-            response.headers["Accept-Encoding"] = "identity"
+        response = self._refusal(scope, headers, limit, streamed=streamed)
+        if response is not None:
             await refuse(response, scope, receive, send)
             return
-        if stated is not None and stated > limit:
-            response = respond(scope["path"], BodyTooLarge(f"the body is larger than {limit} bytes"))
-            await refuse(response, scope, receive, send)
-            return
-        held, key = 0 if streamed else stated or 0, caller.get()
-        if not self._has_room(key, held):
-            await refuse(respond(scope["path"], Overloaded(_TOO_MUCH)), scope, receive, send)
-            return
-        if scope["path"] in self.embedding and scope["method"] == "POST":
-            try:
-                scope["state"]["services"].refuse_if_full()
-            except Overloaded as full:
-                await refuse(respond(scope["path"], full), scope, receive, send)
-                return
+        reserved, key = 0 if streamed else stated_length(headers) or 0, caller.get()
         seen, whole = 0, False
         patience_s = _BODY_S
 
         async def receiving() -> Message:
-            nonlocal seen, whole, held, patience_s
+            nonlocal seen, whole, reserved, patience_s
             if whole:
                 return await receive()
             began = time.monotonic()
@@ -355,29 +339,51 @@ class BodyLimit:
             if seen > limit:
                 # FastAPI lets an HTTPException through while it reads a body, and hides any other.
                 raise HTTPException(413, headers={"Connection": "close"})
-            if seen > held and not streamed:  # it did not say how long it is
-                self._hold(key, -held)
+            if seen > reserved and not streamed:  # it did not say how long it is
+                self._hold(key, -reserved)
                 room = self._has_room(key, seen)
                 self._hold(key, seen)
-                held = seen
+                reserved = seen
                 if not room:
                     raise HTTPException(429, headers={"Connection": "close", "Retry-After": "1"})
             return message
 
-        self._hold(key, held)
+        self._hold(key, reserved)
         try:
             await self.app(scope, receiving, send)
         finally:
-            self._hold(key, -held)
+            self._hold(key, -reserved)
+
+    def _refusal(self, scope: Scope, headers: Headers, limit: int, *, streamed: bool) -> Response | None:
+        """Return the answer to a request that is refused before its body is read; None where it is not refused."""
+        length = stated_length(headers)
+        unpacked_here = _SELF_UNPACKED if streamed else set()
+        coded = headers.get("content-encoding", "").strip().lower() not in {"", "identity"} | unpacked_here
+        if coded and (length or "transfer-encoding" in headers):
+            response = respond(
+                scope["path"], UnsupportedBody("a body with a Content-Encoding is not read: send it as it is")
+            )
+            response.headers["Accept-Encoding"] = "identity"
+            return response
+        if length is not None and length > limit:
+            return respond(scope["path"], BodyTooLarge(f"the body is larger than {limit} bytes"))
+        if not self._has_room(caller.get(), 0 if streamed else length or 0):
+            return respond(scope["path"], Overloaded(_TOO_MUCH))
+        if scope["path"] in self.embedding and scope["method"] == "POST":
+            try:
+                scope["state"]["services"].refuse_if_full()
+            except Overloaded as full:
+                return respond(scope["path"], full)
+        return None
 
 
 def stated_length(headers: Headers) -> int | None:
-    """What Content-Length says, in bytes; None where it says nothing. Python reads no number of thousands of digits."""
+    """Return Content-Length in bytes; None where it is absent. Python refuses numbers of thousands of digits."""
     digits = headers.get("content-length", "")
     return int(digits.lstrip("0")[:_MOST_DIGITS] or "0") if digits.isdecimal() else None
 
 
 async def refuse(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request whose body nobody is going to read, and close its connection (`protocol.py` does)."""
+    """Answer a request whose body will not be read, and close its connection (`protocol.py` does)."""
     response.headers["Connection"] = "close"
     await response(scope, receive, send)

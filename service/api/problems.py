@@ -65,7 +65,7 @@ STATUS: Mapping[type[Exception], tuple[int, str]] = {
     FetchDisabled: (422, FetchDisabled.code),
     FetchRefused: (422, FetchRefused.code),
     FetchFailed: (422, FetchFailed.code),
-    # A disk that is full, descriptors that are used up: nothing is wrong with the request, which may come again.
+    # The disk is full, or descriptors are used up: the request is valid, and may be sent again.
     OSError: (503, "not_ready"),
     Exception: (500, "internal_error"),
 }
@@ -172,7 +172,7 @@ def _allowed(request: Request) -> str:
 async def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = error.errors()
-    if any(each["type"] == "json_invalid" for each in problems):
+    if any(problem["type"] == "json_invalid" for problem in problems):
         return problem(request.url.path, 400, "malformed_request", "the body is not valid JSON")
     return problem(
         request.url.path, 422, "invalid_request", "the request is not valid", errors=readable_errors(problems)
@@ -180,8 +180,8 @@ async def _validation(request: Request, error: Exception) -> Response:
 
 
 def readable_errors(problems: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Pydantic's errors as [{loc, msg}], at most 20, without the offending input."""
-    return [{"loc": [_shown(part) for part in each["loc"]], "msg": each["msg"]} for each in problems[:20]]
+    """Return Pydantic's errors as [{loc, msg}], at most 20, without the offending input."""
+    return [{"loc": [_shown(part) for part in problem["loc"]], "msg": problem["msg"]} for problem in problems[:20]]
 
 
 def _shown(part: int | str) -> int | str:
@@ -189,7 +189,7 @@ def _shown(part: int | str) -> int | str:
 
 
 def install(app: FastAPI) -> None:
-    """Register the handlers. What none of them takes, `middleware.Context` logs and answers."""
+    """Register the handlers. `middleware.Context` logs and answers any other exception."""
     app.add_exception_handler(IsthmusError, _known)
     app.add_exception_handler(InputError, _known)
     app.add_exception_handler(RequestValidationError, _validation)

@@ -1,7 +1,6 @@
-"""HTTP/1.1 as uvicorn reads it with httptools, with what it does not bound: how large a request's head is and what
-stands between the bytes of its body, how long either takes to come, and how long an answer waits to be read. What
-cannot be read is answered with a problem too, and whoever is refused can read why.
-"""
+"""HTTP/1.1 by uvicorn and httptools, with limits that they lack: the size of a request's head and of what stands
+between the bytes of its body, the time that either takes to come, and the time that an answer waits to be read. A
+malformed request gets a problem too, and a refused client can read why."""
 
 import asyncio
 import fcntl
@@ -23,27 +22,27 @@ from service.api.problems import problem
 log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 65_536
-"""Of the request line and the headers together."""
+"""Largest request line and headers together, in bytes."""
 MAX_UNSENT_BYTES = 128_000_000
-"""Of answers that clients have not read yet, together. Past it the client that has been behind for the longest is cut
-off."""
+"""Largest answers, together, that clients have not read yet, in bytes. Past it the client that has been behind for the
+longest is cut off."""
 _MOST_WAITING = 64
-"""Requests of one connection that wait for the answer to the one before. The last of them is told `Connection: close`,
-and what comes after it is not read."""
+"""Largest number of requests of one connection that wait for the answer to the one before. The last of them gets
+`Connection: close`, and anything after it is not read."""
 _HEAD_S = 20.0
 _REST_S = 20.0
-"""For the rest of a request that was answered before all of it had come."""
+"""Seconds to receive the rest of a request that was answered before all of it had come."""
 _LAST_HEAD_S = 2.0
 """The same, once the server ends: of who has connected and asked nothing yet, or has begun to ask."""
 _LINGER_S = 5.0
-"""For which a client that is still writing is listened to after it was answered for the last time."""
+"""Seconds to read on from a client that is still writing after its last answer."""
 _READ_BYTES = 2**18
-"""That come at once, at most; a part of them may be the body of the request before."""
+"""Largest number of bytes received at once; some of them may be the body of the request before."""
 _UNREAD_S, _UNREAD_RATE = 20.0, 10_000
 """A client may be so many seconds behind in reading its answer, at so many bytes a second: as `BodyLimit` has it for
 writing."""
 _LOOK_S = 0.25
-"""Between two looks at a client that is behind."""
+"""Seconds between two checks of a client that reads too slowly."""
 
 _REFUSALS = {
     400: ("malformed_request", "the request is not valid HTTP"),
@@ -57,7 +56,7 @@ _REFUSALS = {
 
 
 class Unsent:
-    """What clients have not read yet, of all connections of a server: at most `most` bytes, or the answers of one.
+    """The unread answers of all connections of a server: at most `most` bytes in all, or the answers of one connection.
 
     Past that the connection is cut that has been behind for the longest, so that who reads is not the one.
     """
@@ -65,11 +64,11 @@ class Unsent:
     def __init__(self, most: int) -> None:
         self._most = most
         self._bytes: dict[Protocol, int] = {}
-        """In the order in which they fell behind."""
+        """Unsent bytes by connection, in the order in which they fell behind."""
         self._together = 0
 
     def note(self, connection: "Protocol", unsent: int) -> None:
-        """So many bytes that were written to this connection are not sent; 0: it is not behind."""
+        """Note the number of bytes written to a connection but not sent; 0: the connection is not behind."""
         self._together += unsent - self._bytes.get(connection, 0)
         if unsent:
             self._bytes[connection] = unsent
@@ -77,7 +76,7 @@ class Unsent:
             self._bytes.pop(connection, None)
 
     def bound(self, now: float) -> None:
-        """Cut whom there is no room for, by the loop's clock; nobody who had no time to read."""
+        """Close connections for which there is no room, by the loop's clock; never one that had no time to read."""
         while self._together > self._most and len(self._bytes) > 1:
             first = next(iter(self._bytes))
             unsent = first.unsent
@@ -118,7 +117,7 @@ class _Lingering:
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection.
+    """The protocol of one connection.
 
     A socket that is closed while something is unread in it, or arrives after, resets its connection, and the client's
     system forgets the answer that was not read yet. So where a request is not whole its connection is closed in one
@@ -137,7 +136,7 @@ class Protocol(HttpToolsProtocol):
         self._in_head, self._arrived, self._head_bytes = True, 0, 0
         self._whole = True
         self._framing: bytes | None = None
-        """Of a request that asks for another protocol: the headers that say how long its body is."""
+        """For a request that asks for another protocol: the headers that state the length of its body."""
         self._overdue: asyncio.TimerHandle | None = None
         self._refusal = 400
         self._ending = self._full = False
@@ -157,7 +156,7 @@ class Protocol(HttpToolsProtocol):
             self._look = None
         super().connection_lost(exc)
 
-    # What comes
+    # Receiving
 
     def data_received(self, data: bytes) -> None:
         if self._closing.lingers or self._full:
@@ -237,8 +236,8 @@ class Protocol(HttpToolsProtocol):
         if self._ending:
             self.cycle.keep_alive = False
         if self.parser.should_upgrade() and self.scope["method"] != "CONNECT":
-            told = [header for header in self.headers if header[0] in (b"content-length", b"transfer-encoding")]
-            self._framing = b"".join(b"%s: %s\r\n" % header for header in told)
+            framing = [header for header in self.headers if header[0] in (b"content-length", b"transfer-encoding")]
+            self._framing = b"".join(b"%s: %s\r\n" % header for header in framing)
 
     def on_body(self, body: bytes) -> None:
         self._arrived = 0
@@ -264,7 +263,7 @@ class Protocol(HttpToolsProtocol):
             self._refusal = 431
             raise ValueError
 
-    # What goes out
+    # Sending
 
     @property
     def unsent(self) -> int:
@@ -286,7 +285,7 @@ class Protocol(HttpToolsProtocol):
             self._look = self.loop.call_later(_LOOK_S, self._look_at_unsent)
 
     def _look_at_unsent(self) -> None:
-        """Whether the client reads as quickly as it has to."""
+        """Return whether the client reads as quickly as it has to."""
         self._look = None
         unsent, now = self.unsent, self.loop.time()
         taken = self._written - unsent - self._in_system()
@@ -372,7 +371,7 @@ class Protocol(HttpToolsProtocol):
 
     @property
     def _answered(self) -> bool:
-        """Whether an answer to the request at hand is out, or half of one that is before it."""
+        """Return whether an answer to the request at hand is out, or half of one that is before it."""
         if self.cycle is None or (self._in_head and self.cycle.response_complete):
             return False
         return bool(self.cycle.response_started)

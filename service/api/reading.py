@@ -32,7 +32,7 @@ _SMALL = 32_768
 
 
 def append_inputs(body: dict[str, Any], files: list[File]) -> None:
-    """Files are further inputs, in order."""
+    """Append files as further inputs, in order."""
     if files:
         given = body.get("inputs", [])
         body["inputs"] = [*given, *files] if isinstance(given, list) else given
@@ -108,7 +108,7 @@ def documented(model: type[BaseModel], *, files: bool = False) -> dict[str, Any]
 
 
 class _Form(MultiPartParser):
-    """Knows whether it was whole: of one that breaks off, the last file would be missing without a word."""
+    """Notes whether the form was complete: an incomplete one would silently lose its last file."""
 
     whole = False
 

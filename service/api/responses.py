@@ -1,4 +1,4 @@
-"""How answers are written: JSON by orjson (arrays as they are, NaN never), vectors in the encoding asked for."""
+"""Writing answers: JSON by orjson (arrays as they are, NaN never), vectors in the encoding that was asked for."""
 
 import base64
 import math
@@ -23,7 +23,7 @@ class JSON(Response):
 
 
 def previewed(shown: Shown | None) -> dict[str, Any] | None:
-    """What there is to see of an item, as schemas.items.ItemPreview; None where there is nothing."""
+    """Return an item's preview as schemas.items.ItemPreview; None where it has none."""
     if shown is None:
         return None
     named = {"text": shown.text, "media_type": shown.media_type} | shown.about
@@ -52,7 +52,7 @@ def encoded(vector: NDArray[np.float32], dimensions: int | None, encoding: Encod
 
 
 def _int8_scale(dimensions: int) -> float:
-    """127 stands for five standard deviations of a unit vector's numbers, 5 / √n, or for 1 where that is less.
+    """Return the value of 127: five standard deviations of a unit vector's numbers, 5 / √n, or 1 where that is less.
 
     One scale for all vectors of a length, so that their inner products stay comparable. Against 127 for 1, on captions
     of Flickr8k in 384 dimensions: lowest cosine to the float vector 0.99993 instead of 0.9989, the same ten nearest in

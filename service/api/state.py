@@ -1,4 +1,4 @@
-"""What the lifespan opens, and how a route asks for it: `async def route(state: StateDep)`."""
+"""The services that the lifespan opens; a route asks for them by `async def route(state: StateDep)`."""
 
 import asyncio
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from service.jobs.jobs import Jobs
 from service.retrieval.classify import Classifier
 from service.retrieval.projection import Maps
 from service.retrieval.search import Searcher
-from service.retrieval.single_flight import OneAtATime
+from service.retrieval.single_flight import SingleFlight
 from service.runtime.metrics import Metrics
 from service.runtime.quotas import Limiter, Meter
 from service.runtime.workers import Workers
@@ -32,29 +32,29 @@ from service.store import Store
 class State:
     settings: Settings
     models: Mapping[str, Model]
-    """By name, the default first."""
+    """Models by name, the default first."""
     home: Model
     """The one whose space the store has: items and queries are embedded by it."""
     store: Store
     searcher: Searcher
     tokens: TokenEmbedder
     previewer: Previewer | None
-    """Where the operator wants previews kept."""
+    """Maker of previews, where the operator wants them stored."""
     maps: Maps
     metrics: Metrics
     limiter: Limiter
     keys: Keyring | None = None
-    """None: there are none, and nobody needs one."""
+    """API keys; None: there are none, and no key is needed."""
     fetcher: Fetcher | None = None
-    """None: URLs are not fetched."""
+    """Fetcher of URLs; None: URLs are not fetched."""
     jobs: Jobs | None = None
-    """None where there is no folder for them."""
+    """The bulk jobs; None where no folder is set for them."""
     readers: Workers = field(default_factory=lambda: Workers("read", spare=1))
-    """Read large bodies: one of a caller's at a time, since the interpreter's lock is held for most of it, and not the
-    event loop, where the bodies of a flood would keep all others waiting."""
-    readiness: OneAtATime[JSON] = field(default_factory=OneAtATime)
+    """Threads that read large bodies, one of a caller at a time, because reading holds the interpreter's lock; not the
+    event loop, where a flood of bodies would keep all other requests waiting."""
+    readiness: SingleFlight[JSON] = field(default_factory=SingleFlight)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set while the server works for the last time: it is about to end."""
+    """Set while the server works for the last time before it ends."""
     _tasks: set["asyncio.Task[object]"] = field(default_factory=set)
 
     def model(self, name: str | None) -> Model:
@@ -75,11 +75,11 @@ class State:
         channels = [channel for model in self.models.values() for channel in model.embedder.channels.values()]
         if not any(channel.has_room(1) for channel in channels):
             raise Overloaded(
-                "too many inputs are waiting", retry_after_s=min(each.until_there_is_room() for each in channels)
+                "too many inputs are waiting", retry_after_s=min(channel.until_there_is_room() for channel in channels)
             )
 
     async def close(self) -> None:
-        """Answer everything that waits for a vector or a map with NotReady."""
+        """Answer everyone who waits for a vector or a map with NotReady."""
         self.maps.close()
         self.readers.close(wait=False)
         await asyncio.gather(*(model.embedder.close() for model in self.models.values()))
@@ -90,7 +90,7 @@ class State:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # Of the model at home, for routes that do not let a request choose.
+    # Shortcuts to the home model, for routes that do not let a request choose.
 
     @property
     def embedder(self) -> Embedder:
@@ -110,7 +110,7 @@ StateDep = Annotated[State, Depends(current)]
 
 
 async def calling(request: Request) -> Caller:
-    """Who the request is embedded for."""
+    """Return the caller that the request is embedded for."""
     services: State = request.state.services
     meter: Meter | None = getattr(request.state, "meter", None)
     return Caller(meter, None if services.fetcher is None else Fetches(services.fetcher, meter))

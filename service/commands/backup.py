@@ -29,19 +29,19 @@ def run(store: Path, file: Path, jobs: Path | None) -> int:
     staged = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(staged, ignore_errors=True)
     try:
-        # The jobs first: what they say is done must be in what is copied of the store.
-        held = jobs_upkeep.stage(jobs or store / "jobs", staged)
+        # Copy the jobs first: items that they record as done must be in the copy of the store.
+        copied = jobs_upkeep.stage(jobs or store / "jobs", staged)
         items = upkeep.backup(store, file)
-        if held is not None:
+        if copied is not None:
             staged.rename(folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     print(f"{file}: {items} items")
-    if held is not None:
-        print(f"{folder}: {held}")
+    if copied is not None:
+        print(f"{folder}: {copied}")
     return 0
 
 
 def jobs_of(file: Path) -> Path:
-    """Where the jobs of a backup are."""
+    """Return the folder with the jobs of a backup."""
     return file.with_name(f"{file.name}.jobs")

@@ -42,7 +42,7 @@ def check_bundle(path: Path) -> None:
 
 
 def check_store(path: Path) -> int:
-    """Verify a store: pages, rows, vectors, and that its indexes hold what the rows hold; 1 where anything is wrong."""
+    """Verify a store: pages, rows, vectors, and that its indexes match the rows; return 1 where anything is wrong."""
     wrong = False
     for good, said in upkeep.check(path):
         print(f"{'ok' if good else 'WRONG':8}{said}", flush=True)

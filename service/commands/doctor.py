@@ -1,4 +1,4 @@
-"""What a machine has and lacks to serve: what `isthmus doctor` prints. Each check looks, and none stops the others.
+"""Checks of a machine before serving, printed by `isthmus doctor`. Each check runs whatever the others find.
 
 Nothing but the standard library is imported before the packages have been looked at, so that it runs where they are
 missing. What a *recipe* needs to be trained is `python -m training doctor`'s question.
@@ -33,7 +33,7 @@ PACKAGES = {
     "pydantic-settings": "pydantic_settings",
     "python-multipart": "python_multipart",
 }
-"""What serving imports, by the name that it is installed under."""
+"""Packages that serving imports, by distribution name."""
 _OLDEST_PYTHON = (3, 11)
 _ROOM = 1_000_000_000
 """Bytes of disk below which a store soon has no room."""
@@ -46,13 +46,13 @@ _WAIT_S = 2.0
 class Check:
     what: str
     state: Literal["ok", "note", "missing"]
-    """note: it can be served so, and there is something to know. missing: it cannot."""
+    """Result of the check. note: serving works, but there is something to know. missing: serving does not work."""
     detail: str
     next_step: str | None = None
 
 
 def examine(bundle: str | Path | None = None, store: str | None = None, port: str | None = None) -> Iterator[Check]:
-    """Every check, in the order in which a start meets them. Arguments stand for their ISTHMUS_ variables."""
+    """Yield every check, in the order in which a start meets them. Arguments stand for their ISTHMUS_ variables."""
     yield _python()
     lacking = yield from _packages()
     yield from _runtimes()
@@ -81,14 +81,14 @@ def examine(bundle: str | Path | None = None, store: str | None = None, port: st
 
 
 def _python() -> Check:
-    found = ".".join(map(str, sys.version_info[:3]))
+    version = ".".join(map(str, sys.version_info[:3]))
     if tuple(sys.version_info[:2]) < _OLDEST_PYTHON:
-        return Check("python", "missing", f"{found} is too old", "use Python 3.11 or later")
-    return Check("python", "ok", f"{found}, {sys.executable}, {len(os.sched_getaffinity(0))} cores")
+        return Check("python", "missing", f"{version} is too old", "use Python 3.11 or later")
+    return Check("python", "ok", f"{version}, {sys.executable}, {len(os.sched_getaffinity(0))} cores")
 
 
 def _packages() -> Generator[Check, None, bool]:
-    """Ends with whether any is lacking."""
+    """Check the packages; the generator returns whether any is missing."""
     from importlib.util import find_spec
 
     lacking = [name for name, module in PACKAGES.items() if find_spec(module) is None]
@@ -106,7 +106,7 @@ def _packages() -> Generator[Check, None, bool]:
 
 
 def _readers() -> Iterator[Check]:
-    """What reads files that not every server has to read."""
+    """Check the optional packages that read further kinds of files."""
     from importlib.util import find_spec
 
     for name, module, what, extra in (
@@ -120,7 +120,7 @@ def _readers() -> Iterator[Check]:
 
 
 def _runtimes() -> Iterator[Check]:
-    """ONNX Runtime: which of its twins, and what it can run on."""
+    """Check ONNX Runtime: the variant installed, and the devices that it can use."""
     twins = {}
     for name in ("onnxruntime", "onnxruntime-gpu"):
         try:
@@ -129,10 +129,10 @@ def _runtimes() -> Iterator[Check]:
             continue
     if not twins:
         return
-    said = ", ".join(f"{name} {number}" for name, number in twins.items())
+    versions = ", ".join(f"{name} {number}" for name, number in twins.items())
     if len(twins) == 2:
         step = "pip uninstall both, then install one: they write over each other's files"
-        yield Check("onnxruntime", "missing", f"{said}: two twins in one place", step)
+        yield Check("onnxruntime", "missing", f"{versions}: two twins in one place", step)
         return
     import onnxruntime
 
@@ -140,9 +140,9 @@ def _runtimes() -> Iterator[Check]:
     gpu = Path("/proc/driver/nvidia").exists()
     if gpu and "CUDA" not in providers:
         step = "for the GPU: pip uninstall onnxruntime faiss-cpu, then pip install 'isthmus[gpu,heif]'"
-        yield Check("onnxruntime", "note", f"{said} on {', '.join(providers)}: the GPU here is not used", step)
+        yield Check("onnxruntime", "note", f"{versions} on {', '.join(providers)}: the GPU here is not used", step)
     else:
-        yield Check("onnxruntime", "ok", f"{said} on {', '.join(providers)}")
+        yield Check("onnxruntime", "ok", f"{versions} on {', '.join(providers)}")
 
 
 def _bundle(settings: "Settings") -> Generator[Check, None, "Bundle | None"]:
@@ -184,7 +184,7 @@ def _store(settings: "Settings", bundle: "Bundle | None") -> Iterator[Check]:
     place = settings.store
     file = place / schema.FILE
     if not file.is_file():
-        parent = next(each for each in (place, *place.absolute().parents) if each.exists())
+        parent = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
         if not os.access(parent, os.W_OK):
             yield Check("store", "missing", f"{parent} cannot be written", "name another folder by ISTHMUS_STORE")
         else:
@@ -197,8 +197,8 @@ def _store(settings: "Settings", bundle: "Bundle | None") -> Iterator[Check]:
         yield Check("store", "missing", str(error), step)
         return
     if bundle is not None and count and not bundle.manifest.accepts(space):
-        told = filled_elsewhere(str(place), space, filler, bundle.manifest)
-        yield Check("store", "missing", told, f"carry it over: {command(place, settings.bundle)}")
+        message = filled_elsewhere(str(place), space, filler, bundle.manifest)
+        yield Check("store", "missing", message, f"carry it over: {command(place, settings.bundle)}")
     elif not os.access(file, os.W_OK):
         yield Check("store", "missing", f"{file} cannot be written", "let the user that serves own it")
     else:
@@ -234,7 +234,7 @@ def _port(settings: "Settings") -> Check:
 
 
 def _answers(settings: "Settings") -> str | None:
-    """`ready` or `not ready` of an Isthmus server at the port; None where it is something else."""
+    """Return `ready` or `not ready` of an Isthmus server at the port; None where it is something else."""
     import httpx
 
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
@@ -246,12 +246,14 @@ def _answers(settings: "Settings") -> str | None:
 
 
 def _disk(settings: "Settings") -> Check:
-    place = next(each for each in (settings.store.absolute(), *settings.store.absolute().parents) if each.exists())
+    place = next(
+        folder for folder in (settings.store.absolute(), *settings.store.absolute().parents) if folder.exists()
+    )
     free = shutil.disk_usage(place).free
-    said = f"{free / 1e9:.1f} GB free at {place}"
+    detail = f"{free / 1e9:.1f} GB free at {place}"
     if free < _ROOM:
-        return Check("disk", "note", said, "make room, or move the store: ISTHMUS_STORE; a full disk refuses writes")
-    return Check("disk", "ok", said)
+        return Check("disk", "note", detail, "make room, or move the store: ISTHMUS_STORE; a full disk refuses writes")
+    return Check("disk", "ok", detail)
 
 
 def _memory(bundle: "Bundle") -> Check:
@@ -262,7 +264,7 @@ def _memory(bundle: "Bundle") -> Check:
     available = next(
         int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line
     )
-    said = f"{available / 1e9:.1f} GB available, about {needed / 1e9:.1f} GB needed before any items"
+    detail = f"{available / 1e9:.1f} GB available, about {needed / 1e9:.1f} GB needed before any items"
     if available < needed:
-        return Check("memory", "note", said, "ISTHMUS_MODALITIES=text,image loads fewer towers")
-    return Check("memory", "ok", said)
+        return Check("memory", "note", detail, "ISTHMUS_MODALITIES=text,image loads fewer towers")
+    return Check("memory", "ok", detail)

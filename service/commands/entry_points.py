@@ -1,4 +1,4 @@
-"""What the distribution `isthmus` adds to the command `isthmus`: the entry points of `isthmus.commands`.
+"""Entry points (`isthmus.commands`) that the distribution `isthmus` adds to the command `isthmus`.
 
 `isthmus NAME …` is `python -m service NAME …`, and `doctor`.
 """
@@ -39,22 +39,22 @@ settings = _same("settings", "Print every setting, as a page.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_context
 def doctor(context: click.Context, /, as_json: bool, bundle: str | None, store: str | None, port: str | None) -> None:
-    """What this machine has and lacks to serve, and what to do.
+    """Show what this machine has and lacks to serve, and what to do.
 
     It looks at Python, packages, ONNX Runtime, the bundle, the store, Redis, the port, disk and memory. Whether a
     recipe can be trained here is another question: python -m training doctor RECIPE.
     """
-    found = []
+    checks = []
     for check in imported("service.commands.doctor", _NEEDED).examine(bundle=bundle, store=store, port=port):
-        found.append(check)
+        checks.append(check)
         if not as_json:
             colour = {"ok": "green", "note": "yellow", "missing": "red"}[check.state]
             click.echo(f"{click.style(f'{check.state:8}', fg=colour)}{check.what:12}{check.detail}")
             if check.next_step:
                 click.echo(f"{'':8}{'':12}→ {check.next_step}")
-    lacking = [check.what for check in found if check.state == "missing"]
+    lacking = [check.what for check in checks if check.state == "missing"]
     if as_json:
-        rows = [{"check": e.what, "state": e.state, "detail": e.detail, "next": e.next_step} for e in found]
+        rows = [{"check": e.what, "state": e.state, "detail": e.detail, "next": e.next_step} for e in checks]
         click.echo(json.dumps({"ok": not lacking, "checks": rows}, ensure_ascii=False))
     else:
         click.echo(f"{len(lacking)} to be mended: {', '.join(lacking)}" if lacking else "all is well")

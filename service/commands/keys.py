@@ -61,8 +61,8 @@ def run(action: str, file: Path | None, **options: Any) -> int:
 
 
 def _scopes(text: str) -> list[Scope]:
-    scopes = [each.strip() for each in text.split(",")]
-    if unknown := [each for each in scopes if each not in get_args(Scope)]:
+    scopes = [scope.strip() for scope in text.split(",")]
+    if unknown := [scope for scope in scopes if scope not in get_args(Scope)]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(get_args(Scope))}")
     return cast("list[Scope]", scopes)
 

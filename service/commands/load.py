@@ -36,7 +36,7 @@ from service.store.opening import open_store
 HELP = "take in the Parquet files that `python -m training embed` wrote"
 _BATCH = 1_000
 _UNIT = 1e-3
-"""How far from 1 the length of a vector may be."""
+"""Largest deviation of a vector's length from 1."""
 
 _IDS: TypeAdapter[list[str]] = TypeAdapter(list[ItemId])
 _METADATA: TypeAdapter[list[dict[str, Any]]] = TypeAdapter(list[Metadata])
@@ -53,7 +53,7 @@ class Progress:
     files: int
     of: int
     items: int
-    """That were written; those of files that were loaded before are not among them."""
+    """Number of items written; those of files that were loaded before do not count."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def load_files(path: Path, collection: str, settings: Settings) -> None:
     manifest = settings.read_bundle().manifest
     with naming_the_way_out(settings):
         store, _ = open_store(settings, [manifest])
-    # Of a store in a directory the place is the directory's, wherever it is named from.
+    # A store in a directory is identified by the absolute path, from wherever it is named.
     place = settings.milvus_uri if settings.store == Path("milvus") else str(settings.store.resolve())
     began = time.monotonic()
 
@@ -133,15 +133,15 @@ def _files(folder: Path) -> list[Path]:
 
 
 class _Done:
-    """Which files were loaded whole, with the last id of each, that the store is asked for."""
+    """The files that were loaded whole, with the last id of each, which is checked in the store."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._held: dict[str, list[Any]] = json.loads(path.read_text()) if path.exists() else {}
 
     def last(self, file: Path) -> str | None:
-        held = self._held.get(file.name)
-        return str(held[1]) if held and held[0] == _stamp(file) else None
+        entry = self._held.get(file.name)
+        return str(entry[1]) if entry and entry[0] == _stamp(file) else None
 
     def write(self, file: Path, id: str) -> None:
         self._held[file.name] = [_stamp(file), id]
@@ -164,7 +164,7 @@ def _parquet() -> Any:
 
 
 def _check(parquet: Any, file: Path, manifest: Manifest) -> None:
-    """That a file's vectors are of the bundle's space, by its schema; nothing of its rows is read."""
+    """Check by its schema that a file's vectors are of the bundle's space. Reads no rows."""
     try:
         schema = parquet.read_schema(file)
     except (OSError, ValueError) as error:
@@ -213,17 +213,17 @@ def _entries(where: str, columns: Mapping[str, Any], manifest: Manifest, collect
         ids = _IDS.validate_python(lists["id"])
         modalities = _MODALITIES.validate_python(lists.get("modality", ["vector"] * count))
         metadata = _METADATA.validate_python(
-            [exact_json.loads((each or "{}").encode()) for each in lists.get("metadata", [""] * count)]
+            [exact_json.loads((text or "{}").encode()) for text in lists.get("metadata", [""] * count)]
         )
     except (ValidationError, orjson.JSONDecodeError) as error:
-        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "the metadata are not JSON"
-        raise LoadError(f"{where}: {said}") from None
+        message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "the metadata are not JSON"
+        raise LoadError(f"{where}: {message}") from None
     vectors = _vectors(where, columns["vector"], manifest.dimensions)
     texts = lists.get("text", [None] * count)
-    # Of an id that is there twice the last row counts, as it would were they in two batches.
+    # The last row of a repeated id counts, as it would if the rows were in two batches.
     entries = {
-        id: Entry(collection, id, modality, held, vector, text=text if modality == "text" else None)
-        for id, modality, held, vector, text in zip(ids, modalities, metadata, vectors, texts, strict=True)
+        id: Entry(collection, id, modality, item_metadata, vector, text=text if modality == "text" else None)
+        for id, modality, item_metadata, vector, text in zip(ids, modalities, metadata, vectors, texts, strict=True)
     }
     return list(entries.values())
 

@@ -11,7 +11,7 @@ HELP = "print the OpenAPI document"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """It takes no arguments."""
+    """Add no arguments."""
 
 
 def run() -> int:

@@ -30,7 +30,7 @@ def run(
     dry_run: bool,
     leave_out: bool = True,
 ) -> int:
-    """Carry a store over to another bundle: in its place, or into a store beside it. Raises StoreError, BundleError."""
+    """Carry a store over to another bundle: in place, or into a store beside it. Raises StoreError, BundleError."""
     settings = read_settings(bundle=bundle)
     limits = settings.limits
     most = max(limits.image_bytes, limits.audio_bytes, limits.video_bytes)
@@ -65,16 +65,16 @@ def run(
 
 
 def _sources(outcome: Outcome) -> str:
-    """What they were embedded from."""
+    """Return what the items were embedded from."""
     named: dict[Source, str] = {
         "text": "from texts",
         "file": "from files",
         "preview": "from previews, smaller than their files were",
     }
-    said = [f"{outcome.embedded[source]:,} {name}" for source, name in named.items() if outcome.embedded[source]]
+    counts = [f"{outcome.embedded[source]:,} {name}" for source, name in named.items() if outcome.embedded[source]]
     if outcome.beginnings:
-        said.append(f"of {outcome.beginnings:,} sounds only the beginning")
-    return ", ".join(said) or "none"
+        counts.append(f"of {outcome.beginnings:,} sounds only the beginning")
+    return ", ".join(counts) or "none"
 
 
 def _print_left_out(outcome: Outcome) -> None:

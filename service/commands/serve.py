@@ -32,10 +32,10 @@ log = logging.getLogger("service")
 HELP = "serve a bundle; each flag overrides its ISTHMUS_ variable"
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _KEEP_ALIVE_S = 75
-"""Longer than clients and proxies keep an idle connection (5 to 60 s): were the server the first to close one, a
-request that is sent at that moment would be lost."""
+"""Seconds an idle connection is kept open, longer than clients and proxies keep it (5 to 60 s): were the server the
+first to close one, a request sent at that moment would be lost."""
 _ANSWERING_S = 5
-"""After the grace, for the answers (503) to reach their clients."""
+"""Seconds after the grace period for the answers (503) to reach their clients."""
 
 FLAGS = (
     "bundle",
@@ -66,7 +66,7 @@ def run(bundle: str | None, starter: str | None, **flags: str | None) -> int:
 
 
 class Server(uvicorn.Server):
-    """Says where it listens, once it does, and how its weights may be used. At its end whoever waits is
+    """Prints where it listens, once it does, and the licence terms of its weights. At its end every waiting client is
     answered.
 
     SIGTERM lets it drain first: for `drain_s` it goes on as before, but says in /readyz and by `Connection: close` that
@@ -173,8 +173,8 @@ def serve(settings: Settings) -> None:
 
 
 def give_large_blocks_back() -> None:
-    """glibc learns to keep what is freed, up to 32 MB at a time, and for each thread: after some large bodies and
-    pictures that is hundreds of megabytes. Blocks of 8 MB and more are to go back to the system at once."""
+    """Make glibc return freed blocks of 8 MB and more to the system at once: by itself it learns to keep up to 32 MB
+    at a time, for each thread, which after some large bodies and pictures is hundreds of megabytes."""
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 8 * 2**20)
 

@@ -25,7 +25,7 @@ _BOUNDS = (("gt", "over"), ("ge", "from"), ("lt", "under"), ("le", "to"))
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """It takes no arguments."""
+    """Add no arguments."""
 
 
 def run() -> int:
@@ -50,8 +50,8 @@ def markdown(flags: Collection[str]) -> str:
 
 
 def _row(name: str, field: FieldInfo, flag: bool) -> str:
-    said = " ".join((field.description or "").split())
-    cells = (f"`ISTHMUS_{name.upper()}`{' †' if flag else ''}", _default(field.default), _takes(field), said)
+    description = " ".join((field.description or "").split())
+    cells = (f"`ISTHMUS_{name.upper()}`{' †' if flag else ''}", _default(field.default), _takes(field), description)
     escaped = [cell.replace("|", "\\|") for cell in cells]
     return f"| {' | '.join(escaped)} |"
 
@@ -72,7 +72,7 @@ def _takes(field: FieldInfo) -> str:
     kinds = list(_kinds(field.annotation))
     limits = {name: getattr(each, name) for each in field.metadata for name, _ in _BOUNDS if hasattr(each, name)}
     bounds = " ".join(f"{word} {limits[name]:g}" for name, word in _BOUNDS if name in limits)
-    patterns = [each.pattern for each in field.metadata if getattr(each, "pattern", None)]
+    patterns = [constraint.pattern for constraint in field.metadata if getattr(constraint, "pattern", None)]
     return ", ".join([*kinds, *([bounds] if bounds else []), *(f"`{pattern}`" for pattern in patterns)])
 
 
@@ -81,10 +81,10 @@ def _kinds(annotation: Any) -> Iterator[str]:
     if origin is Annotated:
         yield from _kinds(arguments[0])
     elif origin is Literal:
-        yield " ".join(f"`{each}`" for each in arguments)
+        yield " ".join(f"`{argument}`" for argument in arguments)
     elif origin is tuple:
         yield f"{', '.join(_kinds(arguments[0]))}; several with commas between"
     elif origin is Union or arguments:
-        yield from (kind for each in arguments if each is not NoneType for kind in _kinds(each))
+        yield from (kind for argument in arguments if argument is not NoneType for kind in _kinds(argument))
     else:
         yield _KINDS[annotation]

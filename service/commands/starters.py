@@ -1,4 +1,4 @@
-"""Which bundle is served where none is named: the starter of this checkout, or of an installed package.
+"""The bundle that is served where none is named: the starter of this checkout, or of an installed package.
 
 A package of a starter (isthmus-starter) names a function that gives its folder, as an entry point of the group
 `isthmus.starters`: `default`, or another name, which `--starter` takes. Nothing but the standard library is needed.
@@ -18,7 +18,7 @@ NEXT = (
 
 
 class StarterError(ValueError):
-    """There is no such starter here: the message says what there is, and what to do."""
+    """Raised where a starter does not exist here: the message says which do, and what to do."""
 
 
 def chosen(bundle: str | Path | None, starter: str | None = None) -> str | Path | None:
@@ -39,10 +39,10 @@ def find(name: str = DEFAULT) -> Path:
         return built
     installed = {point.name: point for point in entry_points(group=GROUP)}
     if name not in installed:
-        others = ", ".join(f"--starter {each}" for each in sorted(installed))
+        others = ", ".join(f"--starter {name}" for name in sorted(installed))
         also = f" (but {others})" if others else ""
-        wanted = "no bundle is named, and no starter" if name == DEFAULT else f"no starter {name!r}"
-        raise StarterError(f"{wanted} is installed here{also}: {NEXT}")
+        problem = "no bundle is named, and no starter" if name == DEFAULT else f"no starter {name!r}"
+        raise StarterError(f"{problem} is installed here{also}: {NEXT}")
     try:
         folder: Path = installed[name].load()()
     except (ImportError, AttributeError) as error:

@@ -1,4 +1,5 @@
-"""Which addresses are of the public Internet: where a client's URL may lead, unless the operator says otherwise."""
+"""Tests whether an address is of the public Internet: a client's URL may lead only there unless the operator allows
+more."""
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
@@ -60,4 +61,4 @@ def network(text: str) -> Network:
 
 
 def inside(address: Address, networks: tuple[Network, ...]) -> bool:
-    return any(address.version == each.version and address in each for each in networks)
+    return any(address.version == network.version and address in network for network in networks)

@@ -1,4 +1,4 @@
-"""Many requests, one model call.
+"""Batching: the inputs of many requests share one model call.
 
 No timer fills a batch: the model takes what waits, up to a budget, as soon as it is free, so a lone request never
 waits and at saturation batches fill by themselves. While the model runs, one further batch is collated, once there
@@ -31,27 +31,28 @@ Item = TypeVar("Item")
 Vector = NDArray[np.float32]
 
 _RESTART_S = (0.0, 0.01, 0.05, 0.25, 1.0)
-"""Before a dead worker's 1st, 2nd … restart without a batch answered in between."""
+"""Seconds before the 1st, 2nd … restart of a dead worker when no batch was answered in between."""
 _ATTENDED_S = 5.0
-"""After a request, for so long another is expected: jobs' calls leave it a lane and are small."""
+"""Seconds after a request in which another is expected: meanwhile calls of jobs are small and leave it a lane."""
 _SMALLER = 4
-"""What the budget of such a call is divided by: a request waits at most for so much of one."""
+"""Divisor of such a call's budget: a request waits at most for that part of a full call."""
 _PATIENCE_S = 1.0
-"""After so long without a call the line of jobs has one, whoever waits."""
+"""Seconds without a call after which the queue of jobs gets one, whoever waits."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much goes into one call: the sum of sizes, or, where rows are padded, rows × the largest size."""
+    """Limit of one call: the sum of sizes, or, where rows are padded, rows × the largest size."""
 
     limit: int
     padded: bool = False
     near: int | None = None
-    """Buckets by length: of items larger than this, none is more than twice as large as another. None: no buckets."""
+    """Size from which items are bucketed: no larger item is more than twice as large as another of its call. None:
+    no buckets."""
     slack: int | None = None
-    """Of padding in one call; what does not fit waits for the next. None: any."""
+    """Largest padding in one call; inputs beyond it wait for the next call. None: any."""
     waiting: int = 0
-    """How much may wait beside the call that runs; 0: two full calls."""
+    """Size that may wait besides the running call; 0: two full calls."""
 
     @property
     def by_length(self) -> bool:
@@ -74,7 +75,7 @@ class Observer(Protocol):
 @dataclass(frozen=True)
 class Answer:
     vector: Vector
-    """(dimensions,), as the model gave it: a row of the batch's array."""
+    """The vector (dimensions,) as the model returned it: a row of the batch's array."""
     queue_s: float
     model_s: float
 
@@ -96,7 +97,7 @@ class _Batch(Generic[Item]):
     waiters: list[_Waiter[Item]]
     arrays: Any = None
     failure: Exception | None = None
-    """Of the collation."""
+    """Exception of the collation."""
 
     @property
     def background(self) -> bool:
@@ -104,7 +105,7 @@ class _Batch(Generic[Item]):
 
 
 class Batcher(Generic[Item]):
-    """One queue and one model. Lives on one event loop; each of the model's lanes has a thread, collation another.
+    """One queue and one model, on one event loop; each of the model's lanes has a thread, and collation has another.
 
     `collate` makes a call's arrays from items; `run` makes (B, dimensions) from those. Either may raise: the items are
     then run one by one, and only those that fail again are answered with InferenceFailed. A task or a thread of its
@@ -135,7 +136,7 @@ class Batcher(Generic[Item]):
         self._deaths = 0
         self._item_s = 0.0
         self._begun: dict[object, float] = {}
-        """When each of the calls that run now began."""
+        """When each running call began."""
         self._changed = asyncio.Event()
         self._model = Workers(f"{name}-model", lanes, died=self._count_death)
         self._collator = Workers(f"{name}-collate", died=self._count_death)
@@ -146,7 +147,7 @@ class Batcher(Generic[Item]):
 
     @property
     def alive(self) -> bool:
-        """Whether every task and thread of it is."""
+        """Return whether every task and thread of it is."""
         tasks = not any(task.done() for task in self._tasks.values())
         return not self._closed and tasks and self._model.alive and self._collator.alive
 
@@ -157,11 +158,11 @@ class Batcher(Generic[Item]):
 
     @property
     def longest_call_s(self) -> float:
-        """Of the calls that run now, for how long the oldest has."""
+        """Return for how many seconds the oldest running call has run."""
         return time.perf_counter() - min(self._begun.values()) if self._begun else 0.0
 
     async def enqueue(self, item: Item, size: int, *, background: bool = False) -> asyncio.Future[Answer]:
-        """Put an item in the queue and return its answer to come.
+        """Put an item in the queue and return the future of its answer.
 
         Waits while the budget's `waiting` is used up: whoever prepares items then stops preparing more, so that
         prepared items do not fill the memory. Cancel the result to withdraw the item.
@@ -218,7 +219,7 @@ class Batcher(Generic[Item]):
         if self._line_of(waiter).remove(waiter):
             self._notify()
 
-    # Workers, and what becomes of them
+    # Workers and their restarts
 
     def _start(self, name: str) -> None:
         work = self._collating if name == "collating" else self._running
@@ -243,7 +244,7 @@ class Batcher(Generic[Item]):
             self._observer.restarted()
 
     def _give_back(self, waiters: Sequence[_Waiter[Item]]) -> None:
-        """What a dying worker had in hand: to the head of the queue, unless it was in a dead one's hand before."""
+        """Put a dying worker's inputs back at the head of the queue, and fail those that a dead worker had before."""
         again = [waiter for waiter in waiters if not waiter.result.done() and not waiter.returned]
         for waiter in waiters:
             if waiter.returned:
@@ -254,7 +255,7 @@ class Batcher(Generic[Item]):
 
     async def _collating(self) -> None:
         while not self._closed:
-            # A batch that is not full would only be smaller for being closed before the model is free.
+            # Closing a batch that is not full before the model is free would only make it smaller.
             due = self._due()
             if self._ahead is not None or self._busy < self._lanes or due is None or not due.full(self._limit(due)):
                 await self._changed.wait()
@@ -317,7 +318,7 @@ class Batcher(Generic[Item]):
         return self._line if self._line.waiters else None
 
     def _background_turn(self) -> bool:
-        """Whether a call may be a job's now."""
+        """Return whether a call may be a job's now."""
         if self._expecting() and self._busy_background >= max(1, self._lanes - 1):
             return False
         if not self._line.waiters:
@@ -327,7 +328,7 @@ class Batcher(Generic[Item]):
         return time.perf_counter() - since > _PATIENCE_S
 
     def _expecting(self) -> bool:
-        """Whether requests come now and then."""
+        """Return whether requests come now and then."""
         return time.perf_counter() - self._attended < _ATTENDED_S
 
     def _limit(self, line: "_Line[Item]") -> int:
@@ -340,7 +341,7 @@ class Batcher(Generic[Item]):
             return
         failure = batch.failure
         if failure is None:
-            # Where some went away while the batch waited for the model, its arrays hold too much.
+            # Where clients went away while the batch waited for the model, its arrays have rows too many.
             failure = await self._attempt(waiters, batch.arrays if len(waiters) == len(batch.waiters) else None)
         if failure is None:
             return
@@ -356,7 +357,7 @@ class Batcher(Generic[Item]):
                 _fail(waiter, InferenceFailed("the model failed on this input"))
 
     async def _attempt(self, waiters: Sequence[_Waiter[Item]], arrays: Any) -> Exception | None:
-        """One model call. Answers the waiters and returns None, or answers none and returns what went wrong."""
+        """Run one model call. Answers the waiters and returns None, or answers none and returns the exception."""
         started, this = time.perf_counter(), object()
 
         def call() -> Vector:
@@ -388,7 +389,7 @@ class Batcher(Generic[Item]):
 
 
 class _Line(Generic[Item]):
-    """Who waits, the oldest first. Knows what they cost without counting them each time."""
+    """A queue of waiters, the oldest first. It keeps the sum of their costs."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -411,7 +412,7 @@ class _Line(Generic[Item]):
     def remove(self, waiter: _Waiter[Item]) -> bool:
         if waiter not in self.waiters:
             return False
-        self._become([each for each in self.waiters if each is not waiter])
+        self._become([other for other in self.waiters if other is not waiter])
         return True
 
     def take_all(self) -> list[_Waiter[Item]]:

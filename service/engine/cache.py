@@ -1,4 +1,5 @@
-"""Embeddings by content: Redis when configured, else a bounded map in the process. A broken cache is a miss."""
+"""Cache of embeddings by content: Redis when configured, else a bounded map in the process. A broken cache is a
+miss."""
 
 import asyncio
 import hashlib
@@ -30,7 +31,7 @@ _ENTRY_OVERHEAD = 256  # bytes a map entry takes besides its vector, about
 @dataclass(frozen=True)
 class Entry:
     vector: NDArray[np.float32]
-    """(D,), unit length, not writeable."""
+    """Unit vector (D,), not writeable."""
     truncated: bool = False
     tokens: int = 0
     unknown: float = 0.0
@@ -42,7 +43,7 @@ class Observer(Protocol):
 
 
 class Cache(Protocol):
-    """No method raises: what cannot be read is None, what cannot be written is dropped."""
+    """A cache. No method raises: an unreadable entry is None, and an entry that cannot be written is dropped."""
 
     async def get_many(self, keys: Sequence[str]) -> list[Entry | None]: ...
     async def put_many(self, entries: Mapping[str, Entry]) -> None: ...
@@ -60,14 +61,14 @@ def key_of(space: str, precision: str, kind: str, content: bytes) -> str:
 
 
 def check_redis(url: str) -> None:
-    """Ask Redis once whether the URL is right; one that is away is none that is wrong. Blocks for a second or two.
+    """Check once that Redis accepts the URL; a server that is away is no error. Blocks for a second or two.
 
     Raises SettingsError for what is no URL of a Redis, where Redis refuses the user, the password or the number of the
     database, and where what answers is no Redis.
     """
     parts = urlsplit(url)
     try:
-        # Its client would take a number that is none for 0.
+        # The client of Redis would read an invalid number as 0.
         if parts.scheme != "unix" and not (parts.hostname and re.fullmatch("/?[0-9]*", parts.path)):
             raise ValueError("write redis://HOST:PORT/NUMBER")
         with redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1, retry=None) as connection:
@@ -90,11 +91,11 @@ class MemoryCache:
         self._entries: OrderedDict[str, Entry] = OrderedDict()
 
     async def get_many(self, keys: Sequence[str]) -> list[Entry | None]:
-        found = [self._entries.get(key) for key in keys]
-        for key, entry in zip(keys, found, strict=True):
+        entries = [self._entries.get(key) for key in keys]
+        for key, entry in zip(keys, entries, strict=True):
             if entry is not None:
                 self._entries.move_to_end(key)
-        return found
+        return entries
 
     async def put_many(self, entries: Mapping[str, Entry]) -> None:
         for key, entry in entries.items():
@@ -117,7 +118,7 @@ class MemoryCache:
 
 
 class RedisCache:
-    """Raw little-endian float32 vectors, each with eight more bytes (see `encode`), and a time to live.
+    """Stores raw little-endian float32 vectors in Redis, each with eight more bytes (see `encode`), and a time to live.
 
     After a failure Redis is left alone for `pause_s`, so that an outage costs one timeout and not one per request.
     """
@@ -157,7 +158,7 @@ class RedisCache:
             await self._fail()
 
     async def alive(self) -> bool:
-        """Whether Redis answers, now."""
+        """Return whether Redis answers, now."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 return bool(await self._redis.ping())
@@ -174,7 +175,7 @@ class RedisCache:
         await self._disconnect()
 
     async def _disconnect(self) -> None:
-        # A connection that was left in mid-answer would give that answer's rest to the next question.
+        # An abandoned connection would give the rest of its answer to the next question.
         with suppress(Exception):
             await self._redis.connection_pool.disconnect()
 
@@ -186,13 +187,13 @@ class RedisCache:
 
 
 def encode(entry: Entry) -> bytes:
-    """float32 (D,), then as uint32 tokens × 2 + truncated and 10,000 × the unknown share; all little-endian."""
-    said = struct.pack("<II", entry.tokens << 1 | entry.truncated, round(_SHARES * entry.unknown))
-    return entry.vector.astype("<f4").tobytes() + said
+    """Encode float32 (D,), then as uint32 tokens × 2 + truncated and 10,000 × the unknown share; all little-endian."""
+    numbers = struct.pack("<II", entry.tokens << 1 | entry.truncated, round(_SHARES * entry.unknown))
+    return entry.vector.astype("<f4").tobytes() + numbers
 
 
 def decode(value: object, dimensions: int) -> Entry | None:
-    """What `encode` wrote; None for anything that is not a unit vector of so many dimensions."""
+    """Decode a value of `encode`; returns None for anything but a unit vector of that many dimensions."""
     if not isinstance(value, bytes) or len(value) != 4 * dimensions + 8:
         return None
     vector = np.frombuffer(value, "<f4", count=dimensions).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Who inputs are embedded for. It goes as one argument from where a request or a job comes in down to the towers."""
+"""The caller that inputs are embedded for, passed as one argument from a request or a job down to the towers."""
 
 from dataclasses import dataclass, replace
 
@@ -9,9 +9,9 @@ from service.runtime.quotas import Meter
 @dataclass(frozen=True)
 class Caller:
     meter: Meter | None = None
-    """Of the key that is charged; None: nobody is."""
+    """Meter of the key that is charged; None: no key is charged."""
     fetches: Fetches | None = None
-    """What fetches its URLs; None: they are not fetched."""
+    """Fetcher of the caller's URLs; None: they are not fetched."""
     background: bool = False
     """Whether the inputs wait behind those of others, take a quarter of the room at most, and have no deadline."""
 

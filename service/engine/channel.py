@@ -39,7 +39,7 @@ class Runs(Protocol):
 
 
 class Channel:
-    """Lives on one event loop."""
+    """The queue of one modality, on one event loop."""
 
     def __init__(
         self, bundle: Bundle, modality: Modality, tower: Runs, settings: Settings, metrics: TowerMetrics
@@ -59,34 +59,34 @@ class Channel:
         )
         self.hang_s = max(_HANG_S, settings.request_deadline_s)
         self.slots = FairSemaphore(settings.decode_workers + 1, per_caller=settings.decode_workers)
-        """Held from undecoded to enqueued; the last one, as the last thread that decodes, by another caller."""
+        """Places for inputs from decoding to the queue; like the last thread, the last place is for a second caller."""
         self.background_slots = asyncio.Semaphore(max(1, settings.decode_workers // 2))
         """The same of jobs, which so leave threads to decode what requests bring."""
         self._admitted = 0
         self._admitted_by: Counter[str | None] = Counter()
         self._decode_s = 0.0
-        """For one input, with all the threads that decode at work, lately."""
+        """Recent average of the seconds per input, with all decoding threads at work."""
         self._closed = False
 
     def decoded(self, seconds: float, inputs: int) -> None:
-        """Note for how long one thread decoded so many inputs."""
+        """Note the seconds in which one thread decoded so many inputs."""
         self._metrics.decoded(seconds)
         if inputs:
             self._decode_s += 0.2 * (seconds / inputs / self._settings.decode_workers - self._decode_s)
 
     @property
     def depth(self) -> int:
-        """Inputs admitted and not yet answered."""
+        """Return the number of inputs admitted and not yet answered."""
         return self._admitted
 
     @property
     def alive(self) -> bool:
-        """Whether the workers are."""
+        """Return whether the workers are alive."""
         return not self._closed and not self.hangs and self.batcher.alive
 
     @property
     def hangs(self) -> bool:
-        """Whether a call of the tower takes so long that nothing can be expected of it."""
+        """Return whether a call of the tower takes so long that it will probably never end."""
         return self.batcher.longest_call_s > self.hang_s
 
     @property
@@ -96,7 +96,7 @@ class Channel:
 
     @contextmanager
     def admit(self, items: int) -> Iterator[None]:
-        """Take room for `items` before any work is done for them. Raises Overloaded, or NotReady once closed.
+        """Reserve room for `items` before any work is done for them. Raises Overloaded, or NotReady once closed.
 
         There is room for `queue_inputs`, and for what the tower, as fast as it lately is, does in `queue_s`. Where
         others use it all, a caller has room for a request, or for a part of that.
@@ -116,9 +116,9 @@ class Channel:
                 del self._admitted_by[name]
 
     def has_room(self, items: int) -> bool:
-        """Whether there is, for the caller at hand."""
-        own = self._admitted_by[caller.get()]
-        share = own < self._admitted and (not own or self._fits(own, items, _SHARES))
+        """Return whether there is, for the caller at hand."""
+        admitted = self._admitted_by[caller.get()]
+        share = admitted < self._admitted and (not admitted or self._fits(admitted, items, _SHARES))
         return share or self._fits(self._admitted, items, 1)
 
     def _fits(self, admitted: int, items: int, shares: int) -> bool:
@@ -136,7 +136,7 @@ class Channel:
         l2_normalise(answer.vector)
 
     async def close(self) -> None:
-        """Answer everything that waits with NotReady, and stop the workers."""
+        """Answer all waiting inputs with NotReady, and stop the workers."""
         self._closed = True
         await self.batcher.close()
 
@@ -148,12 +148,12 @@ class Channel:
             raise NotReady(f"the {self._modality} model does not answer")
 
     def until_there_is_room(self) -> int:
-        """Seconds, 1 to 60: how long the model takes for what has been admitted, at its pace of late."""
+        """Return how many seconds (1 to 60) the model takes for the admitted inputs at its recent pace."""
         return min(60, max(1, math.ceil(self._pace * self._admitted)))
 
 
 def _run(tower: Runs, arrays: Arrays) -> NDArray[np.float32]:
-    """Rows scaled to length 1, all at once and in the model's thread; those without a direction as they are."""
+    """Return rows scaled to length 1, all at once and in the model's thread; rows of length 0 stay as they are."""
     vectors = tower.run(arrays)
     try:
         return l2_normalise(vectors)

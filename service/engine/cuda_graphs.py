@@ -15,12 +15,13 @@ from service.contract.bundle import OUTPUT
 from service.engine.providers import bucket
 
 LARGEST = 32
-"""Rows of the largest recording: each keeps its buffers for good."""
+"""Rows of the largest recording: each keeps its buffers permanently."""
 _UNRECORDED = "-1"
 
 
 class Recorded:
-    """`device` is ONNX Runtime's name of one: "cuda", or "cpu", where it only binds. One call at a time."""
+    """Runs recorded CUDA graphs, one call at a time. `device` is ONNX Runtime's name: "cuda", or "cpu", where it
+    only binds."""
 
     def __init__(self, session: onnxruntime.InferenceSession, device: str, gpu: int, dimensions: int) -> None:
         self._session, self._device, self._gpu, self._dimensions = session, device, gpu, dimensions
@@ -29,7 +30,7 @@ class Recorded:
         self._lock = threading.Lock()
 
     def run(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(B, …) → (B, dimensions)."""
+        """Run the graph: rows (B, …) → vectors (B, dimensions)."""
         size = bucket(len(rows), LARGEST)
         with self._lock:
             if size is None:

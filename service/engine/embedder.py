@@ -99,7 +99,7 @@ class Embedder:
         self._decode_workers = settings.decode_workers
         at_once = max(1, settings.decode_workers // 2)
         self.long_sounds = {True: FairSemaphore(1), False: FairSemaphore(at_once + 1, per_caller=at_once)}
-        """Sounds that are in memory while their moments are embedded; those in the background by themselves."""
+        """Places for sounds in memory while their moments are embedded; background work has its own."""
         self._pool = Workers("decode", settings.decode_workers, spare=1)
         self._flights: dict[str, _Flight] = {}
         self._making: set[asyncio.Task[None]] = set()
@@ -114,7 +114,7 @@ class Embedder:
     async def embed(
         self, inputs: Sequence[Input], caller: Caller = PROCESS, *, stored: bool = False, admit_unknown: bool = False
     ) -> list[Embedded | InputError]:
-        """One result per input, in order: a unit vector, or what is wrong with that input.
+        """Return one result per input, in order: a unit vector, or the input's error.
 
         So is a text of which the tokenizer knows nothing, unless `admit_unknown`: its vector is that of every such
         text. With `stored`, long sounds have their moments, as videos have.
@@ -149,8 +149,8 @@ class Embedder:
         urls = {place: given for place, given in enumerate(inputs) if isinstance(given, Url)}
         fetched: dict[int, bytes | InputError] = {}
         if caller.fetches is not None and urls:
-            wanted = [(given.modality, given.url) for given in urls.values()]
-            fetched = dict(zip(urls, await caller.fetches.all(wanted), strict=True))
+            addresses = [(given.modality, given.url) for given in urls.values()]
+            fetched = dict(zip(urls, await caller.fetches.all(addresses), strict=True))
         read: list[Input] = []
         for place, given in enumerate(inputs):
             if isinstance(given, Url):
@@ -163,7 +163,7 @@ class Embedder:
         return read
 
     async def _embed(self, inputs: Sequence[Single], caller: Caller) -> list[Embedded | InputError]:
-        """With room for as many as there are, or piece by piece where that is too much."""
+        """Embed inputs together, or piece by piece where there are too many for the queue."""
         background = caller.background
         capacity = max(1, self._capacity // 4) if background else self._capacity
         size = max(1, len(inputs) if len(inputs) <= capacity else capacity // 2)
@@ -187,7 +187,7 @@ class Embedder:
             raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
 
     async def _charge(self, inputs: Sequence[Single], caller: Caller) -> None:
-        """Take what the inputs cost from the limits of the caller's key. Raises RateLimited."""
+        """Charge the inputs' costs to the limits of the caller's key. Raises RateLimited."""
         meter = caller.meter
         if meter is None or meter.units <= {"requests"}:
             return
@@ -216,13 +216,13 @@ class Embedder:
             return videos.pooled(clip, await self._embed(videos.decoded(clip), caller))
 
     async def _add_moments(self, inputs: Sequence[Input], results: list[Embedded | InputError], caller: Caller) -> None:
-        """Give long sounds the vectors of their moments."""
+        """Add the vectors of their moments to the results of long sounds."""
         sounds = {
             place: given
             for place, (given, result) in enumerate(zip(inputs, results, strict=True))
             if isinstance(given, Media) and given.modality == "audio" and isinstance(result, Embedded)
         }
-        # Most sounds say that they are short, and are not decoded again.
+        # Most sounds' headers say that they are short; those are not decoded again.
         for place in await self.in_worker(lambda: videos.perhaps_long(sounds, self.limits)) if sounds else ():
             whole, spec = results[place], self.manifest.towers["audio"].preprocessing
             assert isinstance(whole, Embedded) and isinstance(spec, AudioPreprocessing)
@@ -243,7 +243,7 @@ class Embedder:
         await self.channels[modality].canary()
 
     async def in_worker(self, function: Callable[[], Result]) -> Result:
-        """Run something slow in a thread that decodes; in another, if that one dies with it. Raises WorkerDied where
+        """Run a slow function in a decoding thread, or in another if that one dies with it. Raises WorkerDied where
         that dies too, and NotReady after close."""
         try:
             return await self._pool.run(function)
@@ -257,14 +257,14 @@ class Embedder:
         return await self._cache.alive()
 
     async def close(self) -> None:
-        """Answer everything that waits (NotReady), then stop the threads."""
+        """Answer all waiting inputs with NotReady, then stop the threads."""
         if self._closing is None:
             self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
         await asyncio.gather(*(channel.close() for channel in self.channels.values()))
-        # What is still being decoded goes on to a closed batcher, and is answered there.
+        # Inputs that are still being decoded go on to a closed batcher, which answers them.
         await asyncio.to_thread(self._pool.close)
 
     async def _embed_piece(self, inputs: Sequence[Single], background: bool) -> list[Embedded | InputError]:
@@ -294,7 +294,8 @@ class Embedder:
         return results
 
     async def _made(self, missing: Mapping[str, Single], background: bool) -> dict[str, Entry | InputError]:
-        """Make each vector, or wait for whoever is making the same. One is given up when the last who waits goes away.
+        """Make each vector, or wait for a call that is making the same. A vector is given up when its last waiter goes
+        away.
 
         Raises the first failure that is not of one input alone.
         """
@@ -302,7 +303,7 @@ class Embedder:
         flights: dict[str, _Flight] = {}
         new: dict[Modality, list[tuple[Single, _Flight]]] = {}
         for key, given in missing.items():
-            # A request does not wait for what is made in the background.
+            # A request does not wait for a vector that background work makes.
             name = f"background {key}" if background and key not in self._flights else key
             flight = self._flights.get(name)
             if flight is None:
@@ -337,7 +338,7 @@ class Embedder:
         task.add_done_callback(self._making.discard)
 
     async def _make(self, modality: Modality, making: _Making, chunks: Sequence[_Making], background: bool) -> None:
-        """Prepare chunk by chunk, enqueue, and let every flight land, whatever happens."""
+        """Prepare and enqueue chunk by chunk, and complete every flight, whatever happens."""
         try:
             channel = self.channels.get(modality)
             if channel is None:
@@ -375,12 +376,12 @@ class Embedder:
         except WorkerDied:
             if last:
                 return [InferenceFailed("the server failed to read this input")]
-            # One of them is to blame, or none: each has another try, alone.
+            # One of the inputs may have caused it, or none: each gets another try, alone.
             return [(await self._prepared(prepare, [given], last=True))[0] for given in inputs]
 
 
 def _prepare_each(prepare: Callable[[Single], Prepared], inputs: Sequence[Single]) -> list[Prepared | InputError]:
-    """What is wrong with an input stands in its place."""
+    """Prepare inputs; the error of an input stands in its place."""
     prepared: list[Prepared | InputError] = []
     for given in inputs:
         try:
@@ -417,8 +418,8 @@ def _couple(flight: _Flight, answer: "asyncio.Future[Answer]", prepared: Prepare
 
 
 def _chunks(making: _Making) -> list[_Making]:
-    """Texts of about _CHUNK characters each: few hops between threads, and the first are embedded while the others wait
-    to be read."""
+    """Split texts into chunks of about _CHUNK characters: few hops between threads, and the first are embedded while
+    the others wait to be read."""
     chunks: list[list[tuple[Single, _Flight]]] = []
     room = 0.0
     for given, flight in making:
@@ -432,8 +433,8 @@ def _chunks(making: _Making) -> list[_Making]:
 
 
 def _groups(making: _Making, workers: int) -> list[_Making]:
-    """Media that one thread decodes in one go: small ones together, for a hop to a thread and back costs as much as a
-    tenth of decoding a small photograph; but never so many that another of the workers has nothing to do."""
+    """Group media that one thread decodes together: small ones, because a hop to a thread and back costs as much as
+    a tenth of decoding a small photograph; but never so many that another worker has nothing to do."""
     most = -(-len(making) // workers)
     groups: list[list[tuple[Single, _Flight]]] = []
     room = 0
@@ -448,7 +449,7 @@ def _groups(making: _Making, workers: int) -> list[_Making]:
 
 
 def _bytes(given: Single) -> int:
-    """Of media, which are hashed."""
+    """Return the number of bytes to be hashed: those of media."""
     return len(given.data) if isinstance(given, Media) else given.value.nbytes if isinstance(given, Decoded) else 0
 
 

@@ -1,4 +1,4 @@
-"""URLs as inputs: off unless ISTHMUS_FETCH says otherwise, and then to the public Internet alone.
+"""URLs as inputs: off unless ISTHMUS_FETCH is set, and then only from the public Internet unless more is allowed.
 
 A client chooses the URL, and the server's place in its network must not be lent to it (server-side request forgery):
 
@@ -45,14 +45,14 @@ _MOST_CHARS = 2_048
 _REDIRECTS = 3
 _REDIRECT = frozenset({301, 302, 303, 307, 308})
 _CONNECT_S = 3.0
-"""For each address of a name."""
+"""Seconds to connect to each address of a name."""
 _TIMEOUT_S = 10.0
-"""For one URL, from its name to its last byte."""
+"""Seconds to fetch one URL, from resolving its name to its last byte."""
 _PLACES = 16
-"""URLs that are fetched at once; those of jobs, which come on top, are a quarter of that."""
+"""Number of URLs fetched at once for requests; for jobs, another quarter of it."""
 _PORTS = {"http": 80, "https": 443}
 _TEMPORARY = frozenset({408, 425, 429, *range(500, 600)})
-"""Statuses of a site that may answer otherwise in a while."""
+"""HTTP statuses after which a later try may succeed."""
 
 # What RFC 3986 calls URI, of the schemes at hand, without userinfo; a fragment is not sent. The host is a name or an
 # address as it is written since: a backslash, a zone, an escape or a letter that is not ASCII in it is no host.
@@ -67,28 +67,28 @@ _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 
 @dataclass(frozen=True)
 class Url:
-    """What a request is made of. Each part is checked; nothing is left of how it was written."""
+    """The parts of a URL that a request is made of. Each part is checked; nothing else of the text is kept."""
 
     scheme: Literal["http", "https"]
     host: str
     """A name in lower case, or an address as `ipaddress` writes it."""
     address: Address | None
-    """Where the host is one."""
+    """The host's address, where the host is written as one."""
     port: int
     target: str
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises FetchRefused."""
-        found = _URL.fullmatch(text) if len(text) <= _MOST_CHARS else None
-        if found is None:
+        match = _URL.fullmatch(text) if len(text) <= _MOST_CHARS else None
+        if match is None:
             raise FetchRefused(
                 f"not a URL that is fetched: https://host/path, at most {_MOST_CHARS} ASCII characters, without a user"
             )
-        scheme = cast('Literal["http", "https"]', found["scheme"].lower())
-        host, address = _host(found["host"].lower())
-        port = int(found["port"] or _PORTS[scheme])
-        target = found["target"]
+        scheme = cast('Literal["http", "https"]', match["scheme"].lower())
+        host, address = _host(match["host"].lower())
+        port = int(match["port"] or _PORTS[scheme])
+        target = match["target"]
         return cls(scheme, host, address, port, target if target.startswith("/") else f"/{target}")
 
     @property
@@ -121,14 +121,14 @@ def _host(text: str) -> tuple[str, Address | None]:
 
 @dataclass(frozen=True)
 class Rules:
-    """What may be fetched."""
+    """The hosts and addresses that may be fetched from."""
 
     schemes: frozenset[str]
     ports: frozenset[int]
     names: tuple[str, ...] = ()
-    """If there are any, only these."""
+    """Names that may be fetched from; empty: any."""
     networks: tuple[Network, ...] = ()
-    """Besides what is public."""
+    """Networks that are allowed besides the public Internet."""
     denied_names: tuple[str, ...] = ()
     denied_networks: tuple[Network, ...] = ()
 
@@ -163,15 +163,15 @@ class Rules:
 
 def _entries(setting: str, given: Iterable[str]) -> tuple[tuple[str, ...], tuple[Network, ...]]:
     names, networks = [], []
-    for each in given:
+    for entry in given:
         try:
-            networks.append(network(each))
+            networks.append(network(entry))
             continue
         except ValueError as error:
-            name = each.lower().removesuffix(".")
+            name = entry.lower().removesuffix(".")
             labels = name.removeprefix("*.").split(".")
-            if "/" in each or not all(map(_LABEL.fullmatch, labels)) or _NUMERIC.fullmatch(labels[-1]):
-                raise SettingsError(f"{setting}: {each!r} is no name, *.name, address or network: {error}") from None
+            if "/" in entry or not all(map(_LABEL.fullmatch, labels)) or _NUMERIC.fullmatch(labels[-1]):
+                raise SettingsError(f"{setting}: {entry!r} is no name, *.name, address or network: {error}") from None
         names.append(name)
     return tuple(names), tuple(networks)
 
@@ -181,7 +181,7 @@ def _matches(host: str, names: Iterable[str]) -> bool:
 
 
 class _Pinned(httpcore.AsyncNetworkBackend):
-    """Connects to the addresses that were checked, whatever name is asked for; the name stays in TLS and in Host."""
+    """Connects to the addresses that were checked, whatever name the request has; the name stays in TLS and in Host."""
 
     def __init__(self, addresses: Sequence[Address]) -> None:
         self._addresses = addresses
@@ -212,27 +212,28 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class Ways:
-    """What the settings allow, name and trust."""
+class FetchConfig:
+    """Rules, certificates and resolver for fetching, as the settings have them."""
 
     rules: Rules
     tls: ssl.SSLContext
     resolver: dns.asyncresolver.Resolver
 
 
-def ways(settings: Settings) -> Ways | None:
-    """None where nothing is fetched. Raises SettingsError."""
+def fetch_config(settings: Settings) -> FetchConfig | None:
+    """Return the configuration of fetching; None where fetching is off. Raises SettingsError."""
     if settings.fetch == "off":
         return None
-    return Ways(Rules.of(settings), _tls(settings.fetch_ca), _resolver(settings.fetch_dns))
+    return FetchConfig(Rules.of(settings), _tls(settings.fetch_ca), _resolver(settings.fetch_dns))
 
 
 class Fetcher:
-    """Fetches for every request, so many at a time; in the `background` a quarter of that. Lives on one event loop."""
+    """Fetches for all requests, a limited number at a time; in the `background` a quarter of it. Lives on one event
+    loop."""
 
     def __init__(
         self,
-        ways: Ways,
+        config: FetchConfig,
         settings: Settings,
         observer: Observer,
         *,
@@ -240,7 +241,7 @@ class Fetcher:
         timeout_s: float = _TIMEOUT_S,
         places: int = _PLACES,
     ) -> None:
-        self.rules, self._tls, self._resolver = ways.rules, ways.tls, ways.resolver
+        self.rules, self._tls, self._resolver = config.rules, config.tls, config.resolver
         limits = settings.limits
         self.most = {"image": limits.image_bytes, "audio": limits.audio_bytes}
         self.most_of_a_request = limits.body_bytes
@@ -252,7 +253,8 @@ class Fetcher:
         self._observer = observer
 
     async def fetch(self, text: str, most: int, count: Count = lambda size: None) -> bytes:
-        """What is at the URL, if that is at most so many bytes; `count` is told of them as they come, and may raise.
+        """Return the content at the URL, at most `most` bytes of it; `count` receives the sizes as they come, and may
+        raise.
 
         Raises FetchRefused, MediaTooLarge, or FetchFailed, which says nothing of why: neither what a name resolves to
         nor what answers at a port is the client's to learn.
@@ -283,11 +285,11 @@ class Fetcher:
         raise FetchFailed("the URL could not be fetched: too many redirects")
 
     async def _addresses(self, url: Url) -> Sequence[Address]:
-        """Where a connection may go. Of a name that has one address that it may not go to, none: it is a trick."""
+        """Return the addresses to connect to; raise FetchFailed where a name has one that is not allowed: an attack."""
         if url.address is not None:
             return [url.address]
         answers = await asyncio.gather(*(self._resolved(url.host, kind) for kind in ("A", "AAAA")))
-        addresses = [address for each in answers for address in each]
+        addresses = [address for answer in answers for address in answer]
         if not addresses or not all(map(self.rules.admits, addresses)):
             log.debug("a URL's name has no address that is fetched from, or one that is not")
             raise FetchFailed("the URL could not be fetched")
@@ -295,11 +297,11 @@ class Fetcher:
 
     async def _resolved(self, host: str, kind: str) -> list[Address]:
         try:
-            # As it stands: with the search list a name might be one of the inner network.
-            found = await self._resolver.resolve(f"{host}.", kind, search=False, raise_on_no_answer=False)
+            # Resolve the name as it stands: with the search list it might be one of the inner network.
+            answer = await self._resolver.resolve(f"{host}.", kind, search=False, raise_on_no_answer=False)
         except dns.resolver.NXDOMAIN:
             return []
-        return [ip_address(each.address) for each in found if isinstance(each, A | AAAA)]
+        return [ip_address(record.address) for record in answer if isinstance(record, A | AAAA)]
 
     async def _ask(self, url: Url, addresses: Sequence[Address], most: int, count: Count) -> bytes | str:
         """The body, or where to go on."""
@@ -343,7 +345,7 @@ def _location(value: bytes) -> str:
 
 
 def _tls(authorities: Path | None) -> ssl.SSLContext:
-    """Verifies as ever; by an authority of the operator's besides the public ones."""
+    """Return a context that verifies certificates by the public authorities and by those of the operator."""
     context = httpcore.default_ssl_context()
     if authorities is not None:
         try:
@@ -373,14 +375,14 @@ def _resolver(server: str | None) -> dns.asyncresolver.Resolver:
 
 @dataclass
 class Fetches:
-    """Of one request: each URL once, and no more bytes in all than a request's body may have.
+    """The fetches of one request: each URL is fetched once, and all bytes together are limited like a request's body.
 
     `of_a_job`: of a few items of a job; nobody waits for an answer, and each URL has its own limits only.
     """
 
     fetcher: Fetcher
     meter: Meter | None = None
-    """Of the request's key: what is fetched is paid for first."""
+    """Meter of the request's key: fetched bytes are charged before they are used."""
     of_a_job: bool = False
     _left: int = field(init=False)
     _made: dict[tuple[str, str], "asyncio.Task[bytes | InputError]"] = field(default_factory=dict, init=False)
@@ -389,13 +391,13 @@ class Fetches:
         self._left = self.fetcher.most_of_a_request
 
     async def all(self, wanted: Sequence[tuple[Literal["image", "audio"], str]]) -> list[bytes | InputError]:
-        """Kind and URL → what is there, or what is wrong with it, in order. Raises RateLimited, DeadlineExceeded."""
+        """Fetch URLs by kind; return each content or its error, in order. Raises RateLimited, DeadlineExceeded."""
         if self.meter is not None:
-            await self.meter.prepay(sum(each not in self._made for each in wanted))
+            await self.meter.prepay(sum(key not in self._made for key in wanted))
         for kind, url in wanted:
             if (kind, url) not in self._made:
                 self._made[kind, url] = asyncio.create_task(self._one(url, self.fetcher.most[kind]))
-        tasks = [self._made[each] for each in wanted]
+        tasks = [self._made[key] for key in wanted]
         try:
             with timed("fetch"):
                 async with asyncio.timeout(None if self.of_a_job else self.fetcher.deadline_s):

@@ -1,4 +1,5 @@
-"""What differs between images, sounds and texts: how one is prepared, what it costs, how many make a call's arrays."""
+"""The differences between images, sounds and texts: how to prepare an input, its cost, and how inputs make up a
+call."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from service.engine.towers import AUDIO_CALL_S, Arrays
 from service.settings import Settings
 
 _NEAR_TOKENS, _NEAR_MS = 16, 2_000
-"""Texts and sounds up to these go together, whatever their lengths; longer ones are put into buckets (see Budget)."""
+"""Texts (tokens) and sounds (ms) up to this size share a call at any length; longer ones go into buckets (see
+Budget)."""
 _SLACK_TOKENS = 16
-"""Padding that is computed on the CPU before another call is cheaper: a call of MiniLM costs as much as 8 tokens."""
+"""Tokens of padding up to which the CPU is faster than with another call: a call of MiniLM costs as much as 8
+tokens."""
 
 
 @dataclass(frozen=True)
@@ -30,29 +33,29 @@ class Prepared:
     """An input as its tower wants it."""
 
     value: Any
-    """Pixels (3, H, W), Sound, or Tokens."""
+    """The prepared input: pixels (3, H, W), Sound, or Tokens."""
     size: int
-    """In the unit of the modality's budget: 1 image, milliseconds of sound, or tokens."""
+    """Cost in the unit of the modality's budget: 1 image, milliseconds of sound, or tokens."""
     tokens: int = 0
     truncated: bool = False
     unknown: float = 0.0
-    """As contract.tokens.Tokens has it."""
+    """Share of unknown tokens, as in contract.tokens.Tokens."""
 
 
 @dataclass(frozen=True)
 class Handling:
     prepare: Callable[[Single], Prepared]
-    """Decode and preprocess; slow, for a worker thread. Raises InputError."""
+    """Decodes and preprocesses an input; slow, for a worker thread. Raises InputError."""
     collate: Callable[[Sequence[Any]], Arrays]
-    """`Prepared.value`s → the graph's inputs."""
+    """Combines `Prepared.value`s into the graph's inputs."""
     budget: Callable[[bool], Budget]
-    """Of a call, on the CPU or not."""
+    """Budget of a call; the argument says whether it runs on the CPU."""
     canary: Prepared
     """A small input that says whether the tower works."""
 
 
 def handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling:
-    """How the bundle wants inputs of this modality. Raises BundleError where its tokenizer does not fit."""
+    """Return the bundle's handling of a modality. Raises BundleError where its tokenizer does not fit."""
     preprocessing = bundle.manifest.towers[modality].preprocessing
     match preprocessing:
         case ImagePreprocessing():
@@ -130,7 +133,7 @@ def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings
 
     def budget(on_cpu: bool) -> Budget:
         if on_cpu:
-            # Many may wait, so that those of one length find each other.
+            # Many inputs may wait, so that inputs of one length meet in a call.
             limit = settings.batch_tokens or 512
             return Budget(limit, padded=True, slack=_SLACK_TOKENS, waiting=16 * limit)
         return Budget(settings.batch_tokens or 8_192, padded=True, near=_NEAR_TOKENS)

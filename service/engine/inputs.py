@@ -1,4 +1,4 @@
-"""What can be embedded, as whoever takes it in reads it once; and what comes of it.
+"""Inputs that can be embedded, as they are read once at every entrance, and their results.
 
 Base64 is decoded, a file is told by its content, and an input that cannot be read is `Unreadable`, so that it fails
 alone and in its own place. `Url` and `Video` are looked into by `Embedder.read`: the one is fetched, and of the other
@@ -29,14 +29,14 @@ from service.settings import Limits
 
 Kind = Literal["image", "audio"]
 SMALL_SIDE = 480
-"""Pixels that neither side of a picture in little exceeds."""
+"""Longest side of a thumbnail, in pixels."""
 StoredModality = Literal["image", "audio", "text", "vector", "video"]
-"""What an item was made from; `vector` where the client gave the vector and did not say."""
+"""Source of an item; `vector` where the client gave the vector and no modality."""
 
 _WHITESPACE = str.maketrans("", "", " \t\r\n")
 _URL_SAFE = str.maketrans("-_", "+/")
 _LONGEST_URI_HEADER = 256
-"""Characters before the comma of a data: URI."""
+"""Largest number of characters before the comma of a data: URI."""
 UNKNOWN_TEXT = (
     "the model's tokenizer knows no word of the text, so that its vector would be that of every such text: use a "
     "bundle whose text encoder knows this language"
@@ -52,12 +52,12 @@ NOT_FETCHED = "fetching of URLs is off on this server: send the data itself as b
 class Text:
     text: str
     role: Role = "query"
-    """What the encoder's instructions go by: whether it is asked or stored."""
+    """Role that selects the encoder's instructions: query or stored document."""
 
 
 @dataclass(frozen=True)
 class TokenIds:
-    """Made by the client with the bundle's own tokenizer, special tokens included."""
+    """Token ids that the client made with the bundle's own tokenizer, special tokens included."""
 
     ids: tuple[int, ...]
 
@@ -69,7 +69,7 @@ class Media:
     modality: Kind
     data: bytes
     show: Callable[[Image.Image], None] | None = field(default=None, compare=False)
-    """Given the picture in little, SMALL_SIDE pixels a side at most, if it is decoded to be embedded."""
+    """Called with a thumbnail of the picture, SMALL_SIDE pixels a side at most, if it is decoded to be embedded."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ class Video:
 
     data: bytes
     opened: bool = False
-    """Whether it has been looked into: it is not a sound alone."""
+    """Whether the container was opened and found to hold more than a sound."""
 
 
 @dataclass(frozen=True)
 class Url:
-    """Where an image or a sound is."""
+    """The URL of an image or a sound."""
 
     modality: Kind
     url: str
@@ -99,16 +99,16 @@ Input = Text | TokenIds | Media | Video | Url | Unreadable
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """Of a video: pixels as the image tower takes them, or samples at the audio tower's rate."""
+    """A decoded part of a video: pixels for the image tower, or samples at the audio tower's rate."""
 
     modality: Kind
     value: NDArray[np.float32]
     cost: float
-    """Pixels that were decoded for it, or seconds."""
+    """Cost of decoding: pixels, or seconds."""
 
 
 Single = Text | TokenIds | Media | Decoded
-"""What one call of one tower turns into a vector."""
+"""An input that one call of one tower turns into a vector."""
 
 
 @dataclass(frozen=True)
@@ -116,29 +116,29 @@ class Moment:
     """A part of a video or of a long sound."""
 
     modality: Kind
-    """image: a frame from its middle; audio: its sound."""
+    """Modality of the moment: image is a frame from its middle, audio its sound."""
     start: float
     end: float
-    """Seconds."""
+    """End of the moment, in seconds."""
     vector: NDArray[np.float32]
-    """(D,), unit length."""
+    """Unit vector (D,)."""
 
 
 @dataclass(frozen=True)
 class Embedded:
     vector: NDArray[np.float32]
-    """(D,), unit length, not writeable."""
+    """Unit vector (D,), not writeable."""
     modality: Modality
     truncated: bool
     cached: bool
     tokens: int = 0
-    """That a text has, special tokens included; 0 for media."""
+    """Number of tokens of a text, special tokens included; 0 for media."""
     unknown: float = 0.0
     """The share of a text's tokens that the tokenizer does not know (contract.tokens.Tokens)."""
     moments: tuple[Moment, ...] = ()
-    """Of a video, and of a long sound that is going to be stored."""
+    """Moments of a video, or of a long sound that is going to be stored."""
     video: bool = False
-    """It is handled as images are, or as sounds where it has no picture."""
+    """True for a video: it is handled like images, or like sounds where it has no picture."""
 
     @property
     def kind(self) -> StoredModality:
@@ -149,7 +149,7 @@ class Embedded:
 
 
 def read(kind: Literal["string", "text", "image", "audio", "video", "file"], given: str | bytes) -> Input:
-    """What a client wrote → an input; `Unreadable` for what is none.
+    """Read a client's value as an input; `Unreadable` where it is not valid.
 
     A string is a text, or the file that it holds where it is a data: URI of an image, a sound or a video; a text is a
     text. The other kinds are files: base64, a data: URI or bytes, and of an image or a sound perhaps its URL. What a
@@ -204,15 +204,15 @@ def in_role(inputs: Iterable[Input], role: Role) -> list[Input]:
 
 
 def sniff(data: bytes) -> Kind | Literal["video"]:
-    """What a file is, by its content; a container is opened for this: for a thread. Raises as `of_file`."""
-    found = of_file(data)
-    found = opened(found) if isinstance(found, Video) else found
-    return "video" if isinstance(found, Video) else found.modality
+    """Return the kind of a file by its content. Opens containers, so call it in a thread. Raises as `of_file` does."""
+    media = of_file(data)
+    media = opened(media) if isinstance(media, Video) else media
+    return "video" if isinstance(media, Video) else media.modality
 
 
 def uri_kind(text: str) -> Literal["image", "audio", "video", "file"] | None:
-    """What a string holds that is a data: URI from its first word on: a file of a kind that it does not say counts too,
-    where it is base64. None for every other string, and for a sentence about such URIs."""
+    """Return the kind of media in a string that is a data: URI from its first word on; a file of an unnamed kind
+    counts too, where it is base64. Returns None for every other string, and for a sentence about such URIs."""
     header = text[:_LONGEST_URI_HEADER].lstrip().partition(",")[0].lower().replace("; ", ";").rstrip()
     if not header.startswith("data:") or any(map(str.isspace, header)):
         return None
@@ -223,7 +223,7 @@ def uri_kind(text: str) -> Literal["image", "audio", "video", "file"] | None:
 
 
 def media_bytes(text: str) -> bytes:
-    """base64 (standard or URL-safe, white space allowed) or a base64 data: URI → bytes. Raises BadMedia."""
+    """Decode base64 (standard or URL-safe, white space allowed) or a base64 data: URI. Raises BadMedia."""
     text = text.lstrip()
     if text[:5].lower() == "data:":
         header, comma, text = text.partition(",")
@@ -238,7 +238,7 @@ def media_bytes(text: str) -> bytes:
     return data
 
 
-# What inputs are like
+# Properties of inputs
 
 
 def modality_of(given: Single) -> Modality:
@@ -246,7 +246,7 @@ def modality_of(given: Single) -> Modality:
 
 
 def length_of(given: Single) -> float:
-    """Of a text, in characters or token ids; media are endless."""
+    """Return the length of a text in characters or token ids; media are endless."""
     match given:
         case Text():
             return len(given.text)
@@ -257,7 +257,7 @@ def length_of(given: Single) -> float:
 
 
 def costs_of(inputs: Sequence[Single], limits: Limits | None) -> Costs:
-    """What inputs cost, in the units of keys' limits; media by what their headers say, without `limits` nothing."""
+    """Return the costs of inputs in the units of keys' limits: media by their headers, or nothing without `limits`."""
     costs: dict[Unit, float] = {"items": len(inputs), "characters": 0, "pixels": 0, "seconds": 0}
     for given in inputs:
         if isinstance(given, Decoded):
@@ -272,22 +272,22 @@ def costs_of(inputs: Sequence[Single], limits: Limits | None) -> Costs:
 
 
 def header_pixels(data: bytes, limits: Limits) -> int:
-    """What an image's header says, without decoding it. 0 for what is going to be refused: a forged header shall not
-    use up a key's limit for years."""
+    """Return the pixels that an image's header states, without decoding. Returns 0 for an image that is going to be
+    refused: a forged header must not use up a key's limit for years."""
     with suppress(Exception):  # Pillow raises many kinds; each means that decoding will say what is wrong
         return images.stated_pixels(data, limits.of_images)
     return 0
 
 
 def header_seconds(data: bytes, limits: Limits) -> float:
-    """What a sound's header says; 0 for what is going to be refused, or does not say."""
+    """Return the seconds that a sound's header states; 0 where it is going to be refused or states none."""
     with suppress(Exception):
         seconds = audio.seconds_of(data, limits.of_sounds)
         return seconds if 0 < seconds <= limits.audio_seconds else 0.0
     return 0.0
 
 
-# What comes of them
+# Results
 
 
 def raise_first(results: Iterable[Embedded | InputError], *, field: str = "inputs") -> None:
@@ -298,7 +298,7 @@ def raise_first(results: Iterable[Embedded | InputError], *, field: str = "input
 
 
 def unknown_warning(where: str, result: Embedded | InputError) -> list[str]:
-    """What to say of a text of which the tokenizer knows less than half; nothing of other inputs."""
+    """Return a warning for a text of which the tokenizer knows less than half; nothing for other inputs."""
     if not isinstance(result, Embedded) or result.unknown <= 0.5:
         return []
     if result.unknown == 1:

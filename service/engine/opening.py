@@ -23,7 +23,7 @@ class Opened:
     towers: dict[Modality, Runs]
 
     def embedder(self, cache: Cache, settings: Settings, metrics: Metrics) -> Embedder:
-        """For the event loop that is running; once."""
+        """Return a new embedder for the running event loop. Call it once."""
         return Embedder(self.bundle, self.towers, cache, settings, metrics)
 
 
@@ -45,7 +45,7 @@ def open_engine(settings: Settings, bundle: Bundle | None = None) -> Opened:
 
 
 def open_cache(settings: Settings, manifest: Manifest, metrics: Metrics, *, models: int = 1) -> Cache:
-    """One model's; in the process it gets an equal share."""
+    """Open the cache of one model; the models of a process share the memory equally."""
     if settings.redis_url is None:
         return MemoryCache(settings.cache_bytes // models)
     return RedisCache(

@@ -1,4 +1,4 @@
-"""What is kept of an image or a sound so that people can recognise it, where the operator says so (`previews`).
+"""Previews of images and sounds by which people can recognise them, where the operator allows it (`previews`).
 
 Nothing of the client's file is kept: its pixels or samples are decoded within the limits of every input, made small,
 and written anew by our own encoders. So a preview has no EXIF, no colour profile, no text and no script, and is one of
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 _QUALITY = 80
 SECONDS = 20.0
-"""Of a sound that are kept: its first."""
+"""Length of a sound's preview, from its beginning, in seconds."""
 _RATE = 24_000
 PEAKS = 80
-"""Bars of a waveform."""
+"""Number of bars of a waveform."""
 _FADE = 0.05
 
 
@@ -54,7 +54,7 @@ def preview_image(data: bytes, limits: ImageLimits) -> Preview:
 
 
 def _of_picture(picture: Image.Image) -> Preview:
-    # Pillow carries what it has read of a file from picture to picture, and its writers put some of it into theirs.
+    # Pillow copies a file's metadata from picture to picture, and its writers store some of it.
     plain = Image.frombytes("RGB", picture.size, picture.tobytes())
     written = io.BytesIO()
     plain.save(written, "WEBP", quality=_QUALITY)
@@ -90,7 +90,7 @@ def peaks(samples: Waveform) -> list[int]:
     edges = np.linspace(0, len(samples), PEAKS + 1).astype(int).tolist()
     loudest = [float(np.abs(samples[start:end]).max(initial=0.0)) for start, end in pairwise(edges)]
     top = max(loudest)
-    return [round(100 * each / top) if top > 0 else 0 for each in loudest]
+    return [round(100 * peak / top) if top > 0 else 0 for peak in loudest]
 
 
 class _Sketch:
@@ -106,7 +106,7 @@ class _Sketch:
 
 
 class Previewer:
-    """Makes previews in the threads that decode."""
+    """Makes previews in the decoding threads."""
 
     def __init__(self, embedder: Embedder, limits: Limits) -> None:
         self._embedder = embedder
@@ -120,7 +120,8 @@ class Previewer:
         ]
 
     async def previews(self, media: Sequence[Media]) -> list[Preview | None]:
-        """One for each, in order; None for what could not be made, which is no reason to refuse an item."""
+        """Return one preview per medium, in order; None where it cannot be made, which is no reason to refuse an
+        item."""
         made: list[Preview | None] = [None] * len(media)
 
         async def make(place: int, given: Media) -> None:

@@ -1,4 +1,4 @@
-"""Which execution providers a tower asks ONNX Runtime for, and with what options: functions of what it reports.
+"""Execution providers that a tower asks ONNX Runtime for, and their options, computed from what it reports.
 
 ONNX Runtime gives another provider than the one asked for without raising, so what was obtained is looked at too.
 """
@@ -11,7 +11,7 @@ from service.contract.bundle import Accelerator, Modality, Precision, Tower
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 Wanted = Precision | Literal["auto"]
-"""auto: what the bundle's manifest says is the device's default."""
+"""Precision to open; auto: the one that the bundle's manifest names for the device."""
 Request = tuple[str, dict[str, str]]
 
 CPU = "CPUExecutionProvider"
@@ -25,7 +25,7 @@ class TowerError(RuntimeError):
 
 
 def accelerators(device: Device, available: Collection[str]) -> tuple[Accelerator, ...]:
-    """What to try, best first, where ONNX Runtime has these providers. Raises TowerError."""
+    """Return the accelerators to try, best first, of those that ONNX Runtime has. Raises TowerError."""
     needed = _NEEDED.get(device)
     if needed is not None:
         if needed not in available:
@@ -39,25 +39,26 @@ def accelerators(device: Device, available: Collection[str]) -> tuple[Accelerato
 def requests(
     accelerator: Accelerator, device: Device, gpu: int = 0, *, engines: Path | None = None, graphs: bool = False
 ) -> list[Request]:
-    """Providers with their options, best first. `graphs`: record CUDA graphs; `engines`: where TensorRT's are kept."""
+    """Return providers with their options, best first. `graphs`: record CUDA graphs; `engines`: folder of
+    TensorRT's."""
     if accelerator == "cpu":
         return [(CPU, {})]
-    wanted: list[Request] = []
+    candidates: list[Request] = []
     if device == "tensorrt":
         options = {"device_id": str(gpu), "trt_fp16_enable": "0"}  # the bundle's own precision, which passed its gates
         if engines is not None:
             cache = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(engines)}
             options |= cache | {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(engines)}
-        wanted.append((TENSORRT, options | ({"trt_cuda_graph_enable": "1"} if graphs else {})))
+        candidates.append((TENSORRT, options | ({"trt_cuda_graph_enable": "1"} if graphs else {})))
     options = {
         "device_id": str(gpu),
-        # Memory as it is asked for, not doubled each time: several towers and FAISS share the GPU.
+        # Allocate memory as requested, without doubling: several towers and FAISS share the GPU.
         "arena_extend_strategy": "kSameAsRequested",
         # Heuristics at the first call of a shape. An exhaustive search would be repeated for every batch size.
         "cudnn_conv_algo_search": "HEURISTIC",
     }
-    wanted.append((CUDA, options | ({"enable_cuda_graph": "1"} if graphs and device != "tensorrt" else {})))
-    return [*wanted, (CPU, {})]
+    candidates.append((CUDA, options | ({"enable_cuda_graph": "1"} if graphs and device != "tensorrt" else {})))
+    return [*candidates, (CPU, {})]
 
 
 def satisfied(device: Device, modality: Modality, obtained: Sequence[str]) -> str:

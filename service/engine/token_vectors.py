@@ -31,11 +31,11 @@ class TokenEmbedder:
 
     @property
     def available(self) -> bool:
-        """Whether any tower of the bundle has token vectors."""
+        """Return whether any tower of the bundle has token vectors."""
         return any(tower.tokens for tower in self._embedder.manifest.towers.values())
 
     async def embed(self, inputs: Sequence[Input], caller: Caller = PROCESS) -> list[Vectors | InputError]:
-        """Of each input its tokens' unit vectors (N, D), or what is wrong with it.
+        """Return the unit vectors (N, D) of each input's tokens, or its error.
 
         Raises Overloaded before any work, DeadlineExceeded, and NotReady at shutdown.
         """

@@ -48,7 +48,7 @@ so much is encoded at once on the CPU: memory goes by this, not by the sound's l
 
 
 class Tower:
-    """One modality's encoder and projector, as a session. `run` may be called from several threads at once.
+    """A session with one modality's encoder and projector. Several threads may call `run` at once.
 
     On the CPU no more than `call_seconds` of sound are encoded at once, so that a call's memory does not grow with a
     sound's length: what the encoder makes of its rows is kept, and the head reads all of them. The vector is the same.
@@ -84,19 +84,19 @@ class Tower:
             pairs = zip(self._sessions, devices, strict=True)
             self._recorded = [Recorded(session, "cuda", gpu, self.dimensions) for session, gpu in pairs]
         self._recordings = itertools.cycle(self._recorded)
-        graph_inputs = {each.name for each in self._session.get_inputs()}
-        wanted = described.preprocessing.inputs
-        if graph_inputs != set(wanted):
-            raise TowerError(f"the {modality} tower takes {sorted(graph_inputs)}, not {list(wanted)}")
-        if described.tokens and not {TOKENS, TOKEN_MASK} <= {each.name for each in self._session.get_outputs()}:
+        graph_inputs = {node.name for node in self._session.get_inputs()}
+        expected = described.preprocessing.inputs
+        if graph_inputs != set(expected):
+            raise TowerError(f"the {modality} tower takes {sorted(graph_inputs)}, not {list(expected)}")
+        if described.tokens and not {TOKENS, TOKEN_MASK} <= {node.name for node in self._session.get_outputs()}:
             raise TowerError(f"the {modality} tower gives no {TOKENS} and {TOKEN_MASK}, which its manifest promises")
         self._spec, self._call_seconds = described.preprocessing, call_seconds
         self._in_pieces = (
             isinstance(self._spec, AudioPreprocessing)
             and self.provider == CPU
-            and EARLIER_ROWS in {each.name for each in self._session.get_overridable_initializers()}
+            and EARLIER_ROWS in {node.name for node in self._session.get_overridable_initializers()}
         )
-        # What only the token vectors need is not computed where they are not asked for, nor a head where rows are.
+        # Outputs that nobody asked for are not computed: neither token vectors nor, where rows are asked for, a head.
         self._options = onnxruntime.RunOptions()
         self._options.only_execute_path_to_fetches = described.tokens or self._in_pieces
 
@@ -115,7 +115,8 @@ class Tower:
         return [np.asarray((tokens if packed else tokens[row])[own > 0], np.float32) for row, own in enumerate(mask)]
 
     def _bounded(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
-        """What a call is given: the last rows of many, and what was made of those before them, piece by piece, here."""
+        """Return the arrays of a bounded call: the last rows, and the result of the rows before them, computed here
+        in pieces."""
         given = dict(arrays)
         if not self._in_pieces:
             return given
@@ -142,15 +143,16 @@ def open_towers(
     precision: Wanted = "auto",
     gpus: Gpus = Gpus(),
 ) -> dict[Modality, Tower]:
-    """One tower for each of the bundle's modalities that are among `modalities`. Raises TowerError."""
-    wanted = [modality for modality in bundle.manifest.towers if modality in modalities]
-    if not wanted:
+    """Open the towers of those of the bundle's modalities that are in `modalities`. Raises TowerError."""
+    chosen = [modality for modality in bundle.manifest.towers if modality in modalities]
+    if not chosen:
         raise TowerError(f"{bundle.path} has no tower for any of: {', '.join(modalities)} (ISTHMUS_MODALITIES)")
-    return {modality: Tower(bundle, modality, device, threads, precision, gpus) for modality in wanted}
+    return {modality: Tower(bundle, modality, device, threads, precision, gpus) for modality in chosen}
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Threads that do not spin, and ONNX Runtime's own choices otherwise: `python -m benchmarks.sessions` compares."""
+    """Return options with threads that do not spin, and ONNX Runtime's defaults: `python -m benchmarks.sessions`
+    compares."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -163,25 +165,25 @@ def _sessions(
     bundle: Bundle, file: Path, asked: Sequence[list[Request]], threads: int
 ) -> list[onnxruntime.InferenceSession]:
     """A session for each of `asked`, of the very bytes whose checksums were checked. Raises BundleError, TowerError."""
-    if any(each[0][0] != CPU for each in asked):
+    if any(providers[0][0] != CPU for providers in asked):
         # Finds the CUDA libraries that come as Python packages; without them the provider is silently not obtained.
         onnxruntime.preload_dlls()
-    with ExitStack() as held:
-        path = held.enter_context(bundle.checked(file.name))
-        beside = {name: _mapped(held.enter_context(bundle.checked(name))) for name in sorted(external_files(path))}
+    with ExitStack() as opened:
+        path = opened.enter_context(bundle.checked(file.name))
+        beside = {name: _mapped(opened.enter_context(bundle.checked(name))) for name in sorted(external_files(path))}
         sessions = []
-        for each in asked:
+        for providers in asked:
             options = session_options(threads)
             if beside:
                 sizes = list(map(len, beside.values()))
                 options.add_external_initializers_from_files_in_memory(list(beside), list(beside.values()), sizes)
-            # TensorRT names the engines that it keeps after the graph's file, and the copy's is another each time.
-            graph = path.read_bytes() if each[0][0] == TENSORRT else path
+            # TensorRT names its stored engines after the graph's file, and the copy has another name each time.
+            graph = path.read_bytes() if providers[0][0] == TENSORRT else path
             try:
-                sessions.append(onnxruntime.InferenceSession(graph, options, providers=each))
+                sessions.append(onnxruntime.InferenceSession(graph, options, providers=providers))
             except Exception as error:
-                said = str(error).replace(str(path), str(file))
-                raise TowerError(f"{file} cannot be opened: {said}") from error
+                message = str(error).replace(str(path), str(file))
+                raise TowerError(f"{file} cannot be opened: {message}") from error
         return sessions
 
 

@@ -20,7 +20,7 @@ from service.settings import Limits
 
 
 def decoded(clip: Clip) -> list[Decoded]:
-    """What the towers take of a video: its frames, then its sounds."""
+    """Return a video's parts for the towers: its frames, then its sounds."""
     frames = [Decoded("image", frame.value, frame.cost) for frame in clip.frames]
     return frames + [Decoded("audio", sound.value, sound.cost) for sound in clip.sounds]
 

@@ -41,23 +41,24 @@ from service.settings import Limits
 log = logging.getLogger(__name__)
 
 Kind = Literal["line", "media", "text", "refused"]
-"""Of an item: a line of JSONL, a file whose content says what it is, a text file, or what is no item."""
+"""Kind of an item: a line of JSONL, a file whose content shows its kind, a text file, or an invalid item."""
 
 _WRITTEN_BYTES = 2**20
-"""Of an upload, in one write."""
+"""Bytes of an upload that are written at once."""
 _GZIP = b"\x1f\x8b"
 _MOST_TIMES = 100
-"""What gzip may unpack to, as a multiple of what came: text shrinks to a tenth or so, a bomb to a thousandth."""
+"""Largest ratio of gzip's unpacked size to its packed size: text shrinks to a tenth or so, a bomb to a thousandth."""
 _MOST_PARTS, _PART_BYTES = 1_000, 1_024
-"""Of gzip that is several, one after the other: so many, and one more for so many bytes. bgzip's are of 10 kB or so."""
+"""Largest number of members of a gzip file: a fixed number, and one more per so many bytes (bgzip's have some 10
+kB)."""
 _LONGEST_ID = 256
-"""Characters of an id that is shown with an error."""
+"""Largest number of characters of an id that is shown with an error."""
 _TEXTS = (".txt", ".md")
 _DESCRIPTIONS = ".json"
 _TABLE = "metadata.jsonl"
 _LONGEST_NAME = 4_096
 _MOST_HEADER_BYTES = 2**20
-"""Of one member of a tar, extended headers included: tarfile reads them into memory."""
+"""Largest headers of one member of a tar, extended ones included, in bytes: tarfile reads them into memory."""
 _BLOCK = 512
 _SCANNED = 2**16
 _MARK = b"\xef\xbb\xbf"
@@ -82,7 +83,7 @@ class _Stopped(Exception): ...
 
 @dataclass(frozen=True)
 class Bounds:
-    """What an input may hold."""
+    """Limits of an input."""
 
     limits: Limits
     items: int
@@ -151,7 +152,8 @@ class _Upload:
         os.fsync(self._file.fileno())
 
     def _unpack(self, part: "zlib._Decompress", data: bytes) -> "zlib._Decompress":
-        """Of a gzip file, which may be several parts, one after the other, padded with zeros; the last of them."""
+        """Unpack a part of a gzip file, which may have several members and padding zeros. Returns the current
+        decompressor."""
         try:
             while data:
                 if part.eof:
@@ -184,7 +186,7 @@ def _unpacker() -> "zlib._Decompress":
 
 
 def sync(*paths: Path) -> None:
-    """Wait until what these files hold, and the names that these folders hold, are on disk."""
+    """Wait until the content of these files, and the names in these folders, are on disk."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -197,13 +199,13 @@ def sync(*paths: Path) -> None:
 
 
 def build(form: Form, source: Path, plan: Path, bounds: Bounds, stopped: threading.Event, disk: Disk) -> int:
-    """Go through the input and write its plan, on disk at the end; how many items it holds. Raises Unusable, DiskFull.
+    """Read the input and write its plan to disk; return the number of items. Raises Unusable, DiskFull.
 
     Ends early, with a plan that is good for nothing, once it is `stopped`.
     """
     plan.unlink(missing_ok=True)
     with closing(sqlite3.connect(plan, isolation_level=None)) as connection:
-        # It is made anew after a crash.
+        # The plan is made again after a crash.
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = OFF")
         connection.executescript(_SCHEMA)
@@ -218,7 +220,7 @@ def build(form: Form, source: Path, plan: Path, bounds: Bounds, stopped: threadi
 
 
 class _Writer:
-    """Rows of a plan, in batches."""
+    """Writes rows of a plan in batches."""
 
     def __init__(self, connection: sqlite3.Connection, bounds: Bounds, stopped: threading.Event, disk: Disk) -> None:
         self.bounds, self.count = bounds, 0
@@ -297,7 +299,7 @@ def _plan_lines(file: BinaryIO, writer: _Writer) -> None:
 
 
 def _lines(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int]]:
-    """(number from 1, where it starts, its length) of each line up to `end` that is not blank. Moves the file."""
+    """Yield number from 1, start and length of each line up to `end` that is not blank. Moves the file's position."""
     position, number = file.tell(), 0
     while position < end:
         file.seek(position)
@@ -356,7 +358,7 @@ def _plan_tar(file: BinaryIO, writer: _Writer) -> None:
                 before = archive.offset
                 if seen > 2 * writer.bounds.items + _BATCH:
                     raise Unusable(f"the archive holds more than {writer.bounds.items} items")
-                # What tarfile would remember of each, and of what goes for all that follow.
+                # Metadata that tarfile would keep of each member, and of global headers.
                 archive.members, archive.pax_headers = [], {}  # type: ignore[attr-defined]
                 _member(member, file, writer)
             whole = _ends(file, archive.offset)
@@ -370,7 +372,7 @@ def _plan_tar(file: BinaryIO, writer: _Writer) -> None:
 
 
 def _ends(file: BinaryIO, offset: int) -> bool:
-    """Whether the mark of a tar's end stands there: tarfile takes whatever it cannot read for the end."""
+    """Return whether the mark of a tar's end stands there: tarfile takes whatever it cannot read for the end."""
     file.seek(offset)
     return file.read(_BLOCK) == bytes(_BLOCK)
 
@@ -423,12 +425,12 @@ class Piece:
     line: int
     kind: Kind
     name: str
-    """Of a file: its path in the tar, and its id."""
+    """Path of a file in the tar, which is its id."""
     data: bytes
     metadata: tuple[bytes, ...] = ()
-    """JSON that describes it; the later goes on top of the earlier."""
+    """JSON texts that describe it; a later one overrides an earlier one."""
     detail: str = ""
-    """Why it is refused."""
+    """Why the item is refused."""
 
 
 class Reader:
@@ -440,7 +442,7 @@ class Reader:
         self._lock, self._closed = threading.Lock(), False
 
     def close(self) -> None:
-        """Waits for what reads."""
+        """Close the input after the present reads."""
         with self._lock:
             self._closed = True
             self._connection.close()
@@ -454,7 +456,7 @@ class Reader:
             yield self._connection
 
     def length(self, first: int, most_items: int, most_bytes: int) -> int:
-        """How many items from `first` on make a chunk: one at least where there is one, 0 at the end."""
+        """Return how many items from `first` on make a chunk: at least one while there are items, 0 at the end."""
         with self._reading() as connection:
             rows = connection.execute(
                 "SELECT size FROM items WHERE number >= ? ORDER BY number LIMIT ?", (first, most_items)
@@ -468,7 +470,7 @@ class Reader:
         return count
 
     def items(self, first: int, count: int, collection: str, limits: Limits) -> dict[int, NewItem | Refusal]:
-        """Items by their lines, as though a client had sent each to `collection`, or what is wrong with them."""
+        """Return items by line, as though a client had sent each to `collection`, or their errors."""
         return {piece.line: read_piece(piece, collection, limits) for piece in self.pieces(first, count)}
 
     def pieces(self, first: int, count: int) -> list[Piece]:

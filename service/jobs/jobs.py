@@ -1,4 +1,4 @@
-"""Bulk jobs: an input of many items → the store, in the background, through crashes, each item once.
+"""Bulk jobs: items of a large input are stored in the background, each once, whatever crashes.
 
 POST /jobs spools the input to disk (input.py) and writes the job down (ledger.py); only then is it answered. A run
 (run.py) counts what is in the input, cuts it into chunks, embeds each, and stores the items in order.
@@ -34,7 +34,7 @@ from service.store.sqlite import hold
 log = logging.getLogger(__name__)
 
 _ACTIVE_JOBS = 4
-"""Jobs that are worked on at the same time, in turn; the others are queued."""
+"""Number of jobs that are worked on at the same time, in turn; the others are queued."""
 _TIDY_S = 3_600.0
 _ERRORS_AT_ONCE = 1_000
 
@@ -49,7 +49,7 @@ class Opened:
 
 
 def open_jobs(folder: Path) -> Opened:
-    """Blocks. Raises StoreError."""
+    """Open the jobs of a folder. Blocks. Raises StoreError."""
     try:
         lock = hold(folder)
     except StoreInUse:
@@ -67,7 +67,7 @@ def open_jobs(folder: Path) -> Opened:
 
 
 class Jobs:
-    """Lives on one event loop: `start` it, `close` it."""
+    """The bulk jobs of a server, on one event loop: `start` it, `close` it."""
 
     def __init__(self, opened: Opened, settings: Settings, context: EmbeddingContext, metrics: Metrics) -> None:
         self.replica = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname() or "localhost")[:63]
@@ -84,7 +84,7 @@ class Jobs:
         self._scheduler: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Go on with what is unfinished."""
+        """Continue the unfinished jobs."""
         self._metrics.watch_jobs(
             lambda: len(self._runs),
             lambda: sum(len(run.pending) for run in self._runs.values()),
@@ -98,7 +98,7 @@ class Jobs:
         return self._scheduler is not None and not self._scheduler.done()
 
     async def close(self) -> None:
-        """Stop where things stand; the next start goes on."""
+        """Stop in the middle; the next start continues."""
         for run in self._runs.values():
             run.stop()
         for task in list(self._tasks):
@@ -108,7 +108,7 @@ class Jobs:
         await self._ledger.close()
         os.close(self._lock)
 
-    # What routes ask for
+    # Calls of routes
 
     async def submit(
         self,
@@ -155,7 +155,7 @@ class Jobs:
         return [self._progress(job) for job in await self._ledger.do(Ledger.jobs, limit, number, states)]
 
     async def cancel(self, id: str) -> Progress:
-        """Stop it, and wait until nothing more of it is written; one that has ended stays as it is."""
+        """Stop a job, and wait until nothing more of it is written; an ended job stays as it is."""
         job = await self._job(id)
         run = self._runs.get(id)
         if run is not None:
@@ -166,7 +166,7 @@ class Jobs:
         return await self.job(id)
 
     async def errors(self, id: str) -> AsyncIterator[list[Refusal]]:
-        """What was refused so far, in the order of the input, page by page. Raises NotFound at once."""
+        """Yield the items refused so far, page by page, in the order of the input. Raises NotFound at once."""
         job = await self._job(id)
 
         async def pages() -> AsyncIterator[list[Refusal]]:
@@ -211,14 +211,14 @@ class Jobs:
     # Runs
 
     def _begin(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
-        # In a context of its own: it is not the request's that happened to start it.
+        # In a context of its own: not that of the request that happened to start it.
         task = asyncio.create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def _schedule(self) -> None:
-        """Start what waits; now and then forget what ended long ago."""
+        """Start queued jobs, and now and then forget those that ended long ago."""
         tidied = -_TIDY_S
         while True:
             self._wake.clear()
@@ -239,7 +239,7 @@ class Jobs:
                     await self._wake.wait()
 
     async def _work(self, run: Run) -> None:
-        """Work on a job, and write down how it ended. Where this task is cancelled the server ends, and not the job."""
+        """Work on a job and record how it ended. A cancelled task means the end of the server, not of the job."""
         try:
             try:
                 state, *why = await _outcome(run)
@@ -261,7 +261,8 @@ class Jobs:
 
 
 async def _outcome(run: Run) -> tuple[State] | tuple[State, str, str]:
-    """How a job ends: its state, and of one that failed the code and why. Raises NotReady where it does not end yet."""
+    """Run a job and return its final state, with code and reason where it failed. Raises NotReady where it cannot
+    end yet."""
     try:
         await run.work()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What is known of every job, on disk: an acknowledged job survives whatever happens to the process.
+"""The durable ledger of all jobs: an acknowledged job survives whatever happens to the process.
 
 A job's items are numbered from 0 and are stored in order. So what a crash leaves to do are the items from `next` on.
 
@@ -72,7 +72,7 @@ UPDATE jobs SET next = coalesce((SELECT min(first) FROM chunks WHERE job = numbe
 DROP TABLE chunks;
 COMMIT;
 """
-"""For a ledger of an earlier version, whose `next` was the first item that no chunk had been cut from."""
+"""Upgrade of a ledger of an earlier version, whose `next` was the first item that was in no chunk yet."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,14 @@ class Job:
     started: str | None
     ended: str | None
     total: int | None
-    """Items; None until they are counted."""
+    """Number of items; None until they are counted."""
     next: int
     """The first item that is neither stored nor refused."""
     done: int
     failed: int
     code: str | None
     detail: str | None
-    """Why it failed as a whole."""
+    """Why the job failed as a whole."""
     meter: str | None
     """The id and the limits of the API key that is charged, as the key had them; None: no key is charged."""
 
@@ -107,7 +107,7 @@ class Chunk:
     first: int
     count: int
     attempts: int = 0
-    """Times that a process began to embed it, or a chunk that it was part of, and ended before that was done."""
+    """Number of times that a process began the chunk, or one that it was part of, and ended before it was done."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Refusal:
     """An item that was not stored."""
 
     line: int
-    """Its place in the input, from 1: of JSONL the line, else the item's number."""
+    """Position in the input, from 1: the line of JSONL, otherwise the item's number."""
     id: str | None
     code: str
     detail: str
@@ -125,7 +125,7 @@ _JOB = f"SELECT {', '.join(field.name for field in fields(Job))} FROM jobs"
 
 
 class Ledger:
-    """Used by one thread at a time. Raises NotFound for a job that is not there."""
+    """The ledger's database, used by one thread at a time. Raises NotFound for an unknown job."""
 
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
@@ -221,7 +221,7 @@ class Ledger:
         return [Job(*row) for row in rows]
 
     def begin(self, job: Job, total: int) -> Job:
-        """Its items are counted, and are embedded from now on."""
+        """Record that the job's items are counted and that embedding begins."""
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE jobs SET state = 'running', total = ?, started = ? WHERE number = ? AND state = 'queued'",
@@ -238,13 +238,13 @@ class Ledger:
             connection.execute("DELETE FROM attempts WHERE job = ?", (job.number,))
 
     def forget(self, older_than_s: float) -> None:
-        """Forget jobs that ended so long ago."""
+        """Forget jobs that ended longer ago than this."""
         limit = (datetime.now(UTC) - timedelta(seconds=older_than_s)).isoformat(timespec="milliseconds")
         with self._transaction() as connection:
             connection.execute("DELETE FROM jobs WHERE ended < ?", (limit,))
 
     def counts(self) -> dict[str, int]:
-        """How many jobs are in each state."""
+        """Return the number of jobs in each state."""
         counts = dict(self._connection.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
         return dict.fromkeys(get_args(State), 0) | counts
 
@@ -265,7 +265,8 @@ class Ledger:
         return self.job(job.id)
 
     def attempted(self, job: Job) -> dict[int, Chunk]:
-        """Chunks that a process ended on, and those that they were split into, by their first items."""
+        """Return chunks that were under way when a process ended, and the parts that they were split into, by first
+        item."""
         rows = self._connection.execute(
             "SELECT first, count, attempts FROM attempts WHERE job = ? AND attempts > 0", (job.number,)
         )
@@ -297,7 +298,7 @@ class Ledger:
         return chunks
 
     def errors(self, job: Job, after: int, limit: int) -> list[Refusal]:
-        """Refusals of lines past `after`, in order."""
+        """Return the refusals of lines past `after`, in order."""
         rows: list[Any] = self._connection.execute(
             "SELECT line, id, code, detail FROM errors WHERE job = ? AND line > ? ORDER BY line LIMIT ?",
             (job.number, after, limit),
@@ -321,7 +322,7 @@ class LedgerThread:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
 
     async def do(self, method: Callable[Concatenate[Ledger, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a method of the ledger. Raises what it raises, and NotReady."""
+        """Call a method of the ledger. Raises its exceptions, and NotReady."""
         call = partial(method, self._ledger, *args, **kwargs)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, call)
@@ -332,7 +333,7 @@ class LedgerThread:
             raise NotReady("the jobs cannot be read or written") from None
 
     def begin(self, method: Callable[Concatenate[Ledger, P], object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call a method of the ledger after those that were called before, without waiting for it."""
+        """Call a method of the ledger after earlier calls, without waiting for it."""
         self._thread.submit(partial(method, self._ledger, *args, **kwargs))
 
     async def close(self) -> None:

@@ -1,4 +1,5 @@
-"""One job from its input to the store: planned, cut into chunks, each embedded and, in order, stored.
+"""The run of one job from its input to the store: planned, cut into chunks, and each chunk embedded and stored in
+order.
 
 Chunks are stored in order, so that of an id that comes twice the later stays, as though the items had been sent one
 after the other, and so that a number says what is left after a crash.
@@ -40,29 +41,29 @@ log = logging.getLogger(__name__)
 
 _CHUNK_ITEMS, _CHUNK_BYTES = 256, 8 * 2**20
 _EMBEDDED_CHUNKS = 2
-"""Chunks of all jobs that are embedded at once: one is read while the other is in the model."""
+"""Number of chunks, of all jobs, embedded at once: one is read while the other is in the model."""
 _PENDING_CHUNKS = 8
-"""Chunks of a job that are embedded or wait to be stored, because the first of them takes long."""
+"""Number of chunks of a job that are embedded or wait to be stored, because the first of them takes long."""
 _STORED_ITEMS = 512
-"""Items that are stored in one write, about."""
+"""Approximate number of items stored in one write."""
 ATTEMPTS = 3
-"""Times that a chunk is begun, by processes that end before it is done or fail on it, before its items are tried one by
-one; and an item before it is refused."""
+"""Tries of a chunk, by processes that end before it is done or fail on it, before its items are tried one by one;
+and tries of an item before it is refused."""
 _POISON = ("poison", "the server ended or failed whenever it worked on this item, so that it was left out")
 _THREADS = 4
-"""That read and write the files of jobs: as many as jobs are worked on at once."""
+"""Number of threads that read and write the files of jobs: as many as jobs are worked on at once."""
 _RATE_S = 30.0
 _SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 _FETCHED_URLS = 8
-"""URLs whose media are in memory together."""
+"""Number of URLs whose media are in memory together."""
 FETCH_PAUSES_S = (1.0, 5.0, 20.0)
-"""Before each further try of URLs that failed for the time being."""
+"""Seconds before each further try of URLs that failed temporarily."""
 
 Outcome = Entry | Refusal
 
 
 class Cancelled(Exception):
-    """By a client."""
+    """Raised where a client cancelled the job."""
 
 
 class Poison(Exception):
@@ -71,20 +72,20 @@ class Poison(Exception):
 
 @dataclass(frozen=True)
 class EmbeddingContext:
-    """What jobs are embedded with."""
+    """The services that embed a job's items."""
 
     embedder: Embedder
     store: Store
     tokens: TokenEmbedder
     previewer: Previewer | None
-    """None: no previews are kept."""
+    """Maker of previews; None: no previews are stored."""
     limiter: Limiter
     fetcher: Fetcher | None
-    """None: URLs are not fetched."""
+    """Fetcher of URLs; None: URLs are not fetched."""
 
 
 class Places:
-    """Room for some chunks at once, or for one alone. Lives on one event loop.
+    """Places for some chunks at once, or for one alone. Lives on one event loop.
 
     A chunk that was in hand when a process ended may have been what ended it, or may have stood beside that. Tried
     alone, it answers for itself only.
@@ -104,7 +105,7 @@ class Places:
 
 
 class Workplace:
-    """What the runs of all jobs share."""
+    """The services and limits that the runs of all jobs share."""
 
     def __init__(
         self, folder: Path, ledger: LedgerThread, settings: Settings, context: EmbeddingContext, metrics: Metrics
@@ -117,7 +118,7 @@ class Workplace:
         self.threads = Workers("jobs", _THREADS, spare=1)
 
     async def count_jobs(self) -> None:
-        """Jobs by state, for the metrics."""
+        """Count jobs by state, for the metrics."""
         with suppress(NotReady):
             self.metrics.count_jobs(await self.ledger.do(Ledger.counts))
 
@@ -126,7 +127,7 @@ class Workplace:
 class Progress:
     job: Job
     rate: float | None = None
-    """Items per second of late; None where nothing was done lately."""
+    """Recent items per second; None where nothing was done lately."""
     eta_s: float | None = None
 
 
@@ -143,15 +144,15 @@ class Run:
         self._stopped = threading.Event()
         self._reading = asyncio.Lock()
         self._seen: deque[tuple[float, int]] = deque()
-        """(when, items stored or refused) of late."""
+        """Recent times and numbers of items stored or refused."""
 
     @property
     def left(self) -> int:
-        """Items that are neither stored nor refused yet; 0 until they are counted."""
+        """Return the number of items that are neither stored nor refused yet; 0 until they are counted."""
         return 0 if self.job.total is None else self.job.total - self.job.done - self.job.failed
 
     def stop(self) -> None:
-        """Let what goes on in threads end."""
+        """Let the work in threads end."""
         self._stopped.set()
 
     def cancel(self) -> None:
@@ -171,7 +172,7 @@ class Run:
         return Progress(self.job, rate, eta_s)
 
     async def work(self) -> None:
-        """To the end of the input. Raises Unusable, Cancelled, DiskFull, NotReady."""
+        """Work to the end of the input. Raises Unusable, Cancelled, DiskFull, NotReady."""
         reader = await self._planned()
         try:
             self._note()
@@ -230,7 +231,7 @@ class Run:
         return chunk, asyncio.create_task(self._embed(reader, chunk))
 
     async def _embed(self, reader: Reader, chunk: Chunk) -> list[Outcome]:
-        """What is to be stored of each item, in order. Raises Poison for several items."""
+        """Return what to store for each item, in order. Raises Poison for several items."""
         async with AsyncExitStack() as place:
             async with self._reading:  # one chunk of a job at a time waits with its items in memory
                 limits = self._workplace.bounds.limits
@@ -241,7 +242,7 @@ class Run:
             return await self._attempt(chunk, items)
 
     async def _charge(self, items: Mapping[int, NewItem | Refusal]) -> None:
-        """Take what the items cost from the limits of the key that sent the job, as soon as they allow it."""
+        """Charge the items to the limits of the key that sent the job, as soon as they allow it."""
         if self._meter is not None:
             context = self._workplace.context
             fetched = context.fetcher is not None
@@ -265,7 +266,7 @@ class Run:
         return [Refusal(line, item.id, *_POISON)]
 
     async def _store_next(self, reader: Reader) -> None:
-        """Wait for the first chunk; store its items, and those of the chunks after it that are ready too."""
+        """Wait for the first chunk; store its items, and those of the following chunks that are ready too."""
         chunk, task = self.pending[0]
         await asyncio.wait({task})
         if self.cancelled:
@@ -289,7 +290,8 @@ class Run:
             self.pending.popleft()
 
     async def _store(self, outcomes: Sequence[Outcome], end: int) -> None:
-        """To the store, then to the ledger: a crash between the two repeats the first, to the same effect."""
+        """Write outcomes to the store, then to the ledger: after a crash between the two the first is repeated,
+        harmlessly."""
         entries = [outcome for outcome in outcomes if isinstance(outcome, Entry)]
         refusals = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
         latest = {(entry.collection, entry.id): entry for entry in entries}
@@ -318,7 +320,7 @@ class Run:
 async def embed(
     context: EmbeddingContext, items: Mapping[int, NewItem | Refusal], meter: Meter | None
 ) -> list[Outcome]:
-    """Items by their lines → what is to be stored of each, in order. Waits while there is no room or no tower.
+    """Embed items by line; return what to store for each, in order. Waits while there is no room or no tower.
 
     Where URLs are fetched, those of a chunk are fetched a few at a time, each few embedded before the next are fetched,
     so that a chunk of lines that are short takes no more memory than one of lines that hold their media. What may come
@@ -364,7 +366,7 @@ async def _fetched(context: EmbeddingContext, items: Mapping[int, NewItem], mete
 
 
 async def _embed_patiently(context: EmbeddingContext, items: Mapping[int, NewItem]) -> dict[int, Entry | InputError]:
-    """Again and again while there is no room or no tower."""
+    """Embed items, trying again while there is no room or no tower."""
     pause_s = _SHORTEST_PAUSE_S
     while True:
         try:
@@ -385,12 +387,12 @@ async def _embed_patiently(context: EmbeddingContext, items: Mapping[int, NewIte
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
-# What items cost
+# Costs of items
 
 
 def costs_of_items(items: Iterable[NewItem | Refusal], limits: Limits, *, fetched: bool) -> Costs:
-    """What items take from the limits of a key; slow. What cannot be read costs nothing, and what is at a URL an item,
-    where it is fetched: the rest of it is not known before."""
+    """Return what items cost of a key's limits; slow. An unreadable item costs nothing. An item at a URL counts as
+    one item where URLs are fetched: its other costs are not known before."""
     single: list[Single] = []
     costs: dict[Unit, float] = defaultdict(float)
     for item in items:
@@ -410,7 +412,7 @@ def costs_of_items(items: Iterable[NewItem | Refusal], limits: Limits, *, fetche
 
 
 async def _pay(meter: Meter, costs: Costs) -> None:
-    """Take costs from the limits of the key that sent the job, as soon as they allow it."""
+    """Charge costs to the limits of the key that sent the job, as soon as they allow it."""
     while True:
         try:
             await meter.take(costs)

@@ -1,4 +1,4 @@
-"""Backup and restore of bulk jobs, beside those of the store: what `python -m service backup | restore` run of them.
+"""Backup and restore of bulk jobs, beside those of the store: the parts of `python -m service backup | restore`.
 
 A copy is a folder like the one that is copied: the ledger, and of each unfinished job its input and its plan. The
 ledger is copied before the store is: what it says is done is in the store's copy too, and what was done in between is
@@ -19,7 +19,7 @@ from service.store import StoreError
 from service.store.sqlite import hold
 
 _FILES = ("input", "plan.sqlite3")
-"""Of a job's folder. A job that an earlier version took of a folder on the server has no input."""
+"""Files of a job's folder. A job that an earlier version made from a folder on the server has no input."""
 _ID = re.compile(r"[0-9a-f]{24}(-[A-Za-z0-9.-]{1,63})?")
 _TRIES = 5
 
@@ -34,7 +34,7 @@ class Copied:
 
 
 def stage(jobs: Path, target: Path) -> Copied | None:
-    """Copy the jobs, which may be worked on meanwhile, into a folder that is not there yet; None where there are none.
+    """Copy the jobs, which may be under way, into a folder that does not exist yet; return None where there are none.
 
     Raises StoreError.
     """
@@ -45,7 +45,7 @@ def stage(jobs: Path, target: Path) -> Copied | None:
             target.mkdir(parents=True)
             if (copied := _copied(jobs, target)) is not None:
                 return copied
-            # A job ended while its files were copied: so its items are all in the store.
+            # The job ended while its files were copied, so all of its items are in the store.
             shutil.rmtree(target)
     except (OSError, sqlite3.Error) as error:
         shutil.rmtree(target, ignore_errors=True)
@@ -54,7 +54,7 @@ def stage(jobs: Path, target: Path) -> Copied | None:
 
 
 def restore(source: Path, jobs: Path) -> Copied:
-    """Make a folder of jobs of a copy; the next server over it goes on with them. Raises StoreError."""
+    """Make a folder of jobs from a copy; the next server continues them. Raises StoreError."""
     lock = hold(jobs)
     try:
         refuse_jobs(jobs)
@@ -75,14 +75,15 @@ def refuse_jobs(jobs: Path) -> None:
 
 
 def _copied(source: Path, target: Path) -> Copied | None:
-    """None where a file of an unfinished job is not there. The ledger comes last: without it nothing was copied."""
+    """Copy a job; return None where a file of an unfinished job is missing. The ledger is copied last, as it
+    completes the copy."""
     staged = target / f"{FILE}.new"
     staged.unlink(missing_ok=True)
     address = f"{(source / FILE).absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(address, uri=True)) as held, closing(sqlite3.connect(staged)) as copy:
         held.backup(copy)
-        if (said := copy.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-            raise sqlite3.DatabaseError(said)
+        if (report := copy.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise sqlite3.DatabaseError(report)
     with closing(Ledger(staged)) as ledger:
         unfinished, count = ledger.unfinished(), sum(ledger.counts().values())
     with closing(sqlite3.connect(staged)) as copy:
@@ -92,9 +93,9 @@ def _copied(source: Path, target: Path) -> Copied | None:
             raise sqlite3.DatabaseError("a job's id is no name of a folder")
         (target / job.id).mkdir(exist_ok=True)
         for name in _FILES:
-            # A plan is whole once the items are counted; before that it is made anew.
-            wanted = job.form != "folder" if name == "input" else job.total is not None
-            if wanted and not _copy(source / job.id / name, target / job.id / name):
+            # A plan is complete once the items are counted; before that it is made again.
+            needed = job.form != "folder" if name == "input" else job.total is not None
+            if needed and not _copy(source / job.id / name, target / job.id / name):
                 return None
     sync(staged)
     os.replace(staged, target / FILE)

@@ -9,11 +9,11 @@ from service.contract.vectors import Vectors, l2_normalise
 
 STRENGTH = 1.0
 ROWS = 256
-"""Inputs whose similarities to all labels are in memory at once."""
+"""Number of inputs whose similarities to all labels are in memory at once."""
 
 
 def shifts(vectors: Vectors, owners: NDArray[np.int64], labels: int) -> Vectors:
-    """Of each label, what its examples say about it beyond what examples have in common: (L, D), zeros without any.
+    """Return each label's shift (L, D): what its own examples add to the common part of all; zeros without any.
 
     `vectors` (N, D) are the examples' unit vectors and `owners` (N,) the labels they belong to. The mean of a label's
     examples less the mean of those means: the gap between modalities, which all examples share, drops out, so that a
@@ -28,7 +28,8 @@ def shifts(vectors: Vectors, owners: NDArray[np.int64], labels: int) -> Vectors:
 
 
 def shifted(label_vectors: Vectors, shift: Vectors) -> Vectors:
-    """Label vectors (L, D) moved by their shifts, of unit length; those that have none are the same numbers."""
+    """Return label vectors (L, D) moved by their shifts, at unit length; labels without a shift keep their exact
+    vectors."""
     moved = np.flatnonzero(shift.any(axis=1))
     result = label_vectors.copy()
     result[moved] = l2_normalise(label_vectors[moved].astype(np.float64) + shift[moved])
@@ -38,8 +39,8 @@ def shifted(label_vectors: Vectors, shift: Vectors) -> Vectors:
 def own_similarities(
     vectors: Vectors, owners: NDArray[np.int64], label_vectors: Vectors
 ) -> Iterator[NDArray[np.float64]]:
-    """Of each example to every label (N, L), its own label being as it would be without that example; some rows at a
-    time, for all of them may be hundreds of megabytes."""
+    """Yield each example's similarities to every label (N, L), with its own label as it would be without that
+    example; some rows at a time, because all of them may take hundreds of megabytes."""
     sums, counts = _sums(vectors, owners, len(label_vectors))
     having = counts > 0
     middle = (sums[having] / counts[having, None]).mean(axis=0)

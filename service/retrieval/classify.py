@@ -43,18 +43,18 @@ from service.runtime.fair import FairSemaphore
 from service.store import LabelSet, Store
 
 Templates = Sequence[str] | Mapping[Modality, Sequence[str]]
-"""For inputs of every modality, or by modality."""
+"""Templates for inputs of every modality, or by modality."""
 _CHUNK = 256
-"""Inputs handed to the embedder at a time, so that 10,000 labels neither fill its queue nor wait in it all at once."""
+"""Inputs that the embedder gets at a time, so that 10,000 labels neither fill its queue nor wait in it all at once."""
 _ENCODED_AT_ONCE = 2
-"""Sets of labels, of those that are more than a chunk: each takes memory for its vectors while it is encoded."""
+"""Number of large sets of labels (more than one chunk) encoded at once: each takes memory for its vectors."""
 _CACHE_BYTES = 64 * 2**20
 _REMEMBERED_SETS = 8
 _ROWS = 1_024
-"""Label vectors that are widened to float64 at a time."""
+"""Label vectors that are converted to float64 at a time."""
 
 _NAMED = 5
-"""Labels that a warning names."""
+"""Largest number of labels that a warning names."""
 
 PLAIN = ("{}",)
 
@@ -63,9 +63,9 @@ PLAIN = ("{}",)
 class Label:
     name: str
     prompts: Sequence[str] | None = None
-    """Whole sentences that stand for the label, in place of the templates."""
+    """Whole sentences that represent the label, in place of the templates."""
     examples: Sequence[Input] = ()
-    """They move the label for inputs of their modality."""
+    """Examples, which move the label for inputs of their modality."""
 
 
 @dataclass(frozen=True)
@@ -84,20 +84,20 @@ class Score:
 @dataclass(frozen=True)
 class Classification:
     labels: list[Score]
-    """Best first."""
+    """Labels with their scores, best first."""
     abstained: bool
     on_topic: float | None = None
     cells: "list[list[Classification]] | None" = None
     error: InputError | None = None
-    """Of an input that cannot be classified, where the others are."""
+    """Why the input cannot be classified; the other inputs are."""
 
 
 @dataclass(frozen=True)
 class _Encoded:
     vectors: Vectors
-    """(L, D), of the labels."""
+    """Vectors (L, D) of the labels."""
     unknown: Sequence[int] = ()
-    """Places of the labels of which the tokenizer knows no word: their vectors are those of any such label."""
+    """Places of the labels of which the tokenizer knows no word: they all have the same vector."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,11 @@ class _Set:
     stored: Mapping[str, Vectors] = field(default_factory=dict)
     """Label vectors (L, D) by digest."""
     shifts: Mapping[str, Vectors] = field(default_factory=dict)
-    """(L, D) by modality of the examples."""
+    """Shifts (L, D) by modality of the examples."""
     detectors: Mapping[str, Detector] = field(default_factory=dict)
     version: str = ""
     ready: dict[str, _Encoded] = field(default_factory=dict)
-    """Of a stored set: label vectors by modality and the templates that stand for it when a request names none."""
+    """Label vectors of a stored set for requests without templates, by modality."""
 
 
 class Classifier:
@@ -125,7 +125,7 @@ class Classifier:
         self._image_limits = image_limits
         self._cache: OrderedDict[str, _Encoded] = OrderedDict()
         self._encoding: dict[tuple[str, str], Shared[_Encoded]] = {}
-        """By digest, and by the key that is charged for it."""
+        """Encodings under way, by digest and by the key that is charged."""
         self._places = FairSemaphore(_ENCODED_AT_ONCE, per_caller=1)
         self._sets: OrderedDict[str, _Set] = OrderedDict()
 
@@ -144,8 +144,8 @@ class Classifier:
         caller: Caller = PROCESS,
         warn: Callable[[str], None] = lambda _: None,
     ) -> list[Classification]:
-        """One classification per input, over distinct labels or those of a stored set. `warn` is told of inputs and
-        labels that the model hardly knows.
+        """Return one classification per input, over distinct labels or those of a stored set. `warn` receives a message
+        for inputs and labels that the model hardly knows.
 
         With `fail`, raises InputFailed for the first input that something is wrong with; without, that is its `error`.
         Raises NotFound (the label set), InputFailed (a label's prompt), InvalidRequest (nothing learned to abstain).
@@ -161,19 +161,21 @@ class Classifier:
             for warning in unknown_warning(f"inputs[{index}]", given):
                 warn(warning)
         unknown: set[int] = set()
-        found = [Classification([], False, error=each if isinstance(each, InputError) else None) for each in embedded]
+        classifications = [
+            Classification([], False, error=result if isinstance(result, InputError) else None) for result in embedded
+        ]
         good = {place: each for place, each in enumerate(embedded) if isinstance(each, Embedded)}
-        for modality in dict.fromkeys(each.modality for each in good.values()):
+        for modality in dict.fromkeys(result.modality for result in good.values()):
             places = [place for place, each in good.items() if each.modality == modality]
             detector = self._detector(chosen, modality) if abstain else None
             encoded = await self._vectors(chosen, modality, templates, caller)
             unknown.update(encoded.unknown)
-            own = np.stack([good[place].vector for place in places])
+            vectors = np.stack([good[place].vector for place in places])
             classifying = partial(
                 _classifications,
-                own,
+                vectors,
                 encoded.vectors,
-                [_name(each) for each in chosen.labels],
+                [_name(label) for label in chosen.labels],
                 self._embedder.manifest.temperature,
                 top_k,
                 threshold,
@@ -182,10 +184,10 @@ class Classifier:
             )
             results = await self._embedder.in_worker(classifying)
             for place, result in zip(places, results, strict=True):
-                found[place] = result
+                classifications[place] = result
         if unknown:
             warn(_unknown_labels(chosen.labels, sorted(unknown)))
-        return found if grid is None else _with_cells(found, grid)
+        return classifications if grid is None else _with_cells(classifications, grid)
 
     async def save_label_set(
         self,
@@ -200,9 +202,9 @@ class Classifier:
         vectors: dict[str, Vectors] = {}
         by_modality: dict[str, Vectors] = {}
         for modality in manifest.towers:
-            own = templates_for(manifest, modality, templates)
-            digest = label_digest(labels, own)
-            encoded = await self._label_vectors(digest, labels, own, caller)
+            chosen_templates = templates_for(manifest, modality, templates)
+            digest = label_digest(labels, chosen_templates)
+            encoded = await self._label_vectors(digest, labels, chosen_templates, caller)
             if encoded.unknown:
                 raise InputFailed(encoded.unknown[0], InputError(UNKNOWN_TEXT), field="labels")
             by_modality[modality] = vectors[digest] = encoded.vectors
@@ -215,26 +217,30 @@ class Classifier:
         counts = [len(label.examples) if isinstance(label, Label) else 0 for label in labels]
         owners = np.repeat(np.arange(len(labels)), counts)
         taught = await self._embed_all(examples, caller)
-        unlike = await self._embed_all([("off_topic", place, each) for place, each in enumerate(off_topic)], caller)
+        unlike = await self._embed_all(
+            [("off_topic", place, content) for place, content in enumerate(off_topic)], caller
+        )
         detectors: dict[str, Any] = {}
-        for modality in dict.fromkeys(each.modality for each in taught):
-            mine = np.array([each.modality == modality for each in taught])
-            vectors_taught = np.stack([each.vector for each in taught if each.modality == modality])
-            off = [each.vector for each in unlike if each.modality == modality]
-            learning = partial(_learn, vectors_taught, owners[mine], by_modality[modality], off, manifest.temperature)
+        for modality in dict.fromkeys(example.modality for example in taught):
+            of_modality = np.array([example.modality == modality for example in taught])
+            taught_vectors = np.stack([example.vector for example in taught if example.modality == modality])
+            off = [example.vector for example in unlike if example.modality == modality]
+            learning = partial(
+                _learn, taught_vectors, owners[of_modality], by_modality[modality], off, manifest.temperature
+            )
             shift, detector = await self._embedder.in_worker(learning)
             vectors[_shift_key(modality)] = shift
             if detector is not None:
                 detectors[modality] = detector.model_dump()
         definition = {
-            "labels": [_defined(each) for each in labels],
+            "labels": [_defined(label) for label in labels],
             "templates": templates,
             "detectors": detectors,
         }
         await self._store.put_label_set(name, definition, vectors)
 
     async def _embed_all(self, inputs: Sequence[tuple[str, int, Input]], caller: Caller) -> list[Embedded]:
-        """Any number of inputs. Raises InputFailed with the list and the place that stand before the bad one."""
+        """Embed any number of inputs. Raises InputFailed with the list and place that are given with the bad one."""
         embedded: list[Embedded] = []
         for start in range(0, len(inputs), _CHUNK):
             chunk = inputs[start : start + _CHUNK]
@@ -246,15 +252,15 @@ class Classifier:
         return embedded
 
     async def _embedded_cells(self, inputs: Sequence[Input], grid: Grid, caller: Caller) -> list[Embedded | InputError]:
-        """Each image followed by its cells, row by row; all of them an error where one is."""
+        """Embed each image followed by its cells, row by row; all of them are the error where one fails."""
         count = grid.rows * grid.columns + 1
         images = [await self._cells(given, grid) for given in await self._embedder.read(inputs, caller)]
         results = await self._embedder.embed([cell for image in images for cell in image], caller, admit_unknown=True)
         embedded: list[Embedded | InputError] = []
         for start in range(0, len(results), count):
-            own = results[start : start + count]
-            error = next((result for result in own if isinstance(result, InputError)), None)
-            embedded += own if error is None else [error] * count
+            cell_results = results[start : start + count]
+            error = next((result for result in cell_results if isinstance(result, InputError)), None)
+            embedded += cell_results if error is None else [error] * count
         return embedded
 
     async def _cells(self, image: Input, grid: Grid) -> list[Input]:
@@ -274,8 +280,8 @@ class Classifier:
         version = await self._store.label_set_version(name)
         known = self._sets.get(name)
         if known is None or known.version != version:
-            held = await self._store.label_set(name)
-            known = self._sets[name] = self._opened(held)
+            label_set = await self._store.label_set(name)
+            known = self._sets[name] = self._opened(label_set)
         self._sets.move_to_end(name)
         while len(self._sets) > _REMEMBERED_SETS:
             self._sets.popitem(last=False)
@@ -284,46 +290,46 @@ class Classifier:
     def _opened(self, held: LabelSet) -> _Set:
         labels = stored_labels(held.definition)
         detectors = held.definition.get("detectors", {})
-        own, shifts = {}, {}
+        stored, shifts = {}, {}
         for key, vectors in held.vectors.items():
             if modality := _shifted_modality(key):
                 shifts[modality] = vectors
             else:
-                own[key] = vectors
+                stored[key] = vectors
         if not self._embedder.manifest.accepts(held.space):  # another model's: only its words mean something here
             if shifts:
                 raise InvalidRequest("label_set: its examples were embedded by a model of another space")
-            own = {}
+            stored = {}
         return _Set(
             labels,
             held.definition["templates"],
-            own,
+            stored,
             shifts,
             {modality: Detector.model_validate(each) for modality, each in detectors.items()},
             held.updated,
         )
 
     def _detector(self, chosen: _Set, modality: str) -> Detector:
-        own = chosen.detectors.get(modality)
-        held = next((each for name, each in self._embedder.manifest.abstention.items() if name == modality), None)
-        if own is None and held is None:
+        learned = chosen.detectors.get(modality)
+        trained = next((each for name, each in self._embedder.manifest.abstention.items() if name == modality), None)
+        if learned is None and trained is None:
             raise InvalidRequest(
                 f"abstain: neither the labels nor this bundle have learned which {modality} inputs are off topic"
             )
-        detector = own or held
+        detector = learned or trained
         assert detector is not None
         return detector
 
     async def _vectors(self, chosen: _Set, modality: str, templates: Templates | None, caller: Caller) -> _Encoded:
-        """Label vectors (L, D) for inputs of a modality, moved by examples of it."""
-        own = templates_for(self._embedder.manifest, modality, templates or chosen.templates)
+        """Return the label vectors (L, D) for inputs of a modality, moved by its examples."""
+        chosen_templates = templates_for(self._embedder.manifest, modality, templates or chosen.templates)
         plain = templates is None and bool(chosen.version)
         if plain and modality in chosen.ready:
             return chosen.ready[modality]
-        digest = label_digest(chosen.labels, own)
+        digest = label_digest(chosen.labels, chosen_templates)
         stored = chosen.stored.get(digest)
         if stored is None:
-            encoded = await self._label_vectors(digest, chosen.labels, own, caller)
+            encoded = await self._label_vectors(digest, chosen.labels, chosen_templates, caller)
         else:
             encoded = _Encoded(stored)
         if modality in chosen.shifts:
@@ -336,7 +342,7 @@ class Classifier:
     async def _label_vectors(
         self, digest: str, labels: Sequence[str | Label], templates: Sequence[str], caller: Caller
     ) -> _Encoded:
-        """(L, D), from the cache or encoded now: once, and in the room of one, however many bring the same labels.
+        """Return label vectors (L, D) from the cache, or encode them: once for all requests with the same labels.
 
         Given up when the last of them goes away.
         """
@@ -373,10 +379,10 @@ class Classifier:
         prompts: Iterator[tuple[int, str]],
         caller: Caller,
     ) -> _Encoded:
-        """(L, D) of unit length: of each label the sum of its prompts' vectors, `chunk` being the first of them."""
+        """Return each label's sum of its prompts' vectors (L, D), at unit length; `chunk` holds the first prompts."""
         sums = np.zeros((len(labels), self._embedder.manifest.dimensions))
         doubtful: set[int] = set()
-        said: set[int] = set()
+        known_owners: set[int] = set()
         while chunk:
             owners = [owner for owner, _ in chunk]
             results = await self._embedder.embed([Text(prompt) for _, prompt in chunk], caller, admit_unknown=True)
@@ -386,7 +392,7 @@ class Classifier:
                 if result.unknown:
                     doubtful.add(owner)
                 if result.unknown < 1:
-                    said.add(owner)
+                    known_owners.add(owner)
             # Sums point where means point.
             np.add.at(sums, owners, np.stack([result.vector for result in results if isinstance(result, Embedded)]))
             chunk = list(islice(prompts, _CHUNK))
@@ -394,9 +400,9 @@ class Classifier:
             vectors = await self._embedder.in_worker(lambda: l2_normalise(sums))
         except ValueError:
             raise InvalidRequest("labels: the prompts of a label cancel each other out") from None
-        # The words of a template are known whatever stands in it: there the name is asked for by itself.
+        # The words of a template are always known, so the name is checked by itself.
         templated = sorted(place for place in doubtful if not _own_prompts(labels[place]))
-        unknown = [place for place in doubtful - said if _own_prompts(labels[place])]
+        unknown = [place for place in doubtful - known_owners if _own_prompts(labels[place])]
         for start in range(0, len(templated), _CHUNK):
             places = templated[start : start + _CHUNK]
             results = await self._embedder.embed([Text(_name(labels[place])) for place in places], caller)
@@ -411,7 +417,8 @@ def _unknown_labels(labels: Sequence[str | Label], places: Sequence[int]) -> str
 
 
 def _prompts(labels: Sequence[str | Label], templates: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Each label's place and its prompts, one by one: all of them together may be thousands of times the request."""
+    """Yield each label's place and its prompts one by one: all of them may be thousands of times the size of the
+    request."""
     for place, label in enumerate(labels):
         for prompt in _own_prompts(label) or (template.replace("{}", _name(label)) for template in templates):
             yield place, prompt
@@ -428,10 +435,10 @@ def templates_for(manifest: Manifest, modality: str, given: Templates | None = N
 
 
 def label_digest(labels: Iterable[str | Label], templates: Sequence[str]) -> str:
-    """Names label vectors: equal for equal labels, in the same order, under the same templates."""
+    """Return a digest of label vectors: equal for equal labels, in the same order, under the same templates."""
     parts = [
-        each if isinstance(each, str) else each.name if each.prompts is None else [each.name, each.prompts]
-        for each in labels
+        label if isinstance(label, str) else label.name if label.prompts is None else [label.name, label.prompts]
+        for label in labels
     ]
     return hashlib.sha256(json.dumps([parts, list(templates)]).encode()).hexdigest()
 
@@ -459,8 +466,8 @@ def _defined(label: str | Label) -> str | dict[str, Any]:
 def stored_labels(definition: Mapping[str, Any]) -> list[str | Label]:
     """The words of a stored set's labels; what examples taught it is not among them."""
     return [
-        each if isinstance(each, str) else Label(name=each["name"], prompts=each.get("prompts"))
-        for each in definition["labels"]
+        label if isinstance(label, str) else Label(name=label["name"], prompts=label.get("prompts"))
+        for label in definition["labels"]
     ]
 
 
@@ -482,12 +489,12 @@ def _learn(
     off_topic: Sequence[Vectors],
     temperature: float,
 ) -> tuple[Vectors, Detector | None]:
-    """What the examples of one modality teach: shifts (L, D), and where there is enough to tell apart, a detector."""
+    """Return what the examples of one modality teach: shifts (L, D), and a detector where there are enough examples."""
     shift = adapters.shifts(examples, owners, len(label_vectors))
     if len(examples) < 2 or len(off_topic) < 2:
         return shift, None
-    own = adapters.own_similarities(examples, owners, label_vectors)
-    on = np.concatenate([abstention.scores(rows, temperature) for rows in own])
+    similarities = adapters.own_similarities(examples, owners, label_vectors)
+    on = np.concatenate([abstention.scores(rows, temperature) for rows in similarities])
     moved = adapters.shifted(label_vectors, shift).astype(np.float64)
     unlike = np.stack(off_topic).astype(np.float64)
     pieces = (unlike[start : start + adapters.ROWS] @ moved.T for start in range(0, len(unlike), adapters.ROWS))
@@ -505,7 +512,7 @@ def _classifications(
     detector: Detector | None,
     cut: float,
 ) -> list[Classification]:
-    """Of inputs (N, D) over label vectors (L, D)."""
+    """Classify inputs (N, D) over label vectors (L, D)."""
     # float64, so that a label's score does not depend on its place among the others.
     wide = inputs.astype(np.float64)
     similarities = np.concatenate(
@@ -518,16 +525,16 @@ def _classifications(
     if detector is not None:
         likely = detector.probability(abstention.scores(similarities, temperature)).tolist()
     results = []
-    for own, similar, on_topic in zip(scores, similarities, likely, strict=True):
+    for label_scores, similar, on_topic in zip(scores, similarities, likely, strict=True):
         order = _best(similar, top_k)
-        best = [Score(names[place], float(own[place]), float(similar[place])) for place in order]
+        best = [Score(names[place], float(label_scores[place]), float(similar[place])) for place in order]
         unsure = threshold is not None and best[0].score < threshold
         results.append(Classification(best, unsure or (on_topic is not None and on_topic < cut), on_topic))
     return results
 
 
 def _best(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
-    """Places of the `count` largest, largest first; equal ones in the order in which they stand."""
+    """Return the places of the `count` largest values, largest first; equal values keep their order."""
     if count >= len(values):
         return np.argsort(-values, kind="stable")
     least = np.partition(values, -count)[-count]
@@ -536,11 +543,11 @@ def _best(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
 
 
 def _with_cells(found: Sequence[Classification], grid: Grid) -> list[Classification]:
-    """Images followed by their cells → images that hold their cells."""
-    each = grid.rows * grid.columns + 1
+    """Attach the results of cells to the images before them."""
+    size = grid.rows * grid.columns + 1
     results = []
-    for start in range(0, len(found), each):
-        whole, *cells = found[start : start + each]
+    for start in range(0, len(found), size):
+        whole, *cells = found[start : start + size]
         rows = [cells[row * grid.columns : (row + 1) * grid.columns] for row in range(grid.rows)]
         results.append(replace(whole, cells=rows))
     return results

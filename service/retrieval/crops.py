@@ -7,7 +7,7 @@ from PIL import Image
 from service.contract.images import ImageLimits, decode_image
 
 _LONGEST = 1_024
-"""Pixels of a cell's longer side: towers look at a few hundred, and a cell is held uncompressed."""
+"""Longer side of a cell, in pixels: towers use a few hundred, and a cell is kept uncompressed."""
 
 
 def crops(data: bytes, rows: int, columns: int, limits: ImageLimits) -> list[bytes]:

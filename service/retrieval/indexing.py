@@ -1,4 +1,4 @@
-"""Items → vectors → the store."""
+"""Indexing: items → vectors → the store."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
@@ -23,7 +23,7 @@ from service.store import DEFAULT_COLLECTION, Entry, Moment, Preview, Store
 
 _TOKENS_AT_ONCE = 32
 _PREVIEWS_BEHIND = 2
-"""At once, in the background: requests have the other threads that decode."""
+"""Previews made at once for background work: requests have the other threads that decode."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class NewItem:
 
     id: str
     content: Input | NDArray[np.floating]
-    """What is embedded, or its vector (D,) of any length."""
+    """The input to embed, or its vector (D,) of any length."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     collection: str = DEFAULT_COLLECTION
     modality: StoredModality = "vector"
-    """Of a vector; inputs say it themselves."""
+    """Modality of a given vector; inputs have their own."""
 
 
 async def index_items(
@@ -49,13 +49,13 @@ async def index_items(
     tokens: TokenEmbedder | None = None,
     previewer: Previewer | None = None,
 ) -> list[Entry | InputError]:
-    """Embed and upsert items in one transaction; what was written for each, or what is wrong with it, in order.
+    """Embed and upsert items in one transaction; return what was written for each or its error, in order.
 
     With `fail`, one bad input fails them all: raises InputFailed with its index. Without, the others are stored. Raises
     DeadlineExceeded, with nothing stored.
     """
     keeping = await token_collections(store, {item.collection for item in items}) if tokens else frozenset()
-    # Of embedding, tokens and previews together; what is being written is not broken off.
+    # One deadline for embedding, tokens and previews together; a write is not interrupted.
     async with within(None if caller.background else embedder.deadline_s):
         made = await embed_items(
             embedder, items, keeping=keeping, caller=caller, tokens=tokens, previewer=previewer, fail=fail
@@ -76,8 +76,8 @@ async def embed_items(
     previewer: Previewer | None = None,
     fail: bool = False,
 ) -> list[Entry | InputError]:
-    """What is to be written for each item, or what is wrong with it, in order; those of the collections that are
-    `keeping` token vectors with theirs.
+    """Return each item's entry to write or its error, in order; items of the collections in `keeping` get token
+    vectors.
 
     With `fail`, raises InputFailed for the first that something is wrong with.
     """
@@ -107,7 +107,7 @@ async def embed_items(
 
 
 async def token_collections(store: Store, names: Iterable[str]) -> Set[str]:
-    """Those that keep token vectors."""
+    """Return those of the collections that keep token vectors."""
     return {name for name in names if await store.keeps_tokens(name)}
 
 
@@ -133,7 +133,7 @@ async def _add_tokens(
     keeping: Set[str],
     caller: Caller,
 ) -> None:
-    """Give entries their token vectors; an input whose tower has none goes without."""
+    """Add token vectors to entries; an input whose tower has none gets none."""
     entries = {
         place: entry for place in inputs if isinstance(entry := made[place], Entry) and entry.collection in keeping
     }
@@ -149,7 +149,7 @@ async def _add_tokens(
 async def _add_previews(
     previewer: Previewer, inputs: Mapping[int, Input], made: list[Entry | InputError], at_once: int
 ) -> None:
-    """Give entries that were made from an image or a sound a preview of it."""
+    """Add previews to the entries that were made from an image or a sound."""
     media = {place: given for place, given in inputs.items() if isinstance(given, Media)}
     entries = {place: entry for place in media if isinstance(entry := made[place], Entry)}
     places = list(entries)
@@ -161,7 +161,7 @@ async def _add_previews(
 
 
 def unit_vectors(given: Sequence[Vectors], dimensions: int) -> list[Vectors | InputError]:
-    """Clients' vectors at unit length, float32 (D,) each, or what is wrong with one."""
+    """Return clients' vectors at unit length, float32 (D,) each, or the error of one."""
     if given and all(len(vector) == dimensions for vector in given):
         with suppress(ValueError):  # one of them has no direction: which?
             return list(l2_normalise(np.stack(given)))

@@ -1,4 +1,4 @@
-"""How alike two sets of token vectors are: the late interaction of FILIP, and optimal transport as in UNITER.
+"""Similarity of two sets of token vectors: the late interaction of FILIP, and optimal transport as in UNITER.
 
 Both are functions of one query's tokens (N, D) and the tokens of many items (M_i, D), all of unit length, and give one
 score per item: for two sets of one token each it is their cosine similarity.
@@ -16,18 +16,20 @@ _PROXIMAL_WEIGHT = 0.5
 
 
 def maxsim(query: Vectors, items: Sequence[Vectors]) -> NDArray[np.float64]:
-    """Mean over the query's tokens of the similarity to the item's nearest token (FILIP, arXiv 2111.07783, eq. 4)."""
+    """Return the mean over the query's tokens of the similarity to the item's nearest token (FILIP, arXiv
+    2111.07783, eq. 4)."""
     similar, present = _similarities(query, items)
     return np.asarray(np.where(present[:, None], similar, -np.inf).max(axis=2).mean(axis=1))
 
 
 def heat(query: Vectors, item: Vectors) -> NDArray[np.float32]:
-    """For each token of an item, its similarity to the nearest of the query's: a map of what answers the query (M,)."""
+    """Return, for each token of an item, its similarity to the nearest token of the query: a map of relevance (M,)."""
     return np.asarray((item @ query.T).max(axis=1), np.float32)
 
 
 def transport(query: Vectors, items: Sequence[Vectors]) -> NDArray[np.float64]:
-    """Similarity under the cheapest transport of the query's tokens onto the item's: 1 - Σ plan · (1 - similarity).
+    """Return the similarity under the cheapest transport of the query's tokens onto the item's: 1 - Σ plan · (1 -
+    similarity).
 
     Both sides spread their weight evenly. The plan is that of IPOT, the proximal point method (arXiv 1802.04307) that
     UNITER (arXiv 1909.11740, section 3.2) aligns words and regions by: 50 steps of weight 0.5, one Sinkhorn iteration
@@ -49,7 +51,7 @@ def transport(query: Vectors, items: Sequence[Vectors]) -> NDArray[np.float64]:
 
 
 def _similarities(query: Vectors, items: Sequence[Vectors]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Similarities (B, N, M) with every item padded to the longest, and where its own tokens are (B, M)."""
+    """Return similarities (B, N, M) with every item padded to the longest, and the mask of its own tokens (B, M)."""
     counts = np.array([len(item) for item in items])
     present = np.arange(counts.max())[None] < counts[:, None]
     padded = np.zeros((*present.shape, query.shape[1]), np.float32)

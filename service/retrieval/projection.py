@@ -28,23 +28,23 @@ from service.runtime.workers import Workers, stop_if_abandoned
 from service.store import Item, Store
 
 MOST_POINTS = 5_000
-"""Of a map, whatever part of it is asked for: so there is one map of what a collection holds."""
+"""Largest number of points of a map, the same for every request, so that a collection has one map."""
 _KEPT = 4
-"""Collections whose maps are remembered."""
+"""Number of collections whose maps are kept."""
 _KEYS = 32
 
 _FEWEST = 24
-"""Items below which there are no neighbourhoods to show: their principal components are the map."""
+"""Smallest number of items for a map of neighbourhoods: with fewer, the map is their principal components."""
 _OWN, _OTHER = 15, 3
 """Neighbours in an item's own modality, and in each other one."""
 _A, _B = 1.895, 0.8006
 """UMAP's curve 1 / (1 + a d^2b) for a least distance of 0.01."""
 _STEPS = 300
 _PUSHES = 15
-"""Random others that push an item at each step, for all of them."""
+"""Number of random items that push an item at each step."""
 _PUSH = 5.0
 _FARTHEST = 4.0
-"""That one item draws or pushes another."""
+"""Largest pull or push of one item on another."""
 
 Places = NDArray[np.float64]
 
@@ -56,18 +56,18 @@ class Point:
     id: str
     modality: str
     labels: Mapping[str, str]
-    """By metadata key."""
+    """Labels by metadata key."""
 
 
 @dataclass(frozen=True)
 class Map:
     points: Sequence[Point]
     places: Places
-    """(N, 2), each within -1 and 1."""
+    """Places (N, 2), each coordinate from -1 to 1."""
     count: int
-    """Of items in the collection, of which the map has a sample."""
+    """Number of items in the collection, of which the map has a sample."""
     keys: Sequence[str]
-    """Of the metadata, those that label points, most frequent first."""
+    """Metadata keys that can label points, most frequent first."""
 
     def of_at_most(self, limit: int) -> "Map":
         """The map of a sample of its points, the same ones each time, where there are more."""
@@ -78,7 +78,7 @@ class Map:
 
 
 def layout(vectors: Vectors, groups: Sequence[str], seed: int = 0) -> Places:
-    """Unit vectors (N, D) of N groups → (N, 2), within the square from -1 to 1. The same for the same input."""
+    """Place unit vectors (N, D) of N groups in the square from -1 to 1, as (N, 2). Equal inputs give equal places."""
     names = np.asarray(groups)
     around = centred(vectors, names)
     places = components(around)
@@ -89,13 +89,13 @@ def layout(vectors: Vectors, groups: Sequence[str], seed: int = 0) -> Places:
 
 
 def centred(vectors: Vectors, groups: NDArray[np.str_]) -> Vectors:
-    """Each group around its own mean, at unit length."""
+    """Centre each group on its own mean, and scale to unit length."""
     around = vectors.astype(np.float32)
     for name in np.unique(groups):
-        own = groups == name
-        # A group of few has no mean worth the name: taken off, it would leave next to nothing of them.
-        if np.count_nonzero(own) > 2:
-            around[own] -= around[own].mean(axis=0)
+        members = groups == name
+        # The mean of a small group is not meaningful: subtracting it would leave almost nothing of the group.
+        if np.count_nonzero(members) > 2:
+            around[members] -= around[members].mean(axis=0)
     around /= np.maximum(np.linalg.norm(around, axis=1, keepdims=True), 1e-12)
     return around
 
@@ -115,18 +115,18 @@ def components(vectors: Vectors) -> Places:
 
 
 def _neighbours(vectors: Vectors, groups: NDArray[np.str_]) -> tuple[NDArray[np.int64], NDArray[np.int64], Places]:
-    """Pairs of neighbours (E,), (E,) and how much of neighbours they are (E,), 0 to 1."""
+    """Return pairs of neighbours (E,), (E,) and the strengths of their bonds (E,), 0 to 1."""
     where = [np.flatnonzero(groups == name) for name in np.unique(groups)]
     pairs, weights = [], []
-    for mine in where:
-        for theirs in where:
-            same = mine is theirs
-            # Of few items few are neighbours, or everything would be everything's.
-            count = min(_OWN if same else _OTHER, max(1, len(theirs) // 5), len(theirs) - same) + same
+    for first in where:
+        for second in where:
+            same = first is second
+            # With few items, take few neighbours: otherwise every item would be a neighbour of every other.
+            count = min(_OWN if same else _OTHER, max(1, len(second) // 5), len(second) - same) + same
             if count <= same:
                 continue
-            near, found = faiss.knn(vectors[mine], vectors[theirs], count, metric=faiss.METRIC_INNER_PRODUCT)
-            heads, tails = np.broadcast_to(mine[:, None], found.shape), theirs[found]
+            near, neighbours = faiss.knn(vectors[first], vectors[second], count, metric=faiss.METRIC_INNER_PRODUCT)
+            heads, tails = np.broadcast_to(first[:, None], neighbours.shape), second[neighbours]
             other = heads != tails
             apart = np.where(other, near.max(axis=1, where=other, initial=-1, keepdims=True) - near, 0)
             spread = apart.sum(axis=1, keepdims=True) / np.maximum(other.sum(axis=1, keepdims=True), 1)
@@ -144,7 +144,7 @@ def _settled(
     start: Places, heads: NDArray[np.int64], tails: NDArray[np.int64], weights: Places, random: np.random.Generator
 ) -> Places:
     count = len(start)
-    # Scattered by next to nothing: identical items are in one place otherwise, and nothing moves them apart.
+    # Add a tiny noise: otherwise identical items are in one place, and nothing moves them apart.
     places = start * (3 / max(float(start.std()), 1e-12)) + random.normal(0, 1e-3, start.shape)
     degree = np.bincount(heads, weights, count) + np.bincount(tails, weights, count)
     each = np.repeat(np.arange(count), _PUSHES)
@@ -175,7 +175,7 @@ class _Making:
 
 
 class Maps:
-    """Maps of a store's collections: one is made at a time, in a thread of its own, once for what the store holds.
+    """Maps of a store's collections. One is computed at a time, in a thread of its own, once per state of the store.
 
     It is given up when the last who waits for it goes away. Who has waited for `wait_s` is answered with
     DeadlineExceeded, and then it is made all the same, for who asks again.
@@ -187,11 +187,11 @@ class Maps:
         self._made: dict[str, tuple[str, Map]] = {}
         self._making: _Making | None = None
         self._seconds = 1.0
-        """That the last map took."""
+        """Duration of the last map, in seconds."""
         self._closed = False
 
     async def map(self, collection: str, limit: int) -> Map:
-        """Of at most `limit` items, the same ones until something is written.
+        """Return a map of at most `limit` items, the same ones until something is written.
 
         Raises NotFound, Overloaded while another map is being made, DeadlineExceeded, and NotReady after close.
         """
@@ -202,7 +202,7 @@ class Maps:
         return made.of_at_most(limit)
 
     def close(self) -> None:
-        """Answer who waits for a map with NotReady."""
+        """Answer everyone who waits for a map with NotReady."""
         self._closed = True
         if self._making is not None:
             self._making.made.task.cancel()
@@ -244,8 +244,8 @@ def _mapped(items: Sequence[Item], count: int) -> Map:
     stacked = np.stack(vectors) if vectors else np.empty((0, 2), np.float32)
     places = layout(stacked, [item.modality for item in items])
     points = [Point(item.id, item.modality, _labels(item.metadata)) for item in items]
-    found = Counter(key for point in points for key in point.labels)
-    return Map(points, places, count, [key for key, _ in found.most_common(_KEYS)])
+    counts = Counter(key for point in points for key in point.labels)
+    return Map(points, places, count, [key for key, _ in counts.most_common(_KEYS)])
 
 
 def _labels(metadata: Mapping[str, object]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Pure functions over a ranking: fusing two of them, leaving out repetitions, making it diverse."""
+"""Pure functions over a ranking: fusing two of them, removing near-duplicates, making it diverse."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from service.contract.vectors import Vectors
 from service.runtime.workers import stop_if_abandoned
 
 FUSION_K = 60
-"""Of reciprocal rank fusion, as Cormack, Clarke and Büttcher (SIGIR 2009) chose it."""
+"""Constant of reciprocal rank fusion, as Cormack, Clarke and Büttcher (SIGIR 2009) chose it."""
 
 _ROUNDING = 1e-6
-"""By which the inner product of two equal unit vectors in float32 may miss 1."""
+"""Largest deviation from 1 of the float32 inner product of two equal unit vectors."""
 
 
 def fuse(rankings: Sequence[Sequence[str]], weights: Sequence[float]) -> dict[str, float]:
-    """Reciprocal rank fusion: ids → Σ weight / (60 + rank), ranks from 1, over the rankings that hold the id."""
+    """Return reciprocal rank fusion: ids → Σ weight / (60 + rank), ranks from 1, over the rankings that hold the id."""
     fused: dict[str, float] = {}
     for ranking, weight in zip(rankings, weights, strict=True):
         for place, id in enumerate(ranking, start=1):
@@ -25,22 +25,22 @@ def fuse(rankings: Sequence[Sequence[str]], weights: Sequence[float]) -> dict[st
 
 
 def distinct(vectors: Vectors, similarity: float) -> list[int]:
-    """Places, in order, of the unit vectors (N, D) that are not as near as `similarity` to one that was kept before.
+    """Return the places, in order, of the unit vectors (N, D) that are not as near as `similarity` to one kept before.
 
     Equal content makes equal vectors, so that a similarity of 1 leaves out exact repetitions.
     """
     kept: list[int] = []
-    held = np.empty_like(vectors)
+    kept_vectors = np.empty_like(vectors)
     for place, vector in enumerate(vectors):
         stop_if_abandoned()
-        if not kept or float((held[: len(kept)] @ vector).max()) < similarity - _ROUNDING:
-            held[len(kept)] = vector
+        if not kept or float((kept_vectors[: len(kept)] @ vector).max()) < similarity - _ROUNDING:
+            kept_vectors[len(kept)] = vector
             kept.append(place)
     return kept
 
 
 def diverse(relevance: NDArray[np.floating], vectors: Vectors, trade: float, count: int) -> list[int]:
-    """Places of `count` items by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
+    """Return the places of `count` items by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
 
     Each is the one with the largest trade · relevance - (1 - trade) · (largest similarity to those already taken); the
     first is the most relevant. Relevance (N,), unit vectors (N, D); 1 for `trade` orders by relevance alone.

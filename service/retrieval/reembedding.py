@@ -46,8 +46,9 @@ Source = Literal["text", "file", "preview"]
 
 
 def command(store: Path, bundle: Path, new: Path | None = None) -> str:
-    """What is typed to carry a store over to a bundle, by the interpreter that runs now. Spelt here only."""
-    stores = [str(each) for each in (store, new) if each is not None]
+    """Return the shell command that carries a store over to a bundle with the current interpreter. It is spelt only
+    here."""
+    stores = [str(folder) for folder in (store, new) if folder is not None]
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
@@ -56,7 +57,7 @@ def command(store: Path, bundle: Path, new: Path | None = None) -> str:
 
 @contextmanager
 def naming_the_way_out(settings: Settings) -> Iterator[None]:
-    """Where a store that another bundle filled is refused, add what to type to carry it over to the default bundle."""
+    """Add the command that carries the store over to the error of a store that another bundle filled."""
     try:
         yield
     except SpaceMismatch as error:
@@ -72,25 +73,25 @@ def naming_the_way_out(settings: Settings) -> Iterator[None]:
 @dataclass
 class Outcome:
     embedded: Counter[Source] = field(default_factory=Counter)
-    """By what was embedded."""
+    """Number of items by what was embedded."""
     beginnings: int = 0
-    """Sounds of which the preview, and so the vector, has the beginning only."""
+    """Number of sounds whose preview, and so the vector, covers the beginning only."""
     already: int = 0
-    """In the new store from a run that was interrupted."""
+    """Number of items that the new store has from an interrupted run."""
     label_sets: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    """By reason."""
+    """Number of items left out, by reason."""
     examples: dict[str, str] = field(default_factory=dict)
     """An id for each reason."""
 
     @property
     def carried(self) -> int:
-        """Items that are in the new store."""
+        """Return the number of items in the new store."""
         return self.embedded.total() + self.already
 
     @property
     def files_would_help(self) -> bool:
-        """Whether there are images, sounds or videos of which no file was at hand."""
+        """Return whether there are images, sounds or videos of which no file was at hand."""
         media = ("image:", "audio:", "video:")
         return self.embedded["preview"] > 0 or any(reason.startswith(media) for reason in self.left_out)
 
@@ -110,7 +111,7 @@ class Found:
     item: OldItem
     source: Source
     data: bytes = b""
-    """Of a file or a preview."""
+    """Content of the file or preview."""
 
     @property
     def new(self) -> NewItem:
@@ -121,20 +122,21 @@ class Found:
 
 @dataclass(frozen=True)
 class Originals:
-    """Where the files of images, sounds and videos are, if anywhere. Raises StoreError for a folder that is none."""
+    """The folder with the files of images, sounds and videos, if any. Raises StoreError for a folder that does not
+    exist."""
 
     folder: Path | None = None
     key: str | None = None
     """The metadata key that holds a path inside the folder."""
     most_bytes: int = 100_000_000
-    """Of a file that is read."""
+    """Largest file that is read, in bytes."""
 
     def __post_init__(self) -> None:
         if self.folder is not None and not self.folder.is_dir():
             raise StoreError(f"--media {self.folder} is no folder")
 
     def of(self, item: OldItem) -> Found | str:
-        """What it can be embedded from, or why from nothing. Reads the file."""
+        """Return what the item can be embedded from, or why it cannot be. Reads the file."""
         if item.modality == "text":
             return "text: its text was not stored" if item.text is None else Found(item, "text")
         if item.modality == "vector":
@@ -171,20 +173,20 @@ class Originals:
 
 
 def survey(path: Path, originals: Originals) -> Outcome:
-    """What could be embedded again, and what not, without doing anything. Raises StoreError."""
+    """Return what could be embedded again and what could not, without doing it. Raises StoreError."""
     outcome = Outcome()
     with closing(OldStore(path, alone=False)) as old:
         for item in old.items():
-            found = originals.of(item)
-            if isinstance(found, str):
-                outcome.leave_out(found, item.id)
+            original = originals.of(item)
+            if isinstance(original, str):
+                outcome.leave_out(original, item.id)
             else:
-                outcome.count(found)
+                outcome.count(original)
     return outcome
 
 
 async def reembed(path: Path, new: Path, settings: Settings, originals: Originals) -> Outcome:
-    """Fill a store at `new`, or add what it lacks, for the bundle that the settings name; the old one may be served.
+    """Fill a store at `new`, or add what it lacks, for the bundle of the settings; the old one may be served meanwhile.
 
     Raises StoreError, BundleError, TowerError.
     """
@@ -194,7 +196,7 @@ async def reembed(path: Path, new: Path, settings: Settings, originals: Original
 
 
 async def replace_store(path: Path, settings: Settings, originals: Originals) -> tuple[Outcome, Path | None]:
-    """Carry the store at `path` over to the bundle that the settings name: it is then of that bundle's space.
+    """Carry the store at `path` over to the bundle of the settings, so that it has that bundle's space.
 
     Ends with the folder where the old store is kept; None where there was nothing to do. Raises StoreError, BundleError
     and TowerError, and leaves the store as it was.
@@ -228,8 +230,8 @@ async def replace_store(path: Path, settings: Settings, originals: Originals) ->
 
 
 class _Filling:
-    """One run that fills a store. `alone`: nobody else writes to it, so that it is to become what the old one is; else
-    what is newer in it stays."""
+    """One run that fills a store. `alone` means that nobody else writes to it, so that it ends with the
+    old one's items alone; otherwise newer items in it stay."""
 
     def __init__(
         self, old: OldStore, new: Path, bundle: Bundle, settings: Settings, originals: Originals, *, alone: bool
@@ -275,31 +277,31 @@ class _Filling:
                     self._leave_out(found, item.id, item.collection, item.modality)
                 else:
                     batch.append(found)
-                    if len(batch) == _BATCH or sum(len(each.data) for each in batch) > _BATCH_BYTES:
+                    if len(batch) == _BATCH or sum(len(original.data) for original in batch) > _BATCH_BYTES:
                         await self._move(batch)
                         batch = []
             if batch:
                 await self._move(batch)
         classifier = Classifier(self._embedder, self._store)
-        for held in self._old.label_sets():
-            await self._label_set(held, classifier)
+        for label_set in self._old.label_sets():
+            await self._label_set(label_set, classifier)
 
     def _look(self, item: OldItem) -> Found | str | None:
-        """What it can be embedded from, or why from nothing; None where it is there."""
+        """Return what the item can be embedded from, or why it cannot be; None where it is already there."""
         updated, from_preview = self._dates.of_item(item)
         if not self._is_there(updated, item.updated):
             return self._originals.of(item)
         if from_preview and self._originals.folder is not None:
-            found = self._originals.of(item)
-            return found if isinstance(found, Found) and found.source == "file" else None
+            original = self._originals.of(item)
+            return original if isinstance(original, Found) and original.source == "file" else None
         return None
 
     def _is_there(self, updated: str | None, wanted: str) -> bool:
         return updated is not None and (updated == wanted if self._alone else updated >= wanted)
 
     async def _move(self, batch: Sequence[Found]) -> None:
-        keeping = await token_collections(self._store, {each.item.collection for each in batch})
-        items = [each.new for each in batch]
+        keeping = await token_collections(self._store, {original.item.collection for original in batch})
+        items = [original.new for original in batch]
         made = await embed_items(self._embedder, items, keeping=keeping, caller=BACKGROUND, tokens=self._tokens)
         done: list[tuple[Found, Entry]] = []
         for found, result in zip(batch, made, strict=True):

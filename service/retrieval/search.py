@@ -1,4 +1,4 @@
-"""Queries → unit vectors → the nearest items, in the order that is asked for.
+"""Search: queries → unit vectors → the nearest items, in the requested order.
 
 A query may be any input, a vector, a stored item, or a weighted sum of these. Without an `Ordering` the order is that
 of the store; with one, candidates come from the store and are put in order here.
@@ -30,48 +30,48 @@ from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
 Content = Input | NDArray[np.floating] | str
 """An input, a vector (D,) of any length, or the id of a stored item."""
 Query = Content | list[tuple[Content, float]]
-"""What is searched for; or a sum of parts, each with its weight."""
+"""The content to search for, or a sum of contents with their weights."""
 _CANCELLED = 1e-6
 """Length of a sum of unit vectors (the largest weight scaled to 1) below which its direction is rounding noise."""
 _DEEPEST = 4_000
-"""Candidates of one query that are looked at, at most, for enough that are no repetitions."""
+"""Largest number of candidates of one query that are read to find enough without duplicates."""
 _AT_ONCE = 8
-"""Queries whose candidates are put in order: twice what the store reads at once. More would only take memory, and turns
-of the event loop."""
+"""Number of queries whose candidates are sorted at once: twice as many as the store reads at once. More would only
+take memory, and turns of the event loop."""
 _TOGETHER = 32
-"""Queries that the store is asked at once: between them others have their turn."""
+"""Number of queries that the store gets at once: between two such groups other requests have their turn."""
 
 
 @dataclass(frozen=True)
 class Keywords:
-    """Words that items are found by, too; the two rankings are fused by reciprocal rank."""
+    """Words to search for as well; their ranking is fused with that of the vectors by reciprocal rank."""
 
     query: str | None = None
-    """None: the words of the query itself."""
+    """The words; None: those of the query itself."""
     field: str | None = None
     match: Literal["any", "all"] = "any"
     weight: float = 0.5
-    """Of the words' ranking; that of the vectors has the rest."""
+    """Weight of the words' ranking; that of the vectors has the rest."""
 
 
 @dataclass(frozen=True)
 class Rerank:
     method: Literal["maxsim", "transport"]
     weight: float = 0.5
-    """Of the tokens' score; the similarity has the rest."""
+    """Weight of the tokens' score; the similarity has the rest."""
     pool: int = 100
 
 
 @dataclass(frozen=True)
 class Diversity:
     trade: float = 0.5
-    """1: relevance alone. 0: unlike what came before, alone."""
+    """Weight of relevance against difference from earlier results: 1 is relevance alone, 0 difference alone."""
     pool: int = 100
 
 
 @dataclass(frozen=True)
 class Ordering:
-    """What decides the order besides cosine similarity; schemas.search.SearchRequest says how."""
+    """Criteria of the order besides cosine similarity; schemas.search.SearchRequest describes them."""
 
     correction: float | None = None
     threshold: float | None = None
@@ -86,15 +86,15 @@ class Result:
     item: Item
     score: float
     moment: Moment | None = None
-    """Of a video or a long sound."""
+    """Best moment of a video or a long sound."""
     explanation: Mapping[str, Any] | None = None
     shown: Shown | None = None
-    """What there is to see of the item, where that was asked for and there is something."""
+    """The item's preview, where it was asked for and exists."""
 
 
 @dataclass(frozen=True)
 class _Scope:
-    """What is searched, and for whom."""
+    """The part of the store that is searched, and the caller."""
 
     collection: str
     modalities: Sequence[str] | None
@@ -104,7 +104,7 @@ class _Scope:
     field: str
 
     def fail(self, position: int, error: InputError) -> InputFailed:
-        """What is wrong with the query at a position."""
+        """Return the error for the query at a position."""
         return InputFailed(None if self.field == "query" else position, error, field=self.field)
 
 
@@ -113,9 +113,9 @@ class _Asked:
     """A query as vectors."""
 
     vector: Vectors
-    """(D,), unit length: Σ share · part."""
+    """Unit vector (D,): Σ share · part."""
     parts: Vectors
-    """(P, D), unit length."""
+    """Unit vectors (P, D)."""
     weights: Sequence[float]
     own: str | None
     """The stored item that the query is."""
@@ -178,8 +178,10 @@ class Searcher:
         asked = await self._asked(queries, scope, warn)
         ordering = ordering or Ordering()
         if ordering == Ordering() and not explain:
-            found = await self._nearest(asked, top_k, scope, with_vector=with_vector, with_shown=with_shown)
-            return [[Result(hit.item, hit.score, hit.moment, shown=hit.shown) for hit in hits] for hits in found]
+            hits_by_query = await self._nearest(asked, top_k, scope, with_vector=with_vector, with_shown=with_shown)
+            return [
+                [Result(hit.item, hit.score, hit.moment, shown=hit.shown) for hit in hits] for hits in hits_by_query
+            ]
         results = await self._ordered(asked, scope, ordering, top_k, explain)
         if with_shown:
             shown = await self._store.shown(collection, list({one.item.id for best in results for one in best}))
@@ -193,25 +195,25 @@ class Searcher:
         if strength and not self._embedder.manifest.means:
             raise InvalidRequest("correction: this bundle has no means of its modalities")
         token_vectors = await self._query_tokens(asked, scope) if ordering.rerank else None
-        pools = [each.pool for each in (ordering.rerank, ordering.diversity) if each is not None]
-        wanted = max(top_k, *pools, FUSED if ordering.keywords else 0, 1)
-        depth = min(2 * wanted, _DEEPEST) if ordering.deduplicate else wanted
+        pools = [stage.pool for stage in (ordering.rerank, ordering.diversity) if stage is not None]
+        pool = max(top_k, *pools, FUSED if ordering.keywords else 0, 1)
+        depth = min(2 * pool, _DEEPEST) if ordering.deduplicate else pool
         first = await self._candidates(asked, depth, scope, strength)
         results = []
-        for position, each in enumerate(asked):
+        for position, query in enumerate(asked):
             async with self._places:  # for each query anew: between two of them others have their turn
-                chosen = await self._chosen(each, first[position], depth, wanted, scope, ordering)
+                chosen = await self._chosen(query, first[position], depth, pool, scope, ordering)
                 if ordering.rerank and token_vectors:
                     with timed("rerank"):
                         await self._rerank(
-                            chosen, token_vectors[position], each, scope.collection, ordering.rerank, explain
+                            chosen, token_vectors[position], query, scope.collection, ordering.rerank, explain
                         )
                 if ordering.diversity:
                     diversifying = partial(_diversified, chosen, ordering.diversity, top_k)
                     chosen = await self._embedder.in_worker(diversifying)
             results.append(
                 [
-                    Result(one.item, one.score, one.moment, _explanation(one, each, ordering) if explain else None)
+                    Result(one.item, one.score, one.moment, _explanation(one, query, ordering) if explain else None)
                     for one in chosen[:top_k]
                 ]
             )
@@ -227,19 +229,19 @@ class Searcher:
         with_shown: bool = False,
         by_modality: bool = False,
     ) -> list[list[Hit]]:
-        found: list[list[Hit]] = []
+        hits_by_query: list[list[Hit]] = []
         size = 0
         with timed("index"):
             for start in range(0, len(asked), _TOGETHER):
                 some = asked[start : start + _TOGETHER]
-                own = [each.own for each in some]
+                left_out = [query.own for query in some]
                 hits = await self._store.search(
                     scope.collection,
-                    np.stack([each.vector for each in some]),
+                    np.stack([query.vector for query in some]),
                     depth,
                     modalities=scope.modalities,
                     filter=scope.filter,
-                    leave_out=own if any(own) else None,
+                    leave_out=left_out if any(left_out) else None,
                     with_vector=with_vector,
                     with_shown=with_shown,
                     effort=scope.effort,
@@ -248,8 +250,8 @@ class Searcher:
                 size += sum(hit.item.size for one in hits for hit in one)
                 if size > MOST_FOUND_BYTES:
                     raise InvalidRequest(TOO_MUCH_FOUND)
-                found += hits
-        return found
+                hits_by_query += hits
+        return hits_by_query
 
     async def _candidates(
         self, asked: Sequence[_Asked], depth: int, scope: _Scope, strength: float
@@ -259,15 +261,17 @@ class Searcher:
         The correction is the same for all items of a modality, so that the best of each modality hold the best of all.
         """
         # In one search: an item whose modality changes between two of them would be in neither, or in both.
-        found = await self._nearest(asked, depth, scope, with_vector=True, by_modality=bool(strength))
+        hits_by_query = await self._nearest(asked, depth, scope, with_vector=True, by_modality=bool(strength))
         candidates = [
             [
-                _Candidate(hit.item, hit.score, self._correction(each, hit.item.modality, strength), moment=hit.moment)
+                _Candidate(hit.item, hit.score, self._correction(query, hit.item.modality, strength), moment=hit.moment)
                 for hit in hits
             ]
-            for each, hits in zip(asked, found, strict=True)
+            for query, hits in zip(asked, hits_by_query, strict=True)
         ]
-        return [sorted(each, key=lambda one: -one.corrected)[:depth] for each in candidates] if strength else candidates
+        if not strength:
+            return candidates
+        return [sorted(pool, key=lambda candidate: -candidate.corrected)[:depth] for pool in candidates]
 
     def _correction(self, asked: _Asked, modality: str, strength: float) -> float:
         of = "image" if modality == "video" else modality
@@ -283,7 +287,7 @@ class Searcher:
         scope: _Scope,
         ordering: Ordering,
     ) -> list[_Candidate]:
-        """Up to `wanted` candidates in order, after threshold, fusion and deduplication."""
+        """Return up to `wanted` candidates in order, after threshold, fusion and deduplication."""
         while True:
             if ordering.threshold is not None:
                 candidates = [one for one in candidates if one.corrected >= ordering.threshold]
@@ -307,7 +311,7 @@ class Searcher:
     async def _fused(
         self, asked: _Asked, candidates: list[_Candidate], depth: int, scope: _Scope, ordering: Ordering
     ) -> list[_Candidate]:
-        """Candidates and what the words find, by reciprocal rank; each list has its best `depth`."""
+        """Fuse the candidates with the results of the words by reciprocal rank; each list has its best `depth`."""
         keywords = ordering.keywords
         assert keywords is not None
         with timed("keywords"):
@@ -333,9 +337,9 @@ class Searcher:
                 if ordering.threshold is not None and fresh.corrected < ordering.threshold:
                     continue
                 by_id[hit.item.id] = fresh
-            found = by_id[hit.item.id]
-            worded.append(found)
-            found.words, found.ranks["words"] = hit.score, len(worded)
+            candidate = by_id[hit.item.id]
+            worded.append(candidate)
+            candidate.words, candidate.ranks["words"] = hit.score, len(worded)
         rankings = [[one.item.id for one in candidates], [one.item.id for one in worded]]
         for id, score in fuse(rankings, (1 - keywords.weight, keywords.weight)).items():
             by_id[id].fused = by_id[id].score = score
@@ -351,18 +355,18 @@ class Searcher:
         rerank: Rerank,
         explain: bool,
     ) -> None:
-        """Order candidates, in place, by their similarity and their tokens' likeness to the query's."""
+        """Sort candidates in place by their similarity and their tokens' likeness to the query's."""
         stored = await self._store.tokens(collection, [one.item.id for one in candidates])
 
         def work() -> None:
             having = [one for one in candidates if one.item.id in stored]
-            held = [stored[one.item.id] for one in having]
+            item_tokens = [stored[one.item.id] for one in having]
             compare = maxsim if rerank.method == "maxsim" else transport
             total = np.zeros(len(having))
             shares = np.array(asked.weights) / max(map(abs, asked.weights))
             for share, own in zip(shares / np.abs(shares).sum(), query_tokens, strict=True) if having else ():
-                total += share * compare(own, held)
-            for one, tokens, score in zip(having, held, total, strict=True):
+                total += share * compare(own, item_tokens)
+            for one, tokens, score in zip(having, item_tokens, total, strict=True):
                 one.tokens = float(score)
                 if explain and rerank.method == "maxsim":
                     one.heat = heat(np.concatenate(query_tokens), tokens)
@@ -375,18 +379,22 @@ class Searcher:
         await self._embedder.in_worker(work)
 
     async def _query_tokens(self, asked: Sequence[_Asked], scope: _Scope) -> list[list[Vectors]]:
-        """For each query the token vectors (N, D) of each of its parts."""
+        """Return, for each query, the token vectors (N, D) of each of its parts."""
         if self._tokens is None or not self._tokens.available:
             raise InvalidRequest("rerank: this bundle has no token vectors: its recipe must say export.tokens")
         if not await self._store.keeps_tokens(scope.collection):
             raise InvalidRequest(f"rerank: the collection {scope.collection!r} keeps no token vectors")
-        contents = [content for each in asked for content, _ in parts(each.query)]
-        stored = await self._store.tokens(scope.collection, [each for each in contents if isinstance(each, str)])
-        made = iter(await self._tokens.embed([each for each in contents if isinstance(each, Input)], scope.caller))
+        contents = [content for query in asked for content, _ in parts(query.query)]
+        stored = await self._store.tokens(
+            scope.collection, [content for content in contents if isinstance(content, str)]
+        )
+        made = iter(
+            await self._tokens.embed([content for content in contents if isinstance(content, Input)], scope.caller)
+        )
         tokens: list[list[Vectors]] = []
-        for position, each in enumerate(asked):
+        for position, query in enumerate(asked):
             tokens.append([])
-            for content, _ in parts(each.query):
+            for content, _ in parts(query.query):
                 result: Vectors | InputError
                 if isinstance(content, np.ndarray):
                     result = InputError("a vector has no tokens to rerank by")
@@ -400,7 +408,7 @@ class Searcher:
         return tokens
 
     async def _asked(self, queries: Sequence[Query], scope: _Scope, warn: Callable[[str], None]) -> list[_Asked]:
-        """Every query as one unit vector, and as those of its parts."""
+        """Embed every query as one unit vector, and each of its parts."""
         contents = [content for query in queries for content, _ in parts(query)]
         ids = [content for content in contents if isinstance(content, str)]
         stored = await self._store.vectors(scope.collection, ids) if ids else {}
@@ -427,8 +435,8 @@ class Searcher:
                 vector = weighted_sum(vectors, weights) if isinstance(query, list) else vectors[0]
             except InputError as error:
                 raise scope.fail(position, error) from None
-            own = query if isinstance(query, str) else None
-            asked.append(_Asked(vector, np.stack(vectors), weights, own, query))
+            stored_id = query if isinstance(query, str) else None
+            asked.append(_Asked(vector, np.stack(vectors), weights, stored_id, query))
         return asked
 
 
@@ -446,14 +454,14 @@ def _diversified(candidates: list[_Candidate], diversity: Diversity, count: int)
         return candidates
     relevance = np.array([one.score for one in candidates])
     if candidates[0].fused is not None and candidates[0].tokens is None:
-        # Fused scores are no similarities: spread over 0 to 1 they can be weighed against some.
+        # Fused scores are not similarities: scaled to 0 to 1, they can be weighed against similarities.
         relevance = (relevance - relevance.min()) / max(float(np.ptp(relevance)), 1e-12)
     vectors = np.stack([one.vector for one in candidates])
     return [candidates[place] for place in diverse(relevance, vectors, diversity.trade, count)]
 
 
 def _nearer(asked: _Asked, one: _Candidate) -> Vectors:
-    """What the similarity is of: the item, or the moment of a video or a sound."""
+    """Return the vector that is nearer to the query: the item's, or that of its moment (of a video or a sound)."""
     if one.moment is None or one.moment.vector is None:
         return one.vector
     return max(one.vector, one.moment.vector, key=lambda vector: float(asked.vector @ vector))

@@ -1,4 +1,4 @@
-"""Work that many may ask for at the same time, and that is then done once."""
+"""Work that several callers ask for at the same time and that runs once."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -7,35 +7,37 @@ from typing import Any, Generic, TypeVar
 Outcome = TypeVar("Outcome")
 
 
-class OneAtATime(Generic[Outcome]):
-    """Whoever asks while the work is being done gets its outcome; who asks later has it done again."""
+class SingleFlight(Generic[Outcome]):
+    """Runs one call at a time: callers that arrive while it runs share its outcome, later ones start it again."""
 
     def __init__(self) -> None:
         self._task: asyncio.Task[Outcome] | None = None
 
     async def __call__(self, work: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome:
-        """What `work` gives or raises; it goes on when one who asked is cancelled."""
+        """Return the result of `work` or raise its error. The work goes on when one of its callers is cancelled."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(work())
         return await asyncio.shield(self._task)
 
 
 class Shared(Generic[Outcome]):
-    """Work that is begun at once, that many may wait for, and that is given up when the last of them goes away."""
+    """Work that begins at once, that several callers may wait for, and that is cancelled when the last of them goes
+    away."""
 
     def __init__(self, work: Coroutine[Any, Any, Outcome]) -> None:
         self.task = asyncio.create_task(work)
         self._waiting = 0
-        # Seen, whoever is there to raise it.
+        # Mark the exception as retrieved, even where nobody waits to raise it.
         self.task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     @property
     def given_up(self) -> bool:
-        """Whether nobody may begin to wait for it any more."""
+        """Return whether nobody may begin to wait for it any more."""
         return self.task.done() or self.task.cancelling() > 0
 
     async def outcome(self, wait_s: float | None = None) -> Outcome:
-        """What the work gives or raises. Raises TimeoutError after `wait_s`, and the work then goes on all the same."""
+        """Return the work's result or raise its error. Raises TimeoutError after `wait_s`; the work goes on all the
+        same."""
         self._waiting += 1
         late = False
         try:

@@ -1,4 +1,5 @@
-"""Room on the disk: what is written on a client's behalf stops before the last byte, so that others can go on."""
+"""Free space on the disk: a client's data are refused before the disk is full, so that the rest of the server goes
+on."""
 
 import os
 import threading
@@ -19,7 +20,7 @@ class Disk:
 
     @contextmanager
     def writing(self, count: int) -> Iterator[None]:
-        """Around the writing of so many bytes, which others count with until the disk does. Raises DiskFull."""
+        """Reserve so many bytes while they are written, so that other writers count them as used. Raises DiskFull."""
         with self._lock:
             self._check(self._being_written + count)
             self._being_written += count
@@ -30,7 +31,7 @@ class Disk:
                 self._being_written -= count
 
     def check(self, count: int = 0) -> None:
-        """Whether there is room for so many bytes more. Raises DiskFull."""
+        """Return whether there is room for so many bytes more. Raises DiskFull."""
         with self._lock:
             self._check(self._being_written + count)
 
@@ -41,7 +42,7 @@ class Disk:
 
 
 def free_bytes(path: Path) -> int | None:
-    """That an unprivileged process may still write there; None where the disk does not say."""
+    """Return the bytes that an unprivileged process may still write there; None where the disk does not say."""
     try:
         disk = os.statvfs(path)
     except OSError:

@@ -1,6 +1,6 @@
-"""Places for a number of holders at once. Whoever waits for one stands in the line of their own caller, and the lines
-are served in turn: a caller that asks for a thousand things makes another, who asks for one, wait for one; or for none,
-where a caller may not have all the places."""
+"""A limited number of places, given in turn. Each caller has a waiting line, and the lines are served in turn: a
+caller that asks for a thousand things makes another, who asks for one, wait for one; or for none, where a caller may
+not have all the places."""
 
 import asyncio
 from collections import Counter, deque
@@ -10,19 +10,19 @@ from service.errors import Overloaded
 from service.runtime.logs import caller
 
 MOST_WAITING = 2_048
-"""Of one caller; past it, 429. Twice what the queue of a tower holds by default."""
+"""Largest number of waiting inputs of one caller; past it, 429. Twice what the queue of a tower holds by default."""
 
 
 class FairSemaphore:
-    """Lives on one event loop. A caller is who the key of the request at hand names (`logs.caller`)."""
+    """A semaphore of one event loop. The caller is the key of the current request (`logs.caller`)."""
 
     def __init__(self, places: int, *, per_caller: int | None = None, most_waiting: int = MOST_WAITING) -> None:
         self._free, self._per_caller, self._most = places, per_caller or places, most_waiting
         self._taken: Counter[str | None] = Counter()
         """Places, by caller."""
         self._lines: dict[str | None, deque[asyncio.Future[None]]] = {}
-        """None of them empty; the next to be served first. While a place is free, they are of callers who have as many
-        as they may."""
+        """Waiting lines by caller, none of them empty; the first is served next. While a place is free, all lines are
+        those of callers who have as many places as they may."""
 
     async def acquire(self) -> str | None:
         """Take a place, now or in turn, and return the caller who has it. Raises Overloaded where too many of this
@@ -49,7 +49,7 @@ class FairSemaphore:
         return name
 
     def release(self, name: str | None) -> None:
-        """Give back a place that this caller has: to whoever is next and may have it."""
+        """Give back a place of this caller, and wake the next waiters who may have one."""
         self._free += 1
         self._taken[name] -= 1
         if not self._taken[name]:

@@ -23,7 +23,7 @@ _OURS = (
     "service.runtime.workers",
     "onnxruntime",
 )
-"""Modules whose exceptions speak of bundles, stores and shapes, and never of an input."""
+"""Modules whose exceptions mention bundles, stores and shapes, and never an input."""
 caller: ContextVar[str | None] = ContextVar("caller", default=None)
 """The id of the key that the request at hand came with."""
 
@@ -32,20 +32,20 @@ class JsonFormatter(logging.Formatter):
     """A record's `fields` (a dict given as `extra`) become members of the object."""
 
     def __init__(self, quoting: bool = False) -> None:
-        """With `quoting` exceptions are logged as they are, with whatever they quote."""
+        """Log exceptions as they are, with whatever they quote, where `quoting` is set."""
         super().__init__()
         self._quoting = quoting
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
-        said = record.getMessage()
+        message = record.getMessage()
         if not self._quoting and not record.name.startswith("service"):
-            said = said.partition("\n")[0]  # asyncio goes on with the repr of a task and of its exception
+            message = message.partition("\n")[0]  # asyncio goes on with the repr of a task and of its exception
         line: dict[str, object] = {
             "time": when,
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": said,
+            "message": message,
         }
         if identity := request_id.get():
             line["request_id"] = identity
@@ -63,19 +63,19 @@ class JsonFormatter(logging.Formatter):
 def described(error: BaseException) -> Iterator[str]:
     """An exception, what caused it, and where each was raised, without their texts but for what is safe to tell."""
     seen: set[int] = set()
-    each: BaseException | None = error
-    while each is not None and id(each) not in seen:
-        seen.add(id(each))
-        kind = type(each)
+    exception: BaseException | None = error
+    while exception is not None and id(exception) not in seen:
+        seen.add(id(exception))
+        kind = type(exception)
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        told = _told(each)
-        yield f"{name}: {told}" if told else name
-        for frame in traceback.extract_tb(each.__traceback__):
+        description = _told(exception)
+        yield f"{name}: {description}" if description else name
+        for frame in traceback.extract_tb(exception.__traceback__):
             yield f"  {frame.filename}:{frame.lineno} in {frame.name}"
-        if isinstance(each, BaseExceptionGroup):
-            for one in each.exceptions:
-                yield from (f"  | {line}" for line in described(one))
-        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+        if isinstance(exception, BaseExceptionGroup):
+            for member in exception.exceptions:
+                yield from (f"  | {line}" for line in described(member))
+        exception = exception.__cause__ or (None if exception.__suppress_context__ else exception.__context__)
 
 
 def _told(error: BaseException) -> str | None:

@@ -1,8 +1,9 @@
-"""What /metrics shows. Each app has a registry of its own, so two apps in one process do not mix.
+"""The metrics of /metrics. Each app has a registry of its own, so two apps in one process do not mix.
 
 No label holds what a client wrote: methods, routes, codes, models and modalities are all of a known few.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from math import nan
 from pathlib import Path
@@ -43,90 +44,50 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
-        self.info = Info("isthmus_build", "What is served.", registry=self._registry)
-        self.check = Gauge(
-            "isthmus_check",
-            "1 where the check of /readyz passed when it was last asked.",
-            ["check"],
-            registry=self._registry,
+        counter = functools.partial(Counter, registry=self._registry)
+        gauge = functools.partial(Gauge, registry=self._registry)
+        histogram = functools.partial(Histogram, registry=self._registry)
+        self.info = Info("isthmus_build", "The version, model and space that are served.", registry=self._registry)
+        self.check = gauge("isthmus_check", "1 where the check of /readyz passed when it was last asked.", ["check"])
+        self.in_flight = gauge("isthmus_requests_in_flight", "Requests begun, not answered.")
+        self.requests = counter("isthmus_requests", "Requests answered.", ["method", "route", "status"])
+        self.request_seconds = histogram("isthmus_request_seconds", "Time to answer.", ["route"], buckets=_SECONDS)
+        self.stage_seconds = histogram(
+            "isthmus_stage_seconds", "A request's longest input.", ["stage"], buckets=_SECONDS
         )
-        self.in_flight = Gauge("isthmus_requests_in_flight", "Requests begun, not answered.", registry=self._registry)
-        self.requests = Counter(
-            "isthmus_requests", "Requests answered.", ["method", "route", "status"], registry=self._registry
+        self.decode_seconds = histogram(
+            "isthmus_decode_seconds", "Reading and preparing one medium, or some texts.", _TOWER, buckets=_SECONDS
         )
-        self.request_seconds = Histogram(
-            "isthmus_request_seconds", "Time to answer.", ["route"], buckets=_SECONDS, registry=self._registry
+        self.queue_seconds = histogram(
+            "isthmus_queue_seconds", "Wait of one input for the model.", _TOWER, buckets=_SECONDS
         )
-        self.stage_seconds = Histogram(
-            "isthmus_stage_seconds", "A request's longest input.", ["stage"], buckets=_SECONDS, registry=self._registry
+        self.batch_items = histogram("isthmus_batch_items", "Inputs in one model call.", _TOWER, buckets=_ITEMS)
+        self.batch_seconds = histogram("isthmus_batch_seconds", "One model call.", _TOWER, buckets=_SECONDS)
+        self.inference_failures = counter("isthmus_inference_failures", "Inputs the model failed on.", _TOWER)
+        self.worker_restarts = counter(
+            "isthmus_worker_restarts", "Tasks and threads that died and were replaced.", _TOWER
         )
-        self.decode_seconds = Histogram(
-            "isthmus_decode_seconds",
-            "Reading and preparing one medium, or some texts.",
-            _TOWER,
-            buckets=_SECONDS,
-            registry=self._registry,
+        self.cache = counter("isthmus_cache", "Look-ups (hit, miss) and cache failures (error).", ["result"])
+        self._cache_bytes = gauge("isthmus_cache_bytes", "Bytes of the cache in the process.", ["model"])
+        self.slow_requests = counter("isthmus_slow_requests", "Requests that took longer than 10 s.", ["route"])
+        self._store_bytes = gauge("isthmus_store_bytes", "Bytes of the store's files.")
+        self._store_free_bytes = gauge("isthmus_store_free_bytes", "Bytes free on the store's disk.")
+        self.job_items = counter("isthmus_job_items", "Items of bulk jobs (done, failed).", ["result"])
+        self._jobs = gauge("isthmus_jobs", "Bulk jobs that are remembered.", ["state"])
+        self._jobs_running = gauge("isthmus_jobs_running", "Bulk jobs that are worked on.")
+        self._job_chunks = gauge("isthmus_job_chunks", "Parts of jobs that are embedded or wait to be written.")
+        self._job_items_left = gauge("isthmus_job_items_left", "Items of the jobs that are worked on, as yet undone.")
+        self.rejections = counter("isthmus_rejections", "Requests refused.", ["reason"])
+        self.fetches = counter("isthmus_fetches", "URLs (fetched, refused, too_large, failed).", ["result"])
+        self.fetched_bytes = counter("isthmus_fetched_bytes", "Bytes fetched from URLs.")
+        self.limiter_errors = counter(
+            "isthmus_limiter_errors", "Times that Redis did not count for the limits of keys."
         )
-        self.queue_seconds = Histogram(
-            "isthmus_queue_seconds",
-            "Wait of one input for the model.",
-            _TOWER,
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
-        self.batch_items = Histogram(
-            "isthmus_batch_items", "Inputs in one model call.", _TOWER, buckets=_ITEMS, registry=self._registry
-        )
-        self.batch_seconds = Histogram(
-            "isthmus_batch_seconds", "One model call.", _TOWER, buckets=_SECONDS, registry=self._registry
-        )
-        self.inference_failures = Counter(
-            "isthmus_inference_failures", "Inputs the model failed on.", _TOWER, registry=self._registry
-        )
-        self.worker_restarts = Counter(
-            "isthmus_worker_restarts", "Tasks and threads that died and were replaced.", _TOWER, registry=self._registry
-        )
-        self.cache = Counter(
-            "isthmus_cache", "Look-ups (hit, miss) and cache failures (error).", ["result"], registry=self._registry
-        )
-        self._cache_bytes = Gauge(
-            "isthmus_cache_bytes", "Held by the cache in the process.", ["model"], registry=self._registry
-        )
-        self.slow_requests = Counter(
-            "isthmus_slow_requests", "Requests that took longer than 10 s.", ["route"], registry=self._registry
-        )
-        self._store_bytes = Gauge("isthmus_store_bytes", "Of the store's files.", registry=self._registry)
-        self._store_free_bytes = Gauge("isthmus_store_free_bytes", "Free on the store's disk.", registry=self._registry)
-        self.job_items = Counter(
-            "isthmus_job_items", "Items of bulk jobs (done, failed).", ["result"], registry=self._registry
-        )
-        self._jobs = Gauge("isthmus_jobs", "Bulk jobs that are remembered.", ["state"], registry=self._registry)
-        self._jobs_running = Gauge("isthmus_jobs_running", "Bulk jobs that are worked on.", registry=self._registry)
-        self._job_chunks = Gauge(
-            "isthmus_job_chunks",
-            "Parts of jobs that are embedded or wait to be written.",
-            registry=self._registry,
-        )
-        self._job_items_left = Gauge(
-            "isthmus_job_items_left", "Items of the jobs that are worked on, as yet undone.", registry=self._registry
-        )
-        self.rejections = Counter("isthmus_rejections", "Requests refused.", ["reason"], registry=self._registry)
-        self.fetches = Counter(
-            "isthmus_fetches", "URLs (fetched, refused, too_large, failed).", ["result"], registry=self._registry
-        )
-        self.fetched_bytes = Counter("isthmus_fetched_bytes", "From URLs.", registry=self._registry)
-        self.limiter_errors = Counter(
-            "isthmus_limiter_errors", "Times that Redis did not count for the limits of keys.", registry=self._registry
-        )
-        self.disconnects = Counter(
-            "isthmus_disconnects", "Requests dropped because the client went away.", registry=self._registry
-        )
-        self._queue_depth = Gauge("isthmus_queue_depth", "Inputs in work or waiting.", _TOWER, registry=self._registry)
-        self._queue_capacity = Gauge(
-            "isthmus_queue_capacity", "Inputs that may be in work or waiting.", _TOWER, registry=self._registry
-        )
+        self.disconnects = counter("isthmus_disconnects", "Requests dropped because the client went away.")
+        self._queue_depth = gauge("isthmus_queue_depth", "Inputs in work or waiting.", _TOWER)
+        self._queue_capacity = gauge("isthmus_queue_capacity", "Inputs that may be in work or waiting.", _TOWER)
 
-        # What alerts count has to be there before it does: they do not see what a series begins with.
+        # Series that alerts count must exist from the start: an alert does not see a series' first value.
         for result in ("hit", "miss", "error"):
             self.cache.labels(result)
         self.rejections.labels("overloaded")
@@ -172,12 +133,12 @@ class Metrics:
         return TowerMetrics(self, model, modality)
 
     def render(self) -> bytes:
-        """In Prometheus' text format, version 0.0.4."""
+        """Return all metrics in Prometheus' text format, version 0.0.4."""
         return generate_latest(self._registry)
 
 
 class TowerMetrics:
-    """What a channel and its batchers report, under its model and modality."""
+    """Metrics that a channel and its batchers report, labelled with their model and modality."""
 
     def __init__(self, metrics: Metrics, model: str, modality: str) -> None:
         self._decode = metrics.decode_seconds.labels(model, modality)
@@ -205,6 +166,6 @@ class TowerMetrics:
 
 def _bytes_in(path: Path) -> float:
     try:
-        return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     except OSError:  # a file went away meanwhile
         return nan

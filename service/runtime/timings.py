@@ -1,4 +1,4 @@
-"""Where a request's time goes: stages named as in the Server-Timing header."""
+"""Durations of a request's stages, named as in the Server-Timing header."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ stages: ContextVar[dict[str, float] | None] = ContextVar("stages", default=None)
 
 
 def record(stage: str, seconds: float) -> None:
-    """Note a stage. Inputs of one request run side by side, so a stage's time is its longest, not its sum."""
+    """Record a stage's time. Inputs of one request run side by side, so a stage's time is its longest, not its sum."""
     seen = stages.get()
     if seen is not None:
         seen[stage] = max(seconds, seen.get(stage, 0.0))
@@ -20,7 +20,7 @@ def record(stage: str, seconds: float) -> None:
 
 @contextmanager
 def timed(stage: str) -> Iterator[Callable[[], float]]:
-    """Note a stage; gives what says how long it took so far, in seconds."""
+    """Record the time of the block; yields a function that returns the seconds so far."""
     started = time.perf_counter()
     try:
         with tracing.stage(stage):

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces, where OTEL_EXPORTER_OTLP_ENDPOINT says where to: requests, their stages, and their batches.
+"""OpenTelemetry traces of requests, their stages and their batches, sent to OTEL_EXPORTER_OTLP_ENDPOINT.
 
 A request's span goes on with the trace that its `traceparent` names, and the answer's `traceparent` names the span.
 Each stage of it is a span inside. A model call serves many requests and belongs to the trace of none: it is a trace of
@@ -29,7 +29,7 @@ Attributes = Mapping[str, str | int | float]
 
 @dataclass(frozen=True)
 class Origin:
-    """Of an input in a batch: the span of the request, or of its stage, that it belongs to."""
+    """The span of the request, or of its stage, that an input in a batch belongs to."""
 
     tracing: "Tracing"
     span: "Span"
@@ -39,7 +39,7 @@ class Tracing:
     """Makes spans and hands them to a processor."""
 
     def __init__(self, processor: "SpanProcessor") -> None:
-        """Which requests are traced is what OTEL_TRACES_SAMPLER says: all, unless their `traceparent` says no."""
+        """Trace the requests that OTEL_TRACES_SAMPLER selects: by default all, unless their `traceparent` says no."""
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.sampling import ALWAYS_ON
@@ -48,7 +48,7 @@ class Tracing:
         # A batch begins a trace, and is made only where a request in it is traced: no sampler is to ask again.
         samplers = (None, ALWAYS_ON)
         self._processor = processor
-        self._requests, self._batches = (self._tracer(TracerProvider(each, resource)) for each in samplers)
+        self._requests, self._batches = (self._tracer(TracerProvider(sampler, resource)) for sampler in samplers)
 
     def _tracer(self, provider: "TracerProvider") -> "Tracer":
         provider.add_span_processor(self._processor)
@@ -95,16 +95,16 @@ class Tracing:
             yield
 
     def close(self) -> None:
-        """Send what is left. Blocks."""
+        """Send the remaining spans. Blocks."""
         self._processor.shutdown()
 
 
-# Of the request at hand; tasks that it starts share it.
+# State of the current request; tasks that it starts share it.
 current: ContextVar[Tracing | None] = ContextVar("tracing", default=None)
 
 
 def origin() -> Origin | None:
-    """Of what the request at hand puts into a queue; None where it is not traced."""
+    """Return the origin of the current request's inputs; None where it is not traced."""
     tracing = current.get()
     if tracing is None:
         return None
@@ -128,17 +128,17 @@ def stage(name: str) -> Iterator[None]:
 @contextmanager
 def batch(origins: Sequence[Origin | None], attributes: Attributes) -> Iterator[None]:
     """The span of one model call; none where no input of it is traced."""
-    traced = [each for each in origins if each is not None]
+    traced = [origin for origin in origins if origin is not None]
     if not traced:
         yield
         return
-    spans = list({id(each.span): each.span for each in traced}.values())
+    spans = list({id(origin.span): origin.span for origin in traced}.values())
     with traced[0].tracing.batch(spans, attributes):
         yield
 
 
 def finish(span: "Span", route: str, method: str, status: int, attributes: Attributes) -> None:
-    """What is known of a request at its end."""
+    """Set the attributes of a request's span that are known at its end."""
     from opentelemetry.trace import Status, StatusCode
 
     span.update_name(f"{method} {route}")
@@ -155,7 +155,7 @@ def traceparent(span: "Span") -> str:
 
 
 def open_tracing() -> Tracing | None:
-    """What OpenTelemetry's own variables ask for; None where they name no collector, or the extra `otel` is missing."""
+    """Open the tracing that OpenTelemetry's variables set; None without a collector, or without the extra `otel`."""
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return None
     try:

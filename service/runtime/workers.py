@@ -1,4 +1,4 @@
-"""Threads that run calls for an event loop. One that dies is replaced at once, and the call that it had is answered.
+"""Threads that run calls for an event loop. A dead thread is replaced at once, and the call that it had is answered.
 
 Callers have the threads in turn (fair.py); where there are spare ones, another caller's call need not wait for the end
 of what a flood's calls have begun. A call whose caller went away is not begun; one that has been begun can ask
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 _ENDED = "the thread that ran this call ended"
 _CLOSED = "the server is shutting down"
 _AHEAD = 2
-"""Calls that the threads find when they are done with theirs, and need not ask the event loop for."""
+"""Calls that are queued ahead for the threads, so that they need not wait for the event loop between two calls."""
 _own = threading.local()
 
 
@@ -37,17 +37,17 @@ class WorkerDied(RuntimeError):
 
 
 class Abandoned(Exception):
-    """Nobody waits any more for the call that raises this."""
+    """Raised in a call that nobody waits for any more."""
 
 
 def abandoned() -> bool:
-    """Whether nobody waits any more for the call that this thread runs; False in a thread of no Workers."""
+    """Return whether nobody waits any more for the call that this thread runs; False in a thread of no Workers."""
     call: _Call | None = getattr(_own, "call", None)
     return call is not None and call.result.done()
 
 
 def stop_if_abandoned() -> None:
-    """For a call that takes long, now and then. Raises Abandoned."""
+    """Stop a long call if nobody waits for it; such a call asks now and then. Raises Abandoned."""
     if abandoned():
         raise Abandoned
 
@@ -57,12 +57,12 @@ class _Call:
     function: Callable[[], Any]
     result: "asyncio.Future[Any]"
     free: Callable[[], None] | None = None
-    """Gives its place back, once it has ended."""
+    """Gives the call's place back once it has ended."""
 
 
 class Workers:
-    """Threads that take calls, of each caller in order: `count` for one caller, and `spare` ones that only others have.
-    Unlike a ThreadPoolExecutor's, they do not stay dead.
+    """Threads that take calls, each caller's in order: `count` for one caller, and `spare` ones that only others have.
+    Unlike those of a ThreadPoolExecutor, dead ones are replaced.
 
     What ends a thread is whatever is no Exception: SystemExit, or the panic of a library that is written in Rust.
     The event loop shares no lock with a thread at work, which might die with it in hand; nor do they hand the
@@ -74,7 +74,7 @@ class Workers:
         self._per_caller = count if spare else None
         self._calls: deque[_Call] = deque()
         self._wake: SimpleQueue[None] = SimpleQueue()
-        """Something for each call: a thread that finds no call waits for it."""
+        """One entry per call: a thread without a call waits for an entry."""
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._places = self._new_places()
@@ -87,14 +87,14 @@ class Workers:
         return not self._closed and sum(thread.is_alive() for thread in self._threads) == self._count
 
     async def run(self, function: Callable[[], Result]) -> Result:
-        """Its result, or what it raised. A cancelled call is not begun.
+        """Run a function in a thread, and return its result or raise its error. A cancelled call is not begun.
 
         Raises WorkerDied, Overloaded where too many of its caller's wait, and NotReady after close.
         """
         self._refuse_if_closed()
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            # It lives on one at a time: what the one before left behind tells nobody that it is done.
+            # The pool uses one loop at a time: calls that an earlier loop left behind wake nobody.
             self._loop, self._places = loop, self._new_places()
         places = self._places
         name = await places.acquire()
@@ -112,7 +112,7 @@ class Workers:
         return result
 
     def close(self, *, wait: bool = True) -> None:
-        """Run what the threads were given, and stop. Blocks until then, unless it is not to `wait`."""
+        """Run the calls that the threads have, and stop. Blocks until then where `wait` is set."""
         self._closed = True
         for _ in range(self._count):
             self._wake.put(None)
@@ -130,7 +130,7 @@ class Workers:
             raise NotReady(_CLOSED)
 
     def _fill(self) -> None:
-        """Start the threads that are missing, as far as the system lets us."""
+        """Start the missing threads, as far as the system allows."""
         with self._filling:
             while len(self._threads) < self._count and not self._closed:
                 # A daemon, so that a process that fails on its way can end.
@@ -168,14 +168,14 @@ class Workers:
                 _fail(call, WorkerDied(_ENDED))
 
     def _give_up(self) -> None:
-        """Answer what no thread will run."""
+        """Answer the calls that no thread will run."""
         while self._calls:
             _fail(self._calls.popleft(), WorkerDied(_ENDED))
 
 
 class OwnThread:
-    """Runs one call at a time in a thread that nobody else waits for: of a call that may never end, such as the reading
-    of a file on a mount that is gone, only this is left behind."""
+    """Runs one call at a time in a thread of its own: a call that never ends, such as reading a file on a mount that
+    is gone, blocks only this thread."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -184,7 +184,8 @@ class OwnThread:
         self._given_up_at = 0.0
 
     async def run(self, function: Callable[[], Result], patience_s: float) -> Result:
-        """Its result, or what it raised. Raises TimeoutError where it takes longer, or one before it does."""
+        """Run a function, and return its result or raise its error. Raises TimeoutError where it, or the one before,
+        takes longer."""
         async with self._turn:
             if self._last is not None and not self._last.done():
                 await self._wait(self._last)

@@ -24,9 +24,9 @@ from service.schemas.search import TopK
 
 MAX_LABELS = 10_000
 MAX_EXAMPLES = 4_096
-"""In all, of a label set."""
+"""Largest number of examples of a label set."""
 MAX_SCORES = 25_600
-"""Inputs × top_k of one request: a response is written in one go, and must not hold the event loop."""
+"""Largest inputs × top_k of one request: a response is written at once, and must not hold the event loop."""
 
 
 def _words(value: str) -> str:
@@ -83,7 +83,7 @@ def _few(templates: Any) -> Any:
 
 
 Templates = SameTemplates | Annotated[dict[Modality, SameTemplates], BeforeValidator(_few)]
-"""For inputs of every modality, or by modality."""
+"""Templates for inputs of every modality, or by modality."""
 
 
 class LabelSetRequest(RequestModel):

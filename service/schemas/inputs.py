@@ -50,7 +50,8 @@ class RequestModel(BaseModel):
 
     @classmethod
     def _may_be_null(cls, name: str) -> bool:
-        """Of what need not be there, and of what else an input could be, null means absent: typed clients write it."""
+        """Return whether null means absent: for optional fields and fields of a union of inputs, because typed
+        clients send it."""
         field = cls.model_fields.get(name)
         return name in _KINDS if field is None else not field.is_required()
 
@@ -61,14 +62,14 @@ class RequestModel(BaseModel):
             null = {"type": "null"}
             if name in schema.get("required", ()) or null in given.get("anyOf", ()):
                 continue
-            told = {key: given.pop(key) for key in ("title", "description", "default", "examples") if key in given}
+            described = {key: given.pop(key) for key in ("title", "description", "default", "examples") if key in given}
             schema["properties"][name] = {"anyOf": [*given["anyOf"], null] if [*given] == ["anyOf"] else [given, null]}
-            schema["properties"][name] |= told
+            schema["properties"][name] |= described
         return schema
 
 
 Number = Annotated[float, Field(strict=True)]
-"""As openapi.yaml says: neither a text that reads like one, nor true."""
+"""A number as in openapi.yaml: not a string of digits, and not true."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def read_as(kind: Literal["text", "image", "audio", "video"]) -> GetPydanticSche
 
 
 def _schema(wire: Any) -> GetPydanticSchema:
-    """Validates as `wire` does and has its JSON schema."""
+    """Return a schema that validates as `wire` does and has its JSON schema."""
     return GetPydanticSchema(lambda _, handler: handler.generate_schema(wire))
 
 
@@ -129,13 +130,16 @@ def present(value: dict[str, Any]) -> set[str]:
 
 
 def branch(wire: type[RequestModel], *fields: str) -> Any:
-    """Of a union: an object whose first field says what it is. The value is that of the field, or of the fields."""
+    """Return a branch of a union: an object whose first field identifies it. Its value is that of the field, or the
+    fields."""
     return Annotated[wire, AfterValidator(attrgetter(*fields)), Tag(fields[0])]
 
 
 def one_of(*branches: Any) -> GetPydanticSchema:
     """A union whose branch is chosen by `kind_of`; what was expected is said where there is none."""
-    kinds = [tag.tag for each in branches for tag in getattr(each, "__metadata__", ()) if isinstance(tag, Tag)]
+    kinds = [
+        tag.tag for branch_type in branches for tag in getattr(branch_type, "__metadata__", ()) if isinstance(tag, Tag)
+    ]
     expected = ", ".join(kind for kind in kinds if kind in _KINDS)
     choice = Discriminator(
         kind_of,

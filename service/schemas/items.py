@@ -51,7 +51,8 @@ def storable_text(value: str) -> str:
 
 
 def _storable(value: Any, most: int) -> Any:
-    """JSON that SQLite and every client read back as it was written, of at most so many values and keys."""
+    """Check that a value is JSON that SQLite and every client read back unchanged, with at most so many values and
+    keys."""
     waiting = [(value, 0)]
     while waiting:
         held, depth = waiting.pop()
@@ -85,7 +86,7 @@ ItemId = Annotated[
     AfterValidator(_plain_text),
 ]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-# Each value takes a byte at least, and most take one more to be told from the next.
+# Each value takes at least one byte, and most take one more for a separator.
 Metadata = Annotated[
     dict[str, Any], BeforeValidator(lambda value: _storable(value, MAX_METADATA_BYTES)), AfterValidator(_small)
 ]
@@ -153,7 +154,7 @@ Vector = Annotated[
         }
     ),
 ]
-"""As NumPy's array (D,), float64 or float32; not yet of unit length."""
+"""A NumPy array (D,) of float64 or float32, not yet of unit length."""
 
 
 class ItemInput(RequestModel):
@@ -185,16 +186,16 @@ class ItemInput(RequestModel):
 
     @property
     def content(self) -> Input | NDArray[np.floating]:
-        """What is embedded, or its vector."""
+        """Return the input to embed, or the given vector."""
         return self._given[0]
 
 
 class InvalidItem(ValueError):
-    """What is written is no item: the message says why, without the offending input."""
+    """Raised where an item is not valid: the message says why, without the offending input."""
 
 
 def read_item(value: Any, limits: Limits) -> ItemInput:
-    """One item as a client writes it. Raises InvalidItem."""
+    """Read one item as a client writes it. Raises InvalidItem."""
     try:
         return ItemInput.model_validate(value, context=limits)
     except ValidationError as error:
@@ -220,7 +221,7 @@ class ItemsRequest(RequestModel):
 
 
 def place_items(body: dict[str, Any], files: list[File]) -> None:
-    """Files go, in order, to the items without an input; each of the rest is an item whose id is its name."""
+    """Give files, in order, to the items without an input; each further file is an item whose id is its name."""
     items = body.setdefault("items", [])
     if not isinstance(items, list):
         return
@@ -251,7 +252,7 @@ class DeleteItemsRequest(RequestModel):
 
 
 class CollectionRequest(RequestModel):
-    """What is not given stays as it is."""
+    """A change of a collection: omitted fields stay as they are."""
 
     keywords: Annotated[list[MetadataKey], Field(max_length=16)] | None = Field(
         default=None,
@@ -298,7 +299,7 @@ class ItemsResponse(BaseModel):
 
 
 class ItemPreview(BaseModel):
-    """What there is to see of an item: the text of a text item, and where `previews` is set what `/previews` has."""
+    """What can be shown of an item: the text of a text item, and where `previews` is set what `/previews` returns."""
 
     text: str | None = Field(default=None, description="Its first 1,000 characters.")
     media_type: Literal["image/webp", "audio/mpeg"] | None = Field(default=None, description="Of GET /previews/{id}.")
@@ -332,7 +333,7 @@ class DeletedResponse(BaseModel):
 
 
 class CollectionPart(BaseModel):
-    """How the items of one modality are searched now."""
+    """How the items of one modality are indexed at present."""
 
     modality: StoredModality
     kind: Kind

@@ -1,4 +1,4 @@
-"""GET /models, GET /healthz and GET /readyz; and the problem that every route can answer with."""
+"""Schemas of GET /models, GET /healthz and GET /readyz, and the problem that any route can return."""
 
 from typing import Literal
 
@@ -12,9 +12,9 @@ class TowerDescription(BaseModel):
     encoder: Encoder
     projector: str
     precision: Precision
-    """That is served."""
+    """The precision that is served."""
     precisions: list[Precision]
-    """Those that the bundle has."""
+    """The precisions that the bundle has."""
     provider: str
     preprocessing: Preprocessing
 
@@ -29,7 +29,7 @@ class ModelDescription(BaseModel):
     towers: dict[Modality, TowerDescription]
     evaluation: dict[str, float | int | bool | str | list[float]]
     licences: list[Licence]
-    """Of every part of the weights: the data sets that they learned from, and the encoders."""
+    """Licences of every part of the weights: the data sets that they learned from, and the encoders."""
     terms: list[Terms]
     """Terms of access to data, which are no licences of the weights."""
     commercial: bool | None

@@ -1,4 +1,5 @@
-"""POST /v1/embeddings and GET /v1/models, as OpenAI's clients write and read them, and those of its many imitators."""
+"""Schemas of POST /v1/embeddings and GET /v1/models, as clients of OpenAI and of similar servers write and read
+them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
@@ -35,7 +36,7 @@ TokenList = Annotated[
 
 _LOOKED_AT = 1_000  # longer lists are told by their beginning
 _MAX_PARTS = 64
-"""Of a message, and messages of a request: all but one of them must be empty."""
+"""Largest number of parts of a message, and of messages of a request: all but one of them must be empty."""
 
 ROLES: Mapping[str, Role] = {
     # NVIDIA's, Cohere's and Voyage's `input_type`
@@ -60,7 +61,7 @@ ROLES: Mapping[str, Role] = {
     "separation": "query",
     "image": "query",
 }
-"""Other servers' names of a text's role."""
+"""Names that other servers use for a text's role."""
 _ROLE_FIELDS = ("input_type", "task", "task_type", "prompt_name")
 
 _UNREAD: Mapping[str, tuple[Sequence[Any], str]] = {
@@ -89,8 +90,8 @@ _UNREAD: Mapping[str, tuple[Sequence[Any], str]] = {
     )
     for name in names
 }
-"""Fields of other servers that change the answer and are not read: the values that ask for what is answered anyhow, and
-advice to who sends another."""
+"""Fields of other servers that change the answer and are not supported: the values that ask for the default anyway,
+and advice for all other values."""
 
 
 class Address(BaseModel):
@@ -134,8 +135,8 @@ class ContentPart(BaseModel):
 
     @property
     def _held(self) -> str | Address | Samples | None:
-        found: str | Address | Samples | None = getattr(self, self._field)
-        return found
+        content: str | Address | Samples | None = getattr(self, self._field)
+        return content
 
     @property
     def empty(self) -> bool:
@@ -143,8 +144,8 @@ class ContentPart(BaseModel):
 
     @property
     def written(self) -> "_Written":
-        held = self._held
-        content = held.url if isinstance(held, Address) else held.data if isinstance(held, Samples) else held or ""
+        given = self._held
+        content = given.url if isinstance(given, Address) else given.data if isinstance(given, Samples) else given or ""
         return _PART_KINDS[self.type], content
 
 
@@ -161,7 +162,7 @@ class Message(ContentInput):
 
 def _kind(value: Any) -> str | None:
     if isinstance(value, list):
-        return "ids" if value and all(type(each) is int for each in value[:_LOOKED_AT]) else "list"
+        return "ids" if value and all(type(item) is int for item in value[:_LOOKED_AT]) else "list"
     return _element_kind(value)
 
 
@@ -238,7 +239,7 @@ class EmbeddingsRequest(RequestModel):
         # LiteLLM writes null for what its caller does not say.
         value = {name: given for name, given in value.items() if given is not None}
         for name, (neutral, advice) in _UNREAD.items():
-            if name in value and not any(_same(value[name], each) for each in neutral):
+            if name in value and not any(_same(value[name], default) for default in neutral):
                 raise ValueError(f"{name} is not read here as it is given, and would change the answer: {advice}")
         for name in _ROLE_FIELDS:
             if name in value:
@@ -261,12 +262,12 @@ class EmbeddingsRequest(RequestModel):
 
     @property
     def cut(self) -> bool:
-        """Whether a text that is too long is cut."""
+        """Return whether a text that is too long is cut."""
         return self.truncate in (True, "END")
 
     @property
     def inputs(self) -> Sequence[Input]:
-        """What is to be embedded, one vector each."""
+        """Return the inputs to embed, one vector each."""
         return self._inputs
 
     def _written(self) -> "list[_Written]":
@@ -319,7 +320,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _parts(content: Content) -> list[_Written]:
-    """Those that hold something."""
+    """Return the parts that are not empty."""
     if isinstance(content, str):
         return [("string", content)] if content else []
     return [part.written for part in content if not part.empty]

@@ -1,4 +1,4 @@
-"""Queries, and what is found."""
+"""Queries and search results."""
 
 from collections.abc import Sequence
 from operator import attrgetter
@@ -41,12 +41,12 @@ from service.schemas.items import Filter, ItemId, ItemPreview, Name, Vector, sto
 from service.store import DEFAULT_COLLECTION
 
 MAX_RESULTS = 25_600
-"""Queries × top_k of one request: a response is written in one go, and must not hold the event loop."""
+"""Largest queries × top_k of one request: a response is written at once, and must not hold the event loop."""
 MAX_VECTORS = 2_560
 """The same, where the results carry their vectors."""
 MAX_POOL = 1_000
 FUSED = 100
-"""Of each ranking that are fused, at least."""
+"""Smallest number of results that are fused from each ranking."""
 
 
 class VectorQuery(RequestModel):
@@ -99,7 +99,7 @@ Query = Annotated[
     Content | list[tuple[Content, float]],
     one_of(STRING, *KINDS, branch(VectorQuery, "vector"), branch(IdQuery, "id"), branch(ComposeQuery, "compose"), FILE),
 ]
-"""What is searched for, or the weighted parts of it."""
+"""The content to search for, or its weighted parts."""
 
 
 def _top_k(value: int, info: ValidationInfo) -> int:
@@ -145,7 +145,7 @@ class Rerank(RequestModel):
 
 
 class SearchEffort(RequestModel):
-    """How hard an index tries, for this request alone. What its kind does not know is left aside."""
+    """Effort of the index for this request alone. Options that its kind does not have are ignored."""
 
     ef_search: int | None = Field(default=None, ge=1, le=4_096, strict=True, description="Of hnsw.")
     nprobe: int | None = Field(default=None, ge=1, le=65_536, strict=True, description="Of ivf_pq.")
@@ -211,8 +211,8 @@ class SearchRequest(RequestModel):
 
     @property
     def pool(self) -> int:
-        """How many candidates each query needs."""
-        pools = [each.pool for each in (self.rerank, self.diversity) if each is not None]
+        """Return the number of candidates that each query needs."""
+        pools = [stage.pool for stage in (self.rerank, self.diversity) if stage is not None]
         return max([self.top_k, *pools, *([FUSED] if self.keywords else [])])
 
     @property
@@ -221,8 +221,8 @@ class SearchRequest(RequestModel):
 
 
 def place_query(body: dict[str, Any], files: list[File]) -> None:
-    """Files go, in order, to the parts of a composed query that have no input. Else one is the query, several the
-    queries."""
+    """Give files, in order, to the parts of a composed query that have no input. Otherwise one file is the query,
+    and several are the queries."""
     query = body.get("query")
     if isinstance(query, dict) and isinstance(query.get("compose"), list):
         waiting = [part for part in query["compose"] if isinstance(part, dict) and not present(part) - {"weight"}]
@@ -257,7 +257,7 @@ class Explanation(BaseModel):
 
 
 class ResultMoment(BaseModel):
-    """What of a video or a long sound is most like the query."""
+    """The part of a video or a long sound that is most like the query."""
 
     start: float = Field(description="Seconds.")
     end: float

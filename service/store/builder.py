@@ -24,15 +24,15 @@ _log = logging.getLogger(__name__)
 
 
 class Library(Protocol):
-    """What the builder needs of the store."""
+    """The functions of the store that the builder calls."""
 
     def indexes(self) -> Mapping[int, Index]: ...
 
     def reader(self, collection: int) -> Reader:
-        """For the builder's own thread."""
+        """Return a reader for the builder's own thread."""
 
     def save(self, collection: int, modality: str, built: Built | None, slots: Keys) -> None:
-        """Keep an index that was switched to; None: there is none any more."""
+        """Keep an index that came into use; None: the collection has no index any more."""
 
 
 class Builder:
@@ -49,19 +49,19 @@ class Builder:
         self._thread.start()
 
     def notify(self) -> None:
-        """Something was written: an index may have to be built."""
+        """Note that something was written: an index may have to be built."""
         with self._changed:
             self._work = True
             self._changed.notify_all()
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether there is nothing to build, now or within the time. False where building failed."""
+        """Return whether there is nothing to build, now or within the time. False where building failed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or (self._idle and not self._work), timeout_s)
             return self._idle and not self._work and self._failed is None
 
     def close(self) -> None:
-        """Stop. What was half built is given up; training cannot be stopped, and ends with the process."""
+        """Stop. A half-built index is given up; training cannot be stopped, and ends with the process."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -86,14 +86,15 @@ class Builder:
                     pass
                 self._failed = None
             except Exception:
-                # What has no index is searched vector by vector: slower, and right.
+                # Vectors without an index are compared one by one: slower, but correct.
                 _log.exception("an index could not be built; the next write after a minute tries again")
                 self._failed = time.monotonic()
             finally:
                 self.building = None
 
     def _give_pages(self) -> None:
-        """To the indexes that the start found; what is built later has them before it is switched to."""
+        """Give pages to the indexes that existed at the start; an index built later has them before it comes into
+        use."""
         try:
             for index in list(self._library.indexes().values()):
                 for view in index.views().values():
@@ -103,7 +104,7 @@ class Builder:
             _log.exception("an index stays in small pages: it is searched all the same")
 
     def _step(self) -> bool:
-        """Build the first index that is needed; whether there was one."""
+        """Build the first index that is needed, and return whether there was one."""
         for collection, index in list(self._library.indexes().items()):
             planned = index.plan(self._rules)
             if planned is not None:
@@ -167,12 +168,12 @@ def _batches(view: View, rows: Keys, reader: Reader) -> Iterator[Vectors]:
 
 
 def _vectors(view: View, rows: Keys, reader: Reader) -> Vectors:
-    wanted = view.slots[rows]
-    slots, vectors = reader.vectors(wanted)
-    if len(slots) == len(wanted):
+    row_slots = view.slots[rows]
+    slots, vectors = reader.vectors(row_slots)
+    if len(slots) == len(row_slots):
         return vectors
-    whole = np.zeros((len(wanted), vectors.shape[1]), np.float32)
-    whole[np.searchsorted(wanted, slots)] = vectors
+    whole = np.zeros((len(row_slots), vectors.shape[1]), np.float32)
+    whole[np.searchsorted(row_slots, slots)] = vectors
     return whole
 
 

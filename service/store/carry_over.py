@@ -1,4 +1,5 @@
-"""From a store of one space to a store of another: how the old one is read, and how the new one takes its place.
+"""Carrying a store over from one embedding space to another: reading the old store and putting the new one in its
+place.
 
 A store is one file. What else is in its folder follows from that file (the indexes' snapshot) or is of no space (bulk
 jobs). So the new file is made in a folder inside the store's, `new.SPACE`, and one rename puts it in its place. The old
@@ -23,12 +24,12 @@ from service.store.errors import StoreDamaged, StoreError
 from service.store.rows import CollectionRow, Preview
 
 EMBEDDED = "embedded"
-"""In what is known about a preview: the item's vector was made from it."""
+"""Key in a preview's details: true where the item's vector was made from the preview."""
 _MADE_FROM = "made-from"
 """A file beside a store that is being filled: the version of the old one."""
 _ITEMS = "FROM items JOIN collections ON collections.key = items.collection WHERE collections.name NOT LIKE '.%'"
 _BUSY_S = 10.0
-"""For others who read a store's file to be done with it."""
+"""Seconds to wait for other processes that use a store's file."""
 _PAUSE_S = 0.05
 
 
@@ -53,7 +54,7 @@ class OldLabelSet:
 
 
 ERRORS = (OSError, sqlite3.Error)
-"""What reading and writing the files of a store raises."""
+"""Exceptions that reading and writing the files of a store raise."""
 
 
 def file_of(path: Path) -> Path:
@@ -68,7 +69,8 @@ class OldStore:
     """A store that is read, whatever its space. Close it."""
 
     def __init__(self, path: Path, *, alone: bool) -> None:
-        """`alone`: nobody else has the store open, so that tables of an older version may be brought up to this one.
+        """Open the old store. `alone` means that nobody else has it open, so that tables of an older version may be
+        migrated.
 
         Raises StoreError.
         """
@@ -107,32 +109,32 @@ class OldStore:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing that was made in its space."""
+        """Return whether there is nothing that was made in its space."""
         return schema.is_empty(self._connection)
 
     @property
     def count(self) -> int:
-        """Of the items that clients know of."""
+        """Return the number of items, without the hidden items that hold moments."""
         [count] = self._connection.execute(f"SELECT count(*) {_ITEMS}").fetchone()
         return int(count)
 
     def items(self) -> Iterator[OldItem]:
-        """All of them, in the order in which they were first written."""
-        found = self._connection.execute(
+        """Yield all items in the order in which they were first written."""
+        cursor = self._connection.execute(
             f"""SELECT collections.key, collections.name, items.id, modality, metadata, items.created, updated,
             (SELECT content FROM keywords WHERE keywords.item = items.key AND field = ?) {_ITEMS} ORDER BY items.key""",
             (keywords.TEXT,),
         )
-        for key, collection, id, modality, metadata, created, updated, text in found:
+        for key, collection, id, modality, metadata, created, updated, text in cursor:
             preview = previews.of_item(self._connection, key, id)
             yield OldItem(collection, id, modality, orjson.loads(metadata), created, updated, text, preview)
 
     def collections(self) -> Iterator[tuple[CollectionRow, Sequence[str], bool]]:
-        """Each with its keyword fields, and whether it keeps token vectors."""
-        for each in rows.collections(self._connection):
-            if not each.name.startswith("."):  # moments of videos
-                fields = keywords.fields(self._connection, each.key)
-                yield each, fields, tokens.kept(self._connection, each.key)
+        """Yield each collection with its keyword fields and whether it keeps token vectors."""
+        for collection in rows.collections(self._connection):
+            if not collection.name.startswith("."):  # moments of videos
+                fields = keywords.fields(self._connection, collection.key)
+                yield collection, fields, tokens.kept(self._connection, collection.key)
 
     def label_sets(self) -> Iterator[OldLabelSet]:
         query = "SELECT name, definition, created, updated FROM label_sets ORDER BY name"
@@ -141,7 +143,8 @@ class OldStore:
 
 
 class Dates:
-    """Of what was carried over: a new store dates what it is given by the clock, and here it gets its own dates back.
+    """Dates of items that were carried over: a new store dates them by the clock, and this class restores their own
+    dates.
 
     A second connection to the file of an open store; nothing else is written by it. Close it.
     """
@@ -153,7 +156,7 @@ class Dates:
         self._connection.close()
 
     def of_item(self, item: OldItem) -> tuple[str | None, bool]:
-        """When the item that is there was updated, None where it is not; and whether its preview was embedded."""
+        """Return when the stored item was updated (None where it is absent) and whether its preview was embedded."""
         row = self._connection.execute(
             """SELECT updated, about FROM items JOIN collections ON collections.key = items.collection
             LEFT JOIN previews ON previews.item = items.key WHERE collections.name = ? AND items.id = ?""",
@@ -164,11 +167,11 @@ class Dates:
         return row[0], row[1] is not None and orjson.loads(row[1]).get(EMBEDDED, False)
 
     def of_collection(self, name: str) -> str | None:
-        """When it was created."""
+        """Return when the collection was created."""
         return self._one("SELECT created FROM collections WHERE name = ?", name)
 
     def of_label_set(self, name: str) -> str | None:
-        """When it was updated."""
+        """Return when the label set was updated."""
         return self._one("SELECT updated FROM label_sets WHERE name = ?", name)
 
     def _one(self, query: str, name: str) -> str | None:
@@ -208,7 +211,8 @@ def stage(path: Path, space: str, old: OldStore) -> Path:
 
 
 def put_in_place(path: Path, staged: Path, space: str, beside: Sequence[Path]) -> Path:
-    """Make the staged store the store at `path`, in one step; the folder where the old one, of `space`, is now.
+    """Make the staged store the store at `path` in one step, and return the folder of the old one, whose space is
+    `space`.
 
     Neither is open, and `path` is held. The files `beside` go with the old one. Raises StoreError, and leaves the store
     as it was.
@@ -240,13 +244,13 @@ def put_in_place(path: Path, staged: Path, space: str, beside: Sequence[Path]) -
 
 
 def clear(path: Path) -> None:
-    """Remove what was staged: none of it is of the store that is there now."""
+    """Remove the staged files: none of them belongs to the store that is there now."""
     for folder in path.glob("new.*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make_whole(file: Path) -> None:
-    """Bring what is in the write-ahead log into the file, which is then all there is of the database."""
+    """Move the content of the write-ahead log into the file, so that the file is the whole database."""
     until = time.monotonic() + _BUSY_S
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         while True:
@@ -257,7 +261,7 @@ def _make_whole(file: Path) -> None:
                 if time.monotonic() > until:
                     raise
                 time.sleep(_PAUSE_S)
-    # A log that stayed would be taken for the other file's.
+    # A remaining log would be taken for that of the other file.
     if file.with_name(f"{file.name}-wal").exists():
         raise OSError(f"{file}-wal is still there")
     _sync(file)

@@ -22,21 +22,22 @@ from service.store.filters import All, Bound, Contains, Exists, Filter, Is, Not,
 
 Mask = NDArray[np.bool_]
 Scan = Callable[[NDArray[np.int64], str], Iterable[tuple[int, Mapping[str, Any]]]]
-"""Metadata of those of the rows, by number in the part, whose JSON holds the text."""
+"""Return the metadata of those of the rows, by number in the part, whose JSON holds the text."""
 
 _NULL, _FALSE, _TRUE, _NUMBER, _TEXT, _LIST, _OBJECT, _WIDE = range(1, 9)
-"""_WIDE: an integer of 64 bits from 2**53 up or from -2**53 down, of which a double would mix up neighbours."""
+"""Types of values. _WIDE: a 64-bit integer of at least 2**53 or at most -2**53, which a double would round."""
 _CONSTANTS = {None: _NULL, False: _FALSE, True: _TRUE}
 _EXACT, _LONGEST = 2**53, 2**63
 _DOUBLE, _LONG = struct.Struct("<d"), struct.Struct("<q")
 
 
 _OWN_COLUMN = 64
-"""Rows from which on a key has a column of its own: before, the column itself would be most of what it takes."""
+"""Smallest number of rows for which a key gets its own column: with fewer, the column would take more than its
+cells."""
 _RARE_CELLS = 1_024
-"""Cells of rare keys from which on it is looked, each time that they are twice as many, which have become frequent."""
+"""Number of cells of rare keys at which frequent keys are first looked for; repeated each time that it has doubled."""
 _CELLS_AT_ONCE = 100_000
-"""Cells that are put in order by their keys at a time, which takes some 200 bytes for each."""
+"""Cells that are sorted by key at a time, which takes some 200 bytes for each."""
 
 
 class Growing:
@@ -49,7 +50,7 @@ class Growing:
     def extend(self, values: Any) -> None:
         size = self._size + len(values)
         if size > len(self._array):
-            # By an eighth: memory is what there is least of, and a copy of it is cheap.
+            # Grow by an eighth: memory is scarce, and copying it is cheap.
             grown = np.empty((max(size, len(self._array) * 9 // 8), *self._array.shape[1:]), self._array.dtype)
             grown[: self._size] = self._array[: self._size]
             self._array = grown
@@ -64,7 +65,7 @@ class _Column:
     def __init__(self) -> None:
         self._rows, self._kinds, self._values = Growing(np.uint32), Growing(np.uint8), Growing(np.int64)
         self.cells: tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.int64]]
-        """Rows in ascending order, types, values. Replaced as one, so that a reader sees whole cells."""
+        """Rows (ascending), types and values. They are replaced together, so that a reader sees whole cells."""
         self._publish()
 
     def extend(self, rows: Any, kinds: Any, values: Any) -> None:
@@ -84,7 +85,7 @@ class _Rare:
         self._keys, self._rows = Growing(np.int64), Growing(np.uint32)
         self._kinds, self._values = Growing(np.uint8), Growing(np.int64)
         self.cells: tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint8], NDArray[np.int64]]
-        """Hashes of keys, rows, types, values. Those of one key are in the order of its rows."""
+        """Hashes of keys, rows, types and values. The cells of one key are in the order of its rows."""
         self._publish()
 
     def extend(self, keys: Any, rows: Any, kinds: Any, values: Any) -> None:
@@ -103,10 +104,10 @@ class Columns:
 
     def __init__(self) -> None:
         self._columns: dict[int, _Column] = {}
-        """By the hash of the key."""
+        """Columns by the hash of the metadata key."""
         self._rare = _Rare()
         self._looked_through = 0
-        """Rare cells that were left when it was last looked which keys have enough of them for a column."""
+        """Rare cells that were left after the last search for frequent keys."""
 
     def extend(self, numbers: Iterable[int], metadata: Sequence[Mapping[str, Any]]) -> None:
         """Add the metadata of rows with these numbers, which ascend and come after those that were added before."""
@@ -122,23 +123,23 @@ class Columns:
 
     def _extend(self, rows: list[int], metadata: Sequence[Mapping[str, Any]]) -> None:
         rare: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
-        for name, (own, values) in _by_name(rows, metadata).items():
+        for name, (key_rows, values) in _by_name(rows, metadata).items():
             key = _key(name)
             if key in self._columns:
-                self._columns[key].extend(own, *_cells(values))
-            elif len(own) < _OWN_COLUMN:
+                self._columns[key].extend(key_rows, *_cells(values))
+            elif len(key_rows) < _OWN_COLUMN:
                 kinds, encoded = zip(*map(_encoded, values), strict=True)
-                for to, more in zip(rare, ([key] * len(own), own, kinds, encoded), strict=True):
+                for to, more in zip(rare, ([key] * len(key_rows), key_rows, kinds, encoded), strict=True):
                     to.extend(more)
             else:
-                self._rare.extend(np.full(len(own), key), own, *_cells(values))
+                self._rare.extend(np.full(len(key_rows), key), key_rows, *_cells(values))
         if rare[0]:
             self._rare.extend(*rare)
         if len(self._rare.cells[0]) >= max(2 * self._looked_through, _RARE_CELLS):
             self._give_columns()
 
     def _give_columns(self) -> None:
-        """To the keys that have rows enough by now."""
+        """Give a column to every key that has enough rows by now."""
         cells = self._rare.cells
         order = np.argsort(cells[0], kind="stable")
         keys, starts, counts = np.unique(cells[0][order], return_index=True, return_counts=True)
@@ -148,14 +149,15 @@ class Columns:
             column = _Column()
             column.extend(*(array[places] for array in cells[1:]))
             self._columns[key] = column
-        # Only now: who does not find a column has cells from before.
+        # Only now: a reader that does not find the column uses the old cells.
         rest = np.isin(cells[0], keys[~often])
         rare = _Rare()
         rare.extend(*(array[rest] for array in cells))
         self._rare, self._looked_through = rare, int(np.count_nonzero(rest))
 
     def kept(self, numbers: NDArray[np.int64]) -> "Columns":
-        """Of the rows with a number in `numbers` that is not -1, which is the row's new number; order is kept."""
+        """Return the columns of the rows whose entry in `numbers` is not -1; the entry is the row's new number.
+        Order is kept."""
         columns = Columns()
         for key, column in self._columns.items():
             rows, kinds, values = column.cells
@@ -179,7 +181,7 @@ class Columns:
         return sum(array.nbytes for cells in held for array in cells)
 
     def _of(self, name: str) -> tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.int64]]:
-        """Rows, types and values of a key's cells, in the order of the rows."""
+        """Return rows, types and values of a key's cells, in the order of the rows."""
         key, (keys, rows, kinds, values) = _key(name), self._rare.cells  # before the columns: see _give_columns()
         if (column := self._columns.get(key)) is not None:
             return column.cells
@@ -187,48 +189,48 @@ class Columns:
         return rows[chosen], kinds[chosen], values[chosen]
 
     def select(self, filter: Filter, among: Mask, scan: Scan) -> Mask:
-        """Which of the rows that are set in `among` pass."""
+        """Return the rows that are set in `among` and pass the filter."""
         match filter:
             case All(of):
-                # What reads rows comes last, when fewest are left.
-                for each in sorted(of, key=reads_rows):
-                    among = self.select(each, among, scan)
+                # Conditions that read rows come last, when the fewest rows are left.
+                for condition in sorted(of, key=reads_rows):
+                    among = self.select(condition, among, scan)
                 return among
             case Some(of):
-                found = np.zeros_like(among)
-                for each in sorted(of, key=reads_rows):
-                    found |= self.select(each, among & ~found, scan)
-                return found
+                passing = np.zeros_like(among)
+                for condition in sorted(of, key=reads_rows):
+                    passing |= self.select(condition, among & ~passing, scan)
+                return passing
             case Not(of):
                 return among & ~self.select(of, among, scan)
             case Is() | Bound() | Exists() | Contains():
                 return self._condition(filter, among, scan)
 
     def _condition(self, filter: Is | Bound | Exists | Contains, among: Mask, scan: Scan) -> Mask:
-        found = np.zeros_like(among)
+        passing = np.zeros_like(among)
         rows, kinds, values = self._of(filter.name)
         if not rows.size:
-            return found
+            return passing
         # Rows that were added after `among` was made stand at the end.
         count = int(np.searchsorted(rows, np.uint32(len(among))))
         rows, kinds, values = rows[:count], kinds[:count], values[:count]
         match filter:
             case Exists():
-                found[rows] = True
+                passing[rows] = True
             case Is(_, wanted):
-                _mark(found, rows, _is_any(wanted, kinds, values))
+                _mark(passing, rows, _is_any(wanted, kinds, values))
             case Bound(_, operator, int() | float() as value):
                 chosen = _compare(operator, values.view(np.float64), _between(value)) & (kinds == _NUMBER)
                 if (wide := kinds == _WIDE).any():
-                    # Of integers, those above 1.5 are those above 1, and those from 1.5 are those from 2.
+                    # Integers greater than 1.5 are those greater than 1, and integers from 1.5 are those from 2.
                     whole = math.floor(value) if operator in ("$gt", "$lte") else math.ceil(value)
                     chosen |= wide & _compare(operator, values, max(min(whole, _LONGEST), -_LONGEST - 1))
-                _mark(found, rows, chosen)
+                _mark(passing, rows, chosen)
             case Bound():
-                self._read(filter, rows[kinds == _TEXT], "", among, found, scan)
+                self._read(filter, rows[kinds == _TEXT], "", among, passing, scan)
             case Contains(_, text):
-                self._read(filter, rows[(kinds == _TEXT) | (kinds == _LIST)], text, among, found, scan)
-        return found & among
+                self._read(filter, rows[(kinds == _TEXT) | (kinds == _LIST)], text, among, passing, scan)
+        return passing & among
 
     def _read(
         self, filter: Filter, rows: NDArray[np.uint32], holding: str, among: Mask, found: Mask, scan: Scan
@@ -240,7 +242,7 @@ class Columns:
 
 
 def reads_rows(filter: Filter) -> bool:
-    """Whether the columns alone cannot say which rows pass."""
+    """Return whether the columns alone cannot say which rows pass."""
     match filter:
         case All(of) | Some(of):
             return any(map(reads_rows, of))
@@ -253,7 +255,7 @@ def reads_rows(filter: Filter) -> bool:
 
 
 def _mark(found: Mask, rows: NDArray[np.uint32], chosen: Mask) -> None:
-    """Set those of the rows, which ascend, that are chosen."""
+    """Set in `found` those of the ascending rows that are chosen."""
     if len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1:  # none is left out: several times as quick
         found[int(rows[0]) : int(rows[-1]) + 1] = chosen
     else:
@@ -266,7 +268,7 @@ def _is_any(wanted: Sequence[Any], kinds: NDArray[np.uint8], values: NDArray[np.
     for constant in {kind for kind, _ in cells if kind <= _TRUE}:
         chosen |= kinds == constant
     for kind, dtype in ((_NUMBER, np.float64), (_WIDE, np.int64), (_TEXT, np.int64)):
-        of_kind = np.array([value for each, value in cells if each == kind], np.int64).view(dtype)
+        of_kind = np.array([value for cell_kind, value in cells if cell_kind == kind], np.int64).view(dtype)
         if of_kind.size == 1:
             chosen |= (kinds == kind) & (values.view(dtype) == of_kind[0])
         elif of_kind.size:
@@ -295,20 +297,20 @@ def _compare(operator: str, held: NDArray[Any], bound: float) -> Mask:
 
 
 def _by_name(rows: list[int], metadata: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[Any]]]:
-    """For each key the rows that have it, and its values."""
+    """Return, for each metadata key, the rows that have it and their values."""
     if metadata and all(held.keys() == metadata[0].keys() for held in metadata):  # as below, several times as quick
         return {name: (rows, [held[name] for held in metadata]) for name in metadata[0]}
-    found: dict[str, tuple[list[int], list[Any]]] = {}
+    cells: dict[str, tuple[list[int], list[Any]]] = {}
     for row, held in zip(rows, metadata, strict=True):
         for name, value in held.items():
-            own, values = found.setdefault(name, ([], []))
-            own.append(row)
+            key_rows, values = cells.setdefault(name, ([], []))
+            key_rows.append(row)
             values.append(value)
-    return found
+    return cells
 
 
 def _cells(values: list[Any]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Types and values of cells: what _encoded() says of each, for values of one type in a few steps."""
+    """Return types and values of cells as _encoded() does for each, in few steps for values of one type."""
     types = set(map(type, values))
     if types <= {int, float}:
         doubles = np.array(values, np.float64)

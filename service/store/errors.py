@@ -1,4 +1,4 @@
-"""What can be wrong with a store when it is opened. The messages are for the operator, and name the directory.
+"""Errors of opening a store. The messages are for the operator, and name the directory.
 
 StoreError
 ├── SpaceMismatch   filled by a space that the bundle does not accept
@@ -26,7 +26,7 @@ class StoreInUse(StoreError):
 
 
 def filled_elsewhere(store: str, space: str, filler: str | None, manifest: Manifest) -> str:
-    """What is said of a store whose vectors are of a space that a bundle does not accept.
+    """Return the message for a store whose vectors are of a space that the bundle does not accept.
 
     `filler` is the name of the bundle that made them, None where the store does not know it.
     """

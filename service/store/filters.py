@@ -78,7 +78,7 @@ Filter = Is | Bound | Exists | Contains | All | Some | Not
 
 
 def parse(raw: Any) -> Filter:
-    """What a client wrote → a filter. Raises ValueError, which names the key that is wrong."""
+    """Parse a client's filter. Raises ValueError, which names the wrong key."""
     budget = [MAX_NODES]
     return _filter(raw, "filter", 0, budget)
 
@@ -94,7 +94,7 @@ def _filter(raw: Any, where: str, depth: int, budget: list[int]) -> Filter:
         if name in ("$and", "$or"):
             if not isinstance(condition, list) or not condition:
                 raise ValueError(f"{inside}: a list of at least one filter is expected")
-            of = tuple(_whole(each, f"{inside}[{place}]", depth, budget) for place, each in enumerate(condition))
+            of = tuple(_whole(part, f"{inside}[{place}]", depth, budget) for place, part in enumerate(condition))
             parts.append(All(of) if name == "$and" else Some(of))
         elif name == "$not":
             parts.append(Not(_whole(condition, inside, depth, budget)))
@@ -119,11 +119,11 @@ def _conditions(name: str, raw: Any, where: str) -> Iterator[Filter]:
     if isinstance(raw, Mapping):
         if not raw:
             raise ValueError(f'{where}: an object of operators is expected, such as {{"$gte": 1}}')
-        kinds = {_type(raw[each]) for each in _BOUNDS if each in raw}
+        kinds = {_type(raw[bound]) for bound in _BOUNDS if bound in raw}
         if len(kinds) > 1:
             raise ValueError(f"{where}: the bounds of a range are all numbers or all texts")
-        for each, value in raw.items():
-            yield _operator(name, each, value, f"{where}.{_shown(each)}")
+        for operator, value in raw.items():
+            yield _operator(name, operator, value, f"{where}.{_shown(operator)}")
     elif isinstance(raw, list):
         yield Is(name, _values(raw, where))
     else:
@@ -176,24 +176,24 @@ def _shown(name: str) -> str:
 
 
 def passes(filter: Filter, metadata: Mapping[str, Any]) -> bool:
-    """Whether an item passes. The columns say the same of many items at once; here it is said of one."""
+    """Return whether an item passes. The columns say the same of many items at once; here it is said of one."""
     match filter:
         case Is(name, values):
             return name in metadata and any(_equal(metadata[name], value) for value in values)
         case Bound(name, operator, value):
-            held = metadata.get(name)
-            kind = _type(held)
+            stored = metadata.get(name)
+            kind = _type(stored)
             # Python compares integers and doubles as the numbers that they are.
-            return kind == _type(value) and kind in ("number", "text") and _BOUNDS[operator](held, value)
+            return kind == _type(value) and kind in ("number", "text") and _BOUNDS[operator](stored, value)
         case Exists(name):
             return name in metadata
         case Contains(name, text):
-            held = metadata.get(name)
-            return isinstance(held, str | list) and text in held
+            stored = metadata.get(name)
+            return isinstance(stored, str | list) and text in stored
         case All(of):
-            return all(passes(each, metadata) for each in of)
+            return all(passes(part, metadata) for part in of)
         case Some(of):
-            return any(passes(each, metadata) for each in of)
+            return any(passes(part, metadata) for part in of)
         case Not(of):
             return not passes(of, metadata)
 

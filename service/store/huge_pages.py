@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 def give(index: Any, stopped: Callable[[], bool]) -> int:
-    """Move a graph and its vectors, which may be searched meanwhile, into huge pages; bytes that were. Blocks.
+    """Move a graph and its vectors, which may be searched meanwhile, into huge pages; return the bytes moved. Blocks.
 
     Takes some 3 s per GiB. Of an index of another kind nothing is moved.
     """
@@ -48,7 +48,7 @@ def give(index: Any, stopped: Callable[[], bool]) -> int:
 
 
 def _arrays(index: Any) -> Iterator[tuple[int, int]]:
-    """Addresses and sizes."""
+    """Yield the addresses and sizes of the index's arrays."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexHNSW):
         storage = faiss.downcast_index(index.storage)

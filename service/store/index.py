@@ -29,22 +29,22 @@ from service.store.records import Records
 _BLOCK = 2**22
 """Numbers in a block: 16 MiB."""
 _TOGETHER = 8
-"""Queries from which on FAISS searches with all cores."""
+"""Smallest number of queries for which FAISS searches with all cores."""
 _MOST = 0.9
-"""Of an index: a filter that leaves more is none to a graph."""
+"""Share of an index's rows: a filter that lets more of them through is ignored while the graph is walked."""
 _NOTHING = np.empty(0, np.int64)
 
 Scores = NDArray[np.float32]
 
 
 class Reader(Protocol):
-    """How a search reads what is not in memory."""
+    """Reads what a search needs and memory does not hold."""
 
     def vectors(self, slots: Keys) -> tuple[Keys, Vectors]:
-        """Those of the slots that are still there, ascending, and their vectors (N, D)."""
+        """Return those of the slots that still exist, ascending, and their vectors (N, D)."""
 
     def metadata(self, slots: Keys, holding: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
-        """Slots of those given that are still there and whose JSON holds the text, and their metadata."""
+        """Yield slot and metadata of those of the slots that still exist and whose JSON holds the text."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class View:
     """A part at one moment."""
 
     slots: Keys
-    """Ascending."""
+    """Slots in ascending order."""
     alive: Mask
     dead: int
     columns: Columns
     records: Records
-    """Both may hold more rows than the view."""
+    """Records by row; like the vectors, they may cover more rows than the view."""
     built: Built | None
     blocks: tuple[Vectors, ...]
     """The vectors (rows per block, D) of the rows after those of `built`, the last block not full."""
@@ -71,7 +71,7 @@ class View:
         return 0 if self.built is None else self.built.count
 
     def head(self, count: int) -> "View":
-        """Its first rows, at most so many."""
+        """Return a view of the first rows, at most `count`."""
         slots, alive = self.slots[:count], self.alive[:count]
         return replace(self, slots=slots, alive=alive, dead=int(len(alive) - np.count_nonzero(alive)))
 
@@ -82,11 +82,11 @@ class Found(NamedTuple):
     """Inner product."""
     modality: str
     record: bytes
-    """Empty where it is not in memory."""
+    """Record of the item; empty where it is not in memory."""
 
 
 class _Part:
-    """What views are made of. Used under the lock of its index."""
+    """The mutable state that views are made of. Used under the lock of its index."""
 
     def __init__(self, dimensions: int) -> None:
         self._dimensions = dimensions
@@ -100,7 +100,7 @@ class _Part:
         self.blocks: list[Vectors] = []
 
     def append(self, slots: Keys, metadata: Sequence[Mapping[str, Any]], records: Sequence[bytes]) -> None:
-        """Rows whose vectors are stored next."""
+        """Append rows whose vectors are stored next."""
         first = len(self.slots.held())
         self.columns.extend(range(first, first + len(metadata)), metadata)
         self.records.extend(records)
@@ -108,7 +108,7 @@ class _Part:
         self.alive.extend(np.ones(len(slots), np.bool_))
 
     def begin(self, built: Built, slots: Keys) -> None:
-        """With an index, all of whose rows are dead."""
+        """Start from a built index, all of whose rows are dead until they are put."""
         self.built = built
         self.records.leave(len(slots))
         self.slots.extend(slots)
@@ -116,7 +116,7 @@ class _Part:
         self.dead = len(slots)
 
     def store(self, vectors: Vectors, held: int) -> None:
-        """Vectors of rows that come after `held` others in the blocks."""
+        """Store the vectors of rows that follow `held` others in the blocks."""
         while len(vectors):
             place = held % self._block_rows
             if place == 0:
@@ -127,11 +127,11 @@ class _Part:
             vectors = vectors[len(taken) :]
 
     def kill(self, slots: Keys) -> bool:
-        """Whether any was here."""
-        held = self.slots.held()
-        rows = np.searchsorted(held, slots)
-        rows = rows[rows < len(held)]
-        rows = rows[np.isin(held[rows], slots)]
+        """Return whether any was here."""
+        known = self.slots.held()
+        rows = np.searchsorted(known, slots)
+        rows = rows[rows < len(known)]
+        rows = rows[np.isin(known[rows], slots)]
         rows = rows[self.alive.held()[rows]]
         if rows.size:
             alive = self.alive.held().copy()
@@ -169,9 +169,9 @@ class Index:
         with self._changing:
             views = self._without(replaced)
             part = self._parts.setdefault(modality, _Part(self.dimensions))
-            held = part.view()
+            view = part.view()
             part.append(slots, metadata, records)
-            part.store(vectors, held.count - held.indexed)
+            part.store(vectors, view.count - view.indexed)
             self._views = {**views, modality: part.view()}
 
     def remove(self, slots: Keys) -> None:
@@ -186,7 +186,7 @@ class Index:
         return views
 
     def load(self, modality: str, built: Built, slots: Keys) -> None:
-        """Begin a part with an index over these slots. They are dead until revive() says which are not."""
+        """Begin a part with an index over these slots. They are dead until revive() marks the live ones."""
         part = self._parts[modality] = _Part(self.dimensions)
         part.begin(built, slots)
         self._views = {**self._views, modality: part.view()}
@@ -194,12 +194,12 @@ class Index:
     def revive(
         self, modality: str, slots: Keys, metadata: Sequence[Mapping[str, Any]], records: Sequence[bytes]
     ) -> Mask:
-        """Say of slots, ascending, that they live, and what they hold; which of them the index has."""
+        """Mark slots, ascending, as live, with their metadata and records; return which of them the index has."""
         part = self._parts.get(modality)
-        held = _NOTHING if part is None else part.slots.held()
-        rows = np.searchsorted(held, slots)
-        known = rows < len(held)
-        known[known] = held[rows[known]] == slots[known]
+        part_slots = _NOTHING if part is None else part.slots.held()
+        rows = np.searchsorted(part_slots, slots)
+        known = rows < len(part_slots)
+        known[known] = part_slots[rows[known]] == slots[known]
         if part is not None and known.any():
             part.alive.held()[rows[known]] = True
             part.dead -= int(np.count_nonzero(known))
@@ -210,21 +210,22 @@ class Index:
         return known
 
     def slots(self, views: Mapping[str, View] | None = None) -> Keys:
-        """Every live slot, ascending, of the views of now or of those given."""
-        held = [view.slots[view.alive] for view in (self._views if views is None else views).values()]
-        return np.sort(np.concatenate([_NOTHING, *held]))
+        """Return every live slot of the current views or of the given ones, ascending."""
+        live = [view.slots[view.alive] for view in (self._views if views is None else views).values()]
+        return np.sort(np.concatenate([_NOTHING, *live]))
 
     def matching(self, filter: Filter, reader: Reader, views: Mapping[str, View] | None = None) -> Keys:
         """The slots whose metadata pass, ascending, of the views of now or of those given."""
         views = self._views if views is None else views
-        found = [view.slots[_select(view, filter, reader)] for view in views.values()]
-        return np.sort(np.concatenate([_NOTHING, *found]))
+        selected = [view.slots[_select(view, filter, reader)] for view in views.values()]
+        return np.sort(np.concatenate([_NOTHING, *selected]))
 
     def views(self) -> Mapping[str, View]:
         return self._views
 
     def switch(self, modality: str, before: View, built: Built | None, vectors: Iterable[Vectors], kept: Keys) -> None:
-        """Serve rows `kept` of the view `before`, in that order, by a new index, or by vectors where it is None.
+        """Serve the rows `kept` of the view `before`, in that order, from a new index, or from vectors where it is
+        None.
 
         What was added and removed since then is carried over. Only one thread may switch.
         """
@@ -274,17 +275,17 @@ class Index:
         `by_modality` there are `count` of each modality, one after the other.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        # Of this thread's searches alone. Few queries have no use for a second thread, and would wait for it to be run.
+        # Set for this thread's searches alone. Few queries gain nothing from a second thread, and would wait for it.
         faiss.omp_set_num_threads(1 if len(queries) < _TOGETHER else os.cpu_count())
         effort = effort or Effort()
         views = self._views if views is None else views
         views = {name: view for name, view in views.items() if modalities is None or name in modalities}
-        found = [
+        results = [
             (name, view, scores, rows)
             for name, view in views.items()
             for scores, rows in _search(view, queries, count, filter, effort, reader)
         ]
-        parts = [[each for each in found if each[0] == name] for name in views] if by_modality else [found]
+        parts = [[result for result in results if result[0] == name] for name in views] if by_modality else [results]
         return [[hit for part in parts for hit in _best(query, part, count)] for query in range(len(queries))]
 
     def plan(self, rules: Rules) -> "tuple[str, View, Chosen, bool] | None":
@@ -322,20 +323,21 @@ def _rest(view: View, start: int) -> Iterable[Vectors]:
 
 
 def _best(query: int, found: "Sequence[tuple[str, View, Scores, Keys]]", count: int) -> list[Found]:
-    """Of the scores and rows (Q, N) that were found in each part or block, -1 for none."""
+    """Return the best results of one query from the scores and rows (Q, N) of every part or block; row -1 is no
+    result."""
     candidates = [(scores[query], rows[query], view.slots) for _, view, scores, rows in found]
     if len(candidates) == 1:  # as below, in fewer steps
         [(scores, rows, slots)] = candidates
-        own, origins = slots[rows], None
+        candidate_slots, origins = slots[rows], None
     elif not candidates:
         return []
     else:
-        scores, rows = (np.concatenate([each[place] for each in candidates]) for place in (0, 1))
-        own = np.concatenate([slots[numbers] for _, numbers, slots in candidates])
+        scores, rows = (np.concatenate([candidate[place] for candidate in candidates]) for place in (0, 1))
+        candidate_slots = np.concatenate([slots[numbers] for _, numbers, slots in candidates])
         origins = np.repeat(np.arange(len(candidates)), [len(rows) for _, rows, _ in candidates])
-    order = np.lexsort((own, -scores))
+    order = np.lexsort((candidate_slots, -scores))
     order = order[rows[order] >= 0][:count]
-    rows, own_slots, own_scores = rows[order], own[order].tolist(), scores[order].tolist()
+    rows, own_slots, own_scores = rows[order], candidate_slots[order].tolist(), scores[order].tolist()
     if origins is None:
         name, view, _, _ = found[0]
         return list(map(Found, own_slots, own_scores, repeat(name), view.records.get(rows)))
@@ -349,13 +351,13 @@ def _best(query: int, found: "Sequence[tuple[str, View, Scores, Keys]]", count: 
 def _search(
     view: View, queries: Vectors, count: int, filter: Filter | None, effort: Effort, reader: Reader
 ) -> list[tuple[Scores, Keys]]:
-    """Scores and row numbers (Q, N), not in order, of the index and of each block; -1 where there is none."""
+    """Return scores and row numbers (Q, N), unordered, of the index and of each block; row -1 is no result."""
     allowed = view.alive if view.dead or filter is not None else None
     if filter is not None:
         allowed = _select(view, filter, reader)
-    found = []
+    results = []
     if view.built is not None:
-        found.append(_in_index(view, view.built, queries, count, allowed, effort, reader))
+        results.append(_in_index(view, view.built, queries, count, allowed, effort, reader))
     stored, first = view.count - view.indexed, view.indexed
     for block in view.blocks:
         stop_if_abandoned()
@@ -363,13 +365,13 @@ def _search(
         mask = None if allowed is None else allowed[first : first + length]
         if length and (mask is None or mask.any()):
             scores, rows = _nearest(block[:length], queries, count, mask)
-            found.append((scores, np.where(rows < 0, -1, rows + first)))
+            results.append((scores, np.where(rows < 0, -1, rows + first)))
         first += length
-    return found
+    return results
 
 
 def _select(view: View, filter: Filter, reader: Reader) -> Mask:
-    """Which of the rows live and pass."""
+    """Return the rows that are live and pass the filter."""
 
     def scan(rows: Keys, text: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
         for slot, metadata in reader.metadata(view.slots[rows], text):
@@ -379,13 +381,13 @@ def _select(view: View, filter: Filter, reader: Reader) -> Mask:
 
 
 def _nearest(vectors: Vectors, queries: Vectors, count: int, allowed: Mask | None) -> tuple[Scores, Keys]:
-    """Scores and places (Q, count) of the nearest of vectors (N, D), best first, -1 where there are no more."""
+    """Return scores and places (Q, count) of the nearest of vectors (N, D), best first; place -1 is no result."""
     count = min(count, len(vectors))
     scores = np.empty((len(queries), count), np.float32)
     places = np.empty((len(queries), count), np.int64)
     bits = None if allowed is None else np.packbits(allowed, bitorder="little")
     selector = () if bits is None else (faiss.IDSelectorBitmap(bits),)
-    pointers = (faiss.swig_ptr(each) for each in (queries, vectors))
+    pointers = (faiss.swig_ptr(array) for array in (queries, vectors))
     sizes = (vectors.shape[1], len(queries), len(vectors), count)
     faiss.knn_inner_product(*pointers, *sizes, faiss.swig_ptr(scores), faiss.swig_ptr(places), *selector)
     return scores, places
@@ -394,7 +396,7 @@ def _nearest(vectors: Vectors, queries: Vectors, count: int, allowed: Mask | Non
 def _in_index(
     view: View, built: Built, queries: Vectors, count: int, allowed: Mask | None, effort: Effort, reader: Reader
 ) -> tuple[Scores, Keys]:
-    """Scores and row numbers (Q, ≤ count), not in order."""
+    """Return scores and row numbers (Q, ≤ count), unordered."""
     if allowed is not None:
         allowed = allowed[: built.count]
     selected = built.count if allowed is None else int(np.count_nonzero(allowed))
@@ -410,7 +412,7 @@ def _in_index(
     if built.chosen.kind == "hnsw" and allowed is not None and share < _MOST and not effort.exact:
         shares = built.shares_around(queries, allowed)
         scanned = [
-            not graph_rather_than_scan(selected, built.count, effort, nominees, each) for each in shares.tolist()
+            not graph_rather_than_scan(selected, built.count, effort, nominees, share) for share in shares.tolist()
         ]
     else:
         shares = np.full(len(queries), share)
@@ -421,7 +423,7 @@ def _in_index(
     if left.size:
         around = min(share, float(shares[left].min()))
         scores[left], rows[left] = built.nominate(queries[left], nominees, allowed, around, effort)
-        # Where the neighbourhood of a query holds too few that are allowed, they are all looked at.
+        # Where a query's neighbourhood holds too few allowed vectors, all allowed vectors are compared.
         looked = np.concatenate([looked, left[(rows[left][:, :count] < 0).any(axis=1)]])
     if looked.size:
         scores[looked], rows[looked] = built.scan(queries[looked], nominees, allowed)
@@ -434,11 +436,11 @@ def _scored_again(view: View, queries: Vectors, rows: Keys, count: int, reader: 
     """The `count` best of the nominated rows (Q, N), by their stored vectors."""
     slots, vectors = reader.vectors(np.unique(view.slots[rows[rows >= 0]]))
     scores = np.full(rows.shape, -np.inf, np.float32)
-    for query, (row_scores, own) in enumerate(zip(scores, rows, strict=True)):
-        wanted = view.slots[np.maximum(own, 0)]
-        places = np.searchsorted(slots, wanted)
-        there = (own >= 0) & (places < len(slots))
-        there[there] = slots[places[there]] == wanted[there]
+    for query, (row_scores, row_numbers) in enumerate(zip(scores, rows, strict=True)):
+        row_slots = view.slots[np.maximum(row_numbers, 0)]
+        places = np.searchsorted(slots, row_slots)
+        there = (row_numbers >= 0) & (places < len(slots))
+        there[there] = slots[places[there]] == row_slots[there]
         row_scores[there] = vectors[places[there]] @ queries[query]
     rows = np.where(np.isinf(scores), -1, rows)
     best = np.argsort(-scores, axis=1, kind="stable")[:, :count]

@@ -1,4 +1,4 @@
-"""What the service asks of a store, whatever holds the items."""
+"""The interface of a store, whatever database holds the items."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Moment, Preview
 
 MOST_FOUND_BYTES = 64 * 2**20
-"""Of the metadata that one search may find, in JSON: in memory they become several times as much."""
+"""Largest metadata that one search may return, in bytes of JSON: in memory they take several times as much."""
 TOO_MUCH_FOUND = (
     f"what is found holds more than {MOST_FOUND_BYTES // 2**20} MiB of metadata: ask for fewer results, or fewer "
     "queries at a time"
@@ -25,22 +25,22 @@ class Hit:
     score: float
     """Cosine similarity, -1 to 1."""
     moment: Moment | None = None
-    """What of a video is most like the query."""
+    """The part of the video that is most like the query."""
     shown: Shown | None = None
-    """What there is to see of the item, where that was asked for and there is something."""
+    """The item's preview, where it was asked for and exists."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """How the items of one modality of a collection are searched now."""
+    """How the items of one modality of a collection are indexed at present."""
 
     modality: str
     kind: Kind
     precision: Precision | None
-    """None where the codes are the kind's own."""
+    """Precision of the codes; None where the kind of index has its own."""
     count: int
     indexed: int
-    """Of the count; the rest is searched one by one."""
+    """Number of items in the index; the others are compared one by one."""
     building: bool
 
 
@@ -52,13 +52,14 @@ class Store(Protocol):
     """
 
     async def ready(self) -> bool:
-        """Whether it can be read now, as far as can be told without doing so."""
+        """Return whether it can be read now, as far as can be told without doing so."""
 
     async def writable(self) -> bool:
-        """Whether it can be written now. Writes a little where nobody did for a while, or the last write failed."""
+        """Return whether it can be written now. Writes a little where nobody did for a while, or the last write
+        failed."""
 
     async def close(self) -> None:
-        """Finish every write and search that was begun, and let go of the store."""
+        """Finish every write and search that has begun, and release the store."""
 
     # Items
 
@@ -69,22 +70,22 @@ class Store(Protocol):
     async def get(self, collection: str, id: str, with_vector: bool = False) -> Item: ...
 
     async def holds(self, collection: str, id: str) -> bool:
-        """False for a collection that is not there, too."""
+        """Return whether the item exists; False also where the collection does not."""
 
     async def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
-        """(D,) by id."""
+        """Return stored vectors (D,) by id."""
 
     async def page(
         self, collection: str | None, modality: str | None, cursor: str | None, limit: int
     ) -> tuple[list[Item], str | None]:
-        """Items in an order that stays as it is, and the cursor to go on from, None at the end.
+        """Return items in a stable order, and the cursor of the next page, None at the end.
 
         The order is that of the first writing in SQLite, and by collection and id in Milvus. Raises InvalidRequest for
         a cursor that no page came with.
         """
 
     async def delete(self, collection: str, ids: Sequence[str]) -> int:
-        """How many were there, and are gone with their moments."""
+        """Delete items with their moments, and return how many of them existed."""
 
     async def delete_matching(self, collection: str, filter: Filter) -> int: ...
 
@@ -136,13 +137,15 @@ class Store(Protocol):
         """Raises NotFound where the item has none, as every item of a store that keeps none."""
 
     async def shown(self, collection: str, ids: Sequence[str]) -> dict[str, Shown]:
-        """What there is to see of those items that there is anything of: their text, what their preview is like."""
+        """Return the preview (text, or details of the stored picture or sound) of every item that has one, by id."""
 
     async def sample(self, collection: str, count: int) -> tuple[list[Item], int]:
-        """Up to `count` items with their vectors, the same ones until something is written, and how many there are."""
+        """Return up to `count` items with their vectors, the same ones until something is written, and the number of
+        all items."""
 
     async def version(self, collection: str) -> str:
-        """What changes whenever an item of the collection is written or deleted, so that a map is made anew."""
+        """Return a value that changes whenever an item of the collection is written or deleted, so that maps are
+        recomputed."""
 
     # Collections
 
@@ -153,7 +156,7 @@ class Store(Protocol):
     async def parts(self, name: str) -> list[Part]: ...
 
     async def create_collection(self, name: str, wanted: Wanted | None = None) -> bool:
-        """Whether it was created by this call: it is no error that it is there already.
+        """Return whether it was created by this call: it is no error that it is there already.
 
         With `wanted` its index is to be of that kind from now on. Raises InvalidRequest for what this store has not.
         """
@@ -162,13 +165,13 @@ class Store(Protocol):
         """The metadata keys whose words can be searched for, besides the text of text items."""
 
     async def set_keyword_fields(self, collection: str, fields: Sequence[str]) -> None:
-        """Make these the keyword fields, also of the items that are there. Raises InvalidRequest."""
+        """Set the keyword fields, also for the items that exist already. Raises InvalidRequest."""
 
     async def keeps_tokens(self, collection: str) -> bool:
-        """Whether items are stored with their token vectors; False for a collection that is not there yet."""
+        """Return whether items are stored with their token vectors; False for a collection that is not there yet."""
 
     async def keep_tokens(self, collection: str, wanted: bool) -> None:
-        """Keep token vectors of what is written from now on, or throw away those that are kept."""
+        """Keep token vectors of items written from now on, or delete those that are kept."""
 
     async def drop_collection(self, name: str) -> None:
         """Delete a collection with its items and their moments."""
@@ -180,6 +183,6 @@ class Store(Protocol):
     async def label_set(self, name: str) -> LabelSet: ...
 
     async def label_set_version(self, name: str) -> str:
-        """What changes whenever the set is written."""
+        """Return a value that changes whenever the label set is written."""
 
     async def delete_label_set(self, name: str) -> None: ...

@@ -66,7 +66,7 @@ def fields(connection: sqlite3.Connection, collection: int) -> list[str]:
 
 
 def set_fields(connection: sqlite3.Connection, collection: int, wanted: Sequence[str]) -> None:
-    """Make these the keyword fields of a collection, its items of now included."""
+    """Set the keyword fields of a collection, and index its present items by them."""
     held = set(fields(connection, collection))
     gone, new = sorted(held - set(wanted)), sorted(set(wanted) - held)
     for field in gone:
@@ -80,7 +80,7 @@ def set_fields(connection: sqlite3.Connection, collection: int, wanted: Sequence
 def put(
     connection: sqlite3.Connection, collection: int, keys: Keys, replaced: Sequence[bool], entries: Sequence[Entry]
 ) -> None:
-    """Index what was just written under these row keys, in place of what the replaced rows had."""
+    """Index the words of the rows just written under these keys, in place of the replaced rows' words."""
     older = [int(key) for key, known in zip(keys, replaced, strict=True) if known]
     if older:
         connection.execute("DELETE FROM keywords WHERE item IN (SELECT value FROM json_each(?))", (json.dumps(older),))
@@ -143,7 +143,7 @@ def match_expression(query: str, *, every: bool = False) -> str | None:
     that nothing in it is an operator. None where no word is left."""
     terms = []
     for place, part in enumerate(query.split('"')):
-        words = "".join(each if category(each)[0] in "LMN" else " " for each in part).split()
+        words = "".join(letter if category(letter)[0] in "LMN" else " " for letter in part).split()
         # Between a pair of quotes; what follows a quote that is never closed is words again.
         quoted = place % 2 == 1 and place < query.count('"')
         terms += [" ".join(words)] if quoted and words else words

@@ -19,7 +19,7 @@ class LabelSet:
     created: str
     updated: str
     vectors: Mapping[str, Vectors]
-    """(L, D) by digest of the labels and templates that they were made with, and whatever else was learned."""
+    """Vectors (L, D) by digest of the labels and templates that they were made with, and whatever else was learned."""
 
 
 def put_label_set(
@@ -48,7 +48,7 @@ def label_set(connection: sqlite3.Connection, name: str, dimensions: int) -> Lab
 
 
 def version(connection: sqlite3.Connection, name: str) -> str | None:
-    """Changes whenever the set does."""
+    """Return a value that changes whenever the set does."""
     row = connection.execute("SELECT updated FROM label_sets WHERE name = ?", (name,)).fetchone()
     return None if row is None else str(row[0])
 

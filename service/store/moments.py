@@ -1,4 +1,4 @@
-"""Moments of videos and long sounds, stored so that one is found by any of them, and the answer says which second.
+"""Moments of videos and long sounds: an item is found by any of its moments, and the answer gives the second.
 
 The moments of a collection's items are items of a collection beside it, with a name that no client can give. Each
 carries its owner's modality and metadata, so that a filter means the same there, and its id begins with its owner's. A
@@ -19,11 +19,11 @@ HAVING = ("video", "audio")
 OWNER = "\0of"
 """The metadata key under which a moment names its item: no client can give it."""
 SEPARATOR = "\x1f"
-"""Between an item's id and the rest of a moment's: no client's id holds a control character."""
+"""Separator between an item's id and the rest of a moment's id: no client's id holds a control character."""
 _DEEPEST = 8_000
-"""Moments of one query that are looked at, at most, for enough different items."""
+"""Largest number of moments of one query that are read to find enough different items."""
 _TOGETHER = 500
-"""Items that are asked for their best moments at once."""
+"""Number of items whose best moments are searched at once."""
 
 
 def moments_table(collection: str) -> str:
@@ -32,7 +32,7 @@ def moments_table(collection: str) -> str:
 
 
 def hidden(collection: str) -> bool:
-    """Whether a collection is none that clients know of."""
+    """Return whether a collection is none that clients know of."""
     return collection.startswith(".")
 
 
@@ -73,20 +73,21 @@ class Find:
 
 @dataclass(frozen=True)
 class Get:
-    """One item; answered with None where it is not there."""
+    """A request for one item; the answer is None where it does not exist."""
 
     collection: str
     id: str
 
 
 def search(find: Find) -> Generator[Find | Get, Any, list[list[Hit]] | None]:
-    """As Store.search. The score of an item with moments is that of the whole or of its best one, whichever is more.
+    """Search as Store.search does. An item with moments gets the score of the whole or of its best moment, whichever is
+    higher.
 
     The moment of a hit is the best one, also where the whole is more like the query than any of them. Yields what is to
     be asked of a store and is sent the answers, so that a store which can answers all of them as of one moment.
     """
     hits_by_query: list[list[Hit]] | None = yield find
-    having = [each for each in HAVING if find.modalities is None or each in find.modalities]
+    having = [modality for modality in HAVING if find.modalities is None or modality in find.modalities]
     if hits_by_query is None or not having:
         return hits_by_query
     moments = yield from _nearest(find, having)
@@ -97,7 +98,7 @@ def search(find: Find) -> Generator[Find | Get, Any, list[list[Hit]] | None]:
         owners = {hit.item.id: hit for hit in hits if hit.item.modality in having}
         for id in [id for id in owners.keys() - best.keys() if owners[id].item.modality == "video"]:
             best |= yield from _best_of(find.collection, query, [id])
-        # Most sounds are short and have none: they are asked for together.
+        # Most sounds are short and have no moments, so all of them are looked up together.
         best |= yield from _best_of(find.collection, query, sorted(owners.keys() - best.keys()))
         merged = [hit for hit in hits if hit.item.id not in best]
         for id, moment in best.items():
@@ -112,35 +113,35 @@ def search(find: Find) -> Generator[Find | Get, Any, list[list[Hit]] | None]:
 
 
 def _nearest(find: Find, modalities: Sequence[str]) -> Generator[Find, Any, list[dict[str, Hit]] | None]:
-    """For each query the best moment of each of the `count` nearest items, by the item's id, and of each modality where
-    that is asked for; None: there is none."""
-    parts = [[each] for each in modalities] if find.by_modality else [modalities]
+    """Return, for each query, the best moment of each of the `count` nearest items, by item id, and of each modality
+    where that is asked for. Returns None where the collection has no moments."""
+    parts = [[modality] for modality in modalities] if find.by_modality else [modalities]
     best: list[dict[str, Hit]] = [{} for _ in find.queries]
     for part in parts:
         nearest = yield from _nearest_among(find, part)
         if nearest is None:
             return None
-        for mine, found in zip(best, nearest, strict=True):
-            mine |= found
+        for moments, nearer in zip(best, nearest, strict=True):
+            moments |= nearer
     return best
 
 
 def _nearest_among(find: Find, modalities: Sequence[str]) -> Generator[Find, Any, list[dict[str, Hit]] | None]:
     depth = min(4 * find.count, _DEEPEST)
     while True:
-        found = yield Find(moments_table(find.collection), find.queries, depth, modalities, find.filter, None)
-        if found is None:
+        hits_by_query = yield Find(moments_table(find.collection), find.queries, depth, modalities, find.filter, None)
+        if hits_by_query is None:
             return None
         best: list[dict[str, Hit]] = []
-        for hits, left_out in zip(found, find.leave_out or [None] * len(found), strict=True):
+        for hits, left_out in zip(hits_by_query, find.leave_out or [None] * len(hits_by_query), strict=True):
             by_owner: dict[str, Hit] = {}
             for hit in hits:
                 owner = str(hit.item.metadata[OWNER])
                 if owner != left_out and len(by_owner) < find.count:
                     by_owner.setdefault(owner, _opened(hit))
             best.append(by_owner)
-        exhausted = all(len(hits) < depth for hits in found)
-        too_much = 4 * sum(hit.item.size for hits in found for hit in hits) > MOST_FOUND_BYTES
+        exhausted = all(len(hits) < depth for hits in hits_by_query)
+        too_much = 4 * sum(hit.item.size for hits in hits_by_query for hit in hits) > MOST_FOUND_BYTES
         if exhausted or too_much or depth >= _DEEPEST or all(len(by_owner) >= find.count for by_owner in best):
             return best
         depth = min(4 * depth, _DEEPEST)
@@ -153,8 +154,8 @@ def _best_of(collection: str, query: Vectors, ids: Sequence[str]) -> Generator[F
     best: dict[str, Hit] = {}
     for start in range(0, len(ids), _TOGETHER):
         owners = Is(OWNER, tuple(ids[start : start + _TOGETHER]))
-        found = yield Find(moments_table(collection), query[None], depth, None, owners, None)
-        for hit in found[0] if found else ():
+        hits_by_query = yield Find(moments_table(collection), query[None], depth, None, owners, None)
+        for hit in hits_by_query[0] if hits_by_query else ():
             best.setdefault(str(hit.item.metadata[OWNER]), _opened(hit))
     return best
 

@@ -11,7 +11,7 @@ from service.store.milvus import MilvusStore
 from service.store.sqlite import SqliteStore
 
 _MILVUS_TIMEOUT_S = 5.0
-"""For one call; past it, 503."""
+"""Seconds for one call; past it, 503."""
 
 
 def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store, str]:

@@ -13,7 +13,7 @@ from service.store.kinds import Keys
 from service.store.rows import Entry, Preview
 
 TEXT_CHARS = 1_000
-"""Of a stored text that are shown."""
+"""Number of characters of a stored text that are shown."""
 
 _SCHEMA = """CREATE TABLE IF NOT EXISTS previews (
     item INTEGER PRIMARY KEY REFERENCES items (key) ON DELETE CASCADE,
@@ -25,7 +25,7 @@ _SCHEMA = """CREATE TABLE IF NOT EXISTS previews (
 
 @dataclass(frozen=True)
 class Shown:
-    """What there is to see of an item, without the file itself."""
+    """What can be shown of an item without the file itself."""
 
     text: str | None
     """The beginning of a text item's text."""
@@ -39,12 +39,12 @@ def prepare(connection: sqlite3.Connection) -> None:
 
 
 def present(connection: sqlite3.Connection) -> bool:
-    """Whether the store has the table: one that this version has not served yet does not."""
+    """Return whether the store has the table: one that this version has not served yet does not."""
     return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'previews'").fetchone())
 
 
 def put(connection: sqlite3.Connection, keys: Keys, replaced: Sequence[bool], entries: Sequence[Entry]) -> None:
-    """Keep what was just written under these row keys, in place of what the replaced rows had."""
+    """Store the previews of the entries just written under these row keys, in place of those of the replaced rows."""
     older = [int(key) for key, known in zip(keys, replaced, strict=True) if known]
     if older:
         connection.execute("DELETE FROM previews WHERE item IN (SELECT value FROM json_each(?))", (json.dumps(older),))
@@ -68,7 +68,7 @@ def of_item(connection: sqlite3.Connection, collection: int, id: str) -> Preview
 
 
 def shown(connection: sqlite3.Connection, collection: int, ids: Iterable[str]) -> dict[str, Shown]:
-    """Of those ids that there is anything of."""
+    """Return the previews of those of the ids that have one."""
     rows = connection.execute(
         """SELECT items.id, substr(content, 1, ?), media_type, about FROM items
         LEFT JOIN keywords ON keywords.item = items.key AND keywords.field = ?

@@ -1,4 +1,4 @@
-"""What an answer says of an item besides its score, in memory, so that a search reads no rows.
+"""The fields of an item that an answer has besides its score, kept in memory, so that a search reads no rows.
 
 Derived from the rows in SQLite, like the columns. A record is as rows.record() makes it. The long ones are left on
 disk, so that what a part takes is bounded by its number of rows.
@@ -24,10 +24,10 @@ class Records:
     def __init__(self) -> None:
         self._chunks: list[bytearray] = []
         self._places = Growing(np.int64)
-        """Chunk, offset and length as one number; 0 where the row has no record here."""
+        """Chunk, offset and length in one number; 0 where memory has no record of the row."""
 
     def extend(self, records: Sequence[bytes]) -> None:
-        """Those of the rows that come next; an empty one is none."""
+        """Append the records of the next rows; an empty record means none."""
         self._places.extend([self._place(record) for record in records])
 
     def leave(self, count: int) -> None:
@@ -38,15 +38,15 @@ class Records:
         self._places.held()[rows] = [self._place(record) for record in records]
 
     def get(self, rows: NDArray[np.int64]) -> list[bytes]:
-        """Those of these rows, empty where one has none."""
-        found = []
+        """Return the records of these rows, empty for a row without one."""
+        records = []
         for place in self._places.held()[rows].tolist():
             start, length = place >> _LENGTH_BITS & _OFFSETS, place & _LONGEST
-            found.append(bytes(self._chunks[place >> _START_BITS][start : start + length]) if length else b"")
-        return found
+            records.append(bytes(self._chunks[place >> _START_BITS][start : start + length]) if length else b"")
+        return records
 
     def kept(self, rows: NDArray[np.int64]) -> "Records":
-        """Those of these rows, in their order."""
+        """Return the records of these rows, in their order."""
         records = Records()
         records.extend(self.get(rows))
         return records

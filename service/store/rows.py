@@ -21,10 +21,10 @@ from service.store.schema import now
 _BATCH = 10_000
 """Rows read at a time."""
 _BATCH_BYTES = 2**22
-"""Of metadata as JSON, read at a time: as Python objects they are some twenty times as large."""
+"""Bytes of JSON metadata that are read at a time: as Python objects they are some twenty times as large."""
 _FETCHED = 256
 _FEW = 32
-"""Up to so many are named in the statement itself, which is sooner read than JSON."""
+"""Largest number of values that are named in the statement itself, which SQLite reads faster than JSON."""
 
 Metadata = Mapping[str, Any]
 
@@ -43,31 +43,31 @@ class Moment:
     """A part of a video."""
 
     modality: str
-    """image: a frame from its middle; audio: its sound."""
+    """Modality of the moment: image is a frame from its middle, audio its sound."""
     start: float
     end: float
-    """Seconds."""
+    """End of the moment, in seconds."""
     vector: Vectors | None
-    """(D,), unit length; None where it was not asked for."""
+    """Unit vector (D,); None where it was not asked for."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a client writes: an item before it has a place in the store."""
+    """An item as a client writes it, before it has a place in the store."""
 
     collection: str
     id: str
     modality: str
     metadata: Metadata
     vector: Vectors
-    """(D,), unit length."""
+    """Unit vector (D,)."""
     text: str | None = None
-    """Of a text item: its words can be searched for."""
+    """The text of a text item: its words can be searched for."""
     tokens: Vectors | None = None
-    """(N, D), unit length, for reranking; kept where the collection keeps them."""
+    """Unit vectors of the tokens (N, D), for reranking; stored where the collection keeps them."""
     preview: Preview | None = None
     moments: Sequence[Moment] = ()
-    """Of a video or a long sound; a store keeps them beside it (store/moments.py)."""
+    """Moments of a video or a long sound; a store keeps them in a collection of their own (store/moments.py)."""
     truncated: bool = False
     """Whether only a part of what was given is in the vector; told to who wrote it, and not stored."""
 
@@ -82,7 +82,7 @@ class Item:
     updated: str
     vector: Vectors | None
     size: int = field(default=0, compare=False)
-    """Of its metadata, in bytes of JSON, or a little more; 0 where that is not known."""
+    """Size of the metadata, in bytes of JSON, or a little more; 0 where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def upsert(
 
 
 def _packed(metadata: Metadata) -> str:
-    # Raises ValueError for NaN and for what no JSON holds; orjson would write null.
+    # Raises ValueError for NaN and infinity; orjson would write null.
     return json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")) if metadata else "{}"
 
 
@@ -224,7 +224,7 @@ def item(connection: sqlite3.Connection, collection: int, id: str, with_vector: 
 def items_by_slot(
     connection: sqlite3.Connection, collection: int, name: str, slots: Set[int], with_vector: bool
 ) -> dict[int, Item]:
-    """Of the collection with this key and name."""
+    """Return the items of the collection with this key and name, by slot."""
     vector, join = (", vector", "JOIN vectors USING (slot)") if with_vector else ("", "")
     few = len(slots) <= _FEW
     given = ",".join("?" * len(slots)) if few else _GIVEN[1:-1]
@@ -261,7 +261,7 @@ def vectors(connection: sqlite3.Connection, collection: int, ids: Sequence[str])
 def page(
     connection: sqlite3.Connection, collection: int | None, modality: str | None, after: int, limit: int
 ) -> tuple[list[Item], int | None]:
-    """Items in the order in which they were first written, and the key to go on from, None at the end."""
+    """Return items in the order in which they were first written, and the key of the next page, None at the end."""
     where = ["items.key > ?"]
     bound: list[int | str] = [after]
     if collection is not None:
@@ -305,7 +305,7 @@ def slots_of_ids(connection: sqlite3.Connection, collection: int, ids: Sequence[
 
 def slots_of_prefixes(connection: sqlite3.Connection, collection: int, prefixes: Sequence[str]) -> Keys:
     """The slots of the items whose ids begin with one of these texts, each of which ends in a control character."""
-    # As ranges of ids, which the index over them knows. CROSS JOIN: SQLite keeps to this order.
+    # Ranges of ids use the index over them. CROSS JOIN: SQLite keeps to this order.
     rows = connection.execute(
         """SELECT slot FROM json_each(?) AS given CROSS JOIN items
         ON items.collection = ? AND items.id > given.value AND items.id < given.value || char(1114111)""",
@@ -335,7 +335,8 @@ def _delete_vectors(connection: sqlite3.Connection, slots: Iterable[int]) -> Non
 def live(
     connection: sqlite3.Connection, collection: int
 ) -> Iterator[tuple[Keys, list[str], list[Metadata], list[bytes]]]:
-    """Every item of a collection in the order of the slots: slots, modalities, metadata, records; in batches."""
+    """Yield every item of a collection in the order of the slots, in batches of slots, modalities, metadata and
+    records."""
     rows = connection.execute(
         "SELECT slot, modality, metadata, id, created, updated FROM items WHERE collection = ? ORDER BY slot",
         (collection,),
@@ -344,14 +345,14 @@ def live(
     while more:
         batch: list[tuple[Any, ...]] = []
         size = 0
-        while len(batch) < _BATCH and size < _BATCH_BYTES and (more := bool(found := rows.fetchmany(_FETCHED))):
-            batch += found
-            size += sum(len(row[2]) for row in found)
+        while len(batch) < _BATCH and size < _BATCH_BYTES and (more := bool(fetched := rows.fetchmany(_FETCHED))):
+            batch += fetched
+            size += sum(len(row[2]) for row in fetched)
         if not batch:
             break
         slots, modalities, metadata, *rest = zip(*batch, strict=True)
         records = list(map(record, *rest, metadata))
-        yield np.array(slots, np.int64), list(modalities), [orjson.loads(held) for held in metadata], records
+        yield np.array(slots, np.int64), list(modalities), [orjson.loads(text) for text in metadata], records
 
 
 class SlotReader:
@@ -364,7 +365,7 @@ class SlotReader:
 
     def vectors(self, slots: Keys) -> tuple[Keys, Vectors]:
         """Raises ValueError for a row whose vector has another length."""
-        found = []
+        fetched = []
         for start in range(0, len(slots), _BATCH):
             stop_if_abandoned()
             part = slots[start : start + _BATCH]
@@ -373,20 +374,20 @@ class SlotReader:
                 rows = self._connection.execute(
                     "SELECT slot, vector FROM vectors WHERE slot BETWEEN ? AND ? ORDER BY slot", between
                 ).fetchall()
-                wanted = set(part.tolist())
-                found += [row for row in rows if row[0] in wanted]
+                slot_set = set(part.tolist())
+                fetched += [row for row in rows if row[0] in slot_set]
             else:
-                found += self._connection.execute(
+                fetched += self._connection.execute(
                     f"SELECT slot, vector FROM vectors WHERE slot IN {_GIVEN} ORDER BY slot", (_json(part.tolist()),)
                 ).fetchall()
-        if any(len(vector) != 4 * self._dimensions for _, vector in found):
+        if any(len(vector) != 4 * self._dimensions for _, vector in fetched):
             raise ValueError(f"a stored vector does not have {self._dimensions} dimensions")
-        self.missed = self.missed or len(found) < len(slots)
-        stacked = np.frombuffer(b"".join(vector for _, vector in found), "<f4").reshape(-1, self._dimensions)
-        return np.array([slot for slot, _ in found], np.int64), stacked.astype(np.float32, copy=False)
+        self.missed = self.missed or len(fetched) < len(slots)
+        stacked = np.frombuffer(b"".join(vector for _, vector in fetched), "<f4").reshape(-1, self._dimensions)
+        return np.array([slot for slot, _ in fetched], np.int64), stacked.astype(np.float32, copy=False)
 
     def metadata(self, slots: Keys, holding: str) -> Iterator[tuple[int, Metadata]]:
-        # As it stands in the JSON that _packed() wrote.
+        # The form of the JSON that _packed() wrote.
         text = json.dumps(holding, ensure_ascii=False)[1:-1]
         for start in range(0, len(slots), _BATCH):
             stop_if_abandoned()

@@ -14,9 +14,9 @@ DEFAULT_COLLECTION = "default"
 FILE = "store.sqlite3"
 
 BUNDLE = "bundle"
-"""In `meta`: the name of the bundle that was served last."""
+"""Key in the table `meta`: the name of the bundle that was served last."""
 _PAGE_BYTES = 8_192
-"""Five vectors of 384 dimensions to a page, where 4,096 would hold two."""
+"""Bytes of a page: it holds five vectors of 384 dimensions, and one of 4,096 bytes would hold two."""
 _CACHE_KIB = 16_384
 _CHECKPOINT_PAGES = 4_000
 
@@ -64,7 +64,8 @@ CREATE TABLE label_vectors (
 
 
 def _to_2(connection: sqlite3.Connection) -> None:
-    """Version 1 kept the vector in the item's row, and had no slots: an item's key becomes its first slot."""
+    """Migrate version 1, which kept the vector in the item's row and had no slots: an item's key becomes its first
+    slot."""
     for statement in (
         "ALTER TABLE collections ADD COLUMN kind TEXT NOT NULL DEFAULT 'auto'",
         "ALTER TABLE collections ADD COLUMN precision TEXT",
@@ -82,7 +83,7 @@ def _to_2(connection: sqlite3.Connection) -> None:
 
 
 _MIGRATIONS: Mapping[str, Callable[[sqlite3.Connection], None]] = {"1": _to_2}
-"""From the version named to the next."""
+"""Functions that migrate from the version named by the key to the next."""
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -108,7 +109,7 @@ def _set_up(connection: sqlite3.Connection, *, read_only: bool) -> None:
 
 
 def prepare(connection: sqlite3.Connection, path: Path, manifest: Manifest) -> None:
-    """Create the tables, or check that what the store at `path` holds can be served with this bundle.
+    """Create the tables, or check that the store at `path` can be served with this bundle.
 
     Raises StoreDamaged (another schema), SpaceMismatch.
     """
@@ -127,7 +128,7 @@ def prepare(connection: sqlite3.Connection, path: Path, manifest: Manifest) -> N
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring tables of an older version up to this one, in one transaction. Raises StoreDamaged for another version."""
+    """Migrate tables of an older version to this one, in one transaction. Raises StoreDamaged for another version."""
     version = meta(connection, "schema") or "0"
     if version == str(SCHEMA_VERSION):
         return
@@ -183,9 +184,9 @@ def set_meta(connection: sqlite3.Connection, name: str, value: str) -> None:
 
 
 def is_empty(connection: sqlite3.Connection) -> bool:
-    """Whether nothing is stored that was made in a space."""
-    held = connection.execute("SELECT EXISTS (SELECT 1 FROM items) OR EXISTS (SELECT 1 FROM label_sets)").fetchone()
-    return not held[0]
+    """Return whether nothing is stored that was made in a space."""
+    row = connection.execute("SELECT EXISTS (SELECT 1 FROM items) OR EXISTS (SELECT 1 FROM label_sets)").fetchone()
+    return not row[0]
 
 
 def _adopt_space(connection: sqlite3.Connection, space: str, dimensions: int) -> None:

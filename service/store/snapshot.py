@@ -63,7 +63,7 @@ def save(directory: Path, store: str, sequence: int, saved: Saved) -> None:
 
 
 def forget(directory: Path, collection: int, modality: str | None = None) -> None:
-    """Drop the indexes of a collection, or of one part of it."""
+    """Delete the index files of a collection, or of one part of it."""
     for path, header in headers(directory):
         if _part(header) == (collection, modality or _part(header)[1]):
             _remove(path)
@@ -71,10 +71,10 @@ def forget(directory: Path, collection: int, modality: str | None = None) -> Non
 
 def load(directory: Path, store: str, latest: int, dimensions: int) -> list[Saved]:
     """The indexes that are whole and of this store. The others are deleted, and what no header names."""
-    found, kept = [], set()
+    indexes, kept = [], set()
     for path, header in headers(directory):
         try:
-            found.append(read(path, header, store, latest, dimensions))
+            indexes.append(read(path, header, store, latest, dimensions))
             kept.add(path.stem)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # RuntimeError: FAISS cannot read it
             # Gone for good: were SQLite restored from an older copy, its sequence would one day pass the snapshot's,
@@ -84,7 +84,7 @@ def load(directory: Path, store: str, latest: int, dimensions: int) -> list[Save
         for path in directory.iterdir():
             if path.name.partition(".")[0] not in kept and path.is_file():
                 path.unlink()
-    return found
+    return indexes
 
 
 def read(path: Path, header: object, store: str, latest: int, dimensions: int) -> Saved:
@@ -128,5 +128,5 @@ def _remove(header: Path) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Drop every index."""
+    """Delete every index file."""
     shutil.rmtree(directory, ignore_errors=True)

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +36,7 @@ from service.store.writer import BEHIND, Change, Configure, Drop, Put, Remove, T
 _READERS, _SPARE_READERS = 4, 1
 """Threads that read: for one caller, and for another while that one has them all."""
 _STEPS = 20_000
-"""Of SQLite's machine, after which a read looks whether anybody still waits for it: less than a millisecond."""
+"""Steps of SQLite's virtual machine (under a millisecond) between two checks whether anybody still waits for a read."""
 _TRIED_S = 10.0
 """Seconds after a write for which another one is taken to work too."""
 _TRYING_S = 2.0
@@ -47,14 +48,14 @@ _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 _Seen = Mapping[str, tuple[int, Index, Mapping[str, View]]]
-"""By name, of a collection and of its moments if it has any: the key, the index, and its views."""
+"""Key, index and views by name, for a collection and for its moments if it has any."""
 
 
 class SqliteStore:
     """See interface.Store, whose methods are described there."""
 
     def __init__(self, path: Path, manifest: Manifest, lock: int, rules: Rules, least_free_bytes: int) -> None:
-        """Not called directly: see open()."""
+        """Use open() instead of calling this."""
         self._path = path
         self._lock = lock
         self._disk = Disk(path, least_free_bytes)
@@ -62,7 +63,7 @@ class SqliteStore:
         self._dimensions = manifest.dimensions
         self._connections: list[sqlite3.Connection] = []
         self._unused: list[sqlite3.Connection] = []
-        """For threads that read."""
+        """Open connections that no reading thread uses now."""
         self._closed = self._damaged = False
         try:
             writing = self._connect()
@@ -79,8 +80,8 @@ class SqliteStore:
             tokens.prepare(writing)
             previews.prepare(writing)
             self._id = schema.meta(writing, "store") or ""
-            self._keys = {each.name: each.key for each in rows.collections(writing)}
-            """Of collections, by name."""
+            self._keys = {row.name: row.key for row in rows.collections(writing)}
+            """Keys of collections, by name."""
             self._indexes = self._load_indexes(writing)
             reading = self._connect()
             # Before anything can happen to the files: a later connection might find another log.
@@ -136,46 +137,47 @@ class SqliteStore:
         return self._path / "snapshot"
 
     def _load_indexes(self, connection: sqlite3.Connection) -> dict[int, Index]:
-        """Start from the snapshot and bring it up to the rows; vectors that are in no index are read."""
+        """Load the snapshot and bring it up to date with the rows; vectors that are in no index are read."""
         latest = int(schema.meta(connection, "sequence") or 0)
         saved = snapshot.load(self._snapshot, self._id, latest, self._dimensions)
         indexes = {}
         for collection in rows.collections(connection):
             index = Index(self._dimensions, collection.wanted)
-            for each in saved:
-                if each.collection == collection.key:
-                    index.load(each.modality, each.built, each.slots)
+            for part in saved:
+                if part.collection == collection.key:
+                    index.load(part.modality, part.built, part.slots)
             reader = SlotReader(connection, collection.key, self._dimensions)
             for slots, modalities, metadata, records in rows.live(connection, collection.key):
                 for modality in dict.fromkeys(modalities):
-                    chosen = np.array([each == modality for each in modalities])
+                    chosen = np.array([name == modality for name in modalities])
                     places = np.flatnonzero(chosen).tolist()
-                    own, mine = [metadata[place] for place in places], [records[place] for place in places]
-                    fresh = ~index.revive(modality, slots[chosen], own, mine)
+                    chosen_metadata = [metadata[place] for place in places]
+                    chosen_records = [records[place] for place in places]
+                    fresh = ~index.revive(modality, slots[chosen], chosen_metadata, chosen_records)
                     if fresh.any():
-                        wanted = slots[chosen][fresh]
-                        found, vectors = reader.vectors(wanted)
-                        if len(found) != len(wanted):
+                        missing = slots[chosen][fresh]
+                        present, vectors = reader.vectors(missing)
+                        if len(present) != len(missing):
                             raise ValueError("an item has no vector")
                         places = np.flatnonzero(fresh).tolist()
                         index.put(
                             modality,
-                            wanted,
+                            missing,
                             vectors,
-                            [own[place] for place in places],
-                            [mine[place] for place in places],
+                            [chosen_metadata[place] for place in places],
+                            [chosen_records[place] for place in places],
                         )
             indexes[collection.key] = index
-        for each in saved:
-            if each.collection not in indexes:
-                snapshot.forget(self._snapshot, each.collection)
+        for part in saved:
+            if part.collection not in indexes:
+                snapshot.forget(self._snapshot, part.collection)
         return indexes
 
     def _apply(self, changes: list[Change]) -> None:
         for change in changes:
             match change:
                 case Configure(collection, name, wanted):
-                    # Replaced as a whole, as the names are: the builder and searches may be going through them.
+                    # Replaced as a whole, like the names: the builder and searches may be iterating over them.
                     self._indexes = {collection: Index(self._dimensions, wanted), **self._indexes}
                     self._indexes[collection].wanted = wanted
                     self._keys = {**self._keys, name: collection}
@@ -216,11 +218,11 @@ class SqliteStore:
         return True
 
     async def indexed(self, timeout_s: float) -> bool:
-        """Whether every part has the index that it is to have, now or within the time."""
+        """Return whether every part has the index that it is to have, now or within the time."""
         return await asyncio.to_thread(self._builder.wait, timeout_s)
 
     async def close(self) -> None:
-        """Finish every write and search that was begun, and let go of the directory."""
+        """Finish every write and search that has begun, and release the directory."""
         if not self._closed:
             self._closed = True
             await asyncio.to_thread(self._close)
@@ -243,17 +245,17 @@ class SqliteStore:
             self._disk.check()
             for name, parts in by_part.items():
                 collection = self._ensure(transaction, name)
-                self._forget_moments(transaction, name, [entry.id for mine in parts.values() for entry in mine])
-                for modality, mine in parts.items():
-                    first = transaction.take(len(mine))
-                    keys, replaced, records = rows.upsert(transaction.connection, collection, mine, first)
-                    known = [id in replaced for id in (entry.id for entry in mine)]
-                    keywords.put(transaction.connection, collection, keys, known, mine)
-                    tokens.put(transaction.connection, collection, keys, known, mine)
-                    previews.put(transaction.connection, keys, known, mine)
-                    slots = np.arange(first, first + len(mine))
-                    vectors = np.stack([entry.vector for entry in mine])
-                    metadata = [entry.metadata for entry in mine]
+                self._forget_moments(transaction, name, [entry.id for batch in parts.values() for entry in batch])
+                for modality, batch in parts.items():
+                    first = transaction.take(len(batch))
+                    keys, replaced, records = rows.upsert(transaction.connection, collection, batch, first)
+                    known = [id in replaced for id in (entry.id for entry in batch)]
+                    keywords.put(transaction.connection, collection, keys, known, batch)
+                    tokens.put(transaction.connection, collection, keys, known, batch)
+                    previews.put(transaction.connection, keys, known, batch)
+                    slots = np.arange(first, first + len(batch))
+                    vectors = np.stack([entry.vector for entry in batch])
+                    metadata = [entry.metadata for entry in batch]
                     older = np.sort(np.array(list(replaced.values()), np.int64))
                     put = Put(collection, modality, slots, vectors, metadata, records, older)
                     transaction.changes.append(put)
@@ -262,10 +264,10 @@ class SqliteStore:
 
     async def get(self, collection: str, id: str, with_vector: bool = False) -> Item:
         def read(connection: sqlite3.Connection) -> Item:
-            found = rows.item(connection, _collection_key(connection, collection), id, with_vector)
-            if found is None:
+            item = rows.item(connection, _collection_key(connection, collection), id, with_vector)
+            if item is None:
                 raise NotFound(f"no item {id!r} in the collection {collection!r}")
-            return found
+            return item
 
         return await self._read(read)
 
@@ -278,10 +280,10 @@ class SqliteStore:
 
     async def preview(self, collection: str, id: str) -> Preview:
         def read(connection: sqlite3.Connection) -> Preview:
-            found = previews.of_item(connection, _collection_key(connection, collection), id)
-            if found is None:
+            preview = previews.of_item(connection, _collection_key(connection, collection), id)
+            if preview is None:
                 raise NotFound(f"no preview of an item {id!r} in the collection {collection!r}")
-            return found
+            return preview
 
         return await self._read(read)
 
@@ -308,11 +310,11 @@ class SqliteStore:
 
     async def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
         def read(connection: sqlite3.Connection) -> dict[str, Vectors]:
-            found = rows.vectors(connection, _collection_key(connection, collection), ids)
+            vectors = rows.vectors(connection, _collection_key(connection, collection), ids)
             for id in ids:
-                if id not in found:
+                if id not in vectors:
                     raise NotFound(f"no item {id!r} in the collection {collection!r}")
-            return found
+            return vectors
 
         return await self._read(read)
 
@@ -372,55 +374,22 @@ class SqliteStore:
         effort: Effort | None = None,
         by_modality: bool = False,
     ) -> list[list[Hit]]:
-        asked = moments.Find(collection, queries, count, modalities, filter, leave_out, by_modality)
+        request = moments.Find(collection, queries, count, modalities, filter, leave_out, by_modality)
         reads = with_vector or with_shown or (filter is not None and reads_rows(filter))
+        answer = partial(self._nearest, effort=effort, with_vector=with_vector)
 
-        def answer(connection: sqlite3.Connection, seen: _Seen, find: moments.Find) -> list[list[Hit]] | None:
-            """Raises _Replaced where a row that the index shows is not there."""
-            if find.collection not in seen:
-                return None
-            key, index, views = seen[find.collection]
-            reader = SlotReader(connection, key, self._dimensions)
-            # One more than asked for, where one of them may be the item that is left out.
-            found = index.search(
-                find.queries,
-                find.count + bool(find.leave_out),
-                reader,
-                modalities=find.modalities,
-                filter=find.filter,
-                effort=effort,
-                views=views,
-                by_modality=find.by_modality,
-            )
-            # Most are in memory: vectors are read, and the items whose records are long.
-            wanted = {each.slot for hits in found for each in hits if with_vector or not each.record}
-            items = rows.items_by_slot(connection, key, find.collection, wanted, with_vector) if wanted else {}
-            if len(items) < len(wanted) or reader.missed:
-                raise _Replaced
-            if sum(len(each.record) for hits in found for each in hits) > MOST_FOUND_BYTES:
-                raise InvalidRequest(TOO_MUCH_FOUND)
-            results = []
-            for hits, own in zip(found, find.leave_out or [None] * len(found), strict=True):
-                kept = []
-                for slot, score, modality, record in hits:
-                    item = items[slot] if slot in wanted else rows.item_of_record(find.collection, modality, record)
-                    if item.id != own:
-                        kept.append(Hit(item, score))
-                results.append(kept if find.by_modality else kept[: find.count])
-            return results
-
-        def look(connection: sqlite3.Connection, seen: _Seen, *, together: bool) -> list[list[Hit]]:
-            searching = moments.search(asked)
-            given: Any = None
+        def look(connection: sqlite3.Connection, views: _Seen, *, together: bool) -> list[list[Hit]]:
+            searching = moments.search(request)
+            reply: Any = None
             while True:
                 try:
-                    wanted = searching.send(given)
+                    step = searching.send(reply)
                 except StopIteration as done:
                     return done.value or []
-                if isinstance(wanted, moments.Find):
-                    given = answer(connection, seen, wanted)
+                if isinstance(step, moments.Find):
+                    reply = answer(connection, views, step)
                 elif together:
-                    given = rows.item(connection, seen[collection][0], wanted.id, with_vector)
+                    reply = rows.item(connection, views[collection][0], step.id, with_vector)
                 else:
                     raise _Replaced  # it may be by now
 
@@ -429,16 +398,63 @@ class SqliteStore:
                 # Most searches read no rows, and so need not be of one moment with them.
                 with suppress(_Replaced):
                     return look(connection, self._seen_together(collection), together=False)
-            with self._one_moment(connection, collection) as seen:
-                hits_by_query = look(connection, seen, together=True)
+            with self._one_moment(connection, collection) as views:
+                hits_by_query = look(connection, views, together=True)
                 if with_shown:
                     hits = [hit for hits in hits_by_query for hit in hits]
-                    shown = previews.shown(connection, seen[collection][0], {hit.item.id for hit in hits})
+                    shown = previews.shown(connection, views[collection][0], {hit.item.id for hit in hits})
                     for hit in hits:
                         hit.shown = shown.get(hit.item.id)
                 return hits_by_query
 
         return await self._run(read)
+
+    def _nearest(
+        self,
+        connection: sqlite3.Connection,
+        views_by_name: _Seen,
+        find: moments.Find,
+        *,
+        effort: Effort | None,
+        with_vector: bool,
+    ) -> list[list[Hit]] | None:
+        """Return the nearest items of each query, or None where the collection does not exist.
+
+        Raises _Replaced where a row that the index shows does not exist, and InvalidRequest for too much metadata.
+        """
+        if find.collection not in views_by_name:
+            return None
+        key, index, views = views_by_name[find.collection]
+        reader = SlotReader(connection, key, self._dimensions)
+        # One more than asked for, where one of them may be the item that is left out.
+        matches_by_query = index.search(
+            find.queries,
+            find.count + bool(find.leave_out),
+            reader,
+            modalities=find.modalities,
+            filter=find.filter,
+            effort=effort,
+            views=views,
+            by_modality=find.by_modality,
+        )
+        matches = [match for matches in matches_by_query for match in matches]
+        # Most items are in memory: only vectors, and items with long records, are read.
+        slots = {match.slot for match in matches if with_vector or not match.record}
+        items = rows.items_by_slot(connection, key, find.collection, slots, with_vector) if slots else {}
+        if len(items) < len(slots) or reader.missed:
+            raise _Replaced
+        if sum(len(match.record) for match in matches) > MOST_FOUND_BYTES:
+            raise InvalidRequest(TOO_MUCH_FOUND)
+        results = []
+        left_out_ids = find.leave_out or [None] * len(matches_by_query)
+        for matches, left_out in zip(matches_by_query, left_out_ids, strict=True):
+            hits = []
+            for slot, score, modality, record in matches:
+                item = items[slot] if slot in slots else rows.item_of_record(find.collection, modality, record)
+                if item.id != left_out:
+                    hits.append(Hit(item, score))
+            results.append(hits if find.by_modality else hits[: find.count])
+        return results
 
     async def keyword_search(
         self,
@@ -465,7 +481,7 @@ class SqliteStore:
                 if filter is not None:
                     slots = index.matching(filter, SlotReader(connection, key, self._dimensions), views)
                     among = rows.keys_of_slots(connection, key, slots)
-                found = keywords.search(
+                matches = keywords.search(
                     connection,
                     key,
                     query,
@@ -475,8 +491,8 @@ class SqliteStore:
                     among=among,
                     every=every,
                 )
-                items = rows.items_by_key(connection, [each for each, _ in found], with_vector=True)
-            hits = [Hit(items[each], score) for each, score in found if items[each].id != leave_out]
+                items = rows.items_by_key(connection, [each for each, _ in matches], with_vector=True)
+            hits = [Hit(items[each], score) for each, score in matches if items[each].id != leave_out]
             return hits[:count]
 
         return await self._run(read)
@@ -493,10 +509,10 @@ class SqliteStore:
 
     async def collection(self, name: str) -> Collection:
         def read(connection: sqlite3.Connection) -> Collection:
-            found = rows.collection(connection, name)
-            if found is None:
+            collection = rows.collection(connection, name)
+            if collection is None:
                 raise NotFound(f"no collection {name!r}")
-            return found
+            return collection
 
         return await self._read(read)
 
@@ -535,7 +551,7 @@ class SqliteStore:
         return await self._read(lambda connection: keywords.fields(connection, _collection_key(connection, collection)))
 
     async def set_keyword_fields(self, collection: str, fields: Sequence[str]) -> None:
-        """Make these the keyword fields; the items that are there are indexed in the same transaction."""
+        """Set the keyword fields, and index the present items in the same transaction."""
 
         def write(transaction: Transaction) -> None:
             self._disk.check()
@@ -585,19 +601,19 @@ class SqliteStore:
     async def label_set(self, name: str) -> LabelSet:
         def read(connection: sqlite3.Connection) -> LabelSet:
             with _one_view(connection):
-                found = labels.label_set(connection, name, self._dimensions)
-            if found is None:
+                label_set = labels.label_set(connection, name, self._dimensions)
+            if label_set is None:
                 raise NotFound(f"no label set {name!r}")
-            return found
+            return label_set
 
         return await self._read(read)
 
     async def label_set_version(self, name: str) -> str:
         def read(connection: sqlite3.Connection) -> str:
-            found = labels.version(connection, name)
-            if found is None:
+            version = labels.version(connection, name)
+            if version is None:
                 raise NotFound(f"no label set {name!r}")
-            return found
+            return version
 
         return await self._read(read)
 
@@ -612,7 +628,7 @@ class SqliteStore:
         return await asyncio.wrap_future(self._writer.submit(operation, alone=alone))
 
     async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """What a function reads of the rows. No later search shows them as they were before."""
+        """Run a function that reads rows. No later search shows an older state of them."""
 
         def read(connection: sqlite3.Connection) -> T:
             result = function(connection)
@@ -624,7 +640,7 @@ class SqliteStore:
         return await self._run(read)
 
     def _seen(self, collection: str) -> _Seen:
-        """What a search of the collection sees now. Raises NotFound."""
+        """Return the current views of a collection. Raises NotFound."""
         keys, indexes, seen = self._keys, self._indexes, {}
         for name in (collection, moments.moments_table(collection)):
             if (key := keys.get(name)) is not None and key in indexes:
@@ -634,7 +650,7 @@ class SqliteStore:
         return seen
 
     def _seen_together(self, collection: str) -> _Seen:
-        """As _seen; where there are moments, they and the items are as of the same commit."""
+        """Return what _seen does; where there are moments, the views of them and of the items show the same commit."""
         applied, seen = self._writer.applied, self._seen(collection)
         if len(seen) > 1 and self._writer.sequence != applied:
             with self._writer.committing:
@@ -643,14 +659,14 @@ class SqliteStore:
 
     @contextmanager
     def _one_moment(self, connection: sqlite3.Connection, collection: str) -> Iterator[_Seen]:
-        """What a search of the collection sees, and inside the block the rows as of the same commit.
+        """Yield the views of a collection; inside the block the rows show the same commit.
 
         The indexes follow the rows by a moment, in which what they show may have been replaced. Nobody waits for a
         disk here: who comes just then waits until the indexes show what is on it already.
         """
         connection.execute("BEGIN")
         try:
-            # In this order: were a later commit in what is seen, it would be in the rows too.
+            # In this order: a later commit that the views show is in the rows too.
             applied, seen = self._writer.applied, self._seen(collection)
             if schema.sequence(connection) != applied:
                 connection.execute("COMMIT")
@@ -694,7 +710,7 @@ class _Replaced(Exception):
 
 @contextmanager
 def _one_view(connection: sqlite3.Connection) -> Iterator[None]:
-    """What is read inside is of one moment, whatever is written meanwhile; the moment is that of the first read."""
+    """Run a block in a read transaction: it sees the state at its first read, whatever is written meanwhile."""
     connection.execute("BEGIN")
     try:
         yield
@@ -710,7 +726,7 @@ def _collection_key(connection: sqlite3.Connection, name: str) -> int:
 
 
 class _Library:
-    """What the builder sees of the store."""
+    """The store as the builder sees it."""
 
     def __init__(self, store: SqliteStore, connection: sqlite3.Connection) -> None:
         self._store, self._connection = store, connection
@@ -731,14 +747,14 @@ class _Library:
 
 
 def hold(path: Path) -> int:
-    """Take a directory, made if need be, for this process until the descriptor is closed. Raises StoreError."""
+    """Lock a directory, made if need be, for this process until the descriptor is closed. Raises StoreError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise StoreError(f"the store {path} cannot be written: {error.strerror}") from None
     try:
-        # Held by the process, however it ends: a second server over the same rows would serve an index of its own.
+        # The process holds the lock until it ends: a second server over the same rows would serve a stale index.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)

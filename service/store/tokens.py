@@ -32,13 +32,13 @@ def prepare(connection: sqlite3.Connection) -> None:
 
 
 def kept(connection: sqlite3.Connection, collection: int) -> bool:
-    """Whether the collection keeps the token vectors of its items."""
+    """Return whether the collection keeps the token vectors of its items."""
     row = connection.execute("SELECT 1 FROM token_collections WHERE collection = ?", (collection,)).fetchone()
     return row is not None
 
 
 def keep(connection: sqlite3.Connection, collection: int, wanted: bool) -> None:
-    """Keep token vectors from now on, or throw them away."""
+    """Keep token vectors from now on, or delete them."""
     if wanted:
         connection.execute("INSERT OR IGNORE INTO token_collections VALUES (?)", (collection,))
         return
@@ -51,7 +51,7 @@ def keep(connection: sqlite3.Connection, collection: int, wanted: bool) -> None:
 def put(
     connection: sqlite3.Connection, collection: int, keys: Keys, replaced: Sequence[bool], entries: Sequence[Entry]
 ) -> None:
-    """Keep what was just written under these row keys, in place of what the replaced rows had."""
+    """Store the token vectors of the entries just written under these row keys, in place of the replaced rows'."""
     if not kept(connection, collection):
         return
     older = [int(key) for key, known in zip(keys, replaced, strict=True) if known]

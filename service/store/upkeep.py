@@ -17,11 +17,11 @@ from service.store.sqlite import hold
 
 _BATCH = 10_000
 _UNIT = 1e-3
-"""How far from 1 the length of a stored vector may be."""
+"""Largest deviation of a stored vector's length from 1."""
 
 
 def backup(store: Path, target: Path) -> int:
-    """Copy a store's rows, as they are at one moment, into one file; how many items it holds.
+    """Copy a consistent state of a store's rows into one file, and return the number of items.
 
     The store may be served, and written to, meanwhile. Raises StoreError; a target that is there is not overwritten.
     """
@@ -34,18 +34,18 @@ def backup(store: Path, target: Path) -> int:
 
 
 def restore(source: Path, store: Path) -> int:
-    """Make a store of a backup, in a directory that holds none; how many items it has. Raises StoreError.
+    """Make a store from a backup, in a directory without one, and return the number of items. Raises StoreError.
 
     Its indexes are built at its first start, in the background.
     """
-    with closing(_opened(source)) as held:
-        count = _verified(held, source)
+    with closing(_opened(source)) as connection:
+        count = _verified(connection, source)
         lock = hold(store)
         try:
             if (store / schema.FILE).exists():
                 raise StoreError(f"{store} holds a store already: restore into another directory, or move it away")
             snapshot.clear(store / "snapshot")
-            _copied(held, store / schema.FILE)
+            _copied(connection, store / schema.FILE)
         finally:
             os.close(lock)
     return count
@@ -99,15 +99,15 @@ def _copied(source: sqlite3.Connection, target: Path) -> None:
 
 def _verified(connection: sqlite3.Connection, path: Path) -> int:
     try:
-        if (said := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-            raise StoreDamaged(f"{path} is damaged: {said}")
+        if (report := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise StoreDamaged(f"{path} is damaged: {report}")
         return int(connection.execute("SELECT count(*) FROM items").fetchone()[0])
     except sqlite3.Error as error:
         raise StoreDamaged(f"{path} is damaged: {error}") from None
 
 
 def check(store: Path) -> Iterator[tuple[bool, str]]:
-    """What was looked at, and whether it is as it should be. The store may be served meanwhile. Raises StoreError."""
+    """Yield each check's result and its description. The store may be served meanwhile. Raises StoreError."""
     with closing(_opened(store / schema.FILE)) as connection:
         try:
             connection.execute("BEGIN")
@@ -115,8 +115,8 @@ def check(store: Path) -> Iterator[tuple[bool, str]]:
             if version != str(schema.SCHEMA_VERSION):
                 yield False, f"schema version {version}: serve it once, which brings it to {schema.SCHEMA_VERSION}"
                 return
-            found = [row[0] for row in connection.execute("PRAGMA integrity_check(10)")]
-            yield found == ["ok"], "database pages: " + "; ".join(found)
+            problems = [row[0] for row in connection.execute("PRAGMA integrity_check(10)")]
+            yield problems == ["ok"], "database pages: " + "; ".join(problems)
             broken = connection.execute("PRAGMA foreign_key_check").fetchall()
             yield not broken, f"references: {len(broken)} broken"
             yield from _check_rows(connection)
@@ -170,18 +170,20 @@ def _check_snapshot(connection: sqlite3.Connection, directory: Path) -> Iterator
             yield False, f"index {path.stem}: cannot be compared ({error})"
             continue
         kind = saved.built.chosen.kind
-        said = "holds codes, not compared" if differing is None else f"{differing} differ from the rows"
-        yield not differing, f"index {path.stem}: {kind}, {len(living)} of its {saved.built.count} vectors live, {said}"
+        detail = "holds codes, not compared" if differing is None else f"{differing} differ from the rows"
+        living_of_all = f"{len(living)} of its {saved.built.count} vectors live"
+        yield not differing, f"index {path.stem}: {kind}, {living_of_all}, {detail}"
 
 
 def _differing(built: Built, slots: Keys, living: Keys, reader: SlotReader) -> int | None:
-    """How many vectors of a graph are not those of the rows; None where the index holds none as they were."""
+    """Return how many vectors of a graph differ from those of the rows; None where the index does not keep them
+    exactly."""
     if built.chosen != Chosen("hnsw", "float32"):
         return None
     differing = 0
     for start in range(0, len(living), _BATCH):
-        found, vectors = reader.vectors(living[start : start + _BATCH])
-        places = np.searchsorted(slots, found)
+        present, vectors = reader.vectors(living[start : start + _BATCH])
+        places = np.searchsorted(slots, present)
         held = faiss.downcast_index(built.index.storage).reconstruct_batch(places)
         differing += int(np.count_nonzero((held != vectors).any(axis=1)))
     return differing

@@ -17,7 +17,7 @@ from service.store.kinds import Keys, Wanted
 from service.store.schema import meta, set_meta
 
 _GROUP = 64
-"""Operations that share a commit at most: it bounds how long the first of them waits for the others."""
+"""Largest number of operations in one commit: it bounds how long the first of them waits for the others."""
 
 _NOT_WRITTEN = "the store cannot write: nothing of this request was stored"
 _GONE = "the store's files were deleted or replaced: it takes no writes until the server is started again"
@@ -62,7 +62,7 @@ class Drop:
 
 
 Change = Put | Remove | Configure | Drop
-"""What a committed operation does to the indexes."""
+"""A change that a committed operation makes to the indexes."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Writer:
     """Runs operations in order. An operation that raises is undone alone; the others of its commit stand."""
 
     def __init__(self, connection: sqlite3.Connection, apply: Callable[[list[Change]], None], files: OpenFiles) -> None:
-        """`files` are those of the connection.
+        """Start the writer. `files` are those of the connection.
 
         `apply` brings the indexes up to date with what has just been committed, before anyone is answered.
         """
@@ -96,7 +96,7 @@ class Writer:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._held_back: _Job | None = None
         self.committing = threading.Lock()
-        """Held from before a commit until the indexes show it: who has it finds both as of one moment."""
+        """Held from before a commit until the indexes show it: its holder sees both in the same state."""
         self._gate = threading.Lock()
         self._open = True
         self._failed = self._gone = False
@@ -107,12 +107,12 @@ class Writer:
 
     @property
     def sequence(self) -> int:
-        """Of the last commit."""
+        """Sequence number of the last commit."""
         return self._sequence
 
     @property
     def applied(self) -> int:
-        """Of the last commit that the indexes show."""
+        """Sequence number of the last commit that the indexes show."""
         return self._applied
 
     def alive(self) -> bool:
@@ -120,7 +120,7 @@ class Writer:
 
     @property
     def refusing(self) -> bool:
-        """Whether the last commit failed, or the files on disk are not those that are written to."""
+        """Return whether the last commit failed, or the files on disk are not those that are written to."""
         return self._refusing or self._gone or bool(self._files.gone())
 
     @property
@@ -143,7 +143,7 @@ class Writer:
         return answer
 
     def close(self) -> None:
-        """Finish what was submitted, then stop."""
+        """Finish the submitted operations, then stop."""
         with self._gate:
             if self._open:
                 self._open = False
@@ -167,7 +167,7 @@ class Writer:
                     job.answer.set_exception(NotReady(_NOT_WRITTEN))
 
     def _waiting(self) -> list[_Job]:
-        """Wait for something to do, then take all that waits, up to _GROUP; nobody waits for a group to fill."""
+        """Wait for an operation, then return all that wait, up to _GROUP; no operation waits for a group to fill."""
         taken = [self._taken()]
         while len(taken) < _GROUP and not self._jobs.empty() and not (taken[0] and taken[0].alone):
             job = self._taken()
@@ -241,11 +241,11 @@ class Writer:
             self._empty_log("TRUNCATE")
 
     def _lost_files(self) -> bool:
-        """Whether the files on disk are not those that are open, once for all."""
+        """Return whether the files on disk are not those that are open, once for all."""
         if not self._gone and (names := self._files.gone()):
             self._gone = True
             _log.critical("%s: deleted or replaced while the server uses it; nothing more is written", ", ".join(names))
-            # What was acknowledged and is in the log alone goes into the database, before the log is gone for good.
+            # Acknowledged writes that only the log holds go into the database before the log is deleted for good.
             self._empty_log("FULL")
         return self._gone
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from service.api.keys import create_key
 from service.contract.errors import InputError, MediaTooLarge
 from service.engine.addresses import public
-from service.engine.fetch import Fetcher, Fetches, Rules, Url, Ways, ways
+from service.engine.fetch import FetchConfig, Fetcher, Fetches, Rules, Url, fetch_config
 from service.errors import FetchFailed, FetchRefused
 from service.runtime.quotas import Limit
 from service.settings import Settings, SettingsError
@@ -55,14 +55,14 @@ def _nothing_inner_is_reached(net: Internet) -> Iterator[None]:
     assert net.inner.names == []
 
 
-_opened: dict[str, Ways] = {}
+_opened: dict[str, FetchConfig] = {}
 
 
-def opened(settings: Settings) -> Ways:
+def opened(settings: Settings) -> FetchConfig:
     """Each once: reading the public authorities takes long."""
     key = settings.model_dump_json()
     if key not in _opened:
-        made = ways(settings)
+        made = fetch_config(settings)
         assert made is not None
         _opened[key] = made
     return _opened[key]
@@ -397,7 +397,7 @@ def test_an_address_as_host_obeys_the_rules_too(net: Internet) -> None:
 )
 def test_what_the_operator_wrote_wrongly_stops_the_start(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"ISTHMUS_{name.upper()}"):
-        ways(Settings(**{"fetch": "https", "fetch_dns": "127.0.0.1", name: value}))
+        fetch_config(Settings(**{"fetch": "https", "fetch_dns": "127.0.0.1", name: value}))
 
 
 # What the other side may do

@@ -2,12 +2,12 @@ import asyncio
 
 import pytest
 
-from service.retrieval.single_flight import OneAtATime, Shared
+from service.retrieval.single_flight import Shared, SingleFlight
 
 
 def test_who_asks_meanwhile_gets_the_same_and_who_asks_later_another() -> None:
     async def main() -> None:
-        shared: OneAtATime[int] = OneAtATime()
+        shared: SingleFlight[int] = SingleFlight()
         goes, runs = asyncio.Event(), 0
 
         async def work() -> int:
@@ -29,7 +29,7 @@ def test_who_asks_meanwhile_gets_the_same_and_who_asks_later_another() -> None:
 
 def test_a_failure_is_everybodys_and_is_not_kept() -> None:
     async def main() -> None:
-        shared: OneAtATime[str] = OneAtATime()
+        shared: SingleFlight[str] = SingleFlight()
 
         async def fail() -> str:
             raise OSError
@@ -47,7 +47,7 @@ def test_a_failure_is_everybodys_and_is_not_kept() -> None:
 @pytest.mark.parametrize("count", [1, 50])
 def test_many_probes_cost_as_much_as_one(count: int) -> None:
     async def main() -> int:
-        shared: OneAtATime[None] = OneAtATime()
+        shared: SingleFlight[None] = SingleFlight()
         runs = 0
 
         async def work() -> None:

@@ -21,7 +21,7 @@ Body = Annotated[ClassifyRequest, Depends(reader(ClassifyRequest, append_inputs)
 
 @router.post("/classify", response_model_exclude_none=True, openapi_extra=documented(ClassifyRequest, files=True))
 async def classify(body: Body, state: StateDep, caller: CallerDep) -> ClassifyResponse:
-    """Which of the labels fits each input best, and how surely; no label needs to have been trained on."""
+    """Return the labels that fit each input best, and how surely; no label needs to have been trained on."""
     warnings: list[str] = []
     with timed("classify"):
         results = await state.model(body.model).classifier.classify(
@@ -37,7 +37,7 @@ async def classify(body: Body, state: StateDep, caller: CallerDep) -> ClassifyRe
             caller=caller,
             warn=warnings.append,
         )
-    return ClassifyResponse(results=[_result(each) for each in results], warnings=warnings or None)
+    return ClassifyResponse(results=[_result(result) for result in results], warnings=warnings or None)
 
 
 def plain_labels(labels: Sequence[str | wire.Label]) -> list[str | Label]:
@@ -53,7 +53,9 @@ def _result(found: Classification) -> Classified:
     if found.error is not None:
         return Classified(labels=[], abstained=False, error=InputProblem(**input_problem(found.error)))
     return Classified(
-        labels=[ScoredLabel(label=each.label, score=each.score, similarity=each.similarity) for each in found.labels],
+        labels=[
+            ScoredLabel(label=label.label, score=label.score, similarity=label.similarity) for label in found.labels
+        ],
         abstained=found.abstained,
         on_topic=found.on_topic,
         cells=None if found.cells is None else [[_result(cell) for cell in row] for row in found.cells],

@@ -28,7 +28,9 @@ router = APIRouter(tags=["items"])
 async def list_collections(state: StateDep) -> CollectionsResponse:
     return CollectionsResponse(
         collections=[
-            await _described(each, state) for each in await state.store.collections() if not moments.hidden(each.name)
+            await _described(collection, state)
+            for collection in await state.store.collections()
+            if not moments.hidden(collection.name)
         ]
     )
 
@@ -66,15 +68,15 @@ def _drawn(made: Map, key: str | None) -> dict[str, Any]:
 @router.put("/collections/{name}", responses={201: {"model": CollectionResponse}})
 async def put_collection(name: Name, request: Request, response: Response, state: StateDep) -> CollectionResponse:
     """Create a collection (201), or find it there (200) and change what is given. The body may be absent."""
-    wanted = await reader(CollectionRequest)(request) if await request.body() else CollectionRequest()
-    if wanted.tokens and not state.tokens.available:
+    change = await reader(CollectionRequest)(request) if await request.body() else CollectionRequest()
+    if change.tokens and not state.tokens.available:
         raise InvalidRequest("tokens: this bundle has no token vectors: its recipe must say export.tokens")
-    index = None if wanted.index is None else Wanted(wanted.index, wanted.precision)
+    index = None if change.index is None else Wanted(change.index, change.precision)
     response.status_code = 201 if await state.store.create_collection(name, index) else 200
-    if wanted.keywords is not None:
-        await state.store.set_keyword_fields(name, wanted.keywords)
-    if wanted.tokens is not None:
-        await state.store.keep_tokens(name, wanted.tokens)
+    if change.keywords is not None:
+        await state.store.set_keyword_fields(name, change.keywords)
+    if change.tokens is not None:
+        await state.store.keep_tokens(name, change.tokens)
     return await _described_whole(name, state)
 
 

@@ -20,7 +20,7 @@ router = APIRouter(tags=["service"])
 
 @router.get("/healthz")
 async def healthz(state: StateDep) -> Health:
-    """Whether the process is alive; 503 where a model call hangs, which only a restart may end."""
+    """Return whether the process is alive; 503 where a model call hangs, which only a restart may end."""
     if any(channel.hangs for model in state.models.values() for channel in model.embedder.channels.values()):
         raise NotReady("a model does not answer")
     return Health()
@@ -54,7 +54,7 @@ async def _readiness(state: State) -> JSON:
     if state.keys is not None:
         checks["keys"] = await state.keys.readable()
     ready = all(checks.values())
-    wanting = await _wanting(state)
+    wanting = await _optional_checks(state)
     checks |= wanting
     state.metrics.checked(checks)
     providers = {name: embedder.channels[modality].tower.provider for name, (embedder, modality) in towers.items()}
@@ -69,8 +69,8 @@ async def metrics(state: StateDep) -> Response:
     return Response(state.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def _wanting(state: State) -> dict[str, bool]:
-    """What the server can do without for a while."""
+async def _optional_checks(state: State) -> dict[str, bool]:
+    """Return whether each part works that the server can do without for a while, by the part's name."""
     checks = {"store": await state.store.writable()}
     if state.settings.redis_url is not None:
         checks["redis"] = await state.home.embedder.cache_alive()

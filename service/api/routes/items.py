@@ -79,21 +79,21 @@ async def list_items(
     modality: StoredModality | None = None,
     include: Literal["preview"] | None = None,
 ) -> JSON:
-    """Items in the order in which they were first stored (in Milvus by id); of every collection unless one is named."""
+    """List items in the order in which they were first stored (in Milvus by id), of one collection or of all."""
     items, more = await state.store.page(collection, modality, cursor, limit)
     described = [_described(item) for item in items]
     if include == "preview":
         for name in {item.collection for item in items}:
-            own = [each for each in described if each["collection"] == name]
-            shown = await state.store.shown(name, [each["id"] for each in own])
-            for each in own:
+            members = [each for each in described if each["collection"] == name]
+            shown = await state.store.shown(name, [each["id"] for each in members])
+            for each in members:
                 each["preview"] = previewed(shown.get(each["id"]))
     return JSON({"items": described, "next_cursor": more})
 
 
 @router.post("/items/delete", openapi_extra=documented(DeleteItemsRequest))
 async def delete_items(body: Deletion, state: StateDep) -> DeletedResponse:
-    """Delete by ids (those that are not there are not counted) or by a filter over the metadata."""
+    """Delete items by ids (absent ones are not counted) or by a filter over the metadata."""
     with timed("write"):
         if body.filter is not None:
             return DeletedResponse(deleted=await state.store.delete_matching(body.collection, body.filter))
@@ -108,9 +108,9 @@ async def get_item(
     collection: Name = DEFAULT_COLLECTION,
     include: Annotated[list[Literal["vector", "preview"]] | None, Query()] = None,
 ) -> JSON:
-    wanted = include or []
-    described = _described(await state.store.get(collection, id, with_vector="vector" in wanted))
-    if "preview" in wanted:
+    fields = include or []
+    described = _described(await state.store.get(collection, id, with_vector="vector" in fields))
+    if "preview" in fields:
         described["preview"] = previewed((await state.store.shown(collection, [id])).get(id))
     return JSON(described)
 

@@ -71,14 +71,14 @@ async def create_job(
     Items are written in the order of the input; an id that comes twice ends up as its last.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    # Two clients may hit on the same key.
+    # Two clients may choose the same key.
     key = None if idempotency_key is None else f"{caller.get() or ''} {idempotency_key}"
     if kind not in _FORMS:
         raise UnsupportedBody(f"this route reads {', '.join(_FORMS)}: `isthmus index` sends the files of a folder")
     into, size = collection or DEFAULT_COLLECTION, stated_length(request.headers)
-    found, new = await _jobs(state).submit(_FORMS[kind], into, request.stream(), key, _meter(request), size)
-    headers = {"Location": f"/jobs/{found.job.id}"} | ({} if new else {"Idempotency-Replayed": "true"})
-    return JSON(_described(found), 202, headers)
+    progress, new = await _jobs(state).submit(_FORMS[kind], into, request.stream(), key, _meter(request), size)
+    headers = {"Location": f"/jobs/{progress.job.id}"} | ({} if new else {"Idempotency-Replayed": "true"})
+    return JSON(_described(progress), 202, headers)
 
 
 @router.get("/jobs", response_model=JobsResponse)
@@ -88,8 +88,8 @@ async def list_jobs(
     before: Annotated[str | None, Query(max_length=100, description="The last job of the page before.")] = None,
     job_state: Annotated[list[JobState] | None, Query(alias="state")] = None,
 ) -> JSON:
-    """Jobs, the newest first. What ended is forgotten after a week, or as the operator says."""
-    return JSON({"jobs": [_described(each) for each in await _jobs(state).jobs(limit, before, job_state)]})
+    """List jobs, the newest first. An ended job is forgotten after a week, or as the operator sets."""
+    return JSON({"jobs": [_described(job) for job in await _jobs(state).jobs(limit, before, job_state)]})
 
 
 @router.get("/jobs/{id}", response_model=JobResponse)
@@ -99,7 +99,7 @@ async def get_job(id: str, state: StateDep) -> JSON:
 
 @router.delete("/jobs/{id}", response_model=JobResponse)
 async def cancel_job(id: str, state: StateDep) -> JSON:
-    """Stop a job. What it stored stays; nothing more of it is written once this is answered."""
+    """Stop a job. What it stored stays; nothing more of it is written after this answer."""
     return JSON(_described(await _jobs(state).cancel(id)))
 
 
@@ -117,11 +117,11 @@ async def job_errors(id: str, state: StateDep) -> StreamingResponse:
 
 async def _lines(pages: AsyncIterator[list[Refusal]]) -> AsyncIterator[bytes]:
     async for page in pages:
-        yield b"".join(orjson.dumps(asdict(each)) + b"\n" for each in page)
+        yield b"".join(orjson.dumps(asdict(refusal)) + b"\n" for refusal in page)
 
 
 def _meter(request: Request) -> str | None:
-    """Names the limits of the request's key, where what it may embed is limited."""
+    """Return the name of the limits of the request's key, where embedding is limited."""
     meter: Meter | None = getattr(request.state, "meter", None)
     return None if meter is None or meter.units <= {"requests"} else str(meter)
 

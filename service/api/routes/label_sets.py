@@ -1,4 +1,4 @@
-"""PUT, GET and DELETE /label-sets/{name}: labels that are encoded once and classified with often."""
+"""PUT, GET and DELETE /label-sets/{name}: labels that are encoded once and used for many classifications."""
 
 from typing import Annotated
 
@@ -33,15 +33,15 @@ async def delete_label_set(name: Name, state: StateDep) -> None:
 
 
 async def _described(name: str, state: State) -> LabelSetResponse:
-    held = await state.store.label_set(name)
-    labels = [each if isinstance(each, str) else StoredLabel(**each) for each in held.definition["labels"]]
-    detectors = held.definition.get("detectors", {})
+    label_set = await state.store.label_set(name)
+    labels = [label if isinstance(label, str) else StoredLabel(**label) for label in label_set.definition["labels"]]
+    detectors = label_set.definition.get("detectors", {})
     return LabelSetResponse(
         name=name,
-        space=held.space,
+        space=label_set.space,
         labels=labels,
-        templates=held.definition["templates"],
+        templates=label_set.definition["templates"],
         abstention={modality: LearnedDetector(auroc=each["auroc"]) for modality, each in detectors.items()},
-        created=held.created,
-        updated=held.updated,
+        created=label_set.created,
+        updated=label_set.updated,
     )

@@ -25,14 +25,14 @@ _NO_IDS = (
 
 @router.post("/embeddings", response_model=EmbeddingsResponse, openapi_extra=documented(EmbeddingsRequest))
 async def embeddings(body: Body, state: StateDep, caller: CallerDep) -> JSON:
-    """As OpenAI's endpoint; `input` also takes {"image": …}, {"audio": …}, {"video": …} and {"text": …}."""
+    """Embed like OpenAI's endpoint; `input` also takes {"image": …}, {"audio": …}, {"video": …} and {"text": …}."""
     if not state.settings.token_ids and any(isinstance(given, TokenIds) for given in body.inputs):
         raise InvalidRequest(_NO_IDS)
     embedded = await state.model(body.model).embedder.embed(body.inputs, caller)
     answers = embedded if body.cut else [_whole(result) for result in embedded]
     raise_first(answers, field="input")
     results = [result for result in answers if isinstance(result, Embedded)]
-    tokens = sum(each.tokens for each in results)
+    tokens = sum(result.tokens for result in results)
     data = [_row(index, each, body) for index, each in enumerate(results)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return JSON({"object": "list", "data": data, "model": body.model, "usage": usage})
@@ -57,7 +57,7 @@ def _whole(result: Embedded | InputError) -> Embedded | InputError:
 def _row(index: int, result: Embedded, body: EmbeddingsRequest) -> dict[str, Any]:
     vector = encoded(result.vector, body.dimensions, body.encoding_format)
     row = {"object": "embedding", "index": index, "embedding": vector}
-    # What OpenAI's answers have not is there only where it says something.
+    # Fields that OpenAI's answers lack are sent only where they have a value.
     return (
         row
         | ({"truncated": True} if result.truncated else {})

@@ -24,7 +24,7 @@ async def playground() -> FileResponse:
 
 
 class Files(StaticFiles):
-    """Scripts, styles and icons of the playground."""
+    """Serves scripts, styles and icons of the playground."""
 
     def __init__(self) -> None:
         super().__init__(directory=FOLDER)

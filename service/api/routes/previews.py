@@ -19,9 +19,9 @@ _FRESH = {"Cache-Control": "private, no-cache"}  # the item may be replaced: its
     responses={200: {"content": {"image/webp": {}, "audio/mpeg": {}}}, 304: {"description": "It is as it was"}},
 )
 async def get_preview(id: ItemId, request: Request, state: StateDep, collection: Name = DEFAULT_COLLECTION) -> Response:
-    """What is kept of an item's image (WebP) or sound (MP3) where the setting `previews` is on, else 404."""
-    found = await state.store.preview(collection, id)
-    headers = _FRESH | {"ETag": f'"{hashlib.sha256(found.data).hexdigest()[:32]}"'}
+    """Return the stored preview of an image (WebP) or a sound (MP3) where the setting `previews` is on, else 404."""
+    preview = await state.store.preview(collection, id)
+    headers = _FRESH | {"ETag": f'"{hashlib.sha256(preview.data).hexdigest()[:32]}"'}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    return Response(found.data, media_type=found.media_type, headers=headers)
+    return Response(preview.data, media_type=preview.media_type, headers=headers)

@@ -17,7 +17,7 @@ router = APIRouter(tags=["embed"])
 
 
 def fill_pairs(body: dict[str, Any], files: list[File]) -> None:
-    """Files take the sides that pairs leave out, in order; what is left makes pairs of its own, two by two."""
+    """Give files to the missing sides of pairs, in order; the remaining files make pairs of their own, two by two."""
     pairs = body.get("pairs", [])
     if not files or not isinstance(pairs, list):
         return
@@ -37,7 +37,7 @@ Body = Annotated[ScoreRequest, Depends(reader(ScoreRequest, fill_pairs))]
 
 @router.post("/score", response_model=ScoreResponse, openapi_extra=documented(ScoreRequest, files=True))
 async def score(body: Body, state: StateDep, caller: CallerDep) -> JSON:
-    """Cosine similarity of pairs of inputs, of any two kinds."""
+    """Return the cosine similarity of pairs of inputs, of any two kinds."""
     sides = [side for pair in body.pairs for side in (pair.a, pair.b)]
     model = state.model(body.model)
     vectors = []

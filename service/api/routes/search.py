@@ -25,7 +25,7 @@ async def search(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     started = time.perf_counter()
     warnings: list[str] = []
     with timed("search"):
-        found = await state.searcher.search(
+        hits_by_query = await state.searcher.search(
             body.asked,
             top_k=body.top_k,
             collection=body.collection,
@@ -40,7 +40,7 @@ async def search(body: Body, state: StateDep, caller: CallerDep) -> JSON:
             field="queries" if body.query is None else "query",
             warn=warnings.append,
         )
-    results = [[_result(each, body.include) for each in one] for one in found]
+    results = [[_result(hit, body.include) for hit in hits] for hits in hits_by_query]
     took_ms = round(1_000 * (time.perf_counter() - started), 3)
     answer = {"results": results if body.query is None else results[0], "took_ms": took_ms}
     return JSON(answer | ({"warnings": warnings} if warnings else {}))

@@ -35,7 +35,7 @@ from service.store.rows import Collection, Entry, Item, Preview
 from service.store.schema import now
 
 _RESULTS = 65_536
-"""Of one search call, over all its queries."""
+"""Largest number of results of one search call, over all its queries."""
 _EF = 128
 _MAP_S = 60
 _MODALITIES = ("audio", "image", "text", "vector", "video")
@@ -45,7 +45,7 @@ class MilvusStore:
     """See interface.Store, whose methods are described there."""
 
     def __init__(self, connection: Connection, manifest: Manifest) -> None:
-        """Not called directly: see open()."""
+        """Use open() instead of calling this."""
         self._connection = connection
         self._tables = Tables(connection, manifest.dimensions)
         self._space = manifest.space
@@ -93,27 +93,27 @@ class MilvusStore:
         rows = {name: [layout.row(entry, at, at) for entry in mine] for name, mine in by_collection.items()}
         for name, mine in by_collection.items():
             await self._forget_moments(name, [entry.id for entry in mine])
-        for name, own in rows.items():
+        for name, batch in rows.items():
             try:
-                await self._upsert(name, own)
+                await self._upsert(name, batch)
             except NotFound:
                 await self.create_collection(name)
-                await self._upsert(name, own)
+                await self._upsert(name, batch)
 
     async def _upsert(self, name: str, rows: list[dict[str, Any]]) -> None:
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
-            held = await self._tables.rows(name, [row["id"] for row in batch], ["id", "created"])
+            stored = await self._tables.rows(name, [row["id"] for row in batch], ["id", "created"])
             for row in batch:
-                row["created"] = held[row["id"]]["created"] if row["id"] in held else row["created"]
+                row["created"] = stored[row["id"]]["created"] if row["id"] in stored else row["created"]
             await self._tables.write(name, "upsert", batch)
 
     async def get(self, collection: str, id: str, with_vector: bool = False) -> Item:
         key = layout.key(id)
-        held = await self._tables.rows(collection, [key], [*layout.ITEM, *(["vector"] if with_vector else [])])
-        if key not in held:
+        stored = await self._tables.rows(collection, [key], [*layout.ITEM, *(["vector"] if with_vector else [])])
+        if key not in stored:
             raise NotFound(f"no item {id!r} in the collection {collection!r}")
-        return layout.item(collection, held[key])
+        return layout.item(collection, stored[key])
 
     async def holds(self, collection: str, id: str) -> bool:
         try:
@@ -122,10 +122,10 @@ class MilvusStore:
             return False
 
     async def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
-        held = await self._tables.rows(collection, [layout.key(id) for id in ids], ["id", "vector"])
+        stored = await self._tables.rows(collection, [layout.key(id) for id in ids], ["id", "vector"])
         found = {}
         for id in ids:
-            if (row := held.get(layout.key(id))) is None:
+            if (row := stored.get(layout.key(id))) is None:
                 raise NotFound(f"no item {id!r} in the collection {collection!r}")
             found[id] = np.asarray(row["vector"], np.float32)
         return found
@@ -133,10 +133,10 @@ class MilvusStore:
     async def page(
         self, collection: str | None, modality: str | None, cursor: str | None, limit: int
     ) -> tuple[list[Item], str | None]:
-        every = [each.name for each in await self._described() if not each.name.startswith(".")]
+        every = [described.name for described in await self._described() if not described.name.startswith(".")]
         names = every if collection is None else [collection]
         first, after = ("", "") if cursor is None else _place(cursor)
-        found: list[Item] = []
+        items: list[Item] = []
         for name in names:
             if name < first:
                 continue
@@ -145,15 +145,15 @@ class MilvusStore:
                 True if modality is None else layout.among("modality", [modality]),
             )
             try:
-                async for batch in self._tables.scan(name, condition, layout.ITEM, batch=limit + 1 - len(found)):
-                    found += [layout.item(name, row) for row in batch]
-                    if len(found) > limit:
-                        last = found[limit - 1]
-                        return found[:limit], _cursor(last.collection, layout.key(last.id))
+                async for batch in self._tables.scan(name, condition, layout.ITEM, batch=limit + 1 - len(items)):
+                    items += [layout.item(name, row) for row in batch]
+                    if len(items) > limit:
+                        last = items[limit - 1]
+                        return items[:limit], _cursor(last.collection, layout.key(last.id))
             except NotFound:
                 if collection is not None:
                     raise
-        return found, None
+        return items, None
 
     async def delete(self, collection: str, ids: Sequence[str]) -> int:
         keys = list(await self._tables.rows(collection, [layout.key(id) for id in ids], ["id"]))
@@ -193,34 +193,34 @@ class MilvusStore:
     ) -> list[list[Hit]]:
         asked = moments.Find(collection, queries, count, modalities, filter, leave_out, by_modality)
         searching = moments.search(asked)
-        given: Any = None
+        reply: Any = None
         while True:
             try:
-                wanted = searching.send(given)
+                step = searching.send(reply)
             except StopIteration as done:
                 return done.value or []
             try:
-                if isinstance(wanted, moments.Find):
-                    given = await self._find(wanted, with_vector, effort or Effort())
+                if isinstance(step, moments.Find):
+                    reply = await self._find(step, with_vector, effort or Effort())
                 else:
-                    given = await self.get(wanted.collection, wanted.id, with_vector)
+                    reply = await self.get(step.collection, step.id, with_vector)
             except NotFound:
-                if wanted is asked:
+                if step is asked:
                     raise
-                given = None
+                reply = None
 
     async def _find(self, find: moments.Find, with_vector: bool, effort: Effort) -> list[list[Hit]]:
         if find.by_modality:
             parts = await asyncio.gather(
                 *(
-                    self._find(replace(find, modalities=[each], by_modality=False), with_vector, effort)
-                    for each in find.modalities or _MODALITIES
+                    self._find(replace(find, modalities=[modality], by_modality=False), with_vector, effort)
+                    for modality in find.modalities or _MODALITIES
                 )
             )
             return [[hit for part in parts for hit in part[query]] for query in range(len(find.queries))]
         collection, queries, filter, leave_out = find.collection, find.queries, find.filter, find.leave_out
-        wanted = find.count + bool(leave_out)
-        if wanted > MOST:
+        depth = find.count + bool(leave_out)
+        if depth > MOST:
             raise InvalidRequest(f"a Milvus store finds {MOST - 1:,} items at most")
         if effort.exact and (await self.collection(collection)).wanted.kind != "flat":
             raise InvalidRequest("effort.exact: a Milvus store searches exactly where a collection was put as flat")
@@ -238,14 +238,16 @@ class MilvusStore:
                 layout.both(among, layout.among("id", keys[start : start + BATCH]))
                 for start in range(0, len(keys), BATCH)
             ]
-        found: list[list[Hit]] = [[] for _ in queries]
+        hits_by_query: list[list[Hit]] = [[] for _ in queries]
         for condition in conditions:
-            for mine, more in zip(
-                found, await self._nearest(collection, queries, wanted, condition, with_vector, effort), strict=True
+            for hits, more in zip(
+                hits_by_query,
+                await self._nearest(collection, queries, depth, condition, with_vector, effort),
+                strict=True,
             ):
-                mine += more
+                hits += more
         results = []
-        for hits, own in zip(found, leave_out or [None] * len(found), strict=True):
+        for hits, own in zip(hits_by_query, leave_out or [None] * len(hits_by_query), strict=True):
             hits.sort(key=lambda hit: -hit.score)
             results.append([hit for hit in hits if hit.item.id != own][: find.count])
         return results
@@ -256,7 +258,7 @@ class MilvusStore:
         output = [*layout.ITEM, *(["vector"] if with_vector else [])]
         parameters = {"ef": max(effort.ef_search or _EF, count)}
         together = max(1, _RESULTS // count)
-        found: list[list[Hit]] = []
+        hits_by_query: list[list[Hit]] = []
         for start in range(0, len(queries), together):
             results = await self._tables.read(
                 collection,
@@ -269,11 +271,11 @@ class MilvusStore:
                 search_params={"metric_type": "IP", "params": parameters},
                 **STRONG,
             )
-            found += [
+            hits_by_query += [
                 [Hit(layout.item(collection, hit["entity"]), float(hit["distance"])) for hit in hits]
                 for hits in results
             ]
-        return found
+        return hits_by_query
 
     async def keyword_search(
         self,
@@ -299,12 +301,12 @@ class MilvusStore:
         return {}
 
     async def sample(self, collection: str, count: int) -> tuple[list[Item], int]:
-        found: list[Item] = []
+        items: list[Item] = []
         async for batch in self._tables.scan(collection, layout.both(True), [*layout.ITEM, "vector"]):
-            found += [layout.item(collection, row) for row in batch]
-            if len(found) >= count:
+            items += [layout.item(collection, row) for row in batch]
+            if len(items) >= count:
                 break
-        return found[:count], await self._tables.count(collection)
+        return items[:count], await self._tables.count(collection)
 
     async def version(self, collection: str) -> str:
         # Milvus does not say when something was last written. A map may be a minute old.
@@ -316,18 +318,18 @@ class MilvusStore:
         return await self._described(counted=True)
 
     async def collection(self, name: str) -> Collection:
-        held = await self._tables.note(f"collection/{name}")
-        if held is None:
+        entry = await self._tables.note(f"collection/{name}")
+        if entry is None:
             raise NotFound(f"no collection {name!r}")
-        return await self._collection(name, held, counted=True)
+        return await self._collection(name, entry, counted=True)
 
     async def parts(self, name: str) -> list[Part]:
         kind = (await self.collection(name)).wanted.kind
         chosen: Kind = "hnsw" if kind == "auto" else kind
         counts = await asyncio.gather(
-            *(self._tables.count(name, layout.among("modality", [each])) for each in _MODALITIES)
+            *(self._tables.count(name, layout.among("modality", [modality])) for modality in _MODALITIES)
         )
-        # Milvus builds what is not indexed yet by itself, and does not say of which modality it is.
+        # Milvus indexes the remaining rows by itself, and does not say of which modality they are.
         return [
             Part(modality, chosen, "float32", count, count, False)
             for modality, count in zip(_MODALITIES, counts, strict=True)
@@ -337,9 +339,9 @@ class MilvusStore:
     async def create_collection(self, name: str, wanted: Wanted | None = None) -> bool:
         if wanted is not None:
             layout.check_index(wanted)
-        held = await self._tables.note(f"collection/{name}")
-        if held is not None:
-            if wanted is None or wanted.kind == held["kind"]:
+        entry = await self._tables.note(f"collection/{name}")
+        if entry is not None:
+            if wanted is None or wanted.kind == entry["kind"]:
                 return False
             if await self._tables.count(name):
                 raise InvalidRequest("index: a Milvus store changes the index of an empty collection only")
@@ -348,7 +350,7 @@ class MilvusStore:
         schema = layout.items_schema(self._connection.client, self._dimensions)
         await asyncio.to_thread(opening.make, self._connection, layout.collection_name(name), schema, wanted)
         await self._tables.put_note(f"collection/{name}", layout.description(wanted))
-        return held is None
+        return entry is None
 
     async def keyword_fields(self, collection: str) -> list[str]:
         return []
@@ -367,18 +369,18 @@ class MilvusStore:
     async def drop_collection(self, name: str) -> None:
         if await self._tables.note(f"collection/{name}") is None:
             raise NotFound(f"no collection {name!r}")
-        for each in (moments.moments_table(name), name):
+        for collection in (moments.moments_table(name), name):
             with suppress(NotFound):
-                await self._tables.write(each, "drop_collection")
-            await self._tables.delete(None, [f"collection/{each}"])
+                await self._tables.write(collection, "drop_collection")
+            await self._tables.delete(None, [f"collection/{collection}"])
 
     async def _described(self, *, counted: bool = False) -> list[Collection]:
-        found = []
+        collections = []
         async for batch in self._tables.scan(None, 'id like "collection/%"', ["id", "content"]):
             for row in batch:
                 name = row["id"].removeprefix("collection/")
-                found.append(await self._collection(name, orjson.loads(row["content"]), counted=counted))
-        return sorted(found, key=lambda each: each.name)
+                collections.append(await self._collection(name, orjson.loads(row["content"]), counted=counted))
+        return sorted(collections, key=lambda each: each.name)
 
     async def _collection(self, name: str, held: Mapping[str, Any], *, counted: bool) -> Collection:
         wanted = Wanted.stored(held["kind"], held["precision"])
@@ -425,7 +427,7 @@ def _place(cursor: str) -> tuple[str, str]:
     except (binascii.Error, ValueError):
         place = None
     match place:
-        # As it goes into an expression, nothing in it may end the text.
+        # It goes into an expression, so nothing in it may end the string.
         case [str(collection), str(key)] if '"' not in key and "\\" not in key:
             return collection, key
         case _:

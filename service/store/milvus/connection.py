@@ -1,4 +1,4 @@
-"""Calls to a Milvus: every one has a deadline, none blocks the event loop, and what fails is one of three things."""
+"""Calls to Milvus: every call has a deadline, none blocks the event loop, and a failure is one of three exceptions."""
 
 import asyncio
 import logging
@@ -12,22 +12,22 @@ from service.errors import NotReady
 from service.store.errors import StoreError
 
 _CALLS = 16
-"""At once, of a process."""
+"""Largest number of calls that a process has under way."""
 _GRACE_S = 1.0
-"""That a call gets to notice its own deadline before its waiter is answered without it."""
+"""Seconds that a call gets to notice its own deadline before its waiter is answered without it."""
 _NO_COLLECTION, _NOT_LOADED = (100, 4), 101
-"""Milvus's codes, of today and of before 2.3."""
+"""Error codes of Milvus, of current versions and of those before 2.3."""
 NO_ANSWER = "the store does not answer"
 
 _log = logging.getLogger(__name__)
 
 
 class NoCollection(Exception):
-    """Milvus has no such collection."""
+    """Raised where Milvus has no such collection."""
 
 
 class NotLoaded(Exception):
-    """Milvus has the collection, and not in memory: it was started anew."""
+    """Raised where Milvus has the collection on disk but not in memory, because it was restarted."""
 
 
 class Connection:
@@ -39,7 +39,7 @@ class Connection:
             raise StoreError(
                 "ISTHMUS_STORE is milvus, and pymilvus is not installed: pip install 'isthmus[milvus]'"
             ) from None
-        # What fails is logged here, in one line.
+        # Failures are logged here, in one line.
         for name in ("pymilvus", "pymilvus.milvus_client"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if uri.endswith(".db"):
@@ -49,7 +49,7 @@ class Connection:
         self.embedded = uri if uri.endswith(".db") else None
         """The directory of a Milvus Lite in this process."""
         self._threads = ThreadPoolExecutor(_CALLS, thread_name_prefix="milvus")
-        # Milvus Lite is not safe for writers beside one another.
+        # Milvus Lite is not safe for concurrent writers.
         self._writers = asyncio.Semaphore(1 if self.embedded else _CALLS)
         try:
             self._client = MilvusClient(uri, token=token or "", timeout=timeout_s, dedicated=True)
@@ -59,11 +59,11 @@ class Connection:
 
     @property
     def client(self) -> Any:
-        """For what needs no deadline: schemas and indexes are put together in memory."""
+        """Return the client for work without a deadline: schemas and index parameters are put together in memory."""
         return self._client
 
     def call_now(self, method: str, *args: Any, **options: Any) -> Any:
-        """Blocks: while opening and closing. Raises NoCollection, NotLoaded, NotReady."""
+        """Call Milvus and block, for opening and closing. Raises NoCollection, NotLoaded, NotReady."""
         return self._run(method, *args, **options)
 
     async def read(self, method: str, *args: Any, **options: Any) -> Any:
@@ -92,7 +92,7 @@ class Connection:
             raise NotReady("the store is closed")
         running = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
-            # The call's own deadline, and one for the case that all threads wait for a Milvus that is silent.
+            # The call has its own deadline; this one is for the case that all threads wait for a silent Milvus.
             return await asyncio.wait_for(running, self._timeout_s + _GRACE_S)
         except TimeoutError:
             _log.error("Milvus has not answered for %s s", self._timeout_s)
@@ -120,6 +120,6 @@ class Connection:
 
 
 def _shown(uri: str) -> str:
-    """Without a password."""
+    """Return the address without a password."""
     parts = urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -1,4 +1,4 @@
-"""Filters as Milvus expressions, and what of the metadata is stored so that they can be.
+"""Filters as Milvus expressions, and the fields that are stored of metadata for them.
 
 Milvus's own conditions on JSON mean other things than ours (a missing key and a stored null are one there, true is 1
 in some versions, `not` of an unknown is unknown), and differ between its versions. So an item has, beside its metadata
@@ -21,7 +21,7 @@ from typing import Any
 from service.store.filters import All, Bound, Contains, Exists, Filter, Is, Not, Some
 
 MAX_TERMS = 4_096
-"""Of an array, in Milvus."""
+"""Largest number of elements of an array in Milvus."""
 _KINDS = ("constant", "number", "text", "list", "object")
 _OPPOSITE = {"$gt": "<=", "$gte": "<", "$lt": ">=", "$lte": ">"}
 _OPERATOR = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
@@ -33,7 +33,7 @@ class Expression:
     """A condition that every item which passes the filter meets."""
 
     text: str | bool
-    """True: no condition; False: none passes."""
+    """The expression; True: no condition; False: no item passes."""
     exact: bool
     """Whether only items that pass meet it."""
 
@@ -49,14 +49,14 @@ def terms(metadata: Mapping[str, Any]) -> list[int]:
         kind = _kind(value)
         found.add(_term("kind", name, kind))
         if kind == "list":
-            found.update(_term("holds", name, each) for each in value if isinstance(each, str))
+            found.update(_term("holds", name, text) for text in value if isinstance(text, str))
         elif kind != "object":
             found.add(_is(name, value))
     return sorted(found)
 
 
 def fields(metadata: Mapping[str, Any]) -> dict[str, float | str]:
-    """What ranges are compared with, and looked into for parts of texts."""
+    """Return the fields that ranges are compared with and that parts of texts are looked for in."""
     comparable = {name: value for name, value in metadata.items() if _kind(value) in ("number", "text")}
     return {_key(name): value if isinstance(value, str) else float(value) for name, value in comparable.items()}
 
@@ -64,9 +64,9 @@ def fields(metadata: Mapping[str, Any]) -> dict[str, float | str]:
 def _translate(filter: Filter, *, negated: bool) -> Expression:
     match filter:
         case All(of):
-            return _joined([_translate(each, negated=negated) for each in of], every=not negated)
+            return _joined([_translate(part, negated=negated) for part in of], every=not negated)
         case Some(of):
-            return _joined([_translate(each, negated=negated) for each in of], every=negated)
+            return _joined([_translate(part, negated=negated) for part in of], every=negated)
         case Not(of):
             return _translate(of, negated=not negated)
         case Is(name, values):
@@ -96,12 +96,12 @@ def _bound(name: str, operator: str, value: str | float, negated: bool) -> Expre
 
 def _contains(name: str, text: str, negated: bool) -> Expression:
     guard = _term("kind", name, "text")
-    held = Expression(_having([_term("holds", name, text)], negated), exact=True)
+    listed = Expression(_having([_term("holds", name, text)], negated), exact=True)
     if not _plain(text):
-        return _joined([held, Expression(True if negated else _having([guard]), exact=False)], every=negated)
+        return _joined([listed, Expression(True if negated else _having([guard]), exact=False)], every=negated)
     inside = f"fields[{json.dumps(_key(name))}] like {json.dumps(f'%{text}%', ensure_ascii=False)}"
     in_text = _guarded(guard, f"not ({inside})" if negated else inside, negated)
-    return _joined([held, Expression(in_text, exact=True)], every=negated)
+    return _joined([listed, Expression(in_text, exact=True)], every=negated)
 
 
 def _guarded(guard: int, compared: str, negated: bool) -> str:
@@ -110,7 +110,8 @@ def _guarded(guard: int, compared: str, negated: bool) -> str:
 
 
 def _joined(parts: Sequence[Expression], *, every: bool) -> Expression:
-    """All of the parts, or any of them. What is not exact lets more through, and so does what is made of it."""
+    """Join expressions by "and" (`every`) or "or". An inexact part lets more items through, and makes the result
+    inexact."""
     decisive = not every
     if any(part.text is decisive and part.exact for part in parts):
         return Expression(decisive, exact=True)
@@ -124,7 +125,7 @@ def _joined(parts: Sequence[Expression], *, every: bool) -> Expression:
 
 
 def _having(wanted: Iterable[int], negated: bool = False) -> str | bool:
-    """Any of the terms, or none of them."""
+    """Return the expression for items that have any of the terms, or none of them (`negated`)."""
     numbers = sorted(set(wanted))
     if not numbers:
         return negated
@@ -139,12 +140,12 @@ def _is(name: str, value: Any) -> int:
 
 
 def _wide(value: Any) -> bool:
-    """Whether it is a number of a size where one double stands for several integers."""
+    """Return whether it is a number of a size where one double stands for several integers."""
     return _kind(value) == "number" and 2**53 <= abs(value) <= 2**63
 
 
 def _term(*of: Any) -> int:
-    """63 bits: that two of a hundred million are one has a chance of one in a thousand."""
+    """Return a hash of 63 bits: with a hundred million terms, a collision has a chance of one in a thousand."""
     digest = hashlib.blake2b(json.dumps(of, ensure_ascii=False).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
@@ -165,5 +166,5 @@ def _key(name: str) -> str:
 
 
 def _plain(text: str) -> bool:
-    """Whether a text means itself in an expression and in a pattern, in every version of Milvus."""
+    """Return whether a text means itself in an expression and in a pattern, in every version of Milvus."""
     return text.isprintable() and not set(text) & set("%_\\\"'{}")

@@ -1,4 +1,4 @@
-"""Label sets in the catalogue: a note says of what pieces a set is, and no two versions have a piece in common.
+"""Label sets in the catalogue: an entry lists the pieces of a set, and no two versions share a piece.
 
 So a set is replaced by one write, and whoever reads it meanwhile reads the one or the other.
 """
@@ -17,7 +17,7 @@ from service.store.milvus.tables import BATCH, Tables
 from service.store.schema import now
 
 _LOOKS = 4
-"""Times that a set is read again because it was replaced meanwhile."""
+"""Tries to read a set that is replaced meanwhile."""
 
 
 async def put(
@@ -41,7 +41,7 @@ async def put(
     }
     rows = [layout.piece(id, text, dimensions) for id, text in zip(_texts(head), texts, strict=True)]
     for digest, ids in _vectors(head).items():
-        rows += [layout.vector_row(id, each) for id, each in zip(ids, vectors[digest], strict=True)]
+        rows += [layout.vector_row(id, vector) for id, vector in zip(ids, vectors[digest], strict=True)]
     for start in range(0, len(rows), BATCH):
         await tables.write(None, "upsert", rows[start : start + BATCH])
     await tables.put_note(f"labels/{name}", head)
@@ -52,10 +52,10 @@ async def put(
 async def get(tables: Tables, name: str, dimensions: int) -> LabelSet:
     for _ in range(_LOOKS):
         head = await _head(tables, name)
-        held = await tables.rows(None, _pieces(head), ["id", "content", "vector"])
+        stored = await tables.rows(None, _pieces(head), ["id", "content", "vector"])
         try:
-            text = "".join(held[id]["content"] for id in _texts(head))
-            vectors = {digest: layout.stacked(held, ids, dimensions) for digest, ids in _vectors(head).items()}
+            text = "".join(stored[id]["content"] for id in _texts(head))
+            vectors = {digest: layout.stacked(stored, ids, dimensions) for digest, ids in _vectors(head).items()}
         except KeyError:  # replaced between the two
             continue
         return LabelSet(name, head["space"], json.loads(text), head["created"], head["updated"], vectors)

@@ -1,4 +1,4 @@
-"""How a store lies in a Milvus database: its collections' names and fields, and rows from and to what the service has.
+"""Layout of a store in a Milvus database: names and fields of collections, and conversion of rows to and from items.
 
 isthmus          the catalogue: one row for the store, one for each collection, and the label sets, in pieces
 isthmus_NAME     the items of a collection; what a Milvus name may not hold is written as _ and two hexadecimal digits
@@ -27,7 +27,7 @@ ITEM = ["id", "modality", "metadata", "created", "updated"]
 _TEXT_BYTES = 65_535
 """The longest VARCHAR."""
 _ID_BYTES = 3_072
-"""256 characters of four bytes, each written as %XX."""
+"""Longest id in bytes: 256 characters of four bytes, each written as %XX."""
 _INDEXES: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "auto": ("HNSW", {"M": 16, "efConstruction": 100}),
     "hnsw": ("HNSW", {"M": 16, "efConstruction": 100}),
@@ -73,7 +73,7 @@ def catalogue_schema(client: Any, dimensions: int) -> Any:
 def index(client: Any, wanted: Wanted) -> Any:
     kind, parameters = _INDEXES[wanted.kind]
     chosen = client.prepare_index_params()
-    # Of unit vectors the inner product is the cosine, and Milvus need not normalise them again.
+    # The inner product of unit vectors is the cosine, so Milvus need not normalise them again.
     chosen.add_index("vector", index_type=kind, metric_type="IP", params=dict(parameters))
     return chosen
 
@@ -85,10 +85,10 @@ def key(id: str) -> str:
 
 def row(entry: Entry, created: str, updated: str) -> dict[str, Any]:
     """Raises InvalidRequest for metadata of more parts than can be filtered by."""
-    held = terms(entry.metadata)
-    if len(held) > MAX_TERMS:
+    numbers = terms(entry.metadata)
+    if len(numbers) > MAX_TERMS:
         raise InvalidRequest(
-            f"the metadata of {entry.id!r} have {len(held)} parts to filter by, and a Milvus store keeps {MAX_TERMS}"
+            f"the metadata of {entry.id!r} have {len(numbers)} parts to filter by, and a Milvus store keeps {MAX_TERMS}"
         )
     return {
         "id": key(entry.id),
@@ -97,7 +97,7 @@ def row(entry: Entry, created: str, updated: str) -> dict[str, Any]:
         "metadata": json.dumps(dict(entry.metadata), ensure_ascii=False, allow_nan=False, separators=(",", ":")),
         "created": created,
         "updated": updated,
-        "terms": held,
+        "terms": numbers,
         "fields": fields(entry.metadata),
     }
 
@@ -116,20 +116,20 @@ def item(collection: str, held: Mapping[str, Any]) -> Item:
 
 
 def among(field: str, values: Iterable[str]) -> str:
-    """Values are keys, or words of ours: nothing in them needs quoting."""
+    """Return the condition that a field has one of the values, which are keys or own words and need no quoting."""
     quoted = ", ".join(f'"{value}"' for value in values)
     return f"{field} in [{quoted}]"
 
 
 def both(*expressions: str | bool) -> str:
-    return " and ".join(f"({each})" for each in expressions if isinstance(each, str) and each)
+    return " and ".join(f"({expression})" for expression in expressions if isinstance(expression, str) and expression)
 
 
 # The catalogue's rows
 
 
 def description(wanted: Wanted) -> dict[str, Any]:
-    """Of a new collection."""
+    """Return the description of a new collection."""
     return {"kind": wanted.kind, "precision": wanted.precision, "created": now()}
 
 
@@ -138,7 +138,7 @@ def note(id: str, content: Mapping[str, Any], dimensions: int) -> dict[str, Any]
 
 
 def piece(id: str, content: str, dimensions: int) -> dict[str, Any]:
-    # Every row of a Milvus collection has a vector, also where it means nothing.
+    # Every row of a Milvus collection must have a vector, even one without meaning.
     return {"id": id, "vector": np.eye(1, dimensions, dtype=np.float32)[0], "content": content}
 
 
@@ -153,6 +153,6 @@ def vector_row(id: str, vector: Vectors) -> dict[str, Any]:
 
 
 def stacked(rows: Mapping[str, Mapping[str, Any]], ids: Sequence[str], dimensions: int) -> Vectors:
-    """(N, D). Raises KeyError where a row is missing."""
-    found = [np.asarray(rows[id]["vector"], np.float32) for id in ids]
-    return np.stack(found) if found else np.empty((0, dimensions), np.float32)
+    """Return the rows' vectors (N, D). Raises KeyError where a row is missing."""
+    vectors = [np.asarray(rows[id]["vector"], np.float32) for id in ids]
+    return np.stack(vectors) if vectors else np.empty((0, dimensions), np.float32)

@@ -1,4 +1,4 @@
-"""Making or checking the catalogue, when a process starts. Blocks."""
+"""Making or checking the catalogue when a process starts. Blocks."""
 
 import json
 import logging
@@ -21,19 +21,19 @@ _log = logging.getLogger(__name__)
 
 
 def prepare(connection: Connection, manifest: Manifest) -> None:
-    """Make the catalogue and the default collection, or check that what is there is of this space.
+    """Make the catalogue and the default collection, or check that those that exist are of this space.
 
     Raises SpaceMismatch, StoreDamaged (another version), NotReady.
     """
     call, dimensions = connection.call_now, manifest.dimensions
     known = set(call("list_collections"))
     if layout.CATALOGUE in known:
-        # A Milvus Lite that was started anew has nothing in memory.
+        # A restarted Milvus Lite has nothing in memory.
         for name in known:
             if name == layout.CATALOGUE or name.startswith(_PREFIX):
                 call("load_collection", name)
-        held = _note(connection, layout.STORE)
-        if held is not None and not _kept(connection, manifest, held, known):
+        entry = _note(connection, layout.STORE)
+        if entry is not None and not _kept(connection, manifest, entry, known):
             call("drop_collection", layout.CATALOGUE)
             known.remove(layout.CATALOGUE)
     if layout.CATALOGUE not in known:
@@ -51,7 +51,7 @@ def make(connection: Connection, name: str, schema: Any, wanted: Wanted = Wanted
     call = connection.call_now
     for step, options in (
         ("create_collection", {"schema": schema, **STRONG}),
-        # Nothing is there yet to be indexed, so that there is nothing to wait for.
+        # The collection is empty, so there is no index to wait for.
         ("create_index", {"index_params": layout.index(connection.client, wanted), "sync": False}),
     ):
         try:
@@ -64,7 +64,7 @@ def make(connection: Connection, name: str, schema: Any, wanted: Wanted = Wanted
 
 
 def _kept(connection: Connection, manifest: Manifest, held: Mapping[str, Any], known: Iterable[str]) -> bool:
-    """Whether what is stored is kept; where it cannot be, and it is nothing, its collections are dropped."""
+    """Return whether what is stored is kept; where it cannot be, and it is nothing, its collections are dropped."""
     if held["version"] != _VERSION:
         raise StoreDamaged(f"the store in Milvus has version {held['version']}; this service reads {_VERSION}")
     if manifest.accepts(held["space"]):
@@ -75,9 +75,9 @@ def _kept(connection: Connection, manifest: Manifest, held: Mapping[str, Any], k
         "query", layout.CATALOGUE, filter='id like "labels/%"', output_fields=["id"], limit=1, **STRONG
     )
     if sets or any(rows[0]["count(*)"] for rows in counted):
-        told = filled_elsewhere("the store in Milvus", held["space"], None, manifest)
+        message = filled_elsewhere("the store in Milvus", held["space"], None, manifest)
         raise SpaceMismatch(
-            f"{told} Serve the bundle that filled it, or name another database in ISTHMUS_MILVUS_URI and store the "
+            f"{message} Serve the bundle that filled it, or name another database in ISTHMUS_MILVUS_URI and store the "
             "items there again"
         )
     for name in ours:

@@ -1,4 +1,4 @@
-"""What is asked of Milvus: rows by key, all that meet a condition, counts, and the notes of the catalogue.
+"""Queries to Milvus: rows by key, rows that meet a condition, counts, and the entries of the catalogue.
 
 A collection is named as clients name it; None is the catalogue.
 """
@@ -14,9 +14,9 @@ from service.store.milvus.connection import NO_ANSWER, Connection, NoCollection,
 BATCH = 1_000
 """Rows in one call of a write, and keys in one expression."""
 MOST = 16_384
-"""Rows that Milvus gives to one query or search."""
+"""Largest number of rows that Milvus returns for one query or search."""
 STRONG: Mapping[str, Any] = {"consistency_level": "Strong"}
-"""What any process was answered for can be read."""
+"""Consistency level under which every acknowledged write of any process can be read."""
 COUNT: Mapping[str, Any] = {"output_fields": ["count(*)"], **STRONG}
 
 
@@ -53,20 +53,20 @@ class Tables:
         self, collection: str | None, keys: Sequence[str], output: Sequence[str]
     ) -> dict[str, dict[str, Any]]:
         """The rows with these keys that are there, by key."""
-        found: dict[str, dict[str, Any]] = {}
-        # Without keys it is still asked whether the collection is there.
+        rows_by_key: dict[str, dict[str, Any]] = {}
+        # Ask Milvus even without keys, to learn whether the collection exists.
         for start in range(0, max(1, len(keys)), BATCH):
             condition = layout.among("id", keys[start : start + BATCH] or ["-"])
             rows = await self.read(
                 collection, "query", filter=condition, output_fields=list(output), limit=BATCH, **STRONG
             )
-            found |= {row["id"]: row for row in rows}
-        return found
+            rows_by_key |= {row["id"]: row for row in rows}
+        return rows_by_key
 
     async def scan(
         self, collection: str | None, condition: str, output: Sequence[str], batch: int = BATCH
     ) -> AsyncIterator[Sequence[dict[str, Any]]]:
-        """All rows that meet a condition, in the order of their keys, in batches."""
+        """Yield all rows that meet a condition, in batches, in the order of their keys."""
         rows = await self.read(
             collection,
             "query_iterator",
