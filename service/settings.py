@@ -359,17 +359,20 @@ class Settings(BaseSettings):
 
     @cached_property
     def limits(self) -> Limits:
-        files = {"audio_bytes": self.max_body_bytes, "video_bytes": self.max_body_bytes}
-        stated = {name.removeprefix("max_"): value for name, value in self if name.startswith("max_")}
-        known = {name: value for name, value in stated.items() if name in Limits.model_fields}
-        return Limits(**known, **files, video_frames=self.video_frames)
+        names = Limits.model_fields.keys() - {"audio_bytes", "video_bytes", "video_frames"}
+        return Limits(
+            **{name: getattr(self, f"max_{name}") for name in names},
+            audio_bytes=self.max_body_bytes,
+            video_bytes=self.max_body_bytes,
+            video_frames=self.video_frames,
+        )
 
 
 def read_settings(**flags: Any) -> Settings:
     """Settings from the environment, overridden by flags that are not None. Raises SettingsError."""
-    given = {name.lower() for name, value in os.environ.items() if value}
-    if gone := [name for name in REMOVED if f"isthmus_{name}" in given]:
-        advice = "\n".join(f"  ISTHMUS_{name.upper()}: {REMOVED[name]}" for name in gone)
+    variables = {name.lower() for name, value in os.environ.items() if value}
+    if names := [name for name in REMOVED if f"isthmus_{name}" in variables]:
+        advice = "\n".join(f"  ISTHMUS_{name.upper()}: {REMOVED[name]}" for name in names)
         raise SettingsError(f"these settings no longer exist, unset them:\n{advice}")
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})

@@ -116,11 +116,11 @@ class Server(uvicorn.Server):
     async def _stop_listening(self, sockets: Sequence[socket.socket]) -> None:
         """Accept the connections that wait, and close the sockets in the same step of the event loop: closing resets
         whatever still waits in them, requests and all, which a proxy must not send again to another replica."""
-        waiting: list[socket.socket] = []
+        connections: list[socket.socket] = []
         for listening in sockets:
             with suppress(OSError):  # BlockingIOError: none is left
                 while True:
-                    waiting.append(listening.accept()[0])
+                    connections.append(listening.accept()[0])
         for server in self.servers:
             server.close()
 
@@ -130,7 +130,7 @@ class Server(uvicorn.Server):
             )
 
         loop = asyncio.get_running_loop()
-        for connection in waiting:
+        for connection in connections:
             await loop.connect_accepted_socket(protocol, connection)
 
 

@@ -147,12 +147,12 @@ def configure_collection(connection: sqlite3.Connection, key: int, wanted: Wante
 
 def replace_kinds(connection: sqlite3.Connection) -> Counter[tuple[str, Kind]]:
     """Give each collection whose kind of index there is no more the nearest kind, and count them by both kinds."""
-    replaced: Counter[tuple[str, Kind]] = Counter()
+    counts: Counter[tuple[str, Kind]] = Counter()
     for key, kind, precision in connection.execute("SELECT key, kind, precision FROM collections").fetchall():
         if kind in REPLACED:
             configure_collection(connection, key, Wanted.stored(kind, precision))
-            replaced[kind, REPLACED[kind]] += 1
-    return replaced
+            counts[kind, REPLACED[kind]] += 1
+    return counts
 
 
 def drop_collection(connection: sqlite3.Connection, key: int) -> None:

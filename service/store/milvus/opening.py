@@ -90,19 +90,18 @@ def _replace_kinds(connection: Connection, dimensions: int) -> None:
     call = connection.call_now
     rows = call("query", layout.CATALOGUE, filter='id like "collection/%"', output_fields=["id", "content"], **STRONG)
     for row in rows:
-        held = json.loads(row["content"])
-        if held["kind"] not in REPLACED:
+        description = json.loads(row["content"])
+        kind = description["kind"]
+        if kind not in REPLACED:
             continue
-        wanted = Wanted.stored(held["kind"], held["precision"])
-        _log.warning(
-            "a collection has an index of kind %s, which there is no more: %s replaces it", held["kind"], wanted.kind
-        )
+        spec = Wanted.stored(kind, description["precision"])
+        _log.warning("a collection has an index of kind %s, which there is no more: %s replaces it", kind, spec.kind)
         name = layout.collection_name(row["id"].removeprefix("collection/"))
         call("release_collection", name)
         for index in call("list_indexes", name):
             call("drop_index", name, index)
-        call("create_index", name, index_params=layout.index(connection.client, wanted), sync=False)
-        _put_note(connection, row["id"], held | {"kind": wanted.kind}, dimensions)
+        call("create_index", name, index_params=layout.index(connection.client, spec), sync=False)
+        _put_note(connection, row["id"], description | {"kind": spec.kind}, dimensions)
         call("load_collection", name)
 
 
