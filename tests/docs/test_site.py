@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from service.settings import Settings
+
 ROOT = Path(__file__).parents[2]
 _LOADED = re.compile(
     r'<(?:script|img|iframe|source)[^>]*\ssrc="(https?://[^"]+)"|<link[^>]*\srel="(?:stylesheet|preload|icon)"[^>]*href="(https?://[^"]+)"|url\((https?://[^)]+)\)'
@@ -72,3 +74,17 @@ def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", readme)]
     assert len(links) > 40
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+def test_pages_name_settings_that_exist() -> None:
+    of_others = {"ISTHMUS_URL", "ISTHMUS_DATA"}
+    known = {f"ISTHMUS_{name.upper()}" for name in Settings.model_fields} | of_others
+    pages = [
+        ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/tutorial.md", "docs/index.md")
+    ]
+    for part in ("how-to", "reference", "explanation"):
+        pages += (ROOT / "docs" / part).glob("*.md")
+    for page in pages:
+        # A name that ends in … stands for every setting that begins so.
+        for name, more in re.findall(r"(ISTHMUS_[A-Z_]*[A-Z_])(…?)", page.read_text()):
+            assert name in known or (more and any(setting.startswith(name) for setting in known)), f"{page}: {name}"
