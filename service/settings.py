@@ -39,6 +39,8 @@ REMOVED = {
     "cache_ttl_s": "Redis keeps a vector for 7 days",
     "fetch_timeout_s": "a URL may take 10 s",
     "fetch_concurrency": "16 URLs are fetched at once",
+    "max_jobs": "100 jobs may be unfinished",
+    "max_job_items": "a job may have 10,000,000 items",
     "max_audio_bytes": "a sound file may be as large as ISTHMUS_MAX_BODY_BYTES",
     "max_video_bytes": "a video file may be as large as ISTHMUS_MAX_BODY_BYTES",
     "max_audio_decoded_bytes": "a decoded sound may have 1 GiB",
@@ -216,16 +218,12 @@ class Settings(BaseSettings):
     """Most results of one query."""
 
     jobs: Path | None = None
-    """Where the inputs and the progress of bulk jobs are kept, by one process; unset, `jobs` in the store's directory.
-    Where the store is a Milvus, unset means that no jobs are taken."""
+    """Folder of one server process where the inputs and the progress of bulk jobs are kept. Unset, `jobs` in the
+    store's folder; or, where the store is a Milvus, no jobs are taken."""
     jobs_keep_s: float = Field(default=7 * 86_400, gt=0)
-    """How long a job that ended is remembered, with its errors and its Idempotency-Key."""
-    max_jobs: int = Field(default=100, gt=0)
-    """Unfinished; past it, 429."""
+    """Seconds that a job that ended is remembered, with its errors and its Idempotency-Key."""
     max_job_bytes: int = Field(default=10_000_000_000, gt=0)
-    """Of a job's input, unpacked."""
-    max_job_items: int = Field(default=10_000_000, gt=0)
-    """Of one job."""
+    """Largest input of a job, unpacked, in bytes."""
 
     batch_images: int | None = Field(default=None, gt=0)
     """Images in one call of the image tower. Unset: 8 on the CPU, 32 on a GPU."""

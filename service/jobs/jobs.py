@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _ACTIVE_JOBS = 4
 """Number of jobs that are worked on at the same time, in turn; the others are queued."""
+MAX_JOBS = 100
+"""Most unfinished jobs. Beyond it a job gets 429."""
 _TIDY_S = 3_600.0
 _ERRORS_AT_ONCE = 1_000
 
@@ -125,7 +127,7 @@ class Jobs:
         the number of bytes, where it is stated. Raises Overloaded, and DiskFull for what is too large, before anything
         is read, InvalidRequest for a key of another job, and what `spool` raises.
         """
-        await self._ledger.do(Ledger.admit, self._settings.max_jobs, key)
+        await self._ledger.do(Ledger.admit, MAX_JOBS, key)
         await self._threads.run(partial(self._disk.check, size or 0))
         id = self._new_id()
         folder = self._folder / id
@@ -197,10 +199,10 @@ class Jobs:
     ) -> tuple[Progress, bool]:
         """Write the job down. Not to be cancelled: its files go where it is not written, and only there."""
         fingerprint = hashlib.sha256("\0".join((form, collection, digest)).encode()).hexdigest()
-        new, most = False, self._settings.max_jobs
+        new = False
         try:
             job, new = await self._ledger.do(
-                Ledger.create, id, form, collection, fingerprint, key=key, meter=meter, most=most
+                Ledger.create, id, form, collection, fingerprint, key=key, meter=meter, most=MAX_JOBS
             )
         finally:
             if not new:

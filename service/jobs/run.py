@@ -50,6 +50,8 @@ ATTEMPTS = 3
 """Tries of a chunk, by processes that end before it is done or fail on it, before its items are tried one by one;
 and tries of an item before it is refused."""
 _POISON = ("poison", "the server ended or failed whenever it worked on this item, so that it was left out")
+_MOST_ITEMS = 10_000_000
+"""Items of one job."""
 _THREADS = 4
 """Number of threads that read and write the files of jobs: as many as jobs are worked on at once."""
 _RATE_S = 30.0
@@ -112,7 +114,7 @@ class Workplace:
     ) -> None:
         self.folder, self.ledger, self.settings = folder, ledger, settings
         self.context, self.metrics = context, metrics
-        self.bounds = Bounds(settings.limits, settings.max_job_items)
+        self.bounds = Bounds(settings.limits, _MOST_ITEMS)
         self.disk = Disk(folder, settings.least_free_bytes)
         self.places = Places()
         self.threads = Workers("jobs", _THREADS, spare=1)

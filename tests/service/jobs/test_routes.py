@@ -340,12 +340,9 @@ def test_a_request_does_not_wait_for_a_job(settings: Settings) -> None:
         assert ended(client, id)["done"] == 500
 
 
-def test_too_many_unfinished_jobs_are_429(settings: Settings) -> None:
-    with with_towers(settings.model_copy(update={"max_jobs": 1}), lambda tower: Slow(tower, held=True)) as (
-        _,
-        client,
-        towers,
-    ):
+def test_too_many_unfinished_jobs_are_429(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.jobs.jobs.MAX_JOBS", 1)
+    with with_towers(settings, lambda tower: Slow(tower, held=True)) as (_, client, towers):
         items = [{"id": "a", "text": "dog"}]
         headers = LINES | {"idempotency-key": "k"}
         first = client.post("/jobs", content=lines(items), headers=headers)
