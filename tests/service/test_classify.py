@@ -18,6 +18,7 @@ from service.errors import InputFailed, InvalidRequest, NotFound, NotReady
 from service.retrieval.adapters import STRENGTH
 from service.retrieval.classify import _CHUNK, Classifier, Label, _best, _prompts, stored_labels
 from service.retrieval.search import Searcher
+from service.runtime.logs import caller
 from service.runtime.quotas import MemoryLimiter, Meter
 from service.schemas.classify import ClassifyRequest, LabelSetRequest
 from service.store import Entry, SqliteStore
@@ -233,12 +234,16 @@ def test_encoding_is_given_up_when_nobody_waits_for_it(tmp_path):
 
 
 def test_few_large_sets_of_labels_are_encoded_at_once(tmp_path):
-    """Whatever waits, a small one is encoded all the same."""
+    """Two are, of two keys. Whatever waits, a small one is encoded all the same."""
     embedder = Gated()
 
     async def use(classifier):
-        sets = [[f"{which} {number}" for number in range(_CHUNK)] for which in range(6)]
-        waiting = [asyncio.create_task(classifier.classify([Text("x")], labels=labels)) for labels in sets]
+        async def large(number):
+            caller.set(f"key {number % 2}")
+            labels = [f"{number} {label}" for label in range(_CHUNK)]
+            await classifier.classify([Text("x")], labels=labels)
+
+        waiting = [asyncio.create_task(large(number)) for number in range(6)]
         await embedder.entered.wait()
         small = asyncio.create_task(classifier.classify([Text("x")], labels=LABELS))
         for _ in range(20):
