@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from service.__main__ import main
+from isthmus_client.command import cli
 from service.engine.inputs import uri_kind
 from service.settings import Settings
 from tests.conftest import serving
@@ -126,9 +127,7 @@ def test_a_classification_of_unknown_words_warns(shared_client: httpx.Client) ->
     assert answer.status_code == 422 and answer.json()["index"] == 2 and NO_WORD in answer.json()["detail"]
 
 
-def test_searches_items_jobs_and_folders(
-    settings: Settings, tmp_path: Path, picture: str, sound: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_searches_items_jobs_and_folders(settings: Settings, tmp_path: Path, picture: str, sound: str) -> None:
     with serving(settings) as client:
         items = [{"id": "photo", "image": picture}, {"id": "tone", "audio": sound}, {"id": "text", "text": "blue"}]
         post(client, "/items", {"items": items})
@@ -158,7 +157,7 @@ def test_searches_items_jobs_and_folders(
         (folder / "chinese.txt").write_text(CHINESE)
         (folder / "uri.txt").write_text(picture)
         (folder / "fine.txt").write_text("green")
-        assert main(["index", str(folder), "--url", str(client.base_url)]) == 1
-        said = capsys.readouterr().out
-        assert NO_WORD in said and "data: URI" in said and "fine.txt" not in said.splitlines()[-1]
+        indexed = CliRunner().invoke(cli, ["--url", str(client.base_url), "index", str(folder)])
+        assert indexed.exit_code == 1, indexed.output
+        assert NO_WORD in indexed.stderr and "data: URI" in indexed.stderr and "fine.txt" not in indexed.stderr
         assert json.loads(client.get("/items/fine.txt").content)["modality"] == "text"
