@@ -3,7 +3,8 @@
 python -m benchmarks.sabotage serve …     with --ISTHMUS_ settings as ever
 
 SIGUSR1 ends every worker thread of the models and the decoders, from inside, as a bug in a library would. SIGUSR2 makes
-every call of a tower hang, and a second SIGUSR2 lets them go on.
+every call of a tower hang, and a second SIGUSR2 lets them go on. A call counts as hanging after HANG_S, or after the
+request deadline where that is longer.
 """
 
 import ctypes
@@ -17,8 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import __main__ as service
+from service.engine import channel
 from service.engine.towers import Arrays, Tower
 
+HANG_S = 1.0
+"""Shorter than in service, so that a minute shows what else takes several."""
 _WORKERS = ("decode", "-model", "-collate")
 _free = threading.Event()
 _free.set()
@@ -44,6 +48,7 @@ def _hang_or_go_on(signal_number: int, frame: FrameType | None) -> None:
 
 
 def main() -> int:
+    channel._HANG_S = HANG_S
     Tower.run = _waiting  # type: ignore[assignment, method-assign]
     signal.signal(signal.SIGUSR1, _kill_workers)
     signal.signal(signal.SIGUSR2, _hang_or_go_on)

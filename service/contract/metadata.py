@@ -112,7 +112,7 @@ def png_essentials(data: bytes) -> Essentials:
         body, end = view[place + 8 : place + 8 + length], place + 12 + length
         whole = view[place:end]
         if kind in _PNG_PIXELS:
-            if kind == b"IHDR" and length >= 13:
+            if kind == b"IHDR" and len(body) >= 13:
                 colour = body[9]
             pixels = pixels or kind == b"IDAT"
             still.append(whole)

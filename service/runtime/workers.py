@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -84,6 +84,8 @@ class Workers:
 
     @property
     def alive(self) -> bool:
+        """Whether all of its threads are; those that are missing are started."""
+        self._fill()
         return not self._closed and sum(thread.is_alive() for thread in self._threads) == self._count
 
     async def run(self, function: Callable[[], Result]) -> Result:
@@ -106,7 +108,7 @@ class Workers:
         call = _Call(function, loop.create_future(), partial(places.release, name))
         self._calls.append(call)
         self._wake.put(None)
-        if len(self._threads) < self._count:
+        if sum(thread.is_alive() for thread in self._threads) < self._count:
             self._fill()
         result: Result = await call.result
         return result
@@ -132,6 +134,8 @@ class Workers:
     def _fill(self) -> None:
         """Start the missing threads, as far as the system allows."""
         with self._filling:
+            for thread in [thread for thread in self._threads if not thread.is_alive()]:  # it could not say so
+                self._threads.remove(thread)
             while len(self._threads) < self._count and not self._closed:
                 # A daemon, so that a process that fails on its way can end.
                 thread = threading.Thread(target=self._work, name=self._name, daemon=True)
@@ -159,13 +163,26 @@ class Workers:
                     continue
                 _perform(hand[0])
                 hand.clear()
-        except BaseException:  # whatever it is, the thread is at its end
-            log.critical("a thread of %s died", self._name, exc_info=True)
-            self._threads.remove(threading.current_thread())
+        except BaseException as death:  # whatever it is, the thread is at its end
+            while not self._replaced(hand, death):
+                pass
+
+    def _replaced(self, hand: Sequence[_Call], death: BaseException) -> bool:
+        """Start another thread in the place of this one, which died, and answer what it had in hand. False where that
+        was broken off, because what ends a thread came again."""
+        try:
+            log.critical("a thread of %s died", self._name, exc_info=death)
+            if threading.current_thread() in self._threads:
+                self._threads.remove(threading.current_thread())
             self._fill()
             self._died()
             for call in hand:
                 _fail(call, WorkerDied(_ENDED))
+        except Exception:
+            raise
+        except BaseException:
+            return False
+        return True
 
     def _give_up(self) -> None:
         """Answer the calls that no thread will run."""

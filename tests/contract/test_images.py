@@ -206,6 +206,12 @@ def test_a_truncated_file_is_bad(format: str) -> None:
         decode_image(data[: len(data) * 3 // 4])
 
 
+@pytest.mark.parametrize("length", [8, 12, 16, 20, 25, 29])
+def test_a_png_that_ends_within_its_header_is_bad(length: int) -> None:
+    with pytest.raises(BadMedia):
+        decode_image(encode(Image.new("P", (8, 8)))[:length])
+
+
 def test_a_corrupt_png_is_bad() -> None:
     data = bytearray(encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))))
     data[len(data) // 2] ^= 0xFF

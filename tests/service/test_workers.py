@@ -67,6 +67,27 @@ def test_a_call_that_ends_its_thread_is_answered_and_the_thread_replaced(caplog:
     assert "a thread of w-ended died" in caplog.text
 
 
+def test_a_thread_that_is_ended_again_while_it_is_replaced_loses_no_call() -> None:
+    async def main() -> None:
+        deaths: list[int] = []
+
+        def died() -> None:
+            deaths.append(1)
+            if len(deaths) == 1:
+                end()
+
+        workers = Workers("w-again", 1, died=died)
+        (first,) = threads("w-again")
+        with pytest.raises(WorkerDied):
+            await workers.run(end)
+        assert await workers.run(lambda: "on") == "on"
+        first.join(WAIT_S)
+        assert (len(deaths), workers.alive, len(threads("w-again"))) == (2, True, 1)
+        workers.close()
+
+    run(main())
+
+
 def test_threads_that_are_killed_while_idle_lose_no_call() -> None:
     async def main() -> None:
         workers = Workers("w-killed", 3)
