@@ -362,10 +362,9 @@ def disk_full(site: Site) -> Iterator[None]:
     store = site.folder / "disk"
     if os.path.ismount(store):
         filling = store / "filling"
-        with filling.open("wb") as file, suppress(OSError):
+        with suppress(OSError), filling.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(65_536))
-                file.flush()
         yield
         filling.unlink()
         return
