@@ -6,16 +6,17 @@ that is stored has moments too.
 """
 
 import asyncio
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from service.contract.audio import decode_audio
+from service.contract.audio import Recording
 from service.contract.bundle import Modality
 from service.contract.errors import InputError, UnsupportedMedia
 from service.contract.images import ImagePreprocessing
-from service.contract.sounds import STRETCH_S, AudioPreprocessing, Waveform, stretches
+from service.contract.sounds import STRETCH_S, AudioPreprocessing, stretches
 from service.contract.vectors import l2_normalise
 from service.contract.videos import Clip, read_video
 from service.engine.embedder import Embedded, Embedder, Input, Media, Ready
@@ -24,6 +25,9 @@ from service.errors import DeadlineExceeded
 from service.runtime.quotas import metering
 from service.settings import Limits
 from service.store import Moment
+
+_TOGETHER = 12
+"""Moments of a long sound that are decoded and embedded at a time: two minutes."""
 
 
 @dataclass(frozen=True)
@@ -62,32 +66,36 @@ async def _with_moments(embedder: Embedder, sound: Media, whole: Embedded, backg
     """A sound's vector with those of its moments, where it is longer than one."""
     spec = embedder.manifest.towers["audio"].preprocessing
     assert isinstance(spec, AudioPreprocessing)
-    rate = spec.sampling_rate
-
-    def read() -> list[tuple[int, int, Waveform]]:
-        try:
-            waveform = decode_audio(sound.data, rate, embedder.limits.of_sounds)
-        except InputError:  # the whole is embedded; its moments are not worth its failing
-            return []
-        found = stretches(len(waveform), rate)
-        return [(first, last, waveform[first:last]) for first, last in found] if len(found) > 1 else []
-
     paid = metering.set(None)  # for the whole
     try:
         async with asyncio.timeout(None if background else embedder.deadline_s), embedder.long_sounds[background]:
-            parts = await embedder.in_worker(read)
-            ready = [Ready("audio", samples, len(samples) / rate) for _, _, samples in parts]
-            vectors = await embedder.embed(ready, background=background) if ready else []
+            limits = embedder.limits.of_sounds
+            recording = await embedder.in_worker(lambda: Recording(sound.data, spec.sampling_rate, limits))
+            mix = recording.mix
+            moments = await _moments(embedder, recording, spec.sampling_rate, background)
+            if recording.mix != mix:  # only the whole sound tells how its channels are to be mixed
+                moments = await _moments(embedder, recording, spec.sampling_rate, background)
+    except InputError:  # the whole is embedded; its moments are not worth its failing
+        return whole
     except TimeoutError:
         raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
     finally:
         metering.reset(paid)
-    moments = (
-        Moment("audio", round(first / rate, 3), round(last / rate, 3), made.vector)
-        for (first, last, _), made in zip(parts, vectors, strict=True)
-        if isinstance(made, Embedded)
-    )
     return replace(whole, moments=tuple(moments))
+
+
+async def _moments(embedder: Embedder, recording: Recording, rate: int, background: bool) -> list[Moment]:
+    """Those of a sound of more than one, of which _TOGETHER are in memory at a time."""
+    parts, moments, samples = stretches(recording, rate), list[Moment](), 0
+    while together := await embedder.in_worker(lambda: list(itertools.islice(parts, _TOGETHER))):
+        if not samples and len(together) == 1:
+            return []
+        ready = [Ready("audio", part, len(part) / rate) for part in together]
+        for part, made in zip(together, await embedder.embed(ready, background=background), strict=True):
+            start, samples = samples, samples + len(part)
+            if isinstance(made, Embedded):
+                moments.append(Moment("audio", round(start / rate, 3), round(samples / rate, 3), made.vector))
+    return moments
 
 
 async def _embed(embedder: Embedder, video: Video, background: bool) -> Embedded | InputError:
