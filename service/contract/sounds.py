@@ -4,6 +4,7 @@
 carries whole, and knows how to apply itself.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -139,10 +140,10 @@ class Silence:
         self._rate = sampling_rate
         self._audible: NDArray[np.bool_] | None = None
         self.mistaken = False
-        """Whether the guess was wrong. What goes through the blocks again gets the right seconds."""
+        """Whether the guess was wrong. Whoever goes through the blocks again gets the right seconds."""
 
     def left_out(self, blocks: Iterable[Waveform]) -> Iterator[Waveform]:
-        """The blocks without what is silent."""
+        """The blocks without what is silent; once the guess is known to be wrong, no more of them."""
         if self._audible is not None:
             pairs = zip(seconds(blocks, self._rate), self._audible, strict=True)
             yield from (second for second, audible in pairs if audible)
@@ -150,15 +151,18 @@ class Silence:
         levels: list[float] = []
         guesses: list[bool] = []
         beginning: list[Waveform] = []
+        quietest = math.inf
         for second in seconds(blocks, self._rate):
             beginning.append(second)
             if len(levels) + len(beginning) <= STRETCH_S:
                 continue  # a short sound is heard whole
             levels += map(loudness, beginning)
             loudest = max(levels)
+            self.mistaken = self.mistaken or quietest <= _SILENT * loudest
             for waiting, level in zip(beginning, levels[-len(beginning) :], strict=True):
                 guesses.append(level > _SILENT * loudest)
-                if guesses[-1]:
+                if guesses[-1] and not self.mistaken:
+                    quietest = min(quietest, level)
                     yield waiting
             beginning.clear()
         yield from beginning
