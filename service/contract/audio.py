@@ -6,7 +6,7 @@ rate.
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -106,30 +106,64 @@ def decode_audio(data: bytes, sampling_rate: int, limits: AudioLimits = AudioLim
 
 
 def hear(
-    data: bytes, sampling_rate: int, limits: AudioLimits, take: Callable[[Iterator[Waveform], int], T]
+    data: bytes, sampling_rate: int, limits: AudioLimits, take: Callable[[Iterable[Waveform], int], T]
 ) -> Heard[T]:
     """Give a sound to `take`, block by block as it is decoded, and return what it makes of it.
 
-    `take` gets the blocks, mono at `sampling_rate`, all of which it has to go through, and about how many samples they
-    have, by the header. It is called again, and its first answer dropped, where only the whole sound tells how its
-    channels are to be mixed. Raises as decode_audio does.
+    `take` gets the blocks, mono at `sampling_rate`, all of which it has to go through, as often as it likes, and about
+    how many samples they have, by the header. It is called again, and its first answer dropped, where only the whole
+    sound tells how its channels are to be mixed. Raises as decode_audio does.
     """
-    limits.check_bytes(len(data))
-    mix = Mix()
-    for _ in range(2):
-        with _opened(data, limits) as stream:
+    recording = Recording(data, sampling_rate, limits)
+    mix = recording.mix
+    value = take(recording, recording.about)
+    if recording.mix != mix:
+        del value  # its memory is needed
+        value = take(recording, recording.about)
+    return Heard(value, recording.cut)
+
+
+class Recording:
+    """A sound file's blocks, mono at `sampling_rate`: decoded anew each time that they are gone through.
+
+    Raises as decode_audio does, here and in going through them.
+    """
+
+    def __init__(self, data: bytes, sampling_rate: int, limits: AudioLimits = AudioLimits()) -> None:
+        limits.check_bytes(len(data))
+        self._data, self._rate, self._limits = data, sampling_rate, limits
+        self.mix = Mix()
+        """How the channels become one; another one from the end of the first time on, where only that tells."""
+        self.cut = False
+        """As Heard has it, once they have been gone through."""
+        self.about = 0
+        """How many samples there are, about, by the header."""
+        self._begun: Iterator[Waveform] | None = self._begin()
+
+    def __iter__(self) -> Iterator[Waveform]:
+        blocks, self._begun = self._begun or self._begin(), None
+        return blocks
+
+    def _begin(self) -> Iterator[Waveform]:
+        blocks = self._blocks()
+        next(blocks)
+        return blocks
+
+    def _blocks(self) -> Iterator[Waveform]:
+        """Nothing, once the file is open, and then its blocks."""
+        with _opened(self._data, self._limits) as stream:
             if stream.first_channel_only:
-                mix = Mix((0,))
-            about = int(max(0, min(stream.frames, limits.max_seconds * stream.rate)) * sampling_rate / stream.rate)
+                self.mix = Mix((0,))
+            frames = max(0, min(stream.frames, self._limits.max_seconds * stream.rate))
+            self.about = int(frames * self._rate / stream.rate)
             stream.measure = Measure(stream.channels)
-            value = take(_resampled(_mono(stream, mix, limits), stream.rate, sampling_rate), about)
-            better = mix if stream.first_channel_only else stream.measure.mix(stream.floating)
+            yield np.zeros(0, np.float32)
+            yield from _resampled(_mono(stream, self.mix, self._limits), stream.rate, self._rate)
             if not stream.measure.frames:
                 raise BadMedia("the sound has no samples")
-            if better == mix:
-                break
-            mix = better
-    return Heard(value, stream.cut)
+            self.cut = stream.cut
+            if not stream.first_channel_only:
+                self.mix = stream.measure.mix(stream.floating)
 
 
 def seconds_of(data: bytes, limits: AudioLimits = AudioLimits()) -> float:

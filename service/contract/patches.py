@@ -1,18 +1,19 @@
 """Waveform → log-mel patches, float32 (patches, 1, frames, mels): the front end of YAMNet."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from service.contract.sounds import AudioPreprocessing, Sound, Waveform, audible_seconds, loudness, seconds
+from service.contract.sounds import AudioPreprocessing, Growing, Sound, Waveform
 
 _BLOCK_FRAMES = 1024
-_HELD_S = 600.0
-"""Length up to which a sound is held while its patches are made, and these side by side."""
+_SIDE_BY_SIDE_S = 600.0
+"""Length up to which a sound's patches lie side by side; those of a longer one share the frames in which they
+overlap."""
 
 
 class LogMelPatches(AudioPreprocessing):
@@ -46,16 +47,11 @@ class LogMelPatches(AudioPreprocessing):
     def inputs(self) -> tuple[str, ...]:
         return ("patches", "weights")
 
-    def rows_of(self, waveform: Waveform) -> Sound:
-        return self._sound(log_mel_patches(waveform, self))
-
-    def prepare_blocks(self, blocks: Iterator[Waveform], about: int) -> Sound:
-        if about <= _HELD_S * self.sampling_rate:
-            return super().prepare_blocks(blocks, about)
-        return self._sound(_audible_patches(blocks, about, self))
-
-    def _sound(self, patches: NDArray[np.float32]) -> Sound:
+    def rows_of_blocks(self, blocks: Iterable[Waveform], about: int) -> Sound:
+        patches = _cut(_features(blocks, about, self), self)
         count = len(patches)
+        if count * self.heard(patches) <= _SIDE_BY_SIDE_S * self.sampling_rate:
+            patches = np.ascontiguousarray(patches)
         frames: NDArray[np.int64] = np.full(count, self.patch_frames, np.int64)
         return Sound(patches, np.full(count, 1.0 / count, np.float32), frames)
 
@@ -68,33 +64,7 @@ def log_mel_patches(waveform: Waveform, spec: LogMelPatches) -> NDArray[np.float
 
     The end is padded with silence to a whole number of patch hops, so that no sample is left out.
     """
-    return np.ascontiguousarray(_cut(_features(iter([waveform]), len(waveform), spec), spec))
-
-
-def _audible_patches(blocks: Iterator[Waveform], about: int, spec: LogMelPatches) -> NDArray[np.float32]:
-    """As log_mel_patches, of the audible seconds of a waveform in blocks.
-
-    They are known only at the end: the frames that begin in silent ones are left out. Patches that overlap share their
-    frames in memory.
-    """
-    levels: list[float] = []
-    lengths: list[int] = []
-
-    def measured() -> Iterator[Waveform]:
-        for second in seconds(blocks, spec.sampling_rate):
-            levels.append(loudness(second))
-            lengths.append(len(second))
-            yield second
-
-    features = _features(measured(), about, spec)
-    heard = audible_seconds(levels)
-    if not heard.all():
-        begin = np.arange(0, sum(lengths), spec.hop_length)[: len(features)] // spec.sampling_rate
-        features = features[: len(begin)][heard[begin]]
-        wanted = _frames_of(int(np.dot(heard, lengths)), spec)
-        silence = np.full((max(0, wanted - len(features)), spec.n_mels), np.log(np.float32(spec.log_offset)))
-        features = np.concatenate([features[:wanted], silence])
-    return _cut(features, spec)
+    return np.ascontiguousarray(_cut(_features((waveform,), len(waveform), spec), spec))
 
 
 def _cut(features: NDArray[np.float32], spec: LogMelPatches) -> NDArray[np.float32]:
@@ -103,24 +73,22 @@ def _cut(features: NDArray[np.float32], spec: LogMelPatches) -> NDArray[np.float
     return patches[:: spec.patch_hop_frames].transpose(0, 2, 1)[:, None]
 
 
-def _features(blocks: Iterator[Waveform], about: int, spec: LogMelPatches) -> NDArray[np.float32]:
+def _features(blocks: Iterable[Waveform], about: int, spec: LogMelPatches) -> NDArray[np.float32]:
     """The frames of a waveform in blocks, (frames, n_mels), up to a whole number of patch hops."""
     window, mel = _periodic_hann(spec.window_length), _htk_mel(spec)
-    features = np.empty((_frames_of(about, spec), spec.n_mels), np.float32)
-    waiting, total, done = np.zeros(0, np.float32), 0, 0
+    features = Growing(_frames_of(about, spec), spec.n_mels)
+    waiting, total = np.zeros(0, np.float32), 0
 
     def take(count: int) -> None:
         """Turn the first frames of what waits into features."""
-        nonlocal features, waiting, done
-        if done + count > len(features):
-            features = np.concatenate([features[:done], np.empty((done + count, spec.n_mels), np.float32)])
+        nonlocal waiting
         reach = (count - 1) * spec.hop_length + spec.window_length
         samples = waiting[:reach]
         samples = np.pad(samples, (0, reach - len(samples)))
         frames = np.lib.stride_tricks.sliding_window_view(samples, spec.window_length)[:: spec.hop_length]
         spectrum = np.abs(np.fft.rfft(frames * window, n=spec.fft_length))
-        features[done : done + count] = np.log(spectrum.astype(np.float32) @ mel + np.float32(spec.log_offset))
-        waiting, done = waiting[count * spec.hop_length :], done + count
+        features.append(np.log(spectrum.astype(np.float32) @ mel + np.float32(spec.log_offset)))
+        waiting = waiting[count * spec.hop_length :]
 
     # A long sound's spectrum, or the sound itself, is not held.
     reach = (_BLOCK_FRAMES - 1) * spec.hop_length + spec.window_length
@@ -130,9 +98,9 @@ def _features(blocks: Iterator[Waveform], about: int, spec: LogMelPatches) -> ND
         while len(waiting) >= reach:
             take(_BLOCK_FRAMES)
     count = _frames_of(total, spec)
-    while done < count:
-        take(min(_BLOCK_FRAMES, count - done))
-    return features[:count]
+    while len(features) < count:
+        take(min(_BLOCK_FRAMES, count - len(features)))
+    return features.whole
 
 
 def _frames_of(samples: int, spec: LogMelPatches) -> int:

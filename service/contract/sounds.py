@@ -4,9 +4,9 @@
 carries whole, and knows how to apply itself.
 """
 
-import itertools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,15 +62,28 @@ class AudioPreprocessing(BaseModel, ABC):
         What is silent in a sound of more than STRETCH_S is left out: the mean over 20 s of silence and a bark says
         silence.
         """
-        return self.rows_of(audible(waveform, self.sampling_rate))
+        return self.prepare_blocks((waveform,), len(waveform))
 
-    @abstractmethod
+    def prepare_blocks(self, blocks: Iterable[Waveform], about: int) -> Sound:
+        """As `prepare`, of a waveform that comes in blocks, of about so many samples in all.
+
+        Only the rows are held. The blocks are gone through a second time where a second that was taken for audible
+        turns out to be silent beside a loud one long after it, or the other way round.
+        """
+        silence = Silence(self.sampling_rate)
+        sound = self.rows_of_blocks(silence.left_out(blocks), about)
+        if silence.mistaken:
+            del sound  # its memory is needed
+            sound = self.rows_of_blocks(silence.left_out(blocks), about)
+        return sound
+
     def rows_of(self, waveform: Waveform) -> Sound:
         """As `prepare`, silence included."""
+        return self.rows_of_blocks((waveform,), len(waveform))
 
-    def prepare_blocks(self, blocks: Iterator[Waveform], about: int) -> Sound:
-        """As `prepare`, of a waveform that comes in blocks, of about so many samples in all."""
-        return self.prepare(gathered(blocks, about))
+    @abstractmethod
+    def rows_of_blocks(self, blocks: Iterable[Waveform], about: int) -> Sound:
+        """As `prepare_blocks`, silence included; goes through the blocks once."""
 
     @abstractmethod
     def heard(self, rows: NDArray[np.float32]) -> int:
@@ -103,29 +116,9 @@ class AudioPreprocessing(BaseModel, ABC):
         return rows[0] if len(rows) == 1 else np.concatenate(rows)  # ten minutes are not copied
 
 
-def audible(waveform: Waveform, sampling_rate: int) -> Waveform:
-    """A sound of more than STRETCH_S without its silent seconds; a shorter one, or one that is silent throughout, as it
-    is."""
-    if len(waveform) <= STRETCH_S * sampling_rate:
-        return waveform
-    blocks = list(seconds(iter([waveform]), sampling_rate))
-    heard = audible_seconds([loudness(block) for block in blocks])
-    if heard.all():
-        return waveform
-    return np.concatenate([block for block, kept in zip(blocks, heard, strict=True) if kept])
-
-
-def seconds(blocks: Iterator[Waveform], sampling_rate: int) -> Iterator[Waveform]:
+def seconds(blocks: Iterable[Waveform], sampling_rate: int) -> Iterator[Waveform]:
     """A waveform that comes in blocks, second by second."""
-    waiting = np.zeros(0, np.float32)
-    for block in blocks:
-        waiting = np.concatenate([waiting, block]) if len(waiting) else block
-        whole = len(waiting) // sampling_rate * sampling_rate
-        for start in range(0, whole, sampling_rate):
-            yield waiting[start : start + sampling_rate]
-        waiting = waiting[whole:]
-    if len(waiting):
-        yield waiting
+    yield from filter(len, _windows(blocks, sampling_rate, sampling_rate, 0))
 
 
 def loudness(block: Waveform) -> float:
@@ -140,53 +133,116 @@ def audible_seconds(levels: Sequence[float]) -> NDArray[np.bool_]:
     return heard if len(levels) > STRETCH_S and heard.any() else np.ones(len(levels), np.bool_)
 
 
-def stretches(samples: int, sampling_rate: int) -> list[tuple[int, int]]:
-    """The moments of a sound, as (first, last) samples: STRETCH_S each; a last one of under a second joins the one
+class Silence:
+    """The silent seconds of one sound of more than STRETCH_S: guessed as they come, known when all have come."""
+
+    def __init__(self, sampling_rate: int) -> None:
+        self._rate = sampling_rate
+        self._audible: NDArray[np.bool_] | None = None
+        self.mistaken = False
+        """Whether the guess was wrong. Whoever goes through the blocks again gets the right seconds."""
+
+    def left_out(self, blocks: Iterable[Waveform]) -> Iterator[Waveform]:
+        """The blocks without what is silent; once the guess is known to be wrong, no more of them."""
+        if self._audible is not None:
+            pairs = zip(seconds(blocks, self._rate), self._audible, strict=True)
+            yield from (second for second, audible in pairs if audible)
+            return
+        levels: list[float] = []
+        guesses: list[bool] = []
+        beginning: list[Waveform] = []
+        quietest = math.inf
+        for second in seconds(blocks, self._rate):
+            beginning.append(second)
+            if len(levels) + len(beginning) <= STRETCH_S:
+                continue  # a short sound is heard whole
+            levels += map(loudness, beginning)
+            loudest = max(levels)
+            self.mistaken = self.mistaken or quietest <= _SILENT * loudest
+            for waiting, level in zip(beginning, levels[-len(beginning) :], strict=True):
+                guesses.append(level > _SILENT * loudest)
+                if guesses[-1] and not self.mistaken:
+                    quietest = min(quietest, level)
+                    yield waiting
+            beginning.clear()
+        yield from beginning
+        if levels:
+            self._audible = audible_seconds(levels)
+            self.mistaken = bool((self._audible != guesses).any())
+
+
+def stretches(blocks: Iterable[Waveform], sampling_rate: int) -> Iterator[Waveform]:
+    """The moments of a sound, whose samples come in blocks: STRETCH_S each; a last one of under a second joins the one
     before."""
     length = int(STRETCH_S * sampling_rate)
-    starts = list(range(0, samples, length))
-    if len(starts) > 1 and samples - starts[-1] < sampling_rate:
-        starts.pop()
-    return list(itertools.pairwise([*starts, samples]))
+    yield from filter(len, _windows(blocks, length, length, sampling_rate))
 
 
-class _Growing:
-    """Samples that arrive in blocks, held once: there is room for what a header states, and more where it lies."""
+class Growing:
+    """Rows (n, *shape) that arrive in parts, held once: there is room for `room` of them, and more where they come."""
 
-    def __init__(self, room: int) -> None:
-        self._samples, self._held = np.empty(room, np.float32), 0
+    def __init__(self, room: int, *shape: int) -> None:
+        self._rows, self._held = np.empty((room, *shape), np.float32), 0
 
-    def append(self, block: Waveform) -> None:
-        after = self._held + len(block)
-        if after > len(self._samples):
-            self._samples = np.concatenate([self._samples[: self._held], np.empty(max(after, self._held), np.float32)])
-        self._samples[self._held : after] = block
+    def append(self, rows: NDArray[np.float32]) -> None:
+        after = self._held + len(rows)
+        if after > len(self._rows):
+            # In place: the system moves pages, and a long sound is not held twice.
+            self._rows.resize((max(after, self._held + self._held // 8), *self._rows.shape[1:]), refcheck=False)
+        self._rows[self._held : after] = rows
         self._held = after
 
+    def __len__(self) -> int:
+        return self._held
+
     @property
-    def whole(self) -> Waveform:
+    def whole(self) -> NDArray[np.float32]:
         """A view would hold what a header states and the file has not."""
-        samples = self._samples[: self._held]
-        return samples if 2 * self._held > len(self._samples) else samples.copy()
+        rows = self._rows[: self._held]
+        return rows if 2 * self._held > len(self._rows) else rows.copy()
 
 
-def gathered(blocks: Iterator[Waveform], about: int) -> Waveform:
+def gathered(blocks: Iterable[Waveform], about: int) -> Waveform:
     """Blocks of a waveform, of about so many samples in all, as one."""
-    samples = _Growing(about + _SPARE)
+    samples = Growing(about + _SPARE)
     for block in blocks:
         samples.append(block)
     return samples.whole
 
 
-def cut(samples: int, window: int, hop: int, least: int) -> list[tuple[int, int]]:
-    """Stretches (start, length) of at most `window` samples, one every `hop`, that cover a sound.
+def cut(blocks: Iterable[Waveform], window: int, hop: int, least: int) -> Iterator[Waveform]:
+    """Stretches of at most `window` samples, one every `hop`, that cover a sound which comes in blocks; at least one.
 
     A last stretch with fewer than `least` samples that no earlier one has is left out.
     """
-    count = 1 + -(-max(0, samples - window) // hop)
-    if count > 1 and samples - ((count - 2) * hop + window) < least:
-        count -= 1
-    return [(start, min(window, samples - start)) for start in range(0, count * hop, hop)]
+    windows = _windows(blocks, window, hop, 1)
+    stretch, fresh = next(windows), least
+    for following in windows:
+        yield stretch
+        stretch, fresh = following, len(following) - (window - hop)
+    if fresh >= least:
+        yield stretch
+
+
+def _windows(blocks: Iterable[Waveform], length: int, hop: int, ahead: int) -> Iterator[Waveform]:
+    """Stretches of `length` samples, one every `hop`, each when `ahead` more have come, and what is left at the end."""
+    parts: list[Waveform] = []
+    held = 0
+    for block in filter(len, blocks):
+        parts.append(block)
+        held += len(block)
+        if held >= length + ahead:
+            waiting = _joined(parts)
+            while len(waiting) >= length + ahead:
+                yield waiting[:length]
+                waiting = waiting[hop:]
+            parts, held = [waiting] if len(waiting) else [], len(waiting)
+    yield _joined(parts)
+
+
+def _joined(parts: Sequence[Waveform]) -> Waveform:
+    """Parts of a waveform as one; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.float32), *parts])
 
 
 def shares_of(lengths: Sequence[int]) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ Needs PyAV, which is optional (`pip install 'isthmus[video]'`). A frame goes the
 that a video of one frame is that image; the sound goes the way of a sound file from its samples on.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,6 +104,7 @@ def read_video(
             with opened(av, data, container) as source:
                 measure = Measure(0)
                 if source.streams.audio:
+                    sounds = []  # their memory is needed
                     sounds, measure = _sounds(av, source, sampling_rate or 0, extent, limits, mix)
             if (better := measure.mix(floating=True)) == mix:
                 break
@@ -241,35 +243,32 @@ def _upright(frame: Any) -> Image.Image:
 def _sounds(
     av: Any, source: Any, sampling_rate: int, extent: _Extent, limits: VideoLimits, mix: Mix
 ) -> tuple[list[Stretch], Measure]:
-    planes = av.AudioResampler(format="fltp")
-    resampler: Any = None
-    measure = Measure(0)
-    blocks: list[Waveform] = []
-    began, frames, most = 0.0, 0, 0.0
-    for frame in source.decode(source.streams.audio[0]):
-        if resampler is None:
-            measure = Measure(frame.layout.nb_channels)
-            began = max(0.0, (frame.time or 0.0) - extent.start)
-            most = limits.max_seconds * frame.sample_rate
-            resampler = soxr.ResampleStream(frame.sample_rate, sampling_rate, 1, dtype="float32", quality="HQ")
-        frames += frame.samples
-        if frame.layout.nb_channels > limits.max_channels or frames > most:
-            raise MediaTooLarge(f"the video's sound is longer than {limits.max_seconds:g} s, or has too many channels")
-        for plane in planes.resample(frame):
-            samples = np.ascontiguousarray(plane.to_ndarray().T)
-            measure.take(samples)
-            blocks.append(resampler.resample_chunk(mix.apply(samples)))
-    if resampler is None:
-        return [], measure
-    blocks.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-    waveform = np.concatenate(blocks)
-    parts = [
-        Stretch(
-            began + first / sampling_rate,
-            began + last / sampling_rate,
-            waveform[first:last],
-            (last - first) / sampling_rate,
-        )
-        for first, last in stretches(len(waveform), sampling_rate)
-    ]
+    frames = source.decode(source.streams.audio[0])
+    first = next(frames, None)
+    if first is None:
+        return [], Measure(0)
+    measure = Measure(first.layout.nb_channels)
+
+    def blocks() -> Iterator[Waveform]:
+        planes = av.AudioResampler(format="fltp")
+        resampler = soxr.ResampleStream(first.sample_rate, sampling_rate, 1, dtype="float32", quality="HQ")
+        count, most = 0, limits.max_seconds * first.sample_rate
+        for frame in itertools.chain([first], frames):
+            count += frame.samples
+            if frame.layout.nb_channels > limits.max_channels or count > most:
+                raise MediaTooLarge(
+                    f"the video's sound is longer than {limits.max_seconds:g} s, or has too many channels"
+                )
+            for plane in planes.resample(frame):
+                samples = np.ascontiguousarray(plane.to_ndarray().T)
+                measure.take(samples)
+                yield resampler.resample_chunk(mix.apply(samples))
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+    at = max(0.0, (first.time or 0.0) - extent.start)
+    parts = []
+    for samples in stretches(blocks(), sampling_rate):
+        seconds = len(samples) / sampling_rate
+        parts.append(Stretch(at, at + seconds, samples, seconds))
+        at += seconds
     return parts, measure

@@ -1,13 +1,14 @@
 """Waveform → samples at unit variance: the front end of wav2vec 2.0, HuBERT and WavLM, which read the sound itself."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from service.contract.sounds import AudioPreprocessing, Sound, Waveform, cut, shares_of
+from service.contract.sounds import AudioPreprocessing, Growing, Sound, Waveform, cut, shares_of
 
 _EPSILON = 1e-7
 
@@ -39,16 +40,23 @@ class Waveforms(AudioPreprocessing):
     def padded(self) -> bool:
         return True
 
-    def rows_of(self, waveform: Waveform) -> Sound:
-        if len(waveform) < self.min_samples:
-            waveform = np.pad(waveform, (0, self.min_samples - len(waveform)))
-        stretches = cut(len(waveform), self.max_samples, self.max_samples, self.min_samples)
-        rows = [self._normalised(waveform[start : start + length]) for start, length in stretches]
-        lengths = [length for _, length in stretches]
-        return Sound(self._stack([row[None] for row in rows]), shares_of(lengths), np.asarray(lengths, np.int64))
+    def rows_of_blocks(self, blocks: Iterable[Waveform], about: int) -> Sound:
+        stretches = cut(blocks, self.max_samples, self.max_samples, self.min_samples)
+        first, *more = itertools.islice(stretches, 2)
+        if not more:
+            row = self._normalised(self._padded(first, max(len(first), self.min_samples)))
+            return Sound(row[None], shares_of([1]), np.array([len(row)], np.int64))
+        rows, lengths = Growing(about // self.max_samples + 2, self.max_samples), list[int]()
+        for stretch in itertools.chain([first], more, stretches):
+            rows.append(self._padded(self._normalised(stretch), self.max_samples)[None])
+            lengths.append(len(stretch))
+        return Sound(rows.whole, shares_of(lengths), np.asarray(lengths, np.int64))
 
     def heard(self, rows: NDArray[np.float32]) -> int:
         return int(rows.shape[1])
+
+    def _padded(self, stretch: Waveform, samples: int) -> Waveform:
+        return np.pad(stretch, (0, samples - len(stretch)))
 
     def _normalised(self, stretch: Waveform) -> Waveform:
         if not self.normalise:

@@ -5,13 +5,15 @@ is longer than the model's window is cut into windows, whose vectors are average
 """
 
 import functools
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from service.contract.sounds import AudioPreprocessing, Sound, Waveform, cut, shares_of
+from service.contract.sounds import AudioPreprocessing, Growing, Sound, Waveform, cut, shares_of
 
 _BLOCK_FRAMES = 1024
 
@@ -89,19 +91,21 @@ class LogMelWindows(AudioPreprocessing):
     def channels(self) -> int:
         return 4 if self.long == "fusion" else 1
 
-    def rows_of(self, waveform: Waveform) -> Sound:
-        if self.long == "fusion" and len(waveform) > self.samples:
-            mel = log_mel(waveform, self)
-            rows = _fused(mel, self)[None] if len(mel) > self.frames else np.stack([mel] * 4)[None]
-            return Sound(self._scaled(rows), shares_of([1]), np.array([self.frames], np.int64))
+    def rows_of_blocks(self, blocks: Iterable[Waveform], about: int) -> Sound:
         # Frames that are not centred reach into the next window by what they overlap.
-        hop = self.samples if self.centred else self.samples - (self.window_length - self.hop_length)
-        stretches = cut(len(waveform), self.samples, max(hop, 1), self.window_length)
-        windows = [self._window(waveform[start : start + length]) for start, length in stretches]
-        rows = np.repeat(np.stack(windows)[:, None], self.channels, axis=1)
-        own = [-(-length // self.hop_length) for _, length in stretches]
-        lengths = np.asarray([min(max(each, 1), self.frames) for each in own], np.int64)
-        return Sound(self._scaled(rows), shares_of([min(length, hop) for _, length in stretches]), lengths)
+        hop = self.samples - (0 if self.centred else max(0, self.window_length - self.hop_length))
+        if self.long == "fusion":
+            blocks, longer = _peeked(blocks, self.samples)
+            if longer:
+                fused = self._scaled(_fused(_whole_spectrum(blocks, about, self), self))
+                return Sound(fused[None], shares_of([1]), np.array([self.frames], np.int64))
+        rows = Growing(about // hop + 2, self.channels, self.frames, self.n_mels)
+        lengths = []
+        for stretch in cut(blocks, self.samples, hop, self.window_length):
+            rows.append(self._scaled(self._window(stretch))[None, None])
+            lengths.append(len(stretch))
+        own = [min(max(-(-length // self.hop_length), 1), self.frames) for length in lengths]
+        return Sound(rows.whole, shares_of([min(length, hop) for length in lengths]), np.asarray(own, np.int64))
 
     def heard(self, rows: NDArray[np.float32]) -> int:
         return self.samples
@@ -131,22 +135,31 @@ def log_mel(waveform: Waveform, spec: LogMelWindows) -> NDArray[np.float32]:
         waveform = waveform[1:] - np.float32(spec.preemphasis) * waveform[:-1]
     if spec.centred:
         waveform = np.pad(waveform, spec.window_length // 2, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(waveform, spec.window_length)[:: spec.hop_length]
+    features = list(_features((waveform,), spec))
+    return features[0] if len(features) == 1 else np.concatenate(features)
+
+
+def _features(blocks: Iterable[Waveform], spec: LogMelWindows) -> Iterator[NDArray[np.float32]]:
+    """A waveform in blocks, ready to be cut into frames → the frames' features, (_BLOCK_FRAMES, n_mels) at a time."""
+    overlap, step = max(0, spec.window_length - spec.hop_length), _BLOCK_FRAMES * spec.hop_length
+    for stretch in cut(blocks, overlap + step, step, spec.window_length - overlap):
+        yield _mels(np.lib.stride_tricks.sliding_window_view(stretch, spec.window_length)[:: spec.hop_length], spec)
+
+
+def _mels(frames: NDArray[np.float32], spec: LogMelWindows) -> NDArray[np.float32]:
+    """(n, window_length) samples → (n, n_mels)."""
     window, mel = _hann(spec.window_length, spec.window == "hann"), mel_filters(spec)
-    features = np.empty((len(frames), spec.n_mels), np.float32)
-    for start in range(0, len(frames), _BLOCK_FRAMES):  # bounds the spectrum's memory for a ten-minute sound
-        block = frames[start : start + _BLOCK_FRAMES].astype(np.float64)
-        if spec.remove_dc:
-            block -= block.mean(axis=1, keepdims=True)
-        if spec.preemphasis and spec.preemphasis_of == "frame":
-            block[:, 1:] -= spec.preemphasis * block[:, :-1]
-            block[:, 0] *= 1 - spec.preemphasis
-        spectrum = np.fft.rfft(block * window, n=spec.fft_length)
-        power = spectrum.real**2 + spectrum.imag**2
-        mels = power @ mel
-        mels = mels + spec.floor if spec.floor_by == "sum" else np.maximum(mels, spec.floor)
-        features[start : start + len(block)] = _logarithm(mels, spec.logarithm)
-    return features
+    block = frames.astype(np.float64)
+    if spec.remove_dc:
+        block -= block.mean(axis=1, keepdims=True)
+    if spec.preemphasis and spec.preemphasis_of == "frame":
+        block[:, 1:] -= spec.preemphasis * block[:, :-1]
+        block[:, 0] *= 1 - spec.preemphasis
+    spectrum = np.fft.rfft(block * window, n=spec.fft_length)
+    power = spectrum.real**2 + spectrum.imag**2
+    mels = power @ mel
+    mels = mels + spec.floor if spec.floor_by == "sum" else np.maximum(mels, spec.floor)
+    return _logarithm(mels, spec.logarithm).astype(np.float32)
 
 
 def _logarithm(power: Doubles, kind: str) -> Doubles:
@@ -155,11 +168,59 @@ def _logarithm(power: Doubles, kind: str) -> Doubles:
     return np.asarray(np.log10(power) * (10.0 if kind == "db" else 1.0))
 
 
+def _peeked(blocks: Iterable[Waveform], samples: int) -> tuple[Iterator[Waveform], bool]:
+    """The blocks, and whether there are more than so many samples in them."""
+    rest, first, count = iter(blocks), list[Waveform](), 0
+    for block in rest:
+        first.append(block)
+        count += len(block)
+        if count > samples:
+            break
+    return itertools.chain(first, rest), count > samples
+
+
+def _whole_spectrum(blocks: Iterable[Waveform], about: int, spec: LogMelWindows) -> NDArray[np.float32]:
+    """As `log_mel`, of a sound of more than a window in blocks: the waveform is not held."""
+    if spec.preemphasis_of == "sound":
+        blocks = _emphasised(blocks, np.float32(spec.preemphasis))
+    if spec.centred:
+        blocks = _mirrored(blocks, spec.window_length // 2)
+    mel = Growing(about // spec.hop_length + 2, spec.n_mels)
+    for features in _features(blocks, spec):
+        mel.append(features)
+    return mel.whole
+
+
+def _emphasised(blocks: Iterable[Waveform], share: np.float32) -> Iterator[Waveform]:
+    before = np.zeros(0, np.float32)
+    for block in filter(len, blocks):
+        joined = np.concatenate([before, block])
+        before = joined[-1:]
+        yield joined[1:] - share * joined[:-1]
+
+
+def _mirrored(blocks: Iterable[Waveform], edge: int) -> Iterator[Waveform]:
+    """More than `edge` samples, with so many mirrored at both ends."""
+    waiting, begun = np.zeros(0, np.float32), False
+    for block in blocks:
+        waiting = np.concatenate([waiting, block])
+        if len(waiting) > edge and not begun:
+            yield waiting[edge:0:-1]
+            begun = True
+        if len(waiting) > edge + 1:
+            yield waiting[: -edge - 1]
+            waiting = waiting[-edge - 1 :]
+    yield waiting
+    yield waiting[-2::-1]
+
+
 def _fused(mel: NDArray[np.float32], spec: LogMelWindows) -> NDArray[np.float32]:
     """(4, frames, n_mels) of a longer spectrum: the fusion of CLAP (arXiv 2211.06687).
 
     CLAP draws the place of each window from a third of the places at random; here it is the middle one.
     """
+    if len(mel) <= spec.frames:
+        return np.stack([mel] * 4)
     thirds = np.array_split(np.arange(len(mel) - spec.frames + 1), 3)
     starts = [int(third[len(third) // 2]) if len(third) else 0 for third in thirds]
     # Linear interpolation between the centres of frames, in torch's own float32: bilinear, corners not aligned.

@@ -11,12 +11,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
+from service.contract.audio import Recording
 from service.contract.bundle import Bundle, Modality
 from service.contract.errors import InputError, UnsupportedMedia
 from service.contract.images import ImagePreprocessing
-from service.contract.sounds import AudioPreprocessing
+from service.contract.sounds import AudioPreprocessing, stretches
 from service.contract.videos import Clip, read_video
 from service.engine import videos
 from service.engine.batcher import Answer
@@ -55,6 +57,8 @@ _HASHED_ON_THE_LOOP = 65_536  # bytes: under 0.1 ms
 _TOKENISED_ON_THE_LOOP = 512  # characters: about 0.2 ms, where a hop to a thread and back costs nearly as much
 _ANY_TEXT = "surrogatepass"
 _CHUNK = 8_192
+_TOGETHER = 12
+"""Moments of a long sound that are decoded and embedded at a time: two minutes."""
 _GROUP = 131_072  # bytes of undecoded media
 
 Result = TypeVar("Result")
@@ -226,17 +230,33 @@ class Embedder:
         for place in await self.in_worker(lambda: videos.perhaps_long(sounds, self.limits)) if sounds else ():
             whole, spec = results[place], self.manifest.towers["audio"].preprocessing
             assert isinstance(whole, Embedded) and isinstance(spec, AudioPreprocessing)
-            cutting = partial(videos.stretches_of, sounds[place], spec.sampling_rate, self.limits.of_sounds)
-            async with self._in_time(caller), self.long_sounds[caller.background]:
-                parts = await self.in_worker(cutting)
-                decoded = [part for _, _, part in parts]
-                vectors = await self._embed(decoded, caller.uncharged) if parts else []  # the whole is paid for
-            moments = [
-                Moment("audio", start, end, made.vector)
-                for (start, end, _), made in zip(parts, vectors, strict=True)
-                if isinstance(made, Embedded)
-            ]
+            try:
+                async with self._in_time(caller), self.long_sounds[caller.background]:
+                    moments = await self._moments(sounds[place], spec.sampling_rate, caller.uncharged)
+            except InputError:  # the whole is embedded; its moments are not worth its failing
+                continue
             results[place] = replace(whole, moments=tuple(moments))
+
+    async def _moments(self, sound: Media, rate: int, caller: Caller) -> list[Moment]:
+        """Embed the moments of a sound, if it has more than one. Raises InputError as decode_audio does."""
+        recording = await self.in_worker(lambda: Recording(sound.data, rate, self.limits.of_sounds))
+        mix = recording.mix
+        moments = await self._moments_of(recording, rate, caller)
+        # Only the whole sound tells how its channels are to be mixed.
+        return moments if recording.mix == mix else await self._moments_of(recording, rate, caller)
+
+    async def _moments_of(self, recording: Recording, rate: int, caller: Caller) -> list[Moment]:
+        """Embed the moments of a recording, of which _TOGETHER are in memory at a time."""
+        parts, moments, samples = stretches(recording, rate), list[Moment](), 0
+        while together := await self.in_worker(lambda: list(islice(parts, _TOGETHER))):
+            if not samples and len(together) == 1:
+                return []
+            decoded = [Decoded("audio", part, len(part) / rate) for part in together]
+            for part, made in zip(together, await self._embed(decoded, caller), strict=True):
+                start, samples = samples, samples + len(part)
+                if isinstance(made, Embedded):
+                    moments.append(Moment("audio", round(start / rate, 3), round(samples / rate, 3), made.vector))
+        return moments
 
     async def canary(self, modality: Modality) -> None:
         """Embed a small input through one tower, past the cache. Raises if anything on the way does not work."""

@@ -7,7 +7,7 @@ two kinds whatever was sent.
 
 import io
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -74,7 +74,7 @@ def preview_audio(data: bytes, limits: AudioLimits) -> Preview:
     return Preview("audio/mpeg", written.getvalue(), {**about, "peaks": peaks(kept)})
 
 
-def _beginning(blocks: Iterator[Waveform], about: int) -> tuple[Waveform, int]:
+def _beginning(blocks: Iterable[Waveform], about: int) -> tuple[Waveform, int]:
     """The first SECONDS of a sound, and how many samples there are."""
     most, whole = int(SECONDS * _RATE), 0
     kept: list[Waveform] = []

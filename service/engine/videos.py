@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from service.contract.audio import AudioLimits, decode_audio
 from service.contract.bundle import Modality
 from service.contract.errors import InputError
-from service.contract.sounds import STRETCH_S, stretches
+from service.contract.sounds import STRETCH_S
 from service.contract.vectors import l2_normalise
 from service.contract.videos import Clip
 from service.engine.inputs import Decoded, Embedded, Kind, Media, Moment, header_seconds
@@ -45,16 +44,3 @@ def pooled(clip: Clip, vectors: Sequence[Embedded | InputError]) -> Embedded | I
 def perhaps_long(sounds: Mapping[int, Media], limits: Limits) -> list[int]:
     """The places of those whose headers do not say that they are no longer than one moment."""
     return [place for place, sound in sounds.items() if not 0 < header_seconds(sound.data, limits) <= STRETCH_S]
-
-
-def stretches_of(sound: Media, rate: int, limits: AudioLimits) -> list[tuple[float, float, Decoded]]:
-    """The moments of a sound that is longer than one: when they begin and end, in seconds. Slow: for a thread."""
-    try:
-        waveform = decode_audio(sound.data, rate, limits)
-    except InputError:  # the whole is embedded; its moments are not worth its failing
-        return []
-    parts = stretches(len(waveform), rate)
-    return [
-        (round(first / rate, 3), round(last / rate, 3), Decoded("audio", waveform[first:last], (last - first) / rate))
-        for first, last in (parts if len(parts) > 1 else ())
-    ]

@@ -16,7 +16,6 @@ from service.contract.errors import BadMedia, InputError, MediaTooLarge, Unsuppo
 from service.contract.images import NO_AVIF, NO_HEIC, ImageLimits, ImagePreprocessing, decode_image, see_image
 from service.contract.metadata import exif_orientation
 from service.contract.patches import LogMelPatches
-from service.contract.sounds import gathered
 
 SPEC, FRONT = ImagePreprocessing(height=64, width=64, resize="shortest_edge"), LogMelPatches()
 
@@ -209,31 +208,6 @@ def test_a_loud_float_file_is_left_as_loud_as_it_is() -> None:
     for peak in (0.01, 1.0, 8.0):
         samples = sound * np.float32(peak / np.abs(sound).max())
         assert np.array_equal(decode_audio(media.written(samples, subtype="FLOAT"), media.RATE), samples)
-
-
-def test_a_sound_that_is_streamed_has_the_bits_of_one_that_is_held() -> None:
-    sound = np.tile(media.source(1), 70)[: 130 * media.RATE + 77]
-    data = media.written(sound, subtype="FLOAT")
-    rows = [
-        hear(data, FRONT.sampling_rate, AudioLimits(), take).value.rows
-        for take in (lambda blocks, about: FRONT.prepare(gathered(blocks, about)), FRONT.prepare_blocks)
-    ]
-    assert np.array_equal(*rows)
-    streamed = hear(data, FRONT.sampling_rate, AudioLimits(), lambda blocks, _: FRONT.prepare_blocks(blocks, 10**9))
-    assert np.array_equal(rows[0], streamed.value.rows)
-
-
-def test_silence_has_no_part_in_a_sound_that_is_streamed() -> None:
-    sound = np.tile(media.source(1), 20)[: 30 * media.RATE]
-    for first, last in ((0, 20), (5, 8), (12, 30)):
-        silenced = sound.copy()
-        silenced[first * media.RATE : last * media.RATE] = 0.0
-        held, streamed = (
-            FRONT.prepare_blocks(iter(np.array_split(silenced, 37)), about).rows for about in (len(silenced), 10**9)
-        )
-        assert held.shape == streamed.shape and len(held) < len(FRONT.prepare(sound).rows)
-        # The frame that the silence begins in is another one.
-        assert np.mean(np.abs(held - streamed) > 1e-4) < 0.005
 
 
 def test_a_container_is_footage_only_where_pictures_move(sounds: dict[str, media.Sample]) -> None:

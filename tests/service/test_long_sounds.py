@@ -1,7 +1,9 @@
 """Sounds of more than ten seconds: silence has no part in their vector, and they are found by their moments."""
 
+import asyncio
 import base64
 import io
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 import soundfile
 
 from service.api.keys import create_key
+from service.contract.audio import Recording
 from service.contract.patches import LogMelPatches
-from service.contract.sounds import audible, stretches
 from service.contract.waveforms import Waveforms
 from service.contract.windows import LogMelWindows
+from service.engine.embedder import Embedded
+from service.engine.videos import _moments
 from service.runtime.quotas import Limit
 from service.settings import Settings
 from service.store import Entry, Moment
@@ -64,23 +68,12 @@ class TestVectors:
     @pytest.mark.parametrize("spec", [LogMelPatches(), LogMelWindows(), Waveforms(max_samples=160_000)])
     def test_other_sounds_keep_their_vectors_to_the_bit(self, spec: Any) -> None:
         quiet = np.concatenate([np.zeros(7 * RATE, np.float32), tone(440.0, 3.0)])
-        for samples in (quiet, noise(25), np.zeros(25 * RATE, np.float32), np.zeros(0, np.float32), noise(0.01)):
-            assert audible(samples, RATE) is samples
-            assert np.array_equal(spec.prepare(samples).rows, spec.rows_of(samples).rows)
-        assert len(spec.prepare(silence_then_tone(60.0, 5.0))) < len(spec.rows_of(silence_then_tone(60.0, 5.0)))
-
-    def test_what_is_quiet_and_no_silence_stays(self) -> None:
         mixed = np.concatenate([noise(10, 0.01), noise(5, 0.5)])
-        assert audible(mixed, RATE) is mixed
         loud = np.full(15 * RATE, np.float32(1e12))
         loud[::2] *= -1
-        assert audible(loud, RATE) is loud
-
-    def test_moments_cover_a_sound(self) -> None:
-        assert stretches(10 * RATE, RATE) == [(0, 10 * RATE)]
-        assert stretches(int(10.9 * RATE), RATE) == [(0, int(10.9 * RATE))]
-        assert stretches(31 * RATE, RATE) == [(n * 10 * RATE, min(31, 10 * n + 10) * RATE) for n in range(4)]
-        assert stretches(0, RATE) == []
+        for samples in (quiet, mixed, loud, noise(25), np.zeros(25 * RATE, np.float32), noise(0), noise(0.01)):
+            assert np.array_equal(spec.prepare(samples).rows, spec.rows_of(samples).rows)
+        assert len(spec.prepare(silence_then_tone(60.0, 5.0))) < len(spec.rows_of(silence_then_tone(60.0, 5.0)))
 
 
 def test_a_long_sound_is_found_by_its_moments(settings: Settings) -> None:
@@ -135,6 +128,31 @@ def test_moments_are_paid_for_once_and_a_long_job_stores_them(settings: Settings
         assert ended(client, submitted(client, [sound | {"id": "b"}]))["done"] == 1
         found = client.post("/search", json={"query": "tone", "modalities": ["audio"]}).json()["results"]
         assert {each["id"]: each["moment"]["start"] for each in found} == {"a": 20.0, "b": 20.0}
+
+
+class OneByOne:
+    """Stands in for an embedder: notes how many moments it is given at a time, and their samples."""
+
+    def __init__(self) -> None:
+        self.given: list[list[np.ndarray]] = []
+
+    async def in_worker(self, function: Callable[[], Any]) -> Any:
+        return await asyncio.to_thread(function)
+
+    async def embed(self, ready: list[Any], *, background: bool) -> list[Embedded]:
+        self.given.append([each.value for each in ready])
+        return [Embedded(vector_of(str(each.cost)), "audio", False, False) for each in ready]
+
+
+def test_no_more_than_two_minutes_of_a_long_sound_are_held_for_its_moments() -> None:
+    samples = noise(305)
+    recording = Recording(base64.b64decode(wav_of(samples)), RATE)
+    embedder = OneByOne()
+    moments = asyncio.run(_moments(embedder, recording, RATE, background=True))  # type: ignore[arg-type]
+    assert [len(each) for each in embedder.given] == [12, 12, 7]
+    assert [(each.start, each.end) for each in moments] == [(10.0 * n, min(305.0, 10.0 * n + 10)) for n in range(31)]
+    assert np.array_equal(np.concatenate(list(itertools.chain(*embedder.given))), samples)
+    assert asyncio.run(_moments(embedder, Recording(base64.b64decode(wav_of(noise(10.5))), RATE), RATE, True)) == []  # type: ignore[arg-type]
 
 
 def sound(id: str, *of: str) -> Entry:
