@@ -17,8 +17,9 @@ from service.contract.audio import Recording
 from service.contract.patches import LogMelPatches
 from service.contract.waveforms import Waveforms
 from service.contract.windows import LogMelWindows
-from service.engine.embedder import Embedded
-from service.engine.videos import _moments
+from service.engine.caller import PROCESS
+from service.engine.embedder import Embedder
+from service.engine.inputs import Decoded, Embedded
 from service.runtime.quotas import Limit
 from service.settings import Settings
 from service.store import Entry, Moment
@@ -139,20 +140,21 @@ class OneByOne:
     async def in_worker(self, function: Callable[[], Any]) -> Any:
         return await asyncio.to_thread(function)
 
-    async def embed(self, ready: list[Any], *, background: bool) -> list[Embedded]:
-        self.given.append([each.value for each in ready])
-        return [Embedded(vector_of(str(each.cost)), "audio", False, False) for each in ready]
+    async def _embed(self, parts: list[Decoded], _: Any) -> list[Embedded]:
+        self.given.append([part.value for part in parts])
+        return [Embedded(vector_of(str(part.cost)), "audio", False, False) for part in parts]
 
 
 def test_no_more_than_two_minutes_of_a_long_sound_are_held_for_its_moments() -> None:
     samples = noise(305)
     recording = Recording(base64.b64decode(wav_of(samples)), RATE)
     embedder = OneByOne()
-    moments = asyncio.run(_moments(embedder, recording, RATE, background=True))  # type: ignore[arg-type]
+    moments = asyncio.run(Embedder._moments_of(embedder, recording, RATE, PROCESS))  # type: ignore[arg-type]
     assert [len(each) for each in embedder.given] == [12, 12, 7]
     assert [(each.start, each.end) for each in moments] == [(10.0 * n, min(305.0, 10.0 * n + 10)) for n in range(31)]
     assert np.array_equal(np.concatenate(list(itertools.chain(*embedder.given))), samples)
-    assert asyncio.run(_moments(embedder, Recording(base64.b64decode(wav_of(noise(10.5))), RATE), RATE, True)) == []  # type: ignore[arg-type]
+    short = Recording(base64.b64decode(wav_of(noise(10.5))), RATE)
+    assert asyncio.run(Embedder._moments_of(embedder, short, RATE, PROCESS)) == []  # type: ignore[arg-type]
 
 
 def sound(id: str, *of: str) -> Entry:
