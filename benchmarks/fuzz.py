@@ -12,6 +12,7 @@ as its last line, one JSON object.
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -66,7 +67,8 @@ def specification(server: Server, key: str, examples: int, seed: int, findings: 
             *("--request-timeout", str(_PATIENCE_S), "--report", "json", "--report-json-path", str(report)),
         ]
         command += ["--header", f"Authorization: Bearer {key}"]
-        subprocess.run(command, cwd=folder, check=False)
+        hooks = {"SCHEMATHESIS_HOOKS": "benchmarks.schemathesis_hooks", "PYTHONPATH": str(_ROOT)}
+        subprocess.run(command, cwd=folder, env=os.environ | hooks, check=False)
         told = json.loads(report.read_text())
     findings.tried += told["test_cases"]["generated"]
     for failure in told["failures"]:

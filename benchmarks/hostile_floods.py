@@ -132,9 +132,10 @@ def _unlike(picture: str, number: int) -> str:
 
 def numbers(dimensions: int) -> Iterator[bytes]:
     """Bodies of 12 MB with nearly as many numbers as a body may hold: slow to read, quick to refuse."""
-    body = b'{"inputs": ["a"], "many": [%b0]}' % (b"0," * 6_000_000)
-    kind = b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
-    for _ in range(16):
+    many = b"0," * 6_000_000
+    for number in range(16):
+        body = b'{"inputs": ["%d"], "many": [%b0]}' % (number, many)
+        kind = b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
         yield b"POST /embed HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer KEY\r\n" + kind + b"\r\n" + body
 
 
