@@ -38,7 +38,7 @@ _TRUE = {
     ("AllowHeaderMismatch", "OPTIONS /items/delete"),
     # The lines of a job are judged one by one in the background: /jobs/{id}/errors names those that are wrong.
     ("AcceptedNegativeData", "POST /jobs"),
-    # A job that was cancelled is remembered; nothing else is read after its DELETE in those sequences.
+    # A job that was cancelled is remembered. The report does not say which operation of a sequence it was.
     ("UseAfterFree", "Stateful tests"),
 }
 """Differences from the specification that are right."""
