@@ -50,7 +50,7 @@ REDUCING_GAP = 2.0
 SCALED_TOLERANCE = 2.0
 """Mean difference, in 255ths, of a scaled from a full decode, as the tower sees it (benchmarks/decoders.py)."""
 
-_LARGE, _BAND = 4_000_000, 1_000_000
+_LARGE, _BAND = 4_000_000, 250_000
 """Pixels from which on a picture becomes RGB in bands, and of a band."""
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values where rows and columns are exchanged
 _UPRIGHT = {
@@ -81,6 +81,8 @@ _LEAST_SHOWN = 4.0
 """Standard deviation, in 255ths, from which on the frame of an animation shows something."""
 _CLEARLY_SHOWN = 24.0
 """The same, from which on no later frame is looked at, where the first shows nothing: a film may fade in."""
+_SEARCHED_PIXELS = 10_000_000
+"""Of an animation, up to which its later frames are looked at, or a quarter of the limit: five of them are held."""
 _MOST_FRAMES = 256
 """Of an animation that are looked at for one that shows something."""
 _SAMPLED = 512
@@ -295,7 +297,7 @@ class _Picture:
             visible = (samples != self.image.info["transparency"]).astype(np.float64)
             away = 255.0 - _SIXTEEN_TO_EIGHT[np.clip(samples, 0, 65_535).astype(np.uint16)]
         else:
-            pixels = np.asarray(sample.convert("RGBA"), np.float64)
+            pixels = np.asarray(sample.convert("RGBA"))
             visible, away = pixels[..., 3] / 255, 255.0 - pixels[..., :3].min(axis=2)
         clear, weight = 1.0 - visible.mean(), visible.sum()
         return 0 if clear >= _LEAST_CLEAR and weight > 0 and (visible * away).sum() < _LEAST_CONTRAST * weight else 255
@@ -311,12 +313,11 @@ class _Picture:
             image = Image.fromarray(levels)
         if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
             image = image.convert("RGBA")
-            colours = self._converted(image.convert("L" if colour_mode(self.image.mode) == "L" else "RGB"))
-            ground = Image.new("RGB", image.size, (self._ground,) * 3)
             if self._transform is None:
-                opaque = ground.convert("RGBA")
-                return Image.alpha_composite(opaque, image).convert("RGB")
-            return Image.composite(colours, ground, image.getchannel("A"))
+                ground = Image.new("RGBA", image.size, (*(self._ground,) * 3, 255))
+                return Image.alpha_composite(ground, image).convert("RGB")
+            colours = self._converted(image.convert("L" if colour_mode(self.image.mode) == "L" else "RGB"))
+            return Image.composite(colours, Image.new("RGB", image.size, (self._ground,) * 3), image.getchannel("A"))
         return self._converted(image)
 
     def _converted(self, image: Image.Image) -> Image.Image:
@@ -428,11 +429,15 @@ def _with_pillow(
         check_sparse(width, height, len(essentials.data))
     # A small file without its end is decoded without a complaint.
     cut = format == "JPEG" and essentials.data.rfind(b"\xff\xd9") < essentials.data.rfind(b"\xff\xda")
+    broken = False
     try:
         image.load()
     except OSError:
         if format != "JPEG":
             raise
+        broken = True
+    if broken:
+        del image  # its memory is needed; so is that of the error's frames
         image, cut = _completed(essentials.data, smaller), True
     if format in _ANIMATED and not essentials.one_frame:
         image = _showing(image, essentials, format, limits)
@@ -466,12 +471,21 @@ def _completed(jpeg: bytes, smaller: tuple[int, int] | None) -> Image.Image:
     image.load()
     if image.info.get("progressive") and jpeg.count(b"\xff\xda") < _LEAST_SCANS:
         raise ValueError("most of the scans are missing")
-    rows = np.asarray(image).reshape(image.height, -1)
-    grey = np.abs(rows.astype(np.int16) - 128).max(axis=1) <= 1
-    missing = image.height if grey.all() else int(np.argmin(grey[::-1]))
-    if missing > _MOST_MISSING * image.height:
+    if _grey_rows(image) > _MOST_MISSING * image.height:
         raise ValueError("too many rows are missing")
     return image
+
+
+def _grey_rows(image: Image.Image) -> int:
+    """How many rows at the end of a picture are grey, as a decoder leaves those that it has not."""
+    rows, count = max(1, _BAND // image.width), 0
+    for bottom in range(image.height, 0, -rows):
+        band = np.asarray(image.crop((0, max(0, bottom - rows), image.width, bottom)), np.int16)
+        grey = np.abs(band.reshape(len(band), -1) - 128).max(axis=1) <= 1
+        if not grey.all():
+            return count + int(np.argmin(grey[::-1]))
+        count += len(grey)
+    return count
 
 
 def _heic(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -482,7 +496,7 @@ def _heic(data: bytes, limits: ImageLimits) -> Image.Image:
     check_sparse(width, height, len(data))
     pixels = held.data  # the size may be another one after decoding
     limits.check_pixels(*held.size)
-    image = Image.frombytes(held.mode, held.size, bytes(pixels), "raw", held.mode, held.stride)
+    image = Image.frombytes(held.mode, held.size, pixels, "raw", held.mode, held.stride)
     image.info["icc_profile"] = held.info.get("icc_profile")
     return image
 
@@ -500,9 +514,19 @@ def _open_heic(data: bytes) -> Any:
 
 
 def _showing(image: Image.Image, essentials: Essentials, format: str, limits: ImageLimits) -> Image.Image:
-    """The first frame, or, where that is of one colour, the first after it that shows something."""
+    """The first frame, or, where that is of one colour, the first after it that shows something.
+
+    Raises MediaTooLarge where frames would have to be looked at of which a decoder holds too many.
+    """
     if (format == "PNG" and essentials.animated is None) or (most := _shown(image)) >= _LEAST_SHOWN:
         return image
+    if image.width * image.height > (most_pixels := max(_SEARCHED_PIXELS, limits.max_pixels // 4)):
+        if essentials.animated is None and not getattr(image, "is_animated", False):
+            return image
+        raise MediaTooLarge(
+            "the first frame of the animation shows nothing, and the others are not looked at in one of more than "
+            f"{most_pixels:,} pixels"
+        )
     best = image.copy()
     if essentials.animated is not None:
         image = Image.open(io.BytesIO(essentials.animated), formats=(format,))

@@ -491,3 +491,26 @@ def test_bands_of_a_strip_make_what_the_whole_makes(size: tuple[int, int], monke
     monkeypatch.setattr(images, "_LARGE", 900)
     monkeypatch.setattr(images, "_BAND", 900)
     assert np.abs(_preprocessed(picture, spec) - expected).max() <= ONE_LEVEL
+
+
+@pytest.mark.parametrize("band", [50, 1_000, 10**6])
+@pytest.mark.parametrize("missing", [0, 1, 17, 40])
+def test_rows_that_a_decoder_has_not_are_counted_from_the_end(
+    missing: int, band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.random.default_rng(missing).integers(140, 256, (40, 30, 3), np.uint8)
+    rows[5:8] = 128  # grey, and not at the end
+    rows[40 - missing :] = [127, 128, 129]
+    monkeypatch.setattr(images, "_BAND", band)
+    assert images._grey_rows(Image.fromarray(rows)) == missing
+    assert images._grey_rows(Image.fromarray(rows[..., 0])) == missing
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "AVIF"])
+def test_a_large_animation_is_not_taken_for_its_blank_first_frame(format: str) -> None:
+    blank, shown = Image.new("RGB", (4_000, 2_600)), Image.linear_gradient("L").resize((4_000, 2_600)).convert("RGB")
+    options: dict[str, Any] = {"save_all": True, "append_images": [shown], "speed": 10}
+    with pytest.raises(MediaTooLarge, match="the first frame of the animation shows nothing"):
+        decode_image(encode(blank, format, **options))
+    assert not np.asarray(decode_image(encode(blank, format, speed=10))).any()
+    assert np.asarray(decode_image(encode(shown, format, **options | {"append_images": [blank]}))).any()
