@@ -1,8 +1,10 @@
 """What is right for each file of `hostile_media`: the code of the problem that it is refused with, or `ok`.
 
 `ok` are files that a decoder reads for good reasons: what is forged is what nobody looks at, or players put up with it
-(a WAV or an MP3 that ends early), or there is nothing wrong with them but their size. What an honest sound takes goes
-by its length: LONG says how long those are that last.
+(a WAV or an MP3 that ends early), or there is nothing wrong with them but their size. What begins as a format that is
+read here and cannot be is damaged (`undecodable_media`); unsupported is what begins otherwise, or with a mark so short
+that others begin with it too, and a coding that nobody here knows. What an honest sound takes goes by its length: LONG
+says how long those are that last.
 """
 
 from collections.abc import Mapping, Sequence
@@ -266,6 +268,10 @@ OF_IMAGES = _each(
 OF_SOUNDS = _each(
     {
         "ok": [
+            "wav of 1,000,000 empty chunks",
+            "flac of a rate of 0",
+            "flac of a picture of 2**32 bytes",
+            "mp3 of a tag that inflates",
             "wav of an alignment of 0",
             "wav of an alignment of 65,535",
             "wav that states 2**32 - 1 bytes",
@@ -303,21 +309,20 @@ OF_SOUNDS = _each(
             "wav of 0 bits",
             "wav of 255 bits",
             "wav of an unknown code",
-            "wav of 1,000,000 empty chunks",
-            "flac of a rate of 0",
+            "mp3 of 14 MB of marks",
+            "mp3 of 14 MB of zeros",
+            "mp3 of one header",
+            "au of an unknown coding",
+        ],
+        "undecodable_media": [
             "flac of 32 bits, which it is not",
             "flac of metadata of 16 MB",
-            "flac of a picture of 2**32 bytes",
             "flac of a header",
             "ogg that ends",
             "ogg of a header",
             "ogg of a page that lies",
             "ogg of no serial",
-            "mp3 of 14 MB of marks",
-            "mp3 of 14 MB of zeros",
             "mp3 of a tag of 256 MB",
-            "mp3 of a tag that inflates",
-            "mp3 of one header",
             "aiff of a rate that is no number",
             "aiff of 65,535 channels",
             "aiff of a header",
@@ -328,9 +333,6 @@ OF_SOUNDS = _each(
             "caf of alac without a cookie",
             "au of a header of 2**32 - 1 bytes",
             "au of 2**32 - 1 channels",
-            "au of an unknown coding",
-        ],
-        "undecodable_media": [
             "wav of a rate of 999",
             "wav of a rate of 768,001",
             "wav of samples that are no numbers",

@@ -459,6 +459,26 @@ def sounds(seed: int) -> Iterator[Sample]:
     common, body = aiff.index(b"COMM") + 8, aiff.index(b"SSND") + 4
     aiff[common + 2 : common + 6], aiff[body : body + 4] = bytes(4), bytes(4)
     yield right("size_0.aiff", bytes(aiff), 0.999)
+    written_as = {each: written(heard, each) for each in ("AIFF", "CAF", "AU", "W64", "RF64", "FLAC", "OGG", "MP3")}
+    for format, data in written_as.items():
+        ending = "wav" if format in ("W64", "RF64") else format.lower()
+        # What begins as a format that is read here is damaged, not unknown.
+        start = b"ID3\4\0\0\0\0\2\0" + bytes(256) if format == "MP3" else data[: 20 if format == "AU" else 40]
+        yield wrong(f"start_{format.lower()}.{ending}", start)
+        if format != "FLAC":
+            yield right(f"short_{format.lower()}.{ending}", data[: len(data) * 9 // 10], 0.9, truncated=True)
+    for name, format, codec in (("short.webm", "webm", "libopus"), ("short.mkv", "matroska", "flac")):
+        data = muxed(heard, format, codec)
+        yield right(name, data[: len(data) * 9 // 10], 0.9, truncated=True)
+    au, caf = written_as["AU"], written_as["CAF"]
+    for name, length in (("size_0.au", 0), ("streamed.au", 0xFFFF_FFFF), ("size_2_31.au", 0x7FFF_FFFF)):
+        yield right(name, au[:8] + struct.pack(">I", length) + au[12:], 0.999)
+    for start in (0, 23, len(au) + 1, 2**31, 2**32 - 1):
+        yield wrong(f"begins_at_{start}.au", au[:4] + struct.pack(">I", start) + au[8:])
+    yield wrong("unknown_coding.au", au[:12] + b"\xff" * 4 + au[16:], UNSUPPORTED)
+    at = caf.index(b"data") + 4
+    for name, length in (("streamed.caf", -1), ("size_0.caf", 0), ("size_4.caf", 4)):
+        yield right(name, caf[:at] + struct.pack(">q", length) + caf[at + 8 :], 0.999)
     yield wrong("a.wma", bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + bytes(3_000), UNSUPPORTED)
     yield wrong("unknown.wav", b"no sound at all\n" * 30, UNSUPPORTED)
 

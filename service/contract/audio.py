@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from service.contract import containers
 from service.contract.containers import sound_demuxer_of
 from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
+from service.contract.lengths import is_ambisonic, mended
 from service.contract.sounds import Waveform, gathered
 from service.contract.structure import is_sound
-from service.contract.wavs import is_ambisonic, mended
 
 FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "CAF", "AU"})
 _NO_SOUND = "not a sound in a format that is read here (WAV, FLAC, OGG, MP3, AAC, M4A …)"
@@ -181,10 +181,12 @@ class Mix:
     full: float = 1.0
     """The sample that is full scale."""
 
-    def apply(self, block: NDArray[np.float32]) -> Waveform:
+    def apply(self, block: NDArray[np.float32], mean: Waveform) -> Waveform:
+        """A block (frames, channels), whose mean over the channels is given, as one channel."""
+        one = mean
         if self.channels is not None:
-            block = block[:, list(self.channels)]
-        one = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+            some = block[:, list(self.channels)]
+            one = some[:, 0] if len(self.channels) == 1 else some.mean(axis=1)
         return one if self.full == 1.0 else one / np.float32(self.full)
 
 
@@ -195,16 +197,19 @@ class Measure:
         self.frames, self.peak = 0, 0.0
         self._energies, self._of_mean = np.zeros(channels), 0.0
 
-    def take(self, block: NDArray[np.float32]) -> None:
+    def take(self, block: NDArray[np.float32]) -> Waveform:
+        """Note a block, and return its mean over the channels."""
         self.frames += len(block)
         peak = float(np.abs(block).max(initial=0.0))
         if not peak <= _LOUDEST:  # true for NaN too
             raise BadMedia("the sound has samples that are not finite, or absurdly large")
         self.peak = max(self.peak, peak)
-        if block.shape[1] > 1:
-            self._energies += np.einsum("ij,ij->j", block, block, dtype=np.float64)
-            mean = block.mean(axis=1)
-            self._of_mean += float(np.einsum("i,i->", mean, mean, dtype=np.float64))
+        if block.shape[1] == 1:
+            return block[:, 0]
+        self._energies += np.einsum("ij,ij->j", block, block, dtype=np.float64)
+        mean: Waveform = block.mean(axis=1)
+        self._of_mean += float(np.einsum("i,i->", mean, mean, dtype=np.float64))
+        return mean
 
     def mix(self, floating: bool) -> Mix:
         full = 1.0
@@ -240,8 +245,7 @@ class _Stream:
 def _mono(stream: _Stream, mix: Mix, limits: AudioLimits) -> Iterator[Waveform]:
     for block in stream.blocks:
         limits.check_length(stream.measure.frames + len(block), stream.rate, stream.channels)
-        stream.measure.take(block)
-        yield mix.apply(block)
+        yield mix.apply(block, stream.measure.take(block))
 
 
 def _resampled(blocks: Iterator[Waveform], rate: int, wanted: int) -> Iterator[Waveform]:
@@ -260,15 +264,17 @@ def _opened(data: bytes, limits: AudioLimits) -> Iterator[_Stream]:
     demuxer = sound_demuxer_of(data)
     if containers.is_known(data):
         with _opened_by_pyav(data, demuxer or "", limits) as stream:
+            stream.cut = mended(data)[1]
             yield stream
         return
     if not is_sound(data):
         raise containers.refusal(data, _NO_SOUND)
-    wav, cut = mended(data)
+    whole, cut = mended(data)
     try:
-        source = _Forward(_File(wav))
+        source = _Forward(_File(whole))
     except Exception:
-        with _opened_after_all(data, demuxer, limits) as stream:
+        with _opened_after_all(whole, demuxer, limits) as stream:
+            stream.cut = cut
             yield stream
         return
     with source:

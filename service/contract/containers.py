@@ -90,7 +90,7 @@ def reading(data: bytes, demuxer: str) -> Iterator[Any]:
     try:
         with opened(av, data, demuxer) as source:
             yield source
-    except av.error.DecoderNotFoundError:
+    except (av.error.DecoderNotFoundError, av.error.PatchWelcomeError):
         raise UnsupportedMedia(NO_CODEC) from None
     except InputError:
         raise

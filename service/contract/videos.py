@@ -144,7 +144,7 @@ def _read(data: bytes, limits: VideoLimits) -> Iterator[tuple[Any, str]]:
         raise UnsupportedMedia(MISSING) from None
     try:
         yield av, container
-    except av.error.DecoderNotFoundError:
+    except (av.error.DecoderNotFoundError, av.error.PatchWelcomeError):
         raise UnsupportedMedia(NO_CODEC) from None
     except (av.error.FFmpegError, ValueError) as error:
         if isinstance(error, InputError):
@@ -261,8 +261,7 @@ def _sounds(
                 )
             for plane in planes.resample(frame):
                 samples = np.ascontiguousarray(plane.to_ndarray().T)
-                measure.take(samples)
-                yield resampler.resample_chunk(mix.apply(samples))
+                yield resampler.resample_chunk(mix.apply(samples, measure.take(samples)))
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
     at = max(0.0, (first.time or 0.0) - extent.start)

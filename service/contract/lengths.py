@@ -1,0 +1,236 @@
+"""The length that a sound file states: mended where a recorder did not come to write it, else held against its bytes.
+
+A recorder that dies, or writes into a pipe, leaves lengths of 0 or of all ones: what follows is sound to the end of the
+file, as ffmpeg has it. A file that states more sound than it has ends early, and whoever sent it is told. And what is
+ambisonic is told here, for it stands between the same chunks.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+from service.contract.errors import BadMedia
+from service.contract.structure import MAX_PARTS
+
+Order = Literal["little", "big"]
+_ORDERS: dict[bytes, Order] = {b"RIFF": "little", b"RIFX": "big"}
+_STREAMED, _STREAMED_64 = 0x7FFF_0000, 2**62
+"""Lengths of 32 and of 64 bits from here on were written before the length was known."""
+_AMBISONIC_B_FORMAT = bytes.fromhex("210 7d311 8644 c8c1ca000000".replace(" ", ""))
+"""The end of the identifiers of B-format samples, of integers and of floats, in an extensible WAV."""
+_NAMED_AMBISONIC = re.compile(rb"ambisonic|ambix|b-format|fuma", re.IGNORECASE)
+_DESCRIBING = (b"bext", b"iXML")
+_MOST_DESCRIBING = 65_536
+_KNOWN = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"cue ", b"smpl", b"inst", b"fact", b"PEAK", b"JUNK", b"PAD ")
+_KNOWN_CAF = (
+    b"free",
+    b"info",
+    b"uuid",
+    b"mark",
+    b"regn",
+    b"inst",
+    b"midi",
+    b"strg",
+    b"peak",
+    b"ovvw",
+    b"edct",
+    b"umid",
+)
+"""Chunks that may follow a sound of no samples."""
+_AU_HEADER = 24
+_W64, _W64_DATA = b"riff\x2e\x91\xcf\x11", b"data\xf3\xac\xd3\x11"
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_OGG_HEADER, _MOST_OGG_PAGE = 27, 65_307
+_MOST_MPEG_FRAME = 3_000
+
+
+def mended(data: bytes) -> tuple[bytes, bool]:
+    """A sound file whose stated lengths are those of its bytes, and whether it states more sound than it has.
+
+    Files whose lengths are right, or of which nothing is known here, are returned as they are. Raises BadMedia where
+    the samples begin outside the file.
+    """
+    match data[:4]:
+        case b"RIFF" | b"RIFX" if data[8:12] == b"WAVE":
+            return _wav(data, _ORDERS[data[:4]])
+        case b"FORM":
+            return _aiff(data)
+        case b".snd":
+            return _au(data)
+        case b"caff":
+            return _caf(data)
+        case b"RF64":
+            return data, _rf64_ends_early(data)
+        case b"riff" if data.startswith(_W64):
+            return data, _w64_ends_early(data)
+        case b"OggS":
+            return data, _ogg_ends_early(data)
+        case _ if data.startswith(_EBML):
+            return data, _matroska_ends_early(data)
+        case _:
+            return data, _mpeg_ends_early(data)
+
+
+def _wav(data: bytes, order: Order) -> tuple[bytes, bool]:
+    for kind, place, length in _chunks(data, order):
+        if kind != b"data":
+            continue
+        rest = len(data) - place
+        if length == 0 and rest > 8 and data[place : place + 4] not in _KNOWN:
+            return _with_length(data, place, rest, order), False
+        if length > rest:
+            return _with_length(data, place, rest, order), length < _STREAMED
+        break
+    return data, False
+
+
+def _with_length(data: bytes, place: int, length: int, order: Order) -> bytes:
+    whole = bytearray(data)
+    whole[place - 4 : place] = min(length, 0xFFFF_FFFF).to_bytes(4, order)
+    whole[4:8] = min(len(data) - 8, 0xFFFF_FFFF).to_bytes(4, order)
+    return bytes(whole)
+
+
+def _aiff(data: bytes) -> tuple[bytes, bool]:
+    """An AIFF whose chunk of samples states no length has no count of frames either."""
+    common = None
+    for kind, place, length in _chunks(data, "big"):
+        rest = len(data) - place
+        if kind == b"COMM" and length >= 18:
+            common = place
+        elif kind == b"SSND" and length > rest:
+            return data, length < _STREAMED
+        elif kind == b"SSND" and common is not None:
+            if length in (0, 8) and rest > 16 and data[place + 8 : place + 12] not in _KNOWN:
+                size = max(1, int.from_bytes(data[common : common + 2], "big")) * -(
+                    -int.from_bytes(data[common + 6 : common + 8], "big") // 8
+                )
+                whole = bytearray(_with_length(data, place, rest, "big"))
+                whole[common + 2 : common + 6] = ((rest - 8) // max(1, size)).to_bytes(4, "big")
+                return bytes(whole), False
+            break
+    return data, False
+
+
+def _au(data: bytes) -> tuple[bytes, bool]:
+    """Readers take a header of less than 24 bytes, or of so many that they are a negative number, for one of 24."""
+    if len(data) < _AU_HEADER:
+        return data, False
+    start, length = int.from_bytes(data[4:8], "big"), int.from_bytes(data[8:12], "big")
+    rest = len(data) - start
+    if start < _AU_HEADER or rest < 0:
+        raise BadMedia("the sound's header states that its samples begin where they cannot")
+    if length == 0 or rest < length:
+        return data[:8] + rest.to_bytes(4, "big") + data[12:], rest < length < _STREAMED
+    return data, False
+
+
+def _caf(data: bytes) -> tuple[bytes, bool]:
+    """Of the chunk of samples the first four bytes count edits."""
+    place = 8
+    for _ in range(MAX_PARTS):
+        length = int.from_bytes(data[place + 4 : place + 12], "big", signed=True)
+        rest = len(data) - place - 12
+        if rest < 0:
+            break
+        if data[place : place + 4] == b"data" and length >= -1:
+            if length == -1 or (length <= 4 and rest > 12 and data[place + 16 : place + 20] not in _KNOWN_CAF):
+                return data[: place + 4] + rest.to_bytes(8, "big") + data[place + 12 :], False
+            return data, rest < length < _STREAMED_64
+        place += 12 + max(0, length)
+    return data, False
+
+
+def _rf64_ends_early(data: bytes) -> bool:
+    stated = None
+    for kind, place, length in _chunks(data, "little"):
+        if kind == b"ds64":
+            stated = int.from_bytes(data[place + 8 : place + 16], "little")
+        elif kind == b"data":
+            length = stated if stated is not None and length == 0xFFFF_FFFF else length
+            return len(data) - place < length < _STREAMED_64
+    return False
+
+
+def _w64_ends_early(data: bytes) -> bool:
+    """The length of a chunk includes its header of 24 bytes; chunks begin at multiples of 8."""
+    place = 40
+    for _ in range(MAX_PARTS):
+        length = int.from_bytes(data[place + 16 : place + 24], "little")
+        if length < 24:
+            break
+        if data.startswith(_W64_DATA, place):
+            return len(data) - place < length < _STREAMED_64
+        place += -(-length // 8) * 8
+    return False
+
+
+def _ogg_ends_early(data: bytes) -> bool:
+    """Whether the last page is not whole."""
+    place = data.rfind(b"OggS", max(0, len(data) - _MOST_OGG_PAGE))
+    if place < 0:
+        return False
+    segments = data[place + 26 : place + _OGG_HEADER]
+    count = segments[0] if segments else 255
+    sizes = data[place + _OGG_HEADER : place + _OGG_HEADER + count]
+    return len(sizes) < count or place + _OGG_HEADER + count + sum(sizes) > len(data)
+
+
+def _matroska_ends_early(data: bytes) -> bool:
+    """Whether the segment is longer than the file; a browser that records leaves its length open."""
+    _, start, length = _element(data, 0)
+    kind, start, length = _element(data, start + length)
+    return kind == _SEGMENT and start + length > len(data) and length < _STREAMED_64
+
+
+def _element(data: bytes, place: int) -> tuple[bytes, int, int]:
+    """(identifier of four bytes, place of the body, length) of an element of EBML; a length that is open is endless."""
+    first = data[place + 4 : place + 5]
+    size = 9 - first[0].bit_length() if first and first[0] else 9
+    number = int.from_bytes(data[place + 4 : place + 4 + size], "big")
+    length = number & (1 << 7 * size) - 1
+    return data[place : place + 4], place + 4 + size, _STREAMED_64 if length == (1 << 7 * size) - 1 else length
+
+
+def _mpeg_ends_early(data: bytes) -> bool:
+    """Whether the first frame of an MP3 states more bytes than follow, as the frame of an encoder does that knows."""
+    start = 0
+    if data[:3] == b"ID3":
+        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=False))
+    frame = data[start : start + _MOST_MPEG_FRAME]
+    place = max(frame.find(b"Xing"), frame.find(b"Info"))
+    if frame[:1] != b"\xff" or place < 0 or len(frame) < place + 16:
+        return False
+    has_frames, has_bytes = frame[place + 7] & 1, frame[place + 7] & 2
+    at = place + 8 + (4 if has_frames else 0)
+    return bool(has_bytes) and len(data) - start < int.from_bytes(frame[at : at + 4], "big")
+
+
+def is_ambisonic(data: bytes) -> bool:
+    """Whether a sound file says that its channels are ambisonic, the first of which, W, hears in all directions."""
+    if data[:4] == b"OggS":
+        place = data[:512].find(b"OpusHead")
+        return place >= 0 and data[place + 18 : place + 19] in (b"\2", b"\3")
+    order = _ORDERS.get(data[:4])
+    if order is None:
+        return False
+    for kind, place, length in _chunks(data, order):
+        body = data[place : place + min(length, _MOST_DESCRIBING)]
+        if kind == b"fmt " and length >= 40 and body[28:40] == _AMBISONIC_B_FORMAT:
+            return True
+        if kind in _DESCRIBING and _NAMED_AMBISONIC.search(body):
+            return True
+        if kind == b"data" and length == 0:
+            return False
+    return False
+
+
+def _chunks(data: bytes, order: Order) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, place of the body, stated length) of the chunks of a RIFF or an IFF."""
+    place = 12
+    for _ in range(MAX_PARTS):
+        if place + 8 > len(data):
+            return
+        length = int.from_bytes(data[place + 4 : place + 8], order)
+        yield data[place : place + 4], place + 8, length
+        place += 8 + length + length % 2
