@@ -473,8 +473,8 @@ def sounds(seed: int) -> Iterator[Sample]:
     au, caf = written_as["AU"], written_as["CAF"]
     for name, length in (("size_0.au", 0), ("streamed.au", 0xFFFF_FFFF), ("size_2_31.au", 0x7FFF_FFFF)):
         yield right(name, au[:8] + struct.pack(">I", length) + au[12:], 0.999)
-    for start in (0, 23, len(au) + 1, 2**31, 2**32 - 1):
-        yield wrong(f"begins_at_{start}.au", au[:4] + struct.pack(">I", start) + au[8:])
+    for offset in (0, 23, len(au) + 1, 2**31, 2**32 - 1):
+        yield wrong(f"begins_at_{offset}.au", au[:4] + struct.pack(">I", offset) + au[8:])
     yield wrong("unknown_coding.au", au[:12] + b"\xff" * 4 + au[16:], UNSUPPORTED)
     at = caf.index(b"data") + 4
     for name, length in (("streamed.caf", -1), ("size_0.caf", 0), ("size_4.caf", 4)):
