@@ -38,8 +38,6 @@ _TRUE = {
     ("AllowHeaderMismatch", "OPTIONS /items/delete"),
     # The lines of a job are judged one by one in the background: /jobs/{id}/errors names those that are wrong.
     ("AcceptedNegativeData", "POST /jobs"),
-    # A job that was cancelled is remembered. The report does not say which operation of a sequence it was.
-    ("UseAfterFree", "Stateful tests"),
 }
 """Differences from the specification that are right."""
 _SPEC = ImagePreprocessing(height=32, width=32)
