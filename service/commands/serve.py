@@ -173,10 +173,10 @@ def serve(settings: Settings) -> None:
 
 
 def give_large_blocks_back() -> None:
-    """Make glibc return freed blocks of 8 MB and more to the system at once: by itself it learns to keep up to 32 MB
+    """Make glibc return freed blocks of 4 MB and more to the system at once: by itself it learns to keep up to 32 MB
     at a time, for each thread, which after some large bodies and pictures is hundreds of megabytes."""
     with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 8 * 2**20)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
 
 
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -153,8 +153,7 @@ MANY_BYTES = 8_000_000
     ],
     ids=["trailers", "a trailer", "an extension", "a length"],
 )
-def test_what_is_no_body_has_an_end(shared_client: httpx.Client, monkeypatch: pytest.MonkeyPatch, rest: bytes) -> None:
-    monkeypatch.setattr(protocol, "_LINGER_S", 0.05)
+def test_what_is_no_body_has_an_end(shared_client: httpx.Client, rest: bytes) -> None:
     with connected(shared_client) as connection:
         connection.sendall(f"POST /embed HTTP/1.1\r\n{JSON}{CHUNKED}".encode())
         with suppress(BrokenPipeError, ConnectionResetError):
@@ -311,6 +310,31 @@ def test_what_is_unread_of_all_together_has_a_limit(settings: Settings, monkeypa
             assert cut(first), "it has been behind for longer"
             assert not cut(second, 0.1)
             assert client.get("/openapi.json").status_code == 200
+
+
+class Unreading:
+    """A connection whose client, at an address, has not read so many bytes of its answer for a minute."""
+
+    def __init__(self, address: str, unsent: int) -> None:
+        self.address, self.unsent, self.behind_since, self.is_cut = address, unsent, -60.0, False
+
+    def abort(self) -> None:
+        self.is_cut = True
+
+
+def test_who_leaves_most_unread_is_cut_off_before_others() -> None:
+    unsent = protocol.Unsent(1_000)
+    other = Unreading("192.0.2.1", 300)
+    flood = [Unreading("192.0.2.2", 200) for _ in range(4)]
+    for connection in (other, *flood):
+        unsent.note(connection, connection.unsent)  # type: ignore[arg-type]
+        unsent.bound(0.0)
+    assert [connection.is_cut for connection in (other, *flood)] == [False, True, False, False, False]
+    unsent.note(other, 0)  # type: ignore[arg-type]
+    late = Unreading("192.0.2.1", 900)
+    unsent.note(late, late.unsent)  # type: ignore[arg-type]
+    unsent.bound(0.0)
+    assert late.is_cut and not any(connection.is_cut for connection in flood[1:]), "now it has the most"
 
 
 def test_bodies_are_refused_unread_where_there_are_too_many(settings: Settings) -> None:
