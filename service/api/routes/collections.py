@@ -26,6 +26,7 @@ router = APIRouter(tags=["items"])
 
 @router.get("/collections")
 async def list_collections(state: StateDep) -> CollectionsResponse:
+    """List the collections, and how many items of each modality they hold."""
     return CollectionsResponse(
         collections=[
             await _described(collection, state)
@@ -37,6 +38,7 @@ async def list_collections(state: StateDep) -> CollectionsResponse:
 
 @router.get("/collections/{name}")
 async def get_collection(name: Name, state: StateDep) -> CollectionResponse:
+    """Return a collection: its items by modality, and the indexes that they are in."""
     return await _described_whole(name, state)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query
 
-from service.api.reading import documented, reader
+from service.api.reading import A_PICTURE, documented, reader
 from service.api.responses import JSON, previewed
 from service.api.state import CallerDep, StateDep
 from service.contract.errors import InputError
@@ -34,6 +34,12 @@ router = APIRouter(tags=["items"])
 
 Items = Annotated[ItemsRequest, Depends(reader(ItemsRequest, place_items))]
 Deletion = Annotated[DeleteItemsRequest, Depends(reader(DeleteItemsRequest))]
+_EXAMPLE = {
+    "items": [
+        {"id": "holiday/beach", "text": "a dog on a beach", "metadata": {"year": 2024}},
+        {"id": "holiday/flag.png", "image": A_PICTURE},
+    ]
+}
 
 
 _Priority = Annotated[
@@ -42,7 +48,7 @@ _Priority = Annotated[
 _BACKGROUND = re.compile(r"(?:^|,)\s*u=7\s*(?:,|$)")
 
 
-@router.post("/items", openapi_extra=documented(ItemsRequest, files=True))
+@router.post("/items", openapi_extra=documented(ItemsRequest, _EXAMPLE, files=True))
 async def upsert_items(body: Items, state: StateDep, caller: CallerDep, priority: _Priority = None) -> ItemsResponse:
     """Embed and store items, each replacing the one of its collection and id. Answered once they are on disk."""
     if priority is not None and _BACKGROUND.search(priority) is not None:
@@ -91,7 +97,7 @@ async def list_items(
     return JSON({"items": described, "next_cursor": more})
 
 
-@router.post("/items/delete", openapi_extra=documented(DeleteItemsRequest))
+@router.post("/items/delete", openapi_extra=documented(DeleteItemsRequest, {"ids": ["holiday/beach"]}))
 async def delete_items(body: Deletion, state: StateDep) -> DeletedResponse:
     """Delete items by ids (absent ones are not counted) or by a filter over the metadata."""
     with timed("write"):
@@ -108,6 +114,7 @@ async def get_item(
     collection: Name = DEFAULT_COLLECTION,
     include: Annotated[list[Literal["vector", "preview"]] | None, Query()] = None,
 ) -> JSON:
+    """Return a stored item; its vector and its preview where `include` asks for them."""
     fields = include or []
     described = _described(await state.store.get(collection, id, with_vector="vector" in fields))
     if "preview" in fields:
@@ -117,6 +124,7 @@ async def get_item(
 
 @router.delete("/items/{id:path}", status_code=204)
 async def delete_item(id: ItemId, state: StateDep, collection: Name = DEFAULT_COLLECTION) -> None:
+    """Delete an item with its moments and its preview."""
     with timed("write"):
         deleted = await state.store.delete(collection, [id])
     if not deleted:
