@@ -39,7 +39,8 @@ settings: $(INSTALLED) ## write docs/configuration.md
 	$(BIN)/python -m service settings > docs/configuration.md
 
 docs: $(INSTALLED) ## build the documentation into build/site; SERVE=1 serves it while it is written
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(if $(SERVE),serve,build --strict --quiet)
+	$(BIN)/python docs/api_pages.py
+	$(BIN)/zensical $(if $(SERVE),serve,build --strict)
 
 openapi: $(INSTALLED) ## write openapi.yaml
 	$(BIN)/python -m service openapi > openapi.yaml
