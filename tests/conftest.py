@@ -10,6 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker imports every test. For each of its operators torch looks through all modules that are there: before the
+    # others it takes 2 seconds, after them 14.
+    import torch  # noqa: F401
+
 import httpx
 import hypothesis
 import numpy as np
