@@ -116,6 +116,7 @@ def client(shared_client: httpx.Client) -> Iterator[httpx.Client]:
     yield shared_client
     for collection in shared_client.get("/collections").json()["collections"]:
         assert shared_client.delete(f"/collections/{collection['name']}").status_code == 204
+    assert shared_client.put("/collections/default").status_code == 201
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def reader(model: type[Model], place: Place | None = None) -> Callable[[Request]
     return read
 
 
-def documented(model: type[BaseModel], *, files: bool = False) -> dict[str, Any]:
+def documented(model: type[BaseModel], *, files: bool = False, required: bool = True) -> dict[str, Any]:
     """The `openapi_extra` of a route that uses `reader`. The app moves x-definitions to the components."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {}) | {model.__name__: schema}
@@ -104,7 +104,7 @@ def documented(model: type[BaseModel], *, files: bool = False) -> dict[str, Any]
             },
             "encoding": {"request": {"contentType": "application/json"}},
         }
-    return {"requestBody": {"required": True, "content": content}, "x-definitions": definitions}
+    return {"requestBody": {"required": required, "content": content}, "x-definitions": definitions}
 
 
 class _Form(MultiPartParser):

@@ -190,6 +190,7 @@ def test_a_key_that_is_used_up_gets_429(
     _, free = create_key(path, "free", ["read"])
     update: dict[str, Any] = {"keys": path}
     if shared:
+        request.getfixturevalue("patient_redis")
         update["redis_url"] = request.getfixturevalue("redis_url")
     with serving(settings.model_copy(update=update)) as client:
 
