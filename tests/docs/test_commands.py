@@ -179,9 +179,10 @@ def test_the_trainer_reads_its_commands(monkeypatch: pytest.MonkeyPatch) -> None
     }
 
 
-@pytest.mark.parametrize(
-    "name", matrix([page.relative_to(ROOT).as_posix() for page in RUN_PAGES], "README.md", "docs/tutorial.md")
-)
+RUN_NAMES = [page.relative_to(ROOT).as_posix() for page in RUN_PAGES]
+
+
+@pytest.mark.parametrize("name", matrix(RUN_NAMES, "README.md", "docs/tutorial.md"))
 def test_page(name: str, reader: Reader, server: httpx.Client) -> None:
     page = ROOT / name
     if not starts_a_server(page):
