@@ -87,7 +87,9 @@ def reader(model: type[Model], place: Place | None = None) -> Callable[[Request]
     return read
 
 
-def documented(model: type[BaseModel], example: Mapping[str, Any], *, files: bool = False) -> dict[str, Any]:
+def documented(
+    model: type[BaseModel], example: Mapping[str, Any], *, files: bool = False, required: bool = True
+) -> dict[str, Any]:
     """Return the `openapi_extra` of a route that uses `reader`, with a body that can be sent as it is.
 
     The app moves x-definitions to the components.
@@ -112,7 +114,7 @@ def documented(model: type[BaseModel], example: Mapping[str, Any], *, files: boo
             },
             "encoding": {"request": {"contentType": "application/json"}},
         }
-    return {"requestBody": {"required": True, "content": content}, "x-definitions": definitions}
+    return {"requestBody": {"required": required, "content": content}, "x-definitions": definitions}
 
 
 class _Form(MultiPartParser):

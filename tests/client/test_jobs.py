@@ -18,6 +18,11 @@ from tests.service.films import colours
 
 
 @pytest.fixture
+def client(fresh_client: httpx.Client) -> httpx.Client:
+    return fresh_client
+
+
+@pytest.fixture
 def files(tmp_path: Path, media: Path) -> Path:
     """items.jsonl, of whose three lines one is bad, and media.tar."""
     with tarfile.open(tmp_path / "media.tar", "w") as tar:

@@ -21,6 +21,7 @@ from examples.pages import Command, Reader, commands
 from isthmus_client import Isthmus
 from service.settings import Settings
 from tests.conftest import serving
+from tests.matrix import matrix
 
 ROOT = Path(__file__).parents[2]
 STARTER = ROOT / "build/starter"
@@ -178,8 +179,12 @@ def test_the_trainer_reads_its_commands(monkeypatch: pytest.MonkeyPatch) -> None
     }
 
 
-@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_page(page: Path, reader: Reader, server: httpx.Client) -> None:
+RUN_NAMES = [page.relative_to(ROOT).as_posix() for page in RUN_PAGES]
+
+
+@pytest.mark.parametrize("name", matrix(RUN_NAMES, "README.md", "docs/tutorial.md"))
+def test_page(name: str, reader: Reader, server: httpx.Client) -> None:
+    page = ROOT / name
     if not starts_a_server(page):
         reader.address = str(server.base_url).rstrip("/")
         if page.name not in ("README.md", "index-a-folder.md"):

@@ -128,7 +128,8 @@ def test_peaks_are_those_of_the_waveform():
     assert peaks(np.zeros(100, np.float32)) == [0] * PEAKS
 
 
-def test_previews_are_off_unless_the_operator_says_so(client, settings):
+def test_previews_are_off_unless_the_operator_says_so(fresh_client, settings):
+    client = fresh_client
     upsert(client, {"id": "photo", "image": b64(png())}, {"id": "words", "text": "a dog"})
     assert client.get("/previews/photo").status_code == 404
     [found] = client.post("/search", json={"query": {"id": "words"}, "include": ["preview"]}).json()["results"]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.api.reading import reader
+from service.api.reading import documented, reader
 from service.api.responses import JSON
 from service.api.state import State, StateDep
 from service.errors import InvalidRequest
@@ -67,7 +67,11 @@ def _drawn(made: Map, key: str | None) -> dict[str, Any]:
     return {"count": made.count, "keys": made.keys, "points": points}
 
 
-@router.put("/collections/{name}", responses={201: {"model": CollectionResponse}})
+@router.put(
+    "/collections/{name}",
+    responses={201: {"model": CollectionResponse}},
+    openapi_extra=documented(CollectionRequest, {"keywords": ["title"]}, required=False),
+)
 async def put_collection(name: Name, request: Request, response: Response, state: StateDep) -> CollectionResponse:
     """Create a collection (201), or find it there (200) and change what is given. The body may be absent."""
     change = await reader(CollectionRequest)(request) if await request.body() else CollectionRequest()
