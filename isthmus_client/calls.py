@@ -57,6 +57,7 @@ class ListOptions(TypedDict, total=False):
     limit: int
     collection: str
     modality: str
+    include: Literal["preview"]
 
 
 class CollectionOptions(TypedDict, total=False):
@@ -158,6 +159,11 @@ def delete_items(ids: Sequence[str] | None, filter: Mapping[str, Any] | None, co
     if filter is not None:
         body["filter"] = filter
     return Call("POST", "/items/delete", lambda got: int(got.json()["deleted"]), body)
+
+
+def move_items(ids: Mapping[str, str], collection: str) -> Call[int]:
+    body = {"moves": [{"id": id, "to": to} for id, to in ids.items()], "collection": collection}
+    return Call("POST", "/items/move", lambda got: int(got.json()["moved"]), body)
 
 
 def list_collections() -> Call[list[results.Collection]]:

@@ -262,6 +262,10 @@ class Isthmus(_Conversation):
         """Delete items by ids, or by a filter over the metadata; return how many there were."""
         return self._do(calls.delete_items(ids, filter, collection))
 
+    def move(self, ids: Mapping[str, str], *, collection: str = "default") -> int:
+        """Give up to 1,000 items other ids (old → new), with all that is stored of them; return how many there were."""
+        return self._do(calls.move_items(ids, collection))
+
     def collections(self) -> list[Collection]:
         return self._do(calls.list_collections())
 
@@ -467,6 +471,9 @@ class AsyncIsthmus(_Conversation):
         collection: str = "default",
     ) -> int:
         return await self._do(calls.delete_items(ids, filter, collection))
+
+    async def move(self, ids: Mapping[str, str], *, collection: str = "default") -> int:
+        return await self._do(calls.move_items(ids, collection))
 
     async def collections(self) -> list[Collection]:
         return await self._do(calls.list_collections())

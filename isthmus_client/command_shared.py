@@ -2,13 +2,16 @@
 command whose arguments another program reads."""
 
 import importlib
+import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from isthmus_client import Isthmus
@@ -92,19 +95,38 @@ def _next_step(error: "ClientError") -> str | None:
     return step
 
 
+def parsed_filter(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"--filter is not JSON: {error}") from None
+
+
+def plain_metadata(metadata: Mapping[str, Any]) -> str:
+    """The metadata that fit into a line; an object, such as an index's notes about a file, does not."""
+    return "  ".join(f"{name}={value}" for name, value in metadata.items() if not isinstance(value, dict | list))
+
+
 def echo_lines(lines: Sequence[str]) -> None:
     for line in lines:
         click.echo(line)
 
 
-def passed_on(name: str, help: str, run: Callable[[tuple[str, ...]], Any]) -> click.Command:
-    """A command whose arguments `run` reads, --help too. What it returns is the exit code."""
+def passed_on(name: str, help: str, run: Callable[[tuple[str, ...]], Any], flags: Sequence[str] = ()) -> click.Command:
+    """A command whose arguments `run` reads, --help too. What it returns is the exit code.
+
+    `flags` are those that shells complete: to ask `run` for them would take seconds.
+    """
 
     def passed(arguments: tuple[str, ...]) -> None:
         sys.exit(run(arguments))
 
     every = click.Argument(
-        ["arguments"], nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENTS]…", shell_complete=_files
+        ["arguments"],
+        nargs=-1,
+        type=click.UNPROCESSED,
+        metavar="[ARGUMENTS]…",
+        shell_complete=partial(_flags_and_files, (*flags, "--help")),
     )
     return click.Command(
         name,
@@ -117,7 +139,11 @@ def passed_on(name: str, help: str, run: Callable[[tuple[str, ...]], Any]) -> cl
     )
 
 
-def _files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+def _flags_and_files(
+    flags: Sequence[str], context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[Any]:
+    if incomplete.startswith("-"):
+        return [CompletionItem(flag) for flag in sorted(flags) if flag.startswith(incomplete)]
     return click.Path().shell_complete(context, parameter, incomplete)
 
 

@@ -97,6 +97,8 @@ class Item:
     created: str
     updated: str
     vector: list[float] | None = field(default=None, repr=False)
+    preview: Mapping[str, Any] | None = None
+    """What can be shown of the item, where it was asked for: a text's beginning, a picture's size."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class Collection:
     dimensions: int
     index: str
     keywords: Sequence[str] = ()
+    previews: bool = False
+    """Whether the server keeps previews of what is stored from now on."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +273,7 @@ def item(data: Mapping[str, Any]) -> Item:
         data["created"],
         data["updated"],
         data.get("vector"),
+        data.get("preview"),
     )
 
 
@@ -280,6 +285,7 @@ def collection(data: Mapping[str, Any]) -> Collection:
         data["dimensions"],
         data["index"],
         data.get("keywords", ()),
+        data.get("previews", False),
     )
 
 

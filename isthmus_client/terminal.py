@@ -1,10 +1,17 @@
-"""What the command prints for people: tables, bars, and small pictures made of half blocks."""
+"""What the command prints for people: tables, bars, progress, and small pictures made of half blocks.
+
+In a terminal rich draws tables and progress; into a pipe or a file goes plain text.
+"""
 
 import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 _UPPER_HALF = "▀"
@@ -13,8 +20,10 @@ _CUBE = (0, 95, 135, 175, 215, 255)
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str], *, right: Sequence[int] = ()) -> list[str]:
-    """Return lines of aligned columns, cut to the terminal's width; columns named in `right` are aligned to the
-    right."""
+    """Return the lines of a table, one per row after the header's, cut to the terminal's width; columns named in
+    `right` are aligned to the right."""
+    if sys.stdout.isatty():
+        return _drawn(rows, header, right)
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = []
     for row in (header, *rows):
@@ -23,11 +32,46 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str], *, right: Sequen
             for n, (cell, w) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("   ".join(cells).rstrip())
-    return [cut(line, width()) for line in lines] if sys.stdout.isatty() else lines
+    return lines
 
 
-def cut(line: str, most: int) -> str:
-    return line if len(line) <= most else line[: max(0, most - 1)] + "…"
+def _drawn(rows: Sequence[Sequence[str]], header: Sequence[str], right: Sequence[int]) -> list[str]:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for place, name in enumerate(header):
+        justify: Literal["left", "right"] = "right" if place in right else "left"
+        drawn.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        drawn.add_row(*(Text(cell if cell.isprintable() else ascii(cell)) for cell in row))
+    console = Console(width=width())
+    with console.capture() as captured:
+        console.print(drawn)
+    return captured.get().removesuffix("\n").split("\n")
+
+
+def progress(label: str) -> "Progress":
+    """A progress bar on standard error, with the rate and the time left."""
+    from rich import progress
+    from rich.console import Console
+    from rich.text import Text
+
+    class Rate(progress.ProgressColumn):
+        def render(self, task: progress.Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:,.0f}/s" if task.speed >= 1 else "<1/s")
+
+    return progress.Progress(
+        progress.TextColumn(label),
+        progress.BarColumn(),
+        progress.TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+        Rate(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("left"),
+        console=Console(stderr=True),
+        transient=True,
+    )
 
 
 def width() -> int:
