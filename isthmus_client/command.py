@@ -5,13 +5,14 @@ machine, such as `serve`. What takes long to import is imported by the command t
 completion are quick.
 """
 
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.shell_completion import get_completion_class
@@ -200,7 +201,7 @@ def search(
                     continue
                 if len(asked) > 1:
                     click.echo(click.style(name, bold=True))
-                _show_found(hits, media, draw)
+                _show_found(space, hits, collection, media, draw)
                 if not hits:
                     _nothing_found(space, collection, options)
 
@@ -299,20 +300,26 @@ def _found(space: "Isthmus", asked: Sequence[Any], options: dict[str, Any]) -> I
         yield [part[place] for place in range(longest) for part in turns if place < len(part)][: options["top_k"]]
 
 
-def _show_found(found: Sequence[Any], media: Path | None, draw: bool) -> None:
+def _show_found(space: "Isthmus", found: Sequence[Any], collection: str, media: Path | None, draw: bool) -> None:
     rows = [(f"{hit.score:.3f}", hit.modality, hit.id, plain_metadata(hit.metadata)) for hit in found]
     lines = terminal.table(rows, ("score", "modality", "id", "metadata"), right=(0,)) if rows else []
     for line, hit in zip(lines, [None, *found], strict=False):
         click.echo(line)
-        file = _file_of(hit, media) if draw and hit is not None and hit.modality == "image" else None
-        if file is not None:
-            echo_lines(terminal.picture(file))
+        if draw and hit is not None and hit.modality == "image" and (shown := _shown(space, hit, collection, media)):
+            echo_lines(terminal.picture(shown))
 
 
-def _file_of(found: Any, media: Path | None) -> Path | None:
-    """The file of a result, which is called by its path in the folder that was indexed."""
+def _shown(space: "Isthmus", found: Any, collection: str, media: Path | None) -> "Path | IO[bytes] | None":
+    """The file of a result, which is called by its path in the folder that was indexed; else the server's preview."""
+    from isthmus_client import NotFound
+
     file = (media or Path()) / found.id
-    return file if file.is_file() else None
+    if file.is_file():
+        return file
+    try:
+        return io.BytesIO(space.preview(found.id, collection=collection).data)
+    except NotFound:
+        return None
 
 
 def _nothing_found(space: "Isthmus", collection: str, options: dict[str, Any]) -> None:

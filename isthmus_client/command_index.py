@@ -32,6 +32,8 @@ _ATTEMPTS, _LONGEST_PAUSE_S = 60, 5.0
 minutes to restart."""
 _PATIENCE_S = 3_600.0
 """Longest time that is waited where the server says how long to wait."""
+_FILES_AT_ONCE = 16
+"""Files of one request: few enough that the progress is seen."""
 _SHOWN = 5
 _SHOW_CURSOR = "\x1b[?25h"  # which the progress bar hides
 _QUIET_MS, _LONGEST_GROUP_MS = 1_000, 10_000
@@ -92,7 +94,7 @@ def index(
 
 def _index(space: "Isthmus", options: _Options, report: "_Report") -> None:
     """Bring the items of a collection up to date with the folder. Raises ClientError."""
-    from isthmus_client import ClientError, Retries
+    from isthmus_client import Batching, ClientError, Retries
     from isthmus_client.folder import TABLE, FolderIndex
 
     for name, why in report.listing.unreadable.items():
@@ -101,6 +103,7 @@ def _index(space: "Isthmus", options: _Options, report: "_Report") -> None:
         run = FolderIndex(space, report.listing, options.collection)
         # The server has answered: from here on, wait for it while it is restarted or overloaded.
         space.retries = Retries(attempts=_ATTEMPTS, most_s=_LONGEST_PAUSE_S, patience_s=_PATIENCE_S)
+        space.batching = Batching(inputs=_FILES_AT_ONCE)
         for why in run.table_errors:
             report.error(TABLE, why)
         report.missing = run.missing
@@ -201,8 +204,9 @@ class _Report:
 
     def summary(self) -> str:
         parts = [f"{self.counts['indexed']:,} indexed"]
+        filled = self.counts["previews"]
         named = (
-            (self.counts["previews"], "previews filled in"),
+            (filled, "preview filled in" if filled == 1 else "previews filled in"),
             (self.counts["already"], "were there already"),
             (len(self.renamed), "renamed"),
             (len(self.deleted), "deleted"),

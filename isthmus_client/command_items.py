@@ -1,6 +1,7 @@
 """`isthmus list`, `delete`, `collections` and `open`: what a server holds."""
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from itertools import islice
@@ -149,5 +150,6 @@ def open_page(context: click.Context, /, id: str | None, collection: str, media:
                 space.preview(id, collection=collection)
                 place = f"{space.url}/previews/{quote(id, safe='')}?collection={collection}"
     click.echo(json.dumps({"opened": place}, ensure_ascii=False) if as_json else place)
-    if click.launch(place):
-        raise Failure(f"there is no program here that opens {place}", "open it by hand, or from another machine")
+    no_display = sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    if no_display or click.launch(place):
+        raise Failure("this machine has no display, or no program that opens it", f"open it on another one: {place}")

@@ -90,6 +90,8 @@ def _next_step(error: "ClientError") -> str | None:
     step = next((step for kind, step in steps if isinstance(error, kind)), None)
     if isinstance(error, errors.NotFound) and error.detail.startswith("no collection"):
         return "a collection comes to be when something is put into it: `isthmus index FOLDER`"
+    if isinstance(error, errors.NotFound) and error.detail.startswith("no item"):
+        return "`isthmus list` shows what there is"
     if isinstance(error, errors.Refused) and error.code == "unknown":
         return _ANOTHER_SERVER
     return step

@@ -7,8 +7,9 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -59,16 +60,22 @@ def progress(label: str) -> "Progress":
     from rich.text import Text
 
     class Rate(progress.ProgressColumn):
+        """Since the beginning: files are done in batches, so that a rate of the last moments would jump."""
+
         def render(self, task: progress.Task) -> Text:
-            return Text("" if task.speed is None else f"{task.speed:,.0f}/s" if task.speed >= 1 else "<1/s")
+            if not task.completed or not task.elapsed or task.total is None:
+                return Text()
+            rate = task.completed / task.elapsed
+            left = timedelta(seconds=round((task.total - task.completed) / rate))
+            return Text(
+                f"{rate:,.0f} a second, {left} left" if rate >= 1 else f"{60 * rate:,.0f} a minute, {left} left"
+            )
 
     return progress.Progress(
         progress.TextColumn(label),
         progress.BarColumn(),
         progress.TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
         Rate(),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("left"),
         console=Console(stderr=True),
         transient=True,
     )
@@ -98,12 +105,12 @@ def shows_pictures() -> bool:
     return _writes(_UPPER_HALF)
 
 
-def picture(path: Path, columns: int = 24) -> list[str]:
+def picture(file: Path | IO[bytes], columns: int = 24) -> list[str]:
     """An image as lines of half blocks, two pixels to a character; nothing where it cannot be read as an image."""
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as opened:
+        with Image.open(file) as opened:
             opened.draft("RGB", (4 * columns, 4 * columns))
             small = ImageOps.exif_transpose(opened).convert("RGB")
         small.thumbnail((columns, columns))
