@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -114,6 +113,17 @@ def echo_lines(lines: Sequence[str]) -> None:
         click.echo(line)
 
 
+class _PassedOn(click.Command):
+    """A command whose arguments another program reads."""
+
+    def __init__(self, name: str, *, flags: Sequence[str], **options: Any) -> None:
+        super().__init__(name, **options)
+        self._flags = sorted([*flags, "--help"])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(flag) for flag in self._flags if flag.startswith(incomplete)]
+
+
 def passed_on(name: str, help: str, run: Callable[[tuple[str, ...]], Any], flags: Sequence[str] = ()) -> click.Command:
     """A command whose arguments `run` reads, --help too. What it returns is the exit code.
 
@@ -124,14 +134,11 @@ def passed_on(name: str, help: str, run: Callable[[tuple[str, ...]], Any], flags
         sys.exit(run(arguments))
 
     every = click.Argument(
-        ["arguments"],
-        nargs=-1,
-        type=click.UNPROCESSED,
-        metavar="[ARGUMENTS]…",
-        shell_complete=partial(_flags_and_files, (*flags, "--help")),
+        ["arguments"], nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENTS]…", shell_complete=_files
     )
-    return click.Command(
+    return _PassedOn(
         name,
+        flags=flags,
         callback=passed,
         params=[every],
         help=help,
@@ -141,11 +148,7 @@ def passed_on(name: str, help: str, run: Callable[[tuple[str, ...]], Any], flags
     )
 
 
-def _flags_and_files(
-    flags: Sequence[str], context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[Any]:
-    if incomplete.startswith("-"):
-        return [CompletionItem(flag) for flag in sorted(flags) if flag.startswith(incomplete)]
+def _files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     return click.Path().shell_complete(context, parameter, incomplete)
 
 
