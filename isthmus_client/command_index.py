@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -263,7 +263,7 @@ def _watch(context: click.Context, options: _Options) -> NoReturn:
                 if first:
                     click.echo(f"watching {_shown(str(options.folder))}; Ctrl-C ends it", err=True)
                 first = due = False
-                options = _Options(options.folder, options.collection, False, options.prune, options.as_json)
+                options = replace(options, again=False)
             except Failure as error:
                 error.show()
                 not_before = time.monotonic() + _TRY_AGAIN_S
