@@ -230,13 +230,16 @@ def _watch(context: click.Context, options: _Options) -> NoReturn:
 
     from isthmus_client.folder import list_folder
 
+    root = options.folder.resolve()
+
     def visible(_: object, path: str) -> bool:
-        return not any(part.startswith(".") for part in Path(path).relative_to(options.folder.resolve()).parts)
+        return not any(part.startswith(".") for part in Path(path).relative_to(root).parts)
 
     def once(options: _Options, said: set[tuple[str, str]], *, first: bool) -> None:
         report = _Report(list_folder(options.folder), sys.stderr.isatty() and not options.as_json, said)
         with server(context, background=True) as space:
-            _index(space, options, report)
+            # Of a folder without files, such as a disk that is not mounted any more, nothing is deleted.
+            _index(space, replace(options, prune=options.prune and bool(report.listing.files)), report)
         if first:
             report.notes(pruned=options.prune)
         if first or report.changed():
@@ -248,7 +251,7 @@ def _watch(context: click.Context, options: _Options) -> NoReturn:
     with _watching(options.folder):
         # It wakes up every second, and watches from before the first look on: no change between the two is missed.
         for changes in watch(
-            options.folder.resolve(),
+            root,
             watch_filter=visible,
             debounce=_LONGEST_GROUP_MS,
             step=_QUIET_MS,

@@ -27,7 +27,7 @@ train = _same("train", "Train a space by a recipe: RECIPE --out FOLDER.", (*_REC
 evaluate = _same(
     "evaluate",
     "Measure a bundle on any data.",
-    (*_RECIPE, "--by", "--compare", "--data", "--out", "--root", "--where"),
+    (*_RECIPE, "--by", "--compare", "--data", "--out", "--root", "--templates", "--where"),
 )
 select = _same(
     "select",

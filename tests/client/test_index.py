@@ -497,6 +497,26 @@ def test_a_watched_folder_is_followed(settings: Settings, folder: Path, png: Mak
         assert said == ["renamed: deep/red.png → deeper/red.png", "deleted: a.txt", "", "stopped watching"]
 
 
+def test_of_a_watched_folder_that_became_empty_nothing_is_deleted(
+    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a disk that is not mounted any more."""
+
+    def changes(*given: object, **options: object) -> Iterator[set[str]]:
+        yield set()
+        for number in range(2):
+            (folder / f"{number}.txt").unlink()
+        yield {"0.txt", "1.txt"}
+        texts(folder, 1)
+        yield {"0.txt"}
+        raise OSError(28, "the end of the test")
+
+    texts(folder, 2)
+    monkeypatch.setattr("watchfiles.watch", changes)
+    result = index("--watch", "--prune")
+    assert result.stdout.splitlines() == ["2 indexed", "0 indexed, 1 were there already, 1 deleted"]
+
+
 def test_a_watch_goes_on_where_its_server_does_not_answer_and_says_what_to_do_where_it_cannot_watch(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
