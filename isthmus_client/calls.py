@@ -236,6 +236,10 @@ def models() -> Call[list[results.Model]]:
     return Call("GET", "/models", lambda got: [results.model(model) for model in got.json()["models"]])
 
 
+def keeps_previews() -> Call[bool]:
+    return Call("GET", "/models", lambda got: bool(got.json().get("previews", False)))
+
+
 def ready() -> Call[results.Readiness]:
     def read(got: httpx.Response) -> results.Readiness:
         body = got.json()

@@ -338,6 +338,10 @@ class Isthmus(_Conversation):
         """The served bundles; the first is the default."""
         return self._do(calls.models())
 
+    def keeps_previews(self) -> bool:
+        """Return whether the server keeps previews of what is stored from now on."""
+        return self._do(calls.keeps_previews())
+
     def ready(self) -> Readiness:
         """Return which parts of the server work. Does not raise where the server answers that it is not ready."""
         return self._do(calls.ready())
@@ -533,6 +537,9 @@ class AsyncIsthmus(_Conversation):
 
     async def models(self) -> list[Model]:
         return await self._do(calls.models())
+
+    async def keeps_previews(self) -> bool:
+        return await self._do(calls.keeps_previews())
 
     async def ready(self) -> Readiness:
         return await self._do(calls.ready())

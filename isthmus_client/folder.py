@@ -160,7 +160,7 @@ class FolderIndex:
         """Reads what the collection holds. Raises ClientError."""
         self._space, self._listing, self._collection = space, listing, collection
         self._mark = listing.folder.resolve().name
-        self._previews = _keeps_previews(space, collection)
+        self._previews = space.keeps_previews()
         self._known = self._read_known()
         self._only_previewed: set[str] = set()
         """Names of the files that are sent for their previews alone."""
@@ -319,15 +319,6 @@ class FolderIndex:
                 else:
                     unmarked += "folder" not in former
         return gone, unmarked
-
-
-def _keeps_previews(space: Isthmus, collection: str) -> bool:
-    try:
-        return space.collection(collection).previews
-    except NotFound as error:
-        if error.code != "not_found":  # what answers is no Isthmus
-            raise
-        return False
 
 
 def _read_table(path: Path) -> tuple[dict[str, str], list[str]]:

@@ -115,8 +115,6 @@ class Collection:
     dimensions: int
     index: str
     keywords: Sequence[str] = ()
-    previews: bool = False
-    """Whether the server keeps previews of what is stored from now on."""
 
 
 @dataclass(frozen=True)
@@ -285,7 +283,6 @@ def collection(data: Mapping[str, Any]) -> Collection:
         data["dimensions"],
         data["index"],
         data.get("keywords", ()),
-        data.get("previews", False),
     )
 
 

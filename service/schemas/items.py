@@ -378,7 +378,6 @@ class CollectionResponse(BaseModel):
     created: str
     keywords: list[str]
     tokens: bool
-    previews: bool = Field(description="Whether the server keeps previews of what is stored from now on.")
 
 
 class MapPoint(BaseModel):

@@ -235,7 +235,7 @@ def test_collections_are_listed(run: Run) -> None:
     header, row = lines(run("collections"))
     assert header.split()[:2] == ["collection", "items"] and row.split()[:2] == ["default", "3"]
     [said] = told(run("collections", "--json"))
-    assert (said["name"], said["count"], said["previews"]) == ("default", 3, True)
+    assert (said["name"], said["count"]) == ("default", 3)
 
 
 def test_the_page_a_file_or_a_preview_is_opened(run: Run, media: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def test_previews_are_kept_where_only_this_machine_can_ask_unless_the_operator_s
 def test_without_previews_nothing_of_a_picture_is_kept(settings):
     with serving(settings.model_copy(update={"previews": False})) as client:
         _nothing_is_kept(client, settings)
-        assert client.get("/collections/default").json()["previews"] is False
+        assert client.get("/models").json()["previews"] is False
 
 
 def _nothing_is_kept(client, settings):
@@ -246,7 +246,7 @@ def test_a_preview_and_the_words_of_a_text_move_with_their_item(keeping):
     assert keeping.get("/items/u", params={"include": "preview"}).json()["preview"]["text"] == "a blue heron"
     found = keeping.post("/search", json={"query": "heron", "keywords": {"weight": 1.0}}).json()["results"]
     assert found[0]["id"] == "u"
-    assert keeping.get("/collections/default").json()["previews"] is True
+    assert keeping.get("/models").json()["previews"] is True
 
 
 def test_a_backup_holds_previews(keeping, settings, tmp_path):

@@ -102,5 +102,4 @@ async def _described(collection: Collection, state: State, parts: Sequence[Part]
         created=collection.created,
         keywords=await state.store.keyword_fields(collection.name),
         tokens=await state.store.keeps_tokens(collection.name),
-        previews=state.previewer is not None,
     )
