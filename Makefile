@@ -20,8 +20,7 @@ demo: $(BUNDLE) ## set up, index sample media, search and classify them; ends by
 	$(BIN)/python -m examples.demo --bundle build/$(NAME)
 
 serve: $(BUNDLE) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT); items and previews are kept in var/store
-	ISTHMUS_PREVIEWS=$${ISTHMUS_PREVIEWS:-true} $(BIN)/python -m service serve --bundle build/$(NAME) \
-		--store var/$(subst starter,store,$(NAME))
+	$(BIN)/python -m service serve --bundle build/$(NAME) --store var/$(subst starter,store,$(NAME))
 
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist worksteal
 

@@ -174,7 +174,7 @@ async def _open_state(settings: Settings, parts: Parts, metrics: Metrics, closin
     metrics.watch_store(settings.store)
     limiter = open_limiter(settings, metrics)
     closing.push_async_callback(limiter.close)
-    previewer = Previewer(home.embedder, settings.limits) if settings.previews else None
+    previewer = Previewer(home.embedder, settings.limits) if settings.keeps_previews else None
     fetching = parts.fetching
     fetcher = None if fetching is None else Fetcher(fetching, settings, metrics)
     bulk = None

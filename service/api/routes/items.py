@@ -1,4 +1,4 @@
-"""POST and GET /items, GET and DELETE /items/{id}, POST /items/delete."""
+"""POST and GET /items, GET and DELETE /items/{id}, POST /items/delete, POST /items/move."""
 
 import re
 from dataclasses import replace
@@ -22,6 +22,8 @@ from service.schemas.items import (
     ItemResponse,
     ItemsRequest,
     ItemsResponse,
+    MovedResponse,
+    MoveItemsRequest,
     Name,
     PageResponse,
     RefusedItem,
@@ -40,6 +42,7 @@ _EXAMPLE = {
         {"id": "holiday/flag.png", "image": A_PICTURE},
     ]
 }
+Moves = Annotated[MoveItemsRequest, Depends(reader(MoveItemsRequest))]
 
 
 _Priority = Annotated[
@@ -104,6 +107,15 @@ async def delete_items(body: Deletion, state: StateDep) -> DeletedResponse:
         if body.filter is not None:
             return DeletedResponse(deleted=await state.store.delete_matching(body.collection, body.filter))
         return DeletedResponse(deleted=await state.store.delete(body.collection, body.ids or []))
+
+
+@router.post(
+    "/items/move", openapi_extra=documented(MoveItemsRequest, {"moves": [{"id": "holiday/beach", "to": "2024/beach"}]})
+)
+async def move_items(body: Moves, state: StateDep) -> MovedResponse:
+    """Give items other ids, with all that is stored of them: nothing is embedded. Absent items are not counted."""
+    with timed("write"):
+        return MovedResponse(moved=await state.store.move(body.collection, {move.id: move.to for move in body.moves}))
 
 
 # An id may hold slashes.
