@@ -313,7 +313,7 @@ def _shown(space: "Isthmus", found: Any, collection: str, media: Path | None) ->
     """The file of a result, which is called by its path in the folder that was indexed; else the server's preview."""
     from isthmus_client import NotFound
 
-    file = (media or Path()) / found.id
+    file = Path(media or "", found.id)
     if file.is_file():
         return file
     try:
