@@ -10,8 +10,8 @@ NAME := starter$(addprefix -,$(STARTER))
 BUNDLE := build/$(NAME)/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-all check docs settings openapi bench bench-gpu bench-store chaos consistency crash field fuzz \
-	hostile rolling starter wheels audit sbom redis tools clean
+.PHONY: help demo serve test test-all check docs settings openapi bench bench-gpu bench-store chaos consistency crash field \
+	first-run fuzz hostile rolling starter wheels audit sbom redis tools clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -70,6 +70,9 @@ consistency: build/starter/manifest.json $(INSTALLED) ## search 20,000 times in 
 
 hostile: build/starter/manifest.json $(INSTALLED) ## send the server what is made to hurt, and look at each answer, its time, and the memory it took
 	$(BIN)/python -m benchmarks.hostile
+
+first-run: $(INSTALLED) tools ## from a clone to one's own photograph, timed step by step; then 1,000 photographs, and the page
+	$(BIN)/python -m benchmarks.first_run
 
 field: build/starter/manifest.json $(INSTALLED) ## send files as people have them through every door, and look whether each is read as what it is
 	$(BIN)/python -m benchmarks.field
