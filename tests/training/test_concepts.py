@@ -143,6 +143,7 @@ def test_labels_that_training_must_not_see_change_nothing_of_it(
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@pytest.mark.full
 def test_a_run_with_concepts_ends_in_a_checked_bundle(
     concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
