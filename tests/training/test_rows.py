@@ -10,7 +10,6 @@ import torch
 
 from service.contract.bundle import EARLIER_ROWS, OUTPUT, ROWS, TOKEN_MASK, TOKENS
 from service.contract.patches import LogMelPatches
-from tests.matrix import matrix
 from tests.training import tiny
 from tests.training.test_export import PAPER
 from training.encoders import load_encoder
@@ -55,7 +54,8 @@ def in_two(graph: Path, arrays: list[Any], first: int, outputs: list[str]) -> li
     return [np.asarray(each) for each in running.run(outputs, given)]
 
 
-@pytest.mark.parametrize("kind", matrix(["linear", "mlp", "token", "attention"], "attention"))
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["linear", "mlp", "token", "attention"])
 def test_rows_that_were_encoded_before_count_as_ones_own(tiny_root: Path, tmp_path: Path, kind: str) -> None:
     encoder, graph = tower(tiny_root, tmp_path, kind, tokens=True)
     arrays = encoder.preprocessing.collate(rows_of(encoder))
