@@ -16,8 +16,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 NAMES = """
-audit bench bench-gpu bench-store chaos check clean consistency crash demo docs field first-run fuzz help hostile openapi rolling
-sbom screenshots serve settings starter test test-all wheels
+audit bench bench-gpu bench-store chaos check clean consistency crash demo docs field first-run fuzz help hostile
+openapi rolling sbom screenshots serve settings starter test test-all wheels
 """
 TARGETS = set(NAMES.split())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -406,8 +406,9 @@ def test_bodies_are_refused_unread_where_there_are_too_many(settings: Settings) 
     with serving(some) as client, connected(client) as first, connected(client) as second:
         head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{JSON}"
         body = b'{"inputs":["red"]}' + b" " * 982
-        first.sendall(f"{head}Content-Length: 1000\r\n\r\n".encode() + body[:500])
-        client.get("/healthz")  # one loop: by now it has read the head
+        first.sendall(f"{head}Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n".encode())
+        assert first.recv(65_536).startswith(b"HTTP/1.1 100"), "it has its room, and is asked for the body"
+        first.sendall(body[:500])
         second.sendall(f"{head}Content-Length: 1000\r\n\r\n".encode())  # not a byte of its body
         status, told = answer(second)
         assert (status, told["code"]) == (429, "overloaded")
@@ -432,15 +433,16 @@ def test_the_bodies_of_one_key_leave_room_for_anothers(settings: Settings, tmp_p
         def begun(key: str) -> socket.socket:
             """A request of 1,000 bytes, of which none has come."""
             connection = opened.enter_context(connected(client))
-            connection.sendall(head(key) + b"Content-Length: 1000\r\n\r\n")
-            passed(key)
+            connection.sendall(head(key) + b"Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n")
             return connection
 
-        def passed(key: str) -> None:
-            """Returns when the requests sent before have passed the check of their keys, which go in turn."""
-            assert client.get("/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+        def taken(key: str) -> socket.socket:
+            """One that has its room: the server asks for the body."""
+            connection = begun(key)
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 100")
+            return connection
 
-        flood = [begun(one) for _ in range(2)]
+        flood = [taken(one) for _ in range(2)]
         status, told = answer(begun(one))
         assert (status, told["code"]) == (429, "overloaded"), "2,000 are left, and it has 2,000"
         chunked = opened.enter_context(connected(client))
@@ -453,10 +455,10 @@ def test_the_bodies_of_one_key_leave_room_for_anothers(settings: Settings, tmp_p
             connection.sendall(body)
             assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
 
-        ended(begun(other))
+        ended(taken(other))
         ended(flood[0])
-        passed(one)  # by now it has let go of what was answered
-        ended(begun(one))
+        client.get("/healthz")  # by now it has let go of what was answered
+        ended(taken(one))
         ended(flood[1])
 
 

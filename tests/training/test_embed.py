@@ -13,7 +13,6 @@ import pyarrow.parquet as parquet
 import pytest
 
 from tests.conftest import serving
-from tests.matrix import matrix
 from training.__main__ import main
 from training.embed.shard import Shards
 
@@ -116,7 +115,8 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert len(after) == 5 and before.items() <= after.items() and not list(out.glob("*.part"))
 
 
-@pytest.mark.parametrize("how", matrix(["--workers=2", "--workers=2 --ray"], "--workers=2"))
+@pytest.mark.full
+@pytest.mark.parametrize("how", ["--workers=2", "--workers=2 --ray"])
 def test_workers_write_the_same(bundle_dir: Path, table: Path, tmp_path: Path, capsys: Any, how: str) -> None:
     """A real local Ray of two workers, in a process of its own: it leaves threads and warnings behind."""
     embed(capsys, bundle_dir, "--data", table, "--out", tmp_path / "one", "--shard", 2)

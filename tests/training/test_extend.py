@@ -12,7 +12,6 @@ from service.contract.bundle import Bundle, Manifest, Projector, read_bundle, sp
 from service.contract.licences import commercial_use
 from service.settings import Settings
 from tests.conftest import serving
-from tests.matrix import matrix
 from tests.training import spaces, tiny
 from training.bundled import BundledError, text_head
 from training.encoders import weights_sha256
@@ -108,7 +107,8 @@ def test_a_text_head_that_reads_tokens_can_be_aligned_to(
     assert read_bundle(tmp_path / "extended").manifest.towers["audio"].projector.kind == "token"
 
 
-@pytest.mark.parametrize("supervision", matrix(["concepts", "pairs"], "concepts"))
+@pytest.mark.full
+@pytest.mark.parametrize("supervision", ["concepts", "pairs"])
 def test_a_tower_with_concepts_is_placed_among_the_texts_that_are_there(
     picture_space: Bundle, concept_root: Path, tmp_path: Path, supervision: str
 ) -> None:
