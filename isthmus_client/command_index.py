@@ -67,11 +67,12 @@ class _Options:
 def index(
     context: click.Context, /, folder: Path, collection: str, again: bool, prune: bool, watch: bool, as_json: bool
 ) -> None:
-    """Store the images, sounds, videos and texts (.txt, .md) of a folder and its subfolders.
+    """Store the files of a folder, once or as they change.
 
-    An item's id is its file's path in the folder. Run the command again to send what is new or changed, or to go on
-    after it was stopped. A file that cannot be read is named, and the others are stored. Where the server keeps
-    previews, files whose preview is missing are sent again.
+    Its images, sounds, videos and texts (.txt, .md), also those of its subfolders. An item's id is its file's path in
+    the folder. Run the command again to send what is new or changed, or to go on after it was stopped. A file that
+    cannot be read is named, and the others are stored. Where the server keeps previews, images and sounds whose preview
+    is missing are sent again.
 
     Metadata of a/b.jpg: a JSON object in a/b.jpg.json or a/b.json, or a line with a file_name in metadata.jsonl.
     """

@@ -36,7 +36,7 @@ _collection = click.option("-c", "--collection", default="default", show_default
 def list_items(
     context: click.Context, /, collection: str, modality: str | None, limit: int, whole: bool, as_json: bool
 ) -> None:
-    """List stored items, in the order in which they were first stored."""
+    """List stored items, the first stored first."""
     with server(context) as space:
         options: ListOptions = {"collection": collection, "limit": _PAGE if whole else min(limit + 1, _PAGE)}
         if modality is not None:
@@ -79,7 +79,10 @@ def delete(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Delete stored items by their ids, by a filter on metadata, or a whole collection. Files stay as they are."""
+    """Delete stored items, or a whole collection.
+
+    By their ids, or by a filter on metadata. Files stay as they are.
+    """
     if bool(ids) + (filter_json is not None) + whole != 1:
         raise click.UsageError("say what to delete: ids, or --filter JSON, or --all")
     condition = None if filter_json is None else parsed_filter(filter_json)
@@ -115,7 +118,7 @@ def _ask(count: int | None, collection: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="A JSON object per collection, a line each.")
 @click.pass_context
 def collections(context: click.Context, /, as_json: bool) -> None:
-    """List the collections of a server, with the number of their items."""
+    """List collections, with the number of their items."""
     with server(context) as space:
         listed = space.collections()
     if as_json:
@@ -137,7 +140,10 @@ def collections(context: click.Context, /, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with what is opened.")
 @click.pass_context
 def open_page(context: click.Context, /, id: str | None, collection: str, media: Path | None, as_json: bool) -> None:
-    """Open the server's page in a browser; or the file of an item, or where that is not here the item's preview."""
+    """Open the server's page, or an item.
+
+    The page in a browser; of an item its file, or where that is not here the preview that the server keeps.
+    """
     with server(context) as space:
         if id is None:
             space.ready()  # or it says what to do

@@ -32,6 +32,13 @@ def names(*extras: str) -> set[str]:
     return {canonicalize_name(each.name) for each in BASE + [each for extra in extras for each in EXTRAS[extra]]}
 
 
+def names_of_client() -> set[str]:
+    """The packages that the client asks for, with its extra for the command."""
+    client = tomllib.loads((ROOT / "isthmus_client/pyproject.toml").read_text())["project"]
+    lines = [*client["dependencies"], *client["optional-dependencies"]["cli"]]
+    return {canonicalize_name(Requirement(line).name) for line in lines}
+
+
 def make(*arguments: str) -> str:
     # Under `make test` a make would call itself a part of that one, and speak of folders.
     alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
@@ -102,7 +109,7 @@ def test_every_dependency_is_pinned_and_from_the_default_index() -> None:
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line) for line in lines)
     assert lines == sorted(lines, key=lambda line: line.partition("==")[0])
     pinned = {Requirement(line).name for line in lines}
-    assert names(*EXTRAS) - OURS <= pinned
+    assert (names(*EXTRAS) | names_of_client()) - OURS <= pinned
 
 
 def test_torch_is_asked_for_by_exactly_its_version_and_only_for_training() -> None:
@@ -121,11 +128,7 @@ def test_torch_is_asked_for_by_exactly_its_version_and_only_for_training() -> No
 )
 def test_what_is_imported_is_declared(package: str, extras: tuple[str, ...]) -> None:
     # A Milvus in the process, for whoever installs one.
-    declared = names(*extras) | {"milvus-lite"}
-    if package == "isthmus_client":  # a distribution of its own
-        project = tomllib.loads((ROOT / package / "pyproject.toml").read_text())["project"]
-        lines = [*project["dependencies"], *project["optional-dependencies"]["cli"]]
-        declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    declared = names_of_client() if package == "isthmus_client" else names(*extras) | {"milvus-lite"}
     providers = packages_distributions()
     undeclared = set()
     for file in (ROOT / package).rglob("*.py"):
