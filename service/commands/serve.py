@@ -64,10 +64,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
             parser.add_argument("--previews", action=argparse.BooleanOptionalAction, help=what)
         else:
             parser.add_argument(f"--{name}", metavar=name.upper(), help=what)
+    parser.add_argument(
+        "--media",
+        metavar="FOLDER",
+        action="append",
+        help="a folder whose files the page may show as they are; repeatable",
+    )
     parser.add_argument("--starter", metavar="NAME", help="an installed starter other than the default, such as free")
 
 
-def run(bundle: str | None, starter: str | None, **flags: str | bool | None) -> int:
+def run(bundle: str | None, starter: str | None, **flags: str | bool | list[str] | None) -> int:
     serve(read_settings(bundle=starters.chosen(bundle, starter), **flags))
     return 0
 

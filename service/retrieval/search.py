@@ -4,9 +4,12 @@ A query may be any input, a vector, a stored item, or a weighted sum of these. W
 of the store; with one, candidates come from the store and are put in order here.
 """
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -19,12 +22,14 @@ from service.engine.embedder import Embedder
 from service.engine.inputs import Input, Text, unknown_warning
 from service.engine.token_vectors import TokenEmbedder
 from service.errors import InputFailed, InvalidRequest
+from service.retrieval import chance
+from service.retrieval.chance import BackgroundQueries
 from service.retrieval.late_interaction import heat, maxsim, transport
 from service.retrieval.ranking import distinct, diverse, fuse
 from service.runtime.fair import FairSemaphore
 from service.runtime.timings import timed
 from service.schemas.search import FUSED
-from service.store import Effort, Filter, Hit, Item, Moment, Shown, Store
+from service.store import Background, Effort, Filter, Hit, Item, Moment, Shown, Store
 from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
 
 Content = Input | NDArray[np.floating] | str
@@ -35,6 +40,8 @@ _CANCELLED = 1e-6
 """Length of a sum of unit vectors (the largest weight scaled to 1) below which its direction is rounding noise."""
 _DEEPEST = 4_000
 """Largest number of candidates of one query that are read to find enough without duplicates."""
+_SURELY = math.log(0.05)
+"""Logarithm of how many items would be as similar by chance, at most, for a result to be surely none by chance."""
 _AT_ONCE = 8
 """Number of queries whose candidates are sorted at once: twice as many as the store reads at once. More would only
 take memory, and turns of the event loop."""
@@ -90,6 +97,11 @@ class Result:
     explanation: Mapping[str, Any] | None = None
     shown: Shown | None = None
     """The item's preview, where it was asked for and exists."""
+    similarity: float = 0.0
+    """Cosine similarity, whatever the score is."""
+    confidence: float | None = None
+    """The chance that no item of its kind would be as alike by chance; None where that was not asked for, or cannot be
+    judged."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +162,7 @@ class Searcher:
         self._embedder = embedder
         self._store = store
         self._tokens = tokens
+        self._background = BackgroundQueries(embedder)
         self._places = FairSemaphore(_AT_ONCE + 1, per_caller=_AT_ONCE)
 
     async def search(
@@ -165,6 +178,8 @@ class Searcher:
         explain: bool = False,
         with_vector: bool = False,
         with_shown: bool = False,
+        judged: bool = False,
+        balance: bool = False,
         caller: Caller = PROCESS,
         field: str = "queries",
         warn: Callable[[str], None] = lambda _: None,
@@ -173,20 +188,49 @@ class Searcher:
 
         Raises NotFound (collection, or an id in a query), InvalidRequest (an ordering that this bundle or collection
         does not allow) and InputFailed; `field` is what the request calls the queries: "query" where there is only one.
+        `judged`: with confidences. `balance`: the `top_k` best of each modality, in the order of what is least likely
+        by chance; it goes with no ordering and no explanation.
         """
         scope = _Scope(collection, modalities, filter, effort, caller, field)
         asked = await self._asked(queries, scope, warn)
         ordering = ordering or Ordering()
         if ordering == Ordering() and not explain:
-            hits_by_query = await self._nearest(asked, top_k, scope, with_vector=with_vector, with_shown=with_shown)
-            return [
-                [Result(hit.item, hit.score, hit.moment, shown=hit.shown) for hit in hits] for hits in hits_by_query
+            hits_by_query = await self._nearest(
+                asked, top_k, scope, with_vector=with_vector, with_shown=with_shown, by_modality=balance
+            )
+            results = [
+                [Result(hit.item, hit.score, hit.moment, shown=hit.shown, similarity=hit.score) for hit in hits]
+                for hits in hits_by_query
             ]
+            if judged or balance:
+                results = await self._judged(asked, results, scope, top_k if balance else None)
+            return results
         results = await self._ordered(asked, scope, ordering, top_k, explain)
+        if judged:
+            results = await self._judged(asked, results, scope)
         if with_shown:
             shown = await self._store.shown(collection, list({one.item.id for best in results for one in best}))
             results = [[replace(one, shown=shown.get(one.item.id)) for one in best] for best in results]
         return results
+
+    async def _judged(
+        self, asked: Sequence[_Asked], results: list[list[Result]], scope: _Scope, balanced: int | None = None
+    ) -> list[list[Result]]:
+        """Add confidences to the results of queries that are texts; `balanced`: keep so many of each modality, what is
+        least likely by chance first, and then what cannot be judged."""
+        textual = [all(isinstance(content, Text) for content, _ in parts(query.query)) for query in asked]
+        background: dict[str, Background] = {}
+        if any(textual):
+            background = await self._store.background(scope.collection, await self._background.vectors())
+        answers = []
+        for text, best in zip(textual, results, strict=True):
+            of = background if text else {}
+            if balanced is not None:
+                best = _balanced(best, of, balanced)
+            answers.append(
+                [replace(one, confidence=chance.confidence(one.similarity, of.get(one.item.modality))) for one in best]
+            )
+        return answers
 
     async def _ordered(
         self, asked: Sequence[_Asked], scope: _Scope, ordering: Ordering, top_k: int, explain: bool
@@ -213,7 +257,13 @@ class Searcher:
                     chosen = await self._embedder.in_worker(diversifying)
             results.append(
                 [
-                    Result(one.item, one.score, one.moment, _explanation(one, query, ordering) if explain else None)
+                    Result(
+                        one.item,
+                        one.score,
+                        one.moment,
+                        _explanation(one, query, ordering) if explain else None,
+                        similarity=one.similarity,
+                    )
                     for one in chosen[:top_k]
                 ]
             )
@@ -438,6 +488,22 @@ class Searcher:
             stored_id = query if isinstance(query, str) else None
             asked.append(_Asked(vector, np.stack(vectors), weights, stored_id, query))
         return asked
+
+
+def _balanced(results: list[Result], background: Mapping[str, Background], count: int) -> list[Result]:
+    """Keep the `count` first results of each modality, and put what is least likely by chance first. Among what is
+    surely no chance the modalities take turns; what cannot be judged comes last."""
+    ranked = []
+    places: Counter[str] = Counter()
+    for result in results:
+        modality = result.item.modality
+        if places[modality] < count:
+            logarithm = chance.log_expected(result.similarity, background.get(modality))
+            coarse = math.inf if logarithm is None else max(logarithm, _SURELY)
+            turn = places[modality] if coarse == _SURELY else 0
+            ranked.append(((coarse, turn, logarithm or 0.0, -result.similarity), result))
+            places[modality] += 1
+    return [result for _, result in sorted(ranked, key=itemgetter(0))]
 
 
 def parts(query: Query) -> list[tuple[Content, float]]:

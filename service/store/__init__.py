@@ -4,6 +4,8 @@ sqlite.py   one process, one directory: durable rows in SQLite, and the indexes 
 milvus/     many processes over one Milvus
 """
 
+from service.store.background import Background
+from service.store.browsing import Facets, Order
 from service.store.errors import SpaceMismatch, StoreDamaged, StoreError, StoreInUse
 from service.store.filters import Filter, parse
 from service.store.interface import Hit, Part, Store
@@ -17,15 +19,18 @@ from service.store.sqlite import SqliteStore
 __all__ = [
     "DEFAULT_COLLECTION",
     "PRECISIONS",
+    "Background",
     "Collection",
     "Effort",
     "Entry",
+    "Facets",
     "Filter",
     "Hit",
     "Item",
     "Kind",
     "LabelSet",
     "Moment",
+    "Order",
     "Part",
     "Precision",
     "Preview",
