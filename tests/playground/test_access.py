@@ -7,10 +7,10 @@ from typing import Any, Literal
 import httpx
 from playwright.sync_api import Page, expect
 
-from tests.playground.conftest import AXE, DESKTOP, PHONE, shoot
+from tests.playground.conftest import AXE, DESKTOP, PHONE, WIDE, shoot
 
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-SIZES = {"desktop": DESKTOP, "phone": PHONE}
+SIZES = {"desktop": DESKTOP, "phone": PHONE, "wide": WIDE}
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
@@ -44,16 +44,24 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(
                 shoot(page, f"{size}-{scheme}-{view}")
         page.set_viewport_size(DESKTOP)
 
-    expect(page.locator("#results .card")).to_have_count(12)
+    expect(page.locator("#results .card")).to_have_count(25)
     checked("home")
     page.get_by_label("Words to search for").fill("rain and coffee")
     page.set_input_files("#file", [media / "photographs/coffee.jpg", media / "sounds/rain.wav"])
-    expect(page.locator("#found")).to_contain_text("24 results")
+    expect(page.locator("#found")).to_contain_text("Best first")
     checked("search")
+    page.locator("#results .open").first.click()
+    expect(page.locator("#facts")).to_contain_text("Stored here")
+    checked("detail")
+    page.keyboard.press("Escape")
     page.get_by_role("button", name="Filters").click()
     page.locator("#search-request summary").click()
     checked("search-more")
+    page.get_by_role("link", name="Browse").click()
+    expect(page.locator("#browse-items .card")).to_have_count(25)
+    checked("browse")
     page.get_by_role("link", name="Classify").click()
+    page.get_by_text("Teach the labels by examples").click()
     page.set_input_files("#classify-file", [media / "photographs/coffee.jpg", media / "sounds/rain.wav"])
     expect(page.locator(".verdict")).to_have_count(2)
     checked("classify")
@@ -75,8 +83,8 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(
 
 
 def test_every_width_fits(page: Page) -> None:
-    expect(page.locator("#results .card")).to_have_count(12)
-    for view in ("Search", "Classify", "Map", "Add"):
+    expect(page.locator("#results .card")).to_have_count(25)
+    for view in ("Search", "Browse", "Classify", "Map", "Add"):
         page.get_by_role("link", name=view, exact=True).click()
         for width in (320, 600, 768, 1024, 1920):
             page.set_viewport_size({"width": width, "height": 700})
