@@ -131,6 +131,10 @@ class Settings(BaseSettings):
     """Keep a small preview of every image and sound that is stored from now on: a picture of at most 480 pixels, the
     first 20 seconds. Previews are in the store and its backups, and whoever may search may see them. Without them no
     media of a client are kept."""
+    media: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders whose files may be read by GET /media/ID, with commas between: whoever may search sees the originals of
+    items, and whoever may also write can read every file below that is not hidden. Links are not followed. `serve`
+    takes --media once for each folder. Unset, no original file is given out."""
     host: str = "127.0.0.1"
     """Address to listen at. 0.0.0.0 means all addresses of this machine."""
     port: int = Field(default=8000, ge=0, le=65_535)
@@ -264,6 +268,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "more_bundles",
+        "media",
         "model_aliases",
         "bundle_signers",
         "modalities",

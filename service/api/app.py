@@ -28,6 +28,7 @@ from service.api.routes import (
     items,
     jobs,
     label_sets,
+    media,
     models,
     openai,
     playground,
@@ -64,6 +65,7 @@ ROUTERS = (
     label_sets.router,
     items.router,
     previews.router,
+    media.router,
     jobs.router,
     collections.router,
     score.router,
@@ -96,10 +98,13 @@ def open_parts(settings: Settings) -> Parts:
     """Read and open what the settings name. Slow: not for an event loop.
 
     Raises BundleError, TowerError, StoreError, KeysError, and SettingsError where two bundles have one name, an alias
-    names none, or Redis refuses what its URL says.
+    names none, a folder of media is none, or Redis refuses what its URL says.
     """
     if settings.redis_url is not None:
         check_redis(settings.redis_url)
+    for folder in settings.media:
+        if not folder.is_dir():
+            raise SettingsError(f"ISTHMUS_MEDIA: {folder} is no folder: name one that holds the files of your items")
     keys = None if settings.keys is None else Keyring.open(settings.keys)
     fetching = fetch_config(settings)
     models: dict[str, Opened] = {}

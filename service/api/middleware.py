@@ -194,6 +194,10 @@ class Prefix:
         return f"{there}?{to.query}" if to.query else there
 
 
+HEAD = "isthmus.head"
+"""Key in the scope of a GET that is answered without its body: a route may then leave out making it."""
+
+
 class Heads:
     """Answers HEAD as GET; the protocol leaves the body out."""
 
@@ -204,7 +208,7 @@ class Heads:
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self.app(scope, receive, send)
             return
-        asked = {**scope, "method": "GET"}
+        asked = {**scope, "method": "GET", HEAD: True}
         try:
             await self.app(asked, receive, send)
         finally:

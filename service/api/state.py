@@ -27,6 +27,8 @@ from service.runtime.workers import Workers
 from service.settings import Settings
 from service.store import Store
 
+_MEDIA_READERS = 4
+
 
 @dataclass(frozen=True)
 class State:
@@ -52,6 +54,8 @@ class State:
     readers: Workers = field(default_factory=lambda: Workers("read", spare=1))
     """Threads that read large bodies, one of a caller at a time, because reading holds the interpreter's lock; not the
     event loop, where a flood of bodies would keep all other requests waiting."""
+    media_readers: Workers = field(default_factory=lambda: Workers("media", _MEDIA_READERS, spare=1))
+    """Threads that read the files of `media`, which may lie on a slow disk."""
     readiness: SingleFlight[JSON] = field(default_factory=SingleFlight)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while the server works for the last time before it ends."""
@@ -82,6 +86,7 @@ class State:
         """Answer everyone who waits for a vector or a map with NotReady."""
         self.maps.close()
         self.readers.close(wait=False)
+        self.media_readers.close(wait=False)
         await asyncio.gather(*(model.embedder.close() for model in self.models.values()))
 
     def begin_close(self) -> None:

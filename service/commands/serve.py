@@ -57,10 +57,11 @@ FLAGS = (
 def configure(parser: argparse.ArgumentParser) -> None:
     for name in FLAGS:
         parser.add_argument(f"--{name}", metavar=name.upper())
+    parser.add_argument("--media", metavar="FOLDER", action="append", help="may be there several times")
     parser.add_argument("--starter", metavar="NAME", help="an installed starter other than the default, such as free")
 
 
-def run(bundle: str | None, starter: str | None, **flags: str | None) -> int:
+def run(bundle: str | None, starter: str | None, **flags: str | list[str] | None) -> int:
     serve(read_settings(bundle=starters.chosen(bundle, starter), **flags))
     return 0
 

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from service.engine.inputs import Input, StoredModality
+from service.errors import InvalidRequest
 from service.schemas.embed import InputProblem
 from service.schemas.inputs import A_FILE, File, RequestModel, at_most, present, read_as
 from service.settings import Limits
@@ -113,6 +114,17 @@ Filter = Annotated[
         }
     ),
 ]
+
+
+def read_filter(text: str) -> filters.Filter:
+    """Read a filter that is written as JSON in a query parameter. Raises InvalidRequest."""
+    try:
+        return _parsed(orjson.loads(text))
+    except ValueError as error:  # JSONDecodeError is one
+        why = "it is not JSON" if isinstance(error, orjson.JSONDecodeError) else str(error)
+        raise InvalidRequest(f"filter: {why}") from None
+
+
 MetadataKey = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(storable_text)]
 
 
@@ -326,6 +338,26 @@ class ItemResponse(StoredItem):
 class PageResponse(BaseModel):
     items: list[ItemResponse]
     next_cursor: str | None = Field(description="null on the last page")
+    total: int | None = Field(default=None, description="Number of items of all pages, where `include` asks for it.")
+
+
+class FacetValue(BaseModel):
+    value: str | int | float | bool | None
+    count: int
+
+
+class Facet(BaseModel):
+    """How often a metadata key holds each value."""
+
+    values: list[FacetValue] = Field(description="The most frequent first, at most 1,000.")
+    missing: int = Field(description="Items without the key, or with a list or an object there.")
+    more: int = Field(description="Number of values that are not listed.")
+
+
+class FacetsResponse(BaseModel):
+    total: int
+    modalities: dict[StoredModality, int]
+    facets: dict[str, Facet]
 
 
 class DeletedResponse(BaseModel):

@@ -4,6 +4,7 @@ sqlite.py   one process, one directory: durable rows in SQLite, and the indexes 
 milvus/     many processes over one Milvus
 """
 
+from service.store.browsing import Facets, Order
 from service.store.errors import SpaceMismatch, StoreDamaged, StoreError, StoreInUse
 from service.store.filters import Filter, parse
 from service.store.interface import Hit, Part, Store
@@ -20,12 +21,14 @@ __all__ = [
     "Collection",
     "Effort",
     "Entry",
+    "Facets",
     "Filter",
     "Hit",
     "Item",
     "Kind",
     "LabelSet",
     "Moment",
+    "Order",
     "Part",
     "Precision",
     "Preview",

@@ -188,6 +188,23 @@ class Columns:
         chosen = keys == key
         return rows[chosen], kinds[chosen], values[chosen]
 
+    def numbers(self, name: str, count: int) -> NDArray[np.float64]:
+        """Return the number that each of the first `count` rows holds under a key, NaN where it holds none."""
+        rows, kinds, values = self.scalars(name, count)
+        numbers = np.full(count, np.nan)
+        for kind, dtype in ((_NUMBER, np.float64), (_WIDE, np.int64)):
+            numbers[rows[kinds == kind]] = values[kinds == kind].view(dtype)
+        return numbers
+
+    def scalars(self, name: str, count: int) -> tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.int64]]:
+        """Return rows, types and values of the cells of a key in the first `count` rows, without lists and objects.
+        Two of the same type and value hold the same."""
+        rows, kinds, values = self._of(name)
+        end = int(np.searchsorted(rows, np.uint32(count)))
+        rows, kinds, values = rows[:end], kinds[:end], values[:end]
+        scalar = (kinds != _LIST) & (kinds != _OBJECT)
+        return rows[scalar], kinds[scalar], values[scalar]
+
     def select(self, filter: Filter, among: Mask, scan: Scan) -> Mask:
         """Return the rows that are set in `among` and pass the filter."""
         match filter:

@@ -217,7 +217,7 @@ class Index:
     def matching(self, filter: Filter, reader: Reader, views: Mapping[str, View] | None = None) -> Keys:
         """The slots whose metadata pass, ascending, of the views of now or of those given."""
         views = self._views if views is None else views
-        selected = [view.slots[_select(view, filter, reader)] for view in views.values()]
+        selected = [view.slots[select(view, filter, reader)] for view in views.values()]
         return np.sort(np.concatenate([_NOTHING, *selected]))
 
     def views(self) -> Mapping[str, View]:
@@ -354,7 +354,7 @@ def _search(
     """Return scores and row numbers (Q, N), unordered, of the index and of each block; row -1 is no result."""
     allowed = view.alive if view.dead or filter is not None else None
     if filter is not None:
-        allowed = _select(view, filter, reader)
+        allowed = select(view, filter, reader)
     results = []
     if view.built is not None:
         results.append(_in_index(view, view.built, queries, count, allowed, effort, reader))
@@ -370,7 +370,7 @@ def _search(
     return results
 
 
-def _select(view: View, filter: Filter, reader: Reader) -> Mask:
+def select(view: View, filter: Filter, reader: Reader) -> Mask:
     """Return the rows that are live and pass the filter."""
 
     def scan(rows: Keys, text: str) -> Iterable[tuple[int, Mapping[str, Any]]]:

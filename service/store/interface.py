@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from service.contract.vectors import Vectors
+from service.store.browsing import Facets, Order
 from service.store.filters import Filter
 from service.store.kinds import Effort, Kind, Precision, Wanted
 from service.store.labels import LabelSet
@@ -76,13 +77,27 @@ class Store(Protocol):
         """Return stored vectors (D,) by id."""
 
     async def page(
-        self, collection: str | None, modality: str | None, cursor: str | None, limit: int
+        self,
+        collection: str | None,
+        modality: str | None,
+        cursor: str | None,
+        limit: int,
+        *,
+        filter: Filter | None = None,
+        order: Order | None = None,
     ) -> tuple[list[Item], str | None]:
         """Return items in a stable order, and the cursor of the next page, None at the end.
 
-        The order is that of the first writing in SQLite, and by collection and id in Milvus. Raises InvalidRequest for
-        a cursor that no page came with.
+        The order is that of the first writing in SQLite, and by collection and id in Milvus. With a filter or an order,
+        for which a collection is named, it is that of browsing.Order. Raises InvalidRequest for a cursor that no page
+        came with, and where a store has neither filter nor order.
         """
+
+    async def facets(
+        self, collection: str, keys: Sequence[str] = (), *, modality: str | None = None, filter: Filter | None = None
+    ) -> Facets:
+        """Count the items that pass the filter, those of each modality, and those with each value of metadata keys.
+        Raises InvalidRequest where a store cannot."""
 
     async def delete(self, collection: str, ids: Sequence[str]) -> int:
         """Delete items with their moments, and return how many of them existed."""

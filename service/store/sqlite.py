@@ -19,7 +19,8 @@ from service.contract.vectors import Vectors
 from service.errors import InvalidRequest, NotFound, NotReady
 from service.runtime.disk import Disk
 from service.runtime.workers import Workers, abandoned
-from service.store import keywords, labels, moments, previews, rows, schema, snapshot, tokens
+from service.store import browsing, keywords, labels, moments, previews, rows, schema, snapshot, tokens
+from service.store.browsing import Facets, Order
 from service.store.builder import Builder
 from service.store.columns import reads_rows
 from service.store.errors import StoreDamaged, StoreError, StoreInUse
@@ -319,7 +320,14 @@ class SqliteStore:
         return await self._read(read)
 
     async def page(
-        self, collection: str | None, modality: str | None, cursor: str | None, limit: int
+        self,
+        collection: str | None,
+        modality: str | None,
+        cursor: str | None,
+        limit: int,
+        *,
+        filter: Filter | None = None,
+        order: Order | None = None,
     ) -> tuple[list[Item], str | None]:
         def read(connection: sqlite3.Connection) -> tuple[list[Item], str | None]:
             key = None if collection is None else _collection_key(connection, collection)
@@ -328,7 +336,37 @@ class SqliteStore:
             )
             return items, None if last is None else rows.cursor(last)
 
-        return await self._read(read)
+        def read_ordered(connection: sqlite3.Connection) -> tuple[list[Item], str | None]:
+            assert collection is not None
+            with self._one_moment(connection, collection) as seen:
+                key, reader, views = self._browsed(connection, seen, collection, modality)
+                slots, more = browsing.page(views, filter, order or Order(), cursor, limit, reader)
+                items = rows.items_by_slot(connection, key, collection, set(slots), with_vector=False)
+            return [items[slot] for slot in slots], more
+
+        if filter is None and order is None:
+            return await self._read(read)
+        if collection is None:
+            raise InvalidRequest("filter, sort and order go with a collection")
+        return await self._run(read_ordered)
+
+    async def facets(
+        self, collection: str, keys: Sequence[str] = (), *, modality: str | None = None, filter: Filter | None = None
+    ) -> Facets:
+        def read(connection: sqlite3.Connection) -> Facets:
+            with self._one_moment(connection, collection) as seen:
+                _, reader, views = self._browsed(connection, seen, collection, modality)
+                return browsing.facets(views, keys, filter, reader)
+
+        return await self._run(read)
+
+    def _browsed(
+        self, connection: sqlite3.Connection, seen: _Seen, collection: str, modality: str | None
+    ) -> tuple[int, SlotReader, Mapping[str, View]]:
+        """Return the key of a collection, a reader of its rows, and its views: of one modality where it is named."""
+        key, _, views = seen[collection]
+        chosen = {name: view for name, view in views.items() if modality is None or name == modality}
+        return key, SlotReader(connection, key, self._dimensions), chosen
 
     async def delete(self, collection: str, ids: Sequence[str]) -> int:
         def write(transaction: Transaction) -> int:

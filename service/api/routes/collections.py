@@ -8,7 +8,9 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.api.reading import reader
 from service.api.responses import JSON
+from service.api.routes.items import FilterText
 from service.api.state import State, StateDep
+from service.engine.inputs import StoredModality
 from service.errors import InvalidRequest
 from service.retrieval.projection import MOST_POINTS, Map
 from service.schemas.items import (
@@ -16,8 +18,11 @@ from service.schemas.items import (
     CollectionRequest,
     CollectionResponse,
     CollectionsResponse,
+    FacetsResponse,
     MapResponse,
+    MetadataKey,
     Name,
+    read_filter,
 )
 from service.store import Collection, Part, Wanted, moments
 
@@ -38,6 +43,28 @@ async def list_collections(state: StateDep) -> CollectionsResponse:
 @router.get("/collections/{name}")
 async def get_collection(name: Name, state: StateDep) -> CollectionResponse:
     return await _described_whole(name, state)
+
+
+@router.get("/collections/{name}/facets", response_model=FacetsResponse)
+async def count_values(
+    name: Name,
+    state: StateDep,
+    key: Annotated[list[MetadataKey] | None, Query(max_length=8, description="Metadata keys.")] = None,
+    filter: FilterText = None,
+    modality: StoredModality | None = None,
+) -> JSON:
+    """Count the items that pass a filter, those of each modality, and those with each value of the keys."""
+    condition = None if filter is None else read_filter(filter)
+    counted = await state.store.facets(name, list(dict.fromkeys(key or [])), modality=modality, filter=condition)
+    facets = {
+        name: {
+            "values": [{"value": value, "count": count} for value, count in values.counts],
+            "missing": values.missing,
+            "more": values.more,
+        }
+        for name, values in counted.values.items()
+    }
+    return JSON({"total": counted.total, "modalities": counted.modalities, "facets": facets})
 
 
 @router.get("/collections/{name}/map", response_model=MapResponse)

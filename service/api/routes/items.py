@@ -11,7 +11,7 @@ from service.api.responses import JSON, previewed
 from service.api.state import CallerDep, StateDep
 from service.contract.errors import InputError
 from service.engine.inputs import StoredModality
-from service.errors import NotFound, input_problem
+from service.errors import InvalidRequest, NotFound, input_problem
 from service.retrieval.indexing import NewItem, index_items
 from service.runtime.timings import timed
 from service.schemas.embed import InputProblem
@@ -22,13 +22,15 @@ from service.schemas.items import (
     ItemResponse,
     ItemsRequest,
     ItemsResponse,
+    MetadataKey,
     Name,
     PageResponse,
     RefusedItem,
     StoredItem,
     place_items,
+    read_filter,
 )
-from service.store import DEFAULT_COLLECTION, Entry, Item
+from service.store import DEFAULT_COLLECTION, Entry, Item, Order
 
 router = APIRouter(tags=["items"])
 
@@ -70,6 +72,11 @@ async def upsert_items(body: Items, state: StateDep, caller: CallerDep, priority
     return ItemsResponse(upserted=sum(isinstance(result, Entry) for result in made), items=answers)
 
 
+FilterText = Annotated[
+    str | None, Query(max_length=16_384, description="A filter over the metadata as in /search, written as JSON.")
+]
+
+
 @router.get("/items", response_model=PageResponse)
 async def list_items(
     state: StateDep,
@@ -77,18 +84,35 @@ async def list_items(
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
     collection: Name | None = None,
     modality: StoredModality | None = None,
-    include: Literal["preview"] | None = None,
+    filter: FilterText = None,
+    sort: Annotated[
+        MetadataKey | None, Query(description="A metadata key that holds numbers; items without one come last.")
+    ] = None,
+    order: Literal["asc", "desc"] | None = None,
+    include: Annotated[list[Literal["preview", "total"]] | None, Query(max_length=2)] = None,
 ) -> JSON:
-    """List items in the order in which they were first stored (in Milvus by id), of one collection or of all."""
-    items, more = await state.store.page(collection, modality, cursor, limit)
+    """List items in the order in which they were first stored (in Milvus by id), of one collection or of all.
+
+    With `filter`, `sort` or `order`, which go with a collection: in the order of `sort`, or of when they were last
+    written. An item that is not written meanwhile is on exactly one page. A cursor goes with the same parameters.
+    """
+    fields = include or []
+    condition = None if filter is None else read_filter(filter)
+    by = None if sort is None and order is None else Order(sort, order == "desc")
+    items, more = await state.store.page(collection, modality, cursor, limit, filter=condition, order=by)
     described = [_described(item) for item in items]
-    if include == "preview":
+    if "preview" in fields:
         for name in {item.collection for item in items}:
             members = [each for each in described if each["collection"] == name]
             shown = await state.store.shown(name, [each["id"] for each in members])
             for each in members:
                 each["preview"] = previewed(shown.get(each["id"]))
-    return JSON({"items": described, "next_cursor": more})
+    answer: dict[str, Any] = {"items": described, "next_cursor": more}
+    if "total" in fields:
+        if collection is None:
+            raise InvalidRequest("include=total goes with a collection")
+        answer["total"] = (await state.store.facets(collection, modality=modality, filter=condition)).total
+    return JSON(answer)
 
 
 @router.post("/items/delete", openapi_extra=documented(DeleteItemsRequest))

@@ -21,6 +21,7 @@ from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
 from service.errors import InvalidRequest, NotFound, NotReady
 from service.store import moments
+from service.store.browsing import Facets, Order
 from service.store.errors import StoreError
 from service.store.filters import Filter, Is, passes
 from service.store.interface import Hit, Part
@@ -130,9 +131,23 @@ class MilvusStore:
             found[id] = np.asarray(row["vector"], np.float32)
         return found
 
+    async def facets(
+        self, collection: str, keys: Sequence[str] = (), *, modality: str | None = None, filter: Filter | None = None
+    ) -> Facets:
+        raise InvalidRequest("facets: a Milvus store does not count values")
+
     async def page(
-        self, collection: str | None, modality: str | None, cursor: str | None, limit: int
+        self,
+        collection: str | None,
+        modality: str | None,
+        cursor: str | None,
+        limit: int,
+        *,
+        filter: Filter | None = None,
+        order: Order | None = None,
     ) -> tuple[list[Item], str | None]:
+        if filter is not None or order is not None:
+            raise InvalidRequest("filter, sort, order: a Milvus store lists items by their ids only")
         every = [described.name for described in await self._described() if not described.name.startswith(".")]
         names = every if collection is None else [collection]
         first, after = ("", "") if cursor is None else _place(cursor)

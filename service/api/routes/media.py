@@ -1,0 +1,90 @@
+"""GET /media/{id}."""
+
+import re
+from collections.abc import AsyncIterator
+from functools import partial
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import StreamingResponse
+
+from service.api.middleware import HEAD
+from service.api.state import State, StateDep
+from service.engine.originals import OTHER, Original, open_original
+from service.errors import NotFound
+from service.schemas.items import ItemId, Name
+from service.store import DEFAULT_COLLECTION
+
+router = APIRouter(tags=["items"])
+
+_CHUNK_BYTES = 256 * 1024
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_NO_ROOT = (
+    "this server gives out no original files: start it with --media FOLDER (ISTHMUS_MEDIA), and the files below that "
+    "folder can be read"
+)
+
+
+@router.get(
+    "/media/{id:path}",
+    response_class=Response,
+    responses={
+        200: {"content": {"application/octet-stream": {}}},
+        206: {"description": "A part of the file: Range asked for it"},
+        304: {"description": "It is as it was"},
+        416: {"description": "The file has no such part"},
+    },
+)
+async def get_media(id: ItemId, request: Request, state: StateDep, collection: Name = DEFAULT_COLLECTION) -> Response:
+    """Return the file that an item was made from, where it lies below a folder that the setting `media` names, else
+    404. Takes Range for one part. What is no picture, sound or video comes as a file to be saved."""
+    if not state.settings.media:
+        raise NotFound(_NO_ROOT)
+    item = await state.store.get(collection, id)
+    opening = partial(open_original, state.settings.media, id, item.metadata)
+    original = await state.media_readers.run(opening)
+    if original is None:
+        raise NotFound(
+            f"no file of the item {id!r} lies below the folders of --media, or it was changed since it was indexed: "
+            "run `isthmus index` again"
+        )
+    return _answer(original, id, request, state)
+
+
+def _answer(original: Original, id: str, request: Request, state: State) -> Response:
+    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{original.tag}"', "Accept-Ranges": "bytes"}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    if original.media_type == OTHER:
+        headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(id.rpartition('/')[2], safe='')}"
+    start, end, status = 0, original.size, 200
+    if (part := _RANGE.fullmatch(request.headers.get("range", ""))) and request.headers.get(
+        "if-range", headers["ETag"]
+    ) == headers["ETag"]:
+        bounds = _bounds(part[1], part[2], original.size)
+        if bounds is None:
+            return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{original.size}"})
+        (start, end), status = bounds, 206
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{original.size}"
+    headers["Content-Length"] = str(end - start)
+    if request.scope.get(HEAD):
+        return Response(status_code=status, headers=headers, media_type=original.media_type)
+    return StreamingResponse(_read(original, start, end, state), status, headers, original.media_type)
+
+
+def _bounds(first: str, last: str, size: int) -> tuple[int, int] | None:
+    """Return the start and the end of the part that a Range names; None where the file has no byte of it."""
+    if first:
+        start, end = int(first), min(int(last) + 1, size) if last else size
+    else:  # so many of the last bytes
+        start, end = max(0, size - int(last or 0)), size
+    return (start, end) if start < end else None
+
+
+async def _read(original: Original, start: int, end: int, state: State) -> AsyncIterator[bytes]:
+    while start < end:
+        data = await state.media_readers.run(partial(original.read, start, min(_CHUNK_BYTES, end - start)))
+        if not data:  # it is shorter by now: the connection is closed, which says that the answer is not whole
+            return
+        yield data
+        start += len(data)

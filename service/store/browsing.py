@@ -1,0 +1,136 @@
+"""Items in an order, and how many there are of each value of a metadata key: from the views in memory.
+
+Both take a few passes over arrays, whatever the filter, and read only the rows that they answer with.
+"""
+
+import base64
+import binascii
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import InvalidRequest
+from service.store.filters import Filter, Scalar
+from service.store.index import Reader, View, select
+
+MOST_VALUES = 1_000
+"""Largest number of values of one key that are counted out."""
+_CURSOR = struct.Struct("<cdq")
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of a page of items: by a metadata key that holds numbers, or by when they were last written."""
+
+    key: str | None = None
+    descending: bool = False
+
+
+@dataclass(frozen=True)
+class Values:
+    """How often a metadata key holds each value."""
+
+    counts: Sequence[tuple[Scalar, int]]
+    """Values, the most frequent first."""
+    missing: int
+    """Items without the key, or with a list or an object there."""
+    more: int
+    """Number of values that are not among the counts."""
+
+
+@dataclass(frozen=True)
+class Facets:
+    total: int
+    modalities: Mapping[str, int]
+    values: Mapping[str, Values] = field(default_factory=dict)
+
+
+def page(
+    views: Mapping[str, View], filter: Filter | None, order: Order, cursor: str | None, limit: int, reader: Reader
+) -> tuple[list[int], str | None]:
+    """Return the slots of the next items in order, and the cursor of the page after them, None at the end.
+
+    Items whose key holds no number come last; equal ones are in the order in which they were last written. A cursor
+    holds the place of the last item: what is not written meanwhile comes once. Raises InvalidRequest for a cursor that
+    no such page came with.
+    """
+    slots, values = [np.empty(0, np.int64)], [np.empty(0)]
+    for view in views.values():
+        rows = np.flatnonzero(view.alive if filter is None else select(view, filter, reader))
+        slots.append(view.slots[rows])
+        held = slots[-1].astype(np.float64) if order.key is None else view.columns.numbers(order.key, view.count)[rows]
+        values.append(-held if order.descending else held)
+    all_slots, ranks = np.concatenate(slots), np.concatenate(values)
+    ranks[np.isnan(ranks)] = np.inf
+    if cursor is not None:
+        rank, slot = _place(cursor)
+        later = (ranks > rank) | ((ranks == rank) & (all_slots > slot))
+        all_slots, ranks = all_slots[later], ranks[later]
+    if len(ranks) > limit + 1:
+        # Few of many: only those that may be among them are sorted.
+        last = np.partition(ranks, limit)[limit]
+        equal = all_slots[ranks == last]
+        room = min(limit + 1 - int(np.count_nonzero(ranks < last)), len(equal))
+        near = (ranks < last) | ((ranks == last) & (all_slots <= np.partition(equal, room - 1)[room - 1]))
+        all_slots, ranks = all_slots[near], ranks[near]
+    first = np.lexsort((all_slots, ranks))[: limit + 1]
+    shown = first[:limit]
+    more = _cursor(float(ranks[shown[-1]]), int(all_slots[shown[-1]])) if len(first) > limit else None
+    return all_slots[shown].tolist(), more
+
+
+def facets(views: Mapping[str, View], keys: Sequence[str], filter: Filter | None, reader: Reader) -> Facets:
+    """Count the items that pass the filter: all, those of each modality, and those with each value of the keys."""
+    chosen = {
+        modality: view.alive if filter is None else select(view, filter, reader) for modality, view in views.items()
+    }
+    modalities = {modality: count for modality, mask in chosen.items() if (count := int(np.count_nonzero(mask)))}
+    total = sum(modalities.values())
+    values = {key: _values(views, chosen, key, total, reader) for key in keys}
+    return Facets(total, dict(sorted(modalities.items())), values)
+
+
+def _values(
+    views: Mapping[str, View], chosen: Mapping[str, NDArray[np.bool_]], key: str, total: int, reader: Reader
+) -> Values:
+    kinds, cells, slots = [], [], []
+    for modality, view in views.items():
+        rows, row_kinds, row_cells = view.columns.scalars(key, view.count)
+        there = chosen[modality][rows]
+        kinds.append(row_kinds[there])
+        cells.append(row_cells[there])
+        slots.append(view.slots[rows[there]])
+    pairs = np.empty(sum(map(len, kinds)), [("kind", np.uint8), ("cell", np.int64)])
+    if not len(pairs):
+        return Values((), total, 0)
+    pairs["kind"], pairs["cell"] = np.concatenate(kinds), np.concatenate(cells)
+    order = np.lexsort((pairs["cell"], pairs["kind"]))
+    ordered = pairs[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    counts = np.diff(np.append(starts, len(ordered)))
+    listed = np.argsort(-counts, kind="stable")[:MOST_VALUES]
+    # Texts are in the rows alone: one row of each says what it is.
+    examples = np.concatenate(slots)[order[starts[listed]]]
+    metadata = dict(reader.metadata(np.sort(examples), ""))
+    counted = [(metadata[int(slot)][key], int(counts[place])) for slot, place in zip(examples, listed, strict=True)]
+    counted.sort(key=lambda pair: (-pair[1], str(pair[0])))
+    return Values(counted, total - len(pairs), len(starts) - len(listed))
+
+
+def _cursor(rank: float, slot: int) -> str:
+    return base64.urlsafe_b64encode(_CURSOR.pack(b"o", rank, slot)).decode().rstrip("=")
+
+
+def _place(cursor: str) -> tuple[float, int]:
+    """Raises InvalidRequest for what _cursor() did not make."""
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        mark, rank, slot = _CURSOR.unpack(raw)
+    except (binascii.Error, ValueError, struct.error):
+        raise InvalidRequest("the cursor is not one that a page in this order came with") from None
+    if mark != b"o" or rank != rank:
+        raise InvalidRequest("the cursor is not one that a page in this order came with")
+    return rank, slot
