@@ -210,7 +210,8 @@ async function start() {
   await app.refresh();
   route();
   try {
-    const { models } = await send({ path: "/models" });
+    const { models, previews } = await send({ path: "/models" });
+    app.previews = previews ?? null;
     const [{ name, dimensions, towers }] = models;
     const all = app.collections.reduce((sum, each) => sum + each.count, 0);
     $("serving").textContent =

@@ -1,6 +1,6 @@
 // What is asked: the words, the parts beside them, the kinds and the conditions, as a request and as a state to keep.
 
-import { send } from "./api.js";
+import { pathOf, send } from "./api.js";
 import { $, el } from "./dom.js";
 import { filtersIn } from "./filters.js";
 import { keepFile, keptFile } from "./keeping.js";
@@ -48,6 +48,8 @@ export function asking({ changed, keys, collection }) {
     if (open) filters.open();
   }
 
+  const stored = (id) => send({ path: pathOf("/items", id), query: { collection: collection(), include: "preview" } }).catch(() => null);
+
   const kinds = () => boxes.filter((box) => box.checked).map((box) => box.value);
 
   const api = {
@@ -89,7 +91,7 @@ export function asking({ changed, keys, collection }) {
         collection: collection(),
       };
     },
-    /** Ask what a state says. Returns the names of files that this browser has no more. */
+    /** Ask what a state says. Returns what of it is no longer to be had, in words. */
     async apply(state) {
       words.value = state.words;
       parts.clear();
@@ -101,11 +103,14 @@ export function asking({ changed, keys, collection }) {
       const lost = [];
       for (const part of state.parts) {
         if (part.kind === "text") parts.add({ ...part, name: "another text" });
-        else if (part.kind === "item") parts.add({ ...part, name: nameOf(part), seen: part.seen });
-        else {
+        else if (part.kind === "item") {
+          const item = await stored(part.id);
+          if (item) api.addItem(item, part.weight);
+          else lost.push(`${nameOf(part)} is no longer in this collection`);
+        } else {
           const file = await keptFile(part.key);
           if (file) parts.add({ ...(await filePart(new File([file], part.name, { type: file.type }))), key: part.key, weight: part.weight });
-          else lost.push(part.name);
+          else lost.push(`${part.name} is no longer in this browser: drop it here again`);
         }
       }
       weighWords(state.weight);
@@ -119,7 +124,7 @@ export function asking({ changed, keys, collection }) {
     onlyKind(kind) {
       for (const box of boxes) box.checked = box.value === kind;
     },
-    addItem: (item) => parts.add({ kind: "item", id: item.id, modality: item.modality, seen: isSeen(item), name: nameOf(item) }),
+    addItem: (item, weight = 1) => parts.add({ kind: "item", id: item.id, weight, modality: item.modality, seen: isSeen(item), name: nameOf(item) }),
     addText() {
       weighWords();
       const part = parts.add({ kind: "text", text: "", name: "another text" });

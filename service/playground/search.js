@@ -323,9 +323,7 @@ export function searchView(app) {
       const state = read(query);
       const same = asked !== null && written({ ...state, collection: app.collection }) === asked;
       if (!same) {
-        const lost = await asker.apply(state);
-        const notes = lost.map((name) => `${name} is no longer in this browser: drop it here again`);
-        await run({ remember: false, notes });
+        await run({ remember: false, notes: await asker.apply(state) });
       }
       if (matchMedia("(hover: hover)").matches && document.activeElement === document.body) words.focus({ preventScroll: true });
     },
