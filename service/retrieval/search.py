@@ -4,6 +4,7 @@ A query may be any input, a vector, a stored item, or a weighted sum of these. W
 of the store; with one, candidates come from the store and are put in order here.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,12 +20,14 @@ from service.engine.embedder import Embedder
 from service.engine.inputs import Input, Text, unknown_warning
 from service.engine.token_vectors import TokenEmbedder
 from service.errors import InputFailed, InvalidRequest
+from service.retrieval import chance
+from service.retrieval.chance import BackgroundQueries
 from service.retrieval.late_interaction import heat, maxsim, transport
 from service.retrieval.ranking import distinct, diverse, fuse
 from service.runtime.fair import FairSemaphore
 from service.runtime.timings import timed
 from service.schemas.search import FUSED
-from service.store import Effort, Filter, Hit, Item, Moment, Shown, Store
+from service.store import Background, Effort, Filter, Hit, Item, Moment, Shown, Store
 from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
 
 Content = Input | NDArray[np.floating] | str
@@ -90,6 +93,11 @@ class Result:
     explanation: Mapping[str, Any] | None = None
     shown: Shown | None = None
     """The item's preview, where it was asked for and exists."""
+    similarity: float = 0.0
+    """Cosine similarity, whatever the score is."""
+    confidence: float | None = None
+    """The chance that no item of its kind would be as alike by chance; None where that was not asked for, or cannot be
+    judged."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,7 @@ class Searcher:
         self._embedder = embedder
         self._store = store
         self._tokens = tokens
+        self._background = BackgroundQueries(embedder)
         self._places = FairSemaphore(_AT_ONCE + 1, per_caller=_AT_ONCE)
 
     async def search(
@@ -165,6 +174,8 @@ class Searcher:
         explain: bool = False,
         with_vector: bool = False,
         with_shown: bool = False,
+        judged: bool = False,
+        balance: bool = False,
         caller: Caller = PROCESS,
         field: str = "queries",
         warn: Callable[[str], None] = lambda _: None,
@@ -173,20 +184,52 @@ class Searcher:
 
         Raises NotFound (collection, or an id in a query), InvalidRequest (an ordering that this bundle or collection
         does not allow) and InputFailed; `field` is what the request calls the queries: "query" where there is only one.
+        `judged`: with confidences. `balance`: the `top_k` best of each modality, in the order of what is least likely
+        by chance; it goes with no ordering and no explanation.
         """
         scope = _Scope(collection, modalities, filter, effort, caller, field)
         asked = await self._asked(queries, scope, warn)
         ordering = ordering or Ordering()
         if ordering == Ordering() and not explain:
-            hits_by_query = await self._nearest(asked, top_k, scope, with_vector=with_vector, with_shown=with_shown)
-            return [
-                [Result(hit.item, hit.score, hit.moment, shown=hit.shown) for hit in hits] for hits in hits_by_query
+            hits_by_query = await self._nearest(
+                asked, top_k, scope, with_vector=with_vector, with_shown=with_shown, by_modality=balance
+            )
+            results = [
+                [Result(hit.item, hit.score, hit.moment, shown=hit.shown, similarity=hit.score) for hit in hits]
+                for hits in hits_by_query
             ]
+            if judged or balance:
+                results = await self._judged(asked, results, scope, top_k if balance else None)
+            return results
         results = await self._ordered(asked, scope, ordering, top_k, explain)
+        if judged:
+            results = await self._judged(asked, results, scope)
         if with_shown:
             shown = await self._store.shown(collection, list({one.item.id for best in results for one in best}))
             results = [[replace(one, shown=shown.get(one.item.id)) for one in best] for best in results]
         return results
+
+    async def _judged(
+        self, asked: Sequence[_Asked], results: list[list[Result]], scope: _Scope, balanced: int | None = None
+    ) -> list[list[Result]]:
+        """Add confidences to the results of queries that are texts; `balanced`: keep so many of each modality, what is
+        least likely by chance first, and then what cannot be judged."""
+        textual = [all(isinstance(content, Text) for content, _ in parts(query.query)) for query in asked]
+        background: dict[str, Background] = {}
+        if any(textual):
+            background = await self._store.background(scope.collection, await self._background.vectors())
+        answers = []
+        for text, best in zip(textual, results, strict=True):
+            of = background if text else {}
+            if balanced is not None:
+                logs = [chance.log_expected(one.similarity, of.get(one.item.modality)) for one in best]
+                order = sorted(range(len(best)), key=lambda place: _rank(logs[place], best[place].similarity))
+                left: Counter[str] = Counter()
+                best = [one for one in map(best.__getitem__, order) if _counted(left, one.item.modality) <= balanced]
+            answers.append(
+                [replace(one, confidence=chance.confidence(one.similarity, of.get(one.item.modality))) for one in best]
+            )
+        return answers
 
     async def _ordered(
         self, asked: Sequence[_Asked], scope: _Scope, ordering: Ordering, top_k: int, explain: bool
@@ -213,7 +256,13 @@ class Searcher:
                     chosen = await self._embedder.in_worker(diversifying)
             results.append(
                 [
-                    Result(one.item, one.score, one.moment, _explanation(one, query, ordering) if explain else None)
+                    Result(
+                        one.item,
+                        one.score,
+                        one.moment,
+                        _explanation(one, query, ordering) if explain else None,
+                        similarity=one.similarity,
+                    )
                     for one in chosen[:top_k]
                 ]
             )
@@ -438,6 +487,16 @@ class Searcher:
             stored_id = query if isinstance(query, str) else None
             asked.append(_Asked(vector, np.stack(vectors), weights, stored_id, query))
         return asked
+
+
+def _rank(logarithm: float | None, similarity: float) -> tuple[bool, float, float]:
+    return logarithm is None, logarithm or 0.0, -similarity
+
+
+def _counted(counts: Counter[str], modality: str) -> int:
+    """Count one more, and return how many there are."""
+    counts[modality] += 1
+    return counts[modality]
 
 
 def parts(query: Query) -> list[tuple[Content, float]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,7 +186,15 @@ class SearchRequest(RequestModel):
     )
     rerank: Rerank | None = None
     diversity: Diversity | None = None
-    include: list[Literal["metadata", "vector", "explain", "preview"]] = Field(default=["metadata"], max_length=8)
+    balance: StrictBool = Field(
+        default=False,
+        description="`top_k` then counts for each modality, and what is least likely by chance among its own kind "
+        "comes first. `counts` tells how many items of each there are. It goes without correction, threshold, "
+        "keywords, deduplicate, rerank, diversity and explain.",
+    )
+    include: list[Literal["metadata", "vector", "explain", "preview", "confidence"]] = Field(
+        default=["metadata"], max_length=8
+    )
 
     @model_validator(mode="after")
     def _bounded(self, info: ValidationInfo) -> "SearchRequest":
@@ -195,9 +203,14 @@ class SearchRequest(RequestModel):
         most = limits_of(info).inputs
         if sum(len(query) if isinstance(query, list) else 1 for query in self.asked) > most:
             raise ValueError(f"at most {most} parts of queries in one request")
+        others = (self.correction, self.threshold, self.keywords, self.deduplicate, self.rerank, self.diversity)
+        if self.balance and ("explain" in self.include or any(other is not None for other in others)):
+            raise ValueError("balance goes without other orders (correction, threshold, keywords, …) and explain")
         bound = MAX_VECTORS if {"vector", "explain"} & set(self.include) else MAX_RESULTS
-        if len(self.asked) * self.top_k > bound:
-            raise ValueError(f"queries × top_k is at most {bound} with these fields to include")
+        kinds = len(get_args(StoredModality)) if self.balance else 1
+        if len(self.asked) * self.top_k * kinds > bound:
+            product = "queries × top_k × modalities" if self.balance else "queries × top_k"
+            raise ValueError(f"{product} is at most {bound} with these fields to include")
         if len(self.asked) * self.pool > MAX_RESULTS:
             raise ValueError(f"queries × pool is at most {MAX_RESULTS}")
         if self.keywords is not None and self.keywords.query is None:
@@ -270,6 +283,12 @@ class SearchResult(BaseModel):
         description="Cosine similarity, less the correction; with keywords the fused score, with rerank the weighted "
         "mean of the similarity and the tokens' score."
     )
+    confidence: float | None = Field(
+        default=None,
+        description="exp(-E), where E is how many items of this modality would be as similar to the query by chance: "
+        "comparable between queries, modalities and collections. null where it cannot be judged: the query is no text, "
+        "or there are fewer than 16 items of the modality.",
+    )
     modality: StoredModality
     metadata: dict[str, Any] | None = None
     vector: list[float] | None = None
@@ -281,6 +300,14 @@ class SearchResult(BaseModel):
 class SearchResponse(BaseModel):
     results: list[SearchResult] | list[list[SearchResult]] = Field(
         description="Best first; for `queries` one list for each."
+    )
+    nothing: bool | list[bool | None] | None = Field(
+        default=None,
+        description="With `confidence` included, for `queries` one for each: whether the best result is no better than "
+        "chance (E above 0.2). null where no result can be judged.",
+    )
+    counts: dict[StoredModality, int] | None = Field(
+        default=None, description="With `balance`: how many items of each modality there are that pass the filter."
     )
     took_ms: float
     warnings: list[str] | None = Field(

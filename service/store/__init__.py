@@ -4,6 +4,7 @@ sqlite.py   one process, one directory: durable rows in SQLite, and the indexes 
 milvus/     many processes over one Milvus
 """
 
+from service.store.background import Background
 from service.store.browsing import Facets, Order
 from service.store.errors import SpaceMismatch, StoreDamaged, StoreError, StoreInUse
 from service.store.filters import Filter, parse
@@ -18,6 +19,7 @@ from service.store.sqlite import SqliteStore
 __all__ = [
     "DEFAULT_COLLECTION",
     "PRECISIONS",
+    "Background",
     "Collection",
     "Effort",
     "Entry",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from service.contract.vectors import Vectors
+from service.store.background import Background
 from service.store.browsing import Facets, Order
 from service.store.filters import Filter
 from service.store.kinds import Effort, Kind, Precision, Wanted
@@ -126,6 +127,10 @@ class Store(Protocol):
         deleted while the search runs, it may see as it was before. Raises InvalidRequest where what is found is more
         than MOST_FOUND_BYTES.
         """
+
+    async def background(self, collection: str, queries: Vectors) -> dict[str, Background]:
+        """Return how alike the items of each modality are to queries (Q, D) that mean nothing: those of a sample, kept
+        while the collection changes little. A modality with few items has none, and a store may have none at all."""
 
     async def keyword_search(
         self,

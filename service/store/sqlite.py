@@ -19,7 +19,8 @@ from service.contract.vectors import Vectors
 from service.errors import InvalidRequest, NotFound, NotReady
 from service.runtime.disk import Disk
 from service.runtime.workers import Workers, abandoned
-from service.store import browsing, keywords, labels, moments, previews, rows, schema, snapshot, tokens
+from service.store import background, browsing, keywords, labels, moments, previews, rows, schema, snapshot, tokens
+from service.store.background import Background, Backgrounds
 from service.store.browsing import Facets, Order
 from service.store.builder import Builder
 from service.store.columns import reads_rows
@@ -94,6 +95,7 @@ class SqliteStore:
         self._thread = threading.local()
         self._readers = Workers("store-reader", _READERS, spare=_SPARE_READERS)
         self._version = 0
+        self._backgrounds = Backgrounds()
         self._writer = Writer(writing, self._apply, OpenFiles(path / schema.FILE))
         self._builder = Builder(_Library(self, reading), rules)
 
@@ -185,6 +187,7 @@ class SqliteStore:
                 case Drop(collection):
                     self._keys = {name: key for name, key in self._keys.items() if key != collection}
                     self._indexes = {key: index for key, index in self._indexes.items() if key != collection}
+                    self._backgrounds.forget(collection)
                     snapshot.forget(self._snapshot, collection)
                 case Put(collection, modality, slots, vectors, metadata, records, replaced):
                     self._indexes[collection].put(modality, slots, vectors, metadata, records, replaced)
@@ -493,6 +496,16 @@ class SqliteStore:
                     hits.append(Hit(item, score))
             results.append(hits if find.by_modality else hits[: find.count])
         return results
+
+    async def background(self, collection: str, queries: Vectors) -> dict[str, Background]:
+        def read(connection: sqlite3.Connection) -> dict[str, Background]:
+            backgrounds = {
+                name: self._backgrounds.of(key, views, queries, SlotReader(connection, key, self._dimensions))
+                for name, (key, _, views) in self._seen(collection).items()
+            }
+            return background.together(backgrounds.pop(collection), *backgrounds.values())
+
+        return await self._run(read)
 
     async def keyword_search(
         self,

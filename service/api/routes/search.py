@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends
 from service.api.reading import documented, reader
 from service.api.responses import JSON, previewed
 from service.api.state import CallerDep, StateDep
+from service.retrieval.chance import nothing
 from service.retrieval.search import Diversity, Keywords, Ordering, Rerank, Result
 from service.runtime.timings import timed
 from service.schemas.search import SearchRequest, SearchResponse, place_query
@@ -36,14 +37,23 @@ async def search(body: Body, state: StateDep, caller: CallerDep) -> JSON:
             explain="explain" in body.include,
             with_vector="vector" in body.include,
             with_shown="preview" in body.include,
+            judged="confidence" in body.include,
+            balance=body.balance,
             caller=caller,
             field="queries" if body.query is None else "query",
             warn=warnings.append,
         )
     results = [[_result(hit, body.include) for hit in hits] for hits in hits_by_query]
+    fields: dict[str, Any] = {"warnings": warnings} if warnings else {}
+    if "confidence" in body.include:
+        verdicts = [nothing([hit.confidence for hit in hits]) for hits in hits_by_query]
+        fields["nothing"] = verdicts if body.query is None else verdicts[0]
+    if body.balance:
+        counts = (await state.store.facets(body.collection, filter=body.filter)).modalities
+        fields["counts"] = {name: counts[name] for name in counts if body.modalities is None or name in body.modalities}
     took_ms = round(1_000 * (time.perf_counter() - started), 3)
     answer = {"results": results if body.query is None else results[0], "took_ms": took_ms}
-    return JSON(answer | ({"warnings": warnings} if warnings else {}))
+    return JSON(answer | fields)
 
 
 def _ordering(body: SearchRequest) -> Ordering:
@@ -59,6 +69,8 @@ def _ordering(body: SearchRequest) -> Ordering:
 
 def _result(found: Result, include: Collection[str]) -> dict[str, Any]:
     result: dict[str, Any] = {"id": found.item.id, "score": found.score, "modality": found.item.modality}
+    if "confidence" in include:
+        result["confidence"] = found.confidence
     if "metadata" in include:
         result["metadata"] = found.item.metadata
     if "vector" in include:

@@ -21,6 +21,7 @@ from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
 from service.errors import InvalidRequest, NotFound, NotReady
 from service.store import moments
+from service.store.background import Background
 from service.store.browsing import Facets, Order
 from service.store.errors import StoreError
 from service.store.filters import Filter, Is, passes
@@ -134,7 +135,15 @@ class MilvusStore:
     async def facets(
         self, collection: str, keys: Sequence[str] = (), *, modality: str | None = None, filter: Filter | None = None
     ) -> Facets:
-        raise InvalidRequest("facets: a Milvus store does not count values")
+        if keys or filter is not None:
+            raise InvalidRequest("key, filter: a Milvus store counts the items of each modality only")
+        counts = {
+            part.modality: part.count for part in await self.parts(collection) if modality in (None, part.modality)
+        }
+        return Facets(sum(counts.values()), counts)
+
+    async def background(self, collection: str, queries: Vectors) -> dict[str, Background]:
+        return {}
 
     async def page(
         self,
