@@ -68,7 +68,7 @@ export function card(item, { collection, place, open, like, compose, fit, tag = 
           : el("span", { title: item.id }, name)),
       (folder || date) && el("p", { class: "where" },
         folder && el("span", { class: "folder", title: folder }, shortFolder(folder)), date && el("span", {}, dayWords(date))),
-      match && el("p", { class: "match", title: match.title }, bar(match.share), el("span", {}, match.words))),
+      match && el("p", { class: "match", title: match.title }, match.share != null && bar(match.share), el("span", {}, match.words))),
     (like || compose) && el("p", { class: "acts" },
       like && iconButton(`More like ${name}`, "like", () => like(item)),
       compose && iconButton(`Combine with ${name}`, "plus", () => compose(item))),

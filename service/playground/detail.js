@@ -189,7 +189,7 @@ function describe(item, pixels) {
   const match = current.options.fit?.(item);
   $("facts").replaceChildren(
     ...[
-      match && el("div", { class: "match" }, bar(match.share), el("span", {}, match.words)),
+      match && match.share != null && el("div", { class: "match" }, bar(match.share), el("span", {}, match.words)),
       match && el("p", { class: "help" }, match.title),
       list(rows),
       facts.length > 0 && el("h3", { class: "sub" }, "Metadata"),

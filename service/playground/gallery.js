@@ -11,6 +11,7 @@ const ROWS = 2; // of a section that others follow
 const REM = 16; // pixels
 const ROW = { image: 12.5 * REM, audio: 6.5 * REM, text: 9 * REM }; // as in app.css
 const LOW = { audio: 3, text: 2 }; // what is not looked at takes less height among its own kind
+const DOUBTFUL = 0.3; // a further row of what hardly fits is no help
 const NARROW = 700; // pixels: two columns of FEW items
 const FEW = 6;
 
@@ -118,7 +119,7 @@ export function gallery(place, { collection, more, like, compose, fit, failed })
     const few = items.slice(0, fitting(items, kind));
     return el("section", { class: "section", "aria-label": MANY[kind] },
       el("div", { class: "row spread" }, el("h2", { class: "kinds" }, title ?? MANY[kind]),
-        all && button(`All ${(MANY[kind] ?? kind).toLowerCase()}`, null, all, { class: "link" })),
+        all && few.length < items.length && button(`All ${(MANY[kind] ?? kind).toLowerCase()}`, null, all, { class: "link" })),
       note && el("p", { class: "help" }, note),
       grid(few, MANY[kind], { kind, whole: few.length < items.length }));
   }
@@ -132,7 +133,7 @@ export function gallery(place, { collection, more, like, compose, fit, failed })
     for (const [count, item] of items.entries()) {
       const wide = (LOW[kind] ?? ratioOf(item)) * row;
       if (used && used + gap + wide > width) {
-        if (rows === ROWS) return count;
+        if (rows === ROWS || item.confidence < DOUBTFUL) return count;
         [rows, used] = [rows + 1, 0];
       }
       used += wide + (used ? gap : 0);

@@ -73,12 +73,12 @@ export function factsOf(item) {
 export function fitOf({ score, confidence }) {
   if (score == null) return null;
   const title = `Similarity ${score.toFixed(3)}`;
-  if (confidence == null) return { share: score, words: score.toFixed(2), title };
+  if (confidence == null) return { share: null, words: `Similarity ${score.toFixed(2)}`, title };
   const [, words] = FITS.find(([least]) => confidence >= least);
   return { share: confidence, words, title: `${title}. ${words}: ${chanceWords(confidence)}` };
 }
 
-const FITS = [[0.95, "Strong"], [0.6, "Fair"], [0.2, "Weak"], [0, "Doubtful"]];
+const FITS = [[0.97, "Strong"], [0.8, "Fair"], [0.3, "Weak"], [0, "Doubtful"]];
 
 function chanceWords(confidence) {
   const expected = -Math.log(Math.max(confidence, 1e-12));

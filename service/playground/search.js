@@ -10,12 +10,16 @@ import { recordingButton } from "./recording.js";
 import { requestBlock } from "./request.js";
 import { read, written } from "./state.js";
 
-const FIRST = 30; // of each kind
+const FIRST = 36; // of each kind
 const TIMES = 4;
 const MOST = 1_000;
 const GLANCE = 60;
 const SAVE_FIRST = "Save what was recorded or converted here beside it first.";
 const HINT = "Type what you look for, or drop a picture or a sound anywhere on this page. Combine several, and weigh them.";
+
+/** How sure the best of some items is; less than any where it cannot be judged. */
+const sure = ([best]) => best.confidence ?? -1;
+const order = (kind) => Object.keys(KINDS).indexOf(kind);
 
 export function searchView(app) {
   const [words, found, verdict] = ["words", "found", "verdict"].map($);
@@ -86,11 +90,11 @@ export function searchView(app) {
     const json = {
       ...(query.query && { query: query.query }),
       top_k: depth,
-      ...(kinds.length === 1 ? {} : { balance: true }),
+      balance: true, // so many of each kind, and how many there are
       ...(app.collection !== "default" && { collection: app.collection }),
       ...(kinds.length && { modalities: kinds }),
       ...(filter && { filter }),
-      include: ["metadata", "preview"],
+      include: ["metadata", "preview", "confidence"],
     };
     const request = { method: "POST", path: "/search", json, files: query.files };
     command.update(request, asker.made ? SAVE_FIRST : "");
@@ -140,7 +144,7 @@ export function searchView(app) {
     seen = new Set();
     note(items);
     const byKind = Object.groupBy(items, (item) => item.modality);
-    const kinds = Object.keys(byKind);
+    const kinds = Object.keys(byKind).sort((a, b) => sure(byKind[b]) - sure(byKind[a]) || order(a) - order(b));
     const sections = kinds.length > 1 && kinds.map((kind) => ({
       kind,
       items: byKind[kind],
@@ -206,7 +210,7 @@ export function searchView(app) {
   }
 
   function totalOf(counts, fallback) {
-    const pairs = Object.entries(counts ?? {}).filter(([, count]) => count);
+    const pairs = Object.keys(KINDS).map((kind) => [kind, counts?.[kind]]).filter(([, count]) => count);
     if (!pairs.length) return plural(fallback, "item");
     return pairs.map(([kind, count]) => plural(count, (KINDS[kind] ?? kind).toLowerCase(), (MANY[kind] ?? `${kind}s`).toLowerCase())).join(", ");
   }
