@@ -273,8 +273,8 @@ dialog.addEventListener("close", () => {
   $("stage-media").replaceChildren();
   moveToast();
 });
-dialog.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, video, audio")) return;
+document.addEventListener("keydown", (event) => {
+  if (!dialog.open || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, video, audio")) return;
   const { zoom, item, options } = current;
   const does = {
     ArrowLeft: () => step(-1),

@@ -116,7 +116,7 @@ export function mapView(app) {
       el("fieldset", {}, el("legend", {}, colour.selectedOptions[0].textContent),
         groups.map((group, place) => swatch(group, group.rest ? "rest" : `hue-${place}`, (on) => (group.hidden = !on)))),
       colour.value && kinds.length > 1 ? el("fieldset", {}, el("legend", {}, "kind"),
-        kinds.map((kind) => swatch({ name: KINDS[kind] ?? kind }, `mark ${kind}`, (on) => hiddenKinds[on ? "delete" : "add"](kind)))) : "",
+        kinds.map((kind) => swatch({ name: MANY[kind] ?? kind }, `mark ${kind}`, (on) => hiddenKinds[on ? "delete" : "add"](kind)))) : "",
     );
     dress();
   }
