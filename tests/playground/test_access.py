@@ -28,7 +28,8 @@ FITS = """async (frames) => {
     if (document.documentElement.scrollWidth <= innerWidth) return [];
     await new Promise(requestAnimationFrame);
   }
-  const wide = [...document.querySelectorAll("body *")].filter((each) => each.getBoundingClientRect().right > innerWidth);
+  const outside = (each) => each.getBoundingClientRect().right > innerWidth;
+  const wide = [...document.querySelectorAll("body *")].filter(outside);
   return wide.map((each) => `${each.tagName} #${each.id} .${each.className} in ${innerWidth}`);
 }"""
 FRAMES = 120

@@ -220,7 +220,8 @@ def test_nothing_here_is_said(page: Page, site: httpx.Client) -> None:
         page.goto("/#/search?q=qwertyzxc&in=many")
         page.reload()
         expect(page.locator("#verdict")).to_contain_text("Probably nothing here")
-        bars = page.locator("#results .bar > span").evaluate_all("bars => bars.map((bar) => parseFloat(bar.style.width))")
+        widths = "bars => bars.map((bar) => parseFloat(bar.style.width))"
+        bars = page.locator("#results .bar > span").evaluate_all(widths)
         assert len(bars) >= 30 and max(bars) < 80, "a bar is as long as the fit is good, whatever the others are"
         scroll_to_the_end(page, "#results", VECTORS)
         expect(page.locator("#ending")).to_contain_text(f"That is all: {VECTORS} vectors")
@@ -435,7 +436,8 @@ def test_labels_are_taught_by_examples_and_kept(page: Page, media: Path, site: h
     page.goto("/#/classify")
     page.get_by_label("Labels, one a line").fill("breakfast\nmetal")
     page.get_by_text("Teach the labels by examples").click()
-    page.get_by_label("Examples of metal", exact=True).set_input_files([media / "photographs/coins.jpg", media / "sounds/siren.wav"])
+    shown_to_it = [media / "photographs/coins.jpg", media / "sounds/siren.wav"]
+    page.get_by_label("Examples of metal", exact=True).set_input_files(shown_to_it)
     expect(page.get_by_text("Teach the labels by examples (2)")).to_be_visible()
     page.get_by_label("Keep these as").fill("mine")
     page.get_by_role("button", name="Save", exact=True).click()
