@@ -1,6 +1,7 @@
 """Every route as a value: the request, and the function that reads the answer. No I/O, so that both clients share
 it."""
 
+import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,8 @@ class SearchOptions(TypedDict, total=False):
     deduplicate: float
     rerank: Mapping[str, Any]
     diversity: Mapping[str, Any]
-    include: Sequence[Literal["metadata", "vector", "explain"]]
+    balance: bool
+    include: Sequence[Literal["metadata", "vector", "explain", "preview", "confidence"]]
 
 
 class ClassifyOptions(TypedDict, total=False):
@@ -57,6 +59,9 @@ class ListOptions(TypedDict, total=False):
     limit: int
     collection: str
     modality: str
+    filter: Mapping[str, Any]
+    sort: str
+    order: Literal["asc", "desc"]
 
 
 class CollectionOptions(TypedDict, total=False):
@@ -143,7 +148,10 @@ def list_items(options: Mapping[str, Any]) -> Call[results.Page]:
         body = got.json()
         return results.Page([results.item(item) for item in body["items"]], body["next_cursor"])
 
-    return Call("GET", "/items", read, parameters={name: value for name, value in options.items() if value is not None})
+    parameters = {name: value for name, value in options.items() if value is not None}
+    if "filter" in parameters:
+        parameters["filter"] = json.dumps(parameters["filter"])
+    return Call("GET", "/items", read, parameters=parameters)
 
 
 def get_item(item: str, collection: str, with_vector: bool) -> Call[results.Item]:
@@ -183,6 +191,16 @@ def map_collection(name: str, limit: int | None, label: str | None) -> Call[resu
     parameters = {key: value for key, value in (("limit", limit), ("label", label)) if value is not None}
     path = f"/collections/{quote(name, safe='')}/map"
     return Call("GET", path, lambda got: results.map_(got.json()), parameters=parameters)
+
+
+def facets(
+    name: str, keys: Sequence[str], filter: Mapping[str, Any] | None, modality: str | None
+) -> Call[results.Facets]:
+    parameters: dict[str, Any] = {"key": list(keys)} | ({} if modality is None else {"modality": modality})
+    if filter is not None:
+        parameters["filter"] = json.dumps(filter)
+    path = f"/collections/{quote(name, safe='')}/facets"
+    return Call("GET", path, lambda got: results.facets(got.json()), parameters=parameters)
 
 
 def preview(item: str, collection: str) -> Call[results.Preview]:

@@ -47,6 +47,7 @@ from isthmus_client.results import (
     Classified,
     Collection,
     Embedding,
+    Facets,
     Found,
     Item,
     Job,
@@ -279,6 +280,17 @@ class Isthmus(_Conversation):
         """A collection in the plane, each point with the value of a metadata key as its label."""
         return self._do(calls.map_collection(collection, limit, label))
 
+    def facets(
+        self,
+        collection: str = "default",
+        keys: Sequence[str] = (),
+        *,
+        filter: Mapping[str, Any] | None = None,
+        modality: str | None = None,
+    ) -> Facets:
+        """Count the items that pass a filter: all, those of each modality, and those with each value of the keys."""
+        return self._do(calls.facets(collection, keys, filter, modality))
+
     def preview(self, id: str, *, collection: str = "default") -> Preview:
         """Return the preview that the server keeps of an item: an image (WebP) or a sound (MP3). Raises NotFound
         without one."""
@@ -482,6 +494,16 @@ class AsyncIsthmus(_Conversation):
 
     async def map(self, collection: str = "default", *, limit: int | None = None, label: str | None = None) -> Map:
         return await self._do(calls.map_collection(collection, limit, label))
+
+    async def facets(
+        self,
+        collection: str = "default",
+        keys: Sequence[str] = (),
+        *,
+        filter: Mapping[str, Any] | None = None,
+        modality: str | None = None,
+    ) -> Facets:
+        return await self._do(calls.facets(collection, keys, filter, modality))
 
     async def preview(self, id: str, *, collection: str = "default") -> Preview:
         return await self._do(calls.preview(id, collection))

@@ -53,6 +53,9 @@ class Found:
     """The best moment of a video."""
     preview: Mapping[str, Any] | None = None
     """The item's preview, where `include` asks for it; `Isthmus.preview` returns the picture or the sound."""
+    confidence: float | None = None
+    """The chance that no item of this modality would be as similar by chance, 0 to 1, where `include` asks for it. If
+    it is below 0.82 for the best result, there is probably nothing."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,16 @@ class Map:
     points: Sequence[Point] = field(repr=False)
     keys: Sequence[str] = ()
     """Metadata keys that `label` may name."""
+
+
+@dataclass(frozen=True)
+class Facets:
+    """How many items there are: all, of each modality, and with each value of metadata keys."""
+
+    total: int
+    modalities: Mapping[str, int]
+    facets: Mapping[str, Mapping[str, Any]]
+    """By key: `values`, each a `value` and its `count`, `missing` (items without it), `more` (values not listed)."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +254,7 @@ def found(data: Mapping[str, Any]) -> Found:
         data.get("explain"),
         None if (moment := data.get("moment")) is None else Moment(moment["start"], moment["end"], moment["modality"]),
         data.get("preview"),
+        data.get("confidence"),
     )
 
 
@@ -288,6 +302,10 @@ def map_(data: Mapping[str, Any]) -> Map:
         Point(point["id"], point["modality"], point["x"], point["y"], point.get("label")) for point in data["points"]
     ]
     return Map(data["count"], points, data["keys"])
+
+
+def facets(data: Mapping[str, Any]) -> Facets:
+    return Facets(data["total"], data["modalities"], data["facets"])
 
 
 def job(data: Mapping[str, Any]) -> Job:

@@ -4,10 +4,12 @@ A query may be any input, a vector, a stored item, or a weighted sum of these. W
 of the store; with one, candidates come from the store and are put in order here.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +40,8 @@ _CANCELLED = 1e-6
 """Length of a sum of unit vectors (the largest weight scaled to 1) below which its direction is rounding noise."""
 _DEEPEST = 4_000
 """Largest number of candidates of one query that are read to find enough without duplicates."""
+_SURELY = math.log(0.05)
+"""Logarithm of how many items would be as similar by chance, at most, for a result to be surely none by chance."""
 _AT_ONCE = 8
 """Number of queries whose candidates are sorted at once: twice as many as the store reads at once. More would only
 take memory, and turns of the event loop."""
@@ -222,10 +226,7 @@ class Searcher:
         for text, best in zip(textual, results, strict=True):
             of = background if text else {}
             if balanced is not None:
-                logs = [chance.log_expected(one.similarity, of.get(one.item.modality)) for one in best]
-                order = sorted(range(len(best)), key=lambda place: _rank(logs[place], best[place].similarity))
-                left: Counter[str] = Counter()
-                best = [one for one in map(best.__getitem__, order) if _counted(left, one.item.modality) <= balanced]
+                best = _balanced(best, of, balanced)
             answers.append(
                 [replace(one, confidence=chance.confidence(one.similarity, of.get(one.item.modality))) for one in best]
             )
@@ -489,14 +490,20 @@ class Searcher:
         return asked
 
 
-def _rank(logarithm: float | None, similarity: float) -> tuple[bool, float, float]:
-    return logarithm is None, logarithm or 0.0, -similarity
-
-
-def _counted(counts: Counter[str], modality: str) -> int:
-    """Count one more, and return how many there are."""
-    counts[modality] += 1
-    return counts[modality]
+def _balanced(results: list[Result], background: Mapping[str, Background], count: int) -> list[Result]:
+    """Keep the `count` first results of each modality, and put what is least likely by chance first. Among what is
+    surely no chance the modalities take turns; what cannot be judged comes last."""
+    ranked = []
+    places: Counter[str] = Counter()
+    for result in results:
+        modality = result.item.modality
+        if places[modality] < count:
+            logarithm = chance.log_expected(result.similarity, background.get(modality))
+            coarse = math.inf if logarithm is None else max(logarithm, _SURELY)
+            turn = places[modality] if coarse == _SURELY else 0
+            ranked.append(((coarse, turn, logarithm or 0.0, -result.similarity), result))
+            places[modality] += 1
+    return [result for _, result in sorted(ranked, key=itemgetter(0))]
 
 
 def parts(query: Query) -> list[tuple[Content, float]]:

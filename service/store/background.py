@@ -89,9 +89,12 @@ def _measured(view: View, queries: Vectors, reader: Reader) -> Background:
     rows = np.flatnonzero(view.alive)
     if len(rows) > SAMPLE:
         rows = rows[np.unique(np.random.default_rng(0).integers(0, len(rows), SAMPLE))]
-    _, vectors = reader.vectors(view.slots[rows])
+    return measured(queries, reader.vectors(view.slots[rows])[1])
+
+
+def measured(queries: Vectors, vectors: Vectors) -> Background:
+    """The background of items with these vectors (N, D)."""
     scores = queries @ vectors.T
     centre = float(np.median(scores))
     below = scores[scores < centre] - centre
-    spread = float(np.sqrt(np.mean(below**2))) if below.size else 0.0
-    return Background(len(rows), centre, spread)
+    return Background(len(vectors), centre, float(np.sqrt(np.mean(below**2))) if below.size else 0.0)

@@ -96,28 +96,27 @@ def facets(views: Mapping[str, View], keys: Sequence[str], filter: Filter | None
 def _values(
     views: Mapping[str, View], chosen: Mapping[str, NDArray[np.bool_]], key: str, total: int, reader: Reader
 ) -> Values:
-    kinds, cells, slots = [], [], []
+    parts: list[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]] = []
     for modality, view in views.items():
-        rows, row_kinds, row_cells = view.columns.scalars(key, view.count)
+        rows, kinds, cells = view.columns.scalars(key, view.count)
         there = chosen[modality][rows]
-        kinds.append(row_kinds[there])
-        cells.append(row_cells[there])
-        slots.append(view.slots[rows[there]])
-    pairs = np.empty(sum(map(len, kinds)), [("kind", np.uint8), ("cell", np.int64)])
-    if not len(pairs):
+        parts.append((kinds[there], cells[there], view.slots[rows[there]]))
+    if not sum(len(kinds) for kinds, _, _ in parts):
         return Values((), total, 0)
-    pairs["kind"], pairs["cell"] = np.concatenate(kinds), np.concatenate(cells)
-    order = np.lexsort((pairs["cell"], pairs["kind"]))
-    ordered = pairs[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    counts = np.diff(np.append(starts, len(ordered)))
-    listed = np.argsort(-counts, kind="stable")[:MOST_VALUES]
+    kinds, cells, slots = (np.concatenate([part[place] for part in parts]) for place in range(3))
+    firsts, counts = [], []
+    for kind in np.unique(kinds):
+        places = np.flatnonzero(kinds == kind)
+        _, first, of_kind = np.unique(cells[places], return_index=True, return_counts=True)
+        firsts.append(slots[places[first]])
+        counts.append(of_kind)
+    examples, often = np.concatenate(firsts), np.concatenate(counts)
+    listed = np.argsort(-often, kind="stable")[:MOST_VALUES]
     # Texts are in the rows alone: one row of each says what it is.
-    examples = np.concatenate(slots)[order[starts[listed]]]
-    metadata = dict(reader.metadata(np.sort(examples), ""))
-    counted = [(metadata[int(slot)][key], int(counts[place])) for slot, place in zip(examples, listed, strict=True)]
+    metadata = dict(reader.metadata(np.sort(examples[listed]), ""))
+    counted = [(metadata[int(examples[place])][key], int(often[place])) for place in listed]
     counted.sort(key=lambda pair: (-pair[1], str(pair[0])))
-    return Values(counted, total - len(pairs), len(starts) - len(listed))
+    return Values(counted, total - len(kinds), len(often) - len(listed))
 
 
 def _cursor(rank: float, slot: int) -> str:

@@ -79,6 +79,12 @@ def test_what_is_stored_is_found_listed_described_and_deleted(space: Isthmus, me
 
     assert [each.id for each in space.items(limit=2)] == ["red.png", "blue.png", "tone.wav", "t"]
     assert space.item("t").metadata == {}
+    pictures = {"name": {"$contains": "png"}}
+    newest = space.items(collection="default", filter=pictures, order="desc", limit=1)
+    assert [each.id for each in newest] == ["blue.png", "red.png"]
+    counted = space.facets(keys=["name"], filter=pictures)
+    assert counted.total == 2 and counted.modalities == {"image": 2} and counted.facets["name"]["missing"] == 0
+    assert [each.confidence for each in space.search("red", balance=True, include=["confidence"])] == 4 * [None]
     got = space.item("t", with_vector=True).vector
     assert got is not None and len(got) == tiny_bundle.DIMENSIONS
     assert space.delete(["t", "nobody"]) == 1
@@ -277,6 +283,7 @@ def test_results_have_no_field_that_the_service_never_sends() -> None:
         (isthmus_client.Moment, "ResultMoment", {}),
         (isthmus_client.Map, "MapResponse", {}),
         (isthmus_client.Point, "MapPoint", {}),
+        (isthmus_client.Facets, "FacetsResponse", {}),
         (isthmus_client.Job, "JobResponse", {}),
         (isthmus_client.JobError, "JobError", {}),
     ]:

@@ -11,7 +11,7 @@ from service.errors import InvalidRequest
 from service.store import Entry, Order, SqliteStore, parse
 from service.store.rows import Item
 from tests.service.fakes import vector_of
-from tests.service.stores import in_store, sqlite
+from tests.service.stores import in_store, milvus, sqlite
 
 
 def with_store(test: Callable[[SqliteStore], Awaitable[None]]) -> Callable[[Path], None]:
@@ -142,6 +142,24 @@ async def test_another_order_s_cursor_is_refused(store):
             await store.page("default", None, cursor, 3, **how)
     with pytest.raises(InvalidRequest, match="collection"):
         await store.page(None, None, None, 3, order=Order("n"))
+
+
+def test_milvus_counts_modalities_alone_and_says_so(tmp_path):
+    async def check(store):
+        await store.upsert([entry("a", {"v": 1}), entry("b", {}, "audio")])
+        counted = await store.facets("default")
+        assert (counted.total, counted.modalities) == (2, {"audio": 1, "image": 1})
+        assert (await store.facets("default", modality="audio")).total == 1
+        assert await store.background("default", vector_of("x")[None]) == {}
+        for asked in (
+            store.facets("default", ["v"]),
+            store.facets("default", filter=parse({"v": 1})),
+            store.page("default", None, None, 3, order=Order("v")),
+        ):
+            with pytest.raises(InvalidRequest, match="Milvus"):
+                await asked
+
+    in_store(milvus, tmp_path, check)
 
 
 def test_the_routes(shared_client):

@@ -7,7 +7,8 @@ import pytest
 
 from service.contract.vectors import l2_normalise
 from service.retrieval import chance
-from service.store import Background, Entry
+from service.retrieval.search import Result, _balanced
+from service.store import Background, Entry, Item
 from service.store.background import LEAST, together
 from tests.service.fakes import DIMENSIONS
 from tests.service.stores import in_store, sqlite
@@ -129,10 +130,22 @@ def test_balance_puts_a_picture_that_stands_out_before_sounds_that_are_all_alike
     for kind, results in by_kind.items():
         alone = kinds(top_k=3, modalities=[kind])["results"]
         assert [result["id"] for result in results] == [result["id"] for result in alone]
-    confidences = [result["confidence"] for result in balanced["results"]]
-    assert confidences == sorted(confidences, reverse=True) and 0 <= confidences[-1] <= confidences[0] <= 1
+    assert all(0 <= result["confidence"] <= 1 for result in balanced["results"])
     some = kinds(balance=True, filter={"half": 1}, modalities=["audio"])
     assert some["counts"] == {"audio": 20} and len(some["results"]) == 10
+
+
+def test_modalities_take_turns_among_what_is_surely_no_chance():
+    background = {"image": Background(100, 0.0, 0.1), "audio": Background(100, 0.0, 0.02)}
+    scores = {"image": [0.6, 0.5, 0.2], "audio": [0.4, 0.35, 0.3, 0.01], "text": [0.9]}
+    results = [
+        Result(Item("c", f"{kind}{n}", kind, {}, "", "", None), score, similarity=score)
+        for kind, of_kind in scores.items()
+        for n, score in enumerate(of_kind)
+    ]
+    order = ["audio0", "image0", "audio1", "image1", "audio2", "image2", "audio3", "text0"]
+    assert [result.item.id for result in _balanced(results, background, 9)] == order
+    assert [result.item.id for result in _balanced(results, background, 1)] == ["audio0", "image0", "text0"]
 
 
 def test_a_verdict_for_each_query(kinds):
