@@ -1,7 +1,10 @@
 // The view that adds: a folder's files, some at a time, with progress and what is wrong with each that is refused.
 
-import { send } from "./api.js";
+import { pathOf, send } from "./api.js";
 import { $, el, plural, show } from "./dom.js";
+import { takenAt } from "./exif.js";
+import { gallery } from "./gallery.js";
+import { DATE, FOLDER, MONTH, bytesWords } from "./items.js";
 import { kindOf, readable } from "./media.js";
 import { requestBlock } from "./request.js";
 
@@ -10,23 +13,34 @@ const BATCH_BYTES = 6e6;
 const AT_ONCE = 2;
 const TRIES = 6;
 const SHOWN = 200;
+const PICTURED = 48;
 
 export function addView(app) {
   const [status, progress, refusals, target] = ["added", "progress", "refusals", "target"].map($);
   const command = requestBlock($("add-request"));
   let waiting = [];
   let running = null;
+  let last = "default"; // the collection that was added to
+  const arrivals = gallery($("arrivals"), {
+    collection: () => last, like: (item) => app.like(item), compose: (item) => app.compose(item), more: async () => false,
+    failed: (message) => show(status, message, { bad: true }),
+  });
 
   /** files: [{path, file}] */
   function take(files) {
     if (running) return;
-    const known = files.filter(({ file }) => kindOf(file));
-    const hidden = ({ path }) => path.split("/").some((each) => each.startsWith("."));
-    waiting = known.filter((each) => !hidden(each));
-    const others = files.length - waiting.length;
+    const hidden = ({ path }) => path.split("/").some((step) => step.startsWith("."));
+    waiting = files.filter((given) => kindOf(given.file) && !hidden(given));
+    const others = files.filter((given) => !waiting.includes(given));
     const bytes = waiting.reduce((sum, { file }) => sum + file.size, 0);
-    const left = others ? `; ${plural(others, "other file is", "other files are")} left out` : "";
-    show(status, waiting.length ? `${plural(waiting.length, "file")}, ${size(bytes)}${left}` : `Nothing there that is an image, a sound or a text${left}`, { bad: !waiting.length });
+    const left = others.length ? `; ${plural(others.length, "other file is", "other files are")} left out` : "";
+    show(status, waiting.length ? `${plural(waiting.length, "file")}, ${bytesWords(bytes)}${left}` : `Nothing there that is a picture, a video, a sound or a text${left}`, { bad: !waiting.length });
+    $("left").hidden = !others.length;
+    $("left").firstElementChild.textContent = `Left out: ${plural(others.length, "file")}`;
+    $("left-out").replaceChildren(
+      ...others.slice(0, SHOWN).map((given) => el("li", {}, el("strong", {}, given.path), hidden(given) ? " its name or folder begins with a dot" : " is no picture, video, sound or text")),
+      others.length > SHOWN ? el("li", {}, `and ${plural(others.length - SHOWN, "other")}`) : "");
+    arrivals.clear();
     $("start").disabled = !waiting.length;
     $("start").textContent = waiting.length ? `Add ${plural(waiting.length, "file")}` : "Add";
     $("refused").hidden = true;
@@ -39,7 +53,8 @@ export function addView(app) {
     const files = waiting;
     const collection = target.value;
     const began = performance.now();
-    const tally = { added: 0, refused: 0, drawn: 0 };
+    const tally = { added: 0, refused: 0, drawn: 0, ids: [] };
+    last = collection;
     running = new AbortController();
     const { signal } = running;
     busy(true);
@@ -64,7 +79,8 @@ export function addView(app) {
     const work = async () => {
       for (let batch = batches.shift(); batch && !signal.aborted; batch = batches.shift()) {
         const added = await addBatch(batch, { collection, refuse, signal, sent });
-        tally.added += added; // not in one: the other worker may have added meanwhile
+        tally.added += added.length; // not in one: the other worker may have added meanwhile
+        tally.ids.push(...added);
         draw(false);
       }
     };
@@ -81,10 +97,22 @@ export function addView(app) {
     const end = failure ? `. Stopped: ${failure.message}` : stopped ? ". Stopped" : ` in ${seconds.toFixed(1)} s`;
     draw(true);
     show(status, `${plural(tally.added, "item")} added to ${collection}${refused}${end}`, { bad: Boolean(failure) });
+    if (tally.added) status.append(". ", el("a", { href: `#/browse?in=${encodeURIComponent(collection)}` }, "Browse them"));
     running = null;
     busy(false);
     waiting = [];
     await app.refresh();
+    app.changed();
+    await picture(tally.ids, collection);
+  }
+
+  /** Show what has been added, as it will be found. */
+  async function picture(ids, collection) {
+    const ask = (id) => send({ path: pathOf("/items", id), query: { collection, include: "preview" } }).catch(() => null);
+    const items = (await Promise.all(ids.slice(0, PICTURED).map(ask))).filter(Boolean);
+    if (running) return;
+    arrivals.show(items, { label: "Added" });
+    arrivals.finish();
   }
 
   function busy(on) {
@@ -137,15 +165,14 @@ function batchesOf(files) {
   return batches;
 }
 
-/** How many were added. What is wrong with a file is told to `refuse`. Throws what is wrong with the server. */
+/** The ids of what was added. What is wrong with a file is told to `refuse`. Throws what is wrong with the server. */
 async function addBatch(batch, { collection, refuse, signal, sent }) {
   const items = [];
   const files = [];
   const paths = [];
   for (const { path, file } of batch) {
     try {
-      const folder = path.split("/").slice(0, -1).join("/");
-      const item = { id: path, ...(folder && { metadata: { folder } }), ...(collection !== "default" && { collection }) };
+      const item = { id: path, metadata: await metadataOf(path, file), ...(collection !== "default" && { collection }) };
       if (kindOf(file) === "text") item.text = await file.text();
       else files.push({ name: path, data: await readable(file) });
       items.push(item);
@@ -154,23 +181,23 @@ async function addBatch(batch, { collection, refuse, signal, sent }) {
       refuse(path, error.message);
     }
   }
-  if (!items.length) return 0;
+  if (!items.length) return [];
   const request = { method: "POST", path: "/items", json: { items, on_error: "null" }, files };
   sent(request);
   try {
     const answer = await patiently(request, signal);
     for (const each of answer.items) if (each.error) refuse(each.id, each.error.detail);
-    return answer.upserted;
+    return answer.items.filter(({ error }) => !error).map(({ id }) => id);
   } catch (error) {
     if (!error.status || error.status === 401 || error.status === 403 || error.status >= 500) throw error;
     if (batch.length === 1) {
       refuse(paths[0], error.message);
-      return 0;
+      return [];
     }
     // One of them is why: each by itself.
-    let added = 0;
+    const added = [];
     for (const each of batch.filter(({ path }) => paths.includes(path))) {
-      added += await addBatch([each], { collection, refuse, signal, sent }); // one after the other
+      added.push(...(await addBatch([each], { collection, refuse, signal, sent }))); // one after the other
     }
     return added;
   }
@@ -189,6 +216,10 @@ async function patiently(request, signal) {
   }
 }
 
-function size(bytes) {
-  return bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+/** What `isthmus index` notes of a file too: its folder, and when it was taken or else last changed. */
+async function metadataOf(path, file) {
+  const folder = path.split("/").slice(0, -1).join("/");
+  const changed = new Date(file.lastModified);
+  const date = (await takenAt(file)) ?? Math.floor((changed.getTime() - 60_000 * changed.getTimezoneOffset()) / 1000);
+  return { ...(folder && { [FOLDER]: folder }), [MONTH]: new Date(1000 * date).toISOString().slice(0, 7), [DATE]: date };
 }

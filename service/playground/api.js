@@ -1,5 +1,5 @@
 // Requests as plain descriptions, which are both sent and shown as curl, so that the two cannot differ:
-// {method, path, query: {…}, json: {…}, files: [{name, data: Blob}]}
+// {method, path, query: {…}, json: {…}, files: [{name, data: Blob}], keepalive}: the last for what outlives the page
 
 const KEY = "isthmus-key";
 
@@ -33,15 +33,20 @@ export function onUnauthorised(listener) {
 
 function address({ path, query = {} }) {
   const url = new URL(path.replace(/^\//, ""), document.baseURI.split("#")[0]);
-  for (const [name, value] of Object.entries(query)) if (value != null) url.searchParams.set(name, value);
+  for (const [name, value] of Object.entries(query)) {
+    for (const single of [value].flat()) if (single != null) url.searchParams.append(name, single);
+  }
   return url;
 }
+
+/** The address of what needs no key, for an element that fetches it itself. */
+export const plainAddress = (request) => address(request).href;
 
 /** The path of something with an id that may hold anything. */
 export const pathOf = (route, id) => `${route}/${id.split("/").map(encodeURIComponent).join("/")}`;
 
 async function respond(request, signal) {
-  const { method = "GET", json, files } = request;
+  const { method = "GET", json, files, keepalive } = request;
   const headers = {};
   let body;
   if (key.get()) headers.authorization = `Bearer ${key.get()}`;
@@ -55,10 +60,10 @@ async function respond(request, signal) {
   }
   let response;
   try {
-    response = await fetch(address(request), { method, headers, body, signal });
+    response = await fetch(address(request), { method, headers, body, signal, keepalive });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server cannot be reached");
+    throw new Error("The server cannot be reached. Is it still running?");
   }
   if (response.ok) return response;
   if (response.status === 401) unauthorised(Boolean(key.get()));
@@ -66,9 +71,10 @@ async function respond(request, signal) {
   throw new Problem(response.status, said, Number(response.headers.get("retry-after")) || 0);
 }
 
-/** The answer as JSON. Throws Problem. */
+/** The answer as JSON, null where it has none. Throws Problem. */
 export async function send(request, signal) {
-  return (await respond(request, signal)).json();
+  const response = await respond(request, signal);
+  return response.status === 204 ? null : response.json();
 }
 
 export async function blob(request, signal) {

@@ -1,105 +1,78 @@
-// An item as a card: what there is to see or hear of it, its score, its id and metadata, and what can be done with it.
+// An item as a card: what there is to see or hear of it, its name, its folder and date, and how well it fits.
 
-import { blob, pathOf } from "./api.js";
-import { button, el, icon, iconButton } from "./dom.js";
-import { player, stopPlaying } from "./player.js";
+import { el, icon, iconButton } from "./dom.js";
+import { ICONS, dateOf, dayWords, folderOf, kindName, momentWords, nameOf, shortFolder } from "./items.js";
+import { player } from "./player.js";
+import { previewUrl, whenNear } from "./previews.js";
 
-export const KINDS = { image: "Image", audio: "Sound", text: "Text", vector: "Vector" };
-export const ICONS = { image: "image", audio: "sound", text: "text", vector: "vector" };
-const SHOWN = 4;
+const [NARROWEST, WIDEST] = [0.72, 2.1]; // of a card, as a share of its height
+const RATIOS = { audio: 1.7, text: 1.6, video: 1.6 };
 
-const held = new Map(); // what is emptied as a whole → the object URLs in it
-const near = new IntersectionObserver(
-  (entries) => entries.filter((each) => each.isIntersecting).forEach((each) => arrive(each.target)),
-  { rootMargin: "400px" },
-);
-const arrivals = new WeakMap();
-
-function arrive(element) {
-  near.unobserve(element);
-  arrivals.get(element)?.();
-}
-
-/** Let go of the media of cards that are no longer shown. */
-export function forget(place) {
-  stopPlaying();
-  for (const image of place.querySelectorAll("img.waiting")) near.unobserve(image);
-  for (const href of held.get(place) ?? []) URL.revokeObjectURL(href);
-  held.delete(place);
-}
-
-async function mediaUrl(item, collection, place) {
-  const data = await blob({ path: pathOf("/previews", item.id), query: { collection } });
-  const href = URL.createObjectURL(data);
-  held.set(place, [...(held.get(place) ?? []), href]);
-  return href;
-}
-
-function picture(item, collection, place) {
-  const { width, height } = item.preview;
-  const image = el("img", { alt: "", width, height, class: "waiting" });
-  arrivals.set(image, async () => {
-    try {
-      image.src = await mediaUrl(item, collection, place);
-      image.classList.remove("waiting");
-    } catch {
-      image.replaceWith(blank(item)); // deleted meanwhile
-    }
-  });
-  near.observe(image);
-  return image;
-}
-
-const blank = (item) => el("span", { class: "blank" }, icon(ICONS[item.modality] ?? "vector"));
-
-function face(item, collection, place) {
+/** The picture of an item, or what stands for it. `place` is what is emptied as a whole with forget(). */
+export function face(item, collection, place) {
   const seen = item.preview;
-  if (seen?.media_type === "image/webp") return picture(item, collection, place);
-  if (seen?.media_type === "audio/mpeg") {
-    const load = () => mediaUrl(item, collection, place);
-    return player({ name: item.id, peaks: seen.peaks ?? [], seconds: seen.seconds, load });
+  if (seen?.media_type?.startsWith("image/")) return picture(item, collection, place);
+  if (seen?.media_type?.startsWith("audio/")) {
+    const load = () => previewUrl(item, collection, place);
+    return player({ name: nameOf(item), peaks: seen.peaks ?? [], seconds: seen.seconds, from: item.moment?.start, load });
   }
   if (seen?.text) return el("blockquote", {}, seen.text);
   return blank(item);
 }
 
-/** A metadata value in a line. */
-const said = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+const blank = (item) => el("span", { class: "blank" }, icon(ICONS[item.modality] ?? "vector"));
 
-function facts(metadata) {
-  const pairs = Object.entries(metadata ?? {});
-  const list = (some) => some.map(([key, value]) => el("div", {}, el("dt", {}, key), el("dd", {}, said(value))));
-  if (!pairs.length) return null;
-  const rest = pairs.slice(SHOWN);
-  return [
-    el("dl", {}, list(pairs.slice(0, SHOWN))),
-    rest.length > 0 &&
-      el("details", { class: "rest" }, el("summary", {}, `${rest.length} more`), el("dl", {}, list(rest))),
-  ];
+function picture(item, collection, place) {
+  const { width, height } = item.preview;
+  const image = el("img", { alt: "", width, height, class: "waiting", decoding: "async" });
+  whenNear(image, async () => {
+    try {
+      image.src = await previewUrl(item, collection, place);
+      image.classList.remove("waiting");
+    } catch {
+      image.replaceWith(blank(item)); // deleted meanwhile
+    }
+  });
+  return image;
 }
 
-/** `place` is what is emptied as a whole with forget(); `best` the first result's score, which is a whole bar. */
-export function card(item, { collection, place, best, like, compose, tag = "li" }) {
-  const kind = KINDS[item.modality] ?? item.modality;
-  const bar = el("span", { class: "bar", "aria-hidden": "true" }, el("span"));
-  if (best > 0) bar.firstChild.style.width = `${Math.max(2, Math.min(100, (100 * item.score) / best))}%`;
-  return el(
+/** How wide a card's face is, as a share of its height. */
+export function ratioOf(item) {
+  const { width, height } = item.preview ?? {};
+  const ratio = width && height ? width / height : (RATIOS[item.modality] ?? 1.33);
+  return Math.min(WIDEST, Math.max(NARROWEST, ratio));
+}
+
+/** A bar from nothing to all: `share` of it is filled, whatever the other results have. */
+export function bar(share) {
+  const whole = el("span", { class: "bar", "aria-hidden": "true" }, el("span"));
+  whole.firstChild.style.width = `${100 * Math.min(1, Math.max(0, share))}%`;
+  return whole;
+}
+
+/** `open(item)` shows it large; `like` and `compose` ask with it; `fit(item)` is {share, words} of how well it fits. */
+export function card(item, { collection, place, open, like, compose, fit, tag = "li" }) {
+  const name = nameOf(item);
+  const match = fit?.(item);
+  const [folder, date] = [folderOf(item), dateOf(item)];
+  const made = el(
     tag,
-    { class: `card ${item.modality}` },
-    el("div", { class: "face" }, face(item, collection, place)),
-    el(
-      "div",
-      { class: "about" },
-      item.score != null &&
-        el("p", { class: "score" }, bar, el("span", { class: "hidden" }, "Score "), item.score.toFixed(3)),
-      el("p", { class: "id", title: item.id }, el("span", { class: "kind" }, icon(ICONS[item.modality] ?? "vector"), el("span", { class: "hidden" }, kind)), el("span", {}, item.id)),
-      facts(item.metadata),
-      el(
-        "p",
-        { class: "acts" },
-        button("More like this", "like", () => like(item), { "aria-label": `More like ${item.id}` }),
-        compose && iconButton(`Combine with ${item.id}`, "plus", () => compose(item)),
-      ),
-    ),
+    { class: `card ${item.modality}`, "data-id": item.id },
+    el("div", { class: "face" }, face(item, collection, place),
+      item.moment && el("span", { class: "moment" }, momentWords(item.moment)),
+      item.modality === "video" && el("span", { class: "badge" }, icon("play"))),
+    el("div", { class: "about" },
+      el("p", { class: "name" },
+        el("span", { class: "kind" }, icon(ICONS[item.modality] ?? "vector"), el("span", { class: "hidden" }, kindName(item))),
+        open ? el("button", { type: "button", class: "open", title: item.id, onclick: () => open(item) }, name)
+          : el("span", { title: item.id }, name)),
+      (folder || date) && el("p", { class: "where" },
+        folder && el("span", { class: "folder", title: folder }, shortFolder(folder)), date && el("span", {}, dayWords(date))),
+      match && el("p", { class: "match", title: match.title }, match.share != null && bar(match.share), el("span", {}, match.words))),
+    (like || compose) && el("p", { class: "acts" },
+      like && iconButton(`More like ${name}`, "like", () => like(item)),
+      compose && iconButton(`Combine with ${name}`, "plus", () => compose(item))),
   );
+  made.style.setProperty("--ratio", ratioOf(item));
+  return made;
 }

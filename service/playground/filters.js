@@ -8,6 +8,7 @@ const TESTS = {
   contains: ["contains", (given) => ({ $contains: given })],
   least: ["at least", (given) => ({ $gte: reading(given) })],
   most: ["at most", (given) => ({ $lte: reading(given) })],
+  under: ["is or lies in", null], // two conditions: see within()
   exists: ["is there", () => ({ $exists: true })],
 };
 
@@ -26,9 +27,9 @@ function reading(text) {
 export function filtersIn(place, { keys, changed }) {
   const rows = el("ul", { class: "rows" });
   const known = el("datalist", { id: "metadata-keys" });
-  place.append(known, rows, button("Another condition", "plus", () => add().querySelector("input").focus(), { class: "link" }));
+  place.append(known, rows, button("Another condition", "plus", () => add({}).querySelector("input").focus(), { class: "link" }));
 
-  function add() {
+  function add(given = {}) {
     known.replaceChildren(...keys().map((each) => el("option", { value: each })));
     const key = el("input", { class: "key", list: "metadata-keys", "aria-label": "Metadata key", placeholder: "key", autocomplete: "off" });
     const test = el("select", { "aria-label": "Condition" },
@@ -40,6 +41,10 @@ export function filtersIn(place, { keys, changed }) {
     }, { class: "quiet" }));
     test.addEventListener("change", () => (value.hidden = test.value === "exists"));
     row.addEventListener("change", changed);
+    key.value = given.key ?? "";
+    if (given.test in TESTS) test.value = given.test;
+    value.value = given.value ?? "";
+    value.hidden = test.value === "exists";
     row.read = () => key.value && (test.value === "exists" || value.value !== "") && { key: key.value, test: test.value, value: value.value };
     rows.append(row);
     return row;
@@ -50,12 +55,21 @@ export function filtersIn(place, { keys, changed }) {
     open() {
       if (!rows.children.length) add();
     },
+    get conditions() {
+      return conditions();
+    },
+    /** Show these conditions in place of those there are. */
+    set(given) {
+      rows.replaceChildren();
+      given.forEach(add);
+    },
     get count() {
       return conditions().length;
     },
     /** undefined where there is no condition. */
     get filter() {
       const parts = conditions().map(({ key, test, value }) => {
+        if (test === "under") return within(key, value);
         const condition = { [key]: TESTS[test][1](value) };
         return test === "not" ? { $not: condition } : condition;
       });
@@ -63,3 +77,6 @@ export function filtersIn(place, { keys, changed }) {
     },
   };
 }
+
+/** A folder and all below it. Texts from "a/" up to "a0" are those that begin with "a/": "0" comes after "/". */
+export const within = (key, folder) => ({ $or: [{ [key]: folder }, { [key]: { $gte: `${folder}/`, $lt: `${folder}0` } }] });

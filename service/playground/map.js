@@ -1,9 +1,14 @@
 // The view of the whole: a collection's items in the plane, as the service has laid them out.
 
 import { pathOf, send } from "./api.js";
-import { KINDS, card, forget } from "./cards.js";
+import { card } from "./cards.js";
+import { groupsOf, nameGroups } from "./clusters.js";
+import { openDetail } from "./detail.js";
 import { $, announce, button, el, plural, show } from "./dom.js";
+import { FOLDER, KINDS, MANY, MONTH, monthWords, nameOf } from "./items.js";
+import { forget } from "./previews.js";
 import { requestBlock } from "./request.js";
+import { thumbnails } from "./thumbnails.js";
 
 const POINTS = 2_000;
 const GROUPS = 8;
@@ -14,6 +19,10 @@ const LONGEST = 24;
 const RADIUS = 5;
 const NEAR = 14;
 const CLOSEST = 60;
+const EDGE = 40;
+const PICTURES = 150; // drawn at once
+const [SMALLEST, LARGEST] = [36, 120]; // pictures, in pixels
+const COLOURS = { [FOLDER]: "folder", [MONTH]: "month" };
 
 export function mapView(app) {
   const [canvas, sheet, tip, legend, chosen, status, colour] = ["canvas", "sheet", "tip", "legend", "chosen", "mapped", "colour"].map($);
@@ -26,6 +35,10 @@ export function mapView(app) {
   let under = null;
   let selected = null;
   let loaded = null;
+  let clusters = []; // {name, x, y, members}: what lies together, named by the nearest word
+  let naming = new AbortController();
+  let drawing = 0;
+  const small = thumbnails({ collection: () => app.collection, drawn: redraw });
 
   // What there is
 
@@ -33,26 +46,58 @@ export function mapView(app) {
     const label = colour.value || null;
     const request = { path: pathOf("/collections", app.collection) + "/map", query: { limit: POINTS, label } };
     command.update(request);
-    show(status, "Laying it out …");
+    show(status, "");
+    tell(`Laying out ${plural(app.count, "item")} …`);
     try {
       const answer = await send(request);
       points = answer.points;
-      if (!label) for (const point of points) point.label = KINDS[point.modality] ?? point.modality;
-      const keys = answer.keys;
-      colour.replaceChildren(el("option", { value: "" }, "kind"), ...keys.map((key) => el("option", { value: key }, key)));
+      if (!label) for (const point of points) point.label = MANY[point.modality] ?? point.modality;
+      const first = Object.keys(COLOURS).filter((key) => answer.keys.includes(key));
+      const keys = [...first, ...answer.keys.filter((key) => !first.includes(key))];
+      colour.replaceChildren(el("option", { value: "" }, "kind"), ...keys.map((key) => el("option", { value: key }, COLOURS[key] ?? key)));
       colour.value = keys.includes(label) ? label : "";
+      if (label === MONTH) for (const point of points) point.label &&= monthWords(point.label);
       const part = points.length < answer.count ? `A sample of ${points.length.toLocaleString("en")} of ` : "";
-      show(status, points.length ? `${part}${plural(answer.count, "item")}` : "Nothing is here yet");
+      show(status, points.length ? `${part}${plural(answer.count, "item")}` : "");
+      if (points.length) tell(null);
+      else tell("There is nothing in this collection yet.", el("a", { href: "#/add" }, "Add a folder"));
     } catch (error) {
       points = [];
       show(status, error.message, { bad: true });
+      if (error.status === 404) tell("This collection is empty, or gone.", el("a", { href: "#/add" }, "Add a folder"));
+      else tell(`The map cannot be drawn. ${error.message}`, button("Try again", null, load));
     }
+    small.clear();
+    nameClusters();
     loaded = `${app.collection} ${app.count}`;
     selected = under = null;
     regroup();
     select(null);
     fit();
     list();
+  }
+
+  /** In place of the map, while there is none. */
+  function tell(text, ...more) {
+    $("sheet-note").hidden = !text;
+    $("sheet-note").replaceChildren(...(text ? [el("p", {}, text), ...more] : []));
+  }
+
+  async function nameClusters() {
+    naming.abort();
+    naming = new AbortController();
+    clusters = [];
+    const groups = groupsOf(points);
+    if (!groups.length) return;
+    try {
+      await nameGroups(groups, app.collection, naming.signal);
+    } catch {
+      return; // a map without names is a map
+    }
+    if (naming.signal.aborted) return;
+    clusters = groups.filter(({ name }) => name).sort((a, b) => b.members.length - a.members.length);
+    $("map-words").textContent = clusters.length ? `Together lie: ${clusters.map(({ name }) => name).join(", ")}.` : "";
+    draw();
   }
 
   function regroup() {
@@ -71,7 +116,7 @@ export function mapView(app) {
       el("fieldset", {}, el("legend", {}, colour.selectedOptions[0].textContent),
         groups.map((group, place) => swatch(group, group.rest ? "rest" : `hue-${place}`, (on) => (group.hidden = !on)))),
       colour.value && kinds.length > 1 ? el("fieldset", {}, el("legend", {}, "kind"),
-        kinds.map((kind) => swatch({ name: KINDS[kind] ?? kind }, `mark ${kind}`, (on) => hiddenKinds[on ? "delete" : "add"](kind)))) : "",
+        kinds.map((kind) => swatch({ name: MANY[kind] ?? kind }, `mark ${kind}`, (on) => hiddenKinds[on ? "delete" : "add"](kind)))) : "",
     );
     dress();
   }
@@ -112,6 +157,13 @@ export function mapView(app) {
 
   const at = (point) => [view.x + view.scale * point.x, view.y - view.scale * point.y];
 
+  function redraw() {
+    drawing ||= requestAnimationFrame(() => {
+      drawing = 0;
+      draw();
+    });
+  }
+
   function draw() {
     const { width, height } = size();
     if (!width) return;
@@ -137,7 +189,8 @@ export function mapView(app) {
       }
     }
     pen.globalAlpha = 1;
-    if (colour.value) nameLabels(pen, style);
+    drawPictures(pen, width, height);
+    nameLabels(pen, style, colour.value ? labels : clusters);
     for (const point of [under, selected]) {
       if (!point || !visible(point)) continue;
       pen.fillStyle = point.group.fill;
@@ -149,17 +202,40 @@ export function mapView(app) {
     }
   }
 
+  /** What is near enough to be told apart is drawn as the picture that it is. */
+  function drawPictures(pen, width, height) {
+    if (app.previews === false || view.scale < 1.6 * (2 * (view.least ?? view.scale))) return;
+    const inside = points.filter((point) => {
+      const [x, y] = at(point);
+      return point.modality === "image" && visible(point) && x > -LARGEST && y > -LARGEST && x < width + LARGEST && y < height + LARGEST;
+    });
+    if (inside.length > PICTURES) return;
+    small.want(inside.map(({ id }) => id));
+    const side = Math.min(LARGEST, Math.max(SMALLEST, 0.55 * Math.sqrt((width * height) / Math.max(inside.length, 1))));
+    for (const point of inside) {
+      const picture = small.of(point.id);
+      if (!picture) continue;
+      const scale = side / Math.max(picture.width, picture.height);
+      const [wide, high] = [scale * picture.width, scale * picture.height];
+      const [x, y] = at(point);
+      pen.drawImage(picture, x - wide / 2, y - high / 2, wide, high);
+      pen.strokeStyle = point.group.fill;
+      pen.lineWidth = 2;
+      pen.strokeRect(x - wide / 2, y - high / 2, wide, high);
+    }
+  }
+
   /** Each label where the middle of its items is, the most frequent first, as far as there is room. */
-  function nameLabels(pen, style) {
+  function nameLabels(pen, style, named) {
     pen.font = `600 13px ${style.fontFamily}`;
     pen.textAlign = "center";
     pen.textBaseline = "middle";
     pen.lineJoin = "round";
     const taken = [];
-    for (const { name, x, y, group } of labels) {
-      if (group.hidden) continue;
+    for (const { name, x, y, group } of named) {
+      if (group?.hidden) continue;
       const [px, middle] = at({ x, y });
-      const py = middle - 14;
+      const py = middle - (group ? 14 : 0);
       const half = pen.measureText(name).width / 2 + 6;
       const overlaps = (box) => Math.abs(box.px - px) < box.half + half && Math.abs(box.py - py) < 20;
       const outside = px < -half || py < 0 || px > canvas.clientWidth + half || py > canvas.clientHeight;
@@ -168,7 +244,7 @@ export function mapView(app) {
       pen.strokeStyle = style.backgroundColor;
       pen.lineWidth = 4;
       pen.strokeText(name, px, py);
-      pen.fillStyle = group.rest ? style.color : group.fill;
+      pen.fillStyle = !group || group.rest ? style.color : group.fill;
       pen.fillText(name, px, py);
     }
   }
@@ -198,7 +274,20 @@ export function mapView(app) {
     const scale = Math.min(CLOSEST * least, Math.max(least, view.scale * factor));
     const by = scale / view.scale;
     view = { ...view, scale, x: x + by * (view.x - x), y: y + by * (view.y - y) };
+    keepSome();
     draw();
+  }
+
+  /** The map is never moved to where there is nothing: its nearest item stays inside. */
+  function keepSome() {
+    const { width, height } = size();
+    const inside = ([x, y]) => x > 0 && y > 0 && x < width && y < height;
+    if (points.some((point) => visible(point) && inside(at(point)))) return;
+    const point = nearest(width / 2, height / 2, Infinity);
+    if (!point) return;
+    const [x, y] = at(point);
+    const inwards = (place, most) => Math.min(most - EDGE, Math.max(EDGE, place)) - place;
+    view = { ...view, x: view.x + inwards(x, width), y: view.y + inwards(y, height) };
   }
 
   function nearest(x, y, reach = NEAR) {
@@ -218,7 +307,7 @@ export function mapView(app) {
     canvas.classList.toggle("over", Boolean(point));
     if (point) {
       const [x, y] = at(point);
-      tip.replaceChildren(el("strong", {}, point.id), el("span", {}, describe(point)));
+      tip.replaceChildren(el("strong", {}, nameOf(point)), el("span", {}, describe(point)));
       tip.classList.toggle("left", x > size().width / 2);
       tip.style.left = `${x}px`;
       tip.style.top = `${Math.min(size().height - 60, Math.max(0, y - 20))}px`;
@@ -249,6 +338,7 @@ export function mapView(app) {
       zoom(spread(now) / Math.max(1, spread(before)), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
     } else if (moved > 3) {
       view = { ...view, x: view.x + now[0] - before[0], y: view.y + now[1] - before[1] };
+      keepSome();
       hover(null);
     }
     pointers.set(event.pointerId, now);
@@ -322,7 +412,8 @@ export function mapView(app) {
     try {
       const item = await send(request);
       if (selected !== point) return;
-      chosen.replaceChildren(card(item, { collection, place: chosen, like: (each) => app.like(each), tag: "article" }));
+      const open = () => openDetail([item], item, { collection, like: app.like, compose: app.compose });
+      chosen.replaceChildren(card(item, { collection, place: chosen, open, like: app.like, compose: app.compose, tag: "article" }));
     } catch (error) {
       chosen.replaceChildren(el("p", { class: "status bad" }, error.message));
     }
@@ -344,12 +435,21 @@ export function mapView(app) {
   colour.addEventListener("change", load);
   $("zoom-in").addEventListener("click", () => zoom(1.5));
   $("zoom-out").addEventListener("click", () => zoom(1 / 1.5));
+  canvas.addEventListener("dblclick", (event) => {
+    const point = nearest(event.offsetX, event.offsetY);
+    if (!point) zoom(2, event.offsetX, event.offsetY);
+  });
   $("zoom-all").addEventListener("click", fit);
   document.addEventListener("themechange", dress);
   new ResizeObserver(fit).observe(sheet);
 
   return {
     title: "Map",
+    async openNamed(id) {
+      const { collection } = app;
+      const item = await send({ path: pathOf("/items", id), query: { collection, include: "preview" } }).catch(() => null);
+      if (item) openDetail([item], item, { collection, like: app.like, compose: app.compose }, { remembered: false });
+    },
     enter() {
       if (loaded !== `${app.collection} ${app.count}`) load();
       else draw();

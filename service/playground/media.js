@@ -3,23 +3,27 @@
 const IMAGES = /\.(jpe?g|png|webp|gif|bmp|tiff?|avif|heic|heif)$/i;
 const OTHER_IMAGES = /\.(jxl|ico)$/i;
 const SOUNDS = /\.(wav|flac|ogg|oga|opus|mp3|aiff?|caf|au)$/i;
-const OTHER_SOUNDS = /\.(m4a|m4b|aac|webm|weba|mp4|3gp|wma|amr)$/i;
+const OTHER_SOUNDS = /\.(m4a|m4b|aac|weba|wma|amr)$/i;
+const VIDEOS = /\.(mp4|m4v|mov|mkv|webm|avi|ogv|3gp|mts|m2ts)$/i;
 const TEXTS = /\.(txt|md|markdown|text)$/i;
 
 const LARGEST_IMAGE = 25e6;
 const SIDE = 2048;
+const EXAMPLE_SIDE = 768;
+const LARGE_EXAMPLE = 4e5;
 const RATE = 24_000;
 export const PEAKS = 80;
-const LONGEST_S = 30;
+export const LONGEST_S = 30;
 
-/** image, audio, text, or null for what is none of them. */
+/** image, audio, video, text, or null for what is none of them. */
 export function kindOf(file) {
   const { name, type } = file;
   if (IMAGES.test(name) || OTHER_IMAGES.test(name)) return "image";
   if (SOUNDS.test(name) || OTHER_SOUNDS.test(name)) return "audio";
   if (TEXTS.test(name)) return "text";
+  if (VIDEOS.test(name)) return type.startsWith("audio/") ? "audio" : "video";
   if (type.startsWith("image/") && type !== "image/svg+xml") return "image";
-  return type.startsWith("audio/") ? "audio" : null;
+  return /^(audio|video)\//.exec(type)?.[1] ?? null;
 }
 
 /**
@@ -28,6 +32,7 @@ export function kindOf(file) {
  */
 export async function readable(file) {
   try {
+    if (kindOf(file) === "video") return file;
     if (kindOf(file) === "image") {
       const known = IMAGES.test(file.name) || /^image\/(jpeg|png|webp|gif|bmp|tiff|avif|hei[cf])$/.test(file.type);
       return known && file.size <= LARGEST_IMAGE ? file : await redrawn(file);
@@ -39,9 +44,23 @@ export async function readable(file) {
   }
 }
 
-async function redrawn(file) {
+/** An image or sound as base64, a large image made smaller, to be sent within JSON. */
+export async function inJson(file) {
+  let data = await readable(file);
+  const kind = kindOf(file);
+  if (kind === "image" && data.size > LARGE_EXAMPLE) data = await redrawn(data, EXAMPLE_SIDE).catch(() => data);
+  const url = await new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error(`${file.name} cannot be read`));
+    reader.readAsDataURL(data);
+  });
+  return { [kind]: url.slice(url.indexOf(",") + 1) };
+}
+
+async function redrawn(file, side = SIDE) {
   const bitmap = await createImageBitmap(file);
-  const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
+  const scale = Math.min(1, side / Math.max(bitmap.width, bitmap.height));
   const canvas = new OffscreenCanvas(Math.round(bitmap.width * scale), Math.round(bitmap.height * scale));
   canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   const data = await canvas.convertToBlob({ type: "image/webp", quality: 0.92 }); // what is transparent stays so
@@ -127,6 +146,10 @@ export async function startRecording() {
     const none = error.name === "NotFoundError";
     throw new Error(none ? "There is no microphone" : "The browser was not allowed to use the microphone");
   }
+  const context = new AudioContext();
+  const analyser = new AnalyserNode(context, { fftSize: 1024 });
+  context.createMediaStreamSource(stream).connect(analyser);
+  const samples = new Float32Array(analyser.fftSize);
   const recorder = new MediaRecorder(stream);
   const pieces = [];
   recorder.ondataavailable = (event) => pieces.push(event.data);
@@ -136,10 +159,19 @@ export async function startRecording() {
   const done = ended.then(async () => {
     clearTimeout(limit);
     stream.getTracks().forEach((track) => track.stop());
+    context.close();
     const taken = new File(pieces, `recording-${++recordings}`, { type: recorder.mimeType });
     return wavFile(await decode(taken), taken.name);
   });
-  return { done, stop: () => recorder.state === "recording" && recorder.stop() };
+  return {
+    done,
+    stop: () => recorder.state === "recording" && recorder.stop(),
+    /** The loudest sample of the last moment, 0 to 1. */
+    level() {
+      analyser.getFloatTimeDomainData(samples);
+      return samples.reduce((loudest, sample) => Math.max(loudest, Math.abs(sample)), 0);
+    },
+  };
 }
 
 /** What was dropped, folders opened: [{path, file}]. To be called before anything is awaited, while the drop lasts. */

@@ -1,21 +1,23 @@
 // The parts of a query, or the inputs of a classification, as tiles.
 
+import { blob } from "./api.js";
 import { el, icon, iconButton } from "./dom.js";
-import { ICONS } from "./cards.js";
+import { ICONS } from "./items.js";
 import { PEAKS, kindOf, readable, waveform } from "./media.js";
 import { player, stopPlaying } from "./player.js";
+import { previewRequest } from "./previews.js";
 
-/** A file as a part: {kind: "image" | "audio", file, name}. Throws where it is neither. */
+/** A file as a part: {kind: "image" | "audio" | "video", file, name}. Throws where it is none of them. */
 export async function filePart(given) {
   const kind = kindOf(given);
-  if (kind !== "image" && kind !== "audio") throw new Error(`${given.name} is neither an image nor a sound`);
+  if (!["image", "audio", "video"].includes(kind)) throw new Error(`${given.name} is no picture, sound or video`);
   const file = await readable(given);
   const wave = kind === "audio" ? await waveform(file) : null;
   return { kind, file, name: file.name, wave, made: file !== given || given.name.startsWith("recording-") };
 }
 
 /** What a part looks or sounds like. */
-export function glimpse(part, url) {
+export function glimpse(part, url, collection) {
   if (part.kind === "image") {
     const image = el("img", { src: url, alt: "" }); // its name stands beside it
     image.addEventListener("error", () => image.replaceWith(icon("image"))); // TIFF, in most browsers
@@ -25,11 +27,17 @@ export function glimpse(part, url) {
     const { peaks, seconds } = part.wave ?? { peaks: Array(PEAKS).fill(40), seconds: 0 };
     return player({ name: part.name, peaks, seconds, load: async () => url });
   }
-  return el("span", { class: "blank" }, icon(ICONS[part.modality] ?? "text"));
+  const blank = el("span", { class: "blank" }, icon(ICONS[part.modality ?? part.kind] ?? "text"));
+  if (part.seen) blob(previewRequest(part, collection())).then((data) => {
+    const image = el("img", { src: URL.createObjectURL(data), alt: "" });
+    image.addEventListener("load", () => URL.revokeObjectURL(image.src));
+    blank.replaceWith(image);
+  }, () => {}); // the icon stays
+  return blank;
 }
 
 /** Keeps tiles in `place`, with weights if they are `weighted`; `changed` is told of every change. */
-export function partsIn(place, { weighted = false, changed }) {
+export function partsIn(place, { weighted = false, changed, collection }) {
   let parts = [];
 
   const weightOf = (part) => {
@@ -57,7 +65,7 @@ export function partsIn(place, { weighted = false, changed }) {
     }
     const save = part.made && el("a", { href: url, download: part.name, class: "save" }, "Save");
     const made = el("li", { class: `part ${part.fixed ? "fixed" : part.kind}` },
-      part.kind !== "text" && el("span", { class: "glimpse" }, glimpse(part, url)),
+      part.kind !== "text" && el("span", { class: "glimpse" }, glimpse(part, url, collection)),
       words || name, save, weighted && weightOf(part), !part.fixed && remove);
     return Object.assign(part, { element: made, url });
   };
@@ -83,6 +91,12 @@ export function partsIn(place, { weighted = false, changed }) {
       part.element.remove();
       if (part.url) URL.revokeObjectURL(part.url);
       changed();
+    },
+    /** Mark a part as one that cannot be used, and say why. */
+    spoil(part, why) {
+      part.bad = true;
+      part.element.classList.add("spoilt");
+      part.element.querySelector(".name").after(el("span", { class: "bad" }, why));
     },
     clear(keep = () => false) {
       for (const part of parts.filter((each) => !keep(each))) {

@@ -6,8 +6,8 @@ const BAR = 4; // pixels, at least
 
 let playing = null;
 
-/** `load` is asked for an object URL when it is first played. */
-export function player({ name, peaks, seconds, load }) {
+/** `load` is asked for an object URL when it is first played, which begins at the second `from`. */
+export function player({ name, peaks, seconds, from = 0, load }) {
   const canvas = el("canvas", { "aria-hidden": "true" });
   const seek = el("input", {
     type: "range", min: 0, max: 1000, value: 0, class: "seek", "aria-label": `Position in ${name}`, disabled: true,
@@ -58,18 +58,26 @@ export function player({ name, peaks, seconds, load }) {
         audio = new Audio(await load());
       } catch {
         time.textContent = "gone";
+        time.title = "This sound cannot be had from the server any more";
         return;
       } finally {
         toggle.disabled = false;
       }
       for (const event of ["play", "pause", "ended"]) audio.addEventListener(event, dress);
+      audio.addEventListener("loadedmetadata", () => from < audio.duration - 0.5 && (audio.currentTime = from), { once: true });
       seek.disabled = false;
       toggle.focus();
     }
     if (!audio.paused) return audio.pause();
     playing?.pause();
     playing = audio;
-    return audio.play();
+    try {
+      await audio.play();
+    } catch (error) {
+      if (error.name === "AbortError") return; // paused before it began
+      time.textContent = "–:––";
+      time.title = "This browser cannot play it";
+    }
   });
   seek.addEventListener("input", () => {
     if (audio?.duration > 0) audio.currentTime = (seek.value / 1000) * audio.duration;

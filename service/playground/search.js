@@ -1,185 +1,290 @@
 // The view that searches: words, images, sounds and stored items, alone or combined with weights.
 
-import { send } from "./api.js";
-import { KINDS, card, forget } from "./cards.js";
-import { $, announce, el, plural, show } from "./dom.js";
-import { filtersIn } from "./filters.js";
-import { filePart, partsIn } from "./parts.js";
+import { pathOf, send } from "./api.js";
+import { asking } from "./asking.js";
+import { openDetail } from "./detail.js";
+import { $, announce, button, el, plural, show } from "./dom.js";
+import { gallery } from "./gallery.js";
+import { KINDS, MANY, fitOf, kindName, nameOf } from "./items.js";
 import { recordingButton } from "./recording.js";
 import { requestBlock } from "./request.js";
+import { read, written } from "./state.js";
 
-const PAGE = 24;
-const GLANCE = 12;
+const FIRST = 36; // of each kind
+const TIMES = 4;
+const MOST = 1_000;
+const GLANCE = 60;
+const SAVE_FIRST = "Save what was recorded or converted here beside it first.";
+const HINT = "Type what you look for, or drop a picture or a sound anywhere on this page. Combine several, and weigh them.";
+
+/** How sure the best of some items is; less than any where it cannot be judged. */
+const sure = ([best]) => best.confidence ?? -1;
+const order = (kind) => Object.keys(KINDS).indexOf(kind);
 
 export function searchView(app) {
-  const [words, results, found, more] = ["words", "results", "found", "more"].map($);
+  const [words, found, verdict] = ["words", "found", "verdict"].map($);
   const command = requestBlock($("search-request"));
   const keys = new Set();
-  let count = PAGE;
   let searching = new AbortController();
-  let asked = false;
+  let asked = null; // the state of the question that is answered, as text; null before the first
+  let depth = FIRST;
+  let seen = new Set();
+  let cursor = null; // of the items that are shown before anything is asked
+  let more = async () => false;
 
-  const parts = partsIn($("parts"), { weighted: true, changed: run });
-  const filters = filtersIn($("filters"), { keys: () => [...keys].sort(), changed: filtered });
+  const collection = () => app.collection;
+  const asker = asking({ changed: () => run(), keys: () => [...keys].sort(), collection });
+  const results = gallery($("results"), {
+    collection, like, compose, fit: fitOf, more: () => more(), failed: (message) => show(found, message, { bad: true }),
+  });
 
-  // The words have a tile of their own, for their weight, as soon as there is something to weigh them against.
-  let own = null;
-  function weighWords() {
-    const wanted = words.value.trim() && parts.all.some((each) => each !== own);
-    if (own && !wanted) {
-      parts.clear((each) => each !== own);
-      own = null;
-    } else if (wanted && !own) {
-      own = parts.add({ kind: "text", fixed: true, name: "the words" });
-    }
-    if (own) {
-      own.text = words.value.trim();
-      own.element.querySelector(".name").textContent = `“${own.text}”`;
-    }
-  }
-
-  function query() {
-    weighWords();
-    const typed = words.value.trim();
-    const all = parts.all.filter((each) => each.kind !== "text" || each.text.trim());
-    const files = all.filter((each) => each.file).map((each) => ({ name: each.name, data: each.file }));
-    if (!all.length) return typed ? { query: typed } : null;
-    if (all.length === 1 && all[0].weight === 1) {
-      const [only] = all;
-      if (only.file) return { files };
-      return { query: only.kind === "text" ? only.text.trim() : { id: only.id } };
-    }
-    const compose = all.map((each) => {
-      const { weight } = each;
-      if (each.file) return { weight };
-      return each.kind === "text" ? { text: each.text.trim(), weight } : { id: each.id, weight };
-    });
-    return { query: { compose }, files };
-  }
-
-  async function run({ keep = false } = {}) {
-    if (keep !== true) count = PAGE;
+  function begin() {
     searching.abort();
     searching = new AbortController();
-    const { signal } = searching;
-    const wanted = query();
-    asked = Boolean(wanted);
-    if (!wanted) return glance();
-    const modalities = [...document.querySelectorAll("[name=modality]:checked")].map((each) => each.value);
-    const json = {
-      ...(wanted.query && { query: wanted.query }),
-      top_k: count,
-      correction: 1, // else what is of the query's own kind crowds out the others
-      ...(app.collection !== "default" && { collection: app.collection }),
-      ...(modalities.length && { modalities }),
-      ...(filters.filter && { filter: filters.filter }),
-      include: ["metadata", "preview"],
-    };
-    const request = { method: "POST", path: "/search", json, files: wanted.files };
-    const made = parts.all.some((each) => each.made);
-    command.update(request, made ? "Save what was recorded or converted here beside it first." : "");
-    results.setAttribute("aria-busy", "true");
+    $("results").setAttribute("aria-busy", "true");
+    return searching.signal;
+  }
+
+  function failed(error, signal) {
+    if (error.name === "AbortError") return;
+    asked = null; // asked again when the view is entered again, with a key perhaps
+    results.clear();
+    verdict.hidden = true;
+    show($("ending"), "");
+    show(found, error.message, { bad: true });
+    if (!signal.aborted) $("results").removeAttribute("aria-busy");
+  }
+
+  
+  async function run({ remember = true, notes = [] } = {}) {
+    const signal = begin();
+    const state = asker.state();
+    asked = written(state);
+    if (remember) app.remember(asked);
+    const query = asker.query();
+    if (!query) return glance(signal, notes);
+    depth = FIRST;
     show(found, "Searching …");
     try {
-      const answer = await send(request, signal);
-      draw(answer.results);
-      const time = answer.took_ms < 10 ? answer.took_ms.toFixed(1) : Math.round(answer.took_ms).toLocaleString("en");
-      const said = answer.results.length ? `${plural(answer.results.length, "result")} in ${time} ms` : "Nothing is found";
-      show(found, [said, ...(answer.warnings ?? [])].join(" – "), { bad: Boolean(answer.warnings) });
-      more.hidden = answer.results.length < count;
+      let answer;
+      try {
+        answer = await ask(query, signal);
+      } catch (error) {
+        const wrong = error.status >= 400 && error.status < 500 && error.status !== 401 ? await asker.sift(signal) : [];
+        const rest = asker.query();
+        if (!wrong.length || !rest) throw error;
+        notes = [...notes, ...wrong.map((each) => `${each} (left out)`)];
+        answer = await ask(rest, signal);
+      }
+      draw(answer, notes);
     } catch (error) {
-      if (error.name === "AbortError") return;
-      draw([]);
-      show(found, error.message, { bad: true });
-      more.hidden = true;
-    } finally {
-      if (!signal.aborted) results.removeAttribute("aria-busy");
+      return failed(error, signal);
+    }
+    if (!signal.aborted) $("results").removeAttribute("aria-busy");
+  }
+
+  /** One request: of every kind so many, or so many of the one kind that is wanted. */
+  function ask(query, signal) {
+    const kinds = asker.kinds();
+    const { filter } = asker.filters;
+    const json = {
+      ...(query.query && { query: query.query }),
+      top_k: depth,
+      balance: true, // so many of each kind, and how many there are
+      ...(app.collection !== "default" && { collection: app.collection }),
+      ...(kinds.length && { modalities: kinds }),
+      ...(filter && { filter }),
+      include: ["metadata", "preview", "confidence"],
+    };
+    const request = { method: "POST", path: "/search", json, files: query.files };
+    command.update(request, asker.made ? SAVE_FIRST : "");
+    more = async () => {
+      if (depth >= MOST) return false;
+      const { signal: same } = searching;
+      const before = depth;
+      depth = Math.min(MOST, TIMES * depth);
+      try {
+        const answer = await send({ ...request, json: { ...json, top_k: depth } }, same);
+        return append(answer.results.filter((item) => !seen.has(item.id)), answer);
+      } catch (error) {
+        depth = before;
+        if (error.name !== "AbortError") show($("ending"), `There is more, but it cannot be had. ${error.message}`, { bad: true });
+        return false;
+      }
+    };
+    return send(request, signal);
+  }
+
+  function append(items, answer) {
+    note(items);
+    results.add(items);
+    const all = endOf(answer);
+    show($("ending"), all);
+    return !all && items.length > 0;
+  }
+
+  /** What is said at the end of the results; empty where more are to come. */
+  function endOf({ results: items, counts }) {
+    const perKind = Object.values(Object.groupBy(items, (item) => item.modality)).map((some) => some.length);
+    if (perKind.some((count) => count >= depth) && depth < MOST) return "";
+    const most = perKind.some((count) => count >= MOST);
+    if (most) return `These are the best ${MOST.toLocaleString("en")} of each kind. Say more, or add a filter, to find others.`;
+    return items.length ? `That is all: ${totalOf(counts, items.length)}.` : "";
+  }
+
+  function note(items) {
+    for (const item of items) {
+      seen.add(item.id);
+      Object.keys(item.metadata ?? {}).filter((key) => key !== "file").forEach((key) => keys.add(key));
     }
   }
 
-  /** Before anything is asked: some of what there is. */
-  async function glance() {
-    const { collection } = app;
-    const request = { path: "/items", query: { collection, limit: GLANCE, include: "preview" } };
-    const { signal } = searching;
-    more.hidden = true;
+  function draw(answer, notes) {
+    const { results: items, counts, nothing } = answer;
+    seen = new Set();
+    note(items);
+    const byKind = Object.groupBy(items, (item) => item.modality);
+    const kinds = Object.keys(byKind).sort((a, b) => sure(byKind[b]) - sure(byKind[a]) || order(a) - order(b));
+    const sections = kinds.length > 1 && kinds.map((kind) => ({
+      kind,
+      items: byKind[kind],
+      title: [MANY[kind] ?? kind, counts?.[kind] != null && el("small", {}, counts[kind].toLocaleString("en"))].filter(Boolean),
+      all: () => {
+        asker.onlyKind(kind);
+        run();
+        scrollTo({ top: 0 });
+      },
+    }));
+    results.show(items, { sections: sections || undefined });
+    show($("ending"), endOf(answer));
+    sayVerdict(items, nothing);
+    tellPreviews(items);
+    $("search-empty").hidden = true;
+    const time = answer.took_ms < 10 ? answer.took_ms.toFixed(1) : Math.round(answer.took_ms).toLocaleString("en");
+    const said = items.length ? `Best first, of ${totalOf(counts, items.length)} in ${time} ms` : "";
+    const all = [said, ...(answer.warnings ?? []), ...notes].filter(Boolean);
+    show(found, all.join(". "), { bad: Boolean(answer.warnings) || notes.length > 0 });
+    if (nothing || !items.length) announce(verdict.textContent);
+  }
+
+  /** Nothing at all, or nothing that fits better than chance would: said above the results. */
+  function sayVerdict(items, nothing) {
+    verdict.hidden = items.length > 0 && !nothing;
+    if (!items.length) verdict.replaceChildren(...nothingFits());
+    else if (nothing) {
+      verdict.replaceChildren(el("strong", {}, "Probably nothing here."),
+        " The best of these fits no better than chance would have it in a collection of this size.");
+    }
+    $("results").classList.toggle("doubtful", Boolean(nothing));
+  }
+
+  function nothingFits() {
+    const [kinds, count] = [asker.kinds(), asker.filters.count];
+    if (!app.count) return [el("strong", {}, "This collection is empty."), " ", el("a", { href: "#/add" }, "Add files to it")];
+    const which = kinds.map((kind) => (MANY[kind] ?? kind).toLowerCase()).join(" and ") || "items";
+    const again = (text, change) => button(text, null, () => {
+      change();
+      run();
+    }, { class: "link" });
+    return [
+      el("strong", {}, `No ${which} ${count ? "pass the filters" : "are in this collection"}.`), " ",
+      count > 0 && again("Remove the filters", () => asker.filters.set([])),
+      kinds.length > 0 && again("Search every kind", () => asker.onlyKind(null)),
+    ].filter(Boolean);
+  }
+
+  /** Why there is nothing to look at, and what to do about it. */
+  function tellPreviews(items) {
+    const media = items.filter(({ modality }) => modality === "image" || modality === "audio");
+    const bare = media.filter(({ preview }) => !preview?.media_type).length;
+    const box = $("previews-note");
+    box.hidden = !bare;
+    if (!bare) return;
+    const steps = "keep previews: isthmus serve --previews";
+    const index = el("code", {}, "isthmus index FOLDER");
+    const none = app.previews === false || (app.previews == null && bare === media.length);
+    box.replaceChildren(...(none
+      ? [el("strong", {}, "There is nothing to look at, because this server keeps no previews."),
+        " Start it with ", el("code", {}, steps.split(": ")[1]), ", then run ", index, " again: it fills in what is missing."]
+      : [`${plural(bare, "result has", "results have")} no preview, because they were stored before previews were kept. Run `, index, " again to fill them in."]));
+  }
+
+  function totalOf(counts, fallback) {
+    const pairs = Object.keys(KINDS).map((kind) => [kind, counts?.[kind]]).filter(([, count]) => count);
+    if (!pairs.length) return plural(fallback, "item");
+    return pairs.map(([kind, count]) => plural(count, (KINDS[kind] ?? kind).toLowerCase(), (MANY[kind] ?? `${kind}s`).toLowerCase())).join(", ");
+  }
+
+  /** Before anything is asked: what there is, the newest first. */
+  async function glance(signal, notes = []) {
+    const kinds = asker.kinds();
+    const { filter } = asker.filters;
+    const query = {
+      collection: app.collection, limit: GLANCE, include: "preview", order: "desc",
+      ...(kinds.length === 1 && { modality: kinds[0] }), ...(filter && { filter: JSON.stringify(filter) }),
+    };
+    const request = { path: "/items", query };
     command.update(request);
+    more = async () => {
+      if (!cursor) return false;
+      const page = await send({ ...request, query: { ...query, cursor } }, signal).catch(() => null);
+      if (!page) return false;
+      cursor = page.next_cursor;
+      note(page.items);
+      results.add(page.items);
+      return Boolean(cursor);
+    };
     try {
-      const { items } = await send(request, signal);
-      if (asked || collection !== app.collection) return;
-      draw(items);
-      show(found, items.length ? `Some of the ${plural(app.count, "item")} here` : "");
-      $("search-hint").replaceChildren(
-        items.length
-          ? "Type, drop a picture or a sound anywhere on this page, or record one. Combine several, and weigh them."
-          : el("span", {}, "There is nothing in this collection yet. ", el("a", { href: "#/add" }, "Add a folder")),
-      );
+      const page = await send(request, signal);
+      cursor = page.next_cursor;
+      seen = new Set();
+      note(page.items);
+      results.show(page.items, { label: "Newest" });
+      verdict.hidden = true;
+      show($("ending"), "");
+      tellPreviews(page.items);
+      const said = page.items.length ? `Newest first, of ${plural(app.count, "item")}` : "";
+      show(found, [said, ...notes].filter(Boolean).join(". "), { bad: notes.length > 0 });
+      $("search-empty").hidden = false;
+      $("search-hint").replaceChildren(page.items.length ? HINT
+        : el("span", {}, "There is nothing in this collection yet. ", el("a", { href: "#/add" }, "Add a folder")));
     } catch (error) {
-      if (error.name === "AbortError") return;
-      draw([]);
-      show(found, error.status === 404 ? "" : error.message, { bad: true });
-    } finally {
-      if (!signal.aborted) results.removeAttribute("aria-busy");
+      if (error.status === 404) show(found, "");
+      else failed(error, signal);
     }
-  }
-
-  function draw(items) {
-    forget(results);
-    for (const item of items) Object.keys(item.metadata ?? {}).forEach((each) => keys.add(each));
-    const best = Math.max(0, ...items.map((each) => each.score ?? 0));
-    const options = { collection: app.collection, place: results, best, like, compose };
-    results.replaceChildren(...items.map((each) => card(each, options)));
-    $("search-empty").hidden = asked;
-  }
-
-  function itemPart(item) {
-    return { kind: "item", id: item.id, modality: item.modality, name: item.id };
+    if (!signal.aborted) $("results").removeAttribute("aria-busy");
   }
 
   function like(item) {
-    words.value = "";
-    own = null;
-    parts.clear();
-    parts.add(itemPart(item));
-    announce(`More like ${item.id}`);
-    app.go("search");
-    app.remember({});
+    asker.clear();
+    asker.addItem(item);
+    announce(`More like ${nameOf(item)}`);
+    app.show("search");
     run();
     $("main").focus();
     scrollTo({ top: 0 });
   }
 
   function compose(item) {
-    parts.add(itemPart(item));
-    announce(`${KINDS[item.modality] ?? ""} ${item.id} is a part of the query`);
+    asker.addItem(item);
+    announce(`${kindName(item)} ${nameOf(item)} is a part of the query`);
+    app.show("search");
     run();
   }
 
   async function take(files) {
-    for (const file of files) {
-      try {
-        parts.add(await filePart(file));
-      } catch (error) {
-        show(found, error.message, { bad: true });
-        return;
-      }
-    }
-    if (files.length) await run();
-  }
-
-  function filtered() {
-    $("filter-count").textContent = filters.count ? ` (${filters.count})` : "";
-    if (asked) run();
+    const wrong = await asker.addFiles(files);
+    if (wrong.length && !asker.query()) show(found, wrong.join(". "), { bad: true });
+    else if (files.length) await run({ notes: wrong });
   }
 
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
     run();
-    app.remember(parts.all.length ? {} : { q: words.value.trim() });
   });
   words.addEventListener("input", () => {
-    weighWords();
-    if (!words.value && !parts.all.length) run();
+    asker.weighWords();
+    if (!words.value && !asker.parts.all.length) run();
   });
   $("choose").addEventListener("click", () => $("file").click());
   $("choose").title = "Choose an image or a sound";
@@ -187,40 +292,47 @@ export function searchView(app) {
     take([...$("file").files]);
     $("file").value = "";
   });
-  recordingButton($("record"), { taken: (file) => take([file]), failed: (error) => show(found, error.message, { bad: true }) });
-  $("more-words").addEventListener("click", () => {
-    weighWords();
-    const part = parts.add({ kind: "text", text: "", name: "another text" });
-    weighWords();
-    part.element.querySelector("input").focus();
+  recordingButton($("record"), {
+    meter: $("recording"), taken: (file) => take([file]), failed: (error) => show(found, error.message, { bad: true }),
   });
-  document.querySelectorAll("[name=modality]").forEach((each) => each.addEventListener("change", () => asked && run()));
-  $("filtering").addEventListener("click", () => {
-    const open = $("filters").hidden;
-    $("filters").hidden = !open;
-    $("filtering").setAttribute("aria-expanded", String(open));
-    if (open) filters.open();
-  });
-  more.addEventListener("click", () => {
-    count += PAGE;
-    run({ keep: true });
-  });
+  $("more-words").addEventListener("click", () => asker.addText());
+  document.querySelectorAll("[name=modality]").forEach((box) => box.addEventListener("change", () => run()));
+  $("filtering").addEventListener("click", () => asker.openFilters($("filters").hidden));
+
+  /** Show large the item that the address names, wherever it is. */
+  async function openNamed(id) {
+    const there = results.find(id);
+    if (there) return results.open(there, { remembered: false });
+    const { collection: name } = app;
+    try {
+      const item = await send({ path: pathOf("/items", id), query: { collection: name, include: "preview" } });
+      openDetail([item], item, { collection: name, like, compose, fit: fitOf }, { remembered: false });
+    } catch (error) {
+      show(found, error.status === 404 ? `${id} is not in this collection.` : error.message, { bad: true });
+    }
+    return null;
+  }
 
   return {
     title: "Search",
     hint: "Drop to search with it",
     like,
+    compose,
+    openNamed,
+    stale() {
+      asked = null;
+    },
     drop: (files) => take(files.map(({ file }) => file)),
-    enter(query) {
-      if (query.has("q") && query.get("q") !== words.value.trim()) {
-        words.value = query.get("q");
-        parts.clear();
-        own = null;
+    async enter(query) {
+      const state = read(query);
+      const same = asked !== null && written({ ...state, collection: app.collection }) === asked;
+      if (!same) {
+        await run({ remember: false, notes: await asker.apply(state) });
       }
-      if (query.has("q") || !asked) run();
+      if (matchMedia("(hover: hover)").matches && document.activeElement === document.body) words.focus({ preventScroll: true });
     },
     collectionChanged() {
-      parts.clear((each) => each.kind !== "item");
+      asker.parts.clear((part) => part.kind !== "item");
       keys.clear();
       run();
     },

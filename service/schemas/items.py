@@ -353,6 +353,9 @@ class ItemResponse(StoredItem):
     updated: str
     vector: list[float] | None = None
     preview: ItemPreview | None = None
+    original: str | None = Field(
+        default=None, description="Media type of GET /media/{id}; null where the server gives out no such file."
+    )
 
 
 class PageResponse(BaseModel):

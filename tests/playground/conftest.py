@@ -24,6 +24,7 @@ AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 DEADLINE_MS = 20_000
 expect.set_options(timeout=DEADLINE_MS)
 DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
+WIDE = {"width": 2560, "height": 1300}
 TEXTS = {
     "harbour.txt": "A cup of coffee at the harbour, while the gulls cry over the boats",
     "storm.txt": "Thunder rolls over the hills, and then the rain begins",
@@ -55,9 +56,10 @@ def starter() -> Path:
 
 @pytest.fixture(scope="package")
 def site(starter: Path, media: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A server that keeps previews, and has something to find."""
+    """A server that keeps previews and lends its originals, and has something to find."""
     store = tmp_path_factory.mktemp("playground") / "store"
-    with serving(Settings(bundle=starter, store=store, device="cpu", previews=True)) as client:
+    folders = (media / "photographs", media / "sounds")
+    with serving(Settings(bundle=starter, store=store, device="cpu", previews=True, media=folders)) as client:
         fill(client, media)
         yield client
 
@@ -93,6 +95,24 @@ def keyed(
         yield client
 
 
+VECTORS = 130
+BATCH = 5  # files of one request: a busy machine answers each in time
+
+
+def put_vectors(client: httpx.Client, collection: str, dimensions: int = 384) -> None:
+    """Many items that cost no embedding, in two folders and three months."""
+    items: list[dict[str, Any]] = []
+    for n in range(VECTORS):
+        vector = [0.0] * dimensions
+        vector[n], vector[n + 1] = 1.0, 0.5
+        month = 1 + n % 3
+        described = {"file.folder": "Album/rome" if n % 2 else "Album", "file.month": f"2024-0{month}"}
+        metadata: dict[str, Any] = described | {"file.date": 1_704_067_200 + 31 * 86_400 * (month - 1) + n}
+        items.append({"id": f"{n:03}.vec", "vector": vector, "metadata": metadata, "collection": collection})
+    response = client.post("/items", json={"items": items})
+    assert response.json()["upserted"] == VECTORS, response.text
+
+
 def fill(client: httpx.Client, media: Path) -> None:
     heard = {name: (make.__doc__ or "").partition(":")[0].strip(".") for name, make in SOUNDS.items()}
     what = {"photographs": PHOTOS, "sounds": heard}
@@ -102,9 +122,14 @@ def fill(client: httpx.Client, media: Path) -> None:
         for file in files
     ]
     items += [{"id": name, "text": text, "metadata": {"set": "notes"}} for name, text in TEXTS.items()]
-    parts = [("file", (file.name, file.read_bytes())) for file in files]
-    response = client.post("/items", data={"request": json.dumps({"items": items})}, files=parts)
-    assert response.json()["upserted"] == len(files) + len(TEXTS), response.text
+    for start in range(0, len(items), BATCH):
+        some = items[start : start + BATCH]
+        parts = [("file", (file.name, file.read_bytes())) for file in files[start : start + BATCH]]
+        if parts:
+            response = client.post("/items", data={"request": json.dumps({"items": some})}, files=parts)
+        else:
+            response = client.post("/items", json={"items": some})
+        assert response.json()["upserted"] == len(some), response.text
 
 
 @pytest.fixture(scope="package")

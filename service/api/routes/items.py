@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query
 
 from service.api.reading import A_PICTURE, documented, reader
 from service.api.responses import JSON, previewed
+from service.api.routes.media import find_original
 from service.api.state import CallerDep, StateDep
 from service.contract.errors import InputError
 from service.engine.inputs import StoredModality
@@ -148,13 +149,17 @@ async def get_item(
     id: ItemId,
     state: StateDep,
     collection: Name = DEFAULT_COLLECTION,
-    include: Annotated[list[Literal["vector", "preview"]] | None, Query()] = None,
+    include: Annotated[list[Literal["vector", "preview", "original"]] | None, Query()] = None,
 ) -> JSON:
     """Return a stored item; its vector and its preview where `include` asks for them."""
     fields = include or []
-    described = _described(await state.store.get(collection, id, with_vector="vector" in fields))
+    item = await state.store.get(collection, id, with_vector="vector" in fields)
+    described = _described(item)
     if "preview" in fields:
         described["preview"] = previewed((await state.store.shown(collection, [id])).get(id))
+    if "original" in fields:
+        original = await find_original(item, state)
+        described["original"] = None if original is None else original.media_type
     return JSON(described)
 
 

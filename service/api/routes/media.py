@@ -13,7 +13,7 @@ from service.api.state import State, StateDep
 from service.engine.originals import OTHER, Original, open_original
 from service.errors import NotFound
 from service.schemas.items import ItemId, Name
-from service.store import DEFAULT_COLLECTION
+from service.store import DEFAULT_COLLECTION, Item
 
 router = APIRouter(tags=["items"])
 
@@ -40,15 +40,20 @@ async def get_media(id: ItemId, request: Request, state: StateDep, collection: N
     404. Takes Range for one part. What is no picture, sound or video comes as a file to be saved."""
     if not state.settings.media:
         raise NotFound(_NO_ROOT)
-    item = await state.store.get(collection, id)
-    opening = partial(open_original, state.settings.media, id, item.metadata)
-    original = await state.media_readers.run(opening)
+    original = await find_original(await state.store.get(collection, id), state)
     if original is None:
         raise NotFound(
             f"no file of the item {id!r} lies below the folders of --media, or it was changed since it was indexed: "
             "run `isthmus index` again"
         )
     return _answer(original, id, request, state)
+
+
+async def find_original(item: Item, state: State) -> Original | None:
+    """Open the file of an item, or return None where the server gives out no such file."""
+    if not state.settings.media:
+        return None
+    return await state.media_readers.run(partial(open_original, state.settings.media, item.id, item.metadata))
 
 
 def _answer(original: Original, id: str, request: Request, state: State) -> Response:
