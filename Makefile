@@ -10,7 +10,7 @@ NAME := starter$(addprefix -,$(STARTER))
 BUNDLE := build/$(NAME)/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check docs settings openapi bench bench-gpu bench-store chaos consistency crash field fuzz \
+.PHONY: help demo serve test test-all check docs settings openapi bench bench-gpu bench-store chaos consistency crash field fuzz \
 	hostile rolling starter wheels audit sbom redis tools clean
 
 help: ## list the targets
@@ -20,11 +20,15 @@ demo: $(BUNDLE) ## set up, index sample media, search and classify them; ends by
 	$(BIN)/python -m examples.demo --bundle build/$(NAME)
 
 serve: $(BUNDLE) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT); items and previews are kept in var/store
-	ISTHMUS_PREVIEWS=$${ISTHMUS_PREVIEWS:-true} $(BIN)/python -m service serve --bundle build/$(NAME) \
-		--store var/$(subst starter,store,$(NAME))
+	$(BIN)/python -m service serve --bundle build/$(NAME) --store var/$(subst starter,store,$(NAME))
 
-test: build/starter/manifest.json $(INSTALLED) redis tools ## set up and run every test, two files at a time; JOBS=n for another number
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist worksteal
+
+test: build/starter/manifest.json $(INSTALLED) redis tools ## run the tests in 5 minutes on 2 cores; JOBS=n for another number of processes
+	$(PYTEST) -m 'not full'
+
+test-all: build/starter/manifest.json $(INSTALLED) redis tools ## run every test, also the long ones that CI runs each night
+	$(PYTEST)
 
 check: $(INSTALLED) ## lint, format, types, imports; openapi.yaml and docs/configuration.md up to date
 	$(BIN)/ruff check .
@@ -39,7 +43,8 @@ settings: $(INSTALLED) ## write docs/configuration.md
 	$(BIN)/python -m service settings > docs/configuration.md
 
 docs: $(INSTALLED) ## build the documentation into build/site; SERVE=1 serves it while it is written
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(if $(SERVE),serve,build --strict --quiet)
+	$(BIN)/python docs/api_pages.py
+	$(BIN)/zensical $(if $(SERVE),serve,build --strict)
 
 openapi: $(INSTALLED) ## write openapi.yaml
 	$(BIN)/python -m service openapi > openapi.yaml

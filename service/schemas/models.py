@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from service.contract.bundle import Encoder, Modality, Precision, Preprocessing
 from service.contract.licences import Licence, Terms
@@ -38,6 +38,7 @@ class ModelDescription(BaseModel):
 
 class ModelsResponse(BaseModel):
     models: list[ModelDescription]
+    previews: bool = Field(description="Whether previews of what is stored from now on are kept.")
 
 
 class Health(BaseModel):

@@ -15,25 +15,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-TARGETS = {
-    *(
-        "audit",
-        "bench",
-        "bench-gpu",
-        "bench-store",
-        "chaos",
-        "check",
-        "clean",
-        "consistency",
-        "crash",
-        "demo",
-        "docs",
-        "field",
-        "fuzz",
-    ),
-    *("help", "hostile", "openapi", "rolling", "sbom", "screenshots", "serve", "settings", "starter", "test"),
-    "wheels",
-}
+NAMES = """
+audit bench bench-gpu bench-store chaos check clean consistency crash demo docs field fuzz help hostile openapi rolling
+sbom screenshots serve settings starter test test-all wheels
+"""
+TARGETS = set(NAMES.split())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()}
 OURS = {"isthmus-client"}
@@ -61,7 +47,8 @@ def test_help_lists_every_target() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "last"), [("demo", "-m examples.demo"), ("serve", "-m service serve"), ("test", "-m pytest")]
+    ("target", "last"),
+    [("demo", "-m examples.demo"), ("serve", "-m service serve"), ("test", "-m pytest"), ("test-all", "-m pytest")],
 )
 def test_each_command_sets_up_what_it_needs_alone(target: str, last: str, tmp_path: Path) -> None:
     plan = make("-n", "-B", target, f"VENV={tmp_path / 'venv'}")
@@ -96,10 +83,17 @@ def test_ci_runs_what_the_readme_says() -> None:
     script = (ROOT / ".ci/run").read_text()
     subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT, check=True)
     commands = [line for line in script.splitlines() if line.startswith("make")]
-    assert commands[-1] == "make test", "the test run's summary is the last thing printed"
+    assert commands[-1] == 'make "${1:-test}"', "the test run's summary is the last thing printed"
     assert "check" in commands[0]
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     assert "bash .ci/run" in [step.get("run") for step in workflow["jobs"]["test"]["steps"]]
+
+
+def test_what_make_test_leaves_out_is_run_each_night() -> None:
+    assert "-m 'not full'" in make("-n", "test") and "not full" not in make("-n", "test-all")
+    workflow = yaml.safe_load((ROOT / ".github/workflows/nightly.yml").read_text())
+    assert workflow[True]["schedule"], "`on` is a truth value in YAML"
+    assert "bash .ci/run test-all" in [step.get("run") for step in workflow["jobs"]["test-all"]["steps"]]
 
 
 def test_every_dependency_is_pinned_and_from_the_default_index() -> None:

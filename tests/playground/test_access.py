@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.playground.conftest import AXE, DESKTOP, PHONE, shoot
@@ -28,6 +29,12 @@ def wait_until_it_fits(page: Page) -> None:
     page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_axe_finds_nothing_on_the_first_page(page: Page) -> None:
+    expect(page.locator("#results .card")).to_have_count(12)
+    assert violations(page) == []
+
+
+@pytest.mark.full
 def test_axe_finds_nothing_and_nothing_is_cut_off(
     site: httpx.Client, media: Path, watching: Callable[..., Page]
 ) -> None:

@@ -104,6 +104,7 @@ def test_searching_by_typing(page: Page, media: Path) -> None:
     assert page.url == first and "q=a+police+siren" in first
 
 
+@pytest.mark.full
 def test_searching_by_an_image_that_is_chosen_and_one_that_is_dropped(page: Page, media: Path) -> None:
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose an image or a sound").click()
@@ -118,6 +119,7 @@ def test_searching_by_an_image_that_is_chosen_and_one_that_is_dropped(page: Page
     expect(page.locator("#results .card").first).to_contain_text("coins.jpg")
 
 
+@pytest.mark.full
 def test_what_no_server_reads_is_converted_or_refused(page: Page, tmp_path: Path, complaints: list[str]) -> None:
     (tmp_path / "notes.pdf").write_bytes(b"%PDF-1.4")
     page.set_input_files("#file", tmp_path / "notes.pdf")
@@ -136,6 +138,7 @@ def test_a_bad_file_is_told(page: Page, tmp_path: Path, complaints: list[str]) -
     assert len(complaints) == 1 and "status of 4" in complaints.pop()
 
 
+@pytest.mark.full
 def test_searching_by_a_sound_that_is_recorded(page: Page, tmp_path: Path) -> None:
     page.get_by_role("button", name="Record a sound").click()
     expect(page.get_by_role("button", name="Record a sound")).to_have_attribute("aria-pressed", "true")
@@ -150,6 +153,7 @@ def test_searching_by_a_sound_that_is_recorded(page: Page, tmp_path: Path) -> No
     assert [each["id"] for each in answer["results"]] == ids(page)
 
 
+@pytest.mark.full
 def test_composing_with_weights(page: Page, media: Path, site: httpx.Client, tmp_path: Path) -> None:
     page.get_by_label("Words to search for").fill("thunder")
     page.set_input_files("#file", [media / "photographs/cat.jpg", media / "sounds/siren.wav"])
@@ -171,6 +175,7 @@ def test_composing_with_weights(page: Page, media: Path, site: httpx.Client, tmp
     shoot(page, "search-composed")
 
 
+@pytest.mark.full
 def test_filters_and_kinds(page: Page, media: Path) -> None:
     search(page, "an animal")
     page.get_by_text("Sounds", exact=True).click()
@@ -196,6 +201,7 @@ def test_filters_and_kinds(page: Page, media: Path) -> None:
     expect(page.locator("#found")).to_have_text(re.compile("^24 results"))
 
 
+@pytest.mark.full
 def test_more_like_this_and_combining(page: Page) -> None:
     search(page, "church bells")
     page.get_by_role("button", name="More like church_bell.wav").click()
@@ -208,6 +214,7 @@ def test_more_like_this_and_combining(page: Page) -> None:
     assert shown(page, "search")["query"] == {"compose": compose}
 
 
+@pytest.mark.full
 def test_a_sound_plays_and_can_be_sought(page: Page) -> None:
     search(page, "a police siren")
     siren = card(page, "siren.wav")
@@ -295,6 +302,7 @@ def test_the_map(page: Page) -> None:
     expect(page.get_by_role("button", name="Remove siren.wav")).to_be_visible()
 
 
+@pytest.mark.full
 def test_a_point_is_told_on_hovering_and_opened_by_a_click(page: Page) -> None:
     page.goto("/#/map")
     expect(page.locator("#mapped")).to_have_text("25 items")
@@ -347,6 +355,7 @@ def test_adding_a_folder(page: Page, media: Path, tmp_path: Path) -> None:
     expect(page.get_by_label("Collection", exact=True)).to_have_value("mine")
 
 
+@pytest.mark.full
 def test_adding_can_be_stopped_and_a_folder_chosen(page: Page, media: Path) -> None:
     page.goto("/#/add")
     page.set_input_files("#folder-input", media / "photographs")
@@ -395,6 +404,7 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_not_shown(
     complaints.clear()
 
 
+@pytest.mark.full
 def test_without_previews_a_card_is_tidy(bare: httpx.Client, watching: Callable[..., Page]) -> None:
     page = watching(bare)
     search(page, "a cat")
@@ -434,6 +444,7 @@ def test_items_are_text_and_never_markup(site: httpx.Client, page: Page) -> None
         site.delete("/collections/hostile")
 
 
+@pytest.mark.full
 def test_a_server_that_cannot_be_reached_is_told(page: Page, complaints: list[str]) -> None:
     page.route("**/search", lambda route: route.abort())
     page.get_by_label("Words to search for").fill("a cat")
@@ -445,6 +456,7 @@ def test_a_server_that_cannot_be_reached_is_told(page: Page, complaints: list[st
 NAME = "(({ariaLabel, innerText, value}) => ariaLabel || innerText || value)(document.activeElement)"
 
 
+@pytest.mark.full
 def test_by_keyboard_alone(page: Page) -> None:
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
@@ -463,6 +475,7 @@ def test_by_keyboard_alone(page: Page) -> None:
     assert any(each.startswith("Play ") for each in reached) or any(each.startswith("More like") for each in reached)
 
 
+@pytest.mark.full
 def test_the_theme_is_chosen_and_remembered(browser: Browser, site: httpx.Client) -> None:
     with browser.new_context(viewport=DESKTOP, base_url=str(site.base_url), color_scheme="dark") as context:
         page = context.new_page()

@@ -13,6 +13,7 @@ from service.contract.audio import decode_audio
 from service.contract.bundle import OUTPUT, read_bundle
 from service.contract.licences import Licence
 from service.contract.patches import LogMelPatches
+from tests.matrix import matrix
 from tests.training.conftest import MakeRecipe
 from training import steps
 from training.encoders import load_encoder, weights_sha256
@@ -39,16 +40,21 @@ def random_heads(recipe: Recipe) -> Trained:
     return Trained(heads, 0.07, {}, [])
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp", "glu", "token", "attention"])
-@pytest.mark.parametrize("encoders", [None, PAPER], ids=["convolutional", "transformers"])
-def test_a_bundle_serves_what_training_computed(
-    make_recipe: MakeRecipe, tmp_path: Path, kind: str, encoders: dict[str, Any] | None
-) -> None:
+ENCODERS = {"convolutional": {}, "transformers": {"encoders": PAPER}}
+KINDS = ["linear", "mlp", "glu", "token", "attention"]
+
+
+@pytest.mark.parametrize(
+    "of",
+    matrix([f"{name} {kind}" for name in ENCODERS for kind in KINDS], "convolutional mlp", "transformers attention"),
+)
+def test_a_bundle_serves_what_training_computed(make_recipe: MakeRecipe, tmp_path: Path, of: str) -> None:
+    encoders, kind = of.split()
     recipe = make_recipe(
         projector={"kind": kind, "dimensions": 16, "hidden": 32},
         licences=["tones: as older recipes say it", {"of": "pictures", "licence": "CC0-1.0"}],
         terms=[{"of": "ImageNet", "terms": "for research"}],
-        **({"encoders": encoders} if encoders else {}),
+        **ENCODERS[encoders],
     )
     trained = replace(random_heads(recipe), licences=(Licence(of="merged heads", licence="CC-BY-NC-4.0"),))
     bundle = steps.export(recipe, steps.encoders(recipe), trained, {"x.top1": 1.5}, tmp_path / "bundle")
@@ -68,6 +74,7 @@ def test_a_bundle_serves_what_training_computed(
         assert not any(t.data_location == onnx.TensorProto.EXTERNAL for t in graph.graph.initializer)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("image", "text"),
     [
@@ -127,7 +134,7 @@ def test_a_graph_that_computes_something_else_is_refused(make_recipe: MakeRecipe
         check_parity(encoder, head, tmp_path / "image.onnx", [])
 
 
-@pytest.mark.parametrize("modality", ["image", "audio"])
+@pytest.mark.parametrize("modality", matrix(["image", "audio"], "audio"))
 def test_an_onnx_encoder_equals_the_one_it_was_made_from(
     make_recipe: MakeRecipe, tmp_path: Path, modality: Any
 ) -> None:

@@ -11,9 +11,10 @@ router = APIRouter(tags=["service"])
 
 
 @router.get("/models")
-async def models(state: StateDep) -> ModelsResponse:
+async def list_models(state: StateDep) -> ModelsResponse:
     """The bundles that are served, the default first: their spaces, towers, and the figures they were released with."""
-    return ModelsResponse(models=[_described(model) for model in state.models.values()])
+    described = [_described(model) for model in state.models.values()]
+    return ModelsResponse(models=described, previews=state.previewer is not None)
 
 
 def _described(model: Model) -> ModelDescription:
