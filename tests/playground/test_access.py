@@ -103,6 +103,7 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(
     checked("key")
 
 
+@pytest.mark.full
 def test_every_width_fits(page: Page) -> None:
     expect(page.locator("#results .card")).to_have_count(25)
     for view in ("Search", "Browse", "Classify", "Map", "Add"):
