@@ -10,8 +10,8 @@ NAME := starter$(addprefix -,$(STARTER))
 BUNDLE := build/$(NAME)/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check docs settings openapi bench bench-gpu bench-store chaos consistency crash field fuzz \
-	hostile rolling starter wheels audit sbom redis tools clean
+.PHONY: help demo serve test test-all check docs settings openapi bench bench-gpu bench-store chaos consistency crash field \
+	first-run fuzz hostile rolling starter wheels audit sbom redis tools clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -20,11 +20,15 @@ demo: $(BUNDLE) ## set up, index sample media, search and classify them; ends by
 	$(BIN)/python -m examples.demo --bundle build/$(NAME)
 
 serve: $(BUNDLE) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT); items and previews are kept in var/store
-	ISTHMUS_PREVIEWS=$${ISTHMUS_PREVIEWS:-true} $(BIN)/python -m service serve --bundle build/$(NAME) \
-		--store var/$(subst starter,store,$(NAME))
+	$(BIN)/python -m service serve --bundle build/$(NAME) --store var/$(subst starter,store,$(NAME))
 
-test: build/starter/manifest.json $(INSTALLED) redis tools ## set up and run every test, two files at a time; JOBS=n for another number
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist worksteal
+
+test: build/starter/manifest.json $(INSTALLED) redis tools ## run the tests in 5 minutes on 2 cores; JOBS=n for another number of processes
+	$(PYTEST) -m 'not full'
+
+test-all: build/starter/manifest.json $(INSTALLED) redis tools ## run every test, also the long ones that CI runs each night
+	$(PYTEST)
 
 check: $(INSTALLED) ## lint, format, types, imports; openapi.yaml and docs/configuration.md up to date
 	$(BIN)/ruff check .
@@ -39,7 +43,8 @@ settings: $(INSTALLED) ## write docs/configuration.md
 	$(BIN)/python -m service settings > docs/configuration.md
 
 docs: $(INSTALLED) ## build the documentation into build/site; SERVE=1 serves it while it is written
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(if $(SERVE),serve,build --strict --quiet)
+	$(BIN)/python docs/api_pages.py
+	$(BIN)/zensical $(if $(SERVE),serve,build --strict)
 
 openapi: $(INSTALLED) ## write openapi.yaml
 	$(BIN)/python -m service openapi > openapi.yaml
@@ -65,6 +70,9 @@ consistency: build/starter/manifest.json $(INSTALLED) ## search 20,000 times in 
 
 hostile: build/starter/manifest.json $(INSTALLED) ## send the server what is made to hurt, and look at each answer, its time, and the memory it took
 	$(BIN)/python -m benchmarks.hostile
+
+first-run: $(INSTALLED) tools ## from a clone to one's own photograph, timed step by step; then 1,000 photographs, and the page
+	$(BIN)/python -m benchmarks.first_run
 
 field: build/starter/manifest.json $(INSTALLED) ## send files as people have them through every door, and look whether each is read as what it is
 	$(BIN)/python -m benchmarks.field

@@ -330,6 +330,9 @@ def _items(attack: Any, dimensions: int) -> Iterator[Attack]:
     yield attack("/items", "an item of two inputs", item(text="a"), INVALID)
     yield attack("/items", "a file by name", {"items": [{"id": "a", "file": "/etc/passwd"}]}, INVALID)
     yield attack("/items/delete", "an empty filter", {"filter": {}}, INVALID)
+    yield attack(
+        "/items/move", "1,001 moves", {"moves": [{"id": f"{n}", "to": f"{n}x"} for n in range(1_001)]}, INVALID
+    )
     yield attack("/items/delete", "10,001 ids", {"ids": ["a"] * 10_001}, INVALID)
     yield attack("/items/delete", "10,000 ids that are none", {"ids": [5] * 10_000}, INVALID)
     yield attack("/items/delete", "ids and a filter", {"ids": ["a"], "filter": {"a": 1}}, INVALID)

@@ -2,9 +2,9 @@
 
 `ok` are files that a decoder reads for good reasons: what is forged is what nobody looks at, or players put up with it
 (a WAV or an MP3 that ends early), or there is nothing wrong with them but their size. What begins as a format that is
-read here and cannot be is damaged (`undecodable_media`); unsupported is what begins otherwise, or with a mark so short
-that others begin with it too, and a coding that nobody here knows. What an honest sound takes goes by its length: LONG
-says how long those are that last.
+read here and cannot be is damaged, and so is an empty file (`undecodable_media`); unsupported is what begins otherwise,
+or with a mark so short that others begin with it too, and a coding that nobody here knows. What an honest sound takes
+goes by its length: LONG says how long those are that last.
 """
 
 from collections.abc import Mapping, Sequence
@@ -163,13 +163,13 @@ OF_IMAGES = _each(
             "pickle",
             "psd",
             "jpeg 2000 of 2**31 x 2**31",
-            "nothing",
             "one byte",
             "zeros",
             "ones",
             "a text",
         ],
         "undecodable_media": [
+            "nothing",
             "tiff of big tags, of 2**60 tags",
             "tiff whose tags overlap",
             "png that inflates to too little",

@@ -10,7 +10,8 @@ def main() -> None:
         if error.name != "click":
             raise
         sys.exit(
-            "error: the command needs click and pillow: pip install click pillow (the extra `cli` of isthmus-client)"
+            "error: the command needs click and others: pip install click pillow rich watchfiles (the extra `cli` of "
+            "isthmus-client)"
         )
     run()
 

@@ -62,6 +62,7 @@ class ListOptions(TypedDict, total=False):
     filter: Mapping[str, Any]
     sort: str
     order: Literal["asc", "desc"]
+    include: Literal["preview"]
 
 
 class CollectionOptions(TypedDict, total=False):
@@ -168,6 +169,11 @@ def delete_items(ids: Sequence[str] | None, filter: Mapping[str, Any] | None, co
     return Call("POST", "/items/delete", lambda got: int(got.json()["deleted"]), body)
 
 
+def move_items(ids: Mapping[str, str], collection: str) -> Call[int]:
+    body = {"moves": [{"id": id, "to": to} for id, to in ids.items()], "collection": collection}
+    return Call("POST", "/items/move", lambda got: int(got.json()["moved"]), body)
+
+
 def list_collections() -> Call[list[results.Collection]]:
     return Call(
         "GET", "/collections", lambda got: [results.collection(collection) for collection in got.json()["collections"]]
@@ -246,6 +252,10 @@ def delete_label_set(name: str) -> Call[None]:
 
 def models() -> Call[list[results.Model]]:
     return Call("GET", "/models", lambda got: [results.model(model) for model in got.json()["models"]])
+
+
+def keeps_previews() -> Call[bool]:
+    return Call("GET", "/models", lambda got: bool(got.json().get("previews", False)))
 
 
 def ready() -> Call[results.Readiness]:

@@ -263,6 +263,10 @@ class Isthmus(_Conversation):
         """Delete items by ids, or by a filter over the metadata; return how many there were."""
         return self._do(calls.delete_items(ids, filter, collection))
 
+    def move(self, ids: Mapping[str, str], *, collection: str = "default") -> int:
+        """Give up to 1,000 items other ids (old → new), with all that is stored of them; return how many there were."""
+        return self._do(calls.move_items(ids, collection))
+
     def collections(self) -> list[Collection]:
         return self._do(calls.list_collections())
 
@@ -345,6 +349,10 @@ class Isthmus(_Conversation):
     def models(self) -> list[Model]:
         """The served bundles; the first is the default."""
         return self._do(calls.models())
+
+    def keeps_previews(self) -> bool:
+        """Return whether the server keeps previews of what is stored from now on."""
+        return self._do(calls.keeps_previews())
 
     def ready(self) -> Readiness:
         """Return which parts of the server work. Does not raise where the server answers that it is not ready."""
@@ -480,6 +488,9 @@ class AsyncIsthmus(_Conversation):
     ) -> int:
         return await self._do(calls.delete_items(ids, filter, collection))
 
+    async def move(self, ids: Mapping[str, str], *, collection: str = "default") -> int:
+        return await self._do(calls.move_items(ids, collection))
+
     async def collections(self) -> list[Collection]:
         return await self._do(calls.list_collections())
 
@@ -548,6 +559,9 @@ class AsyncIsthmus(_Conversation):
 
     async def models(self) -> list[Model]:
         return await self._do(calls.models())
+
+    async def keeps_previews(self) -> bool:
+        return await self._do(calls.keeps_previews())
 
     async def ready(self) -> Readiness:
         return await self._do(calls.ready())

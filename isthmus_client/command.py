@@ -5,12 +5,14 @@ machine, such as `serve`. What takes long to import is imported by the command t
 completion are quick.
 """
 
+import io
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.shell_completion import get_completion_class
@@ -18,19 +20,22 @@ from click.shell_completion import get_completion_class
 from isthmus_client import VERSION, terminal
 from isthmus_client.command_index import index
 from isthmus_client.command_inputs import queries, read_inputs
+from isthmus_client.command_items import collections, delete, list_items, open_page
 from isthmus_client.command_jobs import jobs
-from isthmus_client.command_shared import Failure, echo_lines, passed_on, server
+from isthmus_client.command_shared import Failure, echo_lines, parsed_filter, passed_on, plain_metadata, server
 
 if TYPE_CHECKING:
     from isthmus_client import Isthmus
 
 _QUERIES_AT_ONCE = 32
-_MODALITIES = click.Choice(["image", "audio", "text"])
 _KINDS = ("image", "video", "audio", "text")
+_MODALITIES = click.Choice(_KINDS)
+_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 and the number of the signal."""
 GROUP = "isthmus.commands"
 OF_THE_SERVER = (
-    *("backup", "check", "doctor", "evaluate", "keys", "load", "openapi", "reembed", "restore", "serve", "settings"),
-    "train",
+    *("backup", "check", "doctor", "keys", "load", "openapi", "reembed", "restore", "serve", "settings"),
+    *("add-modality", "bind", "curate", "evaluate", "export", "select", "train"),
 )
 """The commands that the distribution `isthmus` adds. Where it is not installed, each says so."""
 INSTALL = (
@@ -55,9 +60,12 @@ class Commands(click.Group):
         return _absent(name, "it comes with the server") if name in OF_THE_SERVER else None
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        here = [name for name in self.list_commands(context) if name not in self.commands or name == "completion"]
-        asking = [name for name in self.commands if name not in here]
-        for title, names in (("Ask a running server", asking), ("On this machine", here)):
+        asking = [name for name in self.commands if name != "completion"]
+        others = [name for name in self.list_commands(context) if name not in asking]
+        trained = [name for name in others if name in _added() and _added()[name].value.startswith("training.")]
+        here = [name for name in others if name not in trained]
+        sections = (("Ask a running server", asking), ("On this machine", here), ("Train and measure", trained))
+        for title, names in ((title, names) for title, names in sections if names):
             commands = [(name, self.get_command(context, name)) for name in names]
             rows = [(name, item.get_short_help_str(formatter.width)) for name, item in commands if item is not None]
             with formatter.section(title):
@@ -146,7 +154,7 @@ def embed(context: click.Context, /, inputs: tuple[str, ...], as_text: bool, as_
 @click.option("--text", "as_text", is_flag=True, help="QUERY is a text, even where there is a file of that name.")
 @click.option("-k", "--top", default=10, show_default=True, type=click.IntRange(min=1), help="How many results.")
 @click.option("-m", "--modality", "modalities", multiple=True, type=_MODALITIES, help="Only results of it; repeatable.")
-@click.option("-c", "--collection", default="default", show_default=True)
+@click.option("-c", "--collection", default="default", show_default=True, help="Where to search.")
 @click.option("--filter", "filter_json", metavar="JSON", help='On metadata, as {"year": {"$gte": 2000}}.')
 @click.option("--media", type=click.Path(file_okay=False, exists=True, path_type=Path), help="Where the ids are files.")
 @click.option("--pictures/--no-pictures", default=None, help="Draw what is found in the terminal; else where it can.")
@@ -177,7 +185,7 @@ def search(
     if modalities:
         options["modalities"] = list(modalities)
     if filter_json is not None:
-        options["filter"] = _parsed(filter_json)
+        options["filter"] = parsed_filter(filter_json)
     asked = queries(query, like, weights, as_text)
     draw = terminal.shows_pictures() if pictures is None else pictures
     with server(context) as space:
@@ -193,13 +201,13 @@ def search(
                     continue
                 if len(asked) > 1:
                     click.echo(click.style(name, bold=True))
-                _show_found(hits, media, draw)
+                _show_found(space, hits, collection, media, draw)
                 if not hits:
                     _nothing_found(space, collection, options)
 
 
-cli.add_command(index)
-cli.add_command(jobs)
+for added in (index, list_items, delete, collections, open_page, jobs):
+    cli.add_command(added)
 
 
 @cli.command()
@@ -265,8 +273,15 @@ def completion(shell: str) -> None:
 
 
 def main() -> NoReturn:
-    cli.main(prog_name="isthmus")
-    raise AssertionError("click ends the program")
+    try:
+        code = cli.main(prog_name="isthmus", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(_INTERRUPTED)
+    sys.exit(code)
 
 
 def _found(space: "Isthmus", asked: Sequence[Any], options: dict[str, Any]) -> Iterator[list[Any]]:
@@ -285,28 +300,26 @@ def _found(space: "Isthmus", asked: Sequence[Any], options: dict[str, Any]) -> I
         yield [part[place] for place in range(longest) for part in turns if place < len(part)][: options["top_k"]]
 
 
-def _show_found(found: Sequence[Any], media: Path | None, draw: bool) -> None:
-    rows = [
-        (f"{hit.score:.3f}", hit.modality, hit.id, "  ".join(f"{k}={v}" for k, v in _plain(hit.metadata)))
-        for hit in found
-    ]
+def _show_found(space: "Isthmus", found: Sequence[Any], collection: str, media: Path | None, draw: bool) -> None:
+    rows = [(f"{hit.score:.3f}", hit.modality, hit.id, plain_metadata(hit.metadata)) for hit in found]
     lines = terminal.table(rows, ("score", "modality", "id", "metadata"), right=(0,)) if rows else []
     for line, hit in zip(lines, [None, *found], strict=False):
         click.echo(line)
-        file = _file_of(hit, media) if draw and hit is not None and hit.modality == "image" else None
-        if file is not None:
-            echo_lines(terminal.picture(file))
+        if draw and hit is not None and hit.modality == "image" and (shown := _shown(space, hit, collection, media)):
+            echo_lines(terminal.picture(shown))
 
 
-def _plain(metadata: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the metadata that fits into a line; an object, such as an index's notes about a file, does not."""
-    return ((name, value) for name, value in metadata.items() if not isinstance(value, dict | list))
+def _shown(space: "Isthmus", found: Any, collection: str, media: Path | None) -> "Path | IO[bytes] | None":
+    """The file of a result, which is called by its path in the folder that was indexed; else the server's preview."""
+    from isthmus_client import NotFound
 
-
-def _file_of(found: Any, media: Path | None) -> Path | None:
-    """The file of a result, which is called by its path in the folder that was indexed."""
-    file = (media or Path()) / found.id
-    return file if file.is_file() else None
+    file = Path(media or "", found.id)
+    if file.is_file():
+        return file
+    try:
+        return io.BytesIO(space.preview(found.id, collection=collection).data)
+    except NotFound:
+        return None
 
 
 def _nothing_found(space: "Isthmus", collection: str, options: dict[str, Any]) -> None:
@@ -315,13 +328,6 @@ def _nothing_found(space: "Isthmus", collection: str, options: dict[str, Any]) -
         hint = "none fits the filter or the modality" if {"filter", "modalities"} & options.keys() else "none fits"
         raise Failure(f"nothing found among the {count} items of the collection {collection!r}: {hint}")
     raise Failure(f"the collection {collection!r} is empty", "isthmus index FOLDER fills it")
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise click.UsageError(f"--filter is not JSON: {error}") from None
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,8 +88,9 @@ def wait_for_job(context: click.Context, /, id: str, as_json: bool) -> None:
 
 @jobs.command("errors")
 @click.argument("id")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines, as without it.")
 @click.pass_context
-def job_errors(context: click.Context, /, id: str) -> None:
+def job_errors(context: click.Context, /, id: str, as_json: bool) -> None:
     """The items that were refused, as JSON lines."""
     with server(context) as space:
         echo_lines([json.dumps(asdict(error), ensure_ascii=False) for error in space.job_errors(id)])
@@ -96,21 +98,23 @@ def job_errors(context: click.Context, /, id: str) -> None:
 
 @jobs.command("cancel")
 @click.argument("id")
+@click.option("--json", "as_json", is_flag=True, help="The job as a JSON object.")
 @click.pass_context
-def cancel_job(context: click.Context, /, id: str) -> None:
+def cancel_job(context: click.Context, /, id: str, as_json: bool) -> None:
     """Stop a job. What it stored stays."""
     with server(context) as space:
         job = space.cancel_job(id)
-    click.echo(f"{job.state}: {job.done} stored")
+    click.echo(json.dumps(asdict(job), ensure_ascii=False) if as_json else f"{job.state}: {job.done} stored")
 
 
 def _wait(context: click.Context, space: "Isthmus", id: str, as_json: bool) -> None:
     shown = sys.stderr.isatty() and not as_json
-    with click.progressbar(length=1, label="storing", file=sys.stderr, hidden=not shown) as progress:
+    with terminal.progress("storing") if shown else nullcontext() as bar:
+        task = None if bar is None else bar.add_task("storing")
 
         def report(job: "Job") -> None:
-            progress.length = max(1, job.total or 0)
-            progress.update(job.done + job.failed - progress.pos)
+            if bar is not None and task is not None:
+                bar.update(task, total=max(1, job.total or 0), completed=job.done + job.failed)
 
         found = space.wait_for_job(id, report=report)
     if as_json:

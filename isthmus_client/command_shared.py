@@ -2,13 +2,15 @@
 command whose arguments another program reads."""
 
 import importlib
+import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from isthmus_client import Isthmus
@@ -87,9 +89,23 @@ def _next_step(error: "ClientError") -> str | None:
     step = next((step for kind, step in steps if isinstance(error, kind)), None)
     if isinstance(error, errors.NotFound) and error.detail.startswith("no collection"):
         return "a collection comes to be when something is put into it: `isthmus index FOLDER`"
+    if isinstance(error, errors.NotFound) and error.detail.startswith("no item"):
+        return "`isthmus list` shows what there is"
     if isinstance(error, errors.Refused) and error.code == "unknown":
         return _ANOTHER_SERVER
     return step
+
+
+def parsed_filter(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"--filter is not JSON: {error}") from None
+
+
+def plain_metadata(metadata: Mapping[str, Any]) -> str:
+    """The metadata that fit into a line; an object, such as an index's notes about a file, does not."""
+    return "  ".join(f"{name}={value}" for name, value in metadata.items() if not isinstance(value, dict | list))
 
 
 def echo_lines(lines: Sequence[str]) -> None:
@@ -97,8 +113,22 @@ def echo_lines(lines: Sequence[str]) -> None:
         click.echo(line)
 
 
-def passed_on(name: str, help: str, run: Callable[[tuple[str, ...]], Any]) -> click.Command:
-    """A command whose arguments `run` reads, --help too. What it returns is the exit code."""
+class _PassedOn(click.Command):
+    """A command whose arguments another program reads."""
+
+    def __init__(self, name: str, *, flags: Sequence[str], **options: Any) -> None:
+        super().__init__(name, **options)
+        self._flags = sorted([*flags, "--help"])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(flag) for flag in self._flags if flag.startswith(incomplete)]
+
+
+def passed_on(name: str, help: str, run: Callable[[tuple[str, ...]], Any], flags: Sequence[str] = ()) -> click.Command:
+    """A command whose arguments `run` reads, --help too. What it returns is the exit code.
+
+    `flags` are those that shells complete: to ask `run` for them would take seconds.
+    """
 
     def passed(arguments: tuple[str, ...]) -> None:
         sys.exit(run(arguments))
@@ -106,8 +136,9 @@ def passed_on(name: str, help: str, run: Callable[[tuple[str, ...]], Any]) -> cl
     every = click.Argument(
         ["arguments"], nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENTS]…", shell_complete=_files
     )
-    return click.Command(
+    return _PassedOn(
         name,
+        flags=flags,
         callback=passed,
         params=[every],
         help=help,
@@ -117,7 +148,7 @@ def passed_on(name: str, help: str, run: Callable[[tuple[str, ...]], Any]) -> cl
     )
 
 
-def _files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+def _files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     return click.Path().shell_complete(context, parameter, incomplete)
 
 

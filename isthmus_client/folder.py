@@ -1,4 +1,5 @@
-"""The files of a folder → items of a server, over HTTP. A later run sends only the files that are new or changed.
+"""The files of a folder → items of a server, over HTTP. A later run sends only the files that are new or changed, or
+whose preview the server lacks; a file that was renamed takes its item along.
 
 Every item keeps what its file was under `file` in its metadata, so that any later run, from any machine, can tell.
 
@@ -11,18 +12,19 @@ import hashlib
 import json
 import os
 import stat
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-from isthmus_client.calls import NewItem
+from isthmus_client.calls import ListOptions, NewItem
 from isthmus_client.client import Isthmus
 from isthmus_client.errors import NotFound
 from isthmus_client.inputs import IMAGE_SUFFIXES, is_media
-from isthmus_client.results import Written
+from isthmus_client.results import Item, Written
 
 KEY = "file"
 """The metadata field that says what an item's file was."""
@@ -34,6 +36,8 @@ SUFFIXES = IMAGE_SUFFIXES.union(_SOUNDS.split(), _VIDEOS.split())
 """Suffixes of images, sounds and videos. The server finds out by a file's content which of them it is."""
 _UNCERTAIN_SUFFIXES = ("", ".ts")
 """A file of these is sent if it begins as an image, a sound or a video: most `.ts` files are programs."""
+_PREVIEWED = ("image", "audio")
+"""Modalities of which a server keeps previews; of a text it shows the text itself."""
 _HEADER_BYTES = 512
 _MAX_METADATA_BYTES = 16_384
 """The server's own limit."""
@@ -41,7 +45,9 @@ _MAX_TEXT_BYTES = 1_000_000
 _MAX_FILE_BYTES = 256_000_000
 """A file is sent in one request, which takes about five times its size of memory here. The server's own limits are
 lower, unless its operator raises them."""
-_DELETED_AT_ONCE = 1_000
+_AT_ONCE = 1_000
+"""Items that one request deletes or moves."""
+_MAX_ID_CHARS = 256
 
 
 class UnsuitableFile(Exception):
@@ -59,6 +65,10 @@ class Listing:
     """The JSON files."""
     others: Counter[str] = field(default_factory=Counter)
     """Number of files of other kinds, by suffix."""
+    skipped: list[str] = field(default_factory=list)
+    """Names of the files of other kinds."""
+    hidden: list[str] = field(default_factory=list)
+    """Hidden files and folders, whose names begin with a dot."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Why folders cannot be read, by name."""
     links: list[str] = field(default_factory=list)
@@ -77,6 +87,7 @@ def list_folder(folder: Path) -> Listing:
         listing.unreadable[_name(folder, error.filename)] = f"the folder cannot be read: {error.strerror}"
 
     for path, folders, names in os.walk(folder, onerror=note_unreadable):
+        listing.hidden += (_name(folder, path, name) for name in sorted(folders + names) if name.startswith("."))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         listing.links += (_name(folder, path, name) for name in folders if os.path.islink(os.path.join(path, name)))
         for name in sorted(names):
@@ -84,6 +95,7 @@ def list_folder(folder: Path) -> Listing:
                 _note_file(listing, _name(folder, path, name))
     if unused := listing.descriptions.difference(map(listing.description, listing.files)):
         listing.others[".json"] = len(unused)
+        listing.skipped = sorted([*listing.skipped, *unused])
     return listing
 
 
@@ -95,6 +107,7 @@ def _note_file(listing: Listing, name: str) -> None:
         listing.files.append(name)
     elif name != TABLE:
         listing.others[suffix or "without a suffix"] += 1
+        listing.skipped.append(name)
 
 
 def _name(folder: Path, *parts: str) -> str:
@@ -129,6 +142,8 @@ class Outcome:
     """Why the file is not stored."""
     unchanged: bool = False
     """True where the stored item is left as it is."""
+    previewed: bool = False
+    """True where the file was sent only because the server had no preview of it."""
     modality: str | None = None
     truncated: bool = False
     """The text is longer than the model reads; or the file is damaged, and what can be read of it is stored."""
@@ -138,13 +153,17 @@ Report = Callable[[Outcome], None]
 
 
 class FolderIndex:
-    """One run over a folder: `send` its files, and `prune` what is stored of files that are gone."""
+    """One run over a folder: `follow` the files that were renamed, `send` the others, and `prune` what is stored of
+    files that are gone."""
 
     def __init__(self, space: Isthmus, listing: Listing, collection: str) -> None:
         """Reads what the collection holds. Raises ClientError."""
         self._space, self._listing, self._collection = space, listing, collection
         self._mark = listing.folder.resolve().name
-        self._known = _known(space, collection)
+        self._previews = space.keeps_previews()
+        self._known = self._read_known()
+        self._only_previewed: set[str] = set()
+        """Names of the files that are sent for their previews alone."""
         self._table, self.table_errors = _read_table(listing.folder / TABLE)
         self._too_large: tuple[int, str] | None = None
         """The size of the smallest file that the server refused because of its size, and what it said."""
@@ -162,7 +181,44 @@ class FolderIndex:
             if written.error and written.error.code == "body_too_large":
                 refused = (size, written.error.detail)
                 self._too_large = min(self._too_large or refused, refused)
-            report(_outcome(written))
+            report(_outcome(written, written.id in self._only_previewed))
+
+    def _read_known(self) -> dict[str, Item]:
+        """What the collection holds, by id; nothing where there is no such collection."""
+        options: ListOptions = {"collection": self._collection, "limit": 1_000}
+        if self._previews:
+            options["include"] = "preview"
+        try:
+            return {item.id: item for item in self._space.items(**options)}
+        except NotFound as error:
+            if error.code != "not_found":  # what answers is no Isthmus
+                raise
+            return {}
+
+    def follow(self) -> dict[str, str]:
+        """Move the items of files that were renamed to their files' new names (old → new). Raises ClientError.
+
+        A file that is new here and has the content of one that is gone is that one, renamed.
+        """
+        gone: dict[str, list[str]] = {}
+        for name in self._gone()[0]:
+            gone.setdefault(_stamp_of(self._known[name].metadata)["sha256"], []).append(name)
+        sizes = {_stamp_of(self._known[name].metadata).get("bytes") for names in gone.values() for name in names}
+        moves: dict[str, str] = {}
+        for name in self._listing.files if gone else ():
+            if name in self._known or not _is_id(name):
+                continue
+            former = gone.get(_digest(self._listing.folder / name, sizes) or "")
+            if former:
+                same_name = [other for other in former if _basename(other) == _basename(name)]
+                former.remove(chosen := (same_name or former)[0])
+                moves[chosen] = name
+        waiting = iter(moves.items())
+        while some := dict(islice(waiting, _AT_ONCE)):
+            self._space.move(some, collection=self._collection)
+        if moves:
+            self._known = self._read_known()
+        return moves
 
     def _changed(self, sizes: dict[str, int], again: bool, report: Report) -> Iterator[NewItem]:
         """The items to send. Notes the size of each file, and reports the files that are not sent."""
@@ -187,30 +243,41 @@ class FolderIndex:
         except UnicodeEncodeError:
             raise UnsuitableFile("the name is not valid UTF-8") from None
         stored = self._known.get(name)
-        former = {} if stored is None else _stamp_of(stored)
-        if former is None and not again:
+        former = {} if stored is None else _stamp_of(stored.metadata)
+        if not former and stored is not None and not again:
             return None
-        former = former or {}
+        lacks_preview = stored is not None and self._lacks_preview(stored)
         path = self._listing.folder / name
         status = path.stat()
         described = self._described(name)
         is_now = _stamp(status)
         if described:
             is_now["described"] = hashlib.sha256(b"\0".join(described)).hexdigest()
-        if not again and _same(is_now, former, "bytes", "modified", "described"):
+        if not again and not lacks_preview and _same(is_now, former, "bytes", "modified", "described"):
             return None
         text = name.lower().endswith(TEXT_SUFFIXES)
         self._check_size(status.st_size, _MAX_TEXT_BYTES if text else _MAX_FILE_BYTES)
         data = _read(path, status.st_size + 1)
         is_now["sha256"] = hashlib.sha256(data).hexdigest()
         if not again and _same(is_now, former, "sha256", "described"):
-            return None
-        metadata = {key: value for key, value in (stored or {}).items() if key not in former.get("fields", ())}
+            if not lacks_preview:
+                return None
+            self._only_previewed.add(name)
+        if self._previews:
+            is_now["previewed"] = True
+        kept = {} if stored is None else stored.metadata
+        metadata = {key: value for key, value in kept.items() if key not in former.get("fields", ())}
         fields: dict[str, Any] = {}
         for description in described:
             fields |= _object(description, f"the file's metadata ({self._listing.description(name)})")
         is_now |= {"folder": self._mark} | ({"fields": sorted(fields)} if fields else {})
         return NewItem(name, _text(data) if text else data, metadata | fields | {KEY: is_now}, self._collection)
+
+    def _lacks_preview(self, stored: Item) -> bool:
+        """Return whether the server would keep a preview of this item, and was not given the file for it yet."""
+        if not self._previews or stored.modality not in _PREVIEWED or (stored.preview or {}).get("media_type"):
+            return False
+        return not _stamp_of(stored.metadata).get("previewed")
 
     def _described(self, name: str) -> list[bytes]:
         """The JSON objects that describe a file; the later goes on top of the earlier. Raises UnsuitableFile."""
@@ -235,28 +302,23 @@ class FolderIndex:
         Returns their ids, and the number of items of missing files that stay, because they do not say of which folder:
         an earlier version stored them.
         """
+        gone, unmarked = self._gone()
+        waiting = iter(gone)
+        while some := list(islice(waiting, _AT_ONCE)):
+            self._space.delete(some, collection=self._collection)
+        return gone, unmarked
+
+    def _gone(self) -> tuple[list[str], int]:
+        """The ids of this folder's files that are gone, and the number of items that may be such."""
         gone, unmarked = [], 0
         for name in sorted(self._known.keys() - set(self._listing.files)):
-            former = _stamp_of(self._known[name])
-            if former is not None and _is_gone(self._listing.folder / name):
+            former = _stamp_of(self._known[name].metadata)
+            if former and _is_gone(self._listing.folder / name):
                 if former.get("folder") == self._mark:
                     gone.append(name)
                 else:
                     unmarked += "folder" not in former
-        waiting = iter(gone)
-        while some := list(islice(waiting, _DELETED_AT_ONCE)):
-            self._space.delete(some, collection=self._collection)
         return gone, unmarked
-
-
-def _known(space: Isthmus, collection: str) -> dict[str, Mapping[str, Any]]:
-    """The metadata of what a collection holds, by id; nothing where there is no such collection."""
-    try:
-        return {item.id: item.metadata for item in space.items(collection=collection, limit=1_000)}
-    except NotFound as error:
-        if error.code != "not_found":  # what answers is no Isthmus
-            raise
-        return {}
 
 
 def _read_table(path: Path) -> tuple[dict[str, str], list[str]]:
@@ -314,15 +376,15 @@ def _text(data: bytes) -> str:
 def unchanged(path: Path, metadata: Mapping[str, Any]) -> bool:
     """Return whether an item was made of this file; True, too, where the item does not say. Raises OSError."""
     former = _stamp_of(metadata)
-    if former is None or _same(_stamp(path.stat()), former, "bytes", "modified"):
+    if not former or _same(_stamp(path.stat()), former, "bytes", "modified"):
         return True
     return _same({"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}, former, "sha256")
 
 
-def _stamp_of(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the stamp of the file that an item was made of; None for an item that was not made of a file."""
+def _stamp_of(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the stamp of the file that an item was made of; an empty one for an item that was not made of a file."""
     stamp = metadata.get(KEY)
-    return stamp if isinstance(stamp, Mapping) and "sha256" in stamp else None
+    return stamp if isinstance(stamp, Mapping) and isinstance(stamp.get("sha256"), str) else {}
 
 
 def _stamp(status: os.stat_result) -> dict[str, Any]:
@@ -345,6 +407,24 @@ def _is_gone(path: Path) -> bool:
     return False
 
 
-def _outcome(written: Written) -> Outcome:
+def _digest(path: Path, sizes: Collection[Any]) -> str | None:
+    """The SHA-256 of a file whose size is one of these; None for another, and for one that cannot be read."""
+    try:
+        size = path.stat().st_size
+        return hashlib.sha256(_read(path, size + 1)).hexdigest() if size in sizes else None
+    except OSError:
+        return None
+
+
+def _basename(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _is_id(name: str) -> bool:
+    """Return whether the server takes that name for an id."""
+    return len(name) <= _MAX_ID_CHARS and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+
+
+def _outcome(written: Written, previewed: bool) -> Outcome:
     error = written.error.detail if written.error else None
-    return Outcome(written.id, error, modality=written.modality, truncated=written.truncated)
+    return Outcome(written.id, error, previewed=previewed, modality=written.modality, truncated=written.truncated)

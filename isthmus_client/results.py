@@ -100,6 +100,8 @@ class Item:
     created: str
     updated: str
     vector: list[float] | None = field(default=None, repr=False)
+    preview: Mapping[str, Any] | None = None
+    """What can be shown of the item, where it was asked for: a text's beginning, a picture's size."""
 
 
 @dataclass(frozen=True)
@@ -283,6 +285,7 @@ def item(data: Mapping[str, Any]) -> Item:
         data["created"],
         data["updated"],
         data.get("vector"),
+        data.get("preview"),
     )
 
 

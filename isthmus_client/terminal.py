@@ -1,10 +1,18 @@
-"""What the command prints for people: tables, bars, and small pictures made of half blocks."""
+"""What the command prints for people: tables, bars, progress, and small pictures made of half blocks.
+
+In a terminal rich draws tables and progress; into a pipe or a file goes plain text.
+"""
 
 import os
 import shutil
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 _UPPER_HALF = "▀"
@@ -13,8 +21,10 @@ _CUBE = (0, 95, 135, 175, 215, 255)
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str], *, right: Sequence[int] = ()) -> list[str]:
-    """Return lines of aligned columns, cut to the terminal's width; columns named in `right` are aligned to the
-    right."""
+    """Return the lines of a table, one per row after the header's, cut to the terminal's width; columns named in
+    `right` are aligned to the right."""
+    if sys.stdout.isatty():
+        return _drawn(rows, header, right)
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = []
     for row in (header, *rows):
@@ -23,11 +33,52 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str], *, right: Sequen
             for n, (cell, w) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("   ".join(cells).rstrip())
-    return [cut(line, width()) for line in lines] if sys.stdout.isatty() else lines
+    return lines
 
 
-def cut(line: str, most: int) -> str:
-    return line if len(line) <= most else line[: max(0, most - 1)] + "…"
+def _drawn(rows: Sequence[Sequence[str]], header: Sequence[str], right: Sequence[int]) -> list[str]:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for place, name in enumerate(header):
+        justify: Literal["left", "right"] = "right" if place in right else "left"
+        drawn.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        drawn.add_row(*(Text(cell if cell.isprintable() else ascii(cell)) for cell in row))
+    console = Console(width=width())
+    with console.capture() as captured:
+        console.print(drawn)
+    return captured.get().removesuffix("\n").split("\n")
+
+
+def progress(label: str) -> "Progress":
+    """A progress bar on standard error, with the rate and the time left."""
+    from rich import progress
+    from rich.console import Console
+    from rich.text import Text
+
+    class Rate(progress.ProgressColumn):
+        """Since the beginning: files are done in batches, so that a rate of the last moments would jump."""
+
+        def render(self, task: progress.Task) -> Text:
+            if not task.completed or not task.elapsed or task.total is None:
+                return Text()
+            rate = task.completed / task.elapsed
+            left = timedelta(seconds=round((task.total - task.completed) / rate))
+            return Text(
+                f"{rate:,.0f} a second, {left} left" if rate >= 1 else f"{60 * rate:,.0f} a minute, {left} left"
+            )
+
+    return progress.Progress(
+        progress.TextColumn(label),
+        progress.BarColumn(),
+        progress.TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+        Rate(),
+        console=Console(stderr=True),
+        transient=True,
+    )
 
 
 def width() -> int:
@@ -54,12 +105,12 @@ def shows_pictures() -> bool:
     return _writes(_UPPER_HALF)
 
 
-def picture(path: Path, columns: int = 24) -> list[str]:
+def picture(file: Path | IO[bytes], columns: int = 24) -> list[str]:
     """An image as lines of half blocks, two pixels to a character; nothing where it cannot be read as an image."""
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as opened:
+        with Image.open(file) as opened:
             opened.draft("RGB", (4 * columns, 4 * columns))
             small = ImageOps.exif_transpose(opened).convert("RGB")
         small.thumbnail((columns, columns))

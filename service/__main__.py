@@ -25,13 +25,18 @@ COMMANDS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command; its exit status, 2 where it cannot do what it is asked for."""
+def make_parser(called: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands. `called`: what one calls them where that is not `python -m service NAME`."""
     parser = argparse.ArgumentParser(prog="python -m service", description="The Isthmus service.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():
-        command.configure(commands.add_parser(name, help=command.HELP))
-    options: dict[str, Any] = vars(parser.parse_args(arguments))
+        command.configure(commands.add_parser(name, prog=called, help=command.HELP, description=command.HELP))
+    return parser
+
+
+def main(arguments: list[str] | None = None, called: str | None = None) -> int:
+    """Run one command; its exit status, 2 where it cannot do what it is asked for."""
+    options: dict[str, Any] = vars(make_parser(called).parse_args(arguments))
     try:
         status: int = COMMANDS[options.pop("command")].run(**options)
         return status

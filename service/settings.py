@@ -1,5 +1,6 @@
 """Every setting, once. Each is an environment variable with the prefix ISTHMUS_, and a flag of `serve` overrides it."""
 
+import ipaddress
 import os
 import re
 from dataclasses import dataclass
@@ -127,10 +128,11 @@ class Settings(BaseSettings):
     .db is a Milvus Lite, which runs in the server's process."""
     milvus_token: SecretStr | None = None
     """API key of the Milvus, or NAME:PASSWORD."""
-    previews: bool = False
+    previews: bool | None = None
     """Keep a small preview of every image and sound that is stored from now on: a picture of at most 480 pixels, the
     first 20 seconds. Previews are in the store and its backups, and whoever may search may see them. Without them no
-    media of a client are kept."""
+    media of a client are kept. Unset, they are kept where the server listens on a loopback address, unless the store is
+    a Milvus."""
     media: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders whose files may be read by GET /media/ID, with commas between: whoever may search sees the originals of
     items, and whoever may also write can read every file below that is not hidden. Links are not followed. `serve`
@@ -260,6 +262,7 @@ class Settings(BaseSettings):
         "batch_images",
         "batch_tokens",
         "jobs",
+        "previews",
         mode="before",
     )
     @classmethod
@@ -286,7 +289,7 @@ class Settings(BaseSettings):
 
     @field_validator("previews")
     @classmethod
-    def _have_a_place(cls, value: bool, info: ValidationInfo) -> bool:
+    def _have_a_place(cls, value: bool | None, info: ValidationInfo) -> bool | None:
         if value and info.data.get("store") == Path("milvus"):
             raise ValueError("a Milvus store keeps no previews")
         return value
@@ -338,6 +341,12 @@ class Settings(BaseSettings):
         return read_bundle(path or self.bundle, self.signers, commercial=commercial, hashed=hashed)
 
     @property
+    def keeps_previews(self) -> bool:
+        if self.previews is not None:
+            return self.previews
+        return is_loopback(self.host) and self.store != Path("milvus")
+
+    @property
     def jobs_folder(self) -> Path | None:
         return self.jobs or (None if self.store == Path("milvus") else self.store / "jobs")
 
@@ -369,6 +378,14 @@ class Settings(BaseSettings):
             video_bytes=self.max_body_bytes,
             video_frames=self.video_frames,
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only programs of this machine can reach that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_settings(**flags: Any) -> Settings:

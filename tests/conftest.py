@@ -10,6 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker imports every test. For each of its operators torch looks through all modules that are there: before the
+    # others it takes 2 seconds, after them 14.
+    import torch  # noqa: F401
+
 import httpx
 import hypothesis
 import numpy as np
@@ -90,18 +95,28 @@ def settings(bundle_dir: Path, tmp_path: Path) -> Settings:
     return Settings(bundle=bundle_dir, store=tmp_path / "store", device="cpu", threads=CORES)
 
 
-@pytest.fixture
-def client(settings: Settings) -> Iterator[httpx.Client]:
-    with serving(settings) as client:
-        yield client
-
-
 @pytest.fixture(scope="module")
 def shared_client(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """For tests that leave nothing behind: one server for a whole module."""
     store = tmp_path_factory.mktemp("shared") / "store"
     with serving(Settings(bundle=bundle_dir, store=store, device="cpu", threads=1)) as client:
         yield client
+
+
+@pytest.fixture
+def fresh_client(settings: Settings) -> Iterator[httpx.Client]:
+    """A server of the test's own, for what stays in one: its jobs, figures and files."""
+    with serving(settings) as client:
+        yield client
+
+
+@pytest.fixture
+def client(shared_client: httpx.Client) -> Iterator[httpx.Client]:
+    """The module's server, which holds nothing when a test begins. Label sets are a test's own to delete."""
+    yield shared_client
+    for collection in shared_client.get("/collections").json()["collections"]:
+        assert shared_client.delete(f"/collections/{collection['name']}").status_code == 204
+    assert shared_client.put("/collections/default").status_code == 201
 
 
 @contextmanager

@@ -11,16 +11,17 @@ from training import bind, curate, distill, doctor, embed, evaluation, extend, m
 from training.distributed import leave
 from training.errors import TrainingError
 from training.features import default_cache
-from training.recipe import Recipe, RecipeError, load_recipe
+from training.recipe import SET_HELP, Recipe, RecipeError, load_recipe
 
 
-def main(arguments: list[str] | None = None) -> int:
+def make_parser(called: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands. `called`: what one calls them where that is not `python -m training NAME`."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (function, what) in _COMMANDS.items():
-        command = commands.add_parser(name, help=what, description=what)
+        command = commands.add_parser(name, prog=called, help=what, description=what)
         command.add_argument("recipe", type=Path, help="YAML file; see training/recipes/")
-        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
         command.add_argument("--work", type=Path, help="folder of this recipe's files (default: build/work/NAME)")
         command.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
         if name in ("run", "export"):
@@ -32,10 +33,15 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("--samples", type=Path, help="folder of photographs and sounds to check the graphs on")
         command.set_defaults(function=function)
     for name, (module, what) in _MODULES.items():
-        command = commands.add_parser(name, help=what, description=module.__doc__)
+        command = commands.add_parser(name, prog=called, help=what, description=module.__doc__)
         module.add_arguments(command)
         command.set_defaults(main=module.main)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None, called: str | None = None) -> int:
+    """Run one command; its exit status, 2 where it cannot do what it is asked for."""
+    options = make_parser(called).parse_args(arguments)
     try:
         if "main" in options:
             result = options.main(options)

@@ -37,7 +37,7 @@ from training.errors import TrainingError
 from training.export import ExportError, check_parity, write_tower
 from training.features import Item, default_cache
 from training.projector import Head
-from training.recipe import Recipe, load_recipe
+from training.recipe import SET_HELP, Recipe, load_recipe
 from training.train import Trained, save_projectors, train
 from training.trained import licences_json, licences_of
 
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="bundle to extend; it is not changed")
     parser.add_argument("recipe", type=Path, help="names the bundle's own text encoder, and encoder and pairs to add")
     parser.add_argument("--out", type=Path, required=True, help="bundle folder to write")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
     parser.add_argument("--work", type=Path, help="folder of this recipe's files (default: build/work/NAME)")
     parser.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
 

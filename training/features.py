@@ -258,10 +258,15 @@ def _open(folder: Path, shapes: dict[str, tuple[tuple[int, ...], type]]) -> dict
     return arrays
 
 
+_FRONT_ENDS = 2
+"""The generation of the front ends' code. Raise it when the same file and settings give other values than before:
+features that are cached under the former number are then not used any more."""
+
+
 def _key(encoder: FrozenEncoder, items: Sequence[Item], tokens: bool) -> str:
     digest = hashlib.sha256(encoder.weights_sha256.encode())
     digest.update(json.dumps(encoder.preprocessing.model_dump(mode="json"), sort_keys=True).encode())
-    digest.update(f"{encoder.pooling}:{tokens}".encode())
+    digest.update(f"{encoder.pooling}:{tokens}:{_FRONT_ENDS}".encode())
     for item in items:
         content = item.read_bytes() if isinstance(item, Path) else item.encode()
         digest.update(hashlib.sha256(content).digest())

@@ -22,7 +22,7 @@ from service.contract.licences import Licence, combined
 from training import steps
 from training.errors import TrainingError
 from training.features import default_cache
-from training.recipe import Recipe, load_recipe
+from training.recipe import SET_HELP, Recipe, load_recipe
 from training.trained import licences_json, load_projectors
 from training.validation import Data, calibrate, means, validate
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alpha", type=_share, nargs="+", default=[0.5], help="share of B; several need --recipe")
     parser.add_argument("--out", type=Path, required=True, help="projectors.safetensors to write")
     parser.add_argument("--recipe", type=Path, help="validate each α on this recipe's pairs and write the best")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
     parser.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
 
 

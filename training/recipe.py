@@ -12,6 +12,8 @@ from service.contract.bundle import Modality, Precision
 from service.contract.licences import Licence, Terms
 from training.errors import TrainingError
 
+SET_HELP = "another value of the YAML file, such as data.root=/data; repeatable"
+"""Help of the flag --set of every command."""
 TOKEN_KINDS = ("token", "attention")
 RESERVED = 5
 """Dimensions of a space whose hubs are corrected: of images, sounds and texts, and two that keep the length at 1."""

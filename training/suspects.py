@@ -20,7 +20,7 @@ from training.encoders import load_encoder
 from training.errors import TrainingError
 from training.features import cached_features, default_cache
 from training.pairs import Pairs, read_pairs
-from training.recipe import load_recipe
+from training.recipe import SET_HELP, load_recipe
 from training.select.sides import Floats, Rows, Side, each
 from training.select.streaming import Sizes, nearest
 
@@ -50,10 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="YAML file; see training/recipes/")
     parser.add_argument("--pairs", required=True, metavar="NAME", help="labelled pairs of the recipe")
     parser.add_argument("--out", type=Path, help="table to write (default: build/suspects/NAME.csv)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
     parser.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
-    parser.add_argument("--split", choices=["train", "validation", "test"], default="train")
-    parser.add_argument("--neighbours", type=int, default=10, metavar="K")
+    parser.add_argument(
+        "--split",
+        choices=["train", "validation", "test"],
+        default="train",
+        help="which split is looked at (default: train)",
+    )
+    parser.add_argument("--neighbours", type=int, default=10, metavar="K", help="neighbours that vote (default: 10)")
 
 
 def main(options: argparse.Namespace) -> dict[str, Any]:

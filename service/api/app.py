@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -143,7 +144,10 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
         lifespan=lifespan,
         docs_url=None,  # both pages load their scripts from somebody else's server
         redoc_url=None,
-        servers=[{"url": settings.root_path}] if settings.root_path else None,
+        servers=[{"url": settings.root_path or "/"}],
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        openapi_tags=[{"name": name, "description": description} for name, description in _TAGS.items()],
+        generate_unique_id_function=_operation_id,
         middleware=_middleware(settings, metrics, tracing),
     )
     problems.install(app)
@@ -175,7 +179,7 @@ async def _open_state(settings: Settings, parts: Parts, metrics: Metrics, closin
     metrics.watch_store(settings.store)
     limiter = open_limiter(settings, metrics)
     closing.push_async_callback(limiter.close)
-    previewer = Previewer(home.embedder, settings.limits) if settings.previews else None
+    previewer = Previewer(home.embedder, settings.limits) if settings.keeps_previews else None
     fetching = parts.fetching
     fetcher = None if fetching is None else Fetcher(fetching, settings, metrics)
     bulk = None
@@ -275,10 +279,33 @@ REFUSALS: dict[int, dict[str, Any]] = {
 }
 
 
+_TAGS = {
+    "embed": "Vectors of images, sounds, videos and texts, and how alike two of them are.",
+    "search": "The stored items nearest to a query of any kind.",
+    "classify": "Which of the labels that you name fits best, without training.",
+    "items": "What is stored, and its collections and previews.",
+    "jobs": "Items by the thousand, stored in the background.",
+    "openai": "The shapes of OpenAI's clients.",
+    "service": "The models, the server's health and its page.",
+}
+
+
+def _operation_id(route: APIRoute) -> str:
+    """Return the name of a route's function in camelCase, by which generated clients call it."""
+    first, *rest = route.name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
 def openapi(app: FastAPI) -> dict[str, Any]:
     """Return FastAPI's document, with the request bodies that `inputs.documented` describes and RFC 9457 errors."""
     document = get_openapi(
-        title=app.title, version=app.version, summary=app.summary, routes=app.routes, servers=app.servers or None
+        title=app.title,
+        version=app.version,
+        summary=app.summary,
+        routes=app.routes,
+        servers=app.servers,
+        license_info=app.license_info,
+        tags=app.openapi_tags,
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):

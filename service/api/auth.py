@@ -18,6 +18,7 @@ from service.api.problems import respond
 from service.errors import CrossOrigin, Forbidden, IsthmusError, Misdirected, Unauthenticated
 from service.runtime.logs import caller
 from service.runtime.quotas import Limiter, Meter
+from service.settings import is_loopback
 
 OPEN = frozenset({"/healthz", "/readyz", "/"})
 """Paths whose GET needs no key: probes, and the playground's page, which holds no data and asks for a key itself."""
@@ -117,14 +118,7 @@ def local_names(hosts: Iterable[str], host: str, keyed: bool) -> Collection[str]
     """The names that a server answers to; None for any. Without a list those of this machine, if only it can ask."""
     if listed := frozenset(host.lower() for host in hosts):
         return listed
-    return frozenset() if not keyed and _loopback(host) else None
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return frozenset() if not keyed and is_loopback(host) else None
 
 
 def _known(host: str, hosts: Collection[str]) -> bool:

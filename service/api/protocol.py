@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 import termios
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -24,8 +25,8 @@ log = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 65_536
 """Largest request line and headers together, in bytes."""
 MAX_UNSENT_BYTES = 128_000_000
-"""Largest answers, together, that clients have not read yet, in bytes. Past it the client that has been behind for the
-longest is cut off."""
+"""Largest answers, together, that clients have not read yet, in bytes. Past it the address with the most unread bytes
+loses the connection that has been behind for the longest."""
 _MOST_WAITING = 64
 """Largest number of requests of one connection that wait for the answer to the one before. The last of them gets
 `Connection: close`, and anything after it is not read."""
@@ -58,7 +59,8 @@ _REFUSALS = {
 class Unsent:
     """The unread answers of all connections of a server: at most `most` bytes in all, or the answers of one connection.
 
-    Past that the connection is cut that has been behind for the longest, so that who reads is not the one.
+    Past that a connection of the address with the most unread bytes is closed, the one that has been behind for the
+    longest: one client that does not read cannot have others' answers cut off.
     """
 
     def __init__(self, most: int) -> None:
@@ -66,10 +68,15 @@ class Unsent:
         self._bytes: dict[Protocol, int] = {}
         """Unsent bytes by connection, in the order in which they fell behind."""
         self._together = 0
+        self._bytes_by_address: Counter[str] = Counter()
 
     def note(self, connection: "Protocol", unsent: int) -> None:
         """Note the number of bytes written to a connection but not sent; 0: the connection is not behind."""
-        self._together += unsent - self._bytes.get(connection, 0)
+        more = unsent - self._bytes.get(connection, 0)
+        self._together += more
+        self._bytes_by_address[connection.address] += more
+        if not self._bytes_by_address[connection.address]:
+            del self._bytes_by_address[connection.address]
         if unsent:
             self._bytes[connection] = unsent
         else:
@@ -78,7 +85,8 @@ class Unsent:
     def bound(self, now: float) -> None:
         """Close connections for which there is no room, by the loop's clock; never one that had no time to read."""
         while self._together > self._most and len(self._bytes) > 1:
-            first = next(iter(self._bytes))
+            [(address, _)] = self._bytes_by_address.most_common(1)
+            first = next(connection for connection in self._bytes if connection.address == address)
             unsent = first.unsent
             if unsent < self._bytes[first]:
                 self.note(first, unsent)
@@ -127,6 +135,7 @@ class Protocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, unsent: Unsent, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.url = b""
+        self.address = ""
         self._all_unsent = unsent
         self._written = 0
         self._taken: int | None = None
@@ -143,6 +152,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.address = self.client[0] if self.client else ""
         self._socket = transport
         self._closing = _Lingering(transport, self._close, self._wrote)
         self.transport = self._closing  # type: ignore[assignment]

@@ -2,12 +2,12 @@
 
 Body = Annotated[EmbedRequest, Depends(reader(EmbedRequest, append_inputs))]
 
-@router.post("/embed", openapi_extra=documented(EmbedRequest, files=True))
+@router.post("/embed", openapi_extra=documented(EmbedRequest, EXAMPLE, files=True))
 async def embed(body: Body, state: StateDep, caller: CallerDep) -> Response:
     results = await state.embedder.embed(body.inputs, caller)
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -26,6 +26,11 @@ from service.settings import Settings
 Model = TypeVar("Model", bound=BaseModel)
 Place = Callable[[dict[str, Any], list[File]], None]
 """Puts a form's files where they belong in the body, before the body is validated."""
+
+A_PICTURE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVR4nGOQkztxQk6O8YScHAMDAwAbJwMOzKw0UAAAAABJRU5ErkJggg=="
+)
+"""A PNG of four pixels in base64, for examples of bodies."""
 
 _SMALL = 32_768
 """Bytes of a body that the event loop may well read itself: under 0.1 ms."""
@@ -82,12 +87,17 @@ def reader(model: type[Model], place: Place | None = None) -> Callable[[Request]
     return read
 
 
-def documented(model: type[BaseModel], *, files: bool = False) -> dict[str, Any]:
-    """The `openapi_extra` of a route that uses `reader`. The app moves x-definitions to the components."""
+def documented(
+    model: type[BaseModel], example: Mapping[str, Any], *, files: bool = False, required: bool = True
+) -> dict[str, Any]:
+    """Return the `openapi_extra` of a route that uses `reader`, with a body that can be sent as it is.
+
+    The app moves x-definitions to the components.
+    """
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {}) | {model.__name__: schema}
     reference = {"$ref": f"#/components/schemas/{model.__name__}"}
-    content: dict[str, Any] = {"application/json": {"schema": reference}}
+    content: dict[str, Any] = {"application/json": {"schema": reference, "example": example}}
     if files:
         content["multipart/form-data"] = {
             "schema": {
@@ -104,7 +114,7 @@ def documented(model: type[BaseModel], *, files: bool = False) -> dict[str, Any]
             },
             "encoding": {"request": {"contentType": "application/json"}},
         }
-    return {"requestBody": {"required": True, "content": content}, "x-definitions": definitions}
+    return {"requestBody": {"required": required, "content": content}, "x-definitions": definitions}
 
 
 class _Form(MultiPartParser):

@@ -1,6 +1,7 @@
 """`backup`: copy a store, and its jobs, into a file and a folder beside it."""
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -12,16 +13,17 @@ HELP = "copy a store, which may be served meanwhile, into one file"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", type=Path, metavar="STORE")
+    parser.add_argument("store", type=Path, metavar="STORE", help="the folder of the store")
     parser.add_argument("file", type=Path, metavar="FILE", help="its jobs go into the folder FILE.jobs")
     add_jobs(parser)
+    parser.add_argument("--json", dest="as_json", action="store_true", help="one JSON object, in place of text")
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=Path, metavar="FOLDER", help="where its jobs are (ISTHMUS_JOBS), if not in it")
 
 
-def run(store: Path, file: Path, jobs: Path | None) -> int:
+def run(store: Path, file: Path, jobs: Path | None, as_json: bool = False) -> int:
     """Raises StoreError."""
     folder = jobs_of(file)
     if folder.exists():
@@ -36,6 +38,9 @@ def run(store: Path, file: Path, jobs: Path | None) -> int:
             staged.rename(folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+    if as_json:
+        print(json.dumps({"file": str(file), "items": items, "jobs": None if copied is None else str(folder)}))
+        return 0
     print(f"{file}: {items} items")
     if copied is not None:
         print(f"{folder}: {copied}")

@@ -1,6 +1,7 @@
 """Entry points (`isthmus.commands`) that the distribution `isthmus` adds to the command `isthmus`.
 
-`isthmus NAME …` is `python -m service NAME …`, and `doctor`.
+`isthmus NAME …` is `python -m service NAME …`, and `doctor`. The flags are named here too, for the completion of
+shells, which cannot wait for the server's modules; a test compares them.
 """
 
 import json
@@ -14,20 +15,33 @@ _NEEDED = "cpu"
 
 
 def _run(name: str, arguments: tuple[str, ...]) -> int:
-    return int(imported("service.__main__", _NEEDED).main([name, *arguments]))
+    return int(imported("service.__main__", _NEEDED).main([name, *arguments], called=f"isthmus {name}"))
 
 
-def _same(name: str, what: str) -> click.Command:
-    return passed_on(name, f"{what}\n\nThe same as `python -m service {name}`.", partial(_run, name))
+def _same(name: str, what: str, *flags: str) -> click.Command:
+    return passed_on(name, f"{what}\n\nThe same as `python -m service {name}`.", partial(_run, name), flags)
 
 
-serve = _same("serve", "Serve a bundle over HTTP.")
-load = _same("load", "Take in the Parquet files that `python -m training embed` wrote.")
-keys = _same("keys", "Make, list and revoke API keys.")
-check = _same("check", "Verify a bundle, or a store.")
-backup = _same("backup", "Copy a store into one file, while it is served too.")
-restore = _same("restore", "Make a store of a backup.")
-reembed = _same("reembed", "Make a store of another space: embed the items of a store again.")
+serve = _same(
+    "serve",
+    "Serve a bundle over HTTP.",
+    *("--bundle", "--device", "--host", "--keys", "--log-level", "--milvus-uri", "--modalities", "--more-bundles"),
+    *("--no-previews", "--port", "--precision", "--previews", "--redis-url", "--starter", "--store"),
+)
+load = _same(
+    "load",
+    "Take in the Parquet files that `python -m training embed` wrote.",
+    *("--bundle", "--collection", "--json", "--milvus-uri", "--store"),
+)
+keys = _same("keys", "Make, list and revoke API keys.", "--days", "--file", "--json", "--limit", "--name", "--scopes")
+check = _same("check", "Verify a bundle, or a store.", "--json")
+backup = _same("backup", "Copy a store into one file, while it is served too.", "--jobs", "--json")
+restore = _same("restore", "Make a store of a backup.", "--jobs", "--json")
+reembed = _same(
+    "reembed",
+    "Make a store of another space: embed the items of a store again.",
+    *("--bundle", "--dry-run", "--json", "--leave-out", "--media", "--media-key"),
+)
 openapi = _same("openapi", "Print the OpenAPI document.")
 settings = _same("settings", "Print every setting, as a page.")
 

@@ -57,18 +57,19 @@ class Progress:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="FOLDER or FILE")
-    parser.add_argument("--collection", default=DEFAULT_COLLECTION, metavar="NAME")
+    parser.add_argument("path", type=Path, metavar="FOLDER or FILE", help="Parquet files, or a folder of them")
+    parser.add_argument("--collection", default=DEFAULT_COLLECTION, metavar="NAME", help="where the items are stored")
     for name in ("bundle", "store", "milvus-uri"):
         parser.add_argument(f"--{name}", metavar=name.upper(), help="as for serve")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="one JSON object, in place of text")
 
 
-def run(path: Path, collection: str, bundle: str | None, **flags: str | None) -> int:
-    load_files(path, collection, read_settings(bundle=starters.chosen(bundle), **flags))
+def run(path: Path, collection: str, bundle: str | None, as_json: bool = False, **flags: str | None) -> int:
+    load_files(path, collection, read_settings(bundle=starters.chosen(bundle), **flags), as_json)
     return 0
 
 
-def load_files(path: Path, collection: str, settings: Settings) -> None:
+def load_files(path: Path, collection: str, settings: Settings, as_json: bool = False) -> None:
     """Write the items of Parquet files to the store that the settings name, which nobody else may have open."""
     manifest = settings.read_bundle().manifest
     with naming_the_way_out(settings):
@@ -90,6 +91,9 @@ def load_files(path: Path, collection: str, settings: Settings) -> None:
             await store.close()
 
     count = asyncio.run(run())
+    if as_json:
+        print(json.dumps({"items": count, "space": manifest.space, "collection": collection}))
+        return
     print(f"{count:,} items of space {manifest.space} written to the collection {collection}")
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import json
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--media", type=Path, metavar="FOLDER", help="where the files of images, sounds and videos are")
     parser.add_argument("--media-key", metavar="KEY", help="the metadata key of a file's path; else the item's id")
     parser.add_argument("--dry-run", action="store_true", help="only say what can be embedded again and what not")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="one JSON object, in place of text")
     parser.add_argument("--leave-out", action="store_true", help="(what 1.14 needed to go on; it always does now)")
 
 
@@ -29,6 +31,7 @@ def run(
     media_key: str | None,
     dry_run: bool,
     leave_out: bool = True,
+    as_json: bool = False,
 ) -> int:
     """Carry a store over to another bundle: in place, or into a store beside it. Raises StoreError, BundleError."""
     settings = read_settings(bundle=bundle)
@@ -37,6 +40,9 @@ def run(
     originals = Originals(media, media_key, most)
     if dry_run:
         outcome = survey(store, originals)
+        if as_json:
+            print(json.dumps(_as_json(outcome, store)))
+            return 0
         print(f"{outcome.carried:,} items can be embedded again: {_sources(outcome)}")
         _print_left_out(outcome)
         return 0
@@ -49,6 +55,9 @@ def run(
     except KeyboardInterrupt:
         print(f"stopped: {store} is as it was; the same command goes on", file=sys.stderr)
         return 130
+    if as_json:
+        print(json.dumps(_as_json(outcome, new or store) | {"kept": None if kept is None else str(kept)}))
+        return 0
     if kept is None:
         print(f"{store}: there is nothing to do, it can be served with {bundle}")
         return 0
@@ -62,6 +71,11 @@ def run(
         print("Where you have the files of its images and sounds, this embeds what has no vector of its file yet:")
         print(f"    {command(kept, bundle, new or store)} --media FOLDER")
     return 0
+
+
+def _as_json(outcome: Outcome, store: Path) -> dict[str, object]:
+    counts = {"embedded": dict(outcome.embedded), "already": outcome.already, "label_sets": outcome.label_sets}
+    return {"store": str(store), **counts, "left_out": dict(outcome.left_out)}
 
 
 def _sources(outcome: Outcome) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import ctypes
+import errno
 import logging
 import os
 import signal
@@ -43,6 +44,7 @@ FLAGS = (
     "modalities",
     "store",
     "milvus-uri",
+    "previews",
     "host",
     "port",
     "device",
@@ -56,12 +58,22 @@ FLAGS = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     for name in FLAGS:
-        parser.add_argument(f"--{name}", metavar=name.upper())
-    parser.add_argument("--media", metavar="FOLDER", action="append", help="may be there several times")
+        described = Settings.model_fields[name.replace("-", "_")].description or ""
+        what = " ".join(described.split()).replace("%", "%%")
+        if name == "previews":
+            parser.add_argument("--previews", action=argparse.BooleanOptionalAction, help=what)
+        else:
+            parser.add_argument(f"--{name}", metavar=name.upper(), help=what)
+    parser.add_argument(
+        "--media",
+        metavar="FOLDER",
+        action="append",
+        help="a folder whose files the page may show as they are; repeatable",
+    )
     parser.add_argument("--starter", metavar="NAME", help="an installed starter other than the default, such as free")
 
 
-def run(bundle: str | None, starter: str | None, **flags: str | list[str] | None) -> int:
+def run(bundle: str | None, starter: str | None, **flags: str | bool | list[str] | None) -> int:
     serve(read_settings(bundle=starters.chosen(bundle, starter), **flags))
     return 0
 
@@ -152,6 +164,20 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+def _cannot_listen(settings: Settings, error: OSError) -> str:
+    where = f"ISTHMUS_HOST {settings.host!r}, ISTHMUS_PORT {settings.port}: cannot listen there: {error.strerror}"
+    match error.errno:
+        case errno.EADDRINUSE:
+            return (
+                f"{where}. Another program listens there, perhaps a server of this kind (isthmus doctor says): end it, "
+                "or choose another port by --port or ISTHMUS_PORT (0: a free one)"
+            )
+        case errno.EACCES:
+            return f"{where}. Ports below 1024 are the system's: choose another by --port or ISTHMUS_PORT"
+        case _:
+            return f"{where}. Choose an address of this machine by --host or ISTHMUS_HOST, such as 127.0.0.1"
+
+
 def serve(settings: Settings) -> None:
     """Serve until told to stop, then finish what is under way."""
     give_large_blocks_back()
@@ -162,8 +188,7 @@ def serve(settings: Settings) -> None:
     try:
         bound = bind(settings.host, settings.port)
     except OSError as error:
-        message = f"ISTHMUS_HOST {settings.host!r}, ISTHMUS_PORT {settings.port}: cannot listen there: {error.strerror}"
-        raise SettingsError(message) from None
+        raise SettingsError(_cannot_listen(settings, error)) from None
     if settings.keys is None and local_names((), settings.host, keyed=False) is None:
         log.warning("there are no keys (ISTHMUS_KEYS): whoever reaches %s may read, write and delete", settings.host)
     with naming_the_way_out(settings):
@@ -174,10 +199,10 @@ def serve(settings: Settings) -> None:
 
 
 def give_large_blocks_back() -> None:
-    """Make glibc return freed blocks of 8 MB and more to the system at once: by itself it learns to keep up to 32 MB
+    """Make glibc return freed blocks of 4 MB and more to the system at once: by itself it learns to keep up to 32 MB
     at a time, for each thread, which after some large bodies and pictures is hundreds of megabytes."""
     with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 8 * 2**20)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
 
 
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

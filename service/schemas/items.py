@@ -29,6 +29,7 @@ from service.store import DEFAULT_COLLECTION, Kind, Precision, Wanted, filters
 
 MAX_METADATA_BYTES = 16_384
 MAX_DELETED_IDS = 10_000
+MAX_MOVES = 1_000
 _MAX_DEPTH = 16
 _MAX_FILTER_VALUES = 4 * filters.MAX_NODES * filters.MAX_VALUES
 _MAX_DIMENSIONS = 16_384
@@ -263,6 +264,25 @@ class DeleteItemsRequest(RequestModel):
         return self
 
 
+class Move(RequestModel):
+    id: ItemId
+    to: ItemId = Field(description="The item's new id. An item that has it already is replaced.")
+
+
+class MoveItemsRequest(RequestModel):
+    moves: Annotated[list[Move], Field(min_length=1, max_length=MAX_MOVES, fail_fast=True)]
+    collection: Name = DEFAULT_COLLECTION
+
+    @model_validator(mode="after")
+    def _each_id_once(self) -> "MoveItemsRequest":
+        seen: set[str] = set()
+        for id in (id for move in self.moves for id in (move.id, move.to)):
+            if id in seen:
+                raise ValueError(f"the id {id!r} is there twice")
+            seen.add(id)
+        return self
+
+
 class CollectionRequest(RequestModel):
     """A change of a collection: omitted fields stay as they are."""
 
@@ -365,6 +385,10 @@ class FacetsResponse(BaseModel):
 
 class DeletedResponse(BaseModel):
     deleted: int
+
+
+class MovedResponse(BaseModel):
+    moved: int
 
 
 class CollectionPart(BaseModel):

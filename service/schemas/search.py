@@ -54,7 +54,9 @@ class VectorQuery(RequestModel):
 
 
 class IdQuery(RequestModel):
-    id: ItemId = Field(description="A stored item; it is not among its own results.")
+    id: ItemId = Field(
+        description="A stored item. It is not among its own results, unless as a part of a composed query."
+    )
 
 
 class _Weighted(RequestModel):

@@ -103,6 +103,12 @@ class Store(Protocol):
     async def delete(self, collection: str, ids: Sequence[str]) -> int:
         """Delete items with their moments, and return how many of them existed."""
 
+    async def move(self, collection: str, ids: Mapping[str, str]) -> int:
+        """Give items other ids (old → new) with all that is stored of them, and return how many of them existed.
+
+        An item that had the new id is deleted. No id is there twice, among the old and the new ones together.
+        """
+
     async def delete_matching(self, collection: str, filter: Filter) -> int: ...
 
     async def search(

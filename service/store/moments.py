@@ -57,6 +57,12 @@ def _entry(owner: Entry, moment: Moment) -> Entry:
     )
 
 
+def moved(moment: Item, ids: Mapping[str, str]) -> Item:
+    """The moment of an item that gets another id (old → new)."""
+    owner, separator, rest = moment.id.partition(SEPARATOR)
+    return replace(moment, id=f"{ids[owner]}{separator}{rest}", metadata={**moment.metadata, OWNER: ids[owner]})
+
+
 @dataclass(frozen=True)
 class Find:
     """The `count` nearest of one collection to each query, without regard to moments; answered with lists of hits, or

@@ -328,6 +328,26 @@ def delete(connection: sqlite3.Connection, collection: int, slots: Keys) -> None
     _delete_vectors(connection, slots.tolist())
 
 
+def rename(connection: sqlite3.Connection, collection: int, items: Mapping[int, Item], first: int) -> list[bytes]:
+    """Give the rows in these slots the ids and metadata of these items, and the slots from `first` on; their records.
+
+    Words, previews and token vectors belong to the row, and stay with it.
+    """
+    at = now()
+    packed = [_packed(item.metadata) for item in items.values()]
+    connection.executemany(
+        "UPDATE items SET id = ?, slot = ?, updated = ?, metadata = ? WHERE collection = ? AND slot = ?",
+        [
+            (item.id, first + place, at, metadata, collection, slot)
+            for place, ((slot, item), metadata) in enumerate(zip(items.items(), packed, strict=True))
+        ],
+    )
+    connection.executemany(
+        "UPDATE vectors SET slot = ? WHERE slot = ?", [(first + place, slot) for place, slot in enumerate(items)]
+    )
+    return [record(item.id, item.created, at, metadata) for item, metadata in zip(items.values(), packed, strict=True)]
+
+
 def _delete_vectors(connection: sqlite3.Connection, slots: Iterable[int]) -> None:
     connection.execute(f"DELETE FROM vectors WHERE slot IN {_GIVEN}", (_json(slots),))
 

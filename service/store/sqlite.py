@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -387,6 +388,44 @@ class SqliteStore:
             return self._delete(transaction, key, slots)
 
         return await self._write(write, alone=True)
+
+    async def move(self, collection: str, ids: Mapping[str, str]) -> int:
+        def write(transaction: Transaction) -> int:
+            self._disk.check()
+            connection = transaction.connection
+            key = _collection_key(connection, collection)
+            slots = rows.slots_of_ids(connection, key, list(ids))
+            items = rows.items_by_slot(connection, key, collection, set(slots.tolist()), with_vector=True)
+            present = {item.id: ids[item.id] for item in items.values()}
+            replaced = list(present.values())
+            self._forget_moments(transaction, collection, replaced)
+            self._delete(transaction, key, rows.slots_of_ids(connection, key, replaced))
+            self._rename(transaction, key, {slot: replace(item, id=present[item.id]) for slot, item in items.items()})
+            self._move_moments(transaction, collection, present)
+            return len(present)
+
+        return await self._write(write)
+
+    def _move_moments(self, transaction: Transaction, collection: str, ids: Mapping[str, str]) -> None:
+        """Give the moments of these items (old → new id) to the items' new ids."""
+        connection, table = transaction.connection, moments.moments_table(collection)
+        key = rows.collection_key(connection, table)
+        if key is not None:
+            slots = rows.slots_of_prefixes(connection, key, [f"{id}{moments.SEPARATOR}" for id in ids])
+            items = rows.items_by_slot(connection, key, table, set(slots.tolist()), with_vector=True)
+            self._rename(transaction, key, {slot: moments.moved(item, ids) for slot, item in items.items()})
+
+    def _rename(self, transaction: Transaction, collection: int, items: Mapping[int, Item]) -> None:
+        """Write items, by the slots of their rows, under their new ids."""
+        for modality in {item.modality for item in items.values()}:
+            batch = {slot: item for slot, item in sorted(items.items()) if item.modality == modality}
+            first = transaction.take(len(batch))
+            records = rows.rename(transaction.connection, collection, batch, first)
+            slots = np.arange(first, first + len(batch))
+            vectors = np.stack([item.vector for item in batch.values() if item.vector is not None])
+            metadata = [item.metadata for item in batch.values()]
+            older = np.array(list(batch), np.int64)
+            transaction.changes.append(Put(collection, modality, slots, vectors, metadata, records, older))
 
     def _delete(self, transaction: Transaction, collection: int, slots: Keys) -> int:
         rows.delete(transaction.connection, collection, slots)

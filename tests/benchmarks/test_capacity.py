@@ -8,7 +8,7 @@ import pytest
 from benchmarks.capacity import SCENARIOS, main, summed, table
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_scenario_is_measured(bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--bundle", str(bundle_dir), "--seconds", "2", "--only", "Searches"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -11,6 +11,7 @@ from tests.training import spaces, tiny
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
 
+@pytest.mark.full
 def test_joint_spaces_are_made_and_measured(
     tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

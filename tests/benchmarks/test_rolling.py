@@ -23,7 +23,7 @@ def nginx() -> str:
     return NGINX
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_restarts_cost_no_request(nginx: str, bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--bundle", str(bundle_dir), "--restarts", "2", "--clients", "4", "--drain", "2.5"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -31,7 +31,7 @@ def test_restarts_cost_no_request(nginx: str, bundle_dir: Path, capsys: pytest.C
     assert {found[name] for name in ("refused", "crashed", "lost", "unanswered")} == {0}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_replica_that_is_killed_is_noticed(
     nginx: str, bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from benchmarks.seeds import main
 from tests.training import tiny
 
 
+@pytest.mark.full
 def test_the_seed_that_is_best_on_validation_ships(
     tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,7 @@ def test_correlations_are_over_what_they_say(capsys: pytest.CaptureFixture[str])
     assert "control" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_it_runs_and_goes_on_where_it_stopped(
     tmp_path: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

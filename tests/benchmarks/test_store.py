@@ -30,7 +30,7 @@ def test_the_truth_is_what_a_matrix_product_says() -> None:
     assert np.array_equal(right["50"], np.argsort(np.where(even, -scores, 9), axis=1)[:, : store.COUNT])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_last_line_is_every_figure(bundle_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = [
         "--bundle",

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import unseen
+from tests.matrix import matrix
 from tests.training import tiny
 from training.__main__ import main as training
 
 
-@pytest.mark.parametrize("bank", [0, 6])
+@pytest.mark.parametrize("bank", matrix([0, 6], 6))
 def test_every_class_is_unseen_once(
     concept_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], bank: int
 ) -> None:

@@ -87,7 +87,8 @@ def test_what_is_stored_is_found_listed_described_and_deleted(space: Isthmus, me
     assert [each.confidence for each in space.search("red", balance=True, include=["confidence"])] == 4 * [None]
     got = space.item("t", with_vector=True).vector
     assert got is not None and len(got) == tiny_bundle.DIMENSIONS
-    assert space.delete(["t", "nobody"]) == 1
+    assert space.move({"t": "text", "nobody": "else"}) == 1 and space.item("text").modality == "text"
+    assert space.delete(["text", "nobody"]) == 1
     assert space.delete(filter={"name": {"$contains": "png"}}) == 2
     with pytest.raises(NotFound) as raised:
         space.item("t")
@@ -133,6 +134,7 @@ def test_labels_scores_models_and_readiness(shared_space: Isthmus, media: Path) 
     assert same == pytest.approx(1, abs=1e-5) and other < same
     [model] = shared_space.models()
     assert (model.name, model.dimensions) == ("tiny", tiny_bundle.DIMENSIONS)
+    assert shared_space.keeps_previews()
     ready = shared_space.ready()
     assert ready.ready and ready.checks["tower.text"]
 
@@ -218,7 +220,8 @@ def test_the_asynchronous_client_does_the_same(client: httpx.Client, media: Path
             assert (await space.score([("red", "red")]))[0] == pytest.approx(1, abs=1e-5)
             assert {each.id async for each in space.items(limit=1)} == {"red.png", "tone.wav", "t"}
             assert (await space.item("t")).modality == "text"
-            assert await space.delete(["t"]) == 1
+            assert await space.move({"t": "u"}) == 1
+            assert await space.delete(["u"]) == 1
             await space.put_collection("c")
             assert (await space.collection("c")).count == 0
             assert len(await space.collections()) == 2
@@ -227,7 +230,7 @@ def test_the_asynchronous_client_does_the_same(client: httpx.Client, media: Path
             assert (await space.label_set("l")).labels == ["red"]
             await space.delete_label_set("l")
             assert (await space.models())[0].name == "tiny"
-            assert (await space.ready()).ready
+            assert (await space.ready()).ready and await space.keeps_previews()
             with pytest.raises(NotFound):
                 await space.item("nobody")
 

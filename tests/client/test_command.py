@@ -1,12 +1,19 @@
 """`isthmus` as people use it: against a live server, with files, texts and standard input, and with what goes wrong."""
 
+import argparse
+import fcntl
 import json
 import os
+import pty
+import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -16,7 +23,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from isthmus_client import Isthmus, NewItem, command, terminal
+from service import __main__ as service_commands
 from tests import tiny_bundle
+from tests.conftest import DEADLINE_S
+from training import __main__ as training_commands
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., Result]
@@ -166,9 +176,11 @@ def test_an_empty_collection_is_said(client: httpx.Client) -> None:
     assert (result.exit_code, "is empty" in result.stderr, "isthmus index" in result.stderr) == (1, True, True)
 
 
-def test_what_is_found_is_drawn(run: Run, media: Path) -> None:
+def test_what_is_found_is_drawn_from_its_file_or_the_servers_preview(run: Run, media: Path) -> None:
     drawn = run("search", "red", "-m", "image", "-k", "1", "--pictures", "--media", str(media))
     assert drawn.stdout.count("▀") >= 24 * 9
+    (media / "red.png").unlink()
+    assert run("search", "red", "-m", "image", "-k", "1", "--pictures").stdout.count("▀") >= 24 * 9
     assert run("search", "red", "-m", "image", "-k", "1").stdout.count("▀") == 0, "not where it is no terminal"
 
 
@@ -185,6 +197,95 @@ def test_a_picture_is_half_blocks_in_its_colours(media: Path, monkeypatch: pytes
 def test_bars_are_as_long_as_their_share() -> None:
     assert [len(terminal.bar(share)) for share in (-1, 0, 0.5, 1, 2)] == [0, 0, 10, 20, 20]
     assert terminal.bar(0.5, 1) == "▌"
+
+
+def test_items_are_listed(run: Run) -> None:
+    header, *rows = lines(run("list"))
+    assert header.split() == ["id", "modality", "stored", "metadata"]
+    assert [row.split()[:2] for row in rows] == [["red.png", "image"], ["blue.png", "image"], ["tone.wav", "audio"]]
+    assert rows[0].endswith("what=red")
+    cut = run("list", "-n", "2")
+    assert len(lines(cut)) == 3 and "note: only the first 2; --limit N or --all" in cut.stderr
+    assert [item["id"] for item in told(run("list", "--json", "-m", "audio"))] == ["tone.wav"]
+    assert (
+        len(told(run("list", "--json", "--all", "-n", "1"))) == 3 and len(told(run("list", "--json", "-n", "1"))) == 1
+    )
+    nothing = run("list", "-m", "video")
+    assert nothing.exit_code == 1 and "isthmus index FOLDER" in nothing.stderr
+    assert "a collection comes to be when" in run("list", "-c", "never").stderr
+
+
+def test_items_are_deleted_by_id_by_filter_and_whole(run: Run) -> None:
+    assert lines(run("delete", "red.png")) == ["1 deleted"]
+    again = run("delete", "red.png", "blue.png", "--json")
+    assert (again.exit_code, json.loads(again.stdout)) == (1, {"deleted": 1})
+    assert "1 of the ids are no items of the collection 'default'" in again.stderr
+    for more in (["--filter", '{"what": "tone"}'], ["--all"]):
+        unasked = run("delete", *more)
+        assert unasked.exit_code == 1 and "--yes deletes it without asking" in unasked.stderr
+    assert lines(run("delete", "--filter", '{"what": "tone"}', "--yes")) == ["1 deleted"]
+    assert lines(run("delete", "--all", "-y")) == ["0 deleted"]
+    assert run("delete", "--all", "-y").exit_code == 1, "it is gone"
+    for bad in ([], ["a", "--all"], ["--all", "--filter", "{}"]):
+        refused = run("delete", *bad)
+        assert refused.exit_code == 2 and "say what to delete" in refused.stderr
+
+
+def test_collections_are_listed(run: Run) -> None:
+    header, row = lines(run("collections"))
+    assert header.split()[:2] == ["collection", "items"] and row.split()[:2] == ["default", "3"]
+    [said] = told(run("collections", "--json"))
+    assert (said["name"], said["count"]) == ("default", 3)
+
+
+def test_the_page_a_file_or_a_preview_is_opened(run: Run, media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(click, "launch", lambda place: opened.append(place) or 0)
+    [page] = lines(run("open"))
+    assert page.startswith("http://127.0.0.1:") and page.endswith("/")
+    assert lines(run("open", "red.png", "--media", str(media))) == [str(media / "red.png")]
+    (media / "red.png").unlink()
+    [said] = told(run("open", "red.png", "--json"))
+    assert said["opened"] == f"{page}previews/red.png?collection=default"
+    assert opened == [page, str(media / "red.png"), said["opened"]]
+    assert httpx.get(opened[2], trust_env=False).headers["content-type"] == "image/webp"
+    missing = run("open", "gone.png")
+    assert missing.exit_code == 1 and "next:  `isthmus list` shows what there is" in missing.stderr
+    monkeypatch.setattr(click, "launch", lambda place: 3)
+    nowhere = run("open")
+    assert nowhere.exit_code == 1 and f"open it on another one: {page}" in nowhere.stderr
+    assert "cannot be reached" in run("--url", "http://127.0.0.1:1", "open").stderr
+
+
+def test_in_a_terminal_tables_fit_and_progress_is_drawn(run: Run, client: httpx.Client, media: Path) -> None:
+    (media / f"{'long ' * 30}.txt").write_text("a dog")
+    (media / "broken.png").unlink()
+    drawn = in_a_terminal(["--url", str(client.base_url), "index", str(media)], columns=60)
+    assert "of 4" in drawn and "1 indexed, 3 were there already" in drawn
+    drawn = in_a_terminal(["--url", str(client.base_url), "list"], columns=60)
+    assert "\x1b[1m" in drawn and "…" in drawn
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", drawn)
+    assert max(map(len, plain.splitlines())) <= 60, plain
+
+
+def in_a_terminal(arguments: Sequence[str], columns: int) -> str:
+    """What the command prints in a terminal of that width."""
+    leader, follower = pty.openpty()
+    size = struct.pack("HHHH", 40, columns, 0, 0)
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+    env |= {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
+    program = [sys.executable, "-m", "isthmus_client", *arguments]
+    with subprocess.Popen(program, stdin=follower, stdout=follower, stderr=follower, env=env) as running:
+        os.close(follower)
+        drawn = b""
+        with suppress(OSError):  # the end, as Linux says it
+            while part := os.read(leader, 65_536):
+                drawn += part
+        os.close(leader)
+        assert running.wait(DEADLINE_S) == 0, drawn.decode()
+    return drawn.decode()
 
 
 def isthmus(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -229,10 +330,13 @@ def test_shells_complete_commands_options_and_files(tmp_path: Path) -> None:
         env = {"_ISTHMUS_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": str(place)}
         return isthmus(env=env, cwd=tmp_path).stdout
 
-    assert completed("bash", "isthmus se", 1).split() == ["plain,search", "plain,serve", "plain,settings"]
+    assert completed("bash", "isthmus ser", 1).split() == ["plain,serve"]
     assert "--modality" in completed("zsh", "isthmus search --mod", 2)
     assert "audio" in completed("bash", "isthmus search -m ", 3)
     assert completed("bash", "isthmus search ", 2).startswith("file,"), "the shell itself completes files"
+    assert completed("bash", "isthmus serve --pre", 2).split() == ["plain,--precision", "plain,--previews"]
+    assert completed("bash", "isthmus index --w", 2).split() == ["plain,--watch"]
+    assert completed("bash", "isthmus serve --bundle ", 3).startswith("file,")
     for shell in ("bash", "zsh", "fish"):
         done = isthmus("completion", shell)
         assert done.returncode == 0 and "_ISTHMUS_COMPLETE" in done.stdout, done.stderr
@@ -277,6 +381,58 @@ def test_the_commands_of_the_server_are_those_that_its_distribution_adds() -> No
         assert isinstance(point.load(), click.Command), name
 
 
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parser and those of its commands, and of theirs."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from parsers(inner)
+
+
+def commands(group: click.Group) -> Iterator[click.Command]:
+    for each in group.commands.values():
+        yield from commands(each) if isinstance(each, click.Group) else [each]
+
+
+def test_every_flag_is_described_and_completed() -> None:
+    for each in commands(command.cli):
+        for option in each.params:
+            assert not isinstance(option, click.Option) or option.help, (each.name, option.name)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for make in (service_commands.make_parser, training_commands.make_parser):
+        [action] = [a for a in make()._actions if isinstance(a, argparse._SubParsersAction)]
+        for name, parser in action.choices.items():
+            every = [option for inner in parsers(parser) for option in inner._actions]
+            undescribed = [option.dest for option in every if not option.help and option.dest != "action"]
+            assert undescribed == [], (name, undescribed)
+            package = make.__module__.partition(".")[0]
+            added = "train" if (package, name) == ("training", "run") else name
+            place = project["entry-points"][command.GROUP].get(added, "")
+            if not place.startswith(f"{package}.") or (package, name) == ("training", "train"):
+                continue
+            point = EntryPoint(added, place, command.GROUP).load()
+            completed = {item.value for item in point.shell_complete(click.Context(point), "--")}
+            assert completed == {flag for option in every for flag in option.option_strings if flag.startswith("--")}
+            assert f"usage: isthmus {added}" in usage(make(f"isthmus {added}"), name)
+
+
+def usage(parser: argparse.ArgumentParser, name: str) -> str:
+    [action] = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return str(action.choices[name].format_usage())
+
+
+def test_ctrl_c_ends_any_command_with_130(tmp_path: Path) -> None:
+    program = "import os, signal, click\nfrom isthmus_client import command\n" + (
+        "@command.cli.command()\ndef wait(): os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\ncommand.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "wait"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.split()) == (130, ["stopped"])
+
+
 def test_without_click_the_command_says_what_it_needs() -> None:
     program = """if True:
         import sys
@@ -311,7 +467,7 @@ def test_without_the_service_the_next_step_is_said(tmp_path: Path) -> None:
         from isthmus_client.command import cli
         cli.main(sys.argv[1:])
     """
-    for name, extra in (("serve", "[cpu,heif]"), ("doctor", "[cpu,heif]"), ("train", "[cpu,train]")):
+    for name, extra in (("serve", "[cpu,heif]"), ("doctor", "[cpu,heif]"), ("train", "[cpu,train]"), ("bind", "[cpu,")):
         command_line = [sys.executable, "-c", program, name]
         env = os.environ | {"ISTHMUS_BUNDLE": "x"}
         done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=False, env=env)

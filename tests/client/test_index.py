@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from isthmus_client import Batching, Isthmus, NewItem, command
+from isthmus_client import Batching, Isthmus, NewItem, command, vector
 from isthmus_client.folder import FolderIndex, Outcome, list_folder
 from service.api.keys import create_key
 from service.settings import Settings
@@ -69,7 +70,7 @@ def index(client: httpx.Client, folder: Path, collection: str) -> Callable[..., 
 def counts(result: Result) -> dict[str, int]:
     told: dict[str, int] = json.loads(result.stdout)
     assert result.exit_code == (1 if told["failed"] else 0), result.output
-    return {name: count for name, count in told.items() if count}
+    return {name: count for name, count in told.items() if count and name != "skipped"}
 
 
 def refused(result: Result) -> dict[str, str]:
@@ -103,8 +104,12 @@ def test_images_sounds_videos_and_texts_are_stored_and_found(
     assert (result.exit_code, result.stdout) == (0, "8 indexed\n")
     assert result.stderr.splitlines() == [
         "note: links to folders are not followed: again",
-        "note: left alone: 5 files of other kinds (2 .pdf, 1 without a suffix, 1 .ts, 1 .json)",
+        "note: left alone: 5 files of other kinds (2 .pdf, 1 without a suffix, 1 .ts, 1 .json): "
+        "Makefile, a.pdf, b.pdf, lone.json, program.ts",
+        "note: left alone: 2 hidden: .git, .hidden.png",
     ]
+    left_alone = ["Makefile", "a.pdf", "b.pdf", "lone.json", "program.ts", ".git", ".hidden.png", "again"]
+    assert json.loads(index("--json").stdout)["skipped"] == left_alone
     assert {id: item["modality"] for id, item in stored(client, collection=collection).items()} == {
         "2024/RED.PNG": "image",
         "2024/deep/tone.wav": "audio",
@@ -270,6 +275,79 @@ def test_only_items_of_this_folder_whose_files_are_gone_are_pruned(
     assert len(stored(client, collection=collection)) == 5
 
 
+def test_a_file_that_was_renamed_takes_its_item_along(
+    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make, wav: Make
+) -> None:
+    write(folder, {"a/red.png": png("red"), "a/red.json": '{"n": 1}', "tone.wav": wav(), "gone.txt": "a dog"})
+    write(folder, {"twin 1.txt": "twins", "twin 2.txt": "twins", "stays.txt": "stays"})
+    assert index().stdout == "6 indexed\n"
+    before = stored(client, collection=collection)
+    picture = client.get("/previews/a/red.png", params={"collection": collection}).content
+    (folder / "a").rename(folder / "b")
+    (folder / "tone.wav").rename(folder / "440 Hz, ü.wav")
+    for number in (1, 2):
+        (folder / "deep").mkdir(exist_ok=True)
+        (folder / f"twin {number}.txt").rename(folder / "deep" / f"twin {number}.txt")
+    (folder / "gone.txt").unlink()
+    write(folder, {"new.txt": "a new dog"})
+    result = index("--prune")
+    assert result.stdout == "1 indexed, 5 were there already, 4 renamed, 1 deleted\n"
+    assert result.stderr.splitlines() == [
+        "renamed: tone.wav → 440 Hz, ü.wav",
+        "renamed: a/red.png → b/red.png",
+        "renamed: twin 1.txt → deep/twin 1.txt",
+        "renamed: twin 2.txt → deep/twin 2.txt",
+        "deleted: gone.txt",
+    ]
+    after = stored(client, collection=collection)
+    assert set(after) == {"b/red.png", "440 Hz, ü.wav", "deep/twin 1.txt", "deep/twin 2.txt", "stays.txt", "new.txt"}
+    for old, new in (("a/red.png", "b/red.png"), ("tone.wav", "440 Hz, ü.wav")):
+        for kept in ("created", "metadata", "modality"):
+            assert after[new][kept] == before[old][kept]
+    assert picture[8:12] == b"WEBP"
+    assert client.get("/previews/b/red.png", params={"collection": collection}).content == picture
+    assert counts(index("--prune", "--json")) == {"already": 6}
+
+
+def test_a_file_that_was_copied_is_another_item(
+    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result]
+) -> None:
+    write(folder, {"a.txt": "a dog"})
+    index()
+    write(folder, {"b.txt": "a dog"})
+    assert counts(index("--prune", "--json")) == {"indexed": 1, "already": 1}
+    (folder / "a.txt").rename(folder / "c.txt")
+    assert counts(index("--json")) == {"indexed": 1, "already": 1}, "nothing is moved without --prune"
+    assert set(stored(client, collection=collection)) == {"a.txt", "b.txt", "c.txt"}
+
+
+def test_previews_that_are_missing_are_filled_in_once(settings: Settings, folder: Path, png: Make, wav: Make) -> None:
+    def run(client: httpx.Client, *more: str) -> str:
+        return CliRunner().invoke(command.cli, ["--url", str(client.base_url), "index", str(folder), *more]).stdout
+
+    write(folder, {"red.png": png("red"), "red.json": '{"n": 1}', "tone.wav": wav(), "words.txt": "a dog"})
+    write(folder, {"film.mkv": colours("red", "green", seconds=2)})
+    with serving(settings.model_copy(update={"previews": False})) as client:
+        assert run(client) == "4 indexed\n"
+        assert run(client) == "0 indexed, 4 were there already\n"
+        assert client.get("/previews/red.png").status_code == 404
+    with serving(settings.model_copy(update={"previews": True})) as client:
+        write(folder, {"tone.wav": wav(880.0)})
+        before = stored(client)
+        assert run(client) == "1 indexed, 1 preview filled in, 2 were there already\n"
+        assert run(client) == "0 indexed, 4 were there already\n"
+        assert client.get("/previews/red.png").headers["content-type"] == "image/webp"
+        after = stored(client)
+        assert after["red.png"]["metadata"]["n"] == 1
+        assert [before[name] == after[name] for name in ("words.txt", "film.mkv")] == [True, True]
+        with Isthmus(str(client.base_url)) as space:  # one of which no preview can be made is asked for once
+            item = space.item("red.png", with_vector=True)
+            assert item.vector is not None
+            space.upsert([NewItem("red.png", vector(item.vector), item.metadata, modality="image")])
+        assert client.get("/previews/red.png").status_code == 404
+        assert run(client) == "0 indexed, 4 were there already\n"
+
+
 def test_an_item_of_an_earlier_version_is_known(
     client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make
 ) -> None:
@@ -326,11 +404,11 @@ def test_files_as_large_as_one_that_was_too_large_are_not_sent(settings: Setting
 
 
 @contextmanager
-def running(url: str, folder: Path) -> Iterator["subprocess.Popen[str]"]:
+def running(url: str, folder: Path, *more: str) -> Iterator["subprocess.Popen[str]"]:
     # A shell's background processes ignore Ctrl-C.
     program = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); from isthmus_client import __main__ as m"
     started = subprocess.Popen(
-        [sys.executable, "-c", f"{program}; m.main()", "--url", url, "index", str(folder)],
+        [sys.executable, "-c", f"{program}; m.main()", "--url", url, "index", str(folder), *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -364,9 +442,11 @@ def test_a_run_that_is_stopped_in_the_midst_is_gone_on_with(
             assert towers["text"].entered.wait(DEADLINE_S)
             until(lambda: len(stored(client)) >= 64)
             stopped.send_signal(how)
-            assert stopped.wait(DEADLINE_S) == -how, "at once, whatever the server does"
+            code = 130 if how == signal.SIGINT else -how
+            assert stopped.wait(DEADLINE_S) == code, "at once, whatever the server does"
             said = stopped.stderr.read()
-            assert how == signal.SIGKILL or "run the same command again to go on" in said
+            stops = re.search(r"^stopped after (\d+) of 600; run again to continue$", said, re.MULTILINE)
+            assert how == signal.SIGKILL or (stops and int(stops[1]) < 600)
         towers["text"].released.set()
         there = len(stored(client))
         assert 64 <= there < 600
@@ -386,8 +466,74 @@ def test_a_run_outlives_its_server(bundle_dir: Path, tmp_path: Path, folder: Pat
         kill(first)
         with server(bundle_dir, tmp_path / "store", port=free_port) as (_, client):
             said = run.communicate(timeout=2 * DEADLINE_S)
-            assert (run.returncode, said) == (0, ("3000 indexed\n", ""))
+            assert (run.returncode, said) == (0, ("3,000 indexed\n", ""))
             assert len(stored(client)) == 3_000
+
+
+def test_a_watched_folder_is_followed(settings: Settings, folder: Path, png: Make) -> None:
+    write(folder, {"a.txt": "a dog", "broken.png": png()[:60]})
+    with serving(settings) as client, running(str(client.base_url), folder, "--watch", "--prune", "--json") as run:
+        assert run.stdout is not None and run.stderr is not None
+
+        def seen() -> dict[str, int]:
+            told = json.loads(run.stdout.readline())
+            return {name: count for name, count in told.items() if count and name != "skipped"}
+
+        assert seen() == {"indexed": 1, "failed": 1}
+        said = [run.stderr.readline(), run.stderr.readline()]
+        assert "broken.png" in said[0] and said[1] == f"watching {folder}; Ctrl-C ends it\n"
+        write(folder, {".hidden.txt": "a dog"})
+        write(folder, {"deep/red.png": png("red")})
+        assert seen() == {"indexed": 1, "already": 1, "failed": 1}
+        (folder / "deep").rename(folder / "deeper")
+        assert seen() == {"already": 2, "renamed": 1, "failed": 1}
+        (folder / "a.txt").unlink()
+        (folder / "broken.png").unlink()
+        assert seen() == {"already": 1, "deleted": 1}
+        assert set(stored(client)) == {"deeper/red.png"}
+        run.send_signal(signal.SIGINT)
+        assert run.wait(DEADLINE_S) == 130
+        said = run.stderr.read().splitlines()
+        assert said == ["renamed: deep/red.png → deeper/red.png", "deleted: a.txt", "", "stopped watching"]
+
+
+def test_of_a_watched_folder_that_became_empty_nothing_is_deleted(
+    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a disk that is not mounted any more."""
+
+    def changes(*given: object, **options: object) -> Iterator[set[str]]:
+        yield set()
+        for number in range(2):
+            (folder / f"{number}.txt").unlink()
+        yield {"0.txt", "1.txt"}
+        texts(folder, 1)
+        yield {"0.txt"}
+        raise OSError(28, "the end of the test")
+
+    texts(folder, 2)
+    monkeypatch.setattr("watchfiles.watch", changes)
+    result = index("--watch", "--prune")
+    assert result.stdout.splitlines() == ["2 indexed", "0 indexed, 1 were there already, 1 deleted"]
+
+
+def test_a_watch_goes_on_where_its_server_does_not_answer_and_says_what_to_do_where_it_cannot_watch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts(folder, 1)
+
+    def changes(*given: object, **options: object) -> Iterator[set[str]]:
+        """As watchfiles: the first look, the look after a failure, and then no room for more watches."""
+        yield set()
+        yield set()
+        raise OSError(28, "OS file watch limit reached")
+
+    monkeypatch.setattr("watchfiles.watch", changes)
+    monkeypatch.setattr("isthmus_client.command_index._TRY_AGAIN_S", 0.0)
+    result = CliRunner().invoke(command.cli, ["--url", "http://127.0.0.1:1", "index", str(folder), "--watch"])
+    assert result.exit_code == 1 and "indexed" not in result.stdout
+    assert result.stderr.count("http://127.0.0.1:1 cannot be reached") == 2
+    assert f"{folder} cannot be watched" in result.stderr and "WATCHFILES_FORCE_POLLING=true" in result.stderr
 
 
 def test_what_the_server_refuses_as_a_whole_ends_the_run(settings: Settings, folder: Path, tmp_path: Path) -> None:
@@ -399,7 +545,7 @@ def test_what_the_server_refuses_as_a_whole_ends_the_run(settings: Settings, fol
         for key, stopped in ((reader, True), ("nonsense", False)):
             result = CliRunner().invoke(command.cli, [*ask, key, "index", str(folder)])
             assert (result.exit_code, "give a key that may do this" in result.stderr) == (1, True)
-            assert ("run the same command again to go on" in result.stderr) is stopped
+            assert ("stopped after 0 of 3; run again to continue" in result.stderr) is stopped
 
 
 def test_another_server_is_told_from_an_empty_collection(folder: Path) -> None:

@@ -18,6 +18,11 @@ from tests.service.films import colours
 
 
 @pytest.fixture
+def client(fresh_client: httpx.Client) -> httpx.Client:
+    return fresh_client
+
+
+@pytest.fixture
 def files(tmp_path: Path, media: Path) -> Path:
     """items.jsonl, of whose three lines one is bad, and media.tar."""
     with tarfile.open(tmp_path / "media.tar", "w") as tar:
@@ -135,7 +140,9 @@ def test_the_command_creates_waits_lists_and_tells(client: httpx.Client, files: 
     assert rows[2].split()[:6] == [id, "done", "default", "2", "1", "3"]
     [error] = isthmus("errors", id).stdout.split("\n")[:-1]
     assert json.loads(error)["line"] == 3
+    assert isthmus("errors", id, "--json").stdout == isthmus("errors", id).stdout
     assert isthmus("cancel", id).stdout == "done: 2 stored\n"
+    assert json.loads(isthmus("cancel", id, "--json").stdout)["state"] == "done"
     damaged = files / "damaged.tar"
     damaged.write_bytes(b"no tar")
     failed = isthmus("create", str(damaged), "--wait")

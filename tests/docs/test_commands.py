@@ -21,6 +21,7 @@ from examples.pages import Command, Reader, commands
 from isthmus_client import Isthmus
 from service.settings import Settings
 from tests.conftest import serving
+from tests.matrix import matrix
 
 ROOT = Path(__file__).parents[2]
 STARTER = ROOT / "build/starter"
@@ -35,6 +36,7 @@ NOT_RUN = {
     r"docker compose ": "there is no Docker engine here; tests/packaging reads the images and the composition",
     r"pip install --find-links dist": "tests/packaging/test_wheels.py installs the wheels",
     r"isthmus (serve &|index photos|search .a dog on a beach.)$": "goes with the installed wheels above",
+    r"isthmus index photos --prune --watch": "stays until Ctrl-C; tests/client/test_index.py watches a folder",
     r"ISTHMUS_LICENCES=": "is refused, on purpose: that is what it shows",
     r"\. \.venv/bin/activate": "the test has its own environment",
     r"milvus-lite server": "tests/service/test_milvus.py and test_replicas.py start one, on ports of their own",
@@ -84,7 +86,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(store: Path) -> Iterator[httpx.Client]:
-    """The starter, without previews: no page asks for one."""
+    """The starter."""
     if not (STARTER / "manifest.json").is_file() or not (ROOT / "build/media/cat.jpg").is_file():
         pytest.skip("build/starter is absent: `make starter` builds it")
     with serving(Settings(bundle=STARTER, store=store, device="cpu", threads=1)) as client:
@@ -178,8 +180,12 @@ def test_the_trainer_reads_its_commands(monkeypatch: pytest.MonkeyPatch) -> None
     }
 
 
-@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_page(page: Path, reader: Reader, server: httpx.Client) -> None:
+RUN_NAMES = [page.relative_to(ROOT).as_posix() for page in RUN_PAGES]
+
+
+@pytest.mark.parametrize("name", matrix(RUN_NAMES, "README.md", "docs/tutorial.md"))
+def test_page(name: str, reader: Reader, server: httpx.Client) -> None:
+    page = ROOT / name
     if not starts_a_server(page):
         reader.address = str(server.base_url).rstrip("/")
         if page.name not in ("README.md", "index-a-folder.md"):

@@ -48,6 +48,7 @@ def test_openai(space: Isthmus) -> None:
     assert same > 0.9 > other
 
 
+@pytest.mark.full
 def test_langchain(space: Isthmus, media: Path) -> None:
     langchain = program("langchain_isthmus")
     embeddings = langchain.IsthmusEmbeddings(space)
@@ -77,6 +78,7 @@ def test_langchain(space: Isthmus, media: Path) -> None:
     assert store.delete()
 
 
+@pytest.mark.full
 def test_llama_index(space: Isthmus, media: Path) -> None:
     from llama_index.core import StorageContext, VectorStoreIndex
     from llama_index.core.schema import TextNode
@@ -107,6 +109,7 @@ def test_llama_index(space: Isthmus, media: Path) -> None:
         llama._condition(MetadataFilter(key="n", value=[1], operator=FilterOperator.ALL))
 
 
+@pytest.mark.full
 def test_haystack(space: Isthmus, media: Path) -> None:
     from haystack import Document, Pipeline
     from haystack.components.retrievers.in_memory import InMemoryEmbeddingRetriever
@@ -135,6 +138,7 @@ def test_haystack(space: Isthmus, media: Path) -> None:
     assert retriever.run("red", filter={"n": 2})["documents"][0].meta == {"n": 2}
 
 
+@pytest.mark.full
 def test_notebook(space: Isthmus, media: Path) -> None:
     execute = "import nbclient, nbformat, sys; nbclient.execute(nbformat.read(sys.argv[1], 4), timeout=120)"
     env = os.environ | {"ISTHMUS_URL": space.url, "ISTHMUS_MEDIA": str(media), "PYTHONPATH": str(FOLDER.parents[1])}

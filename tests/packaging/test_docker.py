@@ -165,14 +165,14 @@ def _is_program(path: Path) -> bool:
         return file.read(4) == b"\x7fELF" and ".so" not in path.name and not path.is_symlink()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_image_holds_nothing_to_run_but_python(image: Image) -> None:
     found = {path.name for path in image.root.rglob("*") if path.is_file() and _is_program(path)}
     assert found == {f"python3.{sys.version_info.minor}"}
     assert not list(image.root.rglob("pip")), "nothing can be installed"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_image_has_no_torch_and_no_trainer(image: Image) -> None:
     probe = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is not None)"
     for absent in ("torch", "transformers", "training", "tests", "pip", "ensurepip"):
@@ -180,20 +180,20 @@ def test_the_image_has_no_torch_and_no_trainer(image: Image) -> None:
     assert image.run(["python", "-c", probe, "service"]).returncode == 1, "the probe finds nothing at all"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_bill_of_materials_says_what_the_image_holds(image: Image) -> None:
     listing = "from importlib.metadata import distributions; print(*(each.name for each in distributions()))"
     done = image.run(["python", "-c", listing])
     assert {canonicalize_name(name) for name in done.stdout.split()} == script(".ci/sbom.py").held("cpu") | {"isthmus"}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_environment_of_the_image_is_small(image: Image) -> None:
     files = [path for path in (image.root / "opt/isthmus").rglob("*") if not path.is_symlink() and path.is_file()]
     assert sum(path.stat().st_size for path in files) < 400_000_000
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_image_has_what_the_service_imports(image: Image) -> None:
     imports = (
         "from service.api.app import create_app; import pymilvus, opentelemetry.sdk, ssl, sqlite3, soundfile, soxr"
@@ -202,7 +202,7 @@ def test_the_image_has_what_the_service_imports(image: Image) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_image_is_read_only_and_without_privileges(image: Image) -> None:
     probe = """
 import os, pathlib
@@ -223,7 +223,7 @@ except FileNotFoundError:
     assert (done.returncode, done.stdout) == (0, "no shell\n"), done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_image_serves_and_its_health_check_knows(image: Image, free_port: int) -> None:
     port = {"ISTHMUS_PORT": str(free_port)}
     assert image.run(image.stage.health_command, **port).returncode != 0, "healthy before it was started"

@@ -160,6 +160,7 @@ def _clean() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(("ISTHMUS_", "PYTHON", "VIRTUAL"))}
 
 
+@pytest.mark.full
 def test_the_wheels_work_in_an_empty_folder_and_what_is_removed_is_named(
     dist: Path, tmp_path: Path, png: Callable[..., bytes]
 ) -> None:

@@ -68,7 +68,7 @@ def site(starter: Path, media: Path, tmp_path_factory: pytest.TempPathFactory) -
 def bare(starter: Path, media: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A server as it is without any setting: it keeps no previews."""
     store = tmp_path_factory.mktemp("bare") / "store"
-    with serving(Settings(bundle=starter, store=store, device="cpu")) as client:
+    with serving(Settings(bundle=starter, store=store, device="cpu", previews=False)) as client:
         fill(client, media)
         yield client
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.playground.conftest import AXE, DESKTOP, PHONE, WIDE, shoot
@@ -40,6 +41,12 @@ def wait_until_it_fits(page: Page) -> None:
     assert page.evaluate(FITS, FRAMES) == []
 
 
+def test_axe_finds_nothing_on_the_first_page(page: Page) -> None:
+    expect(page.locator("#results .card")).to_have_count(25)
+    assert violations(page) == []
+
+
+@pytest.mark.full
 def test_axe_finds_nothing_and_nothing_is_cut_off(
     site: httpx.Client, media: Path, watching: Callable[..., Page]
 ) -> None:
@@ -96,6 +103,7 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(
     checked("key")
 
 
+@pytest.mark.full
 def test_every_width_fits(page: Page) -> None:
     expect(page.locator("#results .card")).to_have_count(25)
     for view in ("Search", "Browse", "Classify", "Map", "Add"):

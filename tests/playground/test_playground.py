@@ -172,6 +172,7 @@ def test_one_item_large(page: Page, tmp_path: Path) -> None:
     expect(detail).to_be_hidden()
 
 
+@pytest.mark.full
 def test_a_sound_large_plays_and_similar_ones_are_found(page: Page) -> None:
     search(page, "church bells")
     page.get_by_role("button", name="church_bell.wav", exact=True).click()
@@ -260,6 +261,7 @@ def test_browsing_by_folder_and_month(page: Page, site: httpx.Client) -> None:
         site.delete("/collections/album")
 
 
+@pytest.mark.full
 def test_searching_by_an_image_that_is_chosen_and_one_that_is_dropped(page: Page, media: Path) -> None:
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose an image or a sound").click()
@@ -280,6 +282,7 @@ def test_searching_by_an_image_that_is_chosen_and_one_that_is_dropped(page: Page
     expect(page.locator("#found")).to_contain_text("gone.jpg is no longer in this browser: drop it here again")
 
 
+@pytest.mark.full
 def test_what_no_server_reads_is_converted_or_refused(page: Page, tmp_path: Path, complaints: list[str]) -> None:
     (tmp_path / "notes.pdf").write_bytes(b"%PDF-1.4")
     page.set_input_files("#file", tmp_path / "notes.pdf")
@@ -299,6 +302,7 @@ def test_one_bad_file_spoils_nothing_else(page: Page, media: Path, tmp_path: Pat
     assert len(complaints) == 1 and "status of 4" in complaints.pop()
 
 
+@pytest.mark.full
 def test_a_bad_file_is_told(page: Page, tmp_path: Path, complaints: list[str]) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     page.set_input_files("#file", tmp_path / "broken.png")
@@ -307,6 +311,7 @@ def test_a_bad_file_is_told(page: Page, tmp_path: Path, complaints: list[str]) -
     assert len(complaints) == 1 and "status of 4" in complaints.pop()
 
 
+@pytest.mark.full
 def test_searching_by_a_sound_that_is_recorded(page: Page, tmp_path: Path) -> None:
     page.get_by_role("button", name="Record a sound").click()
     expect(page.get_by_role("button", name="Record a sound")).to_have_attribute("aria-pressed", "true")
@@ -322,6 +327,7 @@ def test_searching_by_a_sound_that_is_recorded(page: Page, tmp_path: Path) -> No
     assert sorted(each["id"] for each in answer["results"]) == sorted(ids(page))
 
 
+@pytest.mark.full
 def test_composing_with_weights(page: Page, media: Path, site: httpx.Client, tmp_path: Path) -> None:
     page.get_by_label("Words to search for").fill("thunder")
     page.set_input_files("#file", [media / "photographs/cat.jpg", media / "sounds/siren.wav"])
@@ -347,6 +353,7 @@ def test_composing_with_weights(page: Page, media: Path, site: httpx.Client, tmp
     shoot(page, "search-composed")
 
 
+@pytest.mark.full
 def test_filters_and_kinds(page: Page, media: Path) -> None:
     search(page, "an animal")
     chip(page, "Sounds").click()
@@ -376,6 +383,7 @@ def test_filters_and_kinds(page: Page, media: Path) -> None:
     expect(page.locator("#results .card")).to_have_count(25)
 
 
+@pytest.mark.full
 def test_combining(page: Page) -> None:
     search(page, "church bells")
     card(page, "church_bell.wav").hover()
@@ -388,6 +396,7 @@ def test_combining(page: Page) -> None:
     assert shown(page, "search")["query"] == {"compose": compose}
 
 
+@pytest.mark.full
 def test_a_sound_plays_and_can_be_sought(page: Page) -> None:
     search(page, "a police siren")
     siren = card(page, "siren.wav")
@@ -433,6 +442,7 @@ def test_classifying_by_labels_of_ones_own(page: Page, media: Path, tmp_path: Pa
     expect(page.get_by_label("Labels, one a line")).to_have_value(re.compile("church bells"))
 
 
+@pytest.mark.full
 def test_labels_are_taught_by_examples_and_kept(page: Page, media: Path, site: httpx.Client) -> None:
     page.goto("/#/classify")
     page.get_by_label("Labels, one a line").fill("breakfast\nmetal")
@@ -503,6 +513,7 @@ def test_the_map(page: Page) -> None:
     expect(page.get_by_role("button", name="Remove siren.wav")).to_be_visible()
 
 
+@pytest.mark.full
 def test_a_point_is_told_on_hovering_and_opened_by_a_click(page: Page) -> None:
     page.goto("/#/map")
     expect(page.locator("#mapped")).to_have_text("25 items")
@@ -565,6 +576,7 @@ def test_adding_a_folder(page: Page, media: Path, tmp_path: Path) -> None:
     expect(page.get_by_label("Collection", exact=True)).to_have_value("mine")
 
 
+@pytest.mark.full
 def test_adding_can_be_stopped_and_a_folder_chosen(page: Page, media: Path) -> None:
     page.goto("/#/add")
     page.set_input_files("#folder-input", media / "photographs")
@@ -582,6 +594,7 @@ def test_adding_can_be_stopped_and_a_folder_chosen(page: Page, media: Path) -> N
     expect(page.get_by_role("button", name="Stop")).to_be_hidden()
 
 
+@pytest.mark.full
 def test_a_key_is_asked_for_kept_in_the_tab_and_not_shown(
     browser: Browser, keyed: httpx.Client, key: str, media: Path, watching: Callable[..., Page], complaints: list[str]
 ) -> None:
@@ -613,6 +626,7 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_not_shown(
     complaints.clear()
 
 
+@pytest.mark.full
 def test_without_previews_it_is_said_why_and_what_to_do(bare: httpx.Client, watching: Callable[..., Page]) -> None:
     page = watching(bare)
     search(page, "a cat")
@@ -629,6 +643,7 @@ def test_without_previews_it_is_said_why_and_what_to_do(bare: httpx.Client, watc
 HOSTILE = "<img src=x onerror=alert(1)><script>window.pwned=1</script>\"'`${1}"
 
 
+@pytest.mark.full
 def test_items_are_text_and_never_markup(site: httpx.Client, page: Page) -> None:
     page.on("dialog", lambda dialog: pytest.fail(f"a dialog: {dialog.message}"))
     hostile = {"text": HOSTILE, "collection": "hostile", "metadata": {HOSTILE: HOSTILE, "__proto__": [HOSTILE]}}
@@ -658,6 +673,7 @@ def test_items_are_text_and_never_markup(site: httpx.Client, page: Page) -> None
         site.delete("/collections/hostile")
 
 
+@pytest.mark.full
 def test_a_server_that_cannot_be_reached_is_told(page: Page, complaints: list[str]) -> None:
     page.route("**/search", lambda route: route.abort())
     page.get_by_label("Words to search for").fill("a cat")
@@ -691,6 +707,7 @@ def test_by_keyboard_alone(page: Page) -> None:
     assert any(each.endswith((".jpg", ".wav", ".txt")) for each in reached)
 
 
+@pytest.mark.full
 def test_the_theme_is_chosen_and_remembered(browser: Browser, site: httpx.Client) -> None:
     with browser.new_context(viewport=DESKTOP, base_url=str(site.base_url), color_scheme="dark") as context:
         page = context.new_page()

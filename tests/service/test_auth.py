@@ -190,6 +190,7 @@ def test_a_key_that_is_used_up_gets_429(
     _, free = create_key(path, "free", ["read"])
     update: dict[str, Any] = {"keys": path}
     if shared:
+        request.getfixturevalue("patient_redis")
         update["redis_url"] = request.getfixturevalue("redis_url")
     with serving(settings.model_copy(update=update)) as client:
 
@@ -316,16 +317,14 @@ def test_which_names_a_server_answers_to(hosts: tuple[str, ...], host: str, keye
     assert local_names(hosts, host, keyed) == names
 
 
-def test_cors_is_off_unless_sites_are_listed(settings: Settings, client: httpx.Client, tmp_path: Path) -> None:
+def test_cors_is_off_unless_sites_are_listed(settings: Settings, client: httpx.Client) -> None:
     preflight = {
         "Origin": "https://app.example",
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization,content-type",
     }
     assert client.options("/embed", headers=preflight).status_code == 405
-    with serving(
-        settings.model_copy(update={"origins": ("https://app.example",), "store": tmp_path / "other"})
-    ) as listed:
+    with serving(settings.model_copy(update={"origins": ("https://app.example",)})) as listed:
         answer = listed.options("/embed", headers=preflight)
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == "https://app.example"

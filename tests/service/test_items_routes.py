@@ -277,6 +277,25 @@ def test_a_deletion_that_is_refused(client, body):
     assert client.get("/items/a").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "moves",
+    [
+        [],
+        [{"id": "a"}],
+        [{"id": "a", "to": "a"}],
+        [{"id": "a", "to": "b"}, {"id": "b", "to": "c"}],
+        [{"id": "a", "to": "c"}, {"id": "b", "to": "c"}],
+        [{"id": "a", "to": "line\nbreak"}],
+        [{"id": f"{n}", "to": f"to {n}"} for n in range(1_001)],
+    ],
+)
+def test_a_move_that_is_refused(client, moves):
+    upsert(client, {"id": "a", "text": "a"})
+    problem(client.post("/items/move", json={"moves": moves}), 422)
+    problem(client.post("/items/move", json={"moves": [{"id": "a", "to": "b"}], "collection": "never"}), 404)
+    assert client.get("/items/a").status_code == 200
+
+
 def test_collections(client):
     created = client.put("/collections/photos")
     assert created.status_code == 201

@@ -14,6 +14,7 @@ from tests.conftest import DEADLINE_S
 CLIENT = Path(__file__).parent / "java" / "Client.java"
 
 
+@pytest.mark.full
 def test_what_java_sends_is_read(shared_client: httpx.Client) -> None:
     java = shutil.which("java")
     if java is None:

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import socket
@@ -6,11 +7,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 import yaml
+
+from service.__main__ import main
+from service.settings import Settings
+from tests import tiny_bundle
+from tests.conftest import serving
 
 DEADLINE_S = 60.0
 
@@ -156,3 +163,45 @@ def test_openapi_needs_no_bundle_and_describes_every_body() -> None:
         content = document["paths"][path]["post"]["requestBody"]["content"]
         assert set(content) == {"application/json", "multipart/form-data"}, path
     assert "x-definitions" not in done.stdout
+
+
+def test_commands_answer_in_json(bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*arguments: str | Path, code: int = 0) -> list[dict[str, Any]]:
+        assert main([*map(str, arguments), "--json"]) == code
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    store, keys = tmp_path / "store", tmp_path / "keys.json"
+    with serving(Settings(bundle=bundle_dir, store=store, device="cpu", threads=1)) as client:
+        client.post("/items", json={"items": [{"id": "a", "text": "red"}]}).raise_for_status()
+    capsys.readouterr()
+    [checked] = told("check", bundle_dir)
+    assert checked["ok"] and checked["name"] == "tiny" and "image" in checked["towers"]
+    [checked] = told("check", store)
+    assert checked["ok"] and all(check["ok"] and check["what"] for check in checked["checks"])
+    [copied] = told("backup", store, tmp_path / "copy")
+    assert copied == {"file": str(tmp_path / "copy"), "items": 1, "jobs": str(tmp_path / "copy.jobs")}
+    [restored] = told("restore", tmp_path / "copy", tmp_path / "again")
+    assert restored == {"store": str(tmp_path / "again"), "items": 1, "jobs": str(tmp_path / "again/jobs")}
+    other = tiny_bundle.build(tmp_path / "other", seed=1).path
+    [planned] = told("reembed", store, "--bundle", other, "--dry-run")
+    assert (planned["embedded"], planned["left_out"]) == ({"text": 1}, {})
+    [carried] = told("reembed", store, tmp_path / "new", "--bundle", other)
+    assert (carried["store"], carried["embedded"]) == (str(tmp_path / "new"), {"text": 1})
+    [made] = told("keys", "create", "--name", "n", "--scopes", "read", "--file", keys)
+    [listed] = told("keys", "list", "--file", keys)
+    assert made.pop("key") and made == listed and listed["scopes"] == ["read"] and listed["state"] == "valid"
+    [gone] = told("keys", "revoke", made["id"], "--file", keys)
+    assert (gone["id"], gone["state"]) == (made["id"], "revoked")
+
+
+def test_what_cannot_be_listened_at_is_said_with_the_next_step(
+    bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve = ["serve", "--bundle", str(bundle_dir), "--store", str(tmp_path / "store")]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main([*serve, "--port", str(port)]) == 2
+    said = capsys.readouterr().err
+    assert f"ISTHMUS_PORT {port}: cannot listen there: Address already in use" in said and "--port" in said
+    assert main([*serve, "--host", "192.0.2.1"]) == 2
+    assert "Choose an address of this machine by --host" in capsys.readouterr().err

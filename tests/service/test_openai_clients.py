@@ -163,6 +163,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_openai_for_node(
     node: Path, shared_client: httpx.Client, native: Callable[..., np.ndarray], picture: str, sound: str
 ) -> None:
@@ -176,6 +177,7 @@ def test_openai_for_node(
     assert refused["status"] == 422 and ADVICE in refused["message"]
 
 
+@pytest.mark.full
 def test_langchain(
     shared_client: httpx.Client,
     native: Callable[..., np.ndarray],
@@ -202,6 +204,7 @@ def test_langchain(
         embeddings().embed_query("red")
 
 
+@pytest.mark.full
 def test_llama_index(
     shared_client: httpx.Client, native: Callable[..., np.ndarray], picture: str, closed: httpx.Client
 ) -> None:
@@ -214,6 +217,7 @@ def test_llama_index(
     assert native({"image": picture})[0] @ embedding.get_text_embedding(picture) > 0.9999
 
 
+@pytest.mark.full
 def test_litellm(shared_client: httpx.Client, native: Callable[..., np.ndarray], picture: str, sound: str) -> None:
     import litellm
 

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -128,7 +129,27 @@ def test_peaks_are_those_of_the_waveform():
     assert peaks(np.zeros(100, np.float32)) == [0] * PEAKS
 
 
-def test_previews_are_off_unless_the_operator_says_so(client, settings):
+def test_previews_are_kept_where_only_this_machine_can_ask_unless_the_operator_says_otherwise(settings):
+    for given, kept in (
+        ({}, True),
+        ({"host": "::1"}, True),
+        ({"host": "localhost"}, True),
+        ({"host": "0.0.0.0"}, False),
+        ({"host": "192.0.2.1"}, False),
+        ({"store": Path("milvus")}, False),
+        ({"host": "0.0.0.0", "previews": True}, True),
+        ({"previews": False}, False),
+    ):
+        assert settings.model_copy(update=given).keeps_previews is kept, given
+
+
+def test_without_previews_nothing_of_a_picture_is_kept(settings):
+    with serving(settings.model_copy(update={"previews": False})) as client:
+        _nothing_is_kept(client, settings)
+        assert client.get("/models").json()["previews"] is False
+
+
+def _nothing_is_kept(client, settings):
     upsert(client, {"id": "photo", "image": b64(png())}, {"id": "words", "text": "a dog"})
     assert client.get("/previews/photo").status_code == 404
     [found] = client.post("/search", json={"query": {"id": "words"}, "include": ["preview"]}).json()["results"]
@@ -213,6 +234,19 @@ def test_a_preview_goes_with_its_item(keeping, settings):
     assert kept() == 1 and keeping.get("/previews/i2").status_code == 404
     keeping.delete("/collections/more")
     assert kept() == 0
+
+
+def test_a_preview_and_the_words_of_a_text_move_with_their_item(keeping):
+    upsert(keeping, {"id": "a.png", "image": b64(png())}, {"id": "t", "text": "a blue heron"})
+    before = keeping.get("/previews/a.png").content
+    moves = {"moves": [{"id": "a.png", "to": "b/c.png"}, {"id": "t", "to": "u"}, {"id": "none", "to": "other"}]}
+    assert keeping.post("/items/move", json=moves).json() == {"moved": 2}
+    assert keeping.get("/previews/b/c.png").content == before
+    assert keeping.get("/previews/a.png").status_code == 404
+    assert keeping.get("/items/u", params={"include": "preview"}).json()["preview"]["text"] == "a blue heron"
+    found = keeping.post("/search", json={"query": "heron", "keywords": {"weight": 1.0}}).json()["results"]
+    assert found[0]["id"] == "u"
+    assert keeping.get("/models").json()["previews"] is True
 
 
 def test_a_backup_holds_previews(keeping, settings, tmp_path):

@@ -1,5 +1,6 @@
 """What is refused before it is a request: heads that are too large, too slow, or no HTTP."""
 
+import asyncio
 import itertools
 import json
 import select
@@ -8,9 +9,12 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from service.api import middleware, protocol
 from service.api.keys import create_key
@@ -110,23 +114,21 @@ def test_a_connection_that_says_nothing_is_not_told_anything(shared_client: http
         assert connection.recv(1) == b""
 
 
-def test_who_takes_too_long_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_HEAD_S", 0.05)
+def test_who_takes_too_long_is_refused(shared_client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "_BODY_S", 0.05)
-    with serving(settings) as client:
-        for wire in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"):
-            with connected(client) as connection:
-                connection.sendall(wire)
-                assert answer(connection)[0] == 408
-        with connected(client) as connection:
-            connection.sendall(
-                f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{JSON}Content-Length: 99\r\n\r\n{{".encode()
-            )
-            status, body = answer(connection)
-            assert (status, body["code"]) == (408, "request_timeout")
-        # A request in time is answered, and a second one on its connection: the wait is for each head anew.
-        for _ in range(2):
-            assert client.post("/embed", json={"inputs": ["red"]}).status_code == 200
+    with connected(shared_client) as connection:
+        connection.sendall(f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{JSON}Content-Length: 99\r\n\r\n{{".encode())
+        status, body = answer(connection)
+        assert (status, body["code"]) == (408, "request_timeout")
+    monkeypatch.setattr(protocol, "_HEAD_S", 0.05)
+    for wire in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"):
+        with connected(shared_client) as connection:
+            connection.sendall(wire)
+            assert answer(connection)[0] == 408
+    monkeypatch.undo()
+    # A request in time is answered, and a second one on its connection.
+    for _ in range(2):
+        assert shared_client.post("/embed", json={"inputs": ["red"]}).status_code == 200
 
 
 def test_a_second_head_on_a_connection_has_its_own_limit_and_time(shared_client: httpx.Client) -> None:
@@ -153,8 +155,7 @@ MANY_BYTES = 8_000_000
     ],
     ids=["trailers", "a trailer", "an extension", "a length"],
 )
-def test_what_is_no_body_has_an_end(shared_client: httpx.Client, monkeypatch: pytest.MonkeyPatch, rest: bytes) -> None:
-    monkeypatch.setattr(protocol, "_LINGER_S", 0.05)
+def test_what_is_no_body_has_an_end(shared_client: httpx.Client, rest: bytes) -> None:
     with connected(shared_client) as connection:
         connection.sendall(f"POST /embed HTTP/1.1\r\n{JSON}{CHUNKED}".encode())
         with suppress(BrokenPipeError, ConnectionResetError):
@@ -185,6 +186,7 @@ def test_a_request_that_is_answered_has_to_come_to_its_end(
     with connected(shared_client) as connection:
         connection.sendall(f"GET /healthz HTTP/1.1\r\n{CHUNKED}{rest}".encode())
         assert answer(connection)[0] == 200  # and the connection is closed
+    monkeypatch.undo()
     with connected(shared_client) as connection:
         for _ in range(2):
             connection.sendall(f"GET /healthz HTTP/1.1\r\n{CHUNKED}".encode())
@@ -193,10 +195,10 @@ def test_a_request_that_is_answered_has_to_come_to_its_end(
 
 
 def test_empty_lines_are_no_sign_of_life(shared_client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_HEAD_S", 0.05)
     with connected(shared_client) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+        monkeypatch.setattr(protocol, "_HEAD_S", 0.05)
         connection.sendall(b"\r\n")
         assert answer(connection)[0] == 408
 
@@ -287,19 +289,80 @@ def cut(connection: socket.socket, within_s: float = DEADLINE_S) -> bool:
 
 
 def test_who_does_not_read_is_cut_off(shared_client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_UNREAD_S", 0.1)
     monkeypatch.setattr(protocol, "_LOOK_S", 0.02)
     with closing(behind(shared_client)) as connection:
+        monkeypatch.setattr(protocol, "_UNREAD_S", 0.1)  # from the next look on
         assert cut(connection)
 
 
-def test_who_reads_slowly_but_reads_is_not(shared_client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_UNREAD_S", 0.1)
-    monkeypatch.setattr(protocol, "_LOOK_S", 0.02)
-    with closing(behind(shared_client)) as connection:
-        for _ in range(20):
-            assert connection.recv(50_000)
-            assert not cut(connection, 0.02)
+class Clock(asyncio.AbstractEventLoop):
+    """The time of an event loop, which passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.due: list[asyncio.TimerHandle] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def get_debug(self) -> bool:
+        return False
+
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+        self.due.append(asyncio.TimerHandle(self.now + delay, callback, args, self))
+        return self.due[-1]
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        self.due.remove(handle)
+
+    def go_on(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.due and (first := min(self.due)).when() <= end:
+            self.due.remove(first)
+            self.now = first.when()
+            first._run()
+        self.now = end
+
+
+class Unread(asyncio.Transport):
+    """A connection whose client reads as much as the test says."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        super().__init__({"socket": connected})
+        self.bytes, self.is_cut = 0, False
+
+    def write(self, data: Any) -> None:
+        self.bytes += len(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.bytes
+
+    def is_closing(self) -> bool:
+        return self.is_cut
+
+    def abort(self) -> None:
+        self.is_cut = True
+
+
+async def nothing(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+@pytest.mark.parametrize(("bytes_per_s", "seconds"), [(10_000, 100), (5_000, 40), (0, 20)])
+def test_who_reads_slowly_is_cut_off_if_it_is_too_slowly(bytes_per_s: int, seconds: int) -> None:
+    """A client may be 20 seconds behind at 10,000 bytes a second: of one that is half as quick, twice as long."""
+    clock, (ours, theirs) = Clock(), socket.socketpair()
+    with ours, theirs:
+        config, state = uvicorn.Config(nothing, lifespan="off", log_config=None), ServerState()
+        connection = protocol.Protocol(config, state, {}, clock, unsent=protocol.Unsent(10**9))
+        connection.connection_made(unread := Unread(ours))
+        connection._in_time()  # its request has come
+        connection.transport.write(b"x" * 2_000_000)
+        passed = 0
+        while passed < 100 and not unread.is_cut:
+            unread.bytes -= bytes_per_s
+            clock.go_on(1)
+            passed += 1
+        assert abs(passed - seconds) <= 1
 
 
 def test_what_is_unread_of_all_together_has_a_limit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,13 +376,39 @@ def test_what_is_unread_of_all_together_has_a_limit(settings: Settings, monkeypa
             assert client.get("/openapi.json").status_code == 200
 
 
+class Unreading:
+    """A connection whose client, at an address, has not read so many bytes of its answer for a minute."""
+
+    def __init__(self, address: str, unsent: int) -> None:
+        self.address, self.unsent, self.behind_since, self.is_cut = address, unsent, -60.0, False
+
+    def abort(self) -> None:
+        self.is_cut = True
+
+
+def test_who_leaves_most_unread_is_cut_off_before_others() -> None:
+    unsent = protocol.Unsent(1_000)
+    other = Unreading("192.0.2.1", 300)
+    flood = [Unreading("192.0.2.2", 200) for _ in range(4)]
+    for connection in (other, *flood):
+        unsent.note(connection, connection.unsent)  # type: ignore[arg-type]
+        unsent.bound(0.0)
+    assert [connection.is_cut for connection in (other, *flood)] == [False, True, False, False, False]
+    unsent.note(other, 0)  # type: ignore[arg-type]
+    late = Unreading("192.0.2.1", 900)
+    unsent.note(late, late.unsent)  # type: ignore[arg-type]
+    unsent.bound(0.0)
+    assert late.is_cut and not any(connection.is_cut for connection in flood[1:]), "now it has the most"
+
+
 def test_bodies_are_refused_unread_where_there_are_too_many(settings: Settings) -> None:
     some = settings.model_copy(update={"max_bodies_bytes": 1_500})
     with serving(some) as client, connected(client) as first, connected(client) as second:
         head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{JSON}"
         body = b'{"inputs":["red"]}' + b" " * 982
-        first.sendall(f"{head}Content-Length: 1000\r\n\r\n".encode() + body[:500])
-        client.get("/healthz")  # one loop: by now it has read the head
+        first.sendall(f"{head}Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n".encode())
+        assert first.recv(65_536).startswith(b"HTTP/1.1 100"), "it has its room, and is asked for the body"
+        first.sendall(body[:500])
         second.sendall(f"{head}Content-Length: 1000\r\n\r\n".encode())  # not a byte of its body
         status, told = answer(second)
         assert (status, told["code"]) == (429, "overloaded")
@@ -344,11 +433,16 @@ def test_the_bodies_of_one_key_leave_room_for_anothers(settings: Settings, tmp_p
         def begun(key: str) -> socket.socket:
             """A request of 1,000 bytes, of which none has come."""
             connection = opened.enter_context(connected(client))
-            connection.sendall(head(key) + b"Content-Length: 1000\r\n\r\n")
-            client.get("/healthz")  # one loop: by now it has read the head
+            connection.sendall(head(key) + b"Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n")
             return connection
 
-        flood = [begun(one) for _ in range(2)]
+        def taken(key: str) -> socket.socket:
+            """One that has its room: the server asks for the body."""
+            connection = begun(key)
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 100")
+            return connection
+
+        flood = [taken(one) for _ in range(2)]
         status, told = answer(begun(one))
         assert (status, told["code"]) == (429, "overloaded"), "2,000 are left, and it has 2,000"
         chunked = opened.enter_context(connected(client))
@@ -361,10 +455,10 @@ def test_the_bodies_of_one_key_leave_room_for_anothers(settings: Settings, tmp_p
             connection.sendall(body)
             assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
 
-        ended(begun(other))
+        ended(taken(other))
         ended(flood[0])
         client.get("/healthz")  # by now it has let go of what was answered
-        ended(begun(one))
+        ended(taken(one))
         ended(flood[1])
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from service.engine.towers import Arrays
 from service.runtime.logs import caller
 from service.settings import Settings
 from service.store import SqliteStore
-from tests.conftest import served, serving
+from tests.conftest import DEADLINE_S, served, serving
 from tests.service.slow import WAIT_S, Slow
 
 
@@ -63,11 +64,10 @@ def metric(client: httpx.Client, name: str, **labels: str) -> float:
 
 
 def until(said: Callable[[], bool]) -> None:
-    """Each look is a request to the server, so this waits on its event loop and not on a clock."""
-    for _ in range(2_000):
-        if said():
-            return
-    raise AssertionError("it did not come about")
+    """Each look is a request to the server, so this waits on its event loop; the clock ends what never comes about."""
+    end = time.monotonic() + DEADLINE_S
+    while not said():
+        assert time.monotonic() < end, "it did not come about"
 
 
 def in_queue(client: httpx.Client) -> float:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import string
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.contract.vectors import l2_normalise
 from service.errors import InvalidRequest, NotFound, NotReady
-from service.store import Entry, SpaceMismatch, Wanted, parse
+from service.store import Entry, Moment, SpaceMismatch, Wanted, parse
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
 from tests.service.stores import both, in_store
 
@@ -200,6 +201,10 @@ operations = st.lists(
             st.dictionaries(some_ids, st.tuples(st.sampled_from(["text", "image"]), st.integers(0, 9)), min_size=1),
         ),
         st.tuples(st.just("delete"), st.lists(some_ids, min_size=1, max_size=4)),
+        st.tuples(
+            st.just("move"),
+            st.permutations(string.ascii_lowercase[:6]).map(lambda drawn: {drawn[0]: drawn[1], drawn[2]: drawn[3]}),
+        ),
         st.tuples(st.just("restart"), st.none()),
         st.tuples(st.just("drop"), st.none()),
     ),
@@ -228,6 +233,11 @@ def test_any_sequence_of_writes_leaves_what_a_dict_would_hold(open_store, tmp_pa
             elif operation == "delete":
                 assert await store.delete("c", argument) == len(model.keys() & set(argument))
                 model = {id: value for id, value in model.items() if id not in argument}
+            elif operation == "move":
+                present = {old: new for old, new in argument.items() if old in model}
+                assert await store.move("c", argument) == len(present)
+                staying = {id: value for id, value in model.items() if id not in present.values()}
+                model = {present.get(id, id): value for id, value in staying.items()}
             elif operation == "restart":
                 await store.close()
                 store = open_store(path, fake_manifest())
@@ -332,6 +342,46 @@ def test_delete_matching_says_how_many(open_store, tmp_path):
             await store.delete_matching("never", parse({"n": []}))
 
     in_store(open_store, tmp_path, run)
+
+
+def test_an_item_that_is_moved_keeps_what_is_stored_of_it(open_store, tmp_path):
+    async def write(store):
+        parts = [Moment("image", n, n + 1.0, vector_of(f"moment {n}")) for n in range(3)]
+        film = replace(entry("film", {"n": 1}, modality="video"), moments=parts)
+        other = replace(entry("gone", modality="video"), moments=[Moment("image", 0, 1.0, vector_of("its moment"))])
+        await store.upsert([film, entry("b"), entry("stays"), other])
+        before = await store.get("default", "film")
+        assert await store.move("default", {"film": "gone", "b": "c/ü.txt", "never there": "d"}) == 2
+        return before.created
+
+    async def read(store):
+        items = await everything(store)
+        assert {id: value for (_, id), value in items.items()} == {
+            "gone": ("video", {"n": 1}),
+            "c/ü.txt": ("text", {}),
+            "stays": ("text", {}),
+        }
+        film = await store.get("default", "gone", with_vector=True)
+        assert film.created == created and np.array_equal(film.vector, vector_of("film"))
+        [[best, *_]] = await store.search("default", vector_of("moment 2")[None], 3)
+        assert (best.item.id, best.moment.start, best.item.metadata) == ("gone", 2.0, {"n": 1})
+        [hits] = await store.search("default", vector_of("its moment")[None], 3)
+        assert hits[0].score < 0.9, "the moments of the replaced item went with it"
+        assert ids((await store.search("default", vector_of("b")[None], 1))[0]) == ["c/ü.txt"]
+        filtered = await store.search("default", vector_of("moment 0")[None], 3, filter=parse({"n": 1}))
+        assert [(hit.item.id, hit.moment.start) for hit in filtered[0]] == [("gone", 0.0)]
+        with pytest.raises(NotFound):
+            await store.move("never", {"a": "b"})
+
+    created = in_store(open_store, tmp_path, write)
+    in_store(open_store, tmp_path, read)
+
+    async def remove(store):
+        assert await store.delete("default", ["gone"]) == 1
+        [hits] = await store.search("default", vector_of("moment 2")[None], 3)
+        assert "gone" not in ids(hits)
+
+    in_store(open_store, tmp_path, remove)
 
 
 def test_a_collection_is_of_the_kind_that_it_was_put_as(open_store, tmp_path):

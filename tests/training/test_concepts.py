@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import MobileNetV1ForImageClassification, MobileNetV2ForImageClassification
 
+from tests.matrix import matrix
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe
 from training import steps
@@ -143,6 +144,7 @@ def test_labels_that_training_must_not_see_change_nothing_of_it(
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@pytest.mark.full
 def test_a_run_with_concepts_ends_in_a_checked_bundle(
     concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
@@ -188,17 +190,13 @@ def test_a_prompt_for_no_class_is_refused(concept_root: Path, make_recipe: MakeR
         steps.evaluate(recipe, frozen, data, trained, cache, tmp_path)
 
 
+@pytest.mark.parametrize("modality", matrix(["image", "audio"], "audio"))
 def test_a_long_list_goes_through_onnx_runtime_to_the_same_features(
-    concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modality: Any
 ) -> None:
-    recipe = make_recipe(**tiny.concept_values(concept_root))
-    for modality, items in (
-        ("image", sorted(concept_root.glob("pictures/*"))),
-        ("audio", sorted(concept_root.glob("sounds/*"))),
-    ):
-        encoder = load_encoder(recipe, modality)
-        plain = cached_features(encoder, items, tmp_path / "plain").pooled
-        with monkeypatch.context() as patch:
-            patch.setattr("training.features._MANY", 1)
-            compiled = cached_features(encoder, items, tmp_path / "compiled").pooled
-        np.testing.assert_allclose(compiled, plain, rtol=1e-3, atol=1e-4)
+    encoder = load_encoder(make_recipe(**tiny.concept_values(concept_root)), modality)
+    items = sorted(concept_root.glob({"image": "pictures/*", "audio": "sounds/*"}[modality]))
+    plain = cached_features(encoder, items, tmp_path / "plain").pooled
+    monkeypatch.setattr("training.features._MANY", 1)
+    compiled = cached_features(encoder, items, tmp_path / "compiled").pooled
+    np.testing.assert_allclose(compiled, plain, rtol=1e-3, atol=1e-4)

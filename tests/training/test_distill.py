@@ -205,6 +205,7 @@ def staged_recipe(root: Path, **train: Any) -> dict[str, Any]:
     return recipe | {"name": "tiny-staged", "student": {"preprocessing": {"height": 32, "width": 32}, "stages": stages}}
 
 
+@pytest.mark.full
 def test_a_student_learns_stage_by_stage_and_its_graph_has_the_teachers_maps_and_scores(
     data: Path, work: Path, tmp_path: Path
 ) -> None:
@@ -256,6 +257,7 @@ def test_a_student_learns_stage_by_stage_and_its_graph_has_the_teachers_maps_and
     assert ((l2_normalise(features) * l2_normalise(expected)).sum(1) > 0.9999).all()
 
 
+@pytest.mark.full
 def test_a_staged_run_that_is_interrupted_goes_on_with_the_same_batches(
     data: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +300,7 @@ def test_an_audio_student_is_exported_with_the_contracts_front_end(data: Path, w
     assert np.isfinite(features).all() and (scores >= 0).all() and (scores <= 1).all()
 
 
+@pytest.mark.full
 def test_a_sound_student_goes_on_as_another_recipes_best(data: Path, work: Path, tmp_path: Path) -> None:
     first = written(tmp_path, audio_recipe(data) | {"name": "first"})
     first.rename(tmp_path / "first.yaml")

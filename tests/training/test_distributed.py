@@ -59,6 +59,7 @@ def test_losses_and_gradients_of_two_processes_are_those_of_one(tmp_path: Path, 
             assert np.allclose(part["gradients"], expected["gradients"], atol=1e-6), name
 
 
+@pytest.mark.full
 def test_training_on_two_processes_gives_the_weights_of_one(tmp_path: Path, tiny_root: Path, free_port: int) -> None:
     values = tiny.recipe_values(tiny_root)
     values["train"] |= {"steps": 6, "validate_every": 3, "batch_size": 6}  # equal shares in both sources

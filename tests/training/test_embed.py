@@ -115,11 +115,13 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert len(after) == 5 and before.items() <= after.items() and not list(out.glob("*.part"))
 
 
-@pytest.mark.parametrize("how", [["--workers", "2"], ["--ray", "--workers", "2"]], ids=["processes", "ray"])
-def test_workers_write_the_same(bundle_dir: Path, table: Path, tmp_path: Path, capsys: Any, how: list[str]) -> None:
+@pytest.mark.full
+@pytest.mark.parametrize("how", ["--workers=2", "--workers=2 --ray"])
+def test_workers_write_the_same(bundle_dir: Path, table: Path, tmp_path: Path, capsys: Any, how: str) -> None:
     """A real local Ray of two workers, in a process of its own: it leaves threads and warnings behind."""
     embed(capsys, bundle_dir, "--data", table, "--out", tmp_path / "one", "--shard", 2)
-    command = [sys.executable, "-m", "training", "embed", str(bundle_dir), "--data", str(table), *how, "--shard", "2"]
+    arguments = ["embed", str(bundle_dir), "--data", str(table), "--shard", "2", *how.split()]
+    command = [sys.executable, "-m", "training", *arguments]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "many")],
         capture_output=True,

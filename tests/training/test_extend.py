@@ -91,6 +91,7 @@ def test_a_text_head_is_rebuilt_from_the_bundle_alone(picture_space: Bundle, tmp
     assert not any(parameter.requires_grad for parameter in head.parameters())
 
 
+@pytest.mark.full
 def test_a_text_head_that_reads_tokens_can_be_aligned_to(
     tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_text_head_that_reads_tokens_can_be_aligned_to(
     assert read_bundle(tmp_path / "extended").manifest.towers["audio"].projector.kind == "token"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("supervision", ["concepts", "pairs"])
 def test_a_tower_with_concepts_is_placed_among_the_texts_that_are_there(
     picture_space: Bundle, concept_root: Path, tmp_path: Path, supervision: str
@@ -122,6 +124,7 @@ def test_a_tower_with_concepts_is_placed_among_the_texts_that_are_there(
     np.testing.assert_allclose(names.numpy(), expected - expected.mean(0), atol=1e-5)
 
 
+@pytest.mark.full
 def test_the_work_of_one_space_is_not_that_of_another(
     picture_space: Bundle, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

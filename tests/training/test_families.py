@@ -87,6 +87,7 @@ from service.contract.sounds import AudioPreprocessing
 from service.engine.towers import Tower
 from service.settings import Settings
 from tests.conftest import serving
+from tests.matrix import matrix
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe
 from training.encoders import EncoderError, load_encoder
@@ -421,7 +422,7 @@ def check(vectors: list[list[float]], features: list[torch.Tensor], head: Head) 
     assert others.max() < 0.99999
 
 
-@pytest.mark.parametrize("name", SOUNDS)
+@pytest.mark.parametrize("name", matrix(SOUNDS, "clap"))
 @torch.inference_mode()
 def test_sounds(name: str, tmp_path: Path, sounds: list[bytes], served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     family, folder = SOUNDS[name], tmp_path / "model"
@@ -446,7 +447,7 @@ def test_sounds(name: str, tmp_path: Path, sounds: list[bytes], served: Any, mon
     np.testing.assert_allclose(pieces.run(arrays), whole.run(arrays), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", matrix(IMAGES, "clip"))
 @torch.inference_mode()
 def test_images(name: str, tmp_path: Path, pictures: list[bytes], served: Any) -> None:
     family, folder = IMAGES[name], tmp_path / "model"
@@ -459,7 +460,7 @@ def test_images(name: str, tmp_path: Path, pictures: list[bytes], served: Any) -
     check(vectors, [family.reference(folder, data) for data in pictures], head)
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", matrix(TEXTS, "xlm-roberta"))
 @torch.inference_mode()
 def test_texts(name: str, tmp_path: Path, served: Any) -> None:
     model, config, mode, unit, prompts = TEXTS[name]

@@ -140,6 +140,7 @@ def test_the_correction_is_fitted_anew_to_heads_that_stay_as_they_are(
     assert "there is no correction of hubs to fit" in capsys.readouterr().err
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("strength", [0.0, 0.75])
 def test_graphs_and_bundles_have_the_correction(
     make_recipe: MakeRecipe, tmp_path: Path, strength: float, monkeypatch: pytest.MonkeyPatch

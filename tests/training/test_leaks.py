@@ -103,6 +103,7 @@ def test_captions_are_read_compressed_and_centre_the_texts(recipe: Recipe, tmp_p
         text_head(given, encoder, Features(features.pooled[:2]))
 
 
+@pytest.mark.full
 def test_weights_in_16_bits_are_the_same_bundle(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(projector={"kind": "linear", "dimensions": 64}, train={"steps": 10})
     frozen = steps.encoders(recipe)

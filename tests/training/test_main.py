@@ -22,6 +22,7 @@ def recipe(tiny_root: Path, tmp_path: Path) -> Path:
     return tiny.write_recipe(tmp_path / "tiny.yaml", tiny.recipe_values(tiny_root))
 
 
+@pytest.mark.full
 def test_one_command_and_its_steps_give_the_same_space(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from training.recipe import RecipeError
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
 
+@pytest.mark.full
 def test_heads_learn_from_the_int8_encoders_that_are_served(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     plain = make_recipe()
     sources: dict[str, Any] = {

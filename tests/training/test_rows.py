@@ -10,25 +10,32 @@ import torch
 
 from service.contract.bundle import EARLIER_ROWS, OUTPUT, ROWS, TOKEN_MASK, TOKENS
 from service.contract.patches import LogMelPatches
-from tests.training.conftest import MakeRecipe
+from tests.training import tiny
 from tests.training.test_export import PAPER
 from training.encoders import load_encoder
 from training.export import export_tower
 from training.graphs import join_earlier_rows, session, without_earlier_rows
 from training.projector import Head
 from training.quantise import batches, half, static
+from training.recipe import load_recipe
 
 # The exporter of torch itself uses what a newer torch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 _COUNTS = (5, 1, 8)  # rows of three sounds
 
 
-def tower(make_recipe: MakeRecipe, path: Path, kind: str, *, tokens: bool = False) -> tuple[Any, Path]:
-    recipe = make_recipe(projector={"kind": kind, "dimensions": 16, "hidden": 32}, encoders=PAPER)
+def tower(root: Path, folder: Path, kind: str, *, tokens: bool = False) -> tuple[Any, Path]:
+    values = tiny.recipe_values(root, projector={"kind": kind, "dimensions": 16, "hidden": 32}, encoders=PAPER)
+    recipe = load_recipe(tiny.write_recipe(folder / "recipe.yaml", values))
     encoder = load_encoder(recipe, "audio")
     torch.manual_seed(1)
-    export_tower(encoder, Head("audio", encoder.width, recipe.projector).eval(), path, tokens)
-    return encoder, path
+    export_tower(encoder, Head("audio", encoder.width, recipe.projector).eval(), folder / "audio.onnx", tokens)
+    return encoder, folder / "audio.onnx"
+
+
+@pytest.fixture(scope="module")
+def mlp(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    return tower(tiny_root, tmp_path_factory.mktemp("mlp"), "mlp")
 
 
 def rows_of(encoder: Any, seed: int = 0) -> list[Any]:
@@ -47,9 +54,10 @@ def in_two(graph: Path, arrays: list[Any], first: int, outputs: list[str]) -> li
     return [np.asarray(each) for each in running.run(outputs, given)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["linear", "mlp", "token", "attention"])
-def test_rows_that_were_encoded_before_count_as_ones_own(make_recipe: MakeRecipe, tmp_path: Path, kind: str) -> None:
-    encoder, graph = tower(make_recipe, tmp_path / "audio.onnx", kind, tokens=True)
+def test_rows_that_were_encoded_before_count_as_ones_own(tiny_root: Path, tmp_path: Path, kind: str) -> None:
+    encoder, graph = tower(tiny_root, tmp_path, kind, tokens=True)
     arrays = encoder.preprocessing.collate(rows_of(encoder))
     outputs = [OUTPUT, TOKENS, TOKEN_MASK]
     whole = session(graph).run(outputs, dict(zip(("patches", "weights"), arrays, strict=True)))
@@ -59,10 +67,8 @@ def test_rows_that_were_encoded_before_count_as_ones_own(make_recipe: MakeRecipe
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
-def test_other_precisions_can_be_given_earlier_rows_too(
-    make_recipe: MakeRecipe, tmp_path: Path, precision: str
-) -> None:
-    encoder, graph = tower(make_recipe, tmp_path / "audio.onnx", "mlp")
+def test_other_precisions_can_be_given_earlier_rows_too(mlp: tuple[Any, Path], tmp_path: Path, precision: str) -> None:
+    encoder, graph = mlp
     sounds, small = rows_of(encoder), tmp_path / f"audio.{precision}.onnx"
     if precision == "fp16":
         half(graph, small)
@@ -76,8 +82,8 @@ def test_other_precisions_can_be_given_earlier_rows_too(
     assert (whole * exact).sum(1).min() > 0.9
 
 
-def test_the_input_is_taken_away_and_given_back(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    _, graph = tower(make_recipe, tmp_path / "audio.onnx", "linear")
+def test_the_input_is_taken_away_and_given_back(mlp: tuple[Any, Path]) -> None:
+    _, graph = mlp
     model, before = onnx.load(graph), onnx.load(graph)
     width = without_earlier_rows(model)
     assert width is not None

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.matrix import matrix
 from tests.training.conftest import MakeRecipe
 from training import steps
 from training.features import Features
@@ -27,7 +28,9 @@ def same_weights(first: Trained, second: Trained) -> bool:
     )
 
 
-@pytest.mark.parametrize("kind", ["ridge", "cca", "linear", "mlp", "glu", "token", "attention"])
+@pytest.mark.parametrize(
+    "kind", matrix(["ridge", "cca", "linear", "mlp", "glu", "token", "attention"], "ridge", "attention")
+)
 def test_each_kind_learns_what_the_random_encoders_leave_to_learn(
     make_recipe: MakeRecipe, tmp_path: Path, kind: str
 ) -> None:
@@ -143,8 +146,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_every_option_learns(make_recipe: MakeRecipe, tmp_path: Path, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", matrix(OPTIONS, "sigmoid pairs", "mixed batches"))
+def test_every_option_learns(make_recipe: MakeRecipe, tmp_path: Path, name: str) -> None:
+    options = OPTIONS[name]
     values = {"steps": 120, "batch_size": 8, "warmup_steps": 10, "validate_every": 40, "learning_rate": 0.003}
     recipe = make_recipe(
         projector={"kind": "mlp", "dimensions": 16, "hidden": 32, "dropout": 0.0, "matryoshka": [4, 8]},

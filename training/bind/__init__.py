@@ -22,7 +22,7 @@ from training.bind.routing import best, learn
 from training.bundled import as_encoder
 from training.errors import TrainingError
 from training.features import cached_features, default_cache
-from training.recipe import load_recipe
+from training.recipe import SET_HELP, load_recipe
 
 _FEWEST = 20
 _CHECKED = 16  # texts that a joint text graph is checked on
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     share = parser.add_mutually_exclusive_group()
     share.add_argument("--weight", type=_share, default=0.0, help="share of A's text tower in a text (default: 0)")
     share.add_argument("--recipe", type=Path, help="learn the weight on this recipe's validation splits")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
     parser.add_argument("--name", help="of the new bundle (default: A-B)")
     parser.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
 

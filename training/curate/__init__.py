@@ -20,6 +20,7 @@ from training.curate.leaks import held_out, write
 from training.curate.output import figures, report, write_report, write_rows
 from training.curate.pool import ThisProcess, Workers, offer
 from training.curate.recipe import CurateError, load_curation
+from training.recipe import SET_HELP
 
 __all__ = ["CurateError", "add_arguments", "main"]
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("curation", type=Path, help="YAML, such as training/recipes/curate/flickr30k.yaml")
     parser.add_argument("--out", type=Path, help="folder of tables and report (default: build/curated/NAME)")
     parser.add_argument("--work", type=Path, help="folder of encoded blocks (default: build/work/NAME)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
     parser.add_argument(
         "--ray",
         nargs="?",

@@ -28,14 +28,14 @@ from training.encoders import FrozenEncoder
 from training.errors import TrainingError
 from training.features import Item, default_cache
 from training.pairs import Pairs, Split
-from training.recipe import Recipe, load_recipe
+from training.recipe import SET_HELP, Recipe, load_recipe
 
 _LIBRARIES = 1_000_000_000  # bytes that torch, transformers and ONNX Runtime take themselves, roundly
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="YAML file; see training/recipes/")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
     parser.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
 
 

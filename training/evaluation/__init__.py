@@ -15,7 +15,7 @@ from training.evaluation.page import items, write_page
 from training.features import default_cache
 from training.intervals import interval
 from training.pairs import Pairs
-from training.recipe import load_recipe
+from training.recipe import SET_HELP, load_recipe
 
 _Data = dict[Literal["image", "audio"], Pairs]
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", nargs="?", type=Path, metavar="RECIPE|BUNDLE", help="YAML file, or a bundle folder")
     parser.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
     recipe = parser.add_argument_group("a recipe")
-    recipe.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    recipe.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
     recipe.add_argument("--work", type=Path, help="folder of this recipe's files (default: build/work/NAME)")
     bundle = parser.add_argument_group("bundles")
     bundle.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two bundles: B minus A, paired")

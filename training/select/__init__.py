@@ -13,6 +13,7 @@ from typing import Any
 from service.contract.bundle import Modality
 from training.features import default_cache
 from training.pairs import Pairs, read_pairs
+from training.recipe import SET_HELP
 from training.select.candidates import SelectError, Selection, load_selection
 from training.select.report import Table, print_table, write_heat_map, write_json
 from training.select.sides import Floats, Groups, Side, each, grouped, sampled
@@ -26,17 +27,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sizes = Sizes()
     parser.add_argument("selection", type=Path, help="YAML, such as training/recipes/select/flickr8k.yaml")
     parser.add_argument("--out", type=Path, help="folder for select.json and heat maps (default: build/select/NAME)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
     parser.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
     parser.add_argument("--pairs", nargs="+", default=[], metavar="NAME", help="pairs of the recipe (default: all)")
-    parser.add_argument("--split", choices=["train", "validation", "test"], default="train")
+    parser.add_argument(
+        "--split", choices=["train", "validation", "test"], default="train", help="which split's media (default: train)"
+    )
     parser.add_argument("--items", type=int, metavar="N", help="media drawn from the split (default: all)")
     # The best predictor of R@1 after training of the four: benchmarks.select_predicts.
     parser.add_argument("--by", choices=MEASURES, default="mutual_knn", help="what ranks (default: mutual_knn)")
-    parser.add_argument("--neighbours", type=int, default=sizes.neighbours, metavar="K")
+    parser.add_argument(
+        "--neighbours",
+        type=int,
+        default=sizes.neighbours,
+        metavar="K",
+        help=f"neighbours that are compared (default: {sizes.neighbours})",
+    )
     parser.add_argument("--queries", type=int, default=sizes.queries, help="rows whose neighbours are looked for")
     parser.add_argument("--batch", type=int, default=sizes.batch, help="rows of an RBF kernel")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
 
 
 def main(options: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
-from service.api.reading import append_inputs, documented, reader
+from service.api.reading import A_PICTURE, append_inputs, documented, reader
 from service.api.state import CallerDep, StateDep
 from service.errors import input_problem
 from service.retrieval.classify import Classification, Grid, Label
@@ -17,9 +17,12 @@ from service.schemas.embed import InputProblem
 router = APIRouter(tags=["classify"])
 
 Body = Annotated[ClassifyRequest, Depends(reader(ClassifyRequest, append_inputs))]
+_EXAMPLE = {"inputs": [{"image": A_PICTURE}], "labels": ["a photograph", "a drawing", "a plain colour"]}
 
 
-@router.post("/classify", response_model_exclude_none=True, openapi_extra=documented(ClassifyRequest, files=True))
+@router.post(
+    "/classify", response_model_exclude_none=True, openapi_extra=documented(ClassifyRequest, _EXAMPLE, files=True)
+)
 async def classify(body: Body, state: StateDep, caller: CallerDep) -> ClassifyResponse:
     """Return the labels that fit each input best, and how surely; no label needs to have been trained on."""
     warnings: list[str] = []

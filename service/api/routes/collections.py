@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.api.reading import reader
+from service.api.reading import documented, reader
 from service.api.responses import JSON
 from service.api.routes.items import FilterText
 from service.api.state import State, StateDep
@@ -31,6 +31,7 @@ router = APIRouter(tags=["items"])
 
 @router.get("/collections")
 async def list_collections(state: StateDep) -> CollectionsResponse:
+    """List the collections, and how many items of each modality they hold."""
     return CollectionsResponse(
         collections=[
             await _described(collection, state)
@@ -42,6 +43,7 @@ async def list_collections(state: StateDep) -> CollectionsResponse:
 
 @router.get("/collections/{name}")
 async def get_collection(name: Name, state: StateDep) -> CollectionResponse:
+    """Return a collection: its items by modality, and the indexes that they are in."""
     return await _described_whole(name, state)
 
 
@@ -92,7 +94,11 @@ def _drawn(made: Map, key: str | None) -> dict[str, Any]:
     return {"count": made.count, "keys": made.keys, "points": points}
 
 
-@router.put("/collections/{name}", responses={201: {"model": CollectionResponse}})
+@router.put(
+    "/collections/{name}",
+    responses={201: {"model": CollectionResponse}},
+    openapi_extra=documented(CollectionRequest, {"keywords": ["title"]}, required=False),
+)
 async def put_collection(name: Name, request: Request, response: Response, state: StateDep) -> CollectionResponse:
     """Create a collection (201), or find it there (200) and change what is given. The body may be absent."""
     change = await reader(CollectionRequest)(request) if await request.body() else CollectionRequest()

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
-from service.api.reading import append_inputs, documented, reader
+from service.api.reading import A_PICTURE, append_inputs, documented, reader
 from service.api.responses import JSON, encoded
 from service.api.state import CallerDep, StateDep
 from service.contract.errors import InputError
@@ -14,9 +14,10 @@ from service.schemas.embed import EmbedRequest, EmbedResponse
 
 router = APIRouter(tags=["embed"])
 Body = Annotated[EmbedRequest, Depends(reader(EmbedRequest, append_inputs))]
+_EXAMPLE = {"inputs": ["a dog on a beach", {"image": A_PICTURE}]}
 
 
-@router.post("/embed", response_model=EmbedResponse, openapi_extra=documented(EmbedRequest, files=True))
+@router.post("/embed", response_model=EmbedResponse, openapi_extra=documented(EmbedRequest, _EXAMPLE, files=True))
 async def embed(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     """Embed texts, images, sounds and videos: one unit vector per input, all in one space."""
     model = state.model(body.model)

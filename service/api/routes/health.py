@@ -66,6 +66,7 @@ async def _readiness(state: State) -> JSON:
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(state: StateDep) -> Response:
+    """Return the metrics in the text format of Prometheus."""
     return Response(state.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

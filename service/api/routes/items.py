@@ -1,4 +1,4 @@
-"""POST and GET /items, GET and DELETE /items/{id}, POST /items/delete."""
+"""POST and GET /items, GET and DELETE /items/{id}, POST /items/delete, POST /items/move."""
 
 import re
 from dataclasses import replace
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query
 
-from service.api.reading import documented, reader
+from service.api.reading import A_PICTURE, documented, reader
 from service.api.responses import JSON, previewed
 from service.api.routes.media import find_original
 from service.api.state import CallerDep, StateDep
@@ -24,6 +24,8 @@ from service.schemas.items import (
     ItemsRequest,
     ItemsResponse,
     MetadataKey,
+    MovedResponse,
+    MoveItemsRequest,
     Name,
     PageResponse,
     RefusedItem,
@@ -37,6 +39,13 @@ router = APIRouter(tags=["items"])
 
 Items = Annotated[ItemsRequest, Depends(reader(ItemsRequest, place_items))]
 Deletion = Annotated[DeleteItemsRequest, Depends(reader(DeleteItemsRequest))]
+_EXAMPLE = {
+    "items": [
+        {"id": "holiday/beach", "text": "a dog on a beach", "metadata": {"year": 2024}},
+        {"id": "holiday/flag.png", "image": A_PICTURE},
+    ]
+}
+Moves = Annotated[MoveItemsRequest, Depends(reader(MoveItemsRequest))]
 
 
 _Priority = Annotated[
@@ -45,7 +54,7 @@ _Priority = Annotated[
 _BACKGROUND = re.compile(r"(?:^|,)\s*u=7\s*(?:,|$)")
 
 
-@router.post("/items", openapi_extra=documented(ItemsRequest, files=True))
+@router.post("/items", openapi_extra=documented(ItemsRequest, _EXAMPLE, files=True))
 async def upsert_items(body: Items, state: StateDep, caller: CallerDep, priority: _Priority = None) -> ItemsResponse:
     """Embed and store items, each replacing the one of its collection and id. Answered once they are on disk."""
     if priority is not None and _BACKGROUND.search(priority) is not None:
@@ -116,13 +125,22 @@ async def list_items(
     return JSON(answer)
 
 
-@router.post("/items/delete", openapi_extra=documented(DeleteItemsRequest))
+@router.post("/items/delete", openapi_extra=documented(DeleteItemsRequest, {"ids": ["holiday/beach"]}))
 async def delete_items(body: Deletion, state: StateDep) -> DeletedResponse:
     """Delete items by ids (absent ones are not counted) or by a filter over the metadata."""
     with timed("write"):
         if body.filter is not None:
             return DeletedResponse(deleted=await state.store.delete_matching(body.collection, body.filter))
         return DeletedResponse(deleted=await state.store.delete(body.collection, body.ids or []))
+
+
+@router.post(
+    "/items/move", openapi_extra=documented(MoveItemsRequest, {"moves": [{"id": "holiday/beach", "to": "2024/beach"}]})
+)
+async def move_items(body: Moves, state: StateDep) -> MovedResponse:
+    """Give items other ids, with all that is stored of them: nothing is embedded. Absent items are not counted."""
+    with timed("write"):
+        return MovedResponse(moved=await state.store.move(body.collection, {move.id: move.to for move in body.moves}))
 
 
 # An id may hold slashes.
@@ -133,6 +151,7 @@ async def get_item(
     collection: Name = DEFAULT_COLLECTION,
     include: Annotated[list[Literal["vector", "preview", "original"]] | None, Query()] = None,
 ) -> JSON:
+    """Return a stored item; its vector and its preview where `include` asks for them."""
     fields = include or []
     item = await state.store.get(collection, id, with_vector="vector" in fields)
     described = _described(item)
@@ -146,6 +165,7 @@ async def get_item(
 
 @router.delete("/items/{id:path}", status_code=204)
 async def delete_item(id: ItemId, state: StateDep, collection: Name = DEFAULT_COLLECTION) -> None:
+    """Delete an item with its moments and its preview."""
     with timed("write"):
         deleted = await state.store.delete(collection, [id])
     if not deleted:

@@ -36,7 +36,10 @@ _LINES = "application/jsonl"
 _BODY = {
     "required": True,
     "content": {
-        _LINES: {"schema": {"type": "string", "description": "A line for each item, as in POST /items; gzip or not."}},
+        _LINES: {
+            "schema": {"type": "string", "description": "A line for each item, as in POST /items; gzip or not."},
+            "example": '{"id": "a", "text": "a dog on a beach"}\n{"id": "b", "text": "heavy rain"}\n',
+        },
         "application/x-tar": {
             "schema": {
                 "type": "string",
@@ -94,6 +97,7 @@ async def list_jobs(
 
 @router.get("/jobs/{id}", response_model=JobResponse)
 async def get_job(id: str, state: StateDep) -> JSON:
+    """Return how far a job is: what it stored, refused and has yet to read."""
     return JSON(_described(await _jobs(state).job(id)))
 
 
@@ -108,7 +112,7 @@ async def cancel_job(id: str, state: StateDep) -> JSON:
     response_class=StreamingResponse,
     responses={200: {"model": JobError, "content": {_LINES: {}}, "description": "A line for each item refused so far"}},
 )
-async def job_errors(id: str, state: StateDep) -> StreamingResponse:
+async def list_job_errors(id: str, state: StateDep) -> StreamingResponse:
     """The items that were refused so far, as JSONL, in the order of the input."""
     pages = await _jobs(state).errors(id)
     headers = {"Content-Disposition": f'attachment; filename="{id}-errors.jsonl"'}

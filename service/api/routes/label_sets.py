@@ -13,9 +13,13 @@ from service.schemas.items import Name
 router = APIRouter(tags=["classify"])
 
 Body = Annotated[LabelSetRequest, Depends(reader(LabelSetRequest))]
+_EXAMPLE = {
+    "labels": ["cat", {"name": "dog", "prompts": ["a photo of a dog"], "examples": ["a dog runs after a ball"]}],
+    "templates": ["a photo of a {}"],
+}
 
 
-@router.put("/label-sets/{name}", openapi_extra=documented(LabelSetRequest))
+@router.put("/label-sets/{name}", openapi_extra=documented(LabelSetRequest, _EXAMPLE))
 async def put_label_set(name: Name, body: Body, state: StateDep, caller: CallerDep) -> LabelSetResponse:
     """Create or replace a label set, and learn from its examples, which are not kept."""
     await state.classifier.save_label_set(name, plain_labels(body.labels), body.templates, body.off_topic, caller)
@@ -24,11 +28,13 @@ async def put_label_set(name: Name, body: Body, state: StateDep, caller: CallerD
 
 @router.get("/label-sets/{name}")
 async def get_label_set(name: Name, state: StateDep) -> LabelSetResponse:
+    """Return a label set: its labels, its templates, and how well it tells what is none of them."""
     return await _described(name, state)
 
 
 @router.delete("/label-sets/{name}", status_code=204)
 async def delete_label_set(name: Name, state: StateDep) -> None:
+    """Delete a label set."""
     await state.store.delete_label_set(name)
 
 

@@ -11,7 +11,7 @@ router = APIRouter(tags=["service"])
 
 
 @router.get("/models")
-async def models(state: StateDep) -> ModelsResponse:
+async def list_models(state: StateDep) -> ModelsResponse:
     """The bundles that are served, the default first: their spaces, towers, and the figures they were released with."""
     described = [_described(model) for model in state.models.values()]
     return ModelsResponse(models=described, previews=state.previewer is not None)

@@ -16,6 +16,7 @@ from service.schemas.openai import EmbeddingsRequest, EmbeddingsResponse, OpenAI
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 Body = Annotated[EmbeddingsRequest, Depends(reader(EmbeddingsRequest))]
+_EXAMPLE = {"model": "starter", "input": ["a dog on a beach", "heavy rain"]}
 _NO_IDS = (
     "input: token ids are not read here, because those of another model's tokenizer would be another text: send the "
     "text itself (in LangChain, OpenAIEmbeddings(check_embedding_ctx_length=False)). Where clients have this bundle's "
@@ -23,8 +24,8 @@ _NO_IDS = (
 )
 
 
-@router.post("/embeddings", response_model=EmbeddingsResponse, openapi_extra=documented(EmbeddingsRequest))
-async def embeddings(body: Body, state: StateDep, caller: CallerDep) -> JSON:
+@router.post("/embeddings", response_model=EmbeddingsResponse, openapi_extra=documented(EmbeddingsRequest, _EXAMPLE))
+async def create_embeddings(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     """Embed like OpenAI's endpoint; `input` also takes {"image": …}, {"audio": …}, {"video": …} and {"text": …}."""
     if not state.settings.token_ids and any(isinstance(given, TokenIds) for given in body.inputs):
         raise InvalidRequest(_NO_IDS)
@@ -39,12 +40,14 @@ async def embeddings(body: Body, state: StateDep, caller: CallerDep) -> JSON:
 
 
 @router.get("/models", response_model=OpenAIModels)
-async def models(state: StateDep) -> OpenAIModels:
+async def list_openai_models(state: StateDep) -> OpenAIModels:
+    """List the served bundles and their aliases in the shape of OpenAI's clients."""
     return OpenAIModels(data=[_described(state.model(name), name) for name in (*state.models, *state.settings.aliases)])
 
 
 @router.get("/models/{name}", response_model=OpenAIModel)
-async def model(name: str, state: StateDep) -> OpenAIModel:
+async def get_openai_model(name: str, state: StateDep) -> OpenAIModel:
+    """Return one served bundle in the shape of OpenAI's clients."""
     return _described(state.model(name), name)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Depends
 
-from service.api.reading import documented, reader
+from service.api.reading import A_PICTURE, documented, reader
 from service.api.responses import JSON
 from service.api.state import CallerDep, StateDep
 from service.contract.errors import InputError
@@ -33,9 +33,10 @@ def fill_pairs(body: dict[str, Any], files: list[File]) -> None:
 
 
 Body = Annotated[ScoreRequest, Depends(reader(ScoreRequest, fill_pairs))]
+_EXAMPLE = {"pairs": [{"a": "something red", "b": {"image": A_PICTURE}}]}
 
 
-@router.post("/score", response_model=ScoreResponse, openapi_extra=documented(ScoreRequest, files=True))
+@router.post("/score", response_model=ScoreResponse, openapi_extra=documented(ScoreRequest, _EXAMPLE, files=True))
 async def score(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     """Return the cosine similarity of pairs of inputs, of any two kinds."""
     sides = [side for pair in body.pairs for side in (pair.a, pair.b)]

@@ -18,9 +18,10 @@ from service.store import Effort
 router = APIRouter(tags=["search"])
 
 Body = Annotated[SearchRequest, Depends(reader(SearchRequest, place_query))]
+_EXAMPLE = {"query": "a dog on a beach", "modalities": ["image"], "top_k": 5, "filter": {"year": {"$gte": 2020}}}
 
 
-@router.post("/search", response_model=SearchResponse, openapi_extra=documented(SearchRequest, files=True))
+@router.post("/search", response_model=SearchResponse, openapi_extra=documented(SearchRequest, _EXAMPLE, files=True))
 async def search(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     """The items nearest to a query, whatever either of them is: text, an image, a sound or a video."""
     started = time.perf_counter()

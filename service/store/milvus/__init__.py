@@ -185,6 +185,32 @@ class MilvusStore:
         await self._forget_moments(collection, ids)
         return len(keys)
 
+    async def move(self, collection: str, ids: Mapping[str, str]) -> int:
+        stored = await self._with_vectors(collection, [layout.key(id) for id in ids])
+        present = {item.id: ids[item.id] for item in stored}
+        await self._forget_moments(collection, list(present.values()))
+        await self._write_again([replace(item, id=present[item.id]) for item in stored])
+        with suppress(NotFound):  # most collections have no moments
+            table = moments.moments_table(collection)
+            for start in range(0, len(present), BATCH):
+                owners = Is(moments.OWNER, tuple(list(present)[start : start + BATCH]))
+                parts = await self._with_vectors(table, await self._matching(table, owners))
+                await self._write_again([moments.moved(part, present) for part in parts])
+        # Last: where Milvus fails in between, an item is there under both ids, and the same call puts that right.
+        return await self.delete(collection, list(present))
+
+    async def _with_vectors(self, collection: str, keys: Sequence[str]) -> list[Item]:
+        stored = await self._tables.rows(collection, keys, [*layout.ITEM, "vector"])
+        return [layout.item(collection, row) for row in stored.values()]
+
+    async def _write_again(self, items: Sequence[Item]) -> None:
+        """Write items with the day of their creation."""
+        at = now()
+        for item in items:
+            assert item.vector is not None
+            entry = Entry(item.collection, item.id, item.modality, item.metadata, item.vector)
+            await self._upsert(item.collection, [layout.row(entry, item.created, at)])
+
     async def delete_matching(self, collection: str, filter: Filter) -> int:
         keys = await self._matching(collection, filter)
         await self._tables.delete(collection, keys)

@@ -26,8 +26,8 @@ from tests.service.films import colours
 from tests.service.jobs.archives import tar
 from tests.service.jobs.processes import LINES, ended, errors, lines, stored, submitted
 from tests.service.media import b64
-from tests.service.slow import Slow
-from tests.service.test_serving import metric, until, with_towers
+from tests.service.slow import WAIT_S, Slow
+from tests.service.test_serving import metric, sent, until, with_towers
 
 Make = Callable[..., bytes]
 TAR = {"content-type": "application/x-tar"}
@@ -359,9 +359,8 @@ def test_too_many_unfinished_jobs_are_429(settings: Settings, monkeypatch: pytes
 
 def test_a_queue_that_is_full_makes_a_job_wait_and_not_fail(settings: Settings) -> None:
     tight = settings.model_copy(update={"queue_inputs": 2, "max_inputs": 2})
-    with with_towers(tight, lambda tower: Slow(tower, held=True)) as (_, client, towers):
-        with pytest.raises(httpx.ReadTimeout):
-            client.post("/embed", json={"inputs": ["red", "blue"]}, timeout=0.5)
+    with with_towers(tight, lambda tower: Slow(tower, held=True)) as (_, client, towers), sent(client, "red", "blue"):
+        assert towers["text"].entered.wait(WAIT_S)
         id = submitted(client, [{"id": f"{number}", "text": f"dog {number}"} for number in range(5)])
         towers["text"].released.set()
         job = ended(client, id)

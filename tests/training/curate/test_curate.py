@@ -101,6 +101,7 @@ def test_the_outcome_depends_on_neither_order_nor_block_size(make_curation: Make
     assert outcomes[0] == outcomes[1] == outcomes[2]
 
 
+@pytest.mark.full
 def test_ray_keeps_the_same_rows(make_curation: MakeCuration, tmp_path: Path) -> None:
     """A real local Ray of two workers, in a process of its own: it leaves threads and warnings behind."""
     for part in range(3):

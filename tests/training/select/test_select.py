@@ -150,7 +150,7 @@ def test_what_cannot_be_done_is_one_line(
     assert error.startswith("error: ") and message in error
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_real_encoders_beat_their_controls(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = Path(__file__).parents[3] / "training/recipes/flickr8k-mobilenet-yamnet.yaml"
     image, text = (load_recipe(recipe).encoders[modality] for modality in ("image", "text"))

@@ -1,0 +1,161 @@
+"""`isthmus list`, `delete`, `collections` and `open`: what a server holds."""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import click
+
+from isthmus_client import terminal
+from isthmus_client.command_shared import Failure, echo_lines, parsed_filter, plain_metadata, server
+
+if TYPE_CHECKING:
+    from isthmus_client import Item
+    from isthmus_client.calls import ListOptions
+
+_PAGE = 1_000
+_FILL = "isthmus index FOLDER fills it; isthmus collections lists what there is"
+_DELETED_AT_ONCE = 10_000
+_DAY_CHARS = len("2026-11-30 13:00:00")
+_MODALITIES = click.Choice(["image", "audio", "text", "video", "vector"])
+_collection = click.option("-c", "--collection", default="default", show_default=True, help="Where the items are.")
+
+
+@click.command("list")
+@_collection
+@click.option("-m", "--modality", type=_MODALITIES, help="Only items of it.")
+@click.option("-n", "--limit", default=100, show_default=True, type=click.IntRange(min=1), help="How many at most.")
+@click.option("--all", "whole", is_flag=True, help="All of them, whatever --limit says.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object per item, a line each, with all its metadata.")
+@click.pass_context
+def list_items(
+    context: click.Context, /, collection: str, modality: str | None, limit: int, whole: bool, as_json: bool
+) -> None:
+    """List stored items, the first stored first."""
+    with server(context) as space:
+        options: ListOptions = {"collection": collection, "limit": _PAGE if whole else min(limit + 1, _PAGE)}
+        if modality is not None:
+            options["modality"] = modality
+        items = space.items(**options)
+        if as_json:
+            for item in items if whole else islice(items, limit):
+                known = ("id", "collection", "modality", "metadata", "created", "updated")
+                click.echo(json.dumps({name: getattr(item, name) for name in known}, ensure_ascii=False))
+            return
+        shown = list(items if whole else islice(items, limit))
+        more = next(items, None) is not None
+        if not shown:
+            raise Failure(f"nothing is listed: the collection {collection!r} holds no such item", _FILL)
+    echo_lines(terminal.table([_row(item) for item in shown], ("id", "modality", "stored", "metadata")))
+    if more:
+        click.echo(f"note: only the first {len(shown):,}; --limit N or --all lists more", err=True)
+
+
+def _row(item: "Item") -> tuple[str, str, str, str]:
+    stored = item.updated.replace("T", " ")[:_DAY_CHARS]
+    return item.id, item.modality, stored, plain_metadata(item.metadata)
+
+
+@click.command()
+@click.argument("ids", nargs=-1, metavar="ID…")
+@_collection
+@click.option("--filter", "filter_json", metavar="JSON", help='All that it fits, as {"year": {"$lt": 2000}}.')
+@click.option("--all", "whole", is_flag=True, help="The collection itself, with all its items.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before --filter or --all.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with the number of deleted items.")
+@click.pass_context
+def delete(
+    context: click.Context,
+    /,
+    ids: tuple[str, ...],
+    collection: str,
+    filter_json: str | None,
+    whole: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Delete stored items, or a whole collection.
+
+    By their ids, or by a filter on metadata. Files stay as they are.
+    """
+    if bool(ids) + (filter_json is not None) + whole != 1:
+        raise click.UsageError("say what to delete: ids, or --filter JSON, or --all")
+    condition = None if filter_json is None else parsed_filter(filter_json)
+    with server(context) as space:
+        if not ids and not yes:
+            _ask(space.collection(collection).count if whole else None, collection)
+        if whole:
+            deleted = space.collection(collection).count
+            space.drop_collection(collection)
+        elif condition is not None:
+            deleted = space.delete(filter=condition, collection=collection)
+        else:
+            different = list(dict.fromkeys(ids))
+            deleted = sum(
+                space.delete(different[start : start + _DELETED_AT_ONCE], collection=collection)
+                for start in range(0, len(different), _DELETED_AT_ONCE)
+            )
+    click.echo(json.dumps({"deleted": deleted}) if as_json else f"{deleted:,} deleted")
+    if ids and deleted < len(set(ids)):
+        missing = len(set(ids)) - deleted
+        raise Failure(f"{missing:,} of the ids are no items of the collection {collection!r}", "isthmus list shows all")
+
+
+def _ask(count: int | None, collection: str) -> None:
+    what = f"the collection {collection!r}" if count is not None else f"what the filter fits in {collection!r}"
+    if not sys.stdin.isatty():
+        raise Failure(f"{what} is deleted only where somebody can be asked", "--yes deletes it without asking")
+    held = "" if count is None else f" with its {count:,} items"
+    click.confirm(f"Delete {what}{held}?", abort=True, err=True)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="A JSON object per collection, a line each.")
+@click.pass_context
+def collections(context: click.Context, /, as_json: bool) -> None:
+    """List collections, with the number of their items."""
+    with server(context) as space:
+        listed = space.collections()
+    if as_json:
+        echo_lines([json.dumps(asdict(each), ensure_ascii=False) for each in listed])
+        return
+    rows = [
+        (each.name, f"{each.count:,}", each.space, str(each.dimensions), each.index, ", ".join(each.keywords))
+        for each in listed
+    ]
+    if rows:
+        header = ("collection", "items", "space", "dimensions", "index", "keywords")
+        echo_lines(terminal.table(rows, header, right=(1, 3)))
+
+
+@click.command("open")
+@click.argument("id", required=False)
+@_collection
+@click.option("--media", type=click.Path(file_okay=False, exists=True, path_type=Path), help="Where the ids are files.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with what is opened.")
+@click.pass_context
+def open_page(context: click.Context, /, id: str | None, collection: str, media: Path | None, as_json: bool) -> None:
+    """Open the server's page, or an item.
+
+    The page in a browser; of an item its file, or where that is not here the preview that the server keeps.
+    """
+    with server(context) as space:
+        if id is None:
+            space.ready()  # or it says what to do
+            place = f"{space.url}/"
+        else:
+            file = (media or Path()) / space.item(id, collection=collection).id
+            if file.is_file():
+                place = str(file.resolve())
+            else:
+                space.preview(id, collection=collection)
+                place = f"{space.url}/previews/{quote(id, safe='')}?collection={collection}"
+    click.echo(json.dumps({"opened": place}, ensure_ascii=False) if as_json else place)
+    no_display = sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    if no_display or click.launch(place):
+        raise Failure("this machine has no display, or no program that opens it", f"open it on another one: {place}")

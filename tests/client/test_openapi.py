@@ -1,0 +1,113 @@
+"""What the client asks is what openapi.yaml allows, and it asks every operation but those for others."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import orjson
+import pytest
+import yaml
+
+from isthmus_client import ClientError, Isthmus, NewItem, composed, stored, vector
+from isthmus_client.retries import Retries
+
+DOCUMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "openapi.yaml").read_text())
+OF_OTHERS = {"/", "/healthz", "/metrics", "/v1/embeddings", "/v1/models", "/v1/models/{name}"}
+"""Browsers, probes, scrapers and OpenAI's clients ask these."""
+OPERATIONS = {
+    (method, path)
+    for path, methods in DOCUMENT["paths"].items()
+    for method in set(methods) & {"get", "post", "put", "delete"}
+    if path not in OF_OTHERS
+} - {("delete", "/items/{id}")}  # it deletes several at once
+ONES: dict[str, Callable[[Isthmus, Path], object]] = {
+    "embed": lambda space, _: space.embed(["red"], dimensions=8, role="query", on_error="null"),
+    "embed a file": lambda space, media: space.embed([media / "red.png", "red"]),
+    "search": lambda space, _: space.search("red", top_k=3, filter={"n": {"$gte": 1}}, include=["explain"]),
+    "search by an item": lambda space, _: space.search(stored("a"), collection="c", modalities=["image"]),
+    "search by parts": lambda space, media: space.search(composed(("red", 1.0), (media / "blue.png", -0.5))),
+    "search by a vector": lambda space, _: space.search_many([vector([0.0] * 16), "red"], threshold=0.1),
+    "classify": lambda space, media: space.classify([media / "red.png"], labels=["red", "blue"], top_k=1),
+    "classify by a set": lambda space, _: space.classify(["red"], label_set="colours", abstain=True),
+    "score": lambda space, media: space.score([("red", media / "red.png")]),
+    "upsert": lambda space, media: space.upsert([NewItem("a", "red", {"n": 1}), NewItem("b", media / "tone.wav")]),
+    "page": lambda space, _: space.page(collection="c", modality="image", limit=3),
+    "item": lambda space, _: space.item("a/b c", collection="c", with_vector=True),
+    "delete": lambda space, _: space.delete(["a"], collection="c"),
+    "delete by filter": lambda space, _: space.delete(filter={"n": [1, None]}),
+    "collections": lambda space, _: space.collections(),
+    "collection": lambda space, _: space.collection("c"),
+    "put collection": lambda space, _: space.put_collection("c", index="hnsw", precision="int8", keywords=["title"]),
+    "drop collection": lambda space, _: space.drop_collection("c"),
+    "map": lambda space, _: space.map("c", limit=10, label="what"),
+    "preview": lambda space, _: space.preview("a", collection="c"),
+    "create job": lambda space, _: space.create_job([NewItem("a", "red")], collection="c", idempotency_key="k"),
+    "job": lambda space, _: space.job("x"),
+    "jobs": lambda space, _: space.jobs(limit=3, before="x", states=["done", "failed"]),
+    "job errors": lambda space, _: space.job_errors("x"),
+    "cancel job": lambda space, _: space.cancel_job("x"),
+    "put label set": lambda space, _: space.put_label_set("s", ["red", {"name": "blue", "prompts": ["a blue thing"]}]),
+    "label set": lambda space, _: space.label_set("s"),
+    "delete label set": lambda space, _: space.delete_label_set("s"),
+    "models": lambda space, _: space.models(),
+    "ready": lambda space, _: space.ready(),
+}
+
+
+def asked(ask: Callable[[Isthmus, Path], object], media: Path) -> httpx.Request:
+    """The request that a call begins with; it is answered by an error."""
+    requests: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        request.read()
+        requests.append(request)
+        return httpx.Response(404, json={"code": "not_found", "detail": "none", "status": 404, "title": "Not Found"})
+
+    with (
+        Isthmus("http://x", transport=httpx.MockTransport(answer), retries=Retries(attempts=1)) as space,
+        pytest.raises(ClientError),
+    ):
+        ask(space, media)
+    return requests[0]
+
+
+def operation(request: httpx.Request) -> tuple[str, str]:
+    """The method and the path as the document writes it."""
+    path = request.url.raw_path.decode().partition("?")[0]
+    patterns = {each: re.sub(r"\\{\w+\\}", "[^/]+", re.escape(each)) for each in DOCUMENT["paths"]}
+    fitting = [each for each, pattern in patterns.items() if re.fullmatch(pattern, path)]
+    assert fitting, path
+    return request.method.lower(), min(fitting, key=lambda each: each.count("{"))
+
+
+def checked(body: Any, schema: dict[str, Any]) -> None:
+    jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(body)
+
+
+@pytest.mark.parametrize("name", ONES)
+def test_a_request_is_one_that_the_document_allows(name: str, media: Path) -> None:
+    request = asked(ONES[name], media)
+    method, path = operation(request)
+    described = DOCUMENT["paths"][path][method]
+    queries = {each["name"]: each for each in described.get("parameters", []) if each["in"] == "query"}
+    assert set(request.url.params) <= set(queries), path
+    headers = {each["name"].lower() for each in described.get("parameters", []) if each["in"] == "header"}
+    assert "idempotency-key" not in request.headers or "idempotency-key" in headers
+    kind = request.headers.get("content-type", "").partition(";")[0]
+    if not request.content:
+        assert not described.get("requestBody", {}).get("required")
+        return
+    content = described["requestBody"]["content"]
+    assert kind in content, f"{kind} is none of {set(content)}"
+    if kind == "application/json":
+        checked(orjson.loads(request.content), content[kind]["schema"])
+    elif kind == "multipart/form-data":
+        [part] = re.findall(rb'name="request".*?\r\n\r\n(.*?)\r\n--', request.content, re.DOTALL)
+        checked(orjson.loads(part), content[kind]["schema"]["properties"]["request"])
+
+
+def test_every_operation_is_asked(media: Path) -> None:
+    assert {operation(asked(ask, media)) for ask in ONES.values()} == OPERATIONS
