@@ -197,7 +197,7 @@ function describe(item, pixels) {
     seconds && ["Length", clock(seconds)],
     size && ["File", bytesWords(size)],
     item.moment && ["Best moment", momentWords(item.moment)],
-    item.created && ["Stored here", new Date(item.created).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" })],
+    item.created && ["Stored here", new Date(item.created).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" })],
     ["Id", item.id],
   ].filter(Boolean);
   const list = (pairs) => el("dl", { class: "pairs" }, pairs.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
