@@ -120,7 +120,7 @@ export function addView(app) {
     $("start").disabled = true;
     $("start").textContent = "Add";
     $("cancel").hidden = !on;
-    for (const each of ["add-folder", "add-files", "target"]) $(each).disabled = on;
+    for (const id of ["add-folder", "add-files", "target"]) $(id).disabled = on;
     if (on) $("cancel").focus();
     else $("add-folder").focus();
   }
@@ -154,13 +154,13 @@ export function addView(app) {
 function batchesOf(files) {
   const batches = [];
   let room = 0;
-  for (const each of files) {
-    if (!batches.length || batches.at(-1).length === BATCH || each.file.size > room) {
+  for (const given of files) {
+    if (!batches.length || batches.at(-1).length === BATCH || given.file.size > room) {
       batches.push([]);
       room = BATCH_BYTES;
     }
-    batches.at(-1).push(each);
-    room -= each.file.size;
+    batches.at(-1).push(given);
+    room -= given.file.size;
   }
   return batches;
 }
@@ -186,7 +186,7 @@ async function addBatch(batch, { collection, refuse, signal, sent }) {
   sent(request);
   try {
     const answer = await patiently(request, signal);
-    for (const each of answer.items) if (each.error) refuse(each.id, each.error.detail);
+    for (const { id, error } of answer.items) if (error) refuse(id, error.detail);
     return answer.items.filter(({ error }) => !error).map(({ id }) => id);
   } catch (error) {
     if (!error.status || error.status === 401 || error.status === 403 || error.status >= 500) throw error;
@@ -196,8 +196,8 @@ async function addBatch(batch, { collection, refuse, signal, sent }) {
     }
     // One of them is why: each by itself.
     const added = [];
-    for (const each of batch.filter(({ path }) => paths.includes(path))) {
-      added.push(...(await addBatch([each], { collection, refuse, signal, sent }))); // one after the other
+    for (const given of batch.filter(({ path }) => paths.includes(path))) {
+      added.push(...(await addBatch([given], { collection, refuse, signal, sent }))); // one after the other
     }
     return added;
   }

@@ -5,7 +5,7 @@ import { openDetail } from "./detail.js";
 import { $, button, el, icon, plural, show } from "./dom.js";
 import { within } from "./filters.js";
 import { gallery } from "./gallery.js";
-import { DATE, FOLDER, KINDS, MANY, MONTH, dateOf, monthWords } from "./items.js";
+import { DATE, FOLDER, KINDS, MANY, MONTH, monthWords } from "./items.js";
 import { requestBlock } from "./request.js";
 
 const PAGE = 60;
@@ -163,7 +163,7 @@ export function browseView(app) {
   /** Items under the months that they are of, where they come by date. */
   function append(page) {
     if (chosen.order === "stored") return items.add(page);
-    const monthOf = (item) => item.metadata?.[MONTH] ?? dateOf(item)?.toISOString().slice(0, 7) ?? "";
+    const monthOf = (item) => item.metadata?.[MONTH] ?? "";
     let run = [];
     for (const item of page) {
       const month = monthOf(item);

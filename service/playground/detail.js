@@ -14,15 +14,15 @@ const LARGEST_BLOB = 200e6; // an original that is fetched as a whole, because a
 const BLOWN_UP = 3;
 const SHOWN = /^image\/(jpeg|png|webp|gif|avif|bmp)$/; // by every browser
 
-let current = null; // {items, item, options, zoom, loading}
+let current = null; // {items, item, options, zoom, loading, ended}
 const dialog = $("detail");
 
 /**
- * Open `item` among `items`. `options`: {collection, like, compose, fit, remove}; `remembered` is false where the address
- * names it already.
+ * Open `item` among `items`. `options`: {collection, like, compose, fit, remove, further}, where further() is all the items
+ * with more of them, or false at the end; `remembered` is false where the address names it already.
  */
 export function openDetail(items, item, options, { remembered = true } = {}) {
-  current = { items, options };
+  current = { items, options, ended: !options.further };
   if (!dialog.open) {
     dialog.showModal();
     moveToast();
@@ -53,32 +53,48 @@ function leave() {
   closeDetail();
 }
 
-function step(by) {
-  const { items, item } = current;
-  const next = items[items.indexOf(item) + by];
-  if (!next) return;
+async function step(by) {
+  const { item, options } = current;
+  const beside = () => current.items[current.items.indexOf(item) + by];
+  if (!beside() && by > 0 && !current.ended) {
+    const all = (await options.further?.()) || null;
+    if (current.item !== item) return;
+    current.items = all ?? current.items;
+    current.ended = !all;
+  }
+  const next = beside();
+  if (!next) {
+    dressPlace();
+    return;
+  }
   history.replaceState(history.state, "", addressOf(next.id));
   show(next);
   announce(`${kindName(next)} ${nameOf(next)}`);
 }
 
 function show(item) {
-  const { items, options } = current;
-  const place = items.indexOf(item);
+  const { options } = current;
   current.loading?.abort();
   current.loading = new AbortController();
   current.item = item;
   current.zoom = null;
   forget($("stage"));
   $("detail-name").textContent = nameOf(item);
-  $("detail-place").textContent = items.length > 1 ? `${place + 1} of ${items.length}` : "";
-  $("previous").disabled = place <= 0;
-  $("next").disabled = place < 0 || place >= items.length - 1;
+  dressPlace();
   $("stage-media").replaceChildren(media(item));
   dressZoom();
   dressActions(item, options);
   describe(item);
   complete(item, options, current.loading.signal);
+}
+
+/** Which of how many it is, and whether there are others. */
+function dressPlace() {
+  const { items, item, ended } = current;
+  const place = items.indexOf(item);
+  $("detail-place").textContent = items.length > 1 ? `${place + 1} of ${items.length}${ended ? "" : "+"}` : "";
+  $("previous").disabled = place <= 0;
+  $("next").disabled = ended && place >= items.length - 1;
 }
 
 // What there is to see or hear
@@ -181,7 +197,7 @@ function describe(item, pixels) {
     seconds && ["Length", clock(seconds)],
     size && ["File", bytesWords(size)],
     item.moment && ["Best moment", momentWords(item.moment)],
-    item.created && ["Stored here", new Date(item.created).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" })],
+    item.created && ["Stored here", new Date(item.created).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" })],
     ["Id", item.id],
   ].filter(Boolean);
   const list = (pairs) => el("dl", { class: "pairs" }, pairs.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));

@@ -3,11 +3,12 @@
 import { card, ratioOf } from "./cards.js";
 import { deleteItem, isDeleted } from "./deleting.js";
 import { openDetail } from "./detail.js";
-import { button, el, plural } from "./dom.js";
+import { button, el } from "./dom.js";
 import { MANY } from "./items.js";
 import { forget } from "./previews.js";
 
 const ROWS = 2; // of a section that others follow
+const AT_ONCE = 24; // cards
 const REM = 16; // pixels
 const ROW = { image: 12.5 * REM, audio: 6.5 * REM, text: 9 * REM }; // as in app.css
 const LOW = { audio: 3, text: 2 }; // what is not looked at takes less height among its own kind
@@ -20,34 +21,45 @@ const FEW = 6;
  * are as for a card.
  */
 export function gallery(place, { collection, more, like, compose, fit, failed }) {
-  let shown = []; // in the order in which the arrow keys go through them
-  const waiting = new Map(); // kind → items of it that its section has no room for
   const cards = new Map(); // item → its card
+  const items = new WeakMap(); // card → its item
   const sentinel = el("div", { class: "sentinel" });
   let wanting = false;
+  let backlog = []; // items that are here and not shown yet: many cards at once would hold up the scrolling
   const end = new IntersectionObserver(async ([entry]) => {
     if (!entry.isIntersecting || wanting) return;
     wanting = true;
-    const came = await more();
+    const came = backlog.length ? pour() : await more();
     wanting = false;
-    if (came) {
+    if (came || backlog.length) {
       end.unobserve(sentinel); // asked again: the end may still be in sight
       end.observe(sentinel);
     }
-  }, { rootMargin: "1200px" });
+  }, { rootMargin: "1500px" });
+
+  function pour() {
+    place.querySelector(".flow").lastElementChild.before(...backlog.splice(0, AT_ONCE).map(make));
+    return true;
+  }
 
   const options = () => ({ collection: collection(), place, open: (item) => open(item), like, compose, fit });
 
   const make = (item) => {
     const made = card(item, options());
     cards.set(item, made);
+    items.set(made, item);
     return made;
   };
 
+  const inOrder = () => [...[...place.querySelectorAll(".card")].map((made) => items.get(made)), ...backlog];
+
   function open(item, how) {
-    const order = [...place.querySelectorAll(".card")].map((element) => [...cards].find(([, made]) => made === element)?.[0]);
-    shown = order.filter(Boolean);
-    openDetail(shown, item, { collection: collection(), like, compose, fit, remove }, how);
+    const further = async () => {
+      const before = cards.size + backlog.length;
+      await more();
+      return cards.size + backlog.length > before && inOrder();
+    };
+    openDetail(inOrder(), item, { collection: collection(), like, compose, fit, remove, further }, how);
   }
 
   /** Hide an item, and delete it if nobody objects. */
@@ -71,7 +83,7 @@ export function gallery(place, { collection, more, like, compose, fit, failed })
   function clear() {
     forget(place);
     cards.clear();
-    waiting.clear();
+    backlog = [];
     end.disconnect();
     place.replaceChildren();
   }
@@ -82,27 +94,30 @@ export function gallery(place, { collection, more, like, compose, fit, failed })
     },
     clear,
     /** Show `items` from the start. `sections`: [{kind, items, title, all(), note}], else one flow of them. */
-    show(items, { sections, label = "Results" } = {}) {
+    show(all, { sections, label = "Results" } = {}) {
       clear();
       const there = (item) => !isDeleted(item, collection());
       for (const section of sections ?? []) place.append(sectionOf({ ...section, items: section.items.filter(there) }));
-      const rest = items.filter((item) => there(item) && !cards.has(item));
-      const flow = grid(rest, sections ? "More results" : label);
+      const rest = all.filter((item) => there(item) && !cards.has(item));
+      const flow = grid(rest.slice(0, AT_ONCE), sections ? "More results" : label);
+      backlog = rest.slice(AT_ONCE);
       if (sections?.length && rest.length) place.append(el("h2", { class: "kinds" }, "More of everything"));
       flow.hidden = !rest.length;
       flow.classList.add("flow");
       place.append(flow, sentinel);
       end.observe(sentinel);
     },
-    /** Append items to the flow. */
-    add(items) {
+    /** Append items to the flow: some of them now, the rest as the end comes near. */
+    add(more) {
+      const fresh = more.filter((item) => !isDeleted(item, collection()));
       const flow = place.querySelector(".flow");
-      const fresh = items.filter((item) => !isDeleted(item, collection()));
-      flow.hidden = !fresh.length && flow.hidden;
-      flow.lastElementChild.before(...fresh.map(make));
+      flow.hidden &&= !fresh.length;
+      backlog.push(...fresh);
+      pour();
     },
     /** Put something between the items, such as a heading, and let what is added follow it. */
     head(element, label) {
+      while (backlog.length) pour();
       place.querySelector(".flow")?.classList.remove("flow");
       const flow = grid([], label);
       flow.classList.add("flow");

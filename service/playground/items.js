@@ -29,7 +29,8 @@ export function dateOf({ metadata }) {
     const date = asDate(metadata?.[key]);
     if (date) return date;
   }
-  return null;
+  const modified = metadata?.[OF_THE_INDEX]?.modified / 1e6; // from nanoseconds
+  return modified > 0 ? new Date(modified - 60_000 * new Date(modified).getTimezoneOffset()) : null;
 }
 
 function asDate(said) {

@@ -6,6 +6,7 @@ import { groupsOf, nameGroups } from "./clusters.js";
 import { openDetail } from "./detail.js";
 import { $, announce, button, el, plural, show } from "./dom.js";
 import { FOLDER, KINDS, MANY, MONTH, monthWords, nameOf } from "./items.js";
+import { drawNames, placed, shape } from "./marks.js";
 import { forget } from "./previews.js";
 import { requestBlock } from "./request.js";
 import { thumbnails } from "./thumbnails.js";
@@ -14,8 +15,6 @@ const POINTS = 2_000;
 const GROUPS = 8;
 const OTHER = "other";
 const LISTED = 100;
-const FEW = 5;
-const LONGEST = 24;
 const RADIUS = 5;
 const NEAR = 14;
 const CLOSEST = 60;
@@ -190,7 +189,7 @@ export function mapView(app) {
     }
     pen.globalAlpha = 1;
     drawPictures(pen, width, height);
-    nameLabels(pen, style, colour.value ? labels : clusters);
+    drawNames(canvas, colour.value ? labels : clusters, at);
     for (const point of [under, selected]) {
       if (!point || !visible(point)) continue;
       pen.fillStyle = point.group.fill;
@@ -222,48 +221,6 @@ export function mapView(app) {
       pen.strokeStyle = point.group.fill;
       pen.lineWidth = 2;
       pen.strokeRect(x - wide / 2, y - high / 2, wide, high);
-    }
-  }
-
-  /** Each label where the middle of its items is, the most frequent first, as far as there is room. */
-  function nameLabels(pen, style, named) {
-    pen.font = `600 13px ${style.fontFamily}`;
-    pen.textAlign = "center";
-    pen.textBaseline = "middle";
-    pen.lineJoin = "round";
-    const taken = [];
-    for (const { name, x, y, group } of named) {
-      if (group?.hidden) continue;
-      const [px, middle] = at({ x, y });
-      const py = middle - (group ? 14 : 0);
-      const half = pen.measureText(name).width / 2 + 6;
-      const overlaps = (box) => Math.abs(box.px - px) < box.half + half && Math.abs(box.py - py) < 20;
-      const outside = px < -half || py < 0 || px > canvas.clientWidth + half || py > canvas.clientHeight;
-      if (outside || taken.some(overlaps)) continue;
-      taken.push({ px, py, half });
-      pen.strokeStyle = style.backgroundColor;
-      pen.lineWidth = 4;
-      pen.strokeText(name, px, py);
-      pen.fillStyle = !group || group.rest ? style.color : group.fill;
-      pen.fillText(name, px, py);
-    }
-  }
-
-  function shape(pen, modality, x, y, radius) {
-    pen.beginPath();
-    if (modality === "image") pen.arc(x, y, radius, 0, 7);
-    else if (modality === "audio") {
-      pen.moveTo(x, y - 1.25 * radius);
-      pen.lineTo(x + 1.15 * radius, y + 0.8 * radius);
-      pen.lineTo(x - 1.15 * radius, y + 0.8 * radius);
-      pen.closePath();
-    } else if (modality === "text") pen.rect(x - 0.9 * radius, y - 0.9 * radius, 1.8 * radius, 1.8 * radius);
-    else {
-      pen.moveTo(x, y - 1.3 * radius);
-      pen.lineTo(x + 1.3 * radius, y);
-      pen.lineTo(x, y + 1.3 * radius);
-      pen.lineTo(x - 1.3 * radius, y);
-      pen.closePath();
     }
   }
 
@@ -460,12 +417,4 @@ export function mapView(app) {
       if (!$("map").hidden) load();
     },
   };
-}
-
-/** A label in the middle of its items: the median, which a stray one does not move. Null for a label of few. */
-function placed(name, own) {
-  if (own.length < FEW) return null;
-  const middle = (axis) => own.map((each) => each[axis]).sort((a, b) => a - b)[Math.floor(own.length / 2)];
-  const short = name.length > LONGEST ? `${name.slice(0, LONGEST)}…` : name;
-  return { name: short, x: middle("x"), y: middle("y"), group: own[0].group };
 }

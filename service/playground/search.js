@@ -17,6 +17,13 @@ const GLANCE = 60;
 const SAVE_FIRST = "Save what was recorded or converted here beside it first.";
 const HINT = "Type what you look for, or drop a picture or a sound anywhere on this page. Combine several, and weigh them.";
 
+/** {kind: its items in their order}. Object.groupBy() is not in every browser yet. */
+function byModality(items) {
+  const kinds = {};
+  for (const item of items) (kinds[item.modality] ??= []).push(item);
+  return kinds;
+}
+
 /** How sure the best of some items is; less than any where it cannot be judged. */
 const sure = ([best]) => best.confidence ?? -1;
 const order = (kind) => Object.keys(KINDS).indexOf(kind);
@@ -73,7 +80,7 @@ export function searchView(app) {
         const wrong = error.status >= 400 && error.status < 500 && error.status !== 401 ? await asker.sift(signal) : [];
         const rest = asker.query();
         if (!wrong.length || !rest) throw error;
-        notes = [...notes, ...wrong.map((each) => `${each} (left out)`)];
+        notes = [...notes, ...wrong.map((why) => `${why} (left out)`)];
         answer = await ask(rest, signal);
       }
       draw(answer, notes);
@@ -125,7 +132,7 @@ export function searchView(app) {
 
   /** What is said at the end of the results; empty where more are to come. */
   function endOf({ results: items, counts }) {
-    const perKind = Object.values(Object.groupBy(items, (item) => item.modality)).map((some) => some.length);
+    const perKind = Object.values(byModality(items)).map((some) => some.length);
     if (perKind.some((count) => count >= depth) && depth < MOST) return "";
     const most = perKind.some((count) => count >= MOST);
     if (most) return `These are the best ${MOST.toLocaleString("en")} of each kind. Say more, or add a filter, to find others.`;
@@ -143,7 +150,7 @@ export function searchView(app) {
     const { results: items, counts, nothing } = answer;
     seen = new Set();
     note(items);
-    const byKind = Object.groupBy(items, (item) => item.modality);
+    const byKind = byModality(items);
     const kinds = Object.keys(byKind).sort((a, b) => sure(byKind[b]) - sure(byKind[a]) || order(a) - order(b));
     const sections = kinds.length > 1 && kinds.map((kind) => ({
       kind,

@@ -30,7 +30,7 @@ function partWritten({ kind, weight, text, id, modality, key, name }) {
 
 /** The reverse of written(). What cannot be read is left out. */
 export function read(query) {
-  const each = (name, reader) => query.getAll(name).map((text) => {
+  const all = (name, reader) => query.getAll(name).map((text) => {
     try {
       return reader(...split(text));
     } catch {
@@ -40,14 +40,14 @@ export function read(query) {
   return {
     words: query.get("q") ?? "",
     weight: weightOf(query.get("w") ?? 1),
-    parts: each("part", (kind, weight, first, second) => {
+    parts: all("part", (kind, weight, first, second) => {
       const part = { kind, weight: weightOf(weight) };
       if (kind === "text" && first) return { ...part, text: first };
       if (kind === "item" && second) return { ...part, modality: first, id: second };
       return kind === "file" && second ? { ...part, key: first, name: second } : null;
     }),
     kinds: query.getAll("kind"),
-    where: each("where", (key, test, value) => (key && test ? { key, test, value: value ?? "" } : null)),
+    where: all("where", (key, test, value) => (key && test ? { key, test, value: value ?? "" } : null)),
     collection: query.get("in"),
   };
 }

@@ -9,6 +9,8 @@ from tests.playground.conftest import ROOT, SHOTS
 
 PICTURES = {
     "search": "search-typed",
+    "detail": "desktop-light-detail",
+    "browse": "desktop-light-browse",
     "composed": "desktop-light-search",
     "classify": "desktop-light-classify",
     "map": "map",
