@@ -41,7 +41,7 @@ from examples.demo import serving
 from service.contract.bundle import read_bundle
 from service.contract.vectors import Vectors
 from service.store import Effort, Filter, SqliteStore, parse
-from service.store.kinds import Built, ef_search
+from service.store.kinds import IndexSnapshot, ef_search
 
 COUNT = 10
 FILTERS: dict[str, dict[str, Any]] = {
@@ -208,7 +208,7 @@ async def measure(bundle: Path, work: Path, queries: Vectors, right: dict[str, N
 
 
 async def against_faiss(
-    file: Path, held: Built, ask: Callable[[Vectors], Awaitable[list[int]]], queries: Vectors
+    file: Path, held: IndexSnapshot, ask: Callable[[Vectors], Awaitable[list[int]]], queries: Vectors
 ) -> tuple[list[list[int]], dict[str, float]]:
     """What the store found, and how long it took and FAISS did (see the module)."""
     faiss.omp_set_num_threads(1)

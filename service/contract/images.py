@@ -27,7 +27,7 @@ from service.contract.metadata import (
 from service.contract.structure import (
     LONGEST_SIDE,
     check_sparse,
-    look_over,
+    check_structure,
     picture_format,
 )
 from service.contract.tiffs import FLOAT, SIGNED, UNKNOWN_SAMPLES, UNSIGNED, Samples, regrouped, tiff_essentials
@@ -377,7 +377,7 @@ def _decoded(data: bytes, limits: ImageLimits, enough: Enough | None) -> _Pictur
         raise BadMedia(_CORRUPT) from None
 
 
-def stated_pixels(data: bytes, limits: ImageLimits = ImageLimits()) -> int:
+def header_pixels(data: bytes, limits: ImageLimits = ImageLimits()) -> int:
     """How many pixels decoding an image will cost at most, by its header. Raises for what is going to be refused."""
     format, essentials, samples = _looked_over(data, limits)
     if format == "HEIC":
@@ -401,7 +401,7 @@ def _looked_over(data: bytes, limits: ImageLimits) -> tuple[str, Essentials, Sam
         raise refusal(data, f"not an image in one of these formats: {', '.join(FORMATS)}")
     if format == "AVIF" and not features.check("avif"):
         raise UnsupportedMedia(NO_AVIF)
-    look_over(data, limits.max_pixels)
+    check_structure(data, limits.max_pixels)
     if format == "TIFF":
         return format, *tiff_essentials(data)
     return format, _ESSENTIALS.get(format, Essentials)(data), Samples()

@@ -85,7 +85,7 @@ def is_sound(data: bytes) -> bool:
     return (data.startswith(_SOUNDS) and not is_film) or data[8:12] in _INSIDE.get(data[:4], ()) or is_mpeg
 
 
-def look_over(data: bytes, max_pixels: int) -> None:
+def check_structure(data: bytes, max_pixels: int) -> None:
     """Raises MediaTooLarge or BadMedia for a file that would cost too much to open. Other formats pass."""
     if data.startswith(b"\xff\xd8\xff"):
         _jpeg(data)

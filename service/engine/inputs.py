@@ -275,7 +275,7 @@ def header_pixels(data: bytes, limits: Limits) -> int:
     """Return the pixels that an image's header states, without decoding. Returns 0 for an image that is going to be
     refused: a forged header must not use up a key's limit for years."""
     with suppress(Exception):  # Pillow raises many kinds; each means that decoding will say what is wrong
-        return images.stated_pixels(data, limits.of_images)
+        return images.header_pixels(data, limits.of_images)
     return 0
 
 

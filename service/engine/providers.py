@@ -10,7 +10,7 @@ from typing import Literal
 from service.contract.bundle import Accelerator, Modality, Precision, Tower
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
-Wanted = Precision | Literal["auto"]
+PrecisionChoice = Precision | Literal["auto"]
 """Precision to open; auto: the one that the bundle's manifest names for the device."""
 Request = tuple[str, dict[str, str]]
 
@@ -69,7 +69,7 @@ def satisfied(device: Device, modality: Modality, obtained: Sequence[str]) -> st
     return obtained[0]
 
 
-def chosen(tower: Tower, modality: Modality, accelerator: Accelerator, wanted: Wanted) -> Precision:
+def chosen(tower: Tower, modality: Modality, accelerator: Accelerator, wanted: PrecisionChoice) -> Precision:
     """The precision to serve. Raises TowerError where the bundle does not have the one that is named."""
     if wanted == "auto":
         return tower.default(accelerator)

@@ -29,9 +29,9 @@ from service.engine.providers import (
     CPU,
     TENSORRT,
     Device,
+    PrecisionChoice,
     Request,
     TowerError,
-    Wanted,
     accelerators,
     chosen,
     requests,
@@ -39,7 +39,7 @@ from service.engine.providers import (
 )
 from service.settings import Gpus
 
-__all__ = ["CPU", "Arrays", "Device", "Tower", "TowerError", "Wanted", "open_towers"]
+__all__ = ["CPU", "Arrays", "Device", "PrecisionChoice", "Tower", "TowerError", "open_towers"]
 
 Arrays = Mapping[str, NDArray[Any]]
 AUDIO_CALL_S = 60.0
@@ -60,7 +60,7 @@ class Tower:
         modality: Modality,
         device: Device,
         threads: int,
-        precision: Wanted = "auto",
+        precision: PrecisionChoice = "auto",
         gpus: Gpus = Gpus(),
         call_seconds: float = AUDIO_CALL_S,
     ) -> None:
@@ -140,7 +140,7 @@ def open_towers(
     device: Device,
     threads: int,
     modalities: Collection[Modality] = MODALITIES,
-    precision: Wanted = "auto",
+    precision: PrecisionChoice = "auto",
     gpus: Gpus = Gpus(),
 ) -> dict[Modality, Tower]:
     """Open the towers of those of the bundle's modalities that are in `modalities`. Raises TowerError."""

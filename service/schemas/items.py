@@ -25,7 +25,7 @@ from service.errors import InvalidRequest
 from service.schemas.embed import InputProblem
 from service.schemas.inputs import A_FILE, File, RequestModel, at_most, present, read_as
 from service.settings import Limits
-from service.store import DEFAULT_COLLECTION, Kind, Precision, Wanted, filters
+from service.store import DEFAULT_COLLECTION, IndexRequest, Kind, Precision, filters
 
 MAX_METADATA_BYTES = 16_384
 MAX_DELETED_IDS = 10_000
@@ -310,7 +310,7 @@ class CollectionRequest(RequestModel):
     def _fitting(self) -> "CollectionRequest":
         if self.index is None and self.precision is not None:
             raise ValueError("precision is given with index")
-        Wanted(self.index or "auto", self.precision)
+        IndexRequest(self.index or "auto", self.precision)
         return self
 
 

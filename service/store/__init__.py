@@ -9,7 +9,7 @@ from service.store.browsing import Facets, Order
 from service.store.errors import SpaceMismatch, StoreDamaged, StoreError, StoreInUse
 from service.store.filters import Filter, parse
 from service.store.interface import Hit, Part, Store
-from service.store.kinds import PRECISIONS, Effort, Kind, Precision, Rules, Wanted
+from service.store.kinds import PRECISIONS, Effort, IndexRequest, Kind, Precision, Rules
 from service.store.labels import LabelSet
 from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Moment, Preview
@@ -26,6 +26,7 @@ __all__ = [
     "Facets",
     "Filter",
     "Hit",
+    "IndexRequest",
     "Item",
     "Kind",
     "LabelSet",
@@ -42,6 +43,5 @@ __all__ = [
     "StoreDamaged",
     "StoreError",
     "StoreInUse",
-    "Wanted",
     "parse",
 ]

@@ -12,7 +12,7 @@ import numpy as np
 from service.contract.vectors import Vectors
 from service.store import huge_pages, kinds
 from service.store.index import Index, Reader, View
-from service.store.kinds import Built, Keys, Rules
+from service.store.kinds import IndexSnapshot, Keys, Rules
 
 _BATCH = 4_096
 """Vectors read at a time."""
@@ -31,7 +31,7 @@ class Library(Protocol):
     def reader(self, collection: int) -> Reader:
         """Return a reader for the builder's own thread."""
 
-    def save(self, collection: int, modality: str, built: Built | None, slots: Keys) -> None:
+    def save(self, collection: int, modality: str, built: IndexSnapshot | None, slots: Keys) -> None:
         """Keep an index that came into use; None: the collection has no index any more."""
 
 

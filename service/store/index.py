@@ -23,7 +23,7 @@ from service.contract.vectors import Vectors
 from service.runtime.workers import stop_if_abandoned
 from service.store.columns import Columns, Growing, Mask
 from service.store.filters import Filter
-from service.store.kinds import Built, Chosen, Effort, Keys, Rules, Wanted, graph_rather_than_scan
+from service.store.kinds import Effort, IndexRequest, IndexSnapshot, IndexSpec, Keys, Rules, graph_rather_than_scan
 from service.store.records import Records
 
 _BLOCK = 2**22
@@ -58,7 +58,7 @@ class View:
     columns: Columns
     records: Records
     """Records by row; like the vectors, they may cover more rows than the view."""
-    built: Built | None
+    built: IndexSnapshot | None
     blocks: tuple[Vectors, ...]
     """The vectors (rows per block, D) of the rows after those of `built`, the last block not full."""
 
@@ -96,7 +96,7 @@ class _Part:
         self.dead = 0
         self.columns = Columns()
         self.records = Records()
-        self.built: Built | None = None
+        self.built: IndexSnapshot | None = None
         self.blocks: list[Vectors] = []
 
     def append(self, slots: Keys, metadata: Sequence[Mapping[str, Any]], records: Sequence[bytes]) -> None:
@@ -107,7 +107,7 @@ class _Part:
         self.slots.extend(slots)
         self.alive.extend(np.ones(len(slots), np.bool_))
 
-    def begin(self, built: Built, slots: Keys) -> None:
+    def begin(self, built: IndexSnapshot, slots: Keys) -> None:
         """Start from a built index, all of whose rows are dead until they are put."""
         self.built = built
         self.records.leave(len(slots))
@@ -149,9 +149,9 @@ class _Part:
 class Index:
     """The parts of one collection. Searches and changes may come from any thread."""
 
-    def __init__(self, dimensions: int, wanted: Wanted | None = None) -> None:
+    def __init__(self, dimensions: int, wanted: IndexRequest | None = None) -> None:
         self.dimensions = dimensions
-        self.wanted = wanted or Wanted()
+        self.wanted = wanted or IndexRequest()
         self._parts: dict[str, _Part] = {}
         self._views: Mapping[str, View] = {}
         self._changing = threading.Lock()
@@ -185,7 +185,7 @@ class Index:
                 views[modality] = part.view()
         return views
 
-    def load(self, modality: str, built: Built, slots: Keys) -> None:
+    def load(self, modality: str, built: IndexSnapshot, slots: Keys) -> None:
         """Begin a part with an index over these slots. They are dead until revive() marks the live ones."""
         part = self._parts[modality] = _Part(self.dimensions)
         part.begin(built, slots)
@@ -223,7 +223,9 @@ class Index:
     def views(self) -> Mapping[str, View]:
         return self._views
 
-    def switch(self, modality: str, before: View, built: Built | None, vectors: Iterable[Vectors], kept: Keys) -> None:
+    def switch(
+        self, modality: str, before: View, built: IndexSnapshot | None, vectors: Iterable[Vectors], kept: Keys
+    ) -> None:
         """Serve the rows `kept` of the view `before`, in that order, from a new index, or from vectors where it is
         None.
 
@@ -288,7 +290,7 @@ class Index:
         parts = [[result for result in results if result[0] == name] for name in views] if by_modality else [results]
         return [[hit for part in parts for hit in _best(query, part, count)] for query in range(len(queries))]
 
-    def plan(self, rules: Rules) -> "tuple[str, View, Chosen, bool] | None":
+    def plan(self, rules: Rules) -> "tuple[str, View, IndexSpec, bool] | None":
         """A part whose index is to change: its view, the index to have, and whether adding to the old one does."""
         for modality, view in self._views.items():
             built, living = view.built, view.count - view.dead
@@ -394,7 +396,7 @@ def _nearest(vectors: Vectors, queries: Vectors, count: int, allowed: Mask | Non
 
 
 def _in_index(
-    view: View, built: Built, queries: Vectors, count: int, allowed: Mask | None, effort: Effort, reader: Reader
+    view: View, built: IndexSnapshot, queries: Vectors, count: int, allowed: Mask | None, effort: Effort, reader: Reader
 ) -> tuple[Scores, Keys]:
     """Return scores and row numbers (Q, ≤ count), unordered."""
     if allowed is not None:

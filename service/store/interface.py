@@ -8,7 +8,7 @@ from service.contract.vectors import Vectors
 from service.store.background import Background
 from service.store.browsing import Facets, Order
 from service.store.filters import Filter
-from service.store.kinds import Effort, Kind, Precision, Wanted
+from service.store.kinds import Effort, IndexRequest, Kind, Precision
 from service.store.labels import LabelSet
 from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Metadata, Moment, Preview
@@ -184,7 +184,7 @@ class Store(Protocol):
 
     async def parts(self, name: str) -> list[Part]: ...
 
-    async def create_collection(self, name: str, wanted: Wanted | None = None) -> bool:
+    async def create_collection(self, name: str, wanted: IndexRequest | None = None) -> bool:
         """Return whether it was created by this call: it is no error that it is there already.
 
         With `wanted` its index is to be of that kind from now on. Raises InvalidRequest for what this store has not.

@@ -60,7 +60,7 @@ _GPU_MOST = 2_048
 
 
 @dataclass(frozen=True)
-class Wanted:
+class IndexRequest:
     """What a collection asks for. `auto` goes by size, part by part."""
 
     kind: Kind | Literal["auto"] = "auto"
@@ -75,7 +75,7 @@ class Wanted:
             raise ValueError(f"an index of kind {self.kind} has {allowed or 'codes of its own, and no'} precision")
 
     @classmethod
-    def stored(cls, kind: str, precision: Precision | None) -> "Wanted":
+    def stored(cls, kind: str, precision: Precision | None) -> "IndexRequest":
         """What a store has written down; a kind that there is no more is the nearest of those that there are."""
         if kind == "sq" and precision is None:
             precision = "int8"  # which was its default, and is not the graph's
@@ -83,7 +83,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class IndexSpec:
     kind: Kind
     precision: Precision | None
 
@@ -116,22 +116,26 @@ class Rules:
     memory: int = field(default_factory=lambda: os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     """Bytes. Where a float32 graph would take more than half of it, `auto` takes int8, and then product codes."""
 
-    def choose(self, wanted: Wanted, count: int, dimensions: int, present: Kind | None = None) -> Chosen:
+    def choose(self, wanted: IndexRequest, count: int, dimensions: int, present: Kind | None = None) -> IndexSpec:
         """The index of a part of `count` vectors that is served by an index of kind `present` now."""
         if wanted.kind == "auto":
             # An index that is there stays until the part is half as large, so that none is built back and forth.
             flat = self.flat_up_to / 2 if present not in (None, "flat") else self.flat_up_to
             if count <= flat:
-                return Chosen("flat", "float32")
+                return IndexSpec("flat", "float32")
             graph = 4 * 2 * _M
             if count * (4 * dimensions + graph) <= self.memory / 2:
-                return Chosen("hnsw", "float32")
-            return Chosen("hnsw", "int8") if count * (dimensions + graph) <= self.memory / 2 else Chosen("ivf_pq", None)
+                return IndexSpec("hnsw", "float32")
+            return (
+                IndexSpec("hnsw", "int8")
+                if count * (dimensions + graph) <= self.memory / 2
+                else IndexSpec("ivf_pq", None)
+            )
         least = self.graph_from if wanted.kind == "hnsw" else self.trained_from
         if count < (least / 2 if present == wanted.kind else least):
-            return Chosen("flat", "float32")
+            return IndexSpec("flat", "float32")
         allowed = PRECISIONS[wanted.kind]
-        return Chosen(wanted.kind, wanted.precision or (allowed[0] if allowed else None))
+        return IndexSpec(wanted.kind, wanted.precision or (allowed[0] if allowed else None))
 
 
 @dataclass(frozen=True)
@@ -146,10 +150,10 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Built:
+class IndexSnapshot:
     """An index over rows 0 … count - 1 of a part. Never changed once it is searched."""
 
-    chosen: Chosen
+    chosen: IndexSpec
     index: Any
     trained: int
     """Vectors that it held when it was trained."""
@@ -256,13 +260,13 @@ _LOOK_US = 0.25
 
 
 def build(
-    chosen: Chosen,
+    chosen: IndexSpec,
     dimensions: int,
     count: int,
     sample: Callable[[int], Vectors],
     batches: Iterator[Vectors],
     stopped: Callable[[], bool],
-) -> Built | None:
+) -> IndexSnapshot | None:
     """An index over `count` vectors that come in batches (n, D); None when stopped.
 
     `sample(n)` gives at most n of them, drawn at random.
@@ -272,13 +276,13 @@ def build(
     index = _empty(chosen, dimensions, count)
     if not index.is_trained:
         index.train(sample(_training_size(index, count)))
-    return Built(chosen, index, count) if _add(index, batches, stopped) else None
+    return IndexSnapshot(chosen, index, count) if _add(index, batches, stopped) else None
 
 
-def extend(built: Built, batches: Iterator[Vectors], stopped: Callable[[], bool]) -> Built | None:
+def extend(built: IndexSnapshot, batches: Iterator[Vectors], stopped: Callable[[], bool]) -> IndexSnapshot | None:
     """A copy of an index that holds the batches too; None when stopped. The index itself may be searched meanwhile."""
     index = faiss.clone_index(built.index)
-    return Built(built.chosen, index, built.trained) if _add(index, batches, stopped) else None
+    return IndexSnapshot(built.chosen, index, built.trained) if _add(index, batches, stopped) else None
 
 
 def _add(index: Any, batches: Iterator[Vectors], stopped: Callable[[], bool]) -> bool:
@@ -290,7 +294,7 @@ def _add(index: Any, batches: Iterator[Vectors], stopped: Callable[[], bool]) ->
     return True
 
 
-def _empty(chosen: Chosen, dimensions: int, count: int) -> Any:
+def _empty(chosen: IndexSpec, dimensions: int, count: int) -> Any:
     metric = faiss.METRIC_INNER_PRODUCT
     lists = int(max(1, min(4 * count**0.5, count / _PER_CENTROID)))
     codes = _code_bytes(dimensions)
@@ -325,12 +329,12 @@ def _inverted(index: Any) -> Any:
     return index if isinstance(index, faiss.IndexIVF) else None
 
 
-def on_gpu(built: Built) -> Built:
+def on_gpu(built: IndexSnapshot) -> IndexSnapshot:
     """With a copy on the GPU where FAISS has one and the kind can live there; as it is otherwise."""
     gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
     if not gpus or built.chosen.kind != "ivf_pq":
         return built
-    return Built(built.chosen, built.index, built.trained, _OnGpu(built.index))
+    return IndexSnapshot(built.chosen, built.index, built.trained, _OnGpu(built.index))
 
 
 class _OnGpu:

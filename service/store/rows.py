@@ -15,7 +15,7 @@ import orjson
 from service.contract.vectors import Vectors
 from service.errors import InvalidRequest
 from service.runtime.workers import stop_if_abandoned
-from service.store.kinds import REPLACED, Keys, Kind, Wanted
+from service.store.kinds import REPLACED, IndexRequest, Keys, Kind
 from service.store.schema import now
 
 _BATCH = 10_000
@@ -91,7 +91,7 @@ class Collection:
     space: str
     dimensions: int
     created: str
-    wanted: Wanted
+    wanted: IndexRequest
     count: int
 
 
@@ -118,7 +118,7 @@ def collection(connection: sqlite3.Connection, name: str) -> CollectionRow | Non
 def _collection(
     key: int, name: str, space: str, dimensions: int, created: str, kind: Any, precision: Any, count: int
 ) -> CollectionRow:
-    return CollectionRow(name, space, dimensions, created, Wanted.stored(kind, precision), count, key)
+    return CollectionRow(name, space, dimensions, created, IndexRequest.stored(kind, precision), count, key)
 
 
 def collection_key(connection: sqlite3.Connection, name: str) -> int | None:
@@ -139,7 +139,7 @@ def ensure_collection(connection: sqlite3.Connection, name: str, space: str, dim
     return cursor.lastrowid, True
 
 
-def configure_collection(connection: sqlite3.Connection, key: int, wanted: Wanted) -> None:
+def configure_collection(connection: sqlite3.Connection, key: int, wanted: IndexRequest) -> None:
     connection.execute(
         "UPDATE collections SET kind = ?, precision = ? WHERE key = ?", (wanted.kind, wanted.precision, key)
     )
@@ -150,7 +150,7 @@ def replace_kinds(connection: sqlite3.Connection) -> Counter[tuple[str, Kind]]:
     counts: Counter[tuple[str, Kind]] = Counter()
     for key, kind, precision in connection.execute("SELECT key, kind, precision FROM collections").fetchall():
         if kind in REPLACED:
-            configure_collection(connection, key, Wanted.stored(kind, precision))
+            configure_collection(connection, key, IndexRequest.stored(kind, precision))
             counts[kind, REPLACED[kind]] += 1
     return counts
 

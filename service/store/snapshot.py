@@ -19,7 +19,7 @@ import faiss
 import numpy as np
 
 from service.contract.bundle import sha256_file
-from service.store.kinds import Built, Chosen, Keys
+from service.store.kinds import IndexSnapshot, IndexSpec, Keys
 
 _FILES = (".faiss", ".slots.npy")
 _HEADER = re.compile(r"[0-9a-f]{32}\.json")
@@ -35,7 +35,7 @@ class SnapshotDamaged(ValueError):
 class Saved:
     collection: int
     modality: str
-    built: Built
+    built: IndexSnapshot
     slots: Keys
 
 
@@ -104,7 +104,7 @@ def read(path: Path, header: object, store: str, latest: int, dimensions: int) -
     kind, precision = header["chosen"]["kind"], header["chosen"]["precision"]
     # Earlier versions called an ivf_pq with a rotation ivf_opq. An index of another kind that is gone is searched until
     # the one that replaces it is built.
-    built = Built(Chosen("ivf_pq" if kind == "ivf_opq" else kind, precision), index, header["trained"])
+    built = IndexSnapshot(IndexSpec("ivf_pq" if kind == "ivf_opq" else kind, precision), index, header["trained"])
     return Saved(header["collection"], header["modality"], built, slots)
 
 

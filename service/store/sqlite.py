@@ -30,7 +30,7 @@ from service.store.files import OpenFiles
 from service.store.filters import Filter
 from service.store.index import Index, View
 from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND, Hit, Part
-from service.store.kinds import Built, Effort, Keys, Rules, Wanted
+from service.store.kinds import Effort, IndexRequest, IndexSnapshot, Keys, Rules
 from service.store.labels import LabelSet
 from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Metadata, Preview, SlotReader
@@ -634,7 +634,7 @@ class SqliteStore:
 
         return await self._read(read)
 
-    async def create_collection(self, name: str, wanted: Wanted | None = None) -> bool:
+    async def create_collection(self, name: str, wanted: IndexRequest | None = None) -> bool:
         def write(transaction: Transaction) -> bool:
             self._disk.check()
             before = len(transaction.changes)
@@ -686,7 +686,7 @@ class SqliteStore:
     def _ensure(self, transaction: Transaction, name: str) -> int:
         key, created = rows.ensure_collection(transaction.connection, name, self._space, self._dimensions)
         if created:
-            transaction.changes.append(Configure(key, name, Wanted()))
+            transaction.changes.append(Configure(key, name, IndexRequest()))
         return key
 
     # Label sets
@@ -837,7 +837,7 @@ class _Library:
     def reader(self, collection: int) -> SlotReader:
         return SlotReader(self._connection, collection, self._store._dimensions)
 
-    def save(self, collection: int, modality: str, built: Built | None, slots: Keys) -> None:
+    def save(self, collection: int, modality: str, built: IndexSnapshot | None, slots: Keys) -> None:
         store = self._store
         if built is None:
             snapshot.forget(store._snapshot, collection, modality)

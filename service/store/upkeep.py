@@ -11,7 +11,7 @@ import numpy as np
 
 from service.store import schema, snapshot
 from service.store.errors import StoreDamaged, StoreError
-from service.store.kinds import Built, Chosen, Keys
+from service.store.kinds import IndexSnapshot, IndexSpec, Keys
 from service.store.rows import SlotReader
 from service.store.sqlite import hold
 
@@ -175,10 +175,10 @@ def _check_snapshot(connection: sqlite3.Connection, directory: Path) -> Iterator
         yield not differing, f"index {path.stem}: {kind}, {living_of_all}, {detail}"
 
 
-def _differing(built: Built, slots: Keys, living: Keys, reader: SlotReader) -> int | None:
+def _differing(built: IndexSnapshot, slots: Keys, living: Keys, reader: SlotReader) -> int | None:
     """Return how many vectors of a graph differ from those of the rows; None where the index does not keep them
     exactly."""
-    if built.chosen != Chosen("hnsw", "float32"):
+    if built.chosen != IndexSpec("hnsw", "float32"):
         return None
     differing = 0
     for start in range(0, len(living), _BATCH):

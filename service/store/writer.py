@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from service.contract.vectors import Vectors
 from service.errors import NotReady
 from service.store.files import OpenFiles
-from service.store.kinds import Keys, Wanted
+from service.store.kinds import IndexRequest, Keys
 from service.store.schema import meta, set_meta
 
 _GROUP = 64
@@ -53,7 +53,7 @@ class Configure:
 
     collection: int
     name: str
-    wanted: Wanted
+    wanted: IndexRequest
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.store import Entry, Moment, Rules, SqliteStore, Wanted, parse
+from service.store import Entry, IndexRequest, Moment, Rules, SqliteStore, parse
 from tests.service.fakes import fake_manifest, vector_of
 from tests.service.stores import in_store, sqlite
 
@@ -60,7 +60,7 @@ def test_what_is_replaced_is_found_between_the_commit_and_the_index(tmp_path, ki
 def test_an_index_of_codes_scores_what_it_finds_though_it_is_replaced_just_then(tmp_path):
     async def run():
         store = SqliteStore.open(tmp_path, fake_manifest(), Rules(trained_from=40, graph_from=20))
-        await store.create_collection("default", Wanted("hnsw", "int8"))
+        await store.create_collection("default", IndexRequest("hnsw", "int8"))
         await store.upsert([Entry("default", f"{n}", "text", {}, vector_of(f"{n}")) for n in range(60)])
         assert await store.indexed(300)
         again = [Entry("default", f"{n}", "text", {}, vector_of(f"{n}")) for n in range(30)]

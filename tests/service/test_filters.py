@@ -120,7 +120,7 @@ def test_a_filtered_search_equals_brute_force(tmp_path_factory, data, held, grap
     """Over vectors that are in a graph and such as are not, over modalities, at any selectivity."""
     raw = data.draw(filters)
     if some := [(name, value) for each in held for name, value in each.items() if not isinstance(value, list | dict)]:
-        # Wanted values come mostly from what is held, so that filters match something.
+        # IndexRequest values come mostly from what is held, so that filters match something.
         name, value = data.draw(st.sampled_from(some))
         raw = data.draw(
             st.sampled_from([raw, {name: value}, {"$or": [raw, {name: value}]}, {name: value, "$not": raw}])

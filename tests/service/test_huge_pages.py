@@ -10,7 +10,7 @@ import pytest
 
 from service.contract.vectors import l2_normalise
 from service.store import huge_pages, kinds
-from service.store.kinds import Chosen
+from service.store.kinds import IndexSpec
 
 
 def never():
@@ -19,7 +19,9 @@ def never():
 
 def graph(count, dimensions=128):
     vectors = l2_normalise(np.random.default_rng(0).standard_normal((count, dimensions)))
-    return vectors, kinds.build(Chosen("hnsw", "float32"), dimensions, count, lambda _: vectors, iter([vectors]), never)
+    return vectors, kinds.build(
+        IndexSpec("hnsw", "float32"), dimensions, count, lambda _: vectors, iter([vectors]), never
+    )
 
 
 def in_huge_pages():

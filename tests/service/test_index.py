@@ -10,7 +10,7 @@ from service.store import kinds
 from service.store.columns import Columns, Growing, _cells, _encoded
 from service.store.filters import parse
 from service.store.index import Index
-from service.store.kinds import Rules, Wanted
+from service.store.kinds import IndexRequest, Rules
 from service.store.records import Records
 
 
@@ -105,7 +105,7 @@ def test_blocks_are_searched_to_their_last_row():
 
 def test_searches_while_vectors_are_replaced_and_indexes_switched_always_see_every_item_once():
     rng = np.random.default_rng(2)
-    index, rows = Index(8, Wanted("hnsw")), Rows()
+    index, rows = Index(8, IndexRequest("hnsw")), Rows()
     vectors = unit(rng, 100)
     current = dict(enumerate(range(1, 101)))  # item → slot
     rows.held = dict(zip(current.values(), vectors, strict=True))
@@ -165,7 +165,7 @@ def test_a_filter_that_leaves_nothing_near_the_query_is_answered_exactly():
     of = rng.integers(0, 2, 4_000)
     vectors = l2_normalise(centres[of] + 0.1 * rng.standard_normal((4_000, 16)).astype(np.float32))
     slots = np.arange(1, 4_001)
-    index = Index(16, Wanted("hnsw"))
+    index = Index(16, IndexRequest("hnsw"))
     index.put("text", slots, vectors, [{"of": int(each)} for each in of], [b""] * len(slots))
     [modality, view, chosen, _] = index.plan(Rules(graph_from=10, step=10_000))
     built = kinds.build(chosen, 16, 4_000, lambda count: vectors[:count], iter([vectors]), lambda: False)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from service.errors import InvalidRequest, NotFound, NotReady
 from service.settings import read_settings
-from service.store import Effort, Entry, SpaceMismatch, StoreDamaged, StoreError, Wanted, parse
+from service.store import Effort, Entry, IndexRequest, SpaceMismatch, StoreDamaged, StoreError, parse
 from service.store.milvus import MilvusStore, filters, layout
 from tests.conftest import DEADLINE_S
 from tests.service.fakes import fake_manifest, vector_of
@@ -146,10 +146,12 @@ def test_a_kind_of_index_that_is_gone_is_replaced(tmp_path: Path, caplog: pytest
         index = client.prepare_index_params()
         index.add_index("vector", index_type="IVF_FLAT", metric_type="IP", params={"nlist": 4})
         client.create_index("isthmus_photos", index_params=index, sync=False)
-        await store._tables.put_note("collection/photos", {**layout.description(Wanted("hnsw")), "kind": "ivf_flat"})
+        await store._tables.put_note(
+            "collection/photos", {**layout.description(IndexRequest("hnsw")), "kind": "ivf_flat"}
+        )
 
     async def converted(store: MilvusStore) -> None:
-        assert (await store.collection("photos")).wanted == Wanted("hnsw")
+        assert (await store.collection("photos")).wanted == IndexRequest("hnsw")
         assert store._connection.client.describe_index("isthmus_photos", "vector")["index_type"] == "HNSW"
         assert ids((await store.search("photos", vector_of("7")[None], 1))[0]) == ["7"]
         assert (await store.collection("photos")).count == 50
@@ -169,9 +171,9 @@ class TestRefusals:
                 (store.keyword_search("default", "a", 1), "no index of words"),
                 (store.set_keyword_fields("default", ["title"]), "no index of words"),
                 (store.keep_tokens("default", True), "no token vectors"),
-                (store.create_collection("b", Wanted("ivf_pq")), "has auto, hnsw, flat, of float32"),
-                (store.create_collection("b", Wanted("hnsw", "int8")), "of float32"),
-                (store.create_collection("default", Wanted("flat")), "empty collection only"),
+                (store.create_collection("b", IndexRequest("ivf_pq")), "has auto, hnsw, flat, of float32"),
+                (store.create_collection("b", IndexRequest("hnsw", "int8")), "of float32"),
+                (store.create_collection("default", IndexRequest("flat")), "empty collection only"),
                 (store.search("default", query, 1, effort=Effort(exact=True)), "put as flat"),
                 (store.search("default", query, 20_000), "16,383 items at most"),
                 (store.upsert([entry("b"), entry("c", {f"{n}": n for n in range(2_100)})]), "4200 parts to filter by"),

@@ -19,7 +19,7 @@ from service.contract.bundle import read_bundle
 from service.contract.images import ImageLimits
 from service.engine.previews import preview_audio, preview_image
 from service.retrieval import reembedding as reembed
-from service.store import Entry, SpaceMismatch, SqliteStore, Wanted, carry_over, schema, upkeep
+from service.store import Entry, IndexRequest, SpaceMismatch, SqliteStore, carry_over, schema, upkeep
 from tests import tiny_bundle
 from tests.conftest import serving
 from tests.service.media import b64
@@ -342,7 +342,7 @@ class TestMedia:
 
 def test_a_store_is_filled_beside_one_that_is_served(store, bundle_dir, other, carry, tmp_path, capsys):
     async def use(served):
-        await served.create_collection("kept", Wanted("hnsw"))
+        await served.create_collection("kept", IndexRequest("hnsw"))
         assert await asyncio.to_thread(carry, tmp_path / "new") == 0
         await served.upsert([item("red", text="blue"), item("more", text="red")])
         assert await asyncio.to_thread(carry, tmp_path / "new") == 0

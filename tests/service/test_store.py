@@ -12,19 +12,19 @@ from service.errors import NotReady
 from service.store import (
     Effort,
     Entry,
+    IndexRequest,
     Rules,
     SpaceMismatch,
     SqliteStore,
     StoreDamaged,
     StoreError,
     StoreInUse,
-    Wanted,
     parse,
     rows,
     snapshot,
 )
 from service.store.carry_over import OldStore
-from service.store.kinds import Built, Chosen
+from service.store.kinds import IndexSnapshot, IndexSpec
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
 
 
@@ -202,17 +202,17 @@ class TestIndexes:
         in_store(tmp_path, run, rules=SMALL)
 
     def test_auto_takes_codes_where_memory_is_short(self):
-        assert Rules(memory=10**9).choose(Wanted(), 200_000, 384).precision == "float32"
-        assert Rules(memory=10**9).choose(Wanted(), 900_000, 384).precision == "int8"
-        assert Rules(memory=10**9).choose(Wanted(), 2_000_000, 384).kind == "ivf_pq"
+        assert Rules(memory=10**9).choose(IndexRequest(), 200_000, 384).precision == "float32"
+        assert Rules(memory=10**9).choose(IndexRequest(), 900_000, 384).precision == "int8"
+        assert Rules(memory=10**9).choose(IndexRequest(), 2_000_000, 384).kind == "ivf_pq"
 
     @pytest.mark.parametrize(
         "wanted",
         [
-            Wanted("hnsw", "float16"),
-            Wanted("hnsw", "int8"),
-            Wanted("ivf_pq"),
-            Wanted("flat"),
+            IndexRequest("hnsw", "float16"),
+            IndexRequest("hnsw", "int8"),
+            IndexRequest("ivf_pq"),
+            IndexRequest("flat"),
         ],
         ids=lambda wanted: f"{wanted.kind} {wanted.precision}",
     )
@@ -255,12 +255,12 @@ class TestIndexes:
     @pytest.mark.parametrize(
         ("kind", "precision", "factory", "instead"),
         [
-            ("ivf_flat", None, "IVF4,Flat", Wanted("hnsw")),
-            ("ivf_flat", "float16", "IVF4,SQfp16", Wanted("hnsw", "float16")),
-            ("ivf_opq", None, "OPQ1,IVF4,PQ1np", Wanted("ivf_pq")),
-            ("sq", None, "SQ8", Wanted("hnsw", "int8")),
-            ("sq", "float16", "SQfp16", Wanted("hnsw", "float16")),
-            ("binary", None, "RR8,IVF4,RaBitQ", Wanted("ivf_pq")),
+            ("ivf_flat", None, "IVF4,Flat", IndexRequest("hnsw")),
+            ("ivf_flat", "float16", "IVF4,SQfp16", IndexRequest("hnsw", "float16")),
+            ("ivf_opq", None, "OPQ1,IVF4,PQ1np", IndexRequest("ivf_pq")),
+            ("sq", None, "SQ8", IndexRequest("hnsw", "int8")),
+            ("sq", "float16", "SQfp16", IndexRequest("hnsw", "float16")),
+            ("binary", None, "RR8,IVF4,RaBitQ", IndexRequest("ivf_pq")),
         ],
     )
     def test_a_kind_of_index_that_is_gone_is_replaced(self, tmp_path, caplog, kind, precision, factory, instead):
@@ -289,8 +289,8 @@ class TestIndexes:
         vectors = np.stack([each.vector for each in entries[:280]])
         index.train(vectors)
         index.add(vectors)
-        chosen = Chosen(kind, precision or {"ivf_flat": "float32", "sq": "int8"}.get(kind))
-        snapshot.save(snapshots, store, sequence, snapshot.Saved(1, "text", Built(chosen, index, 280), slots))
+        chosen = IndexSpec(kind, precision or {"ivf_flat": "float32", "sq": "int8"}.get(kind))
+        snapshot.save(snapshots, store, sequence, snapshot.Saved(1, "text", IndexSnapshot(chosen, index, 280), slots))
         with closing(sqlite3.connect(tmp_path / "store.sqlite3")) as connection, connection:
             connection.execute("UPDATE collections SET kind = ?, precision = ?", (kind, precision))
         with closing(OldStore(tmp_path, alone=False)) as old:
@@ -315,13 +315,13 @@ class TestIndexes:
             )
 
         async def run(store):
-            await store.create_collection("default", Wanted("ivf_pq"))
+            await store.create_collection("default", IndexRequest("ivf_pq"))
             await store.upsert([Entry("default", f"{n}", "image", {}, vector) for n, vector in enumerate(vectors)])
             assert await store.indexed(300)
             little, much = Effort(nprobe=1, rescore=1_000), Effort(nprobe=1_000, rescore=1_000)
             found = await asyncio.gather(*(recall(store, effort) for effort in (little, much) * 4))
             assert found[1::2] == [1.0] * 4 and len(set(found[::2])) == 1 and found[0] < 0.8
-            await store.create_collection("default", Wanted("hnsw"))
+            await store.create_collection("default", IndexRequest("hnsw"))
             assert await store.indexed(300)
             assert await recall(store, Effort(ef_search=10)) < await recall(store, Effort(ef_search=500))
 

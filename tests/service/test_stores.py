@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.contract.vectors import l2_normalise
 from service.errors import InvalidRequest, NotFound, NotReady
-from service.store import Entry, Moment, SpaceMismatch, Wanted, parse
+from service.store import Entry, IndexRequest, Moment, SpaceMismatch, parse
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
 from tests.service.stores import both, in_store
 
@@ -389,14 +389,16 @@ def test_an_item_that_is_moved_keeps_what_is_stored_of_it(open_store, tmp_path):
 def test_a_collection_is_of_the_kind_that_it_was_put_as(open_store, tmp_path):
     async def run(store):
         for kind in ("flat", "hnsw", "auto"):
-            assert await store.create_collection(kind, Wanted(kind))
+            assert await store.create_collection(kind, IndexRequest(kind))
             await store.upsert([entry(f"{n}", collection=kind) for n in range(10)])
-            assert (await store.collection(kind)).wanted == Wanted(kind)
+            assert (await store.collection(kind)).wanted == IndexRequest(kind)
             [part] = await store.parts(kind)
             assert part.modality == "text" and part.count == 10
             assert ids((await store.search(kind, vector_of("3")[None], 1))[0]) == ["3"]
-        assert await store.create_collection("empty") and not await store.create_collection("empty", Wanted("flat"))
-        assert (await store.collection("empty")).wanted == Wanted("flat")
+        assert await store.create_collection("empty") and not await store.create_collection(
+            "empty", IndexRequest("flat")
+        )
+        assert (await store.collection("empty")).wanted == IndexRequest("flat")
 
     in_store(open_store, tmp_path, run)
 

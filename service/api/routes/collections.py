@@ -24,7 +24,7 @@ from service.schemas.items import (
     Name,
     read_filter,
 )
-from service.store import Collection, Part, Wanted, moments
+from service.store import Collection, IndexRequest, Part, moments
 
 router = APIRouter(tags=["items"])
 
@@ -104,7 +104,7 @@ async def put_collection(name: Name, request: Request, response: Response, state
     change = await reader(CollectionRequest)(request) if await request.body() else CollectionRequest()
     if change.tokens and not state.tokens.available:
         raise InvalidRequest("tokens: this bundle has no token vectors: its recipe must say export.tokens")
-    index = None if change.index is None else Wanted(change.index, change.precision)
+    index = None if change.index is None else IndexRequest(change.index, change.precision)
     response.status_code = 201 if await state.store.create_collection(name, index) else 200
     if change.keywords is not None:
         await state.store.set_keyword_fields(name, change.keywords)

@@ -26,7 +26,7 @@ from service.store.browsing import Facets, Order
 from service.store.errors import StoreError
 from service.store.filters import Filter, Is, passes
 from service.store.interface import Hit, Part
-from service.store.kinds import Effort, Kind, Wanted
+from service.store.kinds import Effort, IndexRequest, Kind
 from service.store.labels import LabelSet
 from service.store.milvus import labels, layout, opening
 from service.store.milvus.connection import Connection, NoCollection, NotLoaded
@@ -391,7 +391,7 @@ class MilvusStore:
             if count
         ]
 
-    async def create_collection(self, name: str, wanted: Wanted | None = None) -> bool:
+    async def create_collection(self, name: str, wanted: IndexRequest | None = None) -> bool:
         if wanted is not None:
             layout.check_index(wanted)
         entry = await self._tables.note(f"collection/{name}")
@@ -401,7 +401,7 @@ class MilvusStore:
             if await self._tables.count(name):
                 raise InvalidRequest("index: a Milvus store changes the index of an empty collection only")
             await self._tables.write(name, "drop_collection")
-        wanted = wanted or Wanted()
+        wanted = wanted or IndexRequest()
         schema = layout.items_schema(self._connection.client, self._dimensions)
         await asyncio.to_thread(opening.make, self._connection, layout.collection_name(name), schema, wanted)
         await self._tables.put_note(f"collection/{name}", layout.description(wanted))
@@ -438,7 +438,7 @@ class MilvusStore:
         return sorted(collections, key=lambda each: each.name)
 
     async def _collection(self, name: str, held: Mapping[str, Any], *, counted: bool) -> Collection:
-        wanted = Wanted.stored(held["kind"], held["precision"])
+        wanted = IndexRequest.stored(held["kind"], held["precision"])
         count = await self._tables.count(name) if counted else 0
         return Collection(name, self._space, self._dimensions, held["created"], wanted, count)
 

@@ -15,7 +15,7 @@ import orjson
 
 from service.contract.vectors import Vectors
 from service.errors import InvalidRequest
-from service.store.kinds import Wanted
+from service.store.kinds import IndexRequest
 from service.store.milvus.filters import MAX_TERMS, fields, terms
 from service.store.rows import Entry, Item
 from service.store.schema import now
@@ -35,7 +35,7 @@ _INDEXES: Mapping[str, tuple[str, Mapping[str, int]]] = {
 }
 
 
-def check_index(wanted: Wanted) -> None:
+def check_index(wanted: IndexRequest) -> None:
     """Raises InvalidRequest. Kinds with codes are left out: their scores would not be those of the stored vectors."""
     if wanted.kind not in _INDEXES or wanted.precision not in (None, "float32"):
         raise InvalidRequest(f"index: a Milvus store has {', '.join(_INDEXES)}, of float32")
@@ -70,7 +70,7 @@ def catalogue_schema(client: Any, dimensions: int) -> Any:
     return schema
 
 
-def index(client: Any, wanted: Wanted) -> Any:
+def index(client: Any, wanted: IndexRequest) -> Any:
     kind, parameters = _INDEXES[wanted.kind]
     chosen = client.prepare_index_params()
     # The inner product of unit vectors is the cosine, so Milvus need not normalise them again.
@@ -128,7 +128,7 @@ def both(*expressions: str | bool) -> str:
 # The catalogue's rows
 
 
-def description(wanted: Wanted) -> dict[str, Any]:
+def description(wanted: IndexRequest) -> dict[str, Any]:
     """Return the description of a new collection."""
     return {"kind": wanted.kind, "precision": wanted.precision, "created": now()}
 

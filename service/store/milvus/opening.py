@@ -8,7 +8,7 @@ from typing import Any
 from service.contract.bundle import Manifest
 from service.errors import NotReady
 from service.store.errors import SpaceMismatch, StoreDamaged, filled_elsewhere
-from service.store.kinds import REPLACED, Wanted
+from service.store.kinds import REPLACED, IndexRequest
 from service.store.milvus import layout
 from service.store.milvus.connection import Connection
 from service.store.milvus.tables import COUNT, STRONG
@@ -43,10 +43,10 @@ def prepare(connection: Connection, manifest: Manifest) -> None:
     if _note(connection, f"collection/{DEFAULT_COLLECTION}") is None:
         name = layout.collection_name(DEFAULT_COLLECTION)
         make(connection, name, layout.items_schema(connection.client, dimensions))
-        _put_note(connection, f"collection/{DEFAULT_COLLECTION}", layout.description(Wanted()), dimensions)
+        _put_note(connection, f"collection/{DEFAULT_COLLECTION}", layout.description(IndexRequest()), dimensions)
 
 
-def make(connection: Connection, name: str, schema: Any, wanted: Wanted = Wanted()) -> None:
+def make(connection: Connection, name: str, schema: Any, wanted: IndexRequest = IndexRequest()) -> None:
     """A collection of Milvus, ready to be searched."""
     call = connection.call_now
     for step, options in (
@@ -94,7 +94,7 @@ def _replace_kinds(connection: Connection, dimensions: int) -> None:
         kind = description["kind"]
         if kind not in REPLACED:
             continue
-        spec = Wanted.stored(kind, description["precision"])
+        spec = IndexRequest.stored(kind, description["precision"])
         _log.warning("a collection has an index of kind %s, which there is no more: %s replaces it", kind, spec.kind)
         name = layout.collection_name(row["id"].removeprefix("collection/"))
         call("release_collection", name)
