@@ -15,7 +15,7 @@ from isthmus_client import ClientError, Isthmus, NewItem, composed, stored, vect
 from isthmus_client.retries import Retries
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "openapi.yaml").read_text())
-OF_OTHERS = {"/", "/media/{id}", "/healthz", "/metrics", "/v1/embeddings", "/v1/models", "/v1/models/{name}"}
+OF_OTHERS = {"/", "/healthz", "/metrics", "/v1/embeddings", "/v1/models", "/v1/models/{name}"}
 """Browsers, probes, scrapers and OpenAI's clients ask these."""
 OPERATIONS = {
     (method, path)
