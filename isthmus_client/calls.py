@@ -169,8 +169,12 @@ def delete_items(ids: Sequence[str] | None, filter: Mapping[str, Any] | None, co
     return Call("POST", "/items/delete", lambda got: int(got.json()["deleted"]), body)
 
 
-def move_items(ids: Mapping[str, str], collection: str) -> Call[int]:
-    body = {"moves": [{"id": id, "to": to} for id, to in ids.items()], "collection": collection}
+def move_items(ids: Mapping[str, str], metadata: Mapping[str, Mapping[str, Any]] | None, collection: str) -> Call[int]:
+    described = {id: {"metadata": given} for id, given in (metadata or {}).items()}
+    body = {
+        "moves": [{"id": id, "to": to, **described.get(id, {})} for id, to in ids.items()],
+        "collection": collection,
+    }
     return Call("POST", "/items/move", lambda got: int(got.json()["moved"]), body)
 
 

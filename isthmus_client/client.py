@@ -263,9 +263,18 @@ class Isthmus(_Conversation):
         """Delete items by ids, or by a filter over the metadata; return how many there were."""
         return self._do(calls.delete_items(ids, filter, collection))
 
-    def move(self, ids: Mapping[str, str], *, collection: str = "default") -> int:
-        """Give up to 1,000 items other ids (old → new), with all that is stored of them; return how many there were."""
-        return self._do(calls.move_items(ids, collection))
+    def move(
+        self,
+        ids: Mapping[str, str],
+        *,
+        metadata: Mapping[str, Mapping[str, Any]] | None = None,
+        collection: str = "default",
+    ) -> int:
+        """Give up to 1,000 items other ids (old → new), with all that is stored of them; return how many there were.
+
+        Items whose old ids are in `metadata` get these metadata in place of theirs.
+        """
+        return self._do(calls.move_items(ids, metadata, collection))
 
     def collections(self) -> list[Collection]:
         return self._do(calls.list_collections())
@@ -488,8 +497,14 @@ class AsyncIsthmus(_Conversation):
     ) -> int:
         return await self._do(calls.delete_items(ids, filter, collection))
 
-    async def move(self, ids: Mapping[str, str], *, collection: str = "default") -> int:
-        return await self._do(calls.move_items(ids, collection))
+    async def move(
+        self,
+        ids: Mapping[str, str],
+        *,
+        metadata: Mapping[str, Mapping[str, Any]] | None = None,
+        collection: str = "default",
+    ) -> int:
+        return await self._do(calls.move_items(ids, metadata, collection))
 
     async def collections(self) -> list[Collection]:
         return await self._do(calls.list_collections())

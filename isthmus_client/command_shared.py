@@ -104,8 +104,12 @@ def parsed_filter(text: str) -> Any:
 
 
 def plain_metadata(metadata: Mapping[str, Any]) -> str:
-    """The metadata that fit into a line; an object, such as an index's notes about a file, does not."""
-    return "  ".join(f"{name}={value}" for name, value in metadata.items() if not isinstance(value, dict | list))
+    """The metadata that fit into a line, without an index's own notes about a file."""
+    return "  ".join(
+        f"{name}={value}"
+        for name, value in metadata.items()
+        if not isinstance(value, dict | list) and not name.startswith("file.")
+    )
 
 
 def echo_lines(lines: Sequence[str]) -> None:

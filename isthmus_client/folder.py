@@ -1,18 +1,22 @@
 """The files of a folder → items of a server, over HTTP. A later run sends only the files that are new or changed, or
 whose preview the server lacks; a file that was renamed takes its item along.
 
-Every item keeps what its file was under `file` in its metadata, so that any later run, from any machine, can tell.
+Every item keeps what its file was under `file` in its metadata, so that any later run, from any machine, can tell. For
+people who browse, `file.folder`, `file.date` and `file.month` say where it lies and when it was taken or written.
 
 The metadata of `a/b.jpg` come from a JSON object in `a/b.jpg.json`, else in `a/b.json`. Its fields go on top of those
 in the file's line of `metadata.jsonl`, which lies in the folder itself and has a `file_name` in each line, as in
 Hugging Face's ImageFolder. A job of a tar reads the same files.
 """
 
+import datetime
 import hashlib
+import io
 import json
 import os
 import stat
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +32,9 @@ from isthmus_client.results import Item, Written
 
 KEY = "file"
 """The metadata field that says what an item's file was."""
+FOLDER, DATE, MONTH = f"{KEY}.folder", f"{KEY}.date", f"{KEY}.month"
+"""The metadata fields by which a folder is browsed. A date is in seconds since 1970, of the clock that the camera or
+this machine showed, as if it were UTC."""
 TABLE = "metadata.jsonl"
 TEXT_SUFFIXES = (".txt", ".md")
 _SOUNDS = ".wav .flac .ogg .oga .opus .mp3 .aiff .aif .aifc .caf .au .m4a .m4b .aac .3gp .amr .weba .wma .w64"
@@ -45,6 +52,8 @@ _MAX_TEXT_BYTES = 1_000_000
 _MAX_FILE_BYTES = 256_000_000
 """A file is sent in one request, which takes about five times its size of memory here. The server's own limits are
 lower, unless its operator raises them."""
+_EXIF, _DATE, _DATE_ORIGINAL = 0x8769, 0x0132, 0x9003
+"""Tags of EXIF: its own directory, when the file was changed, and when the picture was taken."""
 _AT_ONCE = 1_000
 """Items that one request deletes or moves."""
 _MAX_ID_CHARS = 256
@@ -215,7 +224,8 @@ class FolderIndex:
                 moves[chosen] = name
         waiting = iter(moves.items())
         while some := dict(islice(waiting, _AT_ONCE)):
-            self._space.move(some, collection=self._collection)
+            metadata = {old: {**self._known[old].metadata, FOLDER: self._place(new)} for old, new in some.items()}
+            self._space.move(some, metadata=metadata, collection=self._collection)
         if moves:
             self._known = self._read_known()
         return moves
@@ -271,7 +281,14 @@ class FolderIndex:
         for description in described:
             fields |= _object(description, f"the file's metadata ({self._listing.description(name)})")
         is_now |= {"folder": self._mark} | ({"fields": sorted(fields)} if fields else {})
-        return NewItem(name, _text(data) if text else data, metadata | fields | {KEY: is_now}, self._collection)
+        browsed = {FOLDER: self._place(name), **_dated(data, status.st_mtime)}
+        return NewItem(
+            name, _text(data) if text else data, metadata | fields | browsed | {KEY: is_now}, self._collection
+        )
+
+    def _place(self, name: str) -> str:
+        """The folder of a file, with the name of the whole: `Pictures/2024/rome`."""
+        return "/".join([self._mark, *name.split("/")[:-1]])
 
     def _lacks_preview(self, stored: Item) -> bool:
         """Return whether the server would keep a preview of this item, and was not given the file for it yet."""
@@ -319,6 +336,27 @@ class FolderIndex:
                 else:
                     unmarked += "folder" not in former
         return gone, unmarked
+
+
+def _dated(data: bytes, modified_s: float) -> dict[str, Any]:
+    """The fields of a file's date: when its photograph was taken, as the camera noted it, or when it was written."""
+    taken = _taken(data) or datetime.datetime.fromtimestamp(modified_s, datetime.UTC).astimezone()
+    return {DATE: int(taken.replace(tzinfo=datetime.UTC).timestamp()), MONTH: f"{taken:%Y-%m}"}
+
+
+def _taken(data: bytes) -> datetime.datetime | None:
+    """The date in a picture's EXIF; None without Pillow, which comes with the command."""
+    try:
+        from PIL import Image
+    except ImportError:
+        return None
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            exif = image.getexif()
+            date = exif.get_ifd(_EXIF).get(_DATE_ORIGINAL) or exif.get(_DATE)
+            return datetime.datetime.strptime(f"{str(date).strip(chr(0) + ' ')} +0000", "%Y:%m:%d %H:%M:%S %z")
+    except Exception:  # no picture, or EXIF that is damaged: there is the file's own date
+        return None
 
 
 def _read_table(path: Path) -> tuple[dict[str, str], list[str]]:

@@ -25,7 +25,17 @@ def _same(name: str, what: str, *flags: str) -> click.Command:
 serve = _same(
     "serve",
     "Serve a bundle over HTTP.",
-    *("--bundle", "--device", "--host", "--keys", "--log-level", "--milvus-uri", "--modalities", "--more-bundles"),
+    *(
+        "--bundle",
+        "--device",
+        "--host",
+        "--keys",
+        "--log-level",
+        "--media",
+        "--milvus-uri",
+        "--modalities",
+        "--more-bundles",
+    ),
     *("--no-previews", "--port", "--precision", "--previews", "--redis-url", "--starter", "--store"),
 )
 load = _same(

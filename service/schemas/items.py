@@ -267,6 +267,9 @@ class DeleteItemsRequest(RequestModel):
 class Move(RequestModel):
     id: ItemId
     to: ItemId = Field(description="The item's new id. An item that has it already is replaced.")
+    metadata: Metadata | None = Field(
+        default=None, description="The item's metadata from now on. Default: as they are."
+    )
 
 
 class MoveItemsRequest(RequestModel):

@@ -11,7 +11,7 @@ from service.store.filters import Filter
 from service.store.kinds import Effort, Kind, Precision, Wanted
 from service.store.labels import LabelSet
 from service.store.previews import Shown
-from service.store.rows import Collection, Entry, Item, Moment, Preview
+from service.store.rows import Collection, Entry, Item, Metadata, Moment, Preview
 
 MOST_FOUND_BYTES = 64 * 2**20
 """Largest metadata that one search may return, in bytes of JSON: in memory they take several times as much."""
@@ -103,9 +103,12 @@ class Store(Protocol):
     async def delete(self, collection: str, ids: Sequence[str]) -> int:
         """Delete items with their moments, and return how many of them existed."""
 
-    async def move(self, collection: str, ids: Mapping[str, str]) -> int:
+    async def move(
+        self, collection: str, ids: Mapping[str, str], metadata: Mapping[str, Metadata] | None = None
+    ) -> int:
         """Give items other ids (old → new) with all that is stored of them, and return how many of them existed.
 
+        Those whose old ids are in `metadata` get other metadata too.
         An item that had the new id is deleted. No id is there twice, among the old and the new ones together.
         """
 

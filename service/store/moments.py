@@ -12,7 +12,7 @@ from typing import Any
 from service.contract.vectors import Vectors
 from service.store.filters import Filter, Is
 from service.store.interface import MOST_FOUND_BYTES, Hit
-from service.store.rows import Entry, Item, Moment
+from service.store.rows import Entry, Item, Metadata, Moment
 
 HAVING = ("video", "audio")
 """Modalities of items that may have moments."""
@@ -57,10 +57,11 @@ def _entry(owner: Entry, moment: Moment) -> Entry:
     )
 
 
-def moved(moment: Item, ids: Mapping[str, str]) -> Item:
-    """The moment of an item that gets another id (old → new)."""
+def moved(moment: Item, ids: Mapping[str, str], metadata: Mapping[str, Metadata]) -> Item:
+    """The moment of an item that gets another id (old → new), and perhaps other metadata."""
     owner, separator, rest = moment.id.partition(SEPARATOR)
-    return replace(moment, id=f"{ids[owner]}{separator}{rest}", metadata={**moment.metadata, OWNER: ids[owner]})
+    described = {**metadata.get(owner, moment.metadata), OWNER: ids[owner]}
+    return replace(moment, id=f"{ids[owner]}{separator}{rest}", metadata=described)
 
 
 @dataclass(frozen=True)

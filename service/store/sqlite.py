@@ -33,7 +33,7 @@ from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND, Hit, Part
 from service.store.kinds import Built, Effort, Keys, Rules, Wanted
 from service.store.labels import LabelSet
 from service.store.previews import Shown
-from service.store.rows import Collection, Entry, Item, Preview, SlotReader
+from service.store.rows import Collection, Entry, Item, Metadata, Preview, SlotReader
 from service.store.writer import BEHIND, Change, Configure, Drop, Put, Remove, Transaction, Writer
 
 _READERS, _SPARE_READERS = 4, 1
@@ -389,7 +389,11 @@ class SqliteStore:
 
         return await self._write(write, alone=True)
 
-    async def move(self, collection: str, ids: Mapping[str, str]) -> int:
+    async def move(
+        self, collection: str, ids: Mapping[str, str], metadata: Mapping[str, Metadata] | None = None
+    ) -> int:
+        described = metadata or {}
+
         def write(transaction: Transaction) -> int:
             self._disk.check()
             connection = transaction.connection
@@ -400,20 +404,26 @@ class SqliteStore:
             replaced = list(present.values())
             self._forget_moments(transaction, collection, replaced)
             self._delete(transaction, key, rows.slots_of_ids(connection, key, replaced))
-            self._rename(transaction, key, {slot: replace(item, id=present[item.id]) for slot, item in items.items()})
-            self._move_moments(transaction, collection, present)
+            moved = {
+                slot: replace(item, id=present[item.id], metadata=described.get(item.id, item.metadata))
+                for slot, item in items.items()
+            }
+            self._rename(transaction, key, moved)
+            self._move_moments(transaction, collection, present, described)
             return len(present)
 
         return await self._write(write)
 
-    def _move_moments(self, transaction: Transaction, collection: str, ids: Mapping[str, str]) -> None:
+    def _move_moments(
+        self, transaction: Transaction, collection: str, ids: Mapping[str, str], metadata: Mapping[str, Metadata]
+    ) -> None:
         """Give the moments of these items (old → new id) to the items' new ids."""
         connection, table = transaction.connection, moments.moments_table(collection)
         key = rows.collection_key(connection, table)
         if key is not None:
             slots = rows.slots_of_prefixes(connection, key, [f"{id}{moments.SEPARATOR}" for id in ids])
             items = rows.items_by_slot(connection, key, table, set(slots.tolist()), with_vector=True)
-            self._rename(transaction, key, {slot: moments.moved(item, ids) for slot, item in items.items()})
+            self._rename(transaction, key, {slot: moments.moved(item, ids, metadata) for slot, item in items.items()})
 
     def _rename(self, transaction: Transaction, collection: int, items: Mapping[int, Item]) -> None:
         """Write items, by the slots of their rows, under their new ids."""

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import chaos
-from tests.matrix import matrix
 
 
-@pytest.mark.parametrize("fault", matrix(chaos.FAULTS, "redis stopped", "disk full"))
+@pytest.mark.full
+@pytest.mark.parametrize("fault", chaos.FAULTS)
 def test_what_breaks_is_refused_or_answered_and_nothing_acknowledged_is_lost(bundle_dir: Path, fault: str) -> None:
     try:
         outcome = chaos.suffer(fault, bundle_dir, seconds=0.6)

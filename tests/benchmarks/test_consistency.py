@@ -8,6 +8,7 @@ import pytest
 from benchmarks.consistency import KINDS, Operation, judge, main
 
 
+@pytest.mark.full
 def test_every_search_has_its_place_among_the_writes(bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--bundle", str(bundle_dir), "--searches", "15"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])

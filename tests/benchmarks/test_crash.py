@@ -8,6 +8,7 @@ import pytest
 from benchmarks.crash import Client, Findings, _judge, main
 
 
+@pytest.mark.full
 def test_nothing_acknowledged_is_lost(bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--bundle", str(bundle_dir), "--kills", "3"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -25,6 +25,7 @@ RATES = ("embed_text_per_second", "embed_image_per_second", "embed_audio_per_sec
 SMALL = ["--requests", "2", "--vectors", "300", "--labels", "3", "--concurrency", "2"]
 
 
+@pytest.mark.full
 def test_the_last_line_is_every_figure(bundle_dir: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.routes", "--bundle", str(bundle_dir), *SMALL]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

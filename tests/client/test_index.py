@@ -183,7 +183,7 @@ def test_metadata_come_from_files_beside_and_from_the_table(
 ) -> None:
     def metadata(name: str) -> dict[str, Any]:
         every = stored(client, collection=collection)[name]["metadata"]
-        return {key: value for key, value in every.items() if key != "file"}
+        return {key: value for key, value in every.items() if not key.startswith("file")}
 
     write(folder, {"a/b.png": png(), "a/b.json": '{"n": 1}', "a/b.png.json": '{"n": 2, "place": "quay"}'})
     write(folder, {"c.txt": "a dog", "c.json": b'\xef\xbb\xbf{"n": 3}', "d.txt": "a dog"})
@@ -302,8 +302,10 @@ def test_a_file_that_was_renamed_takes_its_item_along(
     after = stored(client, collection=collection)
     assert set(after) == {"b/red.png", "440 Hz, ü.wav", "deep/twin 1.txt", "deep/twin 2.txt", "stays.txt", "new.txt"}
     for old, new in (("a/red.png", "b/red.png"), ("tone.wav", "440 Hz, ü.wav")):
-        for kept in ("created", "metadata", "modality"):
+        for kept in ("created", "modality"):
             assert after[new][kept] == before[old][kept]
+        changed = {"file.folder": "/".join(["holiday", *new.split("/")[:-1]])}
+        assert after[new]["metadata"] == before[old]["metadata"] | changed
     assert picture[8:12] == b"WEBP"
     assert client.get("/previews/b/red.png", params={"collection": collection}).content == picture
     assert counts(index("--prune", "--json")) == {"already": 6}
@@ -468,6 +470,27 @@ def test_a_run_outlives_its_server(bundle_dir: Path, tmp_path: Path, folder: Pat
             said = run.communicate(timeout=2 * DEADLINE_S)
             assert (run.returncode, said) == (0, ("3,000 indexed\n", ""))
             assert len(stored(client)) == 3_000
+
+
+def test_items_say_for_browsing_where_and_when_their_files_are(
+    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make
+) -> None:
+    """A photograph has the date of its EXIF, any other file its own; both are what a clock on the wall showed."""
+    image, exif = Image.new("RGB", (8, 8)), Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = "2019:08:24 15:30:00"
+    written = io.BytesIO()
+    image.save(written, "JPEG", exif=exif)
+    write(folder, {"2019/rome/photo.jpg": written.getvalue(), "note.txt": "a dog", "broken.png": png()[:60]})
+    for name in ("2019/rome/photo.jpg", "note.txt"):
+        os.utime(folder / name, (1_700_000_000, 1_700_000_000))
+    assert index().exit_code == 1
+    items = stored(client, collection=collection)
+    fields = ("file.folder", "file.month", "file.date")
+    photo, note = ([items[name]["metadata"][key] for key in fields] for name in ("2019/rome/photo.jpg", "note.txt"))
+    assert photo == ["holiday/2019/rome", "2019-08", 1_566_660_600]
+    assert note[:2] == ["holiday", "2023-11"] and abs(note[2] - 1_700_000_000) < 15 * 3600
+    facets = client.get(f"/collections/{collection}/facets", params={"key": ["file.month"]}).json()["facets"]
+    assert facets["file.month"]["values"] == [{"value": "2019-08", "count": 1}, {"value": "2023-11", "count": 1}]
 
 
 def test_a_watched_folder_is_followed(settings: Settings, folder: Path, png: Make) -> None:

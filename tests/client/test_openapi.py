@@ -15,7 +15,7 @@ from isthmus_client import ClientError, Isthmus, NewItem, composed, stored, vect
 from isthmus_client.retries import Retries
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "openapi.yaml").read_text())
-OF_OTHERS = {"/", "/healthz", "/metrics", "/v1/embeddings", "/v1/models", "/v1/models/{name}"}
+OF_OTHERS = {"/", "/media/{id}", "/healthz", "/metrics", "/v1/embeddings", "/v1/models", "/v1/models/{name}"}
 """Browsers, probes, scrapers and OpenAI's clients ask these."""
 OPERATIONS = {
     (method, path)
@@ -37,6 +37,8 @@ ONES: dict[str, Callable[[Isthmus, Path], object]] = {
     "page": lambda space, _: space.page(collection="c", modality="image", limit=3),
     "item": lambda space, _: space.item("a/b c", collection="c", with_vector=True),
     "delete": lambda space, _: space.delete(["a"], collection="c"),
+    "move": lambda space, _: space.move({"a": "b"}, collection="c"),
+    "facets": lambda space, _: space.facets("c", keys=["year"], filter={"n": 1}, modality="image"),
     "delete by filter": lambda space, _: space.delete(filter={"n": [1, None]}),
     "collections": lambda space, _: space.collections(),
     "collection": lambda space, _: space.collection("c"),

@@ -20,6 +20,7 @@ def tables(said: str) -> dict[str, list[str]]:
     return {lines[0]: lines[2:] for lines in sections if len(lines) > 3 and lines[1].startswith("  ")}
 
 
+@pytest.mark.full
 def test_the_demonstration_runs_to_its_end(bundle_dir: Path) -> None:
     done = run_demo(bundle_dir)
     assert done.returncode == 0, done.stderr

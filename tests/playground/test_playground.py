@@ -533,6 +533,7 @@ def test_a_point_is_told_on_hovering_and_opened_by_a_click(page: Page) -> None:
     expect(page.locator("#chosen .name")).to_contain_text(name)
 
 
+@pytest.mark.full
 def test_adding_a_folder(page: Page, media: Path, tmp_path: Path) -> None:
     folder = tmp_path / "my things"
     for name in ("photographs", "sounds"):

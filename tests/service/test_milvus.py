@@ -221,6 +221,7 @@ class TestDown:
             with pytest.raises(StoreError, match="does not answer"):
                 MilvusStore.open(uri, "root:secret", 0.5, fake_manifest())
 
+    @pytest.mark.full
     def test_a_milvus_that_stops_and_comes_back(self, tmp_path: Path, free_port: int) -> None:
         """Every waiter is answered while it is silent or gone, and nothing need be restarted when it is back."""
 

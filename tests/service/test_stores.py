@@ -351,25 +351,27 @@ def test_an_item_that_is_moved_keeps_what_is_stored_of_it(open_store, tmp_path):
         other = replace(entry("gone", modality="video"), moments=[Moment("image", 0, 1.0, vector_of("its moment"))])
         await store.upsert([film, entry("b"), entry("stays"), other])
         before = await store.get("default", "film")
-        assert await store.move("default", {"film": "gone", "b": "c/ü.txt", "never there": "d"}) == 2
+        ids = {"film": "gone", "b": "c/ü.txt", "never there": "d"}
+        assert await store.move("default", ids, {"film": {"n": 2}, "never there": {"n": 3}}) == 2
         return before.created
 
     async def read(store):
         items = await everything(store)
         assert {id: value for (_, id), value in items.items()} == {
-            "gone": ("video", {"n": 1}),
+            "gone": ("video", {"n": 2}),
             "c/ü.txt": ("text", {}),
             "stays": ("text", {}),
         }
         film = await store.get("default", "gone", with_vector=True)
         assert film.created == created and np.array_equal(film.vector, vector_of("film"))
         [[best, *_]] = await store.search("default", vector_of("moment 2")[None], 3)
-        assert (best.item.id, best.moment.start, best.item.metadata) == ("gone", 2.0, {"n": 1})
+        assert (best.item.id, best.moment.start, best.item.metadata) == ("gone", 2.0, {"n": 2})
         [hits] = await store.search("default", vector_of("its moment")[None], 3)
         assert hits[0].score < 0.9, "the moments of the replaced item went with it"
         assert ids((await store.search("default", vector_of("b")[None], 1))[0]) == ["c/ü.txt"]
-        filtered = await store.search("default", vector_of("moment 0")[None], 3, filter=parse({"n": 1}))
+        filtered = await store.search("default", vector_of("moment 0")[None], 3, filter=parse({"n": 2}))
         assert [(hit.item.id, hit.moment.start) for hit in filtered[0]] == [("gone", 0.0)]
+        assert await store.search("default", vector_of("film")[None], 3, filter=parse({"n": 1})) == [[]]
         with pytest.raises(NotFound):
             await store.move("never", {"a": "b"})
 

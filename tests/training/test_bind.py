@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from service.contract.bundle import OUTPUT, Bundle, read_bundle
 from service.contract.vectors import l2_normalise
 from tests import tiny_bundle
-from tests.matrix import matrix
 from tests.training import spaces, tiny
 from training.bind.graphs import append, mix
 from training.bind.maps import Map, fit, procrustes, ridge
@@ -123,7 +122,8 @@ def bind(first: Bundle, second: Bundle, folder: Path, name: str, *options: objec
     return read_bundle(folder / name)
 
 
-@pytest.mark.parametrize("kind", matrix(["procrustes", "ridge"], "procrustes"))
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["procrustes", "ridge"])
 def test_sounds_find_pictures_and_the_second_space_stays(
     sound_space: Bundle, picture_space: Bundle, tiny_root: Path, folder: Path, kind: str
 ) -> None:
@@ -145,6 +145,7 @@ def test_sounds_find_pictures_and_the_second_space_stays(
     assert weights_equal(text_head(bound), text_head(picture_space))
 
 
+@pytest.mark.full
 def test_with_a_weight_a_text_is_of_both_spaces(
     sound_space: Bundle, picture_space: Bundle, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +164,7 @@ def test_with_a_weight_a_text_is_of_both_spaces(
         text_head(bound)
 
 
+@pytest.mark.full
 def test_a_weight_is_learned_on_validation(
     sound_space: Bundle, picture_space: Bundle, tiny_root: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +179,7 @@ def test_a_weight_is_learned_on_validation(
     assert {"bind.validation.pictures", "bind.validation.tones"} <= set(result)
 
 
+@pytest.mark.full
 def test_what_cannot_be_bound_is_said(
     sound_space: Bundle,
     picture_space: Bundle,

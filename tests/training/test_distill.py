@@ -284,6 +284,7 @@ def test_a_staged_run_that_is_interrupted_goes_on_with_the_same_batches(
     assert not torch.equal(staged.batch(stored, recipe, 7), staged.batch(stored, recipe, 8))
 
 
+@pytest.mark.full
 def test_an_audio_student_is_exported_with_the_contracts_front_end(data: Path, work: Path, tmp_path: Path) -> None:
     result = run(tmp_path, audio_recipe(data), work)
     assert result["finished"]

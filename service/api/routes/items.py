@@ -140,7 +140,9 @@ async def delete_items(body: Deletion, state: StateDep) -> DeletedResponse:
 async def move_items(body: Moves, state: StateDep) -> MovedResponse:
     """Give items other ids, with all that is stored of them: nothing is embedded. Absent items are not counted."""
     with timed("write"):
-        return MovedResponse(moved=await state.store.move(body.collection, {move.id: move.to for move in body.moves}))
+        ids = {move.id: move.to for move in body.moves}
+        metadata = {move.id: move.metadata for move in body.moves if move.metadata is not None}
+        return MovedResponse(moved=await state.store.move(body.collection, ids, metadata))
 
 
 # An id may hold slashes.

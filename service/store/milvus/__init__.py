@@ -33,7 +33,7 @@ from service.store.milvus.connection import Connection, NoCollection, NotLoaded
 from service.store.milvus.filters import translate
 from service.store.milvus.tables import BATCH, MOST, STRONG, Tables
 from service.store.previews import Shown
-from service.store.rows import Collection, Entry, Item, Preview
+from service.store.rows import Collection, Entry, Item, Metadata, Preview
 from service.store.schema import now
 
 _RESULTS = 65_536
@@ -185,17 +185,22 @@ class MilvusStore:
         await self._forget_moments(collection, ids)
         return len(keys)
 
-    async def move(self, collection: str, ids: Mapping[str, str]) -> int:
+    async def move(
+        self, collection: str, ids: Mapping[str, str], metadata: Mapping[str, Metadata] | None = None
+    ) -> int:
+        described = metadata or {}
         stored = await self._with_vectors(collection, [layout.key(id) for id in ids])
         present = {item.id: ids[item.id] for item in stored}
         await self._forget_moments(collection, list(present.values()))
-        await self._write_again([replace(item, id=present[item.id]) for item in stored])
+        await self._write_again(
+            [replace(item, id=present[item.id], metadata=described.get(item.id, item.metadata)) for item in stored]
+        )
         with suppress(NotFound):  # most collections have no moments
             table = moments.moments_table(collection)
             for start in range(0, len(present), BATCH):
                 owners = Is(moments.OWNER, tuple(list(present)[start : start + BATCH]))
                 parts = await self._with_vectors(table, await self._matching(table, owners))
-                await self._write_again([moments.moved(part, present) for part in parts])
+                await self._write_again([moments.moved(part, present, described) for part in parts])
         # Last: where Milvus fails in between, an item is there under both ids, and the same call puts that right.
         return await self.delete(collection, list(present))
 
