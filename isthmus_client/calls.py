@@ -155,8 +155,9 @@ def list_items(options: Mapping[str, Any]) -> Call[results.Page]:
     return Call("GET", "/items", read, parameters=parameters)
 
 
-def get_item(item: str, collection: str, with_vector: bool) -> Call[results.Item]:
-    parameters = {"collection": collection} | ({"include": "vector"} if with_vector else {})
+def get_item(item: str, collection: str, with_vector: bool, with_original: bool = False) -> Call[results.Item]:
+    include = [name for name, wanted in (("vector", with_vector), ("original", with_original)) if wanted]
+    parameters = {"collection": collection, "include": include}
     return Call("GET", f"/items/{quote(item, safe='')}", lambda got: results.item(got.json()), parameters=parameters)
 
 
@@ -218,6 +219,13 @@ def preview(item: str, collection: str) -> Call[results.Preview]:
         return results.Preview(got.headers["content-type"], got.content)
 
     return Call("GET", f"/previews/{quote(item, safe='')}", read, parameters={"collection": collection})
+
+
+def original(item: str, collection: str) -> Call[results.Preview]:
+    def read(got: httpx.Response) -> results.Preview:
+        return results.Preview(got.headers["content-type"], got.content)
+
+    return Call("GET", f"/media/{quote(item, safe='')}", read, parameters={"collection": collection})
 
 
 def put_label_set(

@@ -250,8 +250,10 @@ class Isthmus(_Conversation):
                 return
             options["cursor"] = page.next_cursor
 
-    def item(self, id: str, *, collection: str = "default", with_vector: bool = False) -> Item:
-        return self._do(calls.get_item(id, collection, with_vector))
+    def item(
+        self, id: str, *, collection: str = "default", with_vector: bool = False, with_original: bool = False
+    ) -> Item:
+        return self._do(calls.get_item(id, collection, with_vector, with_original))
 
     def delete(
         self,
@@ -308,6 +310,10 @@ class Isthmus(_Conversation):
         """Return the preview that the server keeps of an item: an image (WebP) or a sound (MP3). Raises NotFound
         without one."""
         return self._do(calls.preview(id, collection))
+
+    def original(self, id: str, *, collection: str = "default") -> Preview:
+        """Return the file that an item was made from. Raises NotFound where the server gives out no such file."""
+        return self._do(calls.original(id, collection))
 
     def create_job(self, source: Source, *, collection: str | None = None, idempotency_key: str | None = None) -> Job:
         """Store the items of JSON lines or a tar in the background, of any number and size.
@@ -485,8 +491,10 @@ class AsyncIsthmus(_Conversation):
                 return
             options["cursor"] = page.next_cursor
 
-    async def item(self, id: str, *, collection: str = "default", with_vector: bool = False) -> Item:
-        return await self._do(calls.get_item(id, collection, with_vector))
+    async def item(
+        self, id: str, *, collection: str = "default", with_vector: bool = False, with_original: bool = False
+    ) -> Item:
+        return await self._do(calls.get_item(id, collection, with_vector, with_original))
 
     async def delete(
         self,
@@ -533,6 +541,9 @@ class AsyncIsthmus(_Conversation):
 
     async def preview(self, id: str, *, collection: str = "default") -> Preview:
         return await self._do(calls.preview(id, collection))
+
+    async def original(self, id: str, *, collection: str = "default") -> Preview:
+        return await self._do(calls.original(id, collection))
 
     async def create_job(
         self, source: Source, *, collection: str | None = None, idempotency_key: str | None = None

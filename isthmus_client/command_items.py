@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
@@ -16,7 +16,6 @@ from isthmus_client.command_shared import Failure, echo_lines, parsed_filter, pl
 
 if TYPE_CHECKING:
     from isthmus_client import Item
-    from isthmus_client.calls import ListOptions
 
 _PAGE = 1_000
 _FILL = "isthmus index FOLDER fills it; isthmus collections lists what there is"
@@ -29,19 +28,29 @@ _collection = click.option("-c", "--collection", default="default", show_default
 @click.command("list")
 @_collection
 @click.option("-m", "--modality", type=_MODALITIES, help="Only items of it.")
+@click.option("--filter", "filter_json", metavar="JSON", help='Only what it fits, as {"year": {"$gte": 2000}}.')
+@click.option("--sort", metavar="KEY", help="In the order of a metadata key that holds numbers.")
+@click.option("--order", type=click.Choice(["asc", "desc"]), help="Without --sort: of when they were last written.")
 @click.option("-n", "--limit", default=100, show_default=True, type=click.IntRange(min=1), help="How many at most.")
 @click.option("--all", "whole", is_flag=True, help="All of them, whatever --limit says.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object per item, a line each, with all its metadata.")
 @click.pass_context
 def list_items(
-    context: click.Context, /, collection: str, modality: str | None, limit: int, whole: bool, as_json: bool
+    context: click.Context,
+    /,
+    collection: str,
+    filter_json: str | None,
+    limit: int,
+    whole: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """List stored items, the first stored first."""
     with server(context) as space:
-        options: ListOptions = {"collection": collection, "limit": _PAGE if whole else min(limit + 1, _PAGE)}
-        if modality is not None:
-            options["modality"] = modality
-        items = space.items(**options)
+        options: Any = {name: value for name, value in given.items() if value is not None}
+        if filter_json is not None:
+            options["filter"] = parsed_filter(filter_json)
+        items = space.items(collection=collection, limit=_PAGE if whole else min(limit + 1, _PAGE), **options)
         if as_json:
             for item in items if whole else islice(items, limit):
                 known = ("id", "collection", "modality", "metadata", "created", "updated")
@@ -142,19 +151,23 @@ def collections(context: click.Context, /, as_json: bool) -> None:
 def open_page(context: click.Context, /, id: str | None, collection: str, media: Path | None, as_json: bool) -> None:
     """Open the server's page, or an item.
 
-    The page in a browser; of an item its file, or where that is not here the preview that the server keeps.
+    The page in a browser; of an item its file, or where that is not here the original or the preview that the server
+    has.
     """
     with server(context) as space:
         if id is None:
             space.ready()  # or it says what to do
             place = f"{space.url}/"
         else:
-            file = (media or Path()) / space.item(id, collection=collection).id
+            item = space.item(id, collection=collection, with_original=True)
+            file = (media or Path()) / item.id
             if file.is_file():
                 place = str(file.resolve())
             else:
-                space.preview(id, collection=collection)
-                place = f"{space.url}/previews/{quote(id, safe='')}?collection={collection}"
+                if item.original is None:
+                    space.preview(id, collection=collection)
+                route = "previews" if item.original is None else "media"
+                place = f"{space.url}/{route}/{quote(id, safe='')}?collection={collection}"
     click.echo(json.dumps({"opened": place}, ensure_ascii=False) if as_json else place)
     no_display = sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
     if no_display or click.launch(place):

@@ -102,6 +102,8 @@ class Item:
     vector: list[float] | None = field(default=None, repr=False)
     preview: Mapping[str, Any] | None = None
     """What can be shown of the item, where it was asked for: a text's beginning, a picture's size."""
+    original: str | None = None
+    """Media type of the file that `Isthmus.original` returns, where it was asked for and the server gives it out."""
 
 
 @dataclass(frozen=True)
@@ -286,6 +288,7 @@ def item(data: Mapping[str, Any]) -> Item:
         data["updated"],
         data.get("vector"),
         data.get("preview"),
+        data.get("original"),
     )
 
 

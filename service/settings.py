@@ -267,7 +267,7 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
-        return value or None
+        return value if value is False else value or None
 
     @field_validator(
         "more_bundles",

@@ -106,7 +106,7 @@ export function browseView(app) {
       return made;
     }));
     $("folders-note").textContent = [
-      missing && `${plural(missing, "item")} without a folder`, hidden && `${plural(hidden, "more folder")}, with fewer items`,
+      missing && `${plural(missing, "item")} without a folder${missing === total ? ": `isthmus index FOLDER --again` notes it" : ""}`, hidden && `${plural(hidden, "more folder")}, with fewer items`,
     ].filter(Boolean).join(". ");
   }
 

@@ -31,11 +31,14 @@ export function gallery(place, { collection, more, like, compose, fit, failed })
     wanting = true;
     const came = backlog.length ? pour() : await more();
     wanting = false;
-    if (came || backlog.length) {
-      end.unobserve(sentinel); // asked again: the end may still be in sight
-      end.observe(sentinel);
-    }
+    if (came || backlog.length) watch();
   }, { rootMargin: "1500px" });
+
+  /** Be told of the end, also where it is in sight already. */
+  function watch() {
+    end.unobserve(sentinel);
+    end.observe(sentinel);
+  }
 
   function pour() {
     place.querySelector(".flow").lastElementChild.before(...backlog.splice(0, AT_ONCE).map(make));
@@ -114,6 +117,7 @@ export function gallery(place, { collection, more, like, compose, fit, failed })
       flow.hidden &&= !fresh.length;
       backlog.push(...fresh);
       pour();
+      watch();
     },
     /** Put something between the items, such as a heading, and let what is added follow it. */
     head(element, label) {

@@ -5,7 +5,7 @@ import { card } from "./cards.js";
 import { groupsOf, nameGroups } from "./clusters.js";
 import { openDetail } from "./detail.js";
 import { $, announce, button, el, plural, show } from "./dom.js";
-import { FOLDER, KINDS, MANY, MONTH, monthWords, nameOf } from "./items.js";
+import { FOLDER, KINDS, MANY, MONTH, monthWords, nameOf, shortFolder } from "./items.js";
 import { drawNames, placed, shape } from "./marks.js";
 import { forget } from "./previews.js";
 import { requestBlock } from "./request.js";
@@ -55,7 +55,8 @@ export function mapView(app) {
       const keys = [...first, ...answer.keys.filter((key) => !first.includes(key))];
       colour.replaceChildren(el("option", { value: "" }, "kind"), ...keys.map((key) => el("option", { value: key }, COLOURS[key] ?? key)));
       colour.value = keys.includes(label) ? label : "";
-      if (label === MONTH) for (const point of points) point.label &&= monthWords(point.label);
+      const words = { [MONTH]: monthWords, [FOLDER]: shortFolder }[label];
+      if (words) for (const point of points) point.label &&= words(point.label);
       const part = points.length < answer.count ? `A sample of ${points.length.toLocaleString("en")} of ` : "";
       show(status, points.length ? `${part}${plural(answer.count, "item")}` : "");
       if (points.length) tell(null);

@@ -24,8 +24,9 @@ from click.testing import CliRunner, Result
 
 from isthmus_client import Isthmus, NewItem, command, terminal
 from service import __main__ as service_commands
+from service.settings import Settings
 from tests import tiny_bundle
-from tests.conftest import DEADLINE_S
+from tests.conftest import DEADLINE_S, serving
 from training import __main__ as training_commands
 
 ROOT = Path(__file__).parents[2]
@@ -210,6 +211,11 @@ def test_items_are_listed(run: Run) -> None:
     assert (
         len(told(run("list", "--json", "--all", "-n", "1"))) == 3 and len(told(run("list", "--json", "-n", "1"))) == 1
     )
+    sound = run("list", "--filter", '{"what": "tone"}', "--json")
+    assert [item["id"] for item in told(sound)] == ["tone.wav"]
+    newest = run("list", "--order", "desc", "--json")
+    assert [item["id"] for item in told(newest)] == ["tone.wav", "blue.png", "red.png"]
+    assert "--filter is not JSON" in run("list", "--filter", "{").stderr
     nothing = run("list", "-m", "video")
     assert nothing.exit_code == 1 and "isthmus index FOLDER" in nothing.stderr
     assert "a collection comes to be when" in run("list", "-c", "never").stderr
@@ -256,6 +262,21 @@ def test_the_page_a_file_or_a_preview_is_opened(run: Run, media: Path, monkeypat
     nowhere = run("open")
     assert nowhere.exit_code == 1 and f"open it on another one: {page}" in nowhere.stderr
     assert "cannot be reached" in run("--url", "http://127.0.0.1:1", "open").stderr
+
+
+def test_the_original_is_opened_where_the_server_gives_it_out(
+    settings: Settings, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(click, "launch", lambda place: 0)
+    with serving(settings.model_copy(update={"media": (media,)})) as client:
+        ask = ["--url", str(client.base_url)]
+        assert "3 indexed, 1 failed" in CliRunner().invoke(command.cli, [*ask, "index", str(media)]).stdout
+        [place] = lines(CliRunner().invoke(command.cli, [*ask, "open", "red.png"]))
+        assert place.endswith("/media/red.png?collection=default")
+        with Isthmus(str(client.base_url)) as space:
+            assert space.original("red.png").data == (media / "red.png").read_bytes()
+            assert httpx.get(place, trust_env=False).content == space.original("red.png").data
 
 
 def test_in_a_terminal_tables_fit_and_progress_is_drawn(run: Run, client: httpx.Client, media: Path) -> None:

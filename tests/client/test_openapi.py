@@ -15,7 +15,7 @@ from isthmus_client import ClientError, Isthmus, NewItem, composed, stored, vect
 from isthmus_client.retries import Retries
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "openapi.yaml").read_text())
-OF_OTHERS = {"/", "/media/{id}", "/healthz", "/metrics", "/v1/embeddings", "/v1/models", "/v1/models/{name}"}
+OF_OTHERS = {"/", "/healthz", "/metrics", "/v1/embeddings", "/v1/models", "/v1/models/{name}"}
 """Browsers, probes, scrapers and OpenAI's clients ask these."""
 OPERATIONS = {
     (method, path)
@@ -55,6 +55,10 @@ ONES: dict[str, Callable[[Isthmus, Path], object]] = {
     "label set": lambda space, _: space.label_set("s"),
     "delete label set": lambda space, _: space.delete_label_set("s"),
     "models": lambda space, _: space.models(),
+    "original": lambda space, _: space.original("a/b", collection="c"),
+    "item and its file": lambda space, _: space.item("a", with_vector=True, with_original=True),
+    "list": lambda space, _: list(space.items(collection="c", filter={"n": 1}, sort="n", order="desc")),
+    "keeps previews": lambda space, _: space.keeps_previews(),
     "ready": lambda space, _: space.ready(),
 }
 

@@ -75,5 +75,6 @@ def test_the_page_of_settings_has_them_all() -> None:
 
 def test_previews_need_a_store_that_keeps_them() -> None:
     assert read_settings(previews="true").previews
+    assert read_settings(previews=False).previews is False, "false is not the same as unset"
     with pytest.raises(SettingsError, match=r"ISTHMUS_PREVIEWS is .*: .*a Milvus store keeps no previews"):
         read_settings(previews="true", store="milvus")
