@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vectors", type=Path, help="file (.npz) that keeps the vectors of the media")
     options = parser.parse_args(arguments)
     kept: Path | None = options.vectors
-    saved = np.load(kept) if kept is not None and kept.exists() else None
+    saved = np.load(kept, allow_pickle=False) if kept is not None and kept.exists() else None
     held = asyncio.run(material(options.bundle, options.data / "data", saved))
     if kept is not None:
         np.savez(kept, pictures=held.pictures, recordings=held.recordings)

@@ -53,6 +53,7 @@ def served(root: Path, trained: Path) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.mark.full
 def test_every_test_item_of_every_modality_agrees(served: httpx.Client, recipe: Recipe, trained: Path) -> None:
     result = compare(served, recipe, trained, ALL)
     assert {name: each.n for name, each in result.items()} == {

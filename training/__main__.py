@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from service.contract.bundle import BundleError
+from service.contract.bundle import BundleError, check_target
 from training import bind, curate, distill, doctor, embed, evaluation, extend, merge, select, sign, steps, suspects
 from training.distributed import leave
 from training.errors import TrainingError
@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
             recipe = load_recipe(options.recipe, options.overrides)
             options.work = options.work or Path("build/work") / recipe.name
             options.cache = options.cache or default_cache()
+            if "out" in options:
+                check_target(options.out)  # before hours of training, and again when it is written
             result = options.function(recipe, options)
     except (TrainingError, BundleError) as error:
         print(f"error: {error}", file=sys.stderr)

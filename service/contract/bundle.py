@@ -289,6 +289,12 @@ def _memory(name: str) -> Iterator[tuple[IO[bytes], Path]]:
             yield file, Path(f"/dev/fd/{file.fileno()}")
 
 
+def check_target(target: Path) -> None:
+    """Raises BundleError where a bundle may not be written to `target`, which holds something that is not a bundle's."""
+    if foreign := _foreign(target):
+        raise BundleError(f"{target} holds {foreign}, which is no bundle's: not overwriting it")
+
+
 def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, Path]) -> Bundle:
     """Write a bundle to `target` and verify it there, replacing an older bundle by renames once it is whole.
 
@@ -298,8 +304,7 @@ def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, Path]) ->
     named = _named(manifest.model_dump(mode="json"))
     if set(files) != named:
         raise BundleError(f"the manifest and the files differ: {', '.join(sorted(set(files) ^ named))}")
-    if foreign := _foreign(target):
-        raise BundleError(f"{target} holds {foreign}, which is no bundle's: not overwriting it")
+    check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:

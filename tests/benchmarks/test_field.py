@@ -51,6 +51,7 @@ def test_refusals_have_to_be_the_right_ones_and_alike() -> None:
     assert set(faults(sample, two, None, None)) == {"json", "form"}
 
 
+@pytest.mark.full
 def test_the_same_seed_makes_the_same_files() -> None:
     first, second = ({each.name: each.data for each in MAKERS[0](3) if ".tif" in each.name} for _ in range(2))
     assert first == second

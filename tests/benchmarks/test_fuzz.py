@@ -8,6 +8,7 @@ import pytest
 from benchmarks import fuzz
 
 
+@pytest.mark.full
 def test_the_service_does_what_its_specification_says(bundle_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert fuzz.main(["--bundle", str(bundle_dir), "--examples", "3", "--files", "1000"]) == 0
     found = json.loads(capfd.readouterr().out.splitlines()[-1])

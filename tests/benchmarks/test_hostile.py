@@ -12,6 +12,7 @@ from tests import tiny_bundle
 _QUICK_BYTES = 2_000_000
 
 
+@pytest.mark.full
 def test_every_attack_that_is_small_is_answered_as_it_should_be(bundle_dir: Path, tmp_path: Path) -> None:
     every = [
         *attacks.of_http(),

@@ -458,6 +458,7 @@ def test_a_run_that_is_stopped_in_the_midst_is_gone_on_with(
         assert set(stored(client)) == {f"{number}.txt" for number in range(600)}
 
 
+@pytest.mark.full
 def test_a_run_outlives_its_server(bundle_dir: Path, tmp_path: Path, folder: Path, free_port: int) -> None:
     texts(folder, 3_000)
     with (

@@ -62,6 +62,7 @@ def milvus_server(folder: Path, port: int) -> Iterator[subprocess.Popen[str]]:
 
 
 class TestFilters:
+    @pytest.mark.full
     def test_equal_brute_force(self, tmp_path: Path) -> None:
         """Whatever metadata and filter are, the search finds what passes, in order, and the deletion takes it."""
         with asyncio.Runner() as runner:

@@ -56,6 +56,7 @@ def test_what_goes_wrong_is_one_line(recipe: Path, tmp_path: Path, capsys: pytes
     assert (tmp_path / "full/thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.full
 def test_training_imports_nothing_of_service_but_the_contract() -> None:
     code = (
         "import sys, training.__main__\n"

@@ -39,6 +39,7 @@ def built(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
         return recipe, steps.export(recipe, steps.encoders(recipe), random_heads(recipe), {}, folder / "bundle")
 
 
+@pytest.mark.full
 def test_a_bundle_comes_in_several_precisions_of_one_space(built: Built) -> None:
     _, bundle = built
     manifest = read_bundle(bundle.path).manifest
@@ -58,6 +59,7 @@ def test_a_bundle_comes_in_several_precisions_of_one_space(built: Built) -> None
     assert "int8.image.cosine" in (bundle.path / "MODEL_CARD.md").read_text()
 
 
+@pytest.mark.full
 def test_what_loses_too_much_is_refused_with_its_figures(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +81,7 @@ def test_what_loses_too_much_is_refused_with_its_figures(
         Tower(Bundle(bundle.path, refused), "text", "cpu", 1, "int8")
 
 
+@pytest.mark.full
 def test_without_test_pairs_nothing_smaller_is_made(built: Built, tmp_path: Path) -> None:
     recipe, bundle = built
     towers = dict(bundle.manifest.towers)
@@ -132,6 +135,7 @@ def in_seven_bits(model: onnx.ModelProto) -> bool:
 
 
 @pytest.mark.parametrize("modality", ["image", "audio", "text"])
+@pytest.mark.full
 def test_static_int8_leaves_the_projector_alone_and_rows_to_themselves(
     built: Built, tmp_path: Path, modality: Any
 ) -> None:
@@ -160,6 +164,7 @@ def test_static_int8_leaves_the_projector_alone_and_rows_to_themselves(
         assert float(run(target, encoder, [item])[0] @ vector) > 0.99999
 
 
+@pytest.mark.full
 def test_smoothing_changes_no_vector(built: Built) -> None:
     recipe, bundle = built
     encoder, items = prepared(recipe, "text")
@@ -170,6 +175,7 @@ def test_smoothing_changes_no_vector(built: Built) -> None:
     assert np.allclose(before, after, atol=1e-5)
 
 
+@pytest.mark.full
 def test_dynamic_int8_is_for_matrix_products(built: Built, tmp_path: Path) -> None:
     recipe, bundle = built
     encoder, items = prepared(recipe, "text")
@@ -186,6 +192,7 @@ def test_dynamic_int8_is_for_matrix_products(built: Built, tmp_path: Path) -> No
         static(bundle.path / "text.onnx", tmp_path / "never.onnx", [])
 
 
+@pytest.mark.full
 def test_half_keeps_inputs_outputs_and_projector(built: Built, tmp_path: Path) -> None:
     recipe, bundle = built
     encoder, items = prepared(recipe, "image")
@@ -204,6 +211,7 @@ def test_half_keeps_inputs_outputs_and_projector(built: Built, tmp_path: Path) -
     ).min() > 0.999
 
 
+@pytest.mark.full
 def test_a_damaged_or_missing_variant_is_named(built: Built, tmp_path: Path) -> None:
     _, bundle = built
     shutil.copytree(bundle.path, tmp_path / "copy")

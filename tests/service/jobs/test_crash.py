@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.service.jobs.processes import begun, ended, errors, kill, server, stored, submitted
 
 LETHAL = "tests.service.jobs.lethal"
@@ -39,6 +41,7 @@ def test_a_server_that_is_killed_goes_on_with_its_jobs(bundle_dir: Path, tmp_pat
         assert [each["line"] for each in errors(client, id)] == [2_001, 6_000]
 
 
+@pytest.mark.full
 def test_an_item_that_kills_the_server_is_left_out_in_the_end(bundle_dir: Path, tmp_path: Path) -> None:
     items = texts(40)
     items.insert(20, {"id": "poison", "text": "a dog barks"})
