@@ -290,7 +290,7 @@ def _memory(name: str) -> Iterator[tuple[IO[bytes], Path]]:
 
 
 def check_target(target: Path) -> None:
-    """Raises BundleError where a bundle may not be written to `target`, which holds something that is not a bundle's."""
+    """Raises BundleError where a bundle may not be written to `target`, which holds something that is no bundle's."""
     if foreign := _foreign(target):
         raise BundleError(f"{target} holds {foreign}, which is no bundle's: not overwriting it")
 
