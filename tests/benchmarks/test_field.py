@@ -57,6 +57,7 @@ def test_the_same_seed_makes_the_same_files() -> None:
     assert first == second
 
 
+@pytest.mark.full
 def test_there_are_enough_files_and_each_has_a_name_of_its_own() -> None:
     names = [each.name for make in MAKERS[:2] for each in make(0)]
     assert len(set(names)) == len(names) > 100

@@ -76,6 +76,7 @@ def test_a_flood_of_one_client_leaves_another_served_and_the_server_ends(bundle_
         assert hostile_floods.ended_in(server, keys, dimensions, [maps]) < hostile_floods.ENDED_S
 
 
+@pytest.mark.full
 def test_every_flood_is_of_requests_that_are_read() -> None:
     for one in hostile_floods.FLOODS:
         wires = list(one.wires(tiny_bundle.DIMENSIONS))

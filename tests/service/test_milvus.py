@@ -289,6 +289,7 @@ def replica(bundle: Path, milvus_uri: str, redis_url: str) -> Iterator[httpx.Cli
             process.stdout.close()
 
 
+@pytest.mark.full
 def test_two_replicas_share_a_store_and_a_redis(
     bundle_dir: Path, tmp_path: Path, free_port: int, redis_url: str, png: Any
 ) -> None:

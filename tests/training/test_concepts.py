@@ -167,6 +167,7 @@ def test_a_run_with_concepts_ends_in_a_checked_bundle(
     assert all(torch.equal(value, kept[key]) for key, value in again.heads["image"].state_dict().items())
 
 
+@pytest.mark.full
 def test_withheld_classes_are_tested_among_all(concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(**tiny.concept_values(concept_root, supervision="pairs", unseen=["high_tone"]))
     split = read_pairs(recipe, "tones")
@@ -190,6 +191,7 @@ def test_a_prompt_for_no_class_is_refused(concept_root: Path, make_recipe: MakeR
         steps.evaluate(recipe, frozen, data, trained, cache, tmp_path)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("modality", matrix(["image", "audio"], "audio"))
 def test_a_long_list_goes_through_onnx_runtime_to_the_same_features(
     concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modality: Any

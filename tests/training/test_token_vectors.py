@@ -61,6 +61,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", matrix(FAMILIES, "transformers without sounds"))
 def test_a_served_bundle_reranks_by_its_tokens(
     make_recipe: MakeRecipe, tiny_root: Path, tmp_path: Path, family: str
