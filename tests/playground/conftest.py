@@ -187,7 +187,10 @@ def watching(browser: Browser, complaints: list[str]) -> Iterator[Callable[..., 
 
 @pytest.fixture
 def page(site: httpx.Client, watching: Callable[..., Page]) -> Page:
-    return watching(site)
+    """The page of the server with something in it, once it has begun."""
+    page = watching(site)
+    expect(page.locator("#serving")).not_to_be_empty()
+    return page
 
 
 def shoot(page: Page, name: str) -> None:
