@@ -106,8 +106,9 @@ export function browseView(app) {
       return made;
     }));
     $("folders-note").textContent = [
-      missing && `${plural(missing, "item")} without a folder${missing === total ? ": `isthmus index FOLDER --again` notes it" : ""}`, hidden && `${plural(hidden, "more folder")}, with fewer items`,
+      missing && `${plural(missing, "item")} without a folder`, hidden && `${plural(hidden, "more folder")}, with fewer items`,
     ].filter(Boolean).join(". ");
+    if (missing && missing === total) $("folders-note").append(". ", el("code", {}, "isthmus index FOLDER --again"), " notes them.");
   }
 
   function drawMonths({ values, missing, total }) {

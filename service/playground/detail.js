@@ -92,7 +92,7 @@ function show(item) {
 function dressPlace() {
   const { items, item, ended } = current;
   const place = items.indexOf(item);
-  $("detail-place").textContent = items.length > 1 ? `${place + 1} of ${items.length}${ended ? "" : "+"}` : "";
+  $("detail-place").textContent = items.length > 1 ? `${place + 1} of ${items.length}` : "";
   $("previous").disabled = place <= 0;
   $("next").disabled = ended && place >= items.length - 1;
 }

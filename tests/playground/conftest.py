@@ -95,6 +95,7 @@ def keyed(
         yield client
 
 
+MONTHS, DATES = ("2026-06", "2026-09"), (1_781_000_000, 1_789_000_000)
 VECTORS = 130
 BATCH = 5  # files of one request: a busy machine answers each in time
 
@@ -117,10 +118,12 @@ def fill(client: httpx.Client, media: Path) -> None:
     heard = {name: (make.__doc__ or "").partition(":")[0].strip(".") for name, make in SOUNDS.items()}
     what = {"photographs": PHOTOS, "sounds": heard}
     files = [*sorted((media / "photographs").iterdir()), *sorted((media / "sounds").iterdir())]
-    items: list[dict[str, Any]] = [
-        {"id": file.name, "metadata": {"what": what[file.parent.name][file.stem], "set": file.parent.name}}
-        for file in files
-    ]
+    items: list[dict[str, Any]] = []
+    for place, file in enumerate(files):
+        kind = file.parent.name
+        # What `isthmus index` would note of its folder and its date.
+        noted = {"file.folder": f"Demo/{kind}", "file.month": MONTHS[place % 2], "file.date": DATES[place % 2] + place}
+        items.append({"id": file.name, "metadata": {"what": what[kind][file.stem], "set": kind} | noted})
     items += [{"id": name, "text": text, "metadata": {"set": "notes"}} for name, text in TEXTS.items()]
     for start in range(0, len(items), BATCH):
         some = items[start : start + BATCH]
@@ -187,7 +190,10 @@ def watching(browser: Browser, complaints: list[str]) -> Iterator[Callable[..., 
 
 @pytest.fixture
 def page(site: httpx.Client, watching: Callable[..., Page]) -> Page:
-    return watching(site)
+    """The page of the server with something in it, once it has begun."""
+    page = watching(site)
+    expect(page.locator("#serving")).not_to_be_empty()
+    return page
 
 
 def shoot(page: Page, name: str) -> None:
