@@ -122,7 +122,7 @@ def fill(client: httpx.Client, media: Path) -> None:
     for place, file in enumerate(files):
         kind = file.parent.name
         # What `isthmus index` would note of its folder and its date.
-        noted = {"file.folder": f"Demo/{kind}", "file.month": MONTHS[place % 2], "file.date": DATES[place % 2] + place}
+        noted = {"file.folder": f"Demo/{kind}", "file.month": MONTHS[place % 2], "file.date": DATES[place % 2] - place}
         items.append({"id": file.name, "metadata": {"what": what[kind][file.stem], "set": kind} | noted})
     items += [{"id": name, "text": text, "metadata": {"set": "notes"}} for name, text in TEXTS.items()]
     for start in range(0, len(items), BATCH):

@@ -610,6 +610,7 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_not_shown(
     dialog.get_by_role("button", name="Use it").click()
     expect(page.locator("#found")).to_contain_text("Newest first")
     expect(page.get_by_role("button", name="API key (one is set)")).to_be_visible()
+    page.locator("#results img").first.scroll_into_view_if_needed()
     expect(page.locator("#results img").first).not_to_have_class("waiting")
     assert all("401" in each for each in complaints)
     complaints.clear()
