@@ -200,14 +200,15 @@ class Measure:
     def take(self, block: NDArray[np.float32]) -> Waveform:
         """Note a block, and return its mean over the channels."""
         self.frames += len(block)
-        peak = float(np.abs(block).max(initial=0.0))
+        peak = float(max(block.max(initial=0.0), -block.min(initial=0.0)))  # NaN where there is one
         if not peak <= _LOUDEST:  # true for NaN too
             raise BadMedia("the sound has samples that are not finite, or absurdly large")
         self.peak = max(self.peak, peak)
         if block.shape[1] == 1:
             return block[:, 0]
-        self._energies += np.einsum("ij,ij->j", block, block, dtype=np.float64)
-        mean: Waveform = block.mean(axis=1)
+        # Products of matrices: NumPy's sums over a few channels at a time are eight times slower.
+        self._energies += np.ones(len(block), np.float32) @ np.square(block)
+        mean: Waveform = block @ np.full(block.shape[1], 1 / block.shape[1], np.float32)
         self._of_mean += float(np.einsum("i,i->", mean, mean, dtype=np.float64))
         return mean
 
