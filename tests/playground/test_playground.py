@@ -186,6 +186,7 @@ def test_a_sound_large_plays_and_similar_ones_are_found(page: Page) -> None:
     assert "church_bell.wav" not in ids(page), "an item is not like itself"
 
 
+@pytest.mark.full
 def test_deleting_and_undoing(page: Page, site: httpx.Client) -> None:
     items = [{"id": f"note {n}", "text": f"a note about tea, number {n}", "collection": "notes"} for n in range(3)]
     assert site.post("/items", json={"items": items}).status_code == 200
@@ -199,7 +200,9 @@ def test_deleting_and_undoing(page: Page, site: httpx.Client) -> None:
         page.get_by_role("button", name="Undo").click()
         expect(card(page, "note 1")).to_have_count(1)
         assert site.get("/items/note 1?collection=notes").status_code == 200
+        expect(page.locator(".toast")).to_be_hidden()
         page.keyboard.press("Delete")  # the one that came in its place
+        expect(page.locator(".toast")).to_contain_text("Its file stays where it is")
         page.goto("about:blank")  # whoever leaves does not undo
         deadline = time.monotonic() + DEADLINE_S
         while len(site.get("/items?collection=notes").json()["items"]) == len(items):
