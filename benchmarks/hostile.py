@@ -6,8 +6,9 @@ Each attack goes over a socket to a live server. It is to be answered as `attack
 300 MB of memory beyond what the server had when it was ready; and after it the server has to be ready. What was stored
 before has to be there at the end. A job is waited for, and what it says of itself and its items is what is looked at;
 nothing may have been written outside. A sound that is honest, and only long, may take a hundredth of the length of its
-channels, for it is decoding and the model's work; its memory may not grow. Then come floods of one client (`hostile_floods`): what another asks for
-meanwhile is looked at in the same way. Prints what was not so and, as its last line, one JSON object.
+channels, for it is decoding and the model's work; its memory may not grow. Then come floods of one client
+(`hostile_floods`): what another asks for meanwhile is looked at in the same way. Prints what was not so and, as its
+last line, one JSON object.
 """
 
 import argparse
