@@ -24,7 +24,7 @@ serve: $(BUNDLE) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT)
 
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist worksteal
 
-test: build/starter/manifest.json $(INSTALLED) redis tools ## run the tests in 5 minutes on 2 cores; JOBS=n for another number of processes
+test: build/starter/manifest.json $(INSTALLED) redis tools ## run all but the long tests, about 8 minutes on 2 cores; JOBS=n for another number of processes
 	$(PYTEST) -m 'not full'
 
 test-all: build/starter/manifest.json $(INSTALLED) redis tools ## run every test, also the long ones that CI runs each night
