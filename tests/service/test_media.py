@@ -101,6 +101,7 @@ def test_parts_of_a_file(giving):
     for given in (f"{size}-", "-0", "9-3", "-"):
         beyond = asked(giving, "sound.wav", range=f"bytes={given}")
         assert beyond.status_code == 416 and beyond.headers["content-range"] == f"bytes */{size}"
+        assert beyond.json()["code"] == "range_not_satisfiable"
     for given in ("bytes=0-1,3-4", "lines=1-2", "bytes=x-", f"bytes={'9' * 5_000}-"):
         assert asked(giving, "sound.wav", range=given).content == SOUND
     assert asked(giving, "sound.wav", range="bytes=0-3", if_range=whole.headers["etag"]).status_code == 206

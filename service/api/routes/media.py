@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
 from service.api.middleware import HEAD
+from service.api.problems import problem
 from service.api.state import State, StateDep
 from service.engine.originals import OTHER, Original, open_original
 from service.errors import NotFound
@@ -68,7 +69,8 @@ def _answer(original: Original, id: str, request: Request, state: State) -> Resp
     ) == headers["ETag"]:
         bounds = _bounds(part[1], part[2], original.size)
         if bounds is None:
-            return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{original.size}"})
+            whole = {"Content-Range": f"bytes */{original.size}"}
+            return problem(request.url.path, 416, "range_not_satisfiable", "the file has no such part", headers=whole)
         (start, end), status = bounds, 206
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{original.size}"
     headers["Content-Length"] = str(end - start)
