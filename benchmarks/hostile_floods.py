@@ -99,7 +99,7 @@ def searches(dimensions: int) -> Iterator[bytes]:
         vectors = random.standard_normal((128, dimensions)).astype("<f4")
         queries = [{"vector": base64.b64encode(vector.tobytes()).decode()} for vector in vectors]
         body = {"queries": queries, "top_k": 20, "deduplicate": 0.01, "effort": {"exact": True}, "include": []}
-        yield _request("POST", "/search", body)
+        yield _request("POST", "/search/batch", body)
 
 
 def wide_answers(dimensions: int) -> Iterator[bytes]:
@@ -108,7 +108,7 @@ def wide_answers(dimensions: int) -> Iterator[bytes]:
     for _ in range(6):
         vectors = random.standard_normal((50, dimensions)).astype("<f4")
         queries = [{"vector": base64.b64encode(vector.tobytes()).decode()} for vector in vectors]
-        yield _request("POST", "/search", {"queries": queries, "top_k": 500, "collection": "wide"})
+        yield _request("POST", "/search/batch", {"queries": queries, "top_k": 500, "collection": "wide"})
 
 
 @cache

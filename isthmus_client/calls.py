@@ -122,7 +122,7 @@ def search_many(queries: Iterable[Input], options: Mapping[str, Any]) -> Call[li
     def read(got: httpx.Response) -> list[list[results.Found]]:
         return [[results.found(result) for result in ranked] for ranked in _answer(got)["results"]]
 
-    return Call("POST", "/search", read, body)
+    return Call("POST", "/search/batch", read, body)
 
 
 def classify(inputs: Iterable[Input], options: Mapping[str, Any]) -> Call[list[results.Classified]]:

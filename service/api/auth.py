@@ -24,7 +24,7 @@ OPEN = frozenset({"/healthz", "/readyz", "/"})
 """Paths whose GET needs no key: probes, and the playground's page, which holds no data and asks for a key itself."""
 OPEN_FOLDER = "/playground/"
 """Static files of that page."""
-READS = frozenset({"/embed", "/search", "/classify", "/score", "/v1/embeddings"})
+READS = frozenset({"/embed", "/search", "/search/batch", "/classify", "/score", "/v1/embeddings"})
 """Paths whose POST stores nothing."""
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -13,7 +13,8 @@ from service.retrieval.deadline import ADVICE, within
 _ADVICE: Mapping[str, str] = {
     "/classify": "store many labels once, as a label set (PUT /label-sets/{name}), and name it as label_set; or send "
     "fewer inputs, labels or templates",
-    "/search": "send fewer queries, or fewer parts of them, and ask for smaller pools and without `exact`",
+    "/search": "send fewer parts of a query, and ask for smaller pools and without `exact`",
+    "/search/batch": "send fewer queries, or fewer parts of them, and ask for smaller pools and without `exact`",
 }
 
 

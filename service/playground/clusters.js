@@ -44,7 +44,7 @@ export async function nameGroups(groups, collection, signal) {
   for (let from = 0; from < WORDS.length; from += AT_ONCE) {
     const words = WORDS.slice(from, from + AT_ONCE);
     const json = { queries: words, top_k: HITS, correction: 1, collection, include: [] };
-    const { results } = await send({ method: "POST", path: "/search", json }, signal);
+    const { results } = await send({ method: "POST", path: "/search/batch", json }, signal);
     results.forEach((hits, place) => votes.push(...votesOf(words[place], hits, groupOf)));
   }
   votes.sort((a, b) => b.weight - a.weight);

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,16 +157,14 @@ class SearchEffort(RequestModel):
     exact: StrictBool = Field(default=False, description="Look at every item; of an index of codes, at every code.")
 
 
-class SearchRequest(RequestModel):
-    """Exactly one of query and queries.
+class SearchOptions(RequestModel):
+    """What a search of one query and one of many have in common."""
 
-    What comes first is decided in this order: similarity (less the `correction`), `threshold`, fusion with `keywords`,
-    `deduplicate`, `rerank`, `diversity`, `top_k`.
-    """
-
-    query: Query | None = None
-    queries: Annotated[list[Query], Field(min_length=1), at_most(lambda limits: limits.inputs, "queries")] | None = None
-    top_k: TopK = 10
+    top_k: TopK = Field(
+        default=10,
+        description="Number of results for a query. What comes first is decided in this order: similarity (less the "
+        "`correction`), `threshold`, fusion with `keywords`, `deduplicate`, `rerank`, `diversity`, `top_k`.",
+    )
     collection: Name = DEFAULT_COLLECTION
     modalities: Annotated[list[StoredModality], Field(min_length=1, max_length=16)] | None = None
     filter: Filter | None = None
@@ -199,9 +197,7 @@ class SearchRequest(RequestModel):
     )
 
     @model_validator(mode="after")
-    def _bounded(self, info: ValidationInfo) -> "SearchRequest":
-        if (self.query is None) == (self.queries is None):
-            raise ValueError("give exactly one of: query, queries")
+    def _bounded(self, info: ValidationInfo) -> Self:
         most = limits_of(info).inputs
         if sum(len(query) if isinstance(query, list) else 1 for query in self.asked) > most:
             raise ValueError(f"at most {most} parts of queries in one request")
@@ -232,21 +228,61 @@ class SearchRequest(RequestModel):
 
     @property
     def asked(self) -> Sequence[Query]:
-        return self.queries if self.queries is not None else [] if self.query is None else [self.query]
+        """Return the queries."""
+        raise NotImplementedError
+
+
+class SearchRequest(SearchOptions):
+    """One query, and how to search for it."""
+
+    query: Query
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "queries" in value:
+            raise ValueError("this route takes one query: send several to POST /search/batch, as queries")
+        return value
+
+    @property
+    def asked(self) -> Sequence[Query]:
+        return [self.query]
+
+
+class SearchBatchRequest(SearchOptions):
+    """Several queries, and how to search for each of them."""
+
+    queries: Annotated[list[Query], Field(min_length=1), at_most(lambda limits: limits.inputs, "queries")]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _many(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "query" in value:
+            raise ValueError("this route takes queries, a list: send one query to POST /search")
+        return value
+
+    @property
+    def asked(self) -> Sequence[Query]:
+        return self.queries
 
 
 def place_query(body: dict[str, Any], files: list[File]) -> None:
-    """Give files, in order, to the parts of a composed query that have no input. Otherwise one file is the query,
-    and several are the queries."""
+    """Give files, in order, to the parts of a composed query that have no input; otherwise one file is the query."""
     query = body.get("query")
     if isinstance(query, dict) and isinstance(query.get("compose"), list):
         waiting = [part for part in query["compose"] if isinstance(part, dict) and not present(part) - {"weight"}]
         for part, file in zip(waiting, files, strict=False):
             part["file"] = file
         files = files[len(waiting) :]
-    if len(files) == 1 and not body.keys() & {"query", "queries"}:
+    if len(files) == 1 and "query" not in body:
         body["query"] = files[0]
     elif files:
+        body["queries"] = files  # which SearchRequest refuses, and says where they go
+
+
+def place_queries(body: dict[str, Any], files: list[File]) -> None:
+    """Append files to the queries, in order."""
+    if files:
         given = body.get("queries", [])
         body["queries"] = [*given, *files] if isinstance(given, list) else given
 
@@ -299,15 +335,9 @@ class SearchResult(BaseModel):
     explain: Explanation | None = None
 
 
-class SearchResponse(BaseModel):
-    results: list[SearchResult] | list[list[SearchResult]] = Field(
-        description="Best first; for `queries` one list for each."
-    )
-    nothing: bool | list[bool | None] | None = Field(
-        default=None,
-        description="With `confidence` included, for `queries` one for each: whether the best result is no better than "
-        "chance (E above 0.2). null where no result can be judged.",
-    )
+class SearchAnswer(BaseModel):
+    """What the answers to one query and to many have in common."""
+
     counts: dict[StoredModality, int] | None = Field(
         default=None, description="With `balance`: how many items of each modality there are that pass the filter."
     )
@@ -315,4 +345,20 @@ class SearchResponse(BaseModel):
     warnings: list[str] | None = Field(
         default=None,
         description="Queries of which the model's tokenizer knows little or nothing; absent if there are none.",
+    )
+
+
+class SearchResponse(SearchAnswer):
+    results: list[SearchResult] = Field(description="Best first.")
+    nothing: bool | None = Field(
+        default=None,
+        description="With `confidence` included: whether the best result is no better than chance (E above 0.2). null "
+        "where no result can be judged.",
+    )
+
+
+class SearchBatchResponse(SearchAnswer):
+    results: list[list[SearchResult]] = Field(description="A list for each query, in their order; best first.")
+    nothing: list[bool | None] | None = Field(
+        default=None, description="With `confidence` included: for each query, as POST /search answers it."
     )

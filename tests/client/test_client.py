@@ -259,7 +259,7 @@ def test_both_clients_have_the_same_methods() -> None:
     ("options", "request_model", "positional"),
     [
         (calls.EmbedOptions, EmbedRequest, {"inputs", "encoding"}),
-        (calls.SearchOptions, SearchRequest, {"query", "queries"}),
+        (calls.SearchOptions, SearchRequest, {"query"}),
         (calls.ClassifyOptions, ClassifyRequest, {"inputs"}),
         (calls.CollectionOptions, CollectionRequest, set()),
     ],

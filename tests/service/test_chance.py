@@ -110,7 +110,9 @@ def kinds(shared_client):
     assert shared_client.post("/items", json={"items": items}).status_code == 200
 
     def asked(**body):
-        response = shared_client.post("/search", json={"collection": "kinds", "query": "dog", **body})
+        query = {} if "queries" in body else {"query": "dog"}
+        path = "/search/batch" if "queries" in body else "/search"
+        response = shared_client.post(path, json={"collection": "kinds", **query, **body})
         assert response.status_code == 200, response.text
         return response.json()
 
@@ -149,7 +151,7 @@ def test_modalities_take_turns_among_what_is_surely_no_chance():
 
 
 def test_a_verdict_for_each_query(kinds):
-    answer = kinds(query=None, queries=["dog", {"id": "image80"}], include=["confidence"], top_k=4)
+    answer = kinds(queries=["dog", {"id": "image80"}], include=["confidence"], top_k=4)
     assert answer["nothing"][1] is None, "only texts are judged"
     assert all(result["confidence"] is None for result in answer["results"][1])
     assert answer["nothing"][0] is (max(one["confidence"] for one in answer["results"][0]) < math.exp(-0.2))

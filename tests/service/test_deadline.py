@@ -51,7 +51,8 @@ async def without_a_body(scope, receive, send):
     ("app", "method", "path", "advice"),
     [
         (in_stages, "POST", "/classify", "label set (PUT /label-sets/{name})"),
-        (in_stages, "POST", "/search", "fewer queries"),
+        (in_stages, "POST", "/search", "fewer parts"),
+        (in_stages, "POST", "/search/batch", "fewer queries"),
         (in_stages, "POST", "/v1/embeddings", "fewer inputs"),
         (without_a_body, "GET", "/items", "ask for less"),
     ],

@@ -42,7 +42,7 @@ def test_what_is_null_is_absent() -> None:
     item = {"id": "a", "text": "b", "collection": None, "metadata": {"kept": None}}
     read = ItemInput.model_validate(item)
     assert read.collection == "default" and read.metadata == {"kept": None}
-    search = {"query": {"id": "a", "text": None}, "queries": None, "include": None, "effort": None, "filter": None}
+    search = {"query": {"id": "a", "text": None}, "include": None, "effort": None, "filter": None}
     assert SearchRequest.model_validate(search) == SearchRequest.model_validate({"query": {"id": "a"}})
     for wrong in (
         {"inputs": None},

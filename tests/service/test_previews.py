@@ -204,7 +204,7 @@ def test_what_is_served_is_what_was_made(keeping):
     assert listed["given"]["preview"] is None
     whole = keeping.get("/items/words", params={"include": ["preview", "vector"]}).json()
     assert whole["preview"] == {"text": "red " * 250} and "vector" in whole
-    answer = keeping.post("/search", json={"queries": ["a", "b"], "include": ["preview"], "top_k": 4}).json()
+    answer = keeping.post("/search/batch", json={"queries": ["a", "b"], "include": ["preview"], "top_k": 4}).json()
     for found in answer["results"]:
         assert {each["id"]: each["preview"] for each in found}["words"] == {"text": "red " * 250}
 

@@ -14,7 +14,7 @@ from service.contract.vectors import l2_normalise
 from service.errors import InputFailed, InvalidRequest, NotFound
 from service.retrieval.search import Searcher, unit_vector, weighted_sum
 from service.schemas.inputs import File
-from service.schemas.search import Query, SearchRequest, place_query
+from service.schemas.search import Query, SearchBatchRequest, SearchRequest, place_queries, place_query
 from service.settings import Limits
 from service.store import Entry, SqliteStore, parse, rows, schema
 from tests.service.fakes import DIMENSIONS, FakeEmbedder, fake_manifest, vector_of
@@ -164,9 +164,9 @@ class TestRequest:
     @pytest.mark.parametrize(
         ("body", "message"),
         [
-            ({}, "exactly one of: query, queries"),
-            ({"query": "a", "queries": ["b"]}, "exactly one of: query, queries"),
-            ({"queries": []}, "at least 1 item"),
+            ({}, "Field required"),
+            ({"query": "a", "queries": ["b"]}, "POST /search/batch"),
+            ({"queries": ["b"]}, "POST /search/batch"),
             ({"query": "a", "top_k": 0}, "greater than or equal to 1"),
             ({"query": "a", "top_k": 11}, "top_k is at most 10"),
             ({"query": "a", "top_k": "3"}, "valid integer"),
@@ -181,8 +181,6 @@ class TestRequest:
             ({"query": {"compose": [{"text": "a", "weight": float("inf")}]}}, "finite"),
             ({"query": {"vector": [float("nan")]}}, "finite"),
             ({"query": {"id": "a\ud800"}}, "string"),
-            ({"queries": ["a"] * 5}, "at most 4 queries"),
-            ({"queries": [{"compose": [{"text": "a"}] * 3}] * 2}, "at most 4 parts"),
             ({"query": "a", "reorder": True}, "Extra inputs are not permitted"),
         ],
     )
@@ -190,28 +188,45 @@ class TestRequest:
         with pytest.raises(ValidationError, match=message):
             SearchRequest.model_validate(body, context=Limits(top_k=10, inputs=4))
 
+    @pytest.mark.parametrize(
+        ("body", "message"),
+        [
+            ({}, "Field required"),
+            ({"query": "a"}, "POST /search"),
+            ({"query": "a", "queries": ["b"]}, "POST /search"),
+            ({"queries": []}, "at least 1 item"),
+            ({"queries": "a"}, "valid list"),
+            ({"queries": ["a"] * 5}, "at most 4 queries"),
+            ({"queries": [{"compose": [{"text": "a"}] * 3}] * 2}, "at most 4 parts"),
+        ],
+    )
+    def test_what_is_refused_of_many(self, body, message):
+        with pytest.raises(ValidationError, match=message):
+            SearchBatchRequest.model_validate(body, context=Limits(top_k=10, inputs=4))
+
     def test_results_of_one_response_are_bounded(self):
         limits = Limits()
         SearchRequest.model_validate({"query": "a", "top_k": 1000, "include": ["vector"]}, context=limits)
-        SearchRequest.model_validate({"queries": ["a"] * 256, "top_k": 100}, context=limits)
+        SearchBatchRequest.model_validate({"queries": ["a"] * 256, "top_k": 100}, context=limits)
         for body in (
             {"queries": ["a"] * 256, "top_k": 101},
             {"queries": ["a"] * 3, "top_k": 1000, "include": ["vector"]},
         ):
             with pytest.raises(ValidationError, match="queries × top_k"):
-                SearchRequest.model_validate(body, context=limits)
+                SearchBatchRequest.model_validate(body, context=limits)
 
     def test_files_are_queries(self):
         one, two = File("a", b"1"), File("b", b"2")
-        for body, files, wanted in (
-            ({}, [one], {"query": one}),
-            ({}, [one, two], {"queries": [one, two]}),
-            ({"queries": ["text"]}, [one], {"queries": ["text", one]}),
-            ({"query": "text"}, [], {"query": "text"}),
+        for place, body, files, wanted in (
+            (place_query, {}, [one], {"query": one}),
+            (place_query, {"query": "text"}, [], {"query": "text"}),
+            (place_queries, {}, [one], {"queries": [one]}),
+            (place_queries, {"queries": ["text"]}, [one, two], {"queries": ["text", one, two]}),
+            (place_queries, {"queries": "text"}, [one], {"queries": "text"}),
         ):
-            place_query(body, files)
+            place(body, files)
             assert body == wanted
-        both = {"query": "text"}
-        place_query(both, [one])
-        with pytest.raises(ValidationError, match="exactly one of"):
-            SearchRequest.model_validate(both)
+        for body, files in (({"query": "text"}, [one]), ({}, [one, two])):
+            place_query(body, files)
+            with pytest.raises(ValidationError, match="POST /search/batch"):
+                SearchRequest.model_validate(body)

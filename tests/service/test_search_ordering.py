@@ -13,7 +13,7 @@ from service.contract.vectors import l2_normalise
 from service.errors import InputFailed, InvalidRequest
 from service.retrieval.late_interaction import maxsim, transport
 from service.retrieval.search import Diversity, Keywords, Ordering, Rerank, Searcher
-from service.schemas.search import Query, SearchRequest
+from service.schemas.search import Query, SearchBatchRequest, SearchRequest
 from service.store import Entry, SqliteStore
 from tests.service.fakes import DIMENSIONS, FakeEmbedder, fake_manifest, vector_of
 
@@ -304,10 +304,20 @@ def test_everything_at_once_keeps_its_promises(tmp_path):
         ({"keywords": {"query": ""}}, "at least 1 character"),
         ({"query": {"vector": [1.0]}, "keywords": {}}, "keywords.query is needed"),
         ({"query": {"compose": [{"text": "a", "weight": -1}]}, "keywords": {}}, "keywords.query is needed"),
-        ({"include": ["explain"], "top_k": 1000, "queries": ["x"] * 3, "query": None}, "queries × top_k"),
-        ({"rerank": {"method": "maxsim", "pool": 1000}, "queries": ["x"] * 26, "query": None}, "queries × pool"),
     ],
 )
 def test_requests_that_are_refused(body, message):
     with pytest.raises(ValidationError, match=message):
         SearchRequest.model_validate({"query": "x"} | body)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"include": ["explain"], "top_k": 1000, "queries": ["x"] * 3}, "queries × top_k"),
+        ({"rerank": {"method": "maxsim", "pool": 1000}, "queries": ["x"] * 26}, "queries × pool"),
+    ],
+)
+def test_requests_of_many_queries_that_are_refused(body, message):
+    with pytest.raises(ValidationError, match=message):
+        SearchBatchRequest.model_validate(body)

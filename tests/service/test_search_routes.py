@@ -20,7 +20,7 @@ def stocked(client):
 
 
 def find(client, **body):
-    response = client.post("/search", json=body)
+    response = client.post("/search/batch" if "queries" in body else "/search", json=body)
     assert response.status_code == 200, response.text
     return response.json()["results"]
 
@@ -97,8 +97,11 @@ def test_many_queries(stocked):
 def test_files_as_queries(stocked):
     one = stocked.post("/search", files={"file": ("x", png(2))}, data={"request": json.dumps({"top_k": 1})})
     assert ids(one.json()["results"]) == ["photo 2"]
-    two = stocked.post("/search", files=[("file", ("x", png(2))), ("file", ("y", wav(1)))])
+    files = [("file", ("x", png(2))), ("file", ("y", wav(1)))]
+    two = stocked.post("/search/batch", files=files)
     assert [each[0]["id"] for each in two.json()["results"]] == ["photo 2", "sound"]
+    refused = stocked.post("/search", files=files)
+    assert problem(refused, 422) and "POST /search/batch" in said(refused)
 
 
 def test_a_fresh_server_finds_nothing(client):
@@ -108,7 +111,8 @@ def test_a_fresh_server_finds_nothing(client):
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        ({}, 422, "exactly one of: query, queries"),
+        ({}, 422, "Field required"),
+        ({"queries": ["x"]}, 422, "send several to POST /search/batch"),
         ({"query": ""}, 422, "query"),
         ({"query": 7}, 422, "expected a string"),
         ({"query": "x", "top_k": 1_001}, 422, "top_k is at most 1000"),
@@ -133,7 +137,7 @@ def test_a_search_that_is_refused(stocked, body, status, message):
 
 
 def test_the_bad_one_of_many_queries_is_named(stocked):
-    body = problem(stocked.post("/search", json={"queries": ["x", {"image": b64(png()[:50])}]}), 422)
+    body = problem(stocked.post("/search/batch", json={"queries": ["x", {"image": b64(png()[:50])}]}), 422)
     assert body["index"] == 1 and body["code"] == "undecodable_media"
 
 

@@ -137,7 +137,7 @@ def test_searches_items_jobs_and_folders(settings: Settings, tmp_path: Path, pic
             assert "warnings" not in answer
         assert "keywords.query is needed" in refused(client, "/search", {"query": picture, "keywords": {}})
         assert "as an image" in refused(client, "/search", {"query": {"compose": [{"text": picture}]}})
-        answer = post(client, "/search", {"queries": ["red", CHINESE, "🎉🎉 !! red 🎉"], "top_k": 1})
+        answer = post(client, "/search/batch", {"queries": ["red", CHINESE, "🎉🎉 !! red 🎉"], "top_k": 1})
         assert [len(each) for each in answer["results"]] == [1, 1, 1]
         assert [each.partition(":")[0] for each in answer["warnings"]] == ["queries[1]", "queries[2]"]
         [warning] = post(client, "/search", {"query": CHINESE})["warnings"]

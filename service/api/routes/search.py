@@ -1,4 +1,4 @@
-"""POST /search."""
+"""POST /search, POST /search/batch."""
 
 import time
 from collections.abc import Collection
@@ -8,22 +8,48 @@ from fastapi import APIRouter, Depends
 
 from service.api.reading import documented, reader
 from service.api.responses import JSON, previewed
-from service.api.state import CallerDep, StateDep
+from service.api.state import Caller, CallerDep, State, StateDep
 from service.retrieval.chance import nothing
 from service.retrieval.search import Diversity, Keywords, Ordering, Rerank, Result
 from service.runtime.timings import timed
-from service.schemas.search import SearchRequest, SearchResponse, place_query
+from service.schemas.search import (
+    SearchBatchRequest,
+    SearchBatchResponse,
+    SearchOptions,
+    SearchRequest,
+    SearchResponse,
+    place_queries,
+    place_query,
+)
 from service.store import Effort
 
 router = APIRouter(tags=["search"])
 
-Body = Annotated[SearchRequest, Depends(reader(SearchRequest, place_query))]
+One = Annotated[SearchRequest, Depends(reader(SearchRequest, place_query))]
+Many = Annotated[SearchBatchRequest, Depends(reader(SearchBatchRequest, place_queries))]
 _EXAMPLE = {"query": "a dog on a beach", "modalities": ["image"], "top_k": 5, "filter": {"year": {"$gte": 2020}}}
+_BATCH_EXAMPLE = {"queries": ["a dog on a beach", {"text": "heavy rain"}], "top_k": 5}
 
 
 @router.post("/search", response_model=SearchResponse, openapi_extra=documented(SearchRequest, _EXAMPLE, files=True))
-async def search(body: Body, state: StateDep, caller: CallerDep) -> JSON:
+async def search(body: One, state: StateDep, caller: CallerDep) -> JSON:
     """The items nearest to a query, whatever either of them is: text, an image, a sound or a video."""
+    answer = await _answer(body, "query", state, caller)
+    return JSON(answer | {name: answer[name][0] for name in ("results", "nothing") if name in answer})
+
+
+@router.post(
+    "/search/batch",
+    response_model=SearchBatchResponse,
+    openapi_extra=documented(SearchBatchRequest, _BATCH_EXAMPLE, files=True),
+)
+async def search_batch(body: Many, state: StateDep, caller: CallerDep) -> JSON:
+    """The items nearest to each of several queries, which share all options: a list of results for each."""
+    return JSON(await _answer(body, "queries", state, caller))
+
+
+async def _answer(body: SearchOptions, field: str, state: State, caller: Caller) -> dict[str, Any]:
+    """Return the fields of SearchBatchResponse. `field`: what the request calls its queries."""
     started = time.perf_counter()
     warnings: list[str] = []
     with timed("search"):
@@ -41,23 +67,21 @@ async def search(body: Body, state: StateDep, caller: CallerDep) -> JSON:
             judged="confidence" in body.include,
             balance=body.balance,
             caller=caller,
-            field="queries" if body.query is None else "query",
+            field=field,
             warn=warnings.append,
         )
-    results = [[_result(hit, body.include) for hit in hits] for hits in hits_by_query]
-    fields: dict[str, Any] = {"warnings": warnings} if warnings else {}
+    answer: dict[str, Any] = {"results": [[_result(hit, body.include) for hit in hits] for hits in hits_by_query]}
     if "confidence" in body.include:
-        verdicts = [nothing([hit.confidence for hit in hits]) for hits in hits_by_query]
-        fields["nothing"] = verdicts if body.query is None else verdicts[0]
+        answer["nothing"] = [nothing([hit.confidence for hit in hits]) for hits in hits_by_query]
     if body.balance:
         counts = (await state.store.facets(body.collection, filter=body.filter)).modalities
-        fields["counts"] = {name: counts[name] for name in counts if body.modalities is None or name in body.modalities}
-    took_ms = round(1_000 * (time.perf_counter() - started), 3)
-    answer = {"results": results if body.query is None else results[0], "took_ms": took_ms}
-    return JSON(answer | fields)
+        answer["counts"] = {name: counts[name] for name in counts if body.modalities is None or name in body.modalities}
+    if warnings:
+        answer["warnings"] = warnings
+    return answer | {"took_ms": round(1_000 * (time.perf_counter() - started), 3)}
 
 
-def _ordering(body: SearchRequest) -> Ordering:
+def _ordering(body: SearchOptions) -> Ordering:
     return Ordering(
         body.correction,
         body.threshold,
