@@ -8,7 +8,8 @@ from fastapi import APIRouter, Depends
 
 from service.api.reading import documented, reader
 from service.api.responses import JSON, previewed
-from service.api.state import Caller, CallerDep, State, StateDep
+from service.api.state import CallerDep, State, StateDep
+from service.engine.caller import Caller
 from service.retrieval.chance import nothing
 from service.retrieval.search import Diversity, Keywords, Ordering, Rerank, Result
 from service.runtime.timings import timed
