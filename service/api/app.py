@@ -21,6 +21,7 @@ from service.api.deadline import Deadline
 from service.api.keys import Keyring
 from service.api.middleware import BodyLimit, Context, Disconnects, Heads, Prefix, SecurityHeaders
 from service.api.model import Model
+from service.api.refusals import REFUSALS, refusals_of
 from service.api.routes import (
     classify,
     collections,
@@ -256,29 +257,6 @@ def open_limiter(settings: Settings, metrics: Metrics) -> Limiter:
     return RedisLimiter(settings.redis_url, timeout_s=quotas.REDIS_TIMEOUT_S, observer=metrics)
 
 
-_NUMBER = {"schema": {"type": "integer"}}
-_STRING = {"schema": {"type": "string"}}
-REFUSALS: dict[int, dict[str, Any]] = {
-    401: {
-        "description": "No API key (`missing_api_key`), or one that is not valid (`invalid_api_key`).",
-        "headers": {"WWW-Authenticate": _STRING},
-    },
-    403: {"description": "The key lacks the scope (`forbidden`), or a page of another site asks (`cross_origin`)."},
-    429: {
-        "description": "What the key may use is used up (`rate_limited`), or too much is waiting (`overloaded`). The "
-        "RateLimit fields tell of the key's limits, on other answers too; the last three of the nearest one.",
-        "headers": {
-            "Retry-After": _NUMBER,
-            "RateLimit": _STRING,
-            "RateLimit-Policy": _STRING,
-            "RateLimit-Limit": _NUMBER,
-            "RateLimit-Remaining": _NUMBER,
-            "RateLimit-Reset": _NUMBER,
-        },
-    },
-}
-
-
 _TAGS = {
     "embed": "Vectors of images, sounds, videos and texts, and how alike two of them are.",
     "search": "The stored items nearest to a query of any kind.",
@@ -323,11 +301,11 @@ def openapi(app: FastAPI) -> dict[str, Any]:
                 "description": "As OpenAI says it" if openai_like else "A problem (RFC 9457)",
                 "content": error if openai_like else problem,
             }
-            if needed := scope_of(method.upper(), path):
-                operation["security"] = [{"key": [needed]}]
-                for status in (401, 403, 429):
-                    name = f"{'OpenAI' if openai_like else ''}{status}"
-                    operation["responses"][str(status)] = {"$ref": f"#/components/responses/{name}"}
+            needed = scope_of(method.upper(), path)
+            operation["security"] = [{"key": [needed]}] if needed else []
+            for status in refusals_of(method.upper(), path, operation, schemas, needed):
+                name = f"{'OpenAI' if openai_like else ''}{status}"
+                operation["responses"][str(status)] = {"$ref": f"#/components/responses/{name}"}
     components = document["components"]
     components["schemas"] = dict(sorted(schemas.items()))
     components["responses"] = {

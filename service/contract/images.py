@@ -5,12 +5,12 @@ import io
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image, ImageCms, features
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from service.contract.colours import colour_mode, to_srgb
 from service.contract.containers import refusal
@@ -44,7 +44,10 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 _LONG = 4
 """Times as long as wide, past which a picture is not resized whole to be cropped."""
 
-Triple = tuple[float, float, float]
+Triple = Annotated[
+    tuple[float, float, float],
+    WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3}),
+]
 
 REDUCING_GAP = 2.0
 SCALED_TOLERANCE = 2.0

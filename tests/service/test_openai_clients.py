@@ -4,7 +4,6 @@ embedded as what it is, or refused with advice."""
 import base64
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import openai
 import pytest
 
 from service.settings import Settings
-from tests import tiny_bundle
+from tests import npm, tiny_bundle
 from tests.conftest import serving
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # before it is imported: tests ask nobody outside
@@ -141,24 +140,7 @@ def test_openai_for_python(
 def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the program and OpenAI's client for Node."""
     folder = tmp_path_factory.mktemp("node")
-    npm = shutil.which("npm")
-    missing = "" if npm and shutil.which("node") else "Node or npm is not installed"
-    if npm and not missing:
-        command = [
-            npm,
-            "install",
-            "--no-audit",
-            "--no-fund",
-            "--ignore-scripts",
-            "--prefix",
-            str(folder),
-            "openai@6.49.0",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=120)
-        missing = done.stderr[-500:] if done.returncode else ""
-    if missing:
-        assert "CI" not in os.environ, missing
-        pytest.skip(f"openai for Node cannot be had: {missing}")
+    npm.install(folder, "openai@6.49.0")
     (folder / "client.mjs").write_text(CLIENT)
     return folder
 
