@@ -21,7 +21,8 @@ _INTRODUCTION = """\
 # HTTP API
 
 These pages are made from `openapi.yaml`, which a test compares with the code. A running server returns the same
-document at `/openapi.json`, from which clients can be generated. What may change when: [versioning](../versioning.md).
+document at `/openapi.json`, from which clients can be generated, and at `/docs` a page from which each operation can be
+tried. What may change when: [versioning](../versioning.md).
 
 Where the server has [keys](../../how-to/keys.md), send one as `Authorization: Bearer KEY`.
 """

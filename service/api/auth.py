@@ -20,8 +20,8 @@ from service.runtime.logs import caller
 from service.runtime.quotas import Limiter, Meter
 from service.settings import is_loopback
 
-OPEN = frozenset({"/healthz", "/readyz", "/"})
-"""Paths whose GET needs no key: probes, and the playground's page, which holds no data and asks for a key itself."""
+OPEN = frozenset({"/healthz", "/readyz", "/", "/docs"})
+"""Paths whose GET needs no key: probes, and pages, which hold no data and ask for a key themselves."""
 OPEN_FOLDER = "/playground/"
 """Static files of that page."""
 READS = frozenset({"/embed", "/search", "/search/batch", "/classify", "/score", "/v1/embeddings"})

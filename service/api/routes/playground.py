@@ -1,4 +1,4 @@
-"""GET /: the playground, a page for people; its files are under /playground.
+"""GET / and GET /docs: the playground and the reference of the API, pages for people; their files are in /playground.
 
 Neither needs a key: they hold no data, and ask for it themselves. `middleware.SecurityHeaders` keeps the page to them.
 """
@@ -21,6 +21,12 @@ _FRESH = {"Cache-Control": "no-cache"}  # asked for again, and answered 304 unti
 async def playground() -> FileResponse:
     """The playground: search, classify, see and fill collections in a browser."""
     return FileResponse(FOLDER / "index.html", media_type="text/html", headers=_FRESH)
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> FileResponse:
+    """The reference of the API, from which each operation can be tried in a browser."""
+    return FileResponse(FOLDER / "docs.html", media_type="text/html", headers=_FRESH)
 
 
 class Files(StaticFiles):
