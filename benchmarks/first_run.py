@@ -4,6 +4,8 @@ Clones this checkout into an empty folder, with an empty pip cache, and runs the
 would: clone, serve, index a folder, search. Then it indexes 1,000 photographs of one megapixel, previews included, and
 compares the rate with a bare loop that decodes and embeds the same files on every core. Last it searches in the page
 with Chromium, and scrolls through 1,000 results. It prints when each step ended and, as the last line, one JSON object.
+
+With `--here` this checkout serves build/starter as it is installed: no clone, and only what comes after it is measured.
 """
 
 import argparse
@@ -77,15 +79,21 @@ def clone(folder: Path) -> Path:
 
 @contextmanager
 def serving(checkout: Path, folder: Path) -> Iterator[str]:
-    """Runs `make serve` until the block ends; it sets up the environment and the starter first."""
+    """Runs `make serve` until the block ends; it sets up the environment and the starter first. This very checkout
+    serves what it has."""
+    command = ["make", "serve"]
+    if checkout == ROOT:
+        bundle = ["--bundle", "build/starter", "--store", str(folder / "store")]
+        command = [sys.executable, "-m", "service", "serve", *bundle]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ISTHMUS_", "VIRTUAL_ENV"))}
-    kept.pop("PYTHONPATH", None)
+    if checkout != ROOT:
+        kept.pop("PYTHONPATH", None)
     environment = kept | {"ISTHMUS_PORT": str(port), "PIP_CACHE_DIR": str(folder / "pip"), "HF_HUB_OFFLINE": "1"}
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(
-            ["make", "serve"], cwd=checkout, env=environment, stdout=log, stderr=log, start_new_session=True
+            command, cwd=checkout, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     address = f"http://127.0.0.1:{port}"
     try:
@@ -110,8 +118,9 @@ def _wait(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
 
 
 def isthmus(checkout: Path, address: str, *arguments: str) -> str:
-    """Runs the command of a clone; returns what it prints."""
-    command = [str(checkout / ".venv/bin/isthmus"), *arguments]
+    """Runs the command of a checkout; returns what it prints."""
+    program = [sys.executable, "-m", "isthmus_client"] if checkout == ROOT else [str(checkout / ".venv/bin/isthmus")]
+    command = [*program, *arguments]
     environment = os.environ | {"ISTHMUS_URL": address}
     return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
@@ -184,6 +193,7 @@ def page_times(address: str) -> tuple[float, float, int]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.first_run", description=__doc__.split("\n")[0])
     parser.add_argument("--photographs", type=int, default=_MANY, help="how many are indexed after the first run")
+    parser.add_argument("--here", action="store_true", help="measure this checkout, without a clone")
     options = parser.parse_args(arguments)
     rows: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -196,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append((step, f"{time.perf_counter() - began:.1f} s"))
             return time.perf_counter()
 
-        checkout = clone(folder)
+        checkout = ROOT if options.here else clone(folder)
         passed("git clone")
         with serving(checkout, folder) as address:
             passed("make serve: installed, and ready")
@@ -225,6 +235,9 @@ def main(arguments: list[str] | None = None) -> int:
     rows += [
         (name.replace("_", " "), str(value)) for name, value in figures.items() if name not in ("seconds", "commands")
     ]
+    if options.here:
+        rows = rows[-len(figures) + 2 :]
+        figures = {name: value for name, value in figures.items() if name not in ("seconds", "commands")}
     print_table("From a clone to one's own photograph", ("step", "after"), rows)
     print(json.dumps(figures))
     return 0

@@ -133,7 +133,7 @@ def _wire(value: Input) -> str | dict[str, Any] | Problem:
 
 def _item_wire(item: NewItem) -> dict[str, Any] | Problem:
     try:
-        return item.to_wire()
+        return item.to_wire(as_file=True)
     except OSError as error:
         return Problem(UNREADABLE, f"{error.filename}: {error.strerror or error}")
 

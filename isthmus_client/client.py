@@ -10,6 +10,7 @@ that breaks) are waited for first, as `Retries` says.
 """
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import (
@@ -95,7 +96,10 @@ class _Conversation:
     def request(call: Call[Any]) -> dict[str, Any]:
         """Return a call as arguments of httpx."""
         parts = {"method": call.method, "url": call.path, "params": call.parameters, "headers": call.headers}
-        if not isinstance(call.body, Upload):
+        if call.files:
+            parts["data"] = {"request": json.dumps(call.body)}
+            parts["files"] = [("file", (str(number), data)) for number, data in enumerate(call.files)]
+        elif not isinstance(call.body, Upload):
             parts["json"] = call.body
         return {name: value for name, value in parts.items() if value is not None}
 
@@ -223,7 +227,7 @@ class Isthmus(_Conversation):
     def upsert(self, items: Iterable[NewItem], *, on_error: str = "fail") -> list[Written]:
         """Store items in one request, each replacing the one of its collection and id. Returns once they are on
         disk."""
-        return self._do(calls.upsert_wire([item.to_wire() for item in items], on_error))
+        return self._do(calls.upsert_wire([item.to_wire(as_file=True) for item in items], on_error))
 
     def upsert_many(self, items: Iterable[NewItem]) -> Generator[Written, None, None]:
         """Store any number of items, as `embed_many`: yields the outcome of each, in order. Only iterated items are
@@ -307,7 +311,7 @@ class Isthmus(_Conversation):
         return self._do(calls.facets(collection, keys, filter, modality))
 
     def preview(self, id: str, *, collection: str = "default") -> Preview:
-        """Return the preview that the server keeps of an item: an image (WebP) or a sound (MP3). Raises NotFound
+        """Return the preview that the server keeps of an item: an image (JPEG) or a sound (MP3). Raises NotFound
         without one."""
         return self._do(calls.preview(id, collection))
 
@@ -466,7 +470,7 @@ class AsyncIsthmus(_Conversation):
         return await self._do(await asyncio.to_thread(calls.score, pairs, model))
 
     async def upsert(self, items: Iterable[NewItem], *, on_error: str = "fail") -> list[Written]:
-        wires = await asyncio.to_thread(lambda: [item.to_wire() for item in items])
+        wires = await asyncio.to_thread(lambda: [item.to_wire(as_file=True) for item in items])
         return await self._do(calls.upsert_wire(wires, on_error))
 
     async def upsert_many(self, items: Iterable[NewItem]) -> AsyncGenerator[Written, None]:

@@ -78,6 +78,14 @@ def to_wire(value: Input) -> str | dict[str, Any]:
     raise TypeError(f"an input is a str, bytes, a pathlib.Path or a mapping, not {type(value).__name__}")
 
 
+def file_of(value: Input) -> bytes | None:
+    """Return the file of an input whose content says what it is; None for others. Raises OSError."""
+    if isinstance(value, bytes | Path):
+        content = value if isinstance(value, bytes) else value.read_bytes()
+        return content if is_media(content) else None
+    return None
+
+
 def is_media(content: bytes) -> bool:
     """Return whether it begins as an image, a sound or a video does."""
     return any(pattern.match(content) for pattern in (_IMAGE, _SOUND, _CONTAINER))
@@ -93,7 +101,8 @@ def wire_size(value: str | Mapping[str, Any]) -> int:
     """Return about how many bytes an input takes in a request."""
     if isinstance(value, str):
         return len(value)
-    return sum(len(field) if isinstance(field, str) else 16 * len(field) for field in value.values() if _sized(field))
+    sized = [field for field in value.values() if _sized(field)]
+    return sum(len(field) if isinstance(field, str | bytes) else 16 * len(field) for field in sized)
 
 
 def _sized(value: Any) -> bool:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from service.contract.audio import AudioLimits, hear
 from service.contract.errors import InputError
-from service.contract.images import ImageLimits, decode_image
+from service.contract.images import SMALL_RESAMPLE, ImageLimits, decode_image
 from service.contract.sounds import Waveform
 from service.engine.embedder import Embedder
 from service.engine.inputs import SMALL_SIDE, Input, Media
@@ -28,7 +28,8 @@ from service.settings import Limits
 
 log = logging.getLogger(__name__)
 
-_QUALITY = 80
+_QUALITY = 75
+"""Of a JPEG. A WebP that looks the same is a fifth smaller and takes thirty times as long to write."""
 SECONDS = 20.0
 """Length of a sound's preview, from its beginning, in seconds."""
 _RATE = 24_000
@@ -41,15 +42,15 @@ _FADE = 0.05
 class Preview:
     """A small file of our own making that shows what an input is."""
 
-    media_type: Literal["image/webp", "audio/mpeg"]
+    media_type: Literal["image/jpeg", "audio/mpeg"]
     data: bytes
     about: Mapping[str, Any]
 
 
 def preview_image(data: bytes, limits: ImageLimits) -> Preview:
-    """An image file → a WebP that fits into SMALL_SIDE × SMALL_SIDE. Raises InputError as decode_image does."""
-    picture = decode_image(data, limits, enough=2 * SMALL_SIDE)
-    picture.thumbnail((SMALL_SIDE, SMALL_SIDE), Image.Resampling.LANCZOS)
+    """An image file → a JPEG that fits into SMALL_SIDE × SMALL_SIDE. Raises InputError as decode_image does."""
+    picture = decode_image(data, limits, enough=SMALL_SIDE)
+    picture.thumbnail((SMALL_SIDE, SMALL_SIDE), SMALL_RESAMPLE)
     return _of_picture(picture)
 
 
@@ -57,8 +58,8 @@ def _of_picture(picture: Image.Image) -> Preview:
     # Pillow copies a file's metadata from picture to picture, and its writers store some of it.
     plain = Image.frombytes("RGB", picture.size, picture.tobytes())
     written = io.BytesIO()
-    plain.save(written, "WEBP", quality=_QUALITY)
-    return Preview("image/webp", written.getvalue(), {"width": plain.width, "height": plain.height})
+    plain.save(written, "JPEG", quality=_QUALITY)
+    return Preview("image/jpeg", written.getvalue(), {"width": plain.width, "height": plain.height})
 
 
 def preview_audio(data: bytes, limits: AudioLimits) -> Preview:

@@ -252,7 +252,7 @@ async function download(item, collection) {
   try {
     const href = await outsideUrl(item, collection);
     if (!href) return;
-    const ending = { "image/webp": ".webp", "audio/mpeg": ".mp3" }[item.preview?.media_type] ?? "";
+    const ending = { "image/jpeg": ".jpg", "image/webp": ".webp", "audio/mpeg": ".mp3" }[item.preview?.media_type] ?? "";
     const name = item.original ? nameOf(item) : nameOf(item).replace(/\.[^.]*$/, "") + ending;
     el("a", { href, download: name }).click();
   } catch (error) {

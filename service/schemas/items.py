@@ -337,7 +337,9 @@ class ItemPreview(BaseModel):
     """What can be shown of an item: the text of a text item, and where `previews` is set what `/previews` returns."""
 
     text: str | None = Field(default=None, description="Its first 1,000 characters.")
-    media_type: Literal["image/webp", "audio/mpeg"] | None = Field(default=None, description="Of GET /previews/{id}.")
+    media_type: Literal["image/jpeg", "image/webp", "audio/mpeg"] | None = Field(
+        default=None, description="Of GET /previews/{id}. WebP: stored by an earlier version."
+    )
     width: int | None = None
     height: int | None = None
     seconds: float | None = Field(default=None, description="Of the preview.")

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -201,6 +202,27 @@ def test_items_are_stored_in_batches(space: Isthmus, media: Path) -> None:
         "gone": "unreadable_file",
     }
     assert space.collection("default").count == 70
+
+
+def test_files_are_sent_as_they_are(media: Path) -> None:
+    """As parts of a form, in order; what no content tells from a sound is base64, in its own place."""
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        request.read()
+        asked.append(request)
+        return httpx.Response(200, json={"upserted": 0, "items": []})
+
+    red, blue = (media / "red.png"), (media / "blue.png").read_bytes()
+    with Isthmus("http://there", transport=httpx.MockTransport(answer)) as space:
+        space.upsert([NewItem("r", red), NewItem("t", "red"), NewItem("?", b"no file"), NewItem("b", blue)])
+        space.upsert([NewItem("t", "red")])
+    form, plain = asked
+    assert form.headers["content-type"].startswith("multipart/form-data")
+    assert form.content.index(red.read_bytes()) < form.content.index(blue)
+    items = json.loads(re.search(rb"\{.*\}", form.content)[0])["items"]  # type: ignore[index]
+    assert [set(item) - {"id", "metadata", "collection"} for item in items] == [set(), {"text"}, {"audio"}, set()]
+    assert plain.headers["content-type"] == "application/json"
 
 
 def test_the_asynchronous_client_does_the_same(client: httpx.Client, media: Path) -> None:

@@ -255,7 +255,7 @@ def test_the_page_a_file_or_a_preview_is_opened(run: Run, media: Path, monkeypat
     [said] = told(run("open", "red.png", "--json"))
     assert said["opened"] == f"{page}previews/red.png?collection=default"
     assert opened == [page, str(media / "red.png"), said["opened"]]
-    assert httpx.get(opened[2], trust_env=False).headers["content-type"] == "image/webp"
+    assert httpx.get(opened[2], trust_env=False).headers["content-type"] == "image/jpeg"
     missing = run("open", "gone.png")
     assert missing.exit_code == 1 and "next:  `isthmus list` shows what there is" in missing.stderr
     monkeypatch.setattr(click, "launch", lambda place: 3)

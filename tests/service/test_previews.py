@@ -2,6 +2,7 @@
 
 import io
 import json
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +20,7 @@ from service.contract.errors import InputError
 from service.contract.images import ImageLimits
 from service.engine.inputs import SMALL_SIDE as SIDE
 from service.engine.previews import PEAKS, SECONDS, peaks, preview_audio, preview_image
-from service.store import schema, upkeep
+from service.store import previews, schema, upkeep
 from tests.conftest import serving
 from tests.service.media import b64, png, wav
 
@@ -57,10 +58,10 @@ def test_a_picture_is_small_upright_and_says_nothing_of_its_origin():
     original = photograph()
     assert b"SECRETPHONE" in original and b"SECRETCOMMENT" in original and b"SECRETPROFILE" in original
     kept = preview_image(original, PIXELS)
-    assert kept.media_type == "image/webp"
+    assert kept.media_type == "image/jpeg"
     assert kept.about == {"width": SIDE * 9 // 16, "height": SIDE}
     with Image.open(io.BytesIO(kept.data)) as picture:
-        assert picture.format == "WEBP" and picture.size == (270, 480)
+        assert picture.format == "JPEG" and picture.size == (270, 480)
         assert not picture.getexif() and not {"exif", "icc_profile", "xmp", "comment"} & picture.info.keys()
         assert picture.getpixel((135, 10))[2] > 150, "what was on the left is on top"
     assert b"SECRET" not in kept.data and len(kept.data) < 20_000
@@ -183,7 +184,7 @@ def test_what_is_served_is_what_was_made(keeping):
         {"id": "given", "vector": [1.0] * keeping.get("/models").json()["models"][0]["dimensions"]},
     )
     response = keeping.get("/previews/a%2Fb%20c.png")
-    assert response.status_code == 200 and response.headers["content-type"] == "image/webp"
+    assert response.status_code == 200 and response.headers["content-type"] == "image/jpeg"
     assert response.headers["x-content-type-options"] == "nosniff"
     assert "script-src 'self'" in response.headers["content-security-policy"]
     assert response.headers["cache-control"] == "private, no-cache"
@@ -198,7 +199,7 @@ def test_what_is_served_is_what_was_made(keeping):
         assert (problem.status_code, problem.json()["code"]) == (404, "not_found")
 
     listed = {item["id"]: item for item in keeping.get("/items", params={"include": "preview"}).json()["items"]}
-    assert listed["a/b c.png"]["preview"] == {"media_type": "image/webp", "width": 60, "height": 40}
+    assert listed["a/b c.png"]["preview"] == {"media_type": "image/jpeg", "width": 60, "height": 40}
     assert listed["sound"]["preview"]["seconds"] == 2.0 and len(listed["sound"]["preview"]["peaks"]) == PEAKS
     assert listed["words"]["preview"] == {"text": "red " * 250}
     assert listed["given"]["preview"] is None
@@ -256,3 +257,23 @@ def test_a_backup_holds_previews(keeping, settings, tmp_path):
     before = keeping.get("/previews/photo").content
     with serving(settings.model_copy(update={"store": tmp_path / "restored"})) as restored:
         assert restored.get("/previews/photo").content == before, "also where no more are made"
+
+
+def test_a_store_of_an_earlier_version_takes_jpeg_as_well(tmp_path):
+    """Its pictures were all WebP, and its table said so. What is in it stays."""
+    with closing(sqlite3.connect(tmp_path / "store.sqlite3", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE items (key INTEGER PRIMARY KEY)")
+        connection.execute(previews._SCHEMA.replace(previews._KINDS, previews._EARLIER_KINDS))
+        added = "INSERT INTO previews (item, media_type, about, data) VALUES (?, ?, '{}', x'00')"
+        connection.execute(added, (1, "image/webp"))
+        with pytest.raises(sqlite3.IntegrityError):
+            connection.execute(added, (2, "image/jpeg"))
+        for _ in range(2):
+            previews.prepare(connection)
+        connection.execute(added, (2, "image/jpeg"))
+        with pytest.raises(sqlite3.IntegrityError):
+            connection.execute(added, (3, "text/html"))
+    with closing(sqlite3.connect(tmp_path / "store.sqlite3")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        kinds = connection.execute("SELECT media_type FROM previews ORDER BY item").fetchall()
+        assert kinds == [("image/webp",), ("image/jpeg",)]

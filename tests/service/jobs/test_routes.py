@@ -71,7 +71,7 @@ def test_previews_are_kept_where_they_are_wanted_and_moments_of_videos_always(
     with serving(settings.model_copy(update={"previews": True})) as client:
         assert ended(client, submitted(client, items))["done"] == 3
         kinds = {id: client.get(f"/previews/{id}").headers["content-type"] for id in ("picture", "tone")}
-        assert kinds == {"picture": "image/webp", "tone": "audio/mpeg"}
+        assert kinds == {"picture": "image/jpeg", "tone": "audio/mpeg"}
         [found] = client.post("/search", json={"query": "green", "modalities": ["video"]}).json()["results"]
         assert found["id"] == "film" and found["moment"]["start"] >= 2
         # What replaces a video takes its moments away.

@@ -97,7 +97,7 @@ def test_urls_of_lines_are_fetched_and_those_that_fail_fail_alone(net: Internet,
         assert same == pytest.approx(
             client.post("/score", json={"pairs": [{"a": {"image": net.url("/flaky")}, "b": "red"}]}).json()["scores"][0]
         )
-        assert client.get("/previews/picture").headers["content-type"] == "image/webp"
+        assert client.get("/previews/picture").headers["content-type"] == "image/jpeg"
 
 
 def test_what_is_fetched_counts_for_the_key_that_sent_the_job(
