@@ -95,7 +95,8 @@ class _Conversation:
     @staticmethod
     def request(call: Call[Any]) -> dict[str, Any]:
         """Return a call as arguments of httpx."""
-        parts = {"method": call.method, "url": call.path, "params": call.parameters, "headers": call.headers}
+        parts: dict[str, Any] = {"method": call.method, "url": call.path}
+        parts |= {"params": call.parameters, "headers": call.headers}
         if call.files:
             parts["data"] = {"request": json.dumps(call.body)}
             parts["files"] = [("file", (str(number), data)) for number, data in enumerate(call.files)]

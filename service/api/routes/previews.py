@@ -16,7 +16,10 @@ _FRESH = {"Cache-Control": "private, no-cache"}  # the item may be replaced: its
 @router.get(
     "/previews/{id:path}",
     response_class=Response,
-    responses={200: {"content": {"image/jpeg": {}, "image/webp": {}, "audio/mpeg": {}}}, 304: {"description": "It is as it was"}},
+    responses={
+        200: {"content": {"image/jpeg": {}, "image/webp": {}, "audio/mpeg": {}}},
+        304: {"description": "It is as it was"},
+    },
 )
 async def get_preview(id: ItemId, request: Request, state: StateDep, collection: Name = DEFAULT_COLLECTION) -> Response:
     """Return the stored preview of an image (JPEG) or a sound (MP3) where the setting `previews` is on, else 404."""
