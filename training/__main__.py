@@ -8,7 +8,7 @@ from typing import Any
 
 from service.contract.bundle import BundleError, check_target
 from training import bind, curate, distill, doctor, embed, evaluation, extend, merge, select, sign, steps, suspects
-from training.distributed import leave
+from training.distributed import joined, leave
 from training.errors import TrainingError
 from training.features import default_cache
 from training.recipe import SET_HELP, Recipe, RecipeError, load_recipe
@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
     """Run one command; its exit status, 2 where it cannot do what it is asked for."""
     options = make_parser(called).parse_args(arguments)
     try:
+        if joined().count > 1 and options.command not in _TOGETHER:
+            raise TrainingError(f"{options.command} is for one process: torchrun is for {', '.join(_TOGETHER)}")
         if "main" in options:
             result = options.main(options)
         else:
@@ -58,15 +60,16 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    print(json.dumps(result))
+    if joined().index == 0:
+        print(json.dumps(result))
     return 0 if result.get("ok", True) else 1  # what `doctor` finds lacking
 
 
 def _run(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    read = steps.pairs(recipe, options.cache)
-    frozen = steps.encoders(recipe, options.cache)
-    data = steps.features(recipe, frozen, read, options.cache)
+    frozen, data = _prepared(recipe, options)
     trained = steps.fit(recipe, frozen, data, options.cache, options.work)
+    if joined().index:
+        return {}
     figures = steps.evaluate(recipe, frozen, data, trained, options.cache, options.work)
     bundle = steps.export(recipe, frozen, trained, figures, options.out)
     return {"bundle": str(bundle.path), "space": bundle.manifest.space, **bundle.manifest.evaluation}
@@ -77,10 +80,17 @@ def _pairs(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     return {f"{name}.{split}": len(part.links) for name, splits in read.items() for split, part in splits.items()}
 
 
+def _prepared(recipe: Recipe, options: argparse.Namespace) -> tuple[steps.Encoders, steps.AllData]:
+    """The encoders and all features. Under torchrun the first process fills the cache, and the others read it."""
+    with joined().first():
+        read = steps.pairs(recipe, options.cache)
+        frozen = steps.encoders(recipe, options.cache)
+        data = steps.features(recipe, frozen, read, options.cache)
+    return frozen, data
+
+
 def _features(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    data = steps.features(
-        recipe, steps.encoders(recipe, options.cache), steps.pairs(recipe, options.cache), options.cache
-    )
+    _, data = _prepared(recipe, options)
     return {
         f"{name}.{split}": [len(part.media), len(part.texts)]
         for name, splits in data.items()
@@ -89,9 +99,10 @@ def _features(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    frozen = steps.encoders(recipe, options.cache)
-    data = steps.features(recipe, frozen, steps.pairs(recipe, options.cache), options.cache)
+    frozen, data = _prepared(recipe, options)
     trained = steps.fit(recipe, frozen, data, options.cache, options.work)
+    if joined().index:
+        return {}
     best = max(trained.history, key=lambda entry: entry["score"])
     return {"projectors": str(options.work / "projectors.safetensors"), **best, **trained.ladder}
 
@@ -99,8 +110,7 @@ def _train(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
 def _hubs(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     if not recipe.projector.querybank:
         raise RecipeError(f"{options.recipe}: projector.querybank is 0: there is no correction of hubs to fit")
-    frozen = steps.encoders(recipe, options.cache)
-    data = steps.features(recipe, frozen, steps.pairs(recipe, options.cache), options.cache)
+    frozen, data = _prepared(recipe, options)
     trained = steps.saved(recipe, options.projectors or options.work / "projectors.safetensors")
     corrected = steps.refit(recipe, frozen, data, trained, options.cache, options.work)
     return {"projectors": str(options.work / "projectors.safetensors"), **corrected.ladder}
@@ -123,6 +133,8 @@ _COMMANDS = {
     "hubs": (_hubs, "fit the correction of hubs anew to trained projectors"),
     "export": (_export, "write the bundle: one checked ONNX graph per modality"),
 }
+_TOGETHER = ("run", "features", "train", "add-modality")
+"""Commands that the processes of torchrun do together."""
 # Commands of modules of their own: each has add_arguments(parser) and main(options) -> the last line.
 _MODULES = {
     "add-modality": (extend, "train a new tower against a bundle that stays as it is"),

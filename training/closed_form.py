@@ -128,37 +128,44 @@ def _moments(
 
 @torch.inference_mode()
 def _raw(source: Prepared, media: Head, text: Head, frozen_text: bool) -> list[Doubles]:
-    """E[m], E[t], E[m mᵀ], E[t tᵀ], E[m tᵀ] over a source's links, in blocks of media."""
+    """E[m], E[t], E[m mᵀ], E[t tᵀ], E[m tᵀ] over a source's links, some thousand rows of each side at a time."""
     links, count = source.pairs.links, len(source.pairs.links)
-    if frozen_text:
-        inner = media.pooled.linear.out_features  # type: ignore[union-attr]
-        texts = project(text, source.texts)[:, :inner]
-    else:
-        texts = _standardised(text, source.texts.pooled)
-    each = (len(source.media), len(texts))
+    width, inner = source.media.pooled.shape[1], media.pooled.linear.out_features  # type: ignore[union-attr]
+
+    def of_texts(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        if frozen_text:
+            return project(text, source.texts, rows)[:, :inner]
+        return _standardised(text, source.texts.pooled[rows])
+
+    each = (len(source.media), len(source.texts))
     linked = csr_array((np.ones(count, np.float32), (links[:, 0], links[:, 1])), shape=each)
     often = np.bincount(links[:, 0], minlength=each[0]).astype(np.float32)
     text_often = np.bincount(links[:, 1], minlength=each[1]).astype(np.float32)
-    width = source.media.pooled.shape[1]
+    text_width = of_texts(np.arange(1)).shape[1]
     mean, mm = np.zeros(width), np.zeros((width, width))
-    text_mean, tt = np.zeros(texts.shape[1]), np.zeros((texts.shape[1], texts.shape[1]))
-    mt = np.zeros((width, texts.shape[1]))
+    text_mean, tt = np.zeros(text_width), np.zeros((text_width, text_width))
+    mt = np.zeros((width, text_width))
     for start in range(0, each[0], _CHUNK):
         rows = slice(start, start + _CHUNK)
         block = _standardised(media, source.media.pooled[rows])
         mean += often[rows] @ block
         mm += block.T @ (often[rows, None] * block)
-        mt += block.T @ (linked[rows] @ texts)
+        own = linked[rows]
+        columns, places = np.unique(own.indices, return_inverse=True)
+        if len(columns):
+            own = csr_array((own.data, places.reshape(-1), own.indptr), shape=(own.shape[0], len(columns)))
+            mt += block.T @ (own @ of_texts(columns))
     for start in range(0, each[1], _CHUNK):
         rows = slice(start, start + _CHUNK)
-        text_mean += text_often[rows] @ texts[rows]
-        tt += texts[rows].T @ (text_often[rows, None] * texts[rows])
+        texts = of_texts(np.arange(start, min(start + _CHUNK, each[1])))
+        text_mean += text_often[rows] @ texts
+        tt += texts.T @ (text_often[rows, None] * texts)
     return [value / count for value in (mean, text_mean, mm, tt, mt)]
 
 
 def _standardised(head: Head, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
     assert isinstance(head.pooled, Linear)
-    return head.pooled.standardise(torch.from_numpy(np.array(pooled))).numpy()
+    return head.pooled.standardise(torch.from_numpy(np.array(pooled, np.float32))).numpy()
 
 
 @torch.no_grad()

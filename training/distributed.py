@@ -1,11 +1,15 @@
 """The processes of one training run under torchrun: who am I, vectors of all, gradients of all.
 
-`torchrun --nproc-per-node 2 -m training train RECIPE` trains on the negatives of every process. Without torchrun
-there is one process, and nothing here does anything.
+`torchrun --nproc-per-node 2 -m training train RECIPE` trains on `train.batch_size` pairs in every process. The first
+process alone reads, judges and writes; what all of them need, it makes first. Without torchrun there is one process,
+and nothing here does anything.
 """
 
+import datetime
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
@@ -42,13 +46,36 @@ class Ranks:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
 
-    def agree(self, value: float) -> float:
-        """The first process's value, so that all of them stop at the same step."""
+    def agree(self, value: Any) -> Any:
+        """The first process's value in all of them: what it judges by, so that all stop at the same step."""
         if self.count == 1:
             return value
-        shared = torch.tensor([value], dtype=torch.float64, device=_device())
-        dist.broadcast(shared, 0)
-        return float(shared.item())
+        shared = [value]
+        dist.broadcast_object_list(shared, 0)
+        return shared[0]
+
+    def collect(self, value: Any) -> list[Any]:
+        """The value of every process, in their order."""
+        if self.count == 1:
+            return [value]
+        values = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def spread(self, module: nn.Module) -> None:
+        """Give every process the first one's parameters and buffers, in place."""
+        if self.count > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """The first process does what is in this block, and then the others do, who find it in the cache."""
+        if self.index:
+            dist.barrier()
+        yield
+        if self.count > 1 and self.index == 0:
+            dist.barrier()
 
     def share(self, rows: Any) -> Any:
         """This process's equal share of rows (n, …); what does not divide is left out."""
@@ -66,7 +93,10 @@ def joined(backend: str | None = None) -> Ranks:
     if not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group(backend or ("nccl" if torch.cuda.is_available() else "gloo"))
+        # The others wait while the first encodes, which takes days on large sets; torchrun ends them if it dies.
+        dist.init_process_group(
+            backend or ("nccl" if torch.cuda.is_available() else "gloo"), timeout=datetime.timedelta(days=30)
+        )
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
@@ -99,7 +129,3 @@ class _Gather(torch.autograd.Function):
         whole = gradients[0].contiguous().clone()
         dist.all_reduce(whole)
         return whole[ctx.ranks.index * ctx.size : (ctx.ranks.index + 1) * ctx.size], None
-
-
-def _device() -> str:
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"

@@ -202,7 +202,35 @@ class TextEncoder(nn.Module):
         return torch.cat([*(output.hidden_states[layer] for layer in self.layers), output.last_hidden_state], -1)
 
 
-def sentence(states: Tensor, weights: Tensor, pooling: str, unit: bool = False) -> Tensor:
+class Pooled(nn.Module):
+    """The one way from an encoder's inputs to its features, for the cache, for export and for int8.
+
+    The inputs of its preprocessing → pooled features (B, d), local ones, and the weights (B, N) that average those. Of
+    sounds the local ones are packed rows (P, d) with weights (B, P), and the pooled ones their weighted sums.
+    """
+
+    def __init__(self, encoder: "FrozenEncoder") -> None:
+        super().__init__()
+        assert encoder.module is not None
+        self.encoder, self.modality = encoder.module, encoder.modality
+        self.pooling, self.unit = encoder.pooling, encoder.unit
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.modality == "image":
+            whole, local = self.encoder(*inputs)
+            return whole, local, torch.full_like(local[..., 0], 1.0 / local.shape[1])
+        if self.modality == "audio":
+            *rows, weights = inputs
+            states = self.encoder(*rows)
+            return weights @ states, states, weights
+        ids, mask = inputs
+        states = self.encoder(ids, mask)
+        weights = mask.to(states.dtype)
+        weights = weights / weights.sum(1, keepdim=True)
+        return sentence(states, weights, self.pooling, self.unit), states, weights
+
+
+def sentence(states: Tensor, weights: Tensor, pooling: str, unit: bool) -> Tensor:
     """Token states (B, L, d) with averaging weights (B, L) → sentence vectors (B, d), or (B, 2 d) where both.
 
     Padding is on the right, with weight 0. With `unit` the vectors have length 1.

@@ -62,9 +62,18 @@ def with_prompts(classes: Floats, prompts: Floats, owner: NDArray[np.int64]) -> 
     return result
 
 
+def label_ranks(scores: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rank from 0 of the right class in each row of scores (M, C); ties count against the model."""
+    own = np.take_along_axis(scores, labels[:, None], 1)
+    return np.asarray((scores >= own).sum(1) - 1, np.int64)
+
+
 def top1(media: Floats, classes: Floats, labels: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:
-    """Zero-shot accuracy in percent of unit vectors (M, D) over class vectors (C, D), and per class (NaN if absent)."""
-    right = (media @ classes.T).argmax(axis=1) == labels
+    """Zero-shot accuracy in percent of unit vectors (M, D) over class vectors (C, D), and per class (NaN if absent).
+
+    Ties count against the model, as everywhere.
+    """
+    right = label_ranks(media @ classes.T, labels) < 1
     each = np.array([right[labels == c].mean() * 100 if (labels == c).any() else np.nan for c in range(len(classes))])
     return round(float(right.mean() * 100), 2), each
 

@@ -33,7 +33,7 @@ from service.contract.licences import combined
 from service.contract.vectors import l2_normalise
 from service.contract.waveforms import Waveforms
 from training.card import model_card
-from training.encoders import FrozenEncoder, example_inputs, sentence, weights_sha256
+from training.encoders import FrozenEncoder, Pooled, example_inputs, weights_sha256
 from training.errors import TrainingError
 from training.features import Item, collate, preparer, runner
 from training.graphs import HEAD, half_stored, session, whole_weights, with_earlier_rows
@@ -61,28 +61,11 @@ class Whole(nn.Module):
 
     def __init__(self, encoder: FrozenEncoder, head: Head, tokens: bool = False) -> None:
         super().__init__()
-        assert encoder.module is not None
-        self.encoder, self.head = encoder.module, head
-        self.modality, self.tokens = encoder.modality, tokens
-        self.pooling, self.unit = encoder.pooling, encoder.unit
+        self.features, self.head, self.tokens = Pooled(encoder), head, tokens
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        return _projected(self.head, *self._features(*inputs), self.tokens)
-
-    def _features(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pooled features (B, d), local ones, and the weights that average those."""
-        if self.modality == "image":
-            whole, local = self.encoder(*inputs)
-            return whole, local, torch.full_like(local[..., 0], 1.0 / local.shape[1])
-        if self.modality == "audio":
-            *rows, weights = inputs
-            states = self.encoder(*rows)
-            return weights @ states, states, weights
-        ids, mask = inputs
-        states = self.encoder(ids, mask)
-        weights = mask.to(states.dtype)
-        weights = weights / weights.sum(1, keepdim=True)
-        return sentence(states, weights, self.pooling, self.unit), states, weights
+        pooled, states, weights = self.features(*inputs)
+        return _projected(self.head, pooled, states, weights, self.tokens)
 
 
 def _projected(
@@ -117,21 +100,19 @@ def export_tower(encoder: FrozenEncoder, head: Head, path: Path, tokens: bool = 
     onnx.checker.check_model(path)
 
 
-class _Pooled(nn.Module):
-    """An encoder's features as an ONNX encoder gives them: of sounds, their patches'."""
+class _Alone(nn.Module):
+    """An encoder's features as an ONNX encoder gives them: of sounds, their rows'."""
 
     def __init__(self, encoder: FrozenEncoder) -> None:
         super().__init__()
-        assert encoder.module is not None
-        self.encoder, self.modality, self.pooling = encoder.module, encoder.modality, encoder.pooling
+        self.features = Pooled(encoder)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        if self.modality != "text":
-            output = self.encoder(*inputs)
-            return output[0] if isinstance(output, tuple) else output
-        ids, mask = inputs
-        weights = mask.to(torch.float32)
-        return sentence(self.encoder(ids, mask), weights / weights.sum(1, keepdim=True), self.pooling)
+        if self.features.modality == "audio":
+            rows: Tensor = self.features.encoder(*inputs)
+            return rows
+        pooled: Tensor = self.features(*inputs)[0]
+        return pooled
 
 
 def export_encoder(encoder: FrozenEncoder, path: Path) -> None:
@@ -143,7 +124,7 @@ def export_encoder(encoder: FrozenEncoder, path: Path) -> None:
     if isinstance(encoder.preprocessing, Waveforms):
         shapes[0][1] = torch.export.Dim("samples")
     names = encoder.preprocessing.inputs[: len(arrays)]
-    _to_onnx(_Pooled(encoder).eval(), arrays, names, ["features"], shapes, path)
+    _to_onnx(_Alone(encoder).eval(), arrays, names, ["features"], shapes, path)
 
 
 def check_parity(
@@ -354,7 +335,7 @@ def _to_onnx(
             dynamo=True,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=(tuple(shapes),) if isinstance(module, (Whole, _Pooled)) else tuple(shapes),
+            dynamic_shapes=(tuple(shapes),) if isinstance(module, (Whole, _Alone)) else tuple(shapes),
             opset_version=_OPSET,
             external_data=False,
             verbose=False,

@@ -32,6 +32,7 @@ from training import steps
 from training.bundled import PROJECTORS, read_projectors, text_head
 from training.card import model_card
 from training.concepts import named
+from training.distributed import joined
 from training.encoders import FrozenEncoder
 from training.errors import TrainingError
 from training.export import ExportError, check_parity, write_tower
@@ -65,13 +66,17 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     # Checkpoints of another frozen space are none of this one.
     work = (options.work or Path("build/work") / recipe.name) / bundle.manifest.space
     cache = options.cache or default_cache()
-    frozen = steps.encoders(recipe, cache)
-    read = steps.pairs(recipe)
+    ranks = joined()
+    with ranks.first():
+        frozen = steps.encoders(recipe, cache)
+        read = steps.pairs(recipe, cache)
+        data = steps.features(recipe, frozen, read, cache)
     texts = [text for splits in read.values() for part in splits.values() for text in part.texts[:_SAMPLES]]
     check_text(bundle, frozen["text"], head, texts[:_SAMPLES])
-    data = steps.features(recipe, frozen, read, cache)
-    work.mkdir(parents=True, exist_ok=True)
     trained = train(recipe, data, work, frozen={"text": head}, names=named(recipe, frozen, cache))
+    if ranks.index:
+        return {}
+    work.mkdir(parents=True, exist_ok=True)
     trained = replace(trained, licences=licences_of(recipe))
     save_projectors(work / PROJECTORS, trained)
     figures = steps.evaluate(recipe, frozen, data, trained, cache, work)

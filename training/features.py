@@ -25,12 +25,13 @@ from service.contract.errors import InputError
 from service.contract.images import ImagePreprocessing, read_image
 from service.contract.sounds import AudioPreprocessing
 from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
-from training.encoders import FrozenEncoder, example_inputs, sentence, side_by_side
+from training.encoders import FrozenEncoder, Pooled, example_inputs, side_by_side
 from training.errors import TrainingError
 from training.graphs import onnx_bytes, session
 
 Item = Path | str
 _CHUNK = {"image": 32, "audio": 32, "text": 128}
+_ROWS = 4096
 _MANY = 1000
 """Items from which translating a convolution for ONNX Runtime pays: on a CPU it is then four times as fast."""
 
@@ -49,9 +50,28 @@ class Features:
     """(N, T, d) local vectors: image cells, sound patches, text tokens; zeros past an item's own."""
     weights: NDArray[np.float32] | None = None
     """(N, T): 1 / own tokens on an item's own tokens, else 0."""
+    key: str = ""
+    """Hash of the encoder, its preprocessing and the items; empty for features that are of no cache."""
 
     def __len__(self) -> int:
         return len(self.pooled)
+
+    @property
+    def identity(self) -> str:
+        """The key, or a hash of the features themselves."""
+        if self.key:
+            return self.key
+        digest = hashlib.sha256()
+        for start in range(0, len(self), _ROWS):
+            for array in (self.pooled, self.tokens, self.weights):
+                if array is not None:
+                    digest.update(np.ascontiguousarray(array[start : start + _ROWS]).data)
+        return digest.hexdigest()
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """The pooled features in order, some thousand rows (n, d) at a time."""
+        for start in range(0, len(self), _ROWS):
+            yield np.array(self.pooled[start : start + _ROWS], np.float32)
 
 
 def default_cache() -> Path:
@@ -161,6 +181,7 @@ def runner(
     """A function from prepared items to their feature rows; `many` says that taking time to start will pay."""
     spec = encoder.preprocessing
     compiled = None
+    pooled_by = None if encoder.module is None else Pooled(encoder).eval()
     example = example_inputs(spec, 2) if many and not tokens and encoder.module is not None else []
     if len(example) == 1:
         assert encoder.module is not None
@@ -184,22 +205,12 @@ def runner(
         if compiled is not None:
             vectors = compiled.run(["vectors"], {"inputs": inputs[0]})[0]
             return {"pooled": inputs[-1] @ vectors if encoder.modality == "audio" else vectors}
-        assert encoder.module is not None
-        tensors = [torch.from_numpy(array) for array in inputs]
-        if encoder.modality == "image":
-            whole, local = encoder.module(*tensors)
-            weights = torch.full(local.shape[:2], 1.0 / local.shape[1])
-        elif encoder.modality == "audio":
-            states = encoder.module(*tensors[:-1])
-            whole = tensors[-1] @ states
-            parts = states.split([len(item) for item in prepared])
-            local = torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+        assert pooled_by is not None
+        whole, local, weights = pooled_by(*[torch.from_numpy(array) for array in inputs])
+        if encoder.modality == "audio":
+            local = torch.nn.utils.rnn.pad_sequence(list(local.split([len(i) for i in prepared])), batch_first=True)
             shares = [torch.from_numpy(item.shares) for item in prepared]
             weights = torch.nn.utils.rnn.pad_sequence(shares, batch_first=True)
-        else:
-            local = encoder.module(*tensors)
-            weights = tensors[1] / tensors[1].sum(1, keepdim=True)
-            whole = sentence(local, weights, encoder.pooling, encoder.unit)
         rows = {"pooled": whole.numpy()}
         return rows | ({"tokens": local.numpy(), "weights": weights.numpy()} if tokens else {})
 

@@ -19,7 +19,7 @@ from training.projector import Head
 from training.querybank import MEDIA, MediaReserve, TextReserve
 from training.recipe import Recipe
 from training.trained import Trained
-from training.validation import Data, calibrate, means, project, validate
+from training.validation import Data, calibrate, means, overall, project, validate
 
 STRENGTHS = (0.0, 0.25, 0.5)
 """Stronger ones raise texts that no medium likes: a label without sense, or of a picture, then beats a sound's own."""
@@ -43,17 +43,17 @@ def with_querybank(
     """
     heads, rng = trained.heads, np.random.default_rng(recipe.train.seed)
     width, rows = recipe.projector.inner, recipe.projector.querybank
-    vectors: dict[Modality, list[NDArray[np.float32]]] = {
-        modality: parts
-        for modality in MEDIA
-        if modality in heads and (parts := _media(heads[modality], modality, data))
+    sources: dict[Modality, list[Features]] = {
+        modality: parts for modality in MEDIA if modality in heads and (parts := _media(modality, data))
     }
     learned = [splits["train"].texts for splits in data.values() if splits["train"].pairs.weight]
     texts = [*learned, *captions, *(named.bare for named in names.values())]
-    if parts := [project(heads["text"], features) for features in texts if len(features)]:
-        vectors["text"] = parts
-    banks = {modality: torch.from_numpy(_drawn(parts, rows, rng)[:, :width]) for modality, parts in vectors.items()}
-    some = {modality: torch.from_numpy(_drawn(parts, _SOME, rng)[:, :width]) for modality, parts in vectors.items()}
+    if parts := [features for features in texts if len(features)]:
+        sources["text"] = parts
+    banks, some = (
+        {m: torch.from_numpy(_drawn(heads[m], parts, count, rng)[:, :width]) for m, parts in sources.items()}
+        for count in (rows, _SOME)
+    )
     sizes = {modality: len(bank) for modality, bank in banks.items()}
     spreads = dict.fromkeys(("text", "media"), 0.0)
     for modality, head in heads.items():
@@ -77,7 +77,7 @@ def with_querybank(
                 continue
             _set(heads, both, spreads)
             figures = validate(recipe, heads, data)
-            scores[both] = float(np.mean(list(figures.values()))) if figures else 0.0
+            scores[both] = overall(figures)
             columns = "".join(f"  {name} {value:.2f}" for name, value in figures.items())
             print(f"hubs corrected by {both[0]:g}, {both[1]:g}{scores[both]:10.2f}{columns}", file=sys.stderr)
         chosen = max(scores, key=lambda both: scores[both]) if strengths is None else strengths
@@ -122,10 +122,10 @@ def _set(heads: Mapping[Modality, Head], strengths: tuple[float, float], spreads
     return 1 + kappa**2 + nu**2
 
 
-def _media(head: Head, modality: Modality, data: Data) -> list[NDArray[np.float32]]:
-    """Vectors of what is trained on; media whose texts are read twice, as captions and as words, count once."""
+def _media(modality: Modality, data: Data) -> list[Features]:
+    """Features of what is trained on; media whose texts are read twice, as captions and as words, count once."""
     return [
-        project(head, splits["train"].media)
+        splits["train"].media
         for splits in data.values()
         if splits["train"].pairs.modality == modality
         and len(splits["train"].pairs.media)
@@ -134,7 +134,8 @@ def _media(head: Head, modality: Modality, data: Data) -> list[NDArray[np.float3
     ]
 
 
-def _drawn(parts: list[NDArray[np.float32]], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """`count` rows, as many of each part as of the others as far as they have them."""
+def _drawn(head: Head, parts: list[Features], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Unit vectors of `count` rows, as many of each part as of the others as far as they have them."""
     each = [min(len(part), -(-count // len(parts))) for part in parts]
-    return np.concatenate([part[rng.choice(len(part), n, replace=False)] for part, n in zip(parts, each, strict=True)])
+    chosen = [rng.choice(len(part), n, replace=False) for part, n in zip(parts, each, strict=True)]
+    return np.concatenate([project(head, part, rows) for part, rows in zip(parts, chosen, strict=True)])

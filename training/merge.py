@@ -24,7 +24,7 @@ from training.errors import TrainingError
 from training.features import default_cache
 from training.recipe import SET_HELP, Recipe, load_recipe
 from training.trained import licences_json, load_projectors
-from training.validation import Data, calibrate, means, validate
+from training.validation import Data, calibrate, means, overall, validate
 
 File = tuple[dict[str, Tensor], dict[str, str]]
 
@@ -64,7 +64,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         figures = validate(recipe, load_projectors(options.out, recipe).heads, data)
         if not figures:
             raise MergeError(f"{options.recipe} has no validation split to choose --alpha by")
-        scores[alpha] = float(np.mean(list(figures.values())))
+        scores[alpha] = overall(figures)
         columns = "".join(f"{figures.get(name, float('nan')):>14.2f}" for name in data)
         print(f"{alpha:>6.2f}{scores[alpha]:>9.2f}{columns}", file=sys.stderr)
     best = max(scores, key=lambda alpha: scores[alpha])

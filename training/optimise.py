@@ -1,35 +1,111 @@
-"""The training loop of a set of heads: draw, project, contrast, step, validate, keep the best; resumable.
+"""The training of a set of heads: draw, project, contrast; `training.fit.loop` steps, judges and keeps the best.
 
 One pair type per step (arXiv 2309.04646 calls it alternating; Uni-Perceiver v2 unmixed batches), unless the recipe
 asks for mixed ones: a batch never holds negatives of another source. Read `optimise` top to bottom.
 """
 
-import json
+import hashlib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from service.contract.bundle import Modality
 from training.concepts import Named, name_vectors, place, soft_caption_loss
 from training.distributed import Ranks, joined
 from training.errors import TrainingError
+from training.fit.loop import Figures, Plan, Task, begin, run, warm_cosine
 from training.losses import alignment, clamp_log_scale, contrast, nested, noise_robust, structure, uniformity
 from training.projector import Head, Standardise
 from training.recipe import ProjectorSpec, Recipe, TrainSpec
-from training.sampling import Batches, Part, Prepared
+from training.sampling import Ahead, Batches, Part, Prepared, epoch_steps, steps_of
 from training.trained import Trained, init_hash, load_projectors
-from training.validation import Data, calibrate, means, validate
+from training.validation import Data, calibrate, means, overall, validate
+
+_ELSEWHERE: Any = {
+    "data": True,
+    "description": True,
+    "licences": True,
+    "terms": True,
+    "notes": True,
+    "train": {"baseline", "baseline_steps"},
+}
+"""Of a recipe: where the run was made, and what it is compared with. They change nothing of it."""
 
 
 class FitError(TrainingError):
     """Heads cannot be trained as the recipe asks: the message says what is missing."""
+
+
+class _Scales(nn.Module):
+    """What multiplies the cosines of each source, as log(1 / temperature), and the bias of its sigmoid.
+
+    A temperature per source: labels are learned long before captions, and would sharpen the captions' softmax.
+    """
+
+    def __init__(self, spec: TrainSpec, sources: int) -> None:
+        super().__init__()
+        kinds = 1 if spec.objective.mixed else sources
+        self.log_scales = nn.Parameter(torch.full((kinds,), math.log(1 / spec.temperature)))
+        if spec.objective.kind == "sigmoid":
+            self.biases = nn.Parameter(torch.full((kinds,), spec.objective.bias))
+
+
+class Alignment(Task):
+    """Heads of several modalities that learn to agree on pairs; `frozen` ones are aligned to."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        heads: dict[Modality, Head],
+        learning: Sequence[Modality],
+        data: Data,
+        names: Mapping[Modality, Named],
+        ranks: Ranks,
+    ) -> None:
+        self.recipe, self.heads, self.data, self.names, self.ranks = recipe, heads, data, names, ranks
+        self.sources = [splits["train"] for splits in data.values()]
+        self.scales = _Scales(recipe.train, len(self.sources))
+        self.model = nn.ModuleDict({**{str(m): heads[m] for m in learning}, "scales": self.scales})
+        device = device_of(recipe)
+        nn.ModuleDict({**{str(m): head for m, head in heads.items()}, "scales": self.scales}).to(device)
+        self.batches = Ahead(Batches(recipe, self.sources, ranks), recipe.train.seed, pinned=device == "cuda")
+        self.board: Any = None
+
+    @property
+    def waited_s(self) -> float:
+        return self.batches.waited_s
+
+    def loss(self, step: int) -> Tensor:
+        parts = self.batches.take(step)
+        if any(self.sources[part.source].pairs.modality in self.names for part in parts):
+            place(self.heads, self.names)
+        return _loss(self.recipe, self.heads, parts, self.sources, self.scales, self.ranks, self.names, step)
+
+    def after_step(self) -> None:
+        clamp_log_scale(self.scales.log_scales.data)
+
+    def judge(self, model: nn.Module) -> tuple[float, Figures]:
+        assert isinstance(model, nn.ModuleDict)
+        heads = self.heads | {m: cast(Head, model[m]) for m in self.heads if m in model}
+        _settle(heads, self.names)
+        figures = validate(self.recipe, heads, self.data)
+        return overall(figures), figures
+
+    def state(self) -> dict[str, Any]:
+        return self.batches.state
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.batches.restore(saved)
+
+    def report(self, entry: Figures) -> None:
+        if self.board is not None:
+            for key, value in entry.items():
+                self.board.add_scalar(f"{self.recipe.projector.kind}/{key}", value, entry["step"])
 
 
 def optimise(
@@ -41,135 +117,73 @@ def optimise(
 ) -> Trained:
     """Train one head per modality and return the best on validation; `frozen` ones are left as they are.
 
-    A checkpoint in `work` is written at each validation; an interrupted run of the same recipe goes on from it and
-    ends where an uninterrupted one would.
+    A checkpoint in `work` is written at each validation; an interrupted run of the same recipe on the same features
+    goes on from it and ends where an uninterrupted one would.
     """
-    spec, ranks, device = recipe.train, joined(), device_of(recipe)
+    spec, ranks, frozen, names = recipe.train, joined(), frozen or {}, names or {}
     torch.manual_seed(spec.seed)
-    rng = np.random.default_rng(spec.seed)
-    names = names or {}
-    heads = new_heads(recipe, data, frozen or {}, recipe.projector, names)
-    learning = {m: head for m, head in heads.items() if m not in (frozen or {})}
+    heads = new_heads(recipe, data, frozen, recipe.projector, names)
+    learning = {m: head for m, head in heads.items() if m not in frozen}
     _start(recipe, learning)
-    model = nn.ModuleDict({str(modality): head for modality, head in learning.items()})
-    init = init_hash(model.state_dict())
-    nn.ModuleDict({str(modality): head for modality, head in heads.items()}).to(device)
+    init = init_hash(nn.ModuleDict({str(m): head for m, head in learning.items()}).state_dict())
+    task = Alignment(recipe, heads, list(learning), data, names, ranks)
+    ranks.spread(task.model)
     if ranks.index:
         torch.manual_seed(spec.seed + ranks.index)  # another dropout on other pairs; the weights are drawn by now
-    # A temperature per source: labels are learned long before captions, and would sharpen the captions' softmax.
-    sources = [splits["train"] for splits in data.values()]
-    kinds = 1 if spec.objective.mixed else len(sources)
-    log_scales = nn.Parameter(torch.full((kinds,), math.log(1 / spec.temperature), device=device))
-    biases = nn.Parameter(torch.full((kinds,), spec.objective.bias, device=device))
-    scalars = [log_scales, biases] if spec.objective.kind == "sigmoid" else [log_scales]
-    optimiser = torch.optim.AdamW(_groups(model, scalars, spec), lr=spec.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step, spec))
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(spec.ema)) if spec.ema else None
-    batches = Batches(recipe, sources, ranks)
-    history: list[dict[str, float]] = []
-    best, best_state, stale, first = -math.inf, _state(model), 0, 0
-
-    checkpoint = work / "checkpoint.pt"
-    # Where the run was made, and what it is compared with, change nothing of it.
-    apart = {
-        "data": True,
-        "description": True,
-        "licences": True,
-        "terms": True,
-        "notes": True,
-        "train": {"baseline", "baseline_steps"},
-    }
-    signature = recipe.model_dump_json(exclude=apart)  # type: ignore[arg-type]
-    if checkpoint.is_file() and (saved := torch.load(checkpoint, weights_only=True))["signature"] == signature:
-        model.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
-        schedule.load_state_dict(saved["schedule"])
-        log_scales.data.copy_(saved["log_scales"])
-        biases.data.copy_(saved["biases"])
-        if average is not None:
-            average.load_state_dict(saved["average"])
-        if ranks.index == 0:
-            torch.set_rng_state(saved["torch_rng"])
-        rng.bit_generator.state = json.loads(saved["numpy_rng"])
-        history, best, best_state = saved["history"], saved["best"], saved["best_state"]
-        stale, first = saved["stale"], saved["step"]
-
-    board = _board(spec, work) if ranks.index == 0 else None
-    with tqdm(total=spec.steps, initial=first, desc=recipe.projector.kind, unit="step", disable=ranks.index > 0) as bar:
-        for step in range(first, spec.steps):
-            if stale >= spec.patience:
-                break
-            model.train()
-            parts = batches.draw(step, rng)
-            if any(sources[part.source].pairs.modality in names for part in parts):
-                place(heads, names)
-            loss = _loss(recipe, heads, parts, sources, log_scales, biases, ranks, names, step)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            ranks.sum_gradients([*model.parameters(), *scalars])
-            nn.utils.clip_grad_norm_([*model.parameters(), *scalars], 1.0)
-            optimiser.step()
-            schedule.step()
-            clamp_log_scale(log_scales.data)
-            if average is not None:
-                average.update_parameters(model)
-            bar.update(1)
-            if (step + 1) % spec.validate_every == 0 or step + 1 == spec.steps:
-                _settle(heads, names)
-                figures = validate(recipe, heads, data)
-                score = ranks.agree(float(np.mean(list(figures.values()))) if figures else 0.0)
-                entry = {"step": step + 1, "loss": round(loss.item(), 4), "score": round(score, 3), **figures}
-                kept: nn.Module = model
-                averaged = False
-                if average is not None:
-                    smoothed = heads | _averaged(average, learning)
-                    _settle(smoothed, names)
-                    smooth = validate(recipe, smoothed, data)
-                    entry["ema"] = ranks.agree(float(np.mean(list(smooth.values()))) if smooth else 0.0)
-                    if entry["ema"] > score:
-                        kept, averaged, score = average.module, True, entry["ema"]
-                history.append(entry)
-                bar.set_postfix(score=f"{score:.1f}")
-                if board is not None:
-                    for key, value in entry.items():
-                        board.add_scalar(f"{recipe.projector.kind}/{key}", value, step + 1)
-                # Without a validation split there is nothing to choose by: the last weights are kept.
-                better = score > best or not figures
-                stale = 0 if better else stale + 1
-                if better:
-                    best, best_state = score, {**_state(kept), "log_scales": log_scales.detach().clone()}
-                    best_state["averaged"] = torch.tensor(averaged)
-                if ranks.index == 0:
-                    _save(
-                        checkpoint,
-                        {
-                            "signature": signature,
-                            "model": model.state_dict(),
-                            "optimiser": optimiser.state_dict(),
-                            "schedule": schedule.state_dict(),
-                            "log_scales": log_scales.detach().clone(),
-                            "biases": biases.detach().clone(),
-                            "average": average.state_dict() if average is not None else {},
-                            "torch_rng": torch.get_rng_state(),
-                            "numpy_rng": json.dumps(rng.bit_generator.state),
-                            "history": history,
-                            "best": best,
-                            "best_state": best_state,
-                            "stale": stale,
-                            "step": step + 1,
-                        },
-                    )
-    if board is not None:
-        board.close()
-    best_state = dict(best_state)
-    learned = torch.exp(-best_state.pop("log_scales", log_scales.detach())).tolist()
-    averaged = bool(best_state.pop("averaged", torch.tensor(False)))
-    model.load_state_dict(best_state)
+    signature = signature_of(recipe, data, frozen, names, ranks)
+    state = begin(work / "checkpoint.pt", task.model, spec.weight_decay, signature, average=spec.ema > 0)
+    state.resume(task, ranks)
+    task.board = _board(spec, work) if ranks.index == 0 else None
+    try:
+        run(state, task, _plan(recipe, task.sources, ranks), recipe.projector.kind, ranks)
+    finally:
+        task.batches.close()
+        if task.board is not None:
+            task.board.close()
+    task.model.load_state_dict(state.best)
     for head in heads.values():
         head.cpu().eval().requires_grad_(False)
-    temperature = calibrate(recipe, heads, data, float(np.mean(learned)))
-    ladder = {"head.ema": averaged} if spec.ema else {}
-    return Trained(heads, temperature, means(heads, data), history, ladder, init)
+    learned = float(torch.exp(-task.scales.log_scales.detach()).mean())
+    ladder: dict[str, Any] = {"head.ema": state.best_averaged} if spec.ema else {}
+    timing = {} if math.isnan(state.step_s) else {"step_s": state.step_s, "host_share": state.host_share}
+    if ranks.index:  # the first process alone goes on
+        return Trained(heads, learned, {}, state.history, ladder, init)
+    if timing:
+        kind, share = recipe.projector.kind, f"{state.host_share:.0%} of it waiting for its batch"
+        print(f"{kind}: {state.step_s:.3f} s a step, {share}", file=sys.stderr)
+    temperature, centres = calibrate(recipe, heads, data, learned), means(heads, data)
+    return Trained(heads, temperature, centres, state.history, ladder, init, timing=timing)
+
+
+def _plan(recipe: Recipe, sources: Sequence[Prepared], ranks: Ranks) -> Plan:
+    spec, steps = recipe.train, steps_of(recipe, sources, ranks)
+    hold = 1 if spec.epochs is None else epoch_steps(recipe, sources, ranks)
+    return Plan(
+        steps=steps,
+        rate=lambda step: warm_cosine(step, steps, spec.warmup_steps, spec.learning_rate, spec.lowest_rate, hold),
+        validate_every=spec.validate_every,
+        # The average begins as the weights after the first step.
+        decay=(lambda step: spec.ema if step else 0.0) if spec.ema else None,
+        patience=spec.patience,
+    )
+
+
+def signature_of(
+    recipe: Recipe, data: Data, frozen: Mapping[Modality, Head], names: Mapping[Modality, Named], ranks: Ranks
+) -> str:
+    """Hash of all that the weights depend on: recipe, pairs, features (and with them encoders), what is aligned to."""
+    digest = hashlib.sha256(recipe.model_dump_json(exclude=_ELSEWHERE).encode())
+    digest.update(f"{ranks.count}".encode())
+    for name, splits in data.items():
+        for split in ("train", "validation"):
+            digest.update(f"{name}.{split}:{splits[split].identity}".encode())
+    for modality, head in frozen.items():
+        digest.update(f"{modality}:{init_hash(head.state_dict())}".encode())
+    for modality, vocabulary in names.items():
+        digest.update(f"{modality}:{','.join(prompts.identity for prompts in vocabulary.prompts)}".encode())
+    if recipe.train.start is not None:
+        digest.update(recipe.path(recipe.train.start).read_bytes())
+    return digest.hexdigest()
 
 
 def new_heads(
@@ -220,14 +234,14 @@ def _loss(
     heads: Mapping[Modality, Head],
     parts: Sequence[Part],
     sources: Sequence[Prepared],
-    log_scales: Tensor,
-    biases: Tensor,
+    scales: _Scales,
     ranks: Ranks,
     names: Mapping[Modality, Named],
     step: int,
 ) -> Tensor:
     """This process's share of the loss of one batch."""
-    spec, device = recipe.train, log_scales.device.type
+    spec, log_scales = recipe.train, scales.log_scales
+    device = log_scales.device.type
     soft = torch.zeros((), device=device)
     for part in parts:
         if not part.texts:
@@ -249,7 +263,7 @@ def _loss(
     all_media, all_texts = (torch.cat(side) if len(parts) > 1 else side[0] for side in zip(*sides, strict=True))
     keys = tuple(torch.cat(key).to(device) for key in zip(*(part.keys for part in parts), strict=True))
     pick = 0 if spec.objective.mixed else parts[0].source
-    bias = biases[pick] if spec.objective.kind == "sigmoid" else None
+    bias = scales.biases[pick] if spec.objective.kind == "sigmoid" else None
     lengths = (*recipe.projector.matryoshka, recipe.projector.dimensions)
     loss = soft
     for n in lengths:
@@ -275,22 +289,20 @@ def _regulariser(spec: TrainSpec, part: Part, media: Tensor, texts: Tensor) -> T
     return total + weights.alignment * alignment(media, texts) if weights.alignment else total
 
 
-def _averaged(average: AveragedModel, learning: Mapping[Modality, Head]) -> dict[Modality, Head]:
-    return {modality: average.module[modality] for modality in learning}  # type: ignore[index]
-
-
 def _standardise(heads: Mapping[Modality, Head], data: Data) -> None:
+    if joined().index:
+        return  # the first process reads the features once for all
     for modality, head in heads.items():
         if head.needs_tokens:
             continue
-        rows = [
-            (split["train"].texts if modality == "text" else split["train"].media).pooled
+        features = [
+            split["train"].texts if modality == "text" else split["train"].media
             for split in data.values()
             if modality in ("text", split["train"].pairs.modality) and split["train"].pairs.weight
         ]
         standardise = head.pooled.standardise
         assert isinstance(standardise, Standardise)
-        standardise.fit(torch.from_numpy(np.concatenate(rows)[:, : head.width]))
+        standardise.fit(torch.from_numpy(block[:, : head.width]) for part in features for block in part.blocks())
 
 
 @torch.no_grad()
@@ -302,24 +314,6 @@ def _settle(heads: Mapping[Modality, Head], names: Mapping[Modality, Named]) -> 
     heads["text"].train(training)
 
 
-def _groups(model: nn.Module, scalars: list[nn.Parameter], spec: TrainSpec) -> list[dict[str, Any]]:
-    """No weight decay on biases, norms and the scales."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    return [
-        {"params": matrices, "weight_decay": spec.weight_decay},
-        {"params": [*others, *scalars], "weight_decay": 0.0},
-    ]
-
-
-def _schedule(step: int, spec: TrainSpec) -> float:
-    """Linear warm-up, then cosine to zero."""
-    if step < spec.warmup_steps:
-        return (step + 1) / spec.warmup_steps
-    done = (step - spec.warmup_steps) / max(1, spec.steps - spec.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
 def _board(spec: TrainSpec, work: Path) -> Any:
     if not spec.tensorboard:
         return None
@@ -328,14 +322,3 @@ def _board(spec: TrainSpec, work: Path) -> Any:
     except ImportError:
         raise FitError("train.tensorboard needs the package tensorboard: pip install tensorboard") from None
     return SummaryWriter(str(work / "tensorboard"))
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {key: value.detach().clone() for key, value in model.state_dict().items()}
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)

@@ -1,7 +1,7 @@
 """Projectors: the small trained modules between frozen features and the shared space."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,19 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
-    def fit(self, features: Tensor) -> None:
-        features = self._compressed(features)
-        self.mean.copy_(features.mean(0))
+    def fit(self, features: Tensor | Iterable[Tensor]) -> None:
+        """Take the statistics of features (N, d), or of blocks of them, which are never held together."""
+        count, origin = 0, torch.zeros(1)
+        total = squares = torch.zeros(1, dtype=torch.float64)
+        for block in [features] if isinstance(features, Tensor) else features:
+            values = self._compressed(block.float()).double()
+            origin = origin if count else values.mean(0)  # near the mean, so that the squares lose no digits
+            count, values = count + len(values), values - origin
+            total, squares = total + values.sum(0), squares + values.square().sum(0)
+        variance = (squares - total.square() / count) / max(1, count - 1)
+        self.mean.copy_(origin + total / count)
         # A feature that never varies says nothing: dividing by its tiny deviation would only amplify noise.
-        self.scale.copy_(1.0 / features.std(0).clamp_min(1e-3))
+        self.scale.copy_(1.0 / variance.clamp_min(0).sqrt().clamp_min(1e-3))
 
     def forward(self, x: Tensor) -> Tensor:
         return (self._compressed(x) - self.mean) * self.scale

@@ -29,7 +29,7 @@ def quantised(recipe: Recipe, encoder: FrozenEncoder, cache: Path) -> FrozenEnco
     """
     read = {name: read_pairs(recipe, name) for name in recipe.pairs}
     items = calibration_items(read, encoder.modality, recipe.export.calibration)
-    digest = hashlib.sha256(f"{encoder.weights_sha256}:{encoder.pooling}:{recipe.export.int8}".encode())
+    digest = hashlib.sha256(f"{encoder.weights_sha256}:{encoder.pooling}:{encoder.unit}:{recipe.export.int8}".encode())
     digest.update(json.dumps(encoder.preprocessing.model_dump(mode="json"), sort_keys=True).encode())
     for item in items:
         digest.update(hashlib.sha256(item.read_bytes() if isinstance(item, Path) else item.encode()).digest())

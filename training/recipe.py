@@ -222,6 +222,8 @@ class ObjectiveSpec(_Model):
     """sigmoid: where its learned bias starts."""
     mixed: bool = False
     """Every source in every batch instead of one source per step."""
+    negatives: Literal["all", "own"] = "all"
+    """Under torchrun: the pairs of all processes are each other's negatives, or those of one process only."""
 
     @property
     def repeated(self) -> Literal["mask", "positive"]:
@@ -253,14 +255,20 @@ class RegulariserSpec(_Model):
 
 class TrainSpec(_Model):
     steps: int = Field(default=3000, gt=0)
+    epochs: int | None = Field(default=None, gt=0)
+    """Instead of `steps`: how often all media are drawn. The cosine then moves once an epoch."""
     batch_size: int = Field(default=1024, gt=1)
+    """Pairs of a step in each process; under torchrun a step has as many times more as there are processes."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    lowest_rate: float = Field(default=0.0, ge=0)
+    """Where the cosine ends."""
     weight_decay: float = Field(default=0.02, ge=0)
     warmup_steps: int = Field(default=200, ge=0)
     temperature: float = Field(default=0.07, gt=0)
     validate_every: int = Field(default=100, gt=0)
-    patience: int = Field(default=10, gt=0)
-    """Validations without a gain before training stops."""
+    patience: int | None = Field(default=10, gt=0)
+    """Validations without a gain after which training ends: the rate falls to zero over a tenth of the steps so far.
+    None: it goes on to the last step."""
     seed: int = 0
     objective: ObjectiveSpec = ObjectiveSpec()
     regularise: RegulariserSpec = RegulariserSpec()

@@ -1,7 +1,11 @@
 """Batches of prepared pairs: which links a step draws, and their features as tensors."""
 
+import hashlib
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +29,17 @@ class Prepared:
     media: Features
     texts: Features
 
+    @property
+    def identity(self) -> str:
+        """Hash of the pairs, their features and what is made of them."""
+        pairs = self.pairs
+        digest = hashlib.sha256(f"{pairs.modality}:{pairs.weight}:{pairs.supervision}:{pairs.words}".encode())
+        digest.update(f"{self.media.identity}:{self.texts.identity}:{pairs.classes}".encode())
+        digest.update(np.ascontiguousarray(pairs.links).data)
+        if pairs.labels is not None:
+            digest.update(np.ascontiguousarray(pairs.labels).data)
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class Part:
@@ -40,7 +55,11 @@ class Part:
 
 
 class Sampler:
-    """Draws batches of links with each medium at most once until every medium was drawn; captions at random."""
+    """Draws batches of links: the media in random order, each at most once until every one was drawn; then anew.
+
+    The last batch of such an epoch is filled up with media of its beginning. Of a medium's captions one is drawn at
+    random, or so many as `captions` says.
+    """
 
     def __init__(self, pairs: Pairs, batch_size: int, captions: int = 1) -> None:
         order = np.argsort(pairs.links[:, 0], kind="stable")
@@ -50,10 +69,25 @@ class Sampler:
         self._media = np.flatnonzero(counts)
         self._batch = min(max(1, batch_size // captions), len(self._media))
         self._captions = captions
+        self._seed, self._position = 0, len(self._media)
+        self._order = self._media
+
+    @property
+    def state(self) -> list[int]:
+        """The epoch's seed, and how many of its media were drawn: with `restore`, the same batches follow."""
+        return [self._seed, self._position]
+
+    def restore(self, state: Sequence[int]) -> None:
+        self._begin(*state)
 
     def draw(self, rng: np.random.Generator) -> Rows:
         """(batch, 2) links; with several captions, each medium's as often as it has different ones, up to so many."""
-        media = rng.choice(self._media, self._batch, replace=False)
+        if self._position >= len(self._media):
+            self._begin(int(rng.integers(2**62)), 0)
+        media = self._order[self._position : self._position + self._batch]
+        self._position += self._batch
+        if len(media) < self._batch:
+            media = np.concatenate([media, self._order[: self._batch - len(media)]])
         if self._captions == 1:
             return self._links[self._starts[media] + rng.integers(0, self._counts[media])]
         # The captions of a medium in random order: the ranks of random numbers, an absent caption's being last.
@@ -63,22 +97,39 @@ class Sampler:
         there = np.arange(order.shape[1]) < self._counts[media][:, None]
         return self._links[(self._starts[media][:, None] + order)[there]]
 
+    def _begin(self, seed: int, position: int) -> None:
+        self._seed, self._position = seed, position
+        self._order = np.random.default_rng(seed).permutation(self._media)
+
 
 class Batches:
-    """The batches of a run: one source per step by weight, or with `objective.mixed` every source in each."""
+    """The batches of a run: one source per step by weight, or with `objective.mixed` every source in each.
+
+    `train.batch_size` pairs come to each process; all of them draw the same batch, and take their shares of it.
+    """
 
     def __init__(self, recipe: Recipe, sources: Sequence[Prepared], ranks: Ranks = ALONE) -> None:
         spec = recipe.train
         self._sources, self._ranks, self._spec = sources, ranks, spec
         self._shares = np.array([source.pairs.weight if len(source.pairs.links) else 0.0 for source in sources])
-        self._ends = [int(spec.until.get(source.pairs.name, 1.0) * spec.steps) for source in sources]
+        steps = steps_of(recipe, sources, ranks)
+        self._ends = [int(spec.until.get(source.pairs.name, 1.0) * steps) for source in sources]
         self._mixed = spec.objective.mixed
         parts = self._shares / self._shares.sum() if self._mixed else np.ones(len(sources))
         self._samplers = [
-            Sampler(source.pairs, max(2, round(spec.batch_size * part)), spec.objective.captions)
+            Sampler(source.pairs, max(2, round(spec.batch_size * part)) * ranks.count, spec.objective.captions)
             for source, part in zip(sources, parts, strict=True)
         ]
         self._tokens = recipe.projector.needs_tokens
+
+    @property
+    def state(self) -> list[list[int]]:
+        """Where each source's sampler is in its epoch."""
+        return [sampler.state for sampler in self._samplers]
+
+    def restore(self, state: Sequence[Sequence[int]]) -> None:
+        for sampler, own in zip(self._samplers, state, strict=True):
+            sampler.restore(own)
 
     def draw(self, step: int, rng: np.random.Generator) -> list[Part]:
         """The parts of one step's batch: one, or one per source that is still drawn where batches are mixed."""
@@ -109,9 +160,66 @@ class Batches:
         return Part(pick, media, texts, (*keys, torch.from_numpy(held)))
 
 
+class Ahead:
+    """Draws the next step's batch in a thread while a step is at its own."""
+
+    def __init__(self, batches: Batches, seed: int, pinned: bool = False) -> None:
+        self._batches, self._rng, self._pinned = batches, np.random.default_rng(seed), pinned
+        self._pool = ThreadPoolExecutor(1, "batches")
+        self._next: tuple[int, Future[tuple[list[Part], dict[str, Any]]]] | None = None
+        self.state = self._state()
+        """Of the batch that was taken last: what `restore` needs for those that follow it."""
+        self.waited_s = 0.0
+
+    def take(self, step: int) -> list[Part]:
+        """The parts of a step's batch."""
+        if self._next is None or self._next[0] != step:
+            self._next = (step, self._pool.submit(self._draw, step))
+        began = time.perf_counter()
+        parts, self.state = self._next[1].result()
+        self.waited_s += time.perf_counter() - began
+        self._next = (step + 1, self._pool.submit(self._draw, step + 1))
+        return parts
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._rng.bit_generator.state = state["rng"]
+        self._batches.restore(state["samplers"])
+        self.state, self._next = state, None
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _draw(self, step: int) -> tuple[list[Part], dict[str, Any]]:
+        parts = self._batches.draw(step, self._rng)
+        if self._pinned:
+            parts = [replace(part, media=_pinned(part.media), texts=_pinned(part.texts)) for part in parts]
+        return parts, self._state()
+
+    def _state(self) -> dict[str, Any]:
+        return {"rng": self._rng.bit_generator.state, "samplers": self._batches.state}
+
+
+def _pinned(side: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.pin_memory() for key, value in side.items()}
+
+
+def steps_of(recipe: Recipe, sources: Sequence[Prepared], ranks: Ranks = ALONE) -> int:
+    """The steps of a run: `train.steps`, or those of `train.epochs` times the media that are trained on."""
+    spec = recipe.train
+    if spec.epochs is None:
+        return spec.steps
+    return max(1, spec.epochs * epoch_steps(recipe, sources, ranks))
+
+
+def epoch_steps(recipe: Recipe, sources: Sequence[Prepared], ranks: Ranks = ALONE) -> int:
+    """Steps in which every medium of the sources is drawn once, if all were drawn alike."""
+    media = sum(len(source.pairs.media) for source in sources if source.pairs.weight and len(source.pairs.links))
+    return -(-media // (recipe.train.batch_size * ranks.count))
+
+
 def tensors(features: Features, rows: Rows, tokens: bool) -> dict[str, Tensor]:
     """The arguments of Head.forward for some rows; local vectors only where they are asked for."""
-    result = {"pooled": torch.from_numpy(np.asarray(features.pooled[rows]))}
+    result = {"pooled": torch.from_numpy(np.asarray(features.pooled[rows], np.float32))}
     if tokens and features.tokens is not None and features.weights is not None:
         result["tokens"] = torch.from_numpy(features.tokens[rows].astype(np.float32))
         result["weights"] = torch.from_numpy(features.weights[rows])

@@ -17,7 +17,7 @@ from training.data.leaks import without_leaks
 from training.distributed import joined
 from training.emergent import emergent_figures
 from training.encoders import FrozenEncoder, load_encoder
-from training.evaluate import class_vectors, ranks, retrieval, top1, with_prompts, word_precision
+from training.evaluate import class_vectors, label_ranks, ranks, retrieval, top1, with_prompts, word_precision
 from training.export import ExportError, export_bundle
 from training.features import Item, cached_features, default_cache
 from training.heads.captions import caption_features, text_head
@@ -34,6 +34,7 @@ from training.trained import licences_of
 
 Encoders = Mapping[Modality, FrozenEncoder]
 AllPairs = Mapping[str, Mapping[Split, Pairs]]
+AllData = Mapping[str, Mapping[Split, Prepared]]
 _SAMPLES = 16  # real items per modality that a graph is checked on
 _SAMPLE_WORDS = ("dog", "violin", "thunderstorm in the mountains")
 
@@ -88,6 +89,8 @@ def fit(
         captions = caption_features(recipe, frozen["text"], cache)
         given = {"text": text_head(recipe, frozen["text"], captions)}
     trained = train(recipe, data, work, given, names)
+    if joined().index:
+        return trained
     if given and recipe.projector.querybank:
         trained = with_querybank(recipe, trained, data, names, captions=[captions])
     return _finished(recipe, data, trained, work)
@@ -111,11 +114,10 @@ def _finished(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], trai
     """The heads with what is learned once they are chosen; write projectors.safetensors and training.json."""
     learned = learn(recipe, trained.heads, data, trained.temperature)
     trained = replace(trained, abstention=learned, licences=licences_of(recipe))
-    if joined().index == 0:
-        work.mkdir(parents=True, exist_ok=True)
-        save_projectors(work / "projectors.safetensors", trained)
-        record = {"history": trained.history, **trained.ladder}
-        (work / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    work.mkdir(parents=True, exist_ok=True)
+    save_projectors(work / "projectors.safetensors", trained)
+    record = {"history": trained.history, **trained.ladder, **trained.timing}
+    (work / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     return trained
 
 
@@ -160,7 +162,7 @@ def evaluate(
             classes = class_vectors(project(trained.heads["text"], encoded), len(recipe.templates[modality]))
             classes = _described(recipe, frozen, trained, name, test.pairs.classes, classes, cache)
             figures[f"{name}.top1"], each = top1(media, classes, test.pairs.labels)
-            right = ((media @ classes.T).argmax(1) == test.pairs.labels) * 100.0
+            right = (label_ranks(media @ classes.T, test.pairs.labels) < 1) * 100.0
             figures[f"{name}.top1.ci95"] = interval(right)
             train_labels = splits["train"].pairs.labels
             known = set() if train_labels is None else set(train_labels.tolist())

@@ -24,7 +24,7 @@ from training.projector import Head
 from training.recipe import ProjectorSpec, Recipe
 from training.sampling import Prepared, Sampler
 from training.trained import Trained, load_projectors, save_projectors
-from training.validation import Data, Heads, calibrate, label_prompts, means, project, validate
+from training.validation import Data, Heads, calibrate, label_prompts, means, overall, project, validate
 
 __all__ = [
     "FitError",
@@ -64,6 +64,8 @@ def train(
 ) -> Trained:
     """Train one head per modality and return the best on validation; print how each kind of head did.
 
+    Under torchrun the first process returns them; the others have done their share when they return.
+
     `frozen` heads belong to a space that is there already: they are aligned to, and left as they are. `names` are those
     of encoders with concepts: their heads have a branch for them, which the closed forms do not, and are not compared.
 
@@ -71,9 +73,15 @@ def train(
     ends where an uninterrupted one would. Raises TrainingError.
     """
     spec, frozen, names = recipe.projector, frozen or {}, names or {}
+    if joined().index:  # the first process alone compares and chooses
+        if recipe.train.baseline and not spec.linear and _judged(data):
+            optimise(_linear(recipe), data, work / "linear", frozen, names)
+        if spec.closed:
+            return Trained({}, recipe.train.temperature, {}, [])
+        return optimise(recipe, data, work, frozen, names)
     if spec.closed:
         _check_room(recipe, data, frozen)
-    judged = any(len(splits["validation"].pairs.media) for splits in data.values())
+    judged = _judged(data)
     rungs: list[_Rung] = []
     for kind in ("ridge", "cca"):
         possible = not names and (not frozen or (kind == "ridge" and "text" in frozen))
@@ -96,6 +104,10 @@ def train(
     return with_querybank(recipe, trained, data, names) if spec.querybank and "text" not in frozen else trained
 
 
+def _judged(data: Data) -> bool:
+    return any(len(splits["validation"].pairs.media) for splits in data.values())
+
+
 def _closed(kind: str, recipe: Recipe, data: Data, frozen: Mapping[Modality, Head]) -> _Rung:
     """A closed form with the penalty that is best on validation; without a validation split, the middle one."""
     started = time.monotonic()
@@ -106,7 +118,7 @@ def _closed(kind: str, recipe: Recipe, data: Data, frozen: Mapping[Modality, Hea
     best, best_figures, best_state, chosen = -np.inf, dict[str, float](), {}, 0.0
     for index, penalty in enumerate(fill(recipe, heads, data, frozen)):
         figures = validate(recipe, heads, data)
-        score = float(np.mean(list(figures.values()))) if figures else -abs(index - 2.0)
+        score = overall(figures) if figures else -abs(index - 2.0)
         if score > best:
             best, best_figures, chosen = score, figures, penalty
             best_state = {m: {k: v.clone() for k, v in head.state_dict().items()} for m, head in heads.items()}
@@ -152,7 +164,7 @@ def _check_room(recipe: Recipe, data: Data, frozen: Heads) -> None:
 
 
 def _print(rungs: list[_Rung], won: _Rung) -> None:
-    if joined().index or len(rungs) < 2:
+    if len(rungs) < 2:
         return
     names = list(rungs[0].figures)
     header = "".join(f"{name:>14}" for name in names)

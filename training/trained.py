@@ -38,6 +38,8 @@ class Trained:
     """Which inputs are of none of the labels, by modality."""
     licences: tuple[Licence, ...] = ()
     """Of what the heads learned from, as far as it was stated when they did; a recipe may state more."""
+    timing: Mapping[str, float] = field(default_factory=dict)
+    """`step_s`, seconds of a step, and `host_share`, how much of them it waited for its batch."""
 
 
 def round_heads(trained: Trained) -> None:

@@ -1,6 +1,6 @@
 """What training is judged by: heads on the validation splits, and what is read off them once they are chosen."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,18 +18,22 @@ from training.sampling import Prepared, tensors
 
 Heads = Mapping[Modality, Head]
 Data = Mapping[str, Mapping[Split, Prepared]]
+_BATCH = 4096
 _VALIDATED_MEDIA = 2000  # bounds the cost of one validation
+_MEAN_OF = 100_000  # vectors
+_LEAST = 0.1  # percent: what a figure of 0 counts as
 
 
 @torch.inference_mode()
-def project(head: Head, features: Features, batch: int = 4096) -> NDArray[np.float32]:
-    """Unit vectors (N, D) of frozen features."""
+def project(head: Head, features: Features, chosen: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    """Unit vectors (N, D) of frozen features, or of those rows of them that are `chosen`."""
     training = head.training
     head.eval()
     device = next(head.parameters()).device
     parts = []
-    for start in range(0, len(features), batch):
-        rows = np.arange(start, min(start + batch, len(features)))
+    chosen = np.arange(len(features)) if chosen is None else chosen
+    for start in range(0, len(chosen), _BATCH):
+        rows = chosen[start : start + _BATCH]
         inputs = {key: value.to(device) for key, value in tensors(features, rows, head.needs_tokens).items()}
         parts.append(head(**inputs).float().cpu().numpy())
     head.train(training)
@@ -64,6 +68,17 @@ def validate(recipe: Recipe, heads: Heads, data: Data) -> dict[str, float]:
     return figures
 
 
+def overall(figures: Mapping[str, float]) -> float:
+    """One score of several sources: the geometric mean of their figures, in percent; 0 where there are none.
+
+    R@1 over thousands of media, top-1 over a few classes and mean average precision differ in scale. A plain mean is
+    ruled by whatever scale is widest; here the same relative gain counts the same in each.
+    """
+    if not figures:
+        return 0.0
+    return float(np.exp(np.mean(np.log(np.maximum(list(figures.values()), _LEAST)))))
+
+
 def _beside(words: Pairs, vectors: Mapping[str, NDArray[np.float32]], data: Data) -> list[NDArray[np.float32]]:
     """Vectors of the held-out media of the other sources of this modality, without those that the words belong to."""
     seen = set(words.media)
@@ -96,15 +111,32 @@ def calibrate(recipe: Recipe, heads: Heads, data: Data, learned: float) -> float
 
 
 def means(heads: Heads, data: Data) -> dict[Modality, list[float]]:
-    """Mean unit vector of each modality over the training pairs."""
-    parts: dict[Modality, list[NDArray[np.float32]]] = {modality: [] for modality in heads}
+    """Mean unit vector of each modality over the training media and texts, or over 100,000 of them."""
+    parts: dict[Modality, list[Features]] = {modality: [] for modality in heads}
     for splits in data.values():
         source = splits["train"]
         sides: list[tuple[Modality, Features]] = [(source.pairs.modality, source.media), ("text", source.texts)]
         for modality, features in sides:
             if len(features):
-                parts[modality].append(project(heads[modality], features))
-    return {modality: np.concatenate(rows).mean(0).round(6).tolist() for modality, rows in parts.items() if rows}
+                parts[modality].append(features)
+    rng = np.random.default_rng(0)
+    return {
+        modality: sampled(heads[modality], features, _MEAN_OF, rng).mean(0).round(6).tolist()
+        for modality, features in parts.items()
+        if features
+    }
+
+
+def sampled(head: Head, parts: Sequence[Features], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Unit vectors of some rows of several sets, each in its share of them; of all, where they are no more."""
+    total = sum(map(len, parts))
+    chosen = [
+        np.arange(len(part))
+        if total <= count
+        else np.sort(rng.choice(len(part), max(1, count * len(part) // total), replace=False))
+        for part in parts
+    ]
+    return np.concatenate([project(head, part, rows) for part, rows in zip(parts, chosen, strict=True)])
 
 
 def label_prompts(recipe: Recipe, pairs: Pairs) -> list[str]:

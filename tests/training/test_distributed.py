@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from service.contract.bundle import read_bundle
 from tests.training import ranks as program
 from tests.training import tiny
 from training.distributed import ALONE, joined
@@ -62,14 +63,46 @@ def test_losses_and_gradients_of_two_processes_are_those_of_one(tmp_path: Path, 
 @pytest.mark.full
 def test_training_on_two_processes_gives_the_weights_of_one(tmp_path: Path, tiny_root: Path, free_port: int) -> None:
     values = tiny.recipe_values(tiny_root)
-    values["train"] |= {"steps": 6, "validate_every": 3, "batch_size": 6}  # equal shares in both sources
-    values["train"] |= {"baseline": False}
+    values["train"] |= {"steps": 6, "validate_every": 3, "baseline": False}
     del values["pairs"]["pictures"], values["encoders"]["image"]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     command = ("-m", "training", "train", str(tmp_path / "recipe.yaml"), "--cache", str(tmp_path / "cache"))
-    torchrun(free_port, 1, *command, "--work", str(tmp_path / "one"))
-    torchrun(free_port, 2, *command, "--work", str(tmp_path / "two"))
+    # Of each process: six pairs are two times three.
+    torchrun(free_port, 1, *command, "--work", str(tmp_path / "one"), "--set", "train.batch_size=6")
+    torchrun(free_port, 2, *command, "--work", str(tmp_path / "two"), "--set", "train.batch_size=3")
     one, two = (load_file(tmp_path / run / "projectors.safetensors") for run in ("one", "two"))
     assert one.keys() == two.keys()
     for key, value in one.items():
         assert torch.allclose(value, two[key], atol=1e-4), key
+
+
+def test_a_run_of_two_processes_from_a_cold_cache_writes_one_bundle(
+    tmp_path: Path, tiny_root: Path, free_port: int
+) -> None:
+    """The first process encodes, chooses, evaluates and exports; the second finds the features in the cache."""
+    values = tiny.recipe_values(tiny_root)
+    values["train"] |= {"steps": 4, "validate_every": 2, "baseline": False}
+    del values["pairs"]["tones"], values["encoders"]["audio"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    command = ("-m", "training", "run", str(tmp_path / "recipe.yaml"), "--cache", str(tmp_path / "cache"))
+    torchrun(free_port, 2, *command, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "bundle"))
+    bundle = read_bundle(tmp_path / "bundle")
+    assert set(bundle.manifest.towers) == {"image", "text"}
+    assert "pictures.i2t.r1" in bundle.manifest.evaluation
+
+
+def test_a_command_for_one_process_says_so_under_torchrun(tmp_path: Path, free_port: int) -> None:
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "training", "export", "x.yaml", "--out", str(tmp_path / "b")],
+            cwd=ROOT,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        assert "export is for one process" in process.communicate(timeout=DEADLINE_S)[1]
+        assert process.returncode == 2

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from service.contract.vectors import l2_normalise
 from training import evaluate
-from training.evaluate import class_vectors, ranks, retrieval, top1, with_prompts
+from training.evaluate import class_vectors, ranks, retrieval, top1, with_prompts, word_precision
+from training.intervals import interval
 
 
 def test_recall_on_a_case_worked_by_hand() -> None:
@@ -73,3 +74,34 @@ def test_prompts_of_a_class_stand_for_its_templates() -> None:
     prompts = np.array([[0, 0, 1], [0, 0, 1]], np.float32)
     described = with_prompts(classes, prompts, np.array([1, 1]))
     np.testing.assert_allclose(described, [[1, 0, 0], [0, 0, 1]], rtol=1e-6)
+
+
+def test_a_tie_counts_against_the_model_everywhere() -> None:
+    """A space in which everything is one vector finds nothing: labels, captions, words."""
+    vectors, labels = np.ones((4, 1), np.float32), np.array([0, 0, 1, 1])
+    assert top1(vectors, np.ones((2, 1), np.float32), labels)[0] == 0.0
+    links = np.stack([np.arange(4), np.arange(4)], 1)
+    assert retrieval(vectors, vectors, links)["m2t.r1"] == 0.0
+    assert word_precision(vectors, vectors, links) == pytest.approx(25.0)  # each comes last
+
+
+def test_the_interval_of_balanced_accuracy_weighs_what_was_drawn() -> None:
+    """Of two classes, one has 100 items of which 40 are right, the other 4, all right: 70 % balanced.
+
+    With the weights of the whole set left as they are, a resample with six of the four counts them six times.
+    """
+    right = np.array([1.0] * 40 + [0.0] * 60 + [1.0] * 4) * 100
+    classes = np.array([0] * 100 + [1] * 4)
+    low, high = interval(right, classes=classes)
+    # The second class is always right: half of the interval of the first one is all there is.
+    alone = interval(right[:100])
+    assert low == pytest.approx(50 + alone[0] / 2, abs=1.0)
+    assert high == pytest.approx(50 + alone[1] / 2, abs=1.0)
+
+
+def test_intervals_without_classes_are_as_they_were() -> None:
+    values, groups = np.array([0.0, 100.0, 100.0, 0.0, 100.0]), np.array([0, 0, 1, 2, 2])
+    weights = np.random.default_rng(0).multinomial(3, np.full(3, 1 / 3), size=1000)
+    sums, sizes = np.array([100.0, 100.0, 100.0]), np.array([2, 1, 2])
+    expected = np.percentile((weights @ sums) / (weights @ sizes), [2.5, 97.5])
+    assert interval(values, groups) == pytest.approx(expected.round(2).tolist())

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import torch
 from tests.matrix import matrix
 from tests.training.conftest import MakeRecipe
 from training import steps
+from training.distributed import Ranks
 from training.features import Features
 from training.pairs import Split, read_pairs
 from training.recipe import Recipe
-from training.sampling import Batches
+from training.sampling import Batches, steps_of
 from training.train import FitError, Prepared, Sampler, Trained, load_projectors, project, save_projectors, train
+from training.validation import overall
 
 
 def prepared(recipe: Recipe, cache: Path) -> tuple[steps.Encoders, dict[str, dict[Split, Prepared]]]:
@@ -101,6 +104,29 @@ def test_a_checkpoint_of_another_recipe_is_not_gone_on_from(make_recipe: MakeRec
     assert same_weights(train(other, data, tmp_path / "work"), train(other, data, tmp_path / "fresh"))
 
 
+def test_a_finished_checkpoint_does_not_survive_a_change_of_data(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(train={"steps": 20, "batch_size": 8, "validate_every": 10, "baseline": False})
+    _, data = prepared(recipe, tmp_path / "cache")
+    first = train(recipe, data, tmp_path / "work")
+    assert same_weights(train(recipe, data, tmp_path / "work"), first)
+
+    def changed(side: str) -> dict[str, dict[Split, Prepared]]:
+        part = data["pictures"]["train"]
+        if side == "links":
+            links = part.pairs.links.copy()
+            links[:, 1] = np.roll(links[:, 1], 2)
+            part = replace(part, pairs=replace(part.pairs, links=links))
+        else:  # of another encoder, say
+            part = replace(part, media=Features(np.array(part.media.pooled) * 2))
+        return data | {"pictures": data["pictures"] | {"train": part}}
+
+    for side in ("links", "features"):
+        other = changed(side)
+        again, fresh = train(recipe, other, tmp_path / "work"), train(recipe, other, tmp_path / side)
+        assert same_weights(again, fresh), side
+        assert not same_weights(again, first), side
+
+
 def test_training_stops_early_and_keeps_the_best(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     values = {"steps": 400, "batch_size": 8, "validate_every": 2, "patience": 3, "warmup_steps": 2}
     recipe = make_recipe(train=values)
@@ -108,7 +134,10 @@ def test_training_stops_early_and_keeps_the_best(make_recipe: MakeRecipe, tmp_pa
     history = train(recipe, data, tmp_path / "work").history
     scores = [entry["score"] for entry in history]
     assert len(history) < 200
-    assert int(np.argmax(scores)) == len(scores) - 1 - 3
+    # Three validations without a gain, and then the rate falls to zero over no fewer steps than one validation's.
+    gains = [max(scores[:at], default=-1.0) < score for at, score in enumerate(scores)]
+    stopped = next(at for at in range(3, len(gains)) if not any(gains[at - 2 : at + 1]))
+    assert len(history) - 1 - stopped == max(1, history[stopped]["step"] // 10 // 2)
 
 
 def test_projectors_survive_their_file(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -131,6 +160,44 @@ def test_a_batch_holds_each_medium_once(make_recipe: MakeRecipe) -> None:
     assert len(set(links[:, 0].tolist())) == 12
     known = {tuple(link) for link in pairs.links.tolist()}
     assert {tuple(link) for link in links.tolist()} <= known
+
+
+@pytest.mark.parametrize("batch", [5, 8, 16])
+def test_every_medium_is_drawn_before_any_is_drawn_again(make_recipe: MakeRecipe, batch: int) -> None:
+    pairs = read_pairs(make_recipe(), "pictures")["train"]
+    media, rng = len(pairs.media), np.random.default_rng(0)
+    sampler = Sampler(pairs, batch)
+    for _ in range(3):
+        drawn = [sampler.draw(rng)[:, 0] for _ in range(-(-media // batch))]
+        assert len(set(np.concatenate(drawn).tolist())) == media
+        assert len(set(np.concatenate(drawn)[:media].tolist())) == media
+        assert all(len(set(rows.tolist())) == min(batch, media) for rows in drawn)
+
+
+def test_batch_size_is_that_of_each_process(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(train={"batch_size": 4})
+    sources = [Prepared(read_pairs(recipe, "pictures")["train"], *fake_features(recipe, "pictures"))]
+    parts = [
+        Batches(recipe, sources, Ranks(index, 2)).draw(0, np.random.default_rng(0))[0].keys[0] for index in range(2)
+    ]
+    assert [len(part) for part in parts] == [4, 4]
+    assert not set(parts[0].tolist()) & set(parts[1].tolist())
+
+
+def test_sources_of_different_scales_count_alike() -> None:
+    base = {"captions": 10.0, "labels": 80.0}
+    assert overall({}) == 0.0
+    # A tenth more of either is as much of a gain; a plain mean asks for 8 points of one and 1 of the other.
+    assert overall(base | {"captions": 11.0}) == pytest.approx(overall(base | {"labels": 88.0}))
+    assert overall(base | {"captions": 0.0}) > 0
+
+
+def test_epochs_say_how_long_a_run_is(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(train={"batch_size": 5, "epochs": 3})
+    sources = [Prepared(read_pairs(recipe, name)["train"], *fake_features(recipe, name)) for name in recipe.pairs]
+    media = sum(len(source.pairs.media) for source in sources)
+    assert steps_of(recipe, sources) == 3 * -(-media // 5)
+    assert steps_of(recipe, sources, Ranks(0, 2)) == 3 * -(-media // 10)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

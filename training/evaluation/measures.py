@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from service.contract.bundle import Bundle
 from training.bundled import as_encoder
 from training.emergent import average_precision, chance_precision
-from training.evaluate import class_vectors, ranks, with_prompts
+from training.evaluate import class_vectors, label_ranks, ranks, with_prompts
 from training.evaluation.data import DataError, Wording
 from training.features import cached_features
 from training.intervals import interval
@@ -166,12 +166,9 @@ def _label_figures(result: Labelled) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name, (right, _) in hits(result).items():
         figures |= {name: round(float(right.mean()), 2), f"{name}.ci95": interval(right)}
-    # Each item weighs what makes its class count as much as any other: balanced accuracy as a mean over items.
-    sizes = np.bincount(labels, minlength=len(result.pairs.classes))
-    balanced = (result.rank < 1) * 100.0 * len(labels) / (sizes[labels] * (sizes > 0).sum())
     return figures | {
-        "mean_per_class": round(float(balanced.mean()), 2),
-        "mean_per_class.ci95": interval(balanced),
+        "mean_per_class": round(float(np.nanmean(result.per_class())), 2),
+        "mean_per_class.ci95": interval((result.rank < 1) * 100.0, classes=labels),
         "ece": calibration(result)[1],
         "n": len(labels),
         "classes": len(result.pairs.classes),
@@ -197,10 +194,10 @@ def _judge(
     for start in range(0, len(vectors), size):
         rows = slice(start, start + size)
         scores = vectors[rows] @ classes.T
-        own = np.take_along_axis(scores, labels[rows, None], 1)
-        rank[rows] = (scores >= own).sum(1) - 1
-        predicted[rows] = scores.argmax(1)
+        rank[rows] = label_ranks(scores, labels[rows])
         confidence[rows] = 1 / np.exp((scores - scores.max(1, keepdims=True)) / temperature).sum(1)
+        np.put_along_axis(scores, labels[rows, None], -np.inf, 1)  # a tie with another class is that class
+        predicted[rows] = np.where(rank[rows] < 1, labels[rows], scores.argmax(1))
     return predicted, confidence, rank
 
 

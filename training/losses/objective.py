@@ -35,6 +35,8 @@ def contrast(
     everywhere). With `spec.chunk` only (chunk, B) logits exist at a time, in the backward pass too: each block is
     computed again there (gradient checkpointing, arXiv 1604.06174), at about twice the arithmetic.
     """
+    if spec.negatives == "own" and ranks.count > 1:  # each process's pairs alone: the mean over the processes
+        return contrast(spec, media, texts, log_scale, keys, bias=bias) / ranks.count
     if spec.kind == "info_nce" and spec.repeated == "mask" and spec.chunk is None and ranks.count == 1:
         return info_nce(media, texts, log_scale, same_pairs(*keys))
     all_media, all_texts = ranks.gather(media), ranks.gather(texts)
