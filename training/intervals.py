@@ -24,7 +24,9 @@ def interval(
     rng = np.random.default_rng(seed)
     if classes is None:
         members = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
-        means = _resampled(np.bincount(members, values), np.bincount(members), rng)
+        means = _resampled(
+            np.bincount(members, values).astype(np.float64), np.bincount(members).astype(np.float64), rng
+        )
     else:
         parts = [values[classes == label] for label in np.unique(classes)]
         means = np.mean([_resampled(part, np.ones(len(part)), rng) for part in parts], axis=0)
@@ -33,7 +35,7 @@ def interval(
 
 
 def _resampled(
-    sums: NDArray[np.floating], sizes: NDArray[np.floating] | NDArray[np.int64], rng: np.random.Generator
+    sums: NDArray[np.floating], sizes: NDArray[np.floating], rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """Means of resamples of groups with these sums and sizes."""
     count, means = len(sums), []

@@ -73,7 +73,8 @@ class Alignment(Task):
         self.model = nn.ModuleDict({**{str(m): heads[m] for m in learning}, "scales": self.scales})
         device = device_of(recipe)
         nn.ModuleDict({**{str(m): head for m, head in heads.items()}, "scales": self.scales}).to(device)
-        self.batches = Ahead(Batches(recipe, self.sources, ranks), recipe.train.seed, pinned=device == "cuda")
+        batches, steps = Batches(recipe, self.sources, ranks), steps_of(recipe, self.sources, ranks)
+        self.batches = Ahead(batches, recipe.train.seed, steps, pinned=device == "cuda")
         self.board: Any = None
 
     @property

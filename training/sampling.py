@@ -163,8 +163,9 @@ class Batches:
 class Ahead:
     """Draws the next step's batch in a thread while a step is at its own."""
 
-    def __init__(self, batches: Batches, seed: int, pinned: bool = False) -> None:
+    def __init__(self, batches: Batches, seed: int, steps: int, pinned: bool = False) -> None:
         self._batches, self._rng, self._pinned = batches, np.random.default_rng(seed), pinned
+        self._steps = steps
         self._pool = ThreadPoolExecutor(1, "batches")
         self._next: tuple[int, Future[tuple[list[Part], dict[str, Any]]]] | None = None
         self.state = self._state()
@@ -178,7 +179,7 @@ class Ahead:
         began = time.perf_counter()
         parts, self.state = self._next[1].result()
         self.waited_s += time.perf_counter() - began
-        self._next = (step + 1, self._pool.submit(self._draw, step + 1))
+        self._next = (step + 1, self._pool.submit(self._draw, step + 1)) if step + 1 < self._steps else None
         return parts
 
     def restore(self, state: dict[str, Any]) -> None:

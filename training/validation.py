@@ -19,8 +19,9 @@ from training.sampling import Prepared, tensors
 Heads = Mapping[Modality, Head]
 Data = Mapping[str, Mapping[Split, Prepared]]
 _BATCH = 4096
+_TOKEN_BATCH = 64  # items with hundreds of local vectors
 _VALIDATED_MEDIA = 2000  # bounds the cost of one validation
-_MEAN_OF = 100_000  # vectors
+_MEAN_OF, _TOKEN_MEAN_OF = 20_000, 2_000  # vectors; the error of their mean is 1 / √n of the vectors' deviation
 _LEAST = 0.1  # percent: what a figure of 0 counts as
 
 
@@ -32,8 +33,9 @@ def project(head: Head, features: Features, chosen: NDArray[np.int64] | None = N
     device = next(head.parameters()).device
     parts = []
     chosen = np.arange(len(features)) if chosen is None else chosen
-    for start in range(0, len(chosen), _BATCH):
-        rows = chosen[start : start + _BATCH]
+    batch = _TOKEN_BATCH if head.needs_tokens else _BATCH
+    for start in range(0, len(chosen), batch):
+        rows = chosen[start : start + batch]
         inputs = {key: value.to(device) for key, value in tensors(features, rows, head.needs_tokens).items()}
         parts.append(head(**inputs).float().cpu().numpy())
     head.train(training)
@@ -111,7 +113,7 @@ def calibrate(recipe: Recipe, heads: Heads, data: Data, learned: float) -> float
 
 
 def means(heads: Heads, data: Data) -> dict[Modality, list[float]]:
-    """Mean unit vector of each modality over the training media and texts, or over 100,000 of them."""
+    """Mean unit vector of each modality over the training media and texts, or over some thousands of them."""
     parts: dict[Modality, list[Features]] = {modality: [] for modality in heads}
     for splits in data.values():
         source = splits["train"]
@@ -119,12 +121,12 @@ def means(heads: Heads, data: Data) -> dict[Modality, list[float]]:
         for modality, features in sides:
             if len(features):
                 parts[modality].append(features)
-    rng = np.random.default_rng(0)
-    return {
-        modality: sampled(heads[modality], features, _MEAN_OF, rng).mean(0).round(6).tolist()
-        for modality, features in parts.items()
-        if features
-    }
+    rng, result = np.random.default_rng(0), {}
+    for modality, several in parts.items():
+        if several:
+            count = _TOKEN_MEAN_OF if heads[modality].needs_tokens else _MEAN_OF
+            result[modality] = sampled(heads[modality], several, count, rng).mean(0).round(6).tolist()
+    return result
 
 
 def sampled(head: Head, parts: Sequence[Features], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
