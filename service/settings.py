@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -19,6 +19,7 @@ from service.contract.signature import SignatureError, public_key
 from service.contract.videos import VideoLimits
 
 _MOST_LANES = 4
+ProtocolName = Literal["openai", "jina", "cohere", "tei", "ollama", "weaviate"]
 
 
 REMOVED = {
@@ -173,6 +174,13 @@ class Settings(BaseSettings):
     """Names that a server without keys answers to (Host), besides addresses and localhost; with commas between. Unset,
     it answers to any name, or to none where it listens on a loopback address."""
 
+    protocols: Annotated[tuple[ProtocolName, ...], NoDecode] = ("openai", "jina")
+    """Protocols of other servers that this one speaks too, with commas between (docs/integrations). Empty: none."""
+    protocol_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    """For clients that can send no key, as PROTOCOL=ID with commas between: a request of that protocol without a key
+    counts as one with the API key of that ID (`python -m service keys list`), with its scopes and limits. Whoever
+    reaches the port has that key, then."""
+
     fetch: Literal["off", "https", "http"] = "off"
     """Whether inputs may be URLs: over https only, or over http too. Only public addresses are fetched from, unless
     ISTHMUS_FETCH_ALLOW adds others."""
@@ -278,6 +286,8 @@ class Settings(BaseSettings):
         "gpus",
         "origins",
         "hosts",
+        "protocols",
+        "protocol_keys",
         "fetch_allow",
         "fetch_deny",
         "fetch_ports",
@@ -318,6 +328,22 @@ class Settings(BaseSettings):
         if len({each.partition("=")[0] for each in value}) < len(value):
             raise ValueError("an alias is there twice")
         return value
+
+    @field_validator("protocol_keys")
+    @classmethod
+    def _ids_of_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        pattern = rf"({'|'.join(get_args(ProtocolName))})=[0-9a-f]{{12}}"
+        for each in value:
+            if not re.fullmatch(pattern, each):
+                raise ValueError(f"{each!r} is no PROTOCOL=ID: the ID is the 12 letters and digits after isthmus_")
+        if len({each.partition("=")[0] for each in value}) < len(value):
+            raise ValueError("a protocol is there twice")
+        return value
+
+    @property
+    def key_ids(self) -> dict[str, str]:
+        """IDs of keys by the protocol whose requests without a key have them."""
+        return dict(each.split("=") for each in self.protocol_keys)
 
     @property
     def aliases(self) -> dict[str, str]:

@@ -21,6 +21,8 @@ from service.api.deadline import Deadline
 from service.api.keys import Keyring
 from service.api.middleware import BodyLimit, Context, Disconnects, Heads, Prefix, SecurityHeaders
 from service.api.model import Model
+from service.api.protocols.protocol import Protocol
+from service.api.protocols.registry import PROTOCOLS, READS, protocol_of
 from service.api.refusals import REFUSALS, refusals_of
 from service.api.routes import (
     classify,
@@ -32,7 +34,6 @@ from service.api.routes import (
     label_sets,
     media,
     models,
-    openai,
     playground,
     previews,
     score,
@@ -55,7 +56,6 @@ from service.runtime.metrics import Metrics
 from service.runtime.quotas import Limiter, MemoryLimiter, RedisLimiter
 from service.runtime.tracing import Tracing, open_tracing
 from service.schemas.models import Problem
-from service.schemas.openai import OpenAIError
 from service.settings import Settings, SettingsError
 from service.store import Store
 from service.store.opening import open_store
@@ -72,7 +72,6 @@ ROUTERS = (
     collections.router,
     score.router,
     models.router,
-    openai.router,
     health.router,
     playground.router,
 )
@@ -108,6 +107,10 @@ def open_parts(settings: Settings) -> Parts:
         if not folder.is_dir():
             raise SettingsError(f"ISTHMUS_MEDIA: {folder} is no folder: name one that holds the files of your items")
     keys = None if settings.keys is None else Keyring.open(settings.keys)
+    for protocol, identity in settings.key_ids.items():
+        if keys is None or identity not in keys.ids:
+            why = "ISTHMUS_KEYS is not set" if keys is None else f"{keys.path} has no such key"
+            raise SettingsError(f"ISTHMUS_PROTOCOL_KEYS: {protocol}={identity}: {why}")
     fetching = fetch_config(settings)
     models: dict[str, Opened] = {}
     for path in (settings.bundle, *settings.more_bundles):
@@ -147,13 +150,19 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
         redoc_url=None,
         servers=[{"url": settings.root_path or "/"}],
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        openapi_tags=[{"name": name, "description": description} for name, description in _TAGS.items()],
+        openapi_tags=[
+            {"name": name, "description": description}
+            for name, description in _TAGS.items()
+            if name not in PROTOCOLS or name in settings.protocols
+        ],
         generate_unique_id_function=_operation_id,
         middleware=_middleware(settings, metrics, tracing),
     )
     problems.install(app)
     for router in ROUTERS:
         app.include_router(router)
+    for name in settings.protocols:
+        app.include_router(PROTOCOLS[name].router)
     app.mount("/playground", playground.Files())
     app.openapi = functools.cache(lambda: openapi(app))  # type: ignore[method-assign]
     return app
@@ -221,7 +230,7 @@ def _middleware(settings: Settings, metrics: Metrics, tracing: Tracing | None) -
         Middleware(
             Gate,
             origins=settings.origins,
-            hosts=local_names(settings.hosts, settings.host, settings.keys is not None),
+            hosts=local_names(settings.hosts, settings.host, settings.keys is not None and not settings.protocol_keys),
         ),
         Middleware(Disconnects),
         Middleware(
@@ -229,7 +238,7 @@ def _middleware(settings: Settings, metrics: Metrics, tracing: Tracing | None) -
             limit=settings.max_body_bytes,
             together=settings.max_bodies_bytes,
             streamed={"/jobs": settings.max_job_bytes},
-            embedding={"/embed", "/v1/embeddings", "/classify"},
+            embedding={"/embed", "/classify", *READS},
         ),
         Middleware(Heads),
         Middleware(Deadline, seconds=settings.request_deadline_s),
@@ -264,6 +273,11 @@ _TAGS = {
     "items": "What is stored, and its collections and previews.",
     "jobs": "Items by the thousand, stored in the background.",
     "openai": "The shapes of OpenAI's clients.",
+    "jina": "The shape of Jina's rerankers.",
+    "cohere": "The shapes of Cohere's clients.",
+    "tei": "The shapes of text-embeddings-inference.",
+    "ollama": "The shapes of Ollama's clients.",
+    "weaviate": "The shapes of Weaviate's inference modules.",
     "service": "The models, the server's health and its page.",
 }
 
@@ -288,29 +302,34 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    for model in (Problem, OpenAIError):
+    found = {name: protocol_of(name) for name in document["paths"]}
+    errors: dict[str, type[BaseModel]] = {"": Problem}
+    errors |= {_prefix(protocol): protocol.schema for protocol in found.values() if protocol}
+    for model in errors.values():
         schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schemas[model.__name__].pop("$defs", {})
-    problem, error = _content("application/problem+json", Problem), _content("application/json", OpenAIError)
+    contents = {
+        prefix: _content("application/json" if prefix else "application/problem+json", model)
+        for prefix, model in errors.items()
+    }
     for path, operations in document["paths"].items():
-        openai_like = path.startswith("/v1/")
+        prefix = _prefix(found[path])
         for method, operation in operations.items():
             schemas |= operation.pop("x-definitions", {})
             operation["responses"].pop("422", None)
             operation["responses"]["default"] = {
-                "description": "As OpenAI says it" if openai_like else "A problem (RFC 9457)",
-                "content": error if openai_like else problem,
+                "description": f"As {prefix} says it" if prefix else "A problem (RFC 9457)",
+                "content": contents[prefix],
             }
             needed = scope_of(method.upper(), path)
             operation["security"] = [{"key": [needed]}] if needed else []
             for status in refusals_of(method.upper(), path, operation, schemas, needed):
-                name = f"{'OpenAI' if openai_like else ''}{status}"
-                operation["responses"][str(status)] = {"$ref": f"#/components/responses/{name}"}
+                operation["responses"][str(status)] = {"$ref": f"#/components/responses/{prefix}{status}"}
     components = document["components"]
     components["schemas"] = dict(sorted(schemas.items()))
     components["responses"] = {
         f"{prefix}{status}": described | {"content": content}
-        for prefix, content in (("", problem), ("OpenAI", error))
+        for prefix, content in contents.items()
         for status, described in REFUSALS.items()
     }
     components["securitySchemes"] = {
@@ -322,6 +341,11 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         }
     }
     return document
+
+
+def _prefix(protocol: Protocol | None) -> str:
+    """Return the first word of the names of a protocol's responses: OpenAI of OpenAIError; empty for native routes."""
+    return protocol.schema.__name__.removesuffix("Error") if protocol else ""
 
 
 def _content(media_type: str, model: type[BaseModel]) -> dict[str, Any]:

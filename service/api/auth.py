@@ -12,19 +12,20 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import keys
-from service.api.keys import Keyring
+from service.api.keys import Key, Keyring
 from service.api.middleware import refuse, stated_length
 from service.api.problems import respond
+from service.api.protocols import registry
 from service.errors import CrossOrigin, Forbidden, IsthmusError, Misdirected, Unauthenticated
 from service.runtime.logs import caller
 from service.runtime.quotas import Limiter, Meter
-from service.settings import is_loopback
+from service.settings import Settings, is_loopback
 
 OPEN = frozenset({"/healthz", "/readyz", "/", "/docs"})
 """Paths whose GET needs no key: probes, and pages, which hold no data and ask for a key themselves."""
 OPEN_FOLDER = "/playground/"
 """Static files of that page."""
-READS = frozenset({"/embed", "/search", "/search/batch", "/classify", "/score", "/v1/embeddings"})
+READS = frozenset({"/embed", "/search", "/search/batch", "/classify", "/score"}) | registry.READS
 """Paths whose POST stores nothing."""
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -47,6 +48,8 @@ class Services(Protocol):
     def keys(self) -> Keyring | None: ...
     @property
     def limiter(self) -> Limiter: ...
+    @property
+    def settings(self) -> Settings: ...
 
 
 class Gate:
@@ -68,7 +71,7 @@ class Gate:
             if services.keys is None:
                 self._check_browser(scope["method"], headers)
             elif needed is not None:
-                key = await services.keys.find(_bearer(headers))
+                key = await self._key(services.keys, services.settings, scope, headers)
                 caller.set(key.id)
                 if needed not in key.scopes:
                     raise Forbidden(f"this needs a key with the scope {needed}")
@@ -86,6 +89,16 @@ class Gate:
             await send(message)
 
         await self.app(scope, receive, sending if meter else send)
+
+    async def _key(self, keyring: Keyring, settings: Settings, scope: Scope, headers: Headers) -> Key:
+        """Return the key that a request shows, or that its protocol has for clients that can show none. Raises
+        Unauthenticated, and Misdirected or CrossOrigin for a browser's request without a key."""
+        protocol = registry.protocol_of(scope["path"])
+        identity = settings.key_ids.get(protocol.name) if protocol else None
+        if identity is None or "authorization" in headers:
+            return await keyring.find(_bearer(headers))
+        self._check_browser(scope["method"], headers)
+        return await keyring.get(identity)
 
     async def _refuse(
         self, scope: Scope, receive: Receive, send: Send, error: IsthmusError, meter: Meter | None

@@ -15,7 +15,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Literal
@@ -157,6 +157,11 @@ class Keyring:
         """Raises KeysError."""
         return cls(path, read_keys(path))
 
+    @property
+    def ids(self) -> Collection[str]:
+        """IDs of the keys as they were last read."""
+        return (self._keys or {}).keys()
+
     async def find(self, clear: str) -> Key:
         """The key that a client shows. Raises Unauthenticated, or NotReady while the file cannot be read."""
         keys = await self._current()
@@ -166,6 +171,13 @@ class Keyring:
         same = hmac.compare_digest(_digest(clear[:128]), key.sha256 if key else "0" * 64)
         if key is None or not same or key.state(_now()) != "valid":
             raise Unauthenticated("the API key is not valid", code="invalid_api_key")
+        return key
+
+    async def get(self, identity: str) -> Key:
+        """The key with an ID, for a client that cannot show it. Raises Unauthenticated, NotReady."""
+        key = (await self._current()).get(identity)
+        if key is None or key.state(_now()) != "valid":
+            raise Unauthenticated("the API key of this protocol is not valid any more", code="invalid_api_key")
         return key
 
     async def readable(self) -> bool:

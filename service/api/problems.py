@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
+from service.api.protocols.protocol import Refusal
+from service.api.protocols.registry import protocol_of
 from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
 from service.errors import (
     BodyTooLarge,
@@ -105,16 +107,13 @@ def problem(
     errors: Sequence[Mapping[str, Any]] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An RFC 9457 problem; on /v1/* OpenAI's error object, because its clients read that."""
+    """An RFC 9457 problem; on a protocol's paths an error in its own form, because its clients read that."""
     reason.set(code)
     body: dict[str, Any]
-    if path == "/v1" or path.startswith("/v1/"):
-        kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
-        if status == 429:
-            kind = "rate_limit_error"
-        param = ".".join(str(part) for part in errors[0]["loc"]) if errors else None
-        message = f"{detail}: {param}: {errors[0]['msg']}" if errors else detail
-        body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    if (protocol := protocol_of(path)) is not None:
+        field = ".".join(str(part) for part in errors[0]["loc"]) if errors else None
+        message = f"{detail}: {field}: {errors[0]['msg']}" if errors else detail
+        body = protocol.error(Refusal(status, code, message, field))
         media_type = "application/json"
     else:
         title = HTTPStatus(status).phrase
@@ -152,6 +151,9 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _HTTP_CODES.get(error.status_code, "http_error")
     detail = _HTTP_DETAILS.get(error.status_code, "the request cannot be read")
+    protocol = protocol_of(request.url.path)
+    if error.status_code == 404 and protocol and protocol.name not in request.state.services.settings.protocols:
+        detail = f"the protocol {protocol.name} is off on this server: ISTHMUS_PROTOCOLS lists those that are on"
     headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
     return problem(request.url.path, error.status_code, code, detail, headers=headers)
 

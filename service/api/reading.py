@@ -20,7 +20,7 @@ from service.errors import MalformedRequest, UnsupportedBody
 from service.runtime.timings import timed
 from service.runtime.workers import Workers
 from service.schemas.exact_json import parse_json
-from service.schemas.inputs import File
+from service.schemas.inputs import File, fill_parts
 from service.settings import Settings
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -37,9 +37,11 @@ _SMALL = 32_768
 
 
 def append_inputs(body: dict[str, Any], files: list[File]) -> None:
-    """Append files as further inputs, in order."""
+    """Give files, in order, to the parts of fused inputs that have no input; append the others as further inputs."""
+    given = body.get("inputs", [])
+    for value in given if isinstance(given, list) else ():
+        files = fill_parts(value, files)
     if files:
-        given = body.get("inputs", [])
         body["inputs"] = [*given, *files] if isinstance(given, list) else given
 
 

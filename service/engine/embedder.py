@@ -12,7 +12,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from service.contract.audio import Recording
 from service.contract.bundle import Bundle, Modality
@@ -31,9 +31,11 @@ from service.engine.inputs import (
     UNKNOWN_TEXT,
     Decoded,
     Embedded,
+    Fused,
     Input,
     Media,
     Moment,
+    Part,
     Single,
     Text,
     TokenIds,
@@ -41,9 +43,11 @@ from service.engine.inputs import (
     Url,
     Video,
     costs_of,
+    fused,
     length_of,
     modality_of,
     opened,
+    parts_of,
 )
 from service.errors import DeadlineExceeded, FetchDisabled, InferenceFailed
 from service.runtime.fair import FairSemaphore
@@ -123,10 +127,19 @@ class Embedder:
         So is a text of which the tokenizer knows nothing, unless `admit_unknown`: its vector is that of every such
         text. With `stored`, long sounds have their moments, as videos have.
 
+        The parts of a fused input are embedded like others, and get one result.
+
         Identical inputs are embedded once, also across requests that are under way at the same time. Raises Overloaded
         and RateLimited before any work, DeadlineExceeded, and NotReady at shutdown; a cancelled call withdraws what it
         waits for.
         """
+        if any(isinstance(given, Fused) for given in inputs):
+            parts = [part for given in inputs for part in parts_of(given)]
+            made_of = iter(await self.embed(parts, caller, stored=stored, admit_unknown=admit_unknown))
+            return [
+                fused(given, list(islice(made_of, len(given.parts)))) if isinstance(given, Fused) else next(made_of)
+                for given in inputs
+            ]
         if any(isinstance(given, Url | Video) for given in inputs):
             inputs = await self.read(inputs, caller)
         single = [given for given in inputs if isinstance(given, Single)]
@@ -150,6 +163,14 @@ class Embedder:
 
         Raises RateLimited, DeadlineExceeded.
         """
+        if any(isinstance(given, Fused) for given in inputs):
+            parts = iter(await self.read([part for given in inputs for part in parts_of(given)], caller))
+            return [
+                given.with_parts(cast("Part", part) for part in islice(parts, len(given.parts)))
+                if isinstance(given, Fused)
+                else next(parts)
+                for given in inputs
+            ]
         urls = {place: given for place, given in enumerate(inputs) if isinstance(given, Url)}
         fetched: dict[int, bytes | InputError] = {}
         if caller.fetches is not None and urls:

@@ -23,6 +23,7 @@ from service.contract.containers import UNKNOWN, container_of, is_footage
 from service.contract.errors import BadMedia, InputError, UnsupportedMedia
 from service.contract.structure import is_picture, is_sound
 from service.contract.tokens import Role
+from service.contract.vectors import Vectors, l2_normalise
 from service.errors import FetchDisabled, InputFailed
 from service.runtime.quotas import Costs, Unit
 from service.settings import Limits
@@ -35,6 +36,8 @@ StoredModality = Literal["image", "audio", "text", "vector", "video"]
 
 _WHITESPACE = str.maketrans("", "", " \t\r\n")
 _URL_SAFE = str.maketrans("-_", "+/")
+_CANCELLED = 1e-6
+"""Length of a sum of unit vectors (the largest weight scaled to 1) below which its direction is rounding noise."""
 _LONGEST_URI_HEADER = 256
 """Largest number of characters before the comma of a data: URI."""
 UNKNOWN_TEXT = (
@@ -94,7 +97,22 @@ class Unreadable:
     error: InputError
 
 
-Input = Text | TokenIds | Media | Video | Url | Unreadable
+Part = Text | TokenIds | Media | Video | Url | Unreadable
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Inputs that share one vector: the weighted sum of their unit vectors, at unit length."""
+
+    parts: tuple[tuple[Part, float], ...]
+    """Each part with its weight."""
+
+    def with_parts(self, parts: Iterable[Part]) -> "Fused":
+        """Return the same with other parts, in order, in the weights of those before."""
+        return Fused(tuple(zip(parts, (weight for _, weight in self.parts), strict=True)))
+
+
+Input = Part | Fused
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +166,7 @@ class Embedded:
 # Reading
 
 
-def read(kind: Literal["string", "text", "image", "audio", "video", "file"], given: str | bytes) -> Input:
+def read(kind: Literal["string", "text", "image", "audio", "video", "file"], given: str | bytes) -> Part:
     """Read a client's value as an input; `Unreadable` where it is not valid.
 
     A string is a text, or the file that it holds where it is a data: URI of an image, a sound or a video; a text is a
@@ -200,7 +218,20 @@ def opened(video: Video) -> Media | Video:
 
 def in_role(inputs: Iterable[Input], role: Role) -> list[Input]:
     """The inputs, with texts in another role than that of a query."""
-    return [replace(given, role=role) if isinstance(given, Text) else given for given in inputs]
+    return [_in_role(given, role) for given in inputs]
+
+
+def _in_role(given: Input, role: Role) -> Input:
+    if isinstance(given, Fused):
+        return given.with_parts(
+            replace(part, role=role) if isinstance(part, Text) else part for part in parts_of(given)
+        )
+    return replace(given, role=role) if isinstance(given, Text) else given
+
+
+def parts_of(given: Input) -> Sequence[Part]:
+    """Return the parts of a fused input; of any other, the input itself."""
+    return [part for part, _ in given.parts] if isinstance(given, Fused) else [given]
 
 
 def sniff(data: bytes) -> Kind | Literal["video"]:
@@ -291,6 +322,42 @@ def header_seconds(data: bytes, limits: Limits) -> float:
 
 
 # Results
+
+
+def weighted_sum(vectors: Sequence[Vectors], weights: Sequence[float]) -> Vectors:
+    """The sum of unit vectors (D,) with finite weights, at unit length. Raises InputError where nothing but rounding
+    noise is left."""
+    largest = max(abs(weight) for weight in weights)
+    if largest > 0:
+        # Scaled first: weights may be as large or as small as a double can be.
+        total = (np.array(weights) / largest) @ np.stack(vectors).astype(np.float64)
+        if np.sqrt(total @ total) > _CANCELLED:
+            return l2_normalise(total)
+    raise InputError("the weighted parts cancel each other out: nothing is left")
+
+
+def fused(given: Fused, made: Sequence[Embedded | InputError]) -> Embedded | InputError:
+    """Return the one result of a fused input from those of its parts, or the error of the first that has one.
+
+    It counts as an input of the kind of its first part that is no text: a picture with a caption is an image.
+    """
+    results = [result for result in made if isinstance(result, Embedded)]
+    if len(results) < len(made):
+        return next(result for result in made if isinstance(result, InputError))
+    try:
+        vector = weighted_sum([result.vector for result in results], [weight for _, weight in given.parts])
+    except InputError as error:
+        return error.without_frames()
+    first = next((result for result in results if result.modality != "text"), results[0])
+    return Embedded(
+        vector,
+        first.modality,
+        truncated=any(result.truncated for result in results),
+        cached=all(result.cached for result in results),
+        tokens=sum(result.tokens for result in results),
+        unknown=max(result.unknown for result in results),
+        video=first.video,
+    )
 
 
 def raise_first(results: Iterable[Embedded | InputError], *, field: str = "inputs") -> None:

@@ -59,7 +59,7 @@ class TokenEmbedder:
         if isinstance(given, Unreadable):
             return given.error
         if not isinstance(given, Single):
-            return UnsupportedMedia("a video has no tokens to rerank by")
+            return UnsupportedMedia("a video, or an input of several parts, has no tokens to rerank by")
         modality = modality_of(given)
         tower = self._embedder.manifest.towers.get(modality)
         if tower is None or not tower.tokens or modality not in self._embedder.channels:

@@ -18,12 +18,14 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from service.contract.errors import InputError
 from service.contract.videos import claims_of
 from service.engine.caller import BACKGROUND
 from service.engine.embedder import Embedder
 from service.engine.fetch import Fetcher, Fetches
-from service.engine.inputs import Media, Single, Url, Video, costs_of, opened
+from service.engine.inputs import Media, Single, Url, Video, costs_of, opened, parts_of
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
 from service.errors import DeadlineExceeded, FetchFailed, NotReady, Overloaded, RateLimited, input_problem
@@ -329,7 +331,7 @@ async def embed(
     of a URL later is tried again a few times, at the end of the chunk; what does not come then fails alone.
     """
     good = {line: item for line, item in items.items() if isinstance(item, NewItem)}
-    waiting = {line: item for line, item in good.items() if context.fetcher and isinstance(item.content, Url)}
+    waiting = {line: item for line, item in good.items() if context.fetcher and _at_urls(item)}
     made = await _embed_patiently(context, {line: item for line, item in good.items() if line not in waiting})
     for pause_s in (*FETCH_PAUSES_S, None):
         lines = list(waiting)
@@ -341,6 +343,11 @@ async def embed(
             break
         await asyncio.sleep(pause_s)
     return [item if isinstance(item, Refusal) else _outcome(line, item, made[line]) for line, item in items.items()]
+
+
+def _at_urls(item: NewItem) -> bool:
+    content = item.content
+    return not isinstance(content, np.ndarray) and any(isinstance(part, Url) for part in parts_of(content))
 
 
 def _may_come(made: Entry | InputError) -> bool:
@@ -357,9 +364,15 @@ def _outcome(line: int, item: NewItem, made: Entry | InputError) -> Outcome:
 async def _fetched(context: EmbeddingContext, items: Mapping[int, NewItem], meter: Meter | None) -> dict[int, NewItem]:
     """The items with what is at their URLs, once that is paid for."""
     assert context.fetcher is not None
-    urls = [item.content for item in items.values() if isinstance(item.content, Url)]
+    urls = [item.content for item in items.values() if not isinstance(item.content, np.ndarray)]
     contents = await context.embedder.read(urls, replace(BACKGROUND, fetches=Fetches(context.fetcher, of_a_job=True)))
-    media = [content for content in contents if isinstance(content, Media)]
+    fetched = [
+        part
+        for before, after in zip(urls, contents, strict=True)
+        for url, part in zip(parts_of(before), parts_of(after), strict=True)
+        if isinstance(url, Url)
+    ]
+    media = [part for part in fetched if isinstance(part, Media)]
     if meter is not None and media:
         # The items themselves were paid for before anything was fetched.
         costs = await context.embedder.in_worker(partial(costs_of, media, context.embedder.limits))
@@ -397,9 +410,9 @@ def costs_of_items(items: Iterable[NewItem | Refusal], limits: Limits, *, fetche
     one item where URLs are fetched: its other costs are not known before."""
     single: list[Single] = []
     costs: dict[Unit, float] = defaultdict(float)
-    for item in items:
-        content = item.content if isinstance(item, NewItem) else None
-        content = opened(content) if isinstance(content, Video) else content
+    contents = [item.content for item in items if isinstance(item, NewItem)]
+    for part in (part for content in contents if not isinstance(content, np.ndarray) for part in parts_of(content)):
+        content = opened(part) if isinstance(part, Video) else part
         if isinstance(content, Single):
             single.append(content)
         elif isinstance(content, Url):

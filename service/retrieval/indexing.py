@@ -12,7 +12,7 @@ from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
 from service.engine.caller import PROCESS, Caller
 from service.engine.embedder import Embedder
-from service.engine.inputs import Embedded, Input, Media, StoredModality, Text, in_role
+from service.engine.inputs import Embedded, Fused, Input, Media, StoredModality, Text, in_role, parts_of
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
 from service.errors import InputFailed
@@ -120,10 +120,19 @@ def _entry(item: NewItem, result: Embedded | Vectors) -> Entry:
         result.kind,
         item.metadata,
         result.vector,
-        text=item.content.text if isinstance(item.content, Text) else None,
+        text=_text_of(item.content),
         moments=[Moment(part.modality, part.start, part.end, part.vector) for part in result.moments],
         truncated=result.truncated,
     )
+
+
+def _text_of(content: Input | NDArray[np.floating]) -> str | None:
+    """Return the text that words are searched for in. Of an input of several parts it is there, if empty, wherever one
+    is no text: it tells that the vector is not that of the picture or the sound alone."""
+    if isinstance(content, Fused):
+        texts = [part.text for part in parts_of(content) if isinstance(part, Text)]
+        return None if len(texts) == len(content.parts) else " ".join(texts)
+    return content.text if isinstance(content, Text) else None
 
 
 async def _add_tokens(
@@ -150,7 +159,7 @@ async def _add_previews(
     previewer: Previewer, inputs: Mapping[int, Input], made: list[Entry | InputError], at_once: int
 ) -> None:
     """Add previews to the entries that were made from an image or a sound."""
-    media = {place: given for place, given in inputs.items() if isinstance(given, Media)}
+    media = {place: part for place, given in inputs.items() for part in _shown(given)}
     entries = {place: entry for place in media if isinstance(entry := made[place], Entry)}
     places = list(entries)
     for start in range(0, len(places), at_once):
@@ -158,6 +167,11 @@ async def _add_previews(
         for place, shown in zip(few, await previewer.previews([media[place] for place in few]), strict=True):
             preview = None if shown is None else Preview(shown.media_type, shown.data, shown.about)
             made[place] = replace(entries[place], preview=preview)
+
+
+def _shown(given: Input) -> Sequence[Media]:
+    """Return the first image or sound of an input, if it has one."""
+    return [part for part in parts_of(given) if isinstance(part, Media)][:1]
 
 
 def unit_vectors(given: Sequence[Vectors], dimensions: int) -> list[Vectors | InputError]:

@@ -141,6 +141,8 @@ class Originals:
             return "text: its text was not stored" if item.text is None else Found(item, "text")
         if item.modality == "vector":
             return "vector: it was given as a vector"
+        if item.text is not None:
+            return f"{item.modality}: its vector is that of several parts, which are not kept"
         data = self._file_of(item)
         if isinstance(data, bytes):
             return Found(item, "file", data)

@@ -19,7 +19,7 @@ from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
 from service.engine.caller import PROCESS, Caller
 from service.engine.embedder import Embedder
-from service.engine.inputs import Input, Text, unknown_warning
+from service.engine.inputs import Input, Text, unknown_warning, weighted_sum
 from service.engine.token_vectors import TokenEmbedder
 from service.errors import InputFailed, InvalidRequest
 from service.retrieval import chance
@@ -36,8 +36,6 @@ Content = Input | NDArray[np.floating] | str
 """An input, a vector (D,) of any length, or the id of a stored item."""
 Query = Content | list[tuple[Content, float]]
 """The content to search for, or a sum of contents with their weights."""
-_CANCELLED = 1e-6
-"""Length of a sum of unit vectors (the largest weight scaled to 1) below which its direction is rounding noise."""
 _DEEPEST = 4_000
 """Largest number of candidates of one query that are read to find enough without duplicates."""
 _SURELY = math.log(0.05)
@@ -568,15 +566,3 @@ def unit_vector(vector: Sequence[float] | NDArray[np.floating], dimensions: int)
         return l2_normalise(np.asarray(vector, np.float64))
     except ValueError:
         raise InputError("the vector has no direction: it is zero or not finite") from None
-
-
-def weighted_sum(vectors: Sequence[Vectors], weights: Sequence[float]) -> Vectors:
-    """The sum of unit vectors (D,) with finite weights, at unit length. Raises InputError where nothing but rounding
-    noise is left."""
-    largest = max(abs(weight) for weight in weights)
-    if largest > 0:
-        # Scaled first: weights may be as large or as small as a double can be.
-        total = (np.array(weights) / largest) @ np.stack(vectors).astype(np.float64)
-        if np.sqrt(total @ total) > _CANCELLED:
-            return l2_normalise(total)
-    raise InputError("the weighted parts cancel each other out: nothing is left to search for")

@@ -18,11 +18,12 @@ from pydantic import (
     InstanceOf,
     Tag,
     ValidationInfo,
+    create_model,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
-from service.engine.inputs import Input, read
+from service.engine.inputs import Fused, Input, Part, read
 from service.settings import Limits
 
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC"
@@ -80,8 +81,8 @@ class File:
     data: bytes
 
 
-def read_as(kind: Literal["text", "image", "audio", "video"]) -> GetPydanticSchema:
-    """A string that is an input of this kind."""
+def read_as(kind: Literal["string", "text", "image", "audio", "video"]) -> GetPydanticSchema:
+    """A string that is an input of this kind; "string": a text, or the file that a data: URI holds."""
     return _schema(Annotated[str, AfterValidator(partial(read, kind))])
 
 
@@ -160,7 +161,58 @@ KINDS = (
     branch(AudioInput, "audio"),
     branch(VideoInput, "video"),
 )
-AnyInput = Annotated[Input, one_of(STRING, *KINDS, FILE)]
+
+
+class Weighted(RequestModel):
+    weight: Number = 1.0
+
+
+class WeightedFile(Weighted):
+    """A part that takes a file of the form; see `fill_parts`."""
+
+    file: Annotated[Input, A_FILE]
+
+
+def weighted(wire: type[RequestModel], kind: str) -> Any:
+    """A part of several: its content and its weight."""
+    name = wire.__name__.removesuffix("Input").removesuffix("Query")
+    return branch(create_model(f"Weighted{name}", __base__=(wire, Weighted)), kind, "weight")
+
+
+WEIGHTED_KINDS = (
+    weighted(TextInput, "text"),
+    weighted(ImageInput, "image"),
+    weighted(AudioInput, "audio"),
+    SkipJsonSchema[Annotated[WeightedFile, AfterValidator(attrgetter("file", "weight")), Tag("named_file")]],
+    weighted(VideoInput, "video"),
+)
+MAX_PARTS = 32
+_FusedParts = Annotated[
+    list[Annotated[tuple[Part, float], one_of(*WEIGHTED_KINDS)]],
+    Field(min_length=1, max_length=MAX_PARTS),
+    AfterValidator(lambda parts: Fused(tuple(parts))),
+]
+FusedParts = Annotated[Fused, _schema(_FusedParts)]
+
+
+class FusedInput(RequestModel):
+    """One vector of several inputs: the weighted sum of their unit vectors, scaled to length 1."""
+
+    compose: FusedParts
+
+
+def fill_parts(given: Any, files: list[File]) -> list[File]:
+    """Give files, in order, to the parts of `given`'s compose that have no input; return the files that are left."""
+    parts = given.get("compose") if isinstance(given, dict) else None
+    if not isinstance(parts, list):
+        return files
+    waiting = [part for part in parts if isinstance(part, dict) and not present(part) - {"weight"}]
+    for part, file in zip(waiting, files, strict=False):
+        part["file"] = file
+    return files[len(waiting) :]
+
+
+AnyInput = Annotated[Input, one_of(STRING, *KINDS, branch(FusedInput, "compose"), FILE)]
 
 
 def limits_of(info: ValidationInfo) -> Limits:
@@ -168,18 +220,23 @@ def limits_of(info: ValidationInfo) -> Limits:
 
 
 def at_most(limit: Callable[[Limits], int], what: str) -> BeforeValidator:
-    """A list no longer than a setting, checked before any of its members is looked at.
+    """A list no longer than a setting, checked before any of its members is looked at; parts of a fused input count.
 
     The settings' limits are the validation context (`api.reading` passes them).
     """
 
     def check(value: Any, info: ValidationInfo) -> Any:
         limits = limits_of(info)
-        if isinstance(value, list) and len(value) > limit(limits):
+        if isinstance(value, list) and max(len(value), sum(map(_parts, value))) > limit(limits):
             raise ValueError(f"at most {limit(limits)} {what} in one request")
         return value
 
     return BeforeValidator(check)
+
+
+def _parts(value: Any) -> int:
+    parts = value.get("compose") if isinstance(value, dict) else None
+    return len(parts) if isinstance(parts, list) else 1
 
 
 ModelName = Annotated[str | None, Field(max_length=64, description="One of GET /models. Default: the first of them.")]

@@ -23,7 +23,7 @@ from pydantic.json_schema import SkipJsonSchema
 from service.engine.inputs import Input, StoredModality
 from service.errors import InvalidRequest
 from service.schemas.embed import InputProblem
-from service.schemas.inputs import A_FILE, File, RequestModel, at_most, present, read_as
+from service.schemas.inputs import A_FILE, File, FusedParts, RequestModel, at_most, fill_parts, present, read_as
 from service.settings import Limits
 from service.store import DEFAULT_COLLECTION, IndexRequest, Kind, Precision, filters
 
@@ -31,6 +31,7 @@ MAX_METADATA_BYTES = 16_384
 MAX_DELETED_IDS = 10_000
 MAX_MOVES = 1_000
 _MAX_DEPTH = 16
+_CONTENT = {"text", "image", "audio", "video", "compose", "vector", "file"}
 _MAX_FILTER_VALUES = 4 * filters.MAX_NODES * filters.MAX_VALUES
 _MAX_DIMENSIONS = 16_384
 _INT64 = range(-(2**63), 2**63)
@@ -171,13 +172,19 @@ Vector = Annotated[
 
 
 class ItemInput(RequestModel):
-    """An item with exactly one of text, image, audio, video, vector; in a form, one without any takes a file."""
+    """An item with exactly one of text, image, audio, video, compose, vector; in a form, one without any takes a
+    file."""
 
     id: ItemId
     text: Annotated[Input, read_as("text")] | None = None
     image: Annotated[Input, read_as("image")] | None = Field(default=None, description="base64, or a data: URI")
     audio: Annotated[Input, read_as("audio")] | None = Field(default=None, description="base64, or a data: URI")
     video: Annotated[Input, read_as("video")] | None = Field(default=None, description="base64, or a data: URI")
+    compose: FusedParts | None = Field(
+        default=None,
+        description="One vector of several inputs, such as a picture and its caption: their weighted sum. The item has "
+        "the modality, and the preview, of the first part that is no text.",
+    )
     vector: Vector | None = None
     file: SkipJsonSchema[Annotated[Input, A_FILE] | None] = None
     modality: StoredModality | None = Field(default=None, description="Of a vector; other inputs say it themselves.")
@@ -187,14 +194,14 @@ class ItemInput(RequestModel):
     @model_validator(mode="after")
     def _one_input(self) -> "ItemInput":
         if len(self._given) != 1:
-            raise ValueError("an item has exactly one of: text, image, audio, video, vector")
+            raise ValueError("an item has exactly one of: text, image, audio, video, compose, vector")
         if self.modality is not None and self.vector is None:
             raise ValueError("modality goes with a vector only")
         return self
 
     @property
     def _given(self) -> list[Input | NDArray[np.floating]]:
-        kinds = (self.text, self.image, self.audio, self.video, self.vector, self.file)
+        kinds = (self.text, self.image, self.audio, self.video, self.compose, self.vector, self.file)
         return [given for given in kinds if given is not None]
 
     @property
@@ -234,15 +241,14 @@ class ItemsRequest(RequestModel):
 
 
 def place_items(body: dict[str, Any], files: list[File]) -> None:
-    """Give files, in order, to the items without an input; each further file is an item whose id is its name."""
+    """Give files, in order, to the parts of fused items that have no input, then to the items without one; each further
+    file is an item whose id is its name."""
     items = body.setdefault("items", [])
     if not isinstance(items, list):
         return
-    waiting = [
-        item
-        for item in items
-        if isinstance(item, dict) and not present(item) & {"text", "image", "audio", "video", "vector", "file"}
-    ]
+    for item in items:
+        files = fill_parts(item, files)
+    waiting = [item for item in items if isinstance(item, dict) and not present(item) & _CONTENT]
     for item, file in zip(waiting, files, strict=False):
         item["file"] = file
     items += [{"id": file.name, "file": file} for file in files[len(waiting) :]]

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from service.contract.tokens import Role
-from service.engine.inputs import Input, TokenIds, in_role, read
+from service.engine.inputs import Input, Part, TokenIds, in_role, read
 from service.errors import InvalidRequest
 from service.schemas.inputs import (
     AudioInput,
@@ -144,9 +144,16 @@ class ContentPart(BaseModel):
 
     @property
     def written(self) -> "_Written":
+        return _PART_KINDS[self.type], self._content
+
+    @property
+    def input(self) -> Part:
+        return read(_PART_KINDS[self.type], self._content)
+
+    @property
+    def _content(self) -> str:
         given = self._held
-        content = given.url if isinstance(given, Address) else given.data if isinstance(given, Samples) else given or ""
-        return _PART_KINDS[self.type], content
+        return given.url if isinstance(given, Address) else given.data if isinstance(given, Samples) else given or ""
 
 
 Content = str | Annotated[list[ContentPart], Field(min_length=1, max_length=_MAX_PARTS)]
@@ -376,3 +383,4 @@ class OpenAIProblem(BaseModel):
 
 class OpenAIError(BaseModel):
     error: OpenAIProblem
+    detail: str = Field(description="The same message, where clients of Jina's embeddings look for it.")

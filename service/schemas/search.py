@@ -1,7 +1,6 @@
 """Queries and search results."""
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
@@ -11,31 +10,26 @@ from pydantic import (
     BaseModel,
     Field,
     StrictBool,
-    Tag,
     ValidationInfo,
-    create_model,
     model_validator,
 )
-from pydantic.json_schema import SkipJsonSchema
 
 from service.engine.inputs import Input, StoredModality, Text
 from service.schemas.inputs import (
-    A_FILE,
     FILE,
     KINDS,
+    MAX_PARTS,
     STRING,
-    AudioInput,
+    WEIGHTED_KINDS,
     File,
-    ImageInput,
     Number,
     RequestModel,
-    TextInput,
-    VideoInput,
     at_most,
     branch,
+    fill_parts,
     limits_of,
     one_of,
-    present,
+    weighted,
 )
 from service.schemas.items import Filter, ItemId, ItemPreview, Name, Vector, storable_text
 from service.store import DEFAULT_COLLECTION
@@ -59,42 +53,17 @@ class IdQuery(RequestModel):
     )
 
 
-class _Weighted(RequestModel):
-    weight: Number = 1.0
-
-
-class _WeightedFile(_Weighted):
-    """A part that takes a file of the form; see place_query."""
-
-    file: Annotated[Input, A_FILE]
-
-
-def _weighted(wire: type[RequestModel], kind: str) -> Any:
-    """A part of a composed query: its content and its weight."""
-    name = wire.__name__.removesuffix("Input").removesuffix("Query")
-    return branch(create_model(f"Weighted{name}", __base__=(wire, _Weighted)), kind, "weight")
-
-
 Content = Input | NDArray[np.floating] | str
 """An input of the engine, a vector (D,), or the id of a stored item."""
 Part = Annotated[
-    tuple[Content, float],
-    one_of(
-        _weighted(TextInput, "text"),
-        _weighted(ImageInput, "image"),
-        _weighted(AudioInput, "audio"),
-        SkipJsonSchema[Annotated[_WeightedFile, AfterValidator(attrgetter("file", "weight")), Tag("named_file")]],
-        _weighted(VideoInput, "video"),
-        _weighted(VectorQuery, "vector"),
-        _weighted(IdQuery, "id"),
-    ),
+    tuple[Content, float], one_of(*WEIGHTED_KINDS, weighted(VectorQuery, "vector"), weighted(IdQuery, "id"))
 ]
 
 
 class ComposeQuery(RequestModel):
     """The weighted sum of unit vectors, scaled to length 1."""
 
-    compose: list[Part] = Field(min_length=1, max_length=32)
+    compose: list[Part] = Field(min_length=1, max_length=MAX_PARTS)
 
 
 Query = Annotated[
@@ -268,12 +237,7 @@ class SearchBatchRequest(SearchOptions):
 
 def place_query(body: dict[str, Any], files: list[File]) -> None:
     """Give files, in order, to the parts of a composed query that have no input; otherwise one file is the query."""
-    query = body.get("query")
-    if isinstance(query, dict) and isinstance(query.get("compose"), list):
-        waiting = [part for part in query["compose"] if isinstance(part, dict) and not present(part) - {"weight"}]
-        for part, file in zip(waiting, files, strict=False):
-            part["file"] = file
-        files = files[len(waiting) :]
+    files = fill_parts(body.get("query"), files)
     if len(files) == 1 and "query" not in body:
         body["query"] = files[0]
     elif files:

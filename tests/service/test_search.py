@@ -11,8 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.contract.errors import InputError
 from service.contract.vectors import l2_normalise
+from service.engine.inputs import weighted_sum
 from service.errors import InputFailed, InvalidRequest, NotFound
-from service.retrieval.search import Searcher, unit_vector, weighted_sum
+from service.retrieval.search import Searcher, unit_vector
 from service.schemas.inputs import File
 from service.schemas.search import Query, SearchBatchRequest, SearchRequest, place_queries, place_query
 from service.settings import Limits

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings and GET /v1/models, for OpenAI's clients."""
+"""`openai`: POST /v1/embeddings and GET /v1/models, for clients of OpenAI, Jina, infinity, NVCLIP and vLLM."""
 
 import datetime
 from typing import Annotated, Any
@@ -6,13 +6,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from service.api.model import Model
+from service.api.protocols.protocol import Protocol, Refusal
+from service.api.protocols.vectors import vectors_of
 from service.api.reading import documented, reader
 from service.api.responses import JSON, encoded
 from service.api.state import CallerDep, StateDep
-from service.contract.errors import InputError
-from service.engine.inputs import Embedded, TokenIds, raise_first
+from service.engine.inputs import Embedded, TokenIds
 from service.errors import InvalidRequest
-from service.schemas.openai import EmbeddingsRequest, EmbeddingsResponse, OpenAIModel, OpenAIModels
+from service.schemas.openai import EmbeddingsRequest, EmbeddingsResponse, OpenAIError, OpenAIModel, OpenAIModels
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 Body = Annotated[EmbeddingsRequest, Depends(reader(EmbeddingsRequest))]
@@ -29,10 +30,7 @@ async def create_embeddings(body: Body, state: StateDep, caller: CallerDep) -> J
     """Embed like OpenAI's endpoint; `input` also takes {"image": …}, {"audio": …}, {"video": …} and {"text": …}."""
     if not state.settings.token_ids and any(isinstance(given, TokenIds) for given in body.inputs):
         raise InvalidRequest(_NO_IDS)
-    embedded = await state.model(body.model).embedder.embed(body.inputs, caller)
-    answers = embedded if body.cut else [_whole(result) for result in embedded]
-    raise_first(answers, field="input")
-    results = [result for result in answers if isinstance(result, Embedded)]
+    results = await vectors_of(state.model(body.model), body.inputs, caller, field="input", cut=body.cut)
     tokens = sum(result.tokens for result in results)
     data = [_row(index, each, body) for index, each in enumerate(results)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -51,12 +49,6 @@ async def get_openai_model(name: str, state: StateDep) -> OpenAIModel:
     return _described(state.model(name), name)
 
 
-def _whole(result: Embedded | InputError) -> Embedded | InputError:
-    if isinstance(result, Embedded) and result.truncated:
-        return InputError("the text is longer than the model reads, and truncate says that it is not to be cut")
-    return result
-
-
 def _row(index: int, result: Embedded, body: EmbeddingsRequest) -> dict[str, Any]:
     vector = encoded(result.vector, body.dimensions, body.encoding_format)
     row = {"object": "embedding", "index": index, "embedding": vector}
@@ -73,3 +65,13 @@ def _described(model: Model, name: str) -> OpenAIModel:
     day = datetime.datetime.fromisoformat(manifest.created)
     created = int(day.replace(tzinfo=day.tzinfo or datetime.UTC).timestamp())
     return OpenAIModel(id=name, created=created, owned_by="isthmus")
+
+
+def _error(refusal: Refusal) -> dict[str, Any]:
+    kind = "invalid_request_error" if refusal.status < 500 else "server_error"
+    kind = "rate_limit_error" if refusal.status == 429 else kind
+    error = {"message": refusal.message, "type": kind, "param": refusal.field, "code": refusal.code}
+    return {"error": error, "detail": refusal.message}
+
+
+PROTOCOL = Protocol("openai", router, ("/v1",), frozenset({"/v1/embeddings"}), _error, OpenAIError)

@@ -1,0 +1,35 @@
+"""A protocol: the routes of another server, with that server's own form of an error."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from service.settings import ProtocolName
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What an error's body may say, at any status."""
+
+    status: int
+    code: str
+    message: str
+    """One sentence, which names the field where one is wrong."""
+    field: str | None = None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    name: ProtocolName
+    router: APIRouter
+    under: tuple[str, ...]
+    """Paths whose errors have this protocol's form, and so has whatever lies below them."""
+    reads: frozenset[str]
+    """Paths whose POST stores nothing."""
+    error: Callable[[Refusal], dict[str, Any]]
+    """Returns the body of an error."""
+    schema: type[BaseModel]
+    """Of that body."""

@@ -1,0 +1,27 @@
+"""The protocols, and which of them a path belongs to."""
+
+from collections.abc import Mapping
+
+from service.api.protocols import cohere, jina, ollama, openai, tei, weaviate
+from service.api.protocols.protocol import Protocol
+from service.settings import ProtocolName
+
+PROTOCOLS: Mapping[ProtocolName, Protocol] = {
+    each.name: each
+    for each in (
+        openai.PROTOCOL,
+        jina.PROTOCOL,
+        cohere.PROTOCOL,
+        tei.PROTOCOL,
+        ollama.PROTOCOL,
+        weaviate.PROTOCOL,
+    )
+}
+READS = frozenset[str]().union(*(each.reads for each in PROTOCOLS.values()))
+"""Paths of all protocols whose POST stores nothing."""
+_UNDER = sorted(((path, each) for each in PROTOCOLS.values() for path in each.under), key=lambda pair: -len(pair[0]))
+
+
+def protocol_of(path: str) -> Protocol | None:
+    """Return the protocol that a path belongs to, on or off; None for a native route."""
+    return next((each for under, each in _UNDER if path == under or path.startswith(f"{under}/")), None)

@@ -1,0 +1,103 @@
+"""`weaviate`: the inference server of Weaviate's modules multi2vec-clip and multi2vec-bind."""
+
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import APIRouter, Depends, Response
+from pydantic import BaseModel, Field, model_validator
+
+from service.api.protocols.protocol import Protocol, Refusal
+from service.api.protocols.vectors import vectors_of
+from service.api.reading import documented, reader
+from service.api.responses import JSON
+from service.api.routes.health import healthz, readyz
+from service.api.state import CallerDep, StateDep
+from service.engine.inputs import Input
+from service.errors import NotReady
+from service.schemas.inputs import RequestModel, at_most, read_as
+
+router = APIRouter(tags=["weaviate"])
+Texts = Annotated[list[Annotated[Input, read_as("text")]], at_most(lambda limits: limits.inputs, "texts")]
+Images = Annotated[list[Annotated[Input, read_as("image")]], at_most(lambda limits: limits.inputs, "images")]
+Sounds = Annotated[list[Annotated[Input, read_as("audio")]], at_most(lambda limits: limits.inputs, "audio")]
+Videos = Annotated[list[Annotated[Input, read_as("video")]], at_most(lambda limits: limits.inputs, "video")]
+_Kind = Literal["texts", "images", "audio", "video"]
+_KINDS: dict[_Kind, str] = {
+    "texts": "textVectors",
+    "images": "imageVectors",
+    "audio": "audioVectors",
+    "video": "videoVectors",
+}
+
+
+class WeaviateRequest(RequestModel):
+    """At least one list that is not empty. imu, thermal and depth, which no tower reads, must be."""
+
+    texts: Texts = Field(default=[])
+    images: Images = Field(default=[], description="base64, as are the other media.")
+    audio: Sounds = Field(default=[])
+    video: Videos = Field(default=[])
+    imu: Annotated[list[str], Field(max_length=0)] = Field(default=[])
+    thermal: Annotated[list[str], Field(max_length=0)] = Field(default=[])
+    depth: Annotated[list[str], Field(max_length=0)] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not any(getattr(self, kind) for kind in _KINDS):
+            raise ValueError(f"give at least one of: {', '.join(_KINDS)}")
+        return self
+
+
+class WeaviateResponse(BaseModel):
+    textVectors: list[list[float]]
+    imageVectors: list[list[float]]
+    audioVectors: list[list[float]] | None = Field(default=None, description="Where there was audio.")
+    videoVectors: list[list[float]] | None = Field(default=None, description="Where there was video.")
+
+
+class WeaviateError(BaseModel):
+    error: str
+
+
+Body = Annotated[WeaviateRequest, Depends(reader(WeaviateRequest))]
+_EXAMPLE = {"texts": ["a dog on a beach"], "images": []}
+
+
+@router.post("/vectorize", response_model=WeaviateResponse, openapi_extra=documented(WeaviateRequest, _EXAMPLE))
+async def vectorize_for_weaviate(body: Body, state: StateDep, caller: CallerDep) -> JSON:
+    """Embed each list with the default model."""
+    answer: dict[str, Any] = {"textVectors": [], "imageVectors": []}
+    for kind, name in _KINDS.items():
+        inputs: list[Input] = getattr(body, kind)
+        if inputs:
+            results = await vectors_of(state.default, inputs, caller, field=kind)
+            answer[name] = [result.vector for result in results]
+    return JSON(answer)
+
+
+@router.get("/meta")
+async def describe_for_weaviate(state: StateDep) -> dict[str, Any]:
+    """Return the default model; Weaviate shows it in its own /v1/meta."""
+    manifest = state.default.manifest
+    fields: dict[str, Any] = {"name": manifest.name, "created": manifest.created, "space": manifest.space}
+    return fields | {"dimensions": manifest.dimensions, "towers": list(manifest.towers)}
+
+
+@router.get("/.well-known/live", status_code=204, response_class=Response)
+async def is_live_for_weaviate(state: StateDep) -> None:
+    """Answer 204 where /healthz says that the process is alive, else 503."""
+    await healthz(state)
+
+
+@router.get("/.well-known/ready", status_code=204, response_class=Response)
+async def is_ready_for_weaviate(state: StateDep) -> None:
+    """Answer 204 where /readyz says that requests may come, else 503."""
+    if (await readyz(state)).status_code != 200:
+        raise NotReady("not ready: GET /readyz names what is missing")
+
+
+def _error(refusal: Refusal) -> dict[str, Any]:
+    return {"error": refusal.message}
+
+
+_UNDER = ("/vectorize", "/meta", "/.well-known")
+PROTOCOL = Protocol("weaviate", router, _UNDER, frozenset({"/vectorize"}), _error, WeaviateError)
