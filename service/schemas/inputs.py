@@ -226,9 +226,11 @@ def at_most(limit: Callable[[Limits], int], what: str) -> BeforeValidator:
     """
 
     def check(value: Any, info: ValidationInfo) -> Any:
-        limits = limits_of(info)
-        if isinstance(value, list) and max(len(value), sum(map(_parts, value))) > limit(limits):
-            raise ValueError(f"at most {limit(limits)} {what} in one request")
+        most = limit(limits_of(info))
+        if isinstance(value, list) and len(value) > most:
+            raise ValueError(f"at most {most} {what} in one request")
+        if isinstance(value, list) and sum(map(_parts, value)) > most:
+            raise ValueError(f"at most {most} parts of {what} in one request")
         return value
 
     return BeforeValidator(check)

@@ -80,4 +80,5 @@ def test_what_nobody_expected_is_logged_and_says_nothing(caplog: pytest.LogCaptu
 
 def test_openais_routes_speak_openais_language() -> None:
     body = get("/v1/x", errors.Overloaded("busy")).json()
-    assert body == {"error": {"message": "busy", "type": "rate_limit_error", "param": None, "code": "overloaded"}}
+    error = {"message": "busy", "type": "rate_limit_error", "param": None, "code": "overloaded"}
+    assert body == {"error": error, "detail": "busy"}

@@ -102,7 +102,7 @@ def test_parts_count_as_inputs(client: httpx.Client) -> None:
     many = [{"compose": [{"text": "red"}] * 32}] * 8
     assert client.post("/embed", json={"inputs": many}).status_code == 200
     over = client.post("/embed", json={"inputs": [*many, "red"]})
-    assert over.status_code == 422 and "at most 256 inputs" in over.text
+    assert over.status_code == 422 and "at most 256 parts of inputs" in over.text
 
 
 def test_a_job_stores_it_too(fresh_client: httpx.Client, red: str) -> None:

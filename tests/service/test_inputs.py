@@ -136,7 +136,7 @@ def test_files_do_not_hide_that_the_inputs_are_no_list() -> None:
 
 def test_a_documented_body_brings_its_definitions() -> None:
     extra = documented(EmbedRequest, {"inputs": ["red"]}, files=True)
-    assert {"EmbedRequest", "TextInput", "ImageInput", "AudioInput", "VideoInput"} == set(extra["x-definitions"])
+    assert {"EmbedRequest", "TextInput", "ImageInput", "AudioInput", "VideoInput"} <= set(extra["x-definitions"])
     assert set(extra["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
 
 
