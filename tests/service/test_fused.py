@@ -54,7 +54,7 @@ def test_an_item_is_found_by_its_picture_and_its_words(client: httpx.Client, red
         "results"
     ]
     assert item["id"] == "a" and item["score"] > 0.999 and item["preview"]["text"] == "blue barks"
-    assert item["preview"]["media_type"] == "image/webp"
+    assert item["preview"]["media_type"].startswith("image/")
     alone = vectors(client, "blue barks", {"image": red}, role="passage")
     assert np.allclose(item["vector"], weighed(alone, [1, 1]), atol=1e-6)
     worded = {"query": "tone", "keywords": {"query": "barks", "weight": 1}, "include": ["explain"]}
