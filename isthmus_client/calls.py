@@ -263,6 +263,13 @@ def _taught(label: str | Mapping[str, Any]) -> str | dict[str, Any]:
     return wire
 
 
+def list_label_sets(limit: int, after: str | None) -> Call[list[str]]:
+    parameters: dict[str, Any] = {"limit": limit} | ({} if after is None else {"after": after})
+    return Call(
+        "GET", "/label-sets", lambda got: [each["name"] for each in got.json()["label_sets"]], parameters=parameters
+    )
+
+
 def get_label_set(name: str) -> Call[results.LabelSet]:
     return Call("GET", f"/label-sets/{quote(name, safe='')}", lambda got: results.label_set(got.json()))
 

@@ -360,6 +360,10 @@ class Isthmus(_Conversation):
         """Store labels, encoded once, for `classify(label_set=name)`."""
         return self._do(calls.put_label_set(name, labels, templates, off_topic))
 
+    def label_sets(self, *, limit: int = 100, after: str | None = None) -> list[str]:
+        """Return the names of the stored label sets, in order; `after`: those that come after that name."""
+        return self._do(calls.list_label_sets(limit, after))
+
     def label_set(self, name: str) -> LabelSet:
         return self._do(calls.get_label_set(name))
 
@@ -581,6 +585,9 @@ class AsyncIsthmus(_Conversation):
         self, name: str, labels: Labels, *, templates: Templates | None = None, off_topic: Iterable[Input] = ()
     ) -> LabelSet:
         return await self._do(await asyncio.to_thread(calls.put_label_set, name, labels, templates, off_topic))
+
+    async def label_sets(self, *, limit: int = 100, after: str | None = None) -> list[str]:
+        return await self._do(calls.list_label_sets(limit, after))
 
     async def label_set(self, name: str) -> LabelSet:
         return await self._do(calls.get_label_set(name))

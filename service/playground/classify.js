@@ -166,8 +166,8 @@ export function classifyView() {
 
   // Sets with names
 
-  function drawSets() {
-    const names = savedNames();
+  async function drawSets() {
+    const names = await savedNames();
     $("set").replaceChildren(el("option", { value: "" }, names.length ? "A saved set …" : "No set is saved yet"),
       ...names.map((name) => el("option", { value: name }, name)));
     $("set").value = names.includes(setName.value.trim()) ? setName.value.trim() : "";
@@ -180,7 +180,7 @@ export function classifyView() {
     if (!setName.reportValidity()) throw new Error("A set's name has letters, digits, dots, dashes and underscores");
     await saveSet(setName.value, labels.value, examples);
     stored = asText();
-    drawSets();
+    await drawSets();
     if (!quiet) show(status, `The set ${setName.value} is saved: ${plural(readLabels(labels.value).length, "label")}`);
   }
 
@@ -201,7 +201,7 @@ export function classifyView() {
     examples = found;
     drawExamples();
     stored = asText();
-    drawSets();
+    await drawSets();
     const gone = lost ? `. ${plural(lost, "example is", "examples are")} no longer in this browser: the server still knows what they taught, until the set is saved again` : "";
     show(status, `The set ${name} is here${gone}`);
   }));
@@ -210,7 +210,7 @@ export function classifyView() {
     const name = $("set").value;
     await deleteSet(name);
     stored = null;
-    drawSets();
+    await drawSets();
     show(status, `The set ${name} is deleted. Its labels are still here, unsaved.`);
   }));
   labels.addEventListener("input", drawExamples);
@@ -230,12 +230,11 @@ export function classifyView() {
     meter: $("classify-recording"),
   });
   drawExamples();
-  drawSets();
   return {
     title: "Classify",
     hint: "Drop to classify it, or on a label to teach it",
     zones: true,
     drop: (files) => take(files.map(({ file }) => file)),
-    enter() {},
+    enter: trying(drawSets),
   };
 }

@@ -5,6 +5,7 @@ import { keepFile, keptFile } from "./keeping.js";
 import { inJson } from "./media.js";
 
 const SAVED = "isthmus-label-sets";
+const AT_ONCE = 1_000;
 
 const all = () => {
   try {
@@ -14,7 +15,17 @@ const all = () => {
   }
 };
 
-export const savedNames = () => Object.keys(all()).sort((a, b) => a.localeCompare(b, "en"));
+/** Names of the sets that are saved in this browser or stored by the server, in order. */
+export async function savedNames() {
+  const names = new Set(Object.keys(all()));
+  let page;
+  do {
+    const query = { limit: AT_ONCE, after: page?.at(-1).name };
+    page = (await send({ path: "/label-sets", query })).label_sets;
+    for (const { name } of page) names.add(name);
+  } while (page.length === AT_ONCE);
+  return [...names].sort((a, b) => a.localeCompare(b, "en"));
+}
 
 /** "name", or "name: prompt | prompt", one a line → what the API takes. */
 export function readLabels(text) {

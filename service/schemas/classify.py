@@ -187,6 +187,16 @@ class LearnedDetector(BaseModel):
     auroc: float = Field(description="Of telling the examples from the off-topic inputs, each unseen; 0.5 is chance.")
 
 
+class ListedLabelSet(BaseModel):
+    name: str
+    created: str
+    updated: str
+
+
+class LabelSetsResponse(BaseModel):
+    label_sets: list[ListedLabelSet]
+
+
 class LabelSetResponse(BaseModel):
     name: str
     space: str

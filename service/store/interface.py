@@ -9,7 +9,7 @@ from service.store.background import Background
 from service.store.browsing import Facets, Order
 from service.store.filters import Filter
 from service.store.kinds import Effort, IndexRequest, Kind, Precision
-from service.store.labels import LabelSet
+from service.store.labels import LabelSet, ListedLabelSet
 from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Metadata, Moment, Preview
 
@@ -210,6 +210,9 @@ class Store(Protocol):
     async def put_label_set(self, name: str, definition: Mapping[str, Any], vectors: Mapping[str, Vectors]) -> None: ...
 
     async def label_set(self, name: str) -> LabelSet: ...
+
+    async def label_sets(self, after: str, limit: int) -> list[ListedLabelSet]:
+        """Return the first label sets whose names come after `after`, by name."""
 
     async def label_set_version(self, name: str) -> str:
         """Return a value that changes whenever the label set is written."""

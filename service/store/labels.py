@@ -22,6 +22,13 @@ class LabelSet:
     """Vectors (L, D) by digest of the labels and templates that they were made with, and whatever else was learned."""
 
 
+@dataclass(frozen=True)
+class ListedLabelSet:
+    name: str
+    created: str
+    updated: str
+
+
 def put_label_set(
     connection: sqlite3.Connection, name: str, space: str, definition: Mapping[str, Any], vectors: Mapping[str, Vectors]
 ) -> None:
@@ -45,6 +52,13 @@ def label_set(connection: sqlite3.Connection, name: str, dimensions: int) -> Lab
     stored = {digest: unpack(blob).reshape(-1, dimensions) for digest, blob in held}
     _, space, definition, created, updated = row
     return LabelSet(name, space, json.loads(definition), created, updated, stored)
+
+
+def listed(connection: sqlite3.Connection, after: str, limit: int) -> list[ListedLabelSet]:
+    rows = connection.execute(
+        "SELECT name, created, updated FROM label_sets WHERE name > ? ORDER BY name LIMIT ?", (after, limit)
+    )
+    return [ListedLabelSet(*row) for row in rows]
 
 
 def version(connection: sqlite3.Connection, name: str) -> str | None:

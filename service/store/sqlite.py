@@ -31,7 +31,7 @@ from service.store.filters import Filter
 from service.store.index import Index, View
 from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND, Hit, Part
 from service.store.kinds import Effort, IndexRequest, IndexSnapshot, Keys, Rules
-from service.store.labels import LabelSet
+from service.store.labels import LabelSet, ListedLabelSet
 from service.store.previews import Shown
 from service.store.rows import Collection, Entry, Item, Metadata, Preview, SlotReader
 from service.store.writer import BEHIND, Change, Configure, Drop, Put, Remove, Transaction, Writer
@@ -707,6 +707,9 @@ class SqliteStore:
             return label_set
 
         return await self._read(read)
+
+    async def label_sets(self, after: str, limit: int) -> list[ListedLabelSet]:
+        return await self._read(lambda connection: labels.listed(connection, after, limit))
 
     async def label_set_version(self, name: str) -> str:
         def read(connection: sqlite3.Connection) -> str:

@@ -115,6 +115,7 @@ def test_collections_and_label_sets(space: Isthmus, media: Path) -> None:
 
     assert space.put_label_set("colours", ["red", {"name": "blue", "prompts": ["blue"]}]).labels == ["red", "blue"]
     assert space.label_set("colours").labels == ["red", "blue"]
+    assert space.label_sets() == ["colours"] and space.label_sets(after="colours") == []
     [said] = space.classify([media / "blue.png"], label_set="colours")
     assert said.labels[0].label == "blue"
     taught = space.put_label_set("colours", [{"name": "shown", "examples": [media / "blue.png"]}, "with examples"])

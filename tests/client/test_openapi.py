@@ -52,6 +52,7 @@ ONES: dict[str, Callable[[Isthmus, Path], object]] = {
     "job errors": lambda space, _: space.job_errors("x"),
     "cancel job": lambda space, _: space.cancel_job("x"),
     "put label set": lambda space, _: space.put_label_set("s", ["red", {"name": "blue", "prompts": ["a blue thing"]}]),
+    "label sets": lambda space, _: space.label_sets(limit=3, after="s"),
     "label set": lambda space, _: space.label_set("s"),
     "delete label set": lambda space, _: space.delete_label_set("s"),
     "models": lambda space, _: space.models(),

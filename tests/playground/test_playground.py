@@ -470,6 +470,23 @@ def test_labels_are_taught_by_examples_and_kept(page: Page, media: Path, site: h
     assert site.get("/label-sets/mine").status_code == 404
 
 
+def test_sets_of_the_server_are_there_to_choose(page: Page, media: Path, site: httpx.Client) -> None:
+    labels = ["church bells", {"name": "espresso", "prompts": ["a cup of coffee", "a small cup"]}]
+    assert site.put("/label-sets/of-the-server", json={"labels": labels}).status_code == 200
+    page.goto("/#/classify")
+    page.get_by_label("Saved sets of labels").select_option("of-the-server")
+    expect(page.locator("#classified")).to_have_text("The set of-the-server is here")
+    expect(page.get_by_label("Labels, one a line")).to_have_value(
+        "church bells\nespresso: a cup of coffee | a small cup"
+    )
+    page.set_input_files("#classify-file", media / "photographs/coffee.jpg")
+    expect(page.get_by_role("list", name="Labels of coffee.jpg").get_by_role("listitem").first).to_contain_text("espr")
+    assert shown(page, "classify")["label_set"] == "of-the-server"
+    page.get_by_role("button", name="Delete this set").click()
+    expect(page.locator("#classified")).to_contain_text("The set of-the-server is deleted")
+    assert site.get("/label-sets").json() == {"label_sets": []}
+
+
 def test_the_map(page: Page) -> None:
     page.get_by_role("link", name="Map").click()
     expect(page.locator("#mapped")).to_have_text("25 items")

@@ -51,6 +51,11 @@ def test_label_sets(client):
     assert put.status_code == 200, put.text
     held = client.get("/label-sets/animals").json()
     assert held == put.json() and held["labels"] == LABELS and held["templates"] == ["a {}"]
+    client.put("/label-sets/zoo", json={"labels": LABELS})
+    times = {key: held[key] for key in ("created", "updated")}
+    assert client.get("/label-sets?limit=1").json() == {"label_sets": [{"name": "animals", **times}]}
+    assert [each["name"] for each in client.get("/label-sets?after=animals").json()["label_sets"]] == ["zoo"]
+    problem(client.get("/label-sets?after=a b"), 422)
     by_set = classify(client, inputs=[{"image": b64(png())}], label_set="animals")
     spelt_out = classify(client, inputs=[{"image": b64(png())}], labels=LABELS, templates=["a {}"])
     for one, other in zip(by_set[0]["labels"], spelt_out[0]["labels"], strict=True):

@@ -427,6 +427,11 @@ def test_a_label_set_is_kept_and_replaced_whole(open_store, tmp_path):
             with pytest.raises(NotFound, match="no label set 'set'"):
                 await missing
         assert (await store.label_set("other")).vectors == {}
+        await store.put_label_set("Z.1", {"labels": []}, {})
+        assert [each.name for each in await store.label_sets("", 9)] == ["Z.1", "other"]
+        assert [each.name for each in await store.label_sets("", 1)] == ["Z.1"]
+        [last] = await store.label_sets("Z.1", 9)
+        assert (last.name, last.created) == ("other", (await store.label_set("other")).created)
         return held.created
 
     version, created = in_store(open_store, tmp_path, write)

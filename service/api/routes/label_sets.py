@@ -1,13 +1,21 @@
-"""PUT, GET and DELETE /label-sets/{name}: labels that are encoded once and used for many classifications."""
+"""GET /label-sets; PUT, GET and DELETE /label-sets/{name}: labels that are encoded once and used for many classifications."""
 
+from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 
 from service.api.reading import documented, reader
 from service.api.routes.classify import plain_labels
 from service.api.state import CallerDep, State, StateDep
-from service.schemas.classify import LabelSetRequest, LabelSetResponse, LearnedDetector, StoredLabel
+from service.schemas.classify import (
+    LabelSetRequest,
+    LabelSetResponse,
+    LabelSetsResponse,
+    LearnedDetector,
+    ListedLabelSet,
+    StoredLabel,
+)
 from service.schemas.items import Name
 
 router = APIRouter(tags=["classify"])
@@ -17,6 +25,17 @@ _EXAMPLE = {
     "labels": ["cat", {"name": "dog", "prompts": ["a photo of a dog"], "examples": ["a dog runs after a ball"]}],
     "templates": ["a photo of a {}"],
 }
+
+
+@router.get("/label-sets")
+async def list_label_sets(
+    state: StateDep,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+    after: Annotated[Name | None, Query(description="The last label set of the page before.")] = None,
+) -> LabelSetsResponse:
+    """List the label sets by name."""
+    listed = await state.store.label_sets(after or "", limit)
+    return LabelSetsResponse(label_sets=[ListedLabelSet(**asdict(each)) for each in listed])
 
 
 @router.put("/label-sets/{name}", openapi_extra=documented(LabelSetRequest, _EXAMPLE))

@@ -27,7 +27,7 @@ from service.store.errors import StoreError
 from service.store.filters import Filter, Is, passes
 from service.store.interface import Hit, Part
 from service.store.kinds import Effort, IndexRequest, Kind
-from service.store.labels import LabelSet
+from service.store.labels import LabelSet, ListedLabelSet
 from service.store.milvus import labels, layout, opening
 from service.store.milvus.connection import Connection, NoCollection, NotLoaded
 from service.store.milvus.filters import translate
@@ -449,6 +449,9 @@ class MilvusStore:
 
     async def label_set(self, name: str) -> LabelSet:
         return await labels.get(self._tables, name, self._dimensions)
+
+    async def label_sets(self, after: str, limit: int) -> list[ListedLabelSet]:
+        return await labels.listed(self._tables, after, limit)
 
     async def label_set_version(self, name: str) -> str:
         return await labels.version(self._tables, name)

@@ -10,7 +10,7 @@ from typing import Any
 
 from service.contract.vectors import Vectors
 from service.errors import NotFound, NotReady
-from service.store.labels import LabelSet
+from service.store.labels import LabelSet, ListedLabelSet
 from service.store.milvus import layout
 from service.store.milvus.connection import NO_ANSWER
 from service.store.milvus.tables import BATCH, Tables
@@ -60,6 +60,13 @@ async def get(tables: Tables, name: str, dimensions: int) -> LabelSet:
             continue
         return LabelSet(name, head["space"], json.loads(text), head["created"], head["updated"], vectors)
     raise NotReady(NO_ANSWER)
+
+
+async def listed(tables: Tables, after: str, limit: int) -> list[ListedLabelSet]:
+    heads: dict[str, Any] = {}
+    async for batch in tables.scan(None, f'id like "labels/%" and id > "labels/{after}"', ["id", "content"]):
+        heads |= {row["id"].removeprefix("labels/"): json.loads(row["content"]) for row in batch}
+    return [ListedLabelSet(name, heads[name]["created"], heads[name]["updated"]) for name in sorted(heads)[:limit]]
 
 
 async def version(tables: Tables, name: str) -> str:
