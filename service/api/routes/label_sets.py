@@ -1,4 +1,4 @@
-"""GET /label-sets; PUT, GET and DELETE /label-sets/{name}: labels that are encoded once and used for many classifications."""
+"""GET /label-sets; PUT, GET and DELETE /label-sets/{name}: labels that are encoded once for many classifications."""
 
 from dataclasses import asdict
 from typing import Annotated
