@@ -39,7 +39,7 @@ def main(vectors_path: str, queries_path: str, folder: str) -> None:
     built = Path(folder) / "built_s.json"  # of an index that is there already
     if not built.exists():
         built.write_text(json.dumps(build(vectors, folder)))
-    table = lancedb.connect(folder).open_table("vectors")
+    table: Any = lancedb.connect(folder).open_table("vectors")
     curve = []
     for ef, refine in EFFORTS:
         found, taken = [], []
