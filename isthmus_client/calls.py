@@ -62,7 +62,7 @@ class ListOptions(TypedDict, total=False):
     filter: Mapping[str, Any]
     sort: str
     order: Literal["asc", "desc"]
-    include: Literal["preview"]
+    include: Literal["preview", "total"] | Sequence[Literal["preview", "total"]]
 
 
 class CollectionOptions(TypedDict, total=False):
@@ -156,7 +156,7 @@ def upsert_wire(items: Sequence[Mapping[str, Any]], on_error: str) -> Call[list[
 def list_items(options: Mapping[str, Any]) -> Call[results.Page]:
     def read(got: httpx.Response) -> results.Page:
         body = got.json()
-        return results.Page([results.item(item) for item in body["items"]], body["next_cursor"])
+        return results.Page([results.item(item) for item in body["items"]], body["next_cursor"], body.get("total"))
 
     parameters = {name: value for name, value in options.items() if value is not None}
     if "filter" in parameters:
@@ -164,8 +164,11 @@ def list_items(options: Mapping[str, Any]) -> Call[results.Page]:
     return Call("GET", "/items", read, parameters=parameters)
 
 
-def get_item(item: str, collection: str, with_vector: bool, with_original: bool = False) -> Call[results.Item]:
-    include = [name for name, wanted in (("vector", with_vector), ("original", with_original)) if wanted]
+def get_item(
+    item: str, collection: str, with_vector: bool, with_preview: bool, with_original: bool
+) -> Call[results.Item]:
+    wanted = {"vector": with_vector, "preview": with_preview, "original": with_original}
+    include = [name for name in wanted if wanted[name]]
     parameters = {"collection": collection, "include": include}
     return Call("GET", f"/items/{quote(item, safe='')}", lambda got: results.item(got.json()), parameters=parameters)
 

@@ -256,9 +256,15 @@ class Isthmus(_Conversation):
             options["cursor"] = page.next_cursor
 
     def item(
-        self, id: str, *, collection: str = "default", with_vector: bool = False, with_original: bool = False
+        self,
+        id: str,
+        *,
+        collection: str = "default",
+        with_vector: bool = False,
+        with_preview: bool = False,
+        with_original: bool = False,
     ) -> Item:
-        return self._do(calls.get_item(id, collection, with_vector, with_original))
+        return self._do(calls.get_item(id, collection, with_vector, with_preview, with_original))
 
     def delete(
         self,
@@ -501,9 +507,15 @@ class AsyncIsthmus(_Conversation):
             options["cursor"] = page.next_cursor
 
     async def item(
-        self, id: str, *, collection: str = "default", with_vector: bool = False, with_original: bool = False
+        self,
+        id: str,
+        *,
+        collection: str = "default",
+        with_vector: bool = False,
+        with_preview: bool = False,
+        with_original: bool = False,
     ) -> Item:
-        return await self._do(calls.get_item(id, collection, with_vector, with_original))
+        return await self._do(calls.get_item(id, collection, with_vector, with_preview, with_original))
 
     async def delete(
         self,

@@ -110,6 +110,8 @@ class Item:
 class Page:
     items: Sequence[Item]
     next_cursor: str | None
+    total: int | None = None
+    """How many items there are in all, where `include` asks for it."""
 
 
 @dataclass(frozen=True)

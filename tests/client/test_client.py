@@ -2,12 +2,14 @@
 
 import asyncio
 import dataclasses
+import inspect
 import json
 import re
 import subprocess
 import sys
 import tomllib
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -42,7 +44,9 @@ from service.schemas.classify import ClassifyRequest
 from service.schemas.embed import EmbedRequest
 from service.schemas.items import CollectionRequest
 from service.schemas.search import SearchRequest
+from service.settings import Settings
 from tests import tiny_bundle
+from tests.conftest import serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -290,6 +294,40 @@ def test_both_clients_have_the_same_methods() -> None:
 def test_the_options_are_those_of_the_service(options: type, request_model: type, positional: set[str]) -> None:
     fields = request_model.model_fields  # type: ignore[attr-defined]
     assert set(typing.get_type_hints(options)) | positional == set(fields)
+
+
+def test_what_can_be_included_is_what_the_service_includes() -> None:
+    document = _document()
+
+    def of_the_service(path: str) -> set[str]:
+        [parameter] = [one for one in document["paths"][path]["get"]["parameters"] if one["name"] == "include"]
+        return set(next(one for one in parameter["schema"]["anyOf"] if one["type"] == "array")["items"]["enum"])
+
+    def of_the_client(hint: object) -> set[str]:
+        inner = typing.get_args(hint)
+        return {hint} if isinstance(hint, str) else set().union(*(of_the_client(one) for one in inner))
+
+    search = document["components"]["schemas"]["SearchRequest"]["properties"]["include"]
+    enum = set(next(one for one in search["anyOf"] if one["type"] == "array")["items"]["enum"])
+    assert of_the_client(typing.get_type_hints(calls.SearchOptions)["include"]) == enum
+    assert of_the_client(typing.get_type_hints(calls.ListOptions)["include"]) == of_the_service("/items")
+    for kind in (Isthmus, AsyncIsthmus):
+        asked = {name.removeprefix("with_") for name in inspect.signature(kind.item).parameters if "with_" in name}
+        assert asked == of_the_service("/items/{id}")
+
+
+def test_previews_are_included(bundle_dir: Path, tmp_path: Path, png: Callable[[str], bytes]) -> None:
+    (tmp_path / "red.png").write_bytes(png("red"))
+    settings = Settings(bundle=bundle_dir, store=tmp_path / "store", device="cpu", previews=True)
+    with serving(settings) as client, Isthmus(str(client.base_url)) as space:
+        space.upsert([NewItem("red.png", tmp_path / "red.png"), NewItem("words", "a blue dog")])
+        assert space.item("red.png").preview is None
+        shown = space.item("red.png", with_preview=True).preview
+        assert shown is not None and shown["media_type"].startswith("image/")
+        page = space.page(collection="default", include=["preview", "total"])
+        assert page.total == 2 and next(one.preview for one in page.items) == shown
+        found = {hit.id: hit.preview for hit in space.search("red", include=["preview"])}
+        assert found["red.png"] == shown and (found["words"] or {})["text"] == "a blue dog"
 
 
 def test_results_have_no_field_that_the_service_never_sends() -> None:

@@ -15,8 +15,8 @@ from isthmus_client import ClientError, Isthmus, NewItem, composed, stored, vect
 from isthmus_client.retries import Retries
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "openapi.yaml").read_text())
-OF_OTHERS = {"/", "/healthz", "/metrics", "/v1/embeddings", "/v1/models", "/v1/models/{name}"}
-"""Browsers, probes, scrapers and OpenAI's clients ask these."""
+OF_OTHERS = {"/", "/healthz", "/metrics", *(path for path in DOCUMENT["paths"] if path.startswith("/v1/"))}
+"""Browsers, probes, scrapers and the clients of other projects' protocols ask these."""
 OPERATIONS = {
     (method, path)
     for path, methods in DOCUMENT["paths"].items()
@@ -57,7 +57,7 @@ ONES: dict[str, Callable[[Isthmus, Path], object]] = {
     "delete label set": lambda space, _: space.delete_label_set("s"),
     "models": lambda space, _: space.models(),
     "original": lambda space, _: space.original("a/b", collection="c"),
-    "item and its file": lambda space, _: space.item("a", with_vector=True, with_original=True),
+    "item and its file": lambda space, _: space.item("a", with_vector=True, with_preview=True, with_original=True),
     "list": lambda space, _: list(space.items(collection="c", filter={"n": 1}, sort="n", order="desc")),
     "keeps previews": lambda space, _: space.keeps_previews(),
     "ready": lambda space, _: space.ready(),
