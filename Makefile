@@ -11,7 +11,7 @@ BUNDLE := build/$(NAME)/manifest.json
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-all check docs settings openapi bench bench-gpu bench-store chaos consistency crash field \
-	first-run fuzz hostile rolling starter wheels audit sbom redis tools clean
+	first-run fuzz hostile protocols rolling starter wheels audit sbom redis tools clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -76,6 +76,9 @@ first-run: $(INSTALLED) tools ## from a clone to one's own photograph, timed ste
 
 field: build/starter/manifest.json $(INSTALLED) ## send files as people have them through every door, and look whether each is read as what it is
 	$(BIN)/python -m benchmarks.field
+
+protocols: $(INSTALLED) ## speak to the server with the real clients of other servers; the table of docs/integrations
+	$(BIN)/python -m benchmarks.protocols
 
 fuzz: build/starter/manifest.json $(INSTALLED) ## ask the server all that openapi.yaml allows and forbids; give the decoders damaged files
 	$(BIN)/python -m benchmarks.fuzz

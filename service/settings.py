@@ -19,7 +19,7 @@ from service.contract.signature import SignatureError, public_key
 from service.contract.videos import VideoLimits
 
 _MOST_LANES = 4
-ProtocolName = Literal["openai", "jina", "cohere", "tei", "ollama", "weaviate"]
+ProtocolName = Literal["openai", "jina", "cohere", "tei", "ollama", "mcp", "weaviate"]
 
 
 REMOVED = {

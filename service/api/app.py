@@ -5,6 +5,7 @@ import functools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, TypedDict
 
 from fastapi import FastAPI
@@ -111,6 +112,8 @@ def open_parts(settings: Settings) -> Parts:
         if keys is None or identity not in keys.ids:
             why = "ISTHMUS_KEYS is not set" if keys is None else f"{keys.path} has no such key"
             raise SettingsError(f"ISTHMUS_PROTOCOL_KEYS: {protocol}={identity}: {why}")
+    if "mcp" in settings.protocols and find_spec("mcp") is None:
+        raise SettingsError("ISTHMUS_PROTOCOLS: mcp needs a package: pip install 'isthmus[mcp]'")
     fetching = fetch_config(settings)
     models: dict[str, Opened] = {}
     for path in (settings.bundle, *settings.more_bundles):
@@ -277,6 +280,7 @@ _TAGS = {
     "cohere": "The shapes of Cohere's clients.",
     "tei": "The shapes of text-embeddings-inference.",
     "ollama": "The shapes of Ollama's clients.",
+    "mcp": "The Model Context Protocol.",
     "weaviate": "The shapes of Weaviate's inference modules.",
     "service": "The models, the server's health and its page.",
 }

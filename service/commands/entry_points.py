@@ -9,7 +9,8 @@ from functools import partial
 
 import click
 
-from isthmus_client.command_shared import imported, passed_on
+from isthmus_client.client import DEFAULT_URL
+from isthmus_client.command_shared import Failure, imported, passed_on
 
 _NEEDED = "cpu"
 
@@ -84,3 +85,18 @@ def doctor(context: click.Context, /, as_json: bool, bundle: str | None, store: 
         click.echo(f"{len(lacking)} to be mended: {', '.join(lacking)}" if lacking else "all is well")
     if lacking:
         context.exit(1)
+
+
+@click.command()
+@click.pass_context
+def mcp(context: click.Context, /) -> None:
+    """Give an agent the tools of a running server, over standard input and output (MCP).
+
+    For programs that start their servers themselves: the command is isthmus, its arguments are --url URL mcp. The
+    server needs ISTHMUS_PROTOCOLS=mcp. Programs that take a URL need none of this: it is URL/mcp.
+    """
+    url, api_key = context.obj or (None, None)
+    url = (url or DEFAULT_URL).rstrip("/")
+    wrong = imported("service.commands.mcp", "mcp").run(url, api_key)
+    if wrong is not None:
+        raise Failure(f"{url}/mcp: {wrong}", "is the server there, and does it have ISTHMUS_PROTOCOLS=mcp?")

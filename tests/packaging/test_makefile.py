@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 NAMES = """
 audit bench bench-gpu bench-store chaos check clean consistency crash demo docs field first-run fuzz help hostile
-openapi rolling sbom screenshots serve settings starter test test-all wheels
+openapi protocols rolling sbom screenshots serve settings starter test test-all wheels
 """
 TARGETS = set(NAMES.split())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -120,7 +120,7 @@ def test_torch_is_asked_for_by_exactly_its_version_and_only_for_training() -> No
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("service", ("cpu", "heif", "milvus", "otel", "parquet", "video")),
+        ("service", ("cpu", "heif", "mcp", "milvus", "otel", "parquet", "video")),
         ("training", ("cpu", "parquet", "ray", "train")),
         ("examples", ("demo",)),
         ("isthmus_client", ()),

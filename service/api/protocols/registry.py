@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from service.api.protocols import cohere, jina, ollama, openai, tei, weaviate
+from service.api.protocols import cohere, jina, mcp, ollama, openai, tei, weaviate
 from service.api.protocols.protocol import Protocol
 from service.settings import ProtocolName
 
@@ -14,6 +14,7 @@ PROTOCOLS: Mapping[ProtocolName, Protocol] = {
         cohere.PROTOCOL,
         tei.PROTOCOL,
         ollama.PROTOCOL,
+        mcp.PROTOCOL,
         weaviate.PROTOCOL,
     )
 }

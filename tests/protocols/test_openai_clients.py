@@ -108,6 +108,7 @@ def check(made: list[np.ndarray], native: Callable[..., np.ndarray], picture: st
         assert vector @ (seen if place < SOUNDS_FROM else heard) > 0.9999, place
 
 
+@pytest.mark.client("openai")
 def test_openai_for_python(
     shared_client: httpx.Client,
     ids_client: httpx.Client,
@@ -146,6 +147,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.full
+@pytest.mark.client("openai (npm)", version="6.49.0")
 def test_openai_for_node(
     node: Path, shared_client: httpx.Client, native: Callable[..., np.ndarray], picture: str, sound: str
 ) -> None:
@@ -160,6 +162,7 @@ def test_openai_for_node(
 
 
 @pytest.mark.full
+@pytest.mark.client("langchain-openai")
 def test_langchain(
     shared_client: httpx.Client,
     native: Callable[..., np.ndarray],
@@ -187,6 +190,7 @@ def test_langchain(
 
 
 @pytest.mark.full
+@pytest.mark.client("llama-index-embeddings-openai")
 def test_llama_index(
     shared_client: httpx.Client, native: Callable[..., np.ndarray], picture: str, closed: httpx.Client
 ) -> None:
@@ -200,6 +204,7 @@ def test_llama_index(
 
 
 @pytest.mark.full
+@pytest.mark.client("litellm")
 def test_litellm(shared_client: httpx.Client, native: Callable[..., np.ndarray], picture: str, sound: str) -> None:
     import litellm
 
@@ -213,3 +218,12 @@ def test_litellm(shared_client: httpx.Client, native: Callable[..., np.ndarray],
         assert native({"image": picture})[0] @ embed(provider, [picture])[0] > 0.9999
     with pytest.raises(litellm.BadRequestError, match=ADVICE):
         embed("openai", [IDS])
+
+
+@pytest.mark.client("langchain-community")
+@pytest.mark.filterwarnings("ignore:`langchain-community` is being sunset:DeprecationWarning")
+def test_langchains_client_of_infinity(shared_client: httpx.Client, native: Callable[..., np.ndarray]) -> None:
+    from langchain_community.embeddings import InfinityEmbeddings
+
+    embeddings = InfinityEmbeddings(model="tiny", infinity_api_url=f"{shared_client.base_url}/v1")
+    assert np.allclose(embeddings.embed_documents(WORDS), native(*WORDS), atol=1e-6)

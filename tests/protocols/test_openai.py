@@ -14,6 +14,8 @@ from service.settings import Settings, SettingsError
 from tests import tiny_bundle
 from tests.conftest import serving
 
+pytestmark = pytest.mark.client("httpx")
+
 
 @pytest.fixture
 def official(shared_client: httpx.Client) -> Iterator[openai.OpenAI]:
@@ -26,6 +28,7 @@ def native(client: httpx.Client, text: str, **more: Any) -> np.ndarray:
     return np.array(body["embeddings"][0]["embedding"], np.float32)
 
 
+@pytest.mark.client("openai")
 def test_the_official_client_gets_the_same_vector_by_default_and_as_floats(
     official: openai.OpenAI, shared_client: httpx.Client
 ) -> None:
@@ -46,6 +49,7 @@ def test_base64_is_little_endian_float32(shared_client: httpx.Client) -> None:
     assert np.array_equal(np.frombuffer(base64.b64decode(data), "<f4"), native(shared_client, "red"))
 
 
+@pytest.mark.client("openai")
 def test_lists_and_dimensions(official: openai.OpenAI, shared_client: httpx.Client) -> None:
     many = official.embeddings.create(model="tiny", input=["red", "blue"], dimensions=8)
     assert [each.index for each in many.data] == [0, 1]
@@ -66,6 +70,7 @@ def test_images_and_sounds_are_inputs_too(
     assert np.allclose(alone["data"][0]["embedding"], image_vector)
 
 
+@pytest.mark.client("openai")
 def test_models_are_listed(official: openai.OpenAI) -> None:
     assert [model.id for model in official.models.list()] == ["tiny"]
     assert official.models.retrieve("tiny").owned_by == "isthmus"
@@ -74,6 +79,7 @@ def test_models_are_listed(official: openai.OpenAI) -> None:
     assert raised.value.code == "model_not_found"
 
 
+@pytest.mark.client("openai")
 def test_an_unknown_model_is_the_error_that_the_client_knows(official: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as raised:
         official.embeddings.create(model="text-embedding-3-small", input="red")

@@ -1,0 +1,237 @@
+"""`mcp`: the Model Context Protocol at /mcp (streamable HTTP, without sessions), for agents: four tools that only read.
+
+The package `mcp` speaks the protocol; here are the tools. `isthmus mcp` passes them on over standard input and output.
+"""
+
+import base64
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import orjson
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service import __version__
+from service.api.protocols.protocol import Protocol, Refusal
+from service.api.state import State, calling
+from service.engine.caller import Caller
+from service.engine.inputs import Input, StoredModality
+from service.errors import IsthmusError
+from service.retrieval.search import Result
+from service.schemas.classify import Words
+from service.schemas.inputs import RequestModel, read_as
+from service.schemas.items import Filter, ItemId, Name
+from service.store import DEFAULT_COLLECTION
+
+if TYPE_CHECKING:
+    import mcp_types as types
+    from mcp.server import ServerRequestContext
+
+router = APIRouter(tags=["mcp"])
+String = Annotated[Input, read_as("string")]
+_Count = Annotated[int, Field(ge=1, le=50, strict=True, description="How many results; an agent reads each.")]
+_INVALID_PARAMS = -32602
+_SERVER_ERROR = -32000
+_TIMED: list[StoredModality] = ["video", "audio"]
+
+
+class Searched(RequestModel):
+    """Exactly one of query and like."""
+
+    query: String | None = Field(default=None, description="A text; or a data: URI of an image, a sound or a video.")
+    like: ItemId | None = Field(default=None, description="The id of a stored item, to find what is like it.")
+    collection: Name = DEFAULT_COLLECTION
+    filter: Filter | None = None
+    top_k: _Count = 10
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.query is None) == (self.like is None):
+            raise ValueError("give exactly one of: query, like")
+        return self
+
+    @property
+    def asked(self) -> Input | str:
+        asked = self.query or self.like
+        assert asked is not None
+        return asked
+
+
+class SearchArguments(Searched):
+    modalities: Annotated[list[StoredModality], Field(min_length=1, max_length=16)] | None = None
+
+
+class ClassifyArguments(RequestModel):
+    input: String = Field(description="A text; or a data: URI of an image, a sound or a video.")
+    labels: Annotated[list[Words], Field(min_length=1, max_length=1_000)] = Field(description="Each in a few words.")
+    top_k: _Count = 5
+
+
+class GetArguments(RequestModel):
+    id: ItemId
+    collection: Name = DEFAULT_COLLECTION
+
+
+class McpProblem(BaseModel):
+    code: int
+    message: str
+
+
+class McpError(BaseModel):
+    jsonrpc: Literal["2.0"]
+    id: None
+    error: McpProblem
+
+
+Answer = tuple[dict[str, Any], list["types.ContentBlock"]]
+"""The structured content, and further blocks beside it as text."""
+
+
+async def _search(asked: SearchArguments, state: State, caller: Caller) -> Answer:
+    return await _found(asked, asked.modalities, state, caller)
+
+
+async def _find_moment(asked: Searched, state: State, caller: Caller) -> Answer:
+    return await _found(asked, _TIMED, state, caller)
+
+
+async def _found(asked: Searched, modalities: list[StoredModality] | None, state: State, caller: Caller) -> Answer:
+    warnings: list[str] = []
+    [results] = await state.searcher.search(
+        [asked.asked],
+        top_k=asked.top_k,
+        collection=asked.collection,
+        modalities=modalities,
+        filter=asked.filter,
+        caller=caller,
+        field="query",
+        warn=warnings.append,
+    )
+    answer: dict[str, Any] = {"results": [_described(result) for result in results]}
+    return answer | ({"warnings": warnings} if warnings else {}), []
+
+
+def _described(result: Result) -> dict[str, Any]:
+    item, moment = result.item, result.moment
+    described = {"id": item.id, "score": result.score, "modality": item.modality, "metadata": item.metadata}
+    if moment is not None:
+        described["moment"] = {"start_s": moment.start, "end_s": moment.end, "modality": moment.modality}
+    return described
+
+
+async def _classify(asked: ClassifyArguments, state: State, caller: Caller) -> Answer:
+    labels = list(dict.fromkeys(asked.labels))
+    [result] = await state.classifier.classify(
+        [asked.input], labels=labels, top_k=asked.top_k, fail=True, caller=caller
+    )
+    return {"labels": [{"label": each.label, "score": each.score} for each in result.labels]}, []
+
+
+async def _get(asked: GetArguments, state: State, caller: Caller) -> Answer:
+    import mcp_types as types
+
+    item = await state.store.get(asked.collection, asked.id)
+    shown = (await state.store.shown(asked.collection, [asked.id])).get(asked.id)
+    answer = {"id": item.id, "modality": item.modality, "metadata": item.metadata}
+    answer |= {"created": item.created, "updated": item.updated}
+    if shown is not None and shown.text is not None:
+        answer["text"] = shown.text
+    if shown is None or shown.media_type is None:
+        return answer, []
+    preview = await state.store.preview(asked.collection, asked.id)
+    data, kind = base64.b64encode(preview.data).decode("ascii"), preview.media_type
+    if kind.startswith("image/"):
+        return answer, [types.ImageContent(data=data, mime_type=kind)]
+    return answer, [types.AudioContent(data=data, mime_type=kind)]
+
+
+_TOOLS: Mapping[str, tuple[type[RequestModel], Callable[[Any, State, Caller], Awaitable[Answer]], str]] = {
+    "search": (
+        SearchArguments,
+        _search,
+        "Find the stored images, sounds, videos and texts nearest to a description, a file or a stored item. Scores "
+        "are cosine similarities.",
+    ),
+    "classify": (ClassifyArguments, _classify, "Tell which of your labels fits an input best. Scores sum to 1."),
+    "get": (
+        GetArguments,
+        _get,
+        "Return a stored item: its metadata and text, its preview as an image or a sound.",
+    ),
+    "find_moment": (
+        Searched,
+        _find_moment,
+        "Find where in the stored videos and long sounds something is seen or heard: seconds from and to.",
+    ),
+}
+
+
+async def _list_tools(context: "ServerRequestContext[Any, Any]", params: Any) -> "types.ListToolsResult":
+    import mcp_types as types
+
+    hints = types.ToolAnnotations(read_only_hint=True, open_world_hint=False)
+    tools = [
+        types.Tool(name=name, description=what, input_schema=arguments.model_json_schema(), annotations=hints)
+        for name, (arguments, _, what) in _TOOLS.items()
+    ]
+    return types.ListToolsResult(tools=tools)
+
+
+async def _call_tool(
+    context: "ServerRequestContext[Any, Any]", params: "types.CallToolRequestParams"
+) -> "types.CallToolResult":
+    """Answer a call. What is wrong with its arguments, or its input, is told to the agent in the result."""
+    import mcp_types as types
+    from mcp import MCPError
+
+    if params.name not in _TOOLS:
+        raise MCPError(_INVALID_PARAMS, f"there is no such tool: there are {', '.join(_TOOLS)}")
+    request = context.request
+    assert isinstance(request, Request)
+    state: State = request.state.services
+    model, tool, _ = _TOOLS[params.name]
+    try:
+        limits = state.settings.limits
+        arguments = await state.readers.run(lambda: model.model_validate(params.arguments or {}, context=limits))
+        answer, blocks = await tool(arguments, state, await calling(request))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part)[:64] for part in first["loc"])
+        refused = f"{where}: {first['msg']}" if where else first["msg"]
+    except IsthmusError as error:
+        refused = str(error)
+    else:
+        text = types.TextContent(text=orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY).decode())
+        return types.CallToolResult(content=[text, *blocks], structured_content=orjson.loads(text.text))
+    return types.CallToolResult(content=[types.TextContent(text=refused)], is_error=True)
+
+
+class _Handled(Response):
+    """The answer that the package gives to a request."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        from mcp.server import Server
+        from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+
+        server = Server("isthmus", version=__version__, on_list_tools=_list_tools, on_call_tool=_call_tool)
+        # One for each request: nothing is kept between two of them. The gate has looked at Host and Origin.
+        # Its own limit of a body, 4 MiB, stays: it reads bodies on the event loop.
+        manager = StreamableHTTPSessionManager(server, json_response=True, stateless=True)
+        async with manager.run():
+            await manager.handle_request(scope, receive, send)
+
+
+@router.post("/mcp", include_in_schema=False)
+async def mcp() -> Response:
+    """Answer an agent in the Model Context Protocol."""
+    return _Handled()
+
+
+def _error(refusal: Refusal) -> dict[str, Any]:
+    error = {"code": _SERVER_ERROR, "message": refusal.message}
+    return {"jsonrpc": "2.0", "id": None, "error": error}
+
+
+PROTOCOL = Protocol("mcp", router, ("/mcp",), frozenset({"/mcp"}), _error, McpError)
