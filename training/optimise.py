@@ -84,7 +84,8 @@ class Alignment(Task):
     def loss(self, step: int) -> Tensor:
         parts = self.batches.take(step)
         if any(self.sources[part.source].pairs.modality in self.names for part in parts):
-            place(self.heads, self.names)
+            with _precision(self.recipe.train, self.scales.log_scales.device.type):
+                place(self.heads, self.names)
         return _loss(self.recipe, self.heads, parts, self.sources, self.scales, self.ranks, self.names, step)
 
     def after_step(self) -> None:
@@ -249,14 +250,15 @@ def _loss(
             modality = sources[part.source].pairs.modality
             pooled, vocabulary = part.media["pooled"].to(device), names[modality]
             scores = pooled[:, -vocabulary.count :] ** heads[modality].branch.root  # type: ignore[union-attr]
-            vectors = name_vectors(heads["text"], vocabulary, step)
+            with _precision(spec, device):
+                media, vectors = heads[modality](pooled), name_vectors(heads["text"], vocabulary, step)
             scale = log_scales[0 if spec.objective.mixed else part.source]
-            soft = soft + soft_caption_loss(heads[modality](pooled), vectors, scale, scores) / ranks.count
+            soft = soft + soft_caption_loss(media, vectors, scale, scores) / ranks.count
     parts = [part for part in parts if part.texts]
     if not parts:
         return soft
     sides = []
-    with torch.autocast(device, torch.bfloat16, enabled=spec.precision == "bf16"):
+    with _precision(spec, device):
         for part in parts:
             media = {key: value.to(device, non_blocking=True) for key, value in part.media.items()}
             texts = {key: value.to(device, non_blocking=True) for key, value in part.texts.items()}
@@ -273,6 +275,11 @@ def _loss(
     for part, own in zip(parts, sides, strict=True):
         loss = loss + _regulariser(spec, part, *own) / (len(parts) * ranks.count)
     return loss
+
+
+def _precision(spec: TrainSpec, device: str) -> torch.autocast:
+    """The context in which heads run, also that of texts on names."""
+    return torch.autocast(device, torch.bfloat16, enabled=spec.precision == "bf16")
 
 
 def _regulariser(spec: TrainSpec, part: Part, media: Tensor, texts: Tensor) -> Tensor:

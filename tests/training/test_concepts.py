@@ -12,7 +12,7 @@ from tests.matrix import matrix
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe
 from training import steps
-from training.concepts import named, soft_caption_loss
+from training.concepts import name_vectors, named, soft_caption_loss
 from training.encoders import EncoderError, load_encoder
 from training.features import cached_features, preparer
 from training.pairs import PairError, read_pairs
@@ -142,6 +142,25 @@ def test_labels_that_training_must_not_see_change_nothing_of_it(
         trained = train(recipe, data, tmp_path / name, names=named(recipe, frozen, tmp_path / "cache"))
         weights.append({f"{m}.{k}": v for m, head in trained.heads.items() for k, v in head.state_dict().items()})
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_names_ship_in_float32_where_heads_run_in_bf16(
+    concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    values = tiny.recipe_values(concept_root)["train"] | {"precision": "bf16"}
+    recipe = make_recipe(**tiny.concept_values(concept_root), train=values)
+    frozen, cache = steps.encoders(recipe), tmp_path / "cache"
+    names = named(recipe, frozen, cache)
+    data = steps.features(recipe, frozen, steps.pairs(recipe), cache)
+    trained = train(recipe, data, tmp_path, names=names)
+    vectors = name_vectors(trained.heads["text"], names["audio"], 0)
+    branch = trained.heads["audio"].branch
+    assert branch is not None
+    torch.testing.assert_close(branch.names, vectors - vectors.mean(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = name_vectors(trained.heads["text"], names["audio"], 0)
+    assert not torch.equal(rough, vectors)
+    torch.testing.assert_close(rough, vectors, atol=0.02, rtol=0)  # float32 too
 
 
 @pytest.mark.full

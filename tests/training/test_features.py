@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from service.contract.bundle import read_bundle
+from service.contract.tokens import pad_tokens
 from service.engine.handling import handling
 from service.engine.inputs import Media, Text
 from service.settings import Settings
@@ -74,6 +75,36 @@ def test_an_interrupted_run_goes_on_where_it_was(
         resumed = cached_features(encoder, media, tmp_path / "cut").pooled
     assert np.array_equal(resumed, whole) or np.allclose(resumed, whole, atol=1e-5)
     assert len(reads) == len(media) + len(media) - done  # the key reads all, the encoder only the rest
+
+
+def test_texts_are_encoded_by_length_and_come_back_in_their_own_order(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_encoder(make_recipe(), "text")
+    texts = ["a red square on the left of a green one", "red", "a blue circle", "green", "a red and a blue circle"]
+    alone = [cached_features(encoder, [text], tmp_path).pooled[0] for text in texts]
+    monkeypatch.setattr("training.features._CHUNK", {"text": 2})
+    batches: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        "training.features.pad_tokens",
+        lambda rows, pad_id: batches.append(tuple(len(row.ids) for row in rows)) or pad_tokens(rows, pad_id),
+    )
+    together = cached_features(encoder, texts, tmp_path).pooled
+    assert np.allclose(together, alone, atol=1e-5)
+    lengths = [length for batch in batches for length in batch]
+    assert lengths == sorted(lengths) and lengths[0] < lengths[-1]
+
+
+def test_many_texts_have_the_vectors_of_few(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_encoder(make_recipe(), "text")
+    texts = ["a picture of red", "plain", "the sound of something very plain"]
+    few = cached_features(encoder, texts, tmp_path / "few").pooled
+    monkeypatch.setattr("training.features._MANY", 1)
+    many = cached_features(encoder, texts, tmp_path / "many").pooled
+    lengths = np.linalg.norm(few, axis=1) * np.linalg.norm(many, axis=1)
+    assert ((few * many).sum(1) / lengths).min() > 0.999
 
 
 def test_the_key_changes_with_the_bytes_and_the_preprocessing(make_recipe: MakeRecipe, tmp_path: Path) -> None:
