@@ -63,6 +63,8 @@ class ScoredLabel:
     label: str
     score: float
     similarity: float
+    probability: float | None = None
+    """Of the label by itself, whatever the others are; of a SigLIP."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,10 @@ def found(data: Mapping[str, Any]) -> Found:
 def classified(data: Mapping[str, Any]) -> Classified:
     cells = data.get("cells")
     return Classified(
-        [ScoredLabel(label["label"], label["score"], label["similarity"]) for label in data["labels"]],
+        [
+            ScoredLabel(label["label"], label["score"], label["similarity"], label.get("probability"))
+            for label in data["labels"]
+        ],
         data["abstained"],
         data.get("on_topic"),
         None if cells is None else [[classified(cell) for cell in row] for row in cells],

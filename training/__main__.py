@@ -11,6 +11,7 @@ from training import bind, curate, distill, doctor, embed, evaluation, extend, m
 from training.distributed import joined, leave
 from training.errors import TrainingError
 from training.features import default_cache
+from training.importing import command as importing
 from training.recipe import SET_HELP, Recipe, RecipeError, load_recipe
 
 
@@ -144,6 +145,7 @@ _MODULES = {
     "embed": (embed, "embed huge sets offline, into Parquet that the service loads"),
     "evaluate": (evaluation, "measure a recipe's projectors on its test splits, or a bundle on any data"),
     "distill": (distill, "train a small student of a frozen encoder, and export it as ONNX"),
+    "import": (importing, "make a bundle of a CLIP, SigLIP, CLAP or text model, without training"),
     "merge": (merge, "average two projectors that were trained from one initialisation"),
     "select": (select, "rank pairs of encoders by how alike they are"),
     "sign": (sign, "sign a bundle's manifest, and so all its files"),

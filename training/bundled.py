@@ -7,7 +7,7 @@ from service.contract.bundle import Bundle, Modality
 from service.contract.tokens import TextPreprocessing
 from training.encoders import FrozenEncoder, weights_sha256
 from training.errors import TrainingError
-from training.projector import Head
+from training.projector import Head, NoHead
 from training.recipe import ProjectorSpec
 from training.trained import bank_sizes
 
@@ -57,6 +57,8 @@ def text_head(bundle: Bundle) -> Head:
         raise BundledError(
             f"{bundle.path}: its text tower mixes two spaces, and is no head to align to: extend one of them, then bind"
         )
+    if described.kind == "none":
+        return NoHead("text", described.features).eval()
     tensors, _ = read_projectors(bundle)
     state = {key.removeprefix("text."): value for key, value in tensors.items() if key.startswith("text.")}
     up = state.get("pooled.up.weight")

@@ -21,7 +21,8 @@ def model_card(recipe: Recipe, towers: Mapping[Modality, Tower], evaluation: Map
     for modality, tower in towers.items():
         encoder = tower.encoder
         lines.append(f"| {modality} | {encoder.source} | {encoder.licence or 'not stated'} | {tower.projector.kind} |")
-    lines += ["", "## Pairs", ""]
+    if recipe.pairs:
+        lines += ["", "## Pairs", ""]
     for name, source in recipe.pairs.items():
         texts = "captions" if source.text else "labels in templates"
         lines.append(f"- {name}: {source.modality} with {texts}")
@@ -32,7 +33,8 @@ def model_card(recipe: Recipe, towers: Mapping[Modality, Tower], evaluation: Map
         lines += [
             "",
             "R@k and top-1 in percent. `seen` says whether the evaluated classes were among the training labels. "
-            "`parity` is the lowest cosine between the exported graph and training on real inputs.",
+            "`parity` is the lowest cosine between the exported graph and training, on real "
+            "inputs; of an imported model, between it and transformers.",
         ]
     lines += ["", "## Licences", "", markdown(parts(recipe.licences, encoders), recipe.terms).rstrip()]
     if recipe.notes:

@@ -53,3 +53,8 @@ export = _same(
     "Write the bundle of trained projectors: one checked ONNX graph per modality.",
     (*_RECIPE, "--evaluation", "--out", "--projectors", "--samples"),
 )
+import_model = _same(
+    "import",
+    "Make a bundle of a CLIP, SigLIP, CLAP or text model that you have, without training: MODEL --out FOLDER.",
+    ("--licence", "--name", "--out", "--revision", "--samples", "--texts"),
+)

@@ -23,23 +23,30 @@ from service.contract.images import ImagePreprocessing
 from service.contract.patches import LogMelPatches
 from service.contract.sounds import AudioPreprocessing
 from training.audio_encoders import AudioEncoder, ClapEncoder, WaveformEncoder, WhisperEncoder
-from training.encode import efficientnet_lite, mobilenet_sounds
-from training.image_encoders import ClipEncoder, SiglipEncoder
+from training.encode import efficientnet_lite, mobilenet_sounds, open_clip
+from training.image_encoders import ClipEncoder, PooledEncoder, SiglipEncoder
 from training.preprocessors import EncoderError as EncoderError
 from training.preprocessors import (
     Pooling,
     audio_preprocessing,
+    dense_layer,
     image_preprocessing,
     read_json,
-    sentence_pooling,
+    sentence_modules,
     text_preprocessing,
+    tokenizer_file,
+    transformer_folder,
+    transformers_tokenizer,
 )
 from training.recipe import BesideSource, EncoderSource, Recipe
+from training.text_encoders import TWO_TOWERS, SentenceText, two_tower_text
 
 Floats = NDArray[np.float32]
 T = TypeVar("T", bound=BaseModel)
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
 _LAST_LAYER_ONLY = (
+    "align",
+    "chinese_clip",
     "clap",
     "clap_audio_model",
     "clip",
@@ -47,6 +54,7 @@ _LAST_LAYER_ONLY = (
     "hubert",
     "siglip",
     "siglip_vision_model",
+    "vision-text-dual-encoder",
     "wav2vec2",
     "wavlm",
 )
@@ -56,6 +64,8 @@ _KIND = {"image": "image", "audio": "log_mel_patches", "text": "text"}
 # Families that AutoModel does not read, or reads without their projection.
 _WITH_PROJECTION = ("ClapAudioModel", "ClapAudioModelWithProjection", "CLIPVisionModelWithProjection")
 _IMAGE_TYPES = (
+    "align",
+    "chinese_clip",
     "clip",
     "clip_vision_model",
     "convnext",
@@ -68,6 +78,7 @@ _IMAGE_TYPES = (
     "resnet",
     "siglip",
     "siglip_vision_model",
+    "vision-text-dual-encoder",
     "vit",
 )
 
@@ -291,7 +302,7 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     source = recipe.encoders[modality]
     if source.onnx is not None:
         return _from_onnx(recipe.path(source.onnx), modality, source)
-    folder, name = _resolve(recipe, source)
+    folder, name = model_folder(recipe, source)
     wrapper: nn.Module
     wrapper, concepts, config = _wrapped(folder, modality, source.concepts, source.pooling, source.layers)
     _check_choice(recipe, modality, source, config)
@@ -313,12 +324,20 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     elif modality == "audio":
         preprocessing = cast(Preprocessing, _changed(source, _audio_preprocessing(folder, config)))
     else:
-        tokenizer = folder / "tokenizer.json"
-        if not tokenizer.is_file():
-            raise EncoderError(f"encoders.text: {folder} holds no tokenizer.json (save it with a fast tokenizer)")
+        tokenizer = tokenizer_file(transformer_folder(folder), config.model_type in TWO_TOWERS)
         preprocessing = _changed(source, text_preprocessing(folder, config))
-        stated, normalised = sentence_pooling(folder, config.model_type, source.pooling)
-        pooling, unit = stated, normalised if source.normalise is None else source.normalise
+        pooling = "cls"  # of a module that pools inside: its one local vector is the text's
+        if config.model_type not in TWO_TOWERS:
+            modules = sentence_modules(folder, config.model_type)
+            if source.pooling is not None and modules.dense:
+                raise EncoderError(f"encoders.text: {name} has Dense layers behind its pooling: none can be chosen")
+            if plain := source.pooling or modules.plain:
+                pooling = plain
+            else:
+                layers = [dense_layer(path) for path in modules.dense]
+                wrapper = SentenceText(wrapper, modules.poolings or ("mean",), layers).eval().requires_grad_(False)
+            unit = modules.normalised
+        unit = unit if source.normalise is None else source.normalise
     try:
         width = _width(wrapper, preprocessing)
     except IndexError:
@@ -365,7 +384,7 @@ def _beside(
     """The encoders that the recipe puts beside the one of `folder`: their names, modules and identities."""
     source, encoders = recipe.encoders[modality], []
     for other in source.beside:
-        place, name = _resolve(recipe, other)
+        place, name = model_folder(recipe, other)
         wrapper, other_concepts, other_config = _wrapped(place, modality, source.concepts, source.pooling, other.layers)
         if other_concepts != concepts:
             raise EncoderError(f"encoders.{modality}: the classifiers of {folder.name} and of {name} differ in names")
@@ -385,13 +404,16 @@ def _wrapped(
     """The encoder of a folder, the names that its own classifier scores, where they are asked for, and its config."""
     if modality == "image" and efficientnet_lite.weights_file(folder) is not None:
         model: Any = efficientnet_lite.load(folder)
-    elif not (folder / "config.json").is_file():
+    elif not (transformer_folder(folder) / "config.json").is_file():
         raise EncoderError(f"encoders.{modality}: {folder} holds no config.json: it is not a model folder")
     elif modality == "audio" and mobilenet_sounds.is_folder(folder):
         model = mobilenet_sounds.MobileNetSoundsModel(*mobilenet_sounds.load(folder))
     else:
-        model = _load_model(folder)
-    wrapper = _MODULES[modality](model, pooling, layers)
+        model = load_model(transformer_folder(folder))
+    if modality == "text" and model.config.model_type in TWO_TOWERS:
+        wrapper: Any = two_tower_text(model, transformers_tokenizer(folder))
+    else:
+        wrapper = _MODULES[modality](model, pooling, layers)
     if not scored:
         return wrapper, (), model.config
     names = model.config.id2label
@@ -418,7 +440,9 @@ def _linear_classifier(folder: Path, modality: Modality, model: Any) -> nn.Modul
 
 def _image_module(model: Any, pooling: str | None, layers: Sequence[int]) -> nn.Module:
     match model.config.model_type:
-        case "clip" | "clip_vision_model":
+        case "align" | "vision-text-dual-encoder":
+            return PooledEncoder(model)
+        case "chinese_clip" | "clip" | "clip_vision_model":
             return ClipEncoder(model, pooling)
         case "siglip" | "siglip_vision_model":
             return SiglipEncoder(model, pooling)
@@ -483,6 +507,8 @@ def _check_choice(recipe: Recipe, modality: Modality, source: EncoderSource, con
     if modality == "image" and kind not in _IMAGE_TYPES:
         raise EncoderError(f"{where}: the model type {kind} is not read here ({', '.join(_IMAGE_TYPES)} are)")
     convolutional = not hasattr(config, "num_hidden_layers")
+    if modality == "text" and kind in TWO_TOWERS and source.pooling is not None:
+        raise EncoderError(f"{where}: pooling cannot be chosen for {kind}: it has its own (docs/reference/encoders.md)")
     if source.pooling == "last" and modality != "text":
         raise EncoderError(f"{where}: last pooling is for texts")
     if source.normalise is not None and modality != "text":
@@ -505,8 +531,16 @@ def _check_choice(recipe: Recipe, modality: Modality, source: EncoderSource, con
             raise EncoderError(f"{where}: {kind} with {name} is not supported")
 
 
+def model_folder(recipe: Recipe, source: EncoderSource | BesideSource) -> tuple[Path, str]:
+    """The model folder, as transformers saves it, and the name that the manifest and the model card give it.
+
+    Raises EncoderError, OpenClipError.
+    """
+    folder, name = _resolve(recipe, source)
+    return (open_clip.rewritten(folder) if open_clip.is_folder(folder) else folder), name
+
+
 def _resolve(recipe: Recipe, source: EncoderSource | BesideSource) -> tuple[Path, str]:
-    """The model folder, and the name that the manifest and the model card give it."""
     if source.folder is not None:
         return recipe.path(source.folder) / source.subfolder, source.folder.name
     if source.package is not None:
@@ -524,7 +558,8 @@ def _resolve(recipe: Recipe, source: EncoderSource | BesideSource) -> tuple[Path
     return Path(folder) / source.subfolder, source.hub
 
 
-def _load_model(folder: Path) -> Any:
+def load_model(folder: Path) -> Any:
+    """The model of a transformers folder, in float32. Raises EncoderError where it lacks weights."""
     import transformers
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
@@ -544,6 +579,8 @@ def _load_model(folder: Path) -> Any:
             use_safetensors=True,
             output_loading_info=True,
         )
+    except OSError as error:
+        raise EncoderError(f"{folder} holds no weights that are read (model.safetensors): {error}") from None
     finally:
         logging.set_verbosity(level)
     absent = [key for key in report["missing_keys"] if not key.startswith("pooler.")]

@@ -25,6 +25,7 @@ from service.contract.errors import InputError
 from service.contract.images import ImagePreprocessing, read_image
 from service.contract.sounds import AudioPreprocessing
 from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
+from training.cache import default_cache as default_cache
 from training.encoders import FrozenEncoder, Pooled, example_inputs, side_by_side
 from training.errors import TrainingError
 from training.graphs import onnx_bytes, session
@@ -74,12 +75,6 @@ class Features:
         """The pooled features in order, some thousand rows (n, d) at a time."""
         for start in range(0, len(self), _ROWS):
             yield np.array(self.pooled[start : start + _ROWS], np.float32)
-
-
-def default_cache() -> Path:
-    """ISTHMUS_CACHE, else `isthmus` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("ISTHMUS_CACHE") or Path(home) / "isthmus")
 
 
 def cached_features(

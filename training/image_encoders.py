@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 
 class ClipEncoder(nn.Module):
-    """CLIP's vision model: its normalised CLS state, and patches likewise, through its own projection if it has one."""
+    """CLIP's and Chinese-CLIP's vision model: its normalised CLS state, and patches likewise.
+
+    Through the model's own projection if it has one.
+    """
 
     def __init__(self, model: nn.Module, pooling: str | None = None) -> None:
         super().__init__()
@@ -43,3 +46,20 @@ class SiglipEncoder(nn.Module):
         output = self.model(pixels)
         local = output.last_hidden_state
         return (local.mean(1) if self.mean else output.pooler_output), local
+
+
+class PooledEncoder(nn.Module):
+    """A vision model's own pooled state, through the whole model's projection if it has one; the one local vector too.
+
+    ALIGN's EfficientNet, and the vision model of a vision-text dual encoder.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model.vision_model
+        self.projection: Any = getattr(model, "visual_projection", None)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.model(pixel_values=pixels).pooler_output
+        whole = state if self.projection is None else self.projection(state)
+        return whole, whole[:, None]

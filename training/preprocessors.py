@@ -4,11 +4,16 @@ docs/reference/encoders.md lists what is read here, and how it was checked. What
 do it is refused, with the model's type and the setting.
 """
 
+import hashlib
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import nn
 
 from service.contract.images import ImagePreprocessing
 from service.contract.patches import LogMelPatches
@@ -16,7 +21,9 @@ from service.contract.tokens import TextPreprocessing
 from service.contract.waveforms import Waveforms
 from service.contract.windows import LogMelWindows
 from training.audio_encoders import samples_of_a_frame
+from training.cache import default_cache
 from training.errors import TrainingError
+from training.text_encoders import POOLINGS, TWO_TOWERS, Dense
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
@@ -27,18 +34,28 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
     "ViT": {"resample": 2, "stats": _HALF, "size": {"height": 224, "width": 224}, "square": True},
     "Siglip": {"resample": 3, "stats": _HALF, "size": {"height": 224, "width": 224}},
     "CLIP": {"resample": 3, "stats": _CLIP, "size": {"shortest_edge": 224}, **_CROPPED},
+    "ChineseCLIP": {"resample": 3, "stats": _CLIP, "size": {"shortest_edge": 224}, **_CROPPED},
     "Bit": {"resample": 3, "stats": _CLIP, "size": {"shortest_edge": 224}, **_CROPPED},
     "ConvNext": {"resample": 3, "stats": _HALF, "size": {"shortest_edge": 384}, "crop_pct": 224 / 256},
+    "EfficientNet": {
+        "resample": 3,
+        "stats": _HALF,
+        "size": {"height": 346, "width": 346},
+        "crop_size": {"height": 289, "width": 289},
+        "include_top": True,
+    },
     "MobileNetV1": {"resample": 2, "stats": _HALF, "size": {"shortest_edge": 256}, **_CROPPED},
     "MobileNetV2": {"resample": 2, "stats": _HALF, "size": {"shortest_edge": 256}, **_CROPPED},
 }
 # The processor of a model whose file does not name one.
 _OF_MODEL = {
+    "align": "EfficientNet",
     "vit": "ViT",
     "siglip": "Siglip",
     "siglip_vision_model": "Siglip",
     "clip": "CLIP",
     "clip_vision_model": "CLIP",
+    "chinese_clip": "ChineseCLIP",
     "dinov2": "Bit",
     "dinov2_with_registers": "Bit",
     "convnext": "ConvNext",
@@ -48,13 +65,7 @@ _OF_MODEL = {
     "mobilenet_v2": "MobileNetV2",
 }
 Pooling = Literal["mean", "cls", "both", "last"]
-_POOLING: dict[str, Pooling] = {
-    "cls": "cls",
-    "mean": "mean",
-    "lasttoken": "last",
-    "cls_token": "cls",
-    "mean_tokens": "mean",
-}
+_POOLING: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 Hearing = LogMelPatches | LogMelWindows | Waveforms
 _LONGEST_S = 30
 """Of a stretch that a waveform encoder hears at once: the memory of its attention grows with the square."""
@@ -70,9 +81,16 @@ def read_json(folder: Path, name: str) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def _processor_settings(folder: Path, part: str) -> dict[str, Any]:
+    """Of an image processor or a feature extractor, saved alone or as a part of a whole processor; empty where none."""
+    stated = read_json(folder, "preprocessor_config.json") or read_json(folder, "processor_config.json")
+    settings: dict[str, Any] = stated.get(part, stated)
+    return settings
+
+
 def image_preprocessing(folder: Path, model_type: str) -> ImagePreprocessing:
     """Read a preprocessor_config.json as the image processor that it is for would. Raises EncoderError."""
-    stated = read_json(folder, "preprocessor_config.json")
+    stated = _processor_settings(folder, "image_processor")
     if not stated:
         raise EncoderError(f"{folder} holds no preprocessor_config.json")
     where = f"{folder}: {model_type}: preprocessor_config.json"
@@ -94,6 +112,7 @@ def image_preprocessing(folder: Path, model_type: str) -> ImagePreprocessing:
     if shortest is None and "do_center_crop" not in stated:
         cropped = False  # the crop that processors take by default belongs to a shortest edge
     final = crop if cropped else size
+    squashed = None
     if kind == "ConvNext":
         if shortest is None or cropped:
             raise EncoderError(f"{where}: size {size}: a ConvNext processor takes shortest_edge, and crops by crop_pct")
@@ -101,13 +120,17 @@ def image_preprocessing(folder: Path, model_type: str) -> ImagePreprocessing:
         # Below 384 it crops; from there on it squashes.
         shortest = int(shortest / config["crop_pct"]) if shortest < 384 else None
     elif shortest is None and cropped and crop != size:
-        raise EncoderError(f"{where}: do_center_crop after a size of height and width is not read here")
+        squashed = (size["height"], size["width"])
     if "height" not in final:
         raise EncoderError(f"{where} fixes no input size: size is {size}, and do_center_crop is false")
     mean, std = config["stats"]
     mean, std = config.get("image_mean", mean), config.get("image_std", std)
     if not config.get("do_normalize", True):
         mean, std = [0.0] * 3, [1.0] * 3
+    if kind == "EfficientNet" and config.get("rescale_offset") and config.get("do_rescale", True):
+        mean = [value + 1 for value in _three(mean)]  # samples are moved to -1 … 1
+    if kind == "EfficientNet" and config["include_top"]:  # divided by the deviation once more
+        std = [one * two for one, two in zip(_three(std), _three(config.get("image_std", _HALF[1])), strict=True)]
     # 255 · factor is folded into the statistics: (p · f - mean) / std = (p / 255 - mean / (255 f)) / (std / (255 f)).
     factor = 255 * (config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0)
     factor = 1.0 if abs(factor - 1) < 1e-6 else factor
@@ -117,6 +140,7 @@ def image_preprocessing(folder: Path, model_type: str) -> ImagePreprocessing:
             width=final["width"],
             resize="shortest_edge" if shortest else "squash",
             shortest_edge=shortest,
+            squashed=squashed,
             resample=cast(Any, _RESAMPLE[config["resample"]]),
             mean=cast(Any, tuple(value / factor for value in _three(mean))),
             std=cast(Any, tuple(value / factor for value in _three(std))),
@@ -130,8 +154,7 @@ def audio_preprocessing(folder: Path, config: Any) -> Hearing:
     frontend = read_json(folder, "frontend.json")
     if frontend.get("kind") == "log_mel_patches":
         return LogMelPatches.model_validate({k: v for k, v in frontend.items() if k in LogMelPatches.model_fields})
-    stated = read_json(folder, "preprocessor_config.json")
-    stated = stated.get("feature_extractor", stated)  # where a whole processor was saved
+    stated = _processor_settings(folder, "feature_extractor")
     model_type = config.model_type
     read = _FRONT_ENDS.get(model_type)
     if read is None:
@@ -263,18 +286,63 @@ _FRONT_ENDS = {
 }
 
 
+def transformers_tokenizer(folder: Path) -> Any:
+    """The tokenizer that transformers makes of a folder. Raises EncoderError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of many kinds, by what is missing
+        raise EncoderError(
+            f"{folder}: transformers reads no tokenizer there: {type(error).__name__}: {error}"
+        ) from None
+
+
+def tokenizer_file(folder: Path, as_transformers: bool) -> Path:
+    """The folder's tokenizer.json; where there is none, or `as_transformers`, what transformers itself makes of it.
+
+    That is kept in the cache: a class of transformers may change what the file says (SigLIP 2's puts texts in lower
+    case). Raises EncoderError.
+    """
+    path = folder / "tokenizer.json"
+    if path.is_file() and not as_transformers:
+        return path
+    tokenizer = transformers_tokenizer(folder)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise EncoderError(
+            f"{folder} holds no tokenizer.json, and {type(tokenizer).__name__} of transformers makes none"
+        )
+    backend.no_padding()
+    backend.no_truncation()
+    content = backend.to_str()
+    made = default_cache() / f"tokenizer-{hashlib.sha256(content.encode()).hexdigest()[:24]}.json"
+    if not made.is_file():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        partial = made.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(content, encoding="utf-8")
+        os.replace(partial, made)
+    return made
+
+
 def text_preprocessing(folder: Path, config: Any) -> TextPreprocessing:
     """Length and instructions from sentence-transformers' own files where there are, else length from the positions.
 
-    Raises EncoderError.
+    Of a model of two towers from its tokenizer, and from the positions of its text tower. Raises EncoderError.
     """
-    stated = read_json(folder, "sentence_bert_config.json")
+    stated = read_json(transformer_folder(folder), "sentence_bert_config.json")
     if stated.get("do_lower_case"):
         raise EncoderError(f"{folder}: {config.model_type}: sentence_bert_config.json: do_lower_case is not read here")
-    positions = getattr(config, "max_position_embeddings", 512)
-    pad = getattr(config, "pad_token_id", 0) or 0
-    if config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert"):
+    of_text = config.text_config if config.model_type in TWO_TOWERS else config
+    positions = getattr(of_text, "max_position_embeddings", 512)
+    pad = getattr(of_text, "pad_token_id", 0) or 0
+    if of_text.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert", "clap_text_model"):
         positions -= pad + 1  # their position ids start after the padding id
+    if config.model_type in TWO_TOWERS:
+        tokenizer = transformers_tokenizer(folder)
+        return TextPreprocessing(
+            max_length=min(tokenizer.model_max_length, positions), pad_id=tokenizer.pad_token_id or 0
+        )
     asked = read_json(folder, "config_sentence_transformers.json")
     prompts = asked.get("prompts") or {}
     default = prompts.get(asked.get("default_prompt_name"), "")
@@ -287,24 +355,92 @@ def text_preprocessing(folder: Path, config: Any) -> TextPreprocessing:
     )
 
 
-def sentence_pooling(folder: Path, model_type: str, chosen: Pooling | None) -> tuple[Pooling, bool]:
-    """How sentence-transformers pools the model, where nothing else is `chosen`, and whether it normalises the result.
+@dataclass(frozen=True)
+class SentenceModules:
+    """What sentence-transformers puts behind a text model."""
 
-    Raises EncoderError for a module or a pooling that is not served here.
-    """
+    poolings: tuple[str, ...]
+    """Several are side by side; empty where no file states one."""
+    dense: tuple[Path, ...]
+    """Folders of Dense layers, in their order."""
+    normalised: bool
+
+    @property
+    def plain(self) -> Pooling | None:
+        """The one pooling that needs no module of its own."""
+        if self.dense or len(self.poolings) > 1:
+            return None
+        return _POOLING.get(self.poolings[0]) if self.poolings else "mean"
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Where the text model itself lies in a folder of sentence-transformers: older ones have a folder for it."""
+    modules = read_json(folder, "modules.json") or []
+    first = modules[0] if modules and modules[0]["type"].endswith(".Transformer") else {}
+    inside = folder / first.get("path", "")
+    return inside if (inside / "config.json").is_file() else folder
+
+
+def sentence_modules(folder: Path, model_type: str) -> SentenceModules:
+    """Read modules.json, and the pooling. Raises EncoderError for a module or a pooling that is not served here."""
     modules = read_json(folder, "modules.json") or []
     kinds = [module["type"].rpartition(".")[2] for module in modules]
-    if others := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
-        raise EncoderError(f"{folder}: {model_type}: modules.json: a module {others[0]} is not served here")
-    path = next((m["path"] for m, kind in zip(modules, kinds, strict=True) if kind == "Pooling"), "1_Pooling")
-    stated, where = read_json(folder, f"{path}/config.json"), f"{folder}: {model_type}: {path}/config.json"
-    modes = [key.removeprefix("pooling_mode_") for key, on in stated.items() if key.startswith("pooling_mode_") and on]
-    modes += [stated["pooling_mode"]] if "pooling_mode" in stated else []
+    where = f"{folder}: {model_type}: modules.json"
+    if others := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Dense", "Normalize")]:
+        raise EncoderError(f"{where}: a module {others[0]} is not served here")
+    order = [("Transformer", "Pooling", "Dense", "Normalize").index(kind) for kind in kinds]
+    if order != sorted(order):
+        raise EncoderError(f"{where}: modules in the order {', '.join(kinds)} are not served here")
+    paths = [folder / module["path"] for module in modules]
+    place = next((path for path, kind in zip(paths, kinds, strict=True) if kind == "Pooling"), folder / "1_Pooling")
+    stated, where = read_json(place, "config.json"), f"{folder}: {model_type}: {place.name}/config.json"
     if stated.get("include_prompt", True) is False:
         raise EncoderError(f"{where}: include_prompt false is not served here")
-    if chosen is None and modes and (len(modes) > 1 or modes[0] not in _POOLING):
-        raise EncoderError(f"{where}: pooling by {', '.join(modes)} is not served here")
-    return chosen or (_POOLING[modes[0]] if modes else "mean"), "Normalize" in kinds
+    given = stated.get("pooling_mode")
+    if given is None:
+        switches = {
+            key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token"): on
+            for key, on in stated.items()
+            if key.startswith("pooling_mode_")
+        }
+        switches = {"mean_sqrt_len_tokens" if key == "mean_sqrt_len" else key: on for key, on in switches.items()}
+        given = [key for key in sorted(switches, key=_place) if switches[key]]
+    poolings = (given,) if isinstance(given, str) else tuple(given)
+    if unknown := [name for name in poolings if name not in POOLINGS]:
+        raise EncoderError(f"{where}: pooling by {', '.join(unknown)} is not served here")
+    dense = tuple(path for path, kind in zip(paths, kinds, strict=True) if kind == "Dense")
+    return SentenceModules(poolings, dense, "Normalize" in kinds)
+
+
+def _place(pooling: str) -> int:
+    return POOLINGS.index(pooling) if pooling in POOLINGS else len(POOLINGS)
+
+
+def dense_layer(folder: Path) -> Dense:
+    """A Dense layer of sentence-transformers. Raises EncoderError."""
+    stated, weights = read_json(folder, "config.json"), folder / "model.safetensors"
+    if not stated or not weights.is_file():
+        raise EncoderError(f"{folder}: a Dense layer needs config.json and model.safetensors")
+    named = stated.get("activation_function", "torch.nn.modules.activation.Tanh")
+    activation = _ACTIVATIONS.get(named.rpartition(".")[2]) if named.startswith("torch.nn.") else None
+    others = sorted(
+        key
+        for key in ("module_input_name", "module_output_name")
+        if stated.get(key, "sentence_embedding") not in (None, "sentence_embedding")
+    )
+    if activation is None or others:
+        raise EncoderError(
+            f"{folder}: a Dense layer with {named}{''.join(f', {key}' for key in others)} is not served here"
+        )
+    layer = Dense(stated, activation())
+    try:
+        layer.load_state_dict(load_file(weights))
+    except RuntimeError as error:
+        raise EncoderError(f"{weights} does not fit its config.json: {error}") from None
+    return layer
+
+
+_ACTIVATIONS = {kind.__name__: kind for kind in (nn.GELU, nn.Identity, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh)}
 
 
 def _processor(stated: dict[str, Any], model_type: str) -> str:

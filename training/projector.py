@@ -251,3 +251,13 @@ class Head(nn.Module):
             projected = self.project(mean)
             mean = self.norm(projected + self.dropout(self.refine(gelu(projected))))
         return normalize(mean, dim=-1)
+
+
+class NoHead(Head):
+    """No projector: the encoder's own vectors (B, d), brought to length 1."""
+
+    def __init__(self, modality: Modality, width: int) -> None:
+        nn.Module.__init__(self)
+        self.modality, self.width, self.kind = modality, width, "none"
+        self.reserve, self.branch = None, None
+        self.pooled = nn.Identity()

@@ -35,8 +35,9 @@ SCHEMA_VERSION: Final = 1
 MANIFEST = "manifest.json"
 
 Modality = Literal["image", "audio", "text"]
-# bound: a projector of another space, and the map from there into this one.
-ProjectorKind = Literal["linear", "mlp", "glu", "token", "attention", "bound"]
+# bound: a projector of another space, and the map from there into this one. none: the encoder has a projection of its
+# own, and its vectors are only brought to length 1.
+ProjectorKind = Literal["linear", "mlp", "glu", "token", "attention", "bound", "none"]
 MODALITIES: tuple[Modality, ...] = ("image", "audio", "text")
 Precision = Literal["fp32", "fp16", "int8"]
 Accelerator = Literal["cpu", "cuda"]
@@ -62,7 +63,7 @@ _MODALITY_OF_KIND: Mapping[str, Modality] = {
 }
 
 # Settings that came after the first spaces: at these values they change no vector, and are left out of a space's hash.
-_LATER = {"query_prefix": "", "passage_prefix": ""}
+_LATER = {"query_prefix": "", "passage_prefix": "", "squashed": None}
 
 # A graph's inputs are `preprocessing.inputs`. Every graph has one output: float32 (B, dimensions), unit length.
 OUTPUT = "unit_vectors"
@@ -179,6 +180,9 @@ class Manifest(_Model):
     towers: dict[Modality, Tower] = Field(min_length=1)
     temperature: float = Field(gt=0)
     """Softmax temperature of similarities that training learned; scores are softmax(similarity / temperature)."""
+    bias: float | None = None
+    """Of a space that learned by a sigmoid (SigLIP): sigmoid(similarity / temperature + bias) is the probability of a
+    label by itself."""
     means: dict[Modality, list[float]] = {}
     """Mean unit vector per modality over the training pairs: the modality gap."""
     abstention: dict[Modality, Detector] = {}

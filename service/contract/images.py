@@ -107,6 +107,8 @@ class ImagePreprocessing(BaseModel):
     """`squash` ignores the aspect ratio; `shortest_edge` keeps it, to the pixel, and crops the centre."""
     shortest_edge: int | None = Field(default=None, gt=0, le=4096)
     """Length of the shorter side before the crop; None means the crop's own size."""
+    squashed: tuple[int, int] | None = None
+    """Height and width that `squash` makes, before the centre is cropped; None means the crop's own."""
     resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)
@@ -120,6 +122,13 @@ class ImagePreprocessing(BaseModel):
     def _covers_the_crop(self) -> Self:
         if self.resize == "shortest_edge" and (self.shortest_edge or 4096) < max(self.height, self.width):
             raise ValueError(f"shortest_edge {self.shortest_edge} is less than the crop, {self.height} x {self.width}")
+        if self.squashed is not None:
+            if self.resize != "squash":
+                raise ValueError("squashed is given, and resize is not squash")
+            if not (self.height <= self.squashed[0] <= 4096 and self.width <= self.squashed[1] <= 4096):
+                raise ValueError(
+                    f"squashed {self.squashed} is no size from the crop, {self.height} x {self.width}, to 4096"
+                )
         return self
 
 
@@ -558,7 +567,8 @@ def _least(size: tuple[int, int], lying: bool, spec: Enough) -> tuple[int, int]:
     if isinstance(spec, int):
         return spec, spec
     if spec.resize == "squash":
-        width, height = (spec.height, spec.width) if lying else (spec.width, spec.height)
+        high, wide = spec.squashed or (spec.height, spec.width)
+        width, height = (high, wide) if lying else (wide, high)
     else:
         edge = spec.shortest_edge or max(spec.height, spec.width)
         scale = edge / min(size)
@@ -581,7 +591,11 @@ def preprocess_image(
 def _preprocessed(picture: _Picture, spec: ImagePreprocessing) -> NDArray[np.float32]:
     resample = Image.Resampling[spec.resample.upper()]
     if spec.resize == "squash":
-        image = picture.resized((spec.width, spec.height), resample)
+        high, wide = spec.squashed or (spec.height, spec.width)
+        image = picture.resized((wide, high), resample)
+        if spec.squashed is not None:
+            left, top = (wide - spec.width) // 2, (high - spec.height) // 2
+            image = image.crop((left, top, left + spec.width, top + spec.height))
     else:
         edge = spec.shortest_edge or max(spec.height, spec.width)
         full = picture.full or picture.size

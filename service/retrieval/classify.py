@@ -79,6 +79,8 @@ class Score:
     label: str
     score: float
     similarity: float
+    probability: float | None = None
+    """Of the label by itself, in a space that learned by a sigmoid."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ class Classifier:
                 vectors,
                 encoded.vectors,
                 [_name(label) for label in chosen.labels],
-                self._embedder.manifest.temperature,
+                self._embedder.manifest,
                 top_k,
                 threshold,
                 detector,
@@ -506,7 +508,7 @@ def _classifications(
     inputs: Vectors,
     labels: Vectors,
     names: Sequence[str],
-    temperature: float,
+    manifest: Manifest,
     top_k: int,
     threshold: float | None,
     detector: Detector | None,
@@ -518,19 +520,27 @@ def _classifications(
     similarities = np.concatenate(
         [wide @ labels[start : start + _ROWS].astype(np.float64).T for start in range(0, len(labels), _ROWS)], axis=1
     )
-    logits = similarities / temperature
+    logits = similarities / manifest.temperature
     scores = np.exp(logits - logits.max(axis=1, keepdims=True))
     scores /= scores.sum(axis=1, keepdims=True)
     likely: Sequence[float | None] = [None] * len(inputs)
     if detector is not None:
-        likely = detector.probability(abstention.scores(similarities, temperature)).tolist()
+        likely = detector.probability(abstention.scores(similarities, manifest.temperature)).tolist()
     results = []
-    for label_scores, similar, on_topic in zip(scores, similarities, likely, strict=True):
+    for label_scores, similar, row, on_topic in zip(scores, similarities, logits, likely, strict=True):
         order = _best(similar, top_k)
-        best = [Score(names[place], float(label_scores[place]), float(similar[place])) for place in order]
+        alone = [None] * len(order) if manifest.bias is None else _sigmoid(row[order] + manifest.bias).tolist()
+        best = [
+            Score(names[place], float(label_scores[place]), float(similar[place]), probability)
+            for place, probability in zip(order, alone, strict=True)
+        ]
         unsure = threshold is not None and best[0].score < threshold
         results.append(Classification(best, unsure or (on_topic is not None and on_topic < cut), on_topic))
     return results
+
+
+def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(0.5 * (1 + np.tanh(logits / 2)))
 
 
 def _best(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:

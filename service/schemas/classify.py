@@ -153,6 +153,11 @@ class ScoredLabel(BaseModel):
     label: str
     score: float = Field(description="Softmax at the bundle's temperature over all the labels; they sum to 1.")
     similarity: float = Field(description="Cosine similarity of the input and the label.")
+    probability: float | None = Field(
+        default=None,
+        description="Of the label by itself, whatever the others are. There where the bundle has a `bias`, as an "
+        "imported SigLIP has.",
+    )
 
 
 class Classified(BaseModel):

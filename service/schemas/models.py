@@ -26,6 +26,8 @@ class ModelDescription(BaseModel):
     dimensions: int
     matryoshka: list[int]
     temperature: float
+    bias: float | None
+    """Of a space that learned by a sigmoid: sigmoid(similarity / temperature + bias) is a label's own probability."""
     towers: dict[Modality, TowerDescription]
     evaluation: dict[str, float | int | bool | str | list[float]]
     licences: list[Licence]

@@ -500,12 +500,12 @@ def text_features(folder: Path, text: str, mode: str, unit: bool) -> torch.Tenso
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"modules.json": [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]}, "bert.*module Dense"),
-        ({"1_Pooling/config.json": {"pooling_mode_max_tokens": True}}, "bert.*pooling by max_tokens"),
+        ({"modules.json": [{"path": "2_LSTM", "type": "sentence_transformers.models.LSTM"}]}, "bert.*module LSTM"),
         (
-            {"1_Pooling/config.json": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}},
-            "bert.*pooling by cls_token, mean_tokens",
+            {"modules.json": [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]},
+            "2_Dense: a Dense layer",
         ),
+        ({"1_Pooling/config.json": {"pooling_mode": ["mean", "median"]}}, "bert.*pooling by median"),
         ({"1_Pooling/config.json": {"pooling_mode": "mean", "include_prompt": False}}, "bert.*include_prompt"),
         ({"sentence_bert_config.json": {"do_lower_case": True}}, "bert.*do_lower_case"),
     ],

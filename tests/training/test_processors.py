@@ -12,6 +12,7 @@ from transformers import (
     BitImageProcessorPil,
     CLIPImageProcessorPil,
     ConvNextImageProcessorPil,
+    EfficientNetImageProcessorPil,
     MobileNetV1ImageProcessorPil,
     MobileNetV2ImageProcessorPil,
     SiglipImageProcessorPil,
@@ -52,6 +53,7 @@ PROCESSORS = {
     "mobilenet v1": MobileNetV1ImageProcessorPil(),
     "mobilenet v2": MobileNetV2ImageProcessorPil(),
     "odd crop": BitImageProcessorPil(size={"shortest_edge": 101}, crop_size={"height": 57, "width": 100}),
+    "squashed and cropped": CLIPImageProcessorPil(size={"height": 251, "width": 240}, do_center_crop=True),
     "not normalised": ViTImageProcessorPil(do_normalize=False),
     **{f"resample {code}": CLIPImageProcessorPil(resample=code) for code in RESAMPLINGS},
 }
@@ -98,6 +100,21 @@ def test_another_scale_is_folded_into_the_statistics(
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        # As ALIGN's, and as EfficientNet's own classifiers.
+        {"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False, "include_top": False},
+        {"rescale_factor": 1 / 127.5, "rescale_offset": True, **IMAGENET},
+    ],
+)
+def test_an_efficientnet_is_squashed_cropped_and_moved(
+    tmp_path: Path, photographs: list[Image.Image], changes: dict[str, Any]
+) -> None:
+    check(EfficientNetImageProcessorPil(do_center_crop=True, **changes), tmp_path, photographs, most=1e-5)
+
+
+@pytest.mark.parametrize(
     ("model_type", "stated", "expected"),
     [
         ("vit", {"size": 224}, {"resize": "squash", "height": 224, "resample": "bilinear"}),
@@ -122,7 +139,10 @@ def test_older_files_mean_what_they_meant(
         ({"do_resize": False}, "vit.*do_resize is false"),
         ({"size": {"shortest_edge": 224, "longest_edge": 500}}, "vit.*longest_edge"),
         ({"size": {"shortest_edge": 224}}, "vit.*fixes no input size"),
-        ({"size": {"height": 256, "width": 256}, "do_center_crop": True, "crop_size": 224}, "do_center_crop after"),
+        (
+            {"size": {"height": 200, "width": 256}, "do_center_crop": True, "crop_size": 224},
+            "squashed .200, 256. is no",
+        ),
         ({"resample": 9}, "resample 9"),
         (
             {"image_processor_type": "CLIPImageProcessor", "size": 200, "crop_size": 224},

@@ -57,7 +57,10 @@ def _result(found: Classification) -> Classified:
         return Classified(labels=[], abstained=False, error=InputProblem(**input_problem(found.error)))
     return Classified(
         labels=[
-            ScoredLabel(label=label.label, score=label.score, similarity=label.similarity) for label in found.labels
+            ScoredLabel(
+                label=label.label, score=label.score, similarity=label.similarity, probability=label.probability
+            )
+            for label in found.labels
         ],
         abstained=found.abstained,
         on_topic=found.on_topic,

@@ -38,6 +38,7 @@ def _described(model: Model) -> ModelDescription:
         dimensions=manifest.dimensions,
         matryoshka=list(manifest.matryoshka),
         temperature=manifest.temperature,
+        bias=manifest.bias,
         towers=towers,
         evaluation=manifest.evaluation,
         licences=list(manifest.parts),

@@ -1,0 +1,242 @@
+"""Tiny random models of the families that `isthmus import` reads, saved as their own libraries save them.
+
+Their weights are so large that different inputs get different vectors: a tower that lost its way would be noticed.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import (
+    AlignConfig,
+    AlignModel,
+    BertConfig,
+    BertTokenizer,
+    ChineseCLIPConfig,
+    ChineseCLIPImageProcessorPil,
+    ChineseCLIPModel,
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    EfficientNetImageProcessorPil,
+    RobertaTokenizer,
+    Siglip2Tokenizer,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+    ViTConfig,
+    ViTImageProcessorPil,
+)
+
+WIDTH = 24
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+VIT = {**SMALL, "image_size": 32, "patch_size": 8}
+CUT = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
+
+
+def wide(model: nn.Module, gain: float = 1.6, seed: int = 0) -> nn.Module:
+    """Weights by their fan-in, times a gain; embeddings of unit size."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight.data.normal_(0, 1, generator=generator)
+        elif isinstance(module, nn.Linear | nn.Conv2d | nn.Conv1d):
+            fan_in = module.weight[0].numel()
+            module.weight.data.normal_(0, gain / fan_in**0.5, generator=generator)
+    return model.eval()
+
+
+def apart(model: Any, gain: float = 5.0) -> Any:
+    """As `wide`; the text tower, which reads the state of its first token, looks at the others the more."""
+    wide(model)
+    wide(model.text_model, gain, seed=1)
+    return model
+
+
+def byte_symbols() -> list[str]:
+    """The 256 characters that byte-level tokenizers write bytes as, in the order of GPT-2's table."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return [chr(byte) for byte in plain] + [chr(256 + index) for index in range(len(others))]
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    symbols = byte_symbols()
+    merges = [("a", "t</w>"), ("t", "h"), ("th", "e</w>"), ("i", "n"), ("c", "at</w>")]
+    pieces = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in merges)]
+    vocabulary = {piece: index for index, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=40)
+
+
+def clip(folder: Path) -> None:
+    tokenizer = clip_tokenizer()
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 1}
+    text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 40, **special}
+    config = CLIPConfig(text_config=text, vision_config=VIT, projection_dim=WIDTH, logit_scale_init_value=3.2)
+    wide(CLIPModel(config)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(**CUT).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A tiny CLIP\n")
+
+
+def bert_tokenizer() -> BertTokenizer:
+    """Letters, digits, punctuation and a few Chinese signs; everything else is unknown."""
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    signs = list("一只猫坐在窗台上。张的照片")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{each}" for each in letters), *signs]
+    return BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=64)
+
+
+def roberta_tokenizer() -> RobertaTokenizer:
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *byte_symbols()]
+    return RobertaTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], model_max_length=62)
+
+
+def siglip2_tokenizer(**settings: Any) -> Siglip2Tokenizer:
+    """In lower case, with bytes for what has no piece; without merges."""
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += ["▁", *"abcdefghijklmnopqrstuvwxyz0123456789.,!"]
+    return Siglip2Tokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], **settings)
+
+
+def siglip(folder: Path, **settings: Any) -> None:
+    """As SigLIP 2 of one resolution: texts are padded on the right, and no mask is made."""
+    settings = {"padding_side": "right", "model_input_names": ["input_ids"]} | settings
+    tokenizer = siglip2_tokenizer(**settings)
+    text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 24, "projection_size": 32}
+    config = SiglipConfig(text_config=text, vision_config=VIT)
+    model: Any = wide(SiglipModel(config))
+    model.logit_scale.data.fill_(2.5)
+    model.logit_bias.data.fill_(-9.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def siglip_masked(folder: Path) -> None:
+    """With what Siglip2Tokenizer does by itself: padding on the left, and a mask."""
+    siglip(folder, padding_side="left", model_input_names=["input_ids", "attention_mask"])
+
+
+CLAP_TEXT = {**SMALL, "max_position_embeddings": 64, "projection_dim": WIDTH, "pad_token_id": 1}
+CLAP_AUDIO = {
+    "spec_size": 64,
+    "num_mel_bins": 16,
+    "patch_embeds_hidden_size": 8,
+    "depths": [1, 1],
+    "window_size": 4,
+    "num_attention_heads": [2, 2],
+    "num_hidden_layers": 2,
+    "hidden_size": 16,
+    "projection_dim": WIDTH,
+}
+FUSED = {"spec_size": 256, "num_mel_bins": 64, "patch_size": 16, "patch_stride": [16, 16], "enable_fusion": True}
+
+
+def clap(folder: Path, fused: bool = False) -> None:
+    tokenizer = roberta_tokenizer()
+    audio = CLAP_AUDIO | (FUSED if fused else {})
+    text = CLAP_TEXT | {"vocab_size": len(tokenizer)}
+    config = ClapConfig(text_config=text, audio_config=audio, projection_dim=WIDTH, logit_scale_init_value=14.0)
+    model = apart(ClapModel(config))
+    tokenizer.save_pretrained(folder)
+    mels = 64 if fused else 16  # transformers fuses no other number
+    extractor = ClapFeatureExtractor(feature_size=mels, max_length_s=2, truncation="fusion" if fused else "rand_trunc")
+    extractor.save_pretrained(folder)
+    centre(model, extractor)
+    model.save_pretrained(folder)
+
+
+@torch.inference_mode()
+def centre(model: Any, extractor: Any) -> None:
+    """Take the mean over some sounds off: what an average over a spectrogram has in common would drown the rest."""
+    rng = np.random.default_rng(0)
+    time = np.arange(80_000) / 48_000
+    waveforms = [np.sin(2 * np.pi * 300 * 2**octave * time) for octave in range(4)] + [rng.normal(0, 0.2, 80_000)]
+    inputs = extractor(waveforms, sampling_rate=48_000, return_tensors="pt")
+    inputs["is_longer"] = torch.zeros(len(waveforms), 1, dtype=torch.bool)
+    heard = model.audio_projection(model.audio_model(**inputs).pooler_output)
+    model.audio_projection.linear2.bias.data -= heard.mean(0)
+
+
+def clap_fused(folder: Path) -> None:
+    clap(folder, fused=True)
+
+
+def align(folder: Path) -> None:
+    tokenizer = bert_tokenizer()
+    text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    vision = {
+        "image_size": 64,
+        "width_coefficient": 1.0,
+        "depth_coefficient": 1.0,
+        "kernel_sizes": [3, 5],
+        "in_channels": [32, 16],
+        "out_channels": [16, WIDTH],
+        "depthwise_padding": [],
+        "strides": [1, 2],
+        "num_block_repeats": [1, 2],
+        "expand_ratios": [1, 4],
+        "hidden_dim": WIDTH,
+    }
+    config = AlignConfig(text_config=text, vision_config=vision, projection_dim=WIDTH, temperature_init_value=0.2)
+    apart(AlignModel(config)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    EfficientNetImageProcessorPil(
+        size={"height": 77, "width": 77},
+        crop_size={"height": 64, "width": 64},
+        do_center_crop=True,
+        resample=2,
+        rescale_factor=1 / 127.5,
+        rescale_offset=True,
+        do_normalize=False,
+        include_top=False,
+    ).save_pretrained(folder)
+
+
+def chinese_clip(folder: Path) -> None:
+    """With vocab.txt alone, as its authors' folders are, and no tokenizer.json."""
+    tokenizer = bert_tokenizer()
+    text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    config = ChineseCLIPConfig(text_config=text, vision_config=VIT, projection_dim=WIDTH, logit_scale_init_value=2.9)
+    apart(ChineseCLIPModel(config)).save_pretrained(folder)
+    words = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    (folder / "vocab.txt").write_text("\n".join(word for word, _ in words) + "\n", encoding="utf-8")
+    ChineseCLIPImageProcessorPil(**CUT).save_pretrained(folder)
+
+
+def dual_encoder(folder: Path) -> None:
+    tokenizer = bert_tokenizer()
+    text = BertConfig(**SMALL, vocab_size=len(tokenizer), max_position_embeddings=64)
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(ViTConfig(**VIT), text, projection_dim=WIDTH)
+    wide(VisionTextDualEncoderModel(config), gain=3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+SAVE: dict[str, Callable[[Path], None]] = {
+    "clip": clip,
+    "siglip": siglip,
+    "siglip masked": siglip_masked,
+    "clap": clap,
+    "clap fused": clap_fused,
+    "align": align,
+    "chinese_clip": chinese_clip,
+    "dual encoder": dual_encoder,
+}
+
+
+def described(folder: Path, **values: Any) -> None:
+    """Change a folder's config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))

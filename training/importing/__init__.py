@@ -1,0 +1,1 @@
+"""`isthmus import`: models that are aligned already become bundles, without training."""
