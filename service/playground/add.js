@@ -112,7 +112,6 @@ export function addView(app) {
     const items = (await Promise.all(ids.slice(0, PICTURED).map(ask))).filter(Boolean);
     if (running) return;
     arrivals.show(items, { label: "Added" });
-    arrivals.finish();
   }
 
   function busy(on) {

@@ -3,15 +3,18 @@
 import { el, icon, iconButton } from "./dom.js";
 import { ICONS, dateOf, dayWords, folderOf, kindName, momentWords, nameOf, shortFolder } from "./items.js";
 import { player } from "./player.js";
-import { previewUrl, whenNear } from "./previews.js";
+import { plainPreview, previewUrl, whenNear } from "./previews.js";
 
 const [NARROWEST, WIDEST] = [0.72, 2.1]; // of a card, as a share of its height
 const RATIOS = { audio: 1.7, text: 1.6, video: 1.6 };
 
-/** The picture of an item, or what stands for it. `place` is what is emptied as a whole with forget(). */
-export function face(item, collection, place) {
+/**
+ * The picture of an item, or what stands for it. `place` is what is emptied as a whole with forget(); `soon` fetches the
+ * picture at once, not when it comes near.
+ */
+export function face(item, collection, place, soon) {
   const seen = item.preview;
-  if (seen?.media_type?.startsWith("image/")) return picture(item, collection, place);
+  if (seen?.media_type?.startsWith("image/")) return picture(item, collection, place, soon);
   if (seen?.media_type?.startsWith("audio/")) {
     const load = () => previewUrl(item, collection, place);
     return player({ name: nameOf(item), peaks: seen.peaks ?? [], seconds: seen.seconds, from: item.moment?.start, load });
@@ -22,17 +25,18 @@ export function face(item, collection, place) {
 
 const blank = (item) => el("span", { class: "blank" }, icon(ICONS[item.modality] ?? "vector"));
 
-function picture(item, collection, place) {
+function picture(item, collection, place, soon) {
   const { width, height } = item.preview;
-  const image = el("img", { alt: "", width, height, class: "waiting", decoding: "async" });
-  whenNear(image, async () => {
-    try {
-      image.src = await previewUrl(item, collection, place);
-      image.classList.remove("waiting");
-    } catch {
-      image.replaceWith(blank(item)); // deleted meanwhile
-    }
-  });
+  const image = el("img", { alt: "", width, height, decoding: "async" });
+  const gone = () => image.replaceWith(blank(item)); // deleted meanwhile
+  const address = plainPreview(item, collection);
+  image.addEventListener("error", gone);
+  if (address) {
+    if (!soon) image.loading = "lazy";
+    image.src = address;
+  } else {
+    whenNear(image, () => previewUrl(item, collection, place).then((href) => (image.src = href), gone));
+  }
   return image;
 }
 
@@ -51,14 +55,14 @@ export function bar(share) {
 }
 
 /** `open(item)` shows it large; `like` and `compose` ask with it; `fit(item)` is {share, words} of how well it fits. */
-export function card(item, { collection, place, open, like, compose, fit, tag = "li" }) {
+export function card(item, { collection, place, open, like, compose, fit, soon, tag = "li" }) {
   const name = nameOf(item);
   const match = fit?.(item);
   const [folder, date] = [folderOf(item), dateOf(item)];
   const made = el(
     tag,
     { class: `card ${item.modality}`, "data-id": item.id },
-    el("div", { class: "face" }, face(item, collection, place),
+    el("div", { class: "face" }, face(item, collection, place, soon),
       item.moment && el("span", { class: "moment" }, momentWords(item.moment)),
       item.modality === "video" && el("span", { class: "badge" }, icon("play"))),
     el("div", { class: "about" },
@@ -69,10 +73,17 @@ export function card(item, { collection, place, open, like, compose, fit, tag = 
       (folder || date) && el("p", { class: "where" },
         folder && el("span", { class: "folder", title: folder }, shortFolder(folder)), date && el("span", {}, dayWords(date))),
       match && el("p", { class: "match", title: match.title }, match.share != null && bar(match.share), el("span", {}, match.words))),
-    (like || compose) && el("p", { class: "acts" },
-      like && iconButton(`More like ${name}`, "like", () => like(item)),
-      compose && iconButton(`Combine with ${name}`, "plus", () => compose(item))),
   );
+  // Made for the card that is pointed at or focused: among a thousand they would take a third of the work.
+  let dressed = !like && !compose;
+  const dress = () => {
+    if (dressed) return;
+    dressed = true;
+    made.append(el("p", { class: "acts" },
+      like && iconButton(`More like ${name}`, "like", () => like(item)),
+      compose && iconButton(`Combine with ${name}`, "plus", () => compose(item))));
+  };
+  for (const event of ["pointerenter", "focusin"]) made.addEventListener(event, dress);
   made.style.setProperty("--ratio", ratioOf(item));
   return made;
 }

@@ -8,7 +8,7 @@ import { MANY } from "./items.js";
 import { forget } from "./previews.js";
 
 const ROWS = 2; // of a section that others follow
-const AT_ONCE = 24; // cards
+const AT_ONCE = 8; // cards, and what fills their last row
 const REM = 16; // pixels
 const ROW = { image: 12.5 * REM, audio: 6.5 * REM, text: 9 * REM }; // as in app.css
 const LOW = { audio: 3, text: 2 }; // what is not looked at takes less height among its own kind
@@ -25,13 +25,21 @@ export function gallery(place, { collection, more, like, compose, fit, failed })
   const items = new WeakMap(); // card → its item
   const sentinel = el("div", { class: "sentinel" });
   let wanting = false;
+  let round = 0; // how many times it was emptied
+  let ended = false; // there is no more to be asked for
   let backlog = []; // items that are here and not shown yet: many cards at once would hold up the scrolling
-  const end = new IntersectionObserver(async ([entry]) => {
-    if (!entry.isIntersecting || wanting) return;
+  let flow = null; // the list that is added to: {list, items, label}
+  const end = new IntersectionObserver(async (entries) => {
+    if (!entries.at(-1).isIntersecting || wanting) return; // a busy page is told of several changes at once
     wanting = true;
-    const came = backlog.length ? pour() : await more();
+    const asked = round;
+    if (backlog.length) pour();
+    else {
+      const came = await more();
+      if (asked === round) ended = !came;
+    }
     wanting = false;
-    if (came || backlog.length) watch();
+    if (!ended || backlog.length) watch();
   }, { rootMargin: "1500px" });
 
   /** Be told of the end, also where it is in sight already. */
@@ -40,15 +48,46 @@ export function gallery(place, { collection, more, like, compose, fit, failed })
     end.observe(sentinel);
   }
 
-  function pour() {
-    place.querySelector(".flow").lastElementChild.before(...backlog.splice(0, AT_ONCE).map(make));
-    return true;
+  /** Show some more of what is here: full rows, and the next in a list of its own, for a list is laid out as a whole. */
+  function pour(soon = false) {
+    const all = [...flow.items, ...backlog];
+    const end = wholeRows(all, Math.max(AT_ONCE, flow.items.length + 1));
+    const fresh = backlog.splice(0, end - flow.items.length);
+    flow.list.lastElementChild.before(...fresh.map((item) => make(item, soon)));
+    flow.list.hidden = false;
+    flow.items.push(...fresh);
+    if (end < all.length) {
+      flow.list.lastElementChild.remove(); // the filler
+      begin(flow.label);
+    }
   }
 
-  const options = () => ({ collection: collection(), place, open: (item) => open(item), like, compose, fit });
+  /** Let what is added from now on have a list of its own. */
+  function begin(label) {
+    flow = { list: grid([], label), items: [], label };
+    flow.list.hidden = true;
+    sentinel.before(flow.list);
+  }
 
-  const make = (item) => {
-    const made = card(item, options());
+  // In rows of another width the lists' last rows would not be full: they become one again.
+  let width = 0;
+  new ResizeObserver(() => {
+    if (width && place.clientWidth && place.clientWidth !== width) {
+      for (const list of place.querySelectorAll(".grid + .grid")) {
+        const former = list.previousElementSibling;
+        former.append(...list.childNodes);
+        if (flow.list === list) flow = { ...flow, list: former, items: [...former.querySelectorAll(".card")].map((made) => items.get(made)) };
+        former.hidden = list.hidden && former.hidden;
+        list.remove();
+      }
+    }
+    width = place.clientWidth || width;
+  }).observe(place);
+
+  const options = { place, open: (item) => open(item), like, compose, fit };
+
+  const make = (item, soon) => {
+    const made = card(item, { ...options, collection: collection(), soon });
     cards.set(item, made);
     items.set(made, item);
     return made;
@@ -80,11 +119,14 @@ export function gallery(place, { collection, more, like, compose, fit, failed })
   }
 
   const grid = (items, label, { kind = "", whole = false } = {}) =>
-    el("ul", { class: `grid ${kind}`, "aria-label": label }, items.map(make), !whole && filler());
+    el("ul", { class: `grid ${kind}`, "aria-label": label }, items.map((item) => make(item, true)), !whole && filler());
   const filler = () => el("li", { class: "filler", role: "presentation", "aria-hidden": "true" });
 
   function clear() {
     forget(place);
+    flow = null;
+    ended = false;
+    round++;
     cards.clear();
     backlog = [];
     end.disconnect();
@@ -102,36 +144,27 @@ export function gallery(place, { collection, more, like, compose, fit, failed })
       const there = (item) => !isDeleted(item, collection());
       for (const section of sections ?? []) place.append(sectionOf({ ...section, items: section.items.filter(there) }));
       const rest = all.filter((item) => there(item) && !cards.has(item));
-      const flow = grid(rest.slice(0, AT_ONCE), sections ? "More results" : label);
-      backlog = rest.slice(AT_ONCE);
+      backlog = rest;
       if (sections?.length && rest.length) place.append(el("h2", { class: "kinds" }, "More of everything"));
-      flow.hidden = !rest.length;
-      flow.classList.add("flow");
-      place.append(flow, sentinel);
+      place.append(sentinel);
+      begin(sections ? "More results" : label);
+      if (rest.length) pour(true);
       end.observe(sentinel);
     },
     /** Append items to the flow: some of them now, the rest as the end comes near. */
     add(more) {
-      const fresh = more.filter((item) => !isDeleted(item, collection()));
-      const flow = place.querySelector(".flow");
-      flow.hidden &&= !fresh.length;
-      backlog.push(...fresh);
-      pour();
+      backlog.push(...more.filter((item) => !isDeleted(item, collection())));
+      if (backlog.length) pour();
       watch();
     },
     /** Put something between the items, such as a heading, and let what is added follow it. */
     head(element, label) {
       while (backlog.length) pour();
-      place.querySelector(".flow")?.classList.remove("flow");
-      const flow = grid([], label);
-      flow.classList.add("flow");
-      sentinel.before(element, flow);
+      sentinel.before(element);
+      begin(label);
     },
     find: (id) => [...cards.keys()].find((item) => item.id === id),
     open,
-    finish() {
-      end.disconnect();
-    },
   };
 
   function sectionOf({ kind, items, title, note, all }) {
@@ -143,7 +176,23 @@ export function gallery(place, { collection, more, like, compose, fit, failed })
       grid(few, MANY[kind], { kind, whole: few.length < items.length }));
   }
 
-  /** How many of these fill whole rows. */
+  /** How many of these, `least` or more, fill whole rows; all of them where they end before. */
+  function wholeRows(items, least) {
+    const width = place.clientWidth;
+    if (width < NARROW) return Math.min(items.length, 2 * Math.ceil(least / 2));
+    let used = 0;
+    for (const [count, item] of items.entries()) {
+      const wide = ratioOf(item) * ROW.image;
+      if (used && used + REM + wide > width) {
+        if (count >= least) return count;
+        used = 0;
+      }
+      used += wide + (used ? REM : 0);
+    }
+    return items.length;
+  }
+
+  /** How many of these are shown of a section that others follow: two whole rows at most. */
   function fitting(items, kind) {
     const width = place.clientWidth;
     if (width < NARROW) return FEW;

@@ -1,6 +1,6 @@
 // The small pictures and sounds that the server keeps of its items: fetched when they come near, let go with their cards.
 
-import { blob, pathOf } from "./api.js";
+import { blob, key, pathOf, plainAddress } from "./api.js";
 import { stopPlaying } from "./player.js";
 
 const urls = new Map(); // a place that is emptied as a whole → the object URLs in it
@@ -24,7 +24,7 @@ export function whenNear(element, work) {
 /** Let go of the media of a place whose cards are no longer shown. */
 export function forget(place) {
   stopPlaying();
-  for (const image of place.querySelectorAll(".waiting")) near.unobserve(image);
+  for (const image of place.querySelectorAll("img:not([src])")) near.unobserve(image);
   for (const href of urls.get(place) ?? []) URL.revokeObjectURL(href);
   urls.delete(place);
 }
@@ -35,6 +35,9 @@ export async function previewUrl(item, collection, place) {
 }
 
 export const previewRequest = (item, collection) => ({ path: pathOf("/previews", item.id), query: { collection } });
+
+/** The address of a preview, for an element that fetches it itself; null where that takes a key. */
+export const plainPreview = (item, collection) => (key.get() ? null : plainAddress(previewRequest(item, collection)));
 
 export function keepUrl(data, place) {
   const href = URL.createObjectURL(data);
