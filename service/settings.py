@@ -19,7 +19,7 @@ from service.contract.signature import SignatureError, public_key
 from service.contract.videos import VideoLimits
 
 _MOST_LANES = 4
-ProtocolName = Literal["openai", "jina", "cohere", "tei", "ollama", "mcp", "weaviate"]
+ProtocolName = Literal["openai", "jina", "cohere", "tei", "ollama", "mcp", "weaviate", "immich"]
 
 
 REMOVED = {
@@ -181,6 +181,13 @@ class Settings(BaseSettings):
     counts as one with the API key of that ID (`python -m service keys list`), with its scopes and limits. Whoever
     reaches the port has that key, then."""
 
+    immich_upstream: str | None = None
+    """Address of an Immich machine learning server, such as http://immich-ml:3003, for what this one does not do: faces
+    and text in pictures. It is asked by the rules of fetching: an address that is not public must be in a network of
+    ISTHMUS_FETCH_ALLOW. Unset, such requests are refused."""
+    immich_upstream_key: SecretStr | None = None
+    """Sent to it as `Authorization: Bearer`."""
+
     fetch: Literal["off", "https", "http"] = "off"
     """Whether inputs may be URLs: over https only, or over http too. Only public addresses are fetched from, unless
     ISTHMUS_FETCH_ALLOW adds others."""
@@ -265,6 +272,8 @@ class Settings(BaseSettings):
         "redis_url",
         "root_path",
         "keys",
+        "immich_upstream",
+        "immich_upstream_key",
         "fetch_dns",
         "fetch_ca",
         "batch_images",

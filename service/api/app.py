@@ -42,7 +42,7 @@ from service.api.routes import (
 )
 from service.api.state import State
 from service.engine.cache import MemoryCache, check_redis
-from service.engine.fetch import FetchConfig, Fetcher, fetch_config
+from service.engine.fetch import FetchConfig, Fetcher, fetch_config, upstream_config
 from service.engine.opening import Opened, open_cache, open_engine
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
@@ -90,6 +90,7 @@ class Parts:
     keys: Keyring | None = None
     fetching: FetchConfig | None = None
     jobs: OpenedJobs | None = None
+    upstream: FetchConfig | None = None
 
 
 class Lifespan(TypedDict):
@@ -114,7 +115,7 @@ def open_parts(settings: Settings) -> Parts:
             raise SettingsError(f"ISTHMUS_PROTOCOL_KEYS: {protocol}={identity}: {why}")
     if "mcp" in settings.protocols and find_spec("mcp") is None:
         raise SettingsError("ISTHMUS_PROTOCOLS: mcp needs a package: pip install 'isthmus[mcp]'")
-    fetching = fetch_config(settings)
+    fetching, upstream = fetch_config(settings), upstream_config(settings)
     models: dict[str, Opened] = {}
     for path in (settings.bundle, *settings.more_bundles):
         bundle = settings.read_bundle(path)
@@ -128,7 +129,7 @@ def open_parts(settings: Settings) -> Parts:
             raise SettingsError(f"ISTHMUS_MODEL_ALIASES: {alias}={name}: {wrong}")
     store, home = open_store(settings, [opened.bundle.manifest for opened in models.values()])
     bulk = None if settings.jobs_folder is None else open_jobs(settings.jobs_folder)
-    return Parts(list(models.values()), store, home, keys, fetching, bulk)
+    return Parts(list(models.values()), store, home, keys, fetching, bulk, upstream)
 
 
 def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing | None = None) -> FastAPI:
@@ -195,6 +196,9 @@ async def _open_state(settings: Settings, parts: Parts, metrics: Metrics, closin
     previewer = Previewer(home.embedder, settings.limits) if settings.keeps_previews else None
     fetching = parts.fetching
     fetcher = None if fetching is None else Fetcher(fetching, settings, metrics)
+    upstream = None
+    if parts.upstream is not None:
+        upstream = Fetcher(parts.upstream, settings, metrics, timeout_s=settings.request_deadline_s)
     bulk = None
     if parts.jobs is not None:
         # In the background: requests have most of the places.
@@ -214,6 +218,7 @@ async def _open_state(settings: Settings, parts: Parts, metrics: Metrics, closin
         limiter,
         parts.keys,
         fetcher,
+        upstream,
         bulk,
     )
     closing.push_async_callback(state.close)
@@ -282,6 +287,7 @@ _TAGS = {
     "ollama": "The shapes of Ollama's clients.",
     "mcp": "The Model Context Protocol.",
     "weaviate": "The shapes of Weaviate's inference modules.",
+    "immich": "The shapes of Immich's machine learning.",
     "service": "The models, the server's health and its page.",
 }
 

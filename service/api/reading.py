@@ -130,10 +130,24 @@ class _Form(MultiPartParser):
 
 async def _read_form(request: Request, settings: Settings) -> tuple[bytes, list[File]]:
     """The part called request, or an empty object, and the files. Raises MalformedRequest."""
-    limits = settings.limits
-    reading = _Form(
-        request.headers, request.stream(), max_files=limits.inputs, max_fields=1, max_part_size=limits.body_bytes
-    )
+    files: list[File] = []
+    body = b"{}"
+    for name, part in await form_parts(request, settings, files=settings.limits.inputs, fields=1):
+        if name == "request":
+            body = part if isinstance(part, bytes) else part.data
+        elif name == "file" and isinstance(part, File):
+            files.append(part)
+        else:
+            raise MalformedRequest("a form has parts called file (with a file name) and request, and no others")
+    return body, files
+
+
+async def form_parts(
+    request: Request, settings: Settings, *, files: int, fields: int
+) -> list[tuple[str, File | bytes]]:
+    """Return the parts of a multipart form by name: those with a file name as files. Raises MalformedRequest."""
+    size = settings.limits.body_bytes
+    reading = _Form(request.headers, request.stream(), max_files=files, max_fields=fields, max_part_size=size)
     try:
         form = await reading.parse()
     except MultiPartException:
@@ -141,15 +155,9 @@ async def _read_form(request: Request, settings: Settings) -> tuple[bytes, list[
     try:
         if not reading.whole:
             raise MalformedRequest("the form breaks off")
-        files: list[File] = []
-        body = b"{}"
-        for name, part in form.multi_items():
-            if name == "request":
-                body = await part.read() if isinstance(part, UploadFile) else part.encode()
-            elif name == "file" and isinstance(part, UploadFile):
-                files.append(File(part.filename or "", await part.read()))
-            else:
-                raise MalformedRequest("a form has parts called file (with a file name) and request, and no others")
+        return [
+            (name, File(part.filename or "", await part.read()) if isinstance(part, UploadFile) else part.encode())
+            for name, part in form.multi_items()
+        ]
     finally:
         await form.close()
-    return body, files

@@ -49,6 +49,8 @@ class State:
     """API keys; None: there are none, and no key is needed."""
     fetcher: Fetcher | None = None
     """Fetcher of URLs; None: URLs are not fetched."""
+    upstream: Fetcher | None = None
+    """What asks Immich's upstream; None: there is none."""
     jobs: Jobs | None = None
     """The bulk jobs; None where no folder is set for them."""
     readers: Workers = field(default_factory=lambda: Workers("read", spare=1))

@@ -393,18 +393,27 @@ def _decoded(data: bytes, limits: ImageLimits, enough: Enough | None) -> _Pictur
 
 def header_pixels(data: bytes, limits: ImageLimits = ImageLimits()) -> int:
     """How many pixels decoding an image will cost at most, by its header. Raises for what is going to be refused."""
-    format, essentials, samples = _looked_over(data, limits)
-    if format == "HEIC":
-        stated: tuple[int, int] = _open_heic(essentials.data).size
-        width, height = stated
-    else:
-        with Image.open(io.BytesIO(essentials.data), formats=(format,)) as image:
-            width, height = image.width // samples.per_pixel, image.height
+    format, width, height = _header(data, limits)
     if format == "JPEG":
         replace(limits, max_pixels=_MOST_SCALED * limits.max_pixels).check_pixels(width, height)
         return min(width * height, limits.max_pixels)
     limits.check_pixels(width, height)
     return width * height
+
+
+def header_size(data: bytes, limits: ImageLimits = ImageLimits()) -> tuple[int, int]:
+    """Width and height of an image as its header states them, before it is turned. Raises InputError."""
+    return _header(data, limits)[1:]
+
+
+def _header(data: bytes, limits: ImageLimits) -> tuple[str, int, int]:
+    """The format, the width and the height that an image's header states."""
+    format, essentials, samples = _looked_over(data, limits)
+    if format == "HEIC":
+        stated: tuple[int, int] = _open_heic(essentials.data).size
+        return format, *stated
+    with Image.open(io.BytesIO(essentials.data), formats=(format,)) as image:
+        return format, image.width // samples.per_pixel, image.height
 
 
 def _looked_over(data: bytes, limits: ImageLimits) -> tuple[str, Essentials, Samples]:

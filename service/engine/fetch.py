@@ -33,7 +33,7 @@ from dns.rdtypes.IN.AAAA import AAAA
 from service import __version__
 from service.contract.errors import InputError, MediaTooLarge
 from service.engine.addresses import Address, Network, inside, network, public
-from service.errors import DeadlineExceeded, FetchFailed, FetchRefused
+from service.errors import DeadlineExceeded, FetchFailed, FetchRefused, Overloaded
 from service.runtime.fair import FairSemaphore
 from service.runtime.quotas import Meter
 from service.runtime.timings import timed
@@ -141,6 +141,13 @@ class Rules:
         ports = frozenset(settings.fetch_ports or (_PORTS[scheme] for scheme in schemes))
         return cls(frozenset(schemes), ports, names, networks, denied_names, denied_networks)
 
+    @classmethod
+    def of_upstream(cls, settings: Settings, url: Url) -> Self:
+        """Rules by which one server is asked that the operator named. Raises SettingsError."""
+        _, networks = _entries("ISTHMUS_FETCH_ALLOW", settings.fetch_allow)
+        denied_names, denied_networks = _entries("ISTHMUS_FETCH_DENY", settings.fetch_deny)
+        return cls(frozenset({url.scheme}), frozenset({url.port}), (), networks, denied_names, denied_networks)
+
     def check(self, url: Url) -> None:
         """Raises FetchRefused."""
         if url.scheme not in self.schemes:
@@ -205,6 +212,7 @@ class _Pinned(httpcore.AsyncNetworkBackend):
 
 
 Count = Callable[[int], None]
+Headers = dict[bytes | str, bytes | str]
 
 
 class Observer(Protocol):
@@ -225,6 +233,19 @@ def fetch_config(settings: Settings) -> FetchConfig | None:
     if settings.fetch == "off":
         return None
     return FetchConfig(Rules.of(settings), _tls(settings.fetch_ca), _resolver(settings.fetch_dns))
+
+
+def upstream_config(settings: Settings) -> FetchConfig | None:
+    """Return the configuration of asking Immich's upstream; None where there is none. Raises SettingsError."""
+    if settings.immich_upstream is None:
+        return None
+    try:
+        url = Url.parse(settings.immich_upstream)
+        rules = Rules.of_upstream(settings, url)
+        rules.check(url)
+    except FetchRefused as error:
+        raise SettingsError(f"ISTHMUS_IMMICH_UPSTREAM: {settings.immich_upstream}: {error}") from None
+    return FetchConfig(rules, _tls(settings.fetch_ca), _resolver(settings.fetch_dns))
 
 
 class Fetcher:
@@ -303,38 +324,77 @@ class Fetcher:
             return []
         return [ip_address(record.address) for record in answer if isinstance(record, A | AAAA)]
 
-    async def _ask(self, url: Url, addresses: Sequence[Address], most: int, count: Count) -> bytes | str:
-        """The body, or where to go on."""
-        headers: dict[bytes | str, bytes | str] = {
-            "Host": url.authority,
-            "User-Agent": f"isthmus/{__version__}",
-            "Accept": "*/*",
-            "Accept-Encoding": "identity",  # counted as it comes: nothing may grow in our hands
-            "Connection": "close",
-        }
+    async def post(self, url: Url, headers: Headers, content: bytes, most: int) -> tuple[int, bytes]:
+        """Send a body to a URL; return the answer's status and body, at most `most` bytes. No redirect is followed.
+
+        Raises Overloaded, and FetchFailed, which says nothing of why.
+        """
+        result, size = "failed", 0
+        try:
+            async with self._places, asyncio.timeout(self._timeout_s):
+                self.rules.check(url)
+                sent = {**_headers(url), **headers, "Content-Length": str(len(content))}
+                connection, asked = self._connection(url, await self._addresses(url))
+                async with (
+                    aclosing(connection),
+                    connection.stream("POST", asked, headers=sent, content=content) as answer,
+                ):
+                    body = await _body(answer, most, lambda size: None)
+            result, size = "fetched", len(body)
+            return answer.status, body
+        except Overloaded:
+            raise
+        except Exception as error:  # of names, sockets, TLS, HTTP; and the time
+            log.debug("an upstream did not answer: %r", error)
+            raise FetchFailed("the upstream does not answer", temporary=True) from None
+        finally:
+            self._observer.fetched(result, size)
+
+    def _connection(self, url: Url, addresses: Sequence[Address]) -> tuple[httpcore.AsyncHTTPConnection, httpcore.URL]:
+        """Return a connection to one of the addresses, and what to ask for there."""
         scheme, host, target = url.scheme.encode(), url.host.encode(), url.target.encode()
         connection = httpcore.AsyncHTTPConnection(
             httpcore.Origin(scheme, host, url.port), ssl_context=self._tls, network_backend=_Pinned(addresses)
         )
-        asked = httpcore.URL(scheme=scheme, host=host, port=url.port, target=target)
-        async with aclosing(connection), connection.stream("GET", asked, headers=headers) as response:
+        return connection, httpcore.URL(scheme=scheme, host=host, port=url.port, target=target)
+
+    async def _ask(self, url: Url, addresses: Sequence[Address], most: int, count: Count) -> bytes | str:
+        """The body, or where to go on."""
+        connection, asked = self._connection(url, addresses)
+        async with aclosing(connection), connection.stream("GET", asked, headers=_headers(url)) as response:
             given = {name.lower(): value for name, value in response.headers}
             if response.status in _REDIRECT:
                 return _location(given.get(b"location", b""))
             if response.status != 200 or given.get(b"content-encoding", b"identity").lower() != b"identity":
                 raise FetchFailed("the URL could not be fetched", temporary=response.status in _TEMPORARY)
-            stated = given.get(b"content-length", b"0")
-            if stated.isdigit() and int(stated) > most:
-                raise MediaTooLarge(f"what is at the URL is larger than {most} bytes")
-            body = bytearray()
-            async for chunk in response.aiter_stream():
-                body += chunk
-                count(len(chunk))
-                if len(body) > most:
-                    raise MediaTooLarge(f"what is at the URL is larger than {most} bytes")
+            body = await _body(response, most, count)
             if not body:
                 raise FetchFailed("the URL could not be fetched: nothing is there")
-            return bytes(body)
+            return body
+
+
+def _headers(url: Url) -> Headers:
+    return {
+        "Host": url.authority,
+        "User-Agent": f"isthmus/{__version__}",
+        "Accept": "*/*",
+        "Accept-Encoding": "identity",  # counted as it comes: nothing may grow in our hands
+        "Connection": "close",
+    }
+
+
+async def _body(response: httpcore.Response, most: int, count: Count) -> bytes:
+    """Read at most `most` bytes of a body. Raises MediaTooLarge."""
+    stated = {name.lower(): value for name, value in response.headers}.get(b"content-length", b"0")
+    if stated.isdigit() and int(stated) > most:
+        raise MediaTooLarge(f"what is at the URL is larger than {most} bytes")
+    body = bytearray()
+    async for chunk in response.aiter_stream():
+        body += chunk
+        count(len(chunk))
+        if len(body) > most:
+            raise MediaTooLarge(f"what is at the URL is larger than {most} bytes")
+    return bytes(body)
 
 
 def _location(value: bytes) -> str:

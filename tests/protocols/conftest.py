@@ -43,7 +43,7 @@ def keyed(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         threads=1,
         protocols=ALL,
         keys=folder / "keys.json",
-        protocol_keys=(f"weaviate={few.id}",),
+        protocol_keys=(f"weaviate={few.id}", f"immich={few.id}"),
     )
     with serving(settings) as client:
         yield client, clear

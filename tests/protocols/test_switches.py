@@ -19,6 +19,7 @@ WORDS = {
     "tei": lambda answer: answer["error"],
     "ollama": lambda answer: answer["error"],
     "weaviate": lambda answer: answer["error"],
+    "immich": lambda answer: answer["detail"],
     "mcp": lambda answer: answer["error"]["message"],
 }
 """Where each protocol's clients look for the message of an error."""

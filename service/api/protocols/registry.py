@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from service.api.protocols import cohere, jina, mcp, ollama, openai, tei, weaviate
+from service.api.protocols import cohere, immich, jina, mcp, ollama, openai, tei, weaviate
 from service.api.protocols.protocol import Protocol
 from service.settings import ProtocolName
 
@@ -16,6 +16,7 @@ PROTOCOLS: Mapping[ProtocolName, Protocol] = {
         ollama.PROTOCOL,
         mcp.PROTOCOL,
         weaviate.PROTOCOL,
+        immich.PROTOCOL,
     )
 }
 READS = frozenset[str]().union(*(each.reads for each in PROTOCOLS.values()))

@@ -1,0 +1,179 @@
+"""`immich`: POST /predict and GET /ping of Immich's machine learning server. CLIP is answered here, and all else
+(faces, text in pictures) by the upstream that the operator names."""
+
+import secrets
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field, ValidationError
+from starlette.responses import PlainTextResponse, Response
+
+from service.api.protocols.protocol import Protocol, Refusal
+from service.api.protocols.vectors import vectors_of
+from service.api.reading import form_parts
+from service.api.responses import JSON
+from service.api.routes.health import healthz
+from service.api.state import CallerDep, State, StateDep
+from service.contract.images import header_size
+from service.engine.caller import Caller
+from service.engine.fetch import Headers, Url
+from service.engine.inputs import Media, Text, costs_of, read
+from service.errors import FetchFailed, InvalidRequest, MalformedRequest, NotReady, UnsupportedBody
+from service.schemas.exact_json import parse_json
+from service.schemas.inputs import File, RequestModel
+
+router = APIRouter(tags=["immich"])
+_MOST_BYTES = 16_000_000
+"""Largest answer of an upstream."""
+_TASKS = frozenset({"clip", "facial-recognition", "ocr"})
+
+
+class ImmichOptions(RequestModel):
+    language: str | None = Field(default=None, description="Not read: the text says it.")
+
+
+class ImmichEntry(RequestModel):
+    modelName: str
+    options: ImmichOptions = ImmichOptions()
+
+
+class ImmichVisual(RequestModel):
+    visual: ImmichEntry
+
+
+class ImmichTextual(RequestModel):
+    textual: ImmichEntry
+
+
+class ImmichClip(RequestModel):
+    """The form's part `entries`, of a request for a vector."""
+
+    clip: ImmichVisual | ImmichTextual
+
+
+class ImmichPrediction(BaseModel):
+    clip: str = Field(description="A JSON list of numbers.")
+    imageHeight: int | None = None
+    imageWidth: int | None = None
+
+
+class ImmichError(BaseModel):
+    detail: str
+
+
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["entries"],
+                    "properties": {
+                        "entries": {"type": "string", "description": "JSON: tasks, their models and options."},
+                        "image": {"type": "string", "contentMediaType": "application/octet-stream"},
+                        "text": {"type": "string"},
+                    },
+                },
+                "example": {"entries": '{"clip": {"textual": {"modelName": "starter"}}}', "text": "a dog on a beach"},
+            }
+        },
+    }
+}
+
+
+@router.get("/ping", response_class=PlainTextResponse)
+async def ping_for_immich(state: StateDep) -> str:
+    """Answer pong where /healthz says that the process is alive, else 503."""
+    await healthz(state)
+    return "pong"
+
+
+@router.post("/predict", response_model=ImmichPrediction, openapi_extra=_FORM)
+async def predict_for_immich(request: Request, state: StateDep, caller: CallerDep) -> Response:
+    """Embed a picture or a text for Immich's search, or ask the upstream for what is no vector."""
+    entries, content = await _read(request, state)
+    tasks = parse_json(entries)
+    if not isinstance(tasks, dict) or not tasks or not tasks.keys() <= _TASKS:
+        raise InvalidRequest(f"entries: a JSON object whose keys are among {', '.join(sorted(_TASKS))}")
+    if "clip" not in tasks:
+        return await _asked_upstream(entries, content, state, caller)
+    try:
+        clip = ImmichClip.model_validate(tasks).clip
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise InvalidRequest(f"entries: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    entry, kind = (clip.visual, Media) if isinstance(clip, ImmichVisual) else (clip.textual, Text)
+    if not isinstance(content, kind):
+        raise InvalidRequest(f"entries: {'visual goes with image' if kind is Media else 'textual goes with text'}")
+    model = state.model(entry.modelName)
+    field = "image" if isinstance(content, Media) else "text"
+    [result] = await vectors_of(model, [content], caller, field=field)
+    answer: dict[str, Any] = {"clip": orjson.dumps(result.vector, option=orjson.OPT_SERIALIZE_NUMPY).decode()}
+    if isinstance(content, Media):
+        limits = state.settings.limits.of_images
+        width, height = await model.embedder.in_worker(lambda: header_size(content.data, limits))
+        answer |= {"imageHeight": height, "imageWidth": width}
+    return JSON(answer)
+
+
+async def _read(request: Request, state: State) -> tuple[bytes, Media | Text]:
+    """The form's entries, and its image or its text."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise UnsupportedBody("this route reads multipart/form-data")
+    parts = await form_parts(request, state.settings, files=2, fields=2)
+    given = {name: part.data if isinstance(part, File) else part for name, part in parts}
+    if len(given) != len(parts) or not given.keys() <= {"entries", "image", "text"}:
+        raise MalformedRequest("a form has the parts entries, and image or text, once each")
+    if "entries" not in given or len(given) != 2:
+        raise InvalidRequest("give entries, and exactly one of: image, text")
+    if "image" in given:
+        return given["entries"], Media("image", given["image"])
+    text = read("text", given["text"].decode("utf-8", "replace"))
+    if not isinstance(text, Text):
+        raise InvalidRequest("text: it is a data: URI; a picture is sent as image")
+    return given["entries"], text
+
+
+async def _asked_upstream(entries: bytes, content: Media | Text, state: State, caller: Caller) -> Response:
+    """Return the upstream's answer to the same form."""
+    settings = state.settings
+    if state.upstream is None or settings.immich_upstream is None:
+        raise InvalidRequest("entries: only clip is answered here: ISTHMUS_IMMICH_UPSTREAM names a server for the rest")
+    if caller.meter is not None:
+        await caller.meter.take(await state.embedder.in_worker(lambda: costs_of([content], settings.limits)))
+    boundary = secrets.token_hex(16)
+    if isinstance(content, Media):
+        part, data = 'name="image"; filename="image"\r\nContent-Type: application/octet-stream', content.data
+    else:
+        part, data = 'name="text"', content.text.encode()
+    body = b"".join(
+        [
+            f'--{boundary}\r\nContent-Disposition: form-data; name="entries"\r\n\r\n'.encode(),
+            entries,
+            f"\r\n--{boundary}\r\nContent-Disposition: form-data; {part}\r\n\r\n".encode(),
+            data,
+            f"\r\n--{boundary}--\r\n".encode(),
+        ]
+    )
+    headers: Headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    if settings.immich_upstream_key is not None:
+        headers["Authorization"] = f"Bearer {settings.immich_upstream_key.get_secret_value()}"
+    url = Url.parse(f"{settings.immich_upstream.rstrip('/')}/predict")
+    try:
+        status, answer = await state.upstream.post(url, headers, body, _MOST_BYTES)
+    except FetchFailed as failed:
+        raise NotReady(str(failed)) from None
+    if status >= 500 or status in (401, 403, 404):
+        raise NotReady(f"the upstream cannot answer: its status is {status}")
+    if status != 200:
+        raise InvalidRequest(f"the upstream refuses this request: its status is {status}")
+    return Response(answer, media_type="application/json")
+
+
+def _error(refusal: Refusal) -> dict[str, Any]:
+    return {"detail": refusal.message}
+
+
+PROTOCOL = Protocol("immich", router, ("/predict", "/ping"), frozenset({"/predict"}), _error, ImmichError)
