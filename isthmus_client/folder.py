@@ -19,6 +19,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Any, NoReturn
 
 from isthmus_client.calls import ListOptions, NewItem
 from isthmus_client.client import Isthmus
-from isthmus_client.errors import NotFound
+from isthmus_client.errors import InvalidInput, NotFound
 from isthmus_client.inputs import IMAGE_SUFFIXES, is_media
 from isthmus_client.results import Item, Written
 
@@ -173,6 +174,8 @@ class FolderIndex:
         self._known = self._read_known()
         self._only_previewed: set[str] = set()
         """Names of the files that are sent for their previews alone."""
+        self._undescribed: dict[str, dict[str, Any]] = {}
+        """The metadata, from now on, of unchanged items that an earlier version stored without a folder and a date."""
         self._table, self.table_errors = _read_table(listing.folder / TABLE)
         self._too_large: tuple[int, str] | None = None
         """The size of the smallest file that the server refused because of its size, and what it said."""
@@ -185,12 +188,17 @@ class FolderIndex:
     def send(self, *, again: bool, report: Report) -> None:
         """Send the files that are new or changed, or with `again` all; report each file once. Raises ClientError."""
         sizes: dict[str, int] = {}
+        self._undescribed.clear()
         for written in self._space.upsert_many(self._changed(sizes, again, report)):
             size = sizes.pop(written.id)
             if written.error and written.error.code == "body_too_large":
                 refused = (size, written.error.detail)
                 self._too_large = min(self._too_large or refused, refused)
             report(_outcome(written, written.id in self._only_previewed))
+        waiting = iter(self._undescribed.items())
+        with suppress(InvalidInput):  # of a server of an earlier version, which gives no item its own id
+            while some := dict(islice(waiting, _AT_ONCE)):
+                self._space.move({name: name for name in some}, metadata=some, collection=self._collection)
 
     def _read_known(self) -> dict[str, Item]:
         """What the collection holds, by id; nothing where there is no such collection."""
@@ -264,6 +272,7 @@ class FolderIndex:
         if described:
             is_now["described"] = hashlib.sha256(b"\0".join(described)).hexdigest()
         if not again and not lacks_preview and _same(is_now, former, "bytes", "modified", "described"):
+            self._describe(name, stored, status)
             return None
         text = name.lower().endswith(TEXT_SUFFIXES)
         self._check_size(status.st_size, _MAX_TEXT_BYTES if text else _MAX_FILE_BYTES)
@@ -271,6 +280,7 @@ class FolderIndex:
         is_now["sha256"] = hashlib.sha256(data).hexdigest()
         if not again and _same(is_now, former, "sha256", "described"):
             if not lacks_preview:
+                self._describe(name, stored, status)
                 return None
             self._only_previewed.add(name)
         if self._previews:
@@ -285,6 +295,14 @@ class FolderIndex:
         return NewItem(
             name, _text(data) if text else data, metadata | fields | browsed | {KEY: is_now}, self._collection
         )
+
+    def _describe(self, name: str, stored: Item | None, status: os.stat_result) -> None:
+        """Note what an unchanged item does not say of its file yet. Raises OSError."""
+        if stored is None or FOLDER in stored.metadata:
+            return
+        dated = _dated(_read(self._listing.folder / name, status.st_size + 1), status.st_mtime)
+        stamp = {"folder": self._mark, **_stamp_of(stored.metadata)}
+        self._undescribed[name] = {**stored.metadata, FOLDER: self._place(name), **dated, KEY: stamp}
 
     def _place(self, name: str) -> str:
         """The folder of a file, with the name of the whole: `Pictures/2024/rome`."""

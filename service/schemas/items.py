@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import itertools
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -272,7 +273,9 @@ class DeleteItemsRequest(RequestModel):
 
 class Move(RequestModel):
     id: ItemId
-    to: ItemId = Field(description="The item's new id. An item that has it already is replaced.")
+    to: ItemId = Field(
+        description="The item's new id. Another item that has it already is replaced; with its own the metadata change."
+    )
     metadata: Metadata | None = Field(
         default=None, description="The item's metadata from now on. Default: as they are."
     )
@@ -285,7 +288,11 @@ class MoveItemsRequest(RequestModel):
     @model_validator(mode="after")
     def _each_id_once(self) -> "MoveItemsRequest":
         seen: set[str] = set()
-        for id in (id for move in self.moves for id in (move.id, move.to)):
+        ids = [
+            (move.id,) if move.id == move.to and move.metadata is not None else (move.id, move.to)
+            for move in self.moves
+        ]
+        for id in itertools.chain.from_iterable(ids):
             if id in seen:
                 raise ValueError(f"the id {id!r} is there twice")
             seen.add(id)

@@ -401,7 +401,7 @@ class SqliteStore:
             slots = rows.slots_of_ids(connection, key, list(ids))
             items = rows.items_by_slot(connection, key, collection, set(slots.tolist()), with_vector=True)
             present = {item.id: ids[item.id] for item in items.values()}
-            replaced = list(present.values())
+            replaced = [new for old, new in present.items() if new != old]
             self._forget_moments(transaction, collection, replaced)
             self._delete(transaction, key, rows.slots_of_ids(connection, key, replaced))
             moved = {

@@ -362,7 +362,18 @@ def test_an_item_of_an_earlier_version_is_known(
     stamps["red.png"]["described"] = hashlib.sha256(b'{"n": 1}').hexdigest()
     with Isthmus(str(client.base_url)) as space:
         space.upsert([NewItem(name, folder / name, {"n": 1, "file": stamps[name]}, collection) for name in stamps])
+    before = stored(client, collection=collection)
     assert counts(index("--json")) == {"already": 2}
+    after = stored(client, collection=collection)
+    for name in stamps:
+        told = after[name]["metadata"]
+        assert told["file.folder"] == "holiday" and told["file.month"] and told["file"]["folder"] == "holiday"
+        assert after[name]["created"] == before[name]["created"] and told["n"] == 1
+    assert (
+        client.post("/search", json={"query": "red", "collection": collection}).json()["results"][0]["id"] == "red.png"
+    )
+    assert counts(index("--json")) == {"already": 2}
+    assert stored(client, collection=collection) == after, "nothing is written again"
 
 
 def test_a_text_that_is_cut_is_counted_and_a_damaged_file_named(folder: Path, index: Callable[..., Result]) -> None:

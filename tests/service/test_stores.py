@@ -440,6 +440,26 @@ def test_a_label_set_is_kept_and_replaced_whole(open_store, tmp_path):
     assert in_store(open_store, tmp_path, read) == created
 
 
+def test_an_item_that_keeps_its_id_gets_other_metadata(open_store, tmp_path):
+    async def write(store):
+        film = replace(
+            entry("film", {"n": 1}, modality="video"), moments=[Moment("image", 0, 1.0, vector_of("moment"))]
+        )
+        await store.upsert([film, entry("a", {"n": 1}), entry("b")])
+        assert await store.move("default", {"film": "film", "a": "a", "b": "c"}, {"film": {"n": 2}, "a": {"n": 3}}) == 3
+
+    async def read(store):
+        items = await everything(store)
+        expected = {"film": ("video", {"n": 2}), "a": ("text", {"n": 3}), "c": ("text", {})}
+        assert {id: value for (_, id), value in items.items()} == expected
+        [[best, *_]] = await store.search("default", vector_of("moment")[None], 3, filter=parse({"n": 2}))
+        assert (best.item.id, best.moment.start) == ("film", 0.0)
+        assert ids((await store.search("default", vector_of("a")[None], 1))[0]) == ["a"]
+
+    in_store(open_store, tmp_path, write)
+    in_store(open_store, tmp_path, read)
+
+
 def test_a_sample_is_the_same_until_something_is_written(open_store, tmp_path):
     async def use(store):
         await store.upsert([entry(f"i{n}", {"n": n}) for n in range(30)])

@@ -191,7 +191,7 @@ class MilvusStore:
         described = metadata or {}
         stored = await self._with_vectors(collection, [layout.key(id) for id in ids])
         present = {item.id: ids[item.id] for item in stored}
-        await self._forget_moments(collection, list(present.values()))
+        await self._forget_moments(collection, [new for old, new in present.items() if new != old])
         await self._write_again(
             [replace(item, id=present[item.id], metadata=described.get(item.id, item.metadata)) for item in stored]
         )
@@ -202,7 +202,8 @@ class MilvusStore:
                 parts = await self._with_vectors(table, await self._matching(table, owners))
                 await self._write_again([moments.moved(part, present, described) for part in parts])
         # Last: where Milvus fails in between, an item is there under both ids, and the same call puts that right.
-        return await self.delete(collection, list(present))
+        await self.delete(collection, [old for old, new in present.items() if new != old])
+        return len(present)
 
     async def _with_vectors(self, collection: str, keys: Sequence[str]) -> list[Item]:
         stored = await self._tables.rows(collection, keys, [*layout.ITEM, "vector"])
