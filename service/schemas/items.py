@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import itertools
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -288,14 +287,12 @@ class MoveItemsRequest(RequestModel):
     @model_validator(mode="after")
     def _each_id_once(self) -> "MoveItemsRequest":
         seen: set[str] = set()
-        ids = [
-            (move.id,) if move.id == move.to and move.metadata is not None else (move.id, move.to)
-            for move in self.moves
-        ]
-        for id in itertools.chain.from_iterable(ids):
-            if id in seen:
-                raise ValueError(f"the id {id!r} is there twice")
-            seen.add(id)
+        for move in self.moves:
+            ids = (move.id, move.to)
+            for id in ids if move.metadata is None else dict.fromkeys(ids):
+                if id in seen:
+                    raise ValueError(f"the id {id!r} is there twice")
+                seen.add(id)
         return self
 
 
