@@ -29,7 +29,8 @@ Where the server has [keys](../../how-to/keys.md), send one as `Authorization: B
 _ERRORS = """\
 ## Errors
 
-An error is `application/problem+json` (RFC 9457) with a stable `code`; on `/v1` it is OpenAI's error object.
+An error is `application/problem+json` (RFC 9457) with a stable `code`; on the routes of a protocol it is what that
+protocol's clients read.
 """
 
 Schema = Mapping[str, Any]
@@ -94,8 +95,12 @@ class Pages:
                 yield f"## Answer {status}, {_STATUS_CODES[status]}\n"
                 yield from self._fields(shown, told)
         yield from self._parts(told)
-        shape = "OpenAI's error object" if path.startswith("/v1/") else "a [problem](index.md#errors)"
-        yield f"## Refusals\n\nEvery other answer is {shape}, whose `code` says what is wrong."
+        [(kind, refusal)] = operation["responses"]["default"]["content"].items()
+        if kind == "application/problem+json":
+            yield "## Refusals\n\nEvery other answer is a [problem](index.md#errors), whose `code` says what is wrong."
+        else:
+            yield "## Refusals\n\nEvery other answer has this form.\n"
+            yield from self._fields(refusal["schema"], {})
 
     def _fields(self, schema: Schema, told: dict[str, None]) -> Iterator[str]:
         """A table of an object's fields, or the type of what is none; names met on the way are put into `told`."""

@@ -98,7 +98,7 @@ class _Conversation:
         parts: dict[str, Any] = {"method": call.method, "url": call.path}
         parts |= {"params": call.parameters, "headers": call.headers}
         if call.files:
-            parts["data"] = {"request": json.dumps(call.body)}
+            parts["data"] = {"request": json.dumps(call.body, allow_nan=False)}
             parts["files"] = [("file", (str(number), data)) for number, data in enumerate(call.files)]
         elif not isinstance(call.body, Upload):
             parts["json"] = call.body

@@ -101,12 +101,16 @@ def wire_size(value: str | Mapping[str, Any]) -> int:
     """Return about how many bytes an input takes in a request."""
     if isinstance(value, str):
         return len(value)
-    sized = [field for field in value.values() if _sized(field)]
-    return sum(len(field) if isinstance(field, str | bytes) else 16 * len(field) for field in sized)
+    return sum(map(_field_size, value.values()))
 
 
-def _sized(value: Any) -> bool:
-    return isinstance(value, str | Sequence)
+def _field_size(field: Any) -> int:
+    if isinstance(field, str | bytes):
+        return len(field)
+    if not isinstance(field, Sequence):
+        return 0
+    parts = [part for part in field if isinstance(part, Mapping)]  # of a fused input; the others are numbers
+    return 16 * len(field) + sum(map(wire_size, parts))
 
 
 def _as_object(value: Input) -> dict[str, Any]:

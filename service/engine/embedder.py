@@ -127,21 +127,27 @@ class Embedder:
         So is a text of which the tokenizer knows nothing, unless `admit_unknown`: its vector is that of every such
         text. With `stored`, long sounds have their moments, as videos have.
 
-        The parts of a fused input are embedded like others, and get one result.
+        The parts of a fused input are embedded like others, and get one result, which has no moments.
 
         Identical inputs are embedded once, also across requests that are under way at the same time. Raises Overloaded
         and RateLimited before any work, DeadlineExceeded, and NotReady at shutdown; a cancelled call withdraws what it
         waits for.
         """
-        if any(isinstance(given, Fused) for given in inputs):
-            parts = [part for given in inputs for part in parts_of(given)]
-            made_of = iter(await self.embed(parts, caller, stored=stored, admit_unknown=admit_unknown))
-            return [
-                fused(given, list(islice(made_of, len(given.parts)))) if isinstance(given, Fused) else next(made_of)
-                for given in inputs
-            ]
-        if any(isinstance(given, Url | Video) for given in inputs):
+        if any(isinstance(part, Url | Video) for given in inputs for part in parts_of(given)):
             inputs = await self.read(inputs, caller)
+        parts = [part for given in inputs for part in parts_of(given)]
+        made = iter(await self._embed_parts(parts, caller, admit_unknown))
+        results = [
+            fused(given, list(islice(made, len(given.parts)))) if isinstance(given, Fused) else next(made)
+            for given in inputs
+        ]
+        if stored:
+            await self._add_moments(inputs, results, caller)
+        return results
+
+    async def _embed_parts(
+        self, inputs: Sequence[Part], caller: Caller, admit_unknown: bool
+    ) -> list[Embedded | InputError]:
         single = [given for given in inputs if isinstance(given, Single)]
         made = iter(await self._embed(single, caller) if single else ())
         results: list[Embedded | InputError] = []
@@ -154,8 +160,6 @@ class Embedder:
                 result = next(made)
                 unknown = isinstance(result, Embedded) and result.unknown == 1 and not admit_unknown
                 results.append(InputError(UNKNOWN_TEXT) if unknown else result)
-        if stored:
-            await self._add_moments(inputs, results, caller)
         return results
 
     async def read(self, inputs: Sequence[Input], caller: Caller = PROCESS) -> list[Input]:

@@ -437,7 +437,7 @@ def _resolver(server: str | None) -> dns.asyncresolver.Resolver:
 class Fetches:
     """The fetches of one request: each URL is fetched once, and all bytes together are limited like a request's body.
 
-    `of_a_job`: of a few items of a job; nobody waits for an answer, and each URL has its own limits only.
+    `of_a_job`: of one item of a job, for which nobody waits: there is no deadline.
     """
 
     fetcher: Fetcher
@@ -477,5 +477,5 @@ class Fetches:
 
     def _count(self, size: int) -> None:
         self._left -= size
-        if self._left < 0 and not self.of_a_job:
-            raise MediaTooLarge(f"what is at the request's URLs is larger than {self.fetcher.most_of_a_request} bytes")
+        if self._left < 0:
+            raise MediaTooLarge(f"what is at the URLs is larger together than {self.fetcher.most_of_a_request} bytes")

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,7 @@ from service.contract.videos import claims_of
 from service.engine.caller import BACKGROUND
 from service.engine.embedder import Embedder
 from service.engine.fetch import Fetcher, Fetches
-from service.engine.inputs import Media, Single, Url, Video, costs_of, opened, parts_of
+from service.engine.inputs import Input, Media, Single, Url, Video, costs_of, opened, parts_of
 from service.engine.previews import Previewer
 from service.engine.token_vectors import TokenEmbedder
 from service.errors import DeadlineExceeded, FetchFailed, NotReady, Overloaded, RateLimited, input_problem
@@ -333,11 +333,10 @@ async def embed(
     good = {line: item for line, item in items.items() if isinstance(item, NewItem)}
     waiting = {line: item for line, item in good.items() if context.fetcher and _at_urls(item)}
     made = await _embed_patiently(context, {line: item for line, item in good.items() if line not in waiting})
+    paid: set[tuple[int, int]] = set()
     for pause_s in (*FETCH_PAUSES_S, None):
-        lines = list(waiting)
-        for start in range(0, len(lines), _FETCHED_URLS):
-            few = {line: waiting[line] for line in lines[start : start + _FETCHED_URLS]}
-            made |= await _embed_patiently(context, await _fetched(context, few, meter))
+        for few in _by_urls(waiting):
+            made |= await _embed_patiently(context, await _fetched(context, few, meter, paid))
         waiting = {line: item for line, item in waiting.items() if _may_come(made[line])}
         if not waiting or pause_s is None:
             break
@@ -345,9 +344,22 @@ async def embed(
     return [item if isinstance(item, Refusal) else _outcome(line, item, made[line]) for line, item in items.items()]
 
 
-def _at_urls(item: NewItem) -> bool:
+def _at_urls(item: NewItem) -> int:
+    """Return the number of URLs in an item."""
     content = item.content
-    return not isinstance(content, np.ndarray) and any(isinstance(part, Url) for part in parts_of(content))
+    return 0 if isinstance(content, np.ndarray) else sum(isinstance(part, Url) for part in parts_of(content))
+
+
+def _by_urls(items: Mapping[int, NewItem]) -> Iterator[dict[int, NewItem]]:
+    """Yield the items in groups of _FETCHED_URLS URLs; an item with more is a group of its own."""
+    group: dict[int, NewItem] = {}
+    for line, item in items.items():
+        if group and sum(map(_at_urls, group.values())) + _at_urls(item) > _FETCHED_URLS:
+            yield group
+            group = {}
+        group[line] = item
+    if group:
+        yield group
 
 
 def _may_come(made: Entry | InputError) -> bool:
@@ -361,23 +373,33 @@ def _outcome(line: int, item: NewItem, made: Entry | InputError) -> Outcome:
     return Refusal(line, item.id, problem["code"], problem["detail"])
 
 
-async def _fetched(context: EmbeddingContext, items: Mapping[int, NewItem], meter: Meter | None) -> dict[int, NewItem]:
-    """The items with what is at their URLs, once that is paid for."""
-    assert context.fetcher is not None
-    urls = [item.content for item in items.values() if not isinstance(item.content, np.ndarray)]
-    contents = await context.embedder.read(urls, replace(BACKGROUND, fetches=Fetches(context.fetcher, of_a_job=True)))
-    fetched = [
-        part
-        for before, after in zip(urls, contents, strict=True)
-        for url, part in zip(parts_of(before), parts_of(after), strict=True)
-        if isinstance(url, Url)
-    ]
-    media = [part for part in fetched if isinstance(part, Media)]
-    if meter is not None and media:
+async def _fetched(
+    context: EmbeddingContext, items: Mapping[int, NewItem], meter: Meter | None, paid: set[tuple[int, int]]
+) -> dict[int, NewItem]:
+    """The items with what is at their URLs, once that is paid for. `paid`: lines and parts that were, and now are."""
+    fetcher = context.fetcher
+    assert fetcher is not None
+
+    async def read(content: Input) -> Input:
+        # All that is at the URLs of one item is limited like a request's body.
+        [filled] = await context.embedder.read([content], replace(BACKGROUND, fetches=Fetches(fetcher, of_a_job=True)))
+        return filled
+
+    contents = {line: item.content for line, item in items.items() if not isinstance(item.content, np.ndarray)}
+    filled = dict(zip(contents, await asyncio.gather(*map(read, contents.values())), strict=True))
+    fetched = {
+        (line, place): part
+        for line, content in contents.items()
+        for place, (url, part) in enumerate(zip(parts_of(content), parts_of(filled[line]), strict=True))
+        if isinstance(url, Url) and isinstance(part, Media)
+    }
+    unpaid = [part for place, part in fetched.items() if place not in paid]
+    if meter is not None and unpaid:
         # The items themselves were paid for before anything was fetched.
-        costs = await context.embedder.in_worker(partial(costs_of, media, context.embedder.limits))
+        costs = await context.embedder.in_worker(partial(costs_of, unpaid, context.embedder.limits))
         await _pay(meter, {unit: cost for unit, cost in costs.items() if unit != "items"})
-    return {line: replace(item, content=content) for (line, item), content in zip(items.items(), contents, strict=True)}
+        paid.update(fetched)
+    return {line: replace(item, content=filled[line]) for line, item in items.items()}
 
 
 async def _embed_patiently(context: EmbeddingContext, items: Mapping[int, NewItem]) -> dict[int, Entry | InputError]:

@@ -105,7 +105,7 @@ function form(method, path, operation, content) {
     for (const [parameter, { value }] of inputs) {
       if (parameter.in === "path") request.path = request.path.replace(`{${parameter.name}}`, encodeURIComponent(value));
       else if (value && parameter.in === "header") headers[parameter.name] = value;
-      else if (value) request.query[parameter.name] = parameter.schema.type === "array" ? value.split(",") : value;
+      else if (value) request.query[parameter.name] = isList(parameter.schema) ? value.split(",") : value;
     }
     const files = [...(file?.files ?? [])];
     let body;
@@ -130,6 +130,7 @@ function form(method, path, operation, content) {
     const named = files.map((each) => ({ name: each.name, data: each }));
     const carried = attached === "multipart/form-data" || !files.length;
     command.textContent = carried && (!text || said.json) ? curl({ ...said, files: named }) : "";
+    for (const { src } of answer.querySelectorAll("[src]")) URL.revokeObjectURL(src);
     answer.replaceChildren("Waiting …");
     const started = performance.now();
     try {
@@ -149,6 +150,10 @@ function form(method, path, operation, content) {
     command, answer);
 }
 
+function isList(schema) {
+  return [schema, ...(schema.anyOf ?? [])].some(({ type }) => type === "array");
+}
+
 async function drawn(response, took) {
   const kind = (response.headers.get("content-type") ?? "").split(";")[0];
   const head = el("p", { class: response.ok ? "" : "bad" }, `${response.status} in ${Math.round(took)} ms, ${kind || "no body"}`);
@@ -156,7 +161,8 @@ async function drawn(response, took) {
   if (kind.startsWith("image/")) return [head, el("img", { src: URL.createObjectURL(data), alt: "The answer" })];
   if (/^(audio|video)\//.test(kind)) return [head, el(kind.split("/")[0], { src: URL.createObjectURL(data), controls: true })];
   let said = await data.text();
-  if (kind.endsWith("json")) said = JSON.stringify(JSON.parse(said), null, 2);
+  // JSON.parse would round integers of more than 15 digits.
+  if (kind.endsWith("json") && !/\d{16}/.test(said)) said = JSON.stringify(JSON.parse(said), null, 2);
   const rest = said.length - MOST_SHOWN;
   return [head, el("pre", {}, rest > 0 ? `${said.slice(0, MOST_SHOWN)}\n… ${rest} more characters` : said)];
 }

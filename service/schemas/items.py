@@ -241,17 +241,16 @@ class ItemsRequest(RequestModel):
 
 
 def place_items(body: dict[str, Any], files: list[File]) -> None:
-    """Give files, in order, to the parts of fused items that have no input, then to the items without one; each further
-    file is an item whose id is its name."""
+    """Give files, in order, to the items without an input and the parts without one of fused items, as they stand in
+    the list; each further file is an item whose id is its name."""
     items = body.setdefault("items", [])
     if not isinstance(items, list):
         return
     for item in items:
         files = fill_parts(item, files)
-    waiting = [item for item in items if isinstance(item, dict) and not present(item) & _CONTENT]
-    for item, file in zip(waiting, files, strict=False):
-        item["file"] = file
-    items += [{"id": file.name, "file": file} for file in files[len(waiting) :]]
+        if files and isinstance(item, dict) and not present(item) & _CONTENT:
+            item["file"], *files = files
+    items += [{"id": file.name, "file": file} for file in files]
 
 
 class DeleteItemsRequest(RequestModel):

@@ -201,6 +201,13 @@ class SearchOptions(RequestModel):
         raise NotImplementedError
 
 
+def _without(value: Any, field: str, advice: str) -> Any:
+    """Return a body without a field of the other route, where that is null. Raises ValueError where it is not."""
+    if isinstance(value, dict) and value.get(field) is not None:
+        raise ValueError(advice)
+    return {name: given for name, given in value.items() if name != field} if isinstance(value, dict) else value
+
+
 class SearchRequest(SearchOptions):
     """One query, and how to search for it."""
 
@@ -209,9 +216,7 @@ class SearchRequest(SearchOptions):
     @model_validator(mode="before")
     @classmethod
     def _one(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "queries" in value:
-            raise ValueError("this route takes one query: send several to POST /search/batch, as queries")
-        return value
+        return _without(value, "queries", "this route takes one query: send several to POST /search/batch, as queries")
 
     @property
     def asked(self) -> Sequence[Query]:
@@ -226,9 +231,7 @@ class SearchBatchRequest(SearchOptions):
     @model_validator(mode="before")
     @classmethod
     def _many(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "query" in value:
-            raise ValueError("this route takes queries, a list: send one query to POST /search")
-        return value
+        return _without(value, "query", "this route takes queries, a list: send one query to POST /search")
 
     @property
     def asked(self) -> Sequence[Query]:

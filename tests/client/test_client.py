@@ -39,6 +39,7 @@ from isthmus_client import (
     stored,
     vector,
 )
+from isthmus_client.inputs import wire_size
 from isthmus_client.retries import Retries
 from service.schemas.classify import ClassifyRequest
 from service.schemas.embed import EmbedRequest
@@ -178,6 +179,18 @@ def test_a_request_that_is_too_much_is_asked_in_halves(shared_client: httpx.Clie
 def test_an_option_that_is_wrong_is_not_said_of_each_input(shared_space: Isthmus) -> None:
     with pytest.raises(Refused, match="dimensions"):
         list(shared_space.embed_many(["red", "blue"], dimensions=-1))
+
+
+def test_the_parts_of_a_fused_input_count_as_bytes_of_a_request() -> None:
+    picture = "A" * 4_000_000
+    assert wire_size({"compose": [{"image": picture}, {"text": "red", "weight": 0.5}]}) > len(picture)
+    assert wire_size({"vector": [0.5] * 384}) == 16 * 384
+
+
+@pytest.mark.parametrize("path", ["red.png", None])
+def test_a_number_that_json_has_not_is_refused_before_it_is_sent(space: Isthmus, media: Path, path: str | None) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        space.upsert([NewItem("a", "red" if path is None else media / path, {"size": float("nan")})])
 
 
 def test_inputs_are_read_only_as_they_are_needed(shared_client: httpx.Client) -> None:

@@ -45,6 +45,9 @@ def test_every_operation_is_there_and_can_be_sent(reference: Page, client: httpx
     assert '"next_cursor"' in send(reference, "listItems")
     assert "limit=1" in reference.locator("#listItems pre").first.inner_text()
     assert client.get("/items").json()["items"]
+    reference.locator("#listItems-collection").fill("default")
+    reference.locator("#listItems-include").fill("preview,total")
+    assert '"total": 2' in send(reference, "listItems")
 
 
 def test_a_file_is_sent_and_a_body_that_is_no_json_is_not(reference: Page, png: Callable[[str], bytes]) -> None:

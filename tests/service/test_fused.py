@@ -72,6 +72,22 @@ def test_files_of_a_form_are_parts(client: httpx.Client, png: Callable[..., byte
     assert [item["id"] for item in stored["items"]] == ["a", "b.png"]
 
 
+def test_files_of_a_form_are_given_in_the_order_of_the_items(
+    client: httpx.Client, png: Callable[..., bytes], red: str
+) -> None:
+    files = [("file", (f"{colour}.png", png(colour))) for colour in ("red", "blue", "green")]
+    items: Parts = [{"id": "plain"}, {"id": "fused", "compose": [{"weight": 1}, {"text": "red", "weight": 0.5}]}]
+    stored = client.post("/items", files=files, data={"request": json.dumps({"items": items})})
+    assert stored.status_code == 200, stored.text
+    blue = base64.b64encode(png("blue")).decode()
+    pictures = vectors(client, {"image": red}, {"image": blue})
+    [text] = vectors(client, "red", role="passage")
+    item = {id: client.get(f"/items/{id}", params={"include": "vector"}).json()["vector"] for id in ("plain", "fused")}
+    assert np.allclose(item["plain"], pictures[0], atol=1e-6)
+    assert np.allclose(item["fused"], weighed(np.stack([pictures[1], text]), [1, 0.5]), atol=1e-6)
+    assert client.get("/items/green.png").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("compose", "says"),
     [

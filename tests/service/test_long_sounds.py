@@ -28,6 +28,7 @@ from tests.service.fakes import vector_of
 from tests.service.films import colours, silence_then_tone
 from tests.service.jobs.processes import ended, submitted
 from tests.service.stores import both, in_store
+from tests.service.test_serving import metric
 from tests.tiny_bundle import AUDIO, tone
 
 RATE = AUDIO.sampling_rate
@@ -112,6 +113,12 @@ def test_a_long_sound_is_found_by_its_moments(settings: Settings) -> None:
         assert whole["id"] == "lecture" and whole["score"] > 0.99 and whole["moment"]["modality"] == "audio"
         # A query is its own vector, and is not cut into moments.
         assert search({"audio": wav_of(silence_then_tone(20.0, 5.0))}, modalities=["audio"])[0]["id"] == "lecture"
+
+        # Nor are the parts of a fused item, whose moments nobody could find.
+        embedded_before = metric(client, "isthmus_batch_items_sum", modality="audio", model="tiny")
+        store({"id": "fused", "compose": [{"text": "green"}, {"audio": wav_of(noise(33))}]})
+        assert metric(client, "isthmus_batch_items_sum", modality="audio", model="tiny") == embedded_before + 1
+        assert client.delete("/items/fused").status_code == 204
 
         store({"id": "lecture", "audio": wav_of(noise(3))})
         assert all("moment" not in each for each in search("tone", modalities=["audio"]))

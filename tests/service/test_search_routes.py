@@ -20,7 +20,7 @@ def stocked(client):
 
 
 def find(client, **body):
-    response = client.post("/search/batch" if "queries" in body else "/search", json=body)
+    response = client.post("/search/batch" if body.get("queries") else "/search", json=body)
     assert response.status_code == 200, response.text
     return response.json()["results"]
 
@@ -92,6 +92,11 @@ def test_many_queries(stocked):
     assert [len(each) for each in results] == [3, 3, 3]
     assert results[0][0]["id"] == "words" and results[2][0]["id"] == "photo"
     assert "photo" not in ids(results[1])
+
+
+def test_a_null_for_the_field_of_the_other_route_is_no_field(stocked):
+    assert find(stocked, query="x", queries=None, top_k=1)
+    assert stocked.post("/search/batch", json={"queries": ["x"], "query": None}).status_code == 200
 
 
 def test_files_as_queries(stocked):

@@ -11,7 +11,9 @@ import httpx
 import pytest
 
 from service.api.keys import create_key
+from service.engine.inputs import Fused, Url
 from service.jobs import run
+from service.retrieval.indexing import NewItem
 from service.runtime.quotas import Limit
 from service.settings import Settings
 from tests.conftest import serving
@@ -98,6 +100,30 @@ def test_urls_of_lines_are_fetched_and_those_that_fail_fail_alone(net: Internet,
             client.post("/score", json={"pairs": [{"a": {"image": net.url("/flaky")}, "b": "red"}]}).json()["scores"][0]
         )
         assert client.get("/previews/picture").headers["content-type"] == "image/jpeg"
+
+
+@pytest.mark.usefixtures("_no_pauses")
+def test_what_came_before_a_try_that_failed_is_paid_for_once(
+    net: Internet, settings: Settings, tmp_path: Path, png: Make
+) -> None:
+    recovers(net.media, "/flaky", png("blue"), after=2)
+    _, clear = create_key(tmp_path / "keys.json", "k", ["read", "write"], [Limit.parse("pixels=1000000/month")])
+    with serving(settings.model_copy(update=options(net, keys=tmp_path / "keys.json"))) as client:
+        client.headers["Authorization"] = f"Bearer {clear}"
+        parts = [{"image": net.url("/red")}, {"image": net.url("/flaky")}]
+        assert ended(client, submitted(client, [{"id": "fused", "compose": parts}]))["done"] == 1
+        last = client.post("/embed", json={"inputs": [{"image": b64(png("green"))}]})
+        left = int(last.headers["ratelimit"].split("r=")[1].split(";")[0])
+        assert 1_000_000 - left == 3 * 40 * 30
+
+
+def test_urls_are_fetched_a_few_at_a_time() -> None:
+    def item(line: int, urls: int) -> NewItem:
+        parts = tuple((Url("image", f"https://a/{line}/{number}"), 1.0) for number in range(urls))
+        return NewItem(str(line), Fused(parts))
+
+    items = {line: item(line, urls) for line, urls in enumerate([1, 3, 4, 1, 32, 2])}
+    assert [list(group) for group in run._by_urls(items)] == [[0, 1, 2], [3], [4], [5]]
 
 
 def test_what_is_fetched_counts_for_the_key_that_sent_the_job(
