@@ -67,7 +67,6 @@ class Pages:
         yield _ERRORS
         told: dict[str, None] = {}
         yield from self._fields(self._schemas["Problem"], told)
-        yield from self._parts(told)
 
     def _page(self, method: str, path: str, operation: Schema) -> Iterator[str]:
         yield f"# {method} {path}\n"
@@ -94,13 +93,13 @@ class Pages:
             if status in _STATUS_CODES and shown:
                 yield f"## Answer {status}, {_STATUS_CODES[status]}\n"
                 yield from self._fields(shown, told)
-        yield from self._parts(told)
         [(kind, refusal)] = operation["responses"]["default"]["content"].items()
         if kind == "application/problem+json":
             yield "## Refusals\n\nEvery other answer is a [problem](index.md#errors), whose `code` says what is wrong."
         else:
             yield "## Refusals\n\nEvery other answer has this form.\n"
-            yield from self._fields(refusal["schema"], {})
+            yield from self._fields(refusal["schema"], told)
+        yield from self._parts(told)
 
     def _fields(self, schema: Schema, told: dict[str, None]) -> Iterator[str]:
         """A table of an object's fields, or the type of what is none; names met on the way are put into `told`."""
