@@ -67,6 +67,7 @@ class Pages:
         yield _ERRORS
         told: dict[str, None] = {}
         yield from self._fields(self._schemas["Problem"], told)
+        yield from self._parts(told)
 
     def _page(self, method: str, path: str, operation: Schema) -> Iterator[str]:
         yield f"# {method} {path}\n"
