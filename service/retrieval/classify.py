@@ -32,6 +32,7 @@ from service.engine.inputs import (
     Media,
     Text,
     Unreadable,
+    parts_of,
     raise_first,
     unknown_warning,
 )
@@ -244,8 +245,7 @@ class Classifier:
     async def _embed_all(self, inputs: Sequence[tuple[str, int, Input]], caller: Caller) -> list[Embedded]:
         """Embed any number of inputs. Raises InputFailed with the list and place that are given with the bad one."""
         embedded: list[Embedded] = []
-        for start in range(0, len(inputs), _CHUNK):
-            chunk = inputs[start : start + _CHUNK]
+        for chunk in _chunks(inputs):
             results = await self._embedder.embed([given for *_, given in chunk], caller)
             for (where, place, _), result in zip(chunk, results, strict=True):
                 if isinstance(result, InputError):
@@ -443,6 +443,21 @@ def label_digest(labels: Iterable[str | Label], templates: Sequence[str]) -> str
         for label in labels
     ]
     return hashlib.sha256(json.dumps([parts, list(templates)]).encode()).hexdigest()
+
+
+def _chunks(inputs: Sequence[tuple[str, int, Input]]) -> Iterator[list[tuple[str, int, Input]]]:
+    """Yield the inputs in order, as many at a time as have _CHUNK parts, or one."""
+    chunk: list[tuple[str, int, Input]] = []
+    count = 0
+    for given in inputs:
+        parts = len(parts_of(given[-1]))
+        if chunk and count + parts > _CHUNK:
+            yield chunk
+            chunk, count = [], 0
+        chunk.append(given)
+        count += parts
+    if chunk:
+        yield chunk
 
 
 def _name(label: str | Label) -> str:

@@ -1,6 +1,7 @@
 """Labels, label sets, and scores."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Annotated, Any
 
 from pydantic import (
@@ -16,7 +17,7 @@ from pydantic import (
 )
 
 from service.contract.bundle import MODALITIES, Modality
-from service.engine.inputs import uri_kind
+from service.engine.inputs import parts_of, uri_kind
 from service.schemas.embed import InputProblem, OnError
 from service.schemas.inputs import AnyInput, Inputs, ModelName, Number, RequestModel, limits_of
 from service.schemas.items import Name, storable_text
@@ -97,8 +98,9 @@ class LabelSetRequest(RequestModel):
 
     @model_validator(mode="after")
     def _bounded(self) -> "LabelSetRequest":
-        if len(self.off_topic) + sum(len(label.examples) for label in self.taught) > MAX_EXAMPLES:
-            raise ValueError(f"examples and off-topic inputs are at most {MAX_EXAMPLES} in one label set")
+        shown = chain(self.off_topic, *(label.examples for label in self.taught))
+        if sum(len(parts_of(given)) for given in shown) > MAX_EXAMPLES:
+            raise ValueError(f"examples and off-topic inputs, parts too, are at most {MAX_EXAMPLES} in one label set")
         if self.off_topic and not any(label.examples for label in self.taught):
             raise ValueError("off_topic needs examples of labels to be told from")
         return self

@@ -70,7 +70,7 @@ class Pair(RequestModel):
 
 class ScoreRequest(RequestModel):
     model: ModelName = None
-    pairs: Annotated[list[Pair], Field(min_length=1), at_most(lambda limits: max(1, limits.inputs // 2), "pairs")]
+    pairs: Annotated[list[Pair], Field(min_length=1), at_most(lambda limits: max(2, limits.inputs), "pairs", "a", "b")]
 
 
 class ScoreResponse(BaseModel):

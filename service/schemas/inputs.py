@@ -1,6 +1,6 @@
 """An input as a client writes it: text, an image, a sound or a video; in JSON, or as a file of a multipart form."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import attrgetter, or_
@@ -125,6 +125,17 @@ def kind_of(value: Any) -> str | None:
     return kinds[0] if len(kinds) == 1 else None
 
 
+def shape_of(value: Any) -> Literal["string", "list", "object"] | None:
+    """The tag of a value that may be written in several ways, from its JSON type."""
+    return (
+        "string"
+        if isinstance(value, str)
+        else "list"
+        if isinstance(value, list)
+        else ("object" if isinstance(value, dict) else None)
+    )
+
+
 def present(value: dict[str, Any]) -> set[str]:
     """The fields that are there: one that is null is not."""
     return {name for name, given in value.items() if given is not None}
@@ -186,10 +197,48 @@ WEIGHTED_KINDS = (
     SkipJsonSchema[Annotated[WeightedFile, AfterValidator(attrgetter("file", "weight")), Tag("named_file")]],
     weighted(VideoInput, "video"),
 )
+
+
+def limits_of(info: ValidationInfo) -> Limits:
+    return info.context if isinstance(info.context, Limits) else Limits()
+
+
+def at_most(limit: Callable[[Limits], int], what: str, *holders: str) -> BeforeValidator:
+    """A list no longer than a setting, checked before any of its members is looked at; parts of a fused input count,
+    and so does each input in the fields `holders` of a member.
+
+    The settings' limits are the validation context (`api.reading` passes them).
+    """
+    nested = ("compose", *holders)
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        most = limit(limits_of(info))
+        if isinstance(value, list) and len(value) > most:
+            raise ValueError(f"at most {most} {what} in one request")
+        if isinstance(value, list) and sum(_count_parts(item, nested) for item in value) > most:
+            raise ValueError(f"at most {most} parts of {what} in one request")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _count_parts(value: Any, nested: Sequence[str], depth: int = 2) -> int:
+    """Return the number of inputs in a member of a list, from its JSON: a pair's two may be fused, no deeper."""
+    if not isinstance(value, dict) or depth == 0:
+        return 1
+    counts = [
+        sum(_count_parts(part, nested, depth - 1) for part in (given if isinstance(given, list) else [given]))
+        for name in nested
+        if (given := value.get(name)) is not None
+    ]
+    return max(1, sum(counts))
+
+
 MAX_PARTS = 32
 _FusedParts = Annotated[
     list[Annotated[tuple[Part, float], one_of(*WEIGHTED_KINDS)]],
     Field(min_length=1, max_length=MAX_PARTS),
+    at_most(lambda limits: limits.inputs, "parts"),
     AfterValidator(lambda parts: Fused(tuple(parts))),
 ]
 FusedParts = Annotated[Fused, _schema(_FusedParts)]
@@ -213,32 +262,6 @@ def fill_parts(given: Any, files: list[File]) -> list[File]:
 
 
 AnyInput = Annotated[Input, one_of(STRING, *KINDS, branch(FusedInput, "compose"), FILE)]
-
-
-def limits_of(info: ValidationInfo) -> Limits:
-    return info.context if isinstance(info.context, Limits) else Limits()
-
-
-def at_most(limit: Callable[[Limits], int], what: str) -> BeforeValidator:
-    """A list no longer than a setting, checked before any of its members is looked at; parts of a fused input count.
-
-    The settings' limits are the validation context (`api.reading` passes them).
-    """
-
-    def check(value: Any, info: ValidationInfo) -> Any:
-        most = limit(limits_of(info))
-        if isinstance(value, list) and len(value) > most:
-            raise ValueError(f"at most {most} {what} in one request")
-        if isinstance(value, list) and sum(map(_parts, value)) > most:
-            raise ValueError(f"at most {most} parts of {what} in one request")
-        return value
-
-    return BeforeValidator(check)
-
-
-def _parts(value: Any) -> int:
-    parts = value.get("compose") if isinstance(value, dict) else None
-    return len(parts) if isinstance(parts, list) else 1
 
 
 ModelName = Annotated[str | None, Field(max_length=64, description="One of GET /models. Default: the first of them.")]

@@ -2,7 +2,7 @@
 them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -28,6 +28,7 @@ from service.schemas.inputs import (
     at_most,
     kind_of,
     present,
+    shape_of,
 )
 
 TokenList = Annotated[
@@ -98,6 +99,12 @@ class Address(BaseModel):
     url: str = Field(description="base64 in a data: URI, or an https: URL where the server fetches")
 
 
+Location = Annotated[
+    Annotated[str, Tag("string")] | Annotated[Address, Tag("object")],
+    Discriminator(shape_of, custom_error_type="address", custom_error_message='expected a string, or {"url": …}'),
+]
+
+
 class Samples(BaseModel):
     data: str = Field(description="base64")
 
@@ -113,20 +120,39 @@ _PART_KINDS: Mapping[str, Literal["text", "image", "audio", "video"]] = {
 }
 
 
-class ContentPart(BaseModel):
-    """A part of a message, as OpenAI and vLLM write it; `type` names the field that it is in."""
+class ContentModel(RequestModel):
+    """A part or a message. A field that is not known may hold a second input, or a weight: it is an error."""
+
+    unread: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unread(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: given for name, given in value.items() if given is not None and name not in cls.unread}
+
+
+class ContentPart(ContentModel):
+    """A part of a message, as OpenAI and vLLM write it; `type` names the one field that it is in."""
+
+    unread: ClassVar = frozenset({"detail", "uuid", "cache_control"})
+    """Fields that change no vector: how closely a chat model looks, and caches of other servers."""
 
     type: Literal["text", "input_text", "image_url", "input_image", "audio_url", "input_audio", "video_url"]
     text: str | None = None
-    image_url: str | Address | None = None
-    audio_url: str | Address | None = None
-    video_url: str | Address | None = None
+    image_url: Location | None = None
+    audio_url: Location | None = None
+    video_url: Location | None = None
     input_audio: Samples | None = None
 
     @model_validator(mode="after")
     def _there(self) -> "ContentPart":
         if self._held is None:
             raise ValueError(f"a part of the type {self.type} holds {self._field}")
+        for name in ("text", "image_url", "audio_url", "video_url", "input_audio"):
+            if name != self._field and getattr(self, name) is not None:
+                raise ValueError(f"a part of the type {self.type} holds {self._field}, and {name} is another part")
         return self
 
     @property
@@ -156,14 +182,20 @@ class ContentPart(BaseModel):
         return given.url if isinstance(given, Address) else given.data if isinstance(given, Samples) else given or ""
 
 
-Content = str | Annotated[list[ContentPart], Field(min_length=1, max_length=_MAX_PARTS)]
+Content = Annotated[
+    Annotated[str, Tag("string")]
+    | Annotated[list[ContentPart], Field(min_length=1, max_length=_MAX_PARTS), Tag("list")],
+    Discriminator(shape_of, custom_error_type="content", custom_error_message="expected a string, or a list of parts"),
+]
 
 
-class ContentInput(BaseModel):
+class ContentInput(ContentModel):
     content: Content = Field(description="One part: a text, an image, a sound or a video.")
 
 
 class Message(ContentInput):
+    unread: ClassVar = frozenset({"name"})
+
     role: str
 
 

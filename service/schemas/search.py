@@ -63,7 +63,9 @@ Part = Annotated[
 class ComposeQuery(RequestModel):
     """The weighted sum of unit vectors, scaled to length 1."""
 
-    compose: list[Part] = Field(min_length=1, max_length=MAX_PARTS)
+    compose: Annotated[
+        list[Part], Field(min_length=1, max_length=MAX_PARTS), at_most(lambda limits: limits.inputs, "parts")
+    ]
 
 
 Query = Annotated[

@@ -57,6 +57,15 @@ def test_several_parts_share_a_vector(official: cohere.ClientV2, native: Native,
     same(answer.embeddings.float_[0], (blue + red) / np.linalg.norm(blue + red))
 
 
+def test_a_part_holds_one_thing(server: httpx.Client, picture: str) -> None:
+    text = {"type": "text", "text": "red"}
+    others: list[dict[str, Any]] = [{"image_url": {"url": picture}}, {"image_url": ""}, {"image": picture}]
+    for more in (*others, {"weight": 0}):
+        for given in ({"content": [{**text, **more}]}, {"content": [text], **more}):
+            body = {**EMBED, "inputs": [given]}
+            refused(server, "/v2/embed", body, 422, next(iter(more)), lambda answer: answer["message"])
+
+
 def test_every_encoding(official: cohere.ClientV2, native: Native) -> None:
     kinds: list[Any] = ["float", "int8", "uint8", "binary", "ubinary", "base64"]
     answer = official.embed(texts=["red"], embedding_types=kinds, output_dimension=8, **EMBED).embeddings

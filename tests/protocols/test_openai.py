@@ -246,6 +246,25 @@ def test_a_text_that_is_not_to_be_cut(shared_client: httpx.Client) -> None:
     assert row["truncated"] is True
 
 
+def test_a_part_holds_one_thing(shared_client: httpx.Client) -> None:
+    text = {"type": "text", "text": "red"}
+    others: list[dict[str, Any]] = [{"image_url": "x"}, {"image_url": ""}, {"input_audio": {"data": "x"}}]
+    for more in (*others, {"image": "x"}, {"weight": 0}):
+        bodies: list[dict[str, Any]] = [
+            {"input": {**text, **more}},
+            {"input": ["blue", {**text, **more}]},
+            {"input": [{"content": [{**text, **more}]}]},
+            {"input": [{"content": [text], **more}]},
+            {"messages": [{"role": "user", "content": [{**text, **more}]}]},
+            {"messages": [{"role": "user", "content": [text], **more}]},
+        ]
+        for body in bodies:
+            assert next(iter(more)) in message(shared_client, body), body
+    unread = {"detail": "low", "uuid": "a", "cache_control": {"type": "ephemeral"}, "image_url": None, "refusal": None}
+    assert ask(shared_client, {"input": [{**text, **unread}]}).status_code == 200
+    assert ask(shared_client, {"messages": [{"role": "user", "name": "a", "content": [text]}]}).status_code == 200
+
+
 def test_a_part_by_itself_is_a_vector_and_several_are_refused(shared_client: httpx.Client) -> None:
     text = {"type": "text", "text": "a photo of the dog"}
     empty = {"type": "text", "text": ""}

@@ -54,16 +54,21 @@ def test_startup_and_meta(server: httpx.Client) -> None:
         ({"images": ["http://127.0.0.1/a.png"]}, 422, "images[0]"),
         ({"texts": ["red"], "model": "other"}, 422, "model"),
         ({"texts": ["red"] * 257}, 422, "at most 256 texts"),
+        ({"texts": ["red"] * 256, "images": ["x"]}, 422, "at most 256 inputs"),
+        ({"texts": ["red"], "audio": ["!"]}, 422, "audio[0]"),
     ],
 )
 def test_refusals(server: httpx.Client, body: Any, status: int, names: str) -> None:
     refused(server, "/vectorize", body, status, names, lambda answer: answer["error"])
 
 
-def test_a_module_without_a_key_has_the_one_of_its_protocol(keyed: tuple[httpx.Client, str]) -> None:
+def test_a_module_without_a_key_has_the_one_of_its_protocol(keyed: tuple[httpx.Client, str], picture: str) -> None:
     client, clear = keyed
     assert client.get("/.well-known/ready").status_code == 204
-    for _ in range(3):
+    assert client.post("/vectorize", json={"texts": ["red"]}).status_code == 200
+    # A request that is over the limit uses up nothing, in whichever of its lists.
+    assert client.post("/vectorize", json={"texts": ["blue", "dog"], "images": [plain(picture)]}).status_code == 429
+    for _ in range(2):
         assert client.post("/vectorize", json={"texts": ["red"]}).status_code == 200
     limited = client.post("/vectorize", json={"texts": ["red"]})
     assert limited.status_code == 429 and "used up" in limited.json()["error"] and limited.headers["retry-after"]

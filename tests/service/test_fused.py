@@ -9,9 +9,18 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from pydantic import BaseModel, ValidationError
 
+from service.api.protocols.cohere import CohereEmbedRequest
+from service.api.protocols.jina import JinaRerankRequest
+from service.api.protocols.weaviate import WeaviateRequest
 from service.engine.inputs import Fused, Media, Text, fused, in_role
 from service.retrieval.reembedding import Originals
+from service.schemas.classify import ClassifyRequest, LabelSetRequest
+from service.schemas.embed import EmbedRequest, ScoreRequest
+from service.schemas.items import ItemInput, ItemsRequest
+from service.schemas.search import SearchBatchRequest, SearchRequest
+from service.settings import Limits
 from service.store.carry_over import OldItem
 from tests.service.fakes import FakeEmbedder
 from tests.service.jobs.processes import ended, submitted
@@ -119,6 +128,60 @@ def test_parts_count_as_inputs(client: httpx.Client) -> None:
     assert client.post("/embed", json={"inputs": many}).status_code == 200
     over = client.post("/embed", json={"inputs": [*many, "red"]})
     assert over.status_code == 422 and "at most 256 parts of inputs" in over.text
+
+
+PARTS = {"compose": [{"text": "red"}, {"text": "blue"}]}
+COHERE = {"model": "tiny", "input_type": "image"}
+CONTENT = [{"type": "text", "text": "red"}, {"type": "text", "text": "blue"}]
+JINA = {"model": "tiny", "query": "red"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "inputs", "body"),
+    [
+        (EmbedRequest, 4, {"inputs": [PARTS, PARTS]}),
+        (ItemsRequest, 3, {"items": [{"id": "a", **PARTS}, {"id": "b", "text": "red"}]}),
+        (ItemInput, 2, {"id": "a", **PARTS}),  # a line of a job
+        (ScoreRequest, 4, {"pairs": [{"a": PARTS, "b": PARTS}]}),
+        (ScoreRequest, 4, {"pairs": [{"a": "red", "b": "red"}] * 2}),
+        (SearchRequest, 2, {"query": PARTS}),
+        (SearchBatchRequest, 4, {"queries": [PARTS, PARTS]}),
+        (ClassifyRequest, 2, {"inputs": [PARTS], "labels": ["red"]}),
+        (JinaRerankRequest, 3, {**JINA, "documents": [PARTS] * 12}),  # eight times as many documents as inputs
+        (JinaRerankRequest, 2, {**JINA, "query": PARTS, "documents": ["red"]}),
+        (CohereEmbedRequest, 32, {**COHERE, "inputs": [{"content": CONTENT * 16}]}),
+        (WeaviateRequest, 4, {"texts": ["red", "blue"], "images": ["x"], "audio": ["x"]}),
+    ],
+)
+def test_parts_count_at_every_entrance(schema: type[BaseModel], inputs: int, body: dict[str, Any]) -> None:
+    schema.model_validate(body, context=Limits(inputs=inputs))
+    with pytest.raises(ValidationError, match=r"at most \d+ "):
+        schema.model_validate(body, context=Limits(inputs=inputs - 1))
+
+
+def test_one_input_is_taken_where_a_request_may_have_one() -> None:
+    bodies: dict[type[BaseModel], dict[str, Any]] = {
+        EmbedRequest: {"inputs": ["red"]},
+        ScoreRequest: {"pairs": [{"a": "red", "b": "red"}]},
+        CohereEmbedRequest: {**COHERE, "inputs": [{"content": CONTENT[:1]}]},
+    }
+    for schema, body in bodies.items():
+        schema.model_validate(body, context=Limits(inputs=1))
+
+
+def test_parts_of_examples_count() -> None:
+    labels = [{"name": "red", "examples": [PARTS] * 24}, "blue"]
+    LabelSetRequest.model_validate({"labels": labels, "off_topic": [PARTS] * 2024})
+    with pytest.raises(ValidationError, match="at most 4096 in one label set"):
+        LabelSetRequest.model_validate({"labels": labels, "off_topic": [PARTS] * 2025})
+
+
+def test_deep_parts_are_counted_without_recursion() -> None:
+    deep: Any = "red"
+    for _ in range(2_000):
+        deep = {"compose": [deep]}
+    with pytest.raises(ValidationError):
+        EmbedRequest.model_validate({"inputs": [deep]})
 
 
 def test_a_job_stores_it_too(fresh_client: httpx.Client, red: str) -> None:

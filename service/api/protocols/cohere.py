@@ -52,7 +52,8 @@ class CohereEmbedRequest(RequestModel):
         | None
     ) = None
     inputs: (
-        Annotated[list[CohereInput], Field(min_length=1), at_most(lambda limits: limits.inputs // 2, "inputs")] | None
+        Annotated[list[CohereInput], Field(min_length=1), at_most(lambda limits: limits.inputs, "inputs", "content")]
+        | None
     ) = None
     embedding_types: Annotated[list[Kind], Field(min_length=1, max_length=6)] = Field(default=["float"])
     output_dimension: Annotated[int, Field(ge=1, strict=True)] | None = None

@@ -1,19 +1,19 @@
 """`weaviate`: the inference server of Weaviate's modules multi2vec-clip and multi2vec-bind."""
 
+from itertools import chain, islice
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Depends, Response
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, model_validator
 
 from service.api.protocols.protocol import Protocol, Refusal
-from service.api.protocols.vectors import vectors_of
 from service.api.reading import documented, reader
 from service.api.responses import JSON
 from service.api.routes.health import healthz, readyz
 from service.api.state import CallerDep, StateDep
-from service.engine.inputs import Input
+from service.engine.inputs import Embedded, Input, raise_first
 from service.errors import NotReady
-from service.schemas.inputs import RequestModel, at_most, read_as
+from service.schemas.inputs import RequestModel, at_most, limits_of, read_as
 
 router = APIRouter(tags=["weaviate"])
 Texts = Annotated[list[Annotated[Input, read_as("text")]], at_most(lambda limits: limits.inputs, "texts")]
@@ -41,10 +41,17 @@ class WeaviateRequest(RequestModel):
     depth: Annotated[list[str], Field(max_length=0)] = Field(default=[])
 
     @model_validator(mode="after")
-    def _something(self) -> Self:
-        if not any(getattr(self, kind) for kind in _KINDS):
+    def _some_and_few(self, info: ValidationInfo) -> Self:
+        count, most = sum(map(len, self.lists.values())), limits_of(info).inputs
+        if not count:
             raise ValueError(f"give at least one of: {', '.join(_KINDS)}")
+        if count > most:
+            raise ValueError(f"at most {most} inputs in one request, in all of: {', '.join(_KINDS)}")
         return self
+
+    @property
+    def lists(self) -> dict[_Kind, list[Input]]:
+        return {kind: getattr(self, kind) for kind in _KINDS}
 
 
 class WeaviateResponse(BaseModel):
@@ -66,11 +73,13 @@ _EXAMPLE = {"texts": ["a dog on a beach"], "images": []}
 async def vectorize_for_weaviate(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     """Embed each list with the default model."""
     answer: dict[str, Any] = {"textVectors": [], "imageVectors": []}
-    for kind, name in _KINDS.items():
-        inputs: list[Input] = getattr(body, kind)
+    # One call: a key's limits have room for all of the request, or none of it counts.
+    results = iter(await state.default.embedder.embed(list(chain(*body.lists.values())), caller))
+    for kind, inputs in body.lists.items():
         if inputs:
-            results = await vectors_of(state.default, inputs, caller, field=kind)
-            answer[name] = [result.vector for result in results]
+            embedded = list(islice(results, len(inputs)))
+            raise_first(embedded, field=kind)
+            answer[_KINDS[kind]] = [result.vector for result in embedded if isinstance(result, Embedded)]
     return JSON(answer)
 
 
