@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import cast
+from tests.docs import cast
 from examples.photos import write_photos
 
 RECORDED = cast.ROOT / "docs/recordings/first-run"
@@ -38,7 +38,7 @@ def test_a_shell_that_ends_is_said(tmp_path: Path) -> None:
 
 
 def test_the_picture_of_the_docs_is_that_of_its_cast() -> None:
-    """`python -m examples.cast docs/recordings/first-run` makes both."""
+    """`python -m tests.docs.cast docs/recordings/first-run` makes both."""
     lines = cast.lines_of(cast.from_cast(RECORDED.with_suffix(".cast").read_text()))
     assert RECORDED.with_suffix(".svg").read_text() == cast.as_svg(lines)
     text = text_of(lines)

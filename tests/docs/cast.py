@@ -1,6 +1,6 @@
 """Records the first run in a terminal: a cast for asciinema's players, and a picture of it that plays by itself.
 
-    python -m examples.cast docs/recordings/first-run
+    python -m tests.docs.cast docs/recordings/first-run
 
 A shell in a pseudo-terminal is given the commands one by one, as if they were typed, and what it prints is written down
 with its times: FILE.cast in asciicast v2, and FILE.svg, in which every line comes when it came.
@@ -30,7 +30,7 @@ import pyte
 
 from examples.photos import write_photos
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COLUMNS, ROWS = 88, 46
 COMMANDS = (
     "isthmus serve --bundle build/starter --store ~/store --log-level warning &",
@@ -240,7 +240,7 @@ def _colour(name: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m examples.cast", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.docs.cast", description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, help="FILE.cast and FILE.svg are written")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
