@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs import cast
 from examples.photos import write_photos
+from tests.docs import cast
 
 RECORDED = cast.ROOT / "docs/recordings/first-run"
 
