@@ -1,8 +1,12 @@
-"""What the command prints for people: tables, bars, progress, and small pictures made of half blocks.
+"""What the command prints for people: tables, bars, progress, and small pictures, sharp where the terminal can draw
+them (kitty, iTerm2 and sixel graphics) and of half blocks elsewhere.
 
 In a terminal rich draws tables and progress; into a pipe or a file goes plain text.
 """
 
+import base64
+import io
+import itertools
 import os
 import shutil
 import sys
@@ -12,10 +16,18 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from rich.progress import Progress
 
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 _UPPER_HALF = "▀"
+_KITTY, _ITERM, _SIXEL = ("xterm-kitty", "xterm-ghostty"), ("iTerm.app", "WezTerm"), ("foot", "mlterm", "contour")
+"""Terminals that draw pictures: beginnings of TERM, values of TERM_PROGRAM, and beginnings of TERM."""
+_MULTIPLEXERS = ("screen", "tmux")
+"""Beginnings of TERM in programs that pass no graphics on."""
+_CHUNK = 4_096
+"""Characters of one escape code of kitty's protocol."""
+_CELL_PX, _SIXEL_COLOURS = 10, 128
 _CUBE = (0, 95, 135, 175, 215, 255)
 """The levels of a channel in the 6 × 6 × 6 colours of a terminal that has 256."""
 
@@ -105,17 +117,79 @@ def shows_pictures() -> bool:
     return _writes(_UPPER_HALF)
 
 
+def graphics() -> Literal["kitty", "iterm", "sixel"] | None:
+    """Return the protocol by which the terminal draws pictures, as its environment says; None where it says none."""
+    name, program = os.environ.get("TERM", ""), os.environ.get("TERM_PROGRAM", "")
+    if "TMUX" in os.environ or name.startswith(_MULTIPLEXERS):
+        return None
+    if "KITTY_WINDOW_ID" in os.environ or name.startswith(_KITTY):
+        return "kitty"
+    if program in _ITERM:
+        return "iterm"
+    return "sixel" if name.startswith(_SIXEL) else None
+
+
 def picture(file: Path | IO[bytes], columns: int = 24) -> list[str]:
-    """An image as lines of half blocks, two pixels to a character; nothing where it cannot be read as an image."""
+    """An image as lines to print, so many characters wide at most; nothing where it cannot be read as an image."""
     from PIL import Image, ImageOps
 
+    protocol = graphics()
+    side = columns if protocol is None else columns * _CELL_PX
     try:
         with Image.open(file) as opened:
-            opened.draft("RGB", (4 * columns, 4 * columns))
+            opened.draft("RGB", (4 * side, 4 * side))
             small = ImageOps.exif_transpose(opened).convert("RGB")
-        small.thumbnail((columns, columns))
+        small.thumbnail((side, side))
     except (OSError, ValueError, Image.DecompressionBombError):
         return []
+    match protocol:
+        case "kitty":
+            return [_kitty(_png(small))]
+        case "iterm":
+            data = _png(small)
+            return [f"\x1b]1337;File=inline=1;size={len(data)}:{base64.b64encode(data).decode()}\a"]
+        case "sixel":
+            return [_sixel(small)]
+    return _half_blocks(small)
+
+
+def _png(image: "Image") -> bytes:
+    written = io.BytesIO()
+    image.save(written, "PNG")
+    return written.getvalue()
+
+
+def _kitty(png: bytes) -> str:
+    """A PNG as codes of kitty's graphics protocol, to which the terminal is not to reply."""
+    data = base64.b64encode(png).decode()
+    chunks = [data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK)]
+    first, last = "a=T,f=100,q=2,", len(chunks) - 1
+    codes = [f"{'' if n else first}m={int(n < last)};{chunk}" for n, chunk in enumerate(chunks)]
+    return "".join(f"\x1b_G{code}\x1b\\" for code in codes)
+
+
+def _sixel(image: "Image") -> str:
+    """A picture as DEC's sixels: bands of six rows, in which each colour has its own pass."""
+    reduced = image.quantize(_SIXEL_COLOURS)
+    palette, pixels = reduced.getpalette() or [], reduced.tobytes()
+    width, height = reduced.size
+    parts = [f'\x1bPq"1;1;{width};{height}']
+    for number in sorted(set(pixels)):
+        red, green, blue = (round(level / 2.55) for level in palette[3 * number : 3 * number + 3])
+        parts.append(f"#{number};2;{red};{green};{blue}")
+    for top in range(0, height, 6):
+        rows = [pixels[y * width : (y + 1) * width] for y in range(top, min(top + 6, height))]
+        passes = []
+        for number in sorted(set(b"".join(rows))):
+            bits = (sum((row[x] == number) << place for place, row in enumerate(rows)) for x in range(width))
+            runs = ((letter, len(list(run))) for letter, run in itertools.groupby(chr(63 + bit) for bit in bits))
+            passes.append(f"#{number}" + "".join(f"!{n}{letter}" if n > 3 else n * letter for letter, n in runs))
+        parts.append("$".join(passes) + "-")
+    return "".join(parts) + "\x1b\\"
+
+
+def _half_blocks(small: "Image") -> list[str]:
+    """Two pixels to a character."""
     deep = os.environ.get("COLORTERM") in ("truecolor", "24bit")
     lines = []
     for y in range(0, small.height - small.height % 2, 2):

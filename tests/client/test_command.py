@@ -1,7 +1,9 @@
 """`isthmus` as people use it: against a live server, with files, texts and standard input, and with what goes wrong."""
 
 import argparse
+import base64
 import fcntl
+import io
 import json
 import os
 import pty
@@ -19,8 +21,10 @@ from pathlib import Path
 
 import click
 import httpx
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from isthmus_client import Isthmus, NewItem, command, terminal
 from service import __main__ as service_commands
@@ -183,6 +187,87 @@ def test_what_is_found_is_drawn_from_its_file_or_the_servers_preview(run: Run, m
     (media / "red.png").unlink()
     assert run("search", "red", "-m", "image", "-k", "1", "--pictures").stdout.count("▀") >= 24 * 9
     assert run("search", "red", "-m", "image", "-k", "1").stdout.count("▀") == 0, "not where it is no terminal"
+
+
+GRAPHICS = ("TERM", "TERM_PROGRAM", "KITTY_WINDOW_ID", "TMUX")
+
+
+@pytest.mark.parametrize(
+    ("environment", "protocol"),
+    [
+        ({"TERM": "xterm-256color"}, None),
+        ({"TERM": "xterm-kitty"}, "kitty"),
+        ({"TERM": "xterm-256color", "KITTY_WINDOW_ID": "1"}, "kitty"),
+        ({"TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"}, "iterm"),
+        ({"TERM": "foot-extra"}, "sixel"),
+        ({"TERM": "tmux-256color", "KITTY_WINDOW_ID": "1"}, None),
+        ({"TERM": "xterm-256color", "TMUX": "/tmp/tmux", "TERM_PROGRAM": "WezTerm"}, None),
+    ],
+)
+def test_a_terminal_says_how_it_draws(
+    environment: dict[str, str], protocol: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in GRAPHICS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert terminal.graphics() == protocol
+
+
+def noise(side: int = 300) -> io.BytesIO:
+    written = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (side // 2, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(written, "PNG")
+    return written
+
+
+def test_kitty_and_iterm_get_a_png(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TMUX", raising=False)
+    monkeypatch.setenv("TERM", "xterm-kitty")
+    [codes] = terminal.picture(noise())
+    chunks = re.findall(r"\x1b_G([^;]*);([A-Za-z0-9+/=]*)\x1b\\", codes)
+    assert "".join(f"\x1b_G{control};{data}\x1b\\" for control, data in chunks) == codes
+    assert [control for control, _ in chunks] == ["a=T,f=100,q=2,m=1", *["m=1"] * (len(chunks) - 2), "m=0"]
+    assert len(chunks) > 3 and all(len(data) == 4_096 for _, data in chunks[:-1])
+    monkeypatch.delenv("KITTY_WINDOW_ID", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("TERM_PROGRAM", "iTerm.app")
+    [code] = terminal.picture(noise())
+    head, data = code.removesuffix("\a").split(":")
+    for png in (base64.b64decode("".join(data for _, data in chunks)), base64.b64decode(data)):
+        with Image.open(io.BytesIO(png)) as shown:
+            assert (shown.format, shown.size) == ("PNG", (240, 120))
+    assert head == f"\x1b]1337;File=inline=1;size={len(png)}"
+
+
+def test_sixels_are_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded as a terminal does, they are the picture in its colours."""
+    for name in GRAPHICS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "foot")
+    pixels = np.zeros((20, 33, 3), np.uint8)
+    pixels[:, :11], pixels[7:, 11:], pixels[3, 20] = (255, 0, 0), (0, 255, 0), (255, 255, 255)
+    written = io.BytesIO()
+    Image.fromarray(pixels).save(written, "PNG")
+    [code] = terminal.picture(written)
+    size = re.match(r'\x1bPq"1;1;(\d+);(\d+)', code)
+    assert size is not None and size.groups() == ("33", "20") and code.endswith("-\x1b\\")
+    body, colours, drawn = code[size.end() : -2], {}, np.zeros_like(pixels)
+    x = top = colour = 0
+    for number, levels, cr, count, letter in re.findall(r"#(\d+)((?:;\d+){4})?|([$-])|(?:!(\d+))?([?-~])", body):
+        if levels:
+            colours[int(number)] = [round(2.55 * int(level)) for level in levels.split(";")[2:]]
+        elif number:
+            colour = int(number)
+        elif cr:
+            x, top = 0, top + 6 * (cr == "-")
+        else:
+            end = x + int(count or 1)
+            for bit in range(6):
+                if ord(letter) - 63 >> bit & 1:
+                    drawn[top + bit, x:end] = colours[colour]
+            x = end
+    assert np.array_equal(drawn, pixels)
 
 
 def test_a_picture_is_half_blocks_in_its_colours(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:

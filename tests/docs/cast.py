@@ -77,7 +77,8 @@ class Session:
     def __init__(self, home: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = str(free.getsockname()[1])
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ISTHMUS_")}
+        left_out = ("ISTHMUS_", "KITTY_", "TERM_", "TMUX")  # half blocks, in whatever terminal this runs
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
         environment |= {
             "HOME": str(home),
             "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
