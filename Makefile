@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # What serving the starter needs, and all that working on the project needs besides.
 BASICS := $(VENV)/.basics
 INSTALLED := $(VENV)/.installed
+# And the stores of others, which the long tests use.
+STORES := $(VENV)/.stores
 # STARTER=free: demo, serve and wheels take the starter of freely licensed parts, which has a store of its own.
 NAME := starter$(addprefix -,$(STARTER))
 BUNDLE := build/$(NAME)/manifest.json
@@ -27,7 +29,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist 
 test: build/starter/manifest.json $(INSTALLED) redis tools ## run all but the long tests, about 8 minutes on 2 cores; JOBS=n for another number of processes
 	$(PYTEST) -m 'not full'
 
-test-all: build/starter/manifest.json $(INSTALLED) redis tools ## run every test, also the long ones that CI runs each night
+test-all: build/starter/manifest.json $(STORES) redis tools ## run every test, also the long ones that CI runs each night
 	$(PYTEST)
 
 check: $(INSTALLED) ## lint, format, types, imports; openapi.yaml and docs/configuration.md up to date
@@ -136,6 +138,10 @@ $(BASICS): pyproject.toml isthmus_client/pyproject.toml constraints.txt
 $(INSTALLED): $(BASICS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		-e ./isthmus_client -e '.[cpu,train,demo,dev,docs,integrations]'
+	@touch $@
+
+$(STORES): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[stores]'
 	@touch $@
 
 # Real photographs and sounds, on which the starter's exported graphs are checked.
