@@ -81,7 +81,8 @@ def test_every_encoding(official: cohere.ClientV2, native: Native) -> None:
 
 def test_a_text_that_is_cut_is_told(official: cohere.ClientV2) -> None:
     meta = official.embed(texts=["red", LONG], **EMBED).meta
-    assert meta is not None and meta.warnings == ["texts[1]: only the beginning was read"]
+    assert meta is not None and meta.warnings is not None
+    assert [warning.partition(":")[0] for warning in meta.warnings] == ["texts[1]"]
     with pytest.raises(cohere.UnprocessableEntityError, match=r"texts\[1\]"):
         official.embed(texts=["red", LONG], truncate="NONE", **EMBED)
 

@@ -68,11 +68,6 @@ def closed() -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def picture(png: Callable[..., bytes]) -> str:
-    return "data:image/png;base64," + base64.b64encode(png("red")).decode()
-
-
-@pytest.fixture
 def sound(wav: Callable[..., bytes]) -> str:
     return base64.b64encode(wav()).decode()
 

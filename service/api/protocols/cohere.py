@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from service.api.protocols.protocol import Protocol, Refusal
-from service.api.protocols.vectors import cut_warnings, ranked, vectors_of
+from service.api.protocols.vectors import ranked, told, vectors_of, warnings_of
 from service.api.reading import documented, reader
 from service.api.responses import JSON, encoded
 from service.api.state import CallerDep, StateDep
@@ -135,7 +135,7 @@ async def embed_like_cohere(body: EmbedBody, state: StateDep, caller: CallerDep)
     texts = [] if body.texts is None else [given.text for given in body.texts if isinstance(given, Text)]
     units = {"input_tokens": sum(result.tokens for result in results), "images": len(body.images or ())}
     answer = {"id": request_id.get(), "response_type": "embeddings_by_type", "embeddings": embeddings, "texts": texts}
-    return JSON(answer | {"meta": _meta(units, cut_warnings(body.field, results))})
+    return JSON(answer | {"meta": _meta(units, warnings_of(body.field, results))})
 
 
 @router.post(
@@ -143,9 +143,9 @@ async def embed_like_cohere(body: EmbedBody, state: StateDep, caller: CallerDep)
 )
 async def rerank_like_cohere(body: RerankBody, state: StateDep, caller: CallerDep) -> JSON:
     """Order texts by their similarity to a query, in the model's space: there is no cross-encoder here."""
-    ranks, _ = await ranked(state.model(body.model), body.query, body.documents, caller, field="documents")
-    results = [{"index": index, "relevance_score": score} for index, score in ranks[: body.top_n]]
-    return JSON({"id": request_id.get(), "results": results, "meta": _meta({"search_units": 1}, [])})
+    ranking = await ranked(state.model(body.model), body.query, body.documents, caller, field="documents")
+    results = [{"index": index, "relevance_score": score} for index, score in ranking.best[: body.top_n]]
+    return JSON({"id": request_id.get(), "results": results, "meta": _meta({"search_units": 1}, ranking.warnings)})
 
 
 def _encoded(vector: NDArray[np.float32], dimensions: int | None, kind: Kind) -> NDArray[Any] | str:
@@ -160,9 +160,8 @@ def _encoded(vector: NDArray[np.float32], dimensions: int | None, kind: Kind) ->
             return np.asarray(encoded(vector, dimensions, "binary"), np.int16) - np.int16(128)
 
 
-def _meta(units: dict[str, int], warnings: list[str]) -> dict[str, Any]:
-    meta = {"api_version": {"version": "2"}, "billed_units": units}
-    return meta | ({"warnings": warnings} if warnings else {})
+def _meta(units: dict[str, int], warnings: Sequence[str]) -> dict[str, Any]:
+    return {"api_version": {"version": "2"}, "billed_units": units} | told(warnings)
 
 
 def _error(refusal: Refusal) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import PlainTextResponse, Response
 
 from service.api.protocols.protocol import Protocol, Refusal
-from service.api.protocols.vectors import vectors_of
+from service.api.protocols.vectors import told, vectors_of, warnings_of
 from service.api.reading import form_parts
 from service.api.responses import JSON
 from service.api.routes.health import healthz
@@ -115,7 +115,7 @@ async def predict_for_immich(request: Request, state: StateDep, caller: CallerDe
         limits = state.settings.limits.of_images
         width, height = await model.embedder.in_worker(lambda: header_size(content.data, limits))
         answer |= {"imageHeight": height, "imageWidth": width}
-    return JSON(answer)
+    return JSON(answer | told(warnings_of(field, [result])))
 
 
 async def _read(request: Request, state: State) -> tuple[bytes, Media | Text]:

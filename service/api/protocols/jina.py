@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field, StrictBool
 
 from service.api.protocols.protocol import Protocol, Refusal
-from service.api.protocols.vectors import ranked
+from service.api.protocols.vectors import Warnings, ranked, told
 from service.api.reading import documented, reader
 from service.api.responses import JSON
 from service.api.state import CallerDep, StateDep
@@ -47,6 +47,7 @@ class JinaRerankResponse(BaseModel):
     model: str
     usage: JinaUsage
     results: list[JinaRanked] = Field(description="Best first.")
+    warnings: Warnings = None
 
 
 class JinaError(BaseModel):
@@ -65,14 +66,15 @@ async def rerank_like_jina(body: Body, state: StateDep, caller: CallerDep) -> JS
         raise InvalidRequest(
             f"return_documents: documents[{texts.index(None)}] is no text, and only texts are returned"
         )
-    ranks, tokens = await ranked(state.model(body.model), body.query, body.documents, caller, field="documents")
+    ranking = await ranked(state.model(body.model), body.query, body.documents, caller, field="documents")
     results = []
-    for index, score in ranks[: body.top_n]:
+    for index, score in ranking.best[: body.top_n]:
         result: dict[str, Any] = {"index": index, "relevance_score": score}
         if body.return_documents is not False and texts[index] is not None:
             result["document"] = {"text": texts[index]}
         results.append(result)
-    return JSON({"model": body.model, "usage": {"total_tokens": tokens}, "results": results})
+    answer = {"model": body.model, "usage": {"total_tokens": ranking.tokens}, "results": results}
+    return JSON(answer | told(ranking.warnings))
 
 
 def _error(refusal: Refusal) -> dict[str, Any]:

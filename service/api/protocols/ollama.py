@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field, StrictBool, model_validator
 
 from service.api.protocols.protocol import Protocol, Refusal
-from service.api.protocols.vectors import vectors_of
+from service.api.protocols.vectors import Warnings, told, vectors_of, warnings_of
 from service.api.reading import documented, reader
 from service.api.responses import JSON, encoded
 from service.api.state import CallerDep, StateDep
@@ -45,6 +45,7 @@ class OllamaEmbedResponse(BaseModel):
     total_duration: int = Field(description="Nanoseconds.")
     load_duration: int
     prompt_eval_count: int = Field(description="Tokens of the texts.")
+    warnings: Warnings = None
 
 
 class OllamaModel(BaseModel):
@@ -82,6 +83,7 @@ async def embed_like_ollama(body: Body, state: StateDep, caller: CallerDep) -> J
             "load_duration": 0,
             "prompt_eval_count": sum(result.tokens for result in results),
         }
+        | told(warnings_of("input", results))
     )
 
 

@@ -107,9 +107,9 @@ async def embed_like_tei(body: EmbedBody, state: StateDep, caller: CallerDep) ->
 @router.post("/rerank", response_model=list[TeiRank], include_in_schema=False)
 async def rerank_like_tei(body: RerankBody, state: StateDep, caller: CallerDep) -> JSON:
     """Order texts by their similarity to a query, in the model's space: there is no cross-encoder here."""
-    ranks, _ = await ranked(state.default, body.query, body.texts, caller, field="texts", cut=body.truncate)
+    ranking = await ranked(state.default, body.query, body.texts, caller, field="texts", cut=body.truncate)
     results = []
-    for index, score in ranks:
+    for index, score in ranking.best:
         rank: dict[str, Any] = {"index": index, "score": score if body.raw_scores else (1 + score) / 2}
         given = body.texts[index]
         if body.return_text and isinstance(given, Text):

@@ -1,13 +1,16 @@
 """What every protocol asks of a model: inputs → vectors, and documents in the order of their likeness to a query."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from service.api.model import Model
 from service.contract.errors import InputError
 from service.engine.caller import Caller
-from service.engine.inputs import Embedded, Input, in_role, raise_first
+from service.engine.inputs import Embedded, Input, in_role, raise_first, unknown_warning
 from service.errors import InputFailed
 
 
@@ -24,10 +27,25 @@ async def vectors_of(
     return [result for result in results if isinstance(result, Embedded)]
 
 
+Warnings = Annotated[
+    list[str] | None,
+    Field(description="Texts that were cut, or of which hardly a word is known; absent where there are none."),
+]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    best: Sequence[tuple[int, float]]
+    """Index of each document and its cosine similarity to the query, in [-1, 1]; best first."""
+    tokens: int
+    """Tokens of all texts."""
+    warnings: Sequence[str]
+
+
 async def ranked(
     model: Model, query: Input, documents: Sequence[Input], caller: Caller, *, field: str, cut: bool = True
-) -> tuple[list[tuple[int, float]], int]:
-    """Return (index, cosine similarity to the query in [-1, 1]) of each document, best first; and the texts' tokens.
+) -> Ranking:
+    """Put documents in the order of their cosine similarity to a query.
 
     A bundle has no cross-encoder: this is the order of /search. Raises InputFailed.
     """
@@ -40,14 +58,28 @@ async def ranked(
     first, *others = (result for result in results if isinstance(result, Embedded))
     scores = np.clip(np.stack([other.vector for other in others]) @ first.vector, -1.0, 1.0)
     order = np.argsort(-scores, kind="stable")
-    return [(int(place), float(scores[place])) for place in order], first.tokens + sum(one.tokens for one in others)
+    warnings = warnings_of("query", [first]) + warnings_of(field, others)
+    return Ranking(
+        [(int(place), float(scores[place])) for place in order],
+        first.tokens + sum(other.tokens for other in others),
+        warnings,
+    )
 
 
-def cut_warnings(field: str, results: Sequence[Embedded]) -> list[str]:
-    """Return a warning for each result whose text was cut, or whose file was read in part."""
-    return [
-        f"{field}[{index}]: only the beginning was read" for index, result in enumerate(results) if result.truncated
-    ]
+def warnings_of(field: str, results: Sequence[Embedded]) -> list[str]:
+    """Return what a vector alone would not tell: that only a part was read, or that hardly a word is known."""
+    told = []
+    for index, result in enumerate(results):
+        where = field if field == "query" else f"{field}[{index}]"
+        if result.truncated:
+            told.append(f"{where}: only a part was read: the text is too long, or the file is damaged")
+        told += unknown_warning(where, result)
+    return told
+
+
+def told(warnings: Sequence[str]) -> dict[str, Any]:
+    """Return the field `warnings` that an answer gets where there are any; the protocols' clients leave it aside."""
+    return {"warnings": warnings} if warnings else {}
 
 
 def _whole(result: Embedded | InputError) -> Embedded | InputError:

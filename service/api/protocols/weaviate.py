@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field, ValidationInfo, model_validator
 
 from service.api.protocols.protocol import Protocol, Refusal
+from service.api.protocols.vectors import Warnings, told, warnings_of
 from service.api.reading import documented, reader
 from service.api.responses import JSON
 from service.api.routes.health import healthz, readyz
@@ -59,6 +60,7 @@ class WeaviateResponse(BaseModel):
     imageVectors: list[list[float]]
     audioVectors: list[list[float]] | None = Field(default=None, description="Where there was audio.")
     videoVectors: list[list[float]] | None = Field(default=None, description="Where there was video.")
+    warnings: Warnings = None
 
 
 class WeaviateError(BaseModel):
@@ -73,14 +75,17 @@ _EXAMPLE = {"texts": ["a dog on a beach"], "images": []}
 async def vectorize_for_weaviate(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     """Embed each list with the default model."""
     answer: dict[str, Any] = {"textVectors": [], "imageVectors": []}
+    warnings: list[str] = []
     # One call: a key's limits have room for all of the request, or none of it counts.
     results = iter(await state.default.embedder.embed(list(chain(*body.lists.values())), caller))
     for kind, inputs in body.lists.items():
         if inputs:
-            embedded = list(islice(results, len(inputs)))
-            raise_first(embedded, field=kind)
-            answer[_KINDS[kind]] = [result.vector for result in embedded if isinstance(result, Embedded)]
-    return JSON(answer)
+            some = list(islice(results, len(inputs)))
+            raise_first(some, field=kind)
+            embedded = [result for result in some if isinstance(result, Embedded)]
+            answer[_KINDS[kind]] = [result.vector for result in embedded]
+            warnings += warnings_of(kind, embedded)
+    return JSON(answer | told(warnings))
 
 
 @router.get("/meta")
