@@ -49,6 +49,10 @@ Triple = Annotated[
     WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3}),
 ]
 
+Pair = Annotated[
+    tuple[int, int], WithJsonSchema({"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2})
+]
+
 REDUCING_GAP = 2.0
 SMALL_RESAMPLE = Image.Resampling.HAMMING
 """Of pictures for people: nearly as sharp as Lanczos in two fifths of its time."""
@@ -107,7 +111,7 @@ class ImagePreprocessing(BaseModel):
     """`squash` ignores the aspect ratio; `shortest_edge` keeps it, to the pixel, and crops the centre."""
     shortest_edge: int | None = Field(default=None, gt=0, le=4096)
     """Length of the shorter side before the crop; None means the crop's own size."""
-    squashed: tuple[int, int] | None = None
+    squashed: Pair | None = None
     """Height and width that `squash` makes, before the centre is cropped; None means the crop's own."""
     resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
     mean: Triple = (0.5, 0.5, 0.5)
