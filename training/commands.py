@@ -56,5 +56,5 @@ export = _same(
 import_model = _same(
     "import",
     "Make a bundle of a CLIP, SigLIP, CLAP or text model that you have, without training: MODEL --out FOLDER.",
-    ("--licence", "--name", "--out", "--revision", "--samples", "--texts"),
+    ("--licence", "--name", "--out", "--precisions", "--recipe", "--revision", "--samples", "--set", "--texts"),
 )

@@ -65,7 +65,7 @@ def place(heads: Mapping[Modality, Head], names: Mapping[Modality, Named]) -> No
 def name_vectors(text: Head, vocabulary: Named, template: int) -> Tensor:
     """Unit vectors (C, D) of the names in one template, in float32 under autocast too."""
     features = vocabulary.prompts[template % len(vocabulary.prompts)]
-    return text(torch.from_numpy(np.asarray(features.pooled)).to(next(text.parameters()).device)).float()
+    return text(torch.from_numpy(np.asarray(features.pooled)).to(text.device)).float()
 
 
 def soft_caption_loss(media: Tensor, names: Tensor, log_scale: Tensor, scores: Tensor) -> Tensor:

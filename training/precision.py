@@ -33,6 +33,8 @@ COSINE = 0.99
 R1_LOSS = 0.5  # points
 _MEDIA = 1000  # of a test set, at most
 _CHUNK = 16
+_CALIBRATION = 256  # texts of a text tower alone
+_DEVICES: dict[Accelerator, Precision] = {"cpu": "int8", "cuda": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,7 @@ def make_variants(
             if measured.passes:
                 variants[precision] = Variant(file=path.name, sha256=sha256_file(path), gates=measured.figures())
         taken[modality] = tower.model_copy(update={"variants": variants})
-    devices: dict[Accelerator, Precision] = {"cpu": "int8", "cuda": "fp16"}
-    for device, smaller in devices.items():
+    for device, smaller in _DEVICES.items():
         together = {m: vectors[m][smaller] if smaller in t.variants else own[m] for m, t in taken.items()}
         if all(together[m] is own[m] for m in together):
             continue
@@ -121,6 +122,47 @@ def make_variants(
                 if smaller in tower.variants:
                     taken[modality] = tower.model_copy(update={"defaults": {**tower.defaults, device: smaller}})
     return taken, figures
+
+
+def text_variants(
+    encoder: FrozenEncoder, tower: Tower, folder: Path, texts: Sequence[str], precisions: Sequence[Precision]
+) -> tuple[Tower, dict[str, Any]]:
+    """As `make_variants`, of a text tower alone, which has no pairs.
+
+    Its R@1 is that of a text among the tower's own vectors of all texts: how often its nearest is itself.
+    """
+    prepare = preparer(encoder)
+    graphs: dict[Precision, Path] = {tower.precision: folder / tower.file}
+    for precision in precisions:
+        graphs[precision] = folder / f"text.{precision}.onnx"
+        if precision == "fp16":
+            half(folder / tower.file, graphs[precision])
+        else:
+            sample = [prepare(text) for text in texts[:_CALIBRATION]]
+            calibration = batches(folder / tower.file, encoder.preprocessing, sample)
+            static(folder / tower.file, graphs[precision], calibration)
+    vectors = {p: np.stack([rows[text] for text in texts]) for p, rows in _embedded(encoder, graphs, texts).items()}
+    own = vectors[tower.precision]
+    variants: dict[Precision, Variant] = {}
+    figures: dict[str, Any] = {}
+    for precision in precisions:
+        similarity = vectors[precision] @ own.T
+        cosines = similarity.diagonal()
+        tops = [np.argsort(-table, axis=1)[:, :10] for table in (own @ own.T, similarity)]
+        measured = Measured(
+            cosine=float(cosines.mean()),
+            cosine_lowest=float(cosines.min()),
+            r1_loss=float(100 * (similarity.argmax(1) != np.arange(len(texts))).mean()),
+            top10_overlap=float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(*tops, strict=True)])),
+        )
+        _print(f"{precision} text", measured, graphs[precision])
+        figures |= {f"{precision}.text.{key}": value for key, value in measured.figures().items()}
+        figures[f"{precision}.text.refused"] = not measured.passes
+        if measured.passes:
+            path = graphs[precision]
+            variants[precision] = Variant(file=path.name, sha256=sha256_file(path), gates=measured.figures())
+    defaults = {device: smaller for device, smaller in _DEVICES.items() if smaller in variants}
+    return tower.model_copy(update={"variants": variants, "defaults": defaults}), figures
 
 
 def _write(

@@ -347,8 +347,11 @@ def text_preprocessing(folder: Path, config: Any) -> TextPreprocessing:
     prompts = asked.get("prompts") or {}
     default = prompts.get(asked.get("default_prompt_name"), "")
     passage = next((prompts[name] for name in ("document", "passage", "corpus") if name in prompts), default)
+    longest = stated.get("max_seq_length")
+    if longest is None and (folder / "modules.json").is_file():  # newer ones keep it with the tokenizer
+        longest = read_json(transformer_folder(folder), "tokenizer_config.json").get("model_max_length")
     return TextPreprocessing(
-        max_length=min(stated.get("max_seq_length") or positions, positions),
+        max_length=min(longest or positions, positions),
         pad_id=pad,
         query_prefix=prompts.get("query", default),
         passage_prefix=passage,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -229,6 +230,11 @@ class Head(nn.Module):
     def needs_tokens(self) -> bool:
         return self.kind in TOKEN_KINDS
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(chain(self.parameters(), self.buffers())).device
+
     def forward(self, pooled: Tensor, tokens: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         vectors = self._projected(pooled, tokens, weights)
         return vectors if self.reserve is None else self.reserve(vectors)
@@ -261,3 +267,4 @@ class NoHead(Head):
         self.modality, self.width, self.kind = modality, width, "none"
         self.reserve, self.branch = None, None
         self.pooled = nn.Identity()
+        self.register_buffer("here", torch.zeros(()), persistent=False)

@@ -30,7 +30,7 @@ def project(head: Head, features: Features, chosen: NDArray[np.int64] | None = N
     """Unit vectors (N, D) of frozen features, or of those rows of them that are `chosen`."""
     training = head.training
     head.eval()
-    device = next(head.parameters()).device
+    device = head.device
     parts = []
     chosen = np.arange(len(features)) if chosen is None else chosen
     batch = _TOKEN_BATCH if head.needs_tokens else _BATCH

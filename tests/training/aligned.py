@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     AlignConfig,
@@ -222,6 +223,86 @@ def dual_encoder(folder: Path) -> None:
     wide(VisionTextDualEncoderModel(config), gain=3).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+class OpenBlock(nn.Module):
+    """A block of open_clip's transformers, with its names."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
+
+    def forward(self, x: Any, mask: Any = None) -> Any:
+        seen = self.ln_1(x)
+        x = x + self.attn(seen, seen, seen, need_weights=False, attn_mask=mask)[0]
+        inner = self.mlp["c_fc"](self.ln_2(x))
+        return x + self.mlp["c_proj"](inner * torch.sigmoid(1.702 * inner))  # quick GELU
+
+
+class OpenTransformer(nn.Module):
+    def __init__(self, width: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(OpenBlock(width, heads) for _ in range(layers))
+
+    def forward(self, x: Any, mask: Any = None) -> Any:
+        for block in self.resblocks:
+            x = block(x, mask)
+        return x
+
+
+class OpenVision(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 32, 8, 8, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(32))
+        self.positional_embedding = nn.Parameter(torch.randn(17, 32))
+        self.ln_pre, self.ln_post = nn.LayerNorm(32), nn.LayerNorm(32)
+        self.transformer = OpenTransformer(32, 2, 2)
+        self.proj = nn.Parameter(torch.randn(32, WIDTH))
+
+    def forward(self, pixels: Any) -> Any:
+        patches = self.conv1(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(pixels), 1, -1), patches], 1) + self.positional_embedding
+        return self.ln_post(self.transformer(self.ln_pre(x))[:, 0]) @ self.proj
+
+
+class OpenClip(nn.Module):
+    """The CLIP of open_clip (transformer.py, model.py), as small as it gets."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.visual, self.transformer = OpenVision(), OpenTransformer(32, 2, 2)
+        self.token_embedding = nn.Embedding(vocabulary, 32)
+        self.positional_embedding = nn.Parameter(torch.randn(40, 32))
+        self.ln_final = nn.LayerNorm(32)
+        self.text_projection = nn.Parameter(torch.randn(32, WIDTH))
+        self.logit_scale = nn.Parameter(torch.tensor(3.1))
+
+    def encode_text(self, ids: Any) -> Any:
+        mask = torch.full((ids.shape[1], ids.shape[1]), float("-inf")).triu(1)
+        x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
+        x = self.ln_final(self.transformer(x, mask))
+        return x[torch.arange(len(ids)), ids.argmax(-1)] @ self.text_projection
+
+
+def open_clip(folder: Path) -> OpenClip:
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer()
+    model: Any = wide(OpenClip(len(tokenizer)), gain=2.5)
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    tokenizer.save_pretrained(folder)
+    sizes = {"layers": 2, "width": 32}
+    text = {**sizes, "context_length": 40, "vocab_size": len(tokenizer), "heads": 2}
+    vision = {**sizes, "image_size": 32, "patch_size": 8, "head_width": 16}
+    described = {
+        "model_cfg": {"embed_dim": WIDTH, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text},
+        "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.25], "interpolation": "bicubic"},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    return model
 
 
 SAVE: dict[str, Callable[[Path], None]] = {

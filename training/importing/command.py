@@ -32,15 +32,19 @@ from training.bundled import PROJECTORS
 from training.card import model_card
 from training.encoders import FrozenEncoder, load_encoder, load_model, model_folder
 from training.export import PARITY, write_tower
+from training.extend import only
 from training.features import Item
 from training.importing import reference, samples
 from training.importing.families import FAMILIES, TEXTS, ImportModelError, family_of, licence_of, softmax_of
+from training.precision import Encoders, make_variants, text_variants
 from training.projector import NoHead
-from training.recipe import EncoderSource, ProjectorSpec, Recipe
+from training.recipe import SET_HELP, EncoderSource, ProjectorSpec, Recipe, load_recipe
 
 CARD = "MODEL_CARD.md"
 _OF_TEXTS = 0.05
 """Temperature of a text model, which tells none: the scale of 20 that sentence-transformers trains with by default."""
+_FEWEST = 200
+"""Texts by which half a point is told."""
 T = TypeVar("T")
 
 
@@ -54,12 +58,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--licence", help="SPDX identifier of the model's licence (default: what its model card says)")
     parser.add_argument("--samples", type=Path, help="folder of photographs or sounds to check the graphs on")
     parser.add_argument("--texts", type=Path, help="a text per line to check the text graph on")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=("fp16", "int8"), default=[], help="smaller variants, as far as they pass"
+    )
+    parser.add_argument("--recipe", type=Path, help="its pairs are what the variants' loss of R@1 is measured on")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
 
 
 def main(options: argparse.Namespace) -> dict[str, Any]:
     """Write the bundle. Raises TrainingError."""
     started = time.monotonic()
     check_target(options.out)
+    if options.recipe is not None and not options.precisions:
+        raise ImportModelError("--recipe is for --precisions: without it nothing is measured on pairs")
     source = _source(options)
     folder, named = model_folder(_recipe("model", source, ("text",)), source)
     kind = family_of(folder)
@@ -107,7 +118,10 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
                         *(model, folder, encoder, work / towers[modality].file, items[modality]),
                     ),
                 )
-        figures = {f"parity.{modality}": round(value, 7) for modality, value in parity.items()}
+        figures: dict[str, Any] = {f"parity.{modality}": round(value, 7) for modality, value in parity.items()}
+        if options.precisions:
+            towers, gates = _timed("variants", _variants, options, encoders, towers, work)
+            figures |= gates
         bundle = _write(recipe, encoders, towers, figures, (temperature, bias), work, options.out)
     seconds = time.monotonic() - started
     _print(bundle, figures, seconds)
@@ -181,6 +195,25 @@ def _agree(model: Any, folder: Path, encoder: FrozenEncoder, graph: Path, items:
     return float(cosines[worst])
 
 
+def _variants(
+    options: argparse.Namespace, encoders: Encoders, towers: Mapping[Modality, Tower], work: Path
+) -> tuple[dict[Modality, Tower], dict[str, Any]]:
+    """The towers with the variants that pass, and their figures. Raises ImportModelError where none can be judged."""
+    if len(towers) == 1:
+        texts = samples.texts(options.texts)
+        if len(texts) < _FEWEST:
+            raise ImportModelError(
+                f"--precisions: half a point of R@1 is told on {_FEWEST} texts at least: give a file of them by --texts"
+            )
+        tower, figures = text_variants(encoders["text"], towers["text"], work, texts, options.precisions)
+        return {"text": tower}, figures
+    if options.recipe is None:
+        raise ImportModelError("--precisions: the loss of R@1 is measured on pairs: name a recipe of them by --recipe")
+    given = only(load_recipe(options.recipe, options.overrides), set(encoders))
+    export = given.export.model_copy(update={"precisions": ("fp32", *options.precisions)})
+    return make_variants(given.model_copy(update={"export": export}), encoders, towers, work)
+
+
 def _write(
     recipe: Recipe,
     encoders: Mapping[Modality, FrozenEncoder],
@@ -218,7 +251,7 @@ def _write(
     return write_bundle(target, manifest, others | {graph: work / graph for graph in graphs})
 
 
-def _print(bundle: Bundle, figures: Mapping[str, float], seconds: float) -> None:
+def _print(bundle: Bundle, figures: Mapping[str, Any], seconds: float) -> None:
     print(f"{'tower':8}{'file':16}{'MB':>8}{'parity':>12}", file=sys.stderr)
     for modality, tower in bundle.manifest.towers.items():
         size = (bundle.path / tower.file).stat().st_size / 1e6

@@ -37,6 +37,7 @@ FAMILIES: dict[str, Family] = {
 }
 """By `model_type`; a text model alone is of any type that transformers reads."""
 _WHY_NOT = {
+    "jina_clip": "its code comes with its weights (trust_remote_code), and no code of a model folder is run here",
     "siglip2": "it takes pictures of any shape (NaFlex), and pictures have one size here: take the checkpoint of one "
     "resolution instead, such as siglip2-base-patch16-224",
 }
