@@ -162,6 +162,10 @@ def tell(measured: Sequence[Measured], options: argparse.Namespace) -> dict[str,
         print(f"{measure:14}{columns[0]:>8}{columns[1]:>12}{columns[2]:>8}{columns[3]:>8}{picked:>12.2f}")
         result |= {f"rho.{measure}.{over}": value for over, value in figures.items()}
         result[f"picked.{measure}"] = round(picked, 2)
+    for side in ("text", "media"):
+        rhos = {m: rho for m in MEASURES if (rho := result[f"rho.{m}.{side}"]) is not None}
+        result[f"trust.{side}"] = max(rhos, key=lambda measure: rhos[measure]) if rhos else None
+        print(f"to choose among {side} encoders, trust {result[f'trust.{side}']}")
     print(f"{'best of all':14}{measured[0].r1:>48.2f}\n")
     return result
 

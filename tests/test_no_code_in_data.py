@@ -24,7 +24,6 @@ from service.store import snapshot
 from service.store.schema import FILE
 from tests import tiny_bundle
 from training.curate.blocks import read_block
-from training.features import _open
 from training.recipe import Recipe
 from training.trained import load_projectors
 
@@ -248,8 +247,3 @@ def test_nothing_else_that_is_read_is_run(form: Callable[[Payload], bytes], payl
     # Which error it is depends on the first bytes, which torch takes for a pickle's where they are no archive's.
     with pytest.raises((pickle.UnpicklingError, RuntimeError, UserWarning, LookupError, ValueError, EOFError)):
         torch.load(file, weights_only=True)
-    features = tmp_path / "features"
-    features.mkdir()
-    (features / "pooled.npy").write_bytes(data)
-    with pytest.raises(ValueError, match=r"magic string|Python objects|header"):
-        _open(features, {"pooled": ((1, 1), np.float32)})

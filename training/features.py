@@ -1,14 +1,15 @@
-"""Encode every item once into a memory-mapped cache, keyed by what defines the features; resumable.
+"""Frozen features of every item, each encoded once and kept by what it holds (training.encode.store); resumable.
 
-A cache is a folder named by the hash of encoder weights, preprocessing and items (the bytes of every file, or every
-text). It holds the arrays and `progress`, the number of items that are safely written; an interrupted run goes on
-from there.
+A cache has a folder for each encoder with its preprocessing, and in it one row for each item: the bytes of a file, or a
+text. What is there is read, what is not is encoded; an item that cannot be read has no row, and is told of.
 """
 
+import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from service.contract.images import ImagePreprocessing, read_image
 from service.contract.sounds import AudioPreprocessing
 from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
 from training.cache import default_cache as default_cache
+from training.encode.store import KEY_BYTES, Keys, Ragged, Rows, Store, as_keys, places
 from training.encoders import FrozenEncoder, Pooled, example_inputs, side_by_side
 from training.errors import TrainingError
 from training.graphs import onnx_bytes, session
@@ -33,6 +35,9 @@ from training.graphs import onnx_bytes, session
 Item = Path | str
 _CHUNK = {"image": 32, "audio": 32, "text": 128}
 _ROWS = 4096
+_RECORD = 48  # bytes: a file's name, size and time as 16, the hash of its content as 32
+_NO_RECORD = np.zeros((0, 6), np.uint64)
+_SETTLED_S = 2.0
 _MANY = 1000
 """Items from which it pays to start fast: a convolution is translated for ONNX Runtime, four times as fast on a CPU;
 matrix products of texts are made in bf16 where the processor has it, 3.6 times as fast, with vectors of a cosine above
@@ -47,11 +52,11 @@ class FeatureError(TrainingError):
 class Features:
     """Frozen features of a list of items. Token arrays are there only where they were asked for."""
 
-    pooled: NDArray[np.float32]
+    pooled: NDArray[np.float32] | Rows
     """(N, d): image CLS or pooled vector, mean over a sound's patches, sentence vector."""
-    tokens: NDArray[np.float16] | None = None
+    tokens: NDArray[np.float16] | Ragged | None = None
     """(N, T, d) local vectors: image cells, sound patches, text tokens; zeros past an item's own."""
-    weights: NDArray[np.float32] | None = None
+    weights: NDArray[np.float32] | Ragged | None = None
     """(N, T): 1 / own tokens on an item's own tokens, else 0."""
     key: str = ""
     """Hash of the encoder, its preprocessing and the items; empty for features that are of no cache."""
@@ -85,46 +90,143 @@ def cached_features(
     tokens: bool = False,
     lenient: bool = False,
     what: str = "",
+    broken: dict[int, str] | None = None,
 ) -> Features:
     """Features of `items`, from the cache as far as they are there. Raises FeatureError naming a bad item.
 
-    A lenient caller gets a row of NaN for a bad item instead.
+    A lenient caller gets a row of NaN for a bad item instead, and in `broken` why, by the item's place.
     """
     if not len(items):
         return Features(np.zeros((0, encoder.width), np.float32))
     if encoder.parts and not tokens:
-        parts = [cached_features(part, items, cache, lenient=lenient, what=what).pooled for part in encoder.parts]
-        vectors = [torch.from_numpy(np.asarray(part)) for part in parts]
-        return Features(side_by_side(vectors, len(encoder.concepts)).numpy())
-    prepare = preparer(encoder)
-    folder = cache / _key(encoder, items, tokens)
-    shapes = _shapes(encoder, items, prepare, tokens)
-    arrays = _open(folder, shapes)
-    done = int(_read(folder / "progress") or 0)
-    run = runner(encoder, tokens, many=len(items) - done >= _MANY)
-    size, order = _CHUNK[encoder.modality], _order(encoder, items)
-    starts = range(done, len(items), size)
+        parts = [cached_features(p, items, cache, lenient=lenient, what=what, broken=broken) for p in encoder.parts]
+        vectors = [torch.from_numpy(np.asarray(part.pooled)) for part in parts]
+        key = hashlib.sha256(f"{[part.identity for part in parts]}:{len(encoder.concepts)}".encode()).hexdigest()
+        return Features(side_by_side(vectors, len(encoder.concepts)).numpy(), key=key)
+    wrong: dict[int, str] = {} if broken is None else broken
+    digests = content_hashes(items, cache, wrong)
+    keys, folder = as_keys(digests), _folder(encoder, tokens)
+    store = Store(cache / folder, encoder.width, stored_as(encoder), tokens)
+    missing = store.missing(keys)
+    if len(missing) and not tokens:
+        for order in ("", ":by length"):
+            _adopt(cache / _older_key(encoder, digests, order), store, keys, missing)
+            missing = store.missing(keys)
+    missing = missing[[int(place) not in wrong for place in missing]]
+    _encode(encoder, items, tokens, store, keys, missing, what, wrong if lenient else None)
+    if wrong and lenient:  # the same bytes under another name are as wrong
+        reasons = {keys[place].tobytes(): (str(items[place]), reason) for place, reason in wrong.items()}
+        for place in store.absent(keys):
+            if int(place) not in wrong:
+                name, reason = reasons[keys[place].tobytes()]
+                wrong[int(place)] = reason.replace(name, str(items[place]))
+    if wrong and not lenient:
+        raise FeatureError(wrong[min(wrong)])
+    pooled, local, weights = store.read(keys)
+    identity = hashlib.sha256(folder.encode() + keys.tobytes()).hexdigest()
+    return Features(pooled, local, weights, identity)
+
+
+def _encode(
+    encoder: FrozenEncoder,
+    items: Sequence[Item],
+    tokens: bool,
+    store: Store,
+    keys: Keys,
+    missing: NDArray[np.int64],
+    what: str,
+    wrong: dict[int, str] | None,
+) -> None:
+    """Add the rows that are missing. What cannot be read is put into `wrong`, or raised where there is none."""
+    if not len(missing):
+        return
+    missing = missing[_order(encoder, [items[place] for place in missing])]
+    prepare, run = preparer(encoder), runner(encoder, tokens, many=len(missing) >= _MANY, fast=True)
+    size = _CHUNK[encoder.modality] * (8 if _fast()[0] == "cuda" else 1)
     with (
-        ThreadPoolExecutor(2) as pool,
-        tqdm(total=len(items), initial=done, desc=what or encoder.modality, disable=done == len(items)) as bar,
+        store.writer() as writer,
+        ThreadPoolExecutor(os.cpu_count() or 2) as pool,
+        tqdm(total=len(missing), desc=what or encoder.modality) as bar,
     ):
-        chunks = ((start, [items[index] for index in order[start : start + size]]) for start in starts)
+        chunks = (
+            (start, [items[place] for place in missing[start : start + size]]) for start in range(0, len(missing), size)
+        )
         for start, prepared in _ahead(pool, chunks, prepare):
             good = [index for index, one in enumerate(prepared) if not isinstance(one, FeatureError)]
-            if len(good) < len(prepared) and not lenient:
-                raise next(one for one in prepared if isinstance(one, FeatureError))
-            own = order[start : start + size]
-            arrays["pooled"][own] = np.nan
-            for name, rows in run([prepared[index] for index in good]).items() if good else ():
-                arrays[name][own[good], *(slice(n) for n in rows.shape[1:])] = rows
-            for array in arrays.values():
-                array.flush()
-            _write(folder / "progress", str(start + len(prepared)))
+            for index, one in enumerate(prepared):
+                if isinstance(one, FeatureError):
+                    if wrong is None:
+                        raise one
+                    wrong[int(missing[start + index])] = str(one)
+            if good:
+                rows = run([prepared[index] for index in good])
+                if not np.isfinite(rows["pooled"]).all() or np.abs(rows["pooled"]).max() > store.largest:
+                    raise FeatureError(f"{encoder.source} gives features that float16 does not hold: normalise them")
+                writer.add(keys[missing[start + np.array(good)]], _own_tokens(rows))
             bar.update(len(prepared))
-    if not lenient and len(bad := np.flatnonzero(np.isnan(arrays["pooled"][:, 0]))):  # left by a lenient caller
-        prepare(items[bad[0]])
-        raise FeatureError(f"{items[bad[0]]}: its features in {folder} are not numbers")
-    return Features(**arrays)
+
+
+def _own_tokens(rows: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
+    """Padded local vectors (n, T, d) and weights (n, T) → those of each item alone."""
+    if "tokens" not in rows:
+        return {"pooled": rows["pooled"]}
+    counts = (rows["weights"] > 0).sum(1)
+    tokens = [own[:count] for own, count in zip(rows["tokens"], counts, strict=True)]
+    weights = [own[:count] for own, count in zip(rows["weights"], counts, strict=True)]
+    return {"pooled": rows["pooled"], "tokens": tokens, "weights": weights}
+
+
+def content_hashes(items: Sequence[Item], cache: Path, wrong: dict[int, str]) -> list[bytes]:
+    """sha256 of what each item holds. A file that has not changed since it was read is not read again.
+
+    A file that cannot be read has zeros, and is in `wrong` by its place.
+    """
+    result = [b"" if isinstance(item, Path) else hashlib.sha256(item.encode()).digest() for item in items]
+    files = [place for place, item in enumerate(items) if isinstance(item, Path)]
+    if not files:
+        return result
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "contents").open("a+b") as stream:
+        size = stream.tell() // _RECORD * _RECORD
+        known = np.memmap(cache / "contents", np.uint64, "r", shape=(size // 8,)).reshape(-1, 6) if size else _NO_RECORD
+        stated = [_stated(Path(items[place])) for place in files]
+        at = places(known[:, :2], as_keys([key for key, _ in stated]))
+        unread = []
+        for place, row, (key, age) in zip(files, at, stated, strict=True):
+            if row >= 0:
+                result[place] = known[row, 2:].tobytes()
+            else:
+                unread.append((place, key, age))
+
+        def read(entry: tuple[int, bytes, float]) -> bytes | str:
+            try:
+                return hashlib.sha256(Path(items[entry[0]]).read_bytes()).digest()
+            except OSError as error:
+                return f"{items[entry[0]]}: {error.strerror}"
+
+        with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
+            for (place, key, age), digest in zip(unread, pool.map(read, unread), strict=True):
+                if isinstance(digest, str):
+                    wrong[place], digest = digest, bytes(32)
+                elif age > _SETTLED_S:  # a file that was written just now may change at the same time and size
+                    stream.write(key + digest)
+                result[place] = digest
+    return result
+
+
+def _stated(path: Path) -> tuple[bytes, float]:
+    """A file's name, size and time of change as 16 bytes, and the seconds since that."""
+    try:
+        state = path.stat()
+    except OSError:
+        return bytes(KEY_BYTES), 0.0
+    name = f"{path.absolute()}:{state.st_size}:{state.st_mtime_ns}"
+    return hashlib.sha256(name.encode()).digest()[:KEY_BYTES], time.time() - state.st_mtime
+
+
+def stored_as(encoder: FrozenEncoder) -> Any:
+    """float16 holds what a network computes; scores of classes can be too small for it, and a served graph is exact."""
+    return np.float32 if encoder.concepts or encoder.onnx is not None else np.float16
 
 
 def _order(encoder: FrozenEncoder, items: Sequence[Item]) -> NDArray[np.int64]:
@@ -197,16 +299,27 @@ def _has_bf16() -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
+def _fast() -> tuple[str, torch.dtype]:
+    """The device and the arithmetic that features are computed with: a GPU in bf16 where there is one."""
+    return ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+
+
 def runner(
-    encoder: FrozenEncoder, tokens: bool, *, many: bool = False
+    encoder: FrozenEncoder, tokens: bool, *, many: bool = False, fast: bool = False
 ) -> Callable[[Sequence[Any]], dict[str, NDArray[np.float32]]]:
-    """A function from prepared items to their feature rows; `many` says that taking time to start will pay."""
+    """A function from prepared items to their feature rows; `many` says that taking time to start will pay.
+
+    With `fast` it runs on a GPU in bf16 where there is one; else in float32, as towers are checked.
+    """
     spec = encoder.preprocessing
     compiled = None
+    device, dtype = _fast() if fast else ("cpu", torch.float32)
     if encoder.modality == "text" and encoder.module is not None and many and not tokens and _has_bf16():
-        encoder = replace(encoder, module=_Bf16(encoder.module))
+        encoder = encoder if device != "cpu" else replace(encoder, module=_Bf16(encoder.module))
     pooled_by = None if encoder.module is None else Pooled(encoder).eval()
-    example = example_inputs(spec, 2) if many and not tokens and encoder.module is not None else []
+    if pooled_by is not None and device != "cpu":
+        pooled_by = copy.deepcopy(pooled_by).to(device)
+    example = example_inputs(spec, 2) if many and device == "cpu" and not tokens and encoder.module is not None else []
     if len(example) == 1:
         assert encoder.module is not None
         compiled = session(onnx_bytes(_Whole(encoder.module).eval(), torch.from_numpy(example[0]), "inputs", "vectors"))
@@ -230,7 +343,9 @@ def runner(
             vectors = compiled.run(["vectors"], {"inputs": inputs[0]})[0]
             return {"pooled": inputs[-1] @ vectors if encoder.modality == "audio" else vectors}
         assert pooled_by is not None
-        whole, local, weights = pooled_by(*[torch.from_numpy(array) for array in inputs])
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            outputs = pooled_by(*[torch.from_numpy(array).to(device) for array in inputs])
+        whole, local, weights = (output.float().cpu() for output in outputs)
         if encoder.modality == "audio":
             local = torch.nn.utils.rnn.pad_sequence(list(local.split([len(i) for i in prepared])), batch_first=True)
             shares = [torch.from_numpy(item.shares) for item in prepared]
@@ -262,59 +377,37 @@ def _ahead(
         yield current[0], [future.result() for future in current[1]]
 
 
-def _shapes(
-    encoder: FrozenEncoder, items: Sequence[Item], prepare: Callable[[Item], Any], tokens: bool
-) -> dict[str, tuple[tuple[int, ...], type]]:
-    shapes: dict[str, tuple[tuple[int, ...], type]] = {"pooled": ((len(items), encoder.width), np.float32)}
-    if tokens:
-        if encoder.modality == "image":
-            longest = runner(encoder, True)([prepare(items[0])])["tokens"].shape[1]
-        elif encoder.modality == "audio":
-            longest = max(len(prepare(item)) for item in items)
-        else:
-            longest = max(len(prepare(item).ids) for item in items)
-        shapes["tokens"] = ((len(items), longest, encoder.width), np.float16)
-        shapes["weights"] = ((len(items), longest), np.float32)
-    return shapes
-
-
-def _open(folder: Path, shapes: dict[str, tuple[tuple[int, ...], type]]) -> dict[str, Any]:
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {}
-    for name, (shape, dtype) in shapes.items():
-        path = folder / f"{name}.npy"
-        if not path.is_file():
-            # Sparse until written; a torn creation is renamed into place only when whole.
-            partial = path.with_suffix(".partial")
-            np.lib.format.open_memmap(partial, "w+", dtype, shape).flush()
-            os.replace(partial, path)
-            (folder / "progress").unlink(missing_ok=True)
-        arrays[name] = np.lib.format.open_memmap(path, "r+")
-    return arrays
-
-
 _FRONT_ENDS = 2
 """The generation of the front ends' code. Raise it when the same file and settings give other values than before:
 features that are cached under the former number are then not used any more."""
 
 
-def _key(encoder: FrozenEncoder, items: Sequence[Item], tokens: bool) -> str:
+def _folder(encoder: FrozenEncoder, tokens: bool) -> str:
+    """The folder of an encoder's rows, by all that defines them but the items."""
+    described = json.dumps(encoder.preprocessing.model_dump(mode="json"), sort_keys=True)
+    parts = f"{encoder.weights_sha256}:{described}:{encoder.pooling}:{encoder.unit}:{tokens}:{_FRONT_ENDS}"
+    parts += f":{np.dtype(stored_as(encoder))}:{_fast()[1]}"
+    return f"{encoder.modality}-{hashlib.sha256(parts.encode()).hexdigest()[:24]}"
+
+
+def _older_key(encoder: FrozenEncoder, digests: Sequence[bytes], order: str = "") -> str:
+    """The folder that earlier versions kept the pooled features of these items in."""
     digest = hashlib.sha256(encoder.weights_sha256.encode())
     digest.update(json.dumps(encoder.preprocessing.model_dump(mode="json"), sort_keys=True).encode())
-    # An interrupted run of texts in the order of before cannot go on in the order of their lengths.
-    order = ":by length" if encoder.modality == "text" else ""
-    digest.update(f"{encoder.pooling}:{tokens}:{_FRONT_ENDS}{order}".encode())
-    for item in items:
-        content = item.read_bytes() if isinstance(item, Path) else item.encode()
-        digest.update(hashlib.sha256(content).digest())
+    digest.update(f"{encoder.pooling}:False:{_FRONT_ENDS}{order}".encode())
+    for content in digests:
+        digest.update(content)
     return f"{encoder.modality}-{digest.hexdigest()[:24]}"
 
 
-def _read(path: Path) -> str | None:
-    return path.read_text() if path.is_file() else None
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+def _adopt(folder: Path, store: Store, keys: Keys, missing: NDArray[np.int64]) -> None:
+    """Take over what an earlier version encoded, where it is whole."""
+    progress = folder / "progress"
+    if not progress.is_file() or int(progress.read_text()) < len(keys):
+        return
+    pooled = np.load(folder / "pooled.npy", mmap_mode="r", allow_pickle=False)
+    good = missing[np.isfinite(pooled[missing, 0])]
+    with store.writer() as writer:
+        for start in range(0, len(good), _ROWS):
+            rows = good[start : start + _ROWS]
+            writer.add(keys[rows], {"pooled": pooled[rows]})

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from service.contract.bundle import Bundle, Modality
 from training.abstention import learn
 from training.concepts import named
-from training.data.leaks import without_leaks
+from training.data.leaks import subset, without_leaks
 from training.distributed import joined
 from training.emergent import emergent_figures
 from training.encoders import FrozenEncoder, load_encoder
 from training.evaluate import class_vectors, label_ranks, ranks, retrieval, top1, with_prompts, word_precision
 from training.export import ExportError, export_bundle
-from training.features import Item, cached_features, default_cache
+from training.features import FeatureError, Item, cached_features, default_cache
 from training.heads.captions import caption_features, text_head
 from training.hubness import uncorrected, with_querybank
 from training.intervals import interval
@@ -35,6 +35,7 @@ from training.trained import licences_of
 Encoders = Mapping[Modality, FrozenEncoder]
 AllPairs = Mapping[str, Mapping[Split, Pairs]]
 AllData = Mapping[str, Mapping[Split, Prepared]]
+_BROKEN = 0.1  # of a split's media: a set that is broken beyond it is another one than was meant
 _SAMPLES = 16  # real items per modality that a graph is checked on
 _SAMPLE_WORDS = ("dog", "violin", "thunderstorm in the mountains")
 
@@ -64,19 +65,38 @@ def encoders(recipe: Recipe, cache: Path | None = None) -> Encoders:
 
 
 def features(recipe: Recipe, frozen: Encoders, read: AllPairs, cache: Path) -> dict[str, dict[Split, Prepared]]:
-    """Frozen features of every medium and text, from the cache as far as they are there."""
+    """Frozen features of every medium and text, from the cache as far as they are there.
+
+    Media that cannot be read are counted, named and left out; where they are more than a few, FeatureError is raised.
+    """
     tokens = recipe.projector.needs_tokens
-    return {
-        name: {
-            split: Prepared(
-                part,
-                cached_features(frozen[part.modality], part.media, cache, tokens=tokens, what=f"{name} {split} media"),
-                cached_features(frozen["text"], part.texts, cache, tokens=tokens, what=f"{name} {split} texts"),
+    result: dict[str, dict[Split, Prepared]] = {}
+    for name, splits in read.items():
+        result[name] = {}
+        for split, part in splits.items():
+            broken: dict[int, str] = {}
+            encoder, what = frozen[part.modality], f"{name} {split}"
+            media = cached_features(
+                encoder, part.media, cache, tokens=tokens, lenient=True, what=f"{what} media", broken=broken
             )
-            for split, part in splits.items()
-        }
-        for name, splits in read.items()
-    }
+            if broken:
+                _tell_broken(what, broken, len(part.media), cache)
+                part = subset(part, np.array([place not in broken for place in range(len(part.media))]))
+                media = cached_features(encoder, part.media, cache, tokens=tokens)
+            texts = cached_features(frozen["text"], part.texts, cache, tokens=tokens, what=f"{what} texts")
+            result[name][split] = Prepared(part, media, texts)
+    return result
+
+
+def _tell_broken(what: str, broken: Mapping[int, str], total: int, cache: Path) -> None:
+    """Say how many media cannot be read, and write all of them down. Raises FeatureError where they are too many."""
+    reasons = [broken[place] for place in sorted(broken)]
+    if len(broken) > max(1, _BROKEN * total):
+        raise FeatureError(f"{what}: {len(broken):,} of {total:,} media cannot be read, the first: {reasons[0]}")
+    listed = cache / f"broken-{what.replace(' ', '-')}.txt"
+    listed.write_text("\n".join(reasons) + "\n", encoding="utf-8")
+    print(f"{what}: {len(broken):,} of {total:,} media cannot be read and are left out: {reasons[0]}", file=sys.stderr)
+    print(f"all of them: {listed}", file=sys.stderr)
 
 
 def fit(

@@ -21,7 +21,7 @@ Data = Mapping[str, Mapping[Split, Prepared]]
 _BATCH = 4096
 _TOKEN_BATCH = 64  # items with hundreds of local vectors
 _VALIDATED_MEDIA = 2000  # bounds the cost of one validation
-_MEAN_OF, _TOKEN_MEAN_OF = 20_000, 2_000  # vectors; the error of their mean is 1 / √n of the vectors' deviation
+_MEAN_OF, _TOKEN_MEAN_OF = 20_000, 1_000  # vectors; the error of their mean is 1 / √n of the vectors' deviation
 _LEAST = 0.1  # percent: what a figure of 0 counts as
 
 

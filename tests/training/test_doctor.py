@@ -55,7 +55,7 @@ def test_a_recipe_that_has_all_it_needs(root: Path, capsys: pytest.CaptureFixtur
     assert "train 16, validation 8, test 8" in said and "captions.csv: 64 rows" in said
     widths = {row[1]: int(row[2].split(": ")[1].split()[0]) for row in doctor.rows if row[1].startswith("encoders.")}
     counts = {"image": 32, "audio": 18, "text": texts}
-    assert doctor.last["cache_bytes"] == sum(4 * widths[f"encoders.{m}"] * n for m, n in counts.items())
+    assert doctor.last["cache_bytes"] == sum(2 * widths[f"encoders.{m}"] * n for m, n in counts.items())
     assert not (root / "new").exists()
 
 

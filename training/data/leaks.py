@@ -46,11 +46,11 @@ def without_leaks(recipe: Recipe, read: Read, cache: Path) -> dict[str, dict[Spl
                 lost = len(kept) - sum(kept)
                 what = f"{lost:,} of {len(kept):,} {split} media are in a test split, exactly or nearly: left out"
                 print(f"{name}: {what}", file=sys.stderr)
-                result[name][split] = _kept(part, np.asarray(kept, bool))
+                result[name][split] = subset(part, np.asarray(kept, bool))
     return result
 
 
-def _kept(part: Pairs, kept: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> Pairs:
+def subset(part: Pairs, kept: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> Pairs:
     """The pairs of the media that are kept; texts keep their places."""
     place = np.cumsum(kept) - 1
     links = part.links[kept[part.links[:, 0]]].copy()

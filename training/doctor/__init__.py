@@ -21,6 +21,7 @@ from training.doctor.machine import (
     check_training,
     time_class,
     timed,
+    training_memory,
     training_seconds,
     weight,
 )
@@ -30,7 +31,8 @@ from training.features import Item, default_cache
 from training.pairs import Pairs, Split
 from training.recipe import SET_HELP, Recipe, load_recipe
 
-_LIBRARIES = 1_000_000_000  # bytes that torch, transformers and ONNX Runtime take themselves, roundly
+_LIBRARIES = 600_000_000  # bytes that torch, transformers and ONNX Runtime take themselves, roundly
+_PAIR = 1_250  # bytes of a pair's names and places (benchmarks.scale); features are mapped from the cache, not held
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,19 +80,20 @@ def _estimate(
         for part in splits.values():
             items[part.modality] += part.media
             items["text"] += part.texts
-    encoding, size = 0.0, 0
+    encoding, size, counts = 0.0, 0, dict[Modality, int]()
     for modality, own in items.items():
         if not own:
             continue
         try:
-            seconds, each = timed(loaded[modality], own, recipe.projector.needs_tokens)
+            seconds, each, counts[modality] = timed(loaded[modality], own, recipe.projector.needs_tokens)
         except TrainingError as error:
             yield Check(f"encoders.{modality}", "missing", str(error))
             return
         encoding, size = encoding + seconds * len(own), size + each * len(own)
         yield Check(f"encoding {modality}", "ok", f"{len(own):,} items, {1 / seconds:,.0f} per second, measured")
-    # Features are mapped from the cache, and copied once to standardise them.
-    memory = _LIBRARIES + 2 * size + sum(weight(encoder) for encoder in loaded.values())
+    pairs = sum(len(part.links) for splits in found.values() for part in splits.values())
+    memory = _LIBRARIES + _PAIR * pairs + sum(weight(encoder) for encoder in loaded.values())
+    memory += training_memory(recipe, loaded, counts)
     training = training_seconds(recipe, loaded)
     yield check_room(cache, size)
     yield check_memory(memory)

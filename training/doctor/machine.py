@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from service.contract.bundle import Modality
 from training.doctor.checks import Check
 from training.encoders import FrozenEncoder, load_encoder
-from training.features import Item, preparer, runner
+from training.features import Item, preparer, runner, stored_as
 from training.projector import Head
 from training.recipe import EncoderSource, Recipe
 
@@ -73,16 +74,35 @@ def weight(encoder: FrozenEncoder) -> int:
     return encoder.onnx.stat().st_size
 
 
-def timed(encoder: FrozenEncoder, items: Sequence[Item], tokens: bool) -> tuple[float, int]:
-    """Seconds of one item, and bytes of its features in the cache. Raises TrainingError for an item it cannot read."""
-    prepare, run = preparer(encoder), runner(encoder, tokens)
+def timed(encoder: FrozenEncoder, items: Sequence[Item], tokens: bool) -> tuple[float, int, int]:
+    """Seconds of one item, bytes of its features in the cache, and how many local vectors it has.
+
+    Raises TrainingError for an item it cannot read.
+    """
+    prepare, run = preparer(encoder), runner(encoder, tokens, fast=True)
     items = items[:_TIMED]
     run([prepare(items[0])])
     started = time.perf_counter()
     rows = run([prepare(item) for item in items])
     seconds = (time.perf_counter() - started) / len(items)
-    size = sum(rows[name][0].size * (2 if name == "tokens" else 4) for name in rows)
-    return seconds, size
+    size = rows["pooled"].shape[1] * np.dtype(stored_as(encoder)).itemsize
+    count = 0
+    if tokens:
+        count = round(float((rows["weights"] > 0).sum(1).mean()))
+        size += count * (2 * rows["tokens"].shape[2] + 4)
+    return seconds, size, count
+
+
+def training_memory(recipe: Recipe, loaded: Mapping[Modality, FrozenEncoder], counts: Mapping[Modality, int]) -> int:
+    """Bytes of the heads with their gradients and moments, and of what one step holds for the backward pass."""
+    spec, projector = recipe.train, recipe.projector
+    heads = {m: Head(m, e.width, projector, len(e.concepts)) for m, e in loaded.items()}
+    weights = 20 * sum(value.numel() for head in heads.values() for value in head.parameters())
+    logits = 3 * 4 * min(spec.objective.chunk or spec.batch_size, spec.batch_size) * spec.batch_size
+    inner = projector.dimensions if projector.needs_tokens else projector.hidden
+    rows = {m: spec.batch_size * max(1, counts.get(m, 1)) * (3 * e.width + 5 * inner) * 4 for m, e in loaded.items()}
+    media = max((size for m, size in rows.items() if m != "text"), default=0)
+    return weights + logits + media + rows.get("text", 0)
 
 
 def training_seconds(recipe: Recipe, loaded: Mapping[Modality, FrozenEncoder]) -> float:

@@ -15,7 +15,7 @@ from training.features import default_cache
 from training.pairs import Pairs, read_pairs
 from training.recipe import SET_HELP
 from training.select.candidates import SelectError, Selection, load_selection
-from training.select.report import Table, print_table, write_heat_map, write_json
+from training.select.report import TRUSTED, Table, print_table, write_heat_map, write_json
 from training.select.sides import Floats, Groups, Side, each, grouped, sampled
 from training.select.streaming import MEASURES, Sizes, accuracy, compare
 from training.select.towers import read
@@ -75,7 +75,8 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         for one in table.alignments:
             result |= {f"{name}.{one.media}.{one.text}.{key}": round(getattr(one, key), 4) for key in MEASURES}
         result |= {f"{name}.{encoder}.own_knn": round(value, 4) for encoder, value in table.own.items()}
-    return result | {"by": options.by, "out": str(out)}
+    trust = {f"trust.{side}": measure for side, (measure, _) in TRUSTED.items()}
+    return result | trust | {"by": options.by, "out": str(out)}
 
 
 def measure(selection: Selection, pairs: Pairs, sizes: Sizes, cache: Path) -> Table:

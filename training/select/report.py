@@ -12,6 +12,10 @@ import numpy as np
 from service.contract.bundle import Modality
 from training.select.streaming import MEASURES, Alignment, Sizes
 
+TRUSTED = {"text": ("mutual_knn", 0.851), "media": ("mutual_knn", 0.976)}
+"""The measure that foretold R@1 after training best when one side is chosen and the other is given, with its mean
+Spearman's rho: of `python -m benchmarks.select_predicts` over 56 pairs of encoders on Flickr8k, without those of random
+weights, which any measure tells apart (docs/LOG.md, 2026-11-24)."""
 _TITLES = {"cka": "debiased linear CKA", "rbf_cka": "debiased RBF-CKA", "mutual_knn": "mutual kNN",
            "loo_knn": "leave-one-out kNN"}  # fmt: skip
 
@@ -38,6 +42,9 @@ def print_table(name: str, table: Table, by: str, stream: IO[str]) -> None:
     for place, one in enumerate(table.alignments, start=1):
         values = "".join(f"{getattr(one, measure):>12.4f}" for measure in MEASURES)
         print(f"{place:>3} {one.media:{max(wide[0], 7)}}{one.text:{wide[1]}}{values}", file=stream)
+    for side, (measure, rho) in TRUSTED.items():
+        kind = "text encoder" if side == "text" else f"{table.modality} encoder"
+        print(f"    to choose a {kind}, trust {measure} (Spearman's rho with R@1 {rho:.2f}, on Flickr8k)", file=stream)
     for encoder, value in sorted(table.own.items(), key=lambda item: -item[1]):
         print(f"    {encoder} alone: {value:.1%} of its nearest neighbours' votes are right", file=stream)
 

@@ -55,11 +55,11 @@ def test_a_second_run_encodes_nothing_and_gives_the_same(
     common = [make_selection(CANDIDATES), "--pairs", "pictures", "--cache", tmp_path / "cache", "--neighbours", 3]
     assert run(*common, "--out", tmp_path / "out") == 0
     first, drawn = last_line(capsys), (tmp_path / "out/pictures.svg").read_bytes()
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("progress")}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.keys")}
     assert times
     assert run(*common, "--out", tmp_path / "out") == 0
     assert last_line(capsys) == first
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("progress")} == times
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.keys")} == times
     assert len((tmp_path / "out/pictures.svg").read_bytes()) == len(drawn)
 
 
@@ -94,7 +94,7 @@ def test_an_interrupted_run_goes_on_with_its_features(
         patched.setattr(features, "runner", interrupted)
         assert run(*common, "--cache", tmp_path / "cache", "--out", tmp_path / "out") == 130
     assert "the same command goes on" in capsys.readouterr().err
-    stopped = [int(path.read_text()) for path in (tmp_path / "cache").rglob("progress")]
+    stopped = [path.stat().st_size // 16 for path in (tmp_path / "cache").rglob("*.keys")]
     assert sum(stopped) == sum(done) == 12
     encoded: list[int] = []
 
@@ -109,7 +109,7 @@ def test_an_interrupted_run_goes_on_with_its_features(
 
     monkeypatch.setattr(features, "runner", counted)
     assert run(*common, "--cache", tmp_path / "cache", "--out", tmp_path / "out") == 0
-    total = sum(int(path.read_text()) for path in (tmp_path / "cache").rglob("progress"))
+    total = sum(path.stat().st_size // 16 for path in (tmp_path / "cache").rglob("*.keys"))
     assert sum(encoded) == total - 12
     resumed = last_line(capsys)
     assert resumed | {"out": ""} == expected | {"out": ""}

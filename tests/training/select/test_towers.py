@@ -35,10 +35,10 @@ def test_layers_and_poolings_of_one_text_network_are_one_pass(make_recipe: MakeR
         "words": {"folder": "bert", "layer": 0, "pooling": "both"},
     }
     features = encoded(recipe, "text", tmp_path / "cache", **both)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
     encoder = load_encoder(recipe, "text")
-    alone = cached_features(encoder, TEXTS, tmp_path / "alone").pooled
-    assert features["last"] == pytest.approx(alone, abs=1e-5)
+    alone = np.asarray(cached_features(encoder, TEXTS, tmp_path / "alone").pooled)
+    assert features["last"] == pytest.approx(alone, rel=1e-3, abs=1e-3)
     model: Any = encoder.module
     for row, text in enumerate(TEXTS):
         from service.contract.tokens import TextPreprocessing, TextTokenizer
@@ -47,17 +47,17 @@ def test_layers_and_poolings_of_one_text_network_are_one_pass(make_recipe: MakeR
         ids = torch.tensor([TextTokenizer(encoder.tokenizer, encoder.preprocessing).encode(text).ids])
         with torch.inference_mode():
             states = model.model(ids, torch.ones_like(ids), output_hidden_states=True).hidden_states
-        assert features["cls"][row] == pytest.approx(states[-1][0, 0].numpy(), abs=1e-5)
-        assert features["first"][row] == pytest.approx(states[1][0].mean(0).numpy(), abs=1e-5)
+        assert features["cls"][row] == pytest.approx(states[-1][0, 0].numpy(), rel=1e-3, abs=1e-3)
+        assert features["first"][row] == pytest.approx(states[1][0].mean(0).numpy(), rel=1e-3, abs=1e-3)
         expected = np.concatenate([states[0][0, 0].numpy(), states[0][0].mean(0).numpy()])
-        assert features["words"][row] == pytest.approx(expected, abs=1e-5)
+        assert features["words"][row] == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 def test_layers_of_a_convolution_are_means_over_their_maps(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe()
     sources: dict[str, Any] = {"last": {"folder": "mobilenet"}, "fifth": {"folder": "mobilenet", "layer": 5}}
     features = encoded(recipe, "image", tmp_path / "cache", **sources, second={"folder": "mobilenet", "layer": 2})
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
     from training.features import collate, preparer
 
     encoder = load_encoder(recipe, "image")
@@ -66,9 +66,9 @@ def test_layers_of_a_convolution_are_means_over_their_maps(make_recipe: MakeReci
     module: Any = encoder.module
     with torch.inference_mode():
         output = module.model(pixels, output_hidden_states=True)
-    assert features["last"] == pytest.approx(output.pooler_output.flatten(1).numpy(), abs=1e-4)
-    assert features["fifth"] == pytest.approx(output.hidden_states[5].mean((2, 3)).numpy(), abs=1e-4)
-    assert features["second"] == pytest.approx(output.hidden_states[2].mean((2, 3)).numpy(), abs=1e-4)
+    assert features["last"] == pytest.approx(output.pooler_output.flatten(1).numpy(), rel=1e-3, abs=1e-3)
+    assert features["fifth"] == pytest.approx(output.hidden_states[5].mean((2, 3)).numpy(), rel=1e-3, abs=1e-3)
+    assert features["second"] == pytest.approx(output.hidden_states[2].mean((2, 3)).numpy(), rel=1e-3, abs=1e-3)
 
 
 def test_a_vision_transformer_is_read_by_cls_and_mean(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_vision_transformer_is_read_by_cls_and_mean(make_recipe: MakeRecipe, t
     features = encoded(recipe, "image", tmp_path / "cache", **sources)
     for name in ("own", "mean"):
         (alone,) = encoded(recipe, "image", tmp_path / "alone", **{name: sources[name]}).values()
-        assert features[name] == pytest.approx(alone, abs=1e-5)
+        assert features[name] == pytest.approx(alone, rel=1e-3, abs=1e-3)
     assert features["early"].shape == features["mean"].shape
     assert np.abs(features["early"] - features["mean"]).max() > 0.1
 
