@@ -5,9 +5,10 @@ Whether a graph that is made here may ship is for `training.precision` to measur
 int8 is ONNX Runtime's own quantisation, weights per output channel, activations with one scale per tensor:
 
 - *static* (QDQ): scales from real inputs, seen before. A vector does not depend on what else is in its batch. Of a
-  convolutional encoder the convolutions and what lies between them, of a transformer its matrix products with weights,
-  after their inputs' outlying channels are moved into the weights (SmoothQuant, arXiv 2211.10438): without that a
-  MiniLM loses as much as it does here to all else together (docs/LOG.md, 2026-11-24).
+  convolutional encoder the convolutions and what lies between them, but for the first three, whose few channels carry
+  all that follows. Of a transformer its matrix products with weights, after their inputs' outlying channels are moved
+  into the weights (SmoothQuant, arXiv 2211.10438): without that a MiniLM loses as much as it does here to all else
+  together (docs/LOG.md, 2026-11-24).
 - *dynamic*: matrix products only, the scale from each batch as it comes. It needs no inputs to calibrate on, but an
   outlier in one row costs every other row of its batch precision.
 
@@ -45,6 +46,7 @@ from training.graphs import HEAD, join_earlier_rows, session, whole_weights, wit
 _SMOOTHING = 0.7  # SmoothQuant's α; MiniLM's lowest cosine is best there of 0.3 to 1.0
 _SEVEN_BITS = True
 _CONVOLUTIONAL = ["Conv", "Relu", "Clip", "Add"]
+_EXACT = 3  # convolutions in a row: 3 % of EfficientNet-Lite2's work, and most of its loss (docs/LOG.md, 2026-11-30)
 _TINY = 1e-5
 
 Batch = Mapping[str, NDArray[Any]]
@@ -67,9 +69,12 @@ def static(source: Path, target: Path, calibration: Sequence[Batch]) -> None:
     if not calibration:
         raise QuantiseError(f"{source.name}: static int8 needs real inputs to calibrate on")
     model, width = _of_all_inputs(source)
-    products, convolutions = _products(model), _encoder_nodes(model, ["Conv"])
+    products, convolutions = _products(model), [node for node in _chain(model) if node.op_type == "Conv"]
     if not products and not convolutions:
-        raise QuantiseError(f"{source.name} has no convolution or matrix product with weights outside its projector")
+        raise QuantiseError(
+            f"{source.name} has no matrix product with weights outside its projector, and no convolution after its "
+            f"first {_EXACT}: serve it in fp32"
+        )
     with tempfile.TemporaryDirectory() as name, _quiet():
         ready = Path(name) / "ready.onnx"
         if len(products) > len(convolutions):
@@ -193,24 +198,31 @@ def _largest(model: ModelProto, names: Sequence[str], calibration: Sequence[Batc
     return result
 
 
-def _encoder_nodes(model: ModelProto, kinds: Sequence[str]) -> list[NodeProto]:
-    return [node for node in model.graph.node if node.op_type in kinds and not node.name.startswith(HEAD)]
-
-
 def _chain(model: ModelProto) -> list[NodeProto]:
-    """Convolutions, their activations, and the sums of two branches; a shift of the features is no such sum."""
+    """The encoder's convolutions but the first three in a row, what lies between them, and the sums of two branches.
+
+    A shift of the features is no such sum.
+    """
     constants = {tensor.name for tensor in model.graph.initializer}
-    return [
-        node
-        for node in _encoder_nodes(model, _CONVOLUTIONAL)
-        if node.op_type != "Add" or not constants.intersection(node.input)
-    ]
+    before: dict[str, int] = {}
+    chain = []
+    for node in model.graph.node:
+        count = max((before.get(name, 0) for name in node.input), default=0) + (node.op_type == "Conv")
+        before.update(dict.fromkeys(node.output, count))
+        shift = node.op_type == "Add" and constants.intersection(node.input)
+        if count > _EXACT and node.op_type in _CONVOLUTIONAL and not shift and not node.name.startswith(HEAD):
+            chain.append(node)
+    return chain
 
 
 def _products(model: ModelProto) -> list[NodeProto]:
     """The encoder's products with a matrix of weights on the right."""
     matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
-    return [node for node in _encoder_nodes(model, ["MatMul"]) if node.input[1] in matrices]
+    return [
+        node
+        for node in model.graph.node
+        if node.op_type == "MatMul" and not node.name.startswith(HEAD) and node.input[1] in matrices
+    ]
 
 
 def _of_all_inputs(path: Path) -> tuple[ModelProto, int | None]:

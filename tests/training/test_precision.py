@@ -151,6 +151,9 @@ def test_static_int8_leaves_the_projector_alone_and_rows_to_themselves(
         n for n in model.graph.node if n.op_type in kinds and made.get(n.input[1], n).op_type == "DequantizeLinear"
     ]
     assert quantised
+    if modality != "text":
+        convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
+        assert [node.name for node in quantised] == convolutions[3:]
     assert not any(node.name.startswith(HEAD) for node in quantised)
     heads = [node for node in model.graph.node if node.name.startswith(HEAD)]
     assert heads
