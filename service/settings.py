@@ -338,15 +338,26 @@ class Settings(BaseSettings):
             raise ValueError("an alias is there twice")
         return value
 
+    @field_validator("protocols")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a protocol is there twice")
+        return value
+
     @field_validator("protocol_keys")
     @classmethod
-    def _ids_of_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _ids_of_keys(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         pattern = rf"({'|'.join(get_args(ProtocolName))})=[0-9a-f]{{12}}"
         for each in value:
             if not re.fullmatch(pattern, each):
                 raise ValueError(f"{each!r} is no PROTOCOL=ID: the ID is the 12 letters and digits after isthmus_")
-        if len({each.partition("=")[0] for each in value}) < len(value):
+        names = [each.partition("=")[0] for each in value]
+        if len(set(names)) < len(names):
             raise ValueError("a protocol is there twice")
+        for name in names:
+            if name not in info.data.get("protocols", names):
+                raise ValueError(f"the protocol {name} is off: add it to ISTHMUS_PROTOCOLS, or leave its key out")
         return value
 
     @property

@@ -36,7 +36,7 @@ def scope_of(method: str, path: str) -> keys.Scope | None:
     """Return the scope that a request needs; None where it needs no key, as only listed paths do."""
     if method in {"GET", "HEAD"} and (path in OPEN or path.startswith(OPEN_FOLDER)):
         return None
-    if method in _SAFE or (method == "POST" and path in READS):
+    if method in _SAFE or (method == "POST" and path.removesuffix("/") in READS):
         return "read"
     return "write"
 

@@ -38,6 +38,7 @@ from service.errors import (
     Unauthenticated,
     UnsupportedBody,
 )
+from service.schemas.inputs import location
 
 # The code of the problem that the request at hand was answered with, for the metrics.
 reason: ContextVar[str | None] = ContextVar("reason", default=None)
@@ -183,11 +184,7 @@ async def _validation(request: Request, error: Exception) -> Response:
 
 def readable_errors(problems: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return Pydantic's errors as [{loc, msg}], at most 20, without the offending input."""
-    return [{"loc": [_shown(part) for part in problem["loc"]], "msg": problem["msg"]} for problem in problems[:20]]
-
-
-def _shown(part: int | str) -> int | str:
-    return part if isinstance(part, int) else part[:64]
+    return [{"loc": location(problem), "msg": problem["msg"]} for problem in problems[:20]]
 
 
 def install(app: FastAPI) -> None:

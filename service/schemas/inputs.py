@@ -1,6 +1,7 @@
 """An input as a client writes it: text, an image, a sound or a video; in JSON, or as a file of a multipart form."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import attrgetter, or_
@@ -18,6 +19,7 @@ from pydantic import (
     InstanceOf,
     Tag,
     ValidationInfo,
+    WithJsonSchema,
     create_model,
     model_validator,
 )
@@ -161,6 +163,14 @@ def one_of(*branches: Any) -> GetPydanticSchema:
     return _schema(Annotated[reduce(or_, branches), choice])
 
 
+def _listed(value: Any) -> Any:
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or any(not isinstance(item, str) for item in value):
+        raise ValueError("expected a string, or a list of strings; token ids are not read here: send the text itself")
+    return value
+
+
 STRING = Annotated[str, AfterValidator(partial(read, "string")), Tag("string")]
 """A text; or the file that it holds, where it is a data: URI of an image, a sound or a video."""
 _FILE = Annotated[InstanceOf[File], AfterValidator(lambda file: read("file", file.data))]
@@ -197,6 +207,22 @@ WEIGHTED_KINDS = (
     SkipJsonSchema[Annotated[WeightedFile, AfterValidator(attrgetter("file", "weight")), Tag("named_file")]],
     weighted(VideoInput, "video"),
 )
+
+
+_MEMBER_OF_UNION = re.compile(
+    r"(function-\w+|list|dict|literal|nullable|(tagged-)?union|chain)\[.*|constrained-\w+|\[key\]", re.DOTALL
+)
+"""Pydantic's names of the ways in which a field may be written, which would show the names of functions."""
+
+
+def location(problem: Mapping[str, Any]) -> list[int | str]:
+    """Return the place of one of Pydantic's errors in what the client wrote, names cut to 64 characters."""
+    *path, last = problem["loc"] or ("",)
+    parts = [part for part in path if isinstance(part, int) or not _MEMBER_OF_UNION.fullmatch(part)]
+    # A field that is unknown has whatever name the client gave it.
+    if isinstance(last, int) or problem["type"] == "extra_forbidden" or not _MEMBER_OF_UNION.fullmatch(last):
+        parts.append(last)
+    return [part if isinstance(part, int) else part[:64] for part in parts if part != ""]
 
 
 def limits_of(info: ValidationInfo) -> Limits:
@@ -263,6 +289,14 @@ def fill_parts(given: Any, files: list[File]) -> list[File]:
 
 AnyInput = Annotated[Input, one_of(STRING, *KINDS, branch(FusedInput, "compose"), FILE)]
 
+
+Strings = Annotated[
+    list[Annotated[Input, read_as("string")]],
+    at_most(lambda limits: limits.inputs, "inputs"),
+    BeforeValidator(_listed),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+"""A string or a list of them, as other servers take them: always a list here."""
 
 ModelName = Annotated[str | None, Field(max_length=64, description="One of GET /models. Default: the first of them.")]
 

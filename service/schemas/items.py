@@ -23,7 +23,17 @@ from pydantic.json_schema import SkipJsonSchema
 from service.engine.inputs import Input, StoredModality
 from service.errors import InvalidRequest
 from service.schemas.embed import InputProblem
-from service.schemas.inputs import A_FILE, File, FusedParts, RequestModel, at_most, fill_parts, present, read_as
+from service.schemas.inputs import (
+    A_FILE,
+    File,
+    FusedParts,
+    RequestModel,
+    at_most,
+    fill_parts,
+    location,
+    present,
+    read_as,
+)
 from service.settings import Limits
 from service.store import DEFAULT_COLLECTION, IndexRequest, Kind, Precision, filters
 
@@ -220,7 +230,7 @@ def read_item(value: Any, limits: Limits) -> ItemInput:
         return ItemInput.model_validate(value, context=limits)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part)[:64] for part in first["loc"])
+        where = ".".join(map(str, location(first)))
         raise InvalidItem(f"{where}: {first['msg']}" if where else first["msg"]) from None
 
 

@@ -16,6 +16,7 @@ from service.settings import Settings
 from tests.conftest import serving
 
 ALL = tuple(PROTOCOLS)
+ALIASES = ("nomic:latest=tiny",)
 LONG = "red " * 100
 """More words than the tiny bundle's text tower reads."""
 Native = Callable[..., np.ndarray]
@@ -24,7 +25,9 @@ Native = Callable[..., np.ndarray]
 @pytest.fixture(scope="module")
 def server(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     store = tmp_path_factory.mktemp("protocols") / "store"
-    settings = Settings(bundle=bundle_dir, store=store, device="cpu", threads=1, protocols=ALL, previews=True)
+    settings = Settings(
+        bundle=bundle_dir, store=store, device="cpu", threads=1, protocols=ALL, previews=True, model_aliases=ALIASES
+    )
     with serving(settings) as client:
         yield client
 

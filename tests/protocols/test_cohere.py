@@ -87,6 +87,27 @@ def test_a_text_that_is_cut_is_told(official: cohere.ClientV2) -> None:
         official.embed(texts=["red", LONG], truncate="NONE", **EMBED)
 
 
+def test_a_text_that_is_hardly_known_is_told(server: httpx.Client) -> None:
+    unknown = "red \u6f22 \u5b57"
+    answer = server.post("/v2/embed", json={**EMBED, "texts": ["red", unknown]}).json()
+    [warning] = answer["meta"]["warnings"]
+    assert warning.startswith("texts[1]: the model's tokenizer does not know 67% of the text")
+    answer = server.post("/v2/rerank", json={**RERANK, "query": LONG, "documents": ["red", LONG, unknown]}).json()
+    assert [warning.partition(":")[0] for warning in answer["meta"]["warnings"]] == [
+        "query",
+        "documents[1]",
+        "documents[2]",
+    ]
+
+
+def test_pictures_are_counted_wherever_they_are(server: httpx.Client, picture: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": picture}}
+    inputs = [{"content": [part]}, {"content": [{"type": "text", "text": "red"}, part]}]
+    for body, count in (({"images": [picture]}, 1), ({"inputs": inputs}, 2)):
+        answer = server.post("/v2/embed", json={**EMBED, **body}).json()
+        assert answer["meta"]["billed_units"]["images"] == count
+
+
 def test_rerank(official: cohere.ClientV2, native: Native) -> None:
     answer = official.rerank(documents=["blue", "a red dog", "red"], top_n=2, **RERANK)
     assert [result.index for result in answer.results] == [2, 1]

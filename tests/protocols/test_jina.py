@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.protocols.conftest import Native, refused, same
+from tests.protocols.conftest import LONG, Native, refused, same
 
 BODY = {"model": "tiny", "query": "red"}
 
@@ -22,6 +22,9 @@ def test_documents_of_every_kind(server: httpx.Client, native: Native, picture: 
     for result in answer["results"]:
         same(result["relevance_score"], vectors[result["index"]] @ query)
         assert result.get("document") == ({"text": "blue"} if result["index"] == 0 else None)
+    warned = server.post("/v1/rerank", json={**BODY, "documents": ["red", LONG]}).json()
+    [warning] = warned["warnings"]
+    assert warning.startswith("documents[1]: only a part was read")
     by_picture = server.post("/v1/rerank", json={"model": "tiny", "query": {"image": picture}, "documents": ["red"]})
     assert by_picture.json()["results"][0]["relevance_score"] > 0.99
 

@@ -34,8 +34,21 @@ def test_embed(official: ollama.Client, native: Native, picture: str) -> None:
 
 
 @pytest.mark.client("ollama")
+def test_no_input_has_no_embeddings_as_in_ollama(official: ollama.Client, server: httpx.Client) -> None:
+    # EmbedHandler of ollama/ollama, server/routes.go
+    for given in ("", []):
+        answer = official.embed("tiny", given)
+        assert answer.model == "tiny" and answer.embeddings == []
+    for body in ({"model": "tiny"}, {"model": "tiny", "input": None}):
+        assert server.post("/api/embed", json=body).json()["embeddings"] == []
+
+
+@pytest.mark.client("ollama")
 def test_tags(official: ollama.Client) -> None:
-    [model] = official.list().models
+    model, alias = official.list().models
+    assert alias.model == "nomic:latest"
+    for name in ("tiny", "tiny:latest", "nomic:latest", "nomic"):
+        assert official.embed(name, "red").embeddings
     assert model.model == "tiny" and model.modified_at is not None and model.digest
     assert model.details is not None and model.details.families == ["image", "audio", "text"]
 
@@ -46,7 +59,16 @@ def test_tags(official: ollama.Client) -> None:
     [
         ("embed", {"input": "red"}, 422, "model"),
         ("embed", {"model": "other", "input": "red"}, 404, "no such model"),
-        ("embed", {"model": "tiny"}, 422, "input"),
+        ("embed", {"model": "other", "input": []}, 404, "no such model"),
+        ("embed", {"model": "tiny:older", "input": "red"}, 404, "no such model"),
+        (
+            "embed",
+            {"model": "tiny", "input": 5},
+            422,
+            "body.input: Value error, expected a string, or a list of strings",
+        ),
+        ("embed", {"model": "tiny", "input": ["red", 5]}, 422, "expected a string, or a list of strings"),
+        ("embed", {"model": "tiny", "input": ["red"] * 257}, 422, "at most 256 inputs"),
         ("embed", {"model": "tiny", "input": ["red", ""]}, 422, "input[1]"),
         ("embed", {"model": "tiny", "input": "red", "options": {"num_ctx": 8}}, 422, "options.num_ctx"),
         ("embed", {"model": "tiny", "input": "red", "dimensions": 99}, 422, "dimensions"),

@@ -10,7 +10,7 @@ import pytest
 
 from service.api.app import open_parts
 from service.api.keys import create_key
-from service.api.protocols.registry import PROTOCOLS, protocol_of
+from service.api.protocols.registry import PROTOCOLS, READS, protocol_of
 from service.runtime.quotas import Limit
 from service.settings import ProtocolName, Settings, SettingsError, read_settings
 from tests.conftest import serving
@@ -119,7 +119,13 @@ def test_what_was_not_read_is_told(name: str, server: httpx.Client) -> None:
 
 
 def test_settings_that_are_wrong_stop_the_start(bundle_dir: Path, tmp_path: Path) -> None:
-    for wrong in ({"protocols": "openai,grpc"}, {"protocol_keys": "weaviate"}, {"protocol_keys": "grpc=0123456789ab"}):
+    for wrong in (
+        {"protocols": "openai,grpc"},
+        {"protocols": "tei,openai,tei"},
+        {"protocol_keys": "weaviate"},
+        {"protocol_keys": "grpc=0123456789ab"},
+        {"protocol_keys": "weaviate=0123456789ab"},  # a protocol that is off
+    ):
         with pytest.raises(SettingsError, match=f"ISTHMUS_{next(iter(wrong)).upper()}"):
             read_settings(**wrong)
     assert read_settings(protocols="").protocols == ()
@@ -127,9 +133,41 @@ def test_settings_that_are_wrong_stop_the_start(bundle_dir: Path, tmp_path: Path
     common: dict[str, Any] = {
         "bundle": bundle_dir,
         "store": tmp_path / "store",
+        "protocols": "weaviate",
         "protocol_keys": "weaviate=0123456789ab",
     }
     with pytest.raises(SettingsError, match="ISTHMUS_KEYS is not set"):
         open_parts(Settings(**common))
     with pytest.raises(SettingsError, match="has no such key"):
         open_parts(Settings(**common, keys=tmp_path / "keys.json"))
+
+
+def test_a_slash_at_the_end_needs_no_other_key(keyed: tuple[httpx.Client, str]) -> None:
+    client, clear = keyed
+    for path in sorted(READS):
+        answer = client.post(f"{path}/", json={}, headers={"Authorization": f"Bearer {clear}"})
+        assert answer.status_code == 307, answer.text
+    assert client.post("/items/", json={}, headers={"Authorization": f"Bearer {clear}"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "where"),
+    [
+        ("/v1/embeddings", {"model": "tiny", "input": "red", "truncate": "START"}, "body.truncate"),
+        ("/classify", {"inputs": ["red"], "labels": [5]}, "body.labels.0"),
+        ("/classify", {"inputs": ["red"], "labels": ["red"], "templates": {"smell": ["{}"]}}, "body.templates"),
+        ("/embed", {"inputs": ["red"], "list[1]": 5}, "body.list[1]"),
+    ],
+)
+def test_a_refusal_names_the_place_and_nothing_of_the_inside(
+    server: httpx.Client, path: str, body: Any, where: str
+) -> None:
+    answer = server.post(path, json=body)
+    assert answer.status_code == 422 and "function" not in answer.text and "literal" not in answer.text
+    problem = answer.json()
+    places = (
+        [".".join(map(str, each["loc"])) for each in problem["errors"]]
+        if "errors" in problem
+        else [problem["error"]["param"]]
+    )
+    assert all(place.startswith(where) for place in places), places

@@ -4,15 +4,17 @@ Milvus here is Milvus Lite, in this process or behind a port of its own. It runs
 """
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -23,7 +25,7 @@ from hypothesis import strategies as st
 from service.errors import InvalidRequest, NotFound, NotReady
 from service.settings import read_settings
 from service.store import Effort, Entry, IndexRequest, SpaceMismatch, StoreDamaged, StoreError, parse
-from service.store.milvus import MilvusStore, filters, layout
+from service.store.milvus import MilvusStore, filters, labels, layout
 from tests.conftest import DEADLINE_S
 from tests.service.fakes import fake_manifest, vector_of
 from tests.service.stores import in_store, milvus
@@ -59,6 +61,29 @@ def milvus_server(folder: Path, port: int) -> Iterator[subprocess.Popen[str]]:
         process.wait(DEADLINE_S)
         if process.stdout is not None:
             process.stdout.close()
+
+
+class ManyLabelSets:
+    """The catalogue of a store with 20,000 label sets, as `Tables` scans it."""
+
+    async def scan(self, collection: str | None, condition: str, output: Any) -> AsyncIterator[list[dict[str, Any]]]:
+        for start in range(20_000, 0, -1_000):
+            numbers = range(start - 1_000, start)
+            head = {"created": "", "updated": "", "version": "x" * 1_000}
+            yield [
+                {"id": f"labels/{number:05}", "content": json.dumps(head | {"updated": f"{number}"})}
+                for number in numbers
+            ]
+
+
+def test_a_page_of_label_sets_needs_memory_for_that_page_only() -> None:
+    tracemalloc.start()
+    try:
+        page = asyncio.run(labels.listed(cast(Any, ManyLabelSets()), "", 3))
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    finally:
+        tracemalloc.stop()
+    assert [listed.name for listed in page] == ["00000", "00001", "00002"] and page[2].updated == "2"
 
 
 class TestFilters:

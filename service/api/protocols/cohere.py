@@ -13,7 +13,7 @@ from service.api.protocols.vectors import ranked, told, vectors_of, warnings_of
 from service.api.reading import documented, reader
 from service.api.responses import JSON, encoded
 from service.api.state import CallerDep, StateDep
-from service.engine.inputs import Fused, Input, Text, in_role
+from service.engine.inputs import Fused, Input, Media, Text, Url, in_role, parts_of
 from service.runtime.logs import request_id
 from service.schemas.inputs import MAX_PARTS, RequestModel, at_most, read_as
 from service.schemas.openai import ROLES, ContentPart
@@ -133,7 +133,7 @@ async def embed_like_cohere(body: EmbedBody, state: StateDep, caller: CallerDep)
         for kind in body.embedding_types
     }
     texts = [] if body.texts is None else [given.text for given in body.texts if isinstance(given, Text)]
-    units = {"input_tokens": sum(result.tokens for result in results), "images": len(body.images or ())}
+    units = {"input_tokens": sum(result.tokens for result in results), "images": _count_pictures(body.given)}
     answer = {"id": request_id.get(), "response_type": "embeddings_by_type", "embeddings": embeddings, "texts": texts}
     return JSON(answer | {"meta": _meta(units, warnings_of(body.field, results))})
 
@@ -146,6 +146,11 @@ async def rerank_like_cohere(body: RerankBody, state: StateDep, caller: CallerDe
     ranking = await ranked(state.model(body.model), body.query, body.documents, caller, field="documents")
     results = [{"index": index, "relevance_score": score} for index, score in ranking.best[: body.top_n]]
     return JSON({"id": request_id.get(), "results": results, "meta": _meta({"search_units": 1}, ranking.warnings)})
+
+
+def _count_pictures(inputs: Sequence[Input]) -> int:
+    parts = [part for given in inputs for part in parts_of(given)]
+    return sum(isinstance(part, Media | Url) and part.modality == "image" for part in parts)
 
 
 def _encoded(vector: NDArray[np.float32], dimensions: int | None, kind: Kind) -> NDArray[Any] | str:

@@ -21,7 +21,7 @@ from service.engine.inputs import Input, StoredModality
 from service.errors import IsthmusError
 from service.retrieval.search import Result
 from service.schemas.classify import Words
-from service.schemas.inputs import RequestModel, read_as
+from service.schemas.inputs import RequestModel, location, read_as
 from service.schemas.items import Filter, ItemId, Name
 from service.store import DEFAULT_COLLECTION
 
@@ -198,7 +198,7 @@ async def _call_tool(
         answer, blocks = await tool(arguments, state, await calling(request))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part)[:64] for part in first["loc"])
+        where = ".".join(map(str, location(first)))
         refused = f"{where}: {first['msg']}" if where else first["msg"]
     except IsthmusError as error:
         refused = str(error)

@@ -1,27 +1,32 @@
 """`ollama`: POST /api/embed and GET /api/tags, for Ollama's clients."""
 
 import time
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, Field, StrictBool, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, StrictBool, model_validator
 
 from service.api.protocols.protocol import Protocol, Refusal
 from service.api.protocols.vectors import Warnings, told, vectors_of, warnings_of
 from service.api.reading import documented, reader
 from service.api.responses import JSON, encoded
 from service.api.state import CallerDep, StateDep
-from service.engine.inputs import Input
-from service.schemas.inputs import RequestModel, at_most, read_as
+from service.schemas.inputs import RequestModel, Strings
 
 router = APIRouter(prefix="/api", tags=["ollama"])
-String = Annotated[Input, read_as("string")]
+
+
+def _nothing(value: Any) -> Any:
+    return [] if value == "" else value
 
 
 class OllamaEmbedRequest(RequestModel):
     model: str
-    input: String | Annotated[list[String], Field(min_length=1), at_most(lambda limits: limits.inputs, "inputs")] = (
-        Field(description="A string that is a data: URI of an image, a sound or a video is that file.")
+    input: Annotated[Strings, BeforeValidator(_nothing)] = Field(
+        default=[],
+        description="A string that is a data: URI of an image, a sound or a video is that file. With no input, or an "
+        "empty string alone, the answer has no embeddings, as Ollama's.",
     )
     truncate: StrictBool = Field(
         default=True, description="false: a text that is longer than the model reads is an error."
@@ -72,9 +77,8 @@ _EXAMPLE = {"model": "starter", "input": ["a dog on a beach", "heavy rain"]}
 async def embed_like_ollama(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     """Embed texts; a model's name may end in :latest."""
     started = time.perf_counter_ns()
-    inputs = body.input if isinstance(body.input, list) else [body.input]
-    model = state.model(body.model.removesuffix(":latest"))
-    results = await vectors_of(model, inputs, caller, field="input", cut=body.truncate)
+    model = state.model(_listed_name(body.model, {*state.models, *state.settings.aliases}))
+    results = await vectors_of(model, body.input, caller, field="input", cut=body.truncate) if body.input else []
     return JSON(
         {
             "model": body.model,
@@ -104,6 +108,12 @@ async def list_ollama_models(state: StateDep) -> OllamaModels:
         created = manifest.created if "T" in manifest.created else f"{manifest.created}T00:00:00Z"
         models.append(OllamaModel(name=name, model=name, modified_at=created, digest=manifest.space, details=details))
     return OllamaModels(models=models)
+
+
+def _listed_name(name: str, names: Collection[str]) -> str:
+    """Return the listed name that a client means: to Ollama `a` and `a:latest` are one model."""
+    plain = name.removesuffix(":latest")
+    return next((given for given in (name, plain, f"{plain}:latest") if given in names), name)
 
 
 def _error(refusal: Refusal) -> dict[str, Any]:

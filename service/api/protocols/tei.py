@@ -18,7 +18,7 @@ from service.contract.tokens import TextPreprocessing
 from service.engine.inputs import Input, Text, in_role
 from service.engine.providers import CPU
 from service.errors import NotFound
-from service.schemas.inputs import RequestModel, at_most, read_as
+from service.schemas.inputs import RequestModel, Strings, at_most, read_as
 from service.schemas.openai import ROLES
 
 router = APIRouter(tags=["tei"])
@@ -35,8 +35,8 @@ class TeiRequest(RequestModel):
 
 
 class TeiEmbedRequest(TeiRequest):
-    inputs: String | Annotated[list[String], Field(min_length=1), at_most(lambda limits: limits.inputs, "inputs")] = (
-        Field(description="A string that is a data: URI of an image, a sound or a video is that file.")
+    inputs: Strings = Field(
+        min_length=1, description="A string that is a data: URI of an image, a sound or a video is that file."
     )
     normalize: StrictBool = True
     prompt_name: str | None = Field(default=None, description="query, or passage.")
@@ -52,8 +52,7 @@ class TeiEmbedRequest(TeiRequest):
 
     @property
     def given(self) -> list[Input]:
-        inputs = self.inputs if isinstance(self.inputs, list) else [self.inputs]
-        return in_role(inputs, ROLES[(self.prompt_name or "query").lower()])
+        return in_role(self.inputs, ROLES[(self.prompt_name or "query").lower()])
 
 
 class TeiRerankRequest(TeiRequest):

@@ -63,10 +63,12 @@ async def get(tables: Tables, name: str, dimensions: int) -> LabelSet:
 
 
 async def listed(tables: Tables, after: str, limit: int) -> list[ListedLabelSet]:
-    heads: dict[str, Any] = {}
+    heads: dict[str, str] = {}
     async for batch in tables.scan(None, f'id like "labels/%" and id > "labels/{after}"', ["id", "content"]):
-        heads |= {row["id"].removeprefix("labels/"): json.loads(row["content"]) for row in batch}
-    return [ListedLabelSet(name, heads[name]["created"], heads[name]["updated"]) for name in sorted(heads)[:limit]]
+        heads |= {row["id"].removeprefix("labels/"): row["content"] for row in batch}
+        heads = {name: heads[name] for name in sorted(heads)[:limit]}  # no more than are listed stay in memory
+    listing = [(name, json.loads(head)) for name, head in heads.items()]
+    return [ListedLabelSet(name, head["created"], head["updated"]) for name, head in listing]
 
 
 async def version(tables: Tables, name: str) -> str:
