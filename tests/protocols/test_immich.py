@@ -72,6 +72,7 @@ def test_ping(server: httpx.Client) -> None:
         (VISUAL, b"x", {"assetId": "1"}, 400, "entries, and image or text"),
         ({**VISUAL, **FACES}, b"x", {}, 422, "facial-recognition"),
         ({"pets": {}}, b"x", {}, 422, "entries"),
+        ({"clip": {"visual": {"modelName": "tiny"}, "long" * 1_000: 1}}, b"x", {}, 422, "entries: clip"),
         (FACES, b"x", {}, 422, "ISTHMUS_IMMICH_UPSTREAM"),
     ],
 )
@@ -80,6 +81,7 @@ def test_refusals(
 ) -> None:
     answer = predict(server, entries, image, **more)
     assert answer.status_code == status and names in answer.json()["detail"], answer.text
+    assert len(answer.content) < 500
 
 
 class Upstream:
