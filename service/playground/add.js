@@ -6,6 +6,7 @@ import { takenAt } from "./exif.js";
 import { gallery } from "./gallery.js";
 import { DATE, FOLDER, MONTH, bytesWords } from "./items.js";
 import { kindOf, readable } from "./media.js";
+import { renewPreviews } from "./previews.js";
 import { requestBlock } from "./request.js";
 
 const BATCH = 12;
@@ -185,6 +186,7 @@ async function addBatch(batch, { collection, refuse, signal, sent }) {
   sent(request);
   try {
     const answer = await patiently(request, signal);
+    renewPreviews();
     for (const { id, error } of answer.items) if (error) refuse(id, error.detail);
     return answer.items.filter(({ error }) => !error).map(({ id }) => id);
   } catch (error) {

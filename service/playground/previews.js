@@ -5,6 +5,7 @@ import { stopPlaying } from "./player.js";
 
 const urls = new Map(); // a place that is emptied as a whole → the object URLs in it
 const arrivals = new WeakMap();
+let replacements = 0; // how often this page stored items, perhaps in the place of others
 const near = new IntersectionObserver(
   (entries) => entries.filter((entry) => entry.isIntersecting).forEach(({ target }) => arrive(target)),
   { rootMargin: "600px" },
@@ -37,7 +38,16 @@ export async function previewUrl(item, collection, place) {
 export const previewRequest = (item, collection) => ({ path: pathOf("/previews", item.id), query: { collection } });
 
 /** The address of a preview, for an element that fetches it itself; null where that takes a key. */
-export const plainPreview = (item, collection) => (key.get() ? null : plainAddress(previewRequest(item, collection)));
+export function plainPreview(item, collection) {
+  if (key.get()) return null;
+  const { path, query } = previewRequest(item, collection);
+  return plainAddress({ path, query: replacements ? { ...query, replacements } : query });
+}
+
+/** Give previews new addresses: a page shows what it has of an address without asking whether it changed. */
+export function renewPreviews() {
+  replacements += 1;
+}
 
 export function keepUrl(data, place) {
   const href = URL.createObjectURL(data);

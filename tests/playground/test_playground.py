@@ -618,6 +618,34 @@ def test_adding_a_folder(page: Page, media: Path, tmp_path: Path) -> None:
     expect(page.get_by_label("Collection", exact=True)).to_have_value("mine")
 
 
+def test_an_item_that_is_replaced_shows_its_new_picture(page: Page, tmp_path: Path) -> None:
+    def add(colour: str) -> None:
+        Image.new("RGB", (64, 48), colour).save(tmp_path / "sheet.png")
+        page.get_by_role("link", name="Add", exact=True).click()
+        drop(page, tmp_path / "sheet.png")
+        page.get_by_label("Into the collection").fill("replaced")
+        page.get_by_role("button", name="Add 1 file").click()
+        expect(page.locator("#added")).to_contain_text("1 item added to replaced")
+        page.get_by_role("link", name="Browse them").click()
+
+    def wait_for(channel: int) -> None:
+        page.wait_for_function(
+            """channel => {
+              const image = document.querySelector("#browse-items .card img");
+              if (!image?.complete || !image.naturalWidth) return false;
+              const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d");
+              context.drawImage(image, 0, 0);
+              return context.getImageData(0, 0, 1, 1).data[channel] > 200;
+            }""",
+            arg=channel,
+        )
+
+    add("red")
+    wait_for(0)
+    add("blue")
+    wait_for(2)
+
+
 @pytest.mark.full
 def test_adding_can_be_stopped_and_a_folder_chosen(page: Page, media: Path) -> None:
     page.goto("/#/add")
