@@ -85,7 +85,7 @@ def minilm_onnx(folder: Path, model: Path) -> Path:
         folder.mkdir(parents=True)
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
             shutil.copyfile(model / name, folder / name)
-        wrapped = _States(AutoModel.from_pretrained(model, attn_implementation="eager")).eval()
+        wrapped = _States(AutoModel.from_pretrained(model, attn_implementation="eager", trust_remote_code=False)).eval()
         inputs = ("input_ids", "attention_mask", "token_type_ids")
         ones = torch.ones(2, 16, dtype=torch.long)
         with warnings.catch_warnings():

@@ -25,19 +25,21 @@ from service.contract.sounds import AudioPreprocessing
 from training.audio_encoders import AudioEncoder, ClapEncoder, WaveformEncoder, WhisperEncoder
 from training.encode import efficientnet_lite, mobilenet_sounds, open_clip
 from training.image_encoders import ClipEncoder, PooledEncoder, SiglipEncoder
-from training.preprocessors import EncoderError as EncoderError
 from training.preprocessors import (
+    LOCAL,
     Pooling,
     audio_preprocessing,
     dense_layer,
     image_preprocessing,
     read_json,
+    said,
     sentence_modules,
     text_preprocessing,
     tokenizer_file,
     transformer_folder,
     transformers_tokenizer,
 )
+from training.preprocessors import EncoderError as EncoderError
 from training.recipe import BesideSource, EncoderSource, Recipe
 from training.text_encoders import TWO_TOWERS, SentenceText, two_tower_text
 
@@ -475,7 +477,7 @@ def _load_classifier(folder: Path) -> Any:
     from transformers import AutoModelForImageClassification
 
     model, report = AutoModelForImageClassification.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+        folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **LOCAL
     )
     if report["missing_keys"]:
         raise EncoderError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])} …")
@@ -559,13 +561,17 @@ def _resolve(recipe: Recipe, source: EncoderSource | BesideSource) -> tuple[Path
 
 
 def load_model(folder: Path) -> Any:
-    """The model of a transformers folder, in float32. Raises EncoderError where it lacks weights."""
+    """The model of a transformers folder, in float32. Raises EncoderError where it lacks weights or needs own code."""
     import transformers
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    unread = f"{folder}: transformers does not read this model without code of the folder, which is not run here"
+    try:
+        config = AutoConfig.from_pretrained(folder, **LOCAL)
+    except (OSError, ValueError) as error:
+        raise EncoderError(f"{unread}: {said(error)}") from None
     named = (config.architectures or [""])[0]
     architecture = getattr(transformers, named) if named in _WITH_PROJECTION else AutoModel
     # A pooler or a classifier that the features do not pass through may be missing from, or left over in, the file.
@@ -575,12 +581,14 @@ def load_model(folder: Path) -> Any:
             folder,
             config=config,
             dtype=torch.float32,
-            local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            **LOCAL,
         )
     except OSError as error:
         raise EncoderError(f"{folder} holds no weights that are read (model.safetensors): {error}") from None
+    except ValueError as error:
+        raise EncoderError(f"{unread}: {said(error)}") from None
     finally:
         logging.set_verbosity(level)
     absent = [key for key in report["missing_keys"] if not key.startswith("pooler.")]

@@ -71,6 +71,10 @@ _LONGEST_S = 30
 """Of a stretch that a waveform encoder hears at once: the memory of its attention grows with the square."""
 
 
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""For every from_pretrained: nothing is fetched and no code of a folder is run. Else transformers asks on stdin."""
+
+
 class EncoderError(TrainingError):
     """An encoder cannot be loaded: the message names it and what is missing."""
 
@@ -291,11 +295,15 @@ def transformers_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, **LOCAL)
     except Exception as error:  # of many kinds, by what is missing
-        raise EncoderError(
-            f"{folder}: transformers reads no tokenizer there: {type(error).__name__}: {error}"
-        ) from None
+        raise EncoderError(f"{folder}: transformers reads no tokenizer there: {said(error)}") from None
+
+
+def said(error: Exception) -> str:
+    """What transformers says went wrong, without its advice, such as to trust the code of a folder."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0].strip()}"
 
 
 def tokenizer_file(folder: Path, as_transformers: bool) -> Path:
@@ -330,9 +338,9 @@ def text_preprocessing(folder: Path, config: Any) -> TextPreprocessing:
 
     Of a model of two towers from its tokenizer, and from the positions of its text tower. Raises EncoderError.
     """
-    stated = read_json(transformer_folder(folder), "sentence_bert_config.json")
+    name, stated = _sentence_config(transformer_folder(folder))
     if stated.get("do_lower_case"):
-        raise EncoderError(f"{folder}: {config.model_type}: sentence_bert_config.json: do_lower_case is not read here")
+        raise EncoderError(f"{folder}: {config.model_type}: {name}: do_lower_case is not read here")
     of_text = config.text_config if config.model_type in TWO_TOWERS else config
     positions = getattr(of_text, "max_position_embeddings", 512)
     pad = getattr(of_text, "pad_token_id", 0) or 0
@@ -356,6 +364,16 @@ def text_preprocessing(folder: Path, config: Any) -> TextPreprocessing:
         query_prefix=prompts.get("query", default),
         passage_prefix=passage,
     )
+
+
+def _sentence_config(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Name and content of the first of the files in which sentence-transformers keeps a text model's settings."""
+    names = [f"sentence_{kind}_config.json" for kind in _SENTENCE_CONFIGS]
+    return next(((name, stated) for name in names if (stated := read_json(folder, name))), (names[0], {}))
+
+
+_SENTENCE_CONFIGS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+"""In the order in which sentence-transformers looks for them (Transformer.load_config): older ones name the model."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ from tests.conftest import serving
 from tests.matrix import matrix
 from tests.training import aligned, tiny
 from training.__main__ import main
+from training.encoders import FrozenEncoder, load_encoder, load_model
+from training.preprocessors import EncoderError, transformers_tokenizer
+from training.recipe import EncoderSource, Recipe
 
 # The exporter of torch itself uses what a newer torch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -235,6 +238,65 @@ def test_what_cannot_be_imported_is_refused(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(said, error), error
     assert not (tmp_path / "bundle").exists()
+
+
+def text_model(folder: Path, max_seq_length: int | None = None) -> None:
+    """A tiny BERT as sentence-transformers saves it: mean pooling, brought to length 1."""
+    tokenizer = aligned.bert_tokenizer()
+    config = BertConfig(**aligned.SMALL, vocab_size=len(tokenizer), max_position_embeddings=64)
+    aligned.wide(BertModel(config), gain=3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    parts = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in parts.items()]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+    if max_seq_length is not None:
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_seq_length}))
+
+
+def encoder_of(folder: Path) -> FrozenEncoder:
+    source = EncoderSource(folder=folder)
+    return load_encoder(Recipe.model_construct(name="text", encoders={"text": source}, pairs={}), "text")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_no_code_of_a_folder_is_run_whatever_is_answered(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked whether to trust a folder, transformers would take `y` from the command's input."""
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    text_model(folder)
+    (folder / "own.py").write_text(
+        f"import pathlib, transformers\npathlib.Path({str(ran)!r}).touch()\n"
+        "Own, OwnTokenizer = transformers.BertConfig, transformers.BertTokenizer\n"
+    )
+    (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | {"model_type": f"own-{name[0]}"})
+    )
+    code = {
+        "config.json": {"AutoConfig": "own.Own"},
+        "tokenizer_config.json": {"AutoTokenizer": [None, "own.OwnTokenizer"]},
+    }
+    stated = json.loads((folder / name).read_text()) | {"auto_map": code[name]}
+    (folder / name).write_text(json.dumps(stated | {"tokenizer_class": "OwnTokenizer"}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(EncoderError, match=r"custom code|does not recognize"):
+        load_model(folder) if name == "config.json" else transformers_tokenizer(folder)
+    assert main(["import", str(folder), "--out", str(tmp_path / "bundle")]) == 2
+    assert "not run here" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
+def test_older_names_of_the_settings_of_a_text_model_are_read(kind: str, tmp_path: Path) -> None:
+    text_model(tmp_path / "model")
+    path = tmp_path / "model" / f"sentence_{kind}_config.json"
+    path.write_text(json.dumps({"max_seq_length": 16, "do_lower_case": False}))
+    assert encoder_of(tmp_path / "model").preprocessing.max_length == 16  # type: ignore[union-attr]
+    path.write_text(json.dumps({"max_seq_length": 16, "do_lower_case": True}))
+    with pytest.raises(EncoderError, match=f"sentence_{kind}_config.json: do_lower_case is not read here"):
+        encoder_of(tmp_path / "model")
 
 
 @pytest.mark.full

@@ -51,6 +51,7 @@ from training.encode import mobilenet_sounds
 from training.encode.mobilenet_sounds import MobileNetSounds
 from training.encoders import Classifier
 from training.graphs import onnx_bytes
+from training.preprocessors import LOCAL
 
 Stored = NDArray[np.uint8] | Spectra
 """What views are made of: pictures (N, H, W, 3), or the spectra of sounds."""
@@ -214,7 +215,7 @@ class Teacher:
         spec, count = recipe.preprocessing(), len(recipe.student.cuts)
         maps: nn.Module
         if isinstance(spec, ImagePreprocessing):
-            model: Any = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
+            model: Any = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, **LOCAL).eval()
             names = model.config.id2label
             self.kept = [index for index in sorted(names) if names[index] != "background"]
             self.labels = [names[index] for index in self.kept]

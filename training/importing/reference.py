@@ -17,7 +17,7 @@ from service.contract.windows import LogMelWindows
 from training.encoders import FrozenEncoder
 from training.features import Item, collate, preparer
 from training.graphs import session
-from training.preprocessors import transformers_tokenizer
+from training.preprocessors import LOCAL, transformers_tokenizer
 
 Floats = NDArray[np.float32]
 
@@ -62,7 +62,7 @@ def _images(model: Any, folder: Path, encoder: FrozenEncoder, items: Sequence[It
     from transformers import AutoImageProcessor
 
     # Its other backend resizes by torchvision, whose pixels differ.
-    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
     pictures = [decode_image(Path(item).read_bytes()) for item in items]
     vectors: torch.Tensor = model.get_image_features(**processor(pictures, return_tensors="pt")).pooler_output
     return vectors
@@ -71,7 +71,7 @@ def _images(model: Any, folder: Path, encoder: FrozenEncoder, items: Sequence[It
 def _sounds(model: Any, folder: Path, encoder: FrozenEncoder, items: Sequence[Item]) -> torch.Tensor:
     from transformers import AutoFeatureExtractor
 
-    extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+    extractor = AutoFeatureExtractor.from_pretrained(folder, **LOCAL)
     rate = extractor.sampling_rate
     sounds = [decode_audio(Path(item).read_bytes(), rate) for item in items]
     inputs = extractor(sounds, sampling_rate=rate, return_tensors="pt")
