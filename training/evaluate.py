@@ -13,7 +13,7 @@ _BLOCK = 2**25  # similarities at a time
 def retrieval(media: Floats, texts: Floats, links: NDArray[np.int64]) -> dict[str, float]:
     """Recall in percent, both ways, between unit vectors (M, D) and (T, D) linked by (pairs, 2) true pairs.
 
-    A media query counts when any of its texts is within the top k; ties count against the model.
+    A media query counts when any of its texts is within the top k; ties count against the model, and so does NaN.
     """
     figures: dict[str, float] = {}
     for direction, (rank, _) in ranks(media, texts, links).items():
@@ -41,7 +41,7 @@ def ranks(
             right = np.zeros(scores.shape, bool)
             right[np.searchsorted(rows, mine[:, 0]), mine[:, 1]] = True
             best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-            rank[start : start + size] = ((scores >= best) & ~right).sum(axis=1)
+            rank[start : start + size] = (~(scores < best) & ~right).sum(axis=1)
         result[direction] = (rank, queries if direction == "m2t" else pairs[first, 1])
     return result
 
@@ -63,9 +63,9 @@ def with_prompts(classes: Floats, prompts: Floats, owner: NDArray[np.int64]) -> 
 
 
 def label_ranks(scores: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The rank from 0 of the right class in each row of scores (M, C); ties count against the model."""
+    """The rank from 0 of the right class in each row of scores (M, C); ties and NaN count against the model."""
     own = np.take_along_axis(scores, labels[:, None], 1)
-    return np.asarray((scores >= own).sum(1) - 1, np.int64)
+    return np.asarray((~(scores < own)).sum(1) - 1, np.int64)
 
 
 def top1(media: Floats, classes: Floats, labels: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:

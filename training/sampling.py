@@ -215,7 +215,7 @@ def steps_of(recipe: Recipe, sources: Sequence[Prepared], ranks: Ranks = ALONE) 
 def epoch_steps(recipe: Recipe, sources: Sequence[Prepared], ranks: Ranks = ALONE) -> int:
     """Steps in which every medium of the sources is drawn once, if all were drawn alike."""
     media = sum(len(source.pairs.media) for source in sources if source.pairs.weight and len(source.pairs.links))
-    return -(-media // (recipe.train.batch_size * ranks.count))
+    return -(-media // max(1, recipe.train.batch_size * ranks.count // recipe.train.objective.captions))
 
 
 def tensors(features: Features, rows: Rows, tokens: bool) -> dict[str, Tensor]:

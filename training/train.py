@@ -146,7 +146,12 @@ def _linear(recipe: Recipe) -> Recipe:
     spec = recipe.train
     steps = min(spec.steps, spec.baseline_steps)
     bounded = spec.model_copy(
-        update={"steps": steps, "warmup_steps": min(spec.warmup_steps, max(1, steps // 8)), "start": None}
+        update={
+            "steps": steps,
+            "epochs": None,
+            "warmup_steps": min(spec.warmup_steps, max(1, steps // 8)),
+            "start": None,
+        }
     )
     linear: ProjectorSpec = recipe.projector.model_copy(update={"kind": "linear"})
     return recipe.model_copy(update={"projector": linear, "train": bounded})

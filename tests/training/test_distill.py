@@ -26,6 +26,7 @@ from training.distill.graph import DistillError
 from training.distill.recipe import TrainSpec, load_distill_recipe
 from training.distill.teacher import files_of, prepare_views, weights_hash
 from training.encode.mobilenet_sounds import MobileNetSounds, blocks_of
+from training.errors import TrainingError
 from training.recipe import RecipeError
 
 # The exporter of torch itself uses what a newer torch deprecates.
@@ -357,6 +358,13 @@ def test_what_is_an_octave_lower_is_copied_up(data: Path) -> None:
 
 class Killed(BaseException):
     """Stands for a process that dies: nothing catches it, and nothing is saved on the way out."""
+
+
+def test_a_student_that_diverges_is_an_error(data: Path, work: Path, tmp_path: Path) -> None:
+    values = image_recipe(data) | {"name": "diverges"}
+    values["train"] = values["train"] | {"learning_rate": 1e30}
+    with pytest.raises(TrainingError, match="the validation loss is nan at step 4"):
+        trained(tmp_path, values, work)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(

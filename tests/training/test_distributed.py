@@ -50,9 +50,13 @@ def test_without_torchrun_there_is_one_process() -> None:
 def test_losses_and_gradients_of_two_processes_are_those_of_one(tmp_path: Path, free_port: int) -> None:
     program.run(tmp_path)
     torchrun(free_port, 2, "-m", "tests.training.ranks", str(tmp_path))
-    alone = json.loads((tmp_path / "0of1.json").read_text())["losses"]
+    one = json.loads((tmp_path / "0of1.json").read_text())
+    alone = one["losses"]
     first, second = (json.loads((tmp_path / f"{rank}of2.json").read_text()) for rank in range(2))
     assert first["agreed"] == second["agreed"] == 5.0
+    assert first["history"] == second["history"]
+    losses = [[entry["loss"] for entry in process["history"]] for process in (one, first)]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)  # of all pairs, not of one process's share
     for name, expected in alone.items():
         parts = [each["losses"][name] for each in (first, second)]
         assert sum(part["loss"] for part in parts) == pytest.approx(expected["loss"], rel=1e-6), name

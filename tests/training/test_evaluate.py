@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from service.contract.vectors import l2_normalise
 from training import evaluate
-from training.evaluate import class_vectors, ranks, retrieval, top1, with_prompts, word_precision
+from training.evaluate import class_vectors, label_ranks, ranks, retrieval, top1, with_prompts, word_precision
 from training.intervals import interval
 
 
@@ -83,6 +83,18 @@ def test_a_tie_counts_against_the_model_everywhere() -> None:
     links = np.stack([np.arange(4), np.arange(4)], 1)
     assert retrieval(vectors, vectors, links)["m2t.r1"] == 0.0
     assert word_precision(vectors, vectors, links) == pytest.approx(25.0)  # each comes last
+
+
+def test_vectors_that_are_not_numbers_are_right_about_nothing() -> None:
+    vectors, texts = np.full((8, 8), np.nan, np.float32), np.eye(8, dtype=np.float32)
+    labels = np.arange(8)
+    links = np.stack([labels, labels], 1)
+    assert top1(vectors, texts, labels)[0] == 0.0
+    assert set(label_ranks(vectors @ texts.T, labels)) == {7}
+    for media, others in ((vectors, texts), (texts, vectors), (vectors, vectors)):
+        figures = retrieval(media, others, links)
+        assert figures["m2t.r5"] == figures["t2m.r5"] == 0.0
+        assert word_precision(media, others, links) == 12.5  # the last of eight
 
 
 def test_the_interval_of_balanced_accuracy_weighs_what_was_drawn() -> None:

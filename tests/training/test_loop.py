@@ -1,5 +1,6 @@
 """The training loop by itself: rates, early stops, checkpoints of a few numbers."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from training.errors import TrainingError
 from training.fit.loop import Plan, Run, Task, begin, run, warm_cosine
 
 
@@ -43,6 +45,22 @@ def test_a_run_that_stops_early_ends_at_a_low_rate(tmp_path: Path) -> None:
     assert task.rates[50:] == sorted(task.rates[50:], reverse=True)
     assert task.rates[-1] < 0.02
     assert state.best_step == 20
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_a_run_that_diverges_says_so_and_keeps_nothing_of_it(tmp_path: Path, average: bool) -> None:
+    """Be it the loss of a step, the weights after the last one, or what the judge says."""
+    for steps, rate, scores, what in (
+        (20, 1e30, [1.0] * 9, "the loss or its gradient is not finite at step 11; the best so far is step 10"),
+        (11, math.inf, [1.0] * 9, "a score or a weight is not finite at step 11; the best so far is step 10"),
+        (10, 0.1, [math.nan] * 9, r"a score or a weight is not finite at step 10\. Lower the learning rate"),
+    ):
+        torch.manual_seed(0)
+        task = Line(scores)
+        task.state_of = state = begin(tmp_path / "c.pt", task.model, 0.0, average=average)
+        with pytest.raises(TrainingError, match=what):
+            run(state, task, Plan(steps, lambda step, rate=rate: 0.1 if step < 10 else rate, 10), "line")  # type: ignore[misc]
+        assert all(torch.isfinite(value).all() for value in state.best.values())
 
 
 def test_without_patience_a_run_goes_on_to_its_last_step(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,19 @@ from training import steps
 from training.distributed import Ranks
 from training.features import Features
 from training.pairs import Split, read_pairs
-from training.recipe import Recipe
-from training.sampling import Batches, steps_of
-from training.train import FitError, Prepared, Sampler, Trained, load_projectors, project, save_projectors, train
+from training.recipe import ObjectiveSpec, Recipe, TrainSpec
+from training.sampling import Batches, epoch_steps, steps_of
+from training.train import (
+    FitError,
+    Prepared,
+    Sampler,
+    Trained,
+    _linear,
+    load_projectors,
+    project,
+    save_projectors,
+    train,
+)
 from training.validation import overall
 
 
@@ -198,6 +209,19 @@ def test_epochs_say_how_long_a_run_is(make_recipe: MakeRecipe) -> None:
     media = sum(len(source.pairs.media) for source in sources)
     assert steps_of(recipe, sources) == 3 * -(-media // 5)
     assert steps_of(recipe, sources, Ranks(0, 2)) == 3 * -(-media // 10)
+    two = make_recipe(train={"batch_size": 5, "epochs": 3, "objective": {"captions": 2}})
+    assert steps_of(two, sources) == 3 * -(-media // 2)  # two media of two captions each
+    assert steps_of(two, sources, Ranks(0, 2)) == 3 * -(-media // 5)
+    assert steps_of(_linear(recipe), sources) == recipe.train.baseline_steps
+
+
+def test_an_epoch_of_several_captions_draws_every_medium() -> None:
+    links = np.stack([np.repeat(np.arange(100), 5), np.arange(500)], 1)
+    pairs: Any = SimpleNamespace(links=links, media=range(100), weight=1.0)
+    recipe: Any = SimpleNamespace(train=TrainSpec(batch_size=21, objective=ObjectiveSpec(captions=5)))
+    steps = epoch_steps(recipe, [SimpleNamespace(pairs=pairs)])  # type: ignore[list-item]
+    sampler, rng = Sampler(pairs, 21, 5), np.random.default_rng(0)
+    assert {medium for _ in range(steps) for medium in sampler.draw(rng)[:, 0]} == set(range(100))
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

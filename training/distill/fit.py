@@ -4,6 +4,7 @@ import copy
 import functools
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from service.contract.windows import LogMelWindows
 from training.distill.recipe import DistillRecipe, TrainSpec
 from training.distill.student import Learner, Student, distillation_loss
 from training.distill.views import Views
+from training.errors import TrainingError
 
 
 @dataclass
@@ -47,6 +49,10 @@ class TrainingState:
         self.best_step, self.step = saved["best_step"], saved["step"]
 
     def keep_if_best(self, loss: float) -> None:
+        """Keep the averaged student if its validation loss is the lowest. Raises TrainingError if it is not finite."""
+        if not math.isfinite(loss):
+            what = f"the validation loss is {loss} at step {self.step:,}"
+            raise TrainingError(f"training diverged: {what}. Lower train.learning_rate")
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, self.step
             self.best = copy.deepcopy(self.averaged.state_dict())

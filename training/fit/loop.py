@@ -1,4 +1,4 @@
-"""The one training loop, of alignment and of distillation: step, judge, keep the best, save, go on after a stop.
+"""The training loop of alignment: step, judge, keep the best, save, go on after a stop.
 
 `run` reads top to bottom. What is learned and how it is judged is a Task; how long and how fast is a Plan; what a
 checkpoint holds is a Run.
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.distributed import ALONE, Ranks
+from training.errors import TrainingError
 
 Figures = dict[str, float]
 
@@ -153,7 +154,10 @@ def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def run(state: Run, task: Task, plan: Plan, name: str, ranks: Ranks = ALONE) -> None:
-    """Train to the last step. A run that goes on from its checkpoint ends with the weights of one never stopped."""
+    """Train to the last step. A run that goes on from its checkpoint ends with the weights of one never stopped.
+
+    Raises TrainingError where the loss, its gradient or a score is not finite: such weights are never kept.
+    """
     first, began, judging, waited = state.step, time.perf_counter(), 0.0, task.waited_s
     with tqdm(total=plan.steps, initial=first, desc=name, unit="step", disable=ranks.index > 0 or None) as bar:
         while state.step < (end := _end(state, plan)):
@@ -196,7 +200,8 @@ def _step(state: Run, task: Task, plan: Plan, end: int, ranks: Ranks) -> float:
     loss.backward()
     parameters = list(state.model.parameters())
     ranks.sum_gradients(parameters)
-    nn.utils.clip_grad_norm_(parameters, plan.clip)
+    norm = nn.utils.clip_grad_norm_(parameters, plan.clip)  # of the sum: the same in every process
+    _check_finite(state, "the loss or its gradient", loss.detach(), norm)
     state.optimiser.step()
     task.after_step()
     if state.averaged is not None and plan.decay is not None:
@@ -207,7 +212,7 @@ def _step(state: Run, task: Task, plan: Plan, end: int, ranks: Ranks) -> float:
 
 def _validate(state: Run, task: Task, plan: Plan, loss: float, ranks: Ranks) -> Figures:
     """Judge the weights, and their average; keep what is best; count what is no gain."""
-    entry: Figures = {"step": state.step, "loss": round(loss, 4)}
+    entry: Figures = {"step": state.step, "loss": round(sum(ranks.collect(loss)), 4)}
     candidates: list[tuple[float, nn.Module, bool]] = []
     if plan.judge_raw or state.averaged is None:
         score, figures = _judged(task, state.model, ranks)
@@ -217,6 +222,8 @@ def _validate(state: Run, task: Task, plan: Plan, loss: float, ranks: Ranks) -> 
         score, figures = _judged(task, state.averaged, ranks)
         entry |= {"ema": score} if candidates else {"score": round(score, 3), **figures}
         candidates.append((score, state.averaged, True))
+    for score, model, _ in candidates:
+        _check_finite(state, "a score or a weight", torch.tensor(score), *model.state_dict().values())
     score, kept, averaged = max(candidates, key=lambda candidate: candidate[0])
     # Without anything to judge by, the last weights are kept.
     gained = score > state.best_score or not figures
@@ -230,6 +237,15 @@ def _validate(state: Run, task: Task, plan: Plan, loss: float, ranks: Ranks) -> 
     if ranks.index == 0:
         task.report(entry)
     return entry
+
+
+def _check_finite(state: Run, what: str, *values: Tensor) -> None:
+    if not all(bool(torch.isfinite(value).all()) for value in values):
+        best = f"; the best so far is step {state.best_step:,}" if state.best else ""
+        raise TrainingError(
+            f"training diverged: {what} is not finite at step {state.step:,}{best}. Lower the learning rate, or let it "
+            "rise over more steps of warm-up"
+        )
 
 
 def _judged(task: Task, model: nn.Module, ranks: Ranks) -> tuple[float, Figures]:
