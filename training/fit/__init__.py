@@ -1,1 +1,1 @@
-"""How heads and students are trained: one loop for alignment and distillation."""
+"""How heads are trained: one loop."""
