@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 
 from benchmarks.servers import BenchmarkError, Server, isthmus
@@ -76,7 +76,7 @@ def cores() -> tuple[list[int], list[int]]:
 def fill(server: Server) -> None:
     """Items to search among, as vectors of nobody."""
     rng = np.random.default_rng(0)
-    with httpx.Client(base_url=server.address, timeout=60, trust_env=False) as http:
+    with httpx2.Client(base_url=server.address, timeout=60, trust_env=False) as http:
         size = http.get("/models").raise_for_status().json()["models"][0]["dimensions"]
         for start in range(0, _ITEMS, _PAGE):
             vectors = rng.standard_normal((_PAGE, size)).tolist()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import httpx
+import httpx2
 
 from benchmarks.figures import Figure, latency
 from benchmarks.inputs import Inputs
@@ -10,7 +10,7 @@ from benchmarks.inputs import Inputs
 _COLD = 3  # each encodes every label in every template of the bundle; too few for a 95th percentile
 
 
-def measure(client: httpx.Client, labels: int, requests: int) -> list[Figure]:
+def measure(client: httpx2.Client, labels: int, requests: int) -> list[Figure]:
     inputs = Inputs()
 
     def ask(body: dict[str, Any]) -> None:

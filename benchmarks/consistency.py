@@ -28,7 +28,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
+import httpx2
 import numpy as np
 
 from benchmarks.crash import vector_of
@@ -133,7 +133,7 @@ def _kind(read: Operation, operations: Sequence[Operation]) -> str:
 class Client:
     """One connection, and what was done and found over it."""
 
-    http: httpx.Client
+    http: httpx2.Client
     dimensions: int
     rng: random.Random
     operations: list[Operation] = field(default_factory=list)
@@ -225,7 +225,7 @@ def consistency(bundle: Path, store: Path, searches: int, seed: int = 0) -> Find
         served = stack.enter_context(isthmus("consistency", bundle, store, modalities=next(iter(manifest.towers))))
 
         def client() -> Client:
-            http = httpx.Client(base_url=served.address, timeout=60, trust_env=False)
+            http = httpx2.Client(base_url=served.address, timeout=60, trust_env=False)
             return Client(stack.enter_context(http), manifest.dimensions, random.Random(rng.random()))
 
         writers, searchers = [client() for _ in range(_WRITERS)], [client() for _ in range(_SEARCHERS)]

@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 
 from service.contract.bundle import read_bundle
@@ -74,7 +74,7 @@ def vector_of(id: str, version: int, dimensions: int) -> Vectors:
 
 
 @contextmanager
-def server(bundle: Path, store: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def server(bundle: Path, store: Path) -> Iterator[tuple[subprocess.Popen[str], httpx2.Client]]:
     """A server and a client of it; killed at the end where it still runs."""
     environment = os.environ | {"ISTHMUS_MAX_TOP_K": str(2 * _CLIENTS * _IDS)}
     command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--store", str(store), "--port", "0"]
@@ -88,14 +88,14 @@ def server(bundle: Path, store: Path) -> Iterator[tuple[subprocess.Popen[str], h
             overdue.cancel()
             if address is None:
                 raise RuntimeError("the server did not start")
-            with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
+            with httpx2.Client(base_url=address, timeout=60, trust_env=False) as client:
                 yield process, client
         finally:
             overdue.cancel()
             process.kill()
 
 
-def write(client: Client, http: httpx.Client, rng: random.Random, dimensions: int, stopped: threading.Event) -> None:
+def write(client: Client, http: httpx2.Client, rng: random.Random, dimensions: int, stopped: threading.Event) -> None:
     """Batches, one after the other, until the server is gone."""
     ids = [f"{client.name} {number}" for number in range(_IDS)]
     while not stopped.is_set():
@@ -109,7 +109,7 @@ def write(client: Client, http: httpx.Client, rng: random.Random, dimensions: in
             else:
                 items = [_item(id, client.version, dimensions) for id in chosen]
                 http.post("/items", json={"items": items}).raise_for_status()
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return
         client.acknowledged |= client.under_way
         client.under_way = {}
@@ -117,7 +117,7 @@ def write(client: Client, http: httpx.Client, rng: random.Random, dimensions: in
 
 
 def write_videos(
-    client: Client, http: httpx.Client, rng: random.Random, begun: threading.Semaphore, stopped: threading.Event
+    client: Client, http: httpx2.Client, rng: random.Random, begun: threading.Semaphore, stopped: threading.Event
 ) -> None:
     """Replace or delete a video of its own and the one that all write, in one batch, until the server is gone."""
     while not stopped.is_set():
@@ -135,7 +135,7 @@ def write_videos(
                     for id in (own, shared)
                 ]
                 http.post("/items", json={"items": items}).raise_for_status()
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return
         client.acknowledged |= client.under_way
         client.under_way = {}
@@ -167,7 +167,7 @@ def _item(id: str, version: int, dimensions: int) -> dict[str, Any]:
     return {"id": id, "vector": vector, "modality": "image", "metadata": {"version": version, "of": id}}
 
 
-def look(http: httpx.Client, clients: list[Client], findings: Findings, dimensions: int) -> None:
+def look(http: httpx2.Client, clients: list[Client], findings: Findings, dimensions: int) -> None:
     """Compare what is there with what must be there, and take it as what is known from now on."""
     rows: dict[str, int] = {}
     cursor = None

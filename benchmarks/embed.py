@@ -4,13 +4,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
+import httpx2
 
 from benchmarks.figures import Figure, latency
 from benchmarks.inputs import Inputs
 
 
-def measure(client: httpx.Client, modality: str, requests: int, concurrency: int) -> list[Figure]:
+def measure(client: httpx2.Client, modality: str, requests: int, concurrency: int) -> list[Figure]:
     """Latency of lone requests, and inputs per second with `concurrency` requests under way at any time."""
     inputs = Inputs()
 

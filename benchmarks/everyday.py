@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 
 from examples.demo import IMAGE_QUERIES, index, post, print_table, serving
@@ -57,7 +57,7 @@ def draw(data: Path, media: Path) -> None:
             table.writerow((path.name, " ".join(labels[path.name])))
 
 
-def ranked(client: httpx.Client, query: str, count: int) -> list[str]:
+def ranked(client: httpx2.Client, query: str, count: int) -> list[str]:
     """The ids of all photographs, the most similar first."""
     results = post(client, "/search", {"query": query, "modalities": ["image"], "top_k": count})["results"]
     return [result["id"] for result in results]
@@ -78,7 +78,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def _labelled(client: httpx.Client, media: Path, queries: Path) -> dict[str, object]:
+def _labelled(client: httpx2.Client, media: Path, queries: Path) -> dict[str, object]:
     """Runs the queries of a file; for each, the rank of the first right photograph."""
     labels = {path.name: "" for path in sorted(media.iterdir()) if path.is_file() and path.suffix != ".csv"}
     if (media / _LABELS).is_file():
@@ -98,7 +98,7 @@ def _labelled(client: httpx.Client, media: Path, queries: Path) -> dict[str, obj
     }
 
 
-def _demo(client: httpx.Client, data: Path) -> dict[str, object]:
+def _demo(client: httpx2.Client, data: Path) -> dict[str, object]:
     """Runs the demo's queries over its own photographs and the drawn ones.
 
     Some of the others may rightly answer a query too (there is grass in many): the table says what came first.

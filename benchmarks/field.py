@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 
 from benchmarks.field_media import Sample, samples
@@ -64,7 +64,7 @@ class Doors:
     """Every way in of a server."""
 
     def __init__(self, address: str, every: Sequence[Sample], folder: Path) -> None:
-        self._http = httpx.Client(base_url=address, timeout=_PATIENCE_S, trust_env=False)
+        self._http = httpx2.Client(base_url=address, timeout=_PATIENCE_S, trust_env=False)
         self._address, self._every, self._folder = address, every, folder
 
     def close(self) -> None:
@@ -113,14 +113,14 @@ class Doors:
             for each in self._every
         }
 
-    def _embedded(self, response: httpx.Response) -> Answer:
+    def _embedded(self, response: httpx2.Response) -> Answer:
         told = response.json()
         if response.status_code != 200:
             return problem(told)
         [row] = told["embeddings"]
         return Answer("ok", "", row["modality"], row["embedding"], row["truncated"])
 
-    def _stored(self, collection: str, sample: Sample, response: httpx.Response) -> Answer:
+    def _stored(self, collection: str, sample: Sample, response: httpx2.Response) -> Answer:
         told = response.json()
         if response.status_code != 200:
             return problem(told)

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import onnxruntime
 from PIL import Image
@@ -110,9 +110,9 @@ def _wait(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
     until = time.monotonic() + _READY_S
     while time.monotonic() < until and process.poll() is None:
         try:
-            if httpx.get(f"{address}/readyz", trust_env=False).status_code == 200:
+            if httpx2.get(f"{address}/readyz", trust_env=False).status_code == 200:
                 return
-        except httpx.TransportError:
+        except httpx2.TransportError:
             time.sleep(0.2)
     raise BenchmarkError(f"`make serve` did not come up:\n{log.read_text()[-2_000:]}")
 

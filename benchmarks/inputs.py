@@ -48,7 +48,7 @@ class Inputs:
         return self._rng.standard_normal((count, dimensions), dtype=np.float32)
 
     def body(self, modality: str, **request: Any) -> dict[str, Any]:
-        """httpx's arguments that post one new input: text as JSON, a medium as a file; `request` is the rest."""
+        """httpx2's arguments that post one new input: text as JSON, a medium as a file; `request` is the rest."""
         if modality == "text":
             return {"json": {"inputs": [self.text()], **request}}
         data = self.image() if modality == "image" else self.audio()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 from benchmarks.inputs import Inputs
 from benchmarks.load import Generator, Load, request
@@ -40,7 +40,7 @@ def measure(bundle: Path, seconds: float) -> dict[str, float]:
         # Nothing is answered from the cache, so that a few images do for many.
         isthmus("isthmus", bundle, Path(folder) / "store", cache_bytes=0) as server,
         Generator(server.address) as generator,
-        httpx.Client(base_url=server.address, timeout=120, trust_env=False) as client,
+        httpx2.Client(base_url=server.address, timeout=120, trust_env=False) as client,
     ):
         asked = _requests(urlsplit(server.address).netloc, inputs, images)
         generator.open(asked, rate=_RATE, seconds=3)
@@ -85,7 +85,7 @@ def _image(number: int, images: Sequence[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _sending(client: httpx.Client, images: Sequence[str]) -> Iterator[list[int]]:
+def _sending(client: httpx2.Client, images: Sequence[str]) -> Iterator[list[int]]:
     """Bulk work as ordinary requests."""
     stopped, sent, numbers = threading.Event(), [], itertools.count()
 
@@ -107,7 +107,7 @@ def _sending(client: httpx.Client, images: Sequence[str]) -> Iterator[list[int]]
 
 
 @contextmanager
-def _job(client: httpx.Client, items: Iterator[dict[str, str]]) -> Iterator[str]:
+def _job(client: httpx2.Client, items: Iterator[dict[str, str]]) -> Iterator[str]:
     lines = (json.dumps(each).encode() + b"\n" for each in items)
     blocks = (b"".join(itertools.islice(lines, 50)) for _ in itertools.count())
     answer = client.post(
@@ -122,7 +122,7 @@ def _job(client: httpx.Client, items: Iterator[dict[str, str]]) -> Iterator[str]
         client.delete(f"/jobs/{job}")
 
 
-def _until(client: httpx.Client, job: str, done: int) -> None:
+def _until(client: httpx2.Client, job: str, done: int) -> None:
     while client.get(f"/jobs/{job}").json()["done"] < done:
         time.sleep(0.05)
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,7 +45,7 @@ class Agreement:
     median: float
 
 
-def compare(client: httpx.Client, recipe: Recipe, bundle: Path, count: int) -> dict[Modality, Agreement]:
+def compare(client: httpx2.Client, recipe: Recipe, bundle: Path, count: int) -> dict[Modality, Agreement]:
     """Agreement per modality on up to `count` of the recipe's test inputs. Raises ParityError.
 
     `bundle` is the one that the service behind `client` serves; its projectors.safetensors is all that is read of it
@@ -87,7 +87,7 @@ def real_items(recipe: Recipe, count: int) -> dict[Modality, list[Item]]:
     return result
 
 
-def embed(client: httpx.Client, items: Sequence[Item], space: str) -> NDArray[np.float64]:
+def embed(client: httpx2.Client, items: Sequence[Item], space: str) -> NDArray[np.float64]:
     """The service's vectors (N, D): media as files of a form, texts as JSON. Raises ParityError."""
 
     def one(item: Item) -> list[float]:
@@ -123,9 +123,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         recipe = load_recipe(options.recipe, options.overrides)
-        with httpx.Client(base_url=options.url, timeout=120.0, trust_env=False) as client:
+        with httpx2.Client(base_url=options.url, timeout=120.0, trust_env=False) as client:
             result = compare(client, recipe, options.bundle, options.count)
-    except (ParityError, RecipeError, PairError, EncoderError, FeatureError, BundleError, httpx.HTTPError) as error:
+    except (ParityError, RecipeError, PairError, EncoderError, FeatureError, BundleError, httpx2.HTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     passed = all(each.lowest >= PARITY for each in result.values())

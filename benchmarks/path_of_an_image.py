@@ -29,7 +29,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel
@@ -157,7 +157,7 @@ def _caller(frame: FrameType) -> CodeType | None:
 
 
 @contextmanager
-def served(profiler: Profiler, folder: Path) -> Iterator[httpx.Client]:
+def served(profiler: Profiler, folder: Path) -> Iterator[httpx2.Client]:
     """A server of a tiny bundle whose threads are watched."""
     settings = Settings(bundle=tiny_bundle.build(folder / "bundle").path, store=folder / "store", previews=True)
     listening = socket.create_server(("127.0.0.1", 0))
@@ -167,7 +167,7 @@ def served(profiler: Profiler, folder: Path) -> Iterator[httpx.Client]:
     thread.start()
     try:
         address = "http://{}:{}".format(*listening.getsockname())
-        with httpx.Client(base_url=address, timeout=_START_S, trust_env=False) as client:
+        with httpx2.Client(base_url=address, timeout=_START_S, trust_env=False) as client:
             client.get("/healthz").raise_for_status()  # the socket listens before the server does
             yield client
     finally:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 
 from benchmarks.servers import BenchmarkError, isthmus
@@ -38,7 +38,7 @@ def main() -> None:
             "redis_url": stack.enter_context(_redis()),
         }
         clients = [
-            stack.enter_context(httpx.Client(base_url=server.address, timeout=60, trust_env=False))
+            stack.enter_context(httpx2.Client(base_url=server.address, timeout=60, trust_env=False))
             for name in ("one", "other")
             for server in [stack.enter_context(isthmus(name, options.bundle, Path("milvus"), **shared))]
         ]
@@ -63,7 +63,7 @@ def main() -> None:
     print(json.dumps({"items": options.items, "at_once": at_once, "slowest_ms": round(1e3 * slowest, 1)}))
 
 
-def _until(reader: httpx.Client, item: dict[str, str], *, present: bool) -> tuple[int, float]:
+def _until(reader: httpx2.Client, item: dict[str, str], *, present: bool) -> tuple[int, float]:
     """Requests, and seconds, until the item is found first, or not at all."""
     began, looks = time.perf_counter(), 0
     while time.perf_counter() - began < _LONGEST_S:

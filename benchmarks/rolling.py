@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 from PIL import Image
 
@@ -66,7 +66,7 @@ class Findings:
             if written is not None and status == 200:
                 self.written.add(written)
 
-    def failed(self, error: httpx.TransportError) -> None:
+    def failed(self, error: httpx2.TransportError) -> None:
         with self._lock:
             self.tried += 1
             self.unanswered += 1
@@ -162,7 +162,7 @@ def _photograph(seed: int) -> str:
 def client(address: str, number: int, findings: Findings, stopped: threading.Event) -> None:
     """Requests of each kind in turn, until told to stop."""
     photographs = [_photograph(100 * number + seed) for seed in range(4)]
-    with httpx.Client(base_url=address, timeout=120, trust_env=False) as http:
+    with httpx2.Client(base_url=address, timeout=120, trust_env=False) as http:
         for count in itertools.count():
             if stopped.is_set():
                 return
@@ -178,7 +178,7 @@ def client(address: str, number: int, findings: Findings, stopped: threading.Eve
             started = time.perf_counter()
             try:
                 answer = http.post(path, json=body)
-            except httpx.TransportError as error:
+            except httpx2.TransportError as error:
                 findings.failed(error)
             else:
                 findings.answered(answer.status_code, time.perf_counter() - started, written)
@@ -202,7 +202,7 @@ def roll(
             replica.start()
         for replica in replicas:
             replica.wait()
-            httpx.put(f"{replica.address}/collections/default", json={}, trust_env=False).raise_for_status()
+            httpx2.put(f"{replica.address}/collections/default", json={}, trust_env=False).raise_for_status()
         address = closing.enter_context(nginx(ports, folder))
         threads = [
             threading.Thread(target=client, args=(address, number, findings, stopped)) for number in range(clients)
@@ -236,7 +236,7 @@ def roll(
 def _ids(address: str) -> set[str]:
     found: set[str] = set()
     cursor = None
-    with httpx.Client(base_url=address, timeout=60, trust_env=False) as http:
+    with httpx2.Client(base_url=address, timeout=60, trust_env=False) as http:
         while True:
             page = http.get("/items", params={"limit": 1_000} | ({"cursor": cursor} if cursor else {})).json()
             found |= {item["id"] for item in page["items"]}

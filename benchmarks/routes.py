@@ -14,14 +14,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from benchmarks import classify, embed, search
 from benchmarks.figures import Figure
 from examples.demo import DemoError, serving
 
 
-def measure(client: httpx.Client, options: argparse.Namespace) -> tuple[dict[str, object], list[Figure]]:
+def measure(client: httpx2.Client, options: argparse.Namespace) -> tuple[dict[str, object], list[Figure]]:
     """What was served, and the figures."""
     space = client.post("/embed", json={"inputs": ["the size of the space"]}).raise_for_status().json()
     figures: list[Figure] = []
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as store, serving(options.bundle, Path(store)) as client:
             served, figures = measure(client, options)
-    except (DemoError, httpx.HTTPError) as error:
+    except (DemoError, httpx2.HTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(table(figures))

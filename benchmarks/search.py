@@ -2,7 +2,7 @@
 
 import time
 
-import httpx
+import httpx2
 import numpy as np
 
 from benchmarks.figures import Figure, latency
@@ -12,7 +12,7 @@ _BATCH = 250
 _TOP_K = 10
 
 
-def measure(client: httpx.Client, dimensions: int, stored: int, requests: int) -> list[Figure]:
+def measure(client: httpx2.Client, dimensions: int, stored: int, requests: int) -> list[Figure]:
     """Vectors stored per second, and the latency of a search by a vector and by a new text."""
     inputs = Inputs()
     vectors = inputs.vectors(stored, dimensions)
@@ -40,7 +40,7 @@ def measure(client: httpx.Client, dimensions: int, stored: int, requests: int) -
     ]
 
 
-def _check(answer: httpx.Response, expected: int) -> None:
+def _check(answer: httpx2.Response, expected: int) -> None:
     """A search that finds nothing would be fast, and no measurement."""
     answer.raise_for_status()
     found = len(answer.json()["results"])

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import faiss
-import httpx
+import httpx2
 import numpy as np
 import orjson
 import uvicorn
@@ -56,7 +56,7 @@ _CLIENTS = 2
 _ROUNDS = 5
 
 
-def ingest(client: httpx.Client, clustered: Clustered, count: int) -> float:
+def ingest(client: httpx2.Client, clustered: Clustered, count: int) -> float:
     """Vectors stored per second, as acknowledged, in batches, by several clients."""
 
     def post(items: list[dict[str, Any]]) -> None:
@@ -81,7 +81,7 @@ def ingest(client: httpx.Client, clustered: Clustered, count: int) -> float:
     return count / spent
 
 
-def wait_until_indexed(client: httpx.Client, count: int) -> float:
+def wait_until_indexed(client: httpx2.Client, count: int) -> float:
     started = time.perf_counter()
     while True:
         [part] = client.get("/collections/default").raise_for_status().json()["parts"]
@@ -92,7 +92,7 @@ def wait_until_indexed(client: httpx.Client, count: int) -> float:
 
 def fill(bundle: Path, work: Path, clustered: Clustered, count: int) -> dict[str, float]:
     with serving(bundle, work) as client:
-        client.timeout = httpx.Timeout(600)
+        client.timeout = httpx2.Timeout(600)
         rate = ingest(client, clustered, count)
         print(f"stored {count:,} vectors, {rate:,.0f} per second; building …", flush=True)
         return {"ingest_per_s": round(rate, 1), "built_s": round(wait_until_indexed(client, count), 1)}

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from examples.photos import PHOTOS, write_photos
 from examples.sounds import SOUNDS, write_sounds
@@ -56,7 +56,7 @@ class DemoError(Exception):
 
 
 @contextmanager
-def serving(bundle: Path, store: Path) -> Iterator[httpx.Client]:
+def serving(bundle: Path, store: Path) -> Iterator[httpx2.Client]:
     """`python -m service serve` on a free port, ready, and stopped at the end. Raises DemoError."""
     command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--store", str(store), "--port", "0"]
     with subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, text=True) as server:
@@ -68,7 +68,7 @@ def serving(bundle: Path, store: Path) -> Iterator[httpx.Client]:
             if address is None:
                 raise DemoError(f"the server ended before it listened (exit status {server.wait()})")
             overdue.cancel()
-            with httpx.Client(base_url=address, timeout=DEADLINE_S, trust_env=False) as client:
+            with httpx2.Client(base_url=address, timeout=DEADLINE_S, trust_env=False) as client:
                 _wait_until_ready(client)
                 yield client
         finally:
@@ -80,7 +80,7 @@ def serving(bundle: Path, store: Path) -> Iterator[httpx.Client]:
                 server.kill()
 
 
-def _wait_until_ready(client: httpx.Client) -> None:
+def _wait_until_ready(client: httpx2.Client) -> None:
     deadline = time.monotonic() + DEADLINE_S
     pause = threading.Event()
     while not (response := client.get("/readyz")).is_success:
@@ -89,7 +89,7 @@ def _wait_until_ready(client: httpx.Client) -> None:
         pause.wait(0.1)
 
 
-def post(client: httpx.Client, route: str, request: Mapping[str, Any], files: Sequence[Path] = ()) -> Any:
+def post(client: httpx2.Client, route: str, request: Mapping[str, Any], files: Sequence[Path] = ()) -> Any:
     """POST a request: as JSON, or with files as a multipart form. Raises DemoError for an answer that is an error."""
     if not files:
         response = client.post(route, json=request)
@@ -102,19 +102,19 @@ def post(client: httpx.Client, route: str, request: Mapping[str, Any], files: Se
     return response.json()
 
 
-def index(client: httpx.Client, media: Mapping[str, Path], what: Mapping[str, str]) -> None:
+def index(client: httpx2.Client, media: Mapping[str, Path], what: Mapping[str, str]) -> None:
     """Store each file under its name, with what it is as metadata."""
     items = [{"id": file.name, "metadata": {"what": what[name]}} for name, file in media.items()]
     post(client, "/items", {"items": items}, list(media.values()))
 
 
-def print_search(client: httpx.Client, question: str, request: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+def print_search(client: httpx2.Client, question: str, request: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
     results = post(client, "/search", {**request, "top_k": 3}, files)["results"]
     rows = [(result["id"], f"{result['score']:.3f}", result["metadata"]["what"]) for result in results]
     print_table(question, ("item", "similarity", "what it is"), rows)
 
 
-def print_firsts(client: httpx.Client, title: str, modality: str, queries: Iterable[str]) -> None:
+def print_firsts(client: httpx2.Client, title: str, modality: str, queries: Iterable[str]) -> None:
     """What each query finds first, and second, among the items of one modality."""
     rows = []
     for query in queries:
@@ -124,7 +124,7 @@ def print_firsts(client: httpx.Client, title: str, modality: str, queries: Itera
     print_table(title, ("query", "similarity", "found first", ""), rows)
 
 
-def print_classify(client: httpx.Client, file: Path, labels: Sequence[str]) -> None:
+def print_classify(client: httpx2.Client, file: Path, labels: Sequence[str]) -> None:
     [result] = post(client, "/classify", {"labels": labels, "top_k": 3}, [file])["results"]
     rows = [(each["label"], f"{each['score']:.3f}") for each in result["labels"]]
     print_table(f"Which label fits {file.name}, of {len(labels)}?", ("label", "score"), rows)
@@ -138,7 +138,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         print("   ".join((f"  {row[0]:<{widths[0]}}", f"{row[1]:>{widths[1]}}", *row[2:])))
 
 
-def demonstrate(client: httpx.Client, folder: Path) -> None:
+def demonstrate(client: httpx2.Client, folder: Path) -> None:
     """Index the sample media, then one search or classification of each kind."""
     photos, sounds = write_photos(folder), write_sounds(folder)
     index(client, photos, PHOTOS)
@@ -168,7 +168,7 @@ def main() -> int:
             serving(bundle, Path(folder, "store")) as client,
         ):
             demonstrate(client, Path(folder, "media"))
-    except (DemoError, httpx.HTTPError) as error:
+    except (DemoError, httpx2.HTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(_FAREWELL)

@@ -1,4 +1,4 @@
-"""A client of the Isthmus service: embed, search and classify images, sounds and texts. It needs httpx alone.
+"""A client of the Isthmus service: embed, search and classify images, sounds and texts. It needs httpx2 alone.
 
 Names are imported when they are first asked for: the command's help and completion then need no HTTP.
 """

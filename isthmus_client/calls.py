@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
-import httpx
+import httpx2
 
 from isthmus_client import results
 from isthmus_client.errors import IsthmusWarning
@@ -96,7 +96,7 @@ class NewItem:
 class Call(Generic[T]):
     method: str
     path: str
-    read: Callable[[httpx.Response], T]
+    read: Callable[[httpx2.Response], T]
     body: Any = None
     parameters: Mapping[str, Any] | None = None
     answers: frozenset[int] = frozenset()
@@ -123,7 +123,7 @@ def search(query: Input, options: Mapping[str, Any]) -> Call[list[results.Found]
 def search_many(queries: Iterable[Input], options: Mapping[str, Any]) -> Call[list[list[results.Found]]]:
     body = {"queries": [to_wire(query) for query in queries], **options}
 
-    def read(got: httpx.Response) -> list[list[results.Found]]:
+    def read(got: httpx2.Response) -> list[list[results.Found]]:
         return [[results.found(result) for result in ranked] for ranked in _answer(got)["results"]]
 
     return Call("POST", "/search/batch", read, body)
@@ -154,7 +154,7 @@ def upsert_wire(items: Sequence[Mapping[str, Any]], on_error: str) -> Call[list[
 
 
 def list_items(options: Mapping[str, Any]) -> Call[results.Page]:
-    def read(got: httpx.Response) -> results.Page:
+    def read(got: httpx2.Response) -> results.Page:
         body = got.json()
         return results.Page([results.item(item) for item in body["items"]], body["next_cursor"], body.get("total"))
 
@@ -227,14 +227,14 @@ def facets(
 
 
 def preview(item: str, collection: str) -> Call[results.Preview]:
-    def read(got: httpx.Response) -> results.Preview:
+    def read(got: httpx2.Response) -> results.Preview:
         return results.Preview(got.headers["content-type"], got.content)
 
     return Call("GET", f"/previews/{quote(item, safe='')}", read, parameters={"collection": collection})
 
 
 def original(item: str, collection: str) -> Call[results.Preview]:
-    def read(got: httpx.Response) -> results.Preview:
+    def read(got: httpx2.Response) -> results.Preview:
         return results.Preview(got.headers["content-type"], got.content)
 
     return Call("GET", f"/media/{quote(item, safe='')}", read, parameters={"collection": collection})
@@ -290,14 +290,14 @@ def keeps_previews() -> Call[bool]:
 
 
 def ready() -> Call[results.Readiness]:
-    def read(got: httpx.Response) -> results.Readiness:
+    def read(got: httpx2.Response) -> results.Readiness:
         body = got.json()
         return results.Readiness(body["status"] == "ready", body["checks"], body.get("providers", {}))
 
     return Call("GET", "/readyz", read, answers=frozenset({503}))
 
 
-def _answer(got: httpx.Response) -> Any:
+def _answer(got: httpx2.Response) -> Any:
     """The body of an answer; what the service warns of in it becomes an `IsthmusWarning`."""
     body = got.json()
     for warning in body.get("warnings") or ():
@@ -305,5 +305,5 @@ def _answer(got: httpx.Response) -> Any:
     return body
 
 
-def _nothing(_: httpx.Response) -> None:
+def _nothing(_: httpx2.Response) -> None:
     return None

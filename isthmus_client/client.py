@@ -28,7 +28,7 @@ from contextlib import aclosing, closing
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
-import httpx
+import httpx2
 
 from isthmus_client import batches, calls, jobs
 from isthmus_client.batches import Batching, Entry, Plan, gather_lazily, map_lazily
@@ -89,12 +89,12 @@ class _Conversation:
         headers = {"accept": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
         if background:
             headers["priority"] = "u=7"  # RFC 9218: after everything else that the server is asked
-        timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S))
+        timeout = httpx2.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S))
         self.options: dict[str, Any] = {"base_url": self.url, "headers": headers, "timeout": timeout}
 
     @staticmethod
     def request(call: Call[Any]) -> dict[str, Any]:
-        """Return a call as arguments of httpx."""
+        """Return a call as arguments of httpx2."""
         parts: dict[str, Any] = {"method": call.method, "url": call.path}
         parts |= {"params": call.parameters, "headers": call.headers}
         if call.files:
@@ -104,18 +104,18 @@ class _Conversation:
             parts["json"] = call.body
         return {name: value for name, value in parts.items() if value is not None}
 
-    def pause(self, call: Call[Any], failed: int, outcome: httpx.Response | httpx.HTTPError) -> float | None:
+    def pause(self, call: Call[Any], failed: int, outcome: httpx2.Response | httpx2.HTTPError) -> float | None:
         """Seconds until the next try; None where this outcome is the last one."""
-        if isinstance(outcome, httpx.HTTPError):
+        if isinstance(outcome, httpx2.HTTPError):
             return self.retries.pause(failed, None) if isinstance(outcome, RETRIED_FAILURES) else None
         if outcome.status_code in RETRIED_STATUSES - call.answers:
             return self.retries.pause(failed, retry_after(outcome))
         return None
 
-    def result(self, call: Call[T], outcome: httpx.Response | httpx.HTTPError) -> T:
+    def result(self, call: Call[T], outcome: httpx2.Response | httpx2.HTTPError) -> T:
         """The typed result of the last outcome. Raises ClientError."""
-        if isinstance(outcome, httpx.HTTPError):
-            what = "did not answer in time" if isinstance(outcome, httpx.TimeoutException) else "cannot be reached"
+        if isinstance(outcome, httpx2.HTTPError):
+            what = "did not answer in time" if isinstance(outcome, httpx2.TimeoutException) else "cannot be reached"
             raise Unreachable(f"{self.url} {what}: {type(outcome).__name__}: {outcome}") from outcome
         if outcome.is_error and outcome.status_code not in call.answers:
             raise refusal(outcome, retry_after(outcome))
@@ -143,11 +143,11 @@ class Isthmus(_Conversation):
         retries: Retries = Retries(),
         batching: Batching = Batching(),
         background: bool = False,
-        transport: httpx.BaseTransport | None = None,
+        transport: httpx2.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__(url, api_key, timeout_s, retries, batching, background)
-        self._http = httpx.Client(**self.options, transport=transport)
+        self._http = httpx2.Client(**self.options, transport=transport)
         self._sleep = sleep
 
     def __enter__(self) -> Self:
@@ -164,11 +164,11 @@ class Isthmus(_Conversation):
     def _do(self, call: Call[T]) -> T:
         failed = 0
         while True:
-            outcome: httpx.Response | httpx.HTTPError
+            outcome: httpx2.Response | httpx2.HTTPError
             try:
                 content = call.body.blocks() if isinstance(call.body, Upload) else None
                 outcome = self._http.request(**self.request(call), content=content)
-            except httpx.HTTPError as error:
+            except httpx2.HTTPError as error:
                 outcome = error
             failed += 1
             pause = self.pause(call, failed, outcome)
@@ -402,11 +402,11 @@ class AsyncIsthmus(_Conversation):
         retries: Retries = Retries(),
         batching: Batching = Batching(),
         background: bool = False,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         super().__init__(url, api_key, timeout_s, retries, batching, background)
-        self._http = httpx.AsyncClient(**self.options, transport=transport)
+        self._http = httpx2.AsyncClient(**self.options, transport=transport)
         self._sleep = sleep
 
     async def __aenter__(self) -> Self:
@@ -423,11 +423,11 @@ class AsyncIsthmus(_Conversation):
     async def _do(self, call: Call[T]) -> T:
         failed = 0
         while True:
-            outcome: httpx.Response | httpx.HTTPError
+            outcome: httpx2.Response | httpx2.HTTPError
             try:
                 content = call.body.awaited() if isinstance(call.body, Upload) else None
                 outcome = await self._http.request(**self.request(call), content=content)
-            except httpx.HTTPError as error:
+            except httpx2.HTTPError as error:
                 outcome = error
             failed += 1
             pause = self.pause(call, failed, outcome)

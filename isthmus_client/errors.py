@@ -17,7 +17,7 @@ IsthmusWarning is no failure: what the server says of an answer that may mean li
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import httpx
+import httpx2
 
 
 class ClientError(Exception):
@@ -86,7 +86,7 @@ _KINDS: Mapping[int, type[Refused]] = {
 }
 
 
-def refusal(response: httpx.Response, retry_after_s: float | None) -> Refused:
+def refusal(response: httpx2.Response, retry_after_s: float | None) -> Refused:
     """The exception for an answer that is an error: from its problem+json, or from its status where it has none."""
     status = response.status_code
     kind = _KINDS.get(status, ServerFailed if status >= 500 else Refused)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-import httpx
+import httpx2
 
 RETRIED_STATUSES = frozenset({429, 503})
-RETRIED_FAILURES = (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
+RETRIED_FAILURES = (httpx2.ConnectError, httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError)
 """No answer came, and asking again is safe: every request of this client can be repeated without harm, because writes
 name their ids. A timeout is not among them: a server that is too slow does not get quicker by being asked twice."""
 
@@ -38,7 +38,7 @@ class Retries:
         return (retry_after_s or 0.0) + random.uniform(0.0, backoff)
 
 
-def retry_after(response: httpx.Response) -> float | None:
+def retry_after(response: httpx2.Response) -> float | None:
     """Seconds that the server asks to wait, from Retry-After as a number or as an HTTP date (RFC 9110, 10.2.3)."""
     given = response.headers.get("retry-after", "").strip()
     if given.isdigit():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 PACKAGES = {
-    **{name: name for name in ("anyio", "click", "cryptography", "fastapi", "httpcore", "httptools", "httpx")},
+    **{name: name for name in ("anyio", "click", "cryptography", "fastapi", "httpcore2", "httptools", "httpx2")},
     **{name: name for name in ("numpy", "orjson", "pydantic", "redis", "soundfile", "soxr", "starlette", "tokenizers")},
     **{name: name for name in ("tqdm", "uvicorn")},
     "dnspython": "dns",
@@ -235,13 +235,13 @@ def _port(settings: "Settings") -> Check:
 
 def _answers(settings: "Settings") -> str | None:
     """Return `ready` or `not ready` of an Isthmus server at the port; None where it is something else."""
-    import httpx
+    import httpx2
 
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     try:
-        body = httpx.get(f"http://{host}:{settings.port}/readyz", timeout=_WAIT_S, trust_env=False).json()
+        body = httpx2.get(f"http://{host}:{settings.port}/readyz", timeout=_WAIT_S, trust_env=False).json()
         return {"ready": "ready", "not_ready": "not ready"}.get(body.get("status"))
-    except (httpx.HTTPError, ValueError, AttributeError):
+    except (httpx2.HTTPError, ValueError, AttributeError):
         return None
 
 

@@ -9,7 +9,6 @@ from functools import partial
 
 import click
 
-from isthmus_client.client import DEFAULT_URL
 from isthmus_client.command_shared import Failure, imported, passed_on
 
 _NEEDED = "cpu"
@@ -95,6 +94,8 @@ def mcp(context: click.Context, /) -> None:
     For programs that start their servers themselves: the command is isthmus, its arguments are --url URL mcp. The
     server needs ISTHMUS_PROTOCOLS=mcp. Programs that take a URL need none of this: it is URL/mcp.
     """
+    from isthmus_client.client import DEFAULT_URL  # late: help and completion do without httpx2
+
     url, api_key = context.obj or (None, None)
     url = (url or DEFAULT_URL).rstrip("/")
     wrong = imported("service.commands.mcp", "mcp").run(url, api_key)

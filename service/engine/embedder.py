@@ -133,33 +133,30 @@ class Embedder:
         and RateLimited before any work, DeadlineExceeded, and NotReady at shutdown; a cancelled call withdraws what it
         waits for.
         """
-        if any(isinstance(part, Url | Video) for given in inputs for part in parts_of(given)):
+        if any(isinstance(given, Url | Video | Fused) for given in inputs):
             inputs = await self.read(inputs, caller)
-        parts = [part for given in inputs for part in parts_of(given)]
-        made = iter(await self._embed_parts(parts, caller, admit_unknown))
-        results = [
-            fused(given, list(islice(made, len(given.parts)))) if isinstance(given, Fused) else next(made)
-            for given in inputs
-        ]
+        results: list[Embedded | InputError] = []
+        if any(isinstance(given, Fused) for given in inputs):
+            parts = [part for given in inputs for part in parts_of(given)]
+            made = iter(await self.embed(parts, caller, admit_unknown=admit_unknown))
+            for given in inputs:
+                results.append(
+                    fused(given, list(islice(made, len(given.parts)))) if isinstance(given, Fused) else next(made)
+                )
+        else:
+            single = [given for given in inputs if isinstance(given, Single)]
+            made = iter(await self._embed(single, caller) if single else ())
+            for given in inputs:
+                if isinstance(given, Unreadable):
+                    results.append(given.error)
+                elif isinstance(given, Video):
+                    results.append(await self._embed_video(given, caller))
+                else:
+                    result = next(made)
+                    unknown = isinstance(result, Embedded) and result.unknown == 1 and not admit_unknown
+                    results.append(InputError(UNKNOWN_TEXT) if unknown else result)
         if stored:
             await self._add_moments(inputs, results, caller)
-        return results
-
-    async def _embed_parts(
-        self, inputs: Sequence[Part], caller: Caller, admit_unknown: bool
-    ) -> list[Embedded | InputError]:
-        single = [given for given in inputs if isinstance(given, Single)]
-        made = iter(await self._embed(single, caller) if single else ())
-        results: list[Embedded | InputError] = []
-        for given in inputs:
-            if isinstance(given, Unreadable):
-                results.append(given.error)
-            elif isinstance(given, Video):
-                results.append(await self._embed_video(given, caller))
-            else:
-                result = next(made)
-                unknown = isinstance(result, Embedded) and result.unknown == 1 and not admit_unknown
-                results.append(InputError(UNKNOWN_TEXT) if unknown else result)
         return results
 
     async def read(self, inputs: Sequence[Input], caller: Caller = PROCESS) -> list[Input]:

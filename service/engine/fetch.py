@@ -26,7 +26,7 @@ import dns.exception
 import dns.nameserver
 import dns.rdatatype
 import dns.resolver
-import httpcore
+import httpcore2
 from dns.rdtypes.IN.A import A
 from dns.rdtypes.IN.AAAA import AAAA
 
@@ -187,26 +187,26 @@ def _matches(host: str, names: Iterable[str]) -> bool:
     return any(host == name or (name.startswith("*.") and host.endswith(name[1:])) for name in names)
 
 
-class _Pinned(httpcore.AsyncNetworkBackend):
+class _Pinned(httpcore2.AsyncNetworkBackend):
     """Connects to the addresses that were checked, whatever name the request has; the name stays in TLS and in Host."""
 
     def __init__(self, addresses: Sequence[Address]) -> None:
         self._addresses = addresses
-        self._network = httpcore.AnyIOBackend()
+        self._network = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 — httpcore's signature
+        timeout: float | None = None,  # noqa: ASYNC109 — httpcore2's signature
         local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        failure: Exception = httpcore.ConnectError("no address")
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        failure: Exception = httpcore2.ConnectError("no address")
         for address in self._addresses:
             try:
                 return await self._network.connect_tcp(str(address), port, timeout=_CONNECT_S)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = error
         raise failure
 
@@ -350,13 +350,15 @@ class Fetcher:
         finally:
             self._observer.fetched(result, size)
 
-    def _connection(self, url: Url, addresses: Sequence[Address]) -> tuple[httpcore.AsyncHTTPConnection, httpcore.URL]:
+    def _connection(
+        self, url: Url, addresses: Sequence[Address]
+    ) -> tuple[httpcore2.AsyncHTTPConnection, httpcore2.URL]:
         """Return a connection to one of the addresses, and what to ask for there."""
         scheme, host, target = url.scheme.encode(), url.host.encode(), url.target.encode()
-        connection = httpcore.AsyncHTTPConnection(
-            httpcore.Origin(scheme, host, url.port), ssl_context=self._tls, network_backend=_Pinned(addresses)
+        connection = httpcore2.AsyncHTTPConnection(
+            httpcore2.Origin(scheme, host, url.port), ssl_context=self._tls, network_backend=_Pinned(addresses)
         )
-        return connection, httpcore.URL(scheme=scheme, host=host, port=url.port, target=target)
+        return connection, httpcore2.URL(scheme=scheme, host=host, port=url.port, target=target)
 
     async def _ask(self, url: Url, addresses: Sequence[Address], most: int, count: Count) -> bytes | str:
         """The body, or where to go on."""
@@ -383,7 +385,7 @@ def _headers(url: Url) -> Headers:
     }
 
 
-async def _body(response: httpcore.Response, most: int, count: Count) -> bytes:
+async def _body(response: httpcore2.Response, most: int, count: Count) -> bytes:
     """Read at most `most` bytes of a body. Raises MediaTooLarge."""
     stated = {name.lower(): value for name, value in response.headers}.get(b"content-length", b"0")
     if stated.isdigit() and int(stated) > most:
@@ -406,7 +408,7 @@ def _location(value: bytes) -> str:
 
 def _tls(authorities: Path | None) -> ssl.SSLContext:
     """Return a context that verifies certificates by the public authorities and by those of the operator."""
-    context = httpcore.default_ssl_context()
+    context = httpcore2.default_ssl_context()
     if authorities is not None:
         try:
             context.load_verify_locations(authorities)

@@ -3,20 +3,20 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from isthmus_client import Isthmus
 
 
 @pytest.fixture
-def space(client: httpx.Client) -> Iterator[Isthmus]:
+def space(client: httpx2.Client) -> Iterator[Isthmus]:
     with Isthmus(str(client.base_url)) as space:
         yield space
 
 
 @pytest.fixture
-def shared_space(shared_client: httpx.Client) -> Iterator[Isthmus]:
+def shared_space(shared_client: httpx2.Client) -> Iterator[Isthmus]:
     with Isthmus(str(shared_client.base_url)) as space:
         yield space
 

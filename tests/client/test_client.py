@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
@@ -158,7 +158,7 @@ def test_errors_say_what_and_which(shared_space: Isthmus, media: Path) -> None:
         shared_space.embed([media / "gone.png"])
 
 
-def test_many_inputs_keep_their_order_and_each_fails_alone(shared_client: httpx.Client, media: Path) -> None:
+def test_many_inputs_keep_their_order_and_each_fails_alone(shared_client: httpx2.Client, media: Path) -> None:
     given = ["red", media / "broken.png", media / "gone.png", "blue", media / "red.png", b"", "x" * 40_000, "tone"] * 3
     with Isthmus(str(shared_client.base_url), batching=Batching(inputs=5, concurrency=3)) as space:
         whole = list(space.embed_many(given))
@@ -169,7 +169,7 @@ def test_many_inputs_keep_their_order_and_each_fails_alone(shared_client: httpx.
     assert whole[-1].vector == pytest.approx(alone.vector, abs=1e-5)
 
 
-def test_a_request_that_is_too_much_is_asked_in_halves(shared_client: httpx.Client) -> None:
+def test_a_request_that_is_too_much_is_asked_in_halves(shared_client: httpx2.Client) -> None:
     with Isthmus(str(shared_client.base_url), batching=Batching(inputs=600)) as space:  # the service takes 256
         whole = list(space.embed_many(f"red {number}" for number in range(600)))
     assert [each.index for each in whole] == list(range(600))
@@ -193,7 +193,7 @@ def test_a_number_that_json_has_not_is_refused_before_it_is_sent(space: Isthmus,
         space.upsert([NewItem("a", "red" if path is None else media / path, {"size": float("nan")})])
 
 
-def test_inputs_are_read_only_as_they_are_needed(shared_client: httpx.Client) -> None:
+def test_inputs_are_read_only_as_they_are_needed(shared_client: httpx2.Client) -> None:
     read = 0
 
     def endless() -> typing.Iterator[str]:
@@ -224,15 +224,15 @@ def test_items_are_stored_in_batches(space: Isthmus, media: Path) -> None:
 
 def test_files_are_sent_as_they_are(media: Path) -> None:
     """As parts of a form, in order; what no content tells from a sound is base64, in its own place."""
-    asked: list[httpx.Request] = []
+    asked: list[httpx2.Request] = []
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         request.read()
         asked.append(request)
-        return httpx.Response(200, json={"upserted": 0, "items": []})
+        return httpx2.Response(200, json={"upserted": 0, "items": []})
 
     red, blue = (media / "red.png"), (media / "blue.png").read_bytes()
-    with Isthmus("http://there", transport=httpx.MockTransport(answer)) as space:
+    with Isthmus("http://there", transport=httpx2.MockTransport(answer)) as space:
         space.upsert([NewItem("r", red), NewItem("t", "red"), NewItem("?", b"no file"), NewItem("b", blue)])
         space.upsert([NewItem("t", "red")])
     form, plain = asked
@@ -243,7 +243,7 @@ def test_files_are_sent_as_they_are(media: Path) -> None:
     assert plain.headers["content-type"] == "application/json"
 
 
-def test_the_asynchronous_client_does_the_same(client: httpx.Client, media: Path) -> None:
+def test_the_asynchronous_client_does_the_same(client: httpx2.Client, media: Path) -> None:
     async def talk() -> None:
         async with AsyncIsthmus(str(client.base_url), batching=Batching(inputs=2, concurrency=2)) as space:
             items = [NewItem(name, media / name, {"name": name}) for name in ("red.png", "broken.png", "tone.wav")]
@@ -277,7 +277,7 @@ def test_the_asynchronous_client_does_the_same(client: httpx.Client, media: Path
     asyncio.run(talk())
 
 
-def test_an_abandoned_asynchronous_iteration_leaves_nothing_running(shared_client: httpx.Client) -> None:
+def test_an_abandoned_asynchronous_iteration_leaves_nothing_running(shared_client: httpx2.Client) -> None:
     async def talk() -> int:
         async with AsyncIsthmus(str(shared_client.base_url), batching=Batching(inputs=1, concurrency=3)) as space:
             some = space.embed_many(["red"] * 10)
@@ -386,7 +386,7 @@ def test_nobody_there_is_said(free_port: int) -> None:
 
 
 def test_something_else_that_answers_is_told_from_a_server_of_this_kind() -> None:
-    html = httpx.MockTransport(lambda request: httpx.Response(200, html="<p>hello"))
+    html = httpx2.MockTransport(lambda request: httpx2.Response(200, html="<p>hello"))
     with Isthmus(transport=html) as space, pytest.raises(UnreadableAnswer, match="not one of an Isthmus server"):
         space.models()
 
@@ -394,15 +394,15 @@ def test_something_else_that_answers_is_told_from_a_server_of_this_kind() -> Non
 def test_what_the_server_fails_on_is_found_and_the_others_are_stored() -> None:
     asked: list[list[str]] = []
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         ids = [item["id"] for item in json.loads(request.content)["items"]]
         asked.append(ids)
         if status := max(failing.get(id, 0) for id in ids):
-            return httpx.Response(status, json={"code": "internal_error", "detail": "the server failed"})
-        return httpx.Response(200, json={"items": [{"id": id, "collection": "default"} for id in ids]})
+            return httpx2.Response(status, json={"code": "internal_error", "detail": "the server failed"})
+        return httpx2.Response(200, json={"items": [{"id": id, "collection": "default"} for id in ids]})
 
     items = [NewItem(id, "a dog") for id in "abcdefgh"]
-    with Isthmus(transport=httpx.MockTransport(answer)) as space:
+    with Isthmus(transport=httpx2.MockTransport(answer)) as space:
         failing = {"b": 500, "g": 504}
         outcomes = {each.id: each.error and each.error.detail for each in space.upsert_many(items)}
         assert outcomes == dict.fromkeys("acdefh") | dict.fromkeys("bg", "the server failed")
@@ -414,17 +414,17 @@ def test_what_the_server_fails_on_is_found_and_the_others_are_stored() -> None:
 
 
 def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[httpx.Request] = []
+    seen: list[httpx2.Request] = []
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         seen.append(request)
-        return httpx.Response(200, json={"models": []})
+        return httpx2.Response(200, json={"models": []})
 
     monkeypatch.setenv("ISTHMUS_URL", "http://example.test:1234/behind/")
     monkeypatch.setenv("ISTHMUS_API_KEY", "secret")
-    with Isthmus(transport=httpx.MockTransport(answer)) as space:
+    with Isthmus(transport=httpx2.MockTransport(answer)) as space:
         space.models()
-    with Isthmus("http://other.test", api_key="mine", transport=httpx.MockTransport(answer)) as space:
+    with Isthmus("http://other.test", api_key="mine", transport=httpx2.MockTransport(answer)) as space:
         space.models()
     assert [str(each.url) for each in seen] == ["http://example.test:1234/behind/models", "http://other.test/models"]
     assert [each.headers["authorization"] for each in seen] == ["Bearer secret", "Bearer mine"]
@@ -433,7 +433,7 @@ def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPat
 def test_it_is_of_the_service_s_version_and_imports_nothing_heavy() -> None:
     project = tomllib.loads((ROOT / "isthmus_client/pyproject.toml").read_text())["project"]
     assert service.__version__ == isthmus_client.VERSION
-    assert [Requirement(line).name for line in project["dependencies"]] == ["httpx"]
+    assert [Requirement(line).name for line in project["dependencies"]] == ["httpx2"]
     program = "import sys, isthmus_client; print([m for m in ('numpy', 'pydantic', 'service') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

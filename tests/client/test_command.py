@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import click
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -38,7 +38,7 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(client: httpx.Client, media: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(client: httpx2.Client, media: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the command in the folder of media, against a server that holds them."""
     monkeypatch.chdir(media)
     with Isthmus(str(client.base_url)) as space:
@@ -175,7 +175,7 @@ def test_standard_input_that_holds_nothing_is_said(run: Run) -> None:
     assert "neither text nor" in run("embed", "-", input=b"\x00\xff\xfe").stderr
 
 
-def test_an_empty_collection_is_said(client: httpx.Client) -> None:
+def test_an_empty_collection_is_said(client: httpx2.Client) -> None:
     client.put("/collections/default", json={})
     result = CliRunner().invoke(command.cli, ["--url", str(client.base_url), "search", "red"])
     assert (result.exit_code, "is empty" in result.stderr, "isthmus index" in result.stderr) == (1, True, True)
@@ -340,7 +340,7 @@ def test_the_page_a_file_or_a_preview_is_opened(run: Run, media: Path, monkeypat
     [said] = told(run("open", "red.png", "--json"))
     assert said["opened"] == f"{page}previews/red.png?collection=default"
     assert opened == [page, str(media / "red.png"), said["opened"]]
-    assert httpx.get(opened[2], trust_env=False).headers["content-type"] == "image/jpeg"
+    assert httpx2.get(opened[2], trust_env=False).headers["content-type"] == "image/jpeg"
     missing = run("open", "gone.png")
     assert missing.exit_code == 1 and "next:  `isthmus list` shows what there is" in missing.stderr
     monkeypatch.setattr(click, "launch", lambda place: 3)
@@ -361,10 +361,10 @@ def test_the_original_is_opened_where_the_server_gives_it_out(
         assert place.endswith("/media/red.png?collection=default")
         with Isthmus(str(client.base_url)) as space:
             assert space.original("red.png").data == (media / "red.png").read_bytes()
-            assert httpx.get(place, trust_env=False).content == space.original("red.png").data
+            assert httpx2.get(place, trust_env=False).content == space.original("red.png").data
 
 
-def test_in_a_terminal_tables_fit_and_progress_is_drawn(run: Run, client: httpx.Client, media: Path) -> None:
+def test_in_a_terminal_tables_fit_and_progress_is_drawn(run: Run, client: httpx2.Client, media: Path) -> None:
     (media / f"{'long ' * 30}.txt").write_text("a dog")
     (media / "broken.png").unlink()
     drawn = in_a_terminal(["--url", str(client.base_url), "index", str(media)], columns=60)
@@ -406,7 +406,7 @@ def test_help_and_completion_import_nothing_heavy() -> None:
         import sys
         from isthmus_client.command import cli
         cli.main(["--help"], standalone_mode=False)
-        heavy = {"httpx", "numpy", "PIL", "onnxruntime", "torch", "fastapi", "service.settings", "pydantic"}
+        heavy = {"httpx2", "numpy", "PIL", "onnxruntime", "torch", "fastapi", "service.settings", "pydantic"}
         print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
     """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

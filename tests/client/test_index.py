@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def client(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def client(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
     store = tmp_path_factory.mktemp("indexed") / "store"
     with serving(Settings(bundle=bundle_dir, store=store, device="cpu", threads=1)) as client:
         yield client
@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def index(client: httpx.Client, folder: Path, collection: str) -> Callable[..., Result]:
+def index(client: httpx2.Client, folder: Path, collection: str) -> Callable[..., Result]:
     """Runs the command on the folder, or on another `of` the same collection."""
 
     def run(*more: str, of: Path = folder) -> Result:
@@ -90,7 +90,7 @@ def texts(folder: Path, count: int) -> None:
 
 
 def test_images_sounds_videos_and_texts_are_stored_and_found(
-    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make, wav: Make
+    client: httpx2.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make, wav: Make
 ) -> None:
     write(folder, {"2024/RED.PNG": png("red"), "2024/deep/tone.wav": wav(), "notes.md": "a blue dog"})
     write(folder, {"film.mkv": colours("red", "green", seconds=2)})
@@ -128,7 +128,7 @@ def test_images_sounds_videos_and_texts_are_stored_and_found(
 
 
 def test_a_file_that_cannot_be_read_is_named_in_the_words_of_every_door_and_the_others_are_stored(
-    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make
+    client: httpx2.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make
 ) -> None:
     everywhere = {"cut.png": png()[:60], "fake.png": "hello", "latin.txt": b"caf\xe9", "long.txt": "x" * 40_000}
     everywhere |= {"empty.wav": "", "data.txt": f"data:image/png;base64,{b64(png())}"}
@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_read_is_named_in_the_words_of_every_door_and_the_
 
 
 def test_what_is_stored_already_is_not_sent_again(
-    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make, wav: Make
+    client: httpx2.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make, wav: Make
 ) -> None:
     write(folder, {"red.png": png("red"), "tone.wav": wav(), "words.txt": "a blue dog", "broken.png": png()[:60]})
     assert index().stdout == "3 indexed, 1 failed\n"
@@ -179,7 +179,7 @@ def test_what_is_stored_already_is_not_sent_again(
 
 
 def test_metadata_come_from_files_beside_and_from_the_table(
-    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make
+    client: httpx2.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make
 ) -> None:
     def metadata(name: str) -> dict[str, Any]:
         every = stored(client, collection=collection)[name]["metadata"]
@@ -206,7 +206,7 @@ def test_metadata_come_from_files_beside_and_from_the_table(
 
 
 def test_metadata_that_cannot_be_taken_are_named(
-    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result]
+    client: httpx2.Client, folder: Path, collection: str, index: Callable[..., Result]
 ) -> None:
     wrong = {
         "cut": '{"a": ',
@@ -245,7 +245,7 @@ def test_metadata_that_cannot_be_taken_are_named(
 
 
 def test_only_items_of_this_folder_whose_files_are_gone_are_pruned(
-    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result], tmp_path: Path
+    client: httpx2.Client, folder: Path, collection: str, index: Callable[..., Result], tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
     write(folder, {"a.txt": "a dog", "deep/b.txt": "a dog", "c.txt": "a dog", "d.txt": "a dog"})
@@ -276,7 +276,7 @@ def test_only_items_of_this_folder_whose_files_are_gone_are_pruned(
 
 
 def test_a_file_that_was_renamed_takes_its_item_along(
-    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make, wav: Make
+    client: httpx2.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make, wav: Make
 ) -> None:
     write(folder, {"a/red.png": png("red"), "a/red.json": '{"n": 1}', "tone.wav": wav(), "gone.txt": "a dog"})
     write(folder, {"twin 1.txt": "twins", "twin 2.txt": "twins", "stays.txt": "stays"})
@@ -312,7 +312,7 @@ def test_a_file_that_was_renamed_takes_its_item_along(
 
 
 def test_a_file_that_was_copied_is_another_item(
-    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result]
+    client: httpx2.Client, folder: Path, collection: str, index: Callable[..., Result]
 ) -> None:
     write(folder, {"a.txt": "a dog"})
     index()
@@ -324,7 +324,7 @@ def test_a_file_that_was_copied_is_another_item(
 
 
 def test_previews_that_are_missing_are_filled_in_once(settings: Settings, folder: Path, png: Make, wav: Make) -> None:
-    def run(client: httpx.Client, *more: str) -> str:
+    def run(client: httpx2.Client, *more: str) -> str:
         return CliRunner().invoke(command.cli, ["--url", str(client.base_url), "index", str(folder), *more]).stdout
 
     write(folder, {"red.png": png("red"), "red.json": '{"n": 1}', "tone.wav": wav(), "words.txt": "a dog"})
@@ -351,7 +351,7 @@ def test_previews_that_are_missing_are_filled_in_once(settings: Settings, folder
 
 
 def test_an_item_of_an_earlier_version_is_known(
-    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make
+    client: httpx2.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make
 ) -> None:
     """Neither the command of the client wrote the folder down, nor that of the server, which read metadata too."""
     write(folder, {"red.png": png("red"), "red.json": '{"n": 1}', "blue.png": png("blue")})
@@ -485,7 +485,7 @@ def test_a_run_outlives_its_server(bundle_dir: Path, tmp_path: Path, folder: Pat
 
 
 def test_items_say_for_browsing_where_and_when_their_files_are(
-    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make
+    client: httpx2.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make
 ) -> None:
     """A photograph has the date of its EXIF, any other file its own; both are what a clock on the wall showed."""
     image, exif = Image.new("RGB", (8, 8)), Image.Exif()
@@ -533,7 +533,7 @@ def test_a_watched_folder_is_followed(settings: Settings, folder: Path, png: Mak
 
 
 def test_of_a_watched_folder_that_became_empty_nothing_is_deleted(
-    client: httpx.Client, folder: Path, collection: str, index: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    client: httpx2.Client, folder: Path, collection: str, index: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as a disk that is not mounted any more."""
 
@@ -603,11 +603,11 @@ def test_an_index_waits_behind_requests(settings: Settings, folder: Path) -> Non
     small = settings.model_copy(update={"batch_tokens": 2, "cache_bytes": 0})
     with with_towers(small, lambda tower: Slow(tower, held=True)) as (_, client, towers):
         order: list[str] = []
+        address = str(client.base_url).rstrip("/")
 
         def ask() -> None:
-            answer = httpx.post(
-                client.base_url.join("/embed"), json={"inputs": ["red", "green", "blue"]}, trust_env=False, timeout=60
-            )
+            body = {"inputs": ["red", "green", "blue"]}
+            answer = httpx2.post(f"{address}/embed", json=body, trust_env=False, timeout=60)
             assert answer.status_code == 200
             order.append("request")
 

@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from click.testing import CliRunner, Result
 
@@ -18,7 +18,7 @@ from tests.service.films import colours
 
 
 @pytest.fixture
-def client(fresh_client: httpx.Client) -> httpx.Client:
+def client(fresh_client: httpx2.Client) -> httpx2.Client:
     return fresh_client
 
 
@@ -74,11 +74,11 @@ def test_an_upload_is_sent_whole_again_with_the_same_key(files: Path) -> None:
     job: dict[str, Any] = {"id": "x", "state": "queued", "form": "jsonl", "collection": "default", "created": "now"}
     job |= dict.fromkeys(("total", "rate", "eta_s", "started", "ended", "error")) | {"done": 0, "failed": 0}
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         asked.append((request.headers["idempotency-key"], request.read()))
-        return httpx.Response(503) if len(asked) < 3 else httpx.Response(202, json=job)
+        return httpx2.Response(503) if len(asked) < 3 else httpx2.Response(202, json=job)
 
-    transport = httpx.MockTransport(answer)
+    transport = httpx2.MockTransport(answer)
     with Isthmus("http://x", transport=transport, sleep=lambda _: None, retries=Retries(attempts=3)) as space:
         assert space.create_job(files / "items.jsonl").id == "x"
     assert len(asked) == 3 and len(set(asked)) == 1
@@ -121,7 +121,7 @@ def test_videos_are_found_by_the_second_and_what_is_kept_of_a_picture_is_there(s
         assert all(-1 <= each.x <= 1 and -1 <= each.y <= 1 for each in drawn.points)
 
 
-def test_the_command_creates_waits_lists_and_tells(client: httpx.Client, files: Path) -> None:
+def test_the_command_creates_waits_lists_and_tells(client: httpx2.Client, files: Path) -> None:
     def isthmus(*arguments: str) -> Result:
         return CliRunner().invoke(command.cli, ["--url", str(client.base_url), "jobs", *arguments])
 

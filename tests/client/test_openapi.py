@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import jsonschema
 import orjson
 import pytest
@@ -64,24 +64,24 @@ ONES: dict[str, Callable[[Isthmus, Path], object]] = {
 }
 
 
-def asked(ask: Callable[[Isthmus, Path], object], media: Path) -> httpx.Request:
+def asked(ask: Callable[[Isthmus, Path], object], media: Path) -> httpx2.Request:
     """The request that a call begins with; it is answered by an error."""
-    requests: list[httpx.Request] = []
+    requests: list[httpx2.Request] = []
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         request.read()
         requests.append(request)
-        return httpx.Response(404, json={"code": "not_found", "detail": "none", "status": 404, "title": "Not Found"})
+        return httpx2.Response(404, json={"code": "not_found", "detail": "none", "status": 404, "title": "Not Found"})
 
     with (
-        Isthmus("http://x", transport=httpx.MockTransport(answer), retries=Retries(attempts=1)) as space,
+        Isthmus("http://x", transport=httpx2.MockTransport(answer), retries=Retries(attempts=1)) as space,
         pytest.raises(ClientError),
     ):
         ask(space, media)
     return requests[0]
 
 
-def operation(request: httpx.Request) -> tuple[str, str]:
+def operation(request: httpx2.Request) -> tuple[str, str]:
     """The method and the path as the document writes it."""
     path = request.url.raw_path.decode().partition("?")[0]
     patterns = {each: re.sub(r"\\{\w+\\}", "[^/]+", re.escape(each)) for each in DOCUMENT["paths"]}

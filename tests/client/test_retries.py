@@ -5,7 +5,7 @@ import email.utils
 import time
 from collections.abc import Callable, Iterator
 
-import httpx
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,30 +15,31 @@ from isthmus_client.retries import retry_after
 
 PROBLEM = {"type": "about:blank", "title": "x", "status": 429, "code": "overloaded", "detail": "too much is waiting"}
 FINE = {"models": []}
-Answer = Callable[[], httpx.Response]
+Answer = Callable[[], httpx2.Response]
 
 
-def answering(*answers: Answer) -> httpx.MockTransport:
+def answering(*answers: Answer) -> httpx2.MockTransport:
     """One after the other; asked once more, it is an error of the test."""
     left: Iterator[Answer] = iter(answers)
-    return httpx.MockTransport(lambda request: next(left)())
+    return httpx2.MockTransport(lambda request: next(left)())
 
 
 def busy(**headers: str) -> Answer:
-    return lambda: httpx.Response(429, json=PROBLEM, headers={name.replace("_", "-"): v for name, v in headers.items()})
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda: httpx2.Response(429, json=PROBLEM, headers=named)
 
 
-def fine() -> httpx.Response:
-    return httpx.Response(200, json=FINE)
+def fine() -> httpx2.Response:
+    return httpx2.Response(200, json=FINE)
 
 
-def broken() -> httpx.Response:
-    raise httpx.RemoteProtocolError("the server went away")
+def broken() -> httpx2.Response:
+    raise httpx2.RemoteProtocolError("the server went away")
 
 
 def test_overload_and_restarts_are_waited_for() -> None:
     waited: list[float] = []
-    restarting = lambda: httpx.Response(503, json=PROBLEM | {"status": 503, "code": "not_ready"})  # noqa: E731
+    restarting = lambda: httpx2.Response(503, json=PROBLEM | {"status": 503, "code": "not_ready"})  # noqa: E731
     transport = answering(busy(retry_after="7"), restarting, broken, fine)
     with Isthmus(transport=transport, sleep=waited.append) as space:
         assert space.models() == []
@@ -81,7 +82,7 @@ def test_a_pause_beyond_all_patience_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 404, 409, 413, 422, 500, 504])
 def test_other_errors_are_not_asked_again(status: int) -> None:
-    transport = answering(lambda: httpx.Response(status, text="<html>not a problem"))
+    transport = answering(lambda: httpx2.Response(status, text="<html>not a problem"))
     with (
         Isthmus(transport=transport, sleep=lambda _: pytest.fail("it waited")) as space,
         pytest.raises(Exception, match=f"{status} unknown") as raised,
@@ -91,8 +92,8 @@ def test_other_errors_are_not_asked_again(status: int) -> None:
 
 
 def test_a_timeout_is_not_asked_again() -> None:
-    def slow() -> httpx.Response:
-        raise httpx.ReadTimeout("no answer")
+    def slow() -> httpx2.Response:
+        raise httpx2.ReadTimeout("no answer")
 
     with Isthmus(transport=answering(slow)) as space, pytest.raises(Unreachable, match="did not answer in time"):
         space.models()
@@ -100,20 +101,20 @@ def test_a_timeout_is_not_asked_again() -> None:
 
 def test_not_ready_is_an_answer_of_readyz() -> None:
     body = {"status": "not_ready", "checks": {"store": False}, "providers": {}}
-    with Isthmus(transport=answering(lambda: httpx.Response(503, json=body))) as space:
+    with Isthmus(transport=answering(lambda: httpx2.Response(503, json=body))) as space:
         assert space.ready().checks == {"store": False}
 
 
 def test_retry_after_may_be_a_date_or_nonsense() -> None:
     def parsed(value: str) -> float | None:
-        return retry_after(httpx.Response(429, headers={"retry-after": value}))
+        return retry_after(httpx2.Response(429, headers={"retry-after": value}))
 
     soon = parsed(email.utils.formatdate(time.time() + 100, usegmt=True))
     assert soon is not None and 90 < soon <= 100
     assert parsed(email.utils.formatdate(time.time() - 100, usegmt=True)) == 0
     assert parsed("12") == 12
     assert parsed("soon") is None
-    assert retry_after(httpx.Response(429)) is None
+    assert retry_after(httpx2.Response(429)) is None
 
 
 @given(

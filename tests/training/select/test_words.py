@@ -23,7 +23,7 @@ def written(folder: Path) -> WordVectors:
 def test_a_text_is_the_mean_of_its_words(tmp_path: Path) -> None:
     source = written(tmp_path)
     assert vectors(source, ["dog", "Dog cat", "cat, dog"], tmp_path).tolist() == pytest.approx(
-        np.array([[1, 0], [0.5, 0.5], [5 / 3, 5 / 3]]), abs=1e-6
+        np.array([[1, 0], [0.5, 0.5], [5 / 3, 5 / 3]]), rel=2**-11
     )
 
 
@@ -57,8 +57,8 @@ def test_latent_semantics_spans_the_leading_part_of_tf_idf(tmp_path: Path) -> No
     weighted = counts * (np.log(len(TEXTS) / (counts > 0).sum(0)) + 1)
     axes = np.linalg.svd(weighted / np.linalg.norm(weighted, axis=1, keepdims=True))[2][:3].T
     expected = weighted @ axes / counts.sum(1, keepdims=True)
-    # Axes are found up to sign and order: inner products are not.
-    assert found @ found.T == pytest.approx(expected @ expected.T, abs=1e-5)
+    # Axes are found up to sign and order: inner products are not. Features are kept in float16.
+    assert found @ found.T == pytest.approx(expected @ expected.T, abs=1e-3)
     again = vectors(LatentSemantics(lsa=3), TEXTS, tmp_path / "other")
     assert np.array_equal(found, again)
 
