@@ -326,7 +326,7 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     elif modality == "audio":
         preprocessing = cast(Preprocessing, _changed(source, _audio_preprocessing(folder, config)))
     else:
-        tokenizer = tokenizer_file(transformer_folder(folder), config.model_type in TWO_TOWERS)
+        tokenizer = tokenizer_file(transformer_folder(folder))
         preprocessing = _changed(source, text_preprocessing(folder, config))
         pooling = "cls"  # of a module that pools inside: its one local vector is the text's
         if config.model_type not in TWO_TOWERS:

@@ -7,12 +7,15 @@ do it is refused, with the model's type and the setting.
 import hashlib
 import json
 import os
+import re
+import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from tokenizers import Regex, Tokenizer, normalizers, processors
 from torch import nn
 
 from service.contract.images import ImagePreprocessing
@@ -306,24 +309,28 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0].strip()}"
 
 
-def tokenizer_file(folder: Path, as_transformers: bool) -> Path:
-    """The folder's tokenizer.json; where there is none, or `as_transformers`, what transformers itself makes of it.
+def tokenizer_file(folder: Path) -> Path:
+    """The tokenizer that transformers makes of a folder, as a tokenizer.json: the folder's own where it says the same.
 
-    That is kept in the cache: a class of transformers may change what the file says (SigLIP 2's puts texts in lower
-    case). Raises EncoderError.
+    Else it is kept in the cache: a class of transformers may do what the file does not say (BERT's takes lower case
+    from tokenizer_config.json). Where transformers makes no tokenizer, the folder's file serves. Raises EncoderError.
     """
     path = folder / "tokenizer.json"
-    if path.is_file() and not as_transformers:
-        return path
-    tokenizer = transformers_tokenizer(folder)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    try:
+        tokenizer = transformers_tokenizer(folder)
+    except EncoderError:
+        if path.is_file():
+            return path
+        raise
+    siglip = type(tokenizer).__name__ == "SiglipTokenizer"
+    backend = _siglip_backend(tokenizer) if siglip else getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise EncoderError(
             f"{folder} holds no tokenizer.json, and {type(tokenizer).__name__} of transformers makes none"
         )
-    backend.no_padding()
-    backend.no_truncation()
-    content = backend.to_str()
+    content = _without_lengths(backend)
+    if path.is_file() and content == _without_lengths(Tokenizer.from_file(str(path))):
+        return path
     made = default_cache() / f"tokenizer-{hashlib.sha256(content.encode()).hexdigest()[:24]}.json"
     if not made.is_file():
         made.parent.mkdir(parents=True, exist_ok=True)
@@ -331,6 +338,31 @@ def tokenizer_file(folder: Path, as_transformers: bool) -> Path:
         partial.write_text(content, encoding="utf-8")
         os.replace(partial, made)
     return made
+
+
+def _without_lengths(tokenizer: Any) -> str:
+    """What it does to a text, as JSON: how far it pads and cuts is said by the preprocessing."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    content: str = tokenizer.to_str()
+    return content
+
+
+def _siglip_backend(tokenizer: Any) -> Tokenizer:
+    """SiglipTokenizer.canonicalize_text and its SentencePiece model, which transformers runs in Python.
+
+    Tokens are the same but for texts that hold `</s>` or `<unk>` themselves.
+    """
+    from transformers.convert_slow_tokenizer import SpmConverter
+
+    backend: Tokenizer = SpmConverter(tokenizer).converted()
+    end, end_id = tokenizer.eos_token, tokenizer.eos_token_id
+    backend.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, end_id)])
+    steps = [normalizers.Lowercase()] if tokenizer.do_lower_case else []
+    steps += [normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), "")]
+    steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    backend.normalizer = normalizers.Sequence([*steps, *([backend.normalizer] if backend.normalizer else [])])
+    return backend
 
 
 def text_preprocessing(folder: Path, config: Any) -> TextPreprocessing:

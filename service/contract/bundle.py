@@ -182,7 +182,7 @@ class Manifest(_Model):
     """Softmax temperature of similarities that training learned; scores are softmax(similarity / temperature)."""
     bias: float | None = None
     """Of a space that learned by a sigmoid (SigLIP): sigmoid(similarity / temperature + bias) is the probability of a
-    label by itself."""
+    label by itself, of media that `bias_of` says it of."""
     means: dict[Modality, list[float]] = {}
     """Mean unit vector per modality over the training pairs: the modality gap."""
     abstention: dict[Modality, Detector] = {}
@@ -231,6 +231,12 @@ class Manifest(_Model):
         """Every file of the bundle but the manifest, with its checksum."""
         graphs = (tower.graph(precision) for tower in self.towers.values() for precision in tower.precisions)
         return dict(self.files) | dict(graphs)
+
+    def bias_of(self, modality: str) -> float | None:
+        """The bias for labels of inputs of a modality, where it was learned with them: that of an imported model's own
+        media and texts, not of towers that were trained or bound since, nor of texts with texts."""
+        own = {name for name, tower in self.towers.items() if tower.projector.kind == "none"}
+        return self.bias if modality != "text" and {modality, "text"} <= own else None
 
     def accepts(self, space: str) -> bool:
         """Whether vectors made in `space` may stand beside vectors made by this bundle."""

@@ -179,7 +179,8 @@ class Classifier:
                 vectors,
                 encoded.vectors,
                 [_name(label) for label in chosen.labels],
-                self._embedder.manifest,
+                self._embedder.manifest.temperature,
+                self._embedder.manifest.bias_of(modality),
                 top_k,
                 threshold,
                 detector,
@@ -523,7 +524,8 @@ def _classifications(
     inputs: Vectors,
     labels: Vectors,
     names: Sequence[str],
-    manifest: Manifest,
+    temperature: float,
+    bias: float | None,
     top_k: int,
     threshold: float | None,
     detector: Detector | None,
@@ -535,16 +537,16 @@ def _classifications(
     similarities = np.concatenate(
         [wide @ labels[start : start + _ROWS].astype(np.float64).T for start in range(0, len(labels), _ROWS)], axis=1
     )
-    logits = similarities / manifest.temperature
+    logits = similarities / temperature
     scores = np.exp(logits - logits.max(axis=1, keepdims=True))
     scores /= scores.sum(axis=1, keepdims=True)
     likely: Sequence[float | None] = [None] * len(inputs)
     if detector is not None:
-        likely = detector.probability(abstention.scores(similarities, manifest.temperature)).tolist()
+        likely = detector.probability(abstention.scores(similarities, temperature)).tolist()
     results = []
     for label_scores, similar, row, on_topic in zip(scores, similarities, logits, likely, strict=True):
         order = _best(similar, top_k)
-        alone = [None] * len(order) if manifest.bias is None else _sigmoid(row[order] + manifest.bias).tolist()
+        alone = [None] * len(order) if bias is None else _sigmoid(row[order] + bias).tolist()
         best = [
             Score(names[place], float(label_scores[place]), float(similar[place]), probability)
             for place, probability in zip(order, alone, strict=True)

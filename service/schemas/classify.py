@@ -158,7 +158,7 @@ class ScoredLabel(BaseModel):
     probability: float | None = Field(
         default=None,
         description="Of the label by itself, whatever the others are. There where the bundle has a `bias`, as an "
-        "imported SigLIP has.",
+        "imported SigLIP has, for inputs of the modality that it learned: not for texts, nor for a tower added since.",
     )
 
 

@@ -51,6 +51,20 @@ def rewrite(bundle: Bundle, change: Change) -> None:
     path.write_text(json.dumps(values))
 
 
+def test_a_bias_is_of_the_towers_that_learned_it(bundle: Bundle) -> None:
+    """As of an imported SigLIP that got ears, and then a text tower that was bound."""
+
+    def with_kinds(**kinds: str) -> Manifest:
+        towers = bundle.manifest.towers.items()
+        changed = {name: tower.projector.model_copy(update={"kind": kinds[name]}) for name, tower in towers}
+        towers_changed = {name: tower.model_copy(update={"projector": changed[name]}) for name, tower in towers}
+        return bundle.manifest.model_copy(update={"bias": -9.0, "towers": towers_changed})
+
+    heard = with_kinds(image="none", text="none", audio="mlp")
+    assert [heard.bias_of(modality) for modality in ("image", "text", "audio", "unknown")] == [-9.0, None, None, None]
+    assert with_kinds(image="none", text="bound", audio="none").bias_of("image") is None
+
+
 def test_what_is_written_is_read(bundle: Bundle, tmp_path: Path) -> None:
     written = write_bundle(tmp_path / "deep" / "copy", bundle.manifest, files_of(bundle))
     assert written == read_bundle(tmp_path / "deep" / "copy")

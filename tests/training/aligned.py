@@ -3,6 +3,7 @@
 Their weights are so large that different inputs get different vectors: a tower that lost its way would be noticed.
 """
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from sentencepiece import SentencePieceTrainer
 from torch import nn
 from transformers import (
     AlignConfig,
@@ -127,6 +129,33 @@ def siglip(folder: Path, **settings: Any) -> None:
 def siglip_masked(folder: Path) -> None:
     """With what Siglip2Tokenizer does by itself: padding on the left, and a mask."""
     siglip(folder, padding_side="left", model_input_names=["input_ids", "attention_mask"])
+
+
+def siglip_1(folder: Path) -> None:
+    """As SigLIP 1 was published: a SentencePiece model, which transformers runs in Python, after it took away case
+    and punctuation; no mask is made."""
+    siglip(folder)
+    (folder / "tokenizer.json").unlink()
+    words = ["a", "the", "cat", "dog", "at", "beach", "in", "garden", "temple", "apples", "people", "walk", "over"]
+    rng = np.random.default_rng(0)
+    signs = "abcdefghijklmnopqrstuvwxyz0123456789一只猫坐在窗台上"
+    lines = [" ".join(signs), *(" ".join(rng.choice(words, 6)) for _ in range(500))]
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=120,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    named = {"tokenizer_class": "SiglipTokenizer", "model_max_length": 24, "model_input_names": ["input_ids"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
 
 
 CLAP_TEXT = {**SMALL, "max_position_embeddings": 64, "projection_dim": WIDTH, "pad_token_id": 1}
@@ -309,6 +338,7 @@ SAVE: dict[str, Callable[[Path], None]] = {
     "clip": clip,
     "siglip": siglip,
     "siglip masked": siglip_masked,
+    "siglip 1": siglip_1,
     "clap": clap,
     "clap fused": clap_fused,
     "align": align,

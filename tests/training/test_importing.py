@@ -27,6 +27,7 @@ from tests.matrix import matrix
 from tests.training import aligned, tiny
 from training.__main__ import main
 from training.encoders import FrozenEncoder, load_encoder, load_model
+from training.features import preparer
 from training.preprocessors import EncoderError, transformers_tokenizer
 from training.recipe import EncoderSource, Recipe
 
@@ -133,6 +134,7 @@ def test_a_family_is_served_as_transformers_computes_it(
     name: str, tmp_path: Path, pictures: list[bytes], sounds: list[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "model"
+    torch.manual_seed(0)  # of what aligned.wide leaves as it was initialised
     aligned.SAVE[name](folder)
     last = imported(folder, tmp_path / "bundle", capsys)
     model = AutoModel.from_pretrained(folder).eval()
@@ -153,6 +155,8 @@ def test_a_family_is_served_as_transformers_computes_it(
             files=[("file", files[0])],
             data={"request": json.dumps({"labels": TEXTS, "templates": ["{}"], "top_k": len(TEXTS)})},
         )
+        read = client.post("/classify", json={"inputs": TEXTS[:1], "labels": TEXTS})
+    assert read.status_code == 200 and "probability" not in read.json()["results"][0]["labels"][0], read.text
     assert vectors_of(alone)[0] @ texts[0] >= 0.9999
     assert told.status_code == 200, told.text
     logits = scale_of(model) * media[0] @ texts.T + bias_of(model)
@@ -297,6 +301,39 @@ def test_older_names_of_the_settings_of_a_text_model_are_read(kind: str, tmp_pat
     path.write_text(json.dumps({"max_seq_length": 16, "do_lower_case": True}))
     with pytest.raises(EncoderError, match=f"sentence_{kind}_config.json: do_lower_case is not read here"):
         encoder_of(tmp_path / "model")
+
+
+def test_a_text_is_cut_into_the_tokens_of_transformers_where_the_folders_files_disagree(tmp_path: Path) -> None:
+    """BERT's class goes by tokenizer_config.json; a file that says the same is used as it is."""
+    text_model(tmp_path)
+    assert encoder_of(tmp_path).tokenizer == tmp_path / "tokenizer.json"
+    stated = json.loads((tmp_path / "tokenizer.json").read_text())
+    stated["normalizer"]["lowercase"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stated))
+    prepare, tokenizer = preparer(encoder_of(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)
+    cut = [tokenizer(text, truncation=True, max_length=64)["input_ids"] for text in TEXTS]
+    assert [list(prepare(text).ids) for text in TEXTS] == cut
+
+
+def test_a_text_model_that_differs_from_transformers_is_not_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, other = tmp_path / "model", tmp_path / "tokenizer.json"
+    text_model(folder)
+    stated = json.loads((folder / "tokenizer.json").read_text())
+    stated["normalizer"]["lowercase"] = False
+    other.write_text(json.dumps(stated))
+    monkeypatch.setattr("training.encoders.tokenizer_file", lambda _: other)
+    assert main(["import", str(folder), "--out", str(tmp_path / "bundle")]) == 2
+    assert "the text tower differs from transformers" in capsys.readouterr().err
+
+
+def test_a_siglip_1_cuts_texts_as_its_sentencepiece_model_does(tmp_path: Path) -> None:
+    aligned.siglip_1(tmp_path)
+    prepare, tokenizer = preparer(encoder_of(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)
+    texts = [*TEXTS, "  The DOG,\tand (red-jackets)\n", "ＷＩＤＥ ½ ﬁne", "İstanbul's 😀", "x ▁ y", '"a" . b']
+    cut = [tokenizer(text, truncation=True, max_length=24)["input_ids"] for text in texts]
+    assert [list(prepare(text).ids) for text in texts] == cut and len({tuple(ids) for ids in cut}) == len(texts) - 1
 
 
 @pytest.mark.full

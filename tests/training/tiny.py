@@ -179,3 +179,5 @@ def write_tokenizer(folder: Path, pad: int) -> None:
         "[BOS] $A [EOS]", special_tokens=[("[BOS]", bos), ("[EOS]", eos)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
+    # Else transformers reads the words as the model's own class would: WordPiece, byte pairs …
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))

@@ -37,6 +37,7 @@ from training.features import Item
 from training.importing import reference, samples
 from training.importing.families import FAMILIES, TEXTS, ImportModelError, family_of, licence_of, softmax_of
 from training.precision import Encoders, make_variants, text_variants
+from training.preprocessors import transformer_folder
 from training.projector import NoHead
 from training.recipe import SET_HELP, EncoderSource, ProjectorSpec, Recipe, load_recipe
 
@@ -106,18 +107,18 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
                 f"{modality}: exported and checked", write_tower, encoder, head.eval(), work, items[modality]
             )
         temperature, bias = _OF_TEXTS, None
+        model = load_model(transformer_folder(folder))
         if kind != TEXTS:
-            model = load_model(folder)
             temperature, bias = softmax_of(model)
-            for modality, encoder in encoders.items():
-                parity[modality] = min(
-                    parity[modality],
-                    _timed(
-                        f"{modality}: compared to transformers",
-                        _agree,
-                        *(model, folder, encoder, work / towers[modality].file, items[modality]),
-                    ),
-                )
+        for modality, encoder in encoders.items():
+            parity[modality] = min(
+                parity[modality],
+                _timed(
+                    f"{modality}: compared to transformers",
+                    _agree,
+                    *(model, folder, encoder, work / towers[modality].file, items[modality]),
+                ),
+            )
         figures: dict[str, Any] = {f"parity.{modality}": round(value, 7) for modality, value in parity.items()}
         if options.precisions:
             towers, gates = _timed("variants", _variants, options, encoders, towers, work)

@@ -17,7 +17,8 @@ from service.contract.windows import LogMelWindows
 from training.encoders import FrozenEncoder
 from training.features import Item, collate, preparer
 from training.graphs import session
-from training.preprocessors import LOCAL, transformers_tokenizer
+from training.preprocessors import LOCAL, dense_layer, sentence_modules, transformer_folder, transformers_tokenizer
+from training.text_encoders import TWO_TOWERS
 
 Floats = NDArray[np.float32]
 
@@ -44,7 +45,8 @@ def heard_whole(encoder: FrozenEncoder, items: Sequence[Item]) -> list[Item]:
 @torch.inference_mode()
 def transformers_vectors(model: Any, folder: Path, encoder: FrozenEncoder, items: Sequence[Item]) -> Floats:
     """Vectors (N, d) of items by a whole model of transformers and the processors of its folder."""
-    return l2_normalise(_VECTORS[encoder.modality](model, folder, encoder, items).numpy())
+    alone = encoder.modality == "text" and model.config.model_type not in TWO_TOWERS
+    return l2_normalise((_sentences if alone else _VECTORS[encoder.modality])(model, folder, encoder, items).numpy())
 
 
 def _texts(model: Any, folder: Path, encoder: FrozenEncoder, items: Sequence[Item]) -> torch.Tensor:
@@ -56,6 +58,34 @@ def _texts(model: Any, folder: Path, encoder: FrozenEncoder, items: Sequence[Ite
     )
     vectors: torch.Tensor = model.get_text_features(**inputs).pooler_output
     return vectors
+
+
+def _sentences(model: Any, folder: Path, encoder: FrozenEncoder, items: Sequence[Item]) -> torch.Tensor:
+    """Of a text model of sentence-transformers: each text by itself, so that nothing is padded and nothing masked."""
+    spec = encoder.preprocessing
+    assert isinstance(spec, TextPreprocessing)
+    tokenizer, modules = transformers_tokenizer(transformer_folder(folder)), sentence_modules(folder, encoder.source)
+    layers, vectors = [dense_layer(path) for path in modules.dense], []
+    for item in items:
+        text = spec.prefixed(str(item), "query")
+        inputs = tokenizer(text, truncation=True, max_length=spec.max_length, return_tensors="pt")
+        states = model(**inputs).last_hidden_state[0]
+        vector = torch.cat([_POOLED[name](states) for name in modules.poolings or ("mean",)])
+        for layer in layers:
+            vector = layer(vector)
+        vectors.append(vector)
+    return torch.stack(vectors)
+
+
+_POOLED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "cls": lambda states: states[0],
+    "lasttoken": lambda states: states[-1],
+    "max": lambda states: states.amax(0),
+    "mean": lambda states: states.mean(0),
+    "mean_sqrt_len_tokens": lambda states: states.sum(0) / len(states) ** 0.5,
+    "weightedmean": lambda states: torch.arange(1.0, len(states) + 1) @ states / (len(states) * (len(states) + 1) / 2),
+}
+"""States (L, d) of a text → (d,): the poolings of sentence-transformers."""
 
 
 def _images(model: Any, folder: Path, encoder: FrozenEncoder, items: Sequence[Item]) -> torch.Tensor:
