@@ -358,7 +358,7 @@ def _siglip_backend(tokenizer: Any) -> Tokenizer:
     backend: Tokenizer = SpmConverter(tokenizer).converted()
     end, end_id = tokenizer.eos_token, tokenizer.eos_token_id
     backend.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, end_id)])
-    steps = [normalizers.Lowercase()] if tokenizer.do_lower_case else []
+    steps: list[Any] = [normalizers.Lowercase()] if tokenizer.do_lower_case else []
     steps += [normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), "")]
     steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     backend.normalizer = normalizers.Sequence([*steps, *([backend.normalizer] if backend.normalizer else [])])
