@@ -24,7 +24,8 @@ demo: $(BUNDLE) ## set up, index sample media, search and classify them; ends by
 serve: $(BUNDLE) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT); items and previews are kept in var/store
 	$(BIN)/python -m service serve --bundle build/$(NAME) --store var/$(subst starter,store,$(NAME))
 
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist worksteal
+# Three on two cores: a test often waits for the server that it started.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),3) --dist worksteal
 
 test: build/starter/manifest.json $(INSTALLED) redis tools ## run all but the long tests, about 8 minutes on 2 cores; JOBS=n for another number of processes
 	$(PYTEST) -m 'not full'
