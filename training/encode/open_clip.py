@@ -22,19 +22,29 @@ from training.errors import TrainingError
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+_COPIED = (*_TOKENIZER, "README.md")
+_VERSION = 2
+"""Of what is written: a folder in the cache that an older version wrote is not used."""
 _RESAMPLE = {"bicubic": 3, "bilinear": 2}
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # The settings that are read, and those of which only the value of the plain CLIP is.
 _READ = {
-    "model_cfg": ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias"),
+    "model_cfg": ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale"),
     "vision_cfg": ("image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"),
     "text_cfg": ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "hf_tokenizer_name"),
 }
 _PLAIN: dict[str, dict[str, Any]] = {
-    "model_cfg": {"custom_text": False, "multimodal_cfg": None},
+    "model_cfg": {"custom_text": False, "multimodal_cfg": None, "init_logit_bias": None},
     "vision_cfg": {"ls_init_value": None, "attentional_pool": False, "pool_type": "tok", "final_ln_after_pool": False},
     "text_cfg": {"ls_init_value": None, "pool_type": "argmax", "no_causal_mask": False, "proj_bias": False},
 }
+
+
+_DEFAULTS: dict[str, dict[str, int]] = {
+    "vision_cfg": {"layers": 12, "width": 768, "head_width": 64, "patch_size": 16, "image_size": 224},
+    "text_cfg": {"context_length": 77, "vocab_size": 49_408, "heads": 8, "width": 512, "layers": 12},
+}
+"""What open_clip takes where a config is silent (CLIPVisionCfg and CLIPTextCfg in its model.py)."""
 
 
 class OpenClipError(TrainingError):
@@ -55,9 +65,11 @@ def rewritten(folder: Path) -> Path:
         raise OpenClipError(f"{folder} holds no {WEIGHTS}: a pickle is not read, since reading it may run anything")
     if not (folder / "tokenizer.json").is_file():
         raise OpenClipError(f"{folder} holds no tokenizer.json")
-    digest = hashlib.sha256((folder / CONFIG).read_bytes())
-    with (folder / WEIGHTS).open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
+    digest = hashlib.sha256(str(_VERSION).encode())
+    for name in (CONFIG, WEIGHTS, *_COPIED):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                digest.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
     target = default_cache() / f"open_clip-{digest.hexdigest()[:24]}"
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,8 +85,10 @@ def _write(folder: Path, target: Path) -> None:
     from transformers import CLIPConfig, CLIPModel
 
     described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    model_cfg = described["model_cfg"]
-    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    model_cfg = described.get("model_cfg", {})
+    if absent := [key for key in ("embed_dim", *_DEFAULTS) if key not in model_cfg]:
+        raise OpenClipError(f"{folder}: {CONFIG}: model_cfg has no {absent[0]}")
+    vision, text = ({**defaults, **model_cfg[key]} for key, defaults in _DEFAULTS.items())
     for name, stated in (("model_cfg", model_cfg), ("vision_cfg", vision), ("text_cfg", text)):
         for key, value in stated.items():
             if key not in _READ[name] and (key not in _PLAIN[name] or value != _PLAIN[name][key]):
@@ -86,13 +100,13 @@ def _write(folder: Path, target: Path) -> None:
         projection_dim=model_cfg["embed_dim"],
         text_config={
             **_sizes(text, text["heads"], act),
-            "vocab_size": text.get("vocab_size", 49_408),
-            "max_position_embeddings": text.get("context_length", 77),
+            "vocab_size": text["vocab_size"],
+            "max_position_embeddings": text["context_length"],
             "eos_token_id": 2,  # read at the largest id of a text, as open_clip does
             "pad_token_id": 0,
         },
         vision_config={
-            **_sizes(vision, vision["width"] // vision.get("head_width", 64), act),
+            **_sizes(vision, vision["width"] // vision["head_width"], act),
             "image_size": vision["image_size"],
             "patch_size": vision["patch_size"],
         },
@@ -105,7 +119,7 @@ def _write(folder: Path, target: Path) -> None:
     target.mkdir()
     model.save_pretrained(target)
     _preprocessor(folder, described.get("preprocess_cfg", {}), vision["image_size"], target)
-    for name in (*_TOKENIZER, "README.md"):
+    for name in _COPIED:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
 
@@ -123,24 +137,26 @@ def _sizes(stated: Mapping[str, Any], heads: int, act: str) -> dict[str, Any]:
 
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Open_clip's tensors by the names of transformers; the three of an attention are one there."""
+    left = {name: tensor for name, tensor in tensors.items() if name != "attn_mask"}  # a constant, no weight
     state = {
-        "logit_scale": tensors["logit_scale"].reshape(()),
-        "text_projection.weight": tensors["text_projection"].T,
-        "visual_projection.weight": tensors["visual.proj"].T,
-        "text_model.embeddings.token_embedding.weight": tensors["token_embedding.weight"],
-        "text_model.embeddings.position_embedding.weight": tensors["positional_embedding"],
-        "vision_model.embeddings.class_embedding": tensors["visual.class_embedding"],
-        "vision_model.embeddings.position_embedding.weight": tensors["visual.positional_embedding"],
-        "vision_model.embeddings.patch_embedding.weight": tensors["visual.conv1.weight"],
+        "logit_scale": left.pop("logit_scale").reshape(()),
+        "text_projection.weight": left.pop("text_projection").T,
+        "visual_projection.weight": left.pop("visual.proj").T,
+        "text_model.embeddings.token_embedding.weight": left.pop("token_embedding.weight"),
+        "text_model.embeddings.position_embedding.weight": left.pop("positional_embedding"),
+        "vision_model.embeddings.class_embedding": left.pop("visual.class_embedding"),
+        "vision_model.embeddings.position_embedding.weight": left.pop("visual.positional_embedding"),
+        "vision_model.embeddings.patch_embedding.weight": left.pop("visual.conv1.weight"),
     }
     for kind in ("weight", "bias"):
-        state[f"text_model.final_layer_norm.{kind}"] = tensors[f"ln_final.{kind}"]
-        state[f"vision_model.pre_layrnorm.{kind}"] = tensors[f"visual.ln_pre.{kind}"]
-        state[f"vision_model.post_layernorm.{kind}"] = tensors[f"visual.ln_post.{kind}"]
-    for name, tensor in tensors.items():
+        state[f"text_model.final_layer_norm.{kind}"] = left.pop(f"ln_final.{kind}")
+        state[f"vision_model.pre_layrnorm.{kind}"] = left.pop(f"visual.ln_pre.{kind}")
+        state[f"vision_model.post_layernorm.{kind}"] = left.pop(f"visual.ln_post.{kind}")
+    for name in [*left]:
         tower, found, inside = name.partition("transformer.resblocks.")
-        if not found:
+        if not found or tower not in ("", "visual."):
             continue
+        tensor = left.pop(name)
         layer, _, rest = inside.partition(".")
         prefix = f"{'vision_model' if tower else 'text_model'}.encoder.layers.{layer}."
         if rest.startswith("attn.in_proj_"):
@@ -150,6 +166,8 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             module, _, kind = rest.rpartition(".")
             state[f"{prefix}{_MODULES[module]}.{kind}"] = tensor
+    if left:
+        raise OpenClipError(f"{WEIGHTS} holds {min(left)}: only the plain CLIP is read here")
     return {name: tensor.to(torch.float32).contiguous() for name, tensor in state.items()}
 
 

@@ -44,8 +44,8 @@ from training.recipe import SET_HELP, EncoderSource, ProjectorSpec, Recipe, load
 CARD = "MODEL_CARD.md"
 _OF_TEXTS = 0.05
 """Temperature of a text model, which tells none: the scale of 20 that sentence-transformers trains with by default."""
-_FEWEST = 200
-"""Texts by which half a point is told."""
+_FEWEST = 300
+"""Texts: of the 200 that do not calibrate, half a point is one."""
 T = TypeVar("T")
 
 
@@ -204,7 +204,7 @@ def _variants(
         texts = samples.texts(options.texts)
         if len(texts) < _FEWEST:
             raise ImportModelError(
-                f"--precisions: half a point of R@1 is told on {_FEWEST} texts at least: give a file of them by --texts"
+                f"--precisions: variants are judged on {_FEWEST} texts at least: give a file of them by --texts"
             )
         tower, figures = text_variants(encoders["text"], towers["text"], work, texts, options.precisions)
         return {"text": tower}, figures
