@@ -238,7 +238,8 @@ class Pooled(nn.Module):
             return weights @ states, states, weights
         ids, mask = inputs
         states = self.encoder(ids, mask)
-        weights = mask.to(states.dtype)
+        # A module that pools inside has one local vector of each text.
+        weights = torch.ones_like(states[..., 0]) if states.shape[1] == 1 else mask.to(states.dtype)
         weights = weights / weights.sum(1, keepdim=True)
         return sentence(states, weights, self.pooling, self.unit), states, weights
 

@@ -5,6 +5,7 @@ text. What is there is read, what is not is encoded; an item that cannot be read
 """
 
 import copy
+import fcntl
 import hashlib
 import json
 import os
@@ -35,13 +36,15 @@ from training.graphs import onnx_bytes, session
 Item = Path | str
 _CHUNK = {"image": 32, "audio": 32, "text": 128}
 _ROWS = 4096
-_RECORD = 48  # bytes: a file's name, size and time as 16, the hash of its content as 32
+_RECORD = 48  # bytes: a file's name, size, inode and times as 16, the hash of its content as 32
+_RECORDS = 1024  # written at a time
 _NO_RECORD = np.zeros((0, 6), np.uint64)
 _SETTLED_S = 2.0
 _MANY = 1000
-"""Items from which it pays to start fast: a convolution is translated for ONNX Runtime, four times as fast on a CPU;
-matrix products of texts are made in bf16 where the processor has it, 3.6 times as fast, with vectors of a cosine above
-0.9999 to those of fp32."""
+"""Items from which it pays to translate a convolution for ONNX Runtime, four times as fast on a CPU."""
+_LARGE = 10_000_000
+"""Parameters from which a text encoder's matrix products are made in bf16 on a CPU that has it: 3.6 times as fast with
+all-mpnet-base-v2. Its lowest cosine to fp32 is 1.0000, all-MiniLM-L6-v2's 0.99998; no other encoder was measured."""
 
 
 class FeatureError(TrainingError):
@@ -108,10 +111,9 @@ def cached_features(
     keys, folder = as_keys(digests), _folder(encoder, tokens)
     store = Store(cache / folder, encoder.width, stored_as(encoder), tokens)
     missing = store.missing(keys)
-    if len(missing) and not tokens:
-        for order in ("", ":by length"):
-            _adopt(cache / _older_key(encoder, digests, order), store, keys, missing)
-            missing = store.missing(keys)
+    if len(missing) and not tokens and encoder.modality != "text":  # of texts they do not say which tokenizer made them
+        _adopt(cache / _older_key(encoder, digests), store, keys, missing)
+        missing = store.missing(keys)
     missing = missing[[int(place) not in wrong for place in missing]]
     _encode(encoder, items, tokens, store, keys, missing, what, wrong if lenient else None)
     if wrong and lenient:  # the same bytes under another name are as wrong
@@ -142,7 +144,13 @@ def _encode(
         return
     missing = missing[_order(encoder, [items[place] for place in missing])]
     prepare, run = preparer(encoder), runner(encoder, tokens, many=len(missing) >= _MANY, fast=True)
-    size = _CHUNK[encoder.modality] * (8 if _fast()[0] == "cuda" else 1)
+    size = _CHUNK[encoder.modality] * (8 if _fast(encoder, tokens)[0] == "cuda" else 1)
+
+    def refuse(place: int, error: FeatureError) -> None:
+        if wrong is None:
+            raise error
+        wrong[place] = str(error)
+
     with (
         store.writer() as writer,
         ThreadPoolExecutor(os.cpu_count() or 2) as pool,
@@ -152,18 +160,32 @@ def _encode(
             (start, [items[place] for place in missing[start : start + size]]) for start in range(0, len(missing), size)
         )
         for start, prepared in _ahead(pool, chunks, prepare):
-            good = [index for index, one in enumerate(prepared) if not isinstance(one, FeatureError)]
-            for index, one in enumerate(prepared):
+            good = []
+            for place, one in zip(missing[start : start + size].tolist(), prepared, strict=True):
                 if isinstance(one, FeatureError):
-                    if wrong is None:
-                        raise one
-                    wrong[int(missing[start + index])] = str(one)
-            if good:
-                rows = run([prepared[index] for index in good])
-                if not np.isfinite(rows["pooled"]).all() or np.abs(rows["pooled"]).max() > store.largest:
-                    raise FeatureError(f"{encoder.source} gives features that float16 does not hold: normalise them")
-                writer.add(keys[missing[start + np.array(good)]], _own_tokens(rows))
+                    refuse(place, one)
+                else:
+                    good.append((place, one))
+            batches = [good] if good else []
+            while batches:
+                batch = batches.pop()
+                own = [place for place, _ in batch]
+                rows = run([one for _, one in batch])
+                if _held(rows, store.largest):
+                    writer.add(keys[own], _own_tokens(rows))
+                elif len(batch) > 1:  # one item's NaN reaches the others of its batch
+                    batches = [[one] for one in batch]
+                else:
+                    reason = f"{encoder.source} gives it features that are no numbers, or beyond ±{store.largest:.5g}"
+                    refuse(own[0], FeatureError(f"{items[own[0]]}: {reason}"))
             bar.update(len(prepared))
+
+
+def _held(rows: Mapping[str, NDArray[np.float32]], largest: float) -> bool:
+    """Whether the store's types hold the rows: pooled features up to `largest`, local vectors in float16."""
+    local = rows.get("tokens")
+    fits = local is None or bool((np.abs(local) <= np.finfo(np.float16).max).all())
+    return fits and bool((np.abs(rows["pooled"]) <= largest).all())
 
 
 def _own_tokens(rows: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
@@ -186,42 +208,58 @@ def content_hashes(items: Sequence[Item], cache: Path, wrong: dict[int, str]) ->
     if not files:
         return result
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "contents").open("a+b") as stream:
-        size = stream.tell() // _RECORD * _RECORD
-        known = np.memmap(cache / "contents", np.uint64, "r", shape=(size // 8,)).reshape(-1, 6) if size else _NO_RECORD
-        stated = [_stated(Path(items[place])) for place in files]
-        at = places(known[:, :2], as_keys([key for key, _ in stated]))
-        unread = []
-        for place, row, (key, age) in zip(files, at, stated, strict=True):
-            if row >= 0:
-                result[place] = known[row, 2:].tobytes()
-            else:
-                unread.append((place, key, age))
+    contents, records = cache / "contents", list[bytes]()
+    size = contents.stat().st_size // _RECORD * _RECORD if contents.is_file() else 0
+    known = np.memmap(contents, np.uint64, "r", shape=(size // 8,)).reshape(-1, 6) if size else _NO_RECORD
+    stated = [_stated(Path(items[place])) for place in files]
+    at = places(known[:, :2], as_keys([key for key, _ in stated]))
+    unread = []
+    for place, row, (key, age) in zip(files, at, stated, strict=True):
+        if row >= 0:
+            result[place] = known[row, 2:].tobytes()
+        else:
+            unread.append((place, key, age))
 
-        def read(entry: tuple[int, bytes, float]) -> bytes | str:
-            try:
-                return hashlib.sha256(Path(items[entry[0]]).read_bytes()).digest()
-            except OSError as error:
-                return f"{items[entry[0]]}: {error.strerror}"
+    def read(entry: tuple[int, bytes, float]) -> bytes | str:
+        try:
+            return hashlib.sha256(Path(items[entry[0]]).read_bytes()).digest()
+        except OSError as error:
+            return f"{items[entry[0]]}: {error.strerror}"
 
-        with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
-            for (place, key, age), digest in zip(unread, pool.map(read, unread), strict=True):
-                if isinstance(digest, str):
-                    wrong[place], digest = digest, bytes(32)
-                elif age > _SETTLED_S:  # a file that was written just now may change at the same time and size
-                    stream.write(key + digest)
-                result[place] = digest
+    with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
+        for (place, key, age), digest in zip(unread, pool.map(read, unread), strict=True):
+            if isinstance(digest, str):
+                wrong[place], digest = digest, bytes(32)
+            elif age > _SETTLED_S:  # a file that was written just now may change at the same time and size
+                records.append(key + digest)
+                if len(records) == _RECORDS:
+                    _append(contents, records)
+                    records.clear()
+            result[place] = digest
+    _append(contents, records)
     return result
 
 
+def _append(contents: Path, records: Sequence[bytes]) -> None:
+    """Add whole records behind the last whole one: a process that was killed may have left a part of one."""
+    with contents.open("ab", buffering=0) as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.truncate(stream.seek(0, os.SEEK_END) // _RECORD * _RECORD)
+        stream.write(b"".join(records))
+
+
 def _stated(path: Path) -> tuple[bytes, float]:
-    """A file's name, size and time of change as 16 bytes, and the seconds since that."""
+    """A file's name, size, inode and times of change as 16 bytes, and the seconds since the last of these.
+
+    Whoever puts another file in its place can keep size and time of modification, but not inode and time of change.
+    """
     try:
         state = path.stat()
     except OSError:
         return bytes(KEY_BYTES), 0.0
-    name = f"{path.absolute()}:{state.st_size}:{state.st_mtime_ns}"
-    return hashlib.sha256(name.encode()).digest()[:KEY_BYTES], time.time() - state.st_mtime
+    name = f"{path.absolute()}:{state.st_size}:{state.st_ino}:{state.st_mtime_ns}:{state.st_ctime_ns}"
+    age_s = time.time() - max(state.st_mtime, state.st_ctime)
+    return hashlib.sha256(name.encode()).digest()[:KEY_BYTES], age_s
 
 
 def stored_as(encoder: FrozenEncoder) -> Any:
@@ -299,9 +337,17 @@ def _has_bf16() -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
-def _fast() -> tuple[str, torch.dtype]:
-    """The device and the arithmetic that features are computed with: a GPU in bf16 where there is one."""
-    return ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+def _fast(encoder: FrozenEncoder, tokens: bool) -> tuple[str, torch.dtype]:
+    """The device and the arithmetic of an encoder's features on this machine, however many items are encoded.
+
+    bf16 on a GPU; on a CPU that has it, of a large text encoder without its local vectors.
+    """
+    if torch.cuda.is_available():
+        return "cuda", torch.bfloat16
+    if tokens or encoder.modality != "text" or encoder.module is None or not _has_bf16():
+        return "cpu", torch.float32
+    large = sum(parameter.numel() for parameter in encoder.module.parameters()) >= _LARGE
+    return "cpu", torch.bfloat16 if large else torch.float32
 
 
 def runner(
@@ -309,13 +355,14 @@ def runner(
 ) -> Callable[[Sequence[Any]], dict[str, NDArray[np.float32]]]:
     """A function from prepared items to their feature rows; `many` says that taking time to start will pay.
 
-    With `fast` it runs on a GPU in bf16 where there is one; else in float32, as towers are checked.
+    With `fast` it runs in the arithmetic that `_fast` chooses; else in float32, as towers are checked.
     """
     spec = encoder.preprocessing
     compiled = None
-    device, dtype = _fast() if fast else ("cpu", torch.float32)
-    if encoder.modality == "text" and encoder.module is not None and many and not tokens and _has_bf16():
-        encoder = encoder if device != "cpu" else replace(encoder, module=_Bf16(encoder.module))
+    device, dtype = _fast(encoder, tokens) if fast else ("cpu", torch.float32)
+    if device == "cpu" and dtype == torch.bfloat16:
+        assert encoder.module is not None
+        encoder, dtype = replace(encoder, module=_Bf16(encoder.module)), torch.float32
     pooled_by = None if encoder.module is None else Pooled(encoder).eval()
     if pooled_by is not None and device != "cpu":
         pooled_by = copy.deepcopy(pooled_by).to(device)
@@ -386,15 +433,17 @@ def _folder(encoder: FrozenEncoder, tokens: bool) -> str:
     """The folder of an encoder's rows, by all that defines them but the items."""
     described = json.dumps(encoder.preprocessing.model_dump(mode="json"), sort_keys=True)
     parts = f"{encoder.weights_sha256}:{described}:{encoder.pooling}:{encoder.unit}:{tokens}:{_FRONT_ENDS}"
-    parts += f":{np.dtype(stored_as(encoder))}:{_fast()[1]}"
+    parts += f":{np.dtype(stored_as(encoder))}:{_fast(encoder, tokens)[1]}"
+    if encoder.tokenizer is not None:
+        parts += f":{hashlib.sha256(encoder.tokenizer.read_bytes()).hexdigest()}"
     return f"{encoder.modality}-{hashlib.sha256(parts.encode()).hexdigest()[:24]}"
 
 
-def _older_key(encoder: FrozenEncoder, digests: Sequence[bytes], order: str = "") -> str:
+def _older_key(encoder: FrozenEncoder, digests: Sequence[bytes]) -> str:
     """The folder that earlier versions kept the pooled features of these items in."""
     digest = hashlib.sha256(encoder.weights_sha256.encode())
     digest.update(json.dumps(encoder.preprocessing.model_dump(mode="json"), sort_keys=True).encode())
-    digest.update(f"{encoder.pooling}:False:{_FRONT_ENDS}{order}".encode())
+    digest.update(f"{encoder.pooling}:False:{_FRONT_ENDS}".encode())
     for content in digests:
         digest.update(content)
     return f"{encoder.modality}-{digest.hexdigest()[:24]}"

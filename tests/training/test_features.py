@@ -1,6 +1,8 @@
 import hashlib
+import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from service.settings import Settings
 from tests.training.conftest import MakeRecipe
 from training import features, steps
 from training.encoders import FrozenEncoder, load_encoder, weights_sha256
-from training.features import FeatureError, cached_features, preparer
+from training.features import FeatureError, cached_features, content_hashes, preparer
 from training.pairs import read_pairs
 
 
@@ -98,7 +100,7 @@ def test_one_changed_added_or_broken_item_encodes_one(
     for path in read_pairs(recipe, "pictures")["train"].media[:8]:
         media.append(tmp_path / path.name)
         shutil.copy(path, media[-1])
-        os.utime(media[-1], (1e9, 1e9))
+    monkeypatch.setattr(features, "_SETTLED_S", -1.0)  # they were written just now
     before = np.asarray(cached_features(encoder, media, tmp_path / "cache").pooled)
     files = encoded(monkeypatch)
     reads: list[Path] = []
@@ -131,26 +133,114 @@ def test_one_changed_added_or_broken_item_encodes_one(
 def test_features_of_an_earlier_version_are_taken_over(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder, texts = load_encoder(make_recipe(), "text"), ["red", "blue", "white"]
-    digests = [hashlib.sha256(text.encode()).digest() for text in texts]
+    recipe = make_recipe()
+    encoder, media = load_encoder(recipe, "image"), read_pairs(recipe, "pictures")["train"].media[:3]
+    digests = [hashlib.sha256(path.read_bytes()).digest() for path in media]
     older = tmp_path / features._older_key(encoder, digests)
     older.mkdir()
-    pooled = np.arange(3 * encoder.width, dtype=np.float32).reshape(3, -1)
+    pooled = np.arange(3 * encoder.width, dtype=np.float32).reshape(3, -1) % 2048  # what float16 holds
     np.save(older / "pooled.npy", pooled)
     (older / "progress").write_text("3")
     files = encoded(monkeypatch)
-    assert np.array_equal(cached_features(encoder, texts, tmp_path).pooled, pooled)
+    assert np.array_equal(cached_features(encoder, media, tmp_path).pooled, pooled)
     assert not files
+
+
+def test_a_file_in_the_place_of_another_is_read_though_size_and_time_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "_SETTLED_S", -1.0)
+    file, other = tmp_path / "a.wav", tmp_path / "b.wav"
+    for path, content in ((file, b"A" * 99), (other, b"B" * 99)):
+        path.write_bytes(content)
+        os.utime(path, (1, 1))
+    assert content_hashes([file], tmp_path / "cache", {}) == [hashlib.sha256(b"A" * 99).digest()]
+    other.replace(file)  # as tar and rsync put files in place
+    assert content_hashes([file], tmp_path / "cache", {}) == [hashlib.sha256(b"B" * 99).digest()]
+
+
+def test_a_torn_record_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(features, "_RECORDS", 2)
+    files = [tmp_path / f"{number}.bin" for number in range(5)]
+    for path in files:
+        path.write_bytes(path.name.encode())
+    content_hashes(files[:2], tmp_path / "cache", {})
+    with (tmp_path / "cache/contents").open("ab") as stream:
+        stream.write(b"x" * 20)  # the process was killed here
+    expected = content_hashes(files, tmp_path / "cache", {})
+    assert (tmp_path / "cache/contents").stat().st_size == 5 * 48
+    reads: list[Path] = []
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or real(path))
+    assert content_hashes(files, tmp_path / "cache", {}) == expected
+    assert not reads
+
+
+def test_another_tokenizer_is_another_encoder(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    encoder = load_encoder(make_recipe(), "text")
+    assert encoder.tokenizer is not None
+    stated = json.loads(encoder.tokenizer.read_text())
+    words = stated["model"]["vocab"]
+    words["red"], words["blue"] = words["blue"], words["red"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stated))
+    other = replace(encoder, tokenizer=tmp_path / "tokenizer.json")
+    first = cached_features(encoder, ["red", "blue"], tmp_path / "cache")
+    second = cached_features(other, ["red", "blue"], tmp_path / "cache")
+    assert first.identity != second.identity  # and so no checkpoint of the one goes on with the other
+    assert not np.array_equal(first.pooled[0], first.pooled[1])
+    assert np.allclose(np.asarray(second.pooled), np.asarray(first.pooled)[::-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_an_item_without_finite_features_is_named_and_fails_alone(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    class Spoilt(torch.nn.Module):
+        """A white picture makes all of its batch NaN."""
+
+        def __init__(self, encoder: torch.nn.Module) -> None:
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            whole, local = self.encoder(pixels)
+            return whole + torch.where(pixels > 0.999, torch.nan, 0).sum(), local
+
+    monkeypatch.setattr("training.features._CHUNK", {"image": size})
+    media = [tmp_path / f"{grey}.png" for grey in (0, 10, 255, 20, 30)]
+    for path in media:
+        Image.new("RGB", (20, 20), (int(path.stem),) * 3).save(path)
+    encoder = load_encoder(make_recipe(), "image")
+    assert encoder.module is not None
+    encoder = replace(encoder, module=Spoilt(encoder.module), weights_sha256="spoilt")
+    broken: dict[int, str] = {}
+    rows = np.asarray(cached_features(encoder, media, tmp_path / "cache", lenient=True, broken=broken).pooled)
+    assert list(broken) == [2]
+    assert broken[2].startswith(f"{media[2]}: mobilenet gives it features that are no numbers, or beyond ±65504")
+    assert np.isnan(rows[2]).all()
+    assert np.isfinite(rows[[0, 1, 3, 4]]).all()
+    with pytest.raises(FeatureError, match=r"255\.png: mobilenet gives it features that are no numbers"):
+        cached_features(encoder, media, tmp_path / "cache")
 
 
 def test_bf16_features_are_near_those_of_fp32(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a GPU does, on a CPU: another arithmetic is another folder."""
-    encoder, texts = load_encoder(make_recipe(), "text"), ["a picture of red", "the sound of something very plain"]
-    plain = np.asarray(cached_features(encoder, texts, tmp_path).pooled)
-    monkeypatch.setattr(features, "_fast", lambda: ("cpu", torch.bfloat16))
-    small = np.asarray(cached_features(encoder, texts, tmp_path).pooled)
+    """Another arithmetic is another folder; encoder and machine choose it, and not how many texts there are."""
+    encoder = load_encoder(make_recipe(), "text")
+    texts = ["a picture of red", "the sound of something very plain", "blue", "a white sound of green"]
+    monkeypatch.setattr(features, "_CHUNK", {"text": 1})
+    monkeypatch.setattr(features, "_MANY", 4)
+    monkeypatch.setattr(features, "_has_bf16", lambda: True)
+    plain = np.asarray(cached_features(encoder, texts, tmp_path / "one").pooled)
+    monkeypatch.setattr(features, "_LARGE", 0)
+    whole = cached_features(encoder, texts, tmp_path / "one")
+    cached_features(encoder, texts[:2], tmp_path / "two")
+    parts = cached_features(encoder, texts, tmp_path / "two")
+    small = np.asarray(whole.pooled)
+    assert whole.identity == parts.identity
+    assert np.array_equal(small, parts.pooled)
     assert not np.array_equal(small, plain)
     cosines = (small * plain).sum(1) / np.linalg.norm(small, axis=1) / np.linalg.norm(plain, axis=1)
     assert cosines.min() > 0.999
@@ -172,18 +262,6 @@ def test_texts_are_encoded_by_length_and_come_back_in_their_own_order(
     assert np.allclose(together, alone, rtol=1e-3, atol=1e-3)
     lengths = [length for batch in batches for length in batch]
     assert lengths == sorted(lengths) and lengths[0] < lengths[-1]
-
-
-def test_many_texts_have_the_vectors_of_few(
-    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoder = load_encoder(make_recipe(), "text")
-    texts = ["a picture of red", "plain", "the sound of something very plain"]
-    few = np.asarray(cached_features(encoder, texts, tmp_path / "few").pooled)
-    monkeypatch.setattr("training.features._MANY", 1)
-    many = np.asarray(cached_features(encoder, texts, tmp_path / "many").pooled)
-    lengths = np.linalg.norm(few, axis=1) * np.linalg.norm(many, axis=1)
-    assert ((few * many).sum(1) / lengths).min() > 0.999
 
 
 def test_the_key_changes_with_the_bytes_and_the_preprocessing(make_recipe: MakeRecipe, tmp_path: Path) -> None:
