@@ -11,9 +11,12 @@ from transformers import BitImageProcessorPil
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
 from service.contract.patches import LogMelPatches
 from service.contract.tokens import TextPreprocessing
+from tests.training import aligned
 from tests.training.conftest import MakeRecipe
 from training.encoders import EncoderError, FrozenEncoder, load_encoder, weights_sha256
-from training.features import runner
+from training.export import check_parity, export_tower
+from training.features import cached_features, runner
+from training.projector import Head
 from training.recipe import RecipeError
 
 
@@ -191,3 +194,23 @@ def test_what_is_wrong_with_an_encoder_is_named(
     recipe = make_recipe(encoders={"image": source, "audio": {"folder": "yamnet"}, "text": {"folder": "bert"}})
     with pytest.raises(EncoderError, match=message):
         load_encoder(recipe, "image")
+
+
+def test_a_text_of_one_local_vector_has_all_of_its_weight(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """A model of two towers pools inside: a head of tokens gets that vector, and ships."""
+    aligned.clip(tmp_path / "clip")
+    recipe = make_recipe(
+        encoders={
+            "image": {"folder": "dinov2"},
+            "audio": {"folder": "yamnet"},
+            "text": {"folder": str(tmp_path / "clip")},
+        },
+        projector={"kind": "token", "dimensions": 16, "dropout": 0.0},
+    )
+    encoder, texts = load_encoder(recipe, "text"), ["a cat", "the cat in the garden", "at the cinema"]
+    kept = cached_features(encoder, texts, tmp_path / "cache", tokens=True)
+    assert np.asarray(kept.weights).tolist() == [[1.0]] * 3
+    assert np.allclose(np.asarray(kept.tokens)[:, 0], kept.pooled, rtol=1e-3, atol=1e-3)
+    head = Head("text", encoder.width, recipe.projector).eval()
+    export_tower(encoder, head, tmp_path / "text.onnx")
+    assert check_parity(encoder, head, tmp_path / "text.onnx", texts) >= 0.9999
