@@ -220,7 +220,9 @@ def align(folder: Path) -> None:
         "hidden_dim": WIDTH,
     }
     config = AlignConfig(text_config=text, vision_config=vision, projection_dim=WIDTH, temperature_init_value=0.2)
-    apart(AlignModel(config)).save_pretrained(folder)
+    model = apart(AlignModel(config))
+    wide(model.vision_model, seed=2)  # of few seeds are pictures told apart by so few channels
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     EfficientNetImageProcessorPil(
         size={"height": 77, "width": 77},
