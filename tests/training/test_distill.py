@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from service.contract.images import ImagePreprocessing, decode_image, preprocess
 from service.contract.vectors import l2_normalise
 from service.contract.windows import LogMelWindows, log_mel
 from training import distill, graphs
-from training.distill import fit, graph, spectra, staged, views
+from training.distill import fit, graph, spectra, staged, student, views
 from training.distill.graph import DistillError
 from training.distill.recipe import TrainSpec, load_distill_recipe
 from training.distill.teacher import files_of, prepare_views, weights_hash
@@ -360,6 +361,21 @@ class Killed(BaseException):
     """Stands for a process that dies: nothing catches it, and nothing is saved on the way out."""
 
 
+def test_other_files_or_another_teacher_are_another_students_checkpoint(data: Path, work: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    values = image_recipe(tmp_path / "data")
+    values["data"] = values["data"] | {"root": str(tmp_path / "data")}
+    recipe = load_distill_recipe(written(tmp_path, values), [])
+    paths = [fit.checkpoint_path(recipe, work, set())]
+    listed = tmp_path / "data/pictures.txt"
+    listed.write_text(listed.read_text().split("\n", 1)[1])
+    paths.append(fit.checkpoint_path(recipe, work, set()))
+    weights = next((recipe.data.root / recipe.teacher.folder).glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes() + b" ")
+    paths.append(fit.checkpoint_path(recipe, work, set()))
+    assert len(set(paths)) == 3
+
+
 def test_a_student_that_diverges_is_an_error(data: Path, work: Path, tmp_path: Path) -> None:
     values = image_recipe(data) | {"name": "diverges"}
     values["train"] = values["train"] | {"learning_rate": 1e30}
@@ -455,7 +471,7 @@ def test_the_first_view_is_what_the_contract_prepares(data: Path) -> None:
     path = data / "pictures/0.png"
     pixels, inputs = views.image_views(path, np.random.default_rng(0), 2, spec, ImagePreprocessing(height=32, width=32))
     prepared = preprocess_image(decode_image(path.read_bytes()), spec)
-    np.testing.assert_array_equal(fit.student_inputs(pixels[:1], spec)[0].numpy(), prepared)
+    np.testing.assert_array_equal(student.student_inputs(pixels[:1], spec)[0].numpy(), prepared)
     assert inputs.shape == (2, 3, 32, 32)
     sound = data / "sounds/0-0.wav"
     front_end = LogMelWindows.model_validate(FRONT_END)

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from service.contract.images import ImagePreprocessing
-from service.contract.windows import LogMelWindows
 from training.distill.recipe import DistillRecipe, TrainSpec
-from training.distill.student import Learner, Student, distillation_loss
+from training.distill.student import Learner, Student, distillation_loss, student_inputs
+from training.distill.teacher import files_of, weights_hash
 from training.distill.views import Views
 from training.errors import TrainingError
 
@@ -110,10 +109,16 @@ def resumed(recipe: DistillRecipe, student: Learner, work: Path, free: set[str])
 
 
 def checkpoint_path(recipe: DistillRecipe, work: Path, free: set[str]) -> Path:
-    """Where a recipe's checkpoint is kept, by a hash of all that matters to it; what is `free` of `train` does not."""
+    """Where a recipe's checkpoint is kept, by a hash of all that matters to it; what is `free` of `train` does not.
+
+    Its teacher's weights and its files, by name and size, matter too: another of them is another student.
+    """
     no_matter: dict[str, Any] = {"train": free, "student": {"exported"}, "licence": True, "trained_on": True}
     identity = recipe.model_dump(mode="json", exclude=no_matter)
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    root = recipe.data.root
+    files = [[f"{path.relative_to(root)} {path.stat().st_size}" for path in part] for part in files_of(recipe)]
+    parts = [identity, weights_hash(root / recipe.teacher.folder), files]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return work / f"{recipe.name}-{digest}.pt"
 
 
@@ -189,14 +194,6 @@ def follow(averaged: nn.Module, student: nn.Module, decay: float) -> None:
             old.lerp_(new, 1 - decay)
         else:
             old.copy_(new)
-
-
-def student_inputs(stored: NDArray[Any], spec: ImagePreprocessing | LogMelWindows) -> Tensor:
-    """Stored views → the student's float32 input, as the contract's preprocessing gives it."""
-    if isinstance(spec, LogMelWindows):
-        return torch.from_numpy(stored.astype(np.float32))[:, None]
-    pixels = torch.from_numpy(np.array(stored)).permute(0, 3, 1, 2).float() / 255.0
-    return (pixels - torch.tensor(spec.mean)[:, None, None]) / torch.tensor(spec.std)[:, None, None]
 
 
 @torch.inference_mode()

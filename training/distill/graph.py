@@ -13,8 +13,8 @@ from torch import nn
 
 from service.contract.images import ImagePreprocessing
 from service.contract.vectors import l2_normalise
-from training.distill.fit import student_inputs
 from training.distill.recipe import DistillRecipe
+from training.distill.student import student_inputs
 from training.distill.views import Views
 from training.errors import TrainingError
 from training.graphs import half_stored, onnx_bytes

@@ -39,13 +39,12 @@ from training.distill.fit import (
     learning_rate,
     measure,
     resumed,
-    student_inputs,
 )
 from training.distill.graph import DistillError
 from training.distill.recipe import DistillRecipe, StageSpec, load_distill_recipe
 from training.distill.spectra import Spectra
 from training.distill.spectra import batch as mixtures
-from training.distill.student import Learner
+from training.distill.student import Learner, student_inputs
 from training.distill.views import Views, augmented
 from training.encode import mobilenet_sounds
 from training.encode.mobilenet_sounds import MobileNetSounds

@@ -6,9 +6,15 @@ positions, so that the student's features can be sparse and non-negative where t
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from service.contract.images import ImagePreprocessing
+from service.contract.windows import LogMelWindows
 
 
 def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
@@ -82,3 +88,11 @@ def distillation_loss(student: Learner, predicted: Tensor, target: Tensor, cosin
     error = (predicted - (target - student.mean) / student.deviation).square().mean()
     raw = predicted * student.deviation + student.mean
     return error + cosine_weight * (1 - nn.functional.cosine_similarity(raw, target)).mean()
+
+
+def student_inputs(stored: NDArray[Any], spec: ImagePreprocessing | LogMelWindows) -> Tensor:
+    """Stored views → the student's float32 input, as the contract's preprocessing gives it."""
+    if isinstance(spec, LogMelWindows):
+        return torch.from_numpy(stored.astype(np.float32))[:, None]
+    pixels = torch.from_numpy(np.array(stored)).permute(0, 3, 1, 2).float() / 255.0
+    return (pixels - torch.tensor(spec.mean)[:, None, None]) / torch.tensor(spec.std)[:, None, None]
