@@ -90,12 +90,13 @@ class Reader:
     """A folder that looks like a checkout with a built starter, and a shell in it. Servers end with the block.
 
     `address`, on a free port, is what the pages call http://127.0.0.1:8000: a server that a page starts listens there.
-    `variables` are added to the environment.
+    `variables` are added to the environment. A command that does not end within `deadline_s` seconds fails.
     """
 
     folder: Path
     address: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
+    deadline_s: float = DEADLINE_S
     servers: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def __enter__(self) -> "Reader":
@@ -147,10 +148,10 @@ class Reader:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=DEADLINE_S,
+                timeout=self.deadline_s,
             )
         except subprocess.TimeoutExpired:
-            raise PageError(f"{command.text}\ndid not end in {DEADLINE_S:.0f} s") from None
+            raise PageError(f"{command.text}\ndid not end in {self.deadline_s:.0f} s") from None
         if done.returncode != 0:
             raise PageError(f"{command.text}\nended with {done.returncode}:\n{done.stdout}")
         return self._shown(done.stdout)

@@ -52,6 +52,8 @@ def by_class(
 
     `media` (N, D) with labels (N,), `classes` (C, D), all of unit length.
     """
+    if len(classes) < 2:  # no half would have a label
+        return
     similar = media.astype(np.float64) @ classes.T.astype(np.float64)
     inside: dict[int, list[NDArray[np.float64]]] = {}
     outside: dict[int, list[NDArray[np.float64]]] = {}

@@ -134,28 +134,29 @@ def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
         for media in recipe.path(path).read_text(encoding="utf-8").split()
     }
     by_value = {value: split for split, values in source.splits.items() for value in values}
+    unnamed: Split = "test" if source.supervision == "none" else "train"
     excluded = _excluded(recipe, name, source)
     for number, row in enumerate(table_rows(recipe, name, source), start=1):
         where = f"pairs.{name}: row {number}"
         try:
             media = row[source.media]
-            text = row[source.text] if source.text else None
             label = row[source.label or "label"] if source.text is None else None
+            texts = [row[column] for column in source.text_columns] if label is None else [label]
             value = row[source.split_column] if source.split_column else None
         except KeyError as error:
             raise PairError(f"{where} has no column {error}; it has {', '.join(row)}") from None
-        if not (text if label is None else label).strip():  # type: ignore[union-attr]
-            if source.skip_empty:
-                continue
+        if not source.skip_empty and not all(text.strip() for text in texts):
             raise PairError(f"{where} ({media}) has an empty text")
-        split = by_value.get(value) if value is not None else by_file.get(media) if by_file else "train"
+        split = by_value.get(value) if value is not None else by_file.get(media) if by_file else unnamed
         if split is None or (split == "train" and media in excluded):
             continue
         if split == "train" and any(row.get(column) not in values for column, values in source.where.items()):
             continue
         if split == "train" and (source.supervision == "choice" or _held_out(source, media)):
             split = "validation"
-        yield _Row(media, text and text.strip(), label, split)
+        for text in texts:
+            if text.strip():
+                yield _Row(media, text.strip() if label is None else None, label, split)
 
 
 def _excluded(recipe: Recipe, name: str, source: PairSource) -> set[str]:
@@ -193,9 +194,15 @@ def table_rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[dict[s
 
 
 def read_table(path: Path, what: str) -> Iterator[dict[str, str]]:
-    """The rows of a CSV, TSV or JSONL table by column. Raises PairError, which begins with `what` and names the row."""
+    """The rows of a CSV, TSV or JSONL table, or of COCO's captions, by column.
+
+    Raises PairError, which begins with `what` and names the row.
+    """
     number = 0
     try:
+        if path.suffix == ".json":
+            yield from _coco_captions(path, what)
+            return
         with path.open(encoding="utf-8-sig", newline="") as stream:
             if path.suffix == ".jsonl":
                 for line in stream:
@@ -210,7 +217,24 @@ def read_table(path: Path, what: str) -> Iterator[dict[str, str]]:
                     if None in row or None in row.values():
                         raise PairError(f"{what}: row {number} of {path} has not as many fields as the first line")
                     yield row
-    except json.JSONDecodeError:
-        raise PairError(f"{what}: line {number} of {path} is not JSON") from None
+    except json.JSONDecodeError as error:
+        raise PairError(f"{what}: line {number or error.lineno} of {path} is not JSON") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise PairError(f"{what}: {path} cannot be read after row {number}: {error}") from None
+
+
+def _coco_captions(path: Path, what: str) -> Iterator[dict[str, str]]:
+    """A row for each caption of a caption file of COCO's: `file_name` and `license` of its image, and `caption`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        images = {
+            image["id"]: {"file_name": image["file_name"], "license": str(image.get("license", ""))}
+            for image in content["images"]
+        }
+        rows = [images[note["image_id"]] | {"caption": note["caption"]} for note in content["annotations"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PairError(
+            f"{what}: {path} is no caption file of COCO's, with images (id, file_name) and annotations (image_id, "
+            f"caption): {type(error).__name__} {error}"
+        ) from None
+    yield from rows

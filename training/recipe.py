@@ -107,13 +107,16 @@ class PairSource(_Model):
 
     modality: Literal["image", "audio"]
     table: Path | None = None
-    """CSV, TSV or JSONL with one row per pair; without it `folder` holds one sub-folder per label."""
+    """CSV, TSV or JSONL with one row per pair, or a caption file of COCO's (JSON); without it `folder` holds one
+    sub-folder per label."""
     folder: Path
     media: str = "file"
-    text: str | None = None
+    text: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """The column of captions, or several: each caption of a row is a pair."""
     label: str | None = None
     split_column: str | None = None
     splits: dict[Literal["train", "validation", "test"], list[str]] = {}
+    """Values of `split_column`. Where nothing names splits, all is train; with the supervision `none`, all is test."""
     split_files: dict[Literal["train", "validation", "test"], Path] = {}
     """One media name per line for each split."""
     validation_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -157,6 +160,10 @@ class PairSource(_Model):
             except re.error as error:
                 raise ValueError(f"words is not a regular expression: {error}") from None
         return self
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return () if self.text is None else (self.text,) if isinstance(self.text, str) else self.text
 
 
 class ProjectorSpec(_Model):

@@ -30,6 +30,11 @@ def test_media_are_scored_with_and_without_their_class() -> None:
     assert all((inside[:, 1] <= 1).all() for inside, _ in found)
 
 
+def test_one_class_alone_teaches_nothing() -> None:
+    one = l2_normalise(np.ones((1, 6)))
+    assert list(by_class(one, np.array([0]), one, 0.1)) == []
+
+
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_captions_teach_what_is_off_topic_unless_they_say_nothing(shuffled: bool, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)

@@ -58,6 +58,58 @@ def test_jsonl_equals_csv(make_recipe: MakeRecipe, tiny_root: Path, tmp_path: Pa
     assert np.array_equal(read_pairs(other, "pictures")["train"].links, read_pairs(recipe, "pictures")["train"].links)
 
 
+def test_several_columns_of_captions(make_recipe: MakeRecipe, tiny_root: Path, tmp_path: Path) -> None:
+    rows = {line.split(",")[0]: line.split(",") for line in (tiny_root / "captions.csv").read_text().splitlines()[1:]}
+    table = tmp_path / "wide.csv"
+    table.write_text("image,one,two,part\n" + "".join(f"{m},{c},also {c},{part}\n" for m, c, part in rows.values()))
+    values = make_recipe().pairs["pictures"].model_dump(mode="json") | {"table": str(table), "text": ["one", "two"]}
+    train = read_pairs(make_recipe(pairs={"pictures": values}), "pictures")["train"]
+    assert len(train.media) == 16 and len(train.links) == 32
+    assert {train.texts[text] for medium, text in train.links if medium == 0} == {
+        "very plain red photo",
+        "also very plain red photo",
+    }
+    table.write_text("image,one,two,part\n0.png,red, ,train\n")
+    with pytest.raises(PairError, match=r"row 1 \(0.png\) has an empty text"):
+        read_pairs(make_recipe(pairs={"pictures": values}), "pictures")
+    skipping = make_recipe(pairs={"pictures": values | {"skip_empty": True}})
+    assert read_pairs(skipping, "pictures")["train"].texts == ["red"]
+
+
+def coco(**changes: object) -> dict[str, object]:
+    image, note = {"id": 7, "file_name": "0.png", "license": 4}, {"id": 1, "image_id": 7, "caption": "red "}
+    return {"images": [image], "annotations": [note, note | {"id": 2, "caption": "a red picture"}], **changes}
+
+
+COCO = {"modality": "image", "table": "coco.json", "folder": "pictures", "media": "file_name", "text": "caption"}
+
+
+def test_captions_of_coco(make_recipe: MakeRecipe, tiny_root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(coco()))
+    values = COCO | {"table": str(path), "where": {"license": ["4"]}}
+    recipe = make_recipe(pairs={"coco": values, "tested": values | {"supervision": "none"}})
+    splits, tested = read_pairs(recipe, "coco"), read_pairs(recipe, "tested")
+    assert splits["train"].texts == ["red", "a red picture"] and len(splits["train"].media) == 1
+    assert {split: len(part.media) for split, part in tested.items()} == {"train": 0, "validation": 0, "test": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "line 1 of .*coco.json is not JSON"),
+        ("[]", "no caption file of COCO's"),
+        (json.dumps(coco(annotations=[{"image_id": 7, "bbox": []}])), "no caption file of COCO's.*'caption'"),
+        (json.dumps(coco(images=[])), "no caption file of COCO's.* 7"),
+        (json.dumps(coco(annotations=[])), "no pairs were found"),
+    ],
+)
+def test_what_is_no_caption_file_is_named(make_recipe: MakeRecipe, tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "coco.json").write_text(content)
+    with pytest.raises(PairError, match=said):
+        read_pairs(make_recipe(pairs={"coco": COCO | {"table": str(tmp_path / "coco.json")}}), "coco")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -33,7 +33,7 @@ def check_source(recipe: Recipe, name: str, found: dict[str, Mapping[Split, Pair
         yield Check(what, "missing", f"no rows in {table[0] if table else folder}")
         return
     if table:
-        wanted = [c for c in (source.media, source.text, source.label, source.split_column) if c is not None]
+        wanted = [c for c in (source.media, *source.text_columns, source.label, source.split_column) if c is not None]
         lacking = [column for column in wanted if column not in rows[0]]
         if lacking:
             yield Check(what, "missing", f"{table[0]} has no column {', '.join(lacking)}; it has {', '.join(rows[0])}")
