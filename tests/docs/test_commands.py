@@ -51,7 +51,7 @@ NOT_RUN = {
     r"openssl genpkey": "makes the key of the signing below; tests/contract/test_signature.py makes keys of its own",
     r"ISTHMUS_BUNDLE_SIGNERS=": "is refused, on purpose: that is what it shows",
     r"(pip install mteb|python -m benchmarks\.mteb)": "needs a network; test_mteb.py runs it on local data",
-    r"isthmus serve --bundle build/coco-clotho": "needs the training above it; tests/training/test_hub_recipe.py runs all",
+    r"isthmus serve --bundle build/coco-clotho": "needs the training above it; test_hub_recipe.py runs all",
     r"isthmus reembed": "needs a second space; tests/service/test_reembed.py has one",
 }
 """Commands that are not run, by how they begin, and why. One that is no longer in any page fails the test."""
