@@ -7,6 +7,7 @@ of the store; with one, candidates come from the store and are put in order here
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
@@ -43,6 +44,8 @@ _SURELY = math.log(0.05)
 _AT_ONCE = 8
 """Number of queries whose candidates are sorted at once: twice as many as the store reads at once. More would only
 take memory, and turns of the event loop."""
+_MANY, _MANY_AT_ONCE = 1_024, 4
+"""Number of candidates, with their vectors, from which on a search waits its turn to hold them; and of such turns."""
 _TOGETHER = 32
 """Number of queries that the store gets at once: between two such groups other requests have their turn."""
 
@@ -162,6 +165,7 @@ class Searcher:
         self._tokens = tokens
         self._background = BackgroundQueries(embedder)
         self._places = FairSemaphore(_AT_ONCE + 1, per_caller=_AT_ONCE)
+        self._large = FairSemaphore(_MANY_AT_ONCE + 1, per_caller=_MANY_AT_ONCE)
 
     async def search(
         self,
@@ -240,31 +244,32 @@ class Searcher:
         pools = [stage.pool for stage in (ordering.rerank, ordering.diversity) if stage is not None]
         pool = max(top_k, *pools, FUSED if ordering.keywords else 0, 1)
         depth = min(2 * pool, _DEEPEST) if ordering.deduplicate else pool
-        first = await self._candidates(asked, depth, scope, strength)
         results = []
-        for position, query in enumerate(asked):
-            async with self._places:  # for each query anew: between two of them others have their turn
-                chosen = await self._chosen(query, first[position], depth, pool, scope, ordering)
-                if ordering.rerank and token_vectors:
-                    with timed("rerank"):
-                        await self._rerank(
-                            chosen, token_vectors[position], query, scope.collection, ordering.rerank, explain
+        async with self._large if len(asked) * depth > _MANY else nullcontext():
+            first = await self._candidates(asked, depth, scope, strength)
+            for position, query in enumerate(asked):
+                async with self._places:  # for each query anew: between two of them others have their turn
+                    chosen = await self._chosen(query, first[position], depth, pool, scope, ordering)
+                    if ordering.rerank and token_vectors:
+                        with timed("rerank"):
+                            await self._rerank(
+                                chosen, token_vectors[position], query, scope.collection, ordering.rerank, explain
+                            )
+                    if ordering.diversity:
+                        diversifying = partial(_diversified, chosen, ordering.diversity, top_k)
+                        chosen = await self._embedder.in_worker(diversifying)
+                results.append(
+                    [
+                        Result(
+                            one.item,
+                            one.score,
+                            one.moment,
+                            _explanation(one, query, ordering) if explain else None,
+                            similarity=one.similarity,
                         )
-                if ordering.diversity:
-                    diversifying = partial(_diversified, chosen, ordering.diversity, top_k)
-                    chosen = await self._embedder.in_worker(diversifying)
-            results.append(
-                [
-                    Result(
-                        one.item,
-                        one.score,
-                        one.moment,
-                        _explanation(one, query, ordering) if explain else None,
-                        similarity=one.similarity,
-                    )
-                    for one in chosen[:top_k]
-                ]
-            )
+                        for one in chosen[:top_k]
+                    ]
+                )
         return results
 
     async def _nearest(
