@@ -27,7 +27,7 @@ serve: $(BUNDLE) ## serve the starter on http://127.0.0.1:8000 (or ISTHMUS_PORT)
 # Three on two cores: a test often waits for the server that it started.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),3) --dist worksteal
 
-test: build/starter/manifest.json $(INSTALLED) redis tools ## run all but the long tests, about 8 minutes on 2 cores; JOBS=n for another number of processes
+test: build/starter/manifest.json $(INSTALLED) redis tools ## run all but the long tests, about 5 minutes on 2 cores; JOBS=n for another number of processes
 	$(PYTEST) -m 'not full'
 
 test-all: build/starter/manifest.json $(STORES) redis tools ## run every test, also the long ones that CI runs each night

@@ -8,7 +8,7 @@ from typing import Any
 
 from service.contract.bundle import BundleError, check_target
 from training import bind, curate, distill, doctor, embed, evaluation, extend, merge, select, sign, steps, suspects
-from training.distributed import joined, leave
+from training.distributed import joined, leave, processes
 from training.errors import TrainingError
 from training.features import default_cache
 from training.importing import command as importing
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
     """Run one command; its exit status, 2 where it cannot do what it is asked for."""
     options = make_parser(called).parse_args(arguments)
     try:
-        if joined().count > 1 and options.command not in _TOGETHER:
+        if processes() > 1 and options.command not in _TOGETHER:
             raise TrainingError(f"{options.command} is for one process: torchrun is for {', '.join(_TOGETHER)}")
         if "main" in options:
             result = options.main(options)

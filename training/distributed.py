@@ -86,9 +86,14 @@ class Ranks:
 ALONE = Ranks(0, 1)
 
 
+def processes() -> int:
+    """Return how many processes torchrun started, without joining them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def joined(backend: str | None = None) -> Ranks:
     """Join the run that torchrun's variables describe; ALONE where there are none. NCCL with a GPU, else gloo."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         return ALONE
     if not dist.is_initialized():
         if torch.cuda.is_available():

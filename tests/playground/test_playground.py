@@ -226,8 +226,9 @@ def test_nothing_here_is_said(page: Page, site: httpx.Client) -> None:
         page.reload()
         expect(page.locator("#verdict")).to_contain_text("Probably nothing here")
         widths = "bars => bars.map((bar) => parseFloat(bar.style.width))"
+        expect(page.locator("#results .bar > span").nth(11)).to_be_attached()  # the others follow, row by row
         bars = page.locator("#results .bar > span").evaluate_all(widths)
-        assert len(bars) >= 20 and max(bars) < 80, "a bar is as long as the fit is good, whatever the others are"
+        assert max(bars) < 80, "a bar is as long as the fit is good, whatever the others are"
         scroll_to_the_end(page, "#results", VECTORS)
         expect(page.locator("#ending")).to_contain_text(f"That is all: {VECTORS} vectors")
     finally:
