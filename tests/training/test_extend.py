@@ -121,7 +121,7 @@ def test_a_tower_with_concepts_is_placed_among_the_texts_that_are_there(
     names = load_file(bundle.path / "projectors.safetensors")["audio.branch.names"]
     texts = [spaces.TEMPLATES["audio"][0].format(name) for name in ("low", "high")]
     expected = spaces.vectors(picture_space, "text", texts, tmp_path / "cache")
-    np.testing.assert_allclose(names.numpy(), expected - expected.mean(0), atol=1e-5)
+    np.testing.assert_allclose(names.numpy(), expected - expected.mean(0), atol=1e-3)  # of float16 features
 
 
 @pytest.mark.full
