@@ -25,7 +25,7 @@ class Cases:
 
     def __init__(self) -> None:
         self.versions: dict[tuple[str, str], str] = {}
-        """By protocol and client."""
+        """Cases by protocol and client."""
         self.passed: Counter[tuple[str, str]] = Counter()
         self.failed: Counter[tuple[str, str]] = Counter()
         self.skipped: dict[tuple[str, str], str] = {}

@@ -1,4 +1,4 @@
-"""What does training on millions of pairs take? `python -m benchmarks.scale --pairs 2000000` (or `--tokens`).
+"""Measures what training on millions of pairs takes: `python -m benchmarks.scale --pairs 2000000` (or `--tokens`).
 
 Synthetic features of the paper's widths, in memory-mapped float16 files: pictures (N, 2048), CLS and mean of DINOv2-L
 side by side, and captions (N, 1024); with `--tokens`, 324 and 16 local vectors of 1,024 too. Heads learn on them as
@@ -188,7 +188,7 @@ def same(first: Path, second: Path) -> bool:
 
 
 def _learn(options: argparse.Namespace) -> None:
-    """One process of a run."""
+    """Run one process."""
     recipe = _recipe(options)
     held_out = slice(options.pairs - _HELD_OUT, options.pairs)
     parts = {"train": slice(0, options.pairs - _HELD_OUT), "validation": held_out, "test": slice(0, 0)}

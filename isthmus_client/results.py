@@ -64,7 +64,7 @@ class ScoredLabel:
     score: float
     similarity: float
     probability: float | None = None
-    """Of the label by itself, whatever the others are; of a SigLIP."""
+    """The label's own probability, whatever the others are; None unless the model is a SigLIP."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Page:
     items: Sequence[Item]
     next_cursor: str | None
     total: int | None = None
-    """How many items there are in all, where `include` asks for it."""
+    """The number of all items, where `include` asks for it."""
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class Settings(BaseSettings):
     protocols: Annotated[tuple[ProtocolName, ...], NoDecode] = ("openai", "jina")
     """Protocols of other servers that this one speaks too, with commas between (docs/integrations). Empty: none."""
     protocol_keys: Annotated[tuple[str, ...], NoDecode] = ()
-    """For clients that can send no key, as PROTOCOL=ID with commas between: a request of that protocol without a key
+    """Keys of clients that can send none, as PROTOCOL=ID with commas between: a request of that protocol without a key
     counts as one with the API key of that ID (`python -m service keys list`), with its scopes and limits. Whoever
     reaches the port has that key, then."""
 

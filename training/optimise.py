@@ -34,7 +34,7 @@ _ELSEWHERE: Any = {
     "notes": True,
     "train": {"baseline", "baseline_steps"},
 }
-"""Of a recipe: where the run was made, and what it is compared with. They change nothing of it."""
+"""Fields of a recipe that change nothing of a run: where it was made, and what it is compared with."""
 
 
 class FitError(TrainingError):
@@ -42,7 +42,7 @@ class FitError(TrainingError):
 
 
 class _Scales(nn.Module):
-    """What multiplies the cosines of each source, as log(1 / temperature), and the bias of its sigmoid.
+    """The factors of each source's cosines, as log(1 / temperature), and the bias of its sigmoid.
 
     A temperature per source: labels are learned long before captions, and would sharpen the captions' softmax.
     """

@@ -32,7 +32,7 @@ Encoders = Mapping[Modality, FrozenEncoder]
 COSINE = 0.99
 R1_LOSS = 0.5  # points
 OVERLAP = 0.9
-"""Of the ten other texts that a text finds first, by a text tower alone."""
+"""The least share of a text's ten nearest other texts that stay the same, for a text tower alone."""
 _MEDIA = 1000  # of a test set, at most
 _CHUNK = 16
 _CALIBRATION = 256  # texts of a text tower alone
@@ -153,7 +153,7 @@ def measured_by_neighbours(own: Floats, variant: Floats) -> Measured:
 def text_variants(
     encoder: FrozenEncoder, tower: Tower, folder: Path, texts: Sequence[str], precisions: Sequence[Precision]
 ) -> tuple[Tower, dict[str, Any]]:
-    """As `make_variants`, of a text tower alone, which has no pairs.
+    """Make variants as `make_variants` does, of a text tower alone, which has no pairs.
 
     Some of the texts calibrate int8, and the others judge it.
     """

@@ -75,7 +75,7 @@ _LONGEST_S = 30
 
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-"""For every from_pretrained: nothing is fetched and no code of a folder is run. Else transformers asks on stdin."""
+"""Arguments of every from_pretrained: nothing is fetched, no code of a folder is run, and nobody is asked on stdin."""
 
 
 class EncoderError(TrainingError):
@@ -89,7 +89,7 @@ def read_json(folder: Path, name: str) -> Any:
 
 
 def _processor_settings(folder: Path, part: str) -> dict[str, Any]:
-    """Of an image processor or a feature extractor, saved alone or as a part of a whole processor; empty where none."""
+    """Return the settings of an image processor or feature extractor, saved alone or within a processor; or empty."""
     stated = read_json(folder, "preprocessor_config.json") or read_json(folder, "processor_config.json")
     settings: dict[str, Any] = stated.get(part, stated)
     return settings
@@ -304,7 +304,7 @@ def transformers_tokenizer(folder: Path) -> Any:
 
 
 def said(error: Exception) -> str:
-    """What transformers says went wrong, without its advice, such as to trust the code of a folder."""
+    """Return what transformers says went wrong, without its advice, such as to trust the code of a folder."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0].strip()}"
 
@@ -341,7 +341,7 @@ def tokenizer_file(folder: Path) -> Path:
 
 
 def _without_lengths(tokenizer: Any) -> str:
-    """What it does to a text, as JSON: how far it pads and cuts is said by the preprocessing."""
+    """Return what a tokenizer does to a text, as JSON: how far it pads and cuts is said by the preprocessing."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
     content: str = tokenizer.to_str()
@@ -405,12 +405,12 @@ def _sentence_config(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 _SENTENCE_CONFIGS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-"""In the order in which sentence-transformers looks for them (Transformer.load_config): older ones name the model."""
+"""Names in the order in which sentence-transformers tries them (Transformer.load_config); older ones name the model."""
 
 
 @dataclass(frozen=True)
 class SentenceModules:
-    """What sentence-transformers puts behind a text model."""
+    """The modules that sentence-transformers puts behind a text model."""
 
     poolings: tuple[str, ...]
     """Several are side by side; empty where no file states one."""
@@ -427,7 +427,7 @@ class SentenceModules:
 
 
 def transformer_folder(folder: Path) -> Path:
-    """Where the text model itself lies in a folder of sentence-transformers: older ones have a folder for it."""
+    """Return the folder of the text model itself: older sentence-transformers have one of its own for it."""
     modules = read_json(folder, "modules.json") or []
     first = modules[0] if modules and modules[0]["type"].endswith(".Transformer") else {}
     inside = folder / first.get("path", "")

@@ -232,7 +232,7 @@ class Head(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """The device of its tensors."""
         return next(chain(self.parameters(), self.buffers())).device
 
     def forward(self, pooled: Tensor, tokens: Tensor | None = None, weights: Tensor | None = None) -> Tensor:

@@ -268,7 +268,7 @@ class TrainSpec(_Model):
     """Pairs of a step in each process; under torchrun a step has as many times more as there are processes."""
     learning_rate: float = Field(default=1e-3, gt=0)
     lowest_rate: float = Field(default=0.0, ge=0)
-    """Where the cosine ends."""
+    """The rate at which the cosine ends."""
     weight_decay: float = Field(default=0.02, ge=0)
     warmup_steps: int = Field(default=200, ge=0)
     temperature: float = Field(default=0.07, gt=0)

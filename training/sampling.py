@@ -124,7 +124,7 @@ class Batches:
 
     @property
     def state(self) -> list[list[int]]:
-        """Where each source's sampler is in its epoch."""
+        """The place of each source's sampler in its epoch."""
         return [sampler.state for sampler in self._samplers]
 
     def restore(self, state: Sequence[Sequence[int]]) -> None:
@@ -169,7 +169,7 @@ class Ahead:
         self._pool = ThreadPoolExecutor(1, "batches")
         self._next: tuple[int, Future[tuple[list[Part], dict[str, Any]]]] | None = None
         self.state = self._state()
-        """Of the batch that was taken last: what `restore` needs for those that follow it."""
+        """The state after the batch that was taken last: `restore` needs it for those that follow."""
         self.waited_s = 0.0
 
     def take(self, step: int) -> list[Part]:

@@ -121,4 +121,4 @@ TWO_TOWERS = ("align", "chinese_clip", "clap", "clip", "siglip", "vision-text-du
 """Types of models (`model_type`) of two towers with projections into one space, as transformers has them."""
 
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-"""Of sentence-transformers, in the order in which it puts several side by side where the file states switches."""
+"""Poolings of sentence-transformers, in the order in which it puts several side by side by switches."""

@@ -71,7 +71,7 @@ def validate(recipe: Recipe, heads: Heads, data: Data) -> dict[str, float]:
 
 
 def overall(figures: Mapping[str, float]) -> float:
-    """One score of several sources: the geometric mean of their figures, in percent; 0 where there are none.
+    """Return one score of several sources: the geometric mean of their figures, in percent; 0 where there are none.
 
     R@1 over thousands of media, top-1 over a few classes and mean average precision differ in scale. A plain mean is
     ruled by whatever scale is widest; here the same relative gain counts the same in each.

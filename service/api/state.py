@@ -50,7 +50,7 @@ class State:
     fetcher: Fetcher | None = None
     """Fetcher of URLs; None: URLs are not fetched."""
     upstream: Fetcher | None = None
-    """What asks Immich's upstream; None: there is none."""
+    """The client of Immich's upstream; None where there is none."""
     jobs: Jobs | None = None
     """The bulk jobs; None where no folder is set for them."""
     readers: Workers = field(default_factory=lambda: Workers("read", spare=1))

@@ -181,7 +181,7 @@ class Manifest(_Model):
     temperature: float = Field(gt=0)
     """Softmax temperature of similarities that training learned; scores are softmax(similarity / temperature)."""
     bias: float | None = None
-    """Of a space that learned by a sigmoid (SigLIP): sigmoid(similarity / temperature + bias) is the probability of a
+    """The bias of a sigmoid's space (SigLIP): sigmoid(similarity / temperature + bias) is the probability of a
     label by itself, of media that `bias_of` says it of."""
     means: dict[Modality, list[float]] = {}
     """Mean unit vector per modality over the training pairs: the modality gap."""

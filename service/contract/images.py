@@ -55,7 +55,7 @@ Pair = Annotated[
 
 REDUCING_GAP = 2.0
 SMALL_RESAMPLE = Image.Resampling.HAMMING
-"""Of pictures for people: nearly as sharp as Lanczos in two fifths of its time."""
+"""The filter for previews: nearly as sharp as Lanczos in two fifths of its time."""
 SCALED_TOLERANCE = 2.0
 """Mean difference, in 255ths, of a scaled from a full decode, as the tower sees it (benchmarks/decoders.py)."""
 

@@ -105,7 +105,7 @@ class Fused:
     """Inputs that share one vector: the weighted sum of their unit vectors, at unit length."""
 
     parts: tuple[tuple[Part, float], ...]
-    """Each part with its weight."""
+    """The parts with their weights."""
 
     def with_parts(self, parts: Iterable[Part]) -> "Fused":
         """Return the same with other parts, in order, in the weights of those before."""

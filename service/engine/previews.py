@@ -29,7 +29,7 @@ from service.settings import Limits
 log = logging.getLogger(__name__)
 
 _QUALITY = 75
-"""Of a JPEG. A WebP that looks the same is a fifth smaller and takes thirty times as long to write."""
+"""The quality of a JPEG preview. A WebP like it is a fifth smaller and takes thirty times as long to write."""
 SECONDS = 20.0
 """Length of a sound's preview, from its beginning, in seconds."""
 _RATE = 24_000

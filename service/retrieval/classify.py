@@ -81,7 +81,7 @@ class Score:
     score: float
     similarity: float
     probability: float | None = None
-    """Of the label by itself, in a space that learned by a sigmoid."""
+    """The label's own probability, in a space that learned by a sigmoid."""
 
 
 @dataclass(frozen=True)

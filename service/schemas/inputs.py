@@ -271,7 +271,7 @@ FusedParts = Annotated[Fused, _schema(_FusedParts)]
 
 
 class FusedInput(RequestModel):
-    """One vector of several inputs: the weighted sum of their unit vectors, scaled to length 1."""
+    """Several inputs that share a vector: the weighted sum of their unit vectors, scaled to length 1."""
 
     compose: FusedParts
 

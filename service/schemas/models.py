@@ -27,7 +27,7 @@ class ModelDescription(BaseModel):
     matryoshka: list[int]
     temperature: float
     bias: float | None
-    """Of a space that learned by a sigmoid: sigmoid(similarity / temperature + bias) is a label's own probability."""
+    """The bias of a sigmoid's space: sigmoid(similarity / temperature + bias) is a label's own probability."""
     towers: dict[Modality, TowerDescription]
     evaluation: dict[str, float | int | bool | str | list[float]]
     licences: list[Licence]

@@ -1,5 +1,6 @@
 """Queries and search results."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -128,8 +129,8 @@ class SearchEffort(RequestModel):
     exact: StrictBool = Field(default=False, description="Look at every item; of an index of codes, at every code.")
 
 
-class SearchOptions(RequestModel):
-    """What a search of one query and one of many have in common."""
+class SearchOptions(RequestModel, ABC):
+    """The options that a search of one query and one of many share."""
 
     top_k: TopK = Field(
         default=10,
@@ -198,9 +199,9 @@ class SearchOptions(RequestModel):
         return max([self.top_k, *pools, *([FUSED] if self.keywords else [])])
 
     @property
+    @abstractmethod
     def asked(self) -> Sequence[Query]:
         """Return the queries."""
-        raise NotImplementedError
 
 
 def _without(value: Any, field: str, advice: str) -> Any:
@@ -211,7 +212,7 @@ def _without(value: Any, field: str, advice: str) -> Any:
 
 
 class SearchRequest(SearchOptions):
-    """One query, and how to search for it."""
+    """A query, and how to search for it."""
 
     query: Query
 
@@ -305,7 +306,7 @@ class SearchResult(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """What the answers to one query and to many have in common."""
+    """The fields that the answers to one query and to many share."""
 
     counts: dict[StoredModality, int] | None = Field(
         default=None, description="With `balance`: how many items of each modality there are that pass the filter."

@@ -21,6 +21,7 @@ from training.distill.student import Learner, Student, distillation_loss, studen
 from training.distill.teacher import files_of, weights_hash
 from training.distill.views import Views
 from training.errors import TrainingError
+from training.fit.loop import follow
 
 
 @dataclass
@@ -109,7 +110,7 @@ def resumed(recipe: DistillRecipe, student: Learner, work: Path, free: set[str])
 
 
 def checkpoint_path(recipe: DistillRecipe, work: Path, free: set[str]) -> Path:
-    """Where a recipe's checkpoint is kept, by a hash of all that matters to it; what is `free` of `train` does not.
+    """Return a checkpoint's path, by a hash of all that matters to it; what is `free` of `train` does not.
 
     Its teacher's weights and its files, by name and size, matter too: another of them is another student.
     """
@@ -187,15 +188,6 @@ def learning_rate(spec: TrainSpec, step: int) -> float:
 
 
 @torch.no_grad()
-def follow(averaged: nn.Module, student: nn.Module, decay: float) -> None:
-    """Exponential moving average of weights and of batch-norm statistics, in place."""
-    for old, new in zip(averaged.state_dict().values(), student.state_dict().values(), strict=True):
-        if old.is_floating_point():
-            old.lerp_(new, 1 - decay)
-        else:
-            old.copy_(new)
-
-
 @torch.inference_mode()
 def measure(student: Learner, views: Views, recipe: DistillRecipe) -> dict[str, float]:
     """Loss, mean cosine of raw and of mean-centred features, and explained variance (R²) against the teacher."""

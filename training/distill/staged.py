@@ -35,7 +35,6 @@ from training.distill.fit import (
     TrainingState,
     batch_rows,
     checkpoint_path,
-    follow,
     learning_rate,
     measure,
     resumed,
@@ -49,6 +48,7 @@ from training.distill.views import Views, augmented
 from training.encode import mobilenet_sounds
 from training.encode.mobilenet_sounds import MobileNetSounds
 from training.encoders import Classifier
+from training.fit.loop import follow
 from training.graphs import onnx_bytes
 from training.preprocessors import LOCAL
 

@@ -24,7 +24,7 @@ CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
 _COPIED = (*_TOKENIZER, "README.md")
 _VERSION = 2
-"""Of what is written: a folder in the cache that an older version wrote is not used."""
+"""The version of what is written: a folder in the cache that an older version wrote is not used."""
 _RESAMPLE = {"bicubic": 3, "bilinear": 2}
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # The settings that are read, and those of which only the value of the plain CLIP is.
@@ -44,7 +44,7 @@ _DEFAULTS: dict[str, dict[str, int]] = {
     "vision_cfg": {"layers": 12, "width": 768, "head_width": 64, "patch_size": 16, "image_size": 224},
     "text_cfg": {"context_length": 77, "vocab_size": 49_408, "heads": 8, "width": 512, "layers": 12},
 }
-"""What open_clip takes where a config is silent (CLIPVisionCfg and CLIPTextCfg in its model.py)."""
+"""The values that open_clip takes where a config is silent (CLIPVisionCfg and CLIPTextCfg in its model.py)."""
 
 
 class OpenClipError(TrainingError):

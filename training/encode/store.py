@@ -31,7 +31,7 @@ def as_keys(digests: Sequence[bytes]) -> Keys:
 
 
 def places(known: Keys, wanted: Keys) -> NDArray[np.int64]:
-    """Of each wanted key its row among the known ones, or -1."""
+    """Return the row of each wanted key among the known ones, or -1."""
     order = np.argsort(known[:, 0], kind="stable")
     first = known[order, 0]
     at = np.searchsorted(first, wanted[:, 0])
@@ -77,7 +77,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class _Shard:
-    """One shard as far as it is written."""
+    """A shard as far as it is written."""
 
     keys: Keys
     pooled: NDArray[Any]
@@ -128,11 +128,11 @@ class Store:
         return float(np.finfo(self._dtype).max)
 
     def absent(self, keys: Keys) -> NDArray[np.int64]:
-        """Which of the keys have no row."""
+        """Return the keys that have no row."""
         return np.flatnonzero(places(self._keys(), keys) < 0)
 
     def missing(self, keys: Keys) -> NDArray[np.int64]:
-        """Which of the keys have no row yet; of equal ones the first."""
+        """Return the keys that have no row yet; of equal ones the first."""
         absent = self.absent(keys)
         if not len(absent):
             return absent

@@ -1,1 +1,1 @@
-"""How heads are trained: one loop."""
+"""The loop that trains heads."""

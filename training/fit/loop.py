@@ -25,7 +25,7 @@ Figures = dict[str, float]
 
 
 class Task(ABC):
-    """What a run learns."""
+    """The weights and the loss that a run learns."""
 
     @abstractmethod
     def loss(self, step: int) -> Tensor:
@@ -33,13 +33,13 @@ class Task(ABC):
 
     @abstractmethod
     def judge(self, model: nn.Module) -> tuple[float, Figures]:
-        """How good some weights are on validation, the higher the better, and the figures that say why."""
+        """Return the score of the weights on validation, the higher the better, and the figures behind it."""
 
     def after_step(self) -> None:  # noqa: B027
-        """What must hold after each change of the weights."""
+        """Restore what must hold after each change of the weights."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs to draw the next step as an uninterrupted run would."""
+        """Return what a checkpoint needs to draw the next step as an uninterrupted run would."""
         return {}
 
     def restore(self, saved: dict[str, Any]) -> None:  # noqa: B027
@@ -56,7 +56,7 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a run learns, how fast, and when it is judged."""
+    """The length of a run, its rates, and the steps at which it is judged."""
 
     steps: int
     rate: Callable[[int], float]
@@ -67,7 +67,7 @@ class Plan:
     clip: float = 1.0
     """Largest norm of the gradient."""
     decay: Callable[[int], float] | None = None
-    """Of a moving average of the weights at a step; None: no average is kept."""
+    """The decay of the moving average of the weights at a step; None where no average is kept."""
     judge_raw: bool = True
     """Whether the weights themselves are judged, or their average alone."""
     patience: int | None = None
@@ -77,7 +77,7 @@ class Plan:
 
 @dataclass
 class Run:
-    """What a checkpoint holds. One whose `signature`, a hash of what the weights depend on, differs is not used."""
+    """The content of a checkpoint. One whose `signature`, a hash of what the weights depend on, differs is not used."""
 
     path: Path
     model: nn.Module

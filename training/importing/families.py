@@ -22,7 +22,7 @@ class Family:
     name: str
     modalities: tuple[Modality, ...]
     templates: tuple[str, ...] = ()
-    """For labels of its media, as the model's authors give them."""
+    """Templates for the labels of its media, as the model's authors give them."""
 
 
 TEXTS = "sentence-transformers"
@@ -35,7 +35,7 @@ FAMILIES: dict[str, Family] = {
     "vision-text-dual-encoder": Family("vision-text dual encoders", ("image", "text"), ("a photo of a {}.",)),
     TEXTS: Family("sentence-transformers' text models", ("text",)),
 }
-"""By `model_type`; a text model alone is of any type that transformers reads."""
+"""The families by `model_type`; a text model alone is of any type that transformers reads."""
 _WHY_NOT = {
     "jina_clip": "its code comes with its weights (trust_remote_code), and no code of a model folder is run here",
     "siglip2": "it takes pictures of any shape (NaFlex), and pictures have one size here: take the checkpoint of one "
@@ -76,7 +76,7 @@ def softmax_of(model: Any) -> tuple[float, float | None]:
 
 
 def licence_of(folder: Path) -> str | None:
-    """What the model card in a folder states: an SPDX identifier, as far as the card has one."""
+    """Return the licence that the model card in a folder states: an SPDX identifier, as far as the card has one."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)

@@ -61,7 +61,7 @@ def _texts(model: Any, folder: Path, encoder: FrozenEncoder, items: Sequence[Ite
 
 
 def _sentences(model: Any, folder: Path, encoder: FrozenEncoder, items: Sequence[Item]) -> torch.Tensor:
-    """Of a text model of sentence-transformers: each text by itself, so that nothing is padded and nothing masked."""
+    """Embed texts by sentence-transformers' model, one at a time, so that nothing is padded and nothing masked."""
     spec = encoder.preprocessing
     assert isinstance(spec, TextPreprocessing)
     tokenizer, modules = transformers_tokenizer(transformer_folder(folder)), sentence_modules(folder, encoder.source)

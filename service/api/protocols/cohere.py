@@ -25,7 +25,7 @@ Priority = Annotated[int, Field(ge=0, le=999, description="Not read: it changes 
 
 
 class CohereInput(RequestModel):
-    """Its parts share one vector: the sum of their unit vectors, scaled to length 1."""
+    """An input whose parts share one vector: the sum of their unit vectors, scaled to length 1."""
 
     content: Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_PARTS)]
 

@@ -12,12 +12,12 @@ from service.settings import ProtocolName
 
 @dataclass(frozen=True)
 class Refusal:
-    """What an error's body may say, at any status."""
+    """The content of an error's body, at any status."""
 
     status: int
     code: str
     message: str
-    """One sentence, which names the field where one is wrong."""
+    """A sentence that names the field where one is wrong."""
     field: str | None = None
 
 
@@ -32,4 +32,4 @@ class Protocol:
     error: Callable[[Refusal], dict[str, Any]]
     """Returns the body of an error."""
     schema: type[BaseModel]
-    """Of that body."""
+    """The schema of that body."""

@@ -1,4 +1,4 @@
-"""What every protocol asks of a model: inputs → vectors, and documents in the order of their likeness to a query."""
+"""The calls that protocols share: inputs → vectors, and documents in the order of their similarity to a query."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

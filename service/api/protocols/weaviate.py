@@ -31,7 +31,7 @@ _KINDS: dict[_Kind, str] = {
 
 
 class WeaviateRequest(RequestModel):
-    """At least one list that is not empty. imu, thermal and depth, which no tower reads, must be."""
+    """A request has at least one list that is not empty. imu, thermal and depth, which no tower reads, must be."""
 
     texts: Texts = Field(default=[])
     images: Images = Field(default=[], description="base64, as are the other media.")
