@@ -36,8 +36,11 @@ CORES = len(os.sched_getaffinity(0))
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-# Variables of the developer's environment would take the place of what the tests set: they are read here, once.
-DATA_ROOT = os.environ.get("ISTHMUS_DATA")
+# Variables of the developer's environment would take the place of what the tests set: they are read here, once. The
+# workers of a run are started after that, and find the data by another name.
+DATA_ROOT = os.environ.get("ISTHMUS_DATA") or os.environ.get("DATA_OF_TESTS")
+if DATA_ROOT:
+    os.environ["DATA_OF_TESTS"] = DATA_ROOT
 for name in [name for name in os.environ if name.startswith("ISTHMUS_")]:
     del os.environ[name]
 

@@ -1,13 +1,9 @@
 """The verdicts that benchmarks.nothing counts, on vectors whose answer is known; and what it takes of the data sets."""
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 
 from benchmarks import nothing
 from service.contract.vectors import l2_normalise
-from tests.conftest import DATA_ROOT
 
 DIMENSIONS = 64
 
@@ -46,9 +42,8 @@ def test_rates_are_those_of_wrong_verdicts():
     assert wrong["meaningless"] == 100, "each of them is there"
 
 
-@pytest.mark.skipif(DATA_ROOT is None, reason="needs the data sets")
-def test_no_test_media_are_taken():
-    data = Path(str(DATA_ROOT)) / "data"
+def test_no_test_media_are_taken(data_root):
+    data = data_root / "data"
     photographs, sounds, classes = nothing.media(data)
     assert len(photographs) == len(set(photographs)) == 3_000 and len(sounds) == len(set(sounds)) == len(classes) == 800
     tests = set((data / "flickr8k/split_test.txt").read_text().split())
