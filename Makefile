@@ -116,14 +116,15 @@ redis: # the tests use a real Redis; without it those that need it are skipped, 
 			&& DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends redis-server >/dev/null; } \
 		|| { echo "redis-server is not installed: the tests that need it are skipped"; [ -z "$$CI" ]; }
 
-tools: # nginx (rolling restarts), promtool (alert rules), libfaketime (clocks), Chromium (the playground), Java's client, as above
+tools: # nginx (rolling restarts), promtool (alert rules), libfaketime (clocks), Chromium (the playground), Java's client, shells, as above
 	@{ [ -x /usr/sbin/nginx ] || command -v nginx >/dev/null; } && command -v promtool >/dev/null \
 		&& ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 \
 		&& { command -v chromium || command -v google-chrome; } >/dev/null && command -v java >/dev/null \
+		&& command -v zsh >/dev/null && command -v fish >/dev/null \
 		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
 			&& DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
-				nginx-light prometheus faketime chromium default-jdk-headless >/dev/null; } \
-		|| { echo "nginx, promtool, libfaketime, Chromium or Java is not installed: the tests that need them are skipped"; [ -z "$$CI" ]; }
+				nginx-light prometheus faketime chromium default-jdk-headless zsh fish >/dev/null; } \
+		|| { echo "nginx, promtool, libfaketime, Chromium, Java, zsh or fish is not installed: the tests that need them are skipped"; [ -z "$$CI" ]; }
 
 clean: ## remove what was built (not the virtual environment, not var/store)
 	rm -rf build dist *.egg-info isthmus_client/build isthmus_client/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
