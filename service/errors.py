@@ -23,6 +23,9 @@ contract.errors.InputError and its subclasses say what is wrong with one input; 
 Messages are fixed text, safe to send to a client: never another exception's text, a path or an address.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from service.contract.errors import InputError
 
 
@@ -130,3 +133,8 @@ class FetchFailed(InputError):
 def input_problem(error: InputError) -> dict[str, str]:
     """What stands in a failed input's place when a batch goes on without it."""
     return {"code": error.code, "detail": str(error)}
+
+
+def words_of(problem: Mapping[str, Any]) -> str:
+    """Return the words of one of Pydantic's errors, without the mark that it puts before those of a validator."""
+    return str(problem["msg"]).removeprefix("Value error, ")

@@ -17,6 +17,7 @@ from service.contract.bundle import MODALITIES, Bundle, Modality, read_bundle
 from service.contract.images import ImageLimits
 from service.contract.signature import SignatureError, public_key
 from service.contract.videos import VideoLimits
+from service.errors import words_of
 
 _MOST_LANES = 4
 ProtocolName = Literal["openai", "jina", "cohere", "tei", "ollama", "mcp", "weaviate", "immich"]
@@ -445,6 +446,6 @@ def read_settings(**flags: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:
-            raise SettingsError(first["msg"]) from None
+            raise SettingsError(words_of(first)) from None
         name = str(first["loc"][0])
-        raise SettingsError(f"ISTHMUS_{name.upper()} is {first['input']!r}: {first['msg']}") from None
+        raise SettingsError(f"ISTHMUS_{name.upper()} is {first['input']!r}: {words_of(first)}") from None

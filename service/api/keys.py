@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 
 from service.contract.bundle import Sha256
 from service.contract.files import read_file
-from service.errors import NotReady, Unauthenticated
+from service.errors import NotReady, Unauthenticated, words_of
 from service.runtime.quotas import Limit
 from service.runtime.workers import OwnThread
 
@@ -120,7 +120,7 @@ def create_key(
                 expires=None if days is None else now + datetime.timedelta(days=days),
             )
         except ValidationError as error:
-            raise KeysError(error.errors()[0]["msg"]) from None
+            raise KeysError(words_of(error.errors()[0])) from None
         keys.append(key)
     return key, clear
 

@@ -37,6 +37,7 @@ from service.errors import (
     RateLimited,
     Unauthenticated,
     UnsupportedBody,
+    words_of,
 )
 from service.schemas.inputs import location
 
@@ -184,7 +185,7 @@ async def _validation(request: Request, error: Exception) -> Response:
 
 def readable_errors(problems: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return Pydantic's errors as [{loc, msg}], at most 20, without the offending input."""
-    return [{"loc": location(problem), "msg": problem["msg"]} for problem in problems[:20]]
+    return [{"loc": location(problem), "msg": words_of(problem)} for problem in problems[:20]]
 
 
 def install(app: FastAPI) -> None:

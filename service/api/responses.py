@@ -30,12 +30,14 @@ def previewed(shown: Shown | None) -> dict[str, Any] | None:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def encoded(vector: NDArray[np.float32], dimensions: int | None, encoding: Encoding) -> NDArray[Any] | str:
-    """The leading `dimensions` of a unit vector (D,), renormalised, all of them for None, as /embed's `encoding` says
-    (see its schema). Raises InvalidRequest."""
+def encoded(
+    vector: NDArray[np.float32], dimensions: int | None, encoding: Encoding, field: str = "dimensions"
+) -> NDArray[Any] | str:
+    """Return the leading `dimensions` of a unit vector (D,), renormalised, all of them for None, as /embed's `encoding`
+    says (see its schema). Raises InvalidRequest, which names the request's `field`."""
     if dimensions is not None:
         if dimensions > len(vector):
-            raise InvalidRequest(f"dimensions must be between 1 and {len(vector)}")
+            raise InvalidRequest(f"{field} must be between 1 and {len(vector)}")
         try:
             vector = truncate(vector, dimensions)
         except ValueError:

@@ -26,6 +26,7 @@ from service.commands import starters
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
 from service.engine.inputs import StoredModality
+from service.errors import words_of
 from service.retrieval.reembedding import naming_the_way_out
 from service.schemas import exact_json
 from service.schemas.items import ItemId, Metadata, Name
@@ -220,7 +221,7 @@ def _entries(where: str, columns: Mapping[str, Any], manifest: Manifest, collect
             [exact_json.loads((text or "{}").encode()) for text in lists.get("metadata", [""] * count)]
         )
     except (ValidationError, orjson.JSONDecodeError) as error:
-        message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "the metadata are not JSON"
+        message = words_of(error.errors()[0]) if isinstance(error, ValidationError) else "the metadata are not JSON"
         raise LoadError(f"{where}: {message}") from None
     vectors = _vectors(where, columns["vector"], manifest.dimensions)
     texts = lists.get("text", [None] * count)

@@ -18,6 +18,7 @@ from pydantic import (
     GetPydanticSchema,
     InstanceOf,
     Tag,
+    ValidationError,
     ValidationInfo,
     WithJsonSchema,
     create_model,
@@ -26,6 +27,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
 from service.engine.inputs import Fused, Input, Part, read
+from service.errors import words_of
 from service.settings import Limits
 
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC"
@@ -223,6 +225,13 @@ def location(problem: Mapping[str, Any]) -> list[int | str]:
     if isinstance(last, int) or problem["type"] == "extra_forbidden" or not _MEMBER_OF_UNION.fullmatch(last):
         parts.append(last)
     return [part if isinstance(part, int) else part[:64] for part in parts if part != ""]
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return where the first of Pydantic's errors is, and what is wrong there."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(map(str, location(first)))
+    return f"{where}: {words_of(first)}" if where else words_of(first)
 
 
 def limits_of(info: ValidationInfo) -> Limits:

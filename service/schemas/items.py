@@ -30,7 +30,7 @@ from service.schemas.inputs import (
     RequestModel,
     at_most,
     fill_parts,
-    location,
+    first_problem,
     present,
     read_as,
 )
@@ -229,9 +229,7 @@ def read_item(value: Any, limits: Limits) -> ItemInput:
     try:
         return ItemInput.model_validate(value, context=limits)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(map(str, location(first)))
-        raise InvalidItem(f"{where}: {first['msg']}" if where else first["msg"]) from None
+        raise InvalidItem(first_problem(error)) from None
 
 
 class ItemsRequest(RequestModel):

@@ -133,7 +133,7 @@ def test_the_answers_have_the_fields_of_cohere(server: httpx.Client) -> None:
         ("embed", {**EMBED, "texts": ["red"], "truncate": "START"}, 422, "truncate"),
         ("embed", {**EMBED, "texts": ["red"], "max_tokens": 5}, 422, "max_tokens"),
         ("embed", {**EMBED, "texts": ["red"], "embedding_types": ["float16"]}, 422, "embedding_types"),
-        ("embed", {**EMBED, "texts": ["red"], "output_dimension": 99}, 422, "dimensions"),
+        ("embed", {**EMBED, "texts": ["red"], "output_dimension": 99}, 422, "output_dimension must be"),
         ("embed", {**EMBED, "texts": ["red", ""]}, 422, "texts[1]"),
         ("embed", {**EMBED, "images": ["data:image/png;base64,!"]}, 422, "images[0]"),
         ("embed", {**EMBED, "images": ["https://example.org/a.png"]}, 422, "fetching of URLs is off"),

@@ -19,6 +19,7 @@ from service.schemas.inputs import MAX_PARTS, RequestModel, at_most, read_as
 from service.schemas.openai import ROLES, ContentPart
 
 router = APIRouter(prefix="/v2", tags=["cohere"])
+_DIMENSIONS = "output_dimension"
 Kind = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 ATextInput = Annotated[Input, read_as("text")]
 Priority = Annotated[int, Field(ge=0, le=999, description="Not read: it changes no answer.")]
@@ -156,13 +157,13 @@ def _count_pictures(inputs: Sequence[Input]) -> int:
 def _encoded(vector: NDArray[np.float32], dimensions: int | None, kind: Kind) -> NDArray[Any] | str:
     match kind:
         case "float" | "int8" | "base64":
-            return encoded(vector, dimensions, kind)
+            return encoded(vector, dimensions, kind, _DIMENSIONS)
         case "uint8":
-            return np.asarray(encoded(vector, dimensions, "int8"), np.int16) + np.int16(128)
+            return np.asarray(encoded(vector, dimensions, "int8", _DIMENSIONS), np.int16) + np.int16(128)
         case "ubinary":
-            return encoded(vector, dimensions, "binary")
+            return encoded(vector, dimensions, "binary", _DIMENSIONS)
         case "binary":
-            return np.asarray(encoded(vector, dimensions, "binary"), np.int16) - np.int16(128)
+            return np.asarray(encoded(vector, dimensions, "binary", _DIMENSIONS), np.int16) - np.int16(128)
 
 
 def _meta(units: dict[str, int], warnings: Sequence[str]) -> dict[str, Any]:

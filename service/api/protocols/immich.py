@@ -21,7 +21,7 @@ from service.engine.fetch import Headers, Url
 from service.engine.inputs import Media, Text, costs_of, read
 from service.errors import FetchFailed, InvalidRequest, MalformedRequest, NotReady, UnsupportedBody
 from service.schemas.exact_json import parse_json
-from service.schemas.inputs import File, RequestModel, location
+from service.schemas.inputs import File, RequestModel, first_problem
 
 router = APIRouter(tags=["immich"])
 _MOST_BYTES = 16_000_000
@@ -102,8 +102,7 @@ async def predict_for_immich(request: Request, state: StateDep, caller: CallerDe
     try:
         clip = ImmichClip.model_validate(tasks).clip
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        raise InvalidRequest(f"entries: {'.'.join(map(str, location(first)))}: {first['msg']}") from None
+        raise InvalidRequest(f"entries: {first_problem(error)}") from None
     entry, kind = (clip.visual, Media) if isinstance(clip, ImmichVisual) else (clip.textual, Text)
     if not isinstance(content, kind):
         raise InvalidRequest(f"entries: {'visual goes with image' if kind is Media else 'textual goes with text'}")

@@ -21,7 +21,7 @@ from service.engine.inputs import Input, StoredModality
 from service.errors import IsthmusError
 from service.retrieval.search import Result
 from service.schemas.classify import Words
-from service.schemas.inputs import RequestModel, location, read_as
+from service.schemas.inputs import RequestModel, first_problem, read_as
 from service.schemas.items import Filter, ItemId, Name
 from service.store import DEFAULT_COLLECTION
 
@@ -197,9 +197,7 @@ async def _call_tool(
         arguments = await state.readers.run(lambda: model.model_validate(params.arguments or {}, context=limits))
         answer, blocks = await tool(arguments, state, await calling(request))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(map(str, location(first)))
-        refused = f"{where}: {first['msg']}" if where else first["msg"]
+        refused = first_problem(error)
     except IsthmusError as error:
         refused = str(error)
     else:
