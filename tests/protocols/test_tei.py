@@ -12,6 +12,12 @@ from tests.protocols.conftest import LONG, Native, refused, same
 WORDS = ["a photo of the dog", "red"]
 
 
+@pytest.fixture
+def _online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a developer's HF_HUB_OFFLINE=1 away: with it, the hub's library asks no server, not even this one."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
 @pytest.mark.client("httpx")
 def test_embed(server: httpx.Client, native: Native, picture: str) -> None:
     same(server.post("/tei/embed", json={"inputs": WORDS}).json(), native(*WORDS))
@@ -76,6 +82,7 @@ def test_refusals(server: httpx.Client, path: str, body: Any, status: int, names
 
 
 @pytest.mark.client("huggingface_hub")
+@pytest.mark.usefixtures("_online")
 def test_the_inference_client(server: httpx.Client, native: Native) -> None:
     from huggingface_hub import InferenceClient
     from huggingface_hub.errors import HfHubHTTPError
@@ -88,6 +95,7 @@ def test_the_inference_client(server: httpx.Client, native: Native) -> None:
 
 
 @pytest.mark.client("huggingface-api-haystack")
+@pytest.mark.usefixtures("_online")
 def test_haystack(server: httpx.Client, native: Native) -> None:
     from haystack import Document
     from haystack_integrations.components.embedders.huggingface_api import HuggingFaceAPITextEmbedder
