@@ -49,54 +49,15 @@ if TYPE_CHECKING:
     )
     from isthmus_client.retries import Retries
 
-_MODULES = {
-    "batches": ("Batching",),
-    "calls": ("NewItem",),
-    "client": ("AsyncIsthmus", "Isthmus"),
-    "errors": (
-        "ClientError",
-        "Conflict",
-        "InvalidInput",
-        "IsthmusWarning",
-        "NotAllowed",
-        "NotFound",
-        "Overloaded",
-        "Refused",
-        "ServerFailed",
-        "Unreachable",
-        "UnreadableAnswer",
-    ),
-    "inputs": ("Input", "audio", "composed", "image", "stored", "vector", "video"),
-    "results": (
-        "Classified",
-        "Collection",
-        "Embedding",
-        "Facets",
-        "Found",
-        "Item",
-        "Job",
-        "JobError",
-        "LabelSet",
-        "Map",
-        "Model",
-        "Moment",
-        "Page",
-        "Point",
-        "Preview",
-        "Problem",
-        "Readiness",
-        "ScoredLabel",
-        "Written",
-    ),
-    "retries": ("Retries",),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+_MODULES = ("errors", "inputs", "results", "retries", "calls", "batches", "client")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'isthmus_client' has no attribute {name!r}")
-    return getattr(import_module(f"isthmus_client.{_HOME[name]}"), name)
+    modules = (import_module(f"isthmus_client.{module}") for module in _MODULES if name in __all__)
+    for module in modules:
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f"module 'isthmus_client' has no attribute {name!r}")
 
 
 __all__ = [

@@ -56,7 +56,7 @@ def embedded(batch: Sequence[Entry], options: Mapping[str, Any]) -> Plan[list[Em
     """The embedding or the error of each entry, numbered as the entries are."""
 
     def ask(wires: Sequence[Any]) -> Call[list[Embedding]]:
-        return calls.embed_wire(wires, options)
+        return calls.embed(wires, options)
 
     results = yield from _each(batch, ask, lambda entry, problem: Embedding(entry.number, error=problem))
     return [replace(result, index=entry.number) for entry, result in zip(batch, results, strict=True)]
@@ -64,7 +64,7 @@ def embedded(batch: Sequence[Entry], options: Mapping[str, Any]) -> Plan[list[Em
 
 def written(batch: Sequence[Entry]) -> Plan[list[Written]]:
     def ask(wires: Sequence[Any]) -> Call[list[Written]]:
-        return calls.upsert_wire(wires, "null")
+        return calls.upsert(wires, "null")
 
     def failed(entry: Entry, problem: Problem) -> Written:
         return Written(entry.source.id, entry.source.collection, error=problem)

@@ -18,6 +18,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Coroutine,
     Generator,
     Iterable,
     Iterator,
@@ -25,12 +26,14 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, closing
+from functools import wraps
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, cast
+from urllib.parse import quote
 
 import httpx2
 
-from isthmus_client import batches, calls, jobs
+from isthmus_client import batches, calls, jobs, results
 from isthmus_client.batches import Batching, Entry, Plan, gather_lazily, map_lazily
 from isthmus_client.calls import (
     Call,
@@ -42,7 +45,7 @@ from isthmus_client.calls import (
     SearchOptions,
 )
 from isthmus_client.errors import ClientError, Unreachable, UnreadableAnswer, refusal
-from isthmus_client.inputs import Input
+from isthmus_client.inputs import Input, to_wire
 from isthmus_client.jobs import Report, Source, Upload
 from isthmus_client.results import (
     Classified,
@@ -66,6 +69,7 @@ from isthmus_client.retries import RETRIED_FAILURES, RETRIED_STATUSES, Retries, 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _CONNECT_S = 60.0
 T = TypeVar("T")
+P = ParamSpec("P")
 Labels = Sequence[str | Mapping[str, Any]]
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -192,7 +196,7 @@ class Isthmus(_Conversation):
 
     def embed(self, inputs: Iterable[Input], **options: Unpack[EmbedOptions]) -> list[Embedding]:
         """Embed inputs in one request: a unit vector per input, in order."""
-        return self._do(calls.embed(inputs, options))
+        return self._do(calls.embed([to_wire(value) for value in inputs], options))
 
     def embed_many(self, inputs: Iterable[Input], **options: Unpack[EmbedOptions]) -> Generator[Embedding, None, None]:
         """Embed any number of inputs, in order, in batches of which several are under way at once (`Batching`).
@@ -211,24 +215,38 @@ class Isthmus(_Conversation):
 
     def search(self, query: Input, **options: Unpack[SearchOptions]) -> list[Found]:
         """Search the stored items, nearest first."""
-        return self._do(calls.search(query, options))
+        body = {"query": to_wire(query), **options}
+        return self._do(
+            Call("POST", "/search", lambda got: [results.found(one) for one in calls.answer(got)["results"]], body)
+        )
 
     def search_many(self, queries: Iterable[Input], **options: Unpack[SearchOptions]) -> list[list[Found]]:
         """Search for several queries in one request: a list of results for each."""
-        return self._do(calls.search_many(queries, options))
+        body = {"queries": [to_wire(query) for query in queries], **options}
+
+        def read(got: httpx2.Response) -> list[list[Found]]:
+            return [[results.found(one) for one in ranked] for ranked in calls.answer(got)["results"]]
+
+        return self._do(Call("POST", "/search/batch", read, body))
 
     def classify(self, inputs: Iterable[Input], **options: Unpack[ClassifyOptions]) -> list[Classified]:
         """The labels of each input, best first. Give `labels` or the name of a stored `label_set`."""
-        return self._do(calls.classify(inputs, options))
+        body = {"inputs": [to_wire(value) for value in inputs], **options}
+
+        def read(got: httpx2.Response) -> list[Classified]:
+            return [results.classified(one) for one in calls.answer(got)["results"]]
+
+        return self._do(Call("POST", "/classify", read, body))
 
     def score(self, pairs: Iterable[tuple[Input, Input]], *, model: str | None = None) -> list[float]:
         """The cosine similarity of each pair."""
-        return self._do(calls.score(pairs, model))
+        body = {"pairs": [{"a": to_wire(a), "b": to_wire(b)} for a, b in pairs]} | _given(model=model)
+        return self._do(Call("POST", "/score", lambda got: list(got.json()["scores"]), body))
 
     def upsert(self, items: Iterable[NewItem], *, on_error: str = "fail") -> list[Written]:
         """Store items in one request, each replacing the one of its collection and id. Returns once they are on
         disk."""
-        return self._do(calls.upsert_wire([item.to_wire(as_file=True) for item in items], on_error))
+        return self._do(calls.upsert([item.to_wire(as_file=True) for item in items], on_error))
 
     def upsert_many(self, items: Iterable[NewItem]) -> Generator[Written, None, None]:
         """Store any number of items, as `embed_many`: yields the outcome of each, in order. Only iterated items are
@@ -244,7 +262,13 @@ class Isthmus(_Conversation):
 
     def page(self, **options: Unpack[ListOptions]) -> Page:
         """Return one page of the stored items."""
-        return self._do(calls.list_items(options))
+        parameters = _filtered(**options)
+
+        def read(got: httpx2.Response) -> Page:
+            body = got.json()
+            return Page([results.known(Item, item) for item in body["items"]], body["next_cursor"], body.get("total"))
+
+        return self._do(Call("GET", "/items", read, parameters=parameters))
 
     def items(self, **options: Unpack[ListOptions]) -> Iterator[Item]:
         """Yield every stored item, page by page, in the order in which they were first stored."""
@@ -264,7 +288,9 @@ class Isthmus(_Conversation):
         with_preview: bool = False,
         with_original: bool = False,
     ) -> Item:
-        return self._do(calls.get_item(id, collection, with_vector, with_preview, with_original))
+        wanted = {"vector": with_vector, "preview": with_preview, "original": with_original}
+        parameters = {"collection": collection, "include": [name for name in wanted if wanted[name]]}
+        return self._do(Call("GET", _path("items", id), results.reader(Item), parameters=parameters))
 
     def delete(
         self,
@@ -274,7 +300,8 @@ class Isthmus(_Conversation):
         collection: str = "default",
     ) -> int:
         """Delete items by ids, or by a filter over the metadata; return how many there were."""
-        return self._do(calls.delete_items(ids, filter, collection))
+        body = _given(collection=collection, ids=ids, filter=filter)
+        return self._do(Call("POST", "/items/delete", lambda got: int(got.json()["deleted"]), body))
 
     def move(
         self,
@@ -287,24 +314,32 @@ class Isthmus(_Conversation):
 
         Items whose old ids are in `metadata` get these metadata in place of theirs.
         """
-        return self._do(calls.move_items(ids, metadata, collection))
+        described = {id: {"metadata": given} for id, given in (metadata or {}).items()}
+        moves = [{"id": id, "to": to, **described.get(id, {})} for id, to in ids.items()]
+        body = {"moves": moves, "collection": collection}
+        return self._do(Call("POST", "/items/move", lambda got: int(got.json()["moved"]), body))
 
     def collections(self) -> list[Collection]:
-        return self._do(calls.list_collections())
+        return self._do(
+            Call(
+                "GET", "/collections", lambda got: [results.known(Collection, one) for one in got.json()["collections"]]
+            )
+        )
 
     def collection(self, name: str) -> Collection:
-        return self._do(calls.get_collection(name))
+        return self._do(Call("GET", _path("collections", name), results.reader(Collection)))
 
     def put_collection(self, name: str, **options: Unpack[CollectionOptions]) -> Collection:
         """Create a collection, or change the given options of it."""
-        return self._do(calls.put_collection(name, options))
+        return self._do(Call("PUT", _path("collections", name), results.reader(Collection), options))
 
     def drop_collection(self, name: str) -> None:
-        self._do(calls.drop_collection(name))
+        return self._do(Call("DELETE", _path("collections", name), _nothing))
 
     def map(self, collection: str = "default", *, limit: int | None = None, label: str | None = None) -> Map:
         """A collection in the plane, each point with the value of a metadata key as its label."""
-        return self._do(calls.map_collection(collection, limit, label))
+        parameters = _given(limit=limit, label=label)
+        return self._do(Call("GET", _path("collections", collection, "map"), results.map_, parameters=parameters))
 
     def facets(
         self,
@@ -315,16 +350,18 @@ class Isthmus(_Conversation):
         modality: str | None = None,
     ) -> Facets:
         """Count the items that pass a filter: all, those of each modality, and those with each value of the keys."""
-        return self._do(calls.facets(collection, keys, filter, modality))
+        parameters = _filtered(key=list(keys), modality=modality, filter=filter)
+        path = _path("collections", collection, "facets")
+        return self._do(Call("GET", path, results.reader(Facets), parameters=parameters))
 
     def preview(self, id: str, *, collection: str = "default") -> Preview:
         """Return the preview that the server keeps of an item: an image (JPEG) or a sound (MP3). Raises NotFound
         without one."""
-        return self._do(calls.preview(id, collection))
+        return self._do(Call("GET", _path("previews", id), results.file, parameters={"collection": collection}))
 
     def original(self, id: str, *, collection: str = "default") -> Preview:
         """Return the file that an item was made from. Raises NotFound where the server gives out no such file."""
-        return self._do(calls.original(id, collection))
+        return self._do(Call("GET", _path("media", id), results.file, parameters={"collection": collection}))
 
     def create_job(self, source: Source, *, collection: str | None = None, idempotency_key: str | None = None) -> Job:
         """Store the items of JSON lines or a tar in the background, of any number and size.
@@ -335,11 +372,16 @@ class Isthmus(_Conversation):
         return self._do(jobs.create(source, collection, idempotency_key))
 
     def job(self, id: str) -> Job:
-        return self._do(jobs.get(id))
+        return self._do(Call("GET", _path("jobs", id), lambda got: results.job(got.json())))
 
     def jobs(self, *, limit: int = 100, before: str | None = None, states: Sequence[str] = ()) -> list[Job]:
         """The newest first; `before`: those that are older than that job."""
-        return self._do(jobs.listed(limit, before, states))
+        parameters = _given(limit=limit, state=list(states), before=before)
+
+        def read(got: httpx2.Response) -> list[Job]:
+            return [results.job(one) for one in got.json()["jobs"]]
+
+        return self._do(Call("GET", "/jobs", read, parameters=parameters))
 
     def wait_for_job(self, id: str, *, report: Report | None = None, every_s: float = 2.0) -> Job:
         """The job once it has ended, whichever way; `report` is told of it at each look."""
@@ -354,39 +396,104 @@ class Isthmus(_Conversation):
 
     def job_errors(self, id: str) -> list[JobError]:
         """The items that were refused so far, in the order of the input."""
-        return self._do(jobs.errors(id))
+
+        # Not splitlines: a line of JSON may contain other line separators.
+        def read(got: httpx2.Response) -> list[JobError]:
+            return [results.known(JobError, json.loads(line)) for line in got.content.split(b"\n") if line]
+
+        return self._do(Call("GET", _path("jobs", id, "errors"), read))
 
     def cancel_job(self, id: str) -> Job:
         """Stop a job; nothing more of it is written after that, and what it stored stays."""
-        return self._do(jobs.cancel(id))
+        return self._do(Call("DELETE", _path("jobs", id), lambda got: results.job(got.json())))
 
     def put_label_set(
         self, name: str, labels: Labels, *, templates: Templates | None = None, off_topic: Iterable[Input] = ()
     ) -> LabelSet:
-        """Store labels, encoded once, for `classify(label_set=name)`."""
-        return self._do(calls.put_label_set(name, labels, templates, off_topic))
+        """Store labels, encoded once, for `classify(label_set=name)`. A label's `examples` are inputs."""
+        off = [to_wire(value) for value in off_topic]
+        body = _given(labels=[_taught(label) for label in labels], off_topic=off, templates=templates)
+        return self._do(Call("PUT", _path("label-sets", name), results.label_set, body))
 
     def label_sets(self, *, limit: int = 100, after: str | None = None) -> list[str]:
         """Return the names of the stored label sets, in order; `after`: those that come after that name."""
-        return self._do(calls.list_label_sets(limit, after))
+        parameters = _given(limit=limit, after=after)
+
+        def read(got: httpx2.Response) -> list[str]:
+            return [one["name"] for one in got.json()["label_sets"]]
+
+        return self._do(Call("GET", "/label-sets", read, parameters=parameters))
 
     def label_set(self, name: str) -> LabelSet:
-        return self._do(calls.get_label_set(name))
+        return self._do(Call("GET", _path("label-sets", name), results.label_set))
 
     def delete_label_set(self, name: str) -> None:
-        self._do(calls.delete_label_set(name))
+        return self._do(Call("DELETE", _path("label-sets", name), _nothing))
 
     def models(self) -> list[Model]:
         """The served bundles; the first is the default."""
-        return self._do(calls.models())
+        return self._do(Call("GET", "/models", lambda got: [results.known(Model, one) for one in got.json()["models"]]))
 
     def keeps_previews(self) -> bool:
         """Return whether the server keeps previews of what is stored from now on."""
-        return self._do(calls.keeps_previews())
+        return self._do(Call("GET", "/models", lambda got: bool(got.json().get("previews", False))))
 
     def ready(self) -> Readiness:
         """Return which parts of the server work. Does not raise where the server answers that it is not ready."""
-        return self._do(calls.ready())
+
+        def read(got: httpx2.Response) -> Readiness:
+            body = got.json()
+            return Readiness(body["status"] == "ready", body["checks"], body.get("providers", {}))
+
+        return self._do(Call("GET", "/readyz", read, answers=frozenset({503})))
+
+
+def _path(*parts: str) -> str:
+    return "".join(f"/{quote(part, safe='')}" for part in parts)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Return the options that are not None, as parameters or fields of a body."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _filtered(**options: Any) -> dict[str, Any]:
+    """Return the options that are not None, as parameters, of which a filter is JSON."""
+    given = _given(**options)
+    return given | ({"filter": json.dumps(given["filter"])} if "filter" in given else {})
+
+
+def _taught(label: str | Mapping[str, Any]) -> str | dict[str, Any]:
+    """Return a label as JSON has it, with the inputs that show it."""
+    if isinstance(label, str):
+        return label
+    examples = {"examples": [to_wire(example) for example in label["examples"]]} if "examples" in label else {}
+    return {**label, **examples}
+
+
+def _nothing(_: httpx2.Response) -> None:
+    return None
+
+
+class _Calls:
+    """Stands for a client in its methods, of which it takes the calls instead of the results."""
+
+    @staticmethod
+    def _do(call: Call[T]) -> Call[T]:
+        return call
+
+
+def _awaited(
+    method: Callable[Concatenate[Isthmus, P], T],
+) -> Callable[Concatenate["AsyncIsthmus", P], Coroutine[Any, Any, T]]:
+    """Return a method of `Isthmus` as one to be awaited. It makes its call in a thread: that may read files."""
+    make: Callable[..., Call[T]] = cast("Any", method)
+
+    @wraps(method)
+    async def awaited(client: "AsyncIsthmus", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await client._do(await asyncio.to_thread(make, _Calls, *args, **kwargs))
+
+    return awaited
 
 
 class AsyncIsthmus(_Conversation):
@@ -449,10 +556,36 @@ class AsyncIsthmus(_Conversation):
             finished: T = done.value
             return finished
 
-    # Calls that may read files are made in a thread.
-
-    async def embed(self, inputs: Iterable[Input], **options: Unpack[EmbedOptions]) -> list[Embedding]:
-        return await self._do(await asyncio.to_thread(calls.embed, inputs, options))
+    embed = _awaited(Isthmus.embed)
+    search = _awaited(Isthmus.search)
+    search_many = _awaited(Isthmus.search_many)
+    classify = _awaited(Isthmus.classify)
+    score = _awaited(Isthmus.score)
+    upsert = _awaited(Isthmus.upsert)
+    page = _awaited(Isthmus.page)
+    item = _awaited(Isthmus.item)
+    delete = _awaited(Isthmus.delete)
+    move = _awaited(Isthmus.move)
+    collections = _awaited(Isthmus.collections)
+    collection = _awaited(Isthmus.collection)
+    put_collection = _awaited(Isthmus.put_collection)
+    drop_collection = _awaited(Isthmus.drop_collection)
+    map = _awaited(Isthmus.map)
+    facets = _awaited(Isthmus.facets)
+    preview = _awaited(Isthmus.preview)
+    original = _awaited(Isthmus.original)
+    create_job = _awaited(Isthmus.create_job)
+    job = _awaited(Isthmus.job)
+    jobs = _awaited(Isthmus.jobs)
+    job_errors = _awaited(Isthmus.job_errors)
+    cancel_job = _awaited(Isthmus.cancel_job)
+    put_label_set = _awaited(Isthmus.put_label_set)
+    label_sets = _awaited(Isthmus.label_sets)
+    label_set = _awaited(Isthmus.label_set)
+    delete_label_set = _awaited(Isthmus.delete_label_set)
+    models = _awaited(Isthmus.models)
+    keeps_previews = _awaited(Isthmus.keeps_previews)
+    ready = _awaited(Isthmus.ready)
 
     async def embed_many(
         self, inputs: Iterable[Input], **options: Unpack[EmbedOptions]
@@ -468,22 +601,6 @@ class AsyncIsthmus(_Conversation):
                 for result in done:
                     yield result
 
-    async def search(self, query: Input, **options: Unpack[SearchOptions]) -> list[Found]:
-        return await self._do(await asyncio.to_thread(calls.search, query, options))
-
-    async def search_many(self, queries: Iterable[Input], **options: Unpack[SearchOptions]) -> list[list[Found]]:
-        return await self._do(await asyncio.to_thread(calls.search_many, queries, options))
-
-    async def classify(self, inputs: Iterable[Input], **options: Unpack[ClassifyOptions]) -> list[Classified]:
-        return await self._do(await asyncio.to_thread(calls.classify, inputs, options))
-
-    async def score(self, pairs: Iterable[tuple[Input, Input]], *, model: str | None = None) -> list[float]:
-        return await self._do(await asyncio.to_thread(calls.score, pairs, model))
-
-    async def upsert(self, items: Iterable[NewItem], *, on_error: str = "fail") -> list[Written]:
-        wires = await asyncio.to_thread(lambda: [item.to_wire(as_file=True) for item in items])
-        return await self._do(calls.upsert_wire(wires, on_error))
-
     async def upsert_many(self, items: Iterable[NewItem]) -> AsyncGenerator[Written, None]:
         async def one(batch: Sequence[Entry]) -> list[Written]:
             return await self._drive(batches.written(batch))
@@ -494,9 +611,6 @@ class AsyncIsthmus(_Conversation):
                 for result in done:
                     yield result
 
-    async def page(self, **options: Unpack[ListOptions]) -> Page:
-        return await self._do(calls.list_items(options))
-
     async def items(self, **options: Unpack[ListOptions]) -> AsyncIterator[Item]:
         while True:
             page = await self.page(**options)
@@ -505,77 +619,6 @@ class AsyncIsthmus(_Conversation):
             if page.next_cursor is None:
                 return
             options["cursor"] = page.next_cursor
-
-    async def item(
-        self,
-        id: str,
-        *,
-        collection: str = "default",
-        with_vector: bool = False,
-        with_preview: bool = False,
-        with_original: bool = False,
-    ) -> Item:
-        return await self._do(calls.get_item(id, collection, with_vector, with_preview, with_original))
-
-    async def delete(
-        self,
-        ids: Sequence[str] | None = None,
-        *,
-        filter: Mapping[str, Any] | None = None,
-        collection: str = "default",
-    ) -> int:
-        return await self._do(calls.delete_items(ids, filter, collection))
-
-    async def move(
-        self,
-        ids: Mapping[str, str],
-        *,
-        metadata: Mapping[str, Mapping[str, Any]] | None = None,
-        collection: str = "default",
-    ) -> int:
-        return await self._do(calls.move_items(ids, metadata, collection))
-
-    async def collections(self) -> list[Collection]:
-        return await self._do(calls.list_collections())
-
-    async def collection(self, name: str) -> Collection:
-        return await self._do(calls.get_collection(name))
-
-    async def put_collection(self, name: str, **options: Unpack[CollectionOptions]) -> Collection:
-        return await self._do(calls.put_collection(name, options))
-
-    async def drop_collection(self, name: str) -> None:
-        await self._do(calls.drop_collection(name))
-
-    async def map(self, collection: str = "default", *, limit: int | None = None, label: str | None = None) -> Map:
-        return await self._do(calls.map_collection(collection, limit, label))
-
-    async def facets(
-        self,
-        collection: str = "default",
-        keys: Sequence[str] = (),
-        *,
-        filter: Mapping[str, Any] | None = None,
-        modality: str | None = None,
-    ) -> Facets:
-        return await self._do(calls.facets(collection, keys, filter, modality))
-
-    async def preview(self, id: str, *, collection: str = "default") -> Preview:
-        return await self._do(calls.preview(id, collection))
-
-    async def original(self, id: str, *, collection: str = "default") -> Preview:
-        return await self._do(calls.original(id, collection))
-
-    async def create_job(
-        self, source: Source, *, collection: str | None = None, idempotency_key: str | None = None
-    ) -> Job:
-        return await self._do(await asyncio.to_thread(jobs.create, source, collection, idempotency_key))
-
-    async def job(self, id: str) -> Job:
-        return await self._do(jobs.get(id))
-
-    async def jobs(self, *, limit: int = 100, before: str | None = None, states: Sequence[str] = ()) -> list[Job]:
-        return await self._do(jobs.listed(limit, before, states))
 
     async def wait_for_job(self, id: str, *, report: Report | None = None, every_s: float = 2.0) -> Job:
         for pause in jobs.pauses(every_s):
@@ -586,32 +629,3 @@ class AsyncIsthmus(_Conversation):
                 return job
             await self._sleep(pause)
         raise AssertionError("pauses have no end")
-
-    async def job_errors(self, id: str) -> list[JobError]:
-        return await self._do(jobs.errors(id))
-
-    async def cancel_job(self, id: str) -> Job:
-        return await self._do(jobs.cancel(id))
-
-    async def put_label_set(
-        self, name: str, labels: Labels, *, templates: Templates | None = None, off_topic: Iterable[Input] = ()
-    ) -> LabelSet:
-        return await self._do(await asyncio.to_thread(calls.put_label_set, name, labels, templates, off_topic))
-
-    async def label_sets(self, *, limit: int = 100, after: str | None = None) -> list[str]:
-        return await self._do(calls.list_label_sets(limit, after))
-
-    async def label_set(self, name: str) -> LabelSet:
-        return await self._do(calls.get_label_set(name))
-
-    async def delete_label_set(self, name: str) -> None:
-        await self._do(calls.delete_label_set(name))
-
-    async def models(self) -> list[Model]:
-        return await self._do(calls.models())
-
-    async def keeps_previews(self) -> bool:
-        return await self._do(calls.keeps_previews())
-
-    async def ready(self) -> Readiness:
-        return await self._do(calls.ready())

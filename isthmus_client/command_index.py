@@ -87,7 +87,7 @@ def index(
         raise Failure(f"there is no image, sound, video or text in {folder}{others}", "name the folder of your files")
     with server(context, background=True) as space:
         _index(space, options, report)
-    report.notes(pruned=prune)
+    report.notes()
     click.echo(json.dumps(report.as_json()) if as_json else report.summary())
     if report.counts["failed"]:
         context.exit(1)
@@ -100,7 +100,7 @@ def _index(space: "Isthmus", options: _Options, report: "_Report") -> None:
 
     for name, why in report.listing.unreadable.items():
         report.error(name, why)
-    with _ctrl_c_ends_it(report):
+    with _ctrl_c_ends_it(report.last_words):
         run = FolderIndex(space, report.listing, options.collection)
         # The server has answered: from here on, wait for it while it is restarted or overloaded.
         space.retries = Retries(attempts=_ATTEMPTS, most_s=_LONGEST_PAUSE_S, patience_s=_PATIENCE_S)
@@ -114,7 +114,7 @@ def _index(space: "Isthmus", options: _Options, report: "_Report") -> None:
                     report.renamed = run.follow()
                 run.send(again=options.again, report=report.outcome)
                 if options.prune:
-                    report.deleted, report.unmarked = run.prune()
+                    report.deleted = run.prune()
         except ClientError:
             report.line(report.stopped())
             raise
@@ -136,8 +136,6 @@ class _Report:
     counts: dict[str, int] = field(default_factory=lambda: {"indexed": 0, "failed": 0, "already": 0, "previews": 0})
     renamed: dict[str, str] = field(default_factory=dict)
     deleted: list[str] = field(default_factory=list)
-    unmarked: int = 0
-    """Number of items of missing files that stay, because they do not say of which folder they are."""
     missing: list[str] = field(default_factory=list)
     """Names in metadata.jsonl that are none of the folder's files."""
     long_texts: int = 0
@@ -184,7 +182,10 @@ class _Report:
     def stopped(self) -> str:
         return f"stopped after {self._done:,} of {len(self.listing.files):,}; run again to continue"
 
-    def notes(self, *, pruned: bool) -> None:
+    def last_words(self) -> str:
+        return f"{_SHOW_CURSOR if self.shown else ''}\n{self.stopped()}\n"
+
+    def notes(self) -> None:
         """Print remarks about the whole folder."""
         if self.long_texts:
             texts = _count(self.long_texts, "text")
@@ -194,9 +195,6 @@ class _Report:
         if self.missing:
             files = _count(len(self.missing), "missing file")
             self.line(f"note: metadata.jsonl describes {files}, such as {_shown(self.missing[0])}")
-        if self.unmarked and pruned:
-            items = _count(self.unmarked, "item")
-            self.line(f"note: {items} of missing files kept: stored by an earlier version, which noted no folder")
         if self.listing.others:
             self.line(f"note: left alone: {_others(self.listing)}: {_names(self.listing.skipped)}")
         if self.listing.hidden:
@@ -242,7 +240,7 @@ def _watch(context: click.Context, options: _Options) -> NoReturn:
             # Of a folder without files, such as a disk that is not mounted any more, nothing is deleted.
             _index(space, replace(options, prune=options.prune and bool(report.listing.files)), report)
         if first:
-            report.notes(pruned=options.prune)
+            report.notes()
         if first or report.changed():
             click.echo(json.dumps(report.as_json()) if options.as_json else report.summary())
 
@@ -276,22 +274,13 @@ def _watch(context: click.Context, options: _Options) -> NoReturn:
 
 @contextmanager
 def _watching(folder: Path) -> Iterator[None]:
-    """Errors of watching, with what to do; Ctrl-C ends the process."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        os.write(2, b"\nstopped watching\n")
-        os._exit(_INTERRUPTED)
-
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:  # as in a shell's background
-        signal.signal(signal.SIGINT, end)
+    """Say what to do about errors of watching."""
     try:
-        yield
+        with _ctrl_c_ends_it(lambda: "\nstopped watching\n"):
+            yield
     except OSError as error:
         polling = f"WATCHFILES_FORCE_POLLING=true isthmus index {shlex.quote(str(folder))} --watch"
         raise Failure(f"{folder} cannot be watched: {error}", f"look at it again and again: {polling}") from None
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _others(listing: "Listing") -> str:
@@ -315,11 +304,11 @@ def _shown(name: str) -> str:
 
 
 @contextmanager
-def _ctrl_c_ends_it(report: _Report) -> Iterator[None]:
-    """Ctrl-C ends the process at once. Python alone would wait for the requests that are under way, for minutes."""
+def _ctrl_c_ends_it(last_words: Callable[[], str]) -> Iterator[None]:
+    """Let Ctrl-C end the process at once. Python alone would wait for requests that are under way, for minutes."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        os.write(2, f"{_SHOW_CURSOR if report.shown else ''}\n{report.stopped()}\n".encode())
+        os.write(2, last_words().encode())
         os._exit(_INTERRUPTED)
 
     before = signal.getsignal(signal.SIGINT)

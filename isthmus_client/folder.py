@@ -19,7 +19,6 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any, NoReturn
 
 from isthmus_client.calls import ListOptions, NewItem
 from isthmus_client.client import Isthmus
-from isthmus_client.errors import InvalidInput, NotFound
+from isthmus_client.errors import NotFound
 from isthmus_client.inputs import IMAGE_SUFFIXES, is_media
 from isthmus_client.results import Item, Written
 
@@ -174,8 +173,6 @@ class FolderIndex:
         self._known = self._read_known()
         self._only_previewed: set[str] = set()
         """Names of the files that are sent for their previews alone."""
-        self._undescribed: dict[str, dict[str, Any]] = {}
-        """The metadata, from now on, of unchanged items that an earlier version stored without a folder and a date."""
         self._table, self.table_errors = _read_table(listing.folder / TABLE)
         self._too_large: tuple[int, str] | None = None
         """The size of the smallest file that the server refused because of its size, and what it said."""
@@ -188,17 +185,12 @@ class FolderIndex:
     def send(self, *, again: bool, report: Report) -> None:
         """Send the files that are new or changed, or with `again` all; report each file once. Raises ClientError."""
         sizes: dict[str, int] = {}
-        self._undescribed.clear()
         for written in self._space.upsert_many(self._changed(sizes, again, report)):
             size = sizes.pop(written.id)
             if written.error and written.error.code == "body_too_large":
                 refused = (size, written.error.detail)
                 self._too_large = min(self._too_large or refused, refused)
             report(_outcome(written, written.id in self._only_previewed))
-        waiting = iter(self._undescribed.items())
-        with suppress(InvalidInput):  # of a server of an earlier version, which gives no item its own id
-            while some := dict(islice(waiting, _AT_ONCE)):
-                self._space.move({name: name for name in some}, metadata=some, collection=self._collection)
 
     def _read_known(self) -> dict[str, Item]:
         """What the collection holds, by id; nothing where there is no such collection."""
@@ -218,7 +210,7 @@ class FolderIndex:
         A file that is new here and has the content of one that is gone is that one, renamed.
         """
         gone: dict[str, list[str]] = {}
-        for name in self._gone()[0]:
+        for name in self._gone():
             gone.setdefault(_stamp_of(self._known[name].metadata)["sha256"], []).append(name)
         sizes = {_stamp_of(self._known[name].metadata).get("bytes") for names in gone.values() for name in names}
         moves: dict[str, str] = {}
@@ -272,7 +264,6 @@ class FolderIndex:
         if described:
             is_now["described"] = hashlib.sha256(b"\0".join(described)).hexdigest()
         if not again and not lacks_preview and _same(is_now, former, "bytes", "modified", "described"):
-            self._describe(name, stored, status)
             return None
         text = name.lower().endswith(TEXT_SUFFIXES)
         self._check_size(status.st_size, _MAX_TEXT_BYTES if text else _MAX_FILE_BYTES)
@@ -280,7 +271,6 @@ class FolderIndex:
         is_now["sha256"] = hashlib.sha256(data).hexdigest()
         if not again and _same(is_now, former, "sha256", "described"):
             if not lacks_preview:
-                self._describe(name, stored, status)
                 return None
             self._only_previewed.add(name)
         if self._previews:
@@ -295,14 +285,6 @@ class FolderIndex:
         return NewItem(
             name, _text(data) if text else data, metadata | fields | browsed | {KEY: is_now}, self._collection
         )
-
-    def _describe(self, name: str, stored: Item | None, status: os.stat_result) -> None:
-        """Note what an unchanged item does not say of its file yet. Raises OSError."""
-        if stored is None or FOLDER in stored.metadata:
-            return
-        dated = _dated(_read(self._listing.folder / name, status.st_size + 1), status.st_mtime)
-        stamp = {"folder": self._mark, **_stamp_of(stored.metadata)}
-        self._undescribed[name] = {**stored.metadata, FOLDER: self._place(name), **dated, KEY: stamp}
 
     def _place(self, name: str) -> str:
         """The folder of a file, with the name of the whole: `Pictures/2024/rome`."""
@@ -331,29 +313,19 @@ class FolderIndex:
         if self._too_large is not None and size >= self._too_large[0]:
             raise UnsuitableFile(self._too_large[1])
 
-    def prune(self) -> tuple[list[str], int]:
-        """Delete the items of this folder's files that are gone. Raises ClientError.
-
-        Returns their ids, and the number of items of missing files that stay, because they do not say of which folder:
-        an earlier version stored them.
-        """
-        gone, unmarked = self._gone()
+    def prune(self) -> list[str]:
+        """Delete the items of this folder's files that are gone, and return their ids. Raises ClientError."""
+        gone = self._gone()
         waiting = iter(gone)
         while some := list(islice(waiting, _AT_ONCE)):
             self._space.delete(some, collection=self._collection)
-        return gone, unmarked
+        return gone
 
-    def _gone(self) -> tuple[list[str], int]:
-        """The ids of this folder's files that are gone, and the number of items that may be such."""
-        gone, unmarked = [], 0
-        for name in sorted(self._known.keys() - set(self._listing.files)):
-            former = _stamp_of(self._known[name].metadata)
-            if former and _is_gone(self._listing.folder / name):
-                if former.get("folder") == self._mark:
-                    gone.append(name)
-                else:
-                    unmarked += "folder" not in former
-        return gone, unmarked
+    def _gone(self) -> list[str]:
+        """Return the ids of the items of this folder's files that are gone."""
+        absent = sorted(self._known.keys() - set(self._listing.files))
+        ours = [name for name in absent if _stamp_of(self._known[name].metadata).get("folder") == self._mark]
+        return [name for name in ours if _is_gone(self._listing.folder / name)]
 
 
 def _dated(data: bytes, modified_s: float) -> dict[str, Any]:

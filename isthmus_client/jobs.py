@@ -8,7 +8,6 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from isthmus_client import results
@@ -60,30 +59,6 @@ def create(source: Source, collection: str | None, key: str | None) -> Call[Job]
     parameters = None if collection is None else {"collection": collection}
     headers = _headers(key) | {"content-type": kind}
     return Call("POST", "/jobs", lambda got: results.job(got.json()), upload, parameters, headers=headers)
-
-
-def get(id: str) -> Call[Job]:
-    return Call("GET", f"/jobs/{id}", lambda got: results.job(got.json()))
-
-
-def cancel(id: str) -> Call[Job]:
-    return Call("DELETE", f"/jobs/{id}", lambda got: results.job(got.json()))
-
-
-def listed(limit: int, before: str | None, states: Sequence[str]) -> Call[list[Job]]:
-    parameters: dict[str, Any] = {"limit": limit, "state": list(states)}
-    if before is not None:
-        parameters["before"] = before
-    return Call("GET", "/jobs", lambda got: [results.job(job) for job in got.json()["jobs"]], parameters=parameters)
-
-
-def errors(id: str) -> Call[list[results.JobError]]:
-    return Call(
-        "GET",
-        f"/jobs/{id}/errors",
-        # Not splitlines: a line of JSON may contain other line separators.
-        lambda got: [results.job_error(json.loads(line)) for line in got.content.split(b"\n") if line],
-    )
 
 
 def pauses(every_s: float) -> Iterator[float]:

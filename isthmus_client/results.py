@@ -3,9 +3,13 @@
 import base64
 import sys
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
+
+import httpx2
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -227,17 +231,21 @@ class Readiness:
     providers: Mapping[str, str]
 
 
+def known(kind: type[T], data: Mapping[str, Any], **read: Any) -> T:
+    """Return a result of this kind from the fields of an answer that it has; those in `read` are read already."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in data.items() if name in names} | read)
+
+
+def reader(kind: type[T]) -> Callable[[httpx2.Response], T]:
+    """Return a function that reads an answer as one result of this kind."""
+    return lambda got: known(kind, got.json())
+
+
 def embedding(data: Mapping[str, Any]) -> Embedding:
     """Read an embedding from an answer of `/embed` with `encoding: base64`."""
     given = data.get("embedding")
-    return Embedding(
-        data["index"],
-        data.get("modality"),
-        given if given is None else floats(given),
-        data.get("truncated", False),
-        problem(data.get("error")),
-        data.get("unknown", 0.0),
-    )
+    return known(Embedding, data, vector=given if given is None else floats(given), error=problem(data.get("error")))
 
 
 def floats(encoded: str) -> list[float]:
@@ -249,100 +257,45 @@ def floats(encoded: str) -> list[float]:
 
 
 def problem(data: Mapping[str, Any] | None) -> Problem | None:
-    return None if data is None else Problem(data["code"], data["detail"])
+    return None if data is None else known(Problem, data)
 
 
 def found(data: Mapping[str, Any]) -> Found:
-    return Found(
-        data["id"],
-        data["score"],
-        data["modality"],
-        data.get("metadata") or {},
-        data.get("vector"),
-        data.get("explain"),
-        None if (moment := data.get("moment")) is None else Moment(moment["start"], moment["end"], moment["modality"]),
-        data.get("preview"),
-        data.get("confidence"),
-    )
+    moment = data.get("moment")
+    metadata = data.get("metadata") or {}
+    return known(Found, data, metadata=metadata, moment=None if moment is None else known(Moment, moment))
 
 
 def classified(data: Mapping[str, Any]) -> Classified:
     cells = data.get("cells")
-    return Classified(
-        [
-            ScoredLabel(label["label"], label["score"], label["similarity"], label.get("probability"))
-            for label in data["labels"]
-        ],
-        data["abstained"],
-        data.get("on_topic"),
-        None if cells is None else [[classified(cell) for cell in row] for row in cells],
-        problem(data.get("error")),
+    return known(
+        Classified,
+        data,
+        labels=[known(ScoredLabel, label) for label in data["labels"]],
+        cells=None if cells is None else [[classified(cell) for cell in row] for row in cells],
+        error=problem(data.get("error")),
     )
 
 
 def written(data: Mapping[str, Any]) -> Written:
-    error, truncated = problem(data.get("error")), data.get("truncated", False)
-    return Written(data["id"], data["collection"], data.get("modality"), error, truncated)
+    return known(Written, data, error=problem(data.get("error")))
 
 
-def item(data: Mapping[str, Any]) -> Item:
-    return Item(
-        data["id"],
-        data["collection"],
-        data["modality"],
-        data["metadata"],
-        data["created"],
-        data["updated"],
-        data.get("vector"),
-        data.get("preview"),
-        data.get("original"),
-    )
-
-
-def collection(data: Mapping[str, Any]) -> Collection:
-    return Collection(
-        data["name"],
-        data["count"],
-        data["space"],
-        data["dimensions"],
-        data["index"],
-        data.get("keywords", ()),
-    )
-
-
-def map_(data: Mapping[str, Any]) -> Map:
-    points = [
-        Point(point["id"], point["modality"], point["x"], point["y"], point.get("label")) for point in data["points"]
-    ]
-    return Map(data["count"], points, data["keys"])
-
-
-def facets(data: Mapping[str, Any]) -> Facets:
-    return Facets(data["total"], data["modalities"], data["facets"])
+def map_(got: httpx2.Response) -> Map:
+    data = got.json()
+    return known(Map, data, points=[known(Point, point) for point in data["points"]])
 
 
 def job(data: Mapping[str, Any]) -> Job:
-    known = {field.name: data[field.name] for field in fields(Job)}
-    return Job(**known | {"error": problem(data["error"])})
+    return known(Job, data, error=problem(data["error"]))
 
 
-def job_error(data: Mapping[str, Any]) -> JobError:
-    return JobError(data["line"], data["id"], data["code"], data["detail"])
-
-
-def label_set(data: Mapping[str, Any]) -> LabelSet:
-    names = [label if isinstance(label, str) else label["name"] for label in data["labels"]]
-    return LabelSet(data["name"], data["space"], names)
-
-
-def model(data: Mapping[str, Any]) -> Model:
-    return Model(
-        data["name"],
-        data["space"],
-        data["dimensions"],
-        data["temperature"],
-        data["towers"],
-        data["evaluation"],
-        data["licences"],
-        data.get("commercial"),
+def label_set(got: httpx2.Response) -> LabelSet:
+    data = got.json()
+    return known(
+        LabelSet, data, labels=[label if isinstance(label, str) else label["name"] for label in data["labels"]]
     )
+
+
+def file(got: httpx2.Response) -> Preview:
+    return Preview(got.headers["content-type"], got.content)

@@ -1,6 +1,5 @@
 """`isthmus index` on folders as people have them, against a live server."""
 
-import hashlib
 import http.server
 import io
 import json
@@ -266,7 +265,6 @@ def test_only_items_of_this_folder_whose_files_are_gone_are_pruned(
     result = index("--prune")
     assert (result.exit_code, result.stdout) == (0, "0 indexed, 2 were there already, 2 deleted\n")
     assert result.stderr.splitlines()[:2] == ["deleted: a.txt", "deleted: deep/b.txt"]
-    assert "note: 1 item of missing files kept" in result.stderr
     assert set(stored(client, collection=collection)) == {"c.txt", "d.txt", "e.txt", "by hand", "earlier.txt"}
     for name in ("c.txt", "d.txt"):
         (folder / name).unlink()
@@ -348,32 +346,6 @@ def test_previews_that_are_missing_are_filled_in_once(settings: Settings, folder
             space.upsert([NewItem("red.png", vector(item.vector), item.metadata, modality="image")])
         assert client.get("/previews/red.png").status_code == 404
         assert run(client) == "0 indexed, 4 were there already\n"
-
-
-def test_an_item_of_an_earlier_version_is_known(
-    client: httpx2.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make
-) -> None:
-    """Neither the command of the client wrote the folder down, nor that of the server, which read metadata too."""
-    write(folder, {"red.png": png("red"), "red.json": '{"n": 1}', "blue.png": png("blue")})
-    status = {name: os.stat(folder / name) for name in ("red.png", "blue.png")}
-    stamps: dict[str, dict[str, Any]] = {
-        name: {"bytes": each.st_size, "modified": each.st_mtime_ns, "sha256": "0"} for name, each in status.items()
-    }
-    stamps["red.png"]["described"] = hashlib.sha256(b'{"n": 1}').hexdigest()
-    with Isthmus(str(client.base_url)) as space:
-        space.upsert([NewItem(name, folder / name, {"n": 1, "file": stamps[name]}, collection) for name in stamps])
-    before = stored(client, collection=collection)
-    assert counts(index("--json")) == {"already": 2}
-    after = stored(client, collection=collection)
-    for name in stamps:
-        told = after[name]["metadata"]
-        assert told["file.folder"] == "holiday" and told["file.month"] and told["file"]["folder"] == "holiday"
-        assert after[name]["created"] == before[name]["created"] and told["n"] == 1
-    assert (
-        client.post("/search", json={"query": "red", "collection": collection}).json()["results"][0]["id"] == "red.png"
-    )
-    assert counts(index("--json")) == {"already": 2}
-    assert stored(client, collection=collection) == after, "nothing is written again"
 
 
 def test_a_text_that_is_cut_is_counted_and_a_damaged_file_named(folder: Path, index: Callable[..., Result]) -> None:
