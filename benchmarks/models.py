@@ -22,6 +22,7 @@ from benchmarks import real
 from benchmarks.paired import say
 from benchmarks.servers import BenchmarkError
 from service.contract.bundle import (
+    GATE_COSINE,
     OUTPUT,
     Encoder,
     Manifest,
@@ -36,7 +37,6 @@ from service.contract.images import ImagePreprocessing, read_image
 from service.contract.vectors import l2_normalise
 from training.encoders import weights_sha256
 from training.graphs import HEAD, session
-from training.precision import COSINE
 from training.quantise import batches, static
 
 _SIDE = 224
@@ -201,7 +201,7 @@ def _quantise(graph: Path, preprocessing: ImagePreprocessing) -> Variant | None:
     )
     cosines = (own * smaller).sum(axis=1)
     say("clip, int8", cosine=float(cosines.mean()), lowest=float(cosines.min()))
-    if cosines.mean() < COSINE:
+    if cosines.mean() < GATE_COSINE:
         return None
     gates = {"cosine": round(float(cosines.mean()), 5), "cosine_lowest": round(float(cosines.min()), 5)}
     return Variant(file=target.name, sha256=sha256_file(target), gates=gates)

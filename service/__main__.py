@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from service.api.keys import KeysError
-from service.commands import backup, check, keys, load, openapi, reembed, restore, serve, settings
+from service.commands import backup, check, keys, load, openapi, reembed, restore, serve, settings, tune
 from service.commands.starters import StarterError
 from service.contract.bundle import BundleError
 from service.engine.towers import TowerError
@@ -20,6 +20,7 @@ COMMANDS = {
     "reembed": reembed,
     "load": load,
     "keys": keys,
+    "tune": tune,
     "openapi": openapi,
     "settings": settings,
 }

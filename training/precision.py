@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from service.contract.bundle import GATE_COSINE as COSINE
+from service.contract.bundle import GATE_R1_LOSS as R1_LOSS
 from service.contract.bundle import OUTPUT, Accelerator, Modality, Precision, Tower, Variant, sha256_file
 from service.contract.vectors import l2_normalise
 from training.encoders import FrozenEncoder
@@ -29,8 +31,6 @@ from training.validation import label_prompts
 Floats = NDArray[np.float32]
 Encoders = Mapping[Modality, FrozenEncoder]
 
-COSINE = 0.99
-R1_LOSS = 0.5  # points
 OVERLAP = 0.9
 """The least share of a text's ten nearest other texts that stay the same, for a text tower alone."""
 _MEDIA = 1000  # of a test set, at most

@@ -52,6 +52,11 @@ reembed = _same(
     "Make a store of another space: embed the items of a store again.",
     *("--bundle", "--dry-run", "--json", "--leave-out", "--media", "--media-key"),
 )
+tune = _same(
+    "tune",
+    "Measure how a bundle runs best on this machine, and keep that for `serve`.",
+    *("--full", "--json", "--media", "--seconds", "--texts"),
+)
 openapi = _same("openapi", "Print the OpenAPI document.")
 settings = _same("settings", "Print every setting, as a page.")
 

@@ -65,6 +65,10 @@ _MODALITY_OF_KIND: Mapping[str, Modality] = {
 # Settings that came after the first spaces: at these values they change no vector, and are left out of a space's hash.
 _LATER = {"query_prefix": "", "passage_prefix": "", "squashed": None}
 
+GATE_COSINE, GATE_R1_LOSS = 0.99, 0.5
+"""Gates of a variant: least mean cosine to the tower's own vectors, and most points of R@1 (captions, both ways) or of
+top-1 (labels) lost."""
+
 # A graph's inputs are `preprocessing.inputs`. Every graph has one output: float32 (B, dimensions), unit length.
 OUTPUT = "unit_vectors"
 # A tower with token vectors has two outputs more. Images and texts: float32 (B, N, dimensions), each of unit length,

@@ -11,11 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import Bundle, Modality, Precision
+from service.contract.bundle import Bundle, Modality
 from service.contract.vectors import l2_normalise
 from service.engine.batcher import Batcher
 from service.engine.handling import handling
-from service.engine.towers import CPU, Arrays
+from service.engine.profile import Choice
+from service.engine.providers import ON_CPU, ServedPrecision
+from service.engine.towers import Arrays
 from service.errors import NotReady, Overloaded
 from service.runtime.fair import FairSemaphore
 from service.runtime.logs import caller
@@ -33,7 +35,9 @@ class Runs(Protocol):
     """A tower, or what stands in for one."""
 
     provider: str
-    precision: Precision
+    precision: ServedPrecision
+    choice: Choice | None
+    """How `isthmus tune` has it run; None: as the settings say."""
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]: ...
 
@@ -47,14 +51,16 @@ class Channel:
         self._modality, self._settings, self._metrics = modality, settings, metrics
         self.tower = tower
         self.handling = handling(bundle, modality, settings)
-        on_cpu = tower.provider == CPU
+        on_cpu, choice = tower.provider in ON_CPU, tower.choice
+        self.budget = self.handling.budget(on_cpu, choice.batch if choice else None)
+        self.lanes = choice.lanes if choice else settings.cpu_lanes if on_cpu else len(settings.gpus)
         self.batcher: Batcher[Any] = Batcher(
             modality,
             self.handling.collate,
             partial(_run, tower),
             dimensions=bundle.manifest.dimensions,
-            budget=self.handling.budget(on_cpu),
-            lanes=settings.cpu_lanes if on_cpu else len(settings.gpus),
+            budget=self.budget,
+            lanes=self.lanes,
             observer=metrics,
         )
         self.hang_s = max(_HANG_S, settings.request_deadline_s)

@@ -48,8 +48,8 @@ class Handling:
     """Decodes and preprocesses an input; slow, for a worker thread. Raises InputError."""
     collate: Callable[[Sequence[Any]], Arrays]
     """Combines `Prepared.value`s into the graph's inputs."""
-    budget: Callable[[bool], Budget]
-    """Budget of a call; the argument says whether it runs on the CPU."""
+    budget: Callable[[bool, int | None], Budget]
+    """Budget of a call; the arguments say whether it runs on the CPU, and the limit that was measured to be best."""
     canary: Prepared
     """A small input that says whether the tower works."""
 
@@ -88,7 +88,11 @@ def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
 
     gradient = Image.linear_gradient("L").convert("RGB")
     canary = Prepared(preprocess_image(gradient, spec), size=1)
-    return Handling(prepare, collate, lambda on_cpu: Budget(settings.batch_images or (8 if on_cpu else 32)), canary)
+
+    def budget(on_cpu: bool, best: int | None) -> Budget:
+        return Budget(settings.batch_images or best or (8 if on_cpu else 32))
+
+    return Handling(prepare, collate, budget, canary)
 
 
 def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
@@ -110,7 +114,7 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
     seconds = np.arange(spec.sampling_rate // 2) / spec.sampling_rate
     tone = (0.1 * np.sin(2 * np.pi * 440.0 * seconds)).astype(np.float32)
     budget = Budget(round(1_000 * AUDIO_CALL_S), spec.padded, near=_NEAR_MS)
-    return Handling(prepare, collate, lambda _: budget, prepared(spec.prepare(tone)))
+    return Handling(prepare, collate, lambda *_: budget, prepared(spec.prepare(tone)))
 
 
 def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings) -> Handling:
@@ -131,10 +135,10 @@ def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings
     def collate(texts: Sequence[Tokens]) -> Arrays:
         return dict(zip(spec.inputs, pad_tokens(texts, spec.pad_id), strict=True))
 
-    def budget(on_cpu: bool) -> Budget:
+    def budget(on_cpu: bool, best: int | None) -> Budget:
         if on_cpu:
             # Many inputs may wait, so that inputs of one length meet in a call.
-            limit = settings.batch_tokens or 512
+            limit = settings.batch_tokens or best or 512
             return Budget(limit, padded=True, slack=_SLACK_TOKENS, waiting=16 * limit)
         return Budget(settings.batch_tokens or 8_192, padded=True, near=_NEAR_TOKENS)
 

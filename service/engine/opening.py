@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from service.contract.bundle import Bundle, Manifest, Modality
+from service.engine import profile
 from service.engine.cache import Cache, MemoryCache, RedisCache
 from service.engine.channel import Runs
 from service.engine.embedder import Embedder
@@ -40,6 +41,7 @@ def open_engine(settings: Settings, bundle: Bundle | None = None) -> Opened:
         settings.modalities,
         settings.precision,
         settings.towers_on_gpus,
+        profile.fitting(bundle, settings),
     )
     return Opened(bundle, {**towers})
 

@@ -12,11 +12,15 @@ from service.contract.bundle import Accelerator, Modality, Precision, Tower
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 PrecisionChoice = Precision | Literal["auto"]
 """Precision to open; auto: the one that the bundle's manifest names for the device."""
+ServedPrecision = Precision | Literal["bf16"]
+"""bf16: the fp32 graph, with arithmetic in bfloat16 where the runtime has it."""
 Request = tuple[str, dict[str, str]]
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
+OPENVINO = "OpenVINO"
+ON_CPU = (CPU, OPENVINO)
 _NEEDED = {"cuda": CUDA, "tensorrt": TENSORRT}
 
 

@@ -5,6 +5,7 @@ import mmap
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,20 @@ from service.contract.bundle import (
     TOKENS,
     Bundle,
     Modality,
-    Precision,
 )
 from service.contract.graphs import external_files
 from service.contract.sounds import AudioPreprocessing
 from service.engine.cuda_graphs import Recorded
+from service.engine.openvino import OpenVinoSession
+from service.engine.profile import Choice
 from service.engine.providers import (
     CPU,
+    ON_CPU,
     TENSORRT,
     Device,
     PrecisionChoice,
     Request,
+    ServedPrecision,
     TowerError,
     accelerators,
     chosen,
@@ -63,14 +67,22 @@ class Tower:
         precision: PrecisionChoice = "auto",
         gpus: Gpus = Gpus(),
         call_seconds: float = AUDIO_CALL_S,
+        choice: Choice | None = None,
     ) -> None:
-        """Raises TowerError, and BundleError where a file is not what the manifest says."""
-        self.modality = modality
+        """With a `choice` it runs so, whatever the other arguments say.
+
+        Raises TowerError, and BundleError where a file is not what the manifest says.
+        """
+        self.modality, self.choice = modality, choice
         self.dimensions = bundle.manifest.dimensions
         described = bundle.manifest.towers[modality]
         graphs = gpus.graphs and modality == "image" and not described.tokens
-        for accelerator in accelerators(device, onnxruntime.get_available_providers()):
-            self.precision: Precision = chosen(described, modality, accelerator, precision)
+        self.precision: ServedPrecision
+        if choice is not None:
+            self.precision, device = choice.precision, "cpu"
+            self._sessions = [_chosen(bundle, modality, choice)]
+        for accelerator in accelerators(device, onnxruntime.get_available_providers()) if choice is None else ():
+            self.precision = chosen(described, modality, accelerator, precision)
             devices = gpus.devices if accelerator == "cuda" else (0,)
             asked = [requests(accelerator, device, gpu, engines=gpus.engines, graphs=graphs) for gpu in devices]
             self._sessions = _sessions(bundle, bundle.tower_path(modality, self.precision), asked, threads)
@@ -80,7 +92,7 @@ class Tower:
         self.provider = satisfied(device, modality, self._session.get_providers())
         self._turns = itertools.cycle(self._sessions)  # next() of a cycle is atomic
         self._recorded: list[Recorded] = []
-        if graphs and self.provider != CPU:
+        if graphs and self.provider not in ON_CPU:
             pairs = zip(self._sessions, devices, strict=True)
             self._recorded = [Recorded(session, "cuda", gpu, self.dimensions) for session, gpu in pairs]
         self._recordings = itertools.cycle(self._recorded)
@@ -142,12 +154,16 @@ def open_towers(
     modalities: Collection[Modality] = MODALITIES,
     precision: PrecisionChoice = "auto",
     gpus: Gpus = Gpus(),
+    choices: Mapping[Modality, Choice] = MappingProxyType({}),
 ) -> dict[Modality, Tower]:
     """Open the towers of those of the bundle's modalities that are in `modalities`. Raises TowerError."""
     chosen = [modality for modality in bundle.manifest.towers if modality in modalities]
     if not chosen:
         raise TowerError(f"{bundle.path} has no tower for any of: {', '.join(modalities)} (ISTHMUS_MODALITIES)")
-    return {modality: Tower(bundle, modality, device, threads, precision, gpus) for modality in chosen}
+    return {
+        modality: Tower(bundle, modality, device, threads, precision, gpus, choice=choices.get(modality))
+        for modality in chosen
+    }
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
@@ -159,6 +175,20 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     # Three sessions share the cores: threads that spin while they wait take them from the others.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
+
+
+def _chosen(bundle: Bundle, modality: Modality, choice: Choice) -> Any:
+    """The session of a choice. Raises BundleError, TowerError."""
+    precision = bundle.manifest.towers[modality].precision if choice.precision == "bf16" else choice.precision
+    file = bundle.tower_path(modality, precision)
+    if choice.runtime == "onnxruntime":
+        [session] = _sessions(bundle, file, [[(CPU, {})]], choice.threads)
+        return session
+    with bundle.checked(file.name) as path:
+        try:
+            return OpenVinoSession(path.read_bytes(), choice.threads, choice.lanes, choice.precision)
+        except RuntimeError as error:
+            raise TowerError(f"{file} cannot be opened by OpenVINO: {error}") from error
 
 
 def _sessions(

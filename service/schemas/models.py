@@ -6,16 +6,21 @@ from pydantic import BaseModel, Field
 
 from service.contract.bundle import Encoder, Modality, Precision, Preprocessing
 from service.contract.licences import Licence, Terms
+from service.engine.providers import ServedPrecision
 
 
 class TowerDescription(BaseModel):
     encoder: Encoder
     projector: str
-    precision: Precision
+    precision: ServedPrecision
     """The precision that is served."""
     precisions: list[Precision]
     """The precisions that the bundle has."""
     provider: str
+    lanes: int
+    """Calls of the tower that run at once."""
+    tuned: bool
+    """Whether a profile of `isthmus tune` chose runtime, precision, threads and batch."""
     preprocessing: Preprocessing
 
 

@@ -45,6 +45,7 @@ NOT_RUN = {
     r"export ISTHMUS_STORE=milvus": "goes with the Milvus above",
     r"isthmus serve .*--port 800[12] &": "goes with the Milvus above",
     r"curl .*http://127\.0\.0\.1:800[12]/": "goes with the Milvus above",
+    r"isthmus tune": "measures for minutes; tests/service/test_tune.py runs it in less",
     r"isthmus load": "loads what `training embed` wrote; tests/service/test_load.py does both",
     r"curl http://127\.0\.0\.1:8000/jobs/": "the job's id is that of the machine where it was sent",
     r"helm install": "needs a cluster; tests/packaging lints and renders the chart",

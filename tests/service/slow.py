@@ -13,7 +13,7 @@ WAIT_S = 20.0
 class Slow:
     def __init__(self, tower: Any, *, held: bool = False) -> None:
         self.tower, self.rows = tower, 0
-        self.provider, self.precision = tower.provider, tower.precision
+        self.provider, self.precision, self.choice = tower.provider, tower.precision, None
         self.entered, self.released = threading.Event(), threading.Event()
         if not held:
             self.released.set()

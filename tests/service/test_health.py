@@ -39,6 +39,7 @@ def test_readiness_names_what_is_broken(settings: Settings, caplog: pytest.LogCa
     class Broken:
         provider = "none"
         precision = "fp32"
+        choice = None
 
         def run(self, arrays: Arrays) -> None:
             raise RuntimeError("secret detail")

@@ -108,7 +108,7 @@ class Quoting:
     """A tower that fails with an exception that quotes what it was given, and is caused by another that does."""
 
     def __init__(self, tower: object) -> None:
-        self.provider, self.precision = "CPUExecutionProvider", "fp32"
+        self.provider, self.precision, self.choice = "CPUExecutionProvider", "fp32", None
 
     def run(self, arrays: Arrays) -> None:
         try:

@@ -197,6 +197,7 @@ def test_a_zero_vector_from_the_model_is_that_inputs_failure(bundle_dir: Path) -
     class Zero:
         provider = "none"
         precision = "fp32"
+        choice = None
 
         def run(self, arrays: Arrays) -> np.ndarray:
             return np.zeros((len(arrays["input_ids"]), tiny_bundle.DIMENSIONS), np.float32)

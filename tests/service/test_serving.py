@@ -164,7 +164,7 @@ class Mortal:
 
     def __init__(self, tower: Any) -> None:
         self.tower, self.deaths = tower, 0
-        self.provider, self.precision = tower.provider, tower.precision
+        self.provider, self.precision, self.choice = tower.provider, tower.precision, None
 
     def run(self, arrays: Arrays) -> np.ndarray:
         if self.deaths:

@@ -16,7 +16,6 @@ from service.api.responses import JSON, encoded
 from service.api.state import CallerDep, StateDep
 from service.contract.tokens import TextPreprocessing
 from service.engine.inputs import Input, Text, in_role
-from service.engine.providers import CPU
 from service.errors import NotFound
 from service.schemas.inputs import RequestModel, Strings, at_most, read_as
 from service.schemas.openai import ROLES
@@ -145,7 +144,7 @@ async def describe_like_tei(state: StateDep) -> dict[str, Any]:
         "model_type": {"embedding": {"pooling": "graph"}},
         "max_concurrent_requests": limits.queue_inputs,
         "max_input_length": spec.max_length,
-        "max_batch_tokens": channel.handling.budget(channel.tower.provider == CPU).limit,
+        "max_batch_tokens": channel.budget.limit,
         "max_batch_requests": None,
         "max_client_batch_size": limits.max_inputs,
         "auto_truncate": False,

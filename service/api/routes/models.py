@@ -26,6 +26,8 @@ def _described(model: Model) -> ModelDescription:
             precision=channels[modality].tower.precision,
             precisions=list(tower.precisions),
             provider=channels[modality].tower.provider,
+            lanes=channels[modality].lanes,
+            tuned=channels[modality].tower.choice is not None,
             preprocessing=tower.preprocessing,
         )
         for modality, tower in manifest.towers.items()

@@ -1,0 +1,114 @@
+"""Profiles: how each tower of a bundle runs best on this machine, as `isthmus tune` measured it.
+
+A profile is a JSON file in the user's cache folder, named after the bundle. It fits the bundle, the processor, the
+number of cores and the versions that it was measured with; for others it is not used.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import onnxruntime
+
+from service import __version__
+from service.contract.bundle import Bundle, Modality
+from service.contract.files import read_file
+from service.engine import openvino
+from service.engine.providers import ServedPrecision
+from service.settings import Settings
+
+Runtime = Literal["onnxruntime", "openvino"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one tower runs on the CPU."""
+
+    runtime: Runtime
+    precision: ServedPrecision
+    threads: int
+    """Threads of one call."""
+    lanes: int
+    """Calls that run at once."""
+    batch: int
+    """Limit of one call, in the unit of the modality's budget."""
+
+    def __post_init__(self) -> None:
+        numbers = (self.threads, self.lanes, self.batch)
+        known = self.runtime in get_args(Runtime) and self.precision in ("fp32", "fp16", "bf16", "int8")
+        if not known or any(type(number) is not int or number < 1 for number in numbers):
+            raise ValueError(f"{self} is no choice")
+
+
+@dataclass(frozen=True)
+class Profile:
+    machine: Mapping[str, Any]
+    towers: Mapping[Modality, Choice]
+    measured: Mapping[str, Any]
+    """What the choice was made by, for people."""
+
+
+def machine(bundle: Bundle) -> dict[str, Any]:
+    """What a profile must have been measured with to be used here."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "bundle": hashlib.sha256(bundle.manifest.model_dump_json().encode()).hexdigest(),
+        "isthmus": __version__,
+        "onnxruntime": onnxruntime.__version__,
+        "openvino": openvino.installed(),
+    }
+
+
+def place(bundle: Bundle) -> Path:
+    """The file of a bundle's profile: below $XDG_CACHE_HOME, or ~/.cache."""
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder) / "isthmus" / f"{bundle.manifest.name}-{bundle.manifest.space}.tune.json"
+
+
+def write(bundle: Bundle, profile: Profile) -> Path:
+    """Keep a profile, in place of an earlier one. Raises OSError."""
+    path = place(bundle)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_suffix(f".{os.getpid()}")
+    staged.write_text(json.dumps(asdict(profile), indent=1) + "\n", encoding="utf-8")
+    os.replace(staged, path)
+    return path
+
+
+def fitting(bundle: Bundle, settings: Settings) -> Mapping[Modality, Choice]:
+    """The choices of the bundle's profile, none where there is no profile that fits, or where the settings choose.
+
+    A profile that is not used is named in the log, with the reason.
+    """
+    try:
+        path = place(bundle)
+        profile = json.loads(read_file(path))
+        choices = {cast("Modality", name): Choice(**choice) for name, choice in profile["towers"].items()}
+        other = sorted(name for name, value in machine(bundle).items() if profile["machine"].get(name) != value)
+    except FileNotFoundError:
+        return {}
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("the profile of %s cannot be read, and is not used: %s", bundle.manifest.name, error)
+        return {}
+    if settings.precision != "auto" or settings.threads or settings.device not in ("auto", "cpu"):
+        log.info("%s is not used: ISTHMUS_PRECISION, ISTHMUS_THREADS or ISTHMUS_DEVICE is set", path)
+        return {}
+    if other:
+        log.warning("%s is not used, for it has another %s: isthmus tune measures anew", path, ", ".join(other))
+        return {}
+    return choices
+
+
+def _processor() -> str:
+    """The processor's model and what it can do, in one digest with the name before it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    said = dict(line.replace("\t", "").split(":", 1) for line in reversed(lines) if ":" in line)
+    flags = " ".join(sorted((said.get("flags") or said.get("Features") or "").split()))
+    return f"{said.get('model name', os.uname().machine).strip()} {hashlib.sha256(flags.encode()).hexdigest()[:8]}"
