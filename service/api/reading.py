@@ -19,8 +19,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from service.errors import MalformedRequest, UnsupportedBody
 from service.runtime.timings import timed
 from service.runtime.workers import Workers
-from service.schemas.exact_json import parse_json
-from service.schemas.inputs import File, fill_parts
+from service.schemas.inputs import File, fill_parts, parse_json
 from service.settings import Settings
 
 Model = TypeVar("Model", bound=BaseModel)

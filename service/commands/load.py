@@ -19,16 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from service.commands import starters
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
 from service.engine.inputs import StoredModality
-from service.errors import words_of
+from service.errors import IsthmusError, words_of
 from service.retrieval.reembedding import naming_the_way_out
-from service.schemas import exact_json
+from service.schemas.inputs import parse_json
 from service.schemas.items import ItemId, Metadata, Name
 from service.settings import Settings, read_settings
 from service.store import DEFAULT_COLLECTION, Entry, Store, StoreError
@@ -218,9 +217,9 @@ def _entries(where: str, columns: Mapping[str, Any], manifest: Manifest, collect
         ids = _IDS.validate_python(lists["id"])
         modalities = _MODALITIES.validate_python(lists.get("modality", ["vector"] * count))
         metadata = _METADATA.validate_python(
-            [exact_json.loads((text or "{}").encode()) for text in lists.get("metadata", [""] * count)]
+            [parse_json((text or "{}").encode()) for text in lists.get("metadata", [""] * count)]
         )
-    except (ValidationError, orjson.JSONDecodeError) as error:
+    except (ValidationError, IsthmusError) as error:
         message = words_of(error.errors()[0]) if isinstance(error, ValidationError) else "the metadata are not JSON"
         raise LoadError(f"{where}: {message}") from None
     vectors = _vectors(where, columns["vector"], manifest.dimensions)

@@ -24,10 +24,10 @@ from isthmus_client.inputs import IMAGE_SUFFIXES
 from service.commands import starters
 from service.contract.bundle import GATE_COSINE, GATE_R1_LOSS, Bundle, BundleError, Modality
 from service.contract.errors import InputError
-from service.contract.vectors import Vectors, l2_normalise
+from service.contract.vectors import Vectors
 from service.engine import openvino, profile
-from service.engine.batcher import Budget
-from service.engine.handling import Handling, Prepared, handling
+from service.engine.batcher import Budget, Prepared
+from service.engine.handling import Handling, handling
 from service.engine.inputs import Media, Text, modality_of
 from service.engine.profile import Choice, Profile
 from service.engine.towers import Arrays, Tower, TowerError
@@ -260,7 +260,7 @@ def _lone_ms(tower: Tower, arrays: Arrays, seconds: float) -> float:
 
 def _vectors(tower: Tower, how: Handling, inputs: Sequence[Prepared]) -> Vectors:
     """Unit vectors, each of a call of its own: what stands beside an input must not be what differs."""
-    return np.concatenate([l2_normalise(tower.run(how.collate([given.value]))) for given in inputs])
+    return np.concatenate([tower.run(how.collate([given.value])) for given in inputs])
 
 
 def _r1(vectors: Vectors, partners: Vectors) -> float:

@@ -54,6 +54,8 @@ Pair = Annotated[
 ]
 
 REDUCING_GAP = 2.0
+SMALL_SIDE = 480
+"""Longest side of a thumbnail, in pixels."""
 SMALL_RESAMPLE = Image.Resampling.HAMMING
 """The filter for previews: nearly as sharp as Lanczos in two fifths of its time."""
 SCALED_TOLERANCE = 2.0
@@ -158,40 +160,36 @@ class ImageLimits:
             )
 
 
-@dataclass(frozen=True, eq=False)
-class SeenImage:
-    """An image as its tower takes it."""
-
-    pixels: NDArray[np.float32]
-    """(3, height, width)"""
-    cut: bool
-    """Whether the file ends before the picture does: the little that is missing is grey."""
-    small: Image.Image | None = None
-    """The whole picture in little, where that was asked for and enough of it was decoded."""
-
-
 def read_image(data: bytes, spec: ImagePreprocessing, limits: ImageLimits = ImageLimits()) -> NDArray[np.float32]:
-    """The pixels of `see_image`."""
-    return see_image(data, spec, limits).pixels
+    """Return the pixels of `see_image`."""
+    return see_image(data, spec, limits)[0]
 
 
 def see_image(
-    data: bytes, spec: ImagePreprocessing, limits: ImageLimits = ImageLimits(), side: int | None = None
-) -> SeenImage:
-    """An image file → what the tower takes: `preprocess_image(decode_image(…))`, with less decoded where less will do.
+    data: bytes,
+    spec: ImagePreprocessing,
+    limits: ImageLimits = ImageLimits(),
+    show: Callable[[Image.Image], None] | None = None,
+) -> tuple[NDArray[np.float32], bool]:
+    """Return an image file's pixels (3, height, width), and whether the file ends before the picture does: the little
+    that is missing is grey.
+
+    The pixels are those of `preprocess_image(decode_image(…))`, with less decoded where less will do.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8, straight from its cosine coefficients, where that leaves REDUCING_GAP times
     the size that it is resized to. That changes pixels by less than SCALED_TOLERANCE on average. Of a large picture
-    that is not RGB yet, only a band at a time is: to one level of 255. With `side` the whole picture comes too, upright
-    in RGB and in no more pixels a side, unless fewer were decoded than it has. Raises as decode_image does.
+    that is not RGB yet, only a band at a time is: to one level of 255. `show` is called with the whole picture, upright
+    in RGB and of at most SMALL_SIDE pixels a side, unless it has more and fewer were decoded. Raises as decode_image
+    does.
     """
     picture = _decoded(data, limits, spec)
     try:
-        pixels, small = _preprocessed(picture, spec), None
-        if side is not None and max(picture.size) >= min(side, max(picture.full or picture.size)):
+        pixels = _preprocessed(picture, spec)
+        if show is not None and max(picture.size) >= min(SMALL_SIDE, max(picture.full or picture.size)):
             small = picture.whole()
-            small.thumbnail((side, side), SMALL_RESAMPLE)
-        return SeenImage(pixels, picture.cut, small)
+            small.thumbnail((SMALL_SIDE, SMALL_SIDE), SMALL_RESAMPLE)
+            show(small)
+        return pixels, picture.cut
     except Exception:  # samples that are no numbers come to light when they become RGB
         raise BadMedia(_CORRUPT) from None
 

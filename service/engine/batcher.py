@@ -16,19 +16,20 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InferenceFailed, NotReady
 from service.runtime import tracing
+from service.runtime.metrics import TowerMetrics
 from service.runtime.workers import WorkerDied, Workers
 
 log = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
-Vector = NDArray[np.float32]
+Vectors = NDArray[np.float32]
 
 _RESTART_S = (0.0, 0.01, 0.05, 0.25, 1.0)
 """Seconds before the 1st, 2nd … restart of a dead worker when no batch was answered in between."""
@@ -66,70 +67,61 @@ class Budget:
         return near and (self.slack is None or rows * largest - total <= self.slack)
 
 
-class Observer(Protocol):
-    def batch(self, waits: Sequence[float], seconds: float) -> None: ...
-    def failed(self, items: int) -> None: ...
-    def restarted(self) -> None: ...
-
-
 @dataclass(frozen=True)
 class Answer:
-    vector: Vector
+    vector: NDArray[np.float32]
     """The vector (dimensions,) as the model returned it: a row of the batch's array."""
     queue_s: float
     model_s: float
 
 
 @dataclass(eq=False)
-class _Waiter(Generic[Item]):
-    item: Item
+class Prepared:
+    """An input as its tower takes it. In a queue it also has a future, which the queue resolves."""
+
+    value: Any
+    """The prepared input: pixels (3, H, W), Sound, or Tokens."""
     size: int
-    result: asyncio.Future[Answer]
-    enqueued: float = field(default_factory=time.perf_counter)
-    origin: tracing.Origin | None = field(default_factory=tracing.origin)
-    background: bool = False
+    """Cost in the unit of the modality's budget: 1 image, milliseconds of sound, or tokens."""
+    tokens: int = 0
+    truncated: bool = False
+    unknown: float = 0.0
+    """Share of unknown tokens, as in contract.tokens.Tokens."""
+    result: "asyncio.Future[Any]" = field(init=False)
+    enqueued: float = field(init=False)
+    origin: tracing.Origin | None = field(init=False)
+    background: bool = field(init=False)
     returned: bool = False
     """Whether a worker died with it in hand."""
 
 
-@dataclass
-class _Batch(Generic[Item]):
-    waiters: list[_Waiter[Item]]
-    arrays: Any = None
-    failure: Exception | None = None
-    """Exception of the collation."""
-
-    @property
-    def background(self) -> bool:
-        return self.waiters[0].background
-
-
-class Batcher(Generic[Item]):
+class Batcher:
     """One queue and one model, on one event loop; each of the model's lanes has a thread, and collation has another.
 
-    `collate` makes a call's arrays from items; `run` makes (B, dimensions) from those. Either may raise: the items are
-    then run one by one, and only those that fail again are answered with InferenceFailed. A task or a thread of its
-    own that dies is started again; what it had in hand is tried once more.
+    `collate` makes a call's arrays from inputs' values; `run` makes (B, dimensions) from those. Either may raise: the
+    inputs are then run one by one, and only those that fail again are answered with InferenceFailed. A task or a thread
+    of its own that dies is started again; what it had in hand is tried once more.
     """
 
     def __init__(
         self,
         name: str,
-        collate: Callable[[Sequence[Item]], Any],
-        run: Callable[[Any], Vector],
+        collate: Callable[[Sequence[Any]], Any],
+        run: Callable[[Any], Vectors],
         *,
         dimensions: int,
         budget: Budget,
+        observer: TowerMetrics,
         lanes: int = 1,
-        observer: Observer | None = None,
     ) -> None:
         self.name = name
         self._collate, self._run_model = collate, run
         self._dimensions, self._budget = dimensions, budget
         self._observer = observer
-        self._line, self._background = _Line[Item](budget), _Line[Item](budget)
+        self._line, self._background = _Line(budget), _Line(budget)
         self._attended = self._background_served = -math.inf
-        self._ahead: _Batch[Item] | None = None
+        self._ahead: tuple[list[Prepared], Any] | None = None
+        """Inputs of the next call, and their arrays; None for these where the collation failed."""
         self._preparing = False
         self._lanes, self._busy, self._busy_background = lanes, 0, 0
         self._closed = False
@@ -138,8 +130,8 @@ class Batcher(Generic[Item]):
         self._begun: dict[object, float] = {}
         """When each running call began."""
         self._changed = asyncio.Event()
-        self._model = Workers(f"{name}-model", lanes, died=self._count_death)
-        self._collator = Workers(f"{name}-collate", died=self._count_death)
+        self._model = Workers(f"{name}-model", lanes, died=observer.restarted)
+        self._collator = Workers(f"{name}-collate", died=observer.restarted)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._start("collating")
         for lane in range(lanes):
@@ -161,26 +153,28 @@ class Batcher(Generic[Item]):
         """Return for how many seconds the oldest running call has run."""
         return time.perf_counter() - min(self._begun.values()) if self._begun else 0.0
 
-    async def enqueue(self, item: Item, size: int, *, background: bool = False) -> asyncio.Future[Answer]:
-        """Put an item in the queue and return the future of its answer.
+    async def enqueue(
+        self, prepared: Prepared, result: "asyncio.Future[Any]", *, background: bool = False, first: bool = False
+    ) -> None:
+        """Put an input in the queue. Its result becomes an Answer, InferenceFailed, or NotReady at shutdown.
 
-        Waits while the budget's `waiting` is used up: whoever prepares items then stops preparing more, so that
-        prepared items do not fill the memory. Cancel the result to withdraw the item.
+        Waits while the budget's `waiting` is used up: whoever prepares inputs then stops preparing more, so that
+        prepared inputs do not fill the memory. With `first` it goes to the head of the queue, full or not. Cancel the
+        result to withdraw the input. Raises NotReady after close.
         """
         room = self._budget.waiting or 2 * self._budget.limit
         line = self._background if background else self._line
-        while not self._closed and line.waiters and line.cost_with(size) > room:
+        while not (self._closed or first) and line.waiters and line.cost_with(prepared.size) > room:
             await self._changed.wait()
-        if not background:
+        if not (background or first):
             self._attended = time.perf_counter()
-        return self._admit(item, size, first=False, background=background)
-
-    async def submit(self, item: Item, size: int, *, first: bool = False) -> Answer:
-        """Enqueue and wait. Raises InferenceFailed for an item the model fails on, NotReady at shutdown.
-
-        With `first` it goes to the head of the queue, full or not.
-        """
-        return await (self._admit(item, size, first=True) if first else await self.enqueue(item, size))
+        if self._closed:
+            raise NotReady("the server is shutting down")
+        prepared.result, prepared.background = result, background
+        prepared.enqueued, prepared.origin = time.perf_counter(), tracing.origin()
+        result.add_done_callback(lambda result: self._withdraw(prepared) if result.cancelled() else None)
+        line.put([prepared], first=first)
+        self._notify()
 
     async def close(self) -> None:
         """Finish the call that runs, answer everything else with NotReady, stop the threads."""
@@ -189,33 +183,22 @@ class Batcher(Generic[Item]):
         self._closed = True
         self._notify()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        ahead = self._ahead.waiters if self._ahead else ()
-        left = [*self._line.take_all(), *self._background.take_all(), *ahead]
-        self._ahead = None
-        for waiter in left:
+        ahead, self._ahead = self._ahead[0] if self._ahead else (), None
+        for waiter in (*self._line.take_all(), *self._background.take_all(), *ahead):
             _fail(waiter, NotReady("the server is shutting down"))
         await asyncio.to_thread(self._model.close)
         await asyncio.to_thread(self._collator.close)
         del self._run_model, self._collate  # a tower's memory is not to wait for the garbage collector
-
-    def _admit(self, item: Item, size: int, *, first: bool, background: bool = False) -> asyncio.Future[Answer]:
-        if self._closed:
-            raise NotReady("the server is shutting down")
-        waiter = _Waiter(item, size, asyncio.get_running_loop().create_future(), background=background)
-        waiter.result.add_done_callback(lambda result: self._withdraw(waiter) if result.cancelled() else None)
-        self._line_of(waiter).put([waiter], first=first)
-        self._notify()
-        return waiter.result
 
     # Between a test of the state and a wait there is no await, so that no change is missed.
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _line_of(self, waiter: _Waiter[Item]) -> "_Line[Item]":
+    def _line_of(self, waiter: Prepared) -> "_Line":
         return self._background if waiter.background else self._line
 
-    def _withdraw(self, waiter: _Waiter[Item]) -> None:
+    def _withdraw(self, waiter: Prepared) -> None:
         if self._line_of(waiter).remove(waiter):
             self._notify()
 
@@ -231,7 +214,7 @@ class Batcher(Generic[Item]):
             return
         failure = None if task.cancelled() else task.exception()
         log.critical("the %s task of the %s batcher died", name, self.name, exc_info=failure)
-        self._count_death()
+        self._observer.restarted()
         delay = _RESTART_S[min(self._deaths, len(_RESTART_S) - 1)]
         self._deaths += 1
         if delay:
@@ -239,11 +222,7 @@ class Batcher(Generic[Item]):
         else:
             self._start(name)
 
-    def _count_death(self) -> None:
-        if self._observer:
-            self._observer.restarted()
-
-    def _give_back(self, waiters: Sequence[_Waiter[Item]]) -> None:
+    def _give_back(self, waiters: Sequence[Prepared]) -> None:
         """Put a dying worker's inputs back at the head of the queue, and fail those that a dead worker had before."""
         again = [waiter for waiter in waiters if not waiter.result.done() and not waiter.returned]
         for waiter in waiters:
@@ -260,19 +239,18 @@ class Batcher(Generic[Item]):
             if self._ahead is not None or self._busy < self._lanes or due is None or not due.full(self._limit(due)):
                 await self._changed.wait()
                 continue
-            batch = _Batch(due.take(self._limit(due)))
+            waiters, arrays = due.take(self._limit(due)), None
             self._preparing = True
             try:
-                items = [waiter.item for waiter in batch.waiters]
-                batch.arrays = await self._collator.run(lambda items=items: self._collate(items))  # type: ignore[misc]
-            except Exception as error:
-                batch.failure = error
+                arrays = await self._collator.run(partial(self._collate, [waiter.value for waiter in waiters]))
+            except Exception:  # the model's thread tries again, and finds out which input it is
+                log.debug("a batch of %d could not be collated ahead", len(waiters), exc_info=True)
             except BaseException:
-                self._give_back(batch.waiters)
+                self._give_back(waiters)
                 raise
             finally:
                 self._preparing = False
-            self._ahead = batch
+            self._ahead = waiters, arrays
             self._notify()
 
     async def _running(self) -> None:
@@ -281,38 +259,41 @@ class Batcher(Generic[Item]):
             if batch is None:
                 await self._changed.wait()
                 continue
+            waiters, arrays = batch
+            background = waiters[0].background
             self._busy += 1
-            self._busy_background += batch.background
+            self._busy_background += background
             self._notify()
             try:
-                await self._answer(batch)
+                if failure := await self._attempt(waiters, arrays):
+                    await self._attempt_each(waiters, failure)
             except BaseException:
-                self._give_back(batch.waiters)
+                self._give_back(waiters)
                 raise
             finally:
                 self._busy -= 1
-                self._busy_background -= batch.background
-                if batch.background:
+                self._busy_background -= background
+                if background:
                     self._background_served = time.perf_counter()
                 self._notify()
             self._deaths = 0
 
-    def _next(self) -> _Batch[Item] | None:
-        """The batch that was collated ahead, or what waits; not before what is being collated, though.
+    def _next(self) -> tuple[list[Prepared], Any] | None:
+        """Return the batch that was collated ahead, or what waits; not before what is being collated, though.
 
         A batch of a job's that was collated ahead waits while a request does.
         """
         ahead = self._ahead
-        if ahead is not None and (not ahead.background or self._background_turn()):
+        if ahead is not None and (not ahead[0][0].background or self._background_turn()):
             self._ahead = None
             return ahead
         due = self._due()
         if self._preparing or due is None or (ahead is not None and due is self._background):
             return None
-        return _Batch(due.take(self._limit(due), sharers=self._lanes - self._busy))
+        return due.take(self._limit(due), sharers=self._lanes - self._busy), None
 
-    def _due(self) -> "_Line[Item] | None":
-        """The line to be served next; None where nothing waits that may be served now."""
+    def _due(self) -> "_Line | None":
+        """Return the line to be served next; None where nothing waits that may be served now."""
         if self._background.waiters and self._background_turn():
             return self._background
         return self._line if self._line.waiters else None
@@ -323,7 +304,7 @@ class Batcher(Generic[Item]):
             return False
         if not self._line.waiters:
             return True
-        waiting = self._ahead.waiters if self._ahead is not None else self._background.waiters
+        waiting = self._background.waiters if self._ahead is None else self._ahead[0]
         since = max(self._background_served, waiting[0].enqueued) if waiting else math.inf
         return time.perf_counter() - since > _PATIENCE_S
 
@@ -331,37 +312,32 @@ class Batcher(Generic[Item]):
         """Return whether requests come now and then."""
         return time.perf_counter() - self._attended < _ATTENDED_S
 
-    def _limit(self, line: "_Line[Item]") -> int:
+    def _limit(self, line: "_Line") -> int:
         small = line is self._background and self._expecting()
         return max(1, self._budget.limit // _SMALLER) if small else self._budget.limit
 
-    async def _answer(self, batch: _Batch[Item]) -> None:
-        waiters = [waiter for waiter in batch.waiters if not waiter.result.done()]
-        if not waiters:
-            return
-        failure = batch.failure
-        if failure is None:
-            # Where clients went away while the batch waited for the model, its arrays have rows too many.
-            failure = await self._attempt(waiters, batch.arrays if len(waiters) == len(batch.waiters) else None)
-        if failure is None:
-            return
+    async def _attempt_each(self, waiters: Sequence[Prepared], failure: Exception) -> None:
+        """Run the inputs of a failed call one by one."""
+        waiters = [waiter for waiter in waiters if not waiter.result.done()]
         log.warning("a batch of %d failed in the %s tower", len(waiters), self.name, exc_info=failure)
+        tried = len(waiters) == 1 and not isinstance(failure, WorkerDied)
         for waiter in waiters:
-            if waiter.result.done():
-                continue
-            tried = len(waiters) == 1 and not isinstance(failure, WorkerDied)
-            alone = failure if tried else await self._attempt([waiter], None)
-            if alone is not None:
-                if self._observer:
-                    self._observer.failed(1)
+            if tried or await self._attempt([waiter], None) is not None:
+                self._observer.failed(1)
                 _fail(waiter, InferenceFailed("the model failed on this input"))
 
-    async def _attempt(self, waiters: Sequence[_Waiter[Item]], arrays: Any) -> Exception | None:
-        """Run one model call. Answers the waiters and returns None, or answers none and returns the exception."""
+    async def _attempt(self, batch: Sequence[Prepared], arrays: Any) -> Exception | None:
+        """Run one model call for those who still wait. Answers them and returns None, or answers nobody and returns
+        the exception."""
+        waiters = [waiter for waiter in batch if not waiter.result.done()]
+        if not waiters:
+            return None
         started, this = time.perf_counter(), object()
+        # Where clients went away while the batch waited for the model, its arrays have rows too many.
+        collated = arrays is not None and len(waiters) == len(batch)
 
-        def call() -> Vector:
-            given = self._collate([waiter.item for waiter in waiters]) if arrays is None else arrays
+        def call() -> Vectors:
+            given = arrays if collated else self._collate([waiter.value for waiter in waiters])
             vectors = self._run_model(given)
             if vectors.shape != (len(waiters), self._dimensions):
                 raise ValueError(f"the model gave {vectors.shape} for {len(waiters)} items")
@@ -380,20 +356,19 @@ class Batcher(Generic[Item]):
             del self._begun[this]
         seconds = time.perf_counter() - started
         self._item_s += 0.2 * (seconds / len(waiters) - self._item_s)
-        if self._observer:
-            self._observer.batch([started - waiter.enqueued for waiter in waiters], seconds)
+        self._observer.batch([started - waiter.enqueued for waiter in waiters], seconds)
         for waiter, vector in zip(waiters, vectors, strict=True):
             if not waiter.result.done():
                 waiter.result.set_result(Answer(vector, started - waiter.enqueued, seconds))
         return None
 
 
-class _Line(Generic[Item]):
+class _Line:
     """A queue of waiters, the oldest first. It keeps the sum of their costs."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self.waiters: list[_Waiter[Item]] = []
+        self.waiters: list[Prepared] = []
         self._total = self._largest = 0
 
     def full(self, limit: int) -> bool:
@@ -402,25 +377,25 @@ class _Line(Generic[Item]):
     def cost_with(self, size: int) -> int:
         return self._budget.cost(len(self.waiters) + 1, self._total + size, max(self._largest, size))
 
-    def put(self, waiters: Sequence[_Waiter[Item]], *, first: bool) -> None:
+    def put(self, waiters: Sequence[Prepared], *, first: bool) -> None:
         place = 0 if first else len(self.waiters)
         self.waiters[place:place] = waiters
         for waiter in waiters:
             self._total += waiter.size
             self._largest = max(self._largest, waiter.size)
 
-    def remove(self, waiter: _Waiter[Item]) -> bool:
+    def remove(self, waiter: Prepared) -> bool:
         if waiter not in self.waiters:
             return False
         self._become([other for other in self.waiters if other is not waiter])
         return True
 
-    def take_all(self) -> list[_Waiter[Item]]:
+    def take_all(self) -> list[Prepared]:
         taken = self.waiters
         self._become([])
         return taken
 
-    def take(self, limit: int, sharers: int = 1) -> list[_Waiter[Item]]:
+    def take(self, limit: int, sharers: int = 1) -> list[Prepared]:
         """The next batch: the oldest, then what goes with it, oldest first, or by likeness of length.
 
         Where several lanes are free it is no more than this one's share of what waits.
@@ -442,12 +417,12 @@ class _Line(Generic[Item]):
         self._become([waiter for waiter in self.waiters if id(waiter) not in chosen])
         return taken
 
-    def _become(self, waiters: list[_Waiter[Item]]) -> None:
+    def _become(self, waiters: list[Prepared]) -> None:
         self.waiters = waiters
         self._total = sum(waiter.size for waiter in waiters)
         self._largest = max((waiter.size for waiter in waiters), default=0)
 
 
-def _fail(waiter: _Waiter[Any], error: Exception) -> None:
+def _fail(waiter: Prepared, error: Exception) -> None:
     if not waiter.result.done():
         waiter.result.set_exception(error)

@@ -8,56 +8,64 @@ import re
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
 import redis.asyncio
-from numpy.typing import NDArray
 from redis.exceptions import AuthenticationError, AuthorizationError, InvalidResponse, RedisError, ResponseError
 
+from service.contract.bundle import Modality
+from service.engine.inputs import Decoded, Embedded, Media, Single, Text, TokenIds
 from service.settings import SettingsError
 
 log = logging.getLogger(__name__)
 
 _UNIT_TOLERANCE = 1e-3
 _SHARES = 10_000
-_ENTRY_OVERHEAD = 256  # bytes a map entry takes besides its vector, about
-
-
-@dataclass(frozen=True)
-class Entry:
-    vector: NDArray[np.float32]
-    """Unit vector (D,), not writeable."""
-    truncated: bool = False
-    tokens: int = 0
-    unknown: float = 0.0
-    """The share of a text's tokens that the tokenizer does not know, of four decimals."""
-
-
-class Observer(Protocol):
-    def cache_error(self) -> None: ...
+"""Parts of 1 in which the share of unknown tokens is stored."""
+_ENTRY_OVERHEAD = 256
+"""Bytes that an entry of the map takes besides its vector, about."""
 
 
 class Cache(Protocol):
-    """A cache. No method raises: an unreadable entry is None, and an entry that cannot be written is dropped."""
+    """A cache. No method raises: an unreadable entry is a miss, and an entry that cannot be written is dropped."""
 
-    async def get_many(self, keys: Sequence[str]) -> list[Entry | None]: ...
-    async def put_many(self, entries: Mapping[str, Entry]) -> None: ...
+    async def get_many(self, modalities: Mapping[str, Modality]) -> dict[str, Embedded]:
+        """Return the entries that are there, by key. `modalities`: that of the input by its key."""
+        ...
+
+    async def put_many(self, entries: Mapping[str, Embedded]) -> None: ...
     async def alive(self) -> bool: ...
     async def close(self) -> None: ...
 
 
-def key_of(space: str, precision: str, kind: str, content: bytes) -> str:
-    """The key of some content in a space. `kind` keeps a text apart from a file that holds the same bytes.
+def keys_of(space: str, precisions: Mapping[Modality, str], inputs: Sequence[Single]) -> list[str]:
+    """Return the keys of inputs' vectors. A text and a file that holds the same bytes have different ones.
 
     The space hashes the preprocessing, the weights and the dimensions. It does not say the precision, in which the bits
     of a vector differ.
     """
-    return f"isthmus:3:{space}:{precision}:{kind}:{hashlib.sha256(content).hexdigest()}"
+    keys = []
+    modality: Modality
+    kind: str
+    for given in inputs:
+        match given:
+            case Text(text, role):
+                modality, content = "text", text.encode("utf-8", "surrogatepass")
+                kind = "text" if role == "query" else role
+            case TokenIds(ids):
+                modality, kind, content = "text", "ids", ",".join(map(str, ids)).encode()
+            case Media():
+                modality, kind, content = given.modality, given.modality, given.data
+            case Decoded():
+                modality, kind, content = given.modality, f"{given.modality} {given.value.shape}", given.value.tobytes()
+        precision = precisions.get(modality, "none")
+        keys.append(f"isthmus:3:{space}:{precision}:{kind}:{hashlib.sha256(content).hexdigest()}")
+    return keys
 
 
 def check_redis(url: str) -> None:
@@ -88,20 +96,19 @@ class MemoryCache:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._bytes = max_bytes, 0
-        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._entries: OrderedDict[str, Embedded] = OrderedDict()
 
-    async def get_many(self, keys: Sequence[str]) -> list[Entry | None]:
-        entries = [self._entries.get(key) for key in keys]
-        for key, entry in zip(keys, entries, strict=True):
-            if entry is not None:
-                self._entries.move_to_end(key)
+    async def get_many(self, modalities: Mapping[str, Modality]) -> dict[str, Embedded]:
+        entries = {key: self._entries[key] for key in modalities if key in self._entries}
+        for key in entries:
+            self._entries.move_to_end(key)
         return entries
 
-    async def put_many(self, entries: Mapping[str, Entry]) -> None:
+    async def put_many(self, entries: Mapping[str, Embedded]) -> None:
         for key, entry in entries.items():
             old = self._entries.pop(key, None)
             self._bytes += _size(entry) - (_size(old) if old else 0)
-            self._entries[key] = entry
+            self._entries[key] = replace(entry, cached=True)
         while self._bytes > self._max_bytes:
             _, evicted = self._entries.popitem(last=False)
             self._bytes -= _size(evicted)
@@ -124,29 +131,43 @@ class RedisCache:
     """
 
     def __init__(
-        self, url: str, *, dimensions: int, ttl_s: int, timeout_s: float, observer: Observer, pause_s: float = 1.0
+        self,
+        url: str,
+        *,
+        dimensions: int,
+        ttl_s: int,
+        timeout_s: float,
+        failed: Callable[[], None],
+        pause_s: float = 1.0,
     ) -> None:
+        """`failed` is called for each command that fails and each entry that cannot be read."""
         self._redis = redis.asyncio.Redis.from_url(
             url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=None, decode_responses=False
         )
         self._dimensions, self._ttl_s, self._timeout_s, self._pause_s = dimensions, ttl_s, timeout_s, pause_s
-        self._observer = observer
+        self._failed = failed
         self._paused_until = 0.0
 
-    async def get_many(self, keys: Sequence[str]) -> list[Entry | None]:
-        if not keys or time.monotonic() < self._paused_until:
-            return [None] * len(keys)
+    async def get_many(self, modalities: Mapping[str, Modality]) -> dict[str, Embedded]:
+        if not modalities or time.monotonic() < self._paused_until:
+            return {}
         try:
             async with asyncio.timeout(self._timeout_s):
-                values = await self._redis.mget(keys)
-            if not isinstance(values, list) or len(values) != len(keys):
+                values = await self._redis.mget(list(modalities))
+            if not isinstance(values, list) or len(values) != len(modalities):
                 raise ValueError("not a value for each key")
         except Exception:  # what is no Redis answers anything, and its client then raises anything
             await self._fail()
-            return [None] * len(keys)
-        return [None if value is None else self._decode(value) for value in values]
+            return {}
+        entries = {}
+        for (key, modality), value in zip(modalities.items(), values, strict=True):
+            if entry := decode(value, self._dimensions, modality):
+                entries[key] = entry
+            elif value is not None:
+                self._failed()
+        return entries
 
-    async def put_many(self, entries: Mapping[str, Entry]) -> None:
+    async def put_many(self, entries: Mapping[str, Embedded]) -> None:
         if not entries or time.monotonic() < self._paused_until:
             return
         try:
@@ -170,7 +191,7 @@ class RedisCache:
         await self._redis.aclose()
 
     async def _fail(self) -> None:
-        self._observer.cache_error()
+        self._failed()
         self._paused_until = time.monotonic() + self._pause_s
         await self._disconnect()
 
@@ -179,20 +200,14 @@ class RedisCache:
         with suppress(Exception):
             await self._redis.connection_pool.disconnect()
 
-    def _decode(self, value: object) -> Entry | None:
-        entry = decode(value, self._dimensions)
-        if entry is None:
-            self._observer.cache_error()
-        return entry
 
-
-def encode(entry: Entry) -> bytes:
+def encode(entry: Embedded) -> bytes:
     """Encode float32 (D,), then as uint32 tokens × 2 + truncated and 10,000 × the unknown share; all little-endian."""
     numbers = struct.pack("<II", entry.tokens << 1 | entry.truncated, round(_SHARES * entry.unknown))
     return entry.vector.astype("<f4").tobytes() + numbers
 
 
-def decode(value: object, dimensions: int) -> Entry | None:
+def decode(value: object, dimensions: int, modality: Modality) -> Embedded | None:
     """Decode a value of `encode`; returns None for anything but a unit vector of that many dimensions."""
     if not isinstance(value, bytes) or len(value) != 4 * dimensions + 8:
         return None
@@ -204,8 +219,8 @@ def decode(value: object, dimensions: int) -> Entry | None:
     trailer, unknown = struct.unpack("<II", value[-8:])
     if unknown > _SHARES:
         return None
-    return Entry(vector, bool(trailer & 1), trailer >> 1, unknown / _SHARES)
+    return Embedded(vector, modality, bool(trailer & 1), True, trailer >> 1, unknown / _SHARES)
 
 
-def _size(entry: Entry) -> int:
+def _size(entry: Embedded) -> int:
     return entry.vector.nbytes + _ENTRY_OVERHEAD

@@ -5,14 +5,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle, Modality
-from service.contract.vectors import l2_normalise
 from service.engine.batcher import Batcher
 from service.engine.handling import handling
 from service.engine.profile import Choice
@@ -32,7 +31,7 @@ _SHARES = 8
 
 
 class Runs(Protocol):
-    """A tower, or what stands in for one."""
+    """A tower, or what stands in for one: its rows have length 1, or 0."""
 
     provider: str
     precision: ServedPrecision
@@ -54,10 +53,10 @@ class Channel:
         on_cpu, choice = tower.provider in ON_CPU, tower.choice
         self.budget = self.handling.budget(on_cpu, choice.batch if choice else None)
         self.lanes = choice.lanes if choice else settings.cpu_lanes if on_cpu else len(settings.gpus)
-        self.batcher: Batcher[Any] = Batcher(
+        self.batcher = Batcher(
             modality,
             self.handling.collate,
-            partial(_run, tower),
+            tower.run,
             dimensions=bundle.manifest.dimensions,
             budget=self.budget,
             lanes=self.lanes,
@@ -136,10 +135,11 @@ class Channel:
         self._refuse_if_unable()
         if not self.batcher.alive:
             raise NotReady("a worker died and is not replaced yet")
-        small = self.handling.canary
+        answer = asyncio.get_running_loop().create_future()
         async with asyncio.timeout(_CANARY_S):
-            answer = await self.batcher.submit(small.value, small.size, first=True)
-        l2_normalise(answer.vector)
+            await self.batcher.enqueue(replace(self.handling.canary), answer, first=True)
+            if not (await answer).vector.any():
+                raise ValueError("the canary's vector has no direction")
 
     async def close(self) -> None:
         """Answer all waiting inputs with NotReady, and stop the workers."""
@@ -156,19 +156,3 @@ class Channel:
     def until_there_is_room(self) -> int:
         """Return how many seconds (1 to 60) the model takes for the admitted inputs at its recent pace."""
         return min(60, max(1, math.ceil(self._pace * self._admitted)))
-
-
-def _run(tower: Runs, arrays: Arrays) -> NDArray[np.float32]:
-    """Return rows scaled to length 1, all at once and in the model's thread; rows of length 0 stay as they are."""
-    vectors = tower.run(arrays)
-    try:
-        return l2_normalise(vectors)
-    except ValueError:
-        return np.stack([_unit_or_same(row) for row in vectors])
-
-
-def _unit_or_same(row: NDArray[np.float32]) -> NDArray[np.float32]:
-    try:
-        return l2_normalise(row)
-    except ValueError:
-        return row

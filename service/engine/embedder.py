@@ -9,10 +9,13 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from service.contract.audio import Recording
 from service.contract.bundle import Bundle, Modality
@@ -21,11 +24,10 @@ from service.contract.images import ImagePreprocessing
 from service.contract.sounds import AudioPreprocessing, stretches
 from service.contract.videos import Clip, read_video
 from service.engine import videos
-from service.engine.batcher import Answer
-from service.engine.cache import Cache, Entry, key_of
+from service.engine.batcher import Answer, Prepared
+from service.engine.cache import Cache, keys_of
 from service.engine.caller import PROCESS, Caller
 from service.engine.channel import Channel, Runs
-from service.engine.handling import Prepared
 from service.engine.inputs import (
     NOT_FETCHED,
     UNKNOWN_TEXT,
@@ -37,8 +39,6 @@ from service.engine.inputs import (
     Moment,
     Part,
     Single,
-    Text,
-    TokenIds,
     Unreadable,
     Url,
     Video,
@@ -57,13 +57,16 @@ from service.runtime.workers import WorkerDied, Workers
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
-_HASHED_ON_THE_LOOP = 65_536  # bytes: under 0.1 ms
-_TOKENISED_ON_THE_LOOP = 512  # characters: about 0.2 ms, where a hop to a thread and back costs nearly as much
-_ANY_TEXT = "surrogatepass"
-_CHUNK = 8_192
+_HASHED_ON_THE_LOOP = 65_536
+"""Bytes that the event loop hashes itself, in under 0.1 ms."""
+_TOKENISED_ON_THE_LOOP = 512
+"""Characters that the event loop tokenises itself, in about 0.2 ms: a hop to a thread and back costs nearly as much."""
+_CHUNK_CHARS = 8_192
+"""Characters that one hop to a thread tokenises: the first texts are embedded while the others wait to be read."""
+_CHUNK_BYTES = 131_072
+"""Bytes of media that one hop to a thread decodes: the hop costs a tenth of decoding a small photograph."""
 _TOGETHER = 12
 """Moments of a long sound that are decoded and embedded at a time: two minutes."""
-_GROUP = 131_072  # bytes of undecoded media
 
 Result = TypeVar("Result")
 
@@ -72,19 +75,32 @@ Result = TypeVar("Result")
 class _Flight:
     """A vector that is being made, and how many wait for it. Cancelling the result gives it up."""
 
-    result: "asyncio.Future[Entry | InputError]"
+    result: "asyncio.Future[Answer | InputError]"
     name: str
     waiting: int = 0
+    embedded: Callable[[NDArray[np.float32]], Embedded] = field(init=False)
+    """Makes the result of the vector, once the input is prepared."""
 
-    def land(self, outcome: Entry | InputError | BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         if self.result.done():
             return
-        if isinstance(outcome, InputError):
-            self.result.set_result(outcome)
-        elif isinstance(outcome, BaseException):
-            self.result.set_exception(outcome)
+        if isinstance(error, InputError):
+            self.result.set_result(error)
         else:
-            self.result.set_result(outcome)
+            self.result.set_exception(error)
+
+    def landed(self) -> Embedded | InputError:
+        """Return what has become of it. Raises the failure that is not of this input alone."""
+        answer = self.result.result()
+        if isinstance(answer, InputError):
+            return answer
+        record("queue", answer.queue_s)
+        record("model", answer.model_s)
+        if not answer.vector.any():
+            return InferenceFailed("the model gave this input no direction")
+        vector = answer.vector.copy()  # of one row: the cache shall not keep the whole batch
+        vector.setflags(write=False)
+        return self.embedded(vector)
 
 
 _Making = Sequence[tuple[Single, _Flight]]
@@ -190,10 +206,10 @@ class Embedder:
 
     async def _embed(self, inputs: Sequence[Single], caller: Caller) -> list[Embedded | InputError]:
         """Embed inputs together, or piece by piece where there are too many for the queue."""
-        background = caller.background
-        capacity = max(1, self._capacity // 4) if background else self._capacity
+        capacity = max(1, self._capacity // 4) if caller.background else self._capacity
         size = max(1, len(inputs) if len(inputs) <= capacity else capacity // 2)
-        pieces = [inputs[start : start + size] for start in range(0, len(inputs), size)]
+        precisions = {modality: channel.tower.precision for modality, channel in self.channels.items()}
+        results: list[Embedded | InputError] = []
         with ExitStack() as admitted:
             # Each piece takes the room of the one before it.
             for modality, count in Counter(map(modality_of, inputs)).items():
@@ -201,7 +217,24 @@ class Embedder:
                     admitted.enter_context(self.channels[modality].admit(min(count, size)))
             async with self._in_time(caller):
                 await self._charge(inputs, caller)
-                return [result for piece in pieces for result in await self._embed_piece(piece, background)]
+                for start in range(0, len(inputs), size):
+                    piece = inputs[start : start + size]
+                    naming = partial(keys_of, self.manifest.space, precisions, piece)
+                    large = sum(map(_bytes, piece)) > _HASHED_ON_THE_LOOP
+                    keys = await self.in_worker(naming) if large else naming()
+                    missing = dict(zip(keys, piece, strict=True))
+                    with timed("cache"):
+                        known = await self._cache.get_many({key: modality_of(given) for key, given in missing.items()})
+                    for key in known:
+                        del missing[key]
+                    self._metrics.cache.labels("hit").inc(len(known))
+                    self._metrics.cache.labels("miss").inc(len(missing))
+                    made = await self._made(missing, caller.background) if missing else {}
+                    with timed("cache"):
+                        entries = {key: entry for key, entry in made.items() if isinstance(entry, Embedded)}
+                        await self._cache.put_many(entries)
+                    results += [known[key] if key in known else made[key] for key in keys]
+        return results
 
     @asynccontextmanager
     async def _in_time(self, caller: Caller) -> AsyncIterator[None]:
@@ -309,33 +342,7 @@ class Embedder:
         # Inputs that are still being decoded go on to a closed batcher, which answers them.
         await asyncio.to_thread(self._pool.close)
 
-    async def _embed_piece(self, inputs: Sequence[Single], background: bool) -> list[Embedded | InputError]:
-        precisions = {modality: channel.tower.precision for modality, channel in self.channels.items()}
-        naming = partial(_keys, self.manifest.space, precisions, inputs)
-        large = sum(map(_bytes, inputs)) > _HASHED_ON_THE_LOOP
-        keys = await self.in_worker(naming) if large else naming()
-        distinct = dict(zip(keys, inputs, strict=True))
-        with timed("cache"):
-            cached = await self._cache.get_many(list(distinct))
-        known = {key: entry for key, entry in zip(distinct, cached, strict=True) if entry is not None}
-        missing = {key: given for key, given in distinct.items() if key not in known}
-        self._metrics.cache.labels("hit").inc(len(known))
-        self._metrics.cache.labels("miss").inc(len(missing))
-        made = await self._made(missing, background) if missing else {}
-        with timed("cache"):
-            await self._cache.put_many({key: entry for key, entry in made.items() if isinstance(entry, Entry)})
-        results: list[Embedded | InputError] = []
-        for key, given in zip(keys, inputs, strict=True):
-            hit = key in known
-            entry = known[key] if hit else made[key]
-            if isinstance(entry, Entry):
-                vector, modality = entry.vector, modality_of(given)
-                results.append(Embedded(vector, modality, entry.truncated, hit, entry.tokens, entry.unknown))
-            else:
-                results.append(entry)
-        return results
-
-    async def _made(self, missing: Mapping[str, Single], background: bool) -> dict[str, Entry | InputError]:
+    async def _made(self, missing: Mapping[str, Single], background: bool) -> dict[str, Embedded | InputError]:
         """Make each vector, or wait for a call that is making the same. A vector is given up when its last waiter goes
         away.
 
@@ -355,16 +362,17 @@ class Embedder:
             flights[key] = flight
         for modality, making in new.items():
             if modality == "text":
-                self._begin(self._make(modality, making, _chunks(making), background))
-            else:  # side by side
-                for group in _groups(making, self._decode_workers):
-                    self._begin(self._make(modality, group, [group], background))
+                self._begin(self._make(modality, _chunks(making, length_of, _CHUNK_CHARS, len(making)), background))
+            else:  # side by side, and never so many together that another worker has nothing to do
+                most = -(-len(making) // self._decode_workers)
+                for chunk in _chunks(making, _file_bytes, _CHUNK_BYTES, most):
+                    self._begin(self._make(modality, [chunk], background))
         try:
             await asyncio.wait([flight.result for flight in flights.values()], return_when=asyncio.FIRST_EXCEPTION)
             failures = (flight.result.exception() for flight in flights.values() if flight.result.done())
             if failure := next(filter(None, failures), None):
                 raise failure
-            return {key: flight.result.result() for key, flight in flights.items()}
+            return {key: flight.landed() for key, flight in flights.items()}
         finally:
             for flight in flights.values():
                 flight.waiting -= 1
@@ -379,47 +387,52 @@ class Embedder:
         self._making.add(task)
         task.add_done_callback(self._making.discard)
 
-    async def _make(self, modality: Modality, making: _Making, chunks: Sequence[_Making], background: bool) -> None:
+    async def _make(self, modality: Modality, chunks: Sequence[_Making], background: bool) -> None:
         """Prepare and enqueue chunk by chunk, and complete every flight, whatever happens."""
         try:
             channel = self.channels.get(modality)
             if channel is None:
                 raise UnsupportedMedia(f"no {modality} tower is served here")
-            answers: list[asyncio.Future[Answer]] = []
             for chunk in chunks:
                 async with channel.background_slots if background else channel.slots:
                     chunk = [pair for pair in chunk if not pair[1].result.done()]  # who gave up meanwhile
+                    preparing = partial(_prepare_each, channel.handling.prepare, [given for given, _ in chunk])
+                    quick = sum(length_of(given) for given, _ in chunk) <= _TOKENISED_ON_THE_LOOP
                     with timed("decode") as took:
-                        prepared = await self._prepared(channel.handling.prepare, [given for given, _ in chunk])
+                        try:
+                            prepared = preparing() if quick else await self._pool.run(preparing)
+                        except WorkerDied:  # one of the inputs may have caused it, or none
+                            prepared = [await self._prepare_alone(channel, given) for given, _ in chunk]
                     channel.decoded(took(), len(chunk))
                     for (_, flight), ready in zip(chunk, prepared, strict=True):
                         if isinstance(ready, InputError):
-                            flight.land(ready)
+                            flight.fail(ready)
                         elif not flight.result.done():
-                            answer = await channel.batcher.enqueue(ready.value, ready.size, background=background)
-                            _couple(flight, answer, ready)
-                            answers.append(answer)
-            if answers:
-                await asyncio.wait(answers)
+                            flight.embedded = partial(
+                                Embedded,
+                                modality=modality,
+                                truncated=ready.truncated,
+                                cached=False,
+                                tokens=ready.tokens,
+                                unknown=ready.unknown,
+                            )
+                            await channel.batcher.enqueue(ready, flight.result, background=background)
         except BaseException as error:
-            for _, flight in making:
-                flight.land(error)
+            for _, flight in chain(*chunks):
+                flight.fail(error)
             if not isinstance(error, Exception):
                 raise
 
-    async def _prepared(
-        self, prepare: Callable[[Single], Prepared], inputs: Sequence[Single], *, last: bool = False
-    ) -> list[Prepared | InputError]:
-        preparing = partial(_prepare_each, prepare, inputs)
-        if sum(map(length_of, inputs)) <= _TOKENISED_ON_THE_LOOP:
-            return preparing()
+    async def _prepare_alone(self, channel: Channel, given: Single) -> Prepared | InputError:
+        """Prepare an input whose thread died with it and others."""
         try:
-            return await self._pool.run(preparing)
+            return (await self._pool.run(partial(_prepare_each, channel.handling.prepare, [given])))[0]
         except WorkerDied:
-            if last:
-                return [InferenceFailed("the server failed to read this input")]
-            # One of the inputs may have caused it, or none: each gets another try, alone.
-            return [(await self._prepared(prepare, [given], last=True))[0] for given in inputs]
+            return InferenceFailed("the server failed to read this input")
+
+
+def _file_bytes(given: Single) -> int:
+    return len(given.data) if isinstance(given, Media) else 0
 
 
 def _prepare_each(prepare: Callable[[Single], Prepared], inputs: Sequence[Single]) -> list[Prepared | InputError]:
@@ -436,78 +449,20 @@ def _prepare_each(prepare: Callable[[Single], Prepared], inputs: Sequence[Single
     return prepared
 
 
-def _couple(flight: _Flight, answer: "asyncio.Future[Answer]", prepared: Prepared) -> None:
-    """The answer to a prepared input lands its flight; a flight that is given up withdraws the input."""
-
-    def land(answer: "asyncio.Future[Answer]") -> None:
-        if answer.cancelled():
-            return
-        if failure := answer.exception():
-            flight.land(failure)
-            return
-        given = answer.result()
-        record("queue", given.queue_s)
-        record("model", given.model_s)
-        if not given.vector.any():
-            flight.land(InferenceFailed("the model gave this input no direction"))
-            return
-        vector = given.vector.copy()  # of one row: the cache shall not keep the whole batch
-        vector.setflags(write=False)
-        flight.land(Entry(vector, prepared.truncated, prepared.tokens, prepared.unknown))
-
-    answer.add_done_callback(land)
-    flight.result.add_done_callback(lambda result: answer.cancel() if result.cancelled() else None)
-
-
-def _chunks(making: _Making) -> list[_Making]:
-    """Split texts into chunks of about _CHUNK characters: few hops between threads, and the first are embedded while
-    the others wait to be read."""
+def _chunks(making: _Making, cost_of: Callable[[Single], float], room: float, most: int) -> list[_Making]:
+    """Split inputs into chunks that one thread prepares: each costs about `room`, and has at most so many inputs."""
     chunks: list[list[tuple[Single, _Flight]]] = []
-    room = 0.0
+    left = 0.0
     for given, flight in making:
-        length = length_of(given)
-        if length > room or not chunks:
+        cost = cost_of(given)
+        if not chunks or cost > left or len(chunks[-1]) == most:
             chunks.append([])
-            room = float(_CHUNK)
+            left = room
         chunks[-1].append((given, flight))
-        room -= length
+        left -= cost
     return list(chunks)
-
-
-def _groups(making: _Making, workers: int) -> list[_Making]:
-    """Group media that one thread decodes together: small ones, because a hop to a thread and back costs as much as
-    a tenth of decoding a small photograph; but never so many that another worker has nothing to do."""
-    most = -(-len(making) // workers)
-    groups: list[list[tuple[Single, _Flight]]] = []
-    room = 0
-    for given, flight in making:
-        size = len(given.data) if isinstance(given, Media) else 0
-        if not groups or size > room or len(groups[-1]) == most:
-            groups.append([])
-            room = _GROUP
-        groups[-1].append((given, flight))
-        room -= size
-    return list(groups)
 
 
 def _bytes(given: Single) -> int:
     """Return the number of bytes to be hashed: those of media."""
     return len(given.data) if isinstance(given, Media) else given.value.nbytes if isinstance(given, Decoded) else 0
-
-
-def _keys(space: str, precisions: Mapping[Modality, str], inputs: Sequence[Single]) -> list[str]:
-    keys = []
-    kind: str
-    for given in inputs:
-        precision = precisions.get(modality_of(given), "none")
-        match given:
-            case Text():
-                kind, content = "text" if given.role == "query" else given.role, given.text.encode("utf-8", _ANY_TEXT)
-            case TokenIds():
-                kind, content = "ids", ",".join(map(str, given.ids)).encode()
-            case Media():
-                kind, content = given.modality, given.data
-            case Decoded():
-                kind, content = f"{given.modality} {given.value.shape}", given.value.tobytes()
-        keys.append(key_of(space, precision, kind, content))
-    return keys

@@ -15,8 +15,8 @@ from service.contract.errors import InputError
 from service.contract.images import ImagePreprocessing, preprocess_image, see_image
 from service.contract.sounds import AudioPreprocessing, Sound
 from service.contract.tokens import TextPreprocessing, TextTokenizer, Tokens, pad_tokens
-from service.engine.batcher import Budget
-from service.engine.inputs import SMALL_SIDE, Decoded, Media, Single, Text, TokenIds, length_of
+from service.engine.batcher import Budget, Prepared
+from service.engine.inputs import Decoded, Media, Single, Text, TokenIds, length_of
 from service.engine.towers import AUDIO_CALL_S, Arrays
 from service.settings import Settings
 
@@ -26,20 +26,6 @@ Budget)."""
 _SLACK_TOKENS = 16
 """Tokens of padding up to which the CPU is faster than with another call: a call of MiniLM costs as much as 8
 tokens."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An input as its tower wants it."""
-
-    value: Any
-    """The prepared input: pixels (3, H, W), Sound, or Tokens."""
-    size: int
-    """Cost in the unit of the modality's budget: 1 image, milliseconds of sound, or tokens."""
-    tokens: int = 0
-    truncated: bool = False
-    unknown: float = 0.0
-    """Share of unknown tokens, as in contract.tokens.Tokens."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +64,8 @@ def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
         if isinstance(given, Decoded):
             return Prepared(given.value, size=1)
         assert isinstance(given, Media)
-        seen = see_image(given.data, spec, limits, None if given.show is None else SMALL_SIDE)
-        if given.show is not None and seen.small is not None:
-            given.show(seen.small)
-        return Prepared(seen.pixels, size=1, truncated=seen.cut)
+        pixels, cut = see_image(given.data, spec, limits, given.show)
+        return Prepared(pixels, size=1, truncated=cut)
 
     def collate(pixels: Sequence[NDArray[np.float32]]) -> Arrays:
         return dict(zip(spec.inputs, (np.stack(pixels),), strict=True))

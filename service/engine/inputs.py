@@ -29,8 +29,6 @@ from service.runtime.quotas import Costs, Unit
 from service.settings import Limits
 
 Kind = Literal["image", "audio"]
-SMALL_SIDE = 480
-"""Longest side of a thumbnail, in pixels."""
 StoredModality = Literal["image", "audio", "text", "vector", "video"]
 """Source of an item; `vector` where the client gave the vector and no modality."""
 
@@ -72,7 +70,7 @@ class Media:
     modality: Kind
     data: bytes
     show: Callable[[Image.Image], None] | None = field(default=None, compare=False)
-    """Called with a thumbnail of the picture, SMALL_SIDE pixels a side at most, if it is decoded to be embedded."""
+    """Called with a thumbnail of the picture, as `see_image` makes it, if the picture is decoded to be embedded."""
 
 
 @dataclass(frozen=True)

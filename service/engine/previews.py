@@ -19,10 +19,10 @@ from PIL import Image
 
 from service.contract.audio import AudioLimits, hear
 from service.contract.errors import InputError
-from service.contract.images import SMALL_RESAMPLE, ImageLimits, decode_image
+from service.contract.images import SMALL_RESAMPLE, SMALL_SIDE, ImageLimits, decode_image
 from service.contract.sounds import Waveform
 from service.engine.embedder import Embedder
-from service.engine.inputs import SMALL_SIDE, Input, Media
+from service.engine.inputs import Input, Media
 from service.runtime.workers import WorkerDied
 from service.settings import Limits
 

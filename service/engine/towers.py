@@ -24,6 +24,7 @@ from service.contract.bundle import (
 )
 from service.contract.graphs import external_files
 from service.contract.sounds import AudioPreprocessing
+from service.contract.vectors import l2_normalise
 from service.engine.cuda_graphs import Recorded
 from service.engine.openvino import OpenVinoSession
 from service.engine.profile import Choice
@@ -45,7 +46,7 @@ from service.settings import Gpus
 
 __all__ = ["CPU", "Arrays", "Device", "PrecisionChoice", "Tower", "TowerError", "open_towers"]
 
-Arrays = Mapping[str, NDArray[Any]]
+Arrays = dict[str, NDArray[Any]]
 AUDIO_CALL_S = 60.0
 """Seconds of sound in one call of an audio tower, as the tower hears it. A longer sound is a call of its own, of which
 so much is encoded at once on the CPU: memory goes by this, not by the sound's length."""
@@ -113,25 +114,32 @@ class Tower:
         self._options.only_execute_path_to_fetches = described.tokens or self._in_pieces
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
-        """The graph's inputs by name → float32 (B, dimensions). Raises whatever ONNX Runtime raises."""
+        """Run the graph on its inputs by name; return float32 (B, dimensions), each row at length 1 where it can be.
+
+        Raises whatever ONNX Runtime raises.
+        """
         if self._recorded:
-            (rows,) = arrays.values()
-            return next(self._recordings).run(rows)
-        (vectors,) = next(self._turns).run([OUTPUT], self._bounded(arrays), self._options)
-        return np.asarray(vectors, dtype=np.float32)
+            [rows] = arrays.values()
+            vectors = next(self._recordings).run(rows)
+        else:
+            given = self._bounded(arrays) if self._in_pieces else arrays
+            [output] = next(self._turns).run([OUTPUT], given, self._options)
+            vectors = np.array(output, np.float32)
+        directed = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+        vectors[directed] = l2_normalise(vectors[directed])
+        return vectors
 
     def run_tokens(self, arrays: Arrays) -> list[NDArray[np.float32]]:
         """The graph's inputs by name → each item's own tokens, float32 (N, dimensions). May run beside `run`."""
-        tokens, mask = self._session.run([TOKENS, TOKEN_MASK], self._bounded(arrays), self._options)
+        given = self._bounded(arrays) if self._in_pieces else arrays
+        tokens, mask = self._session.run([TOKENS, TOKEN_MASK], given, self._options)
         packed = tokens.ndim == 2
         return [np.asarray((tokens if packed else tokens[row])[own > 0], np.float32) for row, own in enumerate(mask)]
 
-    def _bounded(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
+    def _bounded(self, arrays: Arrays) -> Arrays:
         """Return the arrays of a bounded call: the last rows, and the result of the rows before them, computed here
         in pieces."""
         given = dict(arrays)
-        if not self._in_pieces:
-            return given
         assert isinstance(self._spec, AudioPreprocessing)
         *per_row, weights = self._spec.inputs
         count = given[weights].shape[1]

@@ -26,15 +26,12 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
 
-import orjson
-
 from service.errors import BodyTooLarge, DiskFull, MalformedRequest, NotReady
 from service.jobs.ledger import Form, Refusal
 from service.retrieval.indexing import NewItem
 from service.runtime.disk import Disk
 from service.runtime.workers import Workers
-from service.schemas.exact_json import loads, parse_json
-from service.schemas.inputs import File
+from service.schemas.inputs import File, parse_json
 from service.schemas.items import MAX_METADATA_BYTES, InvalidItem, read_item
 from service.settings import Limits
 
@@ -274,8 +271,8 @@ class _Writer:
             description = None
             if length <= MAX_METADATA_BYTES:
                 file.seek(start)
-                with suppress(orjson.JSONDecodeError):
-                    description = loads(file.read(length))
+                with suppress(MalformedRequest):
+                    description = parse_json(file.read(length))
             name = description.pop("file_name", None) if isinstance(description, dict) else None
             if isinstance(name, str) and _storable(name):
                 row = (_plain(name), json.dumps(description, ensure_ascii=False))

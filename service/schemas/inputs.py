@@ -1,5 +1,6 @@
 """An input as a client writes it: text, an image, a sound or a video; in JSON, or as a file of a multipart form."""
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from functools import partial, reduce
 from operator import attrgetter, or_
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -27,7 +30,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
 from service.engine.inputs import Fused, Input, Part, read
-from service.errors import words_of
+from service.errors import BodyTooLarge, MalformedRequest, words_of
 from service.settings import Limits
 
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC"
@@ -36,6 +39,44 @@ SOUND = "UklGRigAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQQAAACAyIA4"
 _MEDIA = "base64, a data: URI, or an https: URL where the server fetches"
 _KINDS = ("text", "image", "audio", "video", "vector", "id", "compose")
 _MAX_FIELDS = 40
+
+_SMALL_BYTES = 32_768
+"""Bytes of JSON that cannot become much."""
+_MOST_MEMORY_BYTES = 200_000_000
+"""Memory that a body may take when it is read: 19 MB of `{},{},…` would take 461 MB."""
+_MEMORY = {b"{": 240, b"[": 64, b",": 32, b":": 60, b'"': 50}
+"""Bytes of memory per mark of JSON: an object with a key, a list, a number, a member of an object, half a text."""
+_ALIKE = bytes.maketrans(b"0123456789[: \t\r\n", b"0000000000,,,,,,")
+_LONG = (b"," + b"0" * 20, b",-" + b"0" * 19)
+"""First characters of an integer of more than 64 bits, after all marks before it and all digits are made alike."""
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse a client's JSON. Raises BodyTooLarge where it would fill the memory, MalformedRequest.
+
+    An integer of more than 64 bits stays one, so that it can be told from a number like 1e300: orjson rounds it.
+    """
+    if len(body) > _SMALL_BYTES and _memory_of(body) > _MOST_MEMORY_BYTES:
+        raise BodyTooLarge("the body holds too many values")
+    # orjson refuses NaN, Infinity, numbers that overflow, lone surrogates and bottomless nesting.
+    try:
+        value = orjson.loads(body)
+        alike = body.translate(_ALIKE)
+        return json.loads(body) if any(mark in alike for mark in _LONG) else value
+    except (ValueError, RecursionError):  # JSONDecodeError is one; so is an integer of thousands of digits
+        raise MalformedRequest("the body is not valid JSON") from None
+
+
+def _memory_of(body: bytes) -> int:
+    """Return an upper estimate of the parsed body's bytes; text between quotes is first counted as JSON, too."""
+    rough = sum(size * body.count(mark) for mark, size in _MEMORY.items())
+    if rough <= _MOST_MEMORY_BYTES:
+        return rough
+    letters = np.frombuffer(body.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
+    inside = np.logical_xor.accumulate(letters == ord('"'))
+    outside = letters[~inside].tobytes()
+    # Only one of a text's two quotes is outside.
+    return sum(size * outside.count(mark) * (2 if mark == b'"' else 1) for mark, size in _MEMORY.items())
 
 
 class RequestModel(BaseModel):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.batcher import Batcher, Budget
+from service.engine.batcher import Batcher, Budget, Prepared
 from service.errors import InferenceFailed, NotReady
 
 DIMENSIONS = 2
@@ -51,10 +51,17 @@ class Seen:
 
 
 def make(
-    run: Callable[[Any], Any], *, limit: int = 4, padded: bool = False, near: int | None = None, **more: Any
-) -> Batcher[float]:
-    budget = Budget(limit, padded, near)
-    return Batcher("test", np.array, run, dimensions=DIMENSIONS, budget=budget, **more)
+    run: Callable[[Any], Any],
+    collate: Callable[[Any], Any] = np.array,
+    *,
+    limit: int = 4,
+    padded: bool = False,
+    near: int | None = None,
+    budget: Budget | None = None,
+    **more: Any,
+) -> Batcher:
+    options = {"observer": Seen()} | more
+    return Batcher("test", collate, run, dimensions=DIMENSIONS, budget=budget or Budget(limit, padded, near), **options)
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -69,14 +76,23 @@ async def entered(model: Model) -> None:
     assert await asyncio.to_thread(model.entered.wait, WAIT_S)
 
 
-def submit(batcher: Batcher, item: float, size: int = 1) -> "asyncio.Task[Any]":
-    return asyncio.create_task(batcher.submit(item, size))
+async def enqueue(batcher: Batcher, item: float, size: int = 1, **how: bool) -> "asyncio.Future[Any]":
+    answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    await batcher.enqueue(Prepared(item, size), answer, **how)
+    return answer
+
+
+def submit(batcher: Batcher, item: float, size: int = 1, **how: bool) -> "asyncio.Task[Any]":
+    async def answered() -> Any:
+        return await (await enqueue(batcher, item, size, **how))
+
+    return asyncio.create_task(answered())
 
 
 def test_a_lone_item_is_answered_and_timed() -> None:
     async def main() -> None:
         batcher = make(Model().run)
-        answer = await batcher.submit(3.0, 1)
+        answer = await submit(batcher, 3.0, 1)
         assert answer.vector.tolist() == [6.0, -3.0]
         assert answer.queue_s >= 0
         assert answer.model_s >= 0
@@ -114,7 +130,7 @@ def test_a_full_batch_is_collated_while_the_model_runs() -> None:
                 loop.call_soon_threadsafe(twice.set)
             return np.array(items)
 
-        batcher: Batcher[float] = Batcher("test", collate, model.run, dimensions=DIMENSIONS, budget=Budget(2))
+        batcher = make(model.run, collate, limit=2)
         tasks = [submit(batcher, 0)]
         await entered(model)
         tasks += [submit(batcher, 1), submit(batcher, 2)]
@@ -142,7 +158,7 @@ def test_only_the_culprit_of_a_failed_batch_fails() -> None:
         assert three.vector[0] == 6
         assert "cannot embed that" not in str(two)
         assert seen.failures == 1
-        assert (await batcher.submit(5, 1)).vector[0] == 10, "the worker lives on"
+        assert (await submit(batcher, 5, 1)).vector[0] == 10, "the worker lives on"
         await batcher.close()
 
     run(main())
@@ -157,7 +173,7 @@ def test_an_item_that_cannot_be_collated_fails_alone() -> None:
                 raise ValueError("no")
             return np.array(items)
 
-        batcher: Batcher[float] = Batcher("test", collate, model.run, dimensions=DIMENSIONS, budget=Budget(4))
+        batcher = make(model.run, collate, limit=4)
         first = submit(batcher, 0)
         await entered(model)
         tasks = [submit(batcher, item) for item in (1.0, -1.0)]
@@ -185,7 +201,7 @@ def test_a_wrong_output_is_a_failure(wrong: Callable[[Any], Any]) -> None:
     async def main() -> None:
         batcher = make(wrong)
         with pytest.raises(InferenceFailed):
-            await batcher.submit(1, 1)
+            await submit(batcher, 1, 1)
         assert batcher.alive
         await batcher.close()
 
@@ -215,11 +231,11 @@ def test_enqueue_waits_while_two_full_batches_wait() -> None:
     async def main() -> None:
         model = Model(held=True)
         batcher = make(model.run, limit=2, padded=True)  # 1 × 2, then 2 × 2 in wait, is more than 2 × the limit of 2
-        first = await batcher.enqueue(0, 1)
+        first = await enqueue(batcher, 0, 1)
         await entered(model)
         # With the model held, one full batch goes ahead and one waits; the next has to stay outside.
-        inside = [await batcher.enqueue(item, 2) for item in (1, 2)]
-        outside = [asyncio.create_task(batcher.enqueue(item, 2)) for item in (3, 4, 5, 6)]
+        inside = [await enqueue(batcher, item, 2) for item in (1, 2)]
+        outside = [asyncio.create_task(enqueue(batcher, item, 2)) for item in (3, 4, 5, 6)]
         for _ in range(100):
             await asyncio.sleep(0)
         assert not outside[-1].done()
@@ -258,9 +274,9 @@ def test_submit_after_close_is_refused_at_once() -> None:
         await batcher.close()
         await batcher.close()
         with pytest.raises(NotReady):
-            await batcher.submit(1, 1)
+            await submit(batcher, 1, 1)
         with pytest.raises(NotReady):
-            await batcher.submit(1, 1, first=True)
+            await submit(batcher, 1, 1, first=True)
 
     run(main())
 
@@ -286,7 +302,7 @@ def test_an_item_larger_than_the_budget_is_a_call_of_its_own() -> None:
     async def main() -> None:
         model = Model()
         batcher = make(model.run, limit=2)
-        assert (await batcher.submit(1, 50)).vector[0] == 2
+        assert (await submit(batcher, 1, 50)).vector[0] == 2
         await batcher.close()
 
     run(main())
@@ -343,9 +359,8 @@ def test_lanes_run_side_by_side_and_share_what_waits() -> None:
             collated.append(list(items))
             return np.array(items)
 
-        budget = Budget(8)
-        batcher: Batcher[float] = Batcher("test", collate, call, dimensions=DIMENSIONS, budget=budget, lanes=2)
-        futures = [await batcher.enqueue(float(item), 1) for item in range(5)]
+        batcher = make(call, collate, limit=8, lanes=2)
+        futures = [await enqueue(batcher, float(item), 1) for item in range(5)]
         model.released.set()
         answers = await asyncio.gather(*futures)
         assert [answer.vector[0] for answer in answers] == [0, 2, 4, 6, 8]
@@ -366,8 +381,8 @@ def test_no_call_computes_more_padding_than_the_slack(sizes: list[int], slack: i
 
     async def main() -> None:
         budget = Budget(512, padded=True, slack=slack, waiting=10**6)
-        batcher: Batcher[float] = Batcher("test", np.array, call, dimensions=DIMENSIONS, budget=budget)
-        futures = [await batcher.enqueue(float(size), size) for size in sizes]
+        batcher = make(call, budget=budget)
+        futures = [await enqueue(batcher, float(size), size) for size in sizes]
         answers = await asyncio.gather(*futures)
         assert [answer.vector[0] for answer in answers] == sizes
         await batcher.close()
@@ -421,7 +436,7 @@ def test_a_batch_that_kills_its_worker_twice_is_answered() -> None:
         with pytest.raises(InferenceFailed):
             await item
         model.released.set()
-        assert (await batcher.submit(2, 1)).vector[0] == 4
+        assert (await submit(batcher, 2, 1)).vector[0] == 4
         assert seen.restarts == 2
         await batcher.close()
 
@@ -439,7 +454,7 @@ def test_a_worker_that_dies_again_and_again_is_dead_for_a_while_and_comes_back()
             await asyncio.sleep(0)
             deaths += 1
         assert deaths == 2
-        assert (await batcher.submit(1, 1)).vector[0] == 2
+        assert (await submit(batcher, 1, 1)).vector[0] == 2
         assert batcher.alive
         await batcher.close()
 
@@ -461,9 +476,7 @@ def test_a_thread_that_dies_costs_only_the_input_that_killed_it(thread: str, cap
 
     async def main() -> None:
         model, seen = Deadly(held=True), Seen()
-        batcher: Batcher[float] = Batcher(
-            "test", collate, model.run, dimensions=DIMENSIONS, budget=Budget(3), observer=seen
-        )
+        batcher = make(model.run, collate, limit=3, observer=seen)
         tasks = [submit(batcher, 0)]
         await entered(model)
         tasks += [submit(batcher, item) for item in (1, 2, 3)]
@@ -488,7 +501,7 @@ def test_the_head_of_the_queue_is_open_to_a_canary() -> None:
         tasks += [submit(batcher, item) for item in (1, 2, 3)]
         for _ in range(10):
             await asyncio.sleep(0)
-        canary = asyncio.create_task(batcher.submit(9, 1, first=True))
+        canary = submit(batcher, 9, 1, first=True)
         await asyncio.sleep(0)
         model.released.set()
         await asyncio.gather(canary, *tasks)
@@ -499,11 +512,8 @@ def test_the_head_of_the_queue_is_open_to_a_canary() -> None:
     run(main())
 
 
-def in_background(batcher: Batcher[float], item: float, size: int = 1) -> "asyncio.Task[Any]":
-    async def submit() -> Any:
-        return await (await batcher.enqueue(item, size, background=True))
-
-    return asyncio.create_task(submit())
+def in_background(batcher: Batcher, item: float, size: int = 1) -> "asyncio.Task[Any]":
+    return submit(batcher, item, size, background=True)
 
 
 async def settled() -> None:
@@ -593,7 +603,7 @@ def test_what_waits_in_the_background_keeps_no_request_out_of_the_queue() -> Non
         await entered(model)
         later = [in_background(batcher, item) for item in range(10, 20)]
         await settled()
-        answer = await batcher.enqueue(1, 1)  # does not wait for room, although two calls' worth wait already
+        answer = await enqueue(batcher, 1, 1)  # does not wait for room, although two calls' worth wait already
         model.released.set()
         assert (await answer).vector[0] == 2
         await asyncio.gather(first, *later)
@@ -608,7 +618,7 @@ def test_an_item_in_the_background_is_withdrawn_and_answered_at_the_end() -> Non
         batcher = make(model.run, limit=1)
         first = submit(batcher, 0)
         await entered(model)
-        gone, left = await batcher.enqueue(10, 1, background=True), await batcher.enqueue(11, 1, background=True)
+        gone, left = await enqueue(batcher, 10, 1, background=True), await enqueue(batcher, 11, 1, background=True)
         gone.cancel()
         await settled()
         closing = asyncio.create_task(batcher.close())

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.api.app import open_parts
-from service.contract.bundle import MODALITIES
+from service.contract.bundle import MODALITIES, Modality
 from service.contract.vectors import l2_normalise
-from service.engine.cache import Entry, MemoryCache, RedisCache, check_redis, decode, encode, key_of
-from service.engine.embedder import _keys
-from service.engine.inputs import Input, Media, Text, TokenIds
+from service.engine.cache import MemoryCache, RedisCache, check_redis, decode, encode, keys_of
+from service.engine.inputs import Embedded, Input, Media, Text, TokenIds
 from service.settings import Settings, SettingsError
 from tests.conftest import redis_server
 
@@ -31,17 +30,22 @@ class Errors:
     def __init__(self) -> None:
         self.seen = 0
 
-    def cache_error(self) -> None:
+    def count(self) -> None:
         self.seen += 1
 
 
-def entry(seed: int = 0, **more: Any) -> Entry:
-    return Entry(l2_normalise(np.random.default_rng(seed).standard_normal(DIMENSIONS)), **more)
+def entry(seed: int = 0, truncated: bool = False, tokens: int = 0) -> Embedded:
+    vector = l2_normalise(np.random.default_rng(seed).standard_normal(DIMENSIONS))
+    return Embedded(vector, "text", truncated, cached=False, tokens=tokens)
+
+
+def asked(keys: str) -> dict[str, Modality]:
+    return dict.fromkeys(keys, "text")
 
 
 def make(url: str, errors: Errors | None = None, **more: Any) -> RedisCache:
     options: dict[str, Any] = {"ttl_s": 60, "timeout_s": 5.0, "pause_s": 0.0} | more
-    return RedisCache(url, dimensions=DIMENSIONS, observer=errors or Errors(), **options)
+    return RedisCache(url, dimensions=DIMENSIONS, failed=(errors or Errors()).count, **options)
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -54,17 +58,17 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
     st.integers(0, 2**20),
 )
 def test_an_entry_is_read_as_it_was_written(numbers: list[float], truncated: bool, tokens: int) -> None:
-    written = Entry(l2_normalise(np.array(numbers)), truncated, tokens)
-    read = decode(encode(written), DIMENSIONS)
+    written = Embedded(l2_normalise(np.array(numbers)), "image", truncated, cached=False, tokens=tokens)
+    read = decode(encode(written), DIMENSIONS, "image")
     assert read is not None
     assert np.array_equal(read.vector, written.vector)
-    assert (read.truncated, read.tokens) == (truncated, tokens)
+    assert (read.modality, read.truncated, read.tokens, read.cached) == ("image", truncated, tokens, True)
     assert not read.vector.flags.writeable
 
 
 @given(st.binary(max_size=200))
 def test_garbage_is_no_entry_or_a_unit_vector(value: bytes) -> None:
-    read = decode(value, DIMENSIONS)
+    read = decode(value, DIMENSIONS, "text")
     assert read is None or abs(float(np.linalg.norm(read.vector)) - 1) < 1e-2
 
 
@@ -89,7 +93,7 @@ def a_png(size: tuple[int, int], colour: tuple[int, int, int]) -> bytes:
 
 @given(IMAGES, IMAGES)
 def test_two_images_share_a_key_only_if_they_are_one(one: Media, other: Media) -> None:
-    keys = _keys("a" * 16, {"image": "fp32"}, [one, other])
+    keys = keys_of("a" * 16, {"image": "fp32"}, [one, other])
     assert (keys[0] == keys[1]) == (one.data == other.data)
 
 
@@ -98,15 +102,8 @@ SPACES, PRECISIONS = st.sampled_from(["0" * 16, "1" * 16]), st.sampled_from(["fp
 
 @given(st.lists(st.tuples(SPACES, PRECISIONS, INPUTS), min_size=2, max_size=12))
 def test_no_two_inputs_of_any_kind_precision_or_space_share_a_key(placed: list[tuple[str, str, Input]]) -> None:
-    keys = {_keys(space, dict.fromkeys(MODALITIES, precision), [given])[0] for space, precision, given in placed}
+    keys = {keys_of(space, dict.fromkeys(MODALITIES, precision), [given])[0] for space, precision, given in placed}
     assert len(keys) == len(set(placed))
-
-
-def test_keys_tell_spaces_kinds_and_contents_apart() -> None:
-    keys = {
-        key_of(space, "fp32", kind, content) for space in "ab" for kind in ("text", "image") for content in (b"", b"x")
-    }
-    assert len(keys) == 8
 
 
 def test_memory_keeps_the_most_recently_used_within_its_bytes() -> None:
@@ -114,14 +111,11 @@ def test_memory_keeps_the_most_recently_used_within_its_bytes() -> None:
         room_for_two = 2 * (entry().vector.nbytes + 256)
         cache = MemoryCache(room_for_two)
         await cache.put_many({"a": entry(0), "b": entry(1)})
-        await cache.get_many(["a"])
+        await cache.get_many(asked("a"))
         await cache.put_many({"c": entry(2)})
-        a, b, c = await cache.get_many(["a", "b", "c"])
-        assert a is not None
-        assert b is None
-        assert c is not None
+        assert [*await cache.get_many(asked("abc"))] == ["a", "c"]
         await cache.put_many({"a": entry(3)})  # replaced, not counted twice
-        assert None not in await cache.get_many(["a", "c"])
+        assert [*await cache.get_many(asked("ac"))] == ["a", "c"]
 
     run(main())
 
@@ -130,7 +124,7 @@ def test_memory_of_no_bytes_keeps_nothing() -> None:
     async def main() -> None:
         cache = MemoryCache(0)
         await cache.put_many({"a": entry()})
-        assert await cache.get_many(["a"]) == [None]
+        assert await cache.get_many(asked("a")) == {}
 
     run(main())
 
@@ -140,10 +134,9 @@ def test_redis_gives_back_what_was_put_and_forgets_in_time(redis_url: str) -> No
         cache = make(redis_url)
         written = entry(truncated=True, tokens=7)
         await cache.put_many({"a": written})
-        read, absent = await cache.get_many(["a", "b"])
-        assert read is not None
+        [read] = (await cache.get_many(asked("ab"))).values()
         assert np.array_equal(read.vector, written.vector)
-        assert (read.truncated, read.tokens, absent) == (True, 7, None)
+        assert (read.truncated, read.tokens, read.cached) == (True, 7, True)
         await cache.close()
 
     run(main())
@@ -172,7 +165,7 @@ def test_garbage_in_redis_is_a_miss_and_counted(redis_url: str, garbage: bytes) 
     async def main() -> None:
         errors = Errors()
         cache = make(redis_url, errors)
-        assert await cache.get_many(["a", "list"]) == [None, None]
+        assert await cache.get_many({"a": "text", "list": "text"}) == {}
         assert errors.seen == 1
         await cache.close()
 
@@ -184,7 +177,7 @@ def test_a_redis_that_is_not_there_is_a_miss_and_is_left_alone_for_a_while(free_
         errors = Errors()
         cache = make(f"redis://127.0.0.1:{free_port}/0", errors, pause_s=60.0)
         await cache.put_many({"a": entry()})
-        assert await cache.get_many(["a"]) == [None]
+        assert await cache.get_many(asked("a")) == {}
         assert errors.seen == 1
         await cache.close()
 
@@ -196,7 +189,7 @@ def test_a_redis_that_does_not_answer_is_a_miss() -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and never says a word
             errors = Errors()
             cache = make(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", errors, timeout_s=0.05)
-            assert await cache.get_many(["a"]) == [None]
+            assert await cache.get_many(asked("a")) == {}
             assert errors.seen == 1
             await cache.close()
 
@@ -231,7 +224,7 @@ def test_what_is_no_redis_is_a_miss_whatever_it_answers(answer: bytes) -> None:
             errors = Errors()
             port = server.sockets[0].getsockname()[1]
             cache = make(f"redis://127.0.0.1:{port}/0", errors, timeout_s=0.2)
-            assert await cache.get_many(["a", "b"]) == [None, None]
+            assert await cache.get_many(asked("ab")) == {}
             await cache.put_many({"a": entry()})
             assert errors.seen >= 1
             await cache.close()
@@ -264,12 +257,11 @@ def test_a_redis_that_was_slow_once_does_not_answer_the_next_question_with_the_l
             await cache.put_many({"a": entry(1), "b": entry(2)})
             assert errors.seen == 0
             passing.clear()
-            assert await cache.get_many(["a"]) == [None], "too slow"
+            assert await cache.get_many(asked("a")) == {}, "too slow"
             assert held.is_set()
             assert errors.seen == 1
             passing.set()
-            (b,) = await cache.get_many(["b"])
-            assert b is not None
+            [b] = (await cache.get_many(asked("b"))).values()
             assert np.array_equal(b.vector, entry(2).vector)
             await cache.close()
 
@@ -310,11 +302,11 @@ def test_a_redis_that_comes_back_is_used_again(tmp_path: Path, free_port: int) -
         cache = make(f"redis://127.0.0.1:{free_port}/0")
         with redis_server(tmp_path, free_port):
             await cache.put_many({"a": entry()})
-            assert None not in await cache.get_many(["a"])
-        assert await cache.get_many(["a"]) == [None]
+            assert await cache.get_many(asked("a"))
+        assert await cache.get_many(asked("a")) == {}
         with redis_server(tmp_path, free_port):
             await cache.put_many({"a": entry()})
-            assert None not in await cache.get_many(["a"])
+            assert await cache.get_many(asked("a"))
         await cache.close()
 
     run(main())

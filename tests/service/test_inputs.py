@@ -16,8 +16,7 @@ from service.engine.inputs import Media, Text, Unreadable, Url, Video, media_byt
 from service.errors import BodyTooLarge, FetchDisabled
 from service.schemas.classify import ClassifyRequest
 from service.schemas.embed import EmbedRequest
-from service.schemas.exact_json import parse_json
-from service.schemas.inputs import AnyInput, File
+from service.schemas.inputs import AnyInput, File, parse_json
 from service.schemas.items import ItemInput
 from service.schemas.search import SearchRequest
 from service.settings import Limits

@@ -17,8 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 from service.contract import images
 from service.contract.audio import AudioLimits
 from service.contract.errors import InputError
+from service.contract.images import SMALL_SIDE as SIDE
 from service.contract.images import ImageLimits
-from service.engine.inputs import SMALL_SIDE as SIDE
 from service.engine.previews import PEAKS, SECONDS, peaks, preview_audio, preview_image
 from service.store import previews, schema, upkeep
 from tests.conftest import serving

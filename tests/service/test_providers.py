@@ -127,7 +127,7 @@ def bundle(bundle_dir: Path) -> Bundle:
 def test_calls_go_to_several_gpus_in_turn(bundle: Bundle, gpu: type[FakeSession]) -> None:
     tower = towers.Tower(bundle, "text", "auto", 1, gpus=Gpus((0, 3)))
     assert tower.provider == CUDA
-    assert [float(tower.run({})[0, 0]) for _ in range(5)] == [0, 3, 0, 3, 0]
+    assert [bool(tower.run({}).any()) for _ in range(5)] == [False, True, False, True, False]
     assert [session.calls for session in gpu.opened] == [3, 2]
 
 

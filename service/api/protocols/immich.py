@@ -20,8 +20,7 @@ from service.engine.caller import Caller
 from service.engine.fetch import Headers, Url
 from service.engine.inputs import Media, Text, costs_of, read
 from service.errors import FetchFailed, InvalidRequest, MalformedRequest, NotReady, UnsupportedBody
-from service.schemas.exact_json import parse_json
-from service.schemas.inputs import File, RequestModel, first_problem
+from service.schemas.inputs import File, RequestModel, first_problem, parse_json
 
 router = APIRouter(tags=["immich"])
 _MOST_BYTES = 16_000_000

@@ -8,7 +8,7 @@ from service.api.reading import A_PICTURE, append_inputs, documented, reader
 from service.api.responses import JSON, encoded
 from service.api.state import CallerDep, StateDep
 from service.contract.errors import InputError
-from service.engine.inputs import Embedded, in_role, raise_first
+from service.engine.inputs import in_role, raise_first
 from service.errors import input_problem
 from service.schemas.embed import EmbedRequest, EmbedResponse
 
@@ -25,25 +25,14 @@ async def embed(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     results = await model.embedder.embed(inputs, caller)
     if body.on_error == "fail":
         raise_first(results)
-    manifest = model.manifest
-    return JSON(
-        {
-            "space": manifest.space,
-            "dimensions": body.dimensions or manifest.dimensions,
-            "encoding": body.encoding,
-            "embeddings": [_row(index, result, body) for index, result in enumerate(results)],
-        }
-    )
-
-
-def _row(index: int, result: Embedded | InputError, body: EmbedRequest) -> dict[str, Any]:
-    if isinstance(result, InputError):
-        return {"index": index, "embedding": None, "error": input_problem(result)}
-    vector = encoded(result.vector, body.dimensions, body.encoding)
-    return {
-        "index": index,
-        "modality": result.kind,
-        "embedding": vector,
-        "truncated": result.truncated,
-        "unknown": result.unknown,
-    }
+    rows: list[dict[str, Any]] = []
+    for index, result in enumerate(results):
+        if isinstance(result, InputError):
+            rows.append({"index": index, "embedding": None, "error": input_problem(result)})
+        else:
+            vector = encoded(result.vector, body.dimensions, body.encoding)
+            seen = {"truncated": result.truncated, "unknown": result.unknown}
+            rows.append({"index": index, "modality": result.kind, "embedding": vector} | seen)
+    length = body.dimensions or model.manifest.dimensions
+    answer = {"space": model.manifest.space, "dimensions": length, "encoding": body.encoding, "embeddings": rows}
+    return JSON(answer)
