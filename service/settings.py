@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -21,6 +21,18 @@ from service.errors import words_of
 
 _MOST_LANES = 4
 ProtocolName = Literal["openai", "jina", "cohere", "tei", "ollama", "mcp", "weaviate", "immich"]
+_PATTERNS = {
+    "origins": (
+        r"https?://[a-z0-9.-]+(:[0-9]+)?",
+        "origin: write scheme://host or scheme://host:port, in lower case",
+    ),
+    "model_aliases": (r"[^=]{1,64}=[^=]+", "alias: write ALIAS=NAME"),
+    "protocol_keys": (
+        rf"({'|'.join(get_args(ProtocolName))})=[0-9a-f]{{12}}",
+        "PROTOCOL=ID: the ID is the 12 letters and digits after isthmus_",
+    ),
+}
+"""The pattern that each part of a setting matches, and what is said where it does not."""
 
 
 REMOVED = {
@@ -268,44 +280,14 @@ class Settings(BaseSettings):
     shutdown_grace_s: int = Field(default=20, gt=0)
     """Seconds for the requests that are under way at the end. Those that are not done get 503."""
 
-    @field_validator(
-        "milvus_token",
-        "redis_url",
-        "root_path",
-        "keys",
-        "immich_upstream",
-        "immich_upstream_key",
-        "fetch_dns",
-        "fetch_ca",
-        "batch_images",
-        "batch_tokens",
-        "jobs",
-        "previews",
-        mode="before",
-    )
+    @field_validator("*", mode="before")
     @classmethod
-    def _empty_is_unset(cls, value: Any) -> Any:
-        return value if value is False else value or None
-
-    @field_validator(
-        "more_bundles",
-        "media",
-        "model_aliases",
-        "bundle_signers",
-        "modalities",
-        "gpus",
-        "origins",
-        "hosts",
-        "protocols",
-        "protocol_keys",
-        "fetch_allow",
-        "fetch_deny",
-        "fetch_ports",
-        mode="before",
-    )
-    @classmethod
-    def _separated(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    def _as_variables_are(cls, value: Any, info: ValidationInfo) -> Any:
+        """Split what has commas between its parts; an empty variable is an unset one."""
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, str) and get_origin(field.annotation) is tuple:
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return None if value == "" and field.default is None else value
 
     @field_validator("previews")
     @classmethod
@@ -321,43 +303,28 @@ class Settings(BaseSettings):
             raise ValueError("name one GPU or more, each once, from 0 up")
         return value
 
-    @field_validator("origins")
+    @field_validator("origins", "model_aliases", "protocol_keys")
     @classmethod
-    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _matching(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        pattern, advice = _PATTERNS[info.field_name or ""]
         for each in value:
-            if not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]+)?", each):
-                raise ValueError(f"{each!r} is no origin: write scheme://host or scheme://host:port, in lower case")
+            if not re.fullmatch(pattern, each):
+                raise ValueError(f"{each!r} is no {advice}")
         return value
 
-    @field_validator("model_aliases")
+    @field_validator("model_aliases", "protocols", "protocol_keys")
     @classmethod
-    def _pairs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for each in value:
-            if not re.fullmatch(r"[^=]{1,64}=[^=]+", each):
-                raise ValueError(f"{each!r} is no alias: write ALIAS=NAME")
-        if len({each.partition("=")[0] for each in value}) < len(value):
-            raise ValueError("an alias is there twice")
-        return value
-
-    @field_validator("protocols")
-    @classmethod
-    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("a protocol is there twice")
+    def _each_once(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        names = [each.partition("=")[0] for each in value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{'an alias' if info.field_name == 'model_aliases' else 'a protocol'} is there twice")
         return value
 
     @field_validator("protocol_keys")
     @classmethod
-    def _ids_of_keys(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        pattern = rf"({'|'.join(get_args(ProtocolName))})=[0-9a-f]{{12}}"
-        for each in value:
-            if not re.fullmatch(pattern, each):
-                raise ValueError(f"{each!r} is no PROTOCOL=ID: the ID is the 12 letters and digits after isthmus_")
-        names = [each.partition("=")[0] for each in value]
-        if len(set(names)) < len(names):
-            raise ValueError("a protocol is there twice")
-        for name in names:
-            if name not in info.data.get("protocols", names):
+    def _of_protocols_that_are_on(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for name, _, _ in (each.partition("=") for each in value):
+            if name not in info.data.get("protocols", (name,)):
                 raise ValueError(f"the protocol {name} is off: add it to ISTHMUS_PROTOCOLS, or leave its key out")
         return value
 

@@ -21,7 +21,6 @@ from service.api.auth import Gate, local_names, scope_of
 from service.api.deadline import Deadline
 from service.api.keys import Keyring
 from service.api.middleware import BodyLimit, Context, Disconnects, Heads, Prefix, SecurityHeaders
-from service.api.model import Model
 from service.api.protocols.protocol import Protocol
 from service.api.protocols.registry import PROTOCOLS, READS, protocol_of
 from service.api.refusals import REFUSALS, refusals_of
@@ -40,7 +39,7 @@ from service.api.routes import (
     score,
     search,
 )
-from service.api.state import State
+from service.api.state import Model, State
 from service.engine.cache import MemoryCache, check_redis
 from service.engine.fetch import FetchConfig, Fetcher, fetch_config, upstream_config
 from service.engine.opening import Opened, open_cache, open_engine
@@ -183,7 +182,7 @@ async def _open_state(settings: Settings, parts: Parts, metrics: Metrics, closin
         cache = open_cache(settings, manifest, metrics, models=len(parts.models))
         closing.push_async_callback(cache.close)
         if isinstance(cache, MemoryCache):
-            metrics.watch_cache(manifest.name, cache)
+            metrics.watch_cache(manifest.name, cache.size)
         embedder = opened.embedder(cache, settings, metrics)
         models[manifest.name] = Model(embedder, Classifier(embedder, store, limits))
     home = models[parts.home]
@@ -195,14 +194,14 @@ async def _open_state(settings: Settings, parts: Parts, metrics: Metrics, closin
     closing.push_async_callback(limiter.close)
     previewer = Previewer(home.embedder, settings.limits) if settings.keeps_previews else None
     fetching = parts.fetching
-    fetcher = None if fetching is None else Fetcher(fetching, settings, metrics)
+    fetcher = None if fetching is None else Fetcher(fetching, settings, metrics.fetched)
     upstream = None
     if parts.upstream is not None:
-        upstream = Fetcher(parts.upstream, settings, metrics, timeout_s=settings.request_deadline_s)
+        upstream = Fetcher(parts.upstream, settings, metrics.fetched, timeout_s=settings.request_deadline_s)
     bulk = None
     if parts.jobs is not None:
         # In the background: requests have most of the places.
-        slower = None if fetching is None else Fetcher(fetching, settings, metrics, background=True)
+        slower = None if fetching is None else Fetcher(fetching, settings, metrics.fetched, background=True)
         context = EmbeddingContext(home.embedder, store, tokens, previewer, limiter, slower)
         bulk = Jobs(parts.jobs, settings, context, metrics)
     state = State(
@@ -271,7 +270,7 @@ def cors(settings: Settings) -> list[Middleware]:
 def open_limiter(settings: Settings, metrics: Metrics) -> Limiter:
     if settings.redis_url is None:
         return MemoryLimiter()
-    return RedisLimiter(settings.redis_url, timeout_s=quotas.REDIS_TIMEOUT_S, observer=metrics)
+    return RedisLimiter(settings.redis_url, timeout_s=quotas.REDIS_TIMEOUT_S, failed=metrics.limiter_errors.inc)
 
 
 _TAGS = {

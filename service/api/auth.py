@@ -6,19 +6,19 @@ of somebody who reaches it, may not (see `_check_browser`). With it, only what s
 
 import ipaddress
 from collections.abc import Collection, Iterable
-from typing import Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import keys
 from service.api.keys import Key, Keyring
-from service.api.middleware import refuse, stated_length
+from service.api.middleware import OfRequests, refuse, stated_length
 from service.api.problems import respond
 from service.api.protocols import registry
+from service.api.state import State
 from service.errors import CrossOrigin, Forbidden, IsthmusError, Misdirected, Unauthenticated
 from service.runtime.logs import caller
-from service.runtime.quotas import Limiter, Meter
+from service.runtime.quotas import Meter
 from service.settings import Settings, is_loopback
 
 OPEN = frozenset({"/healthz", "/readyz", "/", "/docs"})
@@ -41,29 +41,16 @@ def scope_of(method: str, path: str) -> keys.Scope | None:
     return "write"
 
 
-class Services(Protocol):
-    """The part of `State` that the gate uses."""
-
-    @property
-    def keys(self) -> Keyring | None: ...
-    @property
-    def limiter(self) -> Limiter: ...
-    @property
-    def settings(self) -> Settings: ...
-
-
-class Gate:
+class Gate(OfRequests):
     """Refuses a request without a key for what it asks, before a byte of its body is read; then counts it."""
 
     def __init__(self, app: ASGIApp, *, origins: Collection[str], hosts: Collection[str] | None) -> None:
         """Guard the app. `hosts` None: any host."""
-        self.app, self.origins, self.hosts = app, origins, hosts
+        super().__init__(app)
+        self.origins, self.hosts = origins, hosts
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        services: Services = scope["state"]["services"]
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services: State = scope["state"]["services"]
         headers = Headers(scope=scope)
         meter = None
         try:

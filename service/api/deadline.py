@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.auth import scope_of
+from service.api.middleware import OfRequests
 from service.api.problems import respond
 from service.errors import DeadlineExceeded
 from service.retrieval.deadline import ADVICE, within
@@ -18,15 +19,16 @@ _ADVICE: Mapping[str, str] = {
 }
 
 
-class Deadline:
+class Deadline(OfRequests):
     """Answers 504 to a request that stores nothing and is not being answered after so many seconds from the end of
     its body. A request that stores something is dropped only by its own stages: half of it may be stored already."""
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
-        self.app, self.seconds = app, seconds
+        super().__init__(app)
+        self.seconds = seconds
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope_of(scope["method"], scope["path"]) not in (None, "read"):
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope_of(scope["method"], scope["path"]) not in (None, "read"):
             await self.app(scope, receive, send)
             return
         loop = asyncio.get_running_loop()

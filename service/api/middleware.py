@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from http import HTTPMethod
 from typing import TYPE_CHECKING, Any
@@ -58,17 +58,28 @@ _PAGE_HEADERS = {
 }
 
 
-class Context:
+class OfRequests:
+    """A middleware of HTTP requests; the start and the end of the app pass it by."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotImplementedError
+
+
+class Context(OfRequests):
     """Adds X-Request-ID, Server-Timing, metrics, spans and the log line, and answers exceptions that no handler
     expects."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
-        self.app, self.metrics, self.tracing = app, metrics, tracing
+        super().__init__(app)
+        self.metrics, self.tracing = metrics, tracing
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         with (
             self.metrics.in_flight.track_inprogress(),
@@ -118,14 +129,9 @@ class Context:
             self._observe(scope, status, time.perf_counter() - started, spent, span)
 
     def _observe(
-        self,
-        scope: MutableMapping[str, Any],
-        status: int,
-        seconds: float,
-        spent: Mapping[str, float],
-        span: "Span | None",
+        self, scope: Scope, status: int, seconds: float, spent: Mapping[str, float], span: "Span | None"
     ) -> None:
-        route, method = getattr(scope.get("route"), "path", "unmatched"), _method(scope)
+        route, method, code = getattr(scope.get("route"), "path", "unmatched"), _method(scope), reason.get()
         self.metrics.requests.labels(method, route, str(status)).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
         for stage, duration in spent.items():
@@ -133,9 +139,8 @@ class Context:
         if status == CLIENT_GONE:
             self.metrics.disconnects.inc()
         elif status >= 400:
-            self.metrics.rejections.labels(reason.get() or str(status)).inc()
+            self.metrics.rejections.labels(code or str(status)).inc()
         fields: dict[str, Any] = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 2)}
-        code = reason.get()
         if code is not None:
             fields["code"] = code
         log.info("request", extra={"fields": fields})
@@ -160,18 +165,16 @@ def _draining(scope: Scope) -> bool:
     return services is not None and services.draining.is_set()
 
 
-class Prefix:
+class Prefix(OfRequests):
     """Removes the path under which a proxy serves the service, where the proxy does not, and makes redirects lead to
     where the client comes from: the server knows neither the proxy's scheme nor its name, and its path only by
     `root_path`."""
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
-        self.app, self.root_path = app, root_path
+        super().__init__(app)
+        self.root_path = root_path
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.root_path and scope["path"].startswith(f"{self.root_path}/"):
             raw = scope["raw_path"].removeprefix(self.root_path.encode())
             scope = {**scope, "path": scope["path"].removeprefix(self.root_path), "raw_path": raw}
@@ -198,14 +201,11 @@ HEAD = "isthmus.head"
 """Key in the scope of a GET that is answered without its body: a route may then leave out making it."""
 
 
-class Heads:
+class Heads(OfRequests):
     """Answers HEAD as GET; the protocol leaves the body out."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "HEAD":
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "HEAD":
             await self.app(scope, receive, send)
             return
         asked = {**scope, "method": "GET", HEAD: True}
@@ -215,14 +215,11 @@ class Heads:
             scope["route"] = asked.get("route")  # for the log
 
 
-class SecurityHeaders:
+class SecurityHeaders(OfRequests):
     """Adds headers that keep a browser from misreading an answer; an answer that is not JSON may be a page, and gets
     all."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
@@ -233,16 +230,10 @@ class SecurityHeaders:
         await self.app(scope, receive, sending)
 
 
-class Disconnects:
+class Disconnects(OfRequests):
     """Cancels a request whose client went away before its answer began, so that no model call is spent on it."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         answering = False
         watcher: asyncio.Task[Message] | None = None
         cancel = anyio.CancelScope()
@@ -275,7 +266,7 @@ class Disconnects:
                 watcher.cancel()
 
 
-class BodyLimit:
+class BodyLimit(OfRequests):
     """Answers 413 past `limit` bytes: at once where Content-Length says so, else as soon as that many have come.
     Answers 408 for a body that does not come, and 415 for one with a Content-Encoding that nothing decodes. Answers 429
     where the bodies of all requests under way would exceed `together`; where those of one key would leave less room
@@ -293,8 +284,8 @@ class BodyLimit:
         streamed: Mapping[str, int] | None = None,
         embedding: Collection[str] = (),
     ) -> None:
-        self.app, self.limit, self.together, self.streamed = app, limit, together, streamed or {}
-        self.embedding = embedding
+        super().__init__(app)
+        self.limit, self.together, self.streamed, self.embedding = limit, together, streamed or {}, embedding
         self._held: Counter[str | None] = Counter()
         """Bytes of bodies, by key."""
 
@@ -310,10 +301,7 @@ class BodyLimit:
         if not self._held[key]:
             del self._held[key]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         streamed = kind != "application/json" and scope["path"] in self.streamed

@@ -8,8 +8,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.api.keys import Keyring
-from service.api.model import Model
 from service.api.responses import JSON
+from service.contract.bundle import Manifest
 from service.engine.caller import Caller
 from service.engine.embedder import Embedder
 from service.engine.fetch import Fetcher, Fetches
@@ -28,6 +28,18 @@ from service.settings import Settings
 from service.store import Store
 
 _MEDIA_READERS = 4
+
+
+@dataclass(frozen=True)
+class Model:
+    """A bundle that is served, under the name in its manifest."""
+
+    embedder: Embedder
+    classifier: Classifier
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.embedder.manifest
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,8 @@ class MemoryCache:
             _, evicted = self._entries.popitem(last=False)
             self._bytes -= _size(evicted)
 
-    @property
-    def bytes(self) -> int:
+    def size(self) -> int:
+        """Return how many bytes it takes."""
         return self._bytes
 
     async def alive(self) -> bool:

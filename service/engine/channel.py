@@ -79,7 +79,6 @@ class Channel:
         if inputs:
             self._decode_s += 0.2 * (seconds / inputs / self._settings.decode_workers - self._decode_s)
 
-    @property
     def depth(self) -> int:
         """Return the number of inputs admitted and not yet answered."""
         return self._admitted

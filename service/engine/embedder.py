@@ -131,9 +131,9 @@ class Embedder:
         self.channels: dict[Modality, Channel] = {}
         name = bundle.manifest.name
         for modality, tower in towers.items():
-            observer = metrics.of_tower(name, modality)
-            self.channels[modality] = Channel(bundle, modality, tower, settings, observer)
-            metrics.watch(name, modality, self.channels[modality], settings.queue_inputs)
+            channel = Channel(bundle, modality, tower, settings, metrics.of_tower(name, modality))
+            self.channels[modality] = channel
+            metrics.watch(name, modality, channel.depth, settings.queue_inputs)
 
     async def embed(
         self, inputs: Sequence[Input], caller: Caller = PROCESS, *, stored: bool = False, admit_unknown: bool = False

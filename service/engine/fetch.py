@@ -18,7 +18,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Literal, Protocol, Self, cast
+from typing import Literal, Self, cast
 from urllib.parse import urljoin
 
 import dns.asyncresolver
@@ -215,10 +215,6 @@ Count = Callable[[int], None]
 Headers = dict[bytes | str, bytes | str]
 
 
-class Observer(Protocol):
-    def fetched(self, result: str, size: int) -> None: ...
-
-
 @dataclass(frozen=True)
 class FetchConfig:
     """Rules, certificates and resolver for fetching, as the settings have them."""
@@ -250,13 +246,13 @@ def upstream_config(settings: Settings) -> FetchConfig | None:
 
 class Fetcher:
     """Fetches for all requests, a limited number at a time; in the `background` a quarter of it. Lives on one event
-    loop."""
+    loop. `fetched` is told the outcome and the bytes of each fetch."""
 
     def __init__(
         self,
         config: FetchConfig,
         settings: Settings,
-        observer: Observer,
+        fetched: Callable[[str, int], None],
         *,
         background: bool = False,
         timeout_s: float = _TIMEOUT_S,
@@ -271,7 +267,7 @@ class Fetcher:
         places = max(1, places // 4) if background else places
         # Who answers slowly holds a place for as long as `timeout_s`: one caller never has them all.
         self._places = FairSemaphore(places + 1, per_caller=places)
-        self._observer = observer
+        self._fetched = fetched
 
     async def fetch(self, text: str, most: int, count: Count = lambda size: None) -> bytes:
         """Return the content at the URL, at most `most` bytes of it; `count` receives the sizes as they come, and may
@@ -293,7 +289,7 @@ class Fetcher:
             log.debug("a URL was not fetched: %r", error)
             raise FetchFailed("the URL could not be fetched", temporary=True) from None
         finally:
-            self._observer.fetched(result, size)
+            self._fetched(result, size)
 
     async def _follow(self, text: str, most: int, count: Count) -> bytes:
         url = Url.parse(text)
@@ -348,7 +344,7 @@ class Fetcher:
             log.debug("an upstream did not answer: %r", error)
             raise FetchFailed("the upstream does not answer", temporary=True) from None
         finally:
-            self._observer.fetched(result, size)
+            self._fetched(result, size)
 
     def _connection(
         self, url: Url, addresses: Sequence[Address]

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from math import nan
 from pathlib import Path
-from typing import Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -26,16 +25,6 @@ from service.runtime.disk import free_bytes
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOWER = ("model", "modality")
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-
-class Channel(Protocol):
-    @property
-    def depth(self) -> int: ...
-
-
-class Sized(Protocol):
-    @property
-    def bytes(self) -> int: ...
 
 
 class Metrics:
@@ -94,12 +83,12 @@ class Metrics:
         for result in ("done", "failed"):
             self.job_items.labels(result)
 
-    def watch(self, model: str, modality: str, channel: Channel, capacity: int) -> None:
+    def watch(self, model: str, modality: str, depth: Callable[[], int], capacity: int) -> None:
         self._queue_capacity.labels(model, modality).set(capacity)
-        self._queue_depth.labels(model, modality).set_function(lambda: channel.depth)
+        self._queue_depth.labels(model, modality).set_function(depth)
 
-    def watch_cache(self, model: str, cache: Sized) -> None:
-        self._cache_bytes.labels(model).set_function(lambda: cache.bytes)
+    def watch_cache(self, model: str, size: Callable[[], int]) -> None:
+        self._cache_bytes.labels(model).set_function(size)
 
     def watch_store(self, path: Path) -> None:
         """The directory of a store that is kept in files."""
@@ -122,9 +111,6 @@ class Metrics:
     def fetched(self, result: str, size: int) -> None:
         self.fetches.labels(result).inc()
         self.fetched_bytes.inc(size)
-
-    def limiter_error(self) -> None:
-        self.limiter_errors.inc()
 
     def cache_error(self) -> None:
         self.cache.labels("error").inc()

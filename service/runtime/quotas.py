@@ -8,7 +8,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, cast, get_args
@@ -133,21 +133,17 @@ return answer
 """
 
 
-class Observer(Protocol):
-    def limiter_error(self) -> None: ...
-
-
 class RedisLimiter:
     """Buckets that replicas share. While Redis does not answer each replica counts for itself: a limit is then that of
     each of them, neither lifted nor a reason to refuse everybody."""
 
-    def __init__(self, url: str, *, timeout_s: float, observer: Observer, pause_s: float = 1.0) -> None:
+    def __init__(self, url: str, *, timeout_s: float, failed: Callable[[], None], pause_s: float = 1.0) -> None:
         self._redis = redis.asyncio.Redis.from_url(
             url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=None
         )
         self._take = self._redis.register_script(_TAKE)
         self._own = MemoryLimiter()
-        self._timeout_s, self._pause_s, self._observer = timeout_s, pause_s, observer
+        self._timeout_s, self._pause_s, self._failed = timeout_s, pause_s, failed
         self._paused_until = 0.0
 
     async def take(self, key: str, limits: Sequence[Limit], costs: Costs) -> Verdict:
@@ -162,7 +158,7 @@ class RedisLimiter:
                     return Verdict(wait, held)
                 raise ValueError("not a balance for each limit")
             except Exception:  # what is no Redis answers anything, and its client then raises anything
-                self._observer.limiter_error()
+                self._failed()
                 self._paused_until = time.monotonic() + self._pause_s
                 with suppress(Exception):
                     await self._redis.connection_pool.disconnect()

@@ -48,8 +48,8 @@ def test_admission_is_refused_once_full_says_when_to_come_again_and_is_granted_t
                     pytest.fail("admitted past the capacity")
                 assert 1 <= raised.value.retry_after_s <= 60
                 with channel.admit(1):
-                    assert channel.depth == 3
-            assert channel.depth == 0
+                    assert channel.depth() == 3
+            assert channel.depth() == 0
             assert tower.rows == 0
             await embedder.close()
             with pytest.raises(NotReady), channel.admit(1):

@@ -188,7 +188,7 @@ def test_a_queue_that_one_caller_fills_has_room_for_a_request_of_another(bundle_
                 admit("c", 2)
             assert channel.has_room(1) == (slowly == "model")
         caller.set("a")
-        assert channel.has_room(1) and channel.depth == 0
+        assert channel.has_room(1) and channel.depth() == 0
         await embedder.close()
 
     asyncio.run(scenario())

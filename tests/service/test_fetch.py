@@ -80,7 +80,7 @@ def fetch(
             return error
 
     async def run() -> list[bytes | InputError]:
-        fetcher = Fetcher(opened(settings), settings, seen or Seen(), timeout_s=timeout_s)
+        fetcher = Fetcher(opened(settings), settings, (seen or Seen()).fetched, timeout_s=timeout_s)
         return [await one(fetcher, url) for url in urls]
 
     return asyncio.run(run())
@@ -507,7 +507,7 @@ def test_so_many_at_a_time_and_each_once(net: Internet) -> None:
     before = len(net.media.asked)
 
     async def run() -> list[bytes | InputError]:
-        fetches = Fetches(Fetcher(opened(settings), settings, Seen(), places=2))
+        fetches = Fetches(Fetcher(opened(settings), settings, Seen().fetched, places=2))
         wanted: list[Any] = [("image", net.url(f"/many{number % 6}")) for number in range(12)]
         first = await fetches.all(wanted)
         assert await fetches.all(wanted) == first
@@ -524,7 +524,7 @@ def test_a_request_gets_no_more_bytes_than_a_body_may_have(net: Internet) -> Non
         net.media.give(f"/part{number}", b"x" * 1_000)
 
     async def run() -> list[bytes | InputError]:
-        fetches = Fetches(Fetcher(opened(settings), settings, Seen(), places=1))
+        fetches = Fetches(Fetcher(opened(settings), settings, Seen().fetched, places=1))
         return await fetches.all([("image", net.url(f"/part{number}")) for number in range(4)])
 
     results = asyncio.run(run())

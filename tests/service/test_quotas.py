@@ -40,7 +40,7 @@ def limiter(request: pytest.FixtureRequest) -> Iterator[Limiter]:
         yield MemoryLimiter()
         return
     errors = Errors()
-    yield RedisLimiter(request.getfixturevalue("redis_url"), timeout_s=5.0, observer=errors)
+    yield RedisLimiter(request.getfixturevalue("redis_url"), timeout_s=5.0, failed=errors.limiter_error)
     assert errors.seen == 0
 
 
@@ -140,7 +140,7 @@ def test_redis_answers_as_the_process_does(redis_url: str) -> None:
         {"items": 20},
     ]
     own = take_all(MemoryLimiter(), [ITEMS, PIXELS], asked)
-    shared = take_all(RedisLimiter(redis_url, timeout_s=5.0, observer=Errors()), [ITEMS, PIXELS], asked)
+    shared = take_all(RedisLimiter(redis_url, timeout_s=5.0, failed=Errors().limiter_error), [ITEMS, PIXELS], asked)
     for one, other in zip(own, shared, strict=True):
         assert one.held == pytest.approx(other.held, abs=0.01)
         assert one.wait_s == pytest.approx(other.wait_s, rel=1e-3)
@@ -150,7 +150,7 @@ def test_replicas_share_what_is_in_redis_to_the_last_item(redis_url: str) -> Non
     limit = Limit.parse("items=100/month")
 
     async def run() -> int:
-        replicas = [RedisLimiter(redis_url, timeout_s=10.0, observer=Errors()) for _ in range(4)]
+        replicas = [RedisLimiter(redis_url, timeout_s=10.0, failed=Errors().limiter_error) for _ in range(4)]
         verdicts = await asyncio.gather(*(replicas[n % 4].take("k", [limit], {"items": 3}) for n in range(80)))
         for each in replicas:
             await each.close()
@@ -164,7 +164,7 @@ def test_replicas_share_what_is_in_redis_to_the_last_item(redis_url: str) -> Non
 
 def test_without_redis_each_replica_counts_for_itself(free_port: int) -> None:
     errors = Errors()
-    limiter = RedisLimiter(f"redis://127.0.0.1:{free_port}/0", timeout_s=1.0, observer=errors, pause_s=60.0)
+    limiter = RedisLimiter(f"redis://127.0.0.1:{free_port}/0", timeout_s=1.0, failed=errors.limiter_error, pause_s=60.0)
     verdicts = take_all(limiter, [ITEMS], [{"items": 8}, {"items": 8}, {"items": 2}])
     assert [each.wait_s == 0 for each in verdicts] == [True, False, True]
     assert errors.seen == 1  # and then it is left alone for a while

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import PlainTextResponse, Response
 
-from service.api.protocols.protocol import Protocol, Refusal
+from service.api.protocols.protocol import Protocol, plain_error
 from service.api.protocols.vectors import told, vectors_of, warnings_of
 from service.api.reading import form_parts
 from service.api.responses import JSON
@@ -55,10 +55,6 @@ class ImmichPrediction(BaseModel):
     clip: str = Field(description="A JSON list of numbers.")
     imageHeight: int | None = None
     imageWidth: int | None = None
-
-
-class ImmichError(BaseModel):
-    detail: str
 
 
 _FORM = {
@@ -170,8 +166,4 @@ async def _asked_upstream(entries: bytes, content: Media | Text, state: State, c
     return Response(answer, media_type="application/json")
 
 
-def _error(refusal: Refusal) -> dict[str, Any]:
-    return {"detail": refusal.message}
-
-
-PROTOCOL = Protocol("immich", router, ("/predict", "/ping"), frozenset({"/predict"}), _error, ImmichError)
+PROTOCOL = Protocol("immich", router, ("/predict", "/ping"), frozenset({"/predict"}), *plain_error("Immich", "detail"))

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field, StrictBool
 
-from service.api.protocols.protocol import Protocol, Refusal
+from service.api.protocols.protocol import Protocol, plain_error
 from service.api.protocols.vectors import Warnings, ranked, told
 from service.api.reading import documented, reader
 from service.api.responses import JSON
@@ -50,10 +50,6 @@ class JinaRerankResponse(BaseModel):
     warnings: Warnings = None
 
 
-class JinaError(BaseModel):
-    detail: str
-
-
 Body = Annotated[JinaRerankRequest, Depends(reader(JinaRerankRequest))]
 _EXAMPLE = {"model": "starter", "query": "a dog on a beach", "documents": ["waves and a dog", "heavy rain"], "top_n": 1}
 
@@ -77,8 +73,4 @@ async def rerank_like_jina(body: Body, state: StateDep, caller: CallerDep) -> JS
     return JSON(answer | told(ranking.warnings))
 
 
-def _error(refusal: Refusal) -> dict[str, Any]:
-    return {"detail": refusal.message}
-
-
-PROTOCOL = Protocol("jina", router, ("/v1/rerank",), frozenset({"/v1/rerank"}), _error, JinaError)
+PROTOCOL = Protocol("jina", router, ("/v1/rerank",), frozenset({"/v1/rerank"}), *plain_error("Jina", "detail"))

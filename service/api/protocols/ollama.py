@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, BeforeValidator, Field, StrictBool, model_validator
 
-from service.api.protocols.protocol import Protocol, Refusal
+from service.api.protocols.protocol import Protocol, plain_error
 from service.api.protocols.vectors import Warnings, told, vectors_of, warnings_of
 from service.api.reading import documented, reader
 from service.api.responses import JSON, encoded
@@ -65,10 +65,6 @@ class OllamaModels(BaseModel):
     models: list[OllamaModel]
 
 
-class OllamaError(BaseModel):
-    error: str
-
-
 Body = Annotated[OllamaEmbedRequest, Depends(reader(OllamaEmbedRequest))]
 _EXAMPLE = {"model": "starter", "input": ["a dog on a beach", "heavy rain"]}
 
@@ -116,8 +112,4 @@ def _listed_name(name: str, names: Collection[str]) -> str:
     return next((given for given in (name, plain, f"{plain}:latest") if given in names), name)
 
 
-def _error(refusal: Refusal) -> dict[str, Any]:
-    return {"error": refusal.message}
-
-
-PROTOCOL = Protocol("ollama", router, ("/api",), frozenset({"/api/embed"}), _error, OllamaError)
+PROTOCOL = Protocol("ollama", router, ("/api",), frozenset({"/api/embed"}), *plain_error("Ollama", "error"))

@@ -5,12 +5,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
-from service.api.model import Model
 from service.api.protocols.protocol import Protocol, Refusal
 from service.api.protocols.vectors import vectors_of
 from service.api.reading import documented, reader
 from service.api.responses import JSON, encoded
-from service.api.state import CallerDep, StateDep
+from service.api.state import CallerDep, Model, StateDep
 from service.engine.inputs import Embedded, TokenIds
 from service.errors import InvalidRequest
 from service.schemas.openai import EmbeddingsRequest, EmbeddingsResponse, OpenAIError, OpenAIModel, OpenAIModels

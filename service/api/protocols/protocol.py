@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 
 from service.settings import ProtocolName
 
@@ -33,3 +33,9 @@ class Protocol:
     """Returns the body of an error."""
     schema: type[BaseModel]
     """The schema of that body."""
+
+
+def plain_error(prefix: str, field: str) -> tuple[Callable[[Refusal], dict[str, Any]], type[BaseModel]]:
+    """Return `error` and `schema` of a protocol whose errors are an object with the message in one field."""
+    definitions: Any = {field: (str, ...)}
+    return lambda refusal: {field: refusal.message}, create_model(f"{prefix}Error", **definitions)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from service.api.model import Model
+from service.api.state import Model
 from service.contract.errors import InputError
 from service.engine.caller import Caller
 from service.engine.inputs import Embedded, Input, in_role, raise_first, unknown_warning

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field, ValidationInfo, model_validator
 
-from service.api.protocols.protocol import Protocol, Refusal
+from service.api.protocols.protocol import Protocol, plain_error
 from service.api.protocols.vectors import Warnings, told, warnings_of
 from service.api.reading import documented, reader
 from service.api.responses import JSON
@@ -63,10 +63,6 @@ class WeaviateResponse(BaseModel):
     warnings: Warnings = None
 
 
-class WeaviateError(BaseModel):
-    error: str
-
-
 Body = Annotated[WeaviateRequest, Depends(reader(WeaviateRequest))]
 _EXAMPLE = {"texts": ["a dog on a beach"], "images": []}
 
@@ -109,9 +105,5 @@ async def is_ready_for_weaviate(state: StateDep) -> None:
         raise NotReady("not ready: GET /readyz names what is missing")
 
 
-def _error(refusal: Refusal) -> dict[str, Any]:
-    return {"error": refusal.message}
-
-
 _UNDER = ("/vectorize", "/meta", "/.well-known")
-PROTOCOL = Protocol("weaviate", router, _UNDER, frozenset({"/vectorize"}), _error, WeaviateError)
+PROTOCOL = Protocol("weaviate", router, _UNDER, frozenset({"/vectorize"}), *plain_error("Weaviate", "error"))

@@ -2,8 +2,7 @@
 
 from fastapi import APIRouter
 
-from service.api.model import Model
-from service.api.state import StateDep
+from service.api.state import Model, StateDep
 from service.contract.licences import commercial_use
 from service.schemas.models import ModelDescription, ModelsResponse, TowerDescription
 
