@@ -6,6 +6,8 @@ evaluation mode, and its weights' hash names it in caches and bundles.
 
 import hashlib
 import importlib.util
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
 from service.contract.bundle import Modality, Precision, Preprocessing
 from service.contract.images import ImagePreprocessing
@@ -143,6 +145,40 @@ class SeveralScales(nn.Module):
         smaller = [getattr(self, f"down_{size}") @ pixels @ getattr(self, f"across_{size}") for size in self.sizes]
         whole = torch.stack([_first(self.encoder(view)) for view in (pixels, *smaller)]).mean(0)
         return whole, whole[:, None]
+
+
+class MergedTokens(nn.Module):
+    """An image encoder whose local vectors (B, N, d) are averaged over a coarser grid, given as weights (cells, N).
+
+    SimVLG (arXiv 2310.03291) merges tokens by likeness; a fixed grid is one matrix product in every runtime.
+    """
+
+    def __init__(self, encoder: nn.Module, grid: Tensor) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("grid", grid, persistent=False)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        whole, local = self.encoder(pixels)
+        return whole, self.grid @ local
+
+
+@torch.inference_mode()
+def _merged(encoder: nn.Module, spec: ImagePreprocessing, cells: int) -> MergedTokens:
+    """The encoder with so many local vectors. Raises EncoderError where its own make no such grid."""
+    count = encoder(torch.from_numpy(example_inputs(spec, 1)[0]))[1].shape[1]
+    high = round((count * spec.height / spec.width) ** 0.5)
+    wide = count // high
+    shapes = itertools.product(range(1, high + 1), range(1, wide + 1))
+    # Of the shapes of one count the last, which is nearest to the grid's own, stays.
+    by_shape = sorted(shapes, key=lambda shape: -abs(math.log(shape[0] * wide / (shape[1] * high))))
+    grids = {rows * columns: (rows, columns) for rows, columns in by_shape}
+    if high * wide != count or cells not in grids:
+        near = ", ".join(map(str, sorted(sorted(grids), key=lambda other: abs(other - cells))[:4]))
+        raise EncoderError(f"encoders.image.tokens: {cells} make no grid of its {high} × {wide}: choose among {near}")
+    each = torch.eye(count).reshape(count, 1, high, wide)
+    grid = adaptive_avg_pool2d(each, grids[cells]).reshape(count, cells).T.contiguous()
+    return MergedTokens(encoder, grid).eval()
 
 
 class Adapted(nn.Module):
@@ -324,6 +360,8 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
         preprocessing = _changed(source, _image_preprocessing(folder, config))
         if source.scales:
             wrapper = SeveralScales(wrapper, source.scales, preprocessing.height, preprocessing.width).eval()
+        if source.tokens:
+            wrapper = _merged(wrapper, preprocessing, source.tokens)
     elif modality == "audio":
         preprocessing = cast(Preprocessing, _changed(source, _audio_preprocessing(folder, config)))
     else:
@@ -498,9 +536,10 @@ def weights_sha256(module: nn.Module) -> str:
 def _identity(wrapper: nn.Module, source: EncoderSource, unit: bool) -> str:
     """The weights' hash; where features were chosen or are brought to length 1, of that too: another encoder."""
     weights = weights_sha256(wrapper)
-    if not source.layers and source.pooling is None and not source.scales and not unit:
+    if not source.layers and source.pooling is None and not source.scales and not source.tokens and not unit:
         return weights
     others = (f":{source.scales}" if source.scales else "") + (":unit" if unit else "")
+    others += f":tokens {source.tokens}" if source.tokens else ""
     others += "".join(f":{other.layers}:{other.size}" for other in source.beside if other.layers or other.size)
     return hashlib.sha256(f"{weights}:{source.layers}:{source.pooling}{others}".encode()).hexdigest()
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from service.contract.images import ImagePreprocessing, read_image
 from service.contract.sounds import AudioPreprocessing
 from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
 from training.cache import default_cache as default_cache
+from training.data.shards import Medium, Member, identity
 from training.encode.store import KEY_BYTES, Keys, Ragged, Rows, Store, as_keys, places
 from training.encoders import FrozenEncoder, Pooled, example_inputs, side_by_side
 from training.errors import TrainingError
 from training.graphs import onnx_bytes, session
 
-Item = Path | str
+Item = Medium | str
 _CHUNK = {"image": 32, "audio": 32, "text": 128}
 _ROWS = 4096
 _RECORD = 48  # bytes: a file's name, size, inode and times as 16, the hash of its content as 32
@@ -201,17 +203,24 @@ def _own_tokens(rows: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
 def content_hashes(items: Sequence[Item], cache: Path, wrong: dict[int, str]) -> list[bytes]:
     """sha256 of what each item holds. A file that has not changed since it was read is not read again.
 
-    A file that cannot be read has zeros, and is in `wrong` by its place.
+    A file that cannot be read has zeros, and is in `wrong` by its place. What lies on another machine is not fetched
+    for it: where it lies, and what its host says of the shard, stand for it.
     """
-    result = [b"" if isinstance(item, Path) else hashlib.sha256(item.encode()).digest() for item in items]
-    files = [place for place, item in enumerate(items) if isinstance(item, Path)]
+
+    def told(item: Item) -> bytes:
+        if isinstance(item, Member) and item.is_remote:
+            item = item.identity
+        return hashlib.sha256(item.encode()).digest() if isinstance(item, str) else b""
+
+    result = [told(item) for item in items]
+    files = [place for place, digest in enumerate(result) if not digest]
     if not files:
         return result
     cache.mkdir(parents=True, exist_ok=True)
     contents, records = cache / "contents", list[bytes]()
     size = contents.stat().st_size // _RECORD * _RECORD if contents.is_file() else 0
     known = np.memmap(contents, np.uint64, "r", shape=(size // 8,)).reshape(-1, 6) if size else _NO_RECORD
-    stated = [_stated(Path(items[place])) for place in files]
+    stated = [_stated(items[place]) for place in files]
     at = places(known[:, :2], as_keys([key for key, _ in stated]))
     unread = []
     for place, row, (key, age) in zip(files, at, stated, strict=True):
@@ -222,12 +231,13 @@ def content_hashes(items: Sequence[Item], cache: Path, wrong: dict[int, str]) ->
 
     def read(entry: tuple[int, bytes, float]) -> bytes | str:
         try:
-            return hashlib.sha256(Path(items[entry[0]]).read_bytes()).digest()
+            return hashlib.sha256(item_bytes(items[entry[0]])).digest()
         except OSError as error:
-            return f"{items[entry[0]]}: {error.strerror}"
+            return f"{items[entry[0]]}: {error.strerror or error}"
 
     with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
-        for (place, key, age), digest in zip(unread, pool.map(read, unread), strict=True):
+        blocks = (unread[start : start + _ROWS] for start in range(0, len(unread), _ROWS))
+        for (place, key, age), digest in chain.from_iterable(zip(b, pool.map(read, b), strict=True) for b in blocks):
             if isinstance(digest, str):
                 wrong[place], digest = digest, bytes(32)
             elif age > _SETTLED_S:  # a file that was written just now may change at the same time and size
@@ -248,18 +258,22 @@ def _append(contents: Path, records: Sequence[bytes]) -> None:
         stream.write(b"".join(records))
 
 
-def _stated(path: Path) -> tuple[bytes, float]:
-    """A file's name, size, inode and times of change as 16 bytes, and the seconds since the last of these.
-
-    Whoever puts another file in its place can keep size and time of modification, but not inode and time of change.
-    """
+def _stated(item: Item) -> tuple[bytes, float]:
+    """What changes where a file may have changed, as 16 bytes, and the seconds since it last did."""
+    assert not isinstance(item, str)
     try:
-        state = path.stat()
+        name = identity(item).encode()
+        state = None if isinstance(item, Member) else item.stat()
     except OSError:
         return bytes(KEY_BYTES), 0.0
-    name = f"{path.absolute()}:{state.st_size}:{state.st_ino}:{state.st_mtime_ns}:{state.st_ctime_ns}"
-    age_s = time.time() - max(state.st_mtime, state.st_ctime)
-    return hashlib.sha256(name.encode()).digest()[:KEY_BYTES], age_s
+    age_s = np.inf if state is None else time.time() - max(state.st_mtime, state.st_ctime)
+    return hashlib.sha256(name).digest()[:KEY_BYTES], age_s
+
+
+def item_bytes(item: Item) -> bytes:
+    """The file of an image or a sound. Raises OSError."""
+    assert not isinstance(item, str)
+    return item.read_bytes()
 
 
 def stored_as(encoder: FrozenEncoder) -> Any:
@@ -288,12 +302,12 @@ def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
     def prepare(item: Item) -> Any:
         try:
             if isinstance(spec, ImagePreprocessing):
-                return read_image(Path(item).read_bytes(), spec)
+                return read_image(item_bytes(item), spec)
             if isinstance(spec, AudioPreprocessing):
-                return spec.prepare(decode_audio(Path(item).read_bytes(), spec.sampling_rate))
+                return spec.prepare(decode_audio(item_bytes(item), spec.sampling_rate))
             assert tokenizer is not None
             return tokenizer.encode(spec.prefixed(str(item), "query"))
-        except InputError as error:
+        except (InputError, OSError) as error:
             raise FeatureError(f"{item}: {error}") from None
 
     return prepare

@@ -4,14 +4,17 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data import shards
+from training.data.shards import Medium, Member
 from training.errors import TrainingError
 from training.recipe import PairSource, Recipe
 
@@ -21,6 +24,9 @@ SUFFIXES = {
     "image": {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"},
     "audio": {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"},
 }
+BROKEN = 0.1
+"""Share of a set that may be broken: beyond it, it is another set than was meant."""
+_TOLD = 10  # broken samples that are named
 
 
 class PairError(TrainingError):
@@ -33,7 +39,7 @@ class Pairs:
 
     name: str
     modality: Literal["image", "audio"]
-    media: list[Path]
+    media: Sequence[Medium]
     texts: list[str]
     """Every distinct text once."""
     links: NDArray[np.int64]
@@ -51,7 +57,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class _Row:
-    media: str
+    media: str | Member
     text: str | None
     label: str | None
     split: Split
@@ -72,7 +78,7 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
     templates = recipe.templates.get(source.modality, [])
     result: dict[Split, Pairs] = {}
     for split in SPLITS:
-        media: dict[str, int] = {}
+        media: dict[str | Member, int] = {}
         texts: dict[str, int] = {}
         links: list[tuple[int, int]] = []
         labels: list[int] = []
@@ -96,8 +102,8 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
             texts, labels, links = {}, [], [(index, 0) for index in media.values()]
         if split == "validation" and source.supervision not in ("pairs", "choice"):
             media, texts, labels, links = {}, {}, [], []
-        paths = [folder / file for file in media]
-        missing = next((path for path in paths if not path.is_file()), None)
+        paths = [file if isinstance(file, Member) else folder / file for file in media]
+        missing = next((path for path in paths if isinstance(path, Path) and not path.is_file()), None)
         if missing is not None:
             raise PairError(f"pairs.{name}: {missing} is named and is not there")
         result[split] = Pairs(
@@ -139,12 +145,14 @@ def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
     for number, row in enumerate(table_rows(recipe, name, source), start=1):
         where = f"pairs.{name}: row {number}"
         try:
-            media = row[source.media]
+            medium = row[source.media]
             label = row[source.label or "label"] if source.text is None else None
-            texts = [row[column] for column in source.text_columns] if label is None else [label]
+            texts = [text for column in source.text_columns for text in _each(row[column])]
             value = row[source.split_column] if source.split_column else None
         except KeyError as error:
             raise PairError(f"{where} has no column {error}; it has {', '.join(row)}") from None
+        media = medium.name if isinstance(medium, Member) else medium
+        texts = texts if label is None else [label]
         if not source.skip_empty and not all(text.strip() for text in texts):
             raise PairError(f"{where} ({media}) has an empty text")
         split = by_value.get(value) if value is not None else by_file.get(media) if by_file else unnamed
@@ -156,7 +164,11 @@ def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
             split = "validation"
         for text in texts:
             if text.strip():
-                yield _Row(media, text.strip() if label is None else None, label, split)
+                yield _Row(medium, text.strip() if label is None else None, label, split)
+
+
+def _each(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
 
 
 def _excluded(recipe: Recipe, name: str, source: PairSource) -> set[str]:
@@ -179,18 +191,71 @@ def _held_out(source: PairSource, media: str) -> bool:
     return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32 < source.validation_fraction
 
 
-def table_rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[dict[str, str]]:
-    """The rows of a source's table, by column; of a folder per label, rows that say the same. Raises PairError."""
+def table_rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[dict[str, Any]]:
+    """The rows of a source's tables, by column; of a folder per label, rows that say the same. Raises PairError."""
     if source.table is None:
         folder = recipe.path(source.folder)
         for path in sorted(folder.glob("*/*")):
             if path.suffix.lower() in SUFFIXES[source.modality]:
                 yield {source.media: str(path.relative_to(folder)), "label": path.parent.name}
         return
-    path = recipe.path(source.table)
-    if not path.is_file():
-        raise PairError(f"pairs.{name}: {path} is not there; set data.root (--set data.root=… or ISTHMUS_DATA)")
-    yield from read_table(path, f"pairs.{name}")
+    files = table_files(recipe, name, source)
+    if inner := [file for file in files if file.endswith(shards.KINDS)]:
+        yield from _shard_rows(name, source, inner)
+    for file in files:
+        if file not in inner:
+            yield from read_table(Path(file), f"pairs.{name}")
+
+
+def table_files(recipe: Recipe, name: str, source: PairSource) -> list[str]:
+    """The files that a source's tables name; globs and addresses are resolved. Raises PairError for one without any."""
+    found: list[str] = []
+    for pattern in source.tables:
+        try:
+            files = shards.files(pattern, recipe.data.root)
+        except (OSError, ValueError, ImportError) as error:
+            raise PairError(f"pairs.{name}: {pattern} cannot be listed: {error}") from None
+        absent = next((file for file in files if "://" not in file and not Path(file).is_file()), None)
+        if absent is not None or not files:
+            what = f"{absent} is not there" if absent else f"{pattern} matches no file"
+            raise PairError(f"pairs.{name}: {what}; set data.root (--set data.root=… or ISTHMUS_DATA)")
+        found += files
+    return found
+
+
+def _shard_rows(name: str, source: PairSource, files: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of shards, as a table would have them. What is broken is counted, told of and left out.
+
+    Raises PairError where it is more than a few.
+    """
+    texts = source.text_columns
+    said = texts or tuple(filter(None, [source.label]))
+    columns = [*said, *([source.split_column] if source.split_column else []), *source.where]
+    total, broken = 0, 0
+    told: list[str] = []
+    for file in files:
+        for row in shards.rows(file, source.media, list(dict.fromkeys(columns))):
+            total += 1
+            if not isinstance(row, str):
+                row |= {column: _plain(row[column], column in texts) for column in columns}
+                if source.skip_empty or any(row[column] for column in said):
+                    yield row
+                    continue
+                row = f"{row[source.media]} has an empty text"
+            broken += 1
+            told += [row] if len(told) < _TOLD else []
+    if broken > max(1, BROKEN * total):
+        raise PairError(f"pairs.{name}: {broken:,} of {total:,} samples cannot be used, the first: {told[0]}")
+    if broken:
+        lines = [f"pairs.{name}: {broken:,} of {total:,} samples cannot be used and are left out:", *told]
+        print("\n  ".join(lines), file=sys.stderr)
+
+
+def _plain(value: Any, text: bool) -> str | list[str]:
+    """A value of a shard as a table has it; of a text that is a list, each that is not empty."""
+    if isinstance(value, list) and text:
+        return [str(one).strip() for one in value if one is not None and str(one).strip()]
+    return "" if value is None else str(value).strip()
 
 
 def read_table(path: Path, what: str) -> Iterator[dict[str, str]]:

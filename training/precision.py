@@ -19,6 +19,7 @@ from service.contract.bundle import GATE_COSINE as COSINE
 from service.contract.bundle import GATE_R1_LOSS as R1_LOSS
 from service.contract.bundle import OUTPUT, Accelerator, Modality, Precision, Tower, Variant, sha256_file
 from service.contract.vectors import l2_normalise
+from training.data.shards import Medium
 from training.encoders import FrozenEncoder
 from training.evaluate import class_vectors, retrieval, top1
 from training.features import Item, collate, preparer
@@ -64,7 +65,7 @@ class _Set:
     """The test pairs of one source, as far as they are measured on."""
 
     pairs: Pairs
-    media: list[Path]
+    media: Sequence[Medium]
     prompts: list[str]
     """Captions; or classes in their templates, class by class."""
 

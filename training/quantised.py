@@ -32,7 +32,7 @@ def quantised(recipe: Recipe, encoder: FrozenEncoder, cache: Path) -> FrozenEnco
     digest = hashlib.sha256(f"{encoder.weights_sha256}:{encoder.pooling}:{encoder.unit}:{recipe.export.int8}".encode())
     digest.update(json.dumps(encoder.preprocessing.model_dump(mode="json"), sort_keys=True).encode())
     for item in items:
-        digest.update(hashlib.sha256(item.read_bytes() if isinstance(item, Path) else item.encode()).digest())
+        digest.update(hashlib.sha256(item.encode() if isinstance(item, str) else item.read_bytes()).digest())
     path = cache / f"int8-{encoder.modality}-{digest.hexdigest()[:24]}.onnx"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)

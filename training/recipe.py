@@ -83,6 +83,8 @@ class EncoderSource(_Model):
     """Further encoders that take the same input: their features are put beside, their scores averaged."""
     scales: tuple[int, ...] = ()
     """Further squares, in pixels, that a convolution sees a picture at: its vectors are averaged over them."""
+    tokens: int | None = Field(default=None, gt=0)
+    """Local vectors of a picture, for token and attention heads: means over a grid of so many cells. None: all."""
     labels: str | None = None
     """The label set that the encoder was trained with: results on its classes are concept-informed."""
     precision: Literal["fp32", "int8"] = "fp32"
@@ -92,7 +94,7 @@ class EncoderSource(_Model):
     def _one_source(self) -> Self:
         if sum(value is not None for value in (self.hub, self.folder, self.package, self.onnx)) != 1:
             raise ValueError("exactly one of hub, folder, package and onnx must be given")
-        chosen = ("pooling", "normalise", "layers", "beside", "scales")
+        chosen = ("pooling", "normalise", "layers", "beside", "tokens", "scales")
         if self.onnx is not None and any(getattr(self, name) for name in chosen):
             raise ValueError(f"an ONNX encoder is as it is: {', '.join(chosen[:-1])} and scales cannot be chosen")
         if len(set(self.layers)) != len(self.layers) or any(layer < 0 for layer in self.layers):
@@ -106,10 +108,12 @@ class PairSource(_Model):
     """A set of (media, text) pairs: captions, or labels turned into captions by templates."""
 
     modality: Literal["image", "audio"]
-    table: Path | None = None
-    """CSV, TSV or JSONL with one row per pair, or a caption file of COCO's (JSON); without it `folder` holds one
-    sub-folder per label."""
-    folder: Path
+    table: str | Path | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """CSV, TSV or JSONL with one row per pair, a caption file of COCO's (JSON), or shards that hold their media
+    (training.data.shards): a path, a glob, an address, or several. Without it `folder` holds one sub-folder per
+    label."""
+    folder: Path = Path()
+    """Where media lie that are named and not held by the table."""
     media: str = "file"
     text: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """The column of captions, or several: each caption of a row is a pair."""
@@ -148,6 +152,8 @@ class PairSource(_Model):
 
     @model_validator(mode="after")
     def _has_text(self) -> Self:
+        if self.table is None and "folder" not in self.model_fields_set:
+            raise ValueError("a table or a folder must be given")
         if self.table is None and (self.text or self.label):
             raise ValueError("text and label name columns of a table, and there is no table")
         if self.table is not None and (self.text is None) == (self.label is None):
@@ -160,6 +166,10 @@ class PairSource(_Model):
             except re.error as error:
                 raise ValueError(f"words is not a regular expression: {error}") from None
         return self
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return () if self.table is None else self.table if isinstance(self.table, tuple) else (str(self.table),)
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -397,6 +407,8 @@ class Recipe(_Model):
         if self.texts and (self.projector.closed or self.projector.needs_tokens):
             raise ValueError(f"texts: not for {self.projector.kind} heads")
         for modality, encoder in self.encoders.items():
+            if encoder.tokens and (modality != "image" or encoder.scales or encoder.beside or encoder.concepts):
+                raise ValueError(f"encoders.{modality}: tokens are for images, without scales, beside and concepts")
             if encoder.scales and (modality != "image" or self.projector.needs_tokens):
                 raise ValueError(
                     f"encoders.{modality}: scales are for images, and not for {' or '.join(TOKEN_KINDS)} heads"

@@ -24,7 +24,7 @@ from training.heads.captions import caption_features, text_head
 from training.hubness import uncorrected, with_querybank
 from training.intervals import interval
 from training.modality_gap import Paired, gap_figures
-from training.pairs import SUFFIXES, PairError, Pairs, Split, read_pairs
+from training.pairs import BROKEN, SUFFIXES, PairError, Pairs, Split, read_pairs
 from training.projector import Head
 from training.quantised import quantised
 from training.recipe import EmergentSpec, Recipe
@@ -35,7 +35,6 @@ from training.trained import licences_of
 Encoders = Mapping[Modality, FrozenEncoder]
 AllPairs = Mapping[str, Mapping[Split, Pairs]]
 AllData = Mapping[str, Mapping[Split, Prepared]]
-_BROKEN = 0.1  # of a split's media: a set that is broken beyond it is another one than was meant
 _SAMPLES = 16  # real items per modality that a graph is checked on
 _SAMPLE_WORDS = ("dog", "violin", "thunderstorm in the mountains")
 
@@ -91,7 +90,7 @@ def features(recipe: Recipe, frozen: Encoders, read: AllPairs, cache: Path) -> d
 def _tell_broken(what: str, broken: Mapping[int, str], total: int, cache: Path) -> None:
     """Say how many media cannot be read, and write all of them down. Raises FeatureError where they are too many."""
     reasons = [broken[place] for place in sorted(broken)]
-    if len(broken) > max(1, _BROKEN * total):
+    if len(broken) > max(1, BROKEN * total):
         raise FeatureError(f"{what}: {len(broken):,} of {total:,} media cannot be read, the first: {reasons[0]}")
     listed = cache / f"broken-{what.replace(' ', '-')}.txt"
     listed.write_text("\n".join(reasons) + "\n", encoding="utf-8")

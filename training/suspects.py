@@ -111,5 +111,6 @@ def _write(out: Path, pairs: Pairs, found: Verdict, folder: Path) -> None:
         table.writerow(["file", "label", "neighbours_say", "share", "own_share"])
         for row in found.doubtful():
             label, other = pairs.classes[pairs.labels[row]], pairs.classes[found.other[row]]
-            file = pairs.media[row].relative_to(folder)
+            medium = pairs.media[row]
+            file = medium.relative_to(folder) if isinstance(medium, Path) else medium.name
             table.writerow([file, label, other, f"{found.share[row]:.3f}", f"{found.own[row]:.3f}"])

@@ -17,7 +17,7 @@ from training.encoders import EncoderError, FrozenEncoder, load_encoder, weights
 from training.export import check_parity, export_tower
 from training.features import cached_features, runner
 from training.projector import Head
-from training.recipe import RecipeError
+from training.recipe import ProjectorSpec, RecipeError
 
 
 def test_what_a_folder_says_becomes_the_preprocessing(make_recipe: MakeRecipe) -> None:
@@ -54,6 +54,30 @@ def test_the_same_weights_have_the_same_hash_and_others_do_not(make_recipe: Make
     with torch.no_grad():
         next(second.module.parameters()).view(-1)[0] += 1e-3
     assert weights_sha256(second.module) != first.weights_sha256
+
+
+def test_tokens_are_merged_over_a_grid(make_recipe: MakeRecipe, tiny_root: Path, tmp_path: Path) -> None:
+    """Of 4 × 4 patches 8 are means of two, in training and in the exported tower; pooled features stay."""
+
+    def encoder(tokens: int | None) -> FrozenEncoder:
+        image = {"folder": "dinov2"} | ({"tokens": tokens} if tokens else {})
+        return load_encoder(make_recipe(encoders={"image": image, "text": {"folder": "bert"}}, pairs={}), "image")
+
+    media = [tiny_root / f"pictures/{number}.png" for number in range(4)]
+    whole, merged = encoder(None), encoder(8)
+    own = cached_features(whole, media, tmp_path, tokens=True)
+    half = cached_features(merged, media, tmp_path, tokens=True)
+    cells = np.asarray(own.tokens, np.float32).reshape(4, 4, 4, -1)
+    expected = cells.reshape(4, 4, 2, 2, -1).mean(3).reshape(4, 8, -1)
+    assert np.allclose(np.asarray(half.tokens), expected, atol=4e-3)
+    assert np.allclose(np.asarray(half.weights), 1 / 8) and np.array_equal(half.pooled, own.pooled)
+    head = Head("image", merged.width, ProjectorSpec(kind="token", dimensions=16)).eval()
+    export_tower(merged, head, tmp_path / "image.onnx")
+    assert 0.9999 < check_parity(merged, head, tmp_path / "image.onnx", media)
+    with pytest.raises(EncoderError, match=r"tokens: 7 make no grid of its 4 × 4: choose among 6, 8"):
+        encoder(7)
+    with pytest.raises(RecipeError, match="tokens are for images"):
+        make_recipe(encoders={"image": {"folder": "dinov2"}, "text": {"folder": "bert", "tokens": 4}}, pairs={})
 
 
 def test_pooling_and_layers_choose_the_features(make_recipe: MakeRecipe) -> None:

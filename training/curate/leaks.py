@@ -16,6 +16,7 @@ from service.contract.errors import InputError
 from service.contract.images import decode_image
 from training.curate.duplicates import Images, Texts, content_hash, perceptual_hash
 from training.curate.recipe import Curation, DuplicateSpec
+from training.data.shards import identity
 from training.pairs import Pairs, read_pairs
 
 
@@ -109,6 +110,5 @@ def _key(name: str, parts: Sequence[Pairs]) -> str:
     for part in parts:
         digest.update(json.dumps([part.texts, None if part.labels is None else part.labels.tolist()]).encode())
         for path in part.media:
-            status = path.stat()
-            digest.update(f"{path}:{status.st_size}:{status.st_mtime_ns}".encode())
+            digest.update(identity(path).encode())
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from training.curate.recipe import CurateError, PoolSource
+from training.data.shards import samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +103,13 @@ def _picked(rows: Iterable[dict[str, Any]], where: str, source: PoolSource) -> I
 
 
 def _samples(shard: tarfile.TarFile, name: str, source: PoolSource) -> Iterator[Row]:
-    """Consecutive members whose names agree up to the first dot of the last part are one sample (WebDataset)."""
-    key, parts = "", dict[str, bytes]()
-    for member in shard:
-        if not member.isfile():
-            continue
-        folder, slash, last = member.name.rpartition("/")
-        stem, _, extension = last.partition(".")
-        if f"{folder}{slash}{stem}" != key and parts:
-            yield _sample(key, parts, name, source)
-            parts = {}
-        key = f"{folder}{slash}{stem}"
+
+    def take(_: str, member: tarfile.TarInfo) -> bytes:
         file = shard.extractfile(member)
-        assert file is not None  # it is a file
-        parts[extension.lower()] = file.read()
-    if parts:
-        yield _sample(key, parts, name, source)
+        assert file is not None  # `samples` takes files
+        return file.read()
+
+    return (_sample(key, parts, name, source) for key, parts in samples(shard, take))
 
 
 def _sample(key: str, parts: dict[str, bytes], shard: str, source: PoolSource) -> Row:

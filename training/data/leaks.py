@@ -9,15 +9,17 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from service.contract.errors import InputError
 from service.contract.images import decode_image
 from training.curate.duplicates import Images, perceptual_hash
+from training.data.shards import Medium, identity
 from training.pairs import Pairs, Split
 from training.recipe import Recipe
 
@@ -32,14 +34,15 @@ def without_leaks(recipe: Recipe, read: Read, cache: Path) -> dict[str, dict[Spl
     for name, splits in read.items():
         if recipe.pairs[name].modality == "image" and recipe.leaks.image is not None:
             for fingerprint in hashes.of(splits["test"].media, f"{name} test hashes"):
-                tests.add(fingerprint)
+                if fingerprint is not None:
+                    tests.add(fingerprint)
     for name, splits in read.items():
         source, tested = recipe.pairs[name], _groups(recipe, name, splits["test"])
         for split in ("train", "validation"):
             part: Pairs = splits[split]
             if source.modality == "image" and recipe.leaks.image is not None:
                 prints = hashes.of(part.media, f"{name} {split} hashes")
-                kept = [next(tests.resembled(fingerprint), None) is None for fingerprint in prints]
+                kept = [one is None or next(tests.resembled(one), None) is None for one in prints]
             else:
                 kept = [_group(source.group, path) not in tested for path in part.media]
             if not all(kept):
@@ -67,7 +70,7 @@ def _groups(recipe: Recipe, name: str, part: Pairs) -> set[str | None]:
     return {_group(pattern, path) for path in part.media} - {None}
 
 
-def _group(pattern: str | None, path: Path) -> str | None:
+def _group(pattern: str | None, path: Medium) -> str | None:
     match = re.search(pattern, path.name) if pattern else None
     return None if match is None else match[1]
 
@@ -78,17 +81,22 @@ class _Hashes:
     def __init__(self, cache: Path) -> None:
         self._cache = cache
 
-    def of(self, files: list[Path], what: str) -> Iterator[int]:
-        stated = [f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files]
+    def of(self, files: Sequence[Medium], what: str) -> Iterator[int | None]:
+        """The hashes in the order of the files; None for one that cannot be read, which the features tell of."""
+        stated = [identity(file) for file in files]
         digest = hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:24]
         path = self._cache / f"hashes-{digest}.json"
         if not path.is_file():
             self._cache.mkdir(parents=True, exist_ok=True)
-            made = [
-                f"{perceptual_hash(decode_image(file.read_bytes())):032x}"
-                for file in tqdm(files, desc=what, disable=None)
-            ]
+            made = [_hash(file) for file in tqdm(files, desc=what, disable=None)]
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(made))
             os.replace(partial, path)
-        return (int(fingerprint, 16) for fingerprint in json.loads(path.read_text()))
+        return (int(fingerprint, 16) if fingerprint else None for fingerprint in json.loads(path.read_text()))
+
+
+def _hash(file: Medium) -> str:
+    try:
+        return f"{perceptual_hash(decode_image(file.read_bytes())):032x}"
+    except (InputError, OSError):
+        return ""

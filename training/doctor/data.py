@@ -6,8 +6,9 @@ from pathlib import Path
 from service.contract.audio import decode_audio
 from service.contract.errors import InputError
 from service.contract.images import decode_image
+from training.data.shards import Medium, Member
 from training.doctor.checks import Check
-from training.pairs import PairError, Pairs, Split, read_pairs, table_rows
+from training.pairs import PairError, Pairs, Split, read_pairs, table_files, table_rows
 from training.recipe import PairSource, Recipe
 
 SAMPLED = 24
@@ -18,13 +19,13 @@ def check_source(recipe: Recipe, name: str, found: dict[str, Mapping[Split, Pair
     source, what = recipe.pairs[name], f"pairs.{name}"
     folder = recipe.path(source.folder)
     lists = [recipe.path(path) for path in source.split_files.values()]
-    table = [] if source.table is None else [recipe.path(source.table)]
-    absent = [path for path in [folder, *table, *lists] if not path.exists()]
+    absent = [path for path in [folder, *lists] if not path.exists()]
     for path in absent:
         yield Check(what, "missing", f"{path} is not there")
     if absent:
         return
     try:
+        table = table_files(recipe, name, source)
         rows = list(table_rows(recipe, name, source))
     except PairError as error:
         yield Check(what, "missing", str(error))
@@ -38,14 +39,19 @@ def check_source(recipe: Recipe, name: str, found: dict[str, Mapping[Split, Pair
         if lacking:
             yield Check(what, "missing", f"{table[0]} has no column {', '.join(lacking)}; it has {', '.join(rows[0])}")
             return
-        yield Check(what, "ok", f"{table[0].name}: {len(rows):,} rows, columns {', '.join(wanted)}")
-    media = [folder / name for name in dict.fromkeys(row[source.media] for row in rows)]
-    there = [path for path in media if path.is_file()]
+        called = Path(table[0]).name if len(table) == 1 else f"{len(table)} files from {Path(table[0]).name} on"
+        yield Check(what, "ok", f"{called}: {len(rows):,} rows, columns {', '.join(wanted)}")
+    media: list[Medium] = [
+        medium if isinstance(medium, Member) else folder / medium
+        for medium in dict.fromkeys(row[source.media] for row in rows)
+    ]
+    there = [medium for medium in media if isinstance(medium, Member) or medium.is_file()]
     if len(there) < len(media):
-        gone = next(path for path in media if not path.is_file())
+        gone = next(medium for medium in media if isinstance(medium, Path) and not medium.is_file())
         yield Check(what, "missing", f"{len(media) - len(there):,} of {len(media):,} media are not there, as {gone}")
     else:
-        yield Check(what, "ok", f"{len(media):,} media in {folder}")
+        inside = isinstance(media[0], Member)
+        yield Check(what, "ok", f"{len(media):,} media in {'the shards' if inside else folder}")
     sample = there[:: max(1, len(there) // SAMPLED)][:SAMPLED]
     broken = [text for path in sample if (text := _unreadable(source, path))]
     if broken:
@@ -63,7 +69,7 @@ def check_source(recipe: Recipe, name: str, found: dict[str, Mapping[Split, Pair
     yield Check(what, "ok", ", ".join(f"{split} {len(part.media):,}" for split, part in splits.items()))
 
 
-def _unreadable(source: PairSource, path: Path) -> str | None:
+def _unreadable(source: PairSource, path: Medium) -> str | None:
     try:
         data = path.read_bytes()
         if source.modality == "image":

@@ -17,7 +17,7 @@ from training.features import Item, preparer, runner, stored_as
 from training.projector import Head
 from training.recipe import EncoderSource, Recipe
 
-_TIMED = 8
+_TIMED = {"image": 8, "audio": 8, "text": 64}
 _REACH_S = 10.0
 _CLASSES = ((60.0, "seconds"), (3600.0, "minutes"), (86_400.0, "hours"))
 _OPTIONAL = {"ray": "only `curate --ray` needs it", "tensorboard": "only `train.tensorboard` needs it"}
@@ -75,22 +75,22 @@ def weight(encoder: FrozenEncoder) -> int:
 
 
 def timed(encoder: FrozenEncoder, items: Sequence[Item], tokens: bool) -> tuple[float, int, int]:
-    """Seconds of one item, bytes of its features in the cache, and how many local vectors it has.
+    """Seconds of one item, bytes of its features in the cache, and the most local vectors that one has.
 
     Raises TrainingError for an item it cannot read.
     """
     prepare, run = preparer(encoder), runner(encoder, tokens, fast=True)
-    items = items[:_TIMED]
+    count = _TIMED[encoder.modality]
+    items = items[:: max(1, len(items) // count)][:count]
     run([prepare(items[0])])
     started = time.perf_counter()
     rows = run([prepare(item) for item in items])
     seconds = (time.perf_counter() - started) / len(items)
     size = rows["pooled"].shape[1] * np.dtype(stored_as(encoder)).itemsize
-    count = 0
-    if tokens:
-        count = round(float((rows["weights"] > 0).sum(1).mean()))
-        size += count * (2 * rows["tokens"].shape[2] + 4)
-    return seconds, size, count
+    if not tokens:
+        return seconds, size, 0
+    counts = (rows["weights"] > 0).sum(1)
+    return seconds, size + round(counts.mean() * (2 * rows["tokens"].shape[2] + 4)), int(counts.max())
 
 
 def training_memory(recipe: Recipe, loaded: Mapping[Modality, FrozenEncoder], counts: Mapping[Modality, int]) -> int:

@@ -17,6 +17,7 @@ from service.contract.bundle import Bundle
 from service.contract.images import decode_image
 from service.contract.patches import LogMelPatches, log_mel_patches
 from service.contract.sounds import AudioPreprocessing
+from training.data.shards import Medium
 from training.evaluation.measures import Captioned, Floats, Labelled, Result, Results, calibration
 from training.report import STYLE, svg
 
@@ -241,7 +242,7 @@ def items(results: Results) -> list[dict[str, Any]]:
     """A row per medium of labels, and per query of captions."""
     rows: list[dict[str, Any]] = []
     for modality, result in results.items():
-        media: Sequence[Path] = result.pairs.media
+        media: Sequence[Medium] = result.pairs.media
         if isinstance(result, Labelled):
             assert result.pairs.labels is not None
             rows += [

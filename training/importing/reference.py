@@ -15,7 +15,7 @@ from service.contract.tokens import TextPreprocessing
 from service.contract.vectors import l2_normalise
 from service.contract.windows import LogMelWindows
 from training.encoders import FrozenEncoder
-from training.features import Item, collate, preparer
+from training.features import Item, collate, item_bytes, preparer
 from training.graphs import session
 from training.preprocessors import LOCAL, dense_layer, sentence_modules, transformer_folder, transformers_tokenizer
 from training.text_encoders import TWO_TOWERS
@@ -27,7 +27,7 @@ def served(encoder: FrozenEncoder, graph: Path, items: Sequence[Item]) -> Floats
     """Vectors (N, d) of a tower's graph over items in one batch, each file decoded whole."""
     spec, prepare = encoder.preprocessing, preparer(encoder)
     if isinstance(spec, ImagePreprocessing):
-        prepared: list[Any] = [preprocess_image(decode_image(Path(item).read_bytes()), spec) for item in items]
+        prepared: list[Any] = [preprocess_image(decode_image(item_bytes(item)), spec) for item in items]
     else:
         prepared = [prepare(item) for item in items]
     inputs = dict(zip(spec.inputs, collate(spec, prepared), strict=True))
@@ -39,7 +39,7 @@ def heard_whole(encoder: FrozenEncoder, items: Sequence[Item]) -> list[Item]:
     spec = encoder.preprocessing
     if not isinstance(spec, LogMelWindows):
         return list(items)
-    return [item for item in items if len(decode_audio(Path(item).read_bytes(), spec.sampling_rate)) <= spec.samples]
+    return [item for item in items if len(decode_audio(item_bytes(item), spec.sampling_rate)) <= spec.samples]
 
 
 @torch.inference_mode()
@@ -93,7 +93,7 @@ def _images(model: Any, folder: Path, encoder: FrozenEncoder, items: Sequence[It
 
     # Its other backend resizes by torchvision, whose pixels differ.
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
-    pictures = [decode_image(Path(item).read_bytes()) for item in items]
+    pictures = [decode_image(item_bytes(item)) for item in items]
     vectors: torch.Tensor = model.get_image_features(**processor(pictures, return_tensors="pt")).pooler_output
     return vectors
 
@@ -103,7 +103,7 @@ def _sounds(model: Any, folder: Path, encoder: FrozenEncoder, items: Sequence[It
 
     extractor = AutoFeatureExtractor.from_pretrained(folder, **LOCAL)
     rate = extractor.sampling_rate
-    sounds = [decode_audio(Path(item).read_bytes(), rate) for item in items]
+    sounds = [decode_audio(item_bytes(item), rate) for item in items]
     inputs = extractor(sounds, sampling_rate=rate, return_tensors="pt")
     # Of sounds that are all short the extractor calls one longer, at random.
     inputs["is_longer"] = torch.zeros(len(sounds), 1, dtype=torch.bool)

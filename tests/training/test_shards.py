@@ -1,0 +1,215 @@
+"""Pairs in webdataset tars, Parquet and Arrow files: what a table with a folder says, read as a stream."""
+
+import io
+import json
+import re
+import sys
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from tests.training.conftest import MakeRecipe
+from tests.training.test_features import encoded
+from training import __main__ as command
+from training.data import shards
+from training.data.shards import Member
+from training.encoders import load_encoder
+from training.features import cached_features
+from training.pairs import PairError, read_pairs
+from training.recipe import Recipe, RecipeError
+
+KINDS = ("tar", "parquet", "arrow", "saved")
+
+
+def pictures(recipe: Recipe) -> list[tuple[bytes, list[str]]]:
+    """Files and captions of the recipe's pictures for training."""
+    part = read_pairs(recipe, "pictures")["train"]
+    return [
+        (medium.read_bytes(), [part.texts[text] for row, text in part.links if row == place])
+        for place, medium in enumerate(part.media)
+    ]
+
+
+def write_tar(path: Path, samples: Sequence[Mapping[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for number, parts in enumerate(samples):
+            for extension, content in parts.items():
+                member = tarfile.TarInfo(f"./{number:06}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def sample(content: bytes, captions: Sequence[str]) -> dict[str, bytes]:
+    return {"png": content, "json": json.dumps({"captions": captions}).encode()}
+
+
+def write(folder: Path, kind: str, rows: Sequence[tuple[bytes, Sequence[str]]]) -> dict[str, Any]:
+    """The rows in two shards; the recipe's pairs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, part in enumerate((rows[:10], rows[10:])):
+        path = folder / f"{number}.{kind}"
+        if kind == "tar":
+            write_tar(path, [sample(*row) for row in part])
+            continue
+        columns = {
+            "picture": [{"bytes": content, "path": None} for content, _ in part],
+            "captions": [list(captions) for _, captions in part],
+        }
+        table = pa.table(columns)
+        if kind == "parquet":
+            parquet.write_table(table, path, row_group_size=4)
+        elif kind == "arrow":
+            with pa.ipc.new_stream(path, table.schema) as stream:
+                stream.write_table(table, 3)
+        elif not number:
+            features = datasets.Features(
+                {"picture": datasets.Image(), "captions": datasets.List(datasets.Value("string"))}
+            )
+            whole = {
+                "picture": [{"bytes": content, "path": None} for content, _ in rows],
+                "captions": [list(captions) for _, captions in rows],
+            }
+            datasets.Dataset.from_dict(whole, features).save_to_disk(folder, num_shards=2)
+    values = {"modality": "image", "text": "captions", "media": "jpg;png" if kind == "tar" else "picture"}
+    return values | {"table": str(folder if kind == "saved" else folder / f"*.{kind}")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shards_say_what_a_table_says(make_recipe: MakeRecipe, tmp_path: Path, kind: str) -> None:
+    rows = pictures(make_recipe())
+    recipe = make_recipe(pairs={"sharded": write(tmp_path / "shards", kind, rows)})
+    train = read_pairs(recipe, "sharded")["train"]
+    table = read_pairs(make_recipe(), "pictures")["train"]
+    assert [medium.read_bytes() for medium in train.media] == [content for content, _ in rows]
+    assert train.texts == table.texts and np.array_equal(train.links, table.links)
+    again = [train.media[place].read_bytes() for place in (15, 0, 9, 3, 12)]  # in no order at all
+    assert again == [rows[place][0] for place in (15, 0, 9, 3, 12)]
+    encoder = load_encoder(recipe, "image")
+    inside = cached_features(encoder, train.media, tmp_path / "inside").pooled
+    assert np.array_equal(inside, cached_features(encoder, table.media, tmp_path / "files").pooled)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_one_changed_item_of_a_shard_encodes_one(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    rows = pictures(make_recipe())[:12]
+    recipe = make_recipe(pairs={"sharded": write(tmp_path / "shards", kind, rows)})
+    encoder = load_encoder(recipe, "image")
+
+    def again() -> list[str]:
+        with monkeypatch.context() as patch:
+            files = encoded(patch)
+            cached_features(encoder, read_pairs(recipe, "sharded")["train"].media, tmp_path / "cache")
+        return [str(file) for file in files]
+
+    assert len(again()) == 12
+    assert again() == []
+    reads: list[Member] = []
+    monkeypatch.setattr(Member, "read_bytes", lambda medium: reads.append(medium))
+    assert again() == [] and not reads  # the shards' sizes and times say that they are what they were
+    monkeypatch.undo()
+    red = pictures(make_recipe())[0][0]
+    rows[3] = (red[:-12] + b"\0\0\0\4tEXt7c6\0\x12\x34\x56\x78" + red[-12:], rows[3][1])
+    write(tmp_path / "shards", kind, rows)
+    assert len(again()) == 1
+
+
+def test_a_set_with_broken_items_finishes_and_names_them(
+    make_recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pictures(make_recipe()) * 25  # 400
+    samples = [sample(*row) for row in rows]
+    samples[7] |= {"png": b"\x89PNG broken"}
+    samples[50] = {"json": b'{"captions": ["nothing to see"]}'}
+    samples[90] = {"png": samples[90]["png"], "json": b"{"}
+    samples[100] = sample(rows[100][0], [" "])
+    path = tmp_path / "0.tar"
+    write_tar(path, samples)
+    cut = tmp_path / "1.tar"
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    values = {"modality": "image", "table": [str(path), str(cut)], "media": "png", "text": "captions"}
+    recipe = make_recipe(pairs={"sharded": values | {"validation_fraction": 0.1}})
+    file = tmp_path / "recipe.yaml"
+    work = ["--work", str(tmp_path / "work"), "--cache", str(tmp_path / "cache")]
+    assert recipe.pairs and command.main(["features", str(file), *work]) == 0
+    told = capsys.readouterr().err
+    assert "7 of 535 samples cannot be used and are left out" in told
+    for place, reason in ((50, "has no png; it has captions, json"), (90, "Expecting"), (100, "has an empty text")):
+        assert f"0.tar/{place:06}{'.png' if place == 100 else ''}" in told and reason in told
+    assert "1.tar is damaged after 00013" in told
+    assert re.search("2 of 4[0-9]+ media cannot be read and are left out", told) and "0.tar/000007.png: " in told
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"table": "none-*.tar"}, "none-.* matches no file"),
+        ({"table": "none.tar"}, "none.tar is not there"),
+        ({"text": "caption"}, r"16 of 16 samples cannot be used, the first: .*0.tar/000000 has no caption; it has"),
+        ({"media": "jpg"}, r"has no jpg; it has captions, json, png"),
+        ({"table": "memory://none/*.tar"}, "memory://none/.* matches no file"),
+        ({"table": "memory://none/0.tar"}, "memory://none/0.tar is not there"),
+        ({"table": "nothing://none/0.tar"}, "nothing://none/0.tar cannot be listed: Protocol not known"),
+    ],
+)
+def test_what_is_wrong_is_named(make_recipe: MakeRecipe, tmp_path: Path, change: dict[str, str], said: str) -> None:
+    values = write(tmp_path / "shards", "tar", pictures(make_recipe()))
+    with pytest.raises((PairError, shards.ShardError), match=said):
+        read_pairs(make_recipe(pairs={"sharded": values | change}), "sharded")
+
+
+def test_a_column_that_is_missing_is_named(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    values = write(tmp_path / "shards", "parquet", pictures(make_recipe()))
+    with pytest.raises(shards.ShardError, match=r"0.parquet has no column image; it has picture, captions"):
+        read_pairs(make_recipe(pairs={"sharded": values | {"media": "image"}}), "sharded")
+    with pytest.raises(RecipeError, match="a table or a folder must be given"):
+        make_recipe(pairs={"sharded": {"modality": "image"}})
+
+
+def test_shards_at_an_address_are_read_without_a_copy(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    rows = pictures(make_recipe())
+    values = write(tmp_path / "shards", "parquet", rows)
+    fsspec.filesystem("memory").put(str(tmp_path / "shards"), "memory://hub", recursive=True)
+    recipe = make_recipe(pairs={"sharded": values | {"table": "memory://hub/*.parquet"}})
+    media = read_pairs(recipe, "sharded")["train"].media
+    assert str(media[0]) == "memory:///hub/0.parquet/0"
+    encoder = load_encoder(recipe, "image")
+    inside = cached_features(encoder, media, tmp_path / "inside").pooled
+    table = read_pairs(make_recipe(), "pictures")["train"].media
+    assert np.array_equal(inside, cached_features(encoder, table, tmp_path / "files").pooled)
+
+
+def test_class_labels_of_datasets_and_names_of_files(make_recipe: MakeRecipe, tmp_path: Path, tiny_root: Path) -> None:
+    features = datasets.Features({"file": datasets.Value("string"), "kind": datasets.ClassLabel(names=["dull", "red"])})
+    rows = {"file": ["0.png", "1.png"], "kind": [1, 0]}
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "0.parquet")
+    values = {"modality": "image", "table": str(tmp_path / "0.parquet"), "folder": "pictures", "label": "kind"}
+    train = read_pairs(make_recipe(pairs={"labelled": values}), "labelled")["train"]
+    assert train.classes == ["red", "dull"] and train.media == [tiny_root / "pictures" / file for file in rows["file"]]
+
+
+def test_memory_stays_bounded(tmp_path: Path) -> None:
+    """A row group of 160 MB is read in small parts."""
+    rng = np.random.default_rng(0)
+    contents = [rng.bytes(2**20) for _ in range(160)]
+    path = tmp_path / "0.parquet"
+    parquet.write_table(
+        pa.table({"picture": contents, "text": ["a"] * 160}), path, data_page_size=2**16, write_batch_size=4
+    )
+    before = pa.total_allocated_bytes()
+    peak, media = 0, [row["picture"] for row in shards.rows(str(path), "picture", ["text"]) if isinstance(row, dict)]
+    pool = pa.default_memory_pool()
+    for medium, content in zip(media, contents, strict=True):
+        assert medium.read_bytes() == content
+        peak = max(peak, pool.bytes_allocated() - before)
+    assert len(media) == 160 and sys.getsizeof(media[0]) < 200
+    assert peak < 64e6
