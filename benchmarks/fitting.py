@@ -160,9 +160,6 @@ def _objectives(splits: Splits) -> Iterable[Row]:
     yield "info_nce", {}, splits
     for temperature in (0.07, 0.02):  # IRRA's own is 0.02, and fixed
         yield f"sdm from {temperature}", {"train": {"objective": {"kind": "sdm"}, "temperature": temperature}}, splits
-    for scaling in ("batch", "pairs"):
-        objective = {"kind": "sigmoid", "scaling": scaling}
-        yield f"sigmoid / {scaling}", {"train": {"objective": objective, "temperature": 0.1}}, splits
 
 
 def _noise(splits: Splits) -> Iterable[Row]:

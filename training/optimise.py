@@ -42,7 +42,7 @@ class FitError(TrainingError):
 
 
 class _Scales(nn.Module):
-    """The factors of each source's cosines, as log(1 / temperature), and the bias of its sigmoid.
+    """The factors of each source's cosines, as log(1 / temperature).
 
     A temperature per source: labels are learned long before captions, and would sharpen the captions' softmax.
     """
@@ -51,8 +51,6 @@ class _Scales(nn.Module):
         super().__init__()
         kinds = 1 if spec.objective.mixed else sources
         self.log_scales = nn.Parameter(torch.full((kinds,), math.log(1 / spec.temperature)))
-        if spec.objective.kind == "sigmoid":
-            self.biases = nn.Parameter(torch.full((kinds,), spec.objective.bias))
 
 
 class Alignment(Task):
@@ -266,12 +264,11 @@ def _loss(
     all_media, all_texts = (torch.cat(side) if len(parts) > 1 else side[0] for side in zip(*sides, strict=True))
     keys = tuple(torch.cat(key).to(device) for key in zip(*(part.keys for part in parts), strict=True))
     pick = 0 if spec.objective.mixed else parts[0].source
-    bias = scales.biases[pick] if spec.objective.kind == "sigmoid" else None
     lengths = (*recipe.projector.matryoshka, recipe.projector.dimensions)
     loss = soft
     for n in lengths:
         cut = nested(all_media, n), nested(all_texts, n)
-        loss = loss + contrast(spec.objective, *cut, log_scales[pick], keys, bias=bias, ranks=ranks) / len(lengths)
+        loss = loss + contrast(spec.objective, *cut, log_scales[pick], keys, ranks) / len(lengths)
     for part, own in zip(parts, sides, strict=True):
         loss = loss + _regulariser(spec, part, *own) / (len(parts) * ranks.count)
     return loss

@@ -19,6 +19,14 @@ RESERVED = 5
 """Dimensions of a space whose hubs are corrected: of images, sounds and texts, and two that keep the length at 1."""
 
 
+GONE: dict[str, tuple[str | None, str]] = {
+    "train.objective.kind": ("sigmoid", "it reached R@1 15.9 where InfoNCE reaches 20.1"),
+    "train.objective.scaling": (None, "it belonged to the objective sigmoid"),
+    "train.objective.bias": (None, "it belonged to the objective sigmoid"),
+}
+"""Fields of earlier recipes, or values of them (None: the field), and why they are gone."""
+
+
 class RecipeError(TrainingError):
     """A recipe cannot be used: the message names the file, the key and what is wrong."""
 
@@ -226,17 +234,13 @@ class ProjectorSpec(_Model):
 class ObjectiveSpec(_Model):
     """The contrast of a batch; training/losses says what each is."""
 
-    kind: Literal["info_nce", "sigmoid", "sdm"] = "info_nce"
+    kind: Literal["info_nce", "sdm"] = "info_nce"
     repeats: Literal["mask", "positive"] | None = None
     """Pairs of a batch that share medium, text or label: left out, or positives too. sdm has them as positives."""
     captions: int = Field(default=1, gt=0)
     """Texts of each medium in a batch; batch_size counts pairs."""
     chunk: int | None = Field(default=None, gt=0)
     """Rows of logits at a time: the (batch, batch) matrix is never held. None: all at once."""
-    scaling: Literal["batch", "pairs"] = "batch"
-    """sigmoid: the sum is divided by B (SigLIP) or by B² (SAIL)."""
-    bias: float = -10.0
-    """sigmoid: where its learned bias starts."""
     mixed: bool = False
     """Every source in every batch instead of one source per step."""
     negatives: Literal["all", "own"] = "all"
@@ -250,9 +254,6 @@ class ObjectiveSpec(_Model):
     def _applicable(self) -> Self:
         if self.kind == "sdm" and self.repeats == "mask":
             raise ValueError("sdm matches a distribution over repeated pairs: repeats cannot be mask")
-        for name in ("scaling", "bias"):
-            if self.kind != "sigmoid" and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} belongs to sigmoid, not to {self.kind}")
         return self
 
 
@@ -455,6 +456,7 @@ class Recipe(_Model):
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe; ISTHMUS_DATA replaces data.root, `key.key=value` overrides replace both. Raises RecipeError."""
     values = read_yaml(path, overrides)
+    _refuse_gone(path, values)
     for source in (values.get("encoders") or {}).values():
         for key in ("folder", "onnx"):
             if isinstance(source, dict) and str(source.get(key) or "").startswith("."):
@@ -470,6 +472,17 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "recipe"
         raise RecipeError(f"{path}: {where}: {first['msg']}") from None
+
+
+def _refuse_gone(path: Path, values: dict[str, Any]) -> None:
+    """Raise RecipeError for a field, or a value of a field, that an earlier version had."""
+    for key, (gone, reason) in GONE.items():
+        value: Any = values
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is not None and gone in (None, value):
+            stated = key if gone is None else f"{key}: {gone}"
+            raise RecipeError(f"{path}: {stated} is gone, because {reason} (docs/LOG.md): take it out of the recipe")
 
 
 def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:

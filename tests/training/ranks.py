@@ -19,7 +19,6 @@ from training.recipe import ObjectiveSpec
 SPECS = {
     "info_nce": ObjectiveSpec(),
     "positive": ObjectiveSpec(repeats="positive"),
-    "sigmoid": ObjectiveSpec(kind="sigmoid", scaling="pairs"),
     "sdm": ObjectiveSpec(kind="sdm"),
     "chunked": ObjectiveSpec(chunk=3),
 }
@@ -50,15 +49,13 @@ def run(out: Path) -> None:
         torch.manual_seed(0)
         media, texts = nn.Linear(6, 4), nn.Linear(5, 4)
         x, y = torch.randn(8, 6), torch.randn(8, 5)
-        scale, bias = nn.Parameter(torch.tensor(1.2)), nn.Parameter(torch.tensor(-0.5))
+        scale = nn.Parameter(torch.tensor(1.2))
         keys = (torch.arange(8), LABELS)
         ours = [ranks.share(rows) for rows in (x, y, *keys)]
-        loss = contrast(
-            spec, normalize(media(ours[0]), dim=-1), normalize(texts(ours[1]), dim=-1), scale, tuple(ours[2:]),
-            bias=bias, ranks=ranks,
-        )  # fmt: skip
+        vectors = normalize(media(ours[0]), dim=-1), normalize(texts(ours[1]), dim=-1)
+        loss = contrast(spec, *vectors, scale, tuple(ours[2:]), ranks)
         loss.backward()  # type: ignore[no-untyped-call]
-        parameters = [*media.parameters(), *texts.parameters(), scale, bias]
+        parameters = [*media.parameters(), *texts.parameters(), scale]
         ranks.sum_gradients(parameters)
         gradients = torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in parameters])
         result[name] = {"loss": loss.item(), "gradients": gradients.tolist()}

@@ -225,8 +225,7 @@ def test_an_epoch_of_several_captions_draws_every_medium() -> None:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "sigmoid": {"objective": {"kind": "sigmoid", "bias": -5.0}},
-    "sigmoid pairs": {"objective": {"kind": "sigmoid", "scaling": "pairs", "repeats": "positive"}},
+    "positives": {"objective": {"repeats": "positive"}},
     "sdm, two captions": {"objective": {"kind": "sdm", "captions": 2}},
     "blocks": {"objective": {"chunk": 3}},
     "mixed batches": {"objective": {"mixed": True}, "batch_size": 16},
@@ -237,7 +236,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", matrix(OPTIONS, "sigmoid pairs", "mixed batches"))
+@pytest.mark.parametrize("name", matrix(OPTIONS, "positives", "mixed batches"))
 def test_every_option_learns(make_recipe: MakeRecipe, tmp_path: Path, name: str) -> None:
     options = OPTIONS[name]
     values = {"steps": 120, "batch_size": 8, "warmup_steps": 10, "validate_every": 40, "learning_rate": 0.003}
@@ -255,7 +254,7 @@ def test_an_interrupted_run_with_a_baseline_and_an_average_goes_on(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {"steps": 12, "batch_size": 8, "warmup_steps": 2, "validate_every": 4, "ema": 0.8}
-    recipe = make_recipe(train={**values, "objective": {"kind": "sigmoid"}})
+    recipe = make_recipe(train={**values, "objective": {"kind": "sdm"}})
     _, data = prepared(recipe, tmp_path / "cache")
     whole = train(recipe, data, tmp_path / "whole")
     draws, real = iter(range(18)), Sampler.draw  # the baseline's 12 steps, and half of the recipe's own

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
+from torch.nn.functional import cross_entropy, log_softmax
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5  # arXiv 2409.19425
 Repeats = Literal["mask", "positive"]
@@ -33,13 +33,6 @@ def info_nce_rows(logits: Tensor, own: Tensor, same: Tensor, repeats: Repeats) -
     if repeats == "mask":
         return cross_entropy(logits.masked_fill(_others(same, own), float("-inf")), own, reduction="sum")
     return -(_targets(same, own) * log_softmax(logits, dim=1)).sum()
-
-
-def sigmoid_rows(logits: Tensor, own: Tensor, same: Tensor, repeats: Repeats) -> Tensor:
-    """Sum over rows of the pairwise sigmoid loss (SigLIP, arXiv 2303.15343); logits hold the bias already."""
-    positive = same | _own(same, own) if repeats == "positive" else _own(same, own)
-    losses = -logsigmoid(torch.where(positive, logits, -logits))
-    return losses.masked_fill(same & ~positive, 0.0).sum()
 
 
 def similarity_distribution_rows(logits: Tensor, own: Tensor, same: Tensor) -> Tensor:

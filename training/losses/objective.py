@@ -13,7 +13,6 @@ from training.losses.contrastive import (
     info_nce,
     info_nce_rows,
     same_pairs,
-    sigmoid_rows,
     similarity_distribution_rows,
 )
 from training.recipe import ObjectiveSpec
@@ -25,8 +24,6 @@ def contrast(
     texts: Tensor,
     log_scale: Tensor,
     keys: tuple[Tensor, ...],
-    *,
-    bias: Tensor | None = None,
     ranks: Ranks = ALONE,
 ) -> Tensor:
     """This process's share of the loss of all pairs: unit vectors (n, D) of both sides, keys (n,) for `same_pairs`.
@@ -36,28 +33,24 @@ def contrast(
     computed again there (gradient checkpointing, arXiv 1604.06174), at about twice the arithmetic.
     """
     if spec.negatives == "own" and ranks.count > 1:  # each process's pairs alone: the mean over the processes
-        return contrast(spec, media, texts, log_scale, keys, bias=bias) / ranks.count
+        return contrast(spec, media, texts, log_scale, keys) / ranks.count
     if spec.kind == "info_nce" and spec.repeated == "mask" and spec.chunk is None and ranks.count == 1:
         return info_nce(media, texts, log_scale, same_pairs(*keys))
     all_media, all_texts = ranks.gather(media), ranks.gather(texts)
     all_keys = tuple(ranks.gather_constant(key) for key in keys)
     total, first = len(all_media), ranks.index * len(media)
-    # A sigmoid pair is the same pair in both directions; a softmax is not.
-    ways = [(media, all_texts)] if spec.kind == "sigmoid" else [(media, all_texts), (texts, all_media)]
     size = spec.chunk or len(media)
     loss = torch.zeros((), device=media.device)
-    for queries, others in ways:
+    for queries, others in ((media, all_texts), (texts, all_media)):
         for start in range(0, len(queries), size):
             rows = slice(start, min(start + size, len(queries)))
             own = torch.arange(first + rows.start, first + rows.stop, device=media.device)
             block = partial(_block, spec, own=own, keys=tuple(key[rows] for key in keys), all_keys=all_keys)
-            inputs = (queries[rows], others, log_scale, bias)
+            inputs = (queries[rows], others, log_scale)
             if spec.chunk is None:
                 loss = loss + block(*inputs)
             else:
                 loss = loss + checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
-    if spec.kind == "sigmoid":
-        return loss / (total * total if spec.scaling == "pairs" else total)
     return loss / total if spec.kind == "sdm" else loss / (2 * total)
 
 
@@ -71,7 +64,6 @@ def _block(
     queries: Tensor,
     others: Tensor,
     log_scale: Tensor,
-    bias: Tensor | None,
     *,
     own: Tensor,
     keys: tuple[Tensor, ...],
@@ -81,6 +73,4 @@ def _block(
     same = agreeing(keys, all_keys)
     if spec.kind == "info_nce":
         return info_nce_rows(logits, own, same, spec.repeated)
-    if spec.kind == "sigmoid":
-        return sigmoid_rows(logits if bias is None else logits + bias.float(), own, same, spec.repeated)
     return similarity_distribution_rows(logits, own, same)
