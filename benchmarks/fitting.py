@@ -133,7 +133,7 @@ Row = tuple[str, dict[str, Any], Splits]
 
 
 def _heads(splits: Splits) -> Iterable[Row]:
-    for kind in ("ridge", "cca", "linear", "mlp", "glu"):
+    for kind in ("ridge", "cca", "linear", "mlp"):
         yield kind, {"projector": {"kind": kind, "dimensions": 256}}, splits
 
 

@@ -59,10 +59,12 @@ def text_head(bundle: Bundle) -> Head:
         )
     if described.kind == "none":
         return NoHead("text", described.features).eval()
+    if described.kind == "glu":
+        raise BundledError(f"{bundle.path}: heads of the kind glu are gone: there is none to align to")
     tensors, _ = read_projectors(bundle)
     state = {key.removeprefix("text."): value for key, value in tensors.items() if key.startswith("text.")}
     up = state.get("pooled.up.weight")
-    hidden = 1 if up is None else len(up) // (2 if described.kind == "glu" else 1)
+    hidden = 1 if up is None else len(up)
     spec = ProjectorSpec(
         kind=described.kind,
         dimensions=bundle.manifest.dimensions,

@@ -6,7 +6,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, glu, normalize
+from torch.nn.functional import gelu, normalize
 
 from service.contract.bundle import Modality, ProjectorKind
 from training.querybank import MediaReserve, TextReserve
@@ -80,25 +80,6 @@ class ResidualMLP(nn.Module):
         return out
 
 
-class GatedLinearUnit(nn.Module):
-    """LayerNorm → Dropout → Linear(a · σ(b)), [a, b] = Linear(x), on standardised features; (B, d) → (B, D).
-
-    The head of SAIL (arXiv 2412.04616); gate of arXiv 1612.08083.
-    """
-
-    def __init__(self, width: int, spec: ProjectorSpec) -> None:
-        super().__init__()
-        self.standardise = Standardise(width, spec.power)
-        self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(spec.dropout)
-        self.up = nn.Linear(width, 2 * spec.hidden)
-        self.down = nn.Linear(spec.hidden, spec.dimensions)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(glu(self.up(self.dropout(self.norm(self.standardise(x)))), dim=-1))
-        return out
-
-
 class TokenProjector(nn.Module):
     """LayerNorm → Dropout → [Linear + (Linear → GELU → Linear)] on each token; (…, d) → (…, D).
 
@@ -148,7 +129,7 @@ class AttentionPooling(nn.Module):
         return out
 
 
-_POOLED = {"linear": Linear, "mlp": ResidualMLP, "glu": GatedLinearUnit}
+_POOLED = {"linear": Linear, "mlp": ResidualMLP}
 
 
 class ConceptBranch(nn.Module):
@@ -178,7 +159,7 @@ class ConceptBranch(nn.Module):
 class Head(nn.Module):
     """A projector of one modality and the L2 normalisation after it: frozen features → unit vectors (B, D).
 
-    Pooled kinds (`linear`, which `ridge` and `cca` fill in; `mlp`; `glu`) take `pooled` (B, d). The others take local
+    Pooled kinds (`linear`, which `ridge` and `cca` fill in; `mlp`) take `pooled` (B, d). The others take local
     vectors with averaging weights: `tokens` (B, N, d) with `weights` (B, N), or packed `tokens` (ΣN, d) with `weights`
     (B, ΣN). `attention` adds a Linear of the pooled vector. `token` adds an image's projected CLS, and passes a text's
     mean through a second projection (arXiv 2409.19425): p = Linear; LayerNorm(p + Dropout(Linear(GELU(p)))).

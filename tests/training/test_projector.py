@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, layer_norm, normalize
 
-from training.projector import AttentionPooling, GatedLinearUnit, Head, ResidualMLP, Standardise, TokenProjector
+from training.projector import AttentionPooling, Head, ResidualMLP, Standardise, TokenProjector
 from training.recipe import ProjectorSpec
 
 SPEC = ProjectorSpec(kind="token", dimensions=8, hidden=16, dropout=0.1)
@@ -93,15 +93,6 @@ def test_standardise_gives_mean_0_and_deviation_1_and_survives_a_constant() -> N
     assert torch.allclose(y.mean(0), torch.zeros(4), atol=1e-4)
     assert torch.allclose(y[:, :3].std(0), torch.ones(3), atol=1e-4)
     assert torch.equal(y[:, 3], torch.zeros(200))
-
-
-def test_the_gated_unit_is_sails() -> None:
-    torch.manual_seed(0)
-    unit = GatedLinearUnit(6, ProjectorSpec(kind="glu", dimensions=8, hidden=12)).eval()
-    x = torch.randn(3, 6)
-    a, b = unit.up(layer_norm(x, (6,), unit.norm.weight, unit.norm.bias)).chunk(2, -1)
-    assert torch.allclose(unit(x), unit.down(a * torch.sigmoid(b)), atol=1e-6)
-    assert unit.up.weight.shape == (24, 6)
 
 
 def test_attention_is_a_softmax_over_an_items_own_tokens() -> None:

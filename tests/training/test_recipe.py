@@ -34,6 +34,7 @@ def test_overrides_beat_the_environment_and_it_beats_the_file(tmp_path: Path, mo
         ("projector.matryoshka=[16]", "between 1 and 15"),
         ("train.objective.kind=softmax", "train.objective.kind"),
         ("train.objective={kind: sdm, repeats: mask}", "repeats cannot be mask"),
+        ("projector.kind=glu", "projector.kind: glu is gone, because it reached R@1 20.06"),
         ("train.objective.kind=sigmoid", "train.objective.kind: sigmoid is gone, because it reached R@1 15.9"),
         ("train.objective.bias=0.0", "train.objective.bias is gone"),
         ("train.objective.chunk=0", "train.objective.chunk"),
