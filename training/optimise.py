@@ -19,7 +19,7 @@ from training.concepts import Named, name_vectors, place, soft_caption_loss
 from training.distributed import Ranks, joined
 from training.errors import TrainingError
 from training.fit.loop import Figures, Plan, Task, begin, run, warm_cosine
-from training.losses import alignment, clamp_log_scale, contrast, nested, noise_robust, structure, uniformity
+from training.losses import alignment, clamp_log_scale, contrast, nested, noise_robust, uniformity
 from training.projector import Head, Standardise
 from training.recipe import ProjectorSpec, Recipe, TrainSpec
 from training.sampling import Ahead, Batches, Part, Prepared, epoch_steps, steps_of
@@ -284,9 +284,6 @@ def _regulariser(spec: TrainSpec, part: Part, media: Tensor, texts: Tensor) -> T
     total = torch.zeros((), device=media.device)
     for side, vectors in ((part.media, media), (part.texts, texts)):
         features = side["pooled"].to(media.device)
-        if weights.structure:
-            near = structure(features, vectors, levels=weights.structure_levels)
-            total = total + weights.structure * near / 2
         if weights.noise_robust:
             total = total + weights.noise_robust * noise_robust(features, vectors) / 2
         if weights.uniformity:

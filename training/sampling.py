@@ -14,7 +14,6 @@ from torch import Tensor
 
 from training.distributed import ALONE, Ranks
 from training.features import Features
-from training.losses import fusemix
 from training.pairs import Pairs
 from training.recipe import Recipe
 
@@ -110,7 +109,7 @@ class Batches:
 
     def __init__(self, recipe: Recipe, sources: Sequence[Prepared], ranks: Ranks = ALONE) -> None:
         spec = recipe.train
-        self._sources, self._ranks, self._spec = sources, ranks, spec
+        self._sources, self._ranks = sources, ranks
         self._shares = np.array([source.pairs.weight if len(source.pairs.links) else 0.0 for source in sources])
         steps = steps_of(recipe, sources, ranks)
         self._ends = [int(spec.until.get(source.pairs.name, 1.0) * steps) for source in sources]
@@ -146,12 +145,6 @@ class Batches:
         if source.pairs.supervision == "concepts":
             return Part(pick, media, {}, ())
         texts = tensors(source.texts, links[:, 1], self._tokens)
-        if alpha := self._spec.regularise.fusemix:
-            share = float(rng.beta(alpha, alpha))
-            share = max(share, 1 - share)  # a pair's own features lead, so that its keys are those of the mixture
-            order = torch.from_numpy(rng.permutation(len(links)))
-            for side in (media, texts):
-                side["pooled"] = fusemix(side["pooled"], order, share)
         # Numbers of another source's media, texts and classes are other things: `offset` keeps them apart.
         offset = pick << 40
         keys = [torch.from_numpy(links[:, 0]) + offset, torch.from_numpy(links[:, 1]) + offset]

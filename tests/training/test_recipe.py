@@ -38,7 +38,9 @@ def test_overrides_beat_the_environment_and_it_beats_the_file(tmp_path: Path, mo
         ("train.objective.kind=sigmoid", "train.objective.kind: sigmoid is gone, because it reached R@1 15.9"),
         ("train.objective.bias=0.0", "train.objective.bias is gone"),
         ("train.objective.chunk=0", "train.objective.chunk"),
-        ("train.regularise.structur=1.0", "train.regularise.structur"),
+        ("train.regularise.uniform=1.0", "train.regularise.uniform"),
+        ("train.regularise.fusemix=1.0", "train.regularise.fusemix is gone, because it lowered R@1"),
+        ("train.regularise.structure=10", "train.regularise.structure is gone"),
         ("train.ema=1.0", "train.ema"),
         ("train.until={tone: 0.5}", "train.until.tone: it must name pairs"),
         ("train.until={tones: 0.5, pictures: 0.5}", "one must last"),
@@ -72,5 +74,3 @@ def test_token_projectors_refuse_what_is_for_pooled_features(tmp_path: Path) -> 
     path = tiny.write_recipe(tmp_path / "r.yaml", values)
     with pytest.raises(RecipeError, match="pooling cannot be both"):
         load_recipe(path, ["encoders.text.pooling=both"])
-    with pytest.raises(RecipeError, match="fusemix mixes pooled features"):
-        load_recipe(path, ["train.regularise.fusemix=1.0"])

@@ -7,40 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from training.losses import alignment, fusemix, noise_robust, structure, uniformity
+from training.losses import alignment, noise_robust, uniformity
 
 
 def random(rows: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def graph(x: np.ndarray, temperature: float) -> np.ndarray:
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    unit = unit - unit.mean(0)
-    scores = np.exp(unit @ unit.T / temperature)
-    return scores / scores.sum(1, keepdims=True)
-
-
-@pytest.mark.parametrize("levels", [1, 3])
-def test_structure_is_its_definition(levels: int) -> None:
-    features, vectors = random(9, 7), random(9, 4, 1)
-    expected = 0.0
-    p, q = graph(features.numpy(), 0.1), graph(vectors.numpy(), 0.1)
-    for level in range(1, levels + 1):
-        a, b = np.linalg.matrix_power(p, level), np.linalg.matrix_power(q, level)
-        m = (a + b) / 2
-        js = ((a * np.log(a / m)).sum(1).mean() + (b * np.log(b / m)).sum(1).mean()) / 2
-        expected += js / level
-    assert math.isclose(structure(features, vectors, levels=levels).item(), expected / levels, rel_tol=1e-4)
-
-
-@settings(max_examples=30)
-@given(st.integers(0, 50), st.floats(0.1, 10.0))
-def test_structure_is_nothing_for_a_rotated_and_scaled_copy(seed: int, scale: float) -> None:
-    features = random(8, 5, seed)
-    rotation = torch.linalg.qr(random(5, 5, seed + 1))[0]
-    assert structure(features, scale * features @ rotation).item() < 1e-5
-    assert structure(features, random(8, 5, seed + 2)).item() > 1e-3
 
 
 def test_noise_robust_is_its_three_terms() -> None:
@@ -70,7 +41,7 @@ def test_golden_alignment_and_uniformity() -> None:
     assert uniformity(texts).item() == pytest.approx(0.0)
 
 
-@pytest.mark.parametrize("name", ["structure", "noise_robust", "alignment", "uniformity"])
+@pytest.mark.parametrize("name", ["noise_robust", "alignment", "uniformity"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_gradients_are_those_of_finite_differences(name: str, seed: int) -> None:
     features, raw, direction = random(9, 6, seed), random(9, 6, seed + 1), random(9, 6, seed + 2)
@@ -81,7 +52,7 @@ def test_gradients_are_those_of_finite_differences(name: str, seed: int) -> None
             return alignment(normalize(features, dim=-1), unit)
         if name == "uniformity":
             return uniformity(unit)
-        return structure(features, unit, levels=2) if name == "structure" else noise_robust(features, unit)
+        return noise_robust(features, unit)
 
     leaf = raw.clone().requires_grad_()
     value(leaf).backward()  # type: ignore[no-untyped-call]
@@ -90,7 +61,7 @@ def test_gradients_are_those_of_finite_differences(name: str, seed: int) -> None
     assert math.isclose(float((leaf.grad * direction).sum()), numeric.item(), rel_tol=2e-2, abs_tol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["structure", "noise_robust", "alignment", "uniformity"])
+@pytest.mark.parametrize("name", ["noise_robust", "alignment", "uniformity"])
 @settings(max_examples=20)
 @given(order=st.permutations(range(8)))
 def test_the_order_of_the_rows_does_not_matter(name: str, order: list[int]) -> None:
@@ -99,17 +70,7 @@ def test_the_order_of_the_rows_does_not_matter(name: str, order: list[int]) -> N
     def value(pick: list[int]) -> float:
         if name == "uniformity":
             return uniformity(vectors[pick]).item()
-        function = {"structure": structure, "noise_robust": noise_robust, "alignment": alignment}[name]
+        function = {"noise_robust": noise_robust, "alignment": alignment}[name]
         return function(features[pick], vectors[pick]).item()
 
     assert math.isclose(value(order), value(list(range(8))), rel_tol=1e-4, abs_tol=1e-6)
-
-
-@settings(max_examples=30)
-@given(st.floats(0.0, 1.0), st.integers(0, 20))
-def test_fusemix_mixes_both_sides_of_a_pair_alike(share: float, seed: int) -> None:
-    """If texts are a linear map of media, they still are after mixing: the same partner and the same share."""
-    media, weights = random(6, 4, seed), random(4, 3, seed + 1)
-    order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
-    assert torch.allclose(fusemix(media @ weights, order, share), fusemix(media, order, share) @ weights)
-    assert torch.equal(fusemix(media, order, 1.0), media)

@@ -8,7 +8,7 @@ from training.losses.contrastive import (
     same_pairs,
 )
 from training.losses.objective import contrast, nested
-from training.losses.regularise import alignment, fusemix, noise_robust, structure, uniformity
+from training.losses.regularise import alignment, noise_robust, uniformity
 
 __all__ = [
     "MAX_TEMPERATURE",
@@ -16,11 +16,9 @@ __all__ = [
     "alignment",
     "clamp_log_scale",
     "contrast",
-    "fusemix",
     "info_nce",
     "nested",
     "noise_robust",
     "same_pairs",
-    "structure",
     "uniformity",
 ]
