@@ -190,7 +190,6 @@ def _regularisers(splits: Splits) -> Iterable[Row]:
         part = _some(splits, count)
         yield f"{count} media plain", {}, part
         yield f"{count} media uniformity 0.1", {"train": {"regularise": {"uniformity": 0.1}}}, part
-    yield "all, average 0.98", {"train": {"ema": 0.98}}, splits
 
 
 def _matryoshka(splits: Splits) -> Iterable[Row]:

@@ -131,7 +131,7 @@ def optimise(
     if ranks.index:
         torch.manual_seed(spec.seed + ranks.index)  # another dropout on other pairs; the weights are drawn by now
     signature = signature_of(recipe, data, frozen, names, ranks)
-    state = begin(work / "checkpoint.pt", task.model, spec.weight_decay, signature, average=spec.ema > 0)
+    state = begin(work / "checkpoint.pt", task.model, spec.weight_decay, signature)
     state.resume(task, ranks)
     task.board = _board(spec, work) if ranks.index == 0 else None
     try:
@@ -144,15 +144,14 @@ def optimise(
     for head in heads.values():
         head.cpu().eval().requires_grad_(False)
     learned = float(torch.exp(-task.scales.log_scales.detach()).mean())
-    ladder: dict[str, Any] = {"head.ema": state.best_averaged} if spec.ema else {}
     timing = {} if math.isnan(state.step_s) else {"step_s": state.step_s, "host_share": state.host_share}
     if ranks.index:  # the first process alone goes on
-        return Trained(heads, learned, {}, state.history, ladder, init)
+        return Trained(heads, learned, {}, state.history, init=init)
     if timing:
         kind, share = recipe.projector.kind, f"{state.host_share:.0%} of it waiting for its batch"
         print(f"{kind}: {state.step_s:.3f} s a step, {share}", file=sys.stderr)
     temperature, centres = calibrate(recipe, heads, data, learned), means(heads, data)
-    return Trained(heads, temperature, centres, state.history, ladder, init, timing=timing)
+    return Trained(heads, temperature, centres, state.history, init=init, timing=timing)
 
 
 def _plan(recipe: Recipe, sources: Sequence[Prepared], ranks: Ranks) -> Plan:
@@ -162,8 +161,6 @@ def _plan(recipe: Recipe, sources: Sequence[Prepared], ranks: Ranks) -> Plan:
         steps=steps,
         rate=lambda step: warm_cosine(step, steps, spec.warmup_steps, spec.learning_rate, spec.lowest_rate, hold),
         validate_every=spec.validate_every,
-        # The average begins as the weights after the first step.
-        decay=(lambda step: spec.ema if step else 0.0) if spec.ema else None,
         patience=spec.patience,
     )
 

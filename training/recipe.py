@@ -21,6 +21,7 @@ RESERVED = 5
 
 GONE: dict[str, tuple[str | None, str]] = {
     "projector.kind": ("glu", "it reached R@1 20.06 where mlp reaches 20.12"),
+    "train.ema": (None, "an average of the weights gained nothing"),
     "train.regularise.fusemix": (None, "it lowered R@1 from 20.1 to 18.3"),
     "train.regularise.structure": (None, "it moved R@1 from 20.1 to 20.4, and one run differs from the next by 1"),
     "train.regularise.structure_levels": (None, "it belonged to train.regularise.structure"),
@@ -291,8 +292,6 @@ class TrainSpec(_Model):
     regularise: RegulariserSpec = RegulariserSpec()
     until: dict[str, float] = {}
     """Share of the steps after which a source is no longer drawn: noisy pairs first, clean ones last."""
-    ema: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Decay of an average of the weights, validated beside them and kept only where it is better."""
     baseline: bool = True
     """Compute and train the linear heads that a non-linear one must beat to ship."""
     baseline_steps: int = Field(default=500, gt=0)
@@ -430,9 +429,8 @@ class Recipe(_Model):
                 raise ValueError(f"train.until.{name}: it must name pairs, and lie between 0 and 1")
         if self.pairs and set(self.train.until) >= set(self.pairs):
             raise ValueError("train.until ends every source: one must last")
-        if self.projector.needs_tokens:
-            if any(source.pooling == "both" for source in self.encoders.values()):
-                raise ValueError(f"a {self.projector.kind} projector takes one width: pooling cannot be both")
+        if self.projector.needs_tokens and any(source.pooling == "both" for source in self.encoders.values()):
+            raise ValueError(f"a {self.projector.kind} projector takes one width: pooling cannot be both")
         return self
 
     def labels_seen(self, modality: Modality) -> tuple[str, ...]:

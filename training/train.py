@@ -135,10 +135,10 @@ def _descended(
 ) -> _Rung:
     started = time.monotonic()
     trained = optimise(recipe, data, work, frozen, names)
-    top = max(trained.history, key=lambda entry: max(entry["score"], entry.get("ema", 0.0)))
+    top = max(trained.history, key=lambda entry: entry["score"])
     figures = {name: top[name] for name in data if name in top}
-    score = max(top["score"], top.get("ema", 0.0))
-    return _Rung(recipe.projector.kind, score, figures, time.monotonic() - started, trained, f"step {top['step']:,.0f}")
+    seconds, note = time.monotonic() - started, f"step {top['step']:,.0f}"
+    return _Rung(recipe.projector.kind, top["score"], figures, seconds, trained, note)
 
 
 def _linear(recipe: Recipe) -> Recipe:

@@ -58,8 +58,9 @@ def test_a_run_that_diverges_says_so_and_keeps_nothing_of_it(tmp_path: Path, ave
         torch.manual_seed(0)
         task = Line(scores)
         task.state_of = state = begin(tmp_path / "c.pt", task.model, 0.0, average=average)
+        plan = Plan(steps, lambda step, rate=rate: 0.1 if step < 10 else rate, 10, decay=lambda step: 0.5)  # type: ignore[misc]
         with pytest.raises(TrainingError, match=what):
-            run(state, task, Plan(steps, lambda step, rate=rate: 0.1 if step < 10 else rate, 10), "line")  # type: ignore[misc]
+            run(state, task, plan, "line")
         assert all(torch.isfinite(value).all() for value in state.best.values())
 
 

@@ -228,7 +228,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "blocks": {"objective": {"chunk": 3}},
     "mixed batches": {"objective": {"mixed": True}, "batch_size": 16},
     "regularised": {"regularise": {"noise_robust": 0.1, "alignment": 0.1, "uniformity": 0.1}},
-    "ema": {"ema": 0.9},
     "bf16": {"precision": "bf16"},
 }
 
@@ -244,13 +243,12 @@ def test_every_option_learns(make_recipe: MakeRecipe, tmp_path: Path, name: str)
     _, data = prepared(recipe, tmp_path / "cache")
     trained = train(recipe, data, tmp_path / "work")
     assert max(entry["score"] for entry in trained.history) >= 65.0  # untrained: about 30
-    assert "head.ema" in trained.ladder or "ema" not in options
 
 
-def test_an_interrupted_run_with_a_baseline_and_an_average_goes_on(
+def test_an_interrupted_run_with_a_baseline_goes_on(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = {"steps": 12, "batch_size": 8, "warmup_steps": 2, "validate_every": 4, "ema": 0.8}
+    values = {"steps": 12, "batch_size": 8, "warmup_steps": 2, "validate_every": 4}
     recipe = make_recipe(train={**values, "objective": {"kind": "sdm"}})
     _, data = prepared(recipe, tmp_path / "cache")
     whole = train(recipe, data, tmp_path / "whole")
@@ -268,17 +266,6 @@ def test_an_interrupted_run_with_a_baseline_and_an_average_goes_on(
     resumed = train(recipe, data, tmp_path / "cut")
     assert same_weights(whole, resumed)
     assert (whole.history, whole.ladder) == (resumed.history, resumed.ladder)
-
-
-def test_the_average_is_kept_only_where_it_is_better(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    values = {"steps": 30, "batch_size": 8, "warmup_steps": 2, "validate_every": 10, "learning_rate": 0.01}
-    recipe = make_recipe(train={**values, "ema": 0.9999, "baseline": False})
-    _, data = prepared(recipe, tmp_path / "cache")
-    slow = train(recipe, data, tmp_path / "slow")  # an average that hardly leaves the initialisation
-    assert max(entry["score"] for entry in slow.history) > max(entry["ema"] for entry in slow.history)
-    assert slow.ladder["head.ema"] is False
-    plain = train(make_recipe(train={**values, "baseline": False}), data, tmp_path / "plain")
-    assert same_weights(slow, plain)
 
 
 def test_a_source_ends_where_the_recipe_says(make_recipe: MakeRecipe) -> None:

@@ -67,9 +67,7 @@ class Plan:
     clip: float = 1.0
     """Largest norm of the gradient."""
     decay: Callable[[int], float] | None = None
-    """The decay of the moving average of the weights at a step; None where no average is kept."""
-    judge_raw: bool = True
-    """Whether the weights themselves are judged, or their average alone."""
+    """The decay at a step of the moving average of the weights, which is judged and kept in their place; None: none."""
     patience: int | None = None
     """Validations without a gain after which the rate falls to zero over a tenth of the steps so far, and the run ends:
     weights that are left at a high rate are worse than the same weights after it has fallen."""
@@ -87,7 +85,6 @@ class Run:
     best: dict[str, Tensor] = field(default_factory=dict)
     best_score: float = -math.inf
     best_step: int = 0
-    best_averaged: bool = False
     step: int = 0
     stale: int = 0
     cooled_from: int | None = None
@@ -97,7 +94,7 @@ class Run:
     """Seconds of a step, validations apart; and the share of them that it waited for its inputs."""
     host_share: float = math.nan
 
-    _PLAIN = ("best", "best_score", "best_step", "best_averaged", "step", "stale", "cooled_from", "history")
+    _PLAIN = ("best", "best_score", "best_step", "step", "stale", "cooled_from", "history")
 
     def resume(self, task: Task, ranks: Ranks = ALONE) -> None:
         """Go on from the checkpoint, if there is one of this signature."""
@@ -211,26 +208,18 @@ def _step(state: Run, task: Task, plan: Plan, end: int, ranks: Ranks) -> float:
 
 
 def _validate(state: Run, task: Task, plan: Plan, loss: float, ranks: Ranks) -> Figures:
-    """Judge the weights, and their average; keep what is best; count what is no gain."""
-    entry: Figures = {"step": state.step, "loss": round(sum(ranks.collect(loss)), 4)}
-    candidates: list[tuple[float, nn.Module, bool]] = []
-    if plan.judge_raw or state.averaged is None:
-        score, figures = _judged(task, state.model, ranks)
-        entry |= {"score": round(score, 3), **figures}
-        candidates.append((score, state.model, False))
-    if state.averaged is not None:
-        score, figures = _judged(task, state.averaged, ranks)
-        entry |= {"ema": score} if candidates else {"score": round(score, 3), **figures}
-        candidates.append((score, state.averaged, True))
-    for score, model, _ in candidates:
-        _check_finite(state, "a score or a weight", torch.tensor(score), *model.state_dict().values())
-    score, kept, averaged = max(candidates, key=lambda candidate: candidate[0])
+    """Judge the weights, or their average; keep what is best; count what is no gain."""
+    kept = state.model if state.averaged is None else state.averaged
+    # The first process judges for all of them.
+    score, figures = ranks.agree(task.judge(kept) if ranks.index == 0 else None)
+    entry = {"step": state.step, "loss": round(sum(ranks.collect(loss)), 4), "score": round(score, 3)} | figures
+    _check_finite(state, "a score or a weight", torch.tensor(score), *kept.state_dict().values())
     # Without anything to judge by, the last weights are kept.
     gained = score > state.best_score or not figures
     state.stale = 0 if gained else state.stale + 1
     if gained:
         state.best = {key: value.detach().clone() for key, value in kept.state_dict().items()}
-        state.best_score, state.best_step, state.best_averaged = score, state.step, averaged
+        state.best_score, state.best_step = score, state.step
     elif plan.patience is not None and state.stale >= plan.patience and state.cooled_from is None:
         state.cooled_from = state.step
     state.history.append(entry)
@@ -246,12 +235,6 @@ def _check_finite(state: Run, what: str, *values: Tensor) -> None:
             f"training diverged: {what} is not finite at step {state.step:,}{best}. Lower the learning rate, or let it "
             "rise over more steps of warm-up"
         )
-
-
-def _judged(task: Task, model: nn.Module, ranks: Ranks) -> tuple[float, Figures]:
-    """The first process judges for all of them."""
-    result: tuple[float, Figures] = ranks.agree(task.judge(model) if ranks.index == 0 else None)
-    return result
 
 
 @torch.no_grad()
