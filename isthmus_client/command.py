@@ -18,6 +18,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from isthmus_client import VERSION, terminal
+from isthmus_client.command_audit import audit_api
 from isthmus_client.command_index import index
 from isthmus_client.command_inputs import queries, read_inputs
 from isthmus_client.command_items import collections, delete, list_items, open_page
@@ -207,7 +208,7 @@ def search(
                     _nothing_found(space, collection, options)
 
 
-for added in (index, list_items, delete, collections, open_page, jobs):
+for added in (index, list_items, delete, collections, open_page, jobs, audit_api):
     cli.add_command(added)
 
 

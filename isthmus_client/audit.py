@@ -1,0 +1,368 @@
+"""Checks of any server with OpenAI's embeddings route: is what it answers right, and does it say what is not?
+
+Every check asks the server and compares its answers with each other, so that no reference model is needed. Vectors are
+plain lists: the client has no numerical package.
+"""
+
+import base64
+import math
+import random
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from operator import mul
+from statistics import median
+from typing import Any, Literal
+
+import httpx2
+
+Vector = list[float]
+SAME, NEARLY = 1 - 1e-5, 1 - 1e-3
+"""Cosine similarities of one text's vectors: from SAME on they are equal; below NEARLY an order of results changes."""
+_LENGTHS_WORDS = (16, 32, 64, 128, 256, 512, 1_024, 2_048)
+_MANY, _LONGEST_WORDS = 2_049, 40_000
+_CLIENTS = 16
+_NEAREST, _HUB_SHARE = 10, 0.6
+_PAIRS = (
+    ("fishing net", "The old fisherman sat in the harbour all morning and repaired the fishing net by hand."),
+    ("wedding cake", "For the wedding the baker made a cake of five layers, which took her two whole days."),
+    ("broken server", "Last night a broken server lost our mail, and nobody noticed it until the morning."),
+    ("piano lesson", "Every Thursday after school the girl walks to her piano lesson and plays for an hour."),
+    ("volcano eruption", "The eruption of the volcano covered three villages in ash and stopped all flights."),
+    ("tax return", "Whoever earns money abroad must state it in the tax return, with the tax paid there."),
+    ("sheep farm", "On the farm in the hills four hundred sheep are shorn each spring by the neighbours."),
+    ("heart surgery", "The surgery on the patient's heart took nine hours, and he went home two weeks later."),
+    ("chess champion", "The young champion lost only one game of chess in the whole tournament, by a blunder."),
+    ("solar panels", "Solar panels on the roof of the factory give more power than its machines consume."),
+    ("lost luggage", "The airline lost my luggage in Madrid and sent it home ten days after the holiday."),
+    ("medieval castle", "The castle was built in medieval times to guard a bridge, and burned down twice."),
+    ("football referee", "The referee stopped the football match when fog made it impossible to see the goal."),
+    ("bird migration", "In autumn the migration of the birds begins, and storks fly over the strait."),
+    ("coffee harvest", "Rain during the harvest spoiled much of the coffee, so that prices rose everywhere."),
+    ("prison escape", "Two men made their escape from the prison through a tunnel that they had dug."),
+    ("bread recipe", "This recipe for bread needs flour, water and salt, and a night of rest before baking."),
+    ("space telescope", "The space telescope looks at galaxies whose light set out before the Earth was formed."),
+    ("election results", "The results of the election came at midnight, and the opposition had won narrowly."),
+    ("dentist appointment", "I moved my appointment with the dentist because the train was late once again."),
+)
+"""Subjects, and passages about them."""
+_OTHER_SCRIPTS = ("海边的一只狗", "Поезд опаздывает", "كتاب على الطاولة", "नदी में नाव", "친구와 커피", "🎻🎶")
+
+
+@dataclass(frozen=True)
+class Finding:
+    check: str
+    state: Literal["ok", "note", "fault"]
+    detail: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    vectors: list[Vector] = field(default_factory=list)
+    tokens: int | None = None
+    said: frozenset[str] = frozenset()
+    """The fields of the answer beside OpenAI's, and what the objects of `data` have beside them."""
+    wrong: str | None = None
+    """What is wrong with an answer of status 200; None where it has OpenAI's shape."""
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 200 and self.wrong is None
+
+
+class Api:
+    """One model of a server. Raises httpx2.HTTPError where no answer comes."""
+
+    def __init__(self, client: httpx2.Client, route: str, model: str) -> None:
+        self._client, self._route, self.model = client, route, model
+
+    def ask(self, inputs: Any, **others: Any) -> Answer:
+        body = {"model": self.model, "input": inputs} | others
+        try:
+            response = self._client.post(self._route, json=body)
+        except (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):
+            response = self._client.post(self._route, json=body)  # the connection was kept too long, or after an error
+        if response.status_code != 200:
+            return Answer(response.status_code)
+        try:
+            return _read(response.json(), base64_asked=others.get("encoding_format") == "base64")
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+            return Answer(200, wrong=f"the answer has not OpenAI's shape ({type(error).__name__}: {error})")
+
+    def vectors(self, texts: Sequence[str], at_once: int = 16) -> list[Vector]:
+        """The vector of each text. Raises Unanswered."""
+        found: list[Vector] = []
+        for start in range(0, len(texts), at_once):
+            some = list(texts[start : start + at_once])
+            answer = self.ask(some)
+            if not answer.ok or len(answer.vectors) != len(some):
+                raise Unanswered(f"{len(some)} plain texts got {_told(answer)}")
+            found += answer.vectors
+        return found
+
+
+class Unanswered(Exception):
+    """A request that every check needs was not answered rightly."""
+
+
+def _read(body: dict[str, Any], base64_asked: bool) -> Answer:
+    vectors, said = [], set(body) - {"object", "data", "model", "usage", "id", "created"}
+    for place, one in enumerate(body["data"]):
+        if one.get("index", place) != place:
+            raise ValueError(f"index {one['index']} at place {place}")
+        said |= set(one) - {"object", "index", "embedding"}
+        vector = one["embedding"]
+        if isinstance(vector, str):
+            raw = base64.b64decode(vector, validate=True)
+            vector = list(struct.unpack(f"<{len(raw) // 4}f", raw))
+        elif base64_asked:
+            said.add("encoding_format was ignored")
+        vectors.append([float(number) for number in vector])
+    tokens = (body.get("usage") or {}).get("prompt_tokens")
+    answer = Answer(200, vectors, tokens if isinstance(tokens, int) else None, frozenset(said))
+    if any(not all(map(math.isfinite, vector)) or not any(vector) for vector in vectors):
+        return Answer(200, vectors, answer.tokens, answer.said, "a vector is zero or not finite")
+    return answer
+
+
+def _told(answer: Answer) -> str:
+    return answer.wrong or (f"status {answer.status}" if answer.status != 200 else f"{len(answer.vectors)} vectors")
+
+
+def cosine(a: Vector, b: Vector) -> float:
+    """Cosine similarity; 0 where the lengths differ."""
+    return sum(map(mul, a, b)) / (math.hypot(*a) * math.hypot(*b) or 1.0) if len(a) == len(b) else 0.0
+
+
+def _words(count: int, seed: int) -> str:
+    drawn = random.Random(seed)
+    vocabulary = sorted({word.strip(".,").lower() for _, passage in _PAIRS for word in passage.split()})
+    return " ".join(drawn.choices(vocabulary, k=count))
+
+
+def _probes() -> list[str]:
+    """Texts of one word to fifty-six, all different, in no order of length."""
+    return [_words(1 + place * 5 % 12 * 5, place) for place in range(12)]
+
+
+def batch(api: Api) -> Iterator[Finding]:
+    texts = _probes()
+    alone = [vector for text in texts for vector in api.vectors([text])]
+    again = api.vectors(texts[-1:])[0]
+    if cosine(alone[-1], again) < SAME:
+        yield Finding("repeat", "fault", f"one text asked for twice: cosine {cosine(alone[-1], again):.6f}")
+    else:
+        yield Finding("repeat", "ok", "one text has one vector")
+    together = api.vectors(texts, len(texts))
+    nearest = [max(range(len(texts)), key=lambda other: cosine(vector, alone[other])) for vector in together]
+    moved = sum(place != other for place, other in enumerate(nearest))
+    if moved:
+        yield Finding("order", "fault", f"{moved} of {len(texts)} vectors of a request are those of other inputs")
+        return
+    yield Finding("order", "ok", "vectors come in the order of the inputs")
+    least = min(map(cosine, alone, together))
+    detail = f"alone and among {len(texts)} texts: least cosine {least:.6f}"
+    yield Finding("batch", "fault" if least < NEARLY else "note" if least < SAME else "ok", detail)
+    with ThreadPoolExecutor(_CLIENTS) as threads:
+        crossed = list(threads.map(lambda text: api.vectors([text])[0], texts * 4))
+    worst = min(map(cosine, alone * 4, crossed))
+    detail = f"{_CLIENTS} clients at once: least cosine {worst:.6f}"
+    yield Finding("concurrency", "fault" if worst < NEARLY else "note" if worst < SAME else "ok", detail)
+
+
+def truncation(api: Api) -> Iterator[Finding]:
+    """A change at the end of a text must change its vector, or the answer must say that the end was not read."""
+    few = api.ask("a dog").tokens
+    for words in _LENGTHS_WORDS:
+        head = _words(words, words)
+        one, other = (api.ask(f"{head} {_words(24, seed)}") for seed in (1, 2))
+        if 400 <= one.status < 500:
+            yield Finding("truncation", "ok", f"a text of {words + 24} words is refused, with status {one.status}")
+            return
+        if not one.ok or not other.ok or not one.vectors or not other.vectors:
+            yield Finding("truncation", "fault", f"a text of {words + 24} words gets {_told(one)}")
+            return
+        if cosine(one.vectors[0], other.vectors[0]) > 1 - 1e-9:
+            longer = api.ask(f"{head} {_words(24 + words, 1)}")
+            stays = None not in (few, one.tokens) and few != one.tokens == longer.tokens
+            if one.said or stays:
+                how = ", ".join(sorted(one.said)) or f"usage, which stays at {one.tokens} tokens"
+                yield Finding("truncation", "note", f"only the first {words} words or fewer are read; told by {how}")
+            else:
+                yield Finding("truncation", "fault", f"words after the first {words} are not read, and nothing says so")
+            return
+    yield Finding("truncation", "ok", f"{_LENGTHS_WORDS[-1]} words are read to their end")
+
+
+def shape(api: Api) -> Iterator[Finding]:
+    text = _PAIRS[0][1]
+    [whole] = api.vectors([text])
+    half = len(whole) // 2
+    fewer = api.ask(text, dimensions=half)
+    if 400 <= fewer.status < 500:
+        yield Finding("shape", "ok", f"{len(whole)} dimensions; `dimensions` is refused, with status {fewer.status}")
+    elif not fewer.ok or [len(vector) for vector in fewer.vectors] != [half]:
+        got = len(fewer.vectors[0]) if fewer.ok and fewer.vectors else _told(fewer)
+        yield Finding("shape", "fault", f"`dimensions`: {half} were asked for, and {got} came")
+    elif cosine(fewer.vectors[0], whole[:half]) < NEARLY:
+        yield Finding("shape", "note", f"`dimensions`: {half} are not the first {half} of the whole vector")
+    else:
+        yield Finding("shape", "ok", f"{len(whole)} dimensions, or as many as are asked for")
+    packed = api.ask(text, encoding_format="base64")
+    if 400 <= packed.status < 500:
+        yield Finding("base64", "note", f"refused with status {packed.status}: OpenAI's own client asks for it")
+    elif not packed.ok or len(packed.vectors) != 1 or cosine(packed.vectors[0], whole) < SAME:
+        yield Finding("base64", "fault", "read as little-endian float32 it is not the vector that comes as numbers")
+    elif "encoding_format was ignored" in packed.said:
+        yield Finding("base64", "note", "ignored: numbers come as JSON")
+    else:
+        yield Finding("base64", "ok", "the same numbers as JSON's")
+
+
+def duplicates(api: Api) -> Iterator[Finding]:
+    first, second = _PAIRS[0][1], _PAIRS[1][1]
+    answer = api.ask([first, second, first])
+    if not answer.ok or len(answer.vectors) != 3:
+        yield Finding("duplicates", "fault", f"three inputs, of which two are equal, get {_told(answer)}")
+    elif cosine(answer.vectors[0], answer.vectors[2]) < SAME or cosine(answer.vectors[0], answer.vectors[1]) > SAME:
+        yield Finding("duplicates", "fault", "equal inputs have different vectors, or different ones the same")
+    else:
+        yield Finding("duplicates", "ok", "one vector for each input, also for equal ones")
+    answers = [api.ask([text]) for text in _OTHER_SCRIPTS]
+    read = [answer.vectors[0] for answer in answers if answer.ok and answer.vectors and not answer.said]
+    same = [sum(cosine(vector, other) > SAME for other in read) - 1 for vector in read]
+    if any(same):
+        detail = f"{sum(map(bool, same))} of {len(_OTHER_SCRIPTS)} texts of other scripts have a vector in common"
+        yield Finding("unknown", "fault", f"{detail}, and nothing says so")
+    else:
+        refused = len(answers) - len(read)
+        yield Finding(
+            "unknown", "ok", "texts of other scripts differ" + (f"; {refused} are refused" if refused else "")
+        )
+
+
+def normalisation(api: Api) -> Iterator[Finding]:
+    lengths = [math.hypot(*vector) for vector in api.vectors(_probes())]
+    detail = f"vectors have lengths from {min(lengths):.4f} to {max(lengths):.4f}"
+    yield Finding("normalisation", "ok" if max(abs(length - 1) for length in lengths) < 1e-3 else "fault", detail)
+
+
+def tokens(api: Api) -> Iterator[Finding]:
+    texts = [_PAIRS[0][1], _PAIRS[1][0], f"{_PAIRS[2][1]} {_PAIRS[3][1]}"]
+    counts = [api.ask([text]).tokens for text in texts]
+    whole = api.ask(texts).tokens
+    if whole is None or not all(counts):
+        yield Finding("tokens", "fault", f"usage counts {counts} for three texts, and {whole} for all of them")
+        return
+    known = [count for count in counts if count is not None]
+    absurd = [
+        f"{count} for {len(text.split())} words"
+        for count, text in zip(known, texts, strict=True)
+        if not len(text.split()) <= count <= max(8, 0.7 * len(text))
+    ]
+    if absurd:
+        yield Finding("tokens", "fault", f"usage counts {', '.join(absurd)}")
+    elif whole != sum(known):
+        yield Finding("tokens", "fault", f"usage counts {known} for three texts, and {whole} for all of them")
+    else:
+        yield Finding("tokens", "ok", "usage of many is the sum of each")
+
+
+def limits(api: Api) -> Iterator[Finding]:
+    """What is too much or has no meaning is refused with a status from 400 to 499, or answered in full."""
+    cases: Sequence[tuple[str, Any, int | None]] = (
+        (f"{_MANY:,} inputs", [f"word {place}" for place in range(_MANY)], _MANY),
+        (f"a text of {_LONGEST_WORDS:,} words", [_words(_LONGEST_WORDS, 1)], 1),
+        ("an empty text among others", ["a dog", "", "a cat"], 3),
+        ("no input", [], None),
+        ("an input that is an object", [{"planet": 3}], None),
+    )
+    wrong, refused = [], []
+    for what, given, count in cases:
+        try:
+            answer = api.ask(given)
+        except httpx2.HTTPError as error:
+            wrong.append(f"{what} gets no answer ({type(error).__name__})")
+            continue
+        if 400 <= answer.status < 500:
+            refused.append(f"{what} ({answer.status})")
+        elif not answer.ok or len(answer.vectors) != count:
+            wrong.append(f"{what} gets {_told(answer)}")
+    yield Finding("limits", "fault" if wrong else "ok", "; ".join(wrong) or f"refused: {', '.join(refused)}")
+    other = Api(api._client, api._route, "no-such-model-3f9a").ask("a dog")
+    state: Literal["ok", "note"] = "ok" if 400 <= other.status < 500 else "note"
+    yield Finding("model", state, f"a model that does not exist gets status {other.status}")
+
+
+def hubs(api: Api) -> Iterator[Finding]:
+    """Radovanović, Nanopoulos and Ivanović (2010): how often one text is among the nearest of the others."""
+    texts = [*(text for pair in _PAIRS for text in pair), *(_words(8, 100 + place) for place in range(60)), "it", "a"]
+    vectors = _unit(api.vectors(texts))
+    often = [0] * len(texts)
+    for place, vector in enumerate(vectors):
+        scores = [(sum(map(mul, vector, other)), n) for n, other in enumerate(vectors) if n != place]
+        for _, n in sorted(scores, reverse=True)[:_NEAREST]:
+            often[n] += 1
+    most = max(often)
+    share = most / (len(texts) - 1)
+    detail = f"{texts[often.index(most)][:40]!r} is among the {_NEAREST} nearest of {share:.0%} of {len(texts)} texts"
+    yield Finding("hubs", "fault" if share > _HUB_SHARE else "ok", detail)
+
+
+def gap(api: Api) -> Iterator[Finding]:
+    """Short texts and long ones must be comparable: each one's partner comes before most texts of its own kind."""
+    vectors = _unit(api.vectors([text for pair in _PAIRS for text in pair]))
+    places = []
+    for own in (0, 1):
+        for place in range(own, len(vectors), 2):
+            partner = sum(map(mul, vectors[place], vectors[place + 1 - 2 * own]))
+            kin = (sum(map(mul, vectors[place], vectors[n])) for n in range(own, len(vectors), 2) if n != place)
+            places.append(sum(score > partner for score in kin))
+    shorts, longs = (median(places[part * len(_PAIRS) : (part + 1) * len(_PAIRS)]) for part in (0, 1))
+    detail = f"before a subject's passage come {shorts:g} other subjects, before a passage's subject {longs:g} passages"
+    yield Finding(
+        "gap", "fault" if max(shorts, longs) > len(_PAIRS) / 4 else "ok", f"{detail} (medians of {len(_PAIRS)})"
+    )
+
+
+def _unit(vectors: Sequence[Vector]) -> list[Vector]:
+    return [[number / (math.hypot(*vector) or 1.0) for number in vector] for vector in vectors]
+
+
+CHECKS: Sequence[Callable[[Api], Iterator[Finding]]] = (
+    *(batch, truncation, shape, duplicates, normalisation, tokens, limits, hubs, gap),
+)
+
+
+def audit(api: Api) -> Iterator[Finding]:
+    """Every finding, as it is made. A check that gets no answer is a fault, and the others go on."""
+    for check in CHECKS:
+        try:
+            yield from check(api)
+        except Unanswered as error:
+            yield Finding(check.__name__, "fault", str(error))
+        except httpx2.HTTPError as error:
+            yield Finding(check.__name__, "fault", f"no answer: {type(error).__name__}")
+
+
+def connect(client: httpx2.Client, url: str, model: str | None) -> Api:
+    """The API at an address: with or without /v1, or its route. Raises httpx2.HTTPError, ValueError."""
+    base = url.rstrip("/").removesuffix("/embeddings")
+    bases = [base] if base.endswith("/v1") or url.rstrip("/") != base else [f"{base}/v1", base]
+    for place in bases:
+        if model is None:
+            listed = client.get(f"{place}/models")
+            models = listed.json().get("data") if listed.status_code == 200 else None
+            if not models:
+                continue
+        name = model or models[0]["id"]
+        answer = Api(client, f"{place}/embeddings", name).ask("a dog")
+        if answer.status in (401, 403):
+            raise ValueError(f"status {answer.status}: name the variable that holds the key by --key-env")
+        if answer.ok:
+            return Api(client, f"{place}/embeddings", name)
+        if answer.status != 404:
+            raise ValueError(f"a request with one text to {place}/embeddings got {_told(answer)}")
+    raise ValueError("there is no embeddings route, or the model is unknown: name it by --model")

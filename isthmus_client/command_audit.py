@@ -1,0 +1,53 @@
+"""`isthmus audit-api`: a doctor for any server with OpenAI's embeddings route."""
+
+import json
+import os
+
+import click
+
+from isthmus_client.command_shared import Failure
+
+_COLOURS = {"ok": "green", "note": "yellow", "fault": "red"}
+
+
+@click.command("audit-api")
+@click.argument("url")
+@click.option("--model", help="Which of its models; else the first that it lists.")
+@click.option("--key-env", metavar="NAME", help="The variable that holds the key of the server.")
+@click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds to wait for an answer.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def audit_api(
+    context: click.Context, /, url: str, model: str | None, key_env: str | None, timeout_s: float, as_json: bool
+) -> None:
+    """Find what is wrong with the embeddings of any OpenAI-shaped API.
+
+    It sends about 250 short requests and one of 2,049 inputs, which a hosted API charges for. It changes nothing.
+    """
+    import httpx2
+
+    from isthmus_client.audit import audit, connect
+
+    key = os.environ.get(key_env, "") if key_env else None
+    if key == "":
+        raise click.UsageError(f"--key-env {key_env}: there is no such variable, or it is empty")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    findings = []
+    with httpx2.Client(headers=headers, timeout=timeout_s, follow_redirects=False) as client:
+        try:
+            api = connect(client, url, model)
+        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+            raise Failure(f"{url}: {error}", "name the API as in http://127.0.0.1:8000/v1") from None
+        for finding in audit(api):
+            findings.append(finding)
+            if not as_json:
+                state = click.style(f"{finding.state:7}", fg=_COLOURS[finding.state])
+                click.echo(f"{state}{finding.check:15}{finding.detail}")
+    faults = [finding.check for finding in findings if finding.state == "fault"]
+    if as_json:
+        rows = [{"check": one.check, "state": one.state, "detail": one.detail} for one in findings]
+        click.echo(json.dumps({"model": api.model, "faults": faults, "checks": rows}, ensure_ascii=False))
+    else:
+        click.echo(f"{len(faults)} at fault: {', '.join(faults)}" if faults else "no fault")
+    if faults:
+        context.exit(1)
