@@ -352,12 +352,12 @@ def connect(client: httpx2.Client, url: str, model: str | None) -> Api:
     base = url.rstrip("/").removesuffix("/embeddings")
     bases = [base] if base.endswith("/v1") or url.rstrip("/") != base else [f"{base}/v1", base]
     for place in bases:
-        if model is None:
+        name = model
+        if name is None:
             listed = client.get(f"{place}/models")
-            models = listed.json().get("data") if listed.status_code == 200 else None
-            if not models:
+            if listed.status_code != 200 or not (models := listed.json().get("data")):
                 continue
-        name = model or models[0]["id"]
+            name = models[0]["id"]
         answer = Api(client, f"{place}/embeddings", name).ask("a dog")
         if answer.status in (401, 403):
             raise ValueError(f"status {answer.status}: name the variable that holds the key by --key-env")

@@ -42,7 +42,7 @@ def test_ours_has_no_fault(shared_client: httpx2.Client) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["http://127.0.0.1:9"], "ConnectError"),
+        (["http://127.0.0.1:9"], "Connection refused"),
         (["nonsense"], "name the API as in"),
         (["http://127.0.0.1:9", "--key-env", "NO_SUCH_VARIABLE"], "there is no such variable"),
     ],
