@@ -80,16 +80,15 @@ def is_known(data: bytes) -> bool:
 
 
 @contextmanager
-def reading(data: bytes, demuxer: str) -> Iterator[Any]:
-    """The opened file; what PyAV raises within is raised as an InputError: UnsupportedMedia (no PyAV, a codec that is
-    not known) or BadMedia."""
+def decoding() -> Iterator[Any]:
+    """Yield PyAV. What it raises within is raised as an InputError: UnsupportedMedia (no PyAV, a codec that is not
+    known) or BadMedia."""
     try:
         import av
     except ImportError:
         raise UnsupportedMedia(MISSING) from None
     try:
-        with opened(av, data, demuxer) as source:
-            yield source
+        yield av
     except (av.error.DecoderNotFoundError, av.error.PatchWelcomeError):
         raise UnsupportedMedia(NO_CODEC) from None
     except InputError:
@@ -98,8 +97,15 @@ def reading(data: bytes, demuxer: str) -> Iterator[Any]:
         raise BadMedia(CORRUPT) from None
 
 
+@contextmanager
+def reading(data: bytes, demuxer: str) -> Iterator[Any]:
+    """Yield the opened file, while `decoding`."""
+    with decoding() as av, opened(av, data, demuxer) as source:
+        yield source
+
+
 def opened(av: Any, data: bytes, demuxer: str) -> Any:
-    """The file as PyAV has it, to be closed. Raises what PyAV raises."""
+    """Return the file as PyAV has it, to be closed. Raises what PyAV raises."""
     source = av.open(io.BytesIO(data), format=demuxer, metadata_errors="replace")
     for stream in source.streams.video:
         # The lanes of the towers have the cores.

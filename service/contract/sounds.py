@@ -77,10 +77,6 @@ class AudioPreprocessing(BaseModel, ABC):
             sound = self.rows_of_blocks(silence.left_out(blocks), about)
         return sound
 
-    def rows_of(self, waveform: Waveform) -> Sound:
-        """As `prepare`, silence included."""
-        return self.rows_of_blocks((waveform,), len(waveform))
-
     @abstractmethod
     def rows_of_blocks(self, blocks: Iterable[Waveform], about: int) -> Sound:
         """As `prepare_blocks`, silence included; goes through the blocks once."""

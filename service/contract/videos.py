@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.contract.audio import Measure, Mix
-from service.contract.containers import CORRUPT, MISSING, NO_CODEC, container_of, moving_pictures, opened, refusal
-from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
+from service.contract.containers import CORRUPT, NO_CODEC, container_of, decoding, moving_pictures, opened, refusal
+from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
 from service.contract.images import ImagePreprocessing, preprocess_image
 from service.contract.sounds import STRETCH_S, Waveform, stretches
 
@@ -130,7 +130,7 @@ def claims_of(data: bytes, limits: VideoLimits = VideoLimits()) -> Claims:
 
 @contextmanager
 def _read(data: bytes, limits: VideoLimits) -> Iterator[tuple[Any, str]]:
-    """PyAV and the name of the file's container; what PyAV raises within is raised as an InputError."""
+    """Yield PyAV and the name of the file's container, while `decoding`."""
     if len(data) > limits.max_bytes:
         raise MediaTooLarge(
             f"the video has {len(data):,} bytes, more than the {limits.max_bytes:,} of ISTHMUS_MAX_BODY_BYTES"
@@ -138,18 +138,8 @@ def _read(data: bytes, limits: VideoLimits) -> Iterator[tuple[Any, str]]:
     container = container_of(data)
     if container is None:
         raise refusal(data, NO_VIDEO)
-    try:
-        import av
-    except ImportError:
-        raise UnsupportedMedia(MISSING) from None
-    try:
+    with decoding() as av:
         yield av, container
-    except (av.error.DecoderNotFoundError, av.error.PatchWelcomeError):
-        raise UnsupportedMedia(NO_CODEC) from None
-    except (av.error.FFmpegError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise BadMedia(CORRUPT) from None
 
 
 def _frame_count(extent: _Extent, limits: VideoLimits) -> int:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ from service.engine.inputs import (
     Unreadable,
     Url,
     Video,
+    by_input,
     costs_of,
     fused,
     length_of,
@@ -151,58 +152,49 @@ class Embedder:
         """
         if any(isinstance(given, Url | Video | Fused) for given in inputs):
             inputs = await self.read(inputs, caller)
+        has_fused = any(isinstance(given, Fused) for given in inputs)
+        parts = [part for given in inputs for part in parts_of(given)] if has_fused else inputs
+        single = [part for part in parts if isinstance(part, Single)]
+        made = iter(await self._embed(single, caller) if single else ())
         results: list[Embedded | InputError] = []
-        if any(isinstance(given, Fused) for given in inputs):
-            parts = [part for given in inputs for part in parts_of(given)]
-            made = iter(await self.embed(parts, caller, admit_unknown=admit_unknown))
-            for given in inputs:
-                results.append(
-                    fused(given, list(islice(made, len(given.parts)))) if isinstance(given, Fused) else next(made)
-                )
-        else:
-            single = [given for given in inputs if isinstance(given, Single)]
-            made = iter(await self._embed(single, caller) if single else ())
-            for given in inputs:
-                if isinstance(given, Unreadable):
-                    results.append(given.error)
-                elif isinstance(given, Video):
-                    results.append(await self._embed_video(given, caller))
-                else:
-                    result = next(made)
-                    unknown = isinstance(result, Embedded) and result.unknown == 1 and not admit_unknown
-                    results.append(InputError(UNKNOWN_TEXT) if unknown else result)
+        for part in parts:
+            if isinstance(part, Unreadable):
+                results.append(part.error)
+            elif isinstance(part, Video):
+                results.append(await self._embed_video(part, caller))
+            else:
+                result = next(made)
+                unknown = isinstance(result, Embedded) and result.unknown == 1 and not admit_unknown
+                results.append(InputError(UNKNOWN_TEXT) if unknown else result)
+        if has_fused:
+            results = [
+                fused(given, own) if isinstance(given, Fused) else own[0] for given, own in by_input(inputs, results)
+            ]
         if stored:
             await self._add_moments(inputs, results, caller)
         return results
 
     async def read(self, inputs: Sequence[Input], caller: Caller = PROCESS) -> list[Input]:
-        """The inputs with files in place of URLs, and of videos those that are sounds as such; each once.
+        """Return the inputs with files in place of URLs, and with videos that are only sounds as sounds.
 
         Raises RateLimited, DeadlineExceeded.
         """
-        if any(isinstance(given, Fused) for given in inputs):
-            parts = iter(await self.read([part for given in inputs for part in parts_of(given)], caller))
-            return [
-                given.with_parts(cast("Part", part) for part in islice(parts, len(given.parts)))
-                if isinstance(given, Fused)
-                else next(parts)
-                for given in inputs
-            ]
-        urls = {place: given for place, given in enumerate(inputs) if isinstance(given, Url)}
+        parts = [part for given in inputs for part in parts_of(given)]
+        urls = {place: part for place, part in enumerate(parts) if isinstance(part, Url)}
         fetched: dict[int, bytes | InputError] = {}
         if caller.fetches is not None and urls:
-            addresses = [(given.modality, given.url) for given in urls.values()]
+            addresses = [(part.modality, part.url) for part in urls.values()]
             fetched = dict(zip(urls, await caller.fetches.all(addresses), strict=True))
-        read: list[Input] = []
-        for place, given in enumerate(inputs):
-            if isinstance(given, Url):
+        read: list[Part] = []
+        for place, part in enumerate(parts):
+            if isinstance(part, Url):
                 file = fetched.get(place, FetchDisabled(NOT_FETCHED))
-                read.append(Media(given.modality, file) if isinstance(file, bytes) else Unreadable(file))
-            elif isinstance(given, Video) and not given.opened:
-                read.append(await self.in_worker(partial(opened, given)))
+                read.append(Media(part.modality, file) if isinstance(file, bytes) else Unreadable(file))
+            elif isinstance(part, Video) and not part.opened:
+                read.append(await self.in_worker(partial(opened, part)))
             else:
-                read.append(given)
-        return read
+                read.append(part)
+        return [given.with_parts(own) if isinstance(given, Fused) else own[0] for given, own in by_input(inputs, read)]
 
     async def _embed(self, inputs: Sequence[Single], caller: Caller) -> list[Embedded | InputError]:
         """Embed inputs together, or piece by piece where there are too many for the queue."""

@@ -8,10 +8,11 @@ only its container's index says whether it has moving pictures.
 import base64
 import binascii
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from itertools import islice
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from service.errors import FetchDisabled, InputFailed
 from service.runtime.quotas import Costs, Unit
 from service.settings import Limits
 
+T = TypeVar("T")
 Kind = Literal["image", "audio"]
 StoredModality = Literal["image", "audio", "text", "vector", "video"]
 """Source of an item; `vector` where the client gave the vector and no modality."""
@@ -230,6 +232,13 @@ def _in_role(given: Input, role: Role) -> Input:
 def parts_of(given: Input) -> Sequence[Part]:
     """Return the parts of a fused input; of any other, the input itself."""
     return [part for part, _ in given.parts] if isinstance(given, Fused) else [given]
+
+
+def by_input(inputs: Sequence[Input], values: Iterable[T]) -> Iterator[tuple[Input, list[T]]]:
+    """Yield each input with the values of its parts."""
+    rest = iter(values)
+    for given in inputs:
+        yield given, list(islice(rest, len(parts_of(given))))
 
 
 def sniff(data: bytes) -> Kind | Literal["video"]:
