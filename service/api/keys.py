@@ -54,8 +54,7 @@ class Key(BaseModel):
     name: str = Field(min_length=1, max_length=100)
     """A name for people."""
     sha256: Sha256
-    scopes: frozenset[Scope | Literal["admin"]] = Field(min_length=1)
-    """Older keys may have the scope admin, which no route asks for any more."""
+    scopes: frozenset[Scope] = Field(min_length=1)
     limits: tuple[Annotated[Limit, PlainValidator(_limit), PlainSerializer(str)], ...] = ()
     created: datetime.datetime
     expires: datetime.datetime | None = None

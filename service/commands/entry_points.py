@@ -50,7 +50,7 @@ restore = _same("restore", "Make a store of a backup.", "--jobs", "--json")
 reembed = _same(
     "reembed",
     "Make a store of another space: embed the items of a store again.",
-    *("--bundle", "--dry-run", "--json", "--leave-out", "--media", "--media-key"),
+    *("--bundle", "--dry-run", "--json", "--media", "--media-key"),
 )
 tune = _same(
     "tune",

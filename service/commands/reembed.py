@@ -20,7 +20,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--media-key", metavar="KEY", help="the metadata key of a file's path; else the item's id")
     parser.add_argument("--dry-run", action="store_true", help="only say what can be embedded again and what not")
     parser.add_argument("--json", dest="as_json", action="store_true", help="one JSON object, in place of text")
-    parser.add_argument("--leave-out", action="store_true", help="(what 1.14 needed to go on; it always does now)")
 
 
 def run(
@@ -30,7 +29,6 @@ def run(
     media: Path | None,
     media_key: str | None,
     dry_run: bool,
-    leave_out: bool = True,
     as_json: bool = False,
 ) -> int:
     """Carry a store over to another bundle: in place, or into a store beside it. Raises StoreError, BundleError."""

@@ -83,14 +83,6 @@ def test_expired_and_revoked_keys_are_refused(path: Path) -> None:
         revoke_key(path, "abc")
 
 
-def test_an_older_key_with_the_scope_admin_is_still_read(path: Path) -> None:
-    _, clear = create_key(path, "ours", ["read"])
-    text = json.loads(path.read_text())
-    text["keys"][0]["scopes"] = ["read", "admin"]
-    path.write_text(json.dumps(text))
-    assert asyncio.run(Keyring.open(path).find(clear)).scopes == {"read", "admin"}
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
