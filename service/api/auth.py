@@ -115,15 +115,15 @@ class Gate(OfRequests):
 
 
 def local_names(hosts: Iterable[str], host: str, keyed: bool) -> Collection[str] | None:
-    """The names that a server answers to; None for any. Without a list those of this machine, if only it can ask."""
+    """Return the names that a server answers to, None for any: without a list those of this machine, if only it can
+    ask."""
     if listed := frozenset(host.lower() for host in hosts):
         return listed
     return frozenset() if not keyed and is_loopback(host) else None
 
 
 def _known(host: str, hosts: Collection[str]) -> bool:
-    """Return whether the host is known. Addresses and localhost always are: nobody can make them resolve to another
-    host."""
+    """Return whether the host is known, as addresses and localhost are: nobody can make them resolve to another."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
     name = name.lower().removesuffix(".")
     if name == "localhost" or name.endswith(".localhost") or name in hosts:

@@ -158,11 +158,11 @@ class Keyring:
 
     @property
     def ids(self) -> Collection[str]:
-        """IDs of the keys as they were last read."""
+        """Return the IDs of the keys as they were last read."""
         return (self._keys or {}).keys()
 
     async def find(self, clear: str) -> Key:
-        """The key that a client shows. Raises Unauthenticated, or NotReady while the file cannot be read."""
+        """Return the key that a client shows. Raises Unauthenticated, or NotReady while the file cannot be read."""
         keys = await self._current()
         match = _KEY.fullmatch(clear)
         key = keys.get(match[1]) if match else None
@@ -173,7 +173,7 @@ class Keyring:
         return key
 
     async def get(self, identity: str) -> Key:
-        """The key with an ID, for a client that cannot show it. Raises Unauthenticated, NotReady."""
+        """Return the key with an ID, for a client that cannot show it. Raises Unauthenticated, NotReady."""
         key = (await self._current()).get(identity)
         if key is None or key.state(_now()) != "valid":
             raise Unauthenticated("the API key of this protocol is not valid any more", code="invalid_api_key")
@@ -223,7 +223,7 @@ def _digest(clear: str) -> str:
 
 @contextmanager
 def _changing(path: Path) -> Iterator[list[Key]]:
-    """The file's keys, to be changed; written as a whole and renamed into place, one process at a time."""
+    """Yield the file's keys, to be changed; the file is replaced as a whole, by one process at a time."""
     try:
         with (path.parent / f".{path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -247,7 +247,7 @@ def _changing(path: Path) -> Iterator[list[Key]]:
 
 
 def _keep_owner(path: Path, name: str) -> None:
-    """A file that a service of another user reads stays readable to it."""
+    """Keep a file that a service of another user reads readable to it."""
     there = path.stat()
     os.chmod(name, there.st_mode & 0o777)
     with suppress(PermissionError):

@@ -92,7 +92,7 @@ _HTTP_DETAILS = {
 
 
 def status_and_code(error: Exception) -> tuple[int, str]:
-    """The HTTP status and the stable code of an exception, from STATUS and from nowhere else."""
+    """Return the HTTP status and the stable code of an exception, from STATUS and from nowhere else."""
     if isinstance(error, InputFailed):
         return status_and_code(error.cause)
     status, code = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
@@ -109,7 +109,7 @@ def problem(
     errors: Sequence[Mapping[str, Any]] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An RFC 9457 problem; on a protocol's paths an error in its own form, because its clients read that."""
+    """Return an RFC 9457 problem; on a protocol's paths an error in its own form, because its clients read that."""
     reason.set(code)
     body: dict[str, Any]
     if (protocol := protocol_of(path)) is not None:
@@ -129,7 +129,7 @@ def problem(
 
 
 def respond(path: str, error: Exception) -> Response:
-    """The response for any exception."""
+    """Return the response for any exception."""
     status, code = status_and_code(error)
     detail = str(error) if isinstance(error, IsthmusError | InputError) else "the server failed on this request"
     headers = {}
@@ -161,7 +161,7 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> str:
-    """The methods that any route takes for this path; Starlette knows those of one route."""
+    """Return the methods that any route takes for this path; Starlette knows those of one route."""
     routes = request.app.routes
 
     def taken(method: str) -> bool:

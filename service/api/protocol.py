@@ -206,7 +206,7 @@ class Protocol(HttpToolsProtocol):
                 self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % self._framing)
 
     def eof_received(self) -> None:
-        """A client that sends no more before its request is whole: it may still read why it is refused."""
+        """Answer a client that sends no more before its request is whole: it may still read why it is refused."""
         if self._closing.lingers:
             self._socket.close()
             return
@@ -277,7 +277,7 @@ class Protocol(HttpToolsProtocol):
 
     @property
     def unsent(self) -> int:
-        """Bytes that were written to it and not sent."""
+        """Return the bytes that were written to it and not sent."""
         size: int = self._socket.get_write_buffer_size()
         return size
 
@@ -311,8 +311,8 @@ class Protocol(HttpToolsProtocol):
             self._all_unsent.bound(now)
 
     def _in_system(self) -> int:
-        """Bytes that our system has and the client's does not: megabytes, of which it takes no more until a third are
-        gone."""
+        """Return the bytes that our system has and the client's does not: megabytes, of which it takes no more until a
+        third are gone."""
         count = bytearray(4)
         with suppress(OSError):  # another system than Linux
             fcntl.ioctl(self._socket.get_extra_info("socket").fileno(), termios.TIOCOUTQ, count)
@@ -328,7 +328,7 @@ class Protocol(HttpToolsProtocol):
     # The end
 
     def shutdown(self) -> None:
-        """The server ends. Whoever is about to ask is still answered; one that was answered and is silent is let go."""
+        """End with the server: answer whoever is about to ask, and let go who was answered and is silent."""
         self._ending = True
         if self.cycle is not None and not (self.cycle.response_complete and self._in_head and self._arrived):
             super().shutdown()

@@ -45,7 +45,7 @@ def append_inputs(body: dict[str, Any], files: list[File]) -> None:
 
 
 def reader(model: type[Model], place: Place | None = None) -> Callable[[Request], Awaitable[Model]]:
-    """A FastAPI dependency that reads a JSON body, or, where `place` says what files are, a multipart form.
+    """Return a FastAPI dependency that reads a JSON body, or, where `place` says what files are, a multipart form.
 
     A form has parts `file`, repeated, and at most one part `request` that holds the JSON body. What is large is read in
     a thread. Raises MalformedRequest (400), UnsupportedBody (415), RequestValidationError (422).
@@ -128,7 +128,7 @@ class _Form(MultiPartParser):
 
 
 async def _read_form(request: Request, settings: Settings) -> tuple[bytes, list[File]]:
-    """The part called request, or an empty object, and the files. Raises MalformedRequest."""
+    """Return the part called request, or an empty object, and the files. Raises MalformedRequest."""
     files: list[File] = []
     body = b"{}"
     for name, part in await form_parts(request, settings, files=settings.limits.inputs, fields=1):

@@ -76,7 +76,7 @@ class State:
     _tasks: set["asyncio.Task[object]"] = field(default_factory=set)
 
     def model(self, name: str | None) -> Model:
-        """The model that a request names, by an alias too, or the default. Raises NotFound."""
+        """Return the model that a request names, by an alias too, or the default. Raises NotFound."""
         if name is None:
             return self.default
         name = self.settings.aliases.get(name, name)
@@ -104,7 +104,7 @@ class State:
         await asyncio.gather(*(model.embedder.close() for model in self.models.values()))
 
     def begin_close(self) -> None:
-        """`close`, for the callback of a timer."""
+        """Start `close`; for the callback of a timer."""
         task = asyncio.create_task(self.close())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

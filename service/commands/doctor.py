@@ -146,7 +146,8 @@ def _runtimes() -> Iterator[Check]:
 
 
 def _bundle(settings: "Settings") -> Generator[Check, None, "Bundle | None"]:
-    """The files by their checksums, then a small input through every tower. Ends with the bundle, if it is one."""
+    """Check the files by their checksums, then a small input through every tower. Ends with the bundle, if it is
+    one."""
     from service.contract.bundle import BundleError
     from service.engine.handling import handling
     from service.engine.towers import Tower, TowerError

@@ -148,9 +148,8 @@ class Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that is bound and does not listen yet. A bad address so stops the start before the models are opened,
-    and until they are a client is refused at once and asks another replica, instead of waiting for this one. Raises
-    OSError."""
+    """Bind a socket that does not listen yet. A bad address so stops the start before the models are opened, and until
+    they are a client is refused at once and asks another replica, instead of waiting for this one. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -34,7 +34,7 @@ def run() -> int:
 
 
 def markdown(flags: Collection[str]) -> str:
-    """The page. `flags` are the settings that `serve` takes as flags too."""
+    """Return the page of settings. `flags` are the settings that `serve` takes as flags too."""
     lines = [
         "# Settings",
         "",

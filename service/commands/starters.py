@@ -22,7 +22,7 @@ class StarterError(ValueError):
 
 
 def chosen(bundle: str | Path | None, starter: str | None = None) -> str | Path | None:
-    """The bundle to open; None leaves it to the settings (ISTHMUS_BUNDLE, or ./starter). Raises StarterError."""
+    """Return the bundle to open; None leaves it to the settings (ISTHMUS_BUNDLE, or ./starter). Raises StarterError."""
     if bundle is not None and starter is not None:
         raise StarterError("--bundle and --starter both name a bundle: leave one out")
     if bundle is not None:
@@ -33,7 +33,8 @@ def chosen(bundle: str | Path | None, starter: str | None = None) -> str | Path 
 
 
 def find(name: str = DEFAULT) -> Path:
-    """A starter's folder: ./build/starter, ./build/starter-NAME, or an installed package's. Raises StarterError."""
+    """Return a starter's folder: ./build/starter, ./build/starter-NAME, or an installed package's. Raises
+    StarterError."""
     built = Path("build") / ("starter" if name == DEFAULT else f"starter-{name}")
     if (built / _MANIFEST).is_file():
         return built

@@ -152,7 +152,7 @@ def tune(
 def _gated(
     bundle: Bundle, modality: Modality, how: Handling, inputs: _Inputs, own: Budget, *, full: bool, real: bool
 ) -> Iterator[tuple[_Tried, Tower]]:
-    """Every runtime and precision that is here, with the outcome of its gates; the tower's own comes first."""
+    """Yield every runtime and precision that is here, with the outcome of its gates; the tower's own comes first."""
     described = bundle.manifest.towers[modality]
     lanes = min(_MOST_LANES, len(os.sched_getaffinity(0)))
     kinds: list[tuple[Any, Any]] = [("onnxruntime", precision) for precision in described.precisions]
@@ -189,7 +189,7 @@ def _gated(
 
 
 def _shapes(bundle: Bundle, best: _Tried, own: Budget) -> Iterator[tuple[Choice, Tower]]:
-    """Lanes × threads × batch of what was fastest."""
+    """Yield lanes × threads × batch of what was fastest."""
     cores = len(os.sched_getaffinity(0))
     limits = [own.limit] if best.modality == "audio" else [own.limit // 4, own.limit // 2, own.limit, 2 * own.limit]
     for lanes in (lanes for lanes in range(1, min(cores, _MOST_LANES) + 1) if cores % lanes == 0):
@@ -201,7 +201,7 @@ def _shapes(bundle: Bundle, best: _Tried, own: Budget) -> Iterator[tuple[Choice,
 def _measure(
     how: Handling, inputs: _Inputs, own: Budget, contenders: Sequence[tuple[_Tried, Tower]], seconds: float
 ) -> None:
-    """Rates and times of contenders, which take turns."""
+    """Measure the rates and times of contenders, which take turns."""
     timed = inputs.prepared[: _MOST_INPUTS if contenders[0][0].modality == "text" else _MEDIA_TIMED]
     calls = {
         batch: [(how.collate(values), len(values)) for values in _calls(timed, replace(own, limit=batch))]
@@ -230,7 +230,7 @@ def _calls(inputs: Sequence[Prepared], budget: Budget) -> list[list[Any]]:
 
 
 def _rate(tower: Tower, calls: Sequence[tuple[Arrays, int]], lanes: int, seconds: float) -> float:
-    """Inputs per second, with as many threads as lanes."""
+    """Return the inputs per second, with as many threads as lanes."""
     upcoming, done = itertools.cycle(calls), [0] * lanes
     began = time.perf_counter()
 
@@ -259,12 +259,12 @@ def _lone_ms(tower: Tower, arrays: Arrays, seconds: float) -> float:
 
 
 def _vectors(tower: Tower, how: Handling, inputs: Sequence[Prepared]) -> Vectors:
-    """Unit vectors, each of a call of its own: what stands beside an input must not be what differs."""
+    """Return unit vectors, each of a call of its own: what stands beside an input must not be what differs."""
     return np.concatenate([tower.run(how.collate([given.value])) for given in inputs])
 
 
 def _r1(vectors: Vectors, partners: Vectors) -> float:
-    """Recall of each one's partner as the nearest of all partners, in per cent."""
+    """Return the recall of each one's partner as the nearest of all partners, in per cent."""
     paired = vectors[: len(partners)]
     return 100 * float(np.mean(np.argmax(paired @ partners.T, axis=1) == np.arange(len(partners))))
 
@@ -319,7 +319,7 @@ def _prepared(ways: Mapping[Modality, Handling], inputs: Iterable[Media | Text],
 
 
 def _lines(bundle: Bundle, texts: Path | None) -> tuple[list[str], list[str]]:
-    """Texts, and the names of their media where they are pairs. Raises SettingsError."""
+    """Return the texts, and the names of their media where they are pairs. Raises SettingsError."""
     if texts is None:
         pages = [(bundle.path / name).read_text("utf-8") for name in bundle.manifest.files if name.endswith(".md")]
         sentences = (part.strip() for page in pages for part in re.split(r"[.|\n]", page))

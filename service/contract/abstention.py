@@ -40,13 +40,13 @@ class Detector(BaseModel):
         return self
 
     def probability(self, scores: Floats) -> Floats:
-        """Of inputs with these scores (N, S): that they are of one of the labels (N,)."""
+        """Return the probability (N,) that inputs with these scores (N, S) are of one of the labels."""
         standard = (scores - np.array(self.centre)) / np.array(self.scale)
         return _sigmoid(standard @ np.array(self.weights) + self.bias)
 
 
 def scores(similarities: NDArray[np.floating], temperature: float) -> Floats:
-    """SCORES (N, S) of inputs with these similarities to the labels (N, L); higher is more on-topic in each.
+    """Return SCORES (N, S) of inputs with these similarities to the labels (N, L); higher is more on-topic in each.
 
     max_softmax: Hendrycks and Gimpel, arXiv 1610.02136. energy: T log Σ exp(s / T), Liu et al., arXiv 2010.03759.
     max_similarity: the best label's similarity. margin: what it leads the second by; spread: what it leads the mean by,
@@ -64,7 +64,8 @@ def scores(similarities: NDArray[np.floating], temperature: float) -> Floats:
 
 
 def fit(on_topic: Sequence[Floats], off_topic: Sequence[Floats]) -> Detector:
-    """A detector of scores (n_i, S); each member of a list is a group that is left out as a whole to measure the AUROC.
+    """Fit a detector to scores (n_i, S); each member of a list is a group that is left out as a whole to measure the
+    AUROC.
 
     Both kinds weigh the same, however many there are of each. Raises ValueError where a kind has fewer than two groups.
     """
@@ -85,7 +86,7 @@ def fit(on_topic: Sequence[Floats], off_topic: Sequence[Floats]) -> Detector:
 
 
 def auroc(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> float:
-    """How often one of `positive` is above one of `negative`; a tie is half."""
+    """Return how often one of `positive` is above one of `negative`; a tie is half."""
     both = np.concatenate([positive, negative])
     _, place, counts = np.unique(both, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
@@ -94,7 +95,7 @@ def auroc(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> flo
 
 
 def _regression(features: Floats, kind: Floats) -> Detector:
-    """Logistic regression by Newton's method, with a small ridge penalty on the weights."""
+    """Fit a logistic regression by Newton's method, with a small ridge penalty on the weights."""
     centre, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
     design = np.column_stack([(features - centre) / scale, np.ones(len(features))])
     share = np.where(kind == 1, 0.5 / max(kind.sum(), 1), 0.5 / max((1 - kind).sum(), 1))

@@ -150,7 +150,7 @@ class Recording:
         return blocks
 
     def _blocks(self) -> Iterator[Waveform]:
-        """Nothing, once the file is open, and then its blocks."""
+        """Yield nothing, once the file is open, and then its blocks."""
         with _opened(self._data, self._limits) as stream:
             if stream.first_channel_only:
                 self.mix = Mix((0,))
@@ -167,7 +167,7 @@ class Recording:
 
 
 def seconds_of(data: bytes, limits: AudioLimits = AudioLimits()) -> float:
-    """How long a sound is by its header; 0 where it does not say. Raises as decode_audio does."""
+    """Return how long a sound is by its header; 0 where it does not say. Raises as decode_audio does."""
     with _opened(data, limits) as stream:
         return stream.frames / stream.rate if 0 < stream.frames < _UNKNOWN_FRAMES else 0.0
 
@@ -182,7 +182,7 @@ class Mix:
     """The sample that is full scale."""
 
     def apply(self, block: NDArray[np.float32], mean: Waveform) -> Waveform:
-        """A block (frames, channels), whose mean over the channels is given, as one channel."""
+        """Return a block (frames, channels), whose mean over the channels is given, as one channel."""
         one = mean
         if self.channels is not None:
             some = block[:, list(self.channels)]
@@ -250,7 +250,7 @@ def _mono(stream: _Stream, mix: Mix, limits: AudioLimits) -> Iterator[Waveform]:
 
 
 def _resampled(blocks: Iterator[Waveform], rate: int, wanted: int) -> Iterator[Waveform]:
-    """Block by block, to the same bits as all at once."""
+    """Resample block by block, to the same bits as all at once."""
     if rate == wanted:
         yield from blocks
         return
@@ -314,7 +314,7 @@ def _read(source: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
 
 @contextmanager
 def _opened_after_all(data: bytes, demuxer: str | None, limits: AudioLimits) -> Iterator[_Stream]:
-    """A file that begins as a sound does and that libsndfile cannot open: damaged, or of a codec that it has not."""
+    """Open what begins as a sound and libsndfile cannot open: a damaged file, or one of a codec that it has not."""
     weak = data[:1] == b"\xff"  # a mark that many other files begin with
     try:
         with _opened_by_pyav(data, demuxer or "", limits) as stream:

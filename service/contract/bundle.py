@@ -144,14 +144,14 @@ class Tower(_Model):
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """Those that it comes in, its own first."""
+        """Return the precisions that it comes in, its own first."""
         return (self.precision, *self.variants)
 
     def default(self, device: Accelerator) -> Precision:
         return self.defaults.get(device, self.precision)
 
     def graph(self, precision: Precision) -> tuple[str, str]:
-        """File and checksum of the tower in one of its precisions. Raises KeyError."""
+        """Return file and checksum of the tower in one of its precisions. Raises KeyError."""
         if precision == self.precision:
             return self.file, self.sha256
         variant = self.variants[precision]
@@ -228,22 +228,22 @@ class Manifest(_Model):
 
     @property
     def parts(self) -> tuple[Licence, ...]:
-        """The licences that are stated, and those of encoders that are not among them."""
+        """Return the licences that are stated, and those of encoders that are not among them."""
         return parts(self.licences, {tower.encoder.source: tower.encoder.licence for tower in self.towers.values()})
 
     def checksums(self) -> dict[str, str]:
-        """Every file of the bundle but the manifest, with its checksum."""
+        """Return every file of the bundle but the manifest, with its checksum."""
         graphs = (tower.graph(precision) for tower in self.towers.values() for precision in tower.precisions)
         return dict(self.files) | dict(graphs)
 
     def bias_of(self, modality: str) -> float | None:
-        """The bias for labels of inputs of a modality, where it was learned with them: that of an imported model's own
-        media and texts, not of towers that were trained or bound since, nor of texts with texts."""
+        """Return the bias for labels of inputs of a modality, where it was learned with them: that of an imported
+        model's own media and texts, not of towers that were trained or bound since, nor of texts with texts."""
         own = {name for name, tower in self.towers.items() if tower.projector.kind == "none"}
         return self.bias if modality != "text" and {modality, "text"} <= own else None
 
     def accepts(self, space: str) -> bool:
-        """Whether vectors made in `space` may stand beside vectors made by this bundle."""
+        """Return whether vectors made in `space` may stand beside vectors made by this bundle."""
         return space == self.space or space in self.admits
 
 
@@ -253,13 +253,14 @@ class Bundle:
     manifest: Manifest
 
     def tower_path(self, modality: Modality, precision: Precision | None = None) -> Path:
-        """The tower's graph in one of its precisions; its own where none is named. Raises KeyError."""
+        """Return the tower's graph in one of its precisions; its own where none is named. Raises KeyError."""
         tower = self.manifest.towers[modality]
         return self.path / tower.graph(precision or tower.precision)[0]
 
     @contextmanager
     def checked(self, name: str) -> Iterator[Path]:
-        """The path of a copy in memory of one of the bundle's files, which has the checksum that the manifest says.
+        """Yield the path of a copy in memory of one of the bundle's files, which has the checksum that the manifest
+        says.
 
         What is read there is what was checked, whatever becomes of the file meanwhile. Raises BundleError, also where a
         graph keeps weights in a file that is not the bundle's.
@@ -282,7 +283,7 @@ class Bundle:
 
 
 def space_id(dimensions: int, towers: Mapping[Modality, Tower]) -> str:
-    """16 hex digits that name a space: what its vectors are made by, not where or when."""
+    """Return the 16 hex digits that name a space: what its vectors are made by, not where or when."""
     parts = {modality: tower.fingerprint() for modality, tower in sorted(towers.items())}
     return _digest({"dimensions": dimensions, "towers": parts})[:16]
 
@@ -294,7 +295,7 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def _memory(name: str) -> Iterator[tuple[IO[bytes], Path]]:
-    """An empty file without a name, which nobody else can reach, and a path at which this process can open it."""
+    """Yield an empty file without a name, which nobody else can reach, and a path at which this process can open it."""
     if hasattr(os, "memfd_create"):
         with open(os.memfd_create(name), "wb") as file:
             yield file, Path(f"/proc/self/fd/{file.fileno()}")
@@ -386,8 +387,8 @@ def read_bundle(
 
 
 def _check_graph(path: Path, manifest: Manifest, file: Path) -> None:
-    """A graph's weights are in its own file, or in one that the manifest names; `path` is where it is read. Raises
-    BundleError."""
+    """Check that a graph's weights are in its own file, or in one that the manifest names; `path` is where it is read.
+    Raises BundleError."""
     try:
         outside = external_files(path)
     except NotAGraph as error:
@@ -397,14 +398,14 @@ def _check_graph(path: Path, manifest: Manifest, file: Path) -> None:
 
 
 def _named(manifest: Any) -> set[str]:
-    """The files that a manifest, as plain JSON, names."""
+    """Return the files that a manifest, as plain JSON, names."""
     towers = manifest["towers"].values()
     variants = (variant["file"] for tower in towers for variant in tower.get("variants", {}).values())
     return {*manifest["files"], *(tower["file"] for tower in towers), *variants}
 
 
 def _foreign(target: Path) -> str | None:
-    """Something at `target` that writing a bundle there would destroy and that no older bundle put there."""
+    """Return something at `target` that writing a bundle there would destroy and that no older bundle put there."""
     if not target.exists():
         return None
     if not target.is_dir():

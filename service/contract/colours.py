@@ -13,7 +13,7 @@ _STEPS = 9
 
 
 def colour_mode(mode: str) -> str:
-    """The mode, of those a profile can speak of, in which a picture's colours are converted."""
+    """Return the mode, of those a profile can speak of, in which a picture's colours are converted."""
     if mode in ("CMYK", "LAB"):
         return mode
     return "L" if mode in ("1", "L", "LA", "La", "F") or mode.startswith("I") else "RGB"
@@ -21,7 +21,7 @@ def colour_mode(mode: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """How colours of a mode become sRGB; None where they are sRGB, or the profile is damaged or of another mode."""
+    """Return how colours of a mode become sRGB; None where they are, or the profile is damaged or of another mode."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if source.profile.xcolor_space.strip() != _SPACES[mode]:

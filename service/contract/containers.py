@@ -25,7 +25,7 @@ CORRUPT = "the video or sound is truncated or corrupt"
 
 
 def container_of(data: bytes) -> str | None:
-    """FFmpeg's name of the container, by its first bytes; None where it is none of those that are read."""
+    """Return FFmpeg's name of the container, by its first bytes; None where it is none of those that are read."""
     if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return None if picture_format(data) else "mp4"
     if data[:4] == b"\x1a\x45\xdf\xa3":
@@ -42,7 +42,7 @@ def container_of(data: bytes) -> str | None:
 
 
 def sound_demuxer_of(data: bytes) -> str | None:
-    """FFmpeg's name of what a file with a sound begins as; None where it is none of those that are read."""
+    """Return FFmpeg's name of what a file with a sound begins as; None where it is none of those that are read."""
     if data[:1] == b"\xff" and data[1:2] >= b"\xe0":
         return "aac" if data[1] & 0xF6 == 0xF0 else "mp3"
     if data[:3] == b"ID3":
@@ -69,13 +69,13 @@ _SOUNDS = (
 
 
 def refusal(data: bytes, otherwise: str) -> UnsupportedMedia:
-    """Why a file is none of what it was sent as: the same words everywhere where it is nothing that is read here."""
+    """Return why a file is none of what it was sent as, in the same words wherever it is nothing that is read here."""
     read_here = is_picture(data) or is_sound(data) or container_of(data) is not None
     return UnsupportedMedia(otherwise if read_here else UNKNOWN)
 
 
 def is_known(data: bytes) -> bool:
-    """Whether only PyAV reads it: a container, AAC or AMR."""
+    """Return whether only PyAV reads a file: a container, AAC or AMR."""
     return container_of(data) is not None or sound_demuxer_of(data) in ("aac", "amr")
 
 
@@ -115,7 +115,7 @@ def opened(av: Any, data: bytes, demuxer: str) -> Any:
 
 
 def moving_pictures(source: Any) -> list[Any]:
-    """The streams of moving pictures: those that are not attached pictures."""
+    """Return the streams of moving pictures: those that are not attached pictures."""
     import av
 
     attached = av.stream.Disposition.attached_pic
@@ -123,7 +123,7 @@ def moving_pictures(source: Any) -> list[Any]:
 
 
 def is_footage(data: bytes) -> bool:
-    """Whether a container holds moving pictures. True, too, where that cannot be found out: reading it says why."""
+    """Return whether a container holds moving pictures; True where that cannot be found out: reading it says why."""
     container = container_of(data)
     try:
         with reading(data, container or "") as source:

@@ -15,8 +15,8 @@ class InputError(ValueError):
     code = "invalid_input"
 
     def without_frames(self) -> Self:
-        """For whoever keeps it as a result: its frames hold what was decoded, 160 MB of a picture maybe, for as long as
-        anything holds the error, and a garbage collector may be long in coming."""
+        """Forget the frames, for whoever keeps the error as a result: they hold what was decoded, 160 MB of a picture
+        maybe, for as long as anything holds the error, and a garbage collector may be long in coming."""
         self.__context__ = None
         return self.with_traceback(None)
 

@@ -29,7 +29,7 @@ class NotAGraph(ValueError):
 
 
 def external_files(path: Path) -> set[str]:
-    """The names of files, as they are written, that the graph's tensors are kept in. Raises NotAGraph, OSError."""
+    """Return the names of files, as written, that the graph's tensors are kept in. Raises NotAGraph, OSError."""
     if not path.stat().st_size:
         raise NotAGraph("it is empty")
     names: set[str] = set()
@@ -50,7 +50,8 @@ def external_files(path: Path) -> set[str]:
 
 
 def _location(data: mmap.mmap, start: int, end: int) -> set[str]:
-    """The value of the key `location`; of a field that is there twice both, since readers differ in which they take."""
+    """Return the values of the key `location`: both where it is there twice, since readers differ in which they
+    take."""
     parts = [(number, data[begin:stop]) for number, begin, stop in _parts(data, start, end)]
     if (_KEY, b"location") not in parts:
         return set()
@@ -58,7 +59,7 @@ def _location(data: mmap.mmap, start: int, end: int) -> set[str]:
 
 
 def _parts(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The fields of a message that are strings or messages: number, start, end. Raises NotAGraph."""
+    """Yield the fields of a message that are strings or messages: number, start, end. Raises NotAGraph."""
     at = start
     while at < end:
         tag, at = _varint(data, at, end)

@@ -121,7 +121,7 @@ class ImagePreprocessing(BaseModel):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The names of the graph's inputs: pixels, float32 (B, 3, height, width)."""
+        """Return the names of the graph's inputs: pixels, float32 (B, 3, height, width)."""
         return ("pixels",)
 
     @model_validator(mode="after")
@@ -152,7 +152,7 @@ class ImageLimits:
             )
 
     def check_pixels(self, width: int, height: int, whole: int | None = None) -> None:
-        """Of what is decoded; `whole` is what the image has in full, in pixels. Raises MediaTooLarge."""
+        """Check the pixels that are decoded; `whole` is what the image has in full, in pixels. Raises MediaTooLarge."""
         if width * height > self.max_pixels:
             raise MediaTooLarge(
                 f"the image has {whole or width * height:,} pixels, more than the {self.max_pixels:,} of "
@@ -229,7 +229,7 @@ class _Picture:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Upright."""
+        """Return (width, height) of the upright picture."""
         width, height = self.image.size
         return (height, width) if self.orientation in _LYING else (width, height)
 
@@ -244,7 +244,7 @@ class _Picture:
         )
 
     def whole(self) -> Image.Image:
-        """Upright, in RGB."""
+        """Return the picture upright, in RGB."""
         if self._plain:
             return self.image
         bands = list(self._ranges())
@@ -258,7 +258,7 @@ class _Picture:
     def resized(
         self, size: tuple[int, int], resample: Image.Resampling, box: tuple[float, float, float, float] | None = None
     ) -> Image.Image:
-        """`whole().resize(size, resample, box)`, with no more than a band in RGB at a time.
+        """Return `whole().resize(size, resample, box)`, with no more than a band in RGB at a time.
 
         A band is resized across by itself, and all of them down at the end. Pillow goes down first where that is less
         work, and rounds in between, so a sample may differ by one of 255 levels.
@@ -279,7 +279,7 @@ class _Picture:
         return ((top, min(height, top + rows)) for top in range(0, height, rows))
 
     def _band(self, top: int, bottom: int) -> Image.Image:
-        """Rows of the upright picture, in RGB."""
+        """Return rows of the upright picture, in RGB."""
         width, height = self.image.size
         first, last = top, bottom
         if self.orientation in (3, 4):
@@ -294,7 +294,7 @@ class _Picture:
 
     @functools.cached_property
     def _extremes(self) -> tuple[float, float]:
-        """The smallest and the largest sample, where samples are numbers of any size."""
+        """Return the smallest and the largest sample, where samples are numbers of any size."""
         if self.image.mode not in ("I", "F", "L"):
             return 0.0, 255.0
         smallest, largest = self.image.getextrema()
@@ -306,7 +306,7 @@ class _Picture:
 
     @functools.cached_property
     def _ground(self) -> int:
-        """White (255), or black (0) where what is visible would not be seen on white."""
+        """Return white (255), or black (0) where what is visible would not be seen on white."""
         sample = _sample(self.image)
         if sample.mode.startswith("I"):
             samples = np.asarray(sample)
@@ -337,7 +337,7 @@ class _Picture:
         return self._converted(image)
 
     def _converted(self, image: Image.Image) -> Image.Image:
-        """Colours without alpha → sRGB."""
+        """Convert colours without alpha to sRGB."""
         if self._transform is not None:
             mode = colour_mode(self.image.mode)
             return self._transform.apply(image if image.mode == mode else image.convert(mode))
@@ -345,7 +345,7 @@ class _Picture:
 
 
 def _scaled(image: Image.Image, samples: Samples, extremes: tuple[float, float]) -> Image.Image:
-    """A TIFF's samples → levels, by the range that its tags or the samples themselves state."""
+    """Turn a TIFF's samples into levels, by the range that its tags or the samples themselves state."""
     if image.mode in ("L", "RGB"):
         levels = np.arange(256)
         if samples.kind == SIGNED:
@@ -364,7 +364,7 @@ def _scaled(image: Image.Image, samples: Samples, extremes: tuple[float, float])
 
 
 def _sample(image: Image.Image) -> Image.Image:
-    """A picture of the same mode with at most _SAMPLED pixels to a side, each one of its own."""
+    """Return a picture of the same mode with at most _SAMPLED pixels to a side, each one of its own."""
     width, height = (min(length, _SAMPLED) for length in image.size)
     return image if (width, height) == image.size else image.resize((width, height), Image.Resampling.NEAREST)
 
@@ -394,7 +394,7 @@ def _decoded(data: bytes, limits: ImageLimits, enough: Enough | None) -> _Pictur
 
 
 def header_pixels(data: bytes, limits: ImageLimits = ImageLimits()) -> int:
-    """How many pixels decoding an image will cost at most, by its header. Raises for what is going to be refused."""
+    """Return how many pixels decoding an image costs at most, by its header. Raises for what is going to be refused."""
     format, width, height = _header(data, limits)
     if format == "JPEG":
         replace(limits, max_pixels=_MOST_SCALED * limits.max_pixels).check_pixels(width, height)
@@ -404,12 +404,12 @@ def header_pixels(data: bytes, limits: ImageLimits = ImageLimits()) -> int:
 
 
 def header_size(data: bytes, limits: ImageLimits = ImageLimits()) -> tuple[int, int]:
-    """Width and height of an image as its header states them, before it is turned. Raises InputError."""
+    """Return width and height of an image as its header states them, before it is turned. Raises InputError."""
     return _header(data, limits)[1:]
 
 
 def _header(data: bytes, limits: ImageLimits) -> tuple[str, int, int]:
-    """The format, the width and the height that an image's header states."""
+    """Return the format, the width and the height that an image's header states."""
     format, essentials, samples = _looked_over(data, limits)
     if format == "HEIC":
         stated: tuple[int, int] = _open_heic(essentials.data).size
@@ -419,7 +419,7 @@ def _header(data: bytes, limits: ImageLimits) -> tuple[str, int, int]:
 
 
 def _looked_over(data: bytes, limits: ImageLimits) -> tuple[str, Essentials, Samples]:
-    """The format of an image file and what a decoder needs of it. Raises InputError for what is not to be decoded."""
+    """Return the format of an image file and what a decoder needs of it. Raises InputError for what is not decoded."""
     limits.check_bytes(len(data))
     format = picture_format(data)
     if format is None:
@@ -489,7 +489,8 @@ _SCALED = ("L", "RGB", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def _completed(jpeg: bytes, smaller: tuple[int, int] | None) -> Image.Image:
-    """A JPEG that breaks off, as viewers show it: what is missing is grey. Raises ValueError where that is too much."""
+    """Return a JPEG that breaks off, as viewers show it, with grey for what is missing. Raises ValueError past
+    bounds."""
     image = Image.open(io.BytesIO(jpeg + b"\xff\xd9"), formats=("JPEG",))
     if smaller is not None:
         image.draft(None, smaller)
@@ -502,7 +503,7 @@ def _completed(jpeg: bytes, smaller: tuple[int, int] | None) -> Image.Image:
 
 
 def _grey_rows(image: Image.Image) -> int:
-    """How many rows at the end of a picture are grey, as a decoder leaves those that it has not."""
+    """Return how many rows at the end of a picture are grey, as a decoder leaves those that it has not."""
     rows, count = max(1, _BAND // image.width), 0
     for bottom in range(image.height, 0, -rows):
         band = np.asarray(image.crop((0, max(0, bottom - rows), image.width, bottom)), np.int16)
@@ -514,7 +515,7 @@ def _grey_rows(image: Image.Image) -> int:
 
 
 def _heic(data: bytes, limits: ImageLimits) -> Image.Image:
-    """The primary image of a HEIC, turned as its boxes say."""
+    """Return the primary image of a HEIC, turned as its boxes say."""
     held = _open_heic(data)
     width, height = held.size
     limits.check_pixels(width, height)
@@ -527,7 +528,7 @@ def _heic(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def _open_heic(data: bytes) -> Any:
-    """The primary image of a HEIC, not yet decoded. Raises UnsupportedMedia where the codec is missing."""
+    """Return the primary image of a HEIC, not yet decoded. Raises UnsupportedMedia where the codec is missing."""
     try:
         import pillow_heif
     except ImportError:
@@ -539,7 +540,7 @@ def _open_heic(data: bytes) -> Any:
 
 
 def _showing(image: Image.Image, essentials: Essentials, format: str, limits: ImageLimits) -> Image.Image:
-    """The first frame, or, where that is of one colour, the first after it that shows something.
+    """Return the first frame, or, where that is of one colour, the first after it that shows something.
 
     Raises MediaTooLarge where frames would have to be looked at of which a decoder holds too many.
     """
@@ -569,12 +570,12 @@ def _showing(image: Image.Image, essentials: Essentials, format: str, limits: Im
 
 
 def _shown(image: Image.Image) -> float:
-    """How much a frame shows: the standard deviation of its brightness."""
+    """Return how much a frame shows: the standard deviation of its brightness."""
     return float(np.asarray(_Picture(_sample(image)).whole().convert("L"), np.float32).std())
 
 
 def _least(size: tuple[int, int], lying: bool, spec: Enough) -> tuple[int, int]:
-    """The size, as the file stores it, below which a scaled decode would cost too much of what the tower sees."""
+    """Return the size, as the file stores it, below which a scaled decode costs too much of what the tower sees."""
     if isinstance(spec, int):
         return spec, spec
     if spec.resize == "squash":
@@ -590,7 +591,7 @@ def _least(size: tuple[int, int], lying: bool, spec: Enough) -> tuple[int, int]:
 def preprocess_image(
     image: Image.Image, spec: ImagePreprocessing, size: tuple[int, int] | None = None
 ) -> NDArray[np.float32]:
-    """An RGB image → float32 (3, height, width), scaled to [0, 1], then (x - mean) / std per channel.
+    """Turn an RGB image into float32 (3, height, width), scaled to [0, 1], then (x - mean) / std per channel.
 
     Of an image that was decoded smaller than it is, `size` is what it has in full, by which it is cropped.
     The numbers are those of the image processors of transformers (its Pillow backend), bit for bit, but for pictures
@@ -630,6 +631,6 @@ def _preprocessed(picture: _Picture, spec: ImagePreprocessing) -> NDArray[np.flo
 
 @functools.lru_cache(maxsize=8)
 def _normalised(mean: Triple, std: Triple) -> NDArray[np.float32]:
-    """(3, 256): what each sample of each channel becomes. To look it up takes a tenth of the time of computing it."""
+    """Return what each sample of each channel becomes, (3, 256): to look it up takes a tenth of computing it."""
     samples = (np.arange(256) * (1 / 255)).astype(np.float32)[:, None]
     return np.ascontiguousarray(((samples - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)).T)

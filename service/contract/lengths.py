@@ -45,7 +45,7 @@ _MOST_MPEG_FRAME = 3_000
 
 
 def mended(data: bytes) -> tuple[bytes, bool]:
-    """A sound file whose stated lengths are those of its bytes, and whether it states more sound than it has.
+    """Return a sound file whose stated lengths are those of its bytes, and whether it states more sound than it has.
 
     Files whose lengths are right, or of which nothing is known here, are returned as they are. Raises BadMedia where
     the samples begin outside the file.
@@ -92,7 +92,7 @@ def _with_length(data: bytes, place: int, length: int, order: Order) -> bytes:
 
 
 def _aiff(data: bytes) -> tuple[bytes, bool]:
-    """An AIFF whose chunk of samples states no length has no count of frames either."""
+    """Mend an AIFF: one whose chunk of samples states no length has no count of frames either."""
     common = None
     for kind, place, length in _chunks(data, "big"):
         rest = len(data) - place
@@ -113,7 +113,7 @@ def _aiff(data: bytes) -> tuple[bytes, bool]:
 
 
 def _au(data: bytes) -> tuple[bytes, bool]:
-    """Readers take a header of less than 24 bytes, or of so many that they are a negative number, for one of 24."""
+    """Mend an AU. Readers take a header of less than 24 bytes, or of a negative number of them, for one of 24."""
     if len(data) < _AU_HEADER:
         return data, False
     start, length = int.from_bytes(data[4:8], "big"), int.from_bytes(data[8:12], "big")
@@ -126,7 +126,7 @@ def _au(data: bytes) -> tuple[bytes, bool]:
 
 
 def _caf(data: bytes) -> tuple[bytes, bool]:
-    """Of the chunk of samples the first four bytes count edits."""
+    """Mend a CAF. The first four bytes of the chunk of samples count edits."""
     place = 8
     for _ in range(MAX_PARTS):
         length = int.from_bytes(data[place + 4 : place + 12], "big", signed=True)
@@ -153,7 +153,8 @@ def _rf64_ends_early(data: bytes) -> bool:
 
 
 def _w64_ends_early(data: bytes) -> bool:
-    """The length of a chunk includes its header of 24 bytes; chunks begin at multiples of 8."""
+    """Return whether a W64 ends early. A chunk's length includes its header of 24 bytes; chunks begin at multiples of
+    8."""
     place = 40
     for _ in range(MAX_PARTS):
         length = int.from_bytes(data[place + 16 : place + 24], "little")
@@ -166,7 +167,7 @@ def _w64_ends_early(data: bytes) -> bool:
 
 
 def _ogg_ends_early(data: bytes) -> bool:
-    """Whether the last page is not whole."""
+    """Return whether the last page is not whole."""
     place = data.rfind(b"OggS", max(0, len(data) - _MOST_OGG_PAGE))
     if place < 0:
         return False
@@ -177,14 +178,14 @@ def _ogg_ends_early(data: bytes) -> bool:
 
 
 def _matroska_ends_early(data: bytes) -> bool:
-    """Whether the segment is longer than the file; a browser that records leaves its length open."""
+    """Return whether the segment is longer than the file; a browser that records leaves its length open."""
     _, start, length = _element(data, 0)
     kind, start, length = _element(data, start + length)
     return kind == _SEGMENT and start + length > len(data) and length < _STREAMED_64
 
 
 def _element(data: bytes, place: int) -> tuple[bytes, int, int]:
-    """(identifier of four bytes, place of the body, length) of an element of EBML; a length that is open is endless."""
+    """Return (identifier of 4 bytes, place of the body, length) of an element of EBML; an open length is endless."""
     first = data[place + 4 : place + 5]
     size = 9 - first[0].bit_length() if first and first[0] else 9
     number = int.from_bytes(data[place + 4 : place + 4 + size], "big")
@@ -193,7 +194,8 @@ def _element(data: bytes, place: int) -> tuple[bytes, int, int]:
 
 
 def _mpeg_ends_early(data: bytes) -> bool:
-    """Whether the first frame of an MP3 states more bytes than follow, as the frame of an encoder does that knows."""
+    """Return whether the first frame of an MP3 states more bytes than follow, as one of an encoder that knows them
+    does."""
     start = 0
     if data[:3] == b"ID3":
         start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=False))
@@ -207,7 +209,7 @@ def _mpeg_ends_early(data: bytes) -> bool:
 
 
 def is_ambisonic(data: bytes) -> bool:
-    """Whether a sound file says that its channels are ambisonic, the first of which, W, hears in all directions."""
+    """Return whether a sound file says that its channels are ambisonic: the first, W, hears in all directions."""
     if data[:4] == b"OggS":
         place = data[:512].find(b"OpusHead")
         return place >= 0 and data[place + 18 : place + 19] in (b"\2", b"\3")
@@ -226,7 +228,7 @@ def is_ambisonic(data: bytes) -> bool:
 
 
 def _chunks(data: bytes, order: Order) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, place of the body, stated length) of the chunks of a RIFF or an IFF."""
+    """Yield (kind, place of the body, stated length) of the chunks of a RIFF or an IFF."""
     place = 12
     for _ in range(MAX_PARTS):
         if place + 8 > len(data):

@@ -51,7 +51,7 @@ class Licence(_Model):
     @model_validator(mode="before")
     @classmethod
     def _read(cls, given: Any) -> Any:
-        """Plain words, as recipes and bundles had them before, are a part whose commercial use is not known."""
+        """Read plain words, as recipes and bundles had them before, as a part whose commercial use is not known."""
         if isinstance(given, str):
             of, _, licence = given.partition(": ")
             return {"of": of, "licence": licence or NOT_STATED, "commercial": None}
@@ -80,7 +80,7 @@ class Terms(_Model):
 
 
 def allows_commercial_use(licence: str) -> bool | None:
-    """What an SPDX identifier or an expression of AND and OR says; None where it is none that is known here."""
+    """Return what an SPDX identifier or an expression of AND and OR says; None where it is none that is known here."""
     choices = [_all(re.split(r"\s+AND\s+|;\s*", choice)) for choice in re.split(r"\s+OR\s+", licence)]
     if True in choices:
         return True
@@ -101,7 +101,7 @@ def _one(identifier: str) -> bool | None:
 
 
 def parts(stated: Sequence[Licence], encoders: Mapping[str, str | None]) -> tuple[Licence, ...]:
-    """Every part: the stated ones, then the encoders (licence by source) that they do not name.
+    """Return every part: the stated ones, then the encoders (licence by source) that they do not name.
 
     Where nothing is stated, the training data is a part that nothing is known of. The source of several encoders side
     by side joins theirs by `+`.
@@ -117,7 +117,8 @@ def parts(stated: Sequence[Licence], encoders: Mapping[str, str | None]) -> tupl
 
 
 def combined(*groups: Iterable[Licence]) -> tuple[Licence, ...]:
-    """The parts of several wholes. Of two entries for one part the first counts, unless the other allows less."""
+    """Return the parts of several wholes. Of two entries for one part the first counts, unless the other allows
+    less."""
     kept: dict[str, Licence] = {}
     for part in (part for group in groups for part in group):
         before = kept.get(part.of)
@@ -131,7 +132,7 @@ def _permission(part: Licence) -> int:
 
 
 def commercial_use(every: Sequence[Licence]) -> bool | None:
-    """Whether all parts allow it; None where none forbids it and of some it is not known."""
+    """Return whether all parts allow commercial use; None where none forbids it and of some it is not known."""
     said = {part.commercial for part in every}
     if False in said:
         return False
@@ -139,7 +140,7 @@ def commercial_use(every: Sequence[Licence]) -> bool | None:
 
 
 def obstacles(every: Sequence[Licence]) -> str:
-    """The parts that stand in the way of commercial use, by name; empty where none does."""
+    """Return the parts that stand in the way of commercial use, by name; empty where none does."""
     forbidding = ", ".join(str(part) for part in every if part.commercial is False)
     unknown = ", ".join(str(part) for part in every if part.commercial is None)
     if forbidding and unknown:
@@ -148,7 +149,7 @@ def obstacles(every: Sequence[Licence]) -> str:
 
 
 def weights_line(every: Sequence[Licence]) -> str:
-    """One line that says how the weights may be used, such as `weights: non-commercial, because of Flickr8k (…)`."""
+    """Return a line that says how weights may be used: `weights: non-commercial, because of Flickr8k (…)`."""
     allowed = commercial_use(every)
     if allowed:
         return f"weights: commercial use allowed ({', '.join(sorted({part.licence for part in every}))})"
@@ -158,7 +159,7 @@ def weights_line(every: Sequence[Licence]) -> str:
 
 
 def markdown(every: Sequence[Licence], terms: Sequence[Terms]) -> str:
-    """The licences as a part of a Markdown page: the line, a table, the terms."""
+    """Return the licences as a part of a Markdown page: the line, a table, the terms."""
     words = {True: "allowed", False: "forbidden", None: "not known"}
     lines = [f"W{weights_line(every)[1:]}.", "", "| of | licence | commercial use | |", "|---|---|---|---|"]
     lines += [f"| {part.of} | {part.licence} | {words[part.commercial]} | {part.note} |" for part in every]

@@ -42,7 +42,7 @@ class Essentials:
 
 
 def exif_orientation(exif: bytes) -> int | None:
-    """The orientation (1 to 8) that a block of EXIF, or a TIFF, states; None where it states none. Never raises."""
+    """Return the orientation (1 to 8) that EXIF, or a TIFF, states; None where it states none. Never raises."""
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None or len(exif) < 8:
@@ -62,7 +62,7 @@ def exif_orientation(exif: bytes) -> int | None:
 
 
 def xmp_orientation(xmp: bytes) -> int | None:
-    """The orientation that a block of XMP states; None where it states none."""
+    """Return the orientation that a block of XMP states; None where it states none."""
     stated = _XMP_ORIENTATION.search(xmp, 0, _MOST_XMP_BYTES)
     return int(stated[1]) if stated else None
 
@@ -102,7 +102,7 @@ def jpeg_essentials(data: bytes) -> Essentials:
 
 
 def png_essentials(data: bytes) -> Essentials:
-    """A PNG of its critical chunks, and of a sound tRNS."""
+    """Return a PNG of its critical chunks, and of a sound tRNS."""
     view = memoryview(data)
     still, moving = [view[:8]], [view[:8]]
     exif = xmp = b""
@@ -137,7 +137,7 @@ def png_essentials(data: bytes) -> Essentials:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, place, length of the body) of a PNG's chunks; the last may be cut off."""
+    """Yield (kind, place, length of the body) of a PNG's chunks; the last may be cut off."""
     place = 8
     while place + 8 <= len(data):
         length = int.from_bytes(data[place : place + 4], "big")
@@ -171,7 +171,8 @@ def _inflated_profile(body: memoryview) -> bytes | None:
 
 
 def gif_essentials(data: bytes) -> Essentials:
-    """A GIF without comments and application data, which Pillow gathers block by block, the whole again each time."""
+    """Return a GIF without comments and application data, which Pillow joins block by block, the whole anew each
+    time."""
     if len(data) < 13:
         return Essentials(data)
     view, start = memoryview(data), 0
@@ -212,7 +213,7 @@ class _Box:
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[_Box]:
-    """The boxes of an ISO base media file between two places."""
+    """Yield the boxes of an ISO base media file between two places."""
     for _ in range(MAX_PARTS):
         if start + 8 > end:
             return
@@ -227,8 +228,8 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[_Box]:
 
 
 def heif_essentials(data: bytes) -> Essentials:
-    """A HEIC or AVIF without EXIF and XMP. The boxes `irot` and `imir`, which decoders apply, decide how it lies; EXIF
-    does where there is neither. The colour profile is the decoder's to tell."""
+    """Return a HEIC or AVIF without EXIF and XMP. The boxes `irot` and `imir`, which decoders apply, decide how it
+    lies; EXIF does where there is neither. The colour profile is the decoder's to tell."""
     meta = next((box for box in _boxes(data, 0, len(data)) if box.kind == b"meta"), None)
     if meta is None:
         return Essentials(data)
@@ -268,7 +269,7 @@ def _is_turned(data: bytes, inside: dict[bytes, _Box]) -> bool:
 
 
 def _heif_item(data: bytes, inside: dict[bytes, _Box], number: int) -> bytes:
-    """The first extent of an item, as the box `iloc` says where it lies; nothing where it does not."""
+    """Return the first extent of an item, as the box `iloc` says where it lies; nothing where it does not."""
     if (places := inside.get(b"iloc")) is None:
         return b""
     at = places.start

@@ -60,7 +60,8 @@ class LogMelPatches(AudioPreprocessing):
 
 
 def log_mel_patches(waveform: Waveform, spec: LogMelPatches) -> NDArray[np.float32]:
-    """Waveform (samples,) at the spec's rate → float32 (patches, 1, patch_frames, n_mels), at least one patch.
+    """Return the patches, float32 (patches, 1, patch_frames, n_mels), of a waveform (samples,) at the spec's rate; at
+    least one.
 
     The end is padded with silence to a whole number of patch hops, so that no sample is left out.
     """
@@ -68,13 +69,13 @@ def log_mel_patches(waveform: Waveform, spec: LogMelPatches) -> NDArray[np.float
 
 
 def _cut(features: NDArray[np.float32], spec: LogMelPatches) -> NDArray[np.float32]:
-    """Frames (frames, n_mels) → patches (patches, 1, patch_frames, n_mels), a view."""
+    """Cut frames (frames, n_mels) into patches (patches, 1, patch_frames, n_mels), a view."""
     patches = np.lib.stride_tricks.sliding_window_view(features, spec.patch_frames, axis=0)
     return patches[:: spec.patch_hop_frames].transpose(0, 2, 1)[:, None]
 
 
 def _features(blocks: Iterable[Waveform], about: int, spec: LogMelPatches) -> NDArray[np.float32]:
-    """The frames of a waveform in blocks, (frames, n_mels), up to a whole number of patch hops."""
+    """Return the frames of a waveform in blocks, (frames, n_mels), up to a whole number of patch hops."""
     window, mel = _periodic_hann(spec.window_length), _htk_mel(spec)
     features = Growing(_frames_of(about, spec), spec.n_mels)
     waiting, total = np.zeros(0, np.float32), 0
@@ -104,7 +105,7 @@ def _features(blocks: Iterable[Waveform], about: int, spec: LogMelPatches) -> ND
 
 
 def _frames_of(samples: int, spec: LogMelPatches) -> int:
-    """How many frames the patches of so many samples have together."""
+    """Return how many frames the patches of so many samples have together."""
     patch = (spec.patch_frames - 1) * spec.hop_length + spec.window_length
     hop = spec.patch_hop_frames * spec.hop_length
     return spec.patch_frames + -(-max(0, samples - patch) // hop) * spec.patch_hop_frames
@@ -117,7 +118,7 @@ def _periodic_hann(length: int) -> NDArray[np.float32]:
 
 @functools.lru_cache(maxsize=8)
 def _htk_mel(spec: LogMelPatches) -> NDArray[np.float32]:
-    """(fft_length // 2 + 1, n_mels) triangular filters, linear on the HTK mel scale; the DC bin is left out."""
+    """Return triangular filters (fft_length // 2 + 1, n_mels), linear on the HTK mel scale; the DC bin is left out."""
 
     def hertz_to_mel(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(1127.0 * np.log1p(hertz / 700.0))

@@ -63,7 +63,7 @@ def sign(manifest: Path, key: Ed25519PrivateKey) -> Path:
 
 
 def check_signature(manifest: bytes, path: Path, signers: Sequence[Ed25519PublicKey]) -> None:
-    """`path` is the file of the signature. Raises SignatureError unless one of the signers made it."""
+    """Check that one of the signers made the signature in the file `path`. Raises SignatureError."""
     try:
         signature = base64.b64decode(read_file(path).strip(), validate=True)
     except OSError:

@@ -49,15 +49,15 @@ class AudioPreprocessing(BaseModel, ABC):
     @property
     @abstractmethod
     def inputs(self) -> tuple[str, ...]:
-        """The names of the graph's inputs: rows, lengths where the tower is told them, and `weights`."""
+        """Return the names of the graph's inputs: rows, lengths where the tower is told them, and `weights`."""
 
     @property
     def padded(self) -> bool:
-        """Whether a call's rows are as long as its longest: sounds are then batched by likeness of length."""
+        """Return whether a call's rows are as long as its longest: sounds are then batched by likeness of length."""
         return False
 
     def prepare(self, waveform: Waveform) -> Sound:
-        """Waveform (samples,) at the specification's rate → rows. At least one, even of no samples.
+        """Turn a waveform (samples,) at the specification's rate into rows: at least one, even of no samples.
 
         What is silent in a sound of more than STRETCH_S is left out: the mean over 20 s of silence and a bark says
         silence.
@@ -65,7 +65,7 @@ class AudioPreprocessing(BaseModel, ABC):
         return self.prepare_blocks((waveform,), len(waveform))
 
     def prepare_blocks(self, blocks: Iterable[Waveform], about: int) -> Sound:
-        """As `prepare`, of a waveform that comes in blocks, of about so many samples in all.
+        """Do as `prepare` with a waveform that comes in blocks, of about so many samples in all.
 
         Only the rows are held. The blocks are gone through a second time where a second that was taken for audible
         turns out to be silent beside a loud one long after it, or the other way round.
@@ -79,22 +79,23 @@ class AudioPreprocessing(BaseModel, ABC):
 
     @abstractmethod
     def rows_of_blocks(self, blocks: Iterable[Waveform], about: int) -> Sound:
-        """As `prepare_blocks`, silence included; goes through the blocks once."""
+        """Do as `prepare_blocks`, silence included; go through the blocks once."""
 
     @abstractmethod
     def heard(self, rows: NDArray[np.float32]) -> int:
         """Samples that the tower hears in each of these rows (P, …), padding included and overlap left out."""
 
     def milliseconds(self, sound: Sound) -> int:
-        """What a sound costs in a batch: the length of what the tower hears."""
+        """Return what a sound costs in a batch: the length of what the tower hears."""
         return round(len(sound) * self.heard(sound.rows) * 1000 / self.sampling_rate)
 
     def rows_in(self, seconds: float, rows: NDArray[np.float32]) -> int:
-        """How many of these rows (P, …) are so many seconds of sound; at least one."""
+        """Return how many of these rows (P, …) are so many seconds of sound; at least one."""
         return max(1, int(seconds * self.sampling_rate) // max(1, self.heard(rows)))
 
     def collate(self, sounds: Sequence[Sound]) -> list[NDArray[Any]]:
-        """Sounds → one call's arrays, in the order of `inputs`: their rows one after the other, and `weights` (B, ΣP).
+        """Turn sounds into one call's arrays, in the order of `inputs`: their rows one after the other, and `weights`
+        (B, ΣP).
 
         `weights @ features` is each sound's weighted mean over its own rows, so sounds of any length share a call.
         """
@@ -113,17 +114,18 @@ class AudioPreprocessing(BaseModel, ABC):
 
 
 def seconds(blocks: Iterable[Waveform], sampling_rate: int) -> Iterator[Waveform]:
-    """A waveform that comes in blocks, second by second."""
+    """Yield a waveform that comes in blocks, second by second."""
     yield from filter(len, _windows(blocks, sampling_rate, sampling_rate, 0))
 
 
 def loudness(block: Waveform) -> float:
-    """The deviation from the mean, in float64: a constant is silence, and the squares of a float file may overflow."""
+    """Return the deviation from the mean, in float64: a constant is silence, and a float file's squares may
+    overflow."""
     return float(block.std(dtype=np.float64))
 
 
 def audible_seconds(levels: Sequence[float]) -> NDArray[np.bool_]:
-    """Which seconds of a sound of more than STRETCH_S are not silent, by their loudness; all where there is nothing
+    """Return which seconds of more than STRETCH_S are not silent, by their loudness; all where there is nothing
     else."""
     heard = np.asarray(levels) > _SILENT * max(levels, default=0.0)
     return heard if len(levels) > STRETCH_S and heard.any() else np.ones(len(levels), np.bool_)
@@ -139,7 +141,7 @@ class Silence:
         """Whether the guess was wrong. Whoever goes through the blocks again gets the right seconds."""
 
     def left_out(self, blocks: Iterable[Waveform]) -> Iterator[Waveform]:
-        """The blocks without what is silent; once the guess is known to be wrong, no more of them."""
+        """Yield the blocks without what is silent; once the guess is known to be wrong, no more of them."""
         if self._audible is not None:
             pairs = zip(seconds(blocks, self._rate), self._audible, strict=True)
             yield from (second for second, audible in pairs if audible)
@@ -168,8 +170,8 @@ class Silence:
 
 
 def stretches(blocks: Iterable[Waveform], sampling_rate: int) -> Iterator[Waveform]:
-    """The moments of a sound, whose samples come in blocks: STRETCH_S each; a last one of under a second joins the one
-    before."""
+    """Yield the moments of a sound, whose samples come in blocks: STRETCH_S each; a last one of under a second joins
+    the one before."""
     length = int(STRETCH_S * sampling_rate)
     yield from filter(len, _windows(blocks, length, length, sampling_rate))
 
@@ -193,13 +195,13 @@ class Growing:
 
     @property
     def whole(self) -> NDArray[np.float32]:
-        """A view would hold what a header states and the file has not."""
+        """Return the rows as an array of their own: a view would hold what a header states and the file has not."""
         rows = self._rows[: self._held]
         return rows if 2 * self._held > len(self._rows) else rows.copy()
 
 
 def gathered(blocks: Iterable[Waveform], about: int) -> Waveform:
-    """Blocks of a waveform, of about so many samples in all, as one."""
+    """Join the blocks of a waveform, of about so many samples in all."""
     samples = Growing(about + _SPARE)
     for block in blocks:
         samples.append(block)
@@ -207,7 +209,8 @@ def gathered(blocks: Iterable[Waveform], about: int) -> Waveform:
 
 
 def cut(blocks: Iterable[Waveform], window: int, hop: int, least: int) -> Iterator[Waveform]:
-    """Stretches of at most `window` samples, one every `hop`, that cover a sound which comes in blocks; at least one.
+    """Yield stretches of at most `window` samples, one every `hop`, that cover a sound which comes in blocks; at least
+    one.
 
     A last stretch with fewer than `least` samples that no earlier one has is left out.
     """
@@ -221,7 +224,7 @@ def cut(blocks: Iterable[Waveform], window: int, hop: int, least: int) -> Iterat
 
 
 def _windows(blocks: Iterable[Waveform], length: int, hop: int, ahead: int) -> Iterator[Waveform]:
-    """Stretches of `length` samples, one every `hop`, each when `ahead` more have come, and what is left at the end."""
+    """Yield stretches of `length` samples, one every `hop`, each when `ahead` more have come, and what is left."""
     parts: list[Waveform] = []
     held = 0
     for block in filter(len, blocks):
@@ -237,11 +240,11 @@ def _windows(blocks: Iterable[Waveform], length: int, hop: int, ahead: int) -> I
 
 
 def _joined(parts: Sequence[Waveform]) -> Waveform:
-    """Parts of a waveform as one; a single one is not copied."""
+    """Join parts of a waveform; a single one is not copied."""
     return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.float32), *parts])
 
 
 def shares_of(lengths: Sequence[int]) -> NDArray[np.float32]:
-    """Each stretch's part of the whole; equal parts where there is nothing."""
+    """Return each stretch's part of the whole; equal parts where there is nothing."""
     total = sum(lengths)
     return np.asarray([length / total if total else 1 / len(lengths) for length in lengths], np.float32)

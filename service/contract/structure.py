@@ -50,7 +50,8 @@ _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b
 
 
 def picture_format(data: bytes) -> str | None:
-    """The name of the image format that a file begins as, JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF or HEIC; or None."""
+    """Return the format that an image begins as, JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF or HEIC; None for other
+    files."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -74,12 +75,12 @@ def picture_format(data: bytes) -> str | None:
 
 
 def is_picture(data: bytes) -> bool:
-    """Whether it begins as an image of one of the formats that are read does."""
+    """Return whether a file begins as an image that is read does."""
     return picture_format(data) is not None
 
 
 def is_sound(data: bytes) -> bool:
-    """Whether it begins as a WAV, AIFF, FLAC, Ogg, MP3, AAC, AMR, CAF, AU or W64 does: no other reader is tried."""
+    """Return whether a file begins as a WAV, AIFF, FLAC, Ogg, MP3, AAC, AMR, CAF, AU or W64 does."""
     is_mpeg = data[:1] == b"\xff" and data[1:2] >= b"\xe0"
     is_film = data[:4] == b"OggS" and b"\x80theora" in data[:256]
     return (data.startswith(_SOUNDS) and not is_film) or data[8:12] in _INSIDE.get(data[:4], ()) or is_mpeg
@@ -102,7 +103,7 @@ def check_structure(data: bytes, max_pixels: int) -> None:
 
 
 def _jpeg(data: bytes) -> None:
-    """The segments before the first scan, as Pillow walks through them, and how many scans there are."""
+    """Check the segments before the first scan, as Pillow walks through them, and how many scans there are."""
     place, loose, parts = 2, 0, 0
     coefficients, whole = 0, False
     while (found := data.find(b"\xff", place)) >= 0 and found + 4 <= len(data):
@@ -136,7 +137,7 @@ def _jpeg(data: bytes) -> None:
 
 
 def _coefficients(frame: bytes) -> int:
-    """How many a frame's components have together."""
+    """Return how many coefficients a frame's components have together."""
     if len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
         return 0
     height, width = struct.unpack(">HH", frame[1:5])
@@ -155,7 +156,7 @@ def _png(data: bytes) -> None:
 
 
 def _gif(data: bytes) -> None:
-    """The extensions before the first frame."""
+    """Check the extensions before the first frame."""
     if len(data) < 13:
         return
     place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
@@ -184,7 +185,7 @@ def _bmp(data: bytes) -> None:
 
 
 def look_over_tags(data: bytes) -> None:
-    """The directory of a TIFF. Raises BadMedia where it has too many tags."""
+    """Check the directory of a TIFF. Raises BadMedia where it has too many tags."""
     order = ">" if data.startswith(b"MM") else "<"
     large = data[2:4] in (b"+\0", b"\0+")
     where, count = ("Q", "Q") if large else ("I", "H")

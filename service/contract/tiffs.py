@@ -85,7 +85,8 @@ class Samples:
     """Whether each sample of such a picture is the difference from that of the pixel before it."""
 
     def range(self, smallest: float, largest: float) -> Range:
-        """Black and white of samples between `smallest` and `largest`. What the tags leave open, the samples decide."""
+        """Return black and white of samples from `smallest` to `largest`: what the tags leave open, the samples
+        decide."""
         black, white = self._range(smallest, largest)
         if not white > black:
             black, white = 0.0, float(2**self.bits - 1)
@@ -109,7 +110,7 @@ class Samples:
 
     @property
     def is_plain(self) -> bool:
-        """Whether Pillow's own reading of 8 and 16 bits has the range that the tags state."""
+        """Return whether Pillow's own reading of 8 and 16 bits has the range that the tags state."""
         return (
             self.kind == UNSIGNED
             and self.bits in (1, 2, 4, 8, 16)
@@ -157,7 +158,7 @@ class _Directory:
             pass  # ends too early, or points outside: Pillow says so
 
     def numbers(self, tag: int) -> tuple[float, ...]:
-        """The values of a tag; none where it is not there, is of an odd kind, or has too many."""
+        """Return the values of a tag; none where it is not there, is of an odd kind, or has too many."""
         found = self.tags.get(tag)
         if found is None or found.kind not in _CODES or not 0 < found.count <= _MOST_VALUES:
             return ()
@@ -177,7 +178,7 @@ class _Directory:
         return self._as_it_was[found.value : found.value + found.count]
 
     def first_places(self) -> list[int]:
-        """Where the first strip or tile begins."""
+        """Return where the first strip or tile begins."""
         found = [self.tags[tag] for tag in (273, 324) if tag in self.tags]
         return [
             int.from_bytes(self.data[each.value : each.value + _SIZES[each.kind]], _BYTE_ORDER[self.order])
@@ -207,7 +208,7 @@ def _is_needed(tag: int, count: int) -> bool:
 
 
 def tiff_essentials(data: bytes) -> tuple[Essentials, Samples]:
-    """A TIFF without the tags that its pixels do not need, and what the others say of its samples.
+    """Return a TIFF without the tags that its pixels do not need, and what the others say of its samples.
 
     Raises BadMedia (too many strips), UnsupportedMedia (samples that cannot be read).
     """
@@ -257,7 +258,8 @@ def _samples(directory: _Directory) -> Samples:
 
 
 def regrouped(image: Image.Image, samples: Samples) -> Image.Image:
-    """A picture that was read as one long row of grey samples → RGB, RGBA or grey with alpha, of 8 bits a sample.
+    """Turn a picture that was read as one long row of grey samples into RGB, RGBA or grey with alpha, of 8 bits a
+    sample.
 
     Raises ValueError where a sample is NaN or infinite.
     """

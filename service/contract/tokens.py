@@ -32,16 +32,16 @@ class TextPreprocessing(BaseModel):
     """And before what is found: stored texts."""
 
     def prefix(self, role: Role) -> str:
-        """The instruction that goes before a text."""
+        """Return the instruction that goes before a text."""
         return self.query_prefix if role == "query" else self.passage_prefix
 
     def prefixed(self, text: str, role: Role) -> str:
-        """The text as the encoder wants it. One without a word stays as it is, to be refused as empty."""
+        """Return the text as the encoder wants it. One without a word stays as it is, to be refused as empty."""
         return self.prefix(role) + text if text.strip() else text
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The names of the graph's inputs, from `pad_tokens`: int64 (B, L) each."""
+        """Return the names of the graph's inputs, from `pad_tokens`: int64 (B, L) each."""
         return ("input_ids", "attention_mask")
 
 
@@ -76,7 +76,7 @@ class TextTokenizer:
         self._special = frozenset(self._tokenizer.encode("").ids)
 
     def encode(self, text: str, prefix: str = "") -> Tokens:
-        """One text after an instruction → its ids, special tokens included, cut to max_length.
+        """Return one text's ids after an instruction, special tokens included, cut to max_length.
 
         Raises InputError where there is nothing in it. What is unknown is told of the text alone.
         """
@@ -94,7 +94,7 @@ class TextTokenizer:
         return Tokens(tuple(encoding.ids), bool(encoding.overflowing), self._share_unknown(ids))
 
     def accept(self, ids: Sequence[int]) -> Tokens:
-        """Ids made by a client with this very tokenizer, special tokens included. Raises InputError."""
+        """Check ids that a client made with this very tokenizer, special tokens included. Raises InputError."""
         if not ids:
             raise InputError("the list of token ids is empty")
         if min(ids) < 0 or max(ids) >= self._vocabulary_size:
@@ -113,21 +113,21 @@ class TextTokenizer:
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:
-    """The id that stands for whatever is not in the vocabulary; None where a tokenizer has none, as one of bytes."""
+    """Return the id of whatever is not in the vocabulary; None where a tokenizer has none, as one of bytes."""
     model = json.loads(tokenizer.to_str())["model"]
     token = model.get("unk_token")
     return cast("int | None", model.get("unk_id")) if token is None else tokenizer.token_to_id(token)
 
 
 def _says_something(token: str) -> bool:
-    """Whether a known token is more than punctuation and SentencePiece's mark of where a word begins: a letter, a digit
-    or a symbol."""
+    """Return whether a known token is more than punctuation and SentencePiece's mark of where a word begins: a letter,
+    a digit or a symbol."""
     categories = map(unicodedata.category, token.replace("\u2581", ""))
     return any(category[0] in "LN" or category == "So" for category in categories)
 
 
 def pad_tokens(texts: Sequence[Tokens], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Token sequences → input_ids and attention_mask, int64 (B, longest)."""
+    """Pad token sequences to input_ids and attention_mask, int64 (B, longest)."""
     longest = max(len(text.ids) for text in texts)
     ids = np.full((len(texts), longest), pad_id, np.int64)
     mask = np.zeros((len(texts), longest), np.int64)

@@ -115,7 +115,7 @@ def read_video(
 
 
 def claims_of(data: bytes, limits: VideoLimits = VideoLimits()) -> Claims:
-    """What `read_video` will come to, without decoding anything. Raises as it does."""
+    """Return what `read_video` will come to, without decoding anything. Raises as it does."""
     with _read(data, limits) as (av, container), opened(av, data, container) as source:
         extent = _extent(source, limits)
         pictures = [stream.codec_context for stream in moving_pictures(source)[:1]]
@@ -147,7 +147,7 @@ def _frame_count(extent: _Extent, limits: VideoLimits) -> int:
 
 
 def _extent(source: Any, limits: VideoLimits) -> _Extent:
-    """From when to when the packets say that there is something; nothing is decoded."""
+    """Return from when to when the packets say that there is something; nothing is decoded."""
     pictures = moving_pictures(source)[:1]
     streams = [*pictures, *source.streams.audio[:1]]
     if not streams:
@@ -191,7 +191,7 @@ def _frames(source: Any, spec: ImagePreprocessing, extent: _Extent, limits: Vide
 
 
 def _gone_through(source: Any, middles: list[float]) -> Iterator[Any]:
-    """The frame that is seen at each of these moments."""
+    """Yield the frame that is seen at each of these moments."""
     seen, waiting = None, list(reversed(middles))
     for count, frame in enumerate(source.decode(moving_pictures(source)[0])):
         if count > _MOST_DECODED:
@@ -207,7 +207,7 @@ def _gone_through(source: Any, middles: list[float]) -> Iterator[Any]:
 
 
 def _sought(source: Any, middles: list[float]) -> Iterator[Any]:
-    """The same, from the key frame before each of them on."""
+    """Yield the same, from the key frame before each of them on."""
     stream, decoded = moving_pictures(source)[0], 0
     for middle in middles:
         source.seek(max(int(middle / stream.time_base), 0), stream=stream)

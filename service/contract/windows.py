@@ -111,7 +111,7 @@ class LogMelWindows(AudioPreprocessing):
         return self.samples
 
     def _window(self, stretch: Waveform) -> NDArray[np.float32]:
-        """(frames, n_mels) of at most a window's samples, not yet scaled."""
+        """Return (frames, n_mels) of at most a window's samples, not yet scaled."""
         if self.short == "zeros":
             given = max(len(stretch), self.window_length)
             mel = log_mel(np.pad(stretch, (0, given - len(stretch))), self)[: self.frames]
@@ -130,7 +130,8 @@ class LogMelWindows(AudioPreprocessing):
 
 
 def log_mel(waveform: Waveform, spec: LogMelWindows) -> NDArray[np.float32]:
-    """Waveform (samples,) of at least a frame → logarithm of the mel powers (frames, n_mels), in float64 on the way."""
+    """Return the logarithm of the mel powers (frames, n_mels) of a waveform (samples,) of at least a frame, in float64
+    on the way."""
     if spec.preemphasis_of == "sound":
         waveform = waveform[1:] - np.float32(spec.preemphasis) * waveform[:-1]
     if spec.centred:
@@ -140,14 +141,14 @@ def log_mel(waveform: Waveform, spec: LogMelWindows) -> NDArray[np.float32]:
 
 
 def _features(blocks: Iterable[Waveform], spec: LogMelWindows) -> Iterator[NDArray[np.float32]]:
-    """A waveform in blocks, ready to be cut into frames → the frames' features, (_BLOCK_FRAMES, n_mels) at a time."""
+    """Yield the features of a waveform in blocks, ready to be cut into frames: (_BLOCK_FRAMES, n_mels) at a time."""
     overlap, step = max(0, spec.window_length - spec.hop_length), _BLOCK_FRAMES * spec.hop_length
     for stretch in cut(blocks, overlap + step, step, spec.window_length - overlap):
         yield _mels(np.lib.stride_tricks.sliding_window_view(stretch, spec.window_length)[:: spec.hop_length], spec)
 
 
 def _mels(frames: NDArray[np.float32], spec: LogMelWindows) -> NDArray[np.float32]:
-    """(n, window_length) samples → (n, n_mels)."""
+    """Turn samples (n, window_length) into features (n, n_mels)."""
     window, mel = _hann(spec.window_length, spec.window == "hann"), mel_filters(spec)
     block = frames.astype(np.float64)
     if spec.remove_dc:
@@ -169,7 +170,7 @@ def _logarithm(power: Doubles, kind: str) -> Doubles:
 
 
 def _peeked(blocks: Iterable[Waveform], samples: int) -> tuple[Iterator[Waveform], bool]:
-    """The blocks, and whether there are more than so many samples in them."""
+    """Return the blocks, and whether there are more than so many samples in them."""
     rest, first, count = iter(blocks), list[Waveform](), 0
     for block in rest:
         first.append(block)
@@ -180,7 +181,7 @@ def _peeked(blocks: Iterable[Waveform], samples: int) -> tuple[Iterator[Waveform
 
 
 def _whole_spectrum(blocks: Iterable[Waveform], about: int, spec: LogMelWindows) -> NDArray[np.float32]:
-    """As `log_mel`, of a sound of more than a window in blocks: the waveform is not held."""
+    """Do as `log_mel` with a sound of more than a window in blocks: the waveform is not held."""
     if spec.preemphasis_of == "sound":
         blocks = _emphasised(blocks, np.float32(spec.preemphasis))
     if spec.centred:
@@ -200,7 +201,7 @@ def _emphasised(blocks: Iterable[Waveform], share: np.float32) -> Iterator[Wavef
 
 
 def _mirrored(blocks: Iterable[Waveform], edge: int) -> Iterator[Waveform]:
-    """More than `edge` samples, with so many mirrored at both ends."""
+    """Yield more than `edge` samples, with so many mirrored at both ends."""
     waiting, begun = np.zeros(0, np.float32), False
     for block in blocks:
         waiting = np.concatenate([waiting, block])
@@ -215,7 +216,7 @@ def _mirrored(blocks: Iterable[Waveform], edge: int) -> Iterator[Waveform]:
 
 
 def _fused(mel: NDArray[np.float32], spec: LogMelWindows) -> NDArray[np.float32]:
-    """(4, frames, n_mels) of a longer spectrum: the fusion of CLAP (arXiv 2211.06687).
+    """Return (4, frames, n_mels) of a longer spectrum: the fusion of CLAP (arXiv 2211.06687).
 
     CLAP draws the place of each window from a third of the places at random; here it is the middle one.
     """
@@ -239,7 +240,7 @@ def _hann(length: int, periodic: bool) -> Doubles:
 
 @functools.lru_cache(maxsize=8)
 def mel_filters(spec: LogMelWindows) -> Doubles:
-    """(fft_length // 2 + 1, n_mels) triangular filters."""
+    """Return triangular filters (fft_length // 2 + 1, n_mels)."""
     lowest, highest = _to_mel(np.array([spec.f_min, spec.f_max], np.float64), spec.mel_scale)
     edges = np.linspace(lowest, highest, spec.n_mels + 2)
     bins = np.linspace(0.0, spec.sampling_rate / 2, spec.fft_length // 2 + 1)

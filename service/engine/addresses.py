@@ -56,7 +56,7 @@ def public(address: Address) -> bool:
 
 
 def network(text: str) -> Network:
-    """An address, or a network without host bits. Raises ValueError."""
+    """Return an address, or a network without host bits. Raises ValueError."""
     return ip_network(text)
 
 

@@ -145,7 +145,7 @@ class Batcher:
 
     @property
     def pace(self) -> float:
-        """Seconds per item at which its lanes work together, lately."""
+        """Return the seconds per item at which its lanes work together, lately."""
         return self._item_s / self._lanes
 
     @property
@@ -396,7 +396,7 @@ class _Line:
         return taken
 
     def take(self, limit: int, sharers: int = 1) -> list[Prepared]:
-        """The next batch: the oldest, then what goes with it, oldest first, or by likeness of length.
+        """Remove and return the next batch: the oldest, then what goes with it, oldest first, or by likeness of length.
 
         Where several lanes are free it is no more than this one's share of what waits.
         """

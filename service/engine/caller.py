@@ -17,7 +17,7 @@ class Caller:
 
     @property
     def uncharged(self) -> "Caller":
-        """The same caller, for what has been paid for."""
+        """Return the same caller, for what has been paid for."""
         return replace(self, meter=None)
 
 

@@ -95,7 +95,7 @@ class Channel:
 
     @property
     def _pace(self) -> float:
-        """Seconds for one input, lately: what takes longer sets it, decoding or the model."""
+        """Return the seconds for one input, lately: what takes longer sets it, decoding or the model."""
         return max(self.batcher.pace, self._decode_s)
 
     @contextmanager

@@ -143,7 +143,7 @@ class Rules:
 
     @classmethod
     def of_upstream(cls, settings: Settings, url: Url) -> Self:
-        """Rules by which one server is asked that the operator named. Raises SettingsError."""
+        """Return the rules by which the one server that the operator named is asked. Raises SettingsError."""
         _, networks = _entries("ISTHMUS_FETCH_ALLOW", settings.fetch_allow)
         denied_names, denied_networks = _entries("ISTHMUS_FETCH_DENY", settings.fetch_deny)
         return cls(frozenset({url.scheme}), frozenset({url.port}), (), networks, denied_names, denied_networks)
@@ -357,7 +357,7 @@ class Fetcher:
         return connection, httpcore2.URL(scheme=scheme, host=host, port=url.port, target=target)
 
     async def _ask(self, url: Url, addresses: Sequence[Address], most: int, count: Count) -> bytes | str:
-        """The body, or where to go on."""
+        """Return the body, or where to go on."""
         connection, asked = self._connection(url, addresses)
         async with aclosing(connection), connection.stream("GET", asked, headers=_headers(url)) as response:
             given = {name.lower(): value for name, value in response.headers}

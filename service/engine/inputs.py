@@ -197,7 +197,7 @@ def read(kind: Literal["string", "text", "image", "audio", "video", "file"], giv
 
 
 def of_file(data: bytes) -> Media | Video:
-    """A file of which only the content says what it is. Raises UnsupportedMedia, BadMedia for an empty one."""
+    """Return a file of which only the content says what it is. Raises UnsupportedMedia, BadMedia for an empty one."""
     if not data:
         raise BadMedia("the data is empty")
     if is_picture(data):
@@ -210,14 +210,14 @@ def of_file(data: bytes) -> Media | Video:
 
 
 def opened(video: Video) -> Media | Video:
-    """A container without moving pictures is a sound. Opens the file: for a thread."""
+    """Return a container without moving pictures as a sound. It opens the file: call it in a thread."""
     if container_of(video.data) is not None and not is_footage(video.data):
         return Media("audio", video.data)
     return Video(video.data, opened=True)
 
 
 def in_role(inputs: Iterable[Input], role: Role) -> list[Input]:
-    """The inputs, with texts in another role than that of a query."""
+    """Return the inputs, with texts in another role than that of a query."""
     return [_in_role(given, role) for given in inputs]
 
 
@@ -332,8 +332,8 @@ def header_seconds(data: bytes, limits: Limits) -> float:
 
 
 def weighted_sum(vectors: Sequence[Vectors], weights: Sequence[float]) -> Vectors:
-    """The sum of unit vectors (D,) with finite weights, at unit length. Raises InputError where nothing but rounding
-    noise is left."""
+    """Return the sum of unit vectors (D,) with finite weights, at unit length. Raises InputError where nothing but
+    rounding noise is left."""
     largest = max(abs(weight) for weight in weights)
     if largest > 0:
         # Scaled first: weights may be as large or as small as a double can be.

@@ -29,7 +29,7 @@ class Opened:
 
 
 def open_engine(settings: Settings, bundle: Bundle | None = None) -> Opened:
-    """The bundle, else the one that the settings name, with its towers. Slow: not for an event loop.
+    """Open the towers of the bundle, else of the one that the settings name. Slow: not for an event loop.
 
     Raises SettingsError, BundleError, TowerError.
     """

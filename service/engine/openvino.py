@@ -37,7 +37,7 @@ class OpenVinoSession:
             self._requests.put(self._model.create_infer_request())
 
     def run(self, names: Sequence[str], arrays: Mapping[str, NDArray[Any]], options: object = None) -> list[Any]:
-        """The graph's inputs by name → copies of the named outputs."""
+        """Run the graph on its inputs by name; return copies of the named outputs."""
         request = self._requests.get()
         try:
             request.infer(dict(arrays), share_inputs=True)
@@ -55,17 +55,17 @@ class OpenVinoSession:
         return [Node(port.any_name) for port in self._model.outputs]
 
     def get_overridable_initializers(self) -> list[Node]:
-        """OpenVINO takes an input that may be left out for a constant."""
+        """Return nothing: OpenVINO takes an input that may be left out for a constant."""
         return []
 
 
 def installed() -> str | None:
-    """The version of OpenVINO, or None."""
+    """Return the version of OpenVINO, or None."""
     return version("openvino") if importlib.util.find_spec("openvino") else None
 
 
 def has_bf16() -> bool:
-    """Whether this processor multiplies in bfloat16. Imports OpenVINO, which is installed."""
+    """Return whether this processor multiplies in bfloat16. Imports OpenVINO, which is installed."""
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 

@@ -48,7 +48,7 @@ class Preview:
 
 
 def preview_image(data: bytes, limits: ImageLimits) -> Preview:
-    """An image file → a JPEG that fits into SMALL_SIDE × SMALL_SIDE. Raises InputError as decode_image does."""
+    """Turn an image file into a JPEG that fits into SMALL_SIDE × SMALL_SIDE. Raises InputError as decode_image does."""
     picture = decode_image(data, limits, enough=SMALL_SIDE)
     picture.thumbnail((SMALL_SIDE, SMALL_SIDE), SMALL_RESAMPLE)
     return _of_picture(picture)
@@ -63,7 +63,8 @@ def _of_picture(picture: Image.Image) -> Preview:
 
 
 def preview_audio(data: bytes, limits: AudioLimits) -> Preview:
-    """A sound file → its first SECONDS as a mono MP3, and its waveform. Raises InputError as decode_audio does."""
+    """Turn a sound file into its first SECONDS as mono MP3, and its waveform. Raises InputError as decode_audio
+    does."""
     kept, whole = hear(data, _RATE, limits, _beginning).value
     if len(kept) < whole:
         fade = int(_FADE * _RATE)
@@ -76,7 +77,7 @@ def preview_audio(data: bytes, limits: AudioLimits) -> Preview:
 
 
 def _beginning(blocks: Iterable[Waveform], about: int) -> tuple[Waveform, int]:
-    """The first SECONDS of a sound, and how many samples there are."""
+    """Return the first SECONDS of a sound, and how many samples there are."""
     most, whole = int(SECONDS * _RATE), 0
     kept: list[Waveform] = []
     for block in blocks:
@@ -87,7 +88,7 @@ def _beginning(blocks: Iterable[Waveform], about: int) -> tuple[Waveform, int]:
 
 
 def peaks(samples: Waveform) -> list[int]:
-    """The loudest sample of each of PEAKS stretches, 0 to 100; the loudest of all is 100, unless there is silence."""
+    """Return the loudest sample of each of PEAKS stretches, 0 to 100: the loudest of all is 100, silence 0."""
     edges = np.linspace(0, len(samples), PEAKS + 1).astype(int).tolist()
     loudest = [float(np.abs(samples[start:end]).max(initial=0.0)) for start, end in pairwise(edges)]
     top = max(loudest)
@@ -114,15 +115,14 @@ class Previewer:
         self._images, self._sounds = limits.of_images, limits.of_sounds
 
     def watched(self, inputs: Iterable[Input]) -> list[Input]:
-        """The same inputs; of those that are decoded to be embedded, `previews` decodes no picture again."""
+        """Return the same inputs; of those that are decoded to be embedded, `previews` decodes no picture again."""
         return [
             replace(given, show=_Sketch()) if isinstance(given, Media) and given.modality == "image" else given
             for given in inputs
         ]
 
     async def previews(self, media: Sequence[Media]) -> list[Preview | None]:
-        """Return one preview per medium, in order; None where it cannot be made, which is no reason to refuse an
-        item."""
+        """Return a preview per medium, in order; None where it cannot be made, which is no reason to refuse an item."""
         made: list[Preview | None] = [None] * len(media)
 
         async def make(place: int, given: Media) -> None:

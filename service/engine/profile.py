@@ -55,7 +55,7 @@ class Profile:
 
 
 def machine(bundle: Bundle) -> dict[str, Any]:
-    """What a profile must have been measured with to be used here."""
+    """Return what a profile must have been measured with to be used here."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -67,7 +67,7 @@ def machine(bundle: Bundle) -> dict[str, Any]:
 
 
 def place(bundle: Bundle) -> Path:
-    """The file of a bundle's profile: below $XDG_CACHE_HOME, or ~/.cache."""
+    """Return the file of a bundle's profile: below $XDG_CACHE_HOME, or ~/.cache."""
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(folder) / "isthmus" / f"{bundle.manifest.name}-{bundle.manifest.space}.tune.json"
 
@@ -83,7 +83,8 @@ def write(bundle: Bundle, profile: Profile) -> Path:
 
 
 def fitting(bundle: Bundle, settings: Settings) -> Mapping[Modality, Choice]:
-    """The choices of the bundle's profile, none where there is no profile that fits, or where the settings choose.
+    """Return the choices of the bundle's profile, none where there is no profile that fits, or where the settings
+    choose.
 
     A profile that is not used is named in the log, with the reason.
     """
@@ -107,7 +108,7 @@ def fitting(bundle: Bundle, settings: Settings) -> Mapping[Modality, Choice]:
 
 
 def _processor() -> str:
-    """The processor's model and what it can do, in one digest with the name before it."""
+    """Return the processor's model and what it can do, in one digest with the name before it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     said = dict(line.replace("\t", "").split(":", 1) for line in reversed(lines) if ":" in line)
     flags = " ".join(sorted((said.get("flags") or said.get("Features") or "").split()))

@@ -43,8 +43,7 @@ def accelerators(device: Device, available: Collection[str]) -> tuple[Accelerato
 def requests(
     accelerator: Accelerator, device: Device, gpu: int = 0, *, engines: Path | None = None, graphs: bool = False
 ) -> list[Request]:
-    """Return providers with their options, best first. `graphs`: record CUDA graphs; `engines`: folder of
-    TensorRT's."""
+    """Return providers with options, best first. `graphs`: record CUDA graphs; `engines`: folder of TensorRT's."""
     if accelerator == "cpu":
         return [(CPU, {})]
     candidates: list[Request] = []
@@ -66,7 +65,7 @@ def requests(
 
 
 def satisfied(device: Device, modality: Modality, obtained: Sequence[str]) -> str:
-    """The provider that a session reports first: it works with that. Raises TowerError if another was insisted on."""
+    """Return the provider that a session works with. Raises TowerError if another was insisted on."""
     needed = _NEEDED.get(device)
     if needed is not None and obtained[0] != needed:
         raise TowerError(f"ISTHMUS_DEVICE is {device!r}, but the {modality} tower got {obtained[0]}")
@@ -74,7 +73,7 @@ def satisfied(device: Device, modality: Modality, obtained: Sequence[str]) -> st
 
 
 def chosen(tower: Tower, modality: Modality, accelerator: Accelerator, wanted: PrecisionChoice) -> Precision:
-    """The precision to serve. Raises TowerError where the bundle does not have the one that is named."""
+    """Return the precision to serve. Raises TowerError where the bundle does not have the one that is named."""
     if wanted == "auto":
         return tower.default(accelerator)
     if wanted not in tower.precisions:
@@ -87,6 +86,6 @@ def chosen(tower: Tower, modality: Modality, accelerator: Accelerator, wanted: P
 
 
 def bucket(rows: int, largest: int) -> int | None:
-    """The size of the recorded graph that takes so many rows: the next power of two; None above the largest."""
+    """Return the size of the recorded graph that takes so many rows: the next power of two; None above the largest."""
     size = 1 << max(0, rows - 1).bit_length()
     return size if size <= largest else None

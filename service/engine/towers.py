@@ -130,15 +130,16 @@ class Tower:
         return vectors
 
     def run_tokens(self, arrays: Arrays) -> list[NDArray[np.float32]]:
-        """The graph's inputs by name → each item's own tokens, float32 (N, dimensions). May run beside `run`."""
+        """Run the graph on its inputs by name; return each item's tokens, float32 (N, dimensions). May run beside
+        `run`."""
         given = self._bounded(arrays) if self._in_pieces else arrays
         tokens, mask = self._session.run([TOKENS, TOKEN_MASK], given, self._options)
         packed = tokens.ndim == 2
         return [np.asarray((tokens if packed else tokens[row])[own > 0], np.float32) for row, own in enumerate(mask)]
 
     def _bounded(self, arrays: Arrays) -> Arrays:
-        """Return the arrays of a bounded call: the last rows, and the result of the rows before them, computed here
-        in pieces."""
+        """Return a bounded call's arrays: the last rows, and what is computed here, in pieces, of the rows before
+        them."""
         given = dict(arrays)
         assert isinstance(self._spec, AudioPreprocessing)
         *per_row, weights = self._spec.inputs
@@ -175,8 +176,7 @@ def open_towers(
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Return options with threads that do not spin, and ONNX Runtime's defaults: `python -m benchmarks.sessions`
-    compares."""
+    """Return ONNX Runtime's defaults, with threads that do not spin: `python -m benchmarks.sessions` compares."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -186,7 +186,7 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 
 
 def _chosen(bundle: Bundle, modality: Modality, choice: Choice) -> Any:
-    """The session of a choice. Raises BundleError, TowerError."""
+    """Return the session of a choice. Raises BundleError, TowerError."""
     precision = bundle.manifest.towers[modality].precision if choice.precision == "bf16" else choice.precision
     file = bundle.tower_path(modality, precision)
     if choice.runtime == "onnxruntime":
@@ -202,7 +202,8 @@ def _chosen(bundle: Bundle, modality: Modality, choice: Choice) -> Any:
 def _sessions(
     bundle: Bundle, file: Path, asked: Sequence[list[Request]], threads: int
 ) -> list[onnxruntime.InferenceSession]:
-    """A session for each of `asked`, of the very bytes whose checksums were checked. Raises BundleError, TowerError."""
+    """Return a session for each of `asked`, of the bytes whose checksums were checked. Raises BundleError,
+    TowerError."""
     if any(providers[0][0] != CPU for providers in asked):
         # Finds the CUDA libraries that come as Python packages; without them the provider is silently not obtained.
         onnxruntime.preload_dlls()

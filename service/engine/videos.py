@@ -25,7 +25,7 @@ def decoded(clip: Clip) -> list[Decoded]:
 
 
 def pooled(clip: Clip, vectors: Sequence[Embedded | InputError]) -> Embedded | InputError:
-    """A video of the vectors of what was `decoded`, or what is wrong with the first that has none."""
+    """Return a video of the vectors of what was `decoded`, or what is wrong with the first that has none."""
     moments = []
     for stretch, made in zip([*clip.frames, *clip.sounds], vectors, strict=True):
         if isinstance(made, InputError):
@@ -42,5 +42,5 @@ def pooled(clip: Clip, vectors: Sequence[Embedded | InputError]) -> Embedded | I
 
 
 def perhaps_long(sounds: Mapping[int, Media], limits: Limits) -> list[int]:
-    """The places of those whose headers do not say that they are no longer than one moment."""
+    """Return the places of sounds whose headers do not say that they are no longer than one moment."""
     return [place for place, sound in sounds.items() if not 0 < header_seconds(sound.data, limits) <= STRETCH_S]

@@ -61,7 +61,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def described(error: BaseException) -> Iterator[str]:
-    """An exception, what caused it, and where each was raised, without their texts but for what is safe to tell."""
+    """Yield an exception, its causes, and where each was raised, without their texts but for what is safe to tell."""
     seen: set[int] = set()
     exception: BaseException | None = error
     while exception is not None and id(exception) not in seen:

@@ -91,7 +91,7 @@ class Metrics:
         self._cache_bytes.labels(model).set_function(size)
 
     def watch_store(self, path: Path) -> None:
-        """The directory of a store that is kept in files."""
+        """Measure the directory of a store that is kept in files."""
         self._store_bytes.set_function(lambda: _bytes_in(path))
         self._store_free_bytes.set_function(lambda: free_bytes(path) or nan)
 

@@ -52,7 +52,7 @@ class Limit:
 
     @property
     def rate(self) -> float:
-        """Per second."""
+        """Return the amount per second."""
         return self.amount / self.period_s
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ class Verdict:
 
 class Limiter(Protocol):
     async def take(self, key: str, limits: Sequence[Limit], costs: Costs) -> Verdict:
-        """All of the costs, or nothing where one of the limits does not allow it. Does not raise."""
+        """Take all of the costs, or nothing where one of the limits does not allow it. Does not raise."""
         ...
 
     async def close(self) -> None: ...
@@ -189,7 +189,7 @@ class Meter:
 
     @property
     def units(self) -> frozenset[Unit]:
-        """Those that are limited: what nobody counts need not be measured."""
+        """Return the limited units: what nobody counts need not be measured."""
         return frozenset(each.unit for each in self.limits)
 
     async def prepay(self, items: int) -> None:
@@ -210,8 +210,8 @@ class Meter:
             raise RateLimited("the limits of this key are used up", retry_after_s=math.ceil(self._last.wait_s))
 
     def headers(self) -> dict[str, str]:
-        """RateLimit and RateLimit-Policy as in draft-ietf-httpapi-ratelimit-headers-10, every limit in them; and the
-        three fields of its earlier drafts, which more clients read, for the limit that is nearest to its end."""
+        """Return RateLimit and RateLimit-Policy as in draft-ietf-httpapi-ratelimit-headers-10, every limit in them; and
+        the three fields of its earlier drafts, which more clients read, for the limit that is nearest to its end."""
         if self._last is None:
             return {}
         rows = list(zip(self.limits, self._last.held, strict=True))

@@ -56,7 +56,7 @@ class Tracing:
 
     @contextmanager
     def request(self, method: str, headers: Mapping[str, str]) -> "Iterator[Span]":
-        """The span of a request, in the trace that its headers name, or in a new one."""
+        """Make the span of a request, in the trace that its headers name, or in a new one."""
         from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -127,7 +127,7 @@ def stage(name: str) -> Iterator[None]:
 
 @contextmanager
 def batch(origins: Sequence[Origin | None], attributes: Attributes) -> Iterator[None]:
-    """The span of one model call; none where no input of it is traced."""
+    """Make the span of one model call; none where no input of it is traced."""
     traced = [origin for origin in origins if origin is not None]
     if not traced:
         yield
@@ -149,7 +149,7 @@ def finish(span: "Span", route: str, method: str, status: int, attributes: Attri
 
 
 def traceparent(span: "Span") -> str:
-    """The span as the value of a W3C traceparent header."""
+    """Return the span as the value of a W3C traceparent header."""
     context = span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 

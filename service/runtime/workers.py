@@ -84,7 +84,7 @@ class Workers:
 
     @property
     def alive(self) -> bool:
-        """Whether all of its threads are; those that are missing are started."""
+        """Return whether all of its threads are alive, and start those that are missing."""
         self._fill()
         return not self._closed and sum(thread.is_alive() for thread in self._threads) == self._count
 
@@ -201,8 +201,8 @@ class OwnThread:
         self._given_up_at = 0.0
 
     async def run(self, function: Callable[[], Result], patience_s: float) -> Result:
-        """Run a function, and return its result or raise its error. Raises TimeoutError where it, or the one before,
-        takes longer."""
+        """Run a function; return its result or raise its error. Raises TimeoutError where it, or the one before, is
+        late."""
         async with self._turn:
             if self._last is not None and not self._last.done():
                 await self._wait(self._last)
@@ -243,7 +243,7 @@ def _fail(call: _Call, error: Exception) -> None:
 
 
 def _tell(call: _Call, set: Callable[[Any], None] | None = None, outcome: object = None) -> None:
-    """The outcome to whoever still waits for it in the call's event loop, where its place is free from now on."""
+    """Give the outcome to whoever still waits for it in the call's event loop, where its place is free from now on."""
 
     def done() -> None:
         if call.free is not None:  # a thread that dies on its way out of a call tells twice

@@ -127,7 +127,8 @@ class File:
 
 
 def read_as(kind: Literal["string", "text", "image", "audio", "video"]) -> GetPydanticSchema:
-    """A string that is an input of this kind; "string": a text, or the file that a data: URI holds."""
+    """Return the schema of a string that is an input of a kind; "string": a text, or the file that a data: URI
+    holds."""
     return _schema(Annotated[str, AfterValidator(partial(read, kind))])
 
 
@@ -157,7 +158,7 @@ class VideoInput(RequestModel):
 
 
 def kind_of(value: Any) -> str | None:
-    """The tag of an input, from its type or from the one key that says what it is; None where nothing does."""
+    """Return the tag of an input, from its type or from the one key that says what it is; None where nothing does."""
     if isinstance(value, str):
         return "string"
     if isinstance(value, File):
@@ -171,7 +172,7 @@ def kind_of(value: Any) -> str | None:
 
 
 def shape_of(value: Any) -> Literal["string", "list", "object"] | None:
-    """The tag of a value that may be written in several ways, from its JSON type."""
+    """Return the tag of a value that may be written in several ways, from its JSON type."""
     return (
         "string"
         if isinstance(value, str)
@@ -182,18 +183,17 @@ def shape_of(value: Any) -> Literal["string", "list", "object"] | None:
 
 
 def present(value: dict[str, Any]) -> set[str]:
-    """The fields that are there: one that is null is not."""
+    """Return the fields that are there: one that is null is not."""
     return {name for name, given in value.items() if given is not None}
 
 
 def branch(wire: type[RequestModel], *fields: str) -> Any:
-    """Return a branch of a union: an object whose first field identifies it. Its value is that of the field, or the
-    fields."""
+    """Return a branch of a union: an object whose first field identifies it, with the value of the field, or fields."""
     return Annotated[wire, AfterValidator(attrgetter(*fields)), Tag(fields[0])]
 
 
 def one_of(*branches: Any) -> GetPydanticSchema:
-    """A union whose branch is chosen by `kind_of`; what was expected is said where there is none."""
+    """Return a union whose branch is chosen by `kind_of`; what was expected is said where there is none."""
     kinds = [
         tag.tag for branch_type in branches for tag in getattr(branch_type, "__metadata__", ()) if isinstance(tag, Tag)
     ]
@@ -238,7 +238,7 @@ class WeightedFile(Weighted):
 
 
 def weighted(wire: type[RequestModel], kind: str) -> Any:
-    """A part of several: its content and its weight."""
+    """Return a part of several: its content and its weight."""
     name = wire.__name__.removesuffix("Input").removesuffix("Query")
     return branch(create_model(f"Weighted{name}", __base__=(wire, Weighted)), kind, "weight")
 
@@ -280,8 +280,8 @@ def limits_of(info: ValidationInfo) -> Limits:
 
 
 def at_most(limit: Callable[[Limits], int], what: str, *holders: str) -> BeforeValidator:
-    """A list no longer than a setting, checked before any of its members is looked at; parts of a fused input count,
-    and so does each input in the fields `holders` of a member.
+    """Limit a list to the length that a setting says, before any of its members is looked at; parts of a fused input
+    count, and so does each input in the fields `holders` of a member.
 
     The settings' limits are the validation context (`api.reading` passes them).
     """

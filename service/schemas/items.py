@@ -64,8 +64,7 @@ def storable_text(value: str) -> str:
 
 
 def _storable(value: Any, most: int) -> Any:
-    """Check that a value is JSON that SQLite and every client read back unchanged, with at most so many values and
-    keys."""
+    """Check that a value is JSON that SQLite and clients read back unchanged, with at most so many values and keys."""
     waiting = [(value, 0)]
     while waiting:
         held, depth = waiting.pop()
@@ -141,7 +140,7 @@ MetadataKey = Annotated[str, Field(min_length=1, max_length=256), AfterValidator
 
 
 def _numbers(value: Any) -> Any:
-    """A vector → float64 (D,). A list of numbers is not looked at one by one in Python: NumPy says what is wrong."""
+    """Turn a vector into float64 (D,). NumPy looks at the numbers of a list, and not Python at one after the other."""
     if isinstance(value, str):
         try:
             data = base64.b64decode(value, validate=True)

@@ -74,8 +74,9 @@ class TestVectors:
         loud = np.full(15 * RATE, np.float32(1e12))
         loud[::2] *= -1
         for samples in (quiet, mixed, loud, noise(25), np.zeros(25 * RATE, np.float32), noise(0), noise(0.01)):
-            assert np.array_equal(spec.prepare(samples).rows, spec.rows_of(samples).rows)
-        assert len(spec.prepare(silence_then_tone(60.0, 5.0))) < len(spec.rows_of(silence_then_tone(60.0, 5.0)))
+            assert np.array_equal(spec.prepare(samples).rows, spec.rows_of_blocks((samples,), len(samples)).rows)
+        sound = silence_then_tone(60.0, 5.0)
+        assert len(spec.prepare(sound)) < len(spec.rows_of_blocks((sound,), len(sound)))
 
 
 def test_a_long_sound_is_found_by_its_moments(settings: Settings) -> None:

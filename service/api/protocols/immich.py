@@ -113,7 +113,7 @@ async def predict_for_immich(request: Request, state: StateDep, caller: CallerDe
 
 
 async def _read(request: Request, state: State) -> tuple[bytes, Media | Text]:
-    """The form's entries, and its image or its text."""
+    """Return the form's entries, and its image or its text."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise UnsupportedBody("this route reads multipart/form-data")
     parts = await form_parts(request, state.settings, files=2, fields=2)
