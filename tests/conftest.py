@@ -1,12 +1,14 @@
 """Real components for every test: a bundle, a server on a socket, a Redis, and the data where there is some."""
 
+import asyncio
+import functools
 import io
 import os
 import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +47,16 @@ for name in [name for name in os.environ if name.startswith("ISTHMUS_")]:
     del os.environ[name]
 
 Colour = tuple[int, int, int]
+
+
+def on_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run an asynchronous test on an event loop of its own, for DEADLINE_S at most."""
+
+    @functools.wraps(test)
+    def run(*arguments: object, **fixtures: object) -> None:
+        asyncio.run(asyncio.wait_for(test(*arguments, **fixtures), DEADLINE_S))
+
+    return run
 
 
 @pytest.fixture(scope="session")

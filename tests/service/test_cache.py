@@ -1,7 +1,7 @@
 import asyncio
 import io
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from service.contract.vectors import l2_normalise
 from service.engine.cache import MemoryCache, RedisCache, check_redis, decode, encode, keys_of
 from service.engine.inputs import Embedded, Input, Media, Text, TokenIds
 from service.settings import Settings, SettingsError
-from tests.conftest import redis_server
+from tests.conftest import on_a_loop, redis_server
 
 DIMENSIONS = 8
 
@@ -46,10 +46,6 @@ def asked(keys: str) -> dict[str, Modality]:
 def make(url: str, errors: Errors | None = None, **more: Any) -> RedisCache:
     options: dict[str, Any] = {"ttl_s": 60, "timeout_s": 5.0, "pause_s": 0.0} | more
     return RedisCache(url, dimensions=DIMENSIONS, failed=(errors or Errors()).count, **options)
-
-
-def run(coroutine: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(coroutine)
 
 
 @given(
@@ -106,40 +102,35 @@ def test_no_two_inputs_of_any_kind_precision_or_space_share_a_key(placed: list[t
     assert len(keys) == len(set(placed))
 
 
-def test_memory_keeps_the_most_recently_used_within_its_bytes() -> None:
-    async def main() -> None:
-        room_for_two = 2 * (entry().vector.nbytes + 256)
-        cache = MemoryCache(room_for_two)
-        await cache.put_many({"a": entry(0), "b": entry(1)})
-        await cache.get_many(asked("a"))
-        await cache.put_many({"c": entry(2)})
-        assert [*await cache.get_many(asked("abc"))] == ["a", "c"]
-        await cache.put_many({"a": entry(3)})  # replaced, not counted twice
-        assert [*await cache.get_many(asked("ac"))] == ["a", "c"]
-
-    run(main())
+@on_a_loop
+async def test_memory_keeps_the_most_recently_used_within_its_bytes() -> None:
+    room_for_two = 2 * (entry().vector.nbytes + 256)
+    cache = MemoryCache(room_for_two)
+    await cache.put_many({"a": entry(0), "b": entry(1)})
+    await cache.get_many(asked("a"))
+    await cache.put_many({"c": entry(2)})
+    assert [*await cache.get_many(asked("abc"))] == ["a", "c"]
+    await cache.put_many({"a": entry(3)})  # replaced, not counted twice
+    assert [*await cache.get_many(asked("ac"))] == ["a", "c"]
 
 
-def test_memory_of_no_bytes_keeps_nothing() -> None:
-    async def main() -> None:
-        cache = MemoryCache(0)
-        await cache.put_many({"a": entry()})
-        assert await cache.get_many(asked("a")) == {}
-
-    run(main())
+@on_a_loop
+async def test_memory_of_no_bytes_keeps_nothing() -> None:
+    cache = MemoryCache(0)
+    await cache.put_many({"a": entry()})
+    assert await cache.get_many(asked("a")) == {}
 
 
-def test_redis_gives_back_what_was_put_and_forgets_in_time(redis_url: str) -> None:
-    async def main() -> None:
-        cache = make(redis_url)
-        written = entry(truncated=True, tokens=7)
-        await cache.put_many({"a": written})
-        [read] = (await cache.get_many(asked("ab"))).values()
-        assert np.array_equal(read.vector, written.vector)
-        assert (read.truncated, read.tokens, read.cached) == (True, 7, True)
-        await cache.close()
+@on_a_loop
+async def test_redis_gives_back_what_was_put_and_forgets_in_time(redis_url: str) -> None:
+    cache = make(redis_url)
+    written = entry(truncated=True, tokens=7)
+    await cache.put_many({"a": written})
+    [read] = (await cache.get_many(asked("ab"))).values()
+    assert np.array_equal(read.vector, written.vector)
+    assert (read.truncated, read.tokens, read.cached) == (True, 7, True)
+    await cache.close()
 
-    run(main())
     with redis.Redis.from_url(redis_url) as connection:
         assert 0 < connection.ttl("a") <= 60
 
@@ -157,43 +148,37 @@ def test_redis_gives_back_what_was_put_and_forgets_in_time(redis_url: str) -> No
     ],
     ids=["empty", "short", "cut", "long", "nan", "not unit", "zero"],
 )
-def test_garbage_in_redis_is_a_miss_and_counted(redis_url: str, garbage: bytes) -> None:
+@on_a_loop
+async def test_garbage_in_redis_is_a_miss_and_counted(redis_url: str, garbage: bytes) -> None:
     with redis.Redis.from_url(redis_url) as connection:
         connection.set("a", garbage)
         connection.lpush("list", "of another type")
 
-    async def main() -> None:
+    errors = Errors()
+    cache = make(redis_url, errors)
+    assert await cache.get_many({"a": "text", "list": "text"}) == {}
+    assert errors.seen == 1
+    await cache.close()
+
+
+@on_a_loop
+async def test_a_redis_that_is_not_there_is_a_miss_and_is_left_alone_for_a_while(free_port: int) -> None:
+    errors = Errors()
+    cache = make(f"redis://127.0.0.1:{free_port}/0", errors, pause_s=60.0)
+    await cache.put_many({"a": entry()})
+    assert await cache.get_many(asked("a")) == {}
+    assert errors.seen == 1
+    await cache.close()
+
+
+@on_a_loop
+async def test_a_redis_that_does_not_answer_is_a_miss() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and never says a word
         errors = Errors()
-        cache = make(redis_url, errors)
-        assert await cache.get_many({"a": "text", "list": "text"}) == {}
-        assert errors.seen == 1
-        await cache.close()
-
-    run(main())
-
-
-def test_a_redis_that_is_not_there_is_a_miss_and_is_left_alone_for_a_while(free_port: int) -> None:
-    async def main() -> None:
-        errors = Errors()
-        cache = make(f"redis://127.0.0.1:{free_port}/0", errors, pause_s=60.0)
-        await cache.put_many({"a": entry()})
+        cache = make(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", errors, timeout_s=0.05)
         assert await cache.get_many(asked("a")) == {}
         assert errors.seen == 1
         await cache.close()
-
-    run(main())
-
-
-def test_a_redis_that_does_not_answer_is_a_miss() -> None:
-    async def main() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and never says a word
-            errors = Errors()
-            cache = make(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", errors, timeout_s=0.05)
-            assert await cache.get_many(asked("a")) == {}
-            assert errors.seen == 1
-            await cache.close()
-
-    run(main())
 
 
 @pytest.mark.parametrize(
@@ -212,60 +197,58 @@ def test_a_redis_that_does_not_answer_is_a_miss() -> None:
         b"",
     ],
 )
-def test_what_is_no_redis_is_a_miss_whatever_it_answers(answer: bytes) -> None:
-    async def main() -> None:
-        async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with suppress(ConnectionError):
-                while await reader.read(65_536):
-                    writer.write(answer)
-            writer.close()
+@on_a_loop
+async def test_what_is_no_redis_is_a_miss_whatever_it_answers(answer: bytes) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while await reader.read(65_536):
+                writer.write(answer)
+        writer.close()
 
-        async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
-            errors = Errors()
-            port = server.sockets[0].getsockname()[1]
-            cache = make(f"redis://127.0.0.1:{port}/0", errors, timeout_s=0.2)
-            assert await cache.get_many(asked("ab")) == {}
-            await cache.put_many({"a": entry()})
-            assert errors.seen >= 1
-            await cache.close()
-
-    run(main())
+    async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
+        errors = Errors()
+        port = server.sockets[0].getsockname()[1]
+        cache = make(f"redis://127.0.0.1:{port}/0", errors, timeout_s=0.2)
+        assert await cache.get_many(asked("ab")) == {}
+        await cache.put_many({"a": entry()})
+        assert errors.seen >= 1
+        await cache.close()
 
 
-def test_a_redis_that_was_slow_once_does_not_answer_the_next_question_with_the_last_answer(redis_url: str) -> None:
-    async def main() -> None:
-        address = urlsplit(redis_url)
-        held, passing = asyncio.Event(), asyncio.Event()
+@on_a_loop
+async def test_a_redis_that_was_slow_once_does_not_answer_the_next_question_with_the_last_answer(
+    redis_url: str,
+) -> None:
+    address = urlsplit(redis_url)
+    held, passing = asyncio.Event(), asyncio.Event()
+    passing.set()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, held_back: bool) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                if held_back and not passing.is_set():
+                    held.set()
+                    await passing.wait()
+                writer.write(data)
+        writer.close()
+
+    async def between(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs, ours = await asyncio.open_connection(address.hostname, address.port)
+        await asyncio.gather(relay(reader, ours, held_back=False), relay(theirs, writer, held_back=True))
+
+    async with await asyncio.start_server(between, "127.0.0.1", 0) as server:
+        errors = Errors()
+        cache = make(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", errors, timeout_s=1.0)
+        await cache.put_many({"a": entry(1), "b": entry(2)})
+        assert errors.seen == 0
+        passing.clear()
+        assert await cache.get_many(asked("a")) == {}, "too slow"
+        assert held.is_set()
+        assert errors.seen == 1
         passing.set()
-
-        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, held_back: bool) -> None:
-            with suppress(ConnectionError):
-                while data := await reader.read(65_536):
-                    if held_back and not passing.is_set():
-                        held.set()
-                        await passing.wait()
-                    writer.write(data)
-            writer.close()
-
-        async def between(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            theirs, ours = await asyncio.open_connection(address.hostname, address.port)
-            await asyncio.gather(relay(reader, ours, held_back=False), relay(theirs, writer, held_back=True))
-
-        async with await asyncio.start_server(between, "127.0.0.1", 0) as server:
-            errors = Errors()
-            cache = make(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", errors, timeout_s=1.0)
-            await cache.put_many({"a": entry(1), "b": entry(2)})
-            assert errors.seen == 0
-            passing.clear()
-            assert await cache.get_many(asked("a")) == {}, "too slow"
-            assert held.is_set()
-            assert errors.seen == 1
-            passing.set()
-            [b] = (await cache.get_many(asked("b"))).values()
-            assert np.array_equal(b.vector, entry(2).vector)
-            await cache.close()
-
-    run(main())
+        [b] = (await cache.get_many(asked("b"))).values()
+        assert np.array_equal(b.vector, entry(2).vector)
+        await cache.close()
 
 
 @pytest.mark.parametrize(
@@ -297,16 +280,14 @@ def test_what_is_no_redis_stops_the_start_and_one_that_is_away_does_not(
     assert "Redis does not answer" in caplog.text
 
 
-def test_a_redis_that_comes_back_is_used_again(tmp_path: Path, free_port: int) -> None:
-    async def main() -> None:
-        cache = make(f"redis://127.0.0.1:{free_port}/0")
-        with redis_server(tmp_path, free_port):
-            await cache.put_many({"a": entry()})
-            assert await cache.get_many(asked("a"))
-        assert await cache.get_many(asked("a")) == {}
-        with redis_server(tmp_path, free_port):
-            await cache.put_many({"a": entry()})
-            assert await cache.get_many(asked("a"))
-        await cache.close()
-
-    run(main())
+@on_a_loop
+async def test_a_redis_that_comes_back_is_used_again(tmp_path: Path, free_port: int) -> None:
+    cache = make(f"redis://127.0.0.1:{free_port}/0")
+    with redis_server(tmp_path, free_port):
+        await cache.put_many({"a": entry()})
+        assert await cache.get_many(asked("a"))
+    assert await cache.get_many(asked("a")) == {}
+    with redis_server(tmp_path, free_port):
+        await cache.put_many({"a": entry()})
+        assert await cache.get_many(asked("a"))
+    await cache.close()

@@ -9,6 +9,7 @@ from service.api.deadline import Deadline
 from service.errors import DeadlineExceeded
 from service.retrieval.deadline import within
 from service.settings import Settings
+from tests.conftest import on_a_loop
 from tests.service.slow import Slow
 from tests.service.test_serving import in_queue, until, with_towers
 
@@ -78,16 +79,14 @@ def test_an_answer_that_has_begun_is_not_broken_off() -> None:
     assert [message["status"] for message in ask(streaming, "GET", "/jobs/x/errors")] == [200, 200]
 
 
-def test_another_timeout_is_no_deadline() -> None:
-    async def main() -> None:
-        with pytest.raises(TimeoutError):
-            async with within(1):
-                raise TimeoutError
-        with pytest.raises(DeadlineExceeded):
-            async with within(0):
-                await asyncio.sleep(1)
-
-    asyncio.run(main())
+@on_a_loop
+async def test_another_timeout_is_no_deadline() -> None:
+    with pytest.raises(TimeoutError):
+        async with within(1):
+            raise TimeoutError
+    with pytest.raises(DeadlineExceeded):
+        async with within(0):
+            await asyncio.sleep(1)
 
 
 def test_past_it_the_work_is_dropped(settings: Settings) -> None:

@@ -2,14 +2,13 @@ import asyncio
 import ctypes
 import threading
 import time
-from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any
 
 import pytest
 
 from service.errors import NotReady
 from service.runtime.workers import WorkerDied, Workers
+from tests.conftest import on_a_loop
 
 WAIT_S = 10.0
 
@@ -23,140 +22,121 @@ def threads(name: str) -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == name]
 
 
-def run(coroutine: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(WAIT_S):
-            await coroutine
-
-    asyncio.run(bounded())
-
-
 def end() -> None:
     raise SystemExit
 
 
-def test_results_and_failures_come_back() -> None:
-    async def main() -> None:
-        workers = Workers("w-plain", 2)
-        assert await asyncio.gather(*(workers.run(lambda n=n: n * n) for n in range(20))) == [n * n for n in range(20)]
-        with pytest.raises(ZeroDivisionError):
-            await workers.run(lambda: 1 // 0)
-        assert workers.alive
-        workers.close()
-        assert not workers.alive
-        assert threads("w-plain") == []
-        with pytest.raises(NotReady):
-            await workers.run(int)
-
-    run(main())
+@on_a_loop
+async def test_results_and_failures_come_back() -> None:
+    workers = Workers("w-plain", 2)
+    assert await asyncio.gather(*(workers.run(lambda n=n: n * n) for n in range(20))) == [n * n for n in range(20)]
+    with pytest.raises(ZeroDivisionError):
+        await workers.run(lambda: 1 // 0)
+    assert workers.alive
+    workers.close()
+    assert not workers.alive
+    assert threads("w-plain") == []
+    with pytest.raises(NotReady):
+        await workers.run(int)
 
 
-def test_a_call_that_ends_its_thread_is_answered_and_the_thread_replaced(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        deaths: list[int] = []
-        workers = Workers("w-ended", 1, died=lambda: deaths.append(1))
-        (first,) = threads("w-ended")
-        with pytest.raises(WorkerDied):
-            await workers.run(end)
-        assert await workers.run(lambda: "on") == "on"
-        first.join(WAIT_S)
-        assert (len(deaths), workers.alive, len(threads("w-ended"))) == (1, True, 1)
-        workers.close()
+@on_a_loop
+async def test_a_call_that_ends_its_thread_is_answered_and_the_thread_replaced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    deaths: list[int] = []
+    workers = Workers("w-ended", 1, died=lambda: deaths.append(1))
+    (first,) = threads("w-ended")
+    with pytest.raises(WorkerDied):
+        await workers.run(end)
+    assert await workers.run(lambda: "on") == "on"
+    first.join(WAIT_S)
+    assert (len(deaths), workers.alive, len(threads("w-ended"))) == (1, True, 1)
+    workers.close()
 
-    run(main())
     assert "a thread of w-ended died" in caplog.text
 
 
-def test_a_thread_that_is_ended_again_while_it_is_replaced_loses_no_call() -> None:
-    async def main() -> None:
-        deaths: list[int] = []
+@on_a_loop
+async def test_a_thread_that_is_ended_again_while_it_is_replaced_loses_no_call() -> None:
+    deaths: list[int] = []
 
-        def died() -> None:
-            deaths.append(1)
-            if len(deaths) == 1:
-                end()
+    def died() -> None:
+        deaths.append(1)
+        if len(deaths) == 1:
+            end()
 
-        workers = Workers("w-again", 1, died=died)
-        (first,) = threads("w-again")
-        with pytest.raises(WorkerDied):
-            await workers.run(end)
-        assert await workers.run(lambda: "on") == "on"
-        first.join(WAIT_S)
-        assert (len(deaths), workers.alive, len(threads("w-again"))) == (2, True, 1)
-        workers.close()
-
-    run(main())
+    workers = Workers("w-again", 1, died=died)
+    (first,) = threads("w-again")
+    with pytest.raises(WorkerDied):
+        await workers.run(end)
+    assert await workers.run(lambda: "on") == "on"
+    first.join(WAIT_S)
+    assert (len(deaths), workers.alive, len(threads("w-again"))) == (2, True, 1)
+    workers.close()
 
 
-def test_threads_that_are_killed_while_idle_lose_no_call() -> None:
-    async def main() -> None:
-        workers = Workers("w-killed", 3)
-        killed = threads("w-killed")
-        for thread in killed:
-            kill(thread)
-        # Each thread notices when it is woken. A call it may have taken by then is answered too.
-        outcomes = await asyncio.gather(*(workers.run(lambda n=n: n) for n in range(30)), return_exceptions=True)
-        assert all(outcome == n or isinstance(outcome, WorkerDied) for n, outcome in enumerate(outcomes))
-        while any(thread.is_alive() for thread in killed):  # one that was not woken yet notices later
-            with suppress(WorkerDied):
-                await workers.run(lambda: None)
-        assert await workers.run(lambda: "on") == "on"
-        assert workers.alive
-        workers.close()
-        assert threads("w-killed") == []
-
-    run(main())
+@on_a_loop
+async def test_threads_that_are_killed_while_idle_lose_no_call() -> None:
+    workers = Workers("w-killed", 3)
+    killed = threads("w-killed")
+    for thread in killed:
+        kill(thread)
+    # Each thread notices when it is woken. A call it may have taken by then is answered too.
+    outcomes = await asyncio.gather(*(workers.run(lambda n=n: n) for n in range(30)), return_exceptions=True)
+    assert all(outcome == n or isinstance(outcome, WorkerDied) for n, outcome in enumerate(outcomes))
+    while any(thread.is_alive() for thread in killed):  # one that was not woken yet notices later
+        with suppress(WorkerDied):
+            await workers.run(lambda: None)
+    assert await workers.run(lambda: "on") == "on"
+    assert workers.alive
+    workers.close()
+    assert threads("w-killed") == []
 
 
-def test_a_thread_that_is_killed_in_a_call_answers_it() -> None:
-    async def main() -> None:
-        workers = Workers("w-busy")
-        entered = threading.Event()
+@on_a_loop
+async def test_a_thread_that_is_killed_in_a_call_answers_it() -> None:
+    workers = Workers("w-busy")
+    entered = threading.Event()
 
-        def busy() -> None:
-            entered.set()
-            until = time.monotonic() + WAIT_S
-            while time.monotonic() < until:  # runs Python code all the time, so that it can be killed
-                pass
+    def busy() -> None:
+        entered.set()
+        until = time.monotonic() + WAIT_S
+        while time.monotonic() < until:  # runs Python code all the time, so that it can be killed
+            pass
 
-        call = asyncio.create_task(workers.run(busy))
-        await asyncio.to_thread(entered.wait, WAIT_S)
-        kill(threads("w-busy")[0])
-        with pytest.raises(WorkerDied):
-            await call
-        assert await workers.run(lambda: "on") == "on"
-        workers.close()
-
-    run(main())
+    call = asyncio.create_task(workers.run(busy))
+    await asyncio.to_thread(entered.wait, WAIT_S)
+    kill(threads("w-busy")[0])
+    with pytest.raises(WorkerDied):
+        await call
+    assert await workers.run(lambda: "on") == "on"
+    workers.close()
 
 
-def test_a_cancelled_call_is_not_begun() -> None:
-    async def main() -> None:
-        workers = Workers("w-cancelled")
-        release, begun = threading.Event(), []
-        first = asyncio.create_task(workers.run(lambda: release.wait(WAIT_S)))
-        gone = asyncio.create_task(workers.run(lambda: begun.append(1)))
-        await asyncio.sleep(0)
-        gone.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await gone
-        release.set()
-        assert await first
-        assert begun == []
-        workers.close()
-
-    run(main())
+@on_a_loop
+async def test_a_cancelled_call_is_not_begun() -> None:
+    workers = Workers("w-cancelled")
+    release, begun = threading.Event(), []
+    first = asyncio.create_task(workers.run(lambda: release.wait(WAIT_S)))
+    gone = asyncio.create_task(workers.run(lambda: begun.append(1)))
+    await asyncio.sleep(0)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    release.set()
+    assert await first
+    assert begun == []
+    workers.close()
 
 
-def test_a_call_that_raises_what_no_future_takes_is_answered() -> None:
-    async def main() -> None:
-        workers = Workers("w-stopped")
-        with pytest.raises(RuntimeError, match="StopIteration"):
-            await workers.run(lambda: next(iter(())))
-        assert await workers.run(lambda: "on") == "on"
-        workers.close()
-
-    run(main())
+@on_a_loop
+async def test_a_call_that_raises_what_no_future_takes_is_answered() -> None:
+    workers = Workers("w-stopped")
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await workers.run(lambda: next(iter(())))
+    assert await workers.run(lambda: "on") == "on"
+    workers.close()
 
 
 def test_a_thread_outlives_the_event_loop_whose_call_it_has() -> None:
@@ -171,7 +151,7 @@ def test_a_thread_outlives_the_event_loop_whose_call_it_has() -> None:
         await asyncio.to_thread(entered.wait, WAIT_S)
         call.cancel()
 
-    run(left())
+    asyncio.run(left())
     release.set()  # its loop is closed by now
 
     async def later() -> None:
@@ -179,18 +159,16 @@ def test_a_thread_outlives_the_event_loop_whose_call_it_has() -> None:
         assert workers.alive
         workers.close()
 
-    run(later())
+    asyncio.run(later())
 
 
-def test_close_runs_what_was_given() -> None:
-    async def main() -> None:
-        workers = Workers("w-closed")
-        release = threading.Event()
-        calls = [asyncio.create_task(workers.run(lambda: release.wait(WAIT_S))) for _ in range(3)]
-        await asyncio.sleep(0)
-        closing = asyncio.create_task(asyncio.to_thread(workers.close))
-        release.set()
-        assert await asyncio.gather(*calls) == [True, True, True]
-        await closing
-
-    run(main())
+@on_a_loop
+async def test_close_runs_what_was_given() -> None:
+    workers = Workers("w-closed")
+    release = threading.Event()
+    calls = [asyncio.create_task(workers.run(lambda: release.wait(WAIT_S))) for _ in range(3)]
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(asyncio.to_thread(workers.close))
+    release.set()
+    assert await asyncio.gather(*calls) == [True, True, True]
+    await closing
