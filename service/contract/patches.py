@@ -1,7 +1,7 @@
 """Waveform → log-mel patches, float32 (patches, 1, frames, mels): the front end of YAMNet."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from service.contract.sounds import AudioPreprocessing, Growing, Sound, Waveform
+from service.contract.windows import check_spectrum, framed, hann, mel_filters
 
-_BLOCK_FRAMES = 1024
 _SIDE_BY_SIDE_S = 600.0
 """Length up to which a sound's patches lie side by side; those of a longer one share the frames in which they
 overlap."""
@@ -37,10 +37,7 @@ class LogMelPatches(AudioPreprocessing):
 
     @model_validator(mode="after")
     def _consistent(self) -> "LogMelPatches":
-        if self.fft_length < self.window_length:
-            raise ValueError(f"fft_length {self.fft_length} is shorter than window_length {self.window_length}")
-        if not self.f_min < self.f_max <= self.sampling_rate / 2:
-            raise ValueError(f"f_min {self.f_min:g} and f_max {self.f_max:g} are not a band below half the rate")
+        check_spectrum(self.fft_length, self.window_length, self.f_min, self.f_max, self.sampling_rate)
         return self
 
     @property
@@ -76,32 +73,22 @@ def _cut(features: NDArray[np.float32], spec: LogMelPatches) -> NDArray[np.float
 
 def _features(blocks: Iterable[Waveform], about: int, spec: LogMelPatches) -> NDArray[np.float32]:
     """Return the frames of a waveform in blocks, (frames, n_mels), up to a whole number of patch hops."""
-    window, mel = _periodic_hann(spec.window_length), _htk_mel(spec)
+    window, mel = hann(spec.window_length).astype(np.float32), _htk_mel(spec)
     features = Growing(_frames_of(about, spec), spec.n_mels)
-    waiting, total = np.zeros(0, np.float32), 0
-
-    def take(count: int) -> None:
-        """Turn the first frames of what waits into features."""
-        nonlocal waiting
-        reach = (count - 1) * spec.hop_length + spec.window_length
-        samples = waiting[:reach]
-        samples = np.pad(samples, (0, reach - len(samples)))
-        frames = np.lib.stride_tricks.sliding_window_view(samples, spec.window_length)[:: spec.hop_length]
+    # A long sound's spectrum, or the sound itself, is not held.
+    for frames in framed(_with_silence(blocks, spec), spec.window_length, spec.hop_length):
         spectrum = np.abs(np.fft.rfft(frames * window, n=spec.fft_length))
         features.append(np.log(spectrum.astype(np.float32) @ mel + np.float32(spec.log_offset)))
-        waiting = waiting[count * spec.hop_length :]
+    return features.whole
 
-    # A long sound's spectrum, or the sound itself, is not held.
-    reach = (_BLOCK_FRAMES - 1) * spec.hop_length + spec.window_length
+
+def _with_silence(blocks: Iterable[Waveform], spec: LogMelPatches) -> Iterator[Waveform]:
+    """Yield the blocks, and the silence that fills the last patch."""
+    total = 0
     for block in blocks:
         total += len(block)
-        waiting = np.concatenate([waiting, block]) if len(waiting) else block
-        while len(waiting) >= reach:
-            take(_BLOCK_FRAMES)
-    count = _frames_of(total, spec)
-    while len(features) < count:
-        take(min(_BLOCK_FRAMES, count - len(features)))
-    return features.whole
+        yield block
+    yield np.zeros((_frames_of(total, spec) - 1) * spec.hop_length + spec.window_length - total, np.float32)
 
 
 def _frames_of(samples: int, spec: LogMelPatches) -> int:
@@ -112,22 +99,7 @@ def _frames_of(samples: int, spec: LogMelPatches) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _periodic_hann(length: int) -> NDArray[np.float32]:
-    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
-
-
-@functools.lru_cache(maxsize=8)
 def _htk_mel(spec: LogMelPatches) -> NDArray[np.float32]:
     """Return triangular filters (fft_length // 2 + 1, n_mels), linear on the HTK mel scale; the DC bin is left out."""
-
-    def hertz_to_mel(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(1127.0 * np.log1p(hertz / 700.0))
-
-    bins = hertz_to_mel(np.linspace(0.0, spec.sampling_rate / 2, spec.fft_length // 2 + 1))[:, None]
-    lowest, highest = hertz_to_mel(np.array([spec.f_min, spec.f_max]))
-    edges = np.linspace(lowest, highest, spec.n_mels + 2)
-    rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
-    filters = np.maximum(0.0, np.minimum(rise, fall))
-    filters[0] = 0.0
-    return np.asarray(filters, dtype=np.float32)
+    filters = mel_filters(spec.n_mels, spec.f_min, spec.f_max, spec.fft_length, spec.sampling_rate, "kaldi")
+    return np.asarray(np.vstack([np.zeros(spec.n_mels), filters[1:]]), np.float32)

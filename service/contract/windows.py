@@ -69,10 +69,7 @@ class LogMelWindows(AudioPreprocessing):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.fft_length < self.window_length:
-            raise ValueError(f"fft_length {self.fft_length} is shorter than window_length {self.window_length}")
-        if not self.f_min < self.f_max <= self.sampling_rate / 2:
-            raise ValueError(f"f_min {self.f_min:g} and f_max {self.f_max:g} are not a band below half the rate")
+        check_spectrum(self.fft_length, self.window_length, self.f_min, self.f_max, self.sampling_rate)
         if self.samples < self.window_length:
             raise ValueError(f"samples {self.samples} are fewer than window_length {self.window_length}")
         given = self.samples - (self.preemphasis_of == "sound")
@@ -142,14 +139,16 @@ def log_mel(waveform: Waveform, spec: LogMelWindows) -> NDArray[np.float32]:
 
 def _features(blocks: Iterable[Waveform], spec: LogMelWindows) -> Iterator[NDArray[np.float32]]:
     """Yield the features of a waveform in blocks, ready to be cut into frames: (_BLOCK_FRAMES, n_mels) at a time."""
-    overlap, step = max(0, spec.window_length - spec.hop_length), _BLOCK_FRAMES * spec.hop_length
-    for stretch in cut(blocks, overlap + step, step, spec.window_length - overlap):
-        yield _mels(np.lib.stride_tricks.sliding_window_view(stretch, spec.window_length)[:: spec.hop_length], spec)
+    for frames in framed(blocks, spec.window_length, spec.hop_length):
+        yield _mels(frames, spec)
 
 
 def _mels(frames: NDArray[np.float32], spec: LogMelWindows) -> NDArray[np.float32]:
     """Turn samples (n, window_length) into features (n, n_mels)."""
-    window, mel = _hann(spec.window_length, spec.window == "hann"), mel_filters(spec)
+    window = hann(spec.window_length, spec.window == "hann")
+    mel = mel_filters(
+        spec.n_mels, spec.f_min, spec.f_max, spec.fft_length, spec.sampling_rate, spec.mel_scale, spec.mel_norm
+    )
     block = frames.astype(np.float64)
     if spec.remove_dc:
         block -= block.mean(axis=1, keepdims=True)
@@ -233,23 +232,41 @@ def _fused(mel: NDArray[np.float32], spec: LogMelWindows) -> NDArray[np.float32]
     return np.stack([shrunk, *(mel[start : start + spec.frames] for start in starts)])
 
 
+def check_spectrum(fft_length: int, window_length: int, f_min: float, f_max: float, sampling_rate: int) -> None:
+    """Check that a window fits into the transform, and the filters below half the rate. Raises ValueError."""
+    if fft_length < window_length:
+        raise ValueError(f"fft_length {fft_length} is shorter than window_length {window_length}")
+    if not f_min < f_max <= sampling_rate / 2:
+        raise ValueError(f"f_min {f_min:g} and f_max {f_max:g} are not a band below half the rate")
+
+
+def framed(blocks: Iterable[Waveform], length: int, hop: int) -> Iterator[NDArray[np.float32]]:
+    """Yield the frames of a waveform that comes in blocks, _BLOCK_FRAMES at a time: (n, length) samples, a view."""
+    overlap, step = max(0, length - hop), _BLOCK_FRAMES * hop
+    for stretch in cut(blocks, overlap + step, step, length - overlap):
+        yield np.lib.stride_tricks.sliding_window_view(stretch, length)[::hop]
+
+
 @functools.lru_cache(maxsize=8)
-def _hann(length: int, periodic: bool) -> Doubles:
+def hann(length: int, periodic: bool = True) -> Doubles:
+    """Return a Hann window (length,)."""
     return np.asarray(np.hanning(length + 1)[:-1] if periodic else np.hanning(length))
 
 
 @functools.lru_cache(maxsize=8)
-def mel_filters(spec: LogMelWindows) -> Doubles:
+def mel_filters(
+    n_mels: int, f_min: float, f_max: float, fft_length: int, sampling_rate: int, scale: str, norm: str = "none"
+) -> Doubles:
     """Return triangular filters (fft_length // 2 + 1, n_mels)."""
-    lowest, highest = _to_mel(np.array([spec.f_min, spec.f_max], np.float64), spec.mel_scale)
-    edges = np.linspace(lowest, highest, spec.n_mels + 2)
-    bins = np.linspace(0.0, spec.sampling_rate / 2, spec.fft_length // 2 + 1)
-    hertz = _to_hertz(edges, spec.mel_scale)
-    places, corners = (_to_mel(bins, "kaldi"), edges) if spec.mel_scale == "kaldi" else (bins, hertz)
+    lowest, highest = _to_mel(np.array([f_min, f_max], np.float64), scale)
+    edges = np.linspace(lowest, highest, n_mels + 2)
+    bins = np.linspace(0.0, sampling_rate / 2, fft_length // 2 + 1)
+    hertz = _to_hertz(edges, scale)
+    places, corners = (_to_mel(bins, "kaldi"), edges) if scale == "kaldi" else (bins, hertz)
     slopes = corners - places[:, None]
     widths = np.diff(corners)
     filters = np.maximum(0.0, np.minimum(-slopes[:, :-2] / widths[:-1], slopes[:, 2:] / widths[1:]))
-    if spec.mel_norm == "slaney":  # of one area each
+    if norm == "slaney":  # of one area each
         filters *= 2.0 / (hertz[2:] - hertz[:-2])
     return np.asarray(filters)
 

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from safetensors.numpy import load_file
 
 from service.contract.audio import decode_audio
-from service.contract.patches import LogMelPatches, _htk_mel, _periodic_hann, log_mel_patches
+from service.contract.patches import LogMelPatches, _htk_mel, log_mel_patches
+from service.contract.windows import hann
 from tests.contract.test_audio import RATE, encode, sine
 
 YAMNET = LogMelPatches()
@@ -66,7 +67,7 @@ def test_golden_features_of_a_sine(hertz: float) -> None:
 def test_the_filters_and_the_window_are_those_of_yamnet(data_root: Path) -> None:
     published = load_file(data_root / "encoders/yamnet/frontend.safetensors")
     np.testing.assert_allclose(_htk_mel(YAMNET), published["mel"], atol=1e-6)
-    np.testing.assert_allclose(_periodic_hann(400), published["window"], atol=1e-6)
+    np.testing.assert_allclose(hann(400), published["window"], atol=1e-6)
 
 
 @pytest.mark.parametrize(
