@@ -6,17 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle, Modality
 from service.engine.batcher import Batcher
 from service.engine.handling import handling
-from service.engine.profile import Choice
-from service.engine.providers import ON_CPU, ServedPrecision
-from service.engine.towers import Arrays
+from service.engine.providers import ON_CPU
+from service.engine.towers import Tower
 from service.errors import NotReady, Overloaded
 from service.runtime.fair import FairSemaphore
 from service.runtime.logs import caller
@@ -30,22 +25,11 @@ _SHARES = 8
 """A caller may always use one of so many parts of a queue's room, and send a request, however much others use."""
 
 
-class Runs(Protocol):
-    """A tower, or what stands in for one: its rows have length 1, or 0."""
-
-    provider: str
-    precision: ServedPrecision
-    choice: Choice | None
-    """How `isthmus tune` has it run; None: as the settings say."""
-
-    def run(self, arrays: Arrays) -> NDArray[np.float32]: ...
-
-
 class Channel:
     """The queue of one modality, on one event loop."""
 
     def __init__(
-        self, bundle: Bundle, modality: Modality, tower: Runs, settings: Settings, metrics: TowerMetrics
+        self, bundle: Bundle, modality: Modality, tower: Tower, settings: Settings, metrics: TowerMetrics
     ) -> None:
         self._modality, self._settings, self._metrics = modality, settings, metrics
         self.tower = tower

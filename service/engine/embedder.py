@@ -27,7 +27,7 @@ from service.engine import videos
 from service.engine.batcher import Answer, Prepared
 from service.engine.cache import Cache, keys_of
 from service.engine.caller import PROCESS, Caller
-from service.engine.channel import Channel, Runs
+from service.engine.channel import Channel
 from service.engine.inputs import (
     NOT_FETCHED,
     UNKNOWN_TEXT,
@@ -50,6 +50,7 @@ from service.engine.inputs import (
     opened,
     parts_of,
 )
+from service.engine.towers import Tower
 from service.errors import DeadlineExceeded, FetchDisabled, InferenceFailed
 from service.runtime.fair import FairSemaphore
 from service.runtime.metrics import Metrics
@@ -113,7 +114,7 @@ class Embedder:
     def __init__(
         self,
         bundle: Bundle,
-        towers: Mapping[Modality, Runs],
+        towers: Mapping[Modality, Tower],
         cache: Cache,
         settings: Settings,
         metrics: Metrics,

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from service.contract.bundle import Bundle, Manifest, Modality
 from service.engine import profile
 from service.engine.cache import Cache, MemoryCache, RedisCache
-from service.engine.channel import Runs
 from service.engine.embedder import Embedder
-from service.engine.towers import open_towers
+from service.engine.towers import Tower, open_towers
 from service.runtime import quotas
 from service.runtime.metrics import Metrics
 from service.settings import Settings
@@ -21,7 +20,7 @@ class Opened:
     """A bundle whose towers are open."""
 
     bundle: Bundle
-    towers: dict[Modality, Runs]
+    towers: dict[Modality, Tower]
 
     def embedder(self, cache: Cache, settings: Settings, metrics: Metrics) -> Embedder:
         """Return a new embedder for the running event loop. Call it once."""
@@ -43,7 +42,7 @@ def open_engine(settings: Settings, bundle: Bundle | None = None) -> Opened:
         settings.towers_on_gpus,
         profile.fitting(bundle, settings),
     )
-    return Opened(bundle, {**towers})
+    return Opened(bundle, towers)
 
 
 def open_cache(settings: Settings, manifest: Manifest, metrics: Metrics, *, models: int = 1) -> Cache:

@@ -15,7 +15,6 @@ from service.engine.caller import PROCESS, Caller
 from service.engine.channel import Channel
 from service.engine.embedder import Embedder
 from service.engine.inputs import Input, Single, Unreadable, modality_of
-from service.engine.towers import Tower
 from service.errors import DeadlineExceeded, InferenceFailed, NotReady
 from service.runtime.workers import Workers
 
@@ -77,7 +76,6 @@ class TokenEmbedder:
 
 
 def _tokens(channel: Channel, given: Single) -> Vectors:
-    assert isinstance(channel.tower, Tower)
     prepared = channel.handling.prepare(given)
     [tokens] = channel.tower.run_tokens(channel.handling.collate([prepared.value]))
     return tokens

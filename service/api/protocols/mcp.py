@@ -89,15 +89,8 @@ Answer = tuple[dict[str, Any], list["types.ContentBlock"]]
 """The structured content, and further blocks beside it as text."""
 
 
-async def _search(asked: SearchArguments, state: State, caller: Caller) -> Answer:
-    return await _found(asked, asked.modalities, state, caller)
-
-
-async def _find_moment(asked: Searched, state: State, caller: Caller) -> Answer:
-    return await _found(asked, _TIMED, state, caller)
-
-
-async def _found(asked: Searched, modalities: list[StoredModality] | None, state: State, caller: Caller) -> Answer:
+async def _search(asked: Searched, state: State, caller: Caller) -> Answer:
+    modalities = asked.modalities if isinstance(asked, SearchArguments) else _TIMED
     warnings: list[str] = []
     [results] = await state.searcher.search(
         [asked.asked],
@@ -162,7 +155,7 @@ _TOOLS: Mapping[str, tuple[type[RequestModel], Callable[[Any, State, Caller], Aw
     ),
     "find_moment": (
         Searched,
-        _find_moment,
+        _search,
         "Find where in the stored videos and long sounds something is seen or heard: seconds from and to.",
     ),
 }
