@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,17 +26,18 @@ from tqdm import tqdm
 
 from service.contract.audio import decode_audio
 from service.contract.errors import InputError
-from service.contract.images import ImagePreprocessing, read_image
+from service.contract.images import ImagePreprocessing, decode_image, preprocess_image, read_image
 from service.contract.sounds import AudioPreprocessing
 from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
 from training.cache import default_cache as default_cache
 from training.data.shards import Medium, Member, identity
+from training.encode.augment import GENERATION, View, augmented
 from training.encode.store import KEY_BYTES, Keys, Ragged, Rows, Store, as_keys, places
 from training.encoders import FrozenEncoder, Pooled, example_inputs, side_by_side
 from training.errors import TrainingError
 from training.graphs import onnx_bytes, session
 
-Item = Medium | str
+Item = Medium | View | str
 _CHUNK = {"image": 32, "audio": 32, "text": 128}
 _ROWS = 4096
 _RECORD = 48  # bytes: a file's name, size, inode and times as 16, the hash of its content as 32
@@ -65,6 +67,10 @@ class Features:
     """(N, T): 1 / own tokens on an item's own tokens, else 0."""
     key: str = ""
     """Hash of the encoder, its preprocessing and the items; empty for features that are of no cache."""
+    views: "Features | None" = None
+    """Of augmented views of the same items: all of the first view, all of the second, and so on."""
+    online: "Online | None" = None
+    """Encodes new views, and local vectors, in place of cached ones."""
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -80,6 +86,20 @@ class Features:
                 if array is not None:
                     digest.update(np.ascontiguousarray(array[start : start + _ROWS]).data)
         return digest.hexdigest()
+
+    def take(self, rows: NDArray[np.int64], tokens: bool, seed: int | None = None) -> dict[str, NDArray[Any]]:
+        """Features of some items by the names of Head.forward; with a seed, of a random view of each."""
+        if self.online is not None and (seed is not None or tokens):
+            return self.online(rows, seed)
+        if self.views is not None and seed is not None:
+            count = len(self.views) // len(self)
+            return self.views.take(
+                rows + len(self) * np.random.default_rng(seed).integers(count, size=len(rows)), tokens
+            )
+        result = {"pooled": np.asarray(self.pooled[rows], np.float32)}
+        if tokens and self.tokens is not None and self.weights is not None:
+            result |= {"tokens": self.tokens[rows].astype(np.float32), "weights": self.weights[rows]}
+        return result
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         """The pooled features in order, some thousand rows (n, d) at a time."""
@@ -131,6 +151,60 @@ def cached_features(
     return Features(pooled, local, weights, identity)
 
 
+def with_views(
+    encoder: FrozenEncoder,
+    media: Sequence[Medium],
+    whole: Features,
+    cache: Path,
+    views: int | Literal["online"],
+    *,
+    tokens: bool = False,
+    what: str = "",
+) -> Features:
+    """The features `whole` of media with augmented views: so many of each that are cached, or encoded when drawn."""
+    if views == "online":
+        return replace(whole, online=Online(encoder, media, tokens))
+    items = [View(medium, view) for view in range(views) for medium in media]
+    return replace(whole, views=cached_features(encoder, items, cache, tokens=tokens, what=f"{what} views"))
+
+
+class Online:
+    """Encodes pictures as they are drawn: as they are, or each in a view by a seed."""
+
+    def __init__(self, encoder: FrozenEncoder, media: Sequence[Medium], tokens: bool) -> None:
+        self._encoder, self._media, self._tokens = encoder, media, tokens
+        self._size = _chunk(encoder, tokens)
+
+    @cached_property
+    def _prepare(self) -> Callable[[Item], Any]:
+        return preparer(self._encoder)
+
+    @cached_property
+    def _run(self) -> Callable[[Sequence[Any]], dict[str, NDArray[np.float32]]]:
+        return runner(self._encoder, self._tokens, many=len(self._media) >= _MANY, fast=True)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(os.cpu_count() or 2, "views")
+
+    def __call__(self, rows: NDArray[np.int64], seed: int | None) -> dict[str, NDArray[np.float32]]:
+        media = [self._media[row] for row in rows]
+        items: Sequence[Item] = media if seed is None else [View(medium, seed) for medium in media]
+        chunks = ((start, items[start : start + self._size]) for start in range(0, len(items), self._size))
+        parts = []
+        for _, prepared in _ahead(self._pool, chunks, self._prepare):
+            for one in prepared:
+                if isinstance(one, FeatureError):
+                    raise one
+            parts.append(self._run(prepared))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _chunk(encoder: FrozenEncoder, tokens: bool) -> int:
+    """How many items are encoded at a time."""
+    return _CHUNK[encoder.modality] * (8 if _fast(encoder, tokens)[0] == "cuda" else 1)
+
+
 def _encode(
     encoder: FrozenEncoder,
     items: Sequence[Item],
@@ -146,7 +220,7 @@ def _encode(
         return
     missing = missing[_order(encoder, [items[place] for place in missing])]
     prepare, run = preparer(encoder), runner(encoder, tokens, many=len(missing) >= _MANY, fast=True)
-    size = _CHUNK[encoder.modality] * (8 if _fast(encoder, tokens)[0] == "cuda" else 1)
+    size = _chunk(encoder, tokens)
 
     def refuse(place: int, error: FeatureError) -> None:
         if wrong is None:
@@ -208,6 +282,7 @@ def content_hashes(items: Sequence[Item], cache: Path, wrong: dict[int, str]) ->
     """
 
     def told(item: Item) -> bytes:
+        item = item.medium if isinstance(item, View) else item
         if isinstance(item, Member) and item.is_remote:
             item = item.identity
         return hashlib.sha256(item.encode()).digest() if isinstance(item, str) else b""
@@ -247,6 +322,10 @@ def content_hashes(items: Sequence[Item], cache: Path, wrong: dict[int, str]) ->
                     records.clear()
             result[place] = digest
     _append(contents, records)
+    for place, item in enumerate(items):
+        if isinstance(item, View) and place not in wrong:
+            view = f":view {item.seed} of generation {GENERATION}"
+            result[place] = hashlib.sha256(result[place] + view.encode()).digest()
     return result
 
 
@@ -260,6 +339,7 @@ def _append(contents: Path, records: Sequence[bytes]) -> None:
 
 def _stated(item: Item) -> tuple[bytes, float]:
     """What changes where a file may have changed, as 16 bytes, and the seconds since it last did."""
+    item = item.medium if isinstance(item, View) else item
     assert not isinstance(item, str)
     try:
         name = identity(item).encode()
@@ -292,6 +372,8 @@ def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
     """The contract's preprocessing of one item, as the service does it. The callable raises FeatureError."""
     spec = encoder.preprocessing
     tokenizer = None
+    if isinstance(spec, ImagePreprocessing):
+        at_size = spec.model_copy(update={"resize": "squash", "shortest_edge": None, "squashed": None})
     if isinstance(spec, TextPreprocessing):
         assert encoder.tokenizer is not None
         try:
@@ -302,7 +384,11 @@ def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
     def prepare(item: Item) -> Any:
         try:
             if isinstance(spec, ImagePreprocessing):
-                return read_image(item_bytes(item), spec)
+                data = item_bytes(item)
+                if not isinstance(item, View):
+                    return read_image(data, spec)
+                view = augmented(decode_image(data), (spec.width, spec.height), data, item.seed)
+                return preprocess_image(view, at_size)
             if isinstance(spec, AudioPreprocessing):
                 return spec.prepare(decode_audio(item_bytes(item), spec.sampling_rate))
             assert tokenizer is not None

@@ -98,6 +98,9 @@ class EncoderSource(_Model):
     """Further squares, in pixels, that a convolution sees a picture at: its vectors are averaged over them."""
     tokens: int | None = Field(default=None, gt=0)
     """Local vectors of a picture, for token and attention heads: means over a grid of so many cells. None: all."""
+    views: Annotated[int, Field(ge=0)] | Literal["online"] = 0
+    """Augmented views of each picture that training draws from (training.encode.augment): so many are encoded and
+    cached; online: each draw is a new one, encoded in its step. 0: the picture as it is."""
     labels: str | None = None
     """The label set that the encoder was trained with: results on its classes are concept-informed."""
     precision: Literal["fp32", "int8"] = "fp32"
@@ -408,6 +411,8 @@ class Recipe(_Model):
         for modality, encoder in self.encoders.items():
             if encoder.tokens and (modality != "image" or encoder.scales or encoder.beside or encoder.concepts):
                 raise ValueError(f"encoders.{modality}: tokens are for images, without scales, beside and concepts")
+            if encoder.views and modality != "image":
+                raise ValueError(f"encoders.{modality}: views are for images")
             if encoder.scales and (modality != "image" or self.projector.needs_tokens):
                 raise ValueError(
                     f"encoders.{modality}: scales are for images, and not for {' or '.join(TOKEN_KINDS)} heads"

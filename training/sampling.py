@@ -141,7 +141,8 @@ class Batches:
     def _part(self, pick: int, rng: np.random.Generator) -> Part:
         source = self._sources[pick]
         links = self._ranks.share(self._samplers[pick].draw(rng))
-        media = tensors(source.media, links[:, 0], self._tokens)
+        several = source.media.views is not None or source.media.online is not None
+        media = tensors(source.media, links[:, 0], self._tokens, int(rng.integers(2**62)) if several else None)
         if source.pairs.supervision == "concepts":
             return Part(pick, media, {}, ())
         texts = tensors(source.texts, links[:, 1], self._tokens)
@@ -211,10 +212,6 @@ def epoch_steps(recipe: Recipe, sources: Sequence[Prepared], ranks: Ranks = ALON
     return -(-media // max(1, recipe.train.batch_size * ranks.count // recipe.train.objective.captions))
 
 
-def tensors(features: Features, rows: Rows, tokens: bool) -> dict[str, Tensor]:
+def tensors(features: Features, rows: Rows, tokens: bool, seed: int | None = None) -> dict[str, Tensor]:
     """The arguments of Head.forward for some rows; local vectors only where they are asked for."""
-    result = {"pooled": torch.from_numpy(np.asarray(features.pooled[rows], np.float32))}
-    if tokens and features.tokens is not None and features.weights is not None:
-        result["tokens"] = torch.from_numpy(features.tokens[rows].astype(np.float32))
-        result["weights"] = torch.from_numpy(features.weights[rows])
-    return result
+    return {name: torch.from_numpy(array) for name, array in features.take(rows, tokens, seed).items()}

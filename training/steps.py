@@ -19,7 +19,7 @@ from training.emergent import emergent_figures
 from training.encoders import FrozenEncoder, load_encoder
 from training.evaluate import class_vectors, label_ranks, ranks, retrieval, top1, with_prompts, word_precision
 from training.export import ExportError, export_bundle
-from training.features import FeatureError, Item, cached_features, default_cache
+from training.features import FeatureError, Item, cached_features, default_cache, with_views
 from training.heads.captions import caption_features, text_head
 from training.hubness import uncorrected, with_querybank
 from training.intervals import interval
@@ -75,13 +75,23 @@ def features(recipe: Recipe, frozen: Encoders, read: AllPairs, cache: Path) -> d
         for split, part in splits.items():
             broken: dict[int, str] = {}
             encoder, what = frozen[part.modality], f"{name} {split}"
+            views = recipe.encoders[part.modality].views
+            online = views == "online" and split == "train"
             media = cached_features(
-                encoder, part.media, cache, tokens=tokens, lenient=True, what=f"{what} media", broken=broken
+                encoder,
+                part.media,
+                cache,
+                tokens=tokens and not online,
+                lenient=True,
+                what=f"{what} media",
+                broken=broken,
             )
             if broken:
                 _tell_broken(what, broken, len(part.media), cache)
                 part = subset(part, np.array([place not in broken for place in range(len(part.media))]))
-                media = cached_features(encoder, part.media, cache, tokens=tokens)
+                media = cached_features(encoder, part.media, cache, tokens=tokens and not online)
+            if split == "train" and views and len(part.media):
+                media = with_views(encoder, part.media, media, cache, views, tokens=tokens, what=f"{what} media")
             texts = cached_features(frozen["text"], part.texts, cache, tokens=tokens, what=f"{what} texts")
             result[name][split] = Prepared(part, media, texts)
     return result

@@ -74,6 +74,15 @@ def test_tokens_take_their_room(root: Path, capsys: pytest.CaptureFixture[str]) 
     assert said[1] < said[0]
 
 
+def test_cached_views_take_their_room_and_new_ones_take_time(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = [[], ["encoders.image.views=2"], ["encoders.image.views=online"]]
+    plain, cached, online = (Doctor(root, capsys, *change) for change in changes)
+    width = next(int(row[2].split(": ")[1].split()[0]) for row in plain.rows if row[1] == "encoders.image")
+    assert cached.last["cache_bytes"] - plain.last["cache_bytes"] == 2 * 16 * 2 * width
+    assert online.last["cache_bytes"] == plain.last["cache_bytes"]
+    assert online.last["training_seconds"] > plain.last["training_seconds"]
+
+
 def test_every_gap_in_the_data_is_found_at_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for index in (3, 4, 5):
         (root / f"pictures/{index}.png").unlink()

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from service.contract.bundle import Modality
 from training.doctor.checks import Check
 from training.doctor.data import check_source
@@ -19,6 +21,7 @@ from training.doctor.machine import (
     check_packages,
     check_room,
     check_training,
+    epochs,
     time_class,
     timed,
     training_memory,
@@ -27,7 +30,7 @@ from training.doctor.machine import (
 )
 from training.encoders import FrozenEncoder
 from training.errors import TrainingError
-from training.features import Item, default_cache
+from training.features import Item, default_cache, stored_as
 from training.pairs import Pairs, Split
 from training.recipe import SET_HELP, Recipe, load_recipe
 
@@ -76,11 +79,13 @@ def _estimate(
 ) -> Iterator[Check]:
     """Room, memory and time, from the number of items and from what a few of them take."""
     items: dict[Modality, list[Item]] = {modality: [] for modality in loaded}
+    learned = dict.fromkeys(loaded, 0)
     for splits in found.values():
+        learned[splits["train"].modality] += len(splits["train"].media)
         for part in splits.values():
             items[part.modality] += part.media
             items["text"] += part.texts
-    encoding, size, counts = 0.0, 0, dict[Modality, int]()
+    encoding, online, size, counts = 0.0, 0.0, 0, dict[Modality, int]()
     for modality, own in items.items():
         if not own:
             continue
@@ -89,12 +94,19 @@ def _estimate(
         except TrainingError as error:
             yield Check(f"encoders.{modality}", "missing", str(error))
             return
-        encoding, size = encoding + seconds * len(own), size + each * len(own)
+        views, several = recipe.encoders[modality].views, len(own)
+        if views == "online":
+            online += seconds * learned[modality] * epochs(recipe, learned[modality])
+            pooled = loaded[modality].width * np.dtype(stored_as(loaded[modality])).itemsize
+            size -= learned[modality] * (each - pooled)
+        else:
+            several += learned[modality] * views
+        encoding, size = encoding + seconds * several, size + each * several
         yield Check(f"encoding {modality}", "ok", f"{len(own):,} items, {1 / seconds:,.0f} per second, measured")
     pairs = sum(len(part.links) for splits in found.values() for part in splits.values())
     memory = _LIBRARIES + _PAIR * pairs + sum(weight(encoder) for encoder in loaded.values())
     memory += training_memory(recipe, loaded, counts)
-    training = training_seconds(recipe, loaded)
+    training = training_seconds(recipe, loaded) + online
     yield check_room(cache, size)
     yield check_memory(memory)
     whole = time_class(encoding + training)

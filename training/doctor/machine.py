@@ -105,6 +105,12 @@ def training_memory(recipe: Recipe, loaded: Mapping[Modality, FrozenEncoder], co
     return weights + logits + media + rows.get("text", 0)
 
 
+def epochs(recipe: Recipe, media: int) -> float:
+    """How often so many media are drawn, if they were drawn alone."""
+    spec = recipe.train
+    return spec.epochs or spec.steps * spec.batch_size / spec.objective.captions / max(1, media)
+
+
 def training_seconds(recipe: Recipe, loaded: Mapping[Modality, FrozenEncoder]) -> float:
     """Floating-point operations of the trained heads, the linear baseline's too, at the measured rate of a matmul.
 
