@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Protocol
 
 import numpy as np
@@ -12,13 +13,17 @@ import numpy as np
 from service.contract.vectors import Vectors
 from service.store import huge_pages, kinds
 from service.store.index import Index, Reader, View
-from service.store.kinds import IndexSnapshot, Keys, Rules
+from service.store.kinds import IndexSnapshot, IndexSpec, Keys, Rules
 
 _BATCH = 4_096
 """Vectors read at a time."""
 _NICE = 5
 _AFTER_FAILURE_S = 60.0
 _CLOSING_S = 10.0
+_KEEPING_UP_S = 0.2
+"""Seconds between two looks at what came while an index is built anew."""
+_SAVED_FROM = 17 / 16
+"""An index that has grown by less since it was saved is not saved again at once: each time all of it is written."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +48,10 @@ class Builder:
         self._closing = False
         self._idle = False
         self._failed: float | None = None
+        self._saved: dict[tuple[int, str], int] = {}
+        """Sizes of the indexes that were saved last, by part."""
+        self._unsaved: dict[tuple[int, str], tuple[IndexSnapshot, Keys]] = {}
+        """Indexes that grew by little since, with their slots: saved once there is nothing to build."""
         self.building: tuple[int, str] | None = None
         """The part whose index is being built: collection, modality."""
         self._thread = threading.Thread(target=self._run, name="store-builder", daemon=True)
@@ -112,25 +121,16 @@ class Builder:
                 self.building = (collection, modality)
                 started = time.monotonic()
                 reader = self._library.reader(collection)
-                if more and view.built is not None:
-                    rows = np.arange(view.count)
-                    batches = _batches(view, rows[view.indexed :], reader)
-                    built = kinds.extend(view.built, batches, self._stopped)
-                else:
+                if chosen.kind == "flat":
                     rows = np.flatnonzero(view.alive)
-                    if chosen.kind == "flat":
-                        vectors = _in_blocks(view, rows) if view.built is None else list(_batches(view, rows, reader))
-                        index.switch(modality, view, None, vectors, rows)
-                        self._library.save(collection, modality, None, view.slots[rows])
-                        return True
-                    built = kinds.build(
-                        chosen,
-                        index.dimensions,
-                        len(rows),
-                        _sampler(view, rows, reader),
-                        _batches(view, rows, reader),
-                        self._stopped,
-                    )
+                    vectors = _in_blocks(view, rows) if view.built is None else list(_batches(view, rows, reader))
+                    index.switch(modality, view, None, vectors, rows)
+                    self._library.save(collection, modality, None, view.slots[rows])
+                    return True
+                if more and view.built is not None:
+                    built, rows = self._extended(view, view.built, reader), np.arange(view.count)
+                else:
+                    built, view, rows = self._built_anew(index, modality, view, chosen, reader)
                 if built is None:
                     return False
                 huge_pages.give(built.index, self._stopped)
@@ -147,9 +147,52 @@ class Builder:
                         }
                     },
                 )
-                self._library.save(collection, modality, built, view.slots[rows])
+                part, slots = (collection, modality), view.slots[rows]
+                if more and built.count < _SAVED_FROM * self._saved.get(part, 0):
+                    self._unsaved[part] = (built, slots)
+                else:
+                    self._save(part, built, slots)
                 return True
+        while self._unsaved and not self._closing:
+            part, (built, slots) = self._unsaved.popitem()
+            self._save(part, built, slots)
         return False
+
+    def _save(self, part: tuple[int, str], built: IndexSnapshot, slots: Keys) -> None:
+        self._unsaved.pop(part, None)
+        self._library.save(*part, built, slots)
+        self._saved[part] = built.count
+
+    def _extended(self, view: View, built: IndexSnapshot, reader: Reader) -> IndexSnapshot | None:
+        return kinds.extend(built, _batches(view, np.arange(built.count, view.count), reader), self._stopped)
+
+    def _built_anew(
+        self, index: Index, modality: str, view: View, chosen: IndexSpec, reader: Reader
+    ) -> tuple[IndexSnapshot | None, View, Keys]:
+        """Build an index of the live rows of a view; return it with the view and the rows that it is of.
+
+        Meanwhile the index that is there takes in what is written: the vectors that wait in memory stay few.
+        """
+        rows = np.flatnonzero(view.alive)
+        sample, batches = _sampler(view, rows, reader), _batches(view, rows, reader)
+        with ThreadPoolExecutor(1, "store-training", os.setpriority, (os.PRIO_PROCESS, 0, _NICE)) as pool:
+            making = pool.submit(kinds.build, chosen, index.dimensions, len(rows), sample, batches, self._stopped)
+            while wait([making], _KEEPING_UP_S).not_done:
+                now = index.views()[modality]
+                if now.built is not None and now.count - now.indexed >= self._rules.rest_least(now.indexed):
+                    more = now.head(max(2 * now.indexed, now.indexed + self._rules.step))
+                    if (extended := self._extended(more, now.built, reader)) is None:
+                        break
+                    huge_pages.give(extended.index, self._stopped)
+                    index.switch(modality, more, extended, [], np.arange(more.count))
+            built = making.result()
+        now = index.views()[modality]
+        if built is None or now.indexed <= view.count:
+            return built, view, rows
+        # What the other index took in is in memory no more.
+        taken_in = np.arange(view.count, now.indexed)
+        added = kinds.extend(built, _batches(now, taken_in, reader), self._stopped, copy=False)
+        return added, now.head(now.indexed), np.concatenate([rows, taken_in])
 
     def _stopped(self) -> bool:
         return self._closing

@@ -31,6 +31,8 @@ _EXACT, _LONGEST = 2**53, 2**63
 _DOUBLE, _LONG = struct.Struct("<d"), struct.Struct("<q")
 
 
+_ROOMY_FROM = 2**16
+"""Size from which on an array that grows has room for more at once: the next rows then wait for no copy."""
 _OWN_COLUMN = 64
 """Smallest number of rows for which a key gets its own column: with fewer, the column would take more than its
 cells."""
@@ -51,7 +53,8 @@ class Growing:
         size = self._size + len(values)
         if size > len(self._array):
             # Grow by an eighth: memory is scarce, and copying it is cheap.
-            grown = np.empty((max(size, len(self._array) * 9 // 8), *self._array.shape[1:]), self._array.dtype)
+            roomy = size * 9 // 8 if size > _ROOMY_FROM else size
+            grown = np.empty((max(roomy, len(self._array) * 9 // 8), *self._array.shape[1:]), self._array.dtype)
             grown[: self._size] = self._array[: self._size]
             self._array = grown
         self._array[self._size : size] = values
@@ -157,24 +160,28 @@ class Columns:
 
     def kept(self, numbers: NDArray[np.int64]) -> "Columns":
         """Return the columns of the rows whose entry in `numbers` is not -1; the entry is the row's new number.
-        Order is kept."""
+        Order is kept, and rows beyond the entries are left out."""
         columns = Columns()
-        for key, column in self._columns.items():
-            rows, kinds, values = column.cells
-            new = numbers[rows]
-            chosen = new >= 0
-            count = int(np.count_nonzero(chosen))
-            if count >= _OWN_COLUMN:
-                columns._columns[key] = _Column()
-                columns._columns[key].extend(new[chosen], kinds[chosen], values[chosen])
-            elif count:
-                columns._rare.extend(np.full(count, key), new[chosen], kinds[chosen], values[chosen])
-        keys, rows, kinds, values = self._rare.cells
-        new = numbers[rows]
-        chosen = new >= 0
-        columns._rare.extend(keys[chosen], new[chosen], kinds[chosen], values[chosen])
+        columns.append(self, 0, numbers)
         columns._looked_through = len(columns._rare.cells[0])
         return columns
+
+    def append(self, others: "Columns", first: int, numbers: NDArray[np.int64]) -> None:
+        """Append, as kept() does, the cells of the rows of others from the number `first` on. Their new numbers come
+        after those that are here."""
+        rare: list[NDArray[Any]] = list(others._rare.cells)  # before the columns: see _give_columns()
+        columns = dict(others._columns)
+        for key, column in columns.items():
+            new, kinds, values = _renumbered(column.cells, first, numbers)
+            if key not in self._columns and len(new) >= _OWN_COLUMN and not (self._rare.cells[0] == key).any():
+                self._columns[key] = _Column()
+            if key in self._columns:
+                self._columns[key].extend(new, kinds, values)
+            elif len(new):
+                self._rare.extend(np.full(len(new), key), new, kinds, values)
+        left = ~np.isin(rare[0], list(columns))
+        new, kinds, values, keys = _renumbered([array[left] for array in (*rare[1:], rare[0])], first, numbers)
+        self._rare.extend(keys, new, kinds, values)
 
     def nbytes(self) -> int:
         held = (self._rare.cells, *(column.cells for column in self._columns.values()))
@@ -269,6 +276,13 @@ def reads_rows(filter: Filter) -> bool:
             return isinstance(value, str)
         case _:
             return isinstance(filter, Contains)
+
+
+def _renumbered(cells: Sequence[NDArray[Any]], first: int, numbers: NDArray[np.int64]) -> list[NDArray[Any]]:
+    """Cells, of which the first array has the rows, with new numbers of the rows: see Columns.append."""
+    chosen = (cells[0] >= first) & (cells[0] < first + len(numbers))
+    chosen[chosen] = numbers[cells[0][chosen] - first] >= 0
+    return [numbers[cells[0][chosen] - first], *(array[chosen] for array in cells[1:])]
 
 
 def _mark(found: Mask, rows: NDArray[np.uint32], chosen: Mask) -> None:

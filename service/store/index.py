@@ -32,6 +32,8 @@ _TOGETHER = 8
 """Smallest number of queries for which FAISS searches with all cores."""
 _MOST = 0.9
 """Share of an index's rows: a filter that lets more of them through is ignored while the graph is walked."""
+_FEW = 1_024
+"""Largest number of allowed rows whose stored vectors are all compared, in place of an index's codes."""
 _NOTHING = np.empty(0, np.int64)
 
 Scores = NDArray[np.float32]
@@ -231,28 +233,32 @@ class Index:
 
         What was added and removed since then is carried over. Only one thread may switch.
         """
+        # What takes long is made before writes have to wait.
+        new, whole = _Part(self.dimensions), len(kept) == before.count
+        if not whole:
+            numbers = np.full(before.count, -1, np.int64)
+            numbers[kept] = np.arange(len(kept))
+            new.columns, new.records = before.columns.kept(numbers), before.records.kept(kept)
+            new.slots.extend(before.slots[kept])
+        new.built = built
+        stored = 0
+        for batch in vectors if built is None else ():
+            new.store(batch, stored)
+            stored += len(batch)
         with self._changing:
             old = self._parts[modality]
             now = old.view()
             later = np.arange(before.count, now.count)
-            numbers = np.full(now.count, -1, np.int64)
-            numbers[kept] = np.arange(len(kept))
-            numbers[later] = np.arange(len(kept), len(kept) + len(later))
-            rows = np.concatenate([kept, later])
-            new = _Part(self.dimensions)
-            new.slots.extend(now.slots[rows])
-            new.alive.extend(now.alive[rows])
-            new.dead = int(len(rows) - np.count_nonzero(now.alive[rows]))
-            if len(rows) == now.count:
-                new.columns, new.records = now.columns, now.records
+            if whole:
+                new.slots, new.alive, new.dead = old.slots, old.alive, old.dead
+                new.columns, new.records = old.columns, old.records
             else:
-                new.columns, new.records = now.columns.kept(numbers), now.records.kept(rows)
-            new.built = built
-            stored = 0
-            if built is None:
-                for batch in vectors:
-                    new.store(batch, stored)
-                    stored += len(batch)
+                new.slots.extend(now.slots[later])
+                new.alive.extend(now.alive[kept])
+                new.alive.extend(now.alive[later])
+                new.dead = len(new.alive.held()) - int(np.count_nonzero(new.alive.held()))
+                new.columns.append(now.columns, before.count, np.arange(len(kept), len(kept) + len(later)))
+                new.records.extend(now.records.get(later))
             for batch in _rest(now, before.count - now.indexed):
                 new.store(batch, stored)
                 stored += len(batch)
@@ -308,8 +314,7 @@ class Index:
             outgrown = trained and living > rules.outgrown * built.trained
             if chosen != built.chosen or outgrown or dead > max(rules.dead_share * built.count, rules.graph_from):
                 return modality, view, chosen, False
-            many = max(rules.rest_at_least, rules.rest_share * built.count)
-            if view.count - built.count >= min(many, rules.rest_at_most):
+            if view.count - built.count >= rules.rest_least(built.count):
                 return modality, view.head(max(2 * built.count, built.count + rules.step)), chosen, True
         return None
 
@@ -405,6 +410,9 @@ def _in_index(
     count = min(count, selected)
     if not count:
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    if allowed is not None and selected <= _FEW and not built.chosen.exact_scores:
+        every = np.flatnonzero(allowed)
+        return _scored_again(view, queries, np.tile(every, (len(queries), 1)), count, reader)
     nominees = min(selected, built.nominees(count, effort))
     if selected == built.count and not effort.exact:  # as below, in fewer steps
         scores, rows = built.nominate(queries, nominees, allowed, 1.0, effort)

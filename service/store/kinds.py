@@ -51,6 +51,11 @@ _MET_LEAST = 0.05
 _NPROBE_SHARE = 1 / 64
 """Of the lists, that a search looks into unless it says otherwise."""
 _PER_CENTROID = 40
+_MOST_LISTS = 4_096
+"""Lists beyond which finding a vector's list costs more than shorter lists save."""
+_ROTATION_ROUNDS, _CODEBOOK_ROUNDS, _ROTATED = 5, 10, 16_384
+"""Rounds in which the rotation before product codes and the codebooks are learned, and vectors for the rotation: with
+FAISS's own 50, 25 and 65,536 they take a quarter of an hour, and find no more (docs/LOG.md)."""
 _NOMINATED: dict[Precision | None, int] = {"float16": 2, "int8": 4, None: 16}
 """Candidates per result that are scored again by their stored vectors; None: of product codes."""
 _ADDED = 1_024
@@ -111,10 +116,14 @@ class Rules:
     step: int = 50_000
     """An index takes in at most as much as it holds, or this much, before it is switched to: what a step has done is
     searched sooner, and outlives a restart."""
-    outgrown: int = 4
+    outgrown: int = 16
     """Times its size at its training, beyond which lists and codes are trained anew."""
     memory: int = field(default_factory=lambda: os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     """Bytes. Where a float32 graph would take more than half of it, `auto` takes int8, and then product codes."""
+
+    def rest_least(self, indexed: int) -> int:
+        """Vectors in no index from which on an index that holds so many takes them in."""
+        return int(min(max(self.rest_at_least, self.rest_share * indexed), self.rest_at_most))
 
     def choose(self, wanted: IndexRequest, count: int, dimensions: int, present: Kind | None = None) -> IndexSpec:
         """The index of a part of `count` vectors that is served by an index of kind `present` now."""
@@ -279,9 +288,12 @@ def build(
     return IndexSnapshot(chosen, index, count) if _add(index, batches, stopped) else None
 
 
-def extend(built: IndexSnapshot, batches: Iterator[Vectors], stopped: Callable[[], bool]) -> IndexSnapshot | None:
-    """A copy of an index that holds the batches too; None when stopped. The index itself may be searched meanwhile."""
-    index = faiss.clone_index(built.index)
+def extend(
+    built: IndexSnapshot, batches: Iterator[Vectors], stopped: Callable[[], bool], *, copy: bool = True
+) -> IndexSnapshot | None:
+    """A copy of an index that holds the batches too; None when stopped. The index itself may be searched meanwhile:
+    one that nobody searches need not be copied."""
+    index = faiss.clone_index(built.index) if copy else built.index
     return IndexSnapshot(built.chosen, index, built.trained) if _add(index, batches, stopped) else None
 
 
@@ -296,7 +308,7 @@ def _add(index: Any, batches: Iterator[Vectors], stopped: Callable[[], bool]) ->
 
 def _empty(chosen: IndexSpec, dimensions: int, count: int) -> Any:
     metric = faiss.METRIC_INNER_PRODUCT
-    lists = int(max(1, min(4 * count**0.5, count / _PER_CENTROID)))
+    lists = int(max(1, min(4 * count**0.5, count / _PER_CENTROID, _MOST_LISTS)))
     codes = _code_bytes(dimensions)
     if chosen.kind == "hnsw":
         suffix = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}[chosen.precision or "float32"]
@@ -304,8 +316,10 @@ def _empty(chosen: IndexSpec, dimensions: int, count: int) -> Any:
         index.hnsw.efConstruction = _EF_CONSTRUCTION
         return index
     index = faiss.index_factory(dimensions, f"OPQ{codes},IVF{lists},PQ{codes}np", metric)
+    rotation = faiss.downcast_VectorTransform(index.chain.at(0))
+    rotation.niter, rotation.niter_pq_0, rotation.max_train_points = _ROTATION_ROUNDS, _CODEBOOK_ROUNDS, _ROTATED
     inverted = _inverted(index)
-    inverted.cp.spherical = True
+    inverted.cp.spherical, inverted.pq.cp.niter = True, _CODEBOOK_ROUNDS
     for clustering in (inverted.cp, inverted.pq.cp):
         clustering.min_points_per_centroid = 1  # FAISS prints a warning for each codebook otherwise
     return index

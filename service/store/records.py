@@ -46,9 +46,21 @@ class Records:
         return records
 
     def kept(self, rows: NDArray[np.int64]) -> "Records":
-        """Return the records of these rows, in their order."""
-        records = Records()
-        records.extend(self.get(rows))
+        """Return the records of these rows, in their order: of each chunk one with what is kept of it."""
+        records, chunks = Records(), list(self._chunks)
+        places = self._places.held()[rows]
+        order = np.argsort(places, kind="stable")
+        bounds = np.searchsorted(places[order], np.arange(len(chunks) + 1) << _START_BITS)
+        for number, chunk in enumerate(chunks):
+            own = order[bounds[number] : bounds[number + 1]]
+            own = own[places[own] != 0]
+            lengths, old = places[own] & _LONGEST, places[own] >> _LENGTH_BITS & _OFFSETS
+            starts = np.cumsum(lengths) - lengths
+            # Numbers of the bytes that are kept.
+            bytes_kept = np.repeat(old - starts, lengths) + np.arange(lengths.sum())
+            records._chunks.append(bytearray(np.frombuffer(bytes(chunk), np.uint8)[bytes_kept]))
+            places[own] = number << _START_BITS | starts << _LENGTH_BITS | lengths
+        records._places.extend(places)
         return records
 
     def nbytes(self) -> int:

@@ -1,6 +1,7 @@
 import asyncio
 import json
 import sqlite3
+import threading
 from contextlib import closing
 
 import faiss
@@ -19,6 +20,7 @@ from service.store import (
     StoreDamaged,
     StoreError,
     StoreInUse,
+    kinds,
     parse,
     rows,
     snapshot,
@@ -300,6 +302,62 @@ class TestIndexes:
         caplog.clear()
         in_store(tmp_path, converted, rules=SMALL)
         assert "which there is no more" not in caplog.text, "it is said once"
+
+    def test_codes_are_not_asked_where_a_filter_lets_few_through(self, tmp_path):
+        rng = np.random.default_rng(0)
+        vectors = l2_normalise(rng.standard_normal((2_000, 32)))
+        queries = l2_normalise(rng.standard_normal((20, 32)))
+
+        async def run(store):
+            await store.create_collection("default", IndexRequest("ivf_pq"))
+            entries = [Entry("default", f"{n}", "image", {"n": n % 20}, vector) for n, vector in enumerate(vectors)]
+            await store.upsert(entries)
+            assert await store.indexed(300)
+            found = await store.search("default", queries, 10, filter=parse({"n": 7}), effort=Effort(nprobe=1))
+            best = 7 + 20 * np.argsort(-(queries @ vectors[7::20].T), axis=1)[:, :10]
+            assert [ids(hits) for hits in found] == best.astype(str).tolist()
+
+        in_store(tmp_path, run, fake_manifest(dimensions=32), rules=SMALL)
+
+    def test_what_comes_while_an_index_is_trained_is_indexed_and_found(self, tmp_path, monkeypatch):
+        """The old index takes in what comes meanwhile, so that little is searched one by one, and nothing is lost."""
+        rng = np.random.default_rng(0)
+        vectors = l2_normalise(rng.standard_normal((1_000, 32)))
+        training, taken_in, go_on = threading.Event(), threading.Event(), threading.Event()
+        build, extend = kinds.build, kinds.extend
+
+        def held(*arguments):
+            training.set()
+            assert go_on.wait(60)
+            return build(*arguments)
+
+        def extending(*arguments, **options):
+            taken_in.set()
+            return extend(*arguments, **options)
+
+        def entries(first, last):
+            return [Entry("default", f"{n}", "image", {"n": n}, vectors[n]) for n in range(first, last)]
+
+        async def run(store):
+            await store.create_collection("default", IndexRequest("ivf_pq"))
+            await store.upsert(entries(0, 500))
+            assert await store.indexed(300)
+            monkeypatch.setattr(kinds, "build", held)
+            monkeypatch.setattr(kinds, "extend", extending)
+            await store.delete("default", [f"{n}" for n in range(150)])  # more than the share: it is built anew
+            assert await asyncio.to_thread(training.wait, 60)
+            await store.upsert(entries(500, 1_000))
+            await store.delete("default", ["500", "999"])
+            assert await asyncio.to_thread(taken_in.wait, 60)
+            go_on.set()
+            assert await store.indexed(300)
+            [part] = await store.parts("default")
+            assert (part.count, part.indexed) == (848, 848)
+            found = await store.search("default", vectors[[150, 300, 998]], 1, filter=parse({"n": {"$gte": 60}}))
+            assert [ids(hits) for hits in found] == [["150"], ["300"], ["998"]]
+            assert not (await store.search("default", vectors[[999]], 1, filter=parse({"n": 999})))[0]
+
+        in_store(tmp_path, run, fake_manifest(dimensions=32), rules=SMALL)
 
     def test_effort_travels_with_the_call(self, tmp_path):
         """A search with little effort misses what one with much finds, also while both run at once."""
