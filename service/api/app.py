@@ -311,9 +311,9 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    found = {name: protocol_of(name) for name in document["paths"]}
+    protocols = {name: protocol_of(name) for name in document["paths"]}
     errors: dict[str, type[BaseModel]] = {"": Problem}
-    errors |= {_prefix(protocol): protocol.schema for protocol in found.values() if protocol}
+    errors |= {_prefix(protocol): protocol.schema for protocol in protocols.values() if protocol}
     for model in errors.values():
         schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schemas[model.__name__].pop("$defs", {})
@@ -322,7 +322,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         for prefix, model in errors.items()
     }
     for path, operations in document["paths"].items():
-        prefix = _prefix(found[path])
+        prefix = _prefix(protocols[path])
         for method, operation in operations.items():
             schemas |= operation.pop("x-definitions", {})
             operation["responses"].pop("422", None)

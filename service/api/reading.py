@@ -78,7 +78,7 @@ def reader(model: type[Model], place: Place | None = None) -> Callable[[Request]
                     return model.model_validate(body, context=settings.limits)
                 except ValidationError as error:
                     known = error.errors(include_url=False, include_context=False, include_input=False)
-                    problems = [each | {"loc": ("body", *each["loc"])} for each in known]
+                    problems = [problem | {"loc": ("body", *problem["loc"])} for problem in known]
                 del body  # in this thread: of millions of values that takes long
                 raise RequestValidationError(problems)
 

@@ -70,9 +70,9 @@ def _default(value: Any) -> str:
 
 def _takes(field: FieldInfo) -> str:
     kinds = list(_kinds(field.annotation))
-    limits = {name: getattr(each, name) for each in field.metadata for name, _ in _BOUNDS if hasattr(each, name)}
+    limits = {name: getattr(rule, name) for rule in field.metadata for name, _ in _BOUNDS if hasattr(rule, name)}
     bounds = " ".join(f"{word} {limits[name]:g}" for name, word in _BOUNDS if name in limits)
-    patterns = [constraint.pattern for constraint in field.metadata if getattr(constraint, "pattern", None)]
+    patterns = [rule.pattern for rule in field.metadata if getattr(rule, "pattern", None)]
     return ", ".join([*kinds, *([bounds] if bounds else []), *(f"`{pattern}`" for pattern in patterns)])
 
 

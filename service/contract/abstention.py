@@ -76,13 +76,13 @@ def fit(on_topic: Sequence[Floats], off_topic: Sequence[Floats]) -> Detector:
     kind = np.repeat([1.0, 0.0], counts)
     folds = min(_FOLDS, len(on_topic), len(off_topic))
     fold = np.concatenate(
-        [np.full(len(each), place % folds) for groups in (on_topic, off_topic) for place, each in enumerate(groups)]
+        [np.full(len(group), place % folds) for groups in (on_topic, off_topic) for place, group in enumerate(groups)]
     )
-    held = np.zeros(len(features))
+    guesses = np.zeros(len(features))
     for left_out in range(folds):
         kept = fold != left_out
-        held[~kept] = _regression(features[kept], kind[kept]).probability(features[~kept])
-    return _regression(features, kind).model_copy(update={"auroc": auroc(held[kind == 1], held[kind == 0])})
+        guesses[~kept] = _regression(features[kept], kind[kept]).probability(features[~kept])
+    return _regression(features, kind).model_copy(update={"auroc": auroc(guesses[kind == 1], guesses[kind == 0])})
 
 
 def auroc(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> float:

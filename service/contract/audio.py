@@ -249,12 +249,12 @@ def _mono(stream: _Stream, mix: Mix, limits: AudioLimits) -> Iterator[Waveform]:
         yield mix.apply(block, stream.measure.take(block))
 
 
-def _resampled(blocks: Iterator[Waveform], rate: int, wanted: int) -> Iterator[Waveform]:
+def _resampled(blocks: Iterator[Waveform], rate: int, new_rate: int) -> Iterator[Waveform]:
     """Resample block by block, to the same bits as all at once."""
-    if rate == wanted:
+    if rate == new_rate:
         yield from blocks
         return
-    resampler = soxr.ResampleStream(rate, wanted, 1, dtype="float32", quality="HQ")
+    resampler = soxr.ResampleStream(rate, new_rate, 1, dtype="float32", quality="HQ")
     for block in blocks:
         yield resampler.resample_chunk(block)
     yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)

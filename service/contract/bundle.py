@@ -207,7 +207,7 @@ class Manifest(_Model):
                 raise ValueError(f"the {modality} tower has {tower.preprocessing.kind} preprocessing")
             if isinstance(tower.preprocessing, TextPreprocessing) and tower.preprocessing.tokenizer not in self.files:
                 raise ValueError(f"the tokenizer {tower.preprocessing.tokenizer} is not among the files")
-        graphs = [tower.graph(each)[0] for tower in self.towers.values() for each in tower.precisions]
+        graphs = [tower.graph(precision)[0] for tower in self.towers.values() for precision in tower.precisions]
         if len({*graphs, *self.files}) < len(graphs) + len(self.files):
             raise ValueError("one file is named twice")
         for name in self.files:
@@ -239,8 +239,8 @@ class Manifest(_Model):
     def bias_of(self, modality: str) -> float | None:
         """Return the bias for labels of inputs of a modality, where it was learned with them: that of an imported
         model's own media and texts, not of towers that were trained or bound since, nor of texts with texts."""
-        own = {name for name, tower in self.towers.items() if tower.projector.kind == "none"}
-        return self.bias if modality != "text" and {modality, "text"} <= own else None
+        imported = {name for name, tower in self.towers.items() if tower.projector.kind == "none"}
+        return self.bias if modality != "text" and {modality, "text"} <= imported else None
 
     def accepts(self, space: str) -> bool:
         """Return whether vectors made in `space` may stand beside vectors made by this bundle."""
@@ -410,11 +410,11 @@ def _foreign(target: Path) -> str | None:
         return None
     if not target.is_dir():
         return "a file"
-    held = {path.name for path in target.iterdir()}
+    names = {path.name for path in target.iterdir()}
     # Not read as a Manifest: a bundle of an older schema, or a damaged one, may be replaced too.
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        held -= {MANIFEST, SIGNATURE, *_named(json.loads((target / MANIFEST).read_bytes()))}
-    return min(held, default=None)
+        names -= {MANIFEST, SIGNATURE, *_named(json.loads((target / MANIFEST).read_bytes()))}
+    return min(names, default=None)
 
 
 def _digest(value: object) -> str:

@@ -354,13 +354,13 @@ def _scaled(image: Image.Image, samples: Samples, extremes: tuple[float, float])
         # Pillow has turned round already what has white for 0.
         table = replace(samples, white_is_zero=False).range(*extremes).levels(levels)
         return image.point(table.tolist() * len(image.getbands()))
-    held = np.asarray(image)
+    pixels = np.asarray(image)
     if image.mode == "I" and samples.kind == UNSIGNED and samples.bits == 32:
-        held = held.view(np.uint32)
+        pixels = pixels.view(np.uint32)
         extremes = (0.0, 2.0**32 - 1) if extremes[0] < 0 else extremes
-    if not np.isfinite(held).all():
+    if not np.isfinite(pixels).all():
         raise ValueError("a sample is NaN or infinite")
-    return Image.fromarray(samples.range(*extremes).levels(held))
+    return Image.fromarray(samples.range(*extremes).levels(pixels))
 
 
 def _sample(image: Image.Image) -> Image.Image:
@@ -516,14 +516,14 @@ def _grey_rows(image: Image.Image) -> int:
 
 def _heic(data: bytes, limits: ImageLimits) -> Image.Image:
     """Return the primary image of a HEIC, turned as its boxes say."""
-    held = _open_heic(data)
-    width, height = held.size
+    heif = _open_heic(data)
+    width, height = heif.size
     limits.check_pixels(width, height)
     check_sparse(width, height, len(data))
-    pixels = held.data  # the size may be another one after decoding
-    limits.check_pixels(*held.size)
-    image = Image.frombytes(held.mode, held.size, pixels, "raw", held.mode, held.stride)
-    image.info["icc_profile"] = held.info.get("icc_profile")
+    pixels = heif.data  # the size may be another one after decoding
+    limits.check_pixels(*heif.size)
+    image = Image.frombytes(heif.mode, heif.size, pixels, "raw", heif.mode, heif.stride)
+    image.info["icc_profile"] = heif.info.get("icc_profile")
     return image
 
 

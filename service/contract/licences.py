@@ -88,7 +88,7 @@ def allows_commercial_use(licence: str) -> bool | None:
 
 
 def _all(identifiers: Iterable[str]) -> bool | None:
-    said = [_one(each.strip().lower()) for each in identifiers]
+    said = [_one(identifier.strip().lower()) for identifier in identifiers]
     if False in said:
         return False
     return None if None in said else True
@@ -165,5 +165,5 @@ def markdown(every: Sequence[Licence], terms: Sequence[Terms]) -> str:
     lines += [f"| {part.of} | {part.licence} | {words[part.commercial]} | {part.note} |" for part in every]
     if terms:
         lines += ["", "Terms of access to data, which are no licences of the weights:", ""]
-        lines += [f"- {each.of}: {each.terms}" for each in terms]
+        lines += [f"- {term.of}: {term.terms}" for term in terms]
     return "\n".join(lines) + "\n"

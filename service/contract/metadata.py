@@ -293,8 +293,8 @@ def _heif_item(data: bytes, inside: dict[bytes, _Box], number: int) -> bytes:
             take(index_size)
             offset, length = base + take(offset_size), take(length_size)
             if item == number and extent == 0:
-                if method == 1 and (held := inside.get(b"idat")) is not None:
-                    offset += held.start
+                if method == 1 and (box := inside.get(b"idat")) is not None:
+                    offset += box.start
                 elif method:
                     return b""
                 return data[offset : offset + length]

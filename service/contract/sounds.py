@@ -226,16 +226,16 @@ def cut(blocks: Iterable[Waveform], window: int, hop: int, least: int) -> Iterat
 def _windows(blocks: Iterable[Waveform], length: int, hop: int, ahead: int) -> Iterator[Waveform]:
     """Yield stretches of `length` samples, one every `hop`, each when `ahead` more have come, and what is left."""
     parts: list[Waveform] = []
-    held = 0
+    count = 0
     for block in filter(len, blocks):
         parts.append(block)
-        held += len(block)
-        if held >= length + ahead:
+        count += len(block)
+        if count >= length + ahead:
             waiting = _joined(parts)
             while len(waiting) >= length + ahead:
                 yield waiting[:length]
                 waiting = waiting[hop:]
-            parts, held = [waiting] if len(waiting) else [], len(waiting)
+            parts, count = [waiting] if len(waiting) else [], len(waiting)
     yield _joined(parts)
 
 

@@ -106,22 +106,22 @@ def _jpeg(data: bytes) -> None:
     """Check the segments before the first scan, as Pillow walks through them, and how many scans there are."""
     place, loose, parts = 2, 0, 0
     coefficients, whole = 0, False
-    while (found := data.find(b"\xff", place)) >= 0 and found + 4 <= len(data):
-        marker = data[found + 1]
-        loose += found - place
+    while (at := data.find(b"\xff", place)) >= 0 and at + 4 <= len(data):
+        marker = data[at + 1]
+        loose += at - place
         if marker in (0x00, 0xFF):
             loose += 1
-            place = found + (2 if marker == 0x00 else 1)
+            place = at + (2 if marker == 0x00 else 1)
         elif 0xFF00 | marker not in MARKER:
             return  # Pillow goes no further
         elif MARKER[0xFF00 | marker][2] is None:  # stands alone
             loose += 2
-            place = found + 2
+            place = at + 2
         else:
-            length = int.from_bytes(data[found + 2 : found + 4], "big")
-            body = data[found + 4 : found + 2 + length]
+            length = int.from_bytes(data[at + 2 : at + 4], "big")
+            body = data[at + 4 : at + 2 + length]
             parts += 1
-            place = found + 2 + length
+            place = at + 2 + length
             if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
                 coefficients, whole = _coefficients(body), marker in _PROGRESSIVE
             elif marker == 0xDA:
@@ -141,7 +141,7 @@ def _coefficients(frame: bytes) -> int:
     if len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
         return 0
     height, width = struct.unpack(">HH", frame[1:5])
-    factors = [(each >> 4, each & 15) for each in frame[7 : 6 + 3 * frame[5] : 3]]
+    factors = [(byte >> 4, byte & 15) for byte in frame[7 : 6 + 3 * frame[5] : 3]]
     most = max((across for across, _ in factors), default=0) * max((down for _, down in factors), default=0)
     return sum(across * down for across, down in factors) * width * height // most if most else 0
 

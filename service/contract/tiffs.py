@@ -159,11 +159,11 @@ class _Directory:
 
     def numbers(self, tag: int) -> tuple[float, ...]:
         """Return the values of a tag; none where it is not there, is of an odd kind, or has too many."""
-        found = self.tags.get(tag)
-        if found is None or found.kind not in _CODES or not 0 < found.count <= _MOST_VALUES:
+        entry = self.tags.get(tag)
+        if entry is None or entry.kind not in _CODES or not 0 < entry.count <= _MOST_VALUES:
             return ()
         try:
-            return struct.unpack_from(f"{self.order}{found.count}{_CODES[found.kind]}", self._as_it_was, found.value)
+            return struct.unpack_from(f"{self.order}{entry.count}{_CODES[entry.kind]}", self._as_it_was, entry.value)
         except (struct.error, OverflowError):
             return ()
 
@@ -172,28 +172,28 @@ class _Directory:
         return int(numbers[0]) if numbers else otherwise
 
     def bytes_of(self, tag: int, most: int) -> bytes | None:
-        found = self.tags.get(tag)
-        if found is None or found.kind not in (1, 7) or not 0 < found.count <= most:
+        entry = self.tags.get(tag)
+        if entry is None or entry.kind not in (1, 7) or not 0 < entry.count <= most:
             return None
-        return self._as_it_was[found.value : found.value + found.count]
+        return self._as_it_was[entry.value : entry.value + entry.count]
 
     def first_places(self) -> list[int]:
         """Return where the first strip or tile begins."""
-        found = [self.tags[tag] for tag in (273, 324) if tag in self.tags]
+        tags = [self.tags[tag] for tag in (273, 324) if tag in self.tags]
         return [
-            int.from_bytes(self.data[each.value : each.value + _SIZES[each.kind]], _BYTE_ORDER[self.order])
-            for each in found
-            if each.kind in (3, 4, 16)
+            int.from_bytes(self.data[entry.value : entry.value + _SIZES[entry.kind]], _BYTE_ORDER[self.order])
+            for entry in tags
+            if entry.kind in (3, 4, 16)
         ]
 
     def set(self, tag: int, number: int) -> None:
         """Give a tag that is there one number."""
-        if (found := self.tags.get(tag)) is not None:
-            self._rewrite(found.place, tag, 4, 1, number)
+        if (entry := self.tags.get(tag)) is not None:
+            self._rewrite(entry.place, tag, 4, 1, number)
 
     def drop(self, tag: int) -> None:
-        if (found := self.tags.get(tag)) is not None:
-            self._rewrite(found.place, 0xFFFF, 1, 1, 0)
+        if (entry := self.tags.get(tag)) is not None:
+            self._rewrite(entry.place, 0xFFFF, 1, 1, 0)
 
     def _rewrite(self, place: int, tag: int, kind: int, count: int, value: int) -> None:
         body = struct.pack(self.order + "I", value) if kind == 4 else b""
@@ -231,7 +231,7 @@ def _samples(directory: _Directory) -> Samples:
     lowest = directory.numbers(_LOWEST_OF_ANY) or directory.numbers(_LOWEST)
     highest = directory.numbers(_HIGHEST_OF_ANY) or directory.numbers(_HIGHEST)
     photometric = directory.number(_PHOTOMETRIC, 1)
-    found = Samples(
+    samples = Samples(
         bits=int(bits[0]),
         kind=int(kinds[0]) if kinds[0] in (SIGNED, FLOAT) else UNSIGNED,
         lowest=float(min(lowest)) if lowest else None,
@@ -240,21 +240,21 @@ def _samples(directory: _Directory) -> Samples:
         are_there=any(0 < place < len(directory.data) for place in directory.first_places()),
     )
     count = directory.number(_SAMPLES, 1)
-    if count == 1 or found.is_plain or (found.kind == UNSIGNED and found.bits <= 8):
-        return found
+    if count == 1 or samples.is_plain or (samples.kind == UNSIGNED and samples.bits <= 8):
+        return samples
     predictor = directory.number(_PREDICTOR, 1)
     can_be_read = (
         count in (2, 3, 4)
         and photometric in (0, 1, 2)
         and directory.number(_PLANAR, 1) == 1
         and len(set(bits)) == 1
-        and found.bits in (16, 32, 64)
-        and (predictor == 1 or (predictor == 2 and found.bits == 16 and _TILE_WIDTH not in directory.tags))
+        and samples.bits in (16, 32, 64)
+        and (predictor == 1 or (predictor == 2 and samples.bits == 16 and _TILE_WIDTH not in directory.tags))
     )
     if not can_be_read:
         raise UnsupportedMedia(UNKNOWN_SAMPLES)
     alpha = count in (2, 4) and directory.numbers(_EXTRA) in ((1,), (2,))
-    return replace(found, per_pixel=count, alpha=alpha, predicted=predictor == 2)
+    return replace(samples, per_pixel=count, alpha=alpha, predicted=predictor == 2)
 
 
 def regrouped(image: Image.Image, samples: Samples) -> Image.Image:
@@ -263,19 +263,19 @@ def regrouped(image: Image.Image, samples: Samples) -> Image.Image:
 
     Raises ValueError where a sample is NaN or infinite.
     """
-    held = np.asarray(image)
-    held = held.reshape(image.height, -1, samples.per_pixel)
+    pixels = np.asarray(image)
+    pixels = pixels.reshape(image.height, -1, samples.per_pixel)
     if samples.predicted:
         kind = np.int16 if samples.kind == SIGNED else np.uint16
-        held = np.cumsum(held.astype(kind), axis=1, dtype=kind)
+        pixels = np.cumsum(pixels.astype(kind), axis=1, dtype=kind)
     count = 3 if samples.per_pixel > 2 else 1
-    if not np.isfinite(held).all():
+    if not np.isfinite(pixels).all():
         raise ValueError("a sample is NaN or infinite")
-    colours = held[..., :count]
+    colours = pixels[..., :count]
     levels = samples.range(float(colours.min()), float(colours.max())).levels(colours)
     picture = Image.fromarray(levels if count == 3 else levels[..., 0])
     if samples.alpha:
-        opaque = held[..., -1]
+        opaque = pixels[..., -1]
         picture.putalpha(
             Image.fromarray(replace(samples, white_is_zero=False).range(0.0, float(opaque.max())).levels(opaque))
         )

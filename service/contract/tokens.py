@@ -84,13 +84,13 @@ class TextTokenizer:
             raise InputError("the text is empty")
         try:
             encoding = self._tokenizer.encode(prefix + text)
-            own = encoding if not prefix or self._unknown not in encoding.ids else self._tokenizer.encode(text)
+            plain = encoding if not prefix or self._unknown not in encoding.ids else self._tokenizer.encode(text)
         except (UnicodeEncodeError, TypeError):  # which of them depends on the version of tokenizers
             raise InputError("the text is not valid Unicode: it holds a lone surrogate") from None
         if not encoding.ids:
             raise InputError("the text is empty: its characters are none that the tokenizer reads")
         # An encoding says which tokens the template added: the unknown token of some is the end of a text as well.
-        ids = [id for id, special in zip(own.ids, own.special_tokens_mask, strict=True) if not special]
+        ids = [id for id, special in zip(plain.ids, plain.special_tokens_mask, strict=True) if not special]
         return Tokens(tuple(encoding.ids), bool(encoding.overflowing), self._share_unknown(ids))
 
     def accept(self, ids: Sequence[int]) -> Tokens:
@@ -100,8 +100,8 @@ class TextTokenizer:
         if min(ids) < 0 or max(ids) >= self._vocabulary_size:
             raise InputError(f"a token id is outside the vocabulary of {self._vocabulary_size}")
         kept = tuple(ids[: self._max_length])
-        own = [id for id in kept if id not in self._special]
-        return Tokens(kept, len(ids) > self._max_length, self._share_unknown(own))
+        plain = [id for id in kept if id not in self._special]
+        return Tokens(kept, len(ids) > self._max_length, self._share_unknown(plain))
 
     def _share_unknown(self, ids: Sequence[int]) -> float:
         unknown = ids.count(self._unknown) if self._unknown is not None else 0

@@ -122,7 +122,7 @@ def claims_of(data: bytes, limits: VideoLimits = VideoLimits()) -> Claims:
         seconds = extent.seconds if source.streams.audio else 0.0
         return Claims(
             frames=_frame_count(extent, limits) if pictures else 0,
-            pixels=sum(each.width * each.height for each in pictures),
+            pixels=sum(codec.width * codec.height for codec in pictures),
             sounds=max(1, math.ceil(seconds / STRETCH_S)) if source.streams.audio else 0,
             seconds=seconds,
         )

@@ -101,8 +101,8 @@ class LogMelWindows(AudioPreprocessing):
         for stretch in cut(blocks, self.samples, hop, self.window_length):
             rows.append(self._scaled(self._window(stretch))[None, None])
             lengths.append(len(stretch))
-        own = [min(max(-(-length // self.hop_length), 1), self.frames) for length in lengths]
-        return Sound(rows.whole, shares_of([min(length, hop) for length in lengths]), np.asarray(own, np.int64))
+        heard = [min(max(-(-length // self.hop_length), 1), self.frames) for length in lengths]
+        return Sound(rows.whole, shares_of([min(length, hop) for length in lengths]), np.asarray(heard, np.int64))
 
     def heard(self, rows: NDArray[np.float32]) -> int:
         return self.samples

@@ -9,8 +9,8 @@ Network = IPv4Network | IPv6Network
 # IANA's registry of special-purpose IPv4 addresses (RFC 6890), as a whole: also what it calls globally reachable, since
 # none of that is a host that anybody would fetch from. Multicast, and one address that is public only by its looks.
 _NOT_PUBLIC = tuple(
-    IPv4Network(each)
-    for each in (
+    IPv4Network(text)
+    for text in (
         "0.0.0.0/8",  # this network; Linux takes 0.0.0.0 for itself
         "10.0.0.0/8",
         "100.64.0.0/10",  # carriers' NAT; metadata of Alibaba Cloud
@@ -38,8 +38,8 @@ _NOT_PUBLIC = tuple(
 # and what is not yet assigned.
 _GLOBAL = IPv6Network("2000::/3")
 _NOT_GLOBAL = tuple(
-    IPv6Network(each)
-    for each in (
+    IPv6Network(text)
+    for text in (
         "2001::/23",  # protocol assignments, Teredo (IPv4 in disguise) among them
         "2001:db8::/32",  # documentation
         "2002::/16",  # 6to4: IPv4 in disguise

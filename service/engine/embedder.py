@@ -169,7 +169,8 @@ class Embedder:
                 results.append(InputError(UNKNOWN_TEXT) if unknown else result)
         if has_fused:
             results = [
-                fused(given, own) if isinstance(given, Fused) else own[0] for given, own in by_input(inputs, results)
+                fused(given, group) if isinstance(given, Fused) else group[0]
+                for given, group in by_input(inputs, results)
             ]
         if stored:
             await self._add_moments(inputs, results, caller)
@@ -195,7 +196,9 @@ class Embedder:
                 read.append(await self.in_worker(partial(opened, part)))
             else:
                 read.append(part)
-        return [given.with_parts(own) if isinstance(given, Fused) else own[0] for given, own in by_input(inputs, read)]
+        return [
+            given.with_parts(group) if isinstance(given, Fused) else group[0] for given, group in by_input(inputs, read)
+        ]
 
     async def _embed(self, inputs: Sequence[Single], caller: Caller) -> list[Embedded | InputError]:
         """Embed inputs together, or piece by piece where there are too many for the queue."""

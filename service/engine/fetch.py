@@ -448,14 +448,14 @@ class Fetches:
     def __post_init__(self) -> None:
         self._left = self.fetcher.most_of_a_request
 
-    async def all(self, wanted: Sequence[tuple[Literal["image", "audio"], str]]) -> list[bytes | InputError]:
+    async def all(self, urls: Sequence[tuple[Literal["image", "audio"], str]]) -> list[bytes | InputError]:
         """Fetch URLs by kind; return each content or its error, in order. Raises RateLimited, DeadlineExceeded."""
         if self.meter is not None:
-            await self.meter.prepay(sum(key not in self._made for key in wanted))
-        for kind, url in wanted:
+            await self.meter.prepay(sum(key not in self._made for key in urls))
+        for kind, url in urls:
             if (kind, url) not in self._made:
                 self._made[kind, url] = asyncio.create_task(self._one(url, self.fetcher.most[kind]))
-        tasks = [self._made[key] for key in wanted]
+        tasks = [self._made[key] for key in urls]
         try:
             with timed("fetch"):
                 async with asyncio.timeout(None if self.of_a_job else self.fetcher.deadline_s):

@@ -72,17 +72,17 @@ def satisfied(device: Device, modality: Modality, obtained: Sequence[str]) -> st
     return obtained[0]
 
 
-def chosen(tower: Tower, modality: Modality, accelerator: Accelerator, wanted: PrecisionChoice) -> Precision:
+def chosen(tower: Tower, modality: Modality, accelerator: Accelerator, choice: PrecisionChoice) -> Precision:
     """Return the precision to serve. Raises TowerError where the bundle does not have the one that is named."""
-    if wanted == "auto":
+    if choice == "auto":
         return tower.default(accelerator)
-    if wanted not in tower.precisions:
+    if choice not in tower.precisions:
         there = ", ".join(tower.precisions)
         raise TowerError(
-            f"ISTHMUS_PRECISION is {wanted!r}, and the bundle's {modality} tower comes in {there} only: name another, "
+            f"ISTHMUS_PRECISION is {choice!r}, and the bundle's {modality} tower comes in {there} only: name another, "
             "or 'auto' for each tower's default, or export the bundle with it (export.precisions in the recipe)"
         )
-    return wanted
+    return choice
 
 
 def bucket(rows: int, largest: int) -> int | None:

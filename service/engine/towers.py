@@ -135,7 +135,7 @@ class Tower:
         given = self._bounded(arrays) if self._in_pieces else arrays
         tokens, mask = self._session.run([TOKENS, TOKEN_MASK], given, self._options)
         packed = tokens.ndim == 2
-        return [np.asarray((tokens if packed else tokens[row])[own > 0], np.float32) for row, own in enumerate(mask)]
+        return [np.asarray((tokens if packed else tokens[row])[part > 0], np.float32) for row, part in enumerate(mask)]
 
     def _bounded(self, arrays: Arrays) -> Arrays:
         """Return a bounded call's arrays: the last rows, and what is computed here, in pieces, of the rows before

@@ -37,13 +37,13 @@ class Limit:
     @classmethod
     def parse(cls, text: str) -> "Limit":
         """`UNIT=AMOUNT/PERIOD`. Raises ValueError."""
-        found = _LIMIT.fullmatch(text)
-        if found is None:
+        match = _LIMIT.fullmatch(text)
+        if match is None:
             raise ValueError(
                 f"{text!r} is no limit: write UNIT=AMOUNT/PERIOD, such as items=1000/minute; units are "
                 f"{', '.join(UNITS)}, periods {', '.join(_PERIODS)}"
             )
-        unit, amount, period = found.groups()
+        unit, amount, period = match.groups()
         return cls(cast("Unit", unit), int(amount), _PERIODS[period])
 
     @property
@@ -84,17 +84,19 @@ class MemoryLimiter:
 
     async def take(self, key: str, limits: Sequence[Limit], costs: Costs) -> Verdict:
         now = time.monotonic()
-        last, held = self._buckets.get(key, (now, {}))
-        filled = [min(each.amount, held.get(each.name, each.amount) + (now - last) * each.rate) for each in limits]
-        asked = [costs.get(each.unit, 0.0) for each in limits]
+        last, balances = self._buckets.get(key, (now, {}))
+        filled = [
+            min(limit.amount, balances.get(limit.name, limit.amount) + (now - last) * limit.rate) for limit in limits
+        ]
+        asked = [costs.get(limit.unit, 0.0) for limit in limits]
         wait = 0.0
-        for each, holds, cost in zip(limits, filled, asked, strict=True):
-            missing = min(cost, each.amount) - holds
-            if cost > 0 and missing > _TOLERANCE * each.amount:
-                wait = max(wait, missing / each.rate)
+        for limit, holds, cost in zip(limits, filled, asked, strict=True):
+            missing = min(cost, limit.amount) - holds
+            if cost > 0 and missing > _TOLERANCE * limit.amount:
+                wait = max(wait, missing / limit.rate)
         if not wait:
             filled = [holds - cost for holds, cost in zip(filled, asked, strict=True)]
-        self._buckets[key] = now, {each.name: holds for each, holds in zip(limits, filled, strict=True)}
+        self._buckets[key] = now, {limit.name: holds for limit, holds in zip(limits, filled, strict=True)}
         return Verdict(wait, filled)
 
     async def close(self) -> None:
@@ -149,13 +151,13 @@ class RedisLimiter:
     async def take(self, key: str, limits: Sequence[Limit], costs: Costs) -> Verdict:
         if time.monotonic() >= self._paused_until:
             arguments: list[str | float] = []
-            for each in limits:
-                arguments += [each.name, each.amount, each.period_s, costs.get(each.unit, 0.0)]
+            for limit in limits:
+                arguments += [limit.name, limit.amount, limit.period_s, costs.get(limit.unit, 0.0)]
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    wait, *held = map(float, await self._take(keys=[f"isthmus:limits:{key}"], args=arguments))
-                if len(held) == len(limits):
-                    return Verdict(wait, held)
+                    wait, *balances = map(float, await self._take(keys=[f"isthmus:limits:{key}"], args=arguments))
+                if len(balances) == len(limits):
+                    return Verdict(wait, balances)
                 raise ValueError("not a balance for each limit")
             except Exception:  # what is no Redis answers anything, and its client then raises anything
                 self._failed()
@@ -190,7 +192,7 @@ class Meter:
     @property
     def units(self) -> frozenset[Unit]:
         """Return the limited units: what nobody counts need not be measured."""
-        return frozenset(each.unit for each in self.limits)
+        return frozenset(limit.unit for limit in self.limits)
 
     async def prepay(self, items: int) -> None:
         """Take items that cost us something before they are embedded, and not again then. Raises RateLimited."""
@@ -217,9 +219,11 @@ class Meter:
         rows = list(zip(self.limits, self._last.held, strict=True))
         nearest, holds = min(rows, key=lambda row: row[1] / row[0].amount)
         return {
-            "RateLimit-Policy": ", ".join(f'"{each.name}";q={each.amount};w={each.period_s}' for each in self.limits),
+            "RateLimit-Policy": ", ".join(
+                f'"{limit.name}";q={limit.amount};w={limit.period_s}' for limit in self.limits
+            ),
             "RateLimit": ", ".join(
-                f'"{each.name}";r={_left(holds)};t={_until_full(each, holds)}' for each, holds in rows
+                f'"{limit.name}";r={_left(holds)};t={_until_full(limit, holds)}' for limit, holds in rows
             ),
             "RateLimit-Limit": str(nearest.amount),
             "RateLimit-Remaining": str(_left(holds)),

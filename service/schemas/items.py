@@ -67,22 +67,22 @@ def _storable(value: Any, most: int) -> Any:
     """Check that a value is JSON that SQLite and clients read back unchanged, with at most so many values and keys."""
     waiting = [(value, 0)]
     while waiting:
-        held, depth = waiting.pop()
-        most -= 1 + (len(held) if isinstance(held, list | dict) else 0)
+        node, depth = waiting.pop()
+        most -= 1 + (len(node) if isinstance(node, list | dict) else 0)
         if most < 0:
             raise ValueError("too many values")
         if depth > _MAX_DEPTH:
             raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")
-        if isinstance(held, str):
-            storable_text(held)
-        elif isinstance(held, int) and held not in _INT64:
+        if isinstance(node, str):
+            storable_text(node)
+        elif isinstance(node, int) and node not in _INT64:
             raise ValueError("an integer does not fit in 64 bits: write it as a text, or as a number such as 1e300")
-        elif isinstance(held, float) and (held != held or abs(held) == float("inf")):
+        elif isinstance(node, float) and (node != node or abs(node) == float("inf")):
             raise ValueError("a number is not finite")
-        elif isinstance(held, dict):
-            waiting += [(part, depth + 1) for pair in held.items() for part in pair]
-        elif isinstance(held, list):
-            waiting += [(part, depth + 1) for part in held]
+        elif isinstance(node, dict):
+            waiting += [(part, depth + 1) for pair in node.items() for part in pair]
+        elif isinstance(node, list):
+            waiting += [(part, depth + 1) for part in node]
     return value
 
 

@@ -119,7 +119,7 @@ async def _classify(asked: ClassifyArguments, state: State, caller: Caller) -> A
     [result] = await state.classifier.classify(
         [asked.input], labels=labels, top_k=asked.top_k, fail=True, caller=caller
     )
-    return {"labels": [{"label": each.label, "score": each.score} for each in result.labels]}, []
+    return {"labels": [{"label": scored.label, "score": scored.score} for scored in result.labels]}, []
 
 
 async def _get(asked: GetArguments, state: State, caller: Caller) -> Answer:

@@ -31,7 +31,7 @@ async def create_embeddings(body: Body, state: StateDep, caller: CallerDep) -> J
         raise InvalidRequest(_NO_IDS)
     results = await vectors_of(state.model(body.model), body.inputs, caller, field="input", cut=body.cut)
     tokens = sum(result.tokens for result in results)
-    data = [_row(index, each, body) for index, each in enumerate(results)]
+    data = [_row(index, result, body) for index, result in enumerate(results)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return JSON({"object": "list", "data": data, "model": body.model, "usage": usage})
 

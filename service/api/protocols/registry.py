@@ -7,8 +7,8 @@ from service.api.protocols.protocol import Protocol
 from service.settings import ProtocolName
 
 PROTOCOLS: Mapping[ProtocolName, Protocol] = {
-    each.name: each
-    for each in (
+    protocol.name: protocol
+    for protocol in (
         openai.PROTOCOL,
         jina.PROTOCOL,
         cohere.PROTOCOL,
@@ -19,11 +19,13 @@ PROTOCOLS: Mapping[ProtocolName, Protocol] = {
         immich.PROTOCOL,
     )
 }
-READS = frozenset[str]().union(*(each.reads for each in PROTOCOLS.values()))
+READS = frozenset[str]().union(*(protocol.reads for protocol in PROTOCOLS.values()))
 """Paths of all protocols whose POST stores nothing."""
-_UNDER = sorted(((path, each) for each in PROTOCOLS.values() for path in each.under), key=lambda pair: -len(pair[0]))
+_UNDER = sorted(
+    ((path, protocol) for protocol in PROTOCOLS.values() for path in protocol.under), key=lambda pair: -len(pair[0])
+)
 
 
 def protocol_of(path: str) -> Protocol | None:
     """Return the protocol that a path belongs to, on or off; None for a native route."""
-    return next((each for under, each in _UNDER if path == under or path.startswith(f"{under}/")), None)
+    return next((protocol for under, protocol in _UNDER if path == under or path.startswith(f"{under}/")), None)

@@ -52,17 +52,17 @@ def plain_labels(labels: Sequence[str | wire.Label]) -> list[str | Label]:
     ]
 
 
-def _result(found: Classification) -> Classified:
-    if found.error is not None:
-        return Classified(labels=[], abstained=False, error=InputProblem(**input_problem(found.error)))
+def _result(result: Classification) -> Classified:
+    if result.error is not None:
+        return Classified(labels=[], abstained=False, error=InputProblem(**input_problem(result.error)))
     return Classified(
         labels=[
             ScoredLabel(
                 label=label.label, score=label.score, similarity=label.similarity, probability=label.probability
             )
-            for label in found.labels
+            for label in result.labels
         ],
-        abstained=found.abstained,
-        on_topic=found.on_topic,
-        cells=None if found.cells is None else [[_result(cell) for cell in row] for row in found.cells],
+        abstained=result.abstained,
+        on_topic=result.on_topic,
+        cells=None if result.cells is None else [[_result(cell) for cell in row] for row in result.cells],
     )

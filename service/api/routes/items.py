@@ -113,10 +113,10 @@ async def list_items(
     described = [_described(item) for item in items]
     if "preview" in fields:
         for name in {item.collection for item in items}:
-            members = [each for each in described if each["collection"] == name]
-            shown = await state.store.shown(name, [each["id"] for each in members])
-            for each in members:
-                each["preview"] = previewed(shown.get(each["id"]))
+            members = [row for row in described if row["collection"] == name]
+            shown = await state.store.shown(name, [row["id"] for row in members])
+            for row in members:
+                row["preview"] = previewed(shown.get(row["id"]))
     answer: dict[str, Any] = {"items": described, "next_cursor": more}
     if "total" in fields:
         if collection is None:

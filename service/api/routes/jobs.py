@@ -136,8 +136,8 @@ def _jobs(state: State) -> Jobs:
     return state.jobs
 
 
-def _described(found: Progress) -> dict[str, Any]:
-    job = found.job
+def _described(progress: Progress) -> dict[str, Any]:
+    job = progress.job
     return {
         "id": job.id,
         "state": job.state,
@@ -146,8 +146,8 @@ def _described(found: Progress) -> dict[str, Any]:
         "total": job.total,
         "done": job.done,
         "failed": job.failed,
-        "rate": None if found.rate is None else round(found.rate, 2),
-        "eta_s": None if found.eta_s is None else round(found.eta_s, 1),
+        "rate": None if progress.rate is None else round(progress.rate, 2),
+        "eta_s": None if progress.eta_s is None else round(progress.eta_s, 1),
         "created": job.created,
         "started": job.started,
         "ended": job.ended,

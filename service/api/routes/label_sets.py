@@ -35,7 +35,7 @@ async def list_label_sets(
 ) -> LabelSetsResponse:
     """List the label sets by name."""
     listed = await state.store.label_sets(after or "", limit)
-    return LabelSetsResponse(label_sets=[ListedLabelSet(**asdict(each)) for each in listed])
+    return LabelSetsResponse(label_sets=[ListedLabelSet(**asdict(label_set)) for label_set in listed])
 
 
 @router.put("/label-sets/{name}", openapi_extra=documented(LabelSetRequest, _EXAMPLE))
@@ -66,7 +66,7 @@ async def _described(name: str, state: State) -> LabelSetResponse:
         space=label_set.space,
         labels=labels,
         templates=label_set.definition["templates"],
-        abstention={modality: LearnedDetector(auroc=each["auroc"]) for modality, each in detectors.items()},
+        abstention={modality: LearnedDetector(auroc=detector["auroc"]) for modality, detector in detectors.items()},
         created=label_set.created,
         updated=label_set.updated,
     )

@@ -93,19 +93,19 @@ def _ordering(body: SearchOptions) -> Ordering:
     )
 
 
-def _result(found: Result, include: Collection[str]) -> dict[str, Any]:
-    result: dict[str, Any] = {"id": found.item.id, "score": found.score, "modality": found.item.modality}
+def _result(hit: Result, include: Collection[str]) -> dict[str, Any]:
+    result: dict[str, Any] = {"id": hit.item.id, "score": hit.score, "modality": hit.item.modality}
     if "confidence" in include:
-        result["confidence"] = found.confidence
+        result["confidence"] = hit.confidence
     if "metadata" in include:
-        result["metadata"] = found.item.metadata
+        result["metadata"] = hit.item.metadata
     if "vector" in include:
-        result["vector"] = found.item.vector
+        result["vector"] = hit.item.vector
     if "preview" in include:
-        result["preview"] = previewed(found.shown)
-    if found.moment is not None:
-        moment = found.moment
+        result["preview"] = previewed(hit.shown)
+    if hit.moment is not None:
+        moment = hit.moment
         result["moment"] = {"start": moment.start, "end": moment.end, "modality": moment.modality}
-    if found.explanation is not None:
-        result["explain"] = found.explanation
+    if hit.explanation is not None:
+        result["explain"] = hit.explanation
     return result
