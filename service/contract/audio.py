@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import soundfile
@@ -71,15 +71,6 @@ class AudioLimits:
             )
 
 
-@dataclass(frozen=True, eq=False)
-class Heard(Generic[T]):
-    """What was made of a sound."""
-
-    value: T
-    cut: bool
-    """Whether the file ends before the sound does, or a part of it is damaged."""
-
-
 class _File(io.BytesIO):
     """One that stays where it is when a damaged file sends its decoder to before its start: what a callback of a C
     library raises reaches nobody, and is printed."""
@@ -102,13 +93,14 @@ def decode_audio(data: bytes, sampling_rate: int, limits: AudioLimits = AudioLim
     Raises UnsupportedMedia, MediaTooLarge, or BadMedia (corrupt, no samples, not finite). A FLAC that ends early
     is corrupt; of other sounds that do, what is there is decoded, as players do.
     """
-    return hear(data, sampling_rate, limits, gathered).value
+    return hear(data, sampling_rate, limits, gathered)[0]
 
 
 def hear(
     data: bytes, sampling_rate: int, limits: AudioLimits, take: Callable[[Iterable[Waveform], int], T]
-) -> Heard[T]:
-    """Give a sound to `take`, block by block as it is decoded, and return what it makes of it.
+) -> tuple[T, bool]:
+    """Give a sound to `take`, block by block as it is decoded. Return what `take` makes of it, and whether the file ends
+    before the sound does or a part of it is damaged.
 
     `take` gets the blocks, mono at `sampling_rate`, all of which it has to go through, as often as it likes, and about
     how many samples they have, by the header. It is called again, and its first answer dropped, where only the whole
@@ -120,7 +112,7 @@ def hear(
     if recording.mix != mix:
         del value  # its memory is needed
         value = take(recording, recording.about)
-    return Heard(value, recording.cut)
+    return value, recording.cut
 
 
 class Recording:
@@ -135,7 +127,7 @@ class Recording:
         self.mix = Mix()
         """How the channels become one; another one from the end of the first time on, where only that tells."""
         self.cut = False
-        """As Heard has it, once they have been gone through."""
+        """Whether the file ends early, or a part of it is damaged; known once they have been gone through."""
         self.about = 0
         """How many samples there are, about, by the header."""
         self._begun: Iterator[Waveform] | None = self._begin()

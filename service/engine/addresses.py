@@ -1,7 +1,7 @@
 """Tests whether an address is of the public Internet: a client's URL may lead only there unless the operator allows
 more."""
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -53,11 +53,6 @@ def public(address: Address) -> bool:
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC)
     return address in _GLOBAL and address.scope_id is None and not any(address in network for network in _NOT_GLOBAL)
-
-
-def network(text: str) -> Network:
-    """Return an address, or a network without host bits. Raises ValueError."""
-    return ip_network(text)
 
 
 def inside(address: Address, networks: tuple[Network, ...]) -> bool:

@@ -16,7 +16,7 @@ import ssl
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Literal, Self, cast
 from urllib.parse import urljoin
@@ -32,7 +32,7 @@ from dns.rdtypes.IN.AAAA import AAAA
 
 from service import __version__
 from service.contract.errors import InputError, MediaTooLarge
-from service.engine.addresses import Address, Network, inside, network, public
+from service.engine.addresses import Address, Network, inside, public
 from service.errors import DeadlineExceeded, FetchFailed, FetchRefused, Overloaded
 from service.runtime.fair import FairSemaphore
 from service.runtime.quotas import Meter
@@ -172,7 +172,7 @@ def _entries(setting: str, given: Iterable[str]) -> tuple[tuple[str, ...], tuple
     names, networks = [], []
     for entry in given:
         try:
-            networks.append(network(entry))
+            networks.append(ip_network(entry))
             continue
         except ValueError as error:
             name = entry.lower().removesuffix(".")

@@ -89,8 +89,7 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
         if isinstance(given, Decoded):
             return prepared(spec.prepare(given.value))
         assert isinstance(given, Media)
-        heard = hear(given.data, spec.sampling_rate, limits, spec.prepare_blocks)
-        return prepared(heard.value, heard.cut)
+        return prepared(*hear(given.data, spec.sampling_rate, limits, spec.prepare_blocks))
 
     def collate(sounds: Sequence[Sound]) -> Arrays:
         return dict(zip(spec.inputs, spec.collate(sounds), strict=True))

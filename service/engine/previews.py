@@ -65,7 +65,7 @@ def _of_picture(picture: Image.Image) -> Preview:
 def preview_audio(data: bytes, limits: AudioLimits) -> Preview:
     """Turn a sound file into its first SECONDS as mono MP3, and its waveform. Raises InputError as decode_audio
     does."""
-    kept, whole = hear(data, _RATE, limits, _beginning).value
+    (kept, whole), _ = hear(data, _RATE, limits, _beginning)
     if len(kept) < whole:
         fade = int(_FADE * _RATE)
         kept[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)

@@ -36,9 +36,9 @@ def seen(data: bytes) -> tuple[np.ndarray, bool]:
 
 
 def heard(data: bytes) -> tuple[np.ndarray, bool]:
-    sound = hear(data, FRONT.sampling_rate, AudioLimits(), FRONT.prepare_blocks)
-    spectrum = sound.value.rows.mean(axis=(0, 1, 2))
-    return spectrum - spectrum.mean(), sound.cut
+    sound, cut = hear(data, FRONT.sampling_rate, AudioLimits(), FRONT.prepare_blocks)
+    spectrum = sound.rows.mean(axis=(0, 1, 2))
+    return spectrum - spectrum.mean(), cut
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float:

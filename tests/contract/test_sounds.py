@@ -167,7 +167,7 @@ def test_a_sound_of_half_an_hour_is_not_held(kind: str) -> None:
     hear(long_file(1), RATE, AudioLimits(), spec.prepare_blocks)
     tracemalloc.start()
     try:
-        sound = hear(data, RATE, AudioLimits(), spec.prepare_blocks).value
+        sound = hear(data, RATE, AudioLimits(), spec.prepare_blocks)[0]
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
