@@ -74,20 +74,13 @@ STATUS: Mapping[type[Exception], tuple[int, str]] = {
     Exception: (500, "internal_error"),
 }
 
-_HTTP_CODES = {
-    400: "malformed_request",
-    404: "route_not_found",
-    405: "method_not_allowed",
-    408: "request_timeout",
-    413: "body_too_large",
-    429: "overloaded",
-}
-_HTTP_DETAILS = {
-    404: "there is no such route",
-    405: "this route does not take that method",
-    408: "the body did not come in time",
-    413: "the body is too large",
-    429: "too many large bodies are being read",
+_OF_HTTP = {
+    400: ("malformed_request", "the request cannot be read"),
+    404: ("route_not_found", "there is no such route"),
+    405: ("method_not_allowed", "this route does not take that method"),
+    408: ("request_timeout", "the body did not come in time"),
+    413: ("body_too_large", "the body is too large"),
+    429: ("overloaded", "too many large bodies are being read"),
 }
 
 
@@ -151,8 +144,7 @@ async def _known(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = _HTTP_CODES.get(error.status_code, "http_error")
-    detail = _HTTP_DETAILS.get(error.status_code, "the request cannot be read")
+    code, detail = _OF_HTTP.get(error.status_code, ("http_error", "the request cannot be read"))
     protocol = protocol_of(request.url.path)
     if error.status_code == 404 and protocol and protocol.name not in request.state.services.settings.protocols:
         detail = f"the protocol {protocol.name} is off on this server: ISTHMUS_PROTOCOLS lists those that are on"

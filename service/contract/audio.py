@@ -99,8 +99,8 @@ def decode_audio(data: bytes, sampling_rate: int, limits: AudioLimits = AudioLim
 def hear(
     data: bytes, sampling_rate: int, limits: AudioLimits, take: Callable[[Iterable[Waveform], int], T]
 ) -> tuple[T, bool]:
-    """Give a sound to `take`, block by block as it is decoded. Return what `take` makes of it, and whether the file ends
-    before the sound does or a part of it is damaged.
+    """Give a sound to `take`, block by block as it is decoded. Return what `take` makes of it, and whether the file
+    ends before the sound does or a part of it is damaged.
 
     `take` gets the blocks, mono at `sampling_rate`, all of which it has to go through, as often as it likes, and about
     how many samples they have, by the header. It is called again, and its first answer dropped, where only the whole

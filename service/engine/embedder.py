@@ -53,7 +53,7 @@ from service.engine.inputs import (
 from service.engine.towers import Tower
 from service.errors import DeadlineExceeded, FetchDisabled, InferenceFailed
 from service.runtime.fair import FairSemaphore
-from service.runtime.metrics import Metrics
+from service.runtime.metrics import Metrics, TowerMetrics
 from service.runtime.timings import record, timed
 from service.runtime.workers import WorkerDied, Workers
 from service.settings import Settings
@@ -133,7 +133,7 @@ class Embedder:
         self.channels: dict[Modality, Channel] = {}
         name = bundle.manifest.name
         for modality, tower in towers.items():
-            channel = Channel(bundle, modality, tower, settings, metrics.of_tower(name, modality))
+            channel = Channel(bundle, modality, tower, settings, TowerMetrics(metrics, name, modality))
             self.channels[modality] = channel
             metrics.watch(name, modality, channel.depth, settings.queue_inputs)
 

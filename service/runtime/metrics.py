@@ -115,9 +115,6 @@ class Metrics:
     def cache_error(self) -> None:
         self.cache.labels("error").inc()
 
-    def of_tower(self, model: str, modality: str) -> "TowerMetrics":
-        return TowerMetrics(self, model, modality)
-
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format, version 0.0.4."""
         return generate_latest(self._registry)
