@@ -11,7 +11,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from service.contract.structure import MAX_PARTS, MAX_TAGS
+from service.contract.errors import BadMedia
+from service.contract.structure import MAX_LOOSE, MAX_PARTS, MAX_TAGS, TOO_MANY
 
 MOST_PROFILE_BYTES = 4_000_000
 """Largest colour profile that is read; those of printing machines have 2 MB."""
@@ -137,15 +138,19 @@ def png_essentials(data: bytes) -> Essentials:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (kind, place, length of the body) of a PNG's chunks; the last may be cut off."""
+    """Yield (kind, place, length of the body) of a PNG's chunks; the last may be cut off. Raises BadMedia past
+    MAX_PARTS."""
     place = 8
-    while place + 8 <= len(data):
+    for _ in range(MAX_PARTS):
+        if place + 8 > len(data):
+            return
         length = int.from_bytes(data[place : place + 4], "big")
         kind = data[place + 4 : place + 8]
         yield kind, place, length
         if kind == b"IEND":
             return
         place += 12 + length
+    raise BadMedia(TOO_MANY)
 
 
 def _sound_chunk(data: bytes, place: int, length: int) -> bool:
@@ -178,7 +183,7 @@ def gif_essentials(data: bytes) -> Essentials:
     view, start = memoryview(data), 0
     kept: list[memoryview] = []
     place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
-    frames, left = 0, _MOST_GIF_BLOCKS
+    frames, loose, left = 0, 0, _MOST_GIF_BLOCKS
     while place + 2 <= len(data) and data[place] != 0x3B:
         began, dropped = place, False
         left -= 1
@@ -189,13 +194,17 @@ def gif_essentials(data: bytes) -> Essentials:
             frames += 1
             place += 11 + (3 << (data[place + 9] & 7) + 1 if data[place + 9] & 0x80 else 0)
         else:
-            place += 1
+            place, loose = place + 1, loose + 1
+            if loose > MAX_LOOSE and not frames:
+                raise BadMedia(TOO_MANY)
             if left > 0:
                 continue
         while place < len(data) and data[place] and left > 0:
             place += 1 + data[place]
             left -= 1
         place += 1
+        if not frames and _MOST_GIF_BLOCKS - left - loose > MAX_PARTS:
+            raise BadMedia(TOO_MANY)
         if left <= 0:  # not all blocks are walked through: the first frame is enough
             last = began if frames > 1 or dropped else len(data)
             return Essentials(b"".join([*kept, view[start:last]]), one_frame=True)

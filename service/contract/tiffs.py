@@ -15,7 +15,7 @@ from PIL import Image
 
 from service.contract.errors import BadMedia, UnsupportedMedia
 from service.contract.metadata import MOST_PROFILE_BYTES, Essentials, xmp_orientation
-from service.contract.structure import MAX_TAGS
+from service.contract.structure import MAX_TAGS, TOO_MANY
 
 UNKNOWN_SAMPLES = "the TIFF's samples are of a kind that is not read here: save it with 8 or 16 bits a sample"
 _MOST_STRIPS = 300_000
@@ -144,9 +144,11 @@ class _Directory:
         try:
             (start,) = struct.unpack_from(self.order + where, data, 8 if self.large else 4)
             (count,) = struct.unpack_from(self.order + counted, data, start)
+            if count > MAX_TAGS:
+                raise BadMedia(TOO_MANY)
             start += struct.calcsize(counted)
             size = struct.calcsize(self._entry) + self._room
-            for place in range(start, start + size * min(count, MAX_TAGS), size):
+            for place in range(start, start + size * count, size):
                 tag, kind, length = struct.unpack_from(self._entry, data, place)
                 value = place + size - self._room
                 if _SIZES.get(kind, 1) * length > self._room:
