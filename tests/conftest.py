@@ -1,6 +1,7 @@
 """Real components for every test: a bundle, a server on a socket, a Redis, and the data where there is some."""
 
 import asyncio
+import base64
 import functools
 import io
 import os
@@ -223,3 +224,13 @@ def unit() -> Callable[..., bool]:
         return len(vector) == dimensions and abs(float(np.linalg.norm(vector)) - 1.0) < 1e-5
 
     return check
+
+
+@pytest.fixture
+def picture(png: Callable[..., bytes]) -> str:
+    return "data:image/png;base64," + base64.b64encode(png("red")).decode()
+
+
+@pytest.fixture
+def sound(wav: Callable[..., bytes]) -> str:
+    return "data:audio/wav;base64," + base64.b64encode(wav()).decode()

@@ -1,6 +1,5 @@
 """A server that speaks every protocol, and what /embed says of the same inputs."""
 
-import base64
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,16 +61,6 @@ def native(server: httpx.Client) -> Native:
         return np.array([each["embedding"] for each in answer.json()["embeddings"]])
 
     return embed
-
-
-@pytest.fixture
-def picture(png: Callable[..., bytes]) -> str:
-    return "data:image/png;base64," + base64.b64encode(png("red")).decode()
-
-
-@pytest.fixture
-def sound(wav: Callable[..., bytes]) -> str:
-    return "data:audio/wav;base64," + base64.b64encode(wav()).decode()
 
 
 def same(given: Any, expected: np.ndarray) -> None:

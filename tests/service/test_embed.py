@@ -17,13 +17,10 @@ from service.contract.vectors import l2_normalise
 from service.settings import Settings
 from tests import tiny_bundle
 from tests.conftest import redis_server, serving
+from tests.service.media import b64
 
 D = tiny_bundle.DIMENSIONS
 Make = Callable[..., bytes]
-
-
-def b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def embed(client: httpx.Client, inputs: list[Any], **more: Any) -> list[dict[str, Any]]:

@@ -1,5 +1,4 @@
 import asyncio
-import base64
 from contextlib import suppress
 
 import numpy as np
@@ -19,6 +18,7 @@ from service.schemas.search import Query, SearchBatchRequest, SearchRequest, pla
 from service.settings import Limits
 from service.store import Entry, SqliteStore, parse, rows, schema
 from tests.service.fakes import DIMENSIONS, FakeEmbedder, fake_manifest, vector_of
+from tests.service.media import b64
 
 QUERY = TypeAdapter(Query)
 ITEMS = ("dog", "cat", "rain", "sea", "clock")
@@ -50,10 +50,6 @@ def expected(query, leave_out=()):
 def same(found, wanted):
     assert [name for name, _ in found] == [name for name, _ in wanted]
     np.testing.assert_allclose([score for _, score in found], [score for _, score in wanted], atol=1e-6)
-
-
-def b64(data):
-    return base64.b64encode(data).decode()
 
 
 def test_what_is_found_is_bounded_in_bytes_over_all_the_queries(tmp_path, monkeypatch):

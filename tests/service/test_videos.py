@@ -1,6 +1,5 @@
 """Videos, from the file to the second that a search names. The bundle's towers see colours and hear tones."""
 
-import base64
 import io
 import sys
 
@@ -17,6 +16,7 @@ from service.store import Entry, Moment, parse
 from tests.conftest import serving
 from tests.service.fakes import vector_of
 from tests.service.films import colours, film, frame_of, silence_then_tone
+from tests.service.media import b64
 from tests.service.stores import both, in_store
 from tests.tiny_bundle import AUDIO, IMAGE, tone
 
@@ -31,10 +31,6 @@ def png_of(pixels):
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
-
-
-def b64(data):
-    return base64.b64encode(data).decode()
 
 
 class TestReading:

@@ -1,9 +1,7 @@
 """No answer with the vector of something else, at every door: data: URIs that come as texts, and texts that the
 tokenizer does not know."""
 
-import base64
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +18,6 @@ from tests.service.jobs.processes import ended, errors, submitted
 
 CHINESE = "一只狗在海滩上"
 NO_WORD = "knows no word of"
-
-
-@pytest.fixture
-def picture(png: Callable[..., bytes]) -> str:
-    return "data:image/png;base64," + base64.b64encode(png("red")).decode()
-
-
-@pytest.fixture
-def sound(wav: Callable[..., bytes]) -> str:
-    return "data:audio/wav;base64," + base64.b64encode(wav()).decode()
 
 
 def post(client: httpx.Client, path: str, body: dict[str, Any]) -> Any:
