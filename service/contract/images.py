@@ -381,7 +381,7 @@ _ESSENTIALS: Mapping[str, Callable[[bytes], Essentials]] = {
 
 
 def _decoded(data: bytes, limits: ImageLimits, enough: Enough | None) -> _Picture:
-    format, essentials, samples = _looked_over(data, limits)
+    format, essentials, samples = _essentials_of(data, limits)
     try:
         if format == "HEIC":
             image = _heic(essentials.data, limits)
@@ -410,7 +410,7 @@ def header_size(data: bytes, limits: ImageLimits = ImageLimits()) -> tuple[int, 
 
 def _header(data: bytes, limits: ImageLimits) -> tuple[str, int, int]:
     """Return the format, the width and the height that an image's header states."""
-    format, essentials, samples = _looked_over(data, limits)
+    format, essentials, samples = _essentials_of(data, limits)
     if format == "HEIC":
         stated: tuple[int, int] = _open_heic(essentials.data).size
         return format, *stated
@@ -418,7 +418,7 @@ def _header(data: bytes, limits: ImageLimits) -> tuple[str, int, int]:
         return format, image.width // samples.per_pixel, image.height
 
 
-def _looked_over(data: bytes, limits: ImageLimits) -> tuple[str, Essentials, Samples]:
+def _essentials_of(data: bytes, limits: ImageLimits) -> tuple[str, Essentials, Samples]:
     """Return the format of an image file and what a decoder needs of it. Raises InputError for what is not decoded."""
     limits.check_bytes(len(data))
     format = picture_format(data)

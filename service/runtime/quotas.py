@@ -64,7 +64,7 @@ class Limit:
 class Verdict:
     wait_s: float
     """0: taken. Else nothing was taken, and what was asked for would be there after so long."""
-    held: Sequence[float]
+    balances: Sequence[float]
     """What each limit's bucket holds now; below 0 a debt."""
 
 
@@ -216,7 +216,7 @@ class Meter:
         the three fields of its earlier drafts, which more clients read, for the limit that is nearest to its end."""
         if self._last is None:
             return {}
-        rows = list(zip(self.limits, self._last.held, strict=True))
+        rows = list(zip(self.limits, self._last.balances, strict=True))
         nearest, holds = min(rows, key=lambda row: row[1] / row[0].amount)
         return {
             "RateLimit-Policy": ", ".join(

@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks import hostile_media as media
 from service.contract import structure
 from service.contract.errors import BadMedia, InputError, MediaTooLarge
-from service.contract.images import ImageLimits, _looked_over, decode_image
+from service.contract.images import ImageLimits, _essentials_of, decode_image
 
 REFUSED: dict[str, tuple[Callable[[], bytes], type[InputError]]] = {
     "png of chunks": (
@@ -45,16 +45,16 @@ REFUSED: dict[str, tuple[Callable[[], bytes], type[InputError]]] = {
 def test_what_would_cost_too_much_is_refused(name: str) -> None:
     make, error = REFUSED[name]
     with pytest.raises(error):
-        _looked_over(make(), ImageLimits())
+        _essentials_of(make(), ImageLimits())
 
 
 @pytest.mark.parametrize("name", media.honest_images())
 def test_honest_pictures_pass(name: str) -> None:
     data = media.honest_images()[name]
-    _looked_over(data, ImageLimits(max_pixels=48 * 40))
+    _essentials_of(data, ImageLimits(max_pixels=48 * 40))
     if name.startswith("webp"):
         with pytest.raises(MediaTooLarge):
-            _looked_over(data, ImageLimits(max_pixels=48 * 40 - 1))
+            _essentials_of(data, ImageLimits(max_pixels=48 * 40 - 1))
 
 
 def test_pieces_and_tags_of_real_encoders_pass() -> None:
@@ -77,8 +77,8 @@ def test_a_side_is_no_longer_than_a_jpeg_can_be() -> None:
 def test_whatever_the_bytes_are_they_are_looked_over_or_refused(name: str, place: int, noise: bytes) -> None:
     data = media.honest_images()[name]
     try:
-        _looked_over(data[:place] + noise + data[place + len(noise) :], ImageLimits())
-        _looked_over(data[:place], ImageLimits())
+        _essentials_of(data[:place] + noise + data[place + len(noise) :], ImageLimits())
+        _essentials_of(data[:place], ImageLimits())
     except InputError:
         pass
 

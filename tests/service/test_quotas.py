@@ -70,7 +70,7 @@ def test_what_a_bucket_holds_is_taken_and_no_more(limiter: Limiter) -> None:
     assert [each.wait_s == 0 for each in verdicts] == [True, False, True, False]
     month = 30 * 86_400
     assert verdicts[1].wait_s == pytest.approx(month / 10, rel=1e-3)
-    assert [round(each.held[0]) for each in verdicts] == [4, 4, 0, 0]
+    assert [round(each.balances[0]) for each in verdicts] == [4, 4, 0, 0]
 
 
 def test_all_limits_must_allow_it_or_nothing_is_taken(limiter: Limiter) -> None:
@@ -78,13 +78,13 @@ def test_all_limits_must_allow_it_or_nothing_is_taken(limiter: Limiter) -> None:
         limiter, [ITEMS, PIXELS], [{"items": 1, "pixels": 900}, {"items": 1, "pixels": 200}, {"items": 9}]
     )
     assert [each.wait_s == 0 for each in verdicts] == [True, False, True]
-    assert [tuple(map(round, each.held)) for each in verdicts] == [(9, 100), (9, 100), (0, 100)]
+    assert [tuple(map(round, each.balances)) for each in verdicts] == [(9, 100), (9, 100), (0, 100)]
 
 
 def test_more_than_the_whole_amount_is_let_through_once_and_owed(limiter: Limiter) -> None:
     verdicts = take_all(limiter, [ITEMS], [{"items": 25}, {"items": 1}, {"requests": 1}])
     assert [each.wait_s == 0 for each in verdicts] == [True, False, True]
-    assert round(verdicts[0].held[0]) == -15
+    assert round(verdicts[0].balances[0]) == -15
     assert verdicts[1].wait_s == pytest.approx(16 * 30 * 86_400 / 10, rel=1e-3)
 
 
@@ -142,7 +142,7 @@ def test_redis_answers_as_the_process_does(redis_url: str) -> None:
     own = take_all(MemoryLimiter(), [ITEMS, PIXELS], asked)
     shared = take_all(RedisLimiter(redis_url, timeout_s=5.0, failed=Errors().limiter_error), [ITEMS, PIXELS], asked)
     for one, other in zip(own, shared, strict=True):
-        assert one.held == pytest.approx(other.held, abs=0.01)
+        assert one.balances == pytest.approx(other.balances, abs=0.01)
         assert one.wait_s == pytest.approx(other.wait_s, rel=1e-3)
 
 
