@@ -206,31 +206,38 @@ class Embedder:
         size = max(1, len(inputs) if len(inputs) <= capacity else capacity // 2)
         precisions = {modality: channel.tower.precision for modality, channel in self.channels.items()}
         results: list[Embedded | InputError] = []
-        with ExitStack() as admitted:
-            # Each piece takes the room of the one before it.
-            for modality, count in Counter(map(modality_of, inputs)).items():
-                if modality in self.channels:
-                    admitted.enter_context(self.channels[modality].admit(min(count, size)))
-            async with self._in_time(caller):
-                await self._charge(inputs, caller)
-                for start in range(0, len(inputs), size):
-                    piece = inputs[start : start + size]
-                    naming = partial(keys_of, self.manifest.space, precisions, piece)
-                    large = sum(map(_bytes, piece)) > _HASHED_ON_THE_LOOP
-                    keys = await self.in_worker(naming) if large else naming()
-                    missing = dict(zip(keys, piece, strict=True))
-                    with timed("cache"):
-                        known = await self._cache.get_many({key: modality_of(given) for key, given in missing.items()})
-                    for key in known:
-                        del missing[key]
-                    self._metrics.cache.labels("hit").inc(len(known))
-                    self._metrics.cache.labels("miss").inc(len(missing))
-                    made = await self._made(missing, caller.background) if missing else {}
-                    with timed("cache"):
-                        entries = {key: entry for key, entry in made.items() if isinstance(entry, Embedded)}
-                        await self._cache.put_many(entries)
-                    results += [known[key] if key in known else made[key] for key in keys]
+        # Each piece takes the room of the one before it.
+        async with self.admitted(Counter(map(modality_of, inputs)), size, caller):
+            await self._charge(inputs, caller)
+            for start in range(0, len(inputs), size):
+                piece = inputs[start : start + size]
+                naming = partial(keys_of, self.manifest.space, precisions, piece)
+                large = sum(map(_bytes, piece)) > _HASHED_ON_THE_LOOP
+                keys = await self.in_worker(naming) if large else naming()
+                missing = dict(zip(keys, piece, strict=True))
+                with timed("cache"):
+                    known = await self._cache.get_many({key: modality_of(given) for key, given in missing.items()})
+                for key in known:
+                    del missing[key]
+                self._metrics.cache.labels("hit").inc(len(known))
+                self._metrics.cache.labels("miss").inc(len(missing))
+                made = await self._made(missing, caller.background) if missing else {}
+                with timed("cache"):
+                    entries = {key: entry for key, entry in made.items() if isinstance(entry, Embedded)}
+                    await self._cache.put_many(entries)
+                results += [known[key] if key in known else made[key] for key in keys]
         return results
+
+    @asynccontextmanager
+    async def admitted(self, counts: Mapping[Modality, int], most: int, caller: Caller) -> AsyncIterator[None]:
+        """Reserve room for so many inputs of each modality, `most` at a time, and bound the time. Raises Overloaded,
+        NotReady, DeadlineExceeded."""
+        with ExitStack() as rooms:
+            for modality, count in counts.items():
+                if modality in self.channels:
+                    rooms.enter_context(self.channels[modality].admit(min(count, most)))
+            async with self._in_time(caller):
+                yield
 
     @asynccontextmanager
     async def _in_time(self, caller: Caller) -> AsyncIterator[None]:

@@ -7,7 +7,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 from service.contract.errors import InputError, UnsupportedMedia
 from service.contract.vectors import Vectors
@@ -15,7 +14,7 @@ from service.engine.caller import PROCESS, Caller
 from service.engine.channel import Channel
 from service.engine.embedder import Embedder
 from service.engine.inputs import Input, Single, Unreadable, modality_of
-from service.errors import DeadlineExceeded, InferenceFailed, NotReady
+from service.errors import InferenceFailed, NotReady
 from service.runtime.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -39,17 +38,10 @@ class TokenEmbedder:
         Raises Overloaded before any work, DeadlineExceeded, and NotReady at shutdown.
         """
         inputs = await self._embedder.read(inputs, caller)
-        channels = self._embedder.channels
-        with ExitStack() as admitted:
-            for modality, count in Counter(modality_of(given) for given in inputs if isinstance(given, Single)).items():
-                if modality in channels:
-                    admitted.enter_context(channels[modality].admit(count))
-            try:
-                async with asyncio.timeout(self._embedder.deadline_s):
-                    # One by one, so that a bad input fails alone and a request that ends early leaves little behind.
-                    return [await self._one(given) for given in inputs]
-            except TimeoutError:
-                raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
+        counts = Counter(modality_of(given) for given in inputs if isinstance(given, Single))
+        async with self._embedder.admitted(counts, len(inputs), caller):
+            # One by one, so that a bad input fails alone and a request that ends early leaves little behind.
+            return [await self._one(given) for given in inputs]
 
     async def close(self) -> None:
         await asyncio.to_thread(self._pool.close)
