@@ -216,15 +216,16 @@ _EXPECTED = (
     "or a part of a message, which has a type"
 )
 
-OpenAIInput = Annotated[
-    Annotated[str, Tag("string")]
-    | Annotated[TokenList, Tag("ids")]
-    | Annotated[TextInput, Tag("text")]
+_Object = (
+    Annotated[TextInput, Tag("text")]
     | Annotated[ImageInput, Tag("image")]
     | Annotated[AudioInput, Tag("audio")]
     | Annotated[VideoInput, Tag("video")]
     | Annotated[ContentPart, Tag("part")]
-    | Annotated[ContentInput, Tag("content")],
+    | Annotated[ContentInput, Tag("content")]
+)
+OpenAIInput = Annotated[
+    Annotated[str, Tag("string")] | Annotated[TokenList, Tag("ids")] | _Object,
     Discriminator(_element_kind, custom_error_type="input_kind", custom_error_message=_EXPECTED),
 ]
 
@@ -242,12 +243,7 @@ class EmbeddingsRequest(RequestModel):
             Annotated[str, Tag("string")]
             | Annotated[TokenList, Tag("ids")]
             | Annotated[InputList, Tag("list")]
-            | Annotated[TextInput, Tag("text")]
-            | Annotated[ImageInput, Tag("image")]
-            | Annotated[AudioInput, Tag("audio")]
-            | Annotated[VideoInput, Tag("video")]
-            | Annotated[ContentPart, Tag("part")]
-            | Annotated[ContentInput, Tag("content")],
+            | _Object,
             Discriminator(_kind, custom_error_type="input_kind", custom_error_message=_EXPECTED),
         ]
         | None
