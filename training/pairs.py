@@ -92,7 +92,8 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
                     labels.append(classes.index(called))
                 captions = [template.format(called) for template in templates]
             elif source.words is not None:
-                captions = list(dict.fromkeys(word.strip() for word in re.findall(source.words, row.text or "")))
+                words = [word.strip() for word in re.findall(source.words, row.text or "")]
+                captions = list(dict.fromkeys(_formed(word, form) for form in source.word_forms for word in words))
             else:
                 captions = [row.text or ""]
             links += [(index, texts.setdefault(caption, len(texts))) for caption in captions]
@@ -126,6 +127,13 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
 def read_labels(recipe: Recipe, name: str) -> set[str]:
     """The labels of a source as its table or folders spell them. Raises PairError."""
     return {row.label for row in _rows(recipe, name, recipe.pairs[name]) if row.label is not None}
+
+
+def _formed(word: str, form: str) -> str:
+    """A word as its form has it: `an astronaut` for the form `a {}`."""
+    if form == "a {}" and word[:1].lower() in {*"aeiou"}:
+        form = "an {}"
+    return form.replace("{}", word)
 
 
 def readable(label: str) -> str:

@@ -148,6 +148,8 @@ class PairSource(_Model):
     words: str | None = None
     """Regular expression that finds, in a text, the words that people would type alone. Each becomes a text of its own,
     and validation measures how well it finds the media that it belongs to (mean average precision)."""
+    word_forms: tuple[str, ...] = Field(default=("{}",), min_length=1)
+    """What people type for a word, each a text of its own. `a {}` is `an` before a vowel."""
     weight: float = Field(default=1.0, ge=0.0)
     """Share of the training steps. 0: nothing is learned from it, and its validation split counts all the same."""
     supervision: Literal["pairs", "concepts", "none", "choice"] = "pairs"
@@ -181,6 +183,10 @@ class PairSource(_Model):
                 re.compile(self.words)
             except re.error as error:
                 raise ValueError(f"words is not a regular expression: {error}") from None
+        elif self.word_forms != ("{}",):
+            raise ValueError("word_forms are forms of what words finds, and words is not given")
+        if wrong := [form for form in self.word_forms if form.count("{}") != 1]:
+            raise ValueError(f"word_forms: {wrong[0]!r} does not have {{}} once, where the word belongs")
         return self
 
     @property

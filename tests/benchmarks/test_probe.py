@@ -10,9 +10,12 @@ from benchmarks.probe import main
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("swapped", "encoder"),
+    [(False, "starter/free/audio"), (True, "starter/free/audio"), (False, "training/recipes/starter-free.yaml")],
+)
 def test_a_classifier_of_four_folds_is_tried_on_the_fifth(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], swapped: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], swapped: bool, encoder: str
 ) -> None:
     """Tones and noise are told apart; where fold 5 calls each by the other's name, nothing is right."""
     rng = np.random.default_rng(0)
@@ -27,8 +30,9 @@ def test_a_classifier_of_four_folds_is_tried_on_the_fifth(
             soundfile.write(folder / f"{fold}-{index}.wav", 0.2 * wave, 16_000)
             rows.append(f"{fold}-{index}.wav,{int(tone != (swapped and fold == 5))},{fold}")
     (tmp_path / "data/esc50/index.csv").write_text("\n".join(rows) + "\n")
-    main([str(ROOT / "starter/free/audio"), "--data", str(tmp_path), "--cache", str(tmp_path / "cache")])
+    main([str(ROOT / encoder), "--data", str(tmp_path), "--cache", str(tmp_path / "cache")])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["fold4"] == 100.0
     assert result["fold5"] == (0.0 if swapped else 100.0)
+    assert result["features"] == 1031
     assert result["c"] in (0.001, 0.003, 0.01, 0.03)

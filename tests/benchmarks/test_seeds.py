@@ -15,9 +15,11 @@ def test_the_seed_that_is_best_on_validation_ships(
     recipe = tiny.write_recipe(tmp_path / "recipe.yaml", tiny.recipe_values(tiny_root))
     work = tmp_path / "work"
     arguments = [str(recipe), "--data", str(tiny_root), "--work", str(work), "--cache", str(tmp_path / "cache")]
+    arguments += ["--set", "train.steps=5"]
     main([*arguments, "--seeds", "0", "1"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     figures = [json.loads((work / f"seed-{seed}/evaluation.json").read_text()) for seed in (0, 1)]
+    assert json.loads((work / "seed-1/training.json").read_text())["history"][-1]["step"] == 5
     for name in ("pictures.i2t.r1", "pictures.t2i.r1", "tones.top1"):
         values = [seed[name] for seed in figures]
         assert result["mean"][name] == pytest.approx(statistics.fmean(values), abs=0.01)

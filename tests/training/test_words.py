@@ -34,6 +34,18 @@ def test_words_are_texts_of_their_own(tiny_root: Path, make_recipe: MakeRecipe) 
         assert set(said) == {list(tiny.COLOURS)[int(part.media[0].stem) % len(tiny.COLOURS)]}
 
 
+def test_each_form_of_a_word_is_a_text_of_its_own(tiny_root: Path, make_recipe: MakeRecipe) -> None:
+    plain = read_pairs(with_words(tiny_root, make_recipe), "colours")["train"]
+    read = read_pairs(with_words(tiny_root, make_recipe, words="(picture|o)", word_forms=["a {}", "{}!"]), "colours")
+    assert {"an o", "o!", "a picture", "picture!"} == set(read["train"].texts)
+    read = read_pairs(with_words(tiny_root, make_recipe, word_forms=["{}", "a {}"]), "colours")
+    assert len(read["train"].links) == 2 * len(plain.links)
+    with pytest.raises(RecipeError, match="'a word' does not have"):
+        with_words(tiny_root, make_recipe, word_forms=["a word"])
+    with pytest.raises(RecipeError, match="words is not given"):
+        with_words(tiny_root, make_recipe, words=None, word_forms=["a {}"])
+
+
 def test_words_that_cannot_be_found_are_refused(tiny_root: Path, make_recipe: MakeRecipe) -> None:
     with pytest.raises(RecipeError, match="words is not a regular expression"):
         with_words(tiny_root, make_recipe, words="(")
