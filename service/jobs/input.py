@@ -34,6 +34,7 @@ from service.runtime.workers import Workers
 from service.schemas.inputs import File, parse_json
 from service.schemas.items import MAX_METADATA_BYTES, InvalidItem, read_item
 from service.settings import Limits
+from service.store.files import sync
 
 log = logging.getLogger(__name__)
 
@@ -180,16 +181,6 @@ class _Upload:
 
 def _unpacker() -> "zlib._Decompress":
     return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-
-
-def sync(*paths: Path) -> None:
-    """Wait until the content of these files, and the names in these folders, are on disk."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 # A file → its plan

@@ -22,13 +22,14 @@ from functools import partial
 from pathlib import Path
 
 from service.errors import DiskFull, NotFound, NotReady
-from service.jobs.input import Unusable, spool, sync
+from service.jobs.input import Unusable, spool
 from service.jobs.ledger import FILE, UNFINISHED, Form, Job, Ledger, LedgerThread, Refusal, State
 from service.jobs.run import LONGEST_PAUSE_S, Cancelled, EmbeddingContext, Progress, Run, Workplace
 from service.runtime.disk import Disk
 from service.runtime.metrics import Metrics
 from service.settings import Settings
 from service.store import StoreError, StoreInUse
+from service.store.files import sync
 from service.store.sqlite import hold
 
 log = logging.getLogger(__name__)

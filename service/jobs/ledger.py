@@ -66,14 +66,6 @@ CREATE TABLE IF NOT EXISTS errors (
 CREATE INDEX IF NOT EXISTS errors_in_order ON errors (job, line);
 """
 
-_UPGRADE = """
-BEGIN IMMEDIATE;
-UPDATE jobs SET next = coalesce((SELECT min(first) FROM chunks WHERE job = number), next);
-DROP TABLE chunks;
-COMMIT;
-"""
-"""Upgrade of a ledger of an earlier version, whose `next` was the first item that was in no chunk yet."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -133,8 +125,6 @@ class Ledger:
         self._connection.execute("PRAGMA foreign_keys = ON")
         self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.executescript(_SCHEMA)
-        if self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'chunks'").fetchone():
-            self._connection.executescript(_UPGRADE)
 
     def close(self) -> None:
         self._connection.close()

@@ -13,9 +13,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.jobs.input import sync
 from service.jobs.ledger import FILE, Ledger
 from service.store import StoreError
+from service.store.files import sync
 from service.store.sqlite import hold
 
 _FILES = ("input", "plan.sqlite3")

@@ -20,7 +20,8 @@ from typing import Any
 import orjson
 
 from service.store import keywords, previews, rows, schema, tokens
-from service.store.errors import StoreDamaged, StoreError
+from service.store.errors import StoreError
+from service.store.files import sync
 from service.store.rows import CollectionRow, Preview
 
 EMBEDDED = "embedded"
@@ -69,40 +70,17 @@ class OldStore:
     """A store that is read, whatever its space. Close it."""
 
     def __init__(self, path: Path, *, alone: bool) -> None:
-        """Open the old store. `alone` means that nobody else has it open, so that tables of an older version may be
-        migrated.
-
-        Raises StoreError.
-        """
+        """Open the old store. `alone`: nobody else has it open. Raises StoreError."""
+        self._connection = schema.open_existing(file_of(path), read_only=not alone)
         try:
-            self._connection = schema.connect(file_of(path), read_only=not alone)
-        except sqlite3.Error as error:
-            raise StoreDamaged(f"the store {path} cannot be read: {error}") from None
-        try:
-            self._check(path, alone)
-        except sqlite3.Error as error:
-            self.close()
-            raise StoreDamaged(f"the store {path} cannot be read: {error}") from None
+            schema.check_version(self._connection, path)
         except StoreError:
             self.close()
             raise
-
-    def _check(self, path: Path, alone: bool) -> None:
-        connection = self._connection
-        if not schema.has_schema(connection):
-            raise StoreError(f"{path} holds no store")
-        if alone:
-            schema.migrate(connection, path)
-            for tables in (keywords, tokens, previews):
-                tables.prepare(connection)
-        elif schema.meta(connection, "schema") != str(schema.SCHEMA_VERSION) or not previews.present(connection):
-            raise StoreError(
-                f"the store {path} is of an older version, which a run without NEW_STORE and --dry-run brings up"
-            )
-        self.space = schema.meta(connection, "space") or ""
-        store, sequence = schema.meta(connection, "store"), schema.meta(connection, "sequence")
+        self.space = schema.meta(self._connection, "space") or ""
+        store, sequence = schema.meta(self._connection, "store"), schema.meta(self._connection, "sequence")
         self.version = f"{store} {sequence}"
-        """Changes with every write."""
+        """A value that changes with every write."""
 
     def close(self) -> None:
         self._connection.close()
@@ -227,10 +205,9 @@ def put_in_place(path: Path, staged: Path, space: str, beside: Sequence[Path]) -
             _link(current, aside / schema.FILE)
         for file in beside:
             os.replace(file, aside / file.name)
-        _sync(aside)
-        _sync(path)
+        sync(aside, path)
         os.replace(new, current)
-        _sync(path)
+        sync(path)
     except (OSError, sqlite3.Error) as error:
         raise StoreError(
             f"the new store cannot be put in the place of {path}, which is as it was: {error}. Is a backup or a check "
@@ -264,7 +241,7 @@ def _make_whole(file: Path) -> None:
     # A remaining log would be taken for that of the other file.
     if file.with_name(f"{file.name}-wal").exists():
         raise OSError(f"{file}-wal is still there")
-    _sync(file)
+    sync(file)
 
 
 def _aside(path: Path, space: str, current: Path) -> Path:
@@ -283,13 +260,5 @@ def _link(source: Path, target: Path) -> None:
     except OSError:  # a file system that has no second names
         part = target.with_name(f"{target.name}.part")
         shutil.copyfile(source, part)
-        _sync(part)
+        sync(part)
         os.replace(part, target)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

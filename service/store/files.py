@@ -1,4 +1,4 @@
-"""Whether the files of an open database are still those that its folder names."""
+"""Files of a database: whether they are those that were opened, and when they are on disk."""
 
 import os
 from collections.abc import Sequence
@@ -18,15 +18,25 @@ class OpenFiles:
         self._opened = {path: _identity(path) for path in paths}
 
     def gone(self) -> Sequence[str]:
-        """The names of the files that are not there any more, or are others by now."""
+        """Return the names of the files that are not there any more, or are others by now."""
         return [path.name for path, opened in self._opened.items() if _identity(path) != opened]
 
     def log_bytes(self) -> int:
-        """Size of the write-ahead log; 0 where there is none."""
+        """Return the size of the write-ahead log; 0 where there is none."""
         try:
             return self._log.stat().st_size
         except OSError:
             return 0
+
+
+def sync(*paths: Path) -> None:
+    """Wait until the content of these files, and the names in these folders, are on disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

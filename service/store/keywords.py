@@ -16,34 +16,6 @@ TEXT = "text"
 
 _MAX_WORDS = 64
 
-# The index holds no text of its own (content=): triggers keep it level with the rows, also where a deleted item takes
-# its rows along.
-_SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS keyword_fields (
-        collection INTEGER NOT NULL REFERENCES collections (key) ON DELETE CASCADE,
-        field TEXT NOT NULL,
-        PRIMARY KEY (collection, field)
-    ) STRICT, WITHOUT ROWID""",
-    """CREATE TABLE IF NOT EXISTS keywords (
-        key INTEGER PRIMARY KEY,
-        item INTEGER NOT NULL REFERENCES items (key) ON DELETE CASCADE,
-        collection INTEGER NOT NULL,
-        field TEXT NOT NULL,
-        content TEXT NOT NULL
-    ) STRICT""",
-    "CREATE INDEX IF NOT EXISTS keywords_of_item ON keywords (item)",
-    "CREATE INDEX IF NOT EXISTS keywords_of_field ON keywords (collection, field)",
-    """CREATE VIRTUAL TABLE IF NOT EXISTS keyword_index USING fts5 (
-        content, content = 'keywords', content_rowid = 'key', tokenize = 'unicode61 remove_diacritics 2'
-    )""",
-    """CREATE TRIGGER IF NOT EXISTS keywords_inserted AFTER INSERT ON keywords BEGIN
-        INSERT INTO keyword_index (rowid, content) VALUES (new.key, new.content);
-    END""",
-    """CREATE TRIGGER IF NOT EXISTS keywords_deleted AFTER DELETE ON keywords BEGIN
-        INSERT INTO keyword_index (keyword_index, rowid, content) VALUES ('delete', old.key, old.content);
-    END""",
-)
-
 _FROM_METADATA = """
 INSERT INTO keywords (item, collection, field, content)
 SELECT items.key, items.collection, held.key, CASE held.type WHEN 'text' THEN held.atom ELSE
@@ -51,12 +23,6 @@ SELECT items.key, items.collection, held.key, CASE held.type WHEN 'text' THEN he
 FROM items JOIN json_each(items.metadata) AS held
 WHERE items.collection = ?1 AND held.key IN (SELECT value FROM json_each(?2)) AND held.type IN ('text', 'array')
     AND words IS NOT NULL"""
-
-
-def prepare(connection: sqlite3.Connection) -> None:
-    """Create the tables where they are not there yet."""
-    for statement in _SCHEMA:
-        connection.execute(statement)
 
 
 def fields(connection: sqlite3.Connection, collection: int) -> list[str]:

@@ -15,14 +15,6 @@ from service.store.rows import Entry, Preview
 TEXT_CHARS = 1_000
 """Number of characters of a stored text that are shown."""
 
-_EARLIER_KINDS, _KINDS = "IN ('image/webp', 'audio/mpeg')", "IN ('image/jpeg', 'image/webp', 'audio/mpeg')"
-_SCHEMA = f"""CREATE TABLE IF NOT EXISTS previews (
-    item INTEGER PRIMARY KEY REFERENCES items (key) ON DELETE CASCADE,
-    media_type TEXT NOT NULL CHECK (media_type {_KINDS}),
-    about TEXT NOT NULL,
-    data BLOB NOT NULL
-) STRICT"""
-
 
 @dataclass(frozen=True)
 class Shown:
@@ -32,34 +24,6 @@ class Shown:
     """The beginning of a text item's text."""
     media_type: str | None
     about: dict[str, Any]
-
-
-def prepare(connection: sqlite3.Connection) -> None:
-    """Create the table where it is not there yet. That of an earlier version, whose pictures were all WebP, is made to
-    take JPEG as well."""
-    connection.execute(_SCHEMA)
-    (sql,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'previews'").fetchone()
-    if _EARLIER_KINDS not in sql:
-        return
-    # SQLite's own procedure for another CHECK (lang_altertable.html, 7): no row is written again.
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        (version,) = connection.execute("PRAGMA schema_version").fetchone()
-        connection.execute("PRAGMA writable_schema = ON")
-        sql = sql.replace(_EARLIER_KINDS, _KINDS)
-        connection.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'previews'", (sql,))
-        connection.execute(f"PRAGMA schema_version = {version + 1}")
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    finally:
-        connection.execute("PRAGMA writable_schema = OFF")
-
-
-def present(connection: sqlite3.Connection) -> bool:
-    """Return whether the store has the table: one that this version has not served yet does not."""
-    return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'previews'").fetchone())
 
 
 def put(connection: sqlite3.Connection, keys: Keys, replaced: Sequence[bool], entries: Sequence[Entry]) -> None:

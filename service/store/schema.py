@@ -2,12 +2,11 @@
 
 import sqlite3
 import uuid
-from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from service.contract.bundle import Manifest
-from service.store.errors import SpaceMismatch, StoreDamaged, filled_elsewhere
+from service.store.errors import SpaceMismatch, StoreDamaged, StoreError, filled_elsewhere
 
 SCHEMA_VERSION = 2
 DEFAULT_COLLECTION = "default"
@@ -60,30 +59,56 @@ CREATE TABLE label_vectors (
     vectors BLOB NOT NULL,
     PRIMARY KEY (label_set, digest)
 ) STRICT;
+CREATE TABLE keyword_fields (
+    collection INTEGER NOT NULL REFERENCES collections (key) ON DELETE CASCADE,
+    field TEXT NOT NULL,
+    PRIMARY KEY (collection, field)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE keywords (
+    key INTEGER PRIMARY KEY,
+    item INTEGER NOT NULL REFERENCES items (key) ON DELETE CASCADE,
+    collection INTEGER NOT NULL,
+    field TEXT NOT NULL,
+    content TEXT NOT NULL
+) STRICT;
+CREATE INDEX keywords_of_item ON keywords (item);
+CREATE INDEX keywords_of_field ON keywords (collection, field);
+-- It holds no text of its own: triggers keep it level with the rows, also where a deleted item takes its rows along.
+CREATE VIRTUAL TABLE keyword_index USING fts5 (
+    content, content = 'keywords', content_rowid = 'key', tokenize = 'unicode61 remove_diacritics 2'
+);
+CREATE TRIGGER keywords_inserted AFTER INSERT ON keywords BEGIN
+    INSERT INTO keyword_index (rowid, content) VALUES (new.key, new.content);
+END;
+CREATE TRIGGER keywords_deleted AFTER DELETE ON keywords BEGIN
+    INSERT INTO keyword_index (keyword_index, rowid, content) VALUES ('delete', old.key, old.content);
+END;
+CREATE TABLE token_collections (
+    collection INTEGER PRIMARY KEY REFERENCES collections (key) ON DELETE CASCADE
+) STRICT;
+CREATE TABLE token_vectors (
+    item INTEGER PRIMARY KEY REFERENCES items (key) ON DELETE CASCADE,
+    count INTEGER NOT NULL,
+    vectors BLOB NOT NULL
+) STRICT;
 """
-
-
-def _to_2(connection: sqlite3.Connection) -> None:
-    """Migrate version 1, which kept the vector in the item's row and had no slots: an item's key becomes its first
-    slot."""
-    for statement in (
-        "ALTER TABLE collections ADD COLUMN kind TEXT NOT NULL DEFAULT 'auto'",
-        "ALTER TABLE collections ADD COLUMN precision TEXT",
-        "CREATE TABLE vectors (slot INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT",
-        "INSERT INTO vectors SELECT key, vector FROM items ORDER BY key",
-        "DROP INDEX items_in_order",
-        "ALTER TABLE items DROP COLUMN vector",
-        "ALTER TABLE items RENAME COLUMN sequence TO slot",
-        "UPDATE items SET slot = key",
-        "CREATE INDEX items_in_order ON items (collection, key, modality)",
-        "CREATE UNIQUE INDEX items_by_slot ON items (collection, slot)",
-        "INSERT INTO meta SELECT 'slot', CAST(ifnull(max(key), 0) AS TEXT) FROM items",
-    ):
-        connection.execute(statement)
-
-
-_MIGRATIONS: Mapping[str, Callable[[sqlite3.Connection], None]] = {"1": _to_2}
-"""Functions that migrate from the version named by the key to the next."""
+_PREVIEWS = """
+CREATE TABLE previews (
+    item INTEGER PRIMARY KEY REFERENCES items (key) ON DELETE CASCADE,
+    media_type TEXT NOT NULL CHECK (media_type IN ('image/jpeg', 'image/webp', 'audio/mpeg')),
+    about TEXT NOT NULL,
+    data BLOB NOT NULL
+) STRICT;
+"""
+_TAKE_JPEG = f"""
+BEGIN IMMEDIATE;
+ALTER TABLE previews RENAME TO earlier;
+{_PREVIEWS}
+INSERT INTO previews SELECT * FROM earlier;
+DROP TABLE earlier;
+COMMIT;
+"""
+"""Statements for a store whose previews were all WebP, and whose table said so."""
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -108,6 +133,24 @@ def _set_up(connection: sqlite3.Connection, *, read_only: bool) -> None:
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
 
 
+def open_existing(path: Path, *, read_only: bool = True) -> sqlite3.Connection:
+    """Open the file of a store, or a copy of it. Raises StoreError where it is none, StoreDamaged where it cannot be
+    read."""
+    if not path.is_file():
+        raise StoreError(f"{path} is not there")
+    connection = None
+    try:
+        connection = connect(path, read_only=read_only)
+        if has_schema(connection):
+            return connection
+    except sqlite3.Error as error:
+        if connection is not None:
+            connection.close()
+        raise StoreDamaged(f"{path} cannot be read: {error}") from None
+    connection.close()
+    raise StoreError(f"{path} is no store's")
+
+
 def prepare(connection: sqlite3.Connection, path: Path, manifest: Manifest) -> None:
     """Create the tables, or check that the store at `path` can be served with this bundle.
 
@@ -120,37 +163,26 @@ def prepare(connection: sqlite3.Connection, path: Path, manifest: Manifest) -> N
     if not manifest.accepts(space) and not is_empty(connection):
         filler = meta(connection, BUNDLE)
         raise SpaceMismatch(filled_elsewhere(f"the store {path}", space, filler, manifest))
-    migrate(connection, path)
+    check_version(connection, path)
+    (sql,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'previews'").fetchone()
+    if "image/jpeg" not in sql:
+        connection.executescript(_TAKE_JPEG)
     if space != manifest.space:
         _adopt_space(connection, manifest.space, manifest.dimensions)
     if meta(connection, BUNDLE) != manifest.name:
         set_meta(connection, BUNDLE, manifest.name)
 
 
-def migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Migrate tables of an older version to this one, in one transaction. Raises StoreDamaged for another version."""
-    version = meta(connection, "schema") or "0"
-    if version == str(SCHEMA_VERSION):
-        return
-    if version not in _MIGRATIONS:
+def check_version(connection: sqlite3.Connection, path: Path) -> None:
+    """Raises StoreDamaged where the store at `path` has tables of another version."""
+    version = meta(connection, "schema")
+    if version != str(SCHEMA_VERSION):
         raise StoreDamaged(f"the store {path} has schema version {version}; this service reads {SCHEMA_VERSION}")
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        while version in _MIGRATIONS:
-            _MIGRATIONS[version](connection)
-            version = str(int(version) + 1)
-        set_meta(connection, "schema", version)
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
 
 
 def _create_schema(connection: sqlite3.Connection, manifest: Manifest) -> None:
     space = manifest.space
-    connection.execute("BEGIN IMMEDIATE")
-    for statement in _SCHEMA.split(";"):
-        connection.execute(statement)
+    connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {_PREVIEWS}")
     store = uuid.uuid4().hex
     first = {"schema": SCHEMA_VERSION, "store": store, "space": space, BUNDLE: manifest.name, "sequence": 0, "slot": 0}
     for name, value in first.items():

@@ -79,9 +79,6 @@ class SqliteStore:
                     kind,
                     instead,
                 )
-            keywords.prepare(writing)
-            tokens.prepare(writing)
-            previews.prepare(writing)
             self._id = schema.meta(writing, "store") or ""
             self._keys = {row.name: row.key for row in rows.collections(writing)}
             """Keys of collections, by name."""

@@ -13,23 +13,6 @@ from service.contract.vectors import Vectors
 from service.store.kinds import Keys
 from service.store.rows import Entry
 
-_SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS token_collections (
-        collection INTEGER PRIMARY KEY REFERENCES collections (key) ON DELETE CASCADE
-    ) STRICT""",
-    """CREATE TABLE IF NOT EXISTS token_vectors (
-        item INTEGER PRIMARY KEY REFERENCES items (key) ON DELETE CASCADE,
-        count INTEGER NOT NULL,
-        vectors BLOB NOT NULL
-    ) STRICT""",
-)
-
-
-def prepare(connection: sqlite3.Connection) -> None:
-    """Create the tables where they are not there yet."""
-    for statement in _SCHEMA:
-        connection.execute(statement)
-
 
 def kept(connection: sqlite3.Connection, collection: int) -> bool:
     """Return whether the collection keeps the token vectors of its items."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from service.store import schema, snapshot
 from service.store.errors import StoreDamaged, StoreError
+from service.store.files import sync
 from service.store.kinds import IndexSnapshot, IndexSpec, Keys
 from service.store.rows import SlotReader
 from service.store.sqlite import hold
@@ -27,7 +28,7 @@ def backup(store: Path, target: Path) -> int:
     """
     if target.exists():
         raise StoreError(f"{target} is there already: it is not overwritten")
-    with closing(_opened(store / schema.FILE)) as source:
+    with closing(schema.open_existing(store / schema.FILE)) as source:
         _copied(source, target)
     with closing(schema.connect(target, read_only=True)) as copy:
         return _verified(copy, target)
@@ -38,7 +39,7 @@ def restore(source: Path, store: Path) -> int:
 
     Its indexes are built at its first start, in the background.
     """
-    with closing(_opened(source)) as connection:
+    with closing(schema.open_existing(source)) as connection:
         count = _verified(connection, source)
         lock = hold(store)
         try:
@@ -53,31 +54,12 @@ def restore(source: Path, store: Path) -> int:
 
 def contents(store: Path) -> tuple[str, str | None, int]:
     """A store's space, the name of the bundle that filled it, and how many items it has. Raises StoreError."""
-    with closing(_opened(store / schema.FILE)) as connection:
+    with closing(schema.open_existing(store / schema.FILE)) as connection:
         try:
             [count] = connection.execute("SELECT count(*) FROM items").fetchone()
             return schema.meta(connection, "space") or "", schema.meta(connection, schema.BUNDLE), count
         except sqlite3.Error as error:
             raise StoreDamaged(f"{store} cannot be read: {error}") from None
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    if not path.is_file():
-        raise StoreError(f"{path} is not there")
-    try:
-        connection = schema.connect(path, read_only=True)
-    except sqlite3.Error as error:
-        raise StoreDamaged(f"{path} cannot be read: {error}") from None
-    try:
-        if not schema.has_schema(connection):
-            raise StoreError(f"{path} is no store's")
-    except sqlite3.Error as error:
-        connection.close()
-        raise StoreDamaged(f"{path} cannot be read: {error}") from None
-    except StoreError:
-        connection.close()
-        raise
-    return connection
 
 
 def _copied(source: sqlite3.Connection, target: Path) -> None:
@@ -86,12 +68,9 @@ def _copied(source: sqlite3.Connection, target: Path) -> None:
     try:
         with closing(sqlite3.connect(staged)) as copy:
             source.backup(copy)  # in one step, and so of one moment, whatever is written meanwhile
-        with staged.open("rb") as written:
-            os.fsync(written.fileno())
+        sync(staged)
         os.replace(staged, target)
-        directory = os.open(target.parent, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
+        sync(target.parent)
     except (OSError, sqlite3.Error) as error:
         staged.unlink(missing_ok=True)
         raise StoreError(f"{target} cannot be written: {error}") from None
@@ -108,13 +87,10 @@ def _verified(connection: sqlite3.Connection, path: Path) -> int:
 
 def check(store: Path) -> Iterator[tuple[bool, str]]:
     """Yield each check's result and its description. The store may be served meanwhile. Raises StoreError."""
-    with closing(_opened(store / schema.FILE)) as connection:
+    with closing(schema.open_existing(store / schema.FILE)) as connection:
         try:
             connection.execute("BEGIN")
-            version = schema.meta(connection, "schema")
-            if version != str(schema.SCHEMA_VERSION):
-                yield False, f"schema version {version}: serve it once, which brings it to {schema.SCHEMA_VERSION}"
-                return
+            schema.check_version(connection, store)
             problems = [row[0] for row in connection.execute("PRAGMA integrity_check(10)")]
             yield problems == ["ok"], "database pages: " + "; ".join(problems)
             broken = connection.execute("PRAGMA foreign_key_check").fetchall()

@@ -20,8 +20,9 @@ from service.contract.errors import InputError
 from service.contract.images import SMALL_SIDE as SIDE
 from service.contract.images import ImageLimits
 from service.engine.previews import PEAKS, SECONDS, peaks, preview_audio, preview_image
-from service.store import previews, schema, upkeep
+from service.store import schema, upkeep
 from tests.conftest import serving
+from tests.service.fakes import fake_manifest
 from tests.service.media import b64, png, wav
 
 PIXELS = ImageLimits()
@@ -259,21 +260,23 @@ def test_a_backup_holds_previews(keeping, settings, tmp_path):
         assert restored.get("/previews/photo").content == before, "also where no more are made"
 
 
-def test_a_store_of_an_earlier_version_takes_jpeg_as_well(tmp_path):
-    """Its pictures were all WebP, and its table said so. What is in it stays."""
-    with closing(sqlite3.connect(tmp_path / "store.sqlite3", isolation_level=None)) as connection:
-        connection.execute("CREATE TABLE items (key INTEGER PRIMARY KEY)")
-        connection.execute(previews._SCHEMA.replace(previews._KINDS, previews._EARLIER_KINDS))
+def test_a_store_whose_pictures_were_all_webp_takes_jpeg_as_well(tmp_path):
+    with closing(schema.connect(tmp_path / schema.FILE)) as connection:
+        schema.prepare(connection, tmp_path, fake_manifest())
+        connection.execute(
+            "INSERT INTO items VALUES (1, 1, 'a', 'image', 1, '', '', '{}'), (2, 1, 'b', 'image', 2, '', '', '{}')"
+        )
+        connection.executescript("DROP TABLE previews;" + schema._PREVIEWS.replace("'image/jpeg', ", ""))
         added = "INSERT INTO previews (item, media_type, about, data) VALUES (?, ?, '{}', x'00')"
         connection.execute(added, (1, "image/webp"))
         with pytest.raises(sqlite3.IntegrityError):
             connection.execute(added, (2, "image/jpeg"))
         for _ in range(2):
-            previews.prepare(connection)
+            schema.prepare(connection, tmp_path, fake_manifest())
         connection.execute(added, (2, "image/jpeg"))
         with pytest.raises(sqlite3.IntegrityError):
             connection.execute(added, (3, "text/html"))
-    with closing(sqlite3.connect(tmp_path / "store.sqlite3")) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         kinds = connection.execute("SELECT media_type FROM previews ORDER BY item").fetchall()
         assert kinds == [("image/webp",), ("image/jpeg",)]
+        connection.execute("DELETE FROM items")
+        assert not connection.execute("SELECT * FROM previews").fetchall()

@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import shutil
-import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +18,7 @@ from service.contract.bundle import read_bundle
 from service.contract.images import ImageLimits
 from service.engine.previews import preview_audio, preview_image
 from service.retrieval import reembedding as reembed
-from service.store import Entry, IndexRequest, SpaceMismatch, SqliteStore, carry_over, schema, upkeep
+from service.store import Entry, IndexRequest, SqliteStore, carry_over, schema, upkeep
 from tests import tiny_bundle
 from tests.conftest import serving
 from tests.service.media import b64
@@ -212,23 +211,6 @@ def test_a_store_of_which_nothing_can_be_carried_over_stays(bundle_dir, tmp_path
     assert carry() == 2
     assert "nothing in" in (said := capsys.readouterr().err) and "1 × vector: it was given as a vector" in said
     assert list(held(store, bundle_dir)) == ["given"]
-
-
-def test_a_store_of_an_earlier_version(store, bundle_dir, other, carry):
-    """One that was never served since there are previews, or since a store knows the name of its bundle."""
-
-    def execute(*statements):
-        connection = sqlite3.connect(store / schema.FILE, isolation_level=None)
-        for statement in statements:
-            connection.execute(statement)
-        connection.close()
-
-    execute("DROP TABLE previews", "DELETE FROM meta WHERE name = 'bundle'")
-    execute("UPDATE meta SET value = '1' WHERE name = 'schema'")
-    with pytest.raises(SpaceMismatch, match=rf"another bundle \(space {space_of(bundle_dir)}\)"):
-        held(store, other)  # and is not brought up to this version, which would not work here
-    execute("UPDATE meta SET value = '2' WHERE name = 'schema'")
-    assert carry("--dry-run") == 2 and carry() == 0 and len(held(store, other)) == 3
 
 
 def test_it_may_be_killed_at_any_moment_of_the_exchange(store, bundle_dir, other, tmp_path, monkeypatch):

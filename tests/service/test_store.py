@@ -386,44 +386,6 @@ class TestIndexes:
         in_store(tmp_path, run, fake_manifest(dimensions=32), rules=SMALL)
 
 
-def test_a_store_of_the_first_schema_is_brought_up(tmp_path):
-    connection = sqlite3.connect(tmp_path / "store.sqlite3")
-    manifest = fake_manifest()
-    connection.executescript(f"""
-        CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-        CREATE TABLE collections (key INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, space TEXT NOT NULL,
-            dimensions INTEGER NOT NULL, created TEXT NOT NULL) STRICT;
-        CREATE TABLE items (key INTEGER PRIMARY KEY AUTOINCREMENT,
-            collection INTEGER NOT NULL REFERENCES collections (key), id TEXT NOT NULL, modality TEXT NOT NULL,
-            sequence INTEGER NOT NULL, created TEXT NOT NULL, updated TEXT NOT NULL, metadata TEXT NOT NULL,
-            vector BLOB NOT NULL, UNIQUE (collection, id)) STRICT;
-        CREATE INDEX items_in_order ON items (collection, key, modality, sequence);
-        CREATE TABLE label_sets (name TEXT PRIMARY KEY, space TEXT NOT NULL, definition TEXT NOT NULL,
-            created TEXT NOT NULL, updated TEXT NOT NULL) STRICT;
-        CREATE TABLE label_vectors (label_set TEXT NOT NULL REFERENCES label_sets (name) ON DELETE CASCADE,
-            digest TEXT NOT NULL, vectors BLOB NOT NULL, PRIMARY KEY (label_set, digest)) STRICT;
-        INSERT INTO meta VALUES ('schema', '1'), ('store', 'x'), ('space', '{manifest.space}'), ('sequence', '3');
-        INSERT INTO collections VALUES (1, 'default', '{manifest.space}', {DIMENSIONS}, '2026-01-01');
-    """)
-    for key, id in ((1, "a"), (4, "b")):
-        connection.execute(
-            "INSERT INTO items VALUES (?, 1, ?, 'text', 2, 'then', 'then', '{\"x\": 1}', ?)",
-            (key, id, vector_of(id).tobytes()),
-        )
-    connection.commit()
-    connection.close()
-
-    async def run(store):
-        for id in ("a", "b"):
-            assert ids((await store.search("default", vector_of(id)[None], 1, filter=parse({"x": 1})))[0]) == [id]
-        await store.upsert([entry("b", of="new"), entry("c")])
-        assert ids((await store.search("default", vector_of("new")[None], 3))[0])[0] == "b"
-        assert [item.created for item in (await store.page(None, None, None, 10))[0]][:2] == ["then", "then"]
-
-    in_store(tmp_path, run)
-    in_store(tmp_path, lambda store: store.search("default", vector_of("c")[None], 1))
-
-
 def test_a_refused_store_is_left_as_it_was(tmp_path):
     async def write(store):
         await store.upsert([entry("a")])
