@@ -42,7 +42,7 @@ from service.engine.handling import handling
 from service.engine.inputs import Text
 from service.engine.towers import Tower
 from service.settings import Settings
-from service.store import DEFAULT_COLLECTION, Entry, Filter, SqliteStore, parse
+from service.store import DEFAULT_COLLECTION, Entry, Filter, SqliteStore, VectorSearch, parse
 from service.store.kinds import IndexRequest, Kind
 
 COUNT = 10
@@ -99,7 +99,7 @@ async def _searching(store: SqliteStore, queries: Vectors, longest: list[float])
     """Ask one query after the other, until it is cancelled."""
     for number in itertools.count():
         started = time.perf_counter()
-        await store.search(DEFAULT_COLLECTION, queries[[number % len(queries)]], COUNT)
+        await store.search(VectorSearch(DEFAULT_COLLECTION, queries[[number % len(queries)]], COUNT))
         longest[0] = max(longest[0], time.perf_counter() - started)
         await asyncio.sleep(0.2)
 
@@ -170,7 +170,7 @@ async def measure(bundle: Path, folder: Path, real: Real, count: int, queries: V
     figures |= {"kind": part.kind, "indexed": part.indexed}
 
     async def ask(query: Vectors, filter: Filter | None) -> list[int]:
-        [hits] = await store.search(DEFAULT_COLLECTION, query[None], COUNT, filter=filter)
+        [hits] = await store.search(VectorSearch(DEFAULT_COLLECTION, query[None], COUNT, filter=filter))
         return [int(hit.item.id.removeprefix("item ")) for hit in hits]
 
     for name, modulus in KINDS.items():

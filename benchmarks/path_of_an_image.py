@@ -46,7 +46,7 @@ _OURS = f"{Path(service.__file__).parent}/"
 _PLUMBING = tuple(f"{_OURS}api/{name}.py" for name in ("auth", "deadline", "middleware", "protocol"))
 _CONTRACT = f"{_OURS}contract/"
 _BEGINNING = "reader.<locals>.read"
-_STORE_READ = "SqliteStore._run.<locals>.run"
+_STORE_READ = "Readers._read"
 _COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>", "<module>")
 _MEMBERS = 8
 """Of a list or a dictionary that are looked at."""

@@ -40,7 +40,7 @@ from benchmarks.servers import environment
 from examples.demo import serving
 from service.contract.bundle import read_bundle
 from service.contract.vectors import Vectors
-from service.store import Effort, Filter, SqliteStore, parse
+from service.store import Effort, Filter, SqliteStore, VectorSearch, parse
 from service.store.kinds import IndexSnapshot, ef_search
 
 COUNT = 10
@@ -182,12 +182,12 @@ async def measure(bundle: Path, work: Path, queries: Vectors, right: dict[str, N
     graph = index.index.hnsw
     needed = part.count * 4 * manifest.dimensions + 4 * graph.neighbors.size() + 8 * graph.offsets.size()
     for query in queries[:50]:
-        await store.search("default", query[None], COUNT)
+        await store.search(VectorSearch("default", query[None], COUNT))
     figures["memory_ratio"] = round((resident_bytes() - before) / needed, 3)
     figures["memory_mb"] = round(resident_bytes() / 2**20)
 
     async def ask(query: Vectors, filter: Filter | None = None, effort: Effort | None = None) -> list[int]:
-        hits = (await store.search("default", query[None], COUNT, filter=filter, effort=effort))[0]
+        hits = (await store.search(VectorSearch("default", query[None], COUNT, filter=filter, effort=effort)))[0]
         return [int(hit.item.id.removeprefix("item ")) for hit in hits]
 
     [file] = (work / "snapshot").glob("*.faiss")

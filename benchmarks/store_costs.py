@@ -25,7 +25,7 @@ import uvicorn
 
 from service.contract.bundle import read_bundle
 from service.contract.vectors import Vectors
-from service.store import Effort, SqliteStore
+from service.store import Effort, SqliteStore, VectorSearch
 from service.store.index import Found, View
 from service.store.kinds import Mask, ef_search
 from service.store.rows import SlotReader, item_of_record
@@ -64,7 +64,7 @@ async def parts_of_a_search(store: SqliteStore, view: View, queries: Vectors) ->
         "items, in a thread": lambda number: store._read(
             lambda _: [item_of_record("default", each.modality, each.record) for each in hits[number]]
         ),
-        "whole": lambda number: store.search("default", queries[number][None], COUNT),
+        "whole": lambda number: store.search(VectorSearch("default", queries[number][None], COUNT)),
     }
     taken: dict[str, list[float]] = {"FAISS": [], **{name: [] for name in ways}}
     for number, query in enumerate(queries):  # in turns, so that what else the machine does falls on all alike

@@ -53,7 +53,7 @@ def of_items(items: Iterable[NewItem], batching: Batching) -> Iterator[list[Entr
 
 
 def embedded(batch: Sequence[Entry], options: Mapping[str, Any]) -> Plan[list[Embedding]]:
-    """The embedding or the error of each entry, numbered as the entries are."""
+    """Return the embedding or the error of each entry, numbered as the entries are."""
 
     def ask(wires: Sequence[Any]) -> Call[list[Embedding]]:
         return calls.embed(wires, options)
@@ -88,7 +88,7 @@ def _halved(
     ask: Callable[[Sequence[Any]], Call[list[R]]],
     failed: Callable[[Entry, Problem], R],
 ) -> Plan[list[R]]:
-    """A request that fails for what it holds is sent again in halves, until each input that is at fault is alone."""
+    """Send a batch; one that fails for what it holds is sent again in halves, until each bad input is alone."""
     if not batch:
         return []
     try:
@@ -140,21 +140,20 @@ def _item_wire(item: NewItem) -> dict[str, Any] | Problem:
 
 def _batches(entries: Iterable[Entry], batching: Batching) -> Iterator[list[Entry]]:
     batch: list[Entry] = []
-    held = 0
+    total = 0
     for entry in entries:
         size = 0 if isinstance(entry.wire, Problem) else wire_size(entry.wire)
-        if batch and (len(batch) == batching.inputs or held + size > batching.bytes):
+        if batch and (len(batch) == batching.inputs or total + size > batching.bytes):
             yield batch
-            batch, held = [], 0
+            batch, total = [], 0
         batch.append(entry)
-        held += size
+        total += size
     if batch:
         yield batch
 
 
 def map_lazily(function: Callable[[B], R], batches: Iterator[B], concurrency: int) -> Generator[R, None, None]:
-    """Map a function over batches with so many calls in threads at once, in order; batches are read only as calls
-    end."""
+    """Map a function over batches in so many threads, in order; batches are read only as calls end."""
     with ThreadPoolExecutor(concurrency, "isthmus-client") as pool:
         running: deque[Future[R]] = deque()
         try:
@@ -172,7 +171,7 @@ def map_lazily(function: Callable[[B], R], batches: Iterator[B], concurrency: in
 async def gather_lazily(
     function: Callable[[B], Awaitable[R]], batches: Iterator[B], concurrency: int
 ) -> AsyncGenerator[R, None]:
-    """The same with tasks. Batches are made in a thread: that may read files."""
+    """Do the same with tasks. Batches are made in a thread: that may read files."""
     running: deque[asyncio.Future[R]] = deque()
     try:
         while (batch := await asyncio.to_thread(next, batches, None)) is not None:

@@ -81,7 +81,7 @@ class NewItem:
     modality: str | None = None
 
     def to_wire(self, *, as_file: bool = False) -> dict[str, Any]:
-        """The item as JSON has it; with `as_file` a medium is `file`, its bytes, for a form. Raises OSError."""
+        """Return the item as JSON has it; with `as_file` a medium is `file`, its bytes, for a form. Raises OSError."""
         data = file_of(self.content) if as_file and self.modality is None else None
         content = to_wire(self.content) if data is None else {"file": data}
         wire = {"id": self.id, "metadata": dict(self.metadata), "collection": self.collection}
@@ -120,7 +120,7 @@ def upsert(items: Sequence[Mapping[str, Any]], on_error: str) -> Call[list[resul
 
 
 def answer(got: httpx2.Response) -> Any:
-    """The body of an answer; what the service warns of in it becomes an `IsthmusWarning`."""
+    """Return the body of an answer; what the service warns of in it becomes an `IsthmusWarning`."""
     body = got.json()
     for warning in body.get("warnings") or ():
         warnings.warn(str(warning), IsthmusWarning, stacklevel=2)

@@ -16,7 +16,6 @@ import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Awaitable,
     Callable,
     Coroutine,
     Generator,
@@ -26,7 +25,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, closing
-from functools import wraps
+from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, cast
 from urllib.parse import quote
@@ -75,16 +74,22 @@ Templates = Sequence[str] | Mapping[str, Sequence[str]]
 
 
 class _Conversation:
-    """What both clients share: the server's address, and the reading of answers."""
+    """The parts that both clients share: the server's address, and the reading of answers."""
+
+    _open: Callable[..., Any]
+    _sleep: Callable[[float], Any]
 
     def __init__(
         self,
-        url: str | None,
-        api_key: str | None,
-        timeout_s: float,
-        retries: Retries,
-        batching: Batching,
-        background: bool,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 60.0,
+        retries: Retries = Retries(),
+        batching: Batching = Batching(),
+        background: bool = False,
+        transport: httpx2.BaseTransport | httpx2.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Any] | None = None,
     ) -> None:
         self.url = (url or os.environ.get("ISTHMUS_URL") or DEFAULT_URL).rstrip("/")
         self.retries = retries
@@ -94,7 +99,8 @@ class _Conversation:
         if background:
             headers["priority"] = "u=7"  # RFC 9218: after everything else that the server is asked
         timeout = httpx2.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S))
-        self.options: dict[str, Any] = {"base_url": self.url, "headers": headers, "timeout": timeout}
+        self._http = self._open(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
+        self._sleep = sleep or self._sleep
 
     @staticmethod
     def request(call: Call[Any]) -> dict[str, Any]:
@@ -109,7 +115,7 @@ class _Conversation:
         return {name: value for name, value in parts.items() if value is not None}
 
     def pause(self, call: Call[Any], failed: int, outcome: httpx2.Response | httpx2.HTTPError) -> float | None:
-        """Seconds until the next try; None where this outcome is the last one."""
+        """Return the seconds until the next try; None where this outcome is the last one."""
         if isinstance(outcome, httpx2.HTTPError):
             return self.retries.pause(failed, None) if isinstance(outcome, RETRIED_FAILURES) else None
         if outcome.status_code in RETRIED_STATUSES - call.answers:
@@ -117,7 +123,7 @@ class _Conversation:
         return None
 
     def result(self, call: Call[T], outcome: httpx2.Response | httpx2.HTTPError) -> T:
-        """The typed result of the last outcome. Raises ClientError."""
+        """Return the typed result of the last outcome. Raises ClientError."""
         if isinstance(outcome, httpx2.HTTPError):
             what = "did not answer in time" if isinstance(outcome, httpx2.TimeoutException) else "cannot be reached"
             raise Unreachable(f"{self.url} {what}: {type(outcome).__name__}: {outcome}") from outcome
@@ -138,21 +144,7 @@ class Isthmus(_Conversation):
     What is embedded in the `background` waits behind what others ask for. `transport` and `sleep` are seams for tests.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 60.0,
-        retries: Retries = Retries(),
-        batching: Batching = Batching(),
-        background: bool = False,
-        transport: httpx2.BaseTransport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        super().__init__(url, api_key, timeout_s, retries, batching, background)
-        self._http = httpx2.Client(**self.options, transport=transport)
-        self._sleep = sleep
+    _open, _sleep = httpx2.Client, staticmethod(time.sleep)
 
     def __enter__(self) -> Self:
         return self
@@ -230,7 +222,7 @@ class Isthmus(_Conversation):
         return self._do(Call("POST", "/search/batch", read, body))
 
     def classify(self, inputs: Iterable[Input], **options: Unpack[ClassifyOptions]) -> list[Classified]:
-        """The labels of each input, best first. Give `labels` or the name of a stored `label_set`."""
+        """Return the labels of each input, best first. Give `labels` or the name of a stored `label_set`."""
         body = {"inputs": [to_wire(value) for value in inputs], **options}
 
         def read(got: httpx2.Response) -> list[Classified]:
@@ -239,18 +231,16 @@ class Isthmus(_Conversation):
         return self._do(Call("POST", "/classify", read, body))
 
     def score(self, pairs: Iterable[tuple[Input, Input]], *, model: str | None = None) -> list[float]:
-        """The cosine similarity of each pair."""
+        """Return the cosine similarity of each pair."""
         body = {"pairs": [{"a": to_wire(a), "b": to_wire(b)} for a, b in pairs]} | _given(model=model)
         return self._do(Call("POST", "/score", lambda got: list(got.json()["scores"]), body))
 
     def upsert(self, items: Iterable[NewItem], *, on_error: str = "fail") -> list[Written]:
-        """Store items in one request, each replacing the one of its collection and id. Returns once they are on
-        disk."""
+        """Store items in one request, each in place of that of its collection and id. Returns once on disk."""
         return self._do(calls.upsert([item.to_wire(as_file=True) for item in items], on_error))
 
     def upsert_many(self, items: Iterable[NewItem]) -> Generator[Written, None, None]:
-        """Store any number of items, as `embed_many`: yields the outcome of each, in order. Only iterated items are
-        sent."""
+        """Store any number of items, as `embed_many`; yield the outcome of each. Only iterated items are sent."""
 
         def one(batch: Sequence[Entry]) -> list[Written]:
             return self._drive(batches.written(batch))
@@ -288,8 +278,8 @@ class Isthmus(_Conversation):
         with_preview: bool = False,
         with_original: bool = False,
     ) -> Item:
-        wanted = {"vector": with_vector, "preview": with_preview, "original": with_original}
-        parameters = {"collection": collection, "include": [name for name in wanted if wanted[name]]}
+        include = {"vector": with_vector, "preview": with_preview, "original": with_original}
+        parameters = {"collection": collection, "include": [name for name in include if include[name]]}
         return self._do(Call("GET", _path("items", id), results.reader(Item), parameters=parameters))
 
     def delete(
@@ -320,11 +310,7 @@ class Isthmus(_Conversation):
         return self._do(Call("POST", "/items/move", lambda got: int(got.json()["moved"]), body))
 
     def collections(self) -> list[Collection]:
-        return self._do(
-            Call(
-                "GET", "/collections", lambda got: [results.known(Collection, one) for one in got.json()["collections"]]
-            )
-        )
+        return self._do(Call("GET", "/collections", results.listed("collections", partial(results.known, Collection))))
 
     def collection(self, name: str) -> Collection:
         return self._do(Call("GET", _path("collections", name), results.reader(Collection)))
@@ -337,7 +323,7 @@ class Isthmus(_Conversation):
         return self._do(Call("DELETE", _path("collections", name), _nothing))
 
     def map(self, collection: str = "default", *, limit: int | None = None, label: str | None = None) -> Map:
-        """A collection in the plane, each point with the value of a metadata key as its label."""
+        """Return the map of a collection, each point with the value of a metadata key as its label."""
         parameters = _given(limit=limit, label=label)
         return self._do(Call("GET", _path("collections", collection, "map"), results.map_, parameters=parameters))
 
@@ -355,8 +341,7 @@ class Isthmus(_Conversation):
         return self._do(Call("GET", path, results.reader(Facets), parameters=parameters))
 
     def preview(self, id: str, *, collection: str = "default") -> Preview:
-        """Return the preview that the server keeps of an item: an image (JPEG) or a sound (MP3). Raises NotFound
-        without one."""
+        """Return the preview that the server keeps of an item, JPEG or MP3. Raises NotFound without one."""
         return self._do(Call("GET", _path("previews", id), results.file, parameters={"collection": collection}))
 
     def original(self, id: str, *, collection: str = "default") -> Preview:
@@ -375,16 +360,12 @@ class Isthmus(_Conversation):
         return self._do(Call("GET", _path("jobs", id), lambda got: results.job(got.json())))
 
     def jobs(self, *, limit: int = 100, before: str | None = None, states: Sequence[str] = ()) -> list[Job]:
-        """The newest first; `before`: those that are older than that job."""
+        """Return the newest jobs first; `before`: those that are older than that job."""
         parameters = _given(limit=limit, state=list(states), before=before)
-
-        def read(got: httpx2.Response) -> list[Job]:
-            return [results.job(one) for one in got.json()["jobs"]]
-
-        return self._do(Call("GET", "/jobs", read, parameters=parameters))
+        return self._do(Call("GET", "/jobs", results.listed("jobs", results.job), parameters=parameters))
 
     def wait_for_job(self, id: str, *, report: Report | None = None, every_s: float = 2.0) -> Job:
-        """The job once it has ended, whichever way; `report` is told of it at each look."""
+        """Return the job once it has ended, whichever way; `report` is told of it at each look."""
         for pause in jobs.pauses(every_s):
             job = self.job(id)
             if report is not None:
@@ -395,7 +376,7 @@ class Isthmus(_Conversation):
         raise AssertionError("pauses have no end")
 
     def job_errors(self, id: str) -> list[JobError]:
-        """The items that were refused so far, in the order of the input."""
+        """Return the items that were refused so far, in the order of the input."""
 
         # Not splitlines: a line of JSON may contain other line separators.
         def read(got: httpx2.Response) -> list[JobError]:
@@ -418,10 +399,7 @@ class Isthmus(_Conversation):
     def label_sets(self, *, limit: int = 100, after: str | None = None) -> list[str]:
         """Return the names of the stored label sets, in order; `after`: those that come after that name."""
         parameters = _given(limit=limit, after=after)
-
-        def read(got: httpx2.Response) -> list[str]:
-            return [one["name"] for one in got.json()["label_sets"]]
-
+        read = results.listed("label_sets", lambda label_set: str(label_set["name"]))
         return self._do(Call("GET", "/label-sets", read, parameters=parameters))
 
     def label_set(self, name: str) -> LabelSet:
@@ -431,8 +409,8 @@ class Isthmus(_Conversation):
         return self._do(Call("DELETE", _path("label-sets", name), _nothing))
 
     def models(self) -> list[Model]:
-        """The served bundles; the first is the default."""
-        return self._do(Call("GET", "/models", lambda got: [results.known(Model, one) for one in got.json()["models"]]))
+        """Return the served bundles; the first is the default."""
+        return self._do(Call("GET", "/models", results.listed("models", partial(results.known, Model))))
 
     def keeps_previews(self) -> bool:
         """Return whether the server keeps previews of what is stored from now on."""
@@ -459,8 +437,8 @@ def _given(**options: Any) -> dict[str, Any]:
 
 def _filtered(**options: Any) -> dict[str, Any]:
     """Return the options that are not None, as parameters, of which a filter is JSON."""
-    given = _given(**options)
-    return given | ({"filter": json.dumps(given["filter"])} if "filter" in given else {})
+    parameters = _given(**options)
+    return parameters | ({"filter": json.dumps(parameters["filter"])} if "filter" in parameters else {})
 
 
 def _taught(label: str | Mapping[str, Any]) -> str | dict[str, Any]:
@@ -497,24 +475,9 @@ def _awaited(
 
 
 class AsyncIsthmus(_Conversation):
-    """The asynchronous `Isthmus`: its methods are awaited; `embed_many`, `upsert_many` and `items` are async
-    iterators."""
+    """The asynchronous `Isthmus`: methods are awaited; `embed_many`, `upsert_many`, `items` are async iterators."""
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 60.0,
-        retries: Retries = Retries(),
-        batching: Batching = Batching(),
-        background: bool = False,
-        transport: httpx2.AsyncBaseTransport | None = None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        super().__init__(url, api_key, timeout_s, retries, batching, background)
-        self._http = httpx2.AsyncClient(**self.options, transport=transport)
-        self._sleep = sleep
+    _open, _sleep = httpx2.AsyncClient, staticmethod(asyncio.sleep)
 
     async def __aenter__(self) -> Self:
         return self

@@ -83,7 +83,7 @@ def _added() -> dict[str, EntryPoint]:
 
 
 def _load(point: EntryPoint) -> click.Command:
-    """The command of an entry point; where it cannot be imported, one that says so."""
+    """Return the command of an entry point; where it cannot be imported, one that says so."""
     try:
         command: click.Command = point.load()
     except (ImportError, AttributeError) as error:
@@ -92,7 +92,7 @@ def _load(point: EntryPoint) -> click.Command:
 
 
 def _absent(name: str, why: str) -> click.Command:
-    """A command that is not here: whatever it is given, it says what to install."""
+    """Return a command that is not here: whatever it is given, it says what to install."""
 
     def say(arguments: tuple[str, ...]) -> NoReturn:
         raise Failure(f"`isthmus {name}` is not installed here: {why}", INSTALL)
@@ -188,12 +188,12 @@ def search(
         options["modalities"] = list(modalities)
     if filter_json is not None:
         options["filter"] = parsed_filter(filter_json)
-    asked = queries(query, like, weights, as_text)
+    parsed_queries = queries(query, like, weights, as_text)
     draw = terminal.shows_pictures() if pictures is None else pictures
     with server(context) as space:
-        for first in range(0, len(asked), _QUERIES_AT_ONCE):
-            some = asked[first : first + _QUERIES_AT_ONCE]
-            for (name, _), hits in zip(some, _found(space, [q for _, q in some], options), strict=True):
+        for first in range(0, len(parsed_queries), _QUERIES_AT_ONCE):
+            batch = parsed_queries[first : first + _QUERIES_AT_ONCE]
+            for (name, _), hits in zip(batch, _found(space, [q for _, q in batch], options), strict=True):
                 if as_json:
                     results = [
                         {"id": hit.id, "score": hit.score, "modality": hit.modality, "metadata": hit.metadata}
@@ -201,7 +201,7 @@ def search(
                     ]
                     click.echo(json.dumps({"query": name, "results": results}, ensure_ascii=False))
                     continue
-                if len(asked) > 1:
+                if len(parsed_queries) > 1:
                     click.echo(click.style(name, bold=True))
                 _show_found(space, hits, collection, media, draw)
                 if not hits:
@@ -239,14 +239,14 @@ def classify(
     words = [*labels, *(line.strip() for line in file or () if line.strip())]
     if bool(words) == bool(label_set):
         raise click.UsageError("say the labels: --label dog --label cat, --labels FILE, or the name of a --label-set")
-    asked = _given(options) | ({"labels": words} if words else {"label_set": label_set})
+    request = _given(options) | ({"labels": words} if words else {"label_set": label_set})
     if not options["abstain"]:
-        asked.pop("abstain", None)
+        request.pop("abstain", None)
     given = list(read_inputs(inputs, as_text))
     with server(context) as space:
         for first in range(0, len(given), _QUERIES_AT_ONCE):
-            some = given[first : first + _QUERIES_AT_ONCE]
-            for (name, _), result in zip(some, space.classify([i for _, i in some], **asked), strict=True):
+            batch = given[first : first + _QUERIES_AT_ONCE]
+            for (name, _), result in zip(batch, space.classify([i for _, i in batch], **request), strict=True):
                 scored = [{"label": e.label, "score": e.score, "similarity": e.similarity} for e in result.labels]
                 if as_json:
                     fields = {"input": name, "labels": scored, "abstained": result.abstained}
@@ -286,40 +286,40 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-def _found(space: "Isthmus", asked: Sequence[Any], options: dict[str, Any]) -> Iterator[list[Any]]:
-    """The results of each query. Where no modality is asked for, every kind has its turn, the best of each first.
+def _found(space: "Isthmus", queries: Sequence[Any], options: dict[str, Any]) -> Iterator[list[Any]]:
+    """Yield the results of each query. Where no modality is asked for, every kind has its turn, the best of each first.
 
     Similarities of pictures, sounds and texts to a query lie on scales of their own: in one list, one kind would crowd
     out the others.
     """
     if "modalities" in options:
-        yield from space.search_many(asked, **options)
+        yield from space.search_many(queries, **options)
         return
-    kinds = [space.search_many(asked, **options, modalities=[kind]) for kind in _KINDS]
+    kinds = [space.search_many(queries, **options, modalities=[kind]) for kind in _KINDS]
     for parts in zip(*kinds, strict=True):
         turns = sorted((list(part) for part in parts if part), key=lambda part: -part[0].score)
         longest = max(map(len, turns), default=0)
         yield [part[place] for place in range(longest) for part in turns if place < len(part)][: options["top_k"]]
 
 
-def _show_found(space: "Isthmus", found: Sequence[Any], collection: str, media: Path | None, draw: bool) -> None:
-    rows = [(f"{hit.score:.3f}", hit.modality, hit.id, plain_metadata(hit.metadata)) for hit in found]
+def _show_found(space: "Isthmus", hits: Sequence[Any], collection: str, media: Path | None, draw: bool) -> None:
+    rows = [(f"{hit.score:.3f}", hit.modality, hit.id, plain_metadata(hit.metadata)) for hit in hits]
     lines = terminal.table(rows, ("score", "modality", "id", "metadata"), right=(0,)) if rows else []
-    for line, hit in zip(lines, [None, *found], strict=False):
+    for line, hit in zip(lines, [None, *hits], strict=False):
         click.echo(line)
         if draw and hit is not None and hit.modality == "image" and (shown := _shown(space, hit, collection, media)):
             echo_lines(terminal.picture(shown))
 
 
-def _shown(space: "Isthmus", found: Any, collection: str, media: Path | None) -> "Path | IO[bytes] | None":
-    """The file of a result, which is called by its path in the folder that was indexed; else the server's preview."""
+def _shown(space: "Isthmus", hit: Any, collection: str, media: Path | None) -> "Path | IO[bytes] | None":
+    """Return the file of a result, called by its path in the indexed folder; else the server's preview."""
     from isthmus_client import NotFound
 
-    file = Path(media or "", found.id)
+    file = Path(media or "", hit.id)
     if file.is_file():
         return file
     try:
-        return io.BytesIO(space.preview(found.id, collection=collection).data)
+        return io.BytesIO(space.preview(hit.id, collection=collection).data)
     except NotFound:
         return None
 

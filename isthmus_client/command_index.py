@@ -145,7 +145,7 @@ class _Report:
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """A progress bar with the rate and the time left, where standard error is a terminal."""
+        """Draw a progress bar with the rate and the time left, where standard error is a terminal."""
         if not self.shown:
             yield
             return
@@ -214,7 +214,7 @@ class _Report:
         return ", ".join([*parts, *(f"{count:,} {what}" for count, what in named if count)])
 
     def as_json(self) -> dict[str, object]:
-        """The counts, and the names of what was left alone."""
+        """Return the counts, and the names of what was left alone."""
         counts = self.counts | {"renamed": len(self.renamed), "deleted": len(self.deleted)}
         return counts | {"skipped": [*self.listing.skipped, *self.listing.hidden, *self.listing.links]}
 
@@ -290,7 +290,7 @@ def _others(listing: "Listing") -> str:
 
 
 def _names(names: list[str]) -> str:
-    """The first of some names; --json gives all of them."""
+    """Return the first of some names; --json gives all of them."""
     return ", ".join([*map(_shown, names[:_SHOWN]), *(["…"] if len(names) > _SHOWN else [])])
 
 
@@ -299,7 +299,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _shown(name: str) -> str:
-    """A name as one line, whatever it holds."""
+    """Return a name as one line, whatever it holds."""
     return name if name.isprintable() else ascii(name)
 
 

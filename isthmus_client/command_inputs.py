@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def read_inputs(arguments: Sequence[str], as_text: bool) -> Iterator[tuple[str, "Input"]]:
-    """The name and the input of each argument."""
+    """Yield the name and the input of each argument."""
     for argument in arguments:
         if argument == "-" and not as_text:
             yield from _standard_input()
@@ -58,8 +58,7 @@ def _standard_input() -> Iterator[tuple[str, "Input"]]:
 def queries(
     arguments: Sequence[str], like: str | None, weights: Sequence[float], as_text: bool
 ) -> list[tuple[str, "Input"]]:
-    """Return each query with its name: one per line of standard input, otherwise one made of all the arguments
-    together."""
+    """Return each query with its name: one per line of standard input, or one of all the arguments."""
     from isthmus_client.inputs import composed, stored
 
     if list(arguments) == ["-"] and like is None and not as_text:

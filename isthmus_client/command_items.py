@@ -53,16 +53,16 @@ def list_items(
         items = space.items(collection=collection, limit=_PAGE if whole else min(limit + 1, _PAGE), **options)
         if as_json:
             for item in items if whole else islice(items, limit):
-                known = ("id", "collection", "modality", "metadata", "created", "updated")
-                click.echo(json.dumps({name: getattr(item, name) for name in known}, ensure_ascii=False))
+                fields = ("id", "collection", "modality", "metadata", "created", "updated")
+                click.echo(json.dumps({name: getattr(item, name) for name in fields}, ensure_ascii=False))
             return
-        shown = list(items if whole else islice(items, limit))
+        listed = list(items if whole else islice(items, limit))
         more = next(items, None) is not None
-        if not shown:
+        if not listed:
             raise Failure(f"nothing is listed: the collection {collection!r} holds no such item", _FILL)
-    echo_lines(terminal.table([_row(item) for item in shown], ("id", "modality", "stored", "metadata")))
+    echo_lines(terminal.table([_row(item) for item in listed], ("id", "modality", "stored", "metadata")))
     if more:
-        click.echo(f"note: only the first {len(shown):,}; --limit N or --all lists more", err=True)
+        click.echo(f"note: only the first {len(listed):,}; --limit N or --all lists more", err=True)
 
 
 def _row(item: "Item") -> tuple[str, str, str, str]:
@@ -119,8 +119,8 @@ def _ask(count: int | None, collection: str) -> None:
     what = f"the collection {collection!r}" if count is not None else f"what the filter fits in {collection!r}"
     if not sys.stdin.isatty():
         raise Failure(f"{what} is deleted only where somebody can be asked", "--yes deletes it without asking")
-    held = "" if count is None else f" with its {count:,} items"
-    click.confirm(f"Delete {what}{held}?", abort=True, err=True)
+    contents = "" if count is None else f" with its {count:,} items"
+    click.confirm(f"Delete {what}{contents}?", abort=True, err=True)
 
 
 @click.command()
@@ -131,11 +131,18 @@ def collections(context: click.Context, /, as_json: bool) -> None:
     with server(context) as space:
         listed = space.collections()
     if as_json:
-        echo_lines([json.dumps(asdict(each), ensure_ascii=False) for each in listed])
+        echo_lines([json.dumps(asdict(collection), ensure_ascii=False) for collection in listed])
         return
     rows = [
-        (each.name, f"{each.count:,}", each.space, str(each.dimensions), each.index, ", ".join(each.keywords))
-        for each in listed
+        (
+            collection.name,
+            f"{collection.count:,}",
+            collection.space,
+            str(collection.dimensions),
+            collection.index,
+            ", ".join(collection.keywords),
+        )
+        for collection in listed
     ]
     if rows:
         header = ("collection", "items", "space", "dimensions", "index", "keywords")

@@ -48,13 +48,13 @@ def create_job(
     if kind_of(file) is None:
         raise Failure(f"{file} is neither JSON lines nor a tar, by its name", "call it .jsonl or .tar")
     with server(context) as space:
-        made = space.create_job(file, collection=collection, idempotency_key=key)
+        job = space.create_job(file, collection=collection, idempotency_key=key)
         if not as_json:
-            click.echo(made.id)
+            click.echo(job.id)
         if wait:
-            _wait(context, space, made.id, as_json)
+            _wait(context, space, job.id, as_json)
         elif as_json:
-            click.echo(json.dumps(asdict(made)))
+            click.echo(json.dumps(asdict(job)))
 
 
 @jobs.command("list")
@@ -108,21 +108,21 @@ def cancel_job(context: click.Context, /, id: str, as_json: bool) -> None:
 
 
 def _wait(context: click.Context, space: "Isthmus", id: str, as_json: bool) -> None:
-    shown = sys.stderr.isatty() and not as_json
-    with terminal.progress("storing") if shown else nullcontext() as bar:
+    with_bar = sys.stderr.isatty() and not as_json
+    with terminal.progress("storing") if with_bar else nullcontext() as bar:
         task = None if bar is None else bar.add_task("storing")
 
         def report(job: "Job") -> None:
             if bar is not None and task is not None:
                 bar.update(task, total=max(1, job.total or 0), completed=job.done + job.failed)
 
-        found = space.wait_for_job(id, report=report)
+        job_at_end = space.wait_for_job(id, report=report)
     if as_json:
-        click.echo(json.dumps(asdict(found), ensure_ascii=False))
+        click.echo(json.dumps(asdict(job_at_end), ensure_ascii=False))
     else:
-        refused = f", {found.failed} refused: isthmus jobs errors {id}" if found.failed else ""
-        click.echo(f"{found.state}: {found.done} stored{refused}")
-        if found.error:
-            click.echo(f"error: {found.error.detail}", err=True)
-    if found.state != "done" or found.failed:
+        refused = f", {job_at_end.failed} refused: isthmus jobs errors {id}" if job_at_end.failed else ""
+        click.echo(f"{job_at_end.state}: {job_at_end.done} stored{refused}")
+        if job_at_end.error:
+            click.echo(f"error: {job_at_end.error.detail}", err=True)
+    if job_at_end.state != "done" or job_at_end.failed:
         context.exit(1)

@@ -39,7 +39,7 @@ class Failure(click.ClickException):
 
 @contextmanager
 def server(context: click.Context, *, background: bool = False) -> Iterator["Isthmus"]:
-    """The client, and its errors as a line for people and the next step.
+    """Yield the client; its errors become a line for people and the next step.
 
     What is sent in the `background` waits behind other requests, so that its answers may take longer.
     """
@@ -104,7 +104,7 @@ def parsed_filter(text: str) -> Any:
 
 
 def plain_metadata(metadata: Mapping[str, Any]) -> str:
-    """The metadata that fit into a line, without an index's own notes about a file."""
+    """Return the metadata that fit into a line, without an index's own notes about a file."""
     return "  ".join(
         f"{name}={value}"
         for name, value in metadata.items()
@@ -129,7 +129,7 @@ class _PassedOn(click.Command):
 
 
 def passed_on(name: str, help: str, run: Callable[[tuple[str, ...]], Any], flags: Sequence[str] = ()) -> click.Command:
-    """A command whose arguments `run` reads, --help too. What it returns is the exit code.
+    """Return a command whose arguments `run` reads, --help too. What it returns is the exit code.
 
     `flags` are those that shells complete: to ask `run` for them would take seconds.
     """
@@ -157,7 +157,7 @@ def _files(context: click.Context, parameter: click.Parameter, incomplete: str) 
 
 
 def imported(module: str, extra: str) -> Any:
-    """A module of the installed distribution `isthmus`. Raises Failure where a package that it needs is missing."""
+    """Return a module of the distribution `isthmus`. Raises Failure where a package that it needs is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -87,7 +87,7 @@ _KINDS: Mapping[int, type[Refused]] = {
 
 
 def refusal(response: httpx2.Response, retry_after_s: float | None) -> Refused:
-    """The exception for an answer that is an error: from its problem+json, or from its status where it has none."""
+    """Return the exception for an answer that is an error, from its problem+json or else its status."""
     status = response.status_code
     kind = _KINDS.get(status, ServerFailed if status >= 500 else Refused)
     try:

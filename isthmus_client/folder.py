@@ -84,7 +84,7 @@ class Listing:
     """Links to folders: they are not followed."""
 
     def description(self, name: str) -> str | None:
-        """The JSON file that describes a file, where there is one."""
+        """Return the JSON file that describes a file, where there is one."""
         beside = (f"{name}.json", os.path.splitext(name)[0] + ".json")
         return next((other for other in beside if other in self.descriptions), None)
 
@@ -162,8 +162,7 @@ Report = Callable[[Outcome], None]
 
 
 class FolderIndex:
-    """One run over a folder: `follow` the files that were renamed, `send` the others, and `prune` what is stored of
-    files that are gone."""
+    """One run over a folder: `follow` renamed files, `send` the others, `prune` items of files that are gone."""
 
     def __init__(self, space: Isthmus, listing: Listing, collection: str) -> None:
         """Reads what the collection holds. Raises ClientError."""
@@ -220,18 +219,18 @@ class FolderIndex:
             former = gone.get(_digest(self._listing.folder / name, sizes) or "")
             if former:
                 same_name = [other for other in former if _basename(other) == _basename(name)]
-                former.remove(chosen := (same_name or former)[0])
-                moves[chosen] = name
+                former.remove(name_before := (same_name or former)[0])
+                moves[name_before] = name
         waiting = iter(moves.items())
-        while some := dict(islice(waiting, _AT_ONCE)):
-            metadata = {old: {**self._known[old].metadata, FOLDER: self._place(new)} for old, new in some.items()}
-            self._space.move(some, metadata=metadata, collection=self._collection)
+        while batch := dict(islice(waiting, _AT_ONCE)):
+            metadata = {old: {**self._known[old].metadata, FOLDER: self._place(new)} for old, new in batch.items()}
+            self._space.move(batch, metadata=metadata, collection=self._collection)
         if moves:
             self._known = self._read_known()
         return moves
 
     def _changed(self, sizes: dict[str, int], again: bool, report: Report) -> Iterator[NewItem]:
-        """The items to send. Notes the size of each file, and reports the files that are not sent."""
+        """Yield the items to send. Notes the size of each file, and reports the files that are not sent."""
         for name in self._listing.files:
             try:
                 item = self._item(name, again)
@@ -247,7 +246,7 @@ class FolderIndex:
                     yield item
 
     def _item(self, name: str, again: bool) -> NewItem | None:
-        """The item of a file; None where the stored one stays. Raises UnsuitableFile, OSError."""
+        """Return the item of a file; None where the stored one stays. Raises UnsuitableFile, OSError."""
         try:
             name.encode()
         except UnicodeEncodeError:
@@ -275,8 +274,8 @@ class FolderIndex:
             self._only_previewed.add(name)
         if self._previews:
             is_now["previewed"] = True
-        kept = {} if stored is None else stored.metadata
-        metadata = {key: value for key, value in kept.items() if key not in former.get("fields", ())}
+        stored_metadata = {} if stored is None else stored.metadata
+        metadata = {key: value for key, value in stored_metadata.items() if key not in former.get("fields", ())}
         fields: dict[str, Any] = {}
         for description in described:
             fields |= _object(description, f"the file's metadata ({self._listing.description(name)})")
@@ -287,7 +286,7 @@ class FolderIndex:
         )
 
     def _place(self, name: str) -> str:
-        """The folder of a file, with the name of the whole: `Pictures/2024/rome`."""
+        """Return the folder of a file, with the name of the whole: `Pictures/2024/rome`."""
         return "/".join([self._mark, *name.split("/")[:-1]])
 
     def _lacks_preview(self, stored: Item) -> bool:
@@ -297,7 +296,7 @@ class FolderIndex:
         return not _stamp_of(stored.metadata).get("previewed")
 
     def _described(self, name: str) -> list[bytes]:
-        """The JSON objects that describe a file; the later goes on top of the earlier. Raises UnsuitableFile."""
+        """Return the JSON objects that describe a file; the later goes on top of the earlier. Raises UnsuitableFile."""
         described = [self._table[name].encode()] if name in self._table else []
         beside = self._listing.description(name)
         if beside is not None:
@@ -315,11 +314,11 @@ class FolderIndex:
 
     def prune(self) -> list[str]:
         """Delete the items of this folder's files that are gone, and return their ids. Raises ClientError."""
-        gone = self._gone()
-        waiting = iter(gone)
-        while some := list(islice(waiting, _AT_ONCE)):
-            self._space.delete(some, collection=self._collection)
-        return gone
+        names = self._gone()
+        waiting = iter(names)
+        while batch := list(islice(waiting, _AT_ONCE)):
+            self._space.delete(batch, collection=self._collection)
+        return names
 
     def _gone(self) -> list[str]:
         """Return the ids of the items of this folder's files that are gone."""
@@ -329,13 +328,13 @@ class FolderIndex:
 
 
 def _dated(data: bytes, modified_s: float) -> dict[str, Any]:
-    """The fields of a file's date: when its photograph was taken, as the camera noted it, or when it was written."""
+    """Return the fields of a file's date: when the camera took its photograph, or when it was written."""
     taken = _taken(data) or datetime.datetime.fromtimestamp(modified_s, datetime.UTC).astimezone()
     return {DATE: int(taken.replace(tzinfo=datetime.UTC).timestamp()), MONTH: f"{taken:%Y-%m}"}
 
 
 def _taken(data: bytes) -> datetime.datetime | None:
-    """The date in a picture's EXIF; None without Pillow, which comes with the command."""
+    """Return the date in a picture's EXIF; None without Pillow, which comes with the command."""
     try:
         from PIL import Image
     except ImportError:
@@ -350,7 +349,7 @@ def _taken(data: bytes) -> datetime.datetime | None:
 
 
 def _read_table(path: Path) -> tuple[dict[str, str], list[str]]:
-    """The metadata in a table, as JSON, by the name of the file; and what is wrong with its lines."""
+    """Return the metadata in a table, as JSON, by the name of the file; and what is wrong with its lines."""
     table: dict[str, str] = {}
     errors: list[str] = []
     try:
@@ -376,7 +375,7 @@ def _read_table(path: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _object(data: bytes, what: str) -> dict[str, Any]:
-    """A JSON object. Raises UnsuitableFile."""
+    """Return a JSON object. Raises UnsuitableFile."""
     if len(data) > _MAX_METADATA_BYTES:
         raise UnsuitableFile(f"{what} is larger than {_MAX_METADATA_BYTES} bytes")
     try:
@@ -436,7 +435,7 @@ def _is_gone(path: Path) -> bool:
 
 
 def _digest(path: Path, sizes: Collection[Any]) -> str | None:
-    """The SHA-256 of a file whose size is one of these; None for another, and for one that cannot be read."""
+    """Return the SHA-256 of a file whose size is one of these; None for another, and for one that cannot be read."""
     try:
         size = path.stat().st_size
         return hashlib.sha256(_read(path, size + 1)).hexdigest() if size in sizes else None

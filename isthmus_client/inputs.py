@@ -50,7 +50,7 @@ def video(source: Path | bytes) -> dict[str, Any]:
 
 
 def stored(item: str) -> dict[str, Any]:
-    """A stored item as a query: more like this."""
+    """Return a stored item as a query: more like this."""
     return {"id": item}
 
 
@@ -59,12 +59,12 @@ def vector(numbers: Sequence[float]) -> dict[str, Any]:
 
 
 def composed(*parts: tuple[Input, float]) -> dict[str, Any]:
-    """A weighted sum of inputs as a query; weights may be negative."""
+    """Return a weighted sum of inputs as a query; weights may be negative."""
     return {"compose": [{**_as_object(part), "weight": weight} for part, weight in parts]}
 
 
 def to_wire(value: Input) -> str | dict[str, Any]:
-    """An input as JSON has it. Raises OSError where a file cannot be read, TypeError for what is no input."""
+    """Return an input as JSON has it. Raises OSError where a file cannot be read, TypeError for what is no input."""
     if isinstance(value, str):
         return value
     if isinstance(value, Path):

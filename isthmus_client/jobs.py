@@ -39,7 +39,7 @@ class Upload:
 
 
 def kind_of(path: Path) -> str | None:
-    """The media type that a file's name stands for; None: it is neither JSON lines nor a tar."""
+    """Return the media type that a file's name stands for; None where it is neither JSON lines nor a tar."""
     name = path.name.lower().removesuffix(".gz")
     return _KINDS.get(Path(name).suffix)
 

@@ -35,8 +35,7 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Moment:
-    """The part of a video that is most like the query, in seconds. `modality`: a picture of it (image), or its sound
-    (audio)."""
+    """The part of a video that is most like the query, in seconds. `modality`: its picture or its sound."""
 
     start: float
     end: float
@@ -242,10 +241,17 @@ def reader(kind: type[T]) -> Callable[[httpx2.Response], T]:
     return lambda got: known(kind, got.json())
 
 
+def listed(key: str, read: Callable[[Any], T]) -> Callable[[httpx2.Response], list[T]]:
+    """Return a function that reads a list in an answer, each element by `read`."""
+    return lambda got: [read(one) for one in got.json()[key]]
+
+
 def embedding(data: Mapping[str, Any]) -> Embedding:
     """Read an embedding from an answer of `/embed` with `encoding: base64`."""
-    given = data.get("embedding")
-    return known(Embedding, data, vector=given if given is None else floats(given), error=problem(data.get("error")))
+    encoded = data.get("embedding")
+    return known(
+        Embedding, data, vector=encoded if encoded is None else floats(encoded), error=problem(data.get("error"))
+    )
 
 
 def floats(encoded: str) -> list[float]:

@@ -31,7 +31,7 @@ class Retries:
             raise ValueError(f"attempts is {self.attempts}: at least 1, the first try")
 
     def pause(self, failed: int, retry_after_s: float | None) -> float | None:
-        """Seconds to wait after so many failed tries (from 1); None where it is time to give up."""
+        """Return the seconds to wait after so many failed tries (from 1); None where it is time to give up."""
         if failed >= self.attempts or (retry_after_s or 0.0) > self.patience_s:
             return None
         backoff = min(self.most_s, self.first_s * 2 ** (failed - 1))
@@ -39,12 +39,12 @@ class Retries:
 
 
 def retry_after(response: httpx2.Response) -> float | None:
-    """Seconds that the server asks to wait, from Retry-After as a number or as an HTTP date (RFC 9110, 10.2.3)."""
-    given = response.headers.get("retry-after", "").strip()
-    if given.isdigit():
-        return float(given)
+    """Return the seconds that the server asks to wait: Retry-After, a number or a date (RFC 9110, 10.2.3)."""
+    header = response.headers.get("retry-after", "").strip()
+    if header.isdigit():
+        return float(header)
     try:
-        until = parsedate_to_datetime(given)
+        until = parsedate_to_datetime(header)
     except ValueError:
         return None
     return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

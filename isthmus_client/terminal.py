@@ -33,8 +33,7 @@ _CUBE = (0, 95, 135, 175, 215, 255)
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str], *, right: Sequence[int] = ()) -> list[str]:
-    """Return the lines of a table, one per row after the header's, cut to the terminal's width; columns named in
-    `right` are aligned to the right."""
+    """Return the lines of a table, header first, cut to the terminal's width; `right`: columns aligned to the right."""
     if sys.stdout.isatty():
         return _drawn(rows, header, right)
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
@@ -66,7 +65,7 @@ def _drawn(rows: Sequence[Sequence[str]], header: Sequence[str], right: Sequence
 
 
 def progress(label: str) -> "Progress":
-    """A progress bar on standard error, with the rate and the time left."""
+    """Return a progress bar on standard error, with the rate and the time left."""
     from rich import progress
     from rich.console import Console
     from rich.text import Text
@@ -98,7 +97,7 @@ def width() -> int:
 
 
 def bar(share: float, cells: int = 20) -> str:
-    """A bar of up to so many cells for a share of 0 to 1; of plain characters where the output has no others."""
+    """Return a bar of up to so many cells for a share of 0 to 1; of plain characters where the output has no others."""
     share = min(1.0, max(0.0, share))
     if not _writes(_EIGHTHS):
         return "#" * round(share * cells)
@@ -130,7 +129,7 @@ def graphics() -> Literal["kitty", "iterm", "sixel"] | None:
 
 
 def picture(file: Path | IO[bytes], columns: int = 24) -> list[str]:
-    """An image as lines to print, so many characters wide at most; nothing where it cannot be read as an image."""
+    """Return an image as lines to print, so many characters wide at most; none where it is no image."""
     from PIL import Image, ImageOps
 
     protocol = graphics()
@@ -160,7 +159,7 @@ def _png(image: "Image") -> bytes:
 
 
 def _kitty(png: bytes) -> str:
-    """A PNG as codes of kitty's graphics protocol, to which the terminal is not to reply."""
+    """Return a PNG as codes of kitty's graphics protocol, to which the terminal is not to reply."""
     data = base64.b64encode(png).decode()
     chunks = [data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK)]
     first, last = "a=T,f=100,q=2,", len(chunks) - 1
@@ -169,7 +168,7 @@ def _kitty(png: bytes) -> str:
 
 
 def _sixel(image: "Image") -> str:
-    """A picture as DEC's sixels: bands of six rows, in which each colour has its own pass."""
+    """Return a picture as DEC's sixels: bands of six rows, in which each colour has its own pass."""
     reduced = image.quantize(_SIXEL_COLOURS)
     palette, pixels = reduced.getpalette() or [], reduced.tobytes()
     width, height = reduced.size
@@ -189,7 +188,7 @@ def _sixel(image: "Image") -> str:
 
 
 def _half_blocks(small: "Image") -> list[str]:
-    """Two pixels to a character."""
+    """Return a picture as lines in which each character shows two pixels."""
     deep = os.environ.get("COLORTERM") in ("truecolor", "24bit")
     lines = []
     for y in range(0, small.height - small.height % 2, 2):

@@ -132,7 +132,7 @@ class _Upload:
         self._gzip: zlib._Decompress | None = None
 
     def write(self, data: bytes) -> None:
-        """The first call has at least two bytes, where there are as many."""
+        """Write what came. The first call has at least two bytes, where there are as many."""
         if not self._received and data.startswith(_GZIP):
             self._gzip = _unpacker()
         self.digest.update(data)
@@ -150,8 +150,7 @@ class _Upload:
         os.fsync(self._file.fileno())
 
     def _unpack(self, part: "zlib._Decompress", data: bytes) -> "zlib._Decompress":
-        """Unpack a part of a gzip file, which may have several members and padding zeros. Returns the current
-        decompressor."""
+        """Unpack a part of a gzip file of one or several members, and return the current decompressor."""
         try:
             while data:
                 if part.eof:
@@ -238,7 +237,7 @@ class _Writer:
             raise _Stopped
 
     def file(self, name: str, place: int, size: int) -> None:
-        """A file of a tar, by its name."""
+        """Add a file of a tar, by its name."""
         lower = name.lower()
         if lower.endswith(_DESCRIPTIONS):
             if size > MAX_METADATA_BYTES:
@@ -255,7 +254,7 @@ class _Writer:
             self.item("text" if text else "media", name, place, size)
 
     def table(self, file: BinaryIO, size: int) -> None:
-        """The lines of `metadata.jsonl`, from where the file stands."""
+        """Add the lines of `metadata.jsonl`, from where the file stands."""
         end = file.tell() + size
         for number, start, length in _lines(file, end):
             self._disk.check()
@@ -367,16 +366,16 @@ def _ends(file: BinaryIO, offset: int) -> bool:
 
 def _member(member: tarfile.TarInfo, file: BinaryIO, writer: _Writer) -> None:
     name = _plain(member.name)
-    shown = _shown(name)
+    printable = _shown(name)
     parts = PurePosixPath(name).parts
     if member.isdir() or not parts or any(part.startswith(".") and part != ".." for part in parts):
         return
     if not _storable(name):
-        writer.refuse(shown, "the name is not valid UTF-8, or too long")
+        writer.refuse(printable, "the name is not valid UTF-8, or too long")
     elif name.startswith("/") or ".." in parts:
-        writer.refuse(shown, "the name leads out of the archive")
+        writer.refuse(printable, "the name leads out of the archive")
     elif not member.isreg() or member.sparse is not None:
-        writer.refuse(shown, "not a plain file: links, devices and sparse files are not read")
+        writer.refuse(printable, "not a plain file: links, devices and sparse files are not read")
     elif name == _TABLE:
         file.seek(member.offset_data)
         if member.offset_data + member.size > os.fstat(file.fileno()).st_size:
@@ -496,14 +495,14 @@ class Reader:
 
 
 def read_piece(piece: Piece, collection: str, limits: Limits) -> NewItem | Refusal:
-    """The item, read as though a client had sent it to `collection`, or what is wrong with it."""
+    """Return the item, read as though a client had sent it to `collection`, or what is wrong with it."""
     id: str | None = piece.name or None
     if piece.kind == "refused":
         return Refusal(piece.line, id, "invalid_item", piece.detail)
     try:
         body = _body(piece)
-        if isinstance(given := body.get("id"), str):
-            id = given.encode("utf-8", "replace").decode()[:_LONGEST_ID]
+        if isinstance(raw_id := body.get("id"), str):
+            id = raw_id.encode("utf-8", "replace").decode()[:_LONGEST_ID]
         item = read_item({"collection": collection} | body, limits)
         return NewItem(item.id, item.content, item.metadata, item.collection, item.modality or "vector")
     except _Unreadable as error:

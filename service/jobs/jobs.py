@@ -29,8 +29,7 @@ from service.runtime.disk import Disk
 from service.runtime.metrics import Metrics
 from service.settings import Settings
 from service.store import StoreError, StoreInUse
-from service.store.files import sync
-from service.store.sqlite import hold
+from service.store.files import hold, sync
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +58,9 @@ def open_jobs(folder: Path) -> Opened:
         raise StoreInUse(f"the jobs in {folder} are another process's: each needs its own ISTHMUS_JOBS") from None
     try:
         ledger = Ledger(folder / FILE)
-        known = {job.id for job in ledger.unfinished()}
+        unfinished = {job.id for job in ledger.unfinished()}
         for path in folder.iterdir():
-            if path.is_dir() and path.name not in known:  # an upload that a crash cut short
+            if path.is_dir() and path.name not in unfinished:  # an upload that a crash cut short
                 shutil.rmtree(path, ignore_errors=True)
     except (OSError, sqlite3.Error) as error:
         os.close(lock)
@@ -122,7 +121,7 @@ class Jobs:
         meter: str | None,
         size: int | None = None,
     ) -> tuple[Progress, bool]:
-        """A job of what comes, and whether it is new, once it is on disk.
+        """Return a job of what comes, and whether it is new, once it is on disk.
 
         `key` is what tells a repeated request, `meter` names the limits that the items are charged to, and `size` is
         the number of bytes, where it is stated. Raises Overloaded, and DiskFull for what is too large, before anything
@@ -145,7 +144,7 @@ class Jobs:
         return f"{secrets.token_hex(12)}-{self.replica}"
 
     async def _remove(self, id: str) -> None:
-        """The files of a job."""
+        """Delete the files of a job."""
         await self._threads.run(partial(shutil.rmtree, self._folder / id, ignore_errors=True))
 
     async def job(self, id: str) -> Progress:
@@ -153,7 +152,7 @@ class Jobs:
         return self._progress(await self._job(id))
 
     async def jobs(self, limit: int, before: str | None, states: Sequence[State] | None) -> list[Progress]:
-        """The newest first; those that are older than the job `before`."""
+        """Return the newest jobs first; those that are older than the job `before`."""
         number = None if before is None else (await self._job(before)).number
         return [self._progress(job) for job in await self._ledger.do(Ledger.jobs, limit, number, states)]
 
@@ -264,8 +263,7 @@ class Jobs:
 
 
 async def _outcome(run: Run) -> tuple[State] | tuple[State, str, str]:
-    """Run a job and return its final state, with code and reason where it failed. Raises NotReady where it cannot
-    end yet."""
+    """Run a job and return its final state, with code and reason where it failed. Raises NotReady."""
     try:
         await run.work()
     except Exception as error:

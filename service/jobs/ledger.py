@@ -157,7 +157,7 @@ class Ledger:
         meter: str | None = None,
         most: int,
     ) -> tuple[Job, bool]:
-        """The job, and whether it is new: the same key with the same fingerprint is the same job.
+        """Create a job and return it, and whether it is new: the same key with the same fingerprint is the same job.
 
         Raises InvalidRequest for the same key with another fingerprint, Overloaded where `most` are unfinished.
         """
@@ -181,8 +181,8 @@ class Ledger:
 
     def admit(self, most: int, key: str | None) -> None:
         """Raises Overloaded where a job would be refused, whatever is in it."""
-        known = "SELECT 1 FROM jobs WHERE idempotency_key = ?"
-        if key is None or self._connection.execute(known, (key,)).fetchone() is None:
+        query = "SELECT 1 FROM jobs WHERE idempotency_key = ?"
+        if key is None or self._connection.execute(query, (key,)).fetchone() is None:
             self._check_room(most)
 
     def _check_room(self, most: int) -> None:
@@ -197,16 +197,16 @@ class Ledger:
         return Job(*row)
 
     def jobs(self, limit: int, before: int | None = None, states: Sequence[State] | None = None) -> list[Job]:
-        """The newest first; `before`: only those with a smaller number."""
-        chosen = states or get_args(State)
+        """Return the newest jobs first; `before`: only those with a smaller number."""
+        allowed = states or get_args(State)
         rows = self._connection.execute(
-            f"{_JOB} WHERE number < ? AND state IN ({', '.join('?' * len(chosen))}) ORDER BY number DESC LIMIT ?",
-            (before if before is not None else 2**62, *chosen, limit),
+            f"{_JOB} WHERE number < ? AND state IN ({', '.join('?' * len(allowed))}) ORDER BY number DESC LIMIT ?",
+            (before if before is not None else 2**62, *allowed, limit),
         )
         return [Job(*row) for row in rows]
 
     def unfinished(self) -> list[Job]:
-        """The oldest first."""
+        """Return the oldest jobs first."""
         rows = self._connection.execute(f"{_JOB} WHERE state IN (?, ?) ORDER BY number", UNFINISHED)
         return [Job(*row) for row in rows]
 
@@ -241,7 +241,7 @@ class Ledger:
     # Progress
 
     def advance(self, job: Job, next: int, done: int, refusals: Sequence[Refusal]) -> Job:
-        """The items before `next` are stored, `done` of them since the last call, or refused; the job as it is then."""
+        """Record that the items before `next` are stored, `done` of them since the last call, or refused."""
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE jobs SET next = ?, done = done + ?, failed = failed + ? WHERE number = ?",
@@ -255,8 +255,7 @@ class Ledger:
         return self.job(job.id)
 
     def attempted(self, job: Job) -> dict[int, Chunk]:
-        """Return chunks that were under way when a process ended, and the parts that they were split into, by first
-        item."""
+        """Return chunks that were under way when a process ended, or their parts, by first item."""
         rows = self._connection.execute(
             "SELECT first, count, attempts FROM attempts WHERE job = ? AND attempts > 0", (job.number,)
         )
@@ -271,14 +270,14 @@ class Ledger:
             )
 
     def undo_attempt(self, job: Job, chunk: Chunk) -> None:
-        """The process outlived the attempt."""
+        """Record that the process outlived the attempt."""
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE attempts SET attempts = attempts - 1 WHERE job = ? AND first = ?", (job.number, chunk.first)
             )
 
     def split(self, job: Job, chunk: Chunk) -> list[Chunk]:
-        """A chunk for each of the items, in its place."""
+        """Replace a chunk by one for each of its items."""
         chunks = [Chunk(chunk.first + place, 1, attempts=1) for place in range(chunk.count)]
         with self._transaction() as connection:
             connection.executemany(

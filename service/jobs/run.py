@@ -294,8 +294,7 @@ class Run:
             self.pending.popleft()
 
     async def _store(self, outcomes: Sequence[Outcome], end: int) -> None:
-        """Write outcomes to the store, then to the ledger: after a crash between the two the first is repeated,
-        harmlessly."""
+        """Write outcomes to the store, then to the ledger: a crash in between repeats the first, harmlessly."""
         entries = [outcome for outcome in outcomes if isinstance(outcome, Entry)]
         refusals = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
         latest = {(entry.collection, entry.id): entry for entry in entries}
@@ -332,16 +331,16 @@ async def embed(
     """
     good = {line: item for line, item in items.items() if isinstance(item, NewItem)}
     waiting = {line: item for line, item in good.items() if context.fetcher and _at_urls(item)}
-    made = await _embed_patiently(context, {line: item for line, item in good.items() if line not in waiting})
+    results = await _embed_patiently(context, {line: item for line, item in good.items() if line not in waiting})
     paid: set[tuple[int, int]] = set()
     for pause_s in (*FETCH_PAUSES_S, None):
-        for few in _by_urls(waiting):
-            made |= await _embed_patiently(context, await _fetched(context, few, meter, paid))
-        waiting = {line: item for line, item in waiting.items() if _may_come(made[line])}
+        for batch in _by_urls(waiting):
+            results |= await _embed_patiently(context, await _fetched(context, batch, meter, paid))
+        waiting = {line: item for line, item in waiting.items() if _may_come(results[line])}
         if not waiting or pause_s is None:
             break
         await asyncio.sleep(pause_s)
-    return [item if isinstance(item, Refusal) else _outcome(line, item, made[line]) for line, item in items.items()]
+    return [item if isinstance(item, Refusal) else _outcome(line, item, results[line]) for line, item in items.items()]
 
 
 def _at_urls(item: NewItem) -> int:
@@ -362,21 +361,21 @@ def _by_urls(items: Mapping[int, NewItem]) -> Iterator[dict[int, NewItem]]:
         yield group
 
 
-def _may_come(made: Entry | InputError) -> bool:
-    return isinstance(made, FetchFailed) and made.temporary
+def _may_come(result: Entry | InputError) -> bool:
+    return isinstance(result, FetchFailed) and result.temporary
 
 
-def _outcome(line: int, item: NewItem, made: Entry | InputError) -> Outcome:
-    if isinstance(made, Entry):
-        return made
-    problem = input_problem(made)
+def _outcome(line: int, item: NewItem, result: Entry | InputError) -> Outcome:
+    if isinstance(result, Entry):
+        return result
+    problem = input_problem(result)
     return Refusal(line, item.id, problem["code"], problem["detail"])
 
 
 async def _fetched(
     context: EmbeddingContext, items: Mapping[int, NewItem], meter: Meter | None, paid: set[tuple[int, int]]
 ) -> dict[int, NewItem]:
-    """The items with what is at their URLs, once that is paid for. `paid`: lines and parts that were, and now are."""
+    """Return the items with what is at their URLs. `paid`: lines and parts that are paid for, and now those too."""
     fetcher = context.fetcher
     assert fetcher is not None
 
@@ -408,7 +407,7 @@ async def _embed_patiently(context: EmbeddingContext, items: Mapping[int, NewIte
     while True:
         try:
             names = {item.collection for item in items.values()} if context.tokens.available else set()
-            made = await embed_items(
+            results = await embed_items(
                 context.embedder,
                 list(items.values()),
                 keeping=await token_collections(context.store, names),
@@ -416,7 +415,7 @@ async def _embed_patiently(context: EmbeddingContext, items: Mapping[int, NewIte
                 tokens=context.tokens,
                 previewer=context.previewer,
             )
-            return dict(zip(items, made, strict=True))
+            return dict(zip(items, results, strict=True))
         except Overloaded as full:
             await asyncio.sleep(full.retry_after_s)
         except (NotReady, DeadlineExceeded):

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from service.jobs.ledger import FILE, Ledger
 from service.store import StoreError
-from service.store.files import sync
-from service.store.sqlite import hold
+from service.store.files import hold, sync
 
 _FILES = ("input", "plan.sqlite3")
 """Files of a job's folder. A job that an earlier version made from a folder on the server has no input."""
@@ -75,13 +74,12 @@ def refuse_jobs(jobs: Path) -> None:
 
 
 def _copied(source: Path, target: Path) -> Copied | None:
-    """Copy a job; return None where a file of an unfinished job is missing. The ledger is copied last, as it
-    completes the copy."""
+    """Copy jobs, the ledger last; return None where a file of an unfinished job is missing."""
     staged = target / f"{FILE}.new"
     staged.unlink(missing_ok=True)
     address = f"{(source / FILE).absolute().as_uri()}?mode=ro"
-    with closing(sqlite3.connect(address, uri=True)) as held, closing(sqlite3.connect(staged)) as copy:
-        held.backup(copy)
+    with closing(sqlite3.connect(address, uri=True)) as ledger_of_source, closing(sqlite3.connect(staged)) as copy:
+        ledger_of_source.backup(copy)
         if (report := copy.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(report)
     with closing(Ledger(staged)) as ledger:

@@ -28,8 +28,7 @@ def shifts(vectors: Vectors, owners: NDArray[np.int64], labels: int) -> Vectors:
 
 
 def shifted(label_vectors: Vectors, shift: Vectors) -> Vectors:
-    """Return label vectors (L, D) moved by their shifts, at unit length; labels without a shift keep their exact
-    vectors."""
+    """Return label vectors (L, D) moved by their shifts, at unit length; those without a shift stay exact."""
     moved = np.flatnonzero(shift.any(axis=1))
     result = label_vectors.copy()
     result[moved] = l2_normalise(label_vectors[moved].astype(np.float64) + shift[moved])

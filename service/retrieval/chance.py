@@ -57,7 +57,7 @@ class BackgroundQueries:
 
 
 def log_expected(similarity: float, background: Background | None) -> float | None:
-    """The logarithm of how many items of the kind would be as alike by chance; None where it cannot be judged."""
+    """Return the logarithm of how many items of the kind would be as alike by chance, if it can be judged."""
     if background is None:
         return None
     distance = (similarity - background.centre) / max(background.spread, _LEAST_SPREAD)
@@ -65,7 +65,7 @@ def log_expected(similarity: float, background: Background | None) -> float | No
 
 
 def confidence(similarity: float, background: Background | None) -> float | None:
-    """The chance that not one item of the kind would be as alike by chance, 0 to 1."""
+    """Return the chance that not one item of the kind would be as alike by chance, 0 to 1."""
     logarithm = log_expected(similarity, background)
     return None if logarithm is None else math.exp(-math.exp(logarithm))
 

@@ -41,6 +41,7 @@ from service.retrieval import adapters
 from service.retrieval.crops import crops
 from service.retrieval.single_flight import Shared
 from service.runtime.fair import FairSemaphore
+from service.schemas.classify import Grid
 from service.store import LabelSet, Store
 
 Templates = Sequence[str] | Mapping[Modality, Sequence[str]]
@@ -67,12 +68,6 @@ class Label:
     """Whole sentences that represent the label, in place of the templates."""
     examples: Sequence[Input] = ()
     """Examples, which move the label for inputs of their modality."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    rows: int
-    columns: int
 
 
 @dataclass(frozen=True)
@@ -153,32 +148,32 @@ class Classifier:
         With `fail`, raises InputFailed for the first input that something is wrong with; without, that is its `error`.
         Raises NotFound (the label set), InputFailed (a label's prompt), InvalidRequest (nothing learned to abstain).
         """
-        chosen = await self._stored_set(label_set) if label_set is not None else _Set(labels or (), None)
+        labels_of_request = await self._stored_set(label_set) if label_set is not None else _Set(labels or (), None)
         if grid is None:
             embedded = await self._embedder.embed(inputs, caller, admit_unknown=True)
         else:
             embedded = await self._embedded_cells(inputs, grid, caller)
         if fail:
             raise_first(embedded if grid is None else embedded[:: grid.rows * grid.columns + 1])
-        for index, given in enumerate(embedded):
-            for warning in unknown_warning(f"inputs[{index}]", given):
+        for index, result_of_input in enumerate(embedded):
+            for warning in unknown_warning(f"inputs[{index}]", result_of_input):
                 warn(warning)
         unknown: set[int] = set()
         classifications = [
             Classification([], False, error=result if isinstance(result, InputError) else None) for result in embedded
         ]
-        good = {place: each for place, each in enumerate(embedded) if isinstance(each, Embedded)}
+        good = {place: result for place, result in enumerate(embedded) if isinstance(result, Embedded)}
         for modality in dict.fromkeys(result.modality for result in good.values()):
-            places = [place for place, each in good.items() if each.modality == modality]
-            detector = self._detector(chosen, modality) if abstain else None
-            encoded = await self._vectors(chosen, modality, templates, caller)
+            places = [place for place, result in good.items() if result.modality == modality]
+            detector = self._detector(labels_of_request, modality) if abstain else None
+            encoded = await self._vectors(labels_of_request, modality, templates, caller)
             unknown.update(encoded.unknown)
             vectors = np.stack([good[place].vector for place in places])
             classifying = partial(
                 _classifications,
                 vectors,
                 encoded.vectors,
-                [_name(label) for label in chosen.labels],
+                [_name(label) for label in labels_of_request.labels],
                 self._embedder.manifest.temperature,
                 self._embedder.manifest.bias_of(modality),
                 top_k,
@@ -190,7 +185,7 @@ class Classifier:
             for place, result in zip(places, results, strict=True):
                 classifications[place] = result
         if unknown:
-            warn(_unknown_labels(chosen.labels, sorted(unknown)))
+            warn(_unknown_labels(labels_of_request.labels, sorted(unknown)))
         return classifications if grid is None else _with_cells(classifications, grid)
 
     async def save_label_set(
@@ -267,7 +262,7 @@ class Classifier:
         return embedded
 
     async def _cells(self, image: Input, grid: Grid) -> list[Input]:
-        """An image and its cells; where there is something wrong with it, that in the place of each."""
+        """Return an image and its cells; where there is something wrong with it, that in the place of each."""
         if isinstance(image, Media) and image.modality == "image":
             cutting = partial(crops, image.data, grid.rows, grid.columns, self._image_limits)
             try:
@@ -279,42 +274,44 @@ class Classifier:
         return [image] * (grid.rows * grid.columns + 1)
 
     async def _stored_set(self, name: str) -> _Set:
-        """A stored set, read from the store only where it has changed since it was last used. Raises NotFound."""
+        """Return a stored set, read from the store only where it has changed. Raises NotFound."""
         version = await self._store.label_set_version(name)
-        known = self._sets.get(name)
-        if known is None or known.version != version:
+        remembered = self._sets.get(name)
+        if remembered is None or remembered.version != version:
             label_set = await self._store.label_set(name)
-            known = self._sets[name] = self._opened(label_set)
+            remembered = self._sets[name] = self._opened(label_set)
         self._sets.move_to_end(name)
         while len(self._sets) > _REMEMBERED_SETS:
             self._sets.popitem(last=False)
-        return known
+        return remembered
 
-    def _opened(self, held: LabelSet) -> _Set:
-        labels = stored_labels(held.definition)
-        detectors = held.definition.get("detectors", {})
+    def _opened(self, label_set: LabelSet) -> _Set:
+        labels = stored_labels(label_set.definition)
+        detectors = label_set.definition.get("detectors", {})
         stored, shifts = {}, {}
-        for key, vectors in held.vectors.items():
+        for key, vectors in label_set.vectors.items():
             if modality := _shifted_modality(key):
                 shifts[modality] = vectors
             else:
                 stored[key] = vectors
-        if not self._embedder.manifest.accepts(held.space):  # another model's: only its words mean something here
+        if not self._embedder.manifest.accepts(label_set.space):  # another model's: only its words mean something here
             if shifts:
                 raise InvalidRequest("label_set: its examples were embedded by a model of another space")
             stored = {}
         return _Set(
             labels,
-            held.definition["templates"],
+            label_set.definition["templates"],
             stored,
             shifts,
-            {modality: Detector.model_validate(each) for modality, each in detectors.items()},
-            held.updated,
+            {modality: Detector.model_validate(detector) for modality, detector in detectors.items()},
+            label_set.updated,
         )
 
-    def _detector(self, chosen: _Set, modality: str) -> Detector:
-        learned = chosen.detectors.get(modality)
-        trained = next((each for name, each in self._embedder.manifest.abstention.items() if name == modality), None)
+    def _detector(self, labels: _Set, modality: str) -> Detector:
+        learned = labels.detectors.get(modality)
+        trained = next(
+            (fitted for name, fitted in self._embedder.manifest.abstention.items() if name == modality), None
+        )
         if learned is None and trained is None:
             raise InvalidRequest(
                 f"abstain: neither the labels nor this bundle have learned which {modality} inputs are off topic"
@@ -323,23 +320,23 @@ class Classifier:
         assert detector is not None
         return detector
 
-    async def _vectors(self, chosen: _Set, modality: str, templates: Templates | None, caller: Caller) -> _Encoded:
+    async def _vectors(self, labels: _Set, modality: str, templates: Templates | None, caller: Caller) -> _Encoded:
         """Return the label vectors (L, D) for inputs of a modality, moved by its examples."""
-        chosen_templates = templates_for(self._embedder.manifest, modality, templates or chosen.templates)
-        plain = templates is None and bool(chosen.version)
-        if plain and modality in chosen.ready:
-            return chosen.ready[modality]
-        digest = label_digest(chosen.labels, chosen_templates)
-        stored = chosen.stored.get(digest)
+        chosen_templates = templates_for(self._embedder.manifest, modality, templates or labels.templates)
+        plain = templates is None and bool(labels.version)
+        if plain and modality in labels.ready:
+            return labels.ready[modality]
+        digest = label_digest(labels.labels, chosen_templates)
+        stored = labels.stored.get(digest)
         if stored is None:
-            encoded = await self._label_vectors(digest, chosen.labels, chosen_templates, caller)
+            encoded = await self._label_vectors(digest, labels.labels, chosen_templates, caller)
         else:
             encoded = _Encoded(stored)
-        if modality in chosen.shifts:
-            moved = await self._embedder.in_worker(partial(adapters.shifted, encoded.vectors, chosen.shifts[modality]))
+        if modality in labels.shifts:
+            moved = await self._embedder.in_worker(partial(adapters.shifted, encoded.vectors, labels.shifts[modality]))
             encoded = replace(encoded, vectors=moved)
         if plain:
-            chosen.ready[modality] = encoded
+            labels.ready[modality] = encoded
         return encoded
 
     async def _label_vectors(
@@ -355,11 +352,11 @@ class Classifier:
             encoding = self._encoding.get(charged)
             if encoding is None or encoding.given_up:
                 encoding = self._encoding[charged] = Shared(self._encode(labels, templates, caller))
-                encoding.task.add_done_callback(lambda _, own=encoding: self._encoded(charged, own))  # type: ignore[misc]
+                encoding.task.add_done_callback(lambda _, this=encoding: self._encoded(charged, this))  # type: ignore[misc]
             encoded = await encoding.outcome()
             self._cache[digest] = encoded
         self._cache.move_to_end(digest)
-        while len(self._cache) > 1 and sum(held.vectors.nbytes for held in self._cache.values()) > _CACHE_BYTES:
+        while len(self._cache) > 1 and sum(cached.vectors.nbytes for cached in self._cache.values()) > _CACHE_BYTES:
             self._cache.popitem(last=False)
         return encoded
 
@@ -420,21 +417,21 @@ def _unknown_labels(labels: Sequence[str | Label], places: Sequence[int]) -> str
 
 
 def _prompts(labels: Sequence[str | Label], templates: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Yield each label's place and its prompts one by one: all of them may be thousands of times the size of the
-    request."""
+    """Yield each label's place and its prompts one by one: together they may be very many."""
     for place, label in enumerate(labels):
         for prompt in _own_prompts(label) or (template.replace("{}", _name(label)) for template in templates):
             yield place, prompt
 
 
 def templates_for(manifest: Manifest, modality: str, given: Templates | None = None) -> Sequence[str]:
-    """The templates for inputs of a modality: those given, else the bundle's; a text is compared with the label's own
-    words."""
+    """Return the templates for inputs of a modality: those given, else the bundle's, of which a text has none."""
     if isinstance(given, Mapping):
-        given = next((held for name, held in given.items() if name == modality), None)
+        given = next((templates for name, templates in given.items() if name == modality), None)
     if given is not None:
         return given
-    return next((held for name, held in manifest.templates.items() if name == modality and name != "text"), PLAIN)
+    return next(
+        (templates for name, templates in manifest.templates.items() if name == modality and name != "text"), PLAIN
+    )
 
 
 def label_digest(labels: Iterable[str | Label], templates: Sequence[str]) -> str:
@@ -450,12 +447,12 @@ def _chunks(inputs: Sequence[tuple[str, int, Input]]) -> Iterator[list[tuple[str
     """Yield the inputs in order, as many at a time as have _CHUNK parts, or one."""
     chunk: list[tuple[str, int, Input]] = []
     count = 0
-    for given in inputs:
-        parts = len(parts_of(given[-1]))
+    for item in inputs:
+        parts = len(parts_of(item[-1]))
         if chunk and count + parts > _CHUNK:
             yield chunk
             chunk, count = [], 0
-        chunk.append(given)
+        chunk.append(item)
         count += parts
     if chunk:
         yield chunk
@@ -470,7 +467,7 @@ def _own_prompts(label: str | Label) -> Sequence[str] | None:
 
 
 def _defined(label: str | Label) -> str | dict[str, Any]:
-    """A label as it is stored: its words, and how many examples it was taught by."""
+    """Return a label as it is stored: its words, and how many examples it was taught by."""
     if isinstance(label, str):
         return label
     examples = len(label.examples)
@@ -482,7 +479,7 @@ def _defined(label: str | Label) -> str | dict[str, Any]:
 
 
 def stored_labels(definition: Mapping[str, Any]) -> list[str | Label]:
-    """The words of a stored set's labels; what examples taught it is not among them."""
+    """Return the words of a stored set's labels; what examples taught it is not among them."""
     return [
         label if isinstance(label, str) else Label(name=label["name"], prompts=label.get("prompts"))
         for label in definition["labels"]
@@ -569,12 +566,12 @@ def _best(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
     return candidates[np.argsort(-values[candidates], kind="stable")][:count]
 
 
-def _with_cells(found: Sequence[Classification], grid: Grid) -> list[Classification]:
+def _with_cells(classifications: Sequence[Classification], grid: Grid) -> list[Classification]:
     """Attach the results of cells to the images before them."""
     size = grid.rows * grid.columns + 1
     results = []
-    for start in range(0, len(found), size):
-        whole, *cells = found[start : start + size]
+    for start in range(0, len(classifications), size):
+        whole, *cells = classifications[start : start + size]
         rows = [cells[row * grid.columns : (row + 1) * grid.columns] for row in range(grid.rows)]
         results.append(replace(whole, cells=rows))
     return results

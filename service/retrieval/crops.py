@@ -11,7 +11,7 @@ _LONGEST = 1_024
 
 
 def crops(data: bytes, rows: int, columns: int, limits: ImageLimits) -> list[bytes]:
-    """The cells of an image's grid, row by row, uncompressed. Slow: for a thread. Raises InputError.
+    """Return the cells of an image's grid, row by row, uncompressed. Slow: for a thread. Raises InputError.
 
     Cells differ by at most a pixel in size; an image with fewer pixels than cells repeats some.
     """

@@ -57,13 +57,13 @@ async def index_items(
     keeping = await token_collections(store, {item.collection for item in items}) if tokens else frozenset()
     # One deadline for embedding, tokens and previews together; a write is not interrupted.
     async with within(None if caller.background else embedder.deadline_s):
-        made = await embed_items(
+        outcomes = await embed_items(
             embedder, items, keeping=keeping, caller=caller, tokens=tokens, previewer=previewer, fail=fail
         )
-    if entries := [entry for entry in made if isinstance(entry, Entry)]:
+    if entries := [entry for entry in outcomes if isinstance(entry, Entry)]:
         with timed("write"):
             await store.upsert(entries)
-    return made
+    return outcomes
 
 
 async def embed_items(
@@ -82,28 +82,28 @@ async def embed_items(
     With `fail`, raises InputFailed for the first that something is wrong with.
     """
     vectors = {place: item.content for place, item in enumerate(items) if isinstance(item.content, np.ndarray)}
-    given = {place: item.content for place, item in enumerate(items) if not isinstance(item.content, np.ndarray)}
-    read = await embedder.read(in_role(given.values(), "passage"), caller)
-    inputs = dict(zip(given, read if previewer is None else previewer.watched(read), strict=True))
+    contents = {place: item.content for place, item in enumerate(items) if not isinstance(item.content, np.ndarray)}
+    read = await embedder.read(in_role(contents.values(), "passage"), caller)
+    inputs = dict(zip(contents, read if previewer is None else previewer.watched(read), strict=True))
     results: dict[int, Embedded | Vectors | InputError] = {}
     results |= zip(vectors, unit_vectors(list(vectors.values()), embedder.manifest.dimensions), strict=True)
     if inputs:
         results |= zip(inputs, await embedder.embed(list(inputs.values()), caller, stored=True), strict=True)
-    made: list[Entry | InputError] = []
+    outcomes: list[Entry | InputError] = []
     for index, item in enumerate(items):
         result = results[index]
         if isinstance(result, InputError):
             if fail:
                 raise InputFailed(index, result, field="items")
-            made.append(result)
+            outcomes.append(result)
         else:
-            made.append(_entry(item, result))
+            outcomes.append(_entry(item, result))
     if tokens is not None and tokens.available and keeping:
-        await _add_tokens(tokens, inputs, made, keeping, caller)
+        await _add_tokens(tokens, inputs, outcomes, keeping, caller)
     if previewer is not None:
-        at_once = _PREVIEWS_BEHIND if caller.background else max(1, len(made))
-        await _add_previews(previewer, inputs, made, at_once)
-    return made
+        at_once = _PREVIEWS_BEHIND if caller.background else max(1, len(outcomes))
+        await _add_previews(previewer, inputs, outcomes, at_once)
+    return outcomes
 
 
 async def token_collections(store: Store, names: Iterable[str]) -> Set[str]:
@@ -138,49 +138,49 @@ def _text_of(content: Input | NDArray[np.floating]) -> str | None:
 async def _add_tokens(
     tokens: TokenEmbedder,
     inputs: Mapping[int, Input],
-    made: list[Entry | InputError],
+    outcomes: list[Entry | InputError],
     keeping: Set[str],
     caller: Caller,
 ) -> None:
     """Add token vectors to entries; an input whose tower has none gets none."""
     entries = {
-        place: entry for place in inputs if isinstance(entry := made[place], Entry) and entry.collection in keeping
+        place: entry for place in inputs if isinstance(entry := outcomes[place], Entry) and entry.collection in keeping
     }
     places = list(entries)
     # A few at a time: they have one deadline.
     for start in range(0, len(places), _TOKENS_AT_ONCE):
-        few = places[start : start + _TOKENS_AT_ONCE]
-        for place, result in zip(few, await tokens.embed([inputs[place] for place in few], caller), strict=True):
+        batch = places[start : start + _TOKENS_AT_ONCE]
+        for place, result in zip(batch, await tokens.embed([inputs[place] for place in batch], caller), strict=True):
             if not isinstance(result, InputError):
-                made[place] = replace(entries[place], tokens=result)
+                outcomes[place] = replace(entries[place], tokens=result)
 
 
 async def _add_previews(
-    previewer: Previewer, inputs: Mapping[int, Input], made: list[Entry | InputError], at_once: int
+    previewer: Previewer, inputs: Mapping[int, Input], outcomes: list[Entry | InputError], at_once: int
 ) -> None:
     """Add previews to the entries that were made from an image or a sound."""
-    media = {place: part for place, given in inputs.items() for part in _shown(given)}
-    entries = {place: entry for place in media if isinstance(entry := made[place], Entry)}
+    media = {place: part for place, content in inputs.items() for part in _shown(content)}
+    entries = {place: entry for place in media if isinstance(entry := outcomes[place], Entry)}
     places = list(entries)
     for start in range(0, len(places), at_once):
-        few = places[start : start + at_once]
-        for place, shown in zip(few, await previewer.previews([media[place] for place in few]), strict=True):
-            preview = None if shown is None else Preview(shown.media_type, shown.data, shown.about)
-            made[place] = replace(entries[place], preview=preview)
+        batch = places[start : start + at_once]
+        for place, file in zip(batch, await previewer.previews([media[place] for place in batch]), strict=True):
+            preview = None if file is None else Preview(file.media_type, file.data, file.about)
+            outcomes[place] = replace(entries[place], preview=preview)
 
 
-def _shown(given: Input) -> Sequence[Media]:
+def _shown(content: Input) -> Sequence[Media]:
     """Return the first image or sound of an input, if it has one."""
-    return [part for part in parts_of(given) if isinstance(part, Media)][:1]
+    return [part for part in parts_of(content) if isinstance(part, Media)][:1]
 
 
-def unit_vectors(given: Sequence[Vectors], dimensions: int) -> list[Vectors | InputError]:
+def unit_vectors(vectors: Sequence[Vectors], dimensions: int) -> list[Vectors | InputError]:
     """Return clients' vectors at unit length, float32 (D,) each, or the error of one."""
-    if given and all(len(vector) == dimensions for vector in given):
+    if vectors and all(len(vector) == dimensions for vector in vectors):
         with suppress(ValueError):  # one of them has no direction: which?
-            return list(l2_normalise(np.stack(given)))
+            return list(l2_normalise(np.stack(vectors)))
     results: list[Vectors | InputError] = []
-    for vector in given:
+    for vector in vectors:
         try:
             results.append(unit_vector(vector, dimensions))
         except InputError as error:

@@ -70,11 +70,11 @@ class Map:
     """Metadata keys that can label points, most frequent first."""
 
     def of_at_most(self, limit: int) -> "Map":
-        """The map of a sample of its points, the same ones each time, where there are more."""
+        """Return the map of a sample of its points, the same ones each time, where there are more."""
         if limit >= len(self.points):
             return self
-        chosen = np.sort(np.random.default_rng(0).choice(len(self.points), limit, replace=False))
-        return replace(self, points=[self.points[place] for place in chosen.tolist()], places=self.places[chosen])
+        places = np.sort(np.random.default_rng(0).choice(len(self.points), limit, replace=False))
+        return replace(self, points=[self.points[place] for place in places.tolist()], places=self.places[places])
 
 
 def layout(vectors: Vectors, groups: Sequence[str], seed: int = 0) -> Places:
@@ -101,8 +101,8 @@ def centred(vectors: Vectors, groups: NDArray[np.str_]) -> Vectors:
 
 
 def components(vectors: Vectors) -> Places:
-    """The first two principal components (N, 2). The longest coordinate along each is positive, so that a map does not
-    turn over when an item is added."""
+    """Return the first two principal components (N, 2). The longest coordinate along each is positive, so that a map
+    does not turn over when an item is added."""
     if len(vectors) < 2:
         return np.zeros((len(vectors), 2))
     around = vectors.astype(np.float64)
@@ -147,15 +147,15 @@ def _settled(
     # Add a tiny noise: otherwise identical items are in one place, and nothing moves them apart.
     places = start * (3 / max(float(start.std()), 1e-12)) + random.normal(0, 1e-3, start.shape)
     degree = np.bincount(heads, weights, count) + np.bincount(tails, weights, count)
-    each = np.repeat(np.arange(count), _PUSHES)
+    pushed = np.repeat(np.arange(count), _PUSHES)
     for step in range(_STEPS):
         stop_if_abandoned()
         between = places[heads] - places[tails]
         square = np.maximum((between**2).sum(axis=1), 1e-12)
         strength = 2 * _A * _B * square ** (_B - 1) / (1 + _A * square**_B) * weights
         pull = np.clip(strength[:, None] * between, -_FARTHEST, _FARTHEST)
-        others = random.integers(0, count, len(each))
-        between = places[each] - places[others]
+        others = random.integers(0, count, len(pushed))
+        between = places[pushed] - places[others]
         square = (between**2).sum(axis=1)
         strength = 2 * _B / ((0.001 + square) * (1 + _A * square**_B))
         push = np.clip(strength[:, None] * between, -_FARTHEST, _FARTHEST).reshape(count, _PUSHES, 2).mean(axis=1)
@@ -196,10 +196,10 @@ class Maps:
         Raises NotFound, Overloaded while another map is being made, DeadlineExceeded, and NotReady after close.
         """
         version = await self._store.version(collection)
-        held, made = self._made.get(collection, (None, None))
-        if made is None or held != version:
-            made = await self._awaited(collection, version)
-        return made.of_at_most(limit)
+        made_from, latest = self._made.get(collection, (None, None))
+        if latest is None or made_from != version:
+            latest = await self._awaited(collection, version)
+        return latest.of_at_most(limit)
 
     def close(self) -> None:
         """Answer everyone who waits for a map with NotReady."""
@@ -226,17 +226,17 @@ class Maps:
         began = time.monotonic()
         try:
             items, count = await self._store.sample(collection, MOST_POINTS)
-            made = await self._thread.run(lambda: _mapped(items, count))
+            result = await self._thread.run(lambda: _mapped(items, count))
         except asyncio.CancelledError:
             if self._closed:
                 raise NotReady("the server is shutting down") from None
             raise
         self._seconds = time.monotonic() - began
         self._made.pop(collection, None)
-        self._made[collection] = version, made
+        self._made[collection] = version, result
         while len(self._made) > _KEPT:
             self._made.pop(next(iter(self._made)))
-        return made
+        return result
 
 
 def _mapped(items: Sequence[Item], count: int) -> Map:
@@ -254,7 +254,7 @@ def _labels(metadata: Mapping[str, object]) -> dict[str, str]:
 
 
 def label(metadata: Mapping[str, object], key: str) -> str | None:
-    """A value that can be a point's label: a text, a number or a truth value."""
+    """Return a value that can be a point's label: a text, a number or a truth value."""
     value = metadata.get(key)
     if isinstance(value, bool):
         return "true" if value else "false"

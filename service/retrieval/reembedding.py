@@ -36,7 +36,7 @@ from service.runtime.metrics import Metrics
 from service.settings import Settings
 from service.store import Entry, Preview, SpaceMismatch, SqliteStore, StoreError, StoreInUse, carry_over
 from service.store.carry_over import EMBEDDED, Dates, OldItem, OldLabelSet, OldStore
-from service.store.sqlite import hold
+from service.store.files import hold
 
 LEFT_OUT = "left-out.jsonl"
 _BATCH = 64
@@ -46,8 +46,7 @@ Source = Literal["text", "file", "preview"]
 
 
 def command(store: Path, bundle: Path, new: Path | None = None) -> str:
-    """Return the shell command that carries a store over to a bundle with the current interpreter. It is spelt only
-    here."""
+    """Return the shell command that carries a store over to a bundle with the current interpreter."""
     stores = [str(folder) for folder in (store, new) if folder is not None]
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
@@ -95,9 +94,9 @@ class Outcome:
         media = ("image:", "audio:", "video:")
         return self.embedded["preview"] > 0 or any(reason.startswith(media) for reason in self.left_out)
 
-    def count(self, found: "Found") -> None:
-        self.embedded[found.source] += 1
-        self.beginnings += found.source == "preview" and _is_beginning(found.item.preview)
+    def count(self, original: "Found") -> None:
+        self.embedded[original.source] += 1
+        self.beginnings += original.source == "preview" and _is_beginning(original.item.preview)
 
     def leave_out(self, reason: str, id: str) -> None:
         self.left_out[reason] += 1
@@ -122,8 +121,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Originals:
-    """The folder with the files of images, sounds and videos, if any. Raises StoreError for a folder that does not
-    exist."""
+    """The folder with the files of images, sounds and videos, if any. Raises StoreError where it does not exist."""
 
     folder: Path | None = None
     key: str | None = None
@@ -298,15 +296,15 @@ class _Filling:
             return original if isinstance(original, Found) and original.source == "file" else None
         return None
 
-    def _is_there(self, updated: str | None, wanted: str) -> bool:
-        return updated is not None and (updated == wanted if self._alone else updated >= wanted)
+    def _is_there(self, updated: str | None, old: str) -> bool:
+        return updated is not None and (updated == old if self._alone else updated >= old)
 
     async def _move(self, batch: Sequence[Found]) -> None:
         keeping = await token_collections(self._store, {original.item.collection for original in batch})
         items = [original.new for original in batch]
-        made = await embed_items(self._embedder, items, keeping=keeping, caller=BACKGROUND, tokens=self._tokens)
+        outcomes = await embed_items(self._embedder, items, keeping=keeping, caller=BACKGROUND, tokens=self._tokens)
         done: list[tuple[Found, Entry]] = []
-        for found, result in zip(batch, made, strict=True):
+        for found, result in zip(batch, outcomes, strict=True):
             item = found.item
             if isinstance(result, InputError):
                 self._leave_out(f"{item.modality}: {result}", item.id, item.collection, item.modality)
@@ -323,22 +321,22 @@ class _Filling:
             name = collection.name
             if not self._alone and self._dates.of_collection(name) == collection.created:
                 continue  # carried over before, and perhaps changed since
-            await self._store.create_collection(name, collection.wanted)
+            await self._store.create_collection(name, collection.index_request)
             await self._store.set_keyword_fields(name, fields)
             await self._store.keep_tokens(name, keeps_tokens)
             self._dates.set_collection(name, collection.created)
 
-    async def _label_set(self, held: OldLabelSet, classifier: Classifier) -> None:
-        if any(not isinstance(label, str) and label.get("examples") for label in held.definition["labels"]):
-            self._leave_out("label set: what examples taught it; save it again with them", held.name)
-        if not self._is_there(self._dates.of_label_set(held.name), held.updated):
+    async def _label_set(self, label_set: OldLabelSet, classifier: Classifier) -> None:
+        if any(not isinstance(label, str) and label.get("examples") for label in label_set.definition["labels"]):
+            self._leave_out("label set: what examples taught it; save it again with them", label_set.name)
+        if not self._is_there(self._dates.of_label_set(label_set.name), label_set.updated):
             try:
-                labels, templates = stored_labels(held.definition), held.definition.get("templates")
-                await classifier.save_label_set(held.name, labels, templates)
+                labels, templates = stored_labels(label_set.definition), label_set.definition.get("templates")
+                await classifier.save_label_set(label_set.name, labels, templates)
             except (InputFailed, InvalidRequest) as error:
-                self._leave_out(f"label set: {error}", held.name)
+                self._leave_out(f"label set: {error}", label_set.name)
                 return
-            self._dates.set_label_set(held)
+            self._dates.set_label_set(label_set)
         self._outcome.label_sets += 1
 
     def _leave_out(self, reason: str, id: str, collection: str | None = None, modality: str | None = None) -> None:
@@ -351,7 +349,7 @@ def _write(file: IO[str], line: dict[str, str | None]) -> None:
 
 
 def _marked(preview: Preview | None, embedded: bool) -> Preview | None:
-    """The preview, which says whether the item's vector was made from it."""
+    """Return the preview, which says whether the item's vector was made from it."""
     if preview is None:
         return None
     about = {name: value for name, value in preview.about.items() if name != EMBEDDED}

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +29,10 @@ from service.retrieval.late_interaction import heat, maxsim, transport
 from service.retrieval.ranking import distinct, diverse, fuse
 from service.runtime.fair import FairSemaphore
 from service.runtime.timings import timed
-from service.schemas.search import FUSED
-from service.store import Background, Effort, Filter, Hit, Item, Moment, Shown, Store
+from service.schemas.search import FUSED, Content, Diversity, Keywords, Query, Rerank
+from service.store import Background, Effort, Filter, Hit, Item, KeywordSearch, Moment, Shown, Store, VectorSearch
 from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
 
-Content = Input | NDArray[np.floating] | str
-"""An input, a vector (D,) of any length, or the id of a stored item."""
-Query = Content | list[tuple[Content, float]]
-"""The content to search for, or a sum of contents with their weights."""
 _DEEPEST = 4_000
 """Largest number of candidates of one query that are read to find enough without duplicates."""
 _SURELY = math.log(0.05)
@@ -48,33 +44,6 @@ _MANY, _MANY_AT_ONCE = 1_024, 4
 """Number of candidates, with their vectors, from which on a search waits its turn to hold them; and of such turns."""
 _TOGETHER = 32
 """Number of queries that the store gets at once: between two such groups other requests have their turn."""
-
-
-@dataclass(frozen=True)
-class Keywords:
-    """Words to search for as well; their ranking is fused with that of the vectors by reciprocal rank."""
-
-    query: str | None = None
-    """The words; None: those of the query itself."""
-    field: str | None = None
-    match: Literal["any", "all"] = "any"
-    weight: float = 0.5
-    """Weight of the words' ranking; that of the vectors has the rest."""
-
-
-@dataclass(frozen=True)
-class Rerank:
-    method: Literal["maxsim", "transport"]
-    weight: float = 0.5
-    """Weight of the tokens' score; the similarity has the rest."""
-    pool: int = 100
-
-
-@dataclass(frozen=True)
-class Diversity:
-    trade: float = 0.5
-    """Weight of relevance against difference from earlier results: 1 is relevance alone, 0 difference alone."""
-    pool: int = 100
 
 
 @dataclass(frozen=True)
@@ -101,8 +70,7 @@ class Result:
     similarity: float = 0.0
     """Cosine similarity, whatever the score is."""
     confidence: float | None = None
-    """The chance that no item of its kind would be as alike by chance; None where that was not asked for, or cannot be
-    judged."""
+    """The chance that no item of its kind would be as alike by chance; None where it is not judged."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +90,7 @@ class _Scope:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _EmbeddedQuery:
     """A query as vectors."""
 
     vector: Vectors
@@ -132,7 +100,7 @@ class _Asked:
     weights: Sequence[float]
     own: str | None
     """The stored item that the query is."""
-    query: Query
+    source: Query
 
 
 @dataclass
@@ -186,7 +154,8 @@ class Searcher:
         field: str = "queries",
         warn: Callable[[str], None] = lambda _: None,
     ) -> list[list[Result]]:
-        """The `top_k` best items for each query, best first. `warn` is told of queries that the model hardly knows.
+        """Return the `top_k` best items for each query, best first. `warn` is told of queries that the model hardly
+        knows.
 
         Raises NotFound (collection, or an id in a query), InvalidRequest (an ordering that this bundle or collection
         does not allow) and InputFailed; `field` is what the request calls the queries: "query" where there is only one.
@@ -194,33 +163,33 @@ class Searcher:
         by chance; it goes with no ordering and no explanation.
         """
         scope = _Scope(collection, modalities, filter, effort, caller, field)
-        asked = await self._asked(queries, scope, warn)
+        embedded = await self._embedded(queries, scope, warn)
         ordering = ordering or Ordering()
         if ordering == Ordering() and not explain:
             hits_by_query = await self._nearest(
-                asked, top_k, scope, with_vector=with_vector, with_shown=with_shown, by_modality=balance
+                embedded, top_k, scope, with_vector=with_vector, with_shown=with_shown, by_modality=balance
             )
             results = [
                 [Result(hit.item, hit.score, hit.moment, shown=hit.shown, similarity=hit.score) for hit in hits]
                 for hits in hits_by_query
             ]
             if judged or balance:
-                results = await self._judged(asked, results, scope, top_k if balance else None)
+                results = await self._judged(embedded, results, scope, top_k if balance else None)
             return results
-        results = await self._ordered(asked, scope, ordering, top_k, explain)
+        results = await self._ordered(embedded, scope, ordering, top_k, explain)
         if judged:
-            results = await self._judged(asked, results, scope)
+            results = await self._judged(embedded, results, scope)
         if with_shown:
             shown = await self._store.shown(collection, list({one.item.id for best in results for one in best}))
             results = [[replace(one, shown=shown.get(one.item.id)) for one in best] for best in results]
         return results
 
     async def _judged(
-        self, asked: Sequence[_Asked], results: list[list[Result]], scope: _Scope, balanced: int | None = None
+        self, queries: Sequence[_EmbeddedQuery], results: list[list[Result]], scope: _Scope, balanced: int | None = None
     ) -> list[list[Result]]:
         """Add confidences to the results of queries that are texts; `balanced`: keep so many of each modality, what is
         least likely by chance first, and then what cannot be judged."""
-        textual = [all(isinstance(content, Text) for content, _ in parts(query.query)) for query in asked]
+        textual = [all(isinstance(content, Text) for content, _ in parts(query.source)) for query in queries]
         background: dict[str, Background] = {}
         if any(textual):
             background = await self._store.background(scope.collection, await self._background.vectors())
@@ -235,29 +204,29 @@ class Searcher:
         return answers
 
     async def _ordered(
-        self, asked: Sequence[_Asked], scope: _Scope, ordering: Ordering, top_k: int, explain: bool
+        self, queries: Sequence[_EmbeddedQuery], scope: _Scope, ordering: Ordering, top_k: int, explain: bool
     ) -> list[list[Result]]:
         strength = ordering.correction or 0.0
         if strength and not self._embedder.manifest.means:
             raise InvalidRequest("correction: this bundle has no means of its modalities")
-        token_vectors = await self._query_tokens(asked, scope) if ordering.rerank else None
+        token_vectors = await self._query_tokens(queries, scope) if ordering.rerank else None
         pools = [stage.pool for stage in (ordering.rerank, ordering.diversity) if stage is not None]
         pool = max(top_k, *pools, FUSED if ordering.keywords else 0, 1)
         depth = min(2 * pool, _DEEPEST) if ordering.deduplicate else pool
         results = []
-        async with self._large if len(asked) * depth > _MANY else nullcontext():
-            first = await self._candidates(asked, depth, scope, strength)
-            for position, query in enumerate(asked):
+        async with self._large if len(queries) * depth > _MANY else nullcontext():
+            first = await self._candidates(queries, depth, scope, strength)
+            for position, query in enumerate(queries):
                 async with self._places:  # for each query anew: between two of them others have their turn
-                    chosen = await self._chosen(query, first[position], depth, pool, scope, ordering)
+                    candidates = await self._chosen(query, first[position], depth, pool, scope, ordering)
                     if ordering.rerank and token_vectors:
                         with timed("rerank"):
                             await self._rerank(
-                                chosen, token_vectors[position], query, scope.collection, ordering.rerank, explain
+                                candidates, token_vectors[position], query, scope.collection, ordering.rerank, explain
                             )
                     if ordering.diversity:
-                        diversifying = partial(_diversified, chosen, ordering.diversity, top_k)
-                        chosen = await self._embedder.in_worker(diversifying)
+                        diversifying = partial(_diversified, candidates, ordering.diversity, top_k)
+                        candidates = await self._embedder.in_worker(diversifying)
                 results.append(
                     [
                         Result(
@@ -267,14 +236,14 @@ class Searcher:
                             _explanation(one, query, ordering) if explain else None,
                             similarity=one.similarity,
                         )
-                        for one in chosen[:top_k]
+                        for one in candidates[:top_k]
                     ]
                 )
         return results
 
     async def _nearest(
         self,
-        asked: Sequence[_Asked],
+        queries: Sequence[_EmbeddedQuery],
         depth: int,
         scope: _Scope,
         *,
@@ -285,20 +254,22 @@ class Searcher:
         hits_by_query: list[list[Hit]] = []
         size = 0
         with timed("index"):
-            for start in range(0, len(asked), _TOGETHER):
-                some = asked[start : start + _TOGETHER]
-                left_out = [query.own for query in some]
+            for start in range(0, len(queries), _TOGETHER):
+                batch = queries[start : start + _TOGETHER]
+                left_out = [query.own for query in batch]
                 hits = await self._store.search(
-                    scope.collection,
-                    np.stack([query.vector for query in some]),
-                    depth,
-                    modalities=scope.modalities,
-                    filter=scope.filter,
-                    leave_out=left_out if any(left_out) else None,
-                    with_vector=with_vector,
-                    with_shown=with_shown,
-                    effort=scope.effort,
-                    by_modality=by_modality,
+                    VectorSearch(
+                        scope.collection,
+                        np.stack([query.vector for query in batch]),
+                        depth,
+                        scope.modalities,
+                        scope.filter,
+                        left_out if any(left_out) else None,
+                        with_vector,
+                        with_shown,
+                        scope.effort,
+                        by_modality,
+                    )
                 )
                 size += sum(hit.item.size for one in hits for hit in one)
                 if size > MOST_FOUND_BYTES:
@@ -307,40 +278,40 @@ class Searcher:
         return hits_by_query
 
     async def _candidates(
-        self, asked: Sequence[_Asked], depth: int, scope: _Scope, strength: float
+        self, queries: Sequence[_EmbeddedQuery], depth: int, scope: _Scope, strength: float
     ) -> list[list[_Candidate]]:
-        """The `depth` best for each query by corrected similarity, best first.
+        """Return the `depth` best for each query by corrected similarity, best first.
 
         The correction is the same for all items of a modality, so that the best of each modality hold the best of all.
         """
         # In one search: an item whose modality changes between two of them would be in neither, or in both.
-        hits_by_query = await self._nearest(asked, depth, scope, with_vector=True, by_modality=bool(strength))
+        hits_by_query = await self._nearest(queries, depth, scope, with_vector=True, by_modality=bool(strength))
         candidates = [
             [
                 _Candidate(hit.item, hit.score, self._correction(query, hit.item.modality, strength), moment=hit.moment)
                 for hit in hits
             ]
-            for query, hits in zip(asked, hits_by_query, strict=True)
+            for query, hits in zip(queries, hits_by_query, strict=True)
         ]
         if not strength:
             return candidates
         return [sorted(pool, key=lambda candidate: -candidate.corrected)[:depth] for pool in candidates]
 
-    def _correction(self, asked: _Asked, modality: str, strength: float) -> float:
+    def _correction(self, query: _EmbeddedQuery, modality: str, strength: float) -> float:
         of = "image" if modality == "video" else modality
-        mean = next((held for name, held in self._embedder.manifest.means.items() if name == of), None)
-        return 0.0 if mean is None or not strength else strength * float(asked.vector @ np.asarray(mean, np.float32))
+        mean = next((vector for name, vector in self._embedder.manifest.means.items() if name == of), None)
+        return 0.0 if mean is None or not strength else strength * float(query.vector @ np.asarray(mean, np.float32))
 
     async def _chosen(
         self,
-        asked: _Asked,
+        query: _EmbeddedQuery,
         candidates: list[_Candidate],
         depth: int,
-        wanted: int,
+        count: int,
         scope: _Scope,
         ordering: Ordering,
     ) -> list[_Candidate]:
-        """Return up to `wanted` candidates in order, after threshold, fusion and deduplication."""
+        """Return up to `count` candidates in order, after threshold, fusion and deduplication."""
         while True:
             if ordering.threshold is not None:
                 candidates = [one for one in candidates if one.corrected >= ordering.threshold]
@@ -348,35 +319,37 @@ class Searcher:
             for one in candidates:
                 one.score = one.corrected
             if ordering.keywords:
-                candidates = await self._fused(asked, candidates, depth, scope, ordering)
+                candidates = await self._fused(query, candidates, depth, scope, ordering)
             if not ordering.deduplicate:
-                return candidates[:wanted]
+                return candidates[:count]
             similarity = ordering.deduplicate
             if candidates:
                 stacked = np.stack([one.vector for one in candidates])
-                kept = await self._embedder.in_worker(partial(distinct, stacked, similarity))
-                candidates = [candidates[place] for place in kept]
-            if len(candidates) >= wanted or exhausted or depth >= _DEEPEST:
-                return candidates[:wanted]
+                places = await self._embedder.in_worker(partial(distinct, stacked, similarity))
+                candidates = [candidates[place] for place in places]
+            if len(candidates) >= count or exhausted or depth >= _DEEPEST:
+                return candidates[:count]
             depth = min(4 * depth, _DEEPEST)
-            [candidates] = await self._candidates([asked], depth, scope, ordering.correction or 0.0)
+            [candidates] = await self._candidates([query], depth, scope, ordering.correction or 0.0)
 
     async def _fused(
-        self, asked: _Asked, candidates: list[_Candidate], depth: int, scope: _Scope, ordering: Ordering
+        self, query: _EmbeddedQuery, candidates: list[_Candidate], depth: int, scope: _Scope, ordering: Ordering
     ) -> list[_Candidate]:
         """Fuse the candidates with the results of the words by reciprocal rank; each list has its best `depth`."""
         keywords = ordering.keywords
         assert keywords is not None
         with timed("keywords"):
             hits = await self._store.keyword_search(
-                scope.collection,
-                keywords.query or words_of(asked.query),
-                depth,
-                field=keywords.field,
-                every=keywords.match == "all",
-                modalities=scope.modalities,
-                filter=scope.filter,
-                leave_out=asked.own,
+                KeywordSearch(
+                    scope.collection,
+                    keywords.query or words_of(query.source),
+                    depth,
+                    keywords.field,
+                    keywords.match == "all",
+                    scope.modalities,
+                    scope.filter,
+                    query.own,
+                )
             )
         by_id = {one.item.id: one for one in candidates}
         for place, one in enumerate(candidates, start=1):
@@ -385,8 +358,8 @@ class Searcher:
         for hit in hits:
             if hit.item.id not in by_id:
                 assert hit.item.vector is not None
-                correction = self._correction(asked, hit.item.modality, ordering.correction or 0.0)
-                fresh = _Candidate(hit.item, float(asked.vector @ hit.item.vector), correction)
+                correction = self._correction(query, hit.item.modality, ordering.correction or 0.0)
+                fresh = _Candidate(hit.item, float(query.vector @ hit.item.vector), correction)
                 if ordering.threshold is not None and fresh.corrected < ordering.threshold:
                     continue
                 by_id[hit.item.id] = fresh
@@ -403,7 +376,7 @@ class Searcher:
         self,
         candidates: list[_Candidate],
         query_tokens: Sequence[Vectors],
-        asked: _Asked,
+        query: _EmbeddedQuery,
         collection: str,
         rerank: Rerank,
         explain: bool,
@@ -416,9 +389,11 @@ class Searcher:
             item_tokens = [stored[one.item.id] for one in having]
             compare = maxsim if rerank.method == "maxsim" else transport
             total = np.zeros(len(having))
-            shares = np.array(asked.weights) / max(map(abs, asked.weights))
-            for share, own in zip(shares / np.abs(shares).sum(), query_tokens, strict=True) if having else ():
-                total += share * compare(own, item_tokens)
+            shares = np.array(query.weights) / max(map(abs, query.weights))
+            for share, tokens_of_part in (
+                zip(shares / np.abs(shares).sum(), query_tokens, strict=True) if having else ()
+            ):
+                total += share * compare(tokens_of_part, item_tokens)
             for one, tokens, score in zip(having, item_tokens, total, strict=True):
                 one.tokens = float(score)
                 if explain and rerank.method == "maxsim":
@@ -431,43 +406,45 @@ class Searcher:
 
         await self._embedder.in_worker(work)
 
-    async def _query_tokens(self, asked: Sequence[_Asked], scope: _Scope) -> list[list[Vectors]]:
+    async def _query_tokens(self, queries: Sequence[_EmbeddedQuery], scope: _Scope) -> list[list[Vectors]]:
         """Return, for each query, the token vectors (N, D) of each of its parts."""
         if self._tokens is None or not self._tokens.available:
             raise InvalidRequest("rerank: this bundle has no token vectors: its recipe must say export.tokens")
         if not await self._store.keeps_tokens(scope.collection):
             raise InvalidRequest(f"rerank: the collection {scope.collection!r} keeps no token vectors")
-        contents = [content for query in asked for content, _ in parts(query.query)]
+        contents = [content for query in queries for content, _ in parts(query.source)]
         stored = await self._store.tokens(
             scope.collection, [content for content in contents if isinstance(content, str)]
         )
-        made = iter(
+        embedded = iter(
             await self._tokens.embed([content for content in contents if isinstance(content, Input)], scope.caller)
         )
         tokens: list[list[Vectors]] = []
-        for position, query in enumerate(asked):
+        for position, query in enumerate(queries):
             tokens.append([])
-            for content, _ in parts(query.query):
+            for content, _ in parts(query.source):
                 result: Vectors | InputError
                 if isinstance(content, np.ndarray):
                     result = InputError("a vector has no tokens to rerank by")
                 elif isinstance(content, str):
                     result = stored.get(content, InputError("the stored item has no tokens to rerank by"))
                 else:
-                    result = next(made)
+                    result = next(embedded)
                 if isinstance(result, InputError):
                     raise scope.fail(position, result)
                 tokens[-1].append(result)
         return tokens
 
-    async def _asked(self, queries: Sequence[Query], scope: _Scope, warn: Callable[[str], None]) -> list[_Asked]:
+    async def _embedded(
+        self, queries: Sequence[Query], scope: _Scope, warn: Callable[[str], None]
+    ) -> list[_EmbeddedQuery]:
         """Embed every query as one unit vector, and each of its parts."""
         contents = [content for query in queries for content, _ in parts(query)]
         ids = [content for content in contents if isinstance(content, str)]
         stored = await self._store.vectors(scope.collection, ids) if ids else {}
         inputs = [content for content in contents if isinstance(content, Input)]
         embedded = iter(await self._embedder.embed(inputs, scope.caller, admit_unknown=True) if inputs else ())
-        asked = []
+        embedded_queries = []
         for position, query in enumerate(queries):
             vectors: list[Vectors] = []
             weights = [weight for _, weight in parts(query)]
@@ -489,8 +466,8 @@ class Searcher:
             except InputError as error:
                 raise scope.fail(position, error) from None
             stored_id = query if isinstance(query, str) else None
-            asked.append(_Asked(vector, np.stack(vectors), weights, stored_id, query))
-        return asked
+            embedded_queries.append(_EmbeddedQuery(vector, np.stack(vectors), weights, stored_id, query))
+        return embedded_queries
 
 
 def _balanced(results: list[Result], background: Mapping[str, Background], count: int) -> list[Result]:
@@ -514,7 +491,7 @@ def parts(query: Query) -> list[tuple[Content, float]]:
 
 
 def words_of(query: Query) -> str:
-    """The text of a query, or of the parts of a composed one that speak for an item; empty where there is none."""
+    """Return the text of a query, or of the parts of a composed one that speak for an item."""
     return " ".join(part.text for part, weight in parts(query) if isinstance(part, Text) and weight > 0)
 
 
@@ -529,42 +506,42 @@ def _diversified(candidates: list[_Candidate], diversity: Diversity, count: int)
     return [candidates[place] for place in diverse(relevance, vectors, diversity.trade, count)]
 
 
-def _nearer(asked: _Asked, one: _Candidate) -> Vectors:
+def _nearer(query: _EmbeddedQuery, candidate: _Candidate) -> Vectors:
     """Return the vector that is nearer to the query: the item's, or that of its moment (of a video or a sound)."""
-    if one.moment is None or one.moment.vector is None:
-        return one.vector
-    return max(one.vector, one.moment.vector, key=lambda vector: float(asked.vector @ vector))
+    if candidate.moment is None or candidate.moment.vector is None:
+        return candidate.vector
+    return max(candidate.vector, candidate.moment.vector, key=lambda vector: float(query.vector @ vector))
 
 
-def _explanation(one: _Candidate, asked: _Asked, ordering: Ordering) -> dict[str, Any]:
-    explained: dict[str, Any] = {"similarity": one.similarity}
-    if isinstance(asked.query, list):
-        largest = max(map(abs, asked.weights))
-        scaled = np.array(asked.weights) / largest
-        length = np.linalg.norm(scaled @ asked.parts.astype(np.float64))
-        similar = asked.parts.astype(np.float64) @ _nearer(asked, one)
+def _explanation(candidate: _Candidate, query: _EmbeddedQuery, ordering: Ordering) -> dict[str, Any]:
+    explained: dict[str, Any] = {"similarity": candidate.similarity}
+    if isinstance(query.source, list):
+        largest = max(map(abs, query.weights))
+        scaled = np.array(query.weights) / largest
+        length = np.linalg.norm(scaled @ query.parts.astype(np.float64))
+        similar = query.parts.astype(np.float64) @ _nearer(query, candidate)
         explained["parts"] = [
             {"weight": weight, "similarity": alone, "contribution": share * alone}
-            for weight, share, alone in zip(asked.weights, (scaled / length).tolist(), similar.tolist(), strict=True)
+            for weight, share, alone in zip(query.weights, (scaled / length).tolist(), similar.tolist(), strict=True)
         ]
     if ordering.correction:
-        explained["correction"] = one.correction
+        explained["correction"] = candidate.correction
     if ordering.keywords:
         explained |= {
-            "vector_rank": one.ranks.get("vector"),
-            "keyword_rank": one.ranks.get("words"),
-            "keyword_score": one.words,
-            "fused": one.fused,
+            "vector_rank": candidate.ranks.get("vector"),
+            "keyword_rank": candidate.ranks.get("words"),
+            "keyword_score": candidate.words,
+            "fused": candidate.fused,
         }
     if ordering.rerank:
-        explained["tokens"] = one.tokens
-        if one.heat is not None:
-            explained["heat"] = one.heat
+        explained["tokens"] = candidate.tokens
+        if candidate.heat is not None:
+            explained["heat"] = candidate.heat
     return explained
 
 
 def unit_vector(vector: Sequence[float] | NDArray[np.floating], dimensions: int) -> Vectors:
-    """A client's vector at unit length, float32 (D,). Raises InputError."""
+    """Return a client's vector at unit length, float32 (D,). Raises InputError."""
     if len(vector) != dimensions:
         raise InputError(f"the vector has {len(vector)} numbers; this space has {dimensions}")
     try:

@@ -21,8 +21,7 @@ class SingleFlight(Generic[Outcome]):
 
 
 class Shared(Generic[Outcome]):
-    """Work that begins at once, that several callers may wait for, and that is cancelled when the last of them goes
-    away."""
+    """Work that begins at once, for several callers, and is cancelled when the last of them goes away."""
 
     def __init__(self, work: Coroutine[Any, Any, Outcome]) -> None:
         self.task = asyncio.create_task(work)
@@ -36,8 +35,7 @@ class Shared(Generic[Outcome]):
         return self.task.done() or self.task.cancelling() > 0
 
     async def outcome(self, wait_s: float | None = None) -> Outcome:
-        """Return the work's result or raise its error. Raises TimeoutError after `wait_s`; the work goes on all the
-        same."""
+        """Return the work's result or raise its error. Raises TimeoutError after `wait_s`; the work goes on."""
         self._waiting += 1
         late = False
         try:

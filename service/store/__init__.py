@@ -8,11 +8,12 @@ from service.store.background import Background
 from service.store.browsing import Facets, Order
 from service.store.errors import SpaceMismatch, StoreDamaged, StoreError, StoreInUse
 from service.store.filters import Filter, parse
-from service.store.interface import Hit, Part, Store
+from service.store.interface import Hit, Part, Store, VectorSearch
+from service.store.items import Collection, Entry, Item, Moment, Preview
+from service.store.keywords import KeywordSearch
 from service.store.kinds import PRECISIONS, Effort, IndexRequest, Kind, Precision, Rules
 from service.store.labels import LabelSet
 from service.store.previews import Shown
-from service.store.rows import Collection, Entry, Item, Moment, Preview
 from service.store.schema import DEFAULT_COLLECTION
 from service.store.sqlite import SqliteStore
 
@@ -28,6 +29,7 @@ __all__ = [
     "Hit",
     "IndexRequest",
     "Item",
+    "KeywordSearch",
     "Kind",
     "LabelSet",
     "Moment",
@@ -43,5 +45,6 @@ __all__ = [
     "StoreDamaged",
     "StoreError",
     "StoreInUse",
+    "VectorSearch",
     "parse",
 ]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.contract.vectors import Vectors
-from service.store.index import Reader, View
+from service.store.index import View
+from service.store.rows import SlotReader
 
 SAMPLE = 512
 """Items of a modality that are compared with the background queries."""
@@ -50,20 +51,22 @@ class Backgrounds:
         with self._changing:
             self._kept = {part: kept for part, kept in self._kept.items() if part[0] != collection}
 
-    def of(self, collection: int, views: Mapping[str, View], queries: Vectors, reader: Reader) -> dict[str, Background]:
+    def of(
+        self, collection: int, views: Mapping[str, View], queries: Vectors, reader: SlotReader
+    ) -> dict[str, Background]:
         """Return, by modality, the background of every part of a collection that has enough items."""
         backgrounds = {}
         for modality, view in views.items():
             living = view.count - view.dead
             if living < LEAST:
                 continue
-            kept = self._kept.get((collection, modality))
-            changed = 0 if kept is None else abs(view.count - kept.rows) + abs(view.dead - kept.dead)
-            if kept is None or kept.queries is not queries or changed > kept.rows / 8:
-                kept = _Kept(view.count, view.dead, queries, _measured(view, queries, reader))
+            stored = self._kept.get((collection, modality))
+            changed = 0 if stored is None else abs(view.count - stored.rows) + abs(view.dead - stored.dead)
+            if stored is None or stored.queries is not queries or changed > stored.rows / 8:
+                stored = _Kept(view.count, view.dead, queries, _measured(view, queries, reader))
                 with self._changing:
-                    self._kept[collection, modality] = kept
-            centre, spread = kept.background.centre, kept.background.spread
+                    self._kept[collection, modality] = stored
+            centre, spread = stored.background.centre, stored.background.spread
             backgrounds[modality] = Background(living, centre, spread)
         return backgrounds
 
@@ -71,7 +74,7 @@ class Backgrounds:
 def together(
     of_items: Mapping[str, Background], of_moments: Mapping[str, Background] | None = None
 ) -> dict[str, Background]:
-    """The backgrounds of items and of their moments as one: an item is as alike as its best moment is."""
+    """Return the backgrounds of items and of their moments as one: an item is as alike as its best moment is."""
     merged = dict(of_items)
     for modality, moments in (of_moments or {}).items():
         items = of_items.get(modality, moments)
@@ -85,7 +88,7 @@ def together(
     return merged
 
 
-def _measured(view: View, queries: Vectors, reader: Reader) -> Background:
+def _measured(view: View, queries: Vectors, reader: SlotReader) -> Background:
     rows = np.flatnonzero(view.alive)
     if len(rows) > SAMPLE:
         rows = rows[np.unique(np.random.default_rng(0).integers(0, len(rows), SAMPLE))]
@@ -93,7 +96,7 @@ def _measured(view: View, queries: Vectors, reader: Reader) -> Background:
 
 
 def measured(queries: Vectors, vectors: Vectors) -> Background:
-    """The background of items with these vectors (N, D)."""
+    """Return the background of items with these vectors (N, D)."""
     scores = queries @ vectors.T
     centre = float(np.median(scores))
     below = scores[scores < centre] - centre

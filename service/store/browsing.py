@@ -3,8 +3,6 @@
 Both take a few passes over arrays, whatever the filter, and read only the rows that they answer with.
 """
 
-import base64
-import binascii
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
+from service.store import cursors
 from service.store.filters import Filter, Scalar
-from service.store.index import Reader, View, select
+from service.store.index import View, select
+from service.store.rows import SlotReader
 
 MOST_VALUES = 1_000
 """Largest number of values of one key that are counted out."""
@@ -49,7 +49,7 @@ class Facets:
 
 
 def page(
-    views: Mapping[str, View], filter: Filter | None, order: Order, cursor: str | None, limit: int, reader: Reader
+    views: Mapping[str, View], filter: Filter | None, order: Order, cursor: str | None, limit: int, reader: SlotReader
 ) -> tuple[list[int], str | None]:
     """Return the slots of the next items in order, and the cursor of the page after them, None at the end.
 
@@ -61,8 +61,8 @@ def page(
     for view in views.values():
         rows = np.flatnonzero(view.alive if filter is None else select(view, filter, reader))
         slots.append(view.slots[rows])
-        held = slots[-1].astype(np.float64) if order.key is None else view.columns.numbers(order.key, view.count)[rows]
-        values.append(-held if order.descending else held)
+        keys = slots[-1].astype(np.float64) if order.key is None else view.columns.numbers(order.key, view.count)[rows]
+        values.append(-keys if order.descending else keys)
     all_slots, ranks = np.concatenate(slots), np.concatenate(values)
     ranks[np.isnan(ranks)] = np.inf
     if cursor is not None:
@@ -77,29 +77,31 @@ def page(
         near = (ranks < last) | ((ranks == last) & (all_slots <= np.partition(equal, room - 1)[room - 1]))
         all_slots, ranks = all_slots[near], ranks[near]
     first = np.lexsort((all_slots, ranks))[: limit + 1]
-    shown = first[:limit]
-    more = _cursor(float(ranks[shown[-1]]), int(all_slots[shown[-1]])) if len(first) > limit else None
-    return all_slots[shown].tolist(), more
+    page_rows = first[:limit]
+    place = (
+        _CURSOR.pack(b"o", float(ranks[page_rows[-1]]), int(all_slots[page_rows[-1]])) if len(first) > limit else None
+    )
+    return all_slots[page_rows].tolist(), None if place is None else cursors.encoded(place)
 
 
-def facets(views: Mapping[str, View], keys: Sequence[str], filter: Filter | None, reader: Reader) -> Facets:
+def facets(views: Mapping[str, View], keys: Sequence[str], filter: Filter | None, reader: SlotReader) -> Facets:
     """Count the items that pass the filter: all, those of each modality, and those with each value of the keys."""
-    chosen = {
+    masks = {
         modality: view.alive if filter is None else select(view, filter, reader) for modality, view in views.items()
     }
-    modalities = {modality: count for modality, mask in chosen.items() if (count := int(np.count_nonzero(mask)))}
+    modalities = {modality: count for modality, mask in masks.items() if (count := int(np.count_nonzero(mask)))}
     total = sum(modalities.values())
-    values = {key: _values(views, chosen, key, total, reader) for key in keys}
+    values = {key: _values(views, masks, key, total, reader) for key in keys}
     return Facets(total, dict(sorted(modalities.items())), values)
 
 
 def _values(
-    views: Mapping[str, View], chosen: Mapping[str, NDArray[np.bool_]], key: str, total: int, reader: Reader
+    views: Mapping[str, View], masks: Mapping[str, NDArray[np.bool_]], key: str, total: int, reader: SlotReader
 ) -> Values:
     parts: list[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]] = []
     for modality, view in views.items():
         rows, kinds, cells = view.columns.scalars(key, view.count)
-        there = chosen[modality][rows]
+        there = masks[modality][rows]
         parts.append((kinds[there], cells[there], view.slots[rows[there]]))
     if not sum(len(kinds) for kinds, _, _ in parts):
         return Values((), total, 0)
@@ -119,17 +121,11 @@ def _values(
     return Values(counted, total - len(kinds), len(often) - len(listed))
 
 
-def _cursor(rank: float, slot: int) -> str:
-    return base64.urlsafe_b64encode(_CURSOR.pack(b"o", rank, slot)).decode().rstrip("=")
-
-
 def _place(cursor: str) -> tuple[float, int]:
-    """Raises InvalidRequest for what _cursor() did not make."""
-    try:
-        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        mark, rank, slot = _CURSOR.unpack(raw)
-    except (binascii.Error, ValueError, struct.error):
-        raise InvalidRequest("the cursor is not one that a page in this order came with") from None
-    if mark != b"o" or rank != rank:
-        raise InvalidRequest("the cursor is not one that a page in this order came with")
-    return rank, slot
+    """Return the rank and the slot in a cursor. Raises InvalidRequest for one that no such page came with."""
+    place = cursors.decoded(cursor)
+    if len(place) == _CURSOR.size:
+        mark, rank, slot = _CURSOR.unpack(place)
+        if mark == b"o" and rank == rank:
+            return rank, slot
+    raise InvalidRequest("the cursor is not one that a page in this order came with")

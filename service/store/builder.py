@@ -6,14 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Protocol
 
 import numpy as np
 
 from service.contract.vectors import Vectors
 from service.store import huge_pages, kinds
-from service.store.index import Index, Reader, View
+from service.store.index import Index, View
 from service.store.kinds import IndexSnapshot, IndexSpec, Keys, Rules
+from service.store.rows import SlotReader
 
 _BATCH = 4_096
 """Vectors read at a time."""
@@ -28,21 +28,19 @@ _SAVED_FROM = 17 / 16
 _log = logging.getLogger(__name__)
 
 
-class Library(Protocol):
-    """The functions of the store that the builder calls."""
-
-    def indexes(self) -> Mapping[int, Index]: ...
-
-    def reader(self, collection: int) -> Reader:
-        """Return a reader for the builder's own thread."""
-
-    def save(self, collection: int, modality: str, built: IndexSnapshot | None, slots: Keys) -> None:
-        """Keep an index that came into use; None: the collection has no index any more."""
-
-
 class Builder:
-    def __init__(self, library: Library, rules: Rules) -> None:
-        self._library, self._rules = library, rules
+    """Builds the indexes of a store in a thread of its own."""
+
+    def __init__(
+        self,
+        indexes: Callable[[], Mapping[int, Index]],
+        reader: Callable[[int], SlotReader],
+        keep: Callable[[int, str, IndexSnapshot | None, Keys], None],
+        rules: Rules,
+    ) -> None:
+        """Start the thread. `indexes` returns the present indexes by collection, `reader` a reader of a collection for
+        this thread, and `keep` saves the index of a collection's modality, or forgets it where it is None."""
+        self._indexes, self._reader, self._keep, self._rules = indexes, reader, keep, rules
         self._changed = threading.Condition()
         self._work = True
         self._closing = False
@@ -102,10 +100,9 @@ class Builder:
                 self.building = None
 
     def _give_pages(self) -> None:
-        """Give pages to the indexes that existed at the start; an index built later has them before it comes into
-        use."""
+        """Give pages to the indexes that existed at the start; later ones have them before they come into use."""
         try:
-            for index in list(self._library.indexes().values()):
+            for index in list(self._indexes().values()):
                 for view in index.views().values():
                     if view.built is not None:
                         huge_pages.give(view.built.index, self._stopped)
@@ -114,23 +111,23 @@ class Builder:
 
     def _step(self) -> bool:
         """Build the first index that is needed, and return whether there was one."""
-        for collection, index in list(self._library.indexes().items()):
+        for collection, index in list(self._indexes().items()):
             planned = index.plan(self._rules)
             if planned is not None:
-                modality, view, chosen, more = planned
+                modality, view, spec, more = planned
                 self.building = (collection, modality)
                 started = time.monotonic()
-                reader = self._library.reader(collection)
-                if chosen.kind == "flat":
+                reader = self._reader(collection)
+                if spec.kind == "flat":
                     rows = np.flatnonzero(view.alive)
                     vectors = _in_blocks(view, rows) if view.built is None else list(_batches(view, rows, reader))
                     index.switch(modality, view, None, vectors, rows)
-                    self._library.save(collection, modality, None, view.slots[rows])
+                    self._keep(collection, modality, None, view.slots[rows])
                     return True
                 if more and view.built is not None:
                     built, rows = self._extended(view, view.built, reader), np.arange(view.count)
                 else:
-                    built, view, rows = self._built_anew(index, modality, view, chosen, reader)
+                    built, view, rows = self._built_anew(index, modality, view, spec, reader)
                 if built is None:
                     return False
                 huge_pages.give(built.index, self._stopped)
@@ -141,7 +138,7 @@ class Builder:
                         "fields": {
                             "collection": collection,
                             "modality": modality,
-                            "kind": built.chosen.kind,
+                            "kind": built.spec.kind,
                             "vectors": built.count,
                             "seconds": round(time.monotonic() - started, 1),
                         }
@@ -160,14 +157,14 @@ class Builder:
 
     def _save(self, part: tuple[int, str], built: IndexSnapshot, slots: Keys) -> None:
         self._unsaved.pop(part, None)
-        self._library.save(*part, built, slots)
+        self._keep(*part, built, slots)
         self._saved[part] = built.count
 
-    def _extended(self, view: View, built: IndexSnapshot, reader: Reader) -> IndexSnapshot | None:
+    def _extended(self, view: View, built: IndexSnapshot, reader: SlotReader) -> IndexSnapshot | None:
         return kinds.extend(built, _batches(view, np.arange(built.count, view.count), reader), self._stopped)
 
     def _built_anew(
-        self, index: Index, modality: str, view: View, chosen: IndexSpec, reader: Reader
+        self, index: Index, modality: str, view: View, spec: IndexSpec, reader: SlotReader
     ) -> tuple[IndexSnapshot | None, View, Keys]:
         """Build an index of the live rows of a view; return it with the view and the rows that it is of.
 
@@ -176,7 +173,7 @@ class Builder:
         rows = np.flatnonzero(view.alive)
         sample, batches = _sampler(view, rows, reader), _batches(view, rows, reader)
         with ThreadPoolExecutor(1, "store-training", os.setpriority, (os.PRIO_PROCESS, 0, _NICE)) as pool:
-            making = pool.submit(kinds.build, chosen, index.dimensions, len(rows), sample, batches, self._stopped)
+            making = pool.submit(kinds.build, spec, index.dimensions, len(rows), sample, batches, self._stopped)
             while wait([making], _KEEPING_UP_S).not_done:
                 now = index.views()[modality]
                 if now.built is not None and now.count - now.indexed >= self._rules.rest_least(now.indexed):
@@ -199,18 +196,18 @@ class Builder:
 
 
 def _in_blocks(view: View, rows: Keys) -> Iterator[Vectors]:
-    """The vectors of these rows, ascending, of a view that has all of them in memory."""
+    """Yield the vectors of these rows, ascending, of a view that has all of them in memory."""
     for number, block in enumerate(view.blocks):
         yield block[rows[rows // len(block) == number] % len(block)]
 
 
-def _batches(view: View, rows: Keys, reader: Reader) -> Iterator[Vectors]:
-    """The vectors of these rows, as they are stored. A row that was deleted meanwhile is zeros, and dead."""
+def _batches(view: View, rows: Keys, reader: SlotReader) -> Iterator[Vectors]:
+    """Yield the vectors of these rows, as they are stored. A row that was deleted meanwhile is zeros, and dead."""
     for start in range(0, len(rows), _BATCH):
         yield _vectors(view, rows[start : start + _BATCH], reader)
 
 
-def _vectors(view: View, rows: Keys, reader: Reader) -> Vectors:
+def _vectors(view: View, rows: Keys, reader: SlotReader) -> Vectors:
     row_slots = view.slots[rows]
     slots, vectors = reader.vectors(row_slots)
     if len(slots) == len(row_slots):
@@ -220,9 +217,9 @@ def _vectors(view: View, rows: Keys, reader: Reader) -> Vectors:
     return whole
 
 
-def _sampler(view: View, rows: Keys, reader: Reader) -> Callable[[int], Vectors]:
+def _sampler(view: View, rows: Keys, reader: SlotReader) -> Callable[[int], Vectors]:
     def sample(count: int) -> Vectors:
-        chosen = np.sort(np.random.default_rng(0).choice(rows, count, replace=False)) if count < len(rows) else rows
-        return np.concatenate(list(_batches(view, chosen, reader)))
+        drawn = np.sort(np.random.default_rng(0).choice(rows, count, replace=False)) if count < len(rows) else rows
+        return np.concatenate(list(_batches(view, drawn, reader)))
 
     return sample

@@ -22,7 +22,8 @@ import orjson
 from service.store import keywords, previews, rows, schema, tokens
 from service.store.errors import StoreError
 from service.store.files import sync
-from service.store.rows import CollectionRow, Preview
+from service.store.items import Preview
+from service.store.rows import CollectionRow
 
 EMBEDDED = "embedded"
 """Key in a preview's details: true where the item's vector was made from the preview."""
@@ -168,15 +169,15 @@ class Dates:
     def set_collection(self, name: str, created: str) -> None:
         self._connection.execute("UPDATE collections SET created = ? WHERE name = ?", (created, name))
 
-    def set_label_set(self, held: OldLabelSet) -> None:
+    def set_label_set(self, label_set: OldLabelSet) -> None:
         self._connection.execute(
-            "UPDATE label_sets SET created = ?, updated = ? WHERE name = ?", (held.created, held.updated, held.name)
+            "UPDATE label_sets SET created = ?, updated = ? WHERE name = ?",
+            (label_set.created, label_set.updated, label_set.name),
         )
 
 
 def stage(path: Path, space: str, old: OldStore) -> Path:
-    """The folder in which a store's successor is made: with what an interrupted run left, if the old store is since
-    then as it was."""
+    """Return the folder in which a store's successor is made, with what an interrupted run left if it still fits."""
     staged = path / f"new.{space}"
     note = staged / _MADE_FROM
     with suppress(OSError):
@@ -245,7 +246,7 @@ def _make_whole(file: Path) -> None:
 
 
 def _aside(path: Path, space: str, current: Path) -> Path:
-    """A folder that holds no store, or by a run that was killed this one."""
+    """Return a folder that holds no store, or by a run that was killed this one."""
     for number in itertools.count(1):
         folder = path / (f"old.{space}" if number == 1 else f"old.{space}.{number}")
         file = folder / schema.FILE

@@ -64,51 +64,32 @@ class Growing:
         return self._array[: self._size]
 
 
-class _Column:
-    def __init__(self) -> None:
-        self._rows, self._kinds, self._values = Growing(np.uint32), Growing(np.uint8), Growing(np.int64)
-        self.cells: tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.int64]]
-        """Rows (ascending), types and values. They are replaced together, so that a reader sees whole cells."""
-        self._publish()
-
-    def extend(self, rows: Any, kinds: Any, values: Any) -> None:
-        self._rows.extend(rows)
-        self._kinds.extend(kinds)
-        self._values.extend(values)
-        self._publish()
-
-    def _publish(self) -> None:
-        self.cells = (self._rows.held(), self._kinds.held(), self._values.held())
+Cells = tuple[NDArray[Any], ...]
+"""Rows (ascending), types and values of a key's cells; before them the hashes of keys, where there are several."""
+_CELL = (np.uint32, np.uint8, np.int64)
 
 
-class _Rare:
-    """The cells of the keys that have no column of their own, in the order in which they were added."""
+class _Cells:
+    """Arrays that grow together. They are published together, so that a reader sees whole cells."""
 
-    def __init__(self) -> None:
-        self._keys, self._rows = Growing(np.int64), Growing(np.uint32)
-        self._kinds, self._values = Growing(np.uint8), Growing(np.int64)
-        self.cells: tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint8], NDArray[np.int64]]
-        """Hashes of keys, rows, types and values. The cells of one key are in the order of its rows."""
-        self._publish()
+    def __init__(self, *dtypes: Any) -> None:
+        self._arrays = [Growing(dtype) for dtype in dtypes]
+        self.extend(*([] for _ in dtypes))
 
-    def extend(self, keys: Any, rows: Any, kinds: Any, values: Any) -> None:
-        self._keys.extend(keys)
-        self._rows.extend(rows)
-        self._kinds.extend(kinds)
-        self._values.extend(values)
-        self._publish()
-
-    def _publish(self) -> None:
-        self.cells = (self._keys.held(), self._rows.held(), self._kinds.held(), self._values.held())
+    def extend(self, *columns: Any) -> None:
+        for array, values in zip(self._arrays, columns, strict=True):
+            array.extend(values)
+        self.cells: Cells = tuple(array.held() for array in self._arrays)
 
 
 class Columns:
     """The metadata of a part's rows. One thread extends; any may select."""
 
     def __init__(self) -> None:
-        self._columns: dict[int, _Column] = {}
+        self._columns: dict[int, _Cells] = {}
         """Columns by the hash of the metadata key."""
-        self._rare = _Rare()
+        self._rare = _Cells(np.int64, *_CELL)
+        """Cells of the keys that have no column of their own: those of one key are in the order of its rows."""
         self._looked_through = 0
         """Rare cells that were left after the last search for frequent keys."""
 
@@ -149,18 +130,20 @@ class Columns:
         often = counts >= _OWN_COLUMN
         for key, start, count in zip(keys[often].tolist(), starts[often], counts[often], strict=True):
             places = order[start : start + count]
-            column = _Column()
+            column = _Cells(*_CELL)
             column.extend(*(array[places] for array in cells[1:]))
             self._columns[key] = column
         # Only now: a reader that does not find the column uses the old cells.
         rest = np.isin(cells[0], keys[~often])
-        rare = _Rare()
+        rare = _Cells(np.int64, *_CELL)
         rare.extend(*(array[rest] for array in cells))
         self._rare, self._looked_through = rare, int(np.count_nonzero(rest))
 
     def kept(self, numbers: NDArray[np.int64]) -> "Columns":
-        """Return the columns of the rows whose entry in `numbers` is not -1; the entry is the row's new number.
-        Order is kept, and rows beyond the entries are left out."""
+        """Return the columns of the rows whose entry in `numbers`, their new number, is not -1.
+
+        Order is kept, and rows beyond the entries are left out.
+        """
         columns = Columns()
         columns.append(self, 0, numbers)
         columns._looked_through = len(columns._rare.cells[0])
@@ -174,7 +157,7 @@ class Columns:
         for key, column in columns.items():
             new, kinds, values = _renumbered(column.cells, first, numbers)
             if key not in self._columns and len(new) >= _OWN_COLUMN and not (self._rare.cells[0] == key).any():
-                self._columns[key] = _Column()
+                self._columns[key] = _Cells(*_CELL)
             if key in self._columns:
                 self._columns[key].extend(new, kinds, values)
             elif len(new):
@@ -187,7 +170,7 @@ class Columns:
         held = (self._rare.cells, *(column.cells for column in self._columns.values()))
         return sum(array.nbytes for cells in held for array in cells)
 
-    def _of(self, name: str) -> tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.int64]]:
+    def _of(self, name: str) -> Cells:
         """Return rows, types and values of a key's cells, in the order of the rows."""
         key, (keys, rows, kinds, values) = _key(name), self._rare.cells  # before the columns: see _give_columns()
         if (column := self._columns.get(key)) is not None:
@@ -203,7 +186,7 @@ class Columns:
             numbers[rows[kinds == kind]] = values[kinds == kind].view(dtype)
         return numbers
 
-    def scalars(self, name: str, count: int) -> tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.int64]]:
+    def scalars(self, name: str, count: int) -> Cells:
         """Return rows, types and values of the cells of a key in the first `count` rows, without lists and objects.
         Two of the same type and value hold the same."""
         rows, kinds, values = self._of(name)
@@ -241,8 +224,8 @@ class Columns:
         match filter:
             case Exists():
                 passing[rows] = True
-            case Is(_, wanted):
-                _mark(passing, rows, _is_any(wanted, kinds, values))
+            case Is(_, scalars):
+                _mark(passing, rows, _is_any(scalars, kinds, values))
             case Bound(_, operator, int() | float() as value):
                 chosen = _compare(operator, values.view(np.float64), _between(value)) & (kinds == _NUMBER)
                 if (wide := kinds == _WIDE).any():
@@ -279,7 +262,7 @@ def reads_rows(filter: Filter) -> bool:
 
 
 def _renumbered(cells: Sequence[NDArray[Any]], first: int, numbers: NDArray[np.int64]) -> list[NDArray[Any]]:
-    """Cells, of which the first array has the rows, with new numbers of the rows: see Columns.append."""
+    """Return cells, of which the first array has the rows, with new numbers of the rows: see Columns.append."""
     chosen = (cells[0] >= first) & (cells[0] < first + len(numbers))
     chosen[chosen] = numbers[cells[0][chosen] - first] >= 0
     return [numbers[cells[0][chosen] - first], *(array[chosen] for array in cells[1:])]
@@ -308,7 +291,7 @@ def _is_any(wanted: Sequence[Any], kinds: NDArray[np.uint8], values: NDArray[np.
 
 
 def _between(bound: float) -> float:
-    """A double that lies to all numbers that are kept as doubles as the bound does, which may be no double."""
+    """Return a double that lies to all numbers that are kept as doubles as the bound does, which may be no double."""
     if abs(bound) >= _EXACT and -_LONGEST <= bound < _LONGEST:
         return math.copysign(2.0**60, bound)  # all that are near it are kept as integers
     return float(bound)
@@ -361,7 +344,7 @@ def _key(name: str) -> int:
 
 
 def _encoded(value: Any) -> tuple[int, int]:
-    """A cell's type, and its value in eight bytes."""
+    """Return a cell's type, and its value in eight bytes."""
     if value is None or value is True or value is False:
         return _CONSTANTS[value], 0
     if isinstance(value, str):

@@ -1,8 +1,27 @@
-"""Files of a database: whether they are those that were opened, and when they are on disk."""
+"""Files of a database: who holds their folder, whether they are those that were opened, and when they are on disk."""
 
+import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from service.store.errors import StoreError, StoreInUse
+
+
+def hold(path: Path) -> int:
+    """Lock a directory, made if need be, for this process until the descriptor is closed. Raises StoreError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StoreError(f"the store {path} cannot be written: {error.strerror}") from None
+    try:
+        # The process holds the lock until it ends: a second server over the same rows would serve a stale index.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise StoreInUse(f"the store {path} is open in another process: each server needs its own") from None
+    return lock
 
 
 class OpenFiles:

@@ -109,7 +109,7 @@ def _filter(raw: Any, where: str, depth: int, budget: list[int]) -> Filter:
 
 
 def _whole(raw: Any, where: str, depth: int, budget: list[int]) -> Filter:
-    """A filter inside another: an empty one is a slip, and would let everything through."""
+    """Parse a filter inside another. An empty one is a slip, and would let everything through."""
     if isinstance(raw, Mapping) and not raw:
         raise ValueError(f"{where}: a filter of no conditions")
     return _filter(raw, where, depth + 1, budget)
@@ -149,8 +149,8 @@ def _operator(name: str, operator: str, value: Any, where: str) -> Filter:
         if not isinstance(value, str) or not value:
             raise ValueError(f"{where}: a text is expected, not an empty one")
         return Contains(name, value)
-    known = ", ".join(("$eq", "$in", *_BOUNDS, "$exists", "$contains"))
-    raise ValueError(f"{where}: no such operator; there are {known}")
+    operators = ", ".join(("$eq", "$in", *_BOUNDS, "$exists", "$contains"))
+    raise ValueError(f"{where}: no such operator; there are {operators}")
 
 
 def _values(raw: Sequence[Any], where: str) -> tuple[Scalar, ...]:
@@ -198,8 +198,8 @@ def passes(filter: Filter, metadata: Mapping[str, Any]) -> bool:
             return not passes(of, metadata)
 
 
-def _equal(held: Any, wanted: Scalar) -> bool:
-    kind = _type(held)
-    if kind != _type(wanted):
+def _equal(stored: Any, value: Scalar) -> bool:
+    kind = _type(stored)
+    if kind != _type(value):
         return False
-    return held is wanted if kind == "constant" else bool(held == wanted)
+    return stored is value if kind == "constant" else bool(stored == value)

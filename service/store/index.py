@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -25,6 +25,7 @@ from service.store.columns import Columns, Growing, Mask
 from service.store.filters import Filter
 from service.store.kinds import Effort, IndexRequest, IndexSnapshot, IndexSpec, Keys, Rules, graph_rather_than_scan
 from service.store.records import Records
+from service.store.rows import SlotReader
 
 _BLOCK = 2**22
 """Numbers in a block: 16 MiB."""
@@ -37,16 +38,6 @@ _FEW = 1_024
 _NOTHING = np.empty(0, np.int64)
 
 Scores = NDArray[np.float32]
-
-
-class Reader(Protocol):
-    """Reads what a search needs and memory does not hold."""
-
-    def vectors(self, slots: Keys) -> tuple[Keys, Vectors]:
-        """Return those of the slots that still exist, ascending, and their vectors (N, D)."""
-
-    def metadata(self, slots: Keys, holding: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
-        """Yield slot and metadata of those of the slots that still exist and whose JSON holds the text."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +142,9 @@ class _Part:
 class Index:
     """The parts of one collection. Searches and changes may come from any thread."""
 
-    def __init__(self, dimensions: int, wanted: IndexRequest | None = None) -> None:
+    def __init__(self, dimensions: int, request: IndexRequest | None = None) -> None:
         self.dimensions = dimensions
-        self.wanted = wanted or IndexRequest()
+        self.index_request = request or IndexRequest()
         self._parts: dict[str, _Part] = {}
         self._views: Mapping[str, View] = {}
         self._changing = threading.Lock()
@@ -216,8 +207,8 @@ class Index:
         live = [view.slots[view.alive] for view in (self._views if views is None else views).values()]
         return np.sort(np.concatenate([_NOTHING, *live]))
 
-    def matching(self, filter: Filter, reader: Reader, views: Mapping[str, View] | None = None) -> Keys:
-        """The slots whose metadata pass, ascending, of the views of now or of those given."""
+    def matching(self, filter: Filter, reader: SlotReader, views: Mapping[str, View] | None = None) -> Keys:
+        """Return the slots whose metadata pass, ascending, of the views of now or of those given."""
         views = self._views if views is None else views
         selected = [view.slots[select(view, filter, reader)] for view in views.values()]
         return np.sort(np.concatenate([_NOTHING, *selected]))
@@ -269,7 +260,7 @@ class Index:
         self,
         queries: Vectors,
         count: int,
-        reader: Reader,
+        reader: SlotReader,
         *,
         modalities: Sequence[str] | None = None,
         filter: Filter | None = None,
@@ -277,7 +268,7 @@ class Index:
         views: Mapping[str, View] | None = None,
         by_modality: bool = False,
     ) -> list[list[Found]]:
-        """The `count` best for each of the queries (Q, D), best first, in the views of when it began or those given.
+        """Return the `count` best for each of the queries (Q, D), best first, in these views or the present ones.
 
         Equal scores come in the order of the slots. With a filter there are as many as pass, up to `count`. With
         `by_modality` there are `count` of each modality, one after the other.
@@ -297,30 +288,30 @@ class Index:
         return [[hit for part in parts for hit in _best(query, part, count)] for query in range(len(queries))]
 
     def plan(self, rules: Rules) -> "tuple[str, View, IndexSpec, bool] | None":
-        """A part whose index is to change: its view, the index to have, and whether adding to the old one does."""
+        """Return a part whose index is to change, its view, the index to have, and whether adding to it does."""
         for modality, view in self._views.items():
             built, living = view.built, view.count - view.dead
-            chosen = rules.choose(self.wanted, living, self.dimensions, built.chosen.kind if built else "flat")
+            spec = rules.choose(self.index_request, living, self.dimensions, built.spec.kind if built else "flat")
             if built is None:
-                if chosen.kind == "hnsw":
-                    return modality, view.head(rules.step), chosen, False
-                if chosen.kind != "flat":
-                    return modality, view, chosen, False
+                if spec.kind == "hnsw":
+                    return modality, view.head(rules.step), spec, False
+                if spec.kind != "flat":
+                    return modality, view, spec, False
                 if view.dead > max(rules.dead_share * view.count, rules.graph_from) or view.dead == view.count > 0:
-                    return modality, view, chosen, False  # without those that are gone
+                    return modality, view, spec, False  # without those that are gone
                 continue
             dead = int(built.count - np.count_nonzero(view.alive[: built.count]))
-            trained = built.chosen.kind != "hnsw" or built.chosen.precision == "int8"
+            trained = built.spec.kind != "hnsw" or built.spec.precision == "int8"
             outgrown = trained and living > rules.outgrown * built.trained
-            if chosen != built.chosen or outgrown or dead > max(rules.dead_share * built.count, rules.graph_from):
-                return modality, view, chosen, False
+            if spec != built.spec or outgrown or dead > max(rules.dead_share * built.count, rules.graph_from):
+                return modality, view, spec, False
             if view.count - built.count >= rules.rest_least(built.count):
-                return modality, view.head(max(2 * built.count, built.count + rules.step)), chosen, True
+                return modality, view.head(max(2 * built.count, built.count + rules.step)), spec, True
         return None
 
 
 def _rest(view: View, start: int) -> Iterable[Vectors]:
-    """The vectors in a view's blocks from the number `start` on."""
+    """Yield the vectors in a view's blocks from the number `start` on."""
     stored = view.count - view.indexed
     for number, block in enumerate(view.blocks):
         first = number * len(block)
@@ -330,8 +321,7 @@ def _rest(view: View, start: int) -> Iterable[Vectors]:
 
 
 def _best(query: int, found: "Sequence[tuple[str, View, Scores, Keys]]", count: int) -> list[Found]:
-    """Return the best results of one query from the scores and rows (Q, N) of every part or block; row -1 is no
-    result."""
+    """Return one query's best results from scores and rows (Q, N) of every part or block; row -1 is none."""
     candidates = [(scores[query], rows[query], view.slots) for _, view, scores, rows in found]
     if len(candidates) == 1:  # as below, in fewer steps
         [(scores, rows, slots)] = candidates
@@ -356,7 +346,7 @@ def _best(query: int, found: "Sequence[tuple[str, View, Scores, Keys]]", count: 
 
 
 def _search(
-    view: View, queries: Vectors, count: int, filter: Filter | None, effort: Effort, reader: Reader
+    view: View, queries: Vectors, count: int, filter: Filter | None, effort: Effort, reader: SlotReader
 ) -> list[tuple[Scores, Keys]]:
     """Return scores and row numbers (Q, N), unordered, of the index and of each block; row -1 is no result."""
     allowed = view.alive if view.dead or filter is not None else None
@@ -377,7 +367,7 @@ def _search(
     return results
 
 
-def select(view: View, filter: Filter, reader: Reader) -> Mask:
+def select(view: View, filter: Filter, reader: SlotReader) -> Mask:
     """Return the rows that are live and pass the filter."""
 
     def scan(rows: Keys, text: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
@@ -401,7 +391,13 @@ def _nearest(vectors: Vectors, queries: Vectors, count: int, allowed: Mask | Non
 
 
 def _in_index(
-    view: View, built: IndexSnapshot, queries: Vectors, count: int, allowed: Mask | None, effort: Effort, reader: Reader
+    view: View,
+    built: IndexSnapshot,
+    queries: Vectors,
+    count: int,
+    allowed: Mask | None,
+    effort: Effort,
+    reader: SlotReader,
 ) -> tuple[Scores, Keys]:
     """Return scores and row numbers (Q, ≤ count), unordered."""
     if allowed is not None:
@@ -410,16 +406,16 @@ def _in_index(
     count = min(count, selected)
     if not count:
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    if allowed is not None and selected <= _FEW and not built.chosen.exact_scores:
+    if allowed is not None and selected <= _FEW and not built.spec.exact_scores:
         every = np.flatnonzero(allowed)
         return _scored_again(view, queries, np.tile(every, (len(queries), 1)), count, reader)
     nominees = min(selected, built.nominees(count, effort))
     if selected == built.count and not effort.exact:  # as below, in fewer steps
         scores, rows = built.nominate(queries, nominees, allowed, 1.0, effort)
         if (rows[:, :count] >= 0).all():
-            return (scores, rows) if built.chosen.exact_scores else _scored_again(view, queries, rows, count, reader)
+            return (scores, rows) if built.spec.exact_scores else _scored_again(view, queries, rows, count, reader)
     share = selected / built.count
-    if built.chosen.kind == "hnsw" and allowed is not None and share < _MOST and not effort.exact:
+    if built.spec.kind == "hnsw" and allowed is not None and share < _MOST and not effort.exact:
         shares = built.shares_around(queries, allowed)
         scanned = [
             not graph_rather_than_scan(selected, built.count, effort, nominees, share) for share in shares.tolist()
@@ -437,13 +433,13 @@ def _in_index(
         looked = np.concatenate([looked, left[(rows[left][:, :count] < 0).any(axis=1)]])
     if looked.size:
         scores[looked], rows[looked] = built.scan(queries[looked], nominees, allowed)
-    if built.chosen.exact_scores:
+    if built.spec.exact_scores:
         return scores, rows
     return _scored_again(view, queries, rows, count, reader)
 
 
-def _scored_again(view: View, queries: Vectors, rows: Keys, count: int, reader: Reader) -> tuple[Scores, Keys]:
-    """The `count` best of the nominated rows (Q, N), by their stored vectors."""
+def _scored_again(view: View, queries: Vectors, rows: Keys, count: int, reader: SlotReader) -> tuple[Scores, Keys]:
+    """Return the `count` best of the nominated rows (Q, N), by their stored vectors."""
     slots, vectors = reader.vectors(np.unique(view.slots[rows[rows >= 0]]))
     scores = np.full(rows.shape, -np.inf, np.float32)
     for query, (row_scores, row_numbers) in enumerate(zip(scores, rows, strict=True)):

@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from service.contract.vectors import Vectors
+from service.errors import InvalidRequest, NotFound
 from service.store.background import Background
 from service.store.browsing import Facets, Order
 from service.store.filters import Filter
+from service.store.items import Collection, Entry, Item, Metadata, Moment, Preview
+from service.store.keywords import KeywordSearch
 from service.store.kinds import Effort, IndexRequest, Kind, Precision
 from service.store.labels import LabelSet, ListedLabelSet
 from service.store.previews import Shown
-from service.store.rows import Collection, Entry, Item, Metadata, Moment, Preview
 
 MOST_FOUND_BYTES = 64 * 2**20
 """Largest metadata that one search may return, in bytes of JSON: in memory they take several times as much."""
@@ -46,19 +48,39 @@ class Part:
     building: bool
 
 
+@dataclass(frozen=True)
+class VectorSearch:
+    """A search for the `count` nearest items of a collection to each of the unit vectors (Q, D)."""
+
+    collection: str
+    queries: Vectors
+    count: int
+    modalities: Sequence[str] | None = None
+    filter: Filter | None = None
+    leave_out: Sequence[str | None] | None = None
+    """For each query, one item that is not to be among its own results."""
+    with_vector: bool = False
+    with_shown: bool = False
+    effort: Effort | None = None
+    by_modality: bool = False
+    """Whether to return the `count` nearest of each modality, one modality after the other."""
+
+
 class Store(Protocol):
     """An open store. An awaited write is durable and can be searched; no method blocks the event loop.
 
     Every method that names a collection, an item or a label set that is not there raises NotFound, and every method
-    NotReady where the store cannot answer.
+    NotReady where the store cannot answer. Where a method has a body, it is that of a store which lacks the feature.
     """
+
+    kind: ClassVar[str]
+    """The database's name, for messages."""
 
     async def ready(self) -> bool:
         """Return whether it can be read now, as far as can be told without doing so."""
 
     async def writable(self) -> bool:
-        """Return whether it can be written now. Writes a little where nobody did for a while, or the last write
-        failed."""
+        """Return whether it can be written now. Writes a little if the last write is long past or failed."""
 
     async def close(self) -> None:
         """Finish every write and search that has begun, and release the store."""
@@ -66,8 +88,7 @@ class Store(Protocol):
     # Items
 
     async def upsert(self, entries: Sequence[Entry]) -> None:
-        """Write all the entries or none, each replacing the item of its collection and id, with its moments; no id
-        twice."""
+        """Write all the entries or none, each in place of the item of its collection and id; no id twice."""
 
     async def get(self, collection: str, id: str, with_vector: bool = False) -> Item: ...
 
@@ -114,67 +135,41 @@ class Store(Protocol):
 
     async def delete_matching(self, collection: str, filter: Filter) -> int: ...
 
-    async def search(
-        self,
-        collection: str,
-        queries: Vectors,
-        count: int,
-        *,
-        modalities: Sequence[str] | None = None,
-        filter: Filter | None = None,
-        leave_out: Sequence[str | None] | None = None,
-        with_vector: bool = False,
-        with_shown: bool = False,
-        effort: Effort | None = None,
-        by_modality: bool = False,
-    ) -> list[list[Hit]]:
-        """The `count` nearest items to each of the unit vectors (Q, D), best first, as the index finds them.
+    async def search(self, request: VectorSearch) -> list[list[Hit]]:
+        """Return the items nearest to each query, best first, as the index finds them.
 
-        The score of an item with moments is that of the whole or of its best moment, which the hit names.
-        `by_modality`: the `count` nearest of each modality, one modality after the other. Scores are exact whatever the
-        index. `leave_out` names for each query one item that is not to be among its own results. What is written or
-        deleted while the search runs, it may see as it was before. Raises InvalidRequest where what is found is more
-        than MOST_FOUND_BYTES.
+        The score of an item with moments is that of the whole or of its best moment, which the hit names. Scores are
+        exact whatever the index. What is written or deleted while the search runs, it may see as it was before. Raises
+        InvalidRequest where what is found is more than MOST_FOUND_BYTES.
         """
 
     async def background(self, collection: str, queries: Vectors) -> dict[str, Background]:
         """Return how alike the items of each modality are to queries (Q, D) that mean nothing: those of a sample, kept
         while the collection changes little. A modality with few items has none, and a store may have none at all."""
+        return {}
 
-    async def keyword_search(
-        self,
-        collection: str,
-        query: str,
-        count: int,
-        *,
-        field: str | None = None,
-        every: bool = False,
-        modalities: Sequence[str] | None = None,
-        filter: Filter | None = None,
-        leave_out: str | None = None,
-    ) -> list[Hit]:
-        """The `count` best items for the words of a query by BM25 (the hits' score), with their vectors, best first.
-
-        `field` is `text` or one of the collection's keyword fields (raises InvalidRequest for another), None all of
-        them; see keywords.search. The item `leave_out` is not among them.
-        """
+    async def keyword_search(self, request: KeywordSearch) -> list[Hit]:
+        """Return the best items by BM25 (the hits' score), with their vectors, best first. Raises InvalidRequest for a
+        field that is none of the collection's keyword fields."""
+        raise InvalidRequest(f"keywords: a {self.kind} store has no index of words")
 
     async def tokens(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
-        """The token vectors (N, D) of those items that have any."""
+        """Return the token vectors (N, D) of those items that have any."""
+        return {}
 
     async def preview(self, collection: str, id: str) -> Preview:
-        """Raises NotFound where the item has none, as every item of a store that keeps none."""
+        """Return an item's preview. Raises NotFound where it has none."""
+        raise NotFound(f"a {self.kind} store keeps no previews")
 
     async def shown(self, collection: str, ids: Sequence[str]) -> dict[str, Shown]:
         """Return the preview (text, or details of the stored picture or sound) of every item that has one, by id."""
+        return {}
 
     async def sample(self, collection: str, count: int) -> tuple[list[Item], int]:
-        """Return up to `count` items with their vectors, the same ones until something is written, and the number of
-        all items."""
+        """Return up to `count` items with vectors, the same until something is written, and the number of all items."""
 
     async def version(self, collection: str) -> str:
-        """Return a value that changes whenever an item of the collection is written or deleted, so that maps are
-        recomputed."""
+        """Return a value that changes whenever an item of the collection is written or deleted."""
 
     # Collections
 
@@ -184,23 +179,29 @@ class Store(Protocol):
 
     async def parts(self, name: str) -> list[Part]: ...
 
-    async def create_collection(self, name: str, wanted: IndexRequest | None = None) -> bool:
+    async def create_collection(self, name: str, request: IndexRequest | None = None) -> bool:
         """Return whether it was created by this call: it is no error that it is there already.
 
-        With `wanted` its index is to be of that kind from now on. Raises InvalidRequest for what this store has not.
+        With `request` its index is to be of that kind from now on. Raises InvalidRequest for what this store has not.
         """
 
     async def keyword_fields(self, collection: str) -> list[str]:
-        """The metadata keys whose words can be searched for, besides the text of text items."""
+        """Return the metadata keys whose words can be searched for, besides the text of text items."""
+        return []
 
     async def set_keyword_fields(self, collection: str, fields: Sequence[str]) -> None:
         """Set the keyword fields, also for the items that exist already. Raises InvalidRequest."""
+        if fields:
+            raise InvalidRequest(f"keywords: a {self.kind} store has no index of words")
 
     async def keeps_tokens(self, collection: str) -> bool:
         """Return whether items are stored with their token vectors; False for a collection that is not there yet."""
+        return False
 
-    async def keep_tokens(self, collection: str, wanted: bool) -> None:
-        """Keep token vectors of items written from now on, or delete those that are kept."""
+    async def keep_tokens(self, collection: str, kept: bool) -> None:
+        """Keep token vectors of items written from now on, or delete those that are kept. Raises InvalidRequest."""
+        if kept:
+            raise InvalidRequest(f"tokens: a {self.kind} store keeps no token vectors")
 
     async def drop_collection(self, name: str) -> None:
         """Delete a collection with its items and their moments."""

@@ -7,10 +7,12 @@ collection names their key as one of its keyword fields. Rows go with their item
 import json
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import dataclass
 from unicodedata import category
 
+from service.store.filters import Filter
+from service.store.items import Entry
 from service.store.kinds import Keys
-from service.store.rows import Entry
 
 TEXT = "text"
 
@@ -26,16 +28,16 @@ WHERE items.collection = ?1 AND held.key IN (SELECT value FROM json_each(?2)) AN
 
 
 def fields(connection: sqlite3.Connection, collection: int) -> list[str]:
-    """The metadata keys whose strings are indexed, sorted."""
+    """Return the metadata keys whose strings are indexed, sorted."""
     rows = connection.execute("SELECT field FROM keyword_fields WHERE collection = ? ORDER BY field", (collection,))
     return [row[0] for row in rows]
 
 
-def set_fields(connection: sqlite3.Connection, collection: int, wanted: Sequence[str]) -> None:
+def set_fields(connection: sqlite3.Connection, collection: int, names: Sequence[str]) -> None:
     """Set the keyword fields of a collection, and index its present items by them."""
-    held = set(fields(connection, collection))
-    gone, new = sorted(held - set(wanted)), sorted(set(wanted) - held)
-    for field in gone:
+    present = set(fields(connection, collection))
+    removed, new = sorted(present - set(names)), sorted(set(names) - present)
+    for field in removed:
         connection.execute("DELETE FROM keyword_fields WHERE collection = ? AND field = ?", (collection, field))
         connection.execute("DELETE FROM keywords WHERE collection = ? AND field = ?", (collection, field))
     if new:
@@ -43,13 +45,8 @@ def set_fields(connection: sqlite3.Connection, collection: int, wanted: Sequence
         connection.execute(_FROM_METADATA, (collection, json.dumps(new, ensure_ascii=False)))
 
 
-def put(
-    connection: sqlite3.Connection, collection: int, keys: Keys, replaced: Sequence[bool], entries: Sequence[Entry]
-) -> None:
-    """Index the words of the rows just written under these keys, in place of the replaced rows' words."""
-    older = [int(key) for key, known in zip(keys, replaced, strict=True) if known]
-    if older:
-        connection.execute("DELETE FROM keywords WHERE item IN (SELECT value FROM json_each(?))", (json.dumps(older),))
+def put(connection: sqlite3.Connection, collection: int, keys: Keys, entries: Sequence[Entry]) -> None:
+    """Index the words of the rows just written under these keys."""
     texts = [
         (int(key), collection, TEXT, entry.text)
         for key, entry in zip(keys, entries, strict=True)
@@ -64,31 +61,41 @@ def put(
         )
 
 
-def search(
-    connection: sqlite3.Connection,
-    collection: int,
-    query: str,
-    count: int,
-    *,
-    field: str | None = None,
-    modalities: Sequence[str] | None = None,
-    among: Keys | None = None,
-    every: bool = False,
-) -> list[tuple[int, float]]:
-    """The `count` best (row key, BM25, higher is better) for the words of a query, best first.
+@dataclass(frozen=True)
+class KeywordSearch:
+    """A search for the `count` best items of a collection for the words of a query."""
 
-    An item counts by the best of its fields. With `every`, all the words must be in one field.
+    collection: str
+    query: str
+    count: int
+    field: str | None = None
+    """`text`, or one of the collection's keyword fields; None: all of them."""
+    every: bool = False
+    """Whether all the words must be in one field."""
+    modalities: Sequence[str] | None = None
+    filter: Filter | None = None
+    leave_out: str | None = None
+    """An item that is not to be among the results."""
+
+
+def search(
+    connection: sqlite3.Connection, collection: int, request: KeywordSearch, among: Keys | None = None
+) -> list[tuple[int, float]]:
+    """Return the best (row key, BM25, higher is better) for the words of a query, best first: one more than asked for
+    where one of them may be the item that is left out.
+
+    An item counts by the best of its fields. Where `among` is given, it is one of these row keys.
     """
-    expression = match_expression(query, every=every)
+    expression = match_expression(request.query, every=request.every)
     if expression is None:
         return []
     where, bound = ["keyword_index MATCH ?", "keywords.collection = ?"], [expression, collection]
-    if field is not None:
+    if request.field is not None:
         where.append("field = ?")
-        bound.append(field)
-    if modalities is not None:
+        bound.append(request.field)
+    if request.modalities is not None:
         where.append("(SELECT modality FROM items WHERE items.key = item) IN (SELECT value FROM json_each(?))")
-        bound.append(json.dumps(list(modalities)))
+        bound.append(json.dumps(list(request.modalities)))
     if among is not None:
         where.append("item IN (SELECT value FROM json_each(?))")
         bound.append(json.dumps(among.tolist()))
@@ -99,14 +106,14 @@ def search(
             SELECT item, bm25(keyword_index) AS score
             FROM keyword_index CROSS JOIN keywords ON keywords.key = keyword_index.rowid WHERE {" AND ".join(where)}
         ) SELECT item, -min(score) FROM scored GROUP BY item ORDER BY min(score), item LIMIT ?""",
-        (*bound, count),
+        (*bound, request.count + bool(request.leave_out)),
     )
     return [(row[0], row[1]) for row in rows]
 
 
 def match_expression(query: str, *, every: bool = False) -> str | None:
-    """A client's words as an FTS5 expression that is always valid: every word or "quoted phrase" is a string in it, so
-    that nothing in it is an operator. None where no word is left."""
+    """Return a client's words as an FTS5 expression that is always valid: every word or "quoted phrase" is a string in
+    it, so that nothing in it is an operator. None where no word is left."""
     terms = []
     for place, part in enumerate(query.split('"')):
         words = "".join(letter if category(letter)[0] in "LMN" else " " for letter in part).split()

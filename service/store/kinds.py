@@ -81,7 +81,7 @@ class IndexRequest:
 
     @classmethod
     def stored(cls, kind: str, precision: Precision | None) -> "IndexRequest":
-        """What a store has written down; a kind that there is no more is the nearest of those that there are."""
+        """Return what a store has written down; a kind that there is no more is the nearest of those that there are."""
         if kind == "sq" and precision is None:
             precision = "int8"  # which was its default, and is not the graph's
         return cls(cast("Kind", REPLACED.get(kind, kind)), precision)
@@ -112,7 +112,7 @@ class Rules:
     """The index takes in what is not in it yet, once that is both the first many and the share of it, or the last many:
     a search looks at each of them, 3 ms for 20,000 of 384 dimensions."""
     dead_share: float = 0.25
-    """Of an index or of vectors without one, beyond which it is built anew without what was deleted."""
+    """Share of deleted vectors beyond which an index, or vectors without one, are built anew without them."""
     step: int = 50_000
     """An index takes in at most as much as it holds, or this much, before it is switched to: what a step has done is
     searched sooner, and outlives a restart."""
@@ -122,11 +122,11 @@ class Rules:
     """Bytes. Where a float32 graph would take more than half of it, `auto` takes int8, and then product codes."""
 
     def rest_least(self, indexed: int) -> int:
-        """Vectors in no index from which on an index that holds so many takes them in."""
+        """Return how many vectors in no index there are from which on an index that holds so many takes them in."""
         return int(min(max(self.rest_at_least, self.rest_share * indexed), self.rest_at_most))
 
     def choose(self, wanted: IndexRequest, count: int, dimensions: int, present: Kind | None = None) -> IndexSpec:
-        """The index of a part of `count` vectors that is served by an index of kind `present` now."""
+        """Return the index of a part of `count` vectors that is served by an index of kind `present` now."""
         if wanted.kind == "auto":
             # An index that is there stays until the part is half as large, so that none is built back and forth.
             flat = self.flat_up_to / 2 if present not in (None, "flat") else self.flat_up_to
@@ -162,7 +162,7 @@ class Effort:
 class IndexSnapshot:
     """An index over rows 0 … count - 1 of a part. Never changed once it is searched."""
 
-    chosen: IndexSpec
+    spec: IndexSpec
     index: Any
     trained: int
     """Vectors that it held when it was trained."""
@@ -176,7 +176,7 @@ class IndexSnapshot:
     def nominate(
         self, queries: Vectors, count: int, allowed: Mask | None, share: float, effort: Effort
     ) -> tuple[NDArray[np.float32], Keys]:
-        """Scores and row numbers (Q, ≤ count) of the nearest of the rows allowed, best first, -1 where there are none.
+        """Return scores and row numbers (Q, ≤ count) of the nearest rows allowed, best first, -1 where there are none.
 
         `share` is how many of those that are near are allowed.
         """
@@ -191,14 +191,14 @@ class IndexSnapshot:
         return scores, rows
 
     def shares_around(self, queries: Vectors, allowed: Mask) -> NDArray[np.float64]:
-        """(Q,): how many of the rows near each query are allowed, of a graph. A filter may follow what vectors mean."""
+        """Return how many of the rows near each query are allowed, of a graph (Q,). A filter may follow meanings."""
         near = min(_AROUND, self.count)
         _, rows = self.index.search(queries, near, params=faiss.SearchParametersHNSW(efSearch=near))
         passing: NDArray[np.float64] = np.where(rows < 0, False, allowed[rows]).sum(axis=1) + 0.5
         return passing / (near + 1)
 
     def scan(self, queries: Vectors, count: int, allowed: Mask | None) -> tuple[NDArray[np.float32], Keys]:
-        """The same, having looked at every row that is allowed; of an index that holds codes, at their codes."""
+        """Do the same having looked at every row that is allowed; of an index that holds codes, at their codes."""
         index = faiss.downcast_index(self.index)
         if isinstance(index, faiss.IndexHNSW):
             index = faiss.downcast_index(index.storage)
@@ -232,27 +232,27 @@ class IndexSnapshot:
         return int(min(index.nlist, np.ceil(wanted / max(share, 1e-9))))
 
     def nominees(self, count: int, effort: Effort) -> int:
-        """Candidates to ask for, so that `count` of them are right."""
-        if self.chosen.exact_scores:
+        """Return how many candidates to ask for, so that `count` of them are right."""
+        if self.spec.exact_scores:
             return count
-        return max(count, effort.rescore or max(64, count * _NOMINATED[self.chosen.precision]))
+        return max(count, effort.rescore or max(64, count * _NOMINATED[self.spec.precision]))
 
 
 @functools.lru_cache(maxsize=64)
 def _without_filter(ef_search: int) -> Any:
-    """Shared by searches, since FAISS only reads them: to make them takes a tenth of the time of a small search."""
+    """Return parameters that searches share: to make them takes a tenth of a small search."""
     return faiss.SearchParametersHNSW(efSearch=ef_search)
 
 
 def ef_search(effort: Effort, count: int, share: float, total: int) -> int:
-    """Nodes that a search keeps in sight; more where a filter lets through but a small `share` of those it meets."""
+    """Return how many nodes a search keeps in sight; more where a filter lets through only a small `share`."""
     grown = _EF_SEARCH * max(1.0, total / _EF_ENOUGH) ** _EF_GROWTH
     wanted = max(effort.ef_search or int(grown), count)
     return int(np.ceil(wanted * max(1.0, _MET / max(share, _MET_LEAST))))
 
 
 def graph_rather_than_scan(selected: int, total: int, effort: Effort, count: int, around: float) -> bool:
-    """Whether the graph finds the nearest of the rows allowed, and sooner than looking at each of them.
+    """Return whether the graph finds the nearest of the rows allowed, and sooner than looking at each of them.
 
     `around` is the share of the rows near a query that are allowed. The measured rule of decisions/0012.
     """
@@ -269,32 +269,32 @@ _LOOK_US = 0.25
 
 
 def build(
-    chosen: IndexSpec,
+    spec: IndexSpec,
     dimensions: int,
     count: int,
     sample: Callable[[int], Vectors],
     batches: Iterator[Vectors],
     stopped: Callable[[], bool],
 ) -> IndexSnapshot | None:
-    """An index over `count` vectors that come in batches (n, D); None when stopped.
+    """Return an index over `count` vectors that come in batches (n, D); None when stopped.
 
     `sample(n)` gives at most n of them, drawn at random.
     """
     # Threads cost more than they bring where there is little to do.
     faiss.omp_set_num_threads(os.cpu_count() if count > _ADDED else 1)
-    index = _empty(chosen, dimensions, count)
+    index = _empty(spec, dimensions, count)
     if not index.is_trained:
         index.train(sample(_training_size(index, count)))
-    return IndexSnapshot(chosen, index, count) if _add(index, batches, stopped) else None
+    return IndexSnapshot(spec, index, count) if _add(index, batches, stopped) else None
 
 
 def extend(
     built: IndexSnapshot, batches: Iterator[Vectors], stopped: Callable[[], bool], *, copy: bool = True
 ) -> IndexSnapshot | None:
-    """A copy of an index that holds the batches too; None when stopped. The index itself may be searched meanwhile:
-    one that nobody searches need not be copied."""
+    """Return a copy of an index, which may be searched meanwhile, that holds the batches too; None when stopped. An
+    index that nobody searches need not be copied."""
     index = faiss.clone_index(built.index) if copy else built.index
-    return IndexSnapshot(built.chosen, index, built.trained) if _add(index, batches, stopped) else None
+    return IndexSnapshot(built.spec, index, built.trained) if _add(index, batches, stopped) else None
 
 
 def _add(index: Any, batches: Iterator[Vectors], stopped: Callable[[], bool]) -> bool:
@@ -306,12 +306,12 @@ def _add(index: Any, batches: Iterator[Vectors], stopped: Callable[[], bool]) ->
     return True
 
 
-def _empty(chosen: IndexSpec, dimensions: int, count: int) -> Any:
+def _empty(spec: IndexSpec, dimensions: int, count: int) -> Any:
     metric = faiss.METRIC_INNER_PRODUCT
     lists = int(max(1, min(4 * count**0.5, count / _PER_CENTROID, _MOST_LISTS)))
     codes = _code_bytes(dimensions)
-    if chosen.kind == "hnsw":
-        suffix = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}[chosen.precision or "float32"]
+    if spec.kind == "hnsw":
+        suffix = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}[spec.precision or "float32"]
         index = faiss.index_factory(dimensions, f"HNSW{_M},{suffix}", metric)
         index.hnsw.efConstruction = _EF_CONSTRUCTION
         return index
@@ -326,7 +326,7 @@ def _empty(chosen: IndexSpec, dimensions: int, count: int) -> Any:
 
 
 def _code_bytes(dimensions: int) -> int:
-    """Of a product code: one for eight dimensions, or the nearest that divides them."""
+    """Return the bytes of a product code: one for eight dimensions, or the nearest number that divides them."""
     return max(size for size in range(1, dimensions + 1) if dimensions % size == 0 and size <= max(1, dimensions // 8))
 
 
@@ -344,11 +344,11 @@ def _inverted(index: Any) -> Any:
 
 
 def on_gpu(built: IndexSnapshot) -> IndexSnapshot:
-    """With a copy on the GPU where FAISS has one and the kind can live there; as it is otherwise."""
+    """Return an index with a copy on the GPU where FAISS has one and the kind can live there; as it is otherwise."""
     gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
-    if not gpus or built.chosen.kind != "ivf_pq":
+    if not gpus or built.spec.kind != "ivf_pq":
         return built
-    return IndexSnapshot(built.chosen, built.index, built.trained, _OnGpu(built.index))
+    return IndexSnapshot(built.spec, built.index, built.trained, _OnGpu(built.index))
 
 
 class _OnGpu:

@@ -40,18 +40,22 @@ def put_label_set(
     )
     connection.execute("DELETE FROM label_vectors WHERE label_set = ?", (name,))
     connection.executemany(
-        "INSERT INTO label_vectors VALUES (?, ?, ?)", [(name, digest, blob(held)) for digest, held in vectors.items()]
+        "INSERT INTO label_vectors VALUES (?, ?, ?)", [(name, digest, blob(array)) for digest, array in vectors.items()]
     )
 
 
 def label_set(connection: sqlite3.Connection, name: str, dimensions: int) -> LabelSet | None:
-    row = connection.execute("SELECT * FROM label_sets WHERE name = ?", (name,)).fetchone()
+    connection.execute("BEGIN")  # so that both reads see one state
+    try:
+        row = connection.execute("SELECT * FROM label_sets WHERE name = ?", (name,)).fetchone()
+        stored = connection.execute("SELECT digest, vectors FROM label_vectors WHERE label_set = ?", (name,)).fetchall()
+    finally:
+        connection.execute("COMMIT")
     if row is None:
         return None
-    held = connection.execute("SELECT digest, vectors FROM label_vectors WHERE label_set = ?", (name,))
-    stored = {digest: unpack(blob).reshape(-1, dimensions) for digest, blob in held}
+    vectors = {digest: unpack(blob).reshape(-1, dimensions) for digest, blob in stored}
     _, space, definition, created, updated = row
-    return LabelSet(name, space, json.loads(definition), created, updated, stored)
+    return LabelSet(name, space, json.loads(definition), created, updated, vectors)
 
 
 def listed(connection: sqlite3.Connection, after: str, limit: int) -> list[ListedLabelSet]:

@@ -6,13 +6,12 @@ store writes and deletes them with their owner; SQLite does so in one transactio
 """
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from service.contract.vectors import Vectors
-from service.store.filters import Filter, Is
-from service.store.interface import MOST_FOUND_BYTES, Hit
-from service.store.rows import Entry, Item, Metadata, Moment
+from service.store.filters import Is
+from service.store.interface import MOST_FOUND_BYTES, Hit, VectorSearch
+from service.store.items import Entry, Item, Metadata, Moment
 
 HAVING = ("video", "audio")
 """Modalities of items that may have moments."""
@@ -27,7 +26,7 @@ _TOGETHER = 500
 
 
 def moments_table(collection: str) -> str:
-    """The name of the collection that holds the moments of a collection's items."""
+    """Return the name of the collection that holds the moments of a collection's items."""
     return f".moments.{collection}"
 
 
@@ -37,7 +36,7 @@ def hidden(collection: str) -> bool:
 
 
 def entries(owners: Sequence[Entry]) -> list[Entry]:
-    """The moments of these entries, as entries."""
+    """Return the moments of these entries, as entries."""
     return [_entry(owner, moment) for owner in owners for moment in owner.moments]
 
 
@@ -58,74 +57,56 @@ def _entry(owner: Entry, moment: Moment) -> Entry:
 
 
 def moved(moment: Item, ids: Mapping[str, str], metadata: Mapping[str, Metadata]) -> Item:
-    """The moment of an item that gets another id (old → new), and perhaps other metadata."""
+    """Return the moment of an item that gets another id (old → new), and perhaps other metadata."""
     owner, separator, rest = moment.id.partition(SEPARATOR)
     described = {**metadata.get(owner, moment.metadata), OWNER: ids[owner]}
     return replace(moment, id=f"{ids[owner]}{separator}{rest}", metadata=described)
 
 
-@dataclass(frozen=True)
-class Find:
-    """The `count` nearest of one collection to each query, without regard to moments; answered with lists of hits, or
-    with None where there is no such collection."""
-
-    collection: str
-    queries: Vectors
-    count: int
-    modalities: Sequence[str] | None
-    filter: Filter | None
-    leave_out: Sequence[str | None] | None
-    by_modality: bool = False
-
-
-@dataclass(frozen=True)
-class Get:
-    """A request for one item; the answer is None where it does not exist."""
-
-    collection: str
-    id: str
-
-
-def search(find: Find) -> Generator[Find | Get, Any, list[list[Hit]] | None]:
+def search(request: VectorSearch) -> Generator[VectorSearch | str, Any, list[list[Hit]] | None]:
     """Search as Store.search does. An item with moments gets the score of the whole or of its best moment, whichever is
     higher.
 
-    The moment of a hit is the best one, also where the whole is more like the query than any of them. Yields what is to
-    be asked of a store and is sent the answers, so that a store which can answers all of them as of one moment.
+    The moment of a hit is the best one, also where the whole is more like the query than any of them. Yields searches,
+    answered with lists of hits or with None where there is no such collection, and ids, answered with the item or None,
+    so that a store which can answers all of them as of one moment.
     """
-    hits_by_query: list[list[Hit]] | None = yield find
-    having = [modality for modality in HAVING if find.modalities is None or modality in find.modalities]
+    hits_by_query: list[list[Hit]] | None = yield request
+    having = [modality for modality in HAVING if request.modalities is None or modality in request.modalities]
     if hits_by_query is None or not having:
         return hits_by_query
-    moments = yield from _nearest(find, having)
+    moments = yield from _nearest(request, having)
     if moments is None:
         return hits_by_query
     results = []
-    for query, hits, best in zip(find.queries, hits_by_query, moments, strict=True):
+    for query, hits, best in zip(request.queries, hits_by_query, moments, strict=True):
         owners = {hit.item.id: hit for hit in hits if hit.item.modality in having}
+        one_query = replace(request, queries=query[None], leave_out=None, by_modality=False)
         for id in [id for id in owners.keys() - best.keys() if owners[id].item.modality == "video"]:
-            best |= yield from _best_of(find.collection, query, [id])
+            best |= yield from _best_of(one_query, [id])
         # Most sounds are short and have no moments, so all of them are looked up together.
-        best |= yield from _best_of(find.collection, query, sorted(owners.keys() - best.keys()))
+        best |= yield from _best_of(one_query, sorted(owners.keys() - best.keys()))
         merged = [hit for hit in hits if hit.item.id not in best]
         for id, moment in best.items():
             whole = owners.get(id)
-            item: Item | None = whole.item if whole else (yield Get(find.collection, id))
+            item: Item | None = whole.item if whole else (yield id)
             if item is not None:
                 score = max(moment.score, whole.score) if whole else moment.score
                 merged.append(Hit(item, score, moment.moment))
         merged.sort(key=lambda hit: -hit.score)
-        results.append(merged if find.by_modality else merged[: find.count])
+        results.append(merged if request.by_modality else merged[: request.count])
     return results
 
 
-def _nearest(find: Find, modalities: Sequence[str]) -> Generator[Find, Any, list[dict[str, Hit]] | None]:
+def _nearest(
+    request: VectorSearch, modalities: Sequence[str]
+) -> Generator[VectorSearch, Any, list[dict[str, Hit]] | None]:
     """Return, for each query, the best moment of each of the `count` nearest items, by item id, and of each modality
     where that is asked for. Returns None where the collection has no moments."""
-    parts = [[modality] for modality in modalities] if find.by_modality else [modalities]
-    best: list[dict[str, Hit]] = [{} for _ in find.queries]
+    parts = [[modality] for modality in modalities] if request.by_modality else [modalities]
+    best: list[dict[str, Hit]] = [{} for _ in request.queries]
     for part in parts:
-        nearest = yield from _nearest_among(find, part)
+        nearest = yield from _nearest_among(request, part)
         if nearest is None:
             return None
         for moments, nearer in zip(best, nearest, strict=True):
@@ -133,35 +114,42 @@ def _nearest(find: Find, modalities: Sequence[str]) -> Generator[Find, Any, list
     return best
 
 
-def _nearest_among(find: Find, modalities: Sequence[str]) -> Generator[Find, Any, list[dict[str, Hit]] | None]:
-    depth = min(4 * find.count, _DEEPEST)
+def _nearest_among(
+    request: VectorSearch, modalities: Sequence[str]
+) -> Generator[VectorSearch, Any, list[dict[str, Hit]] | None]:
+    depth = min(4 * request.count, _DEEPEST)
     while True:
-        hits_by_query = yield Find(moments_table(find.collection), find.queries, depth, modalities, find.filter, None)
+        table = moments_table(request.collection)
+        hits_by_query = yield replace(
+            request, collection=table, count=depth, modalities=modalities, leave_out=None, by_modality=False
+        )
         if hits_by_query is None:
             return None
         best: list[dict[str, Hit]] = []
-        for hits, left_out in zip(hits_by_query, find.leave_out or [None] * len(hits_by_query), strict=True):
+        for hits, left_out in zip(hits_by_query, request.leave_out or [None] * len(hits_by_query), strict=True):
             by_owner: dict[str, Hit] = {}
             for hit in hits:
                 owner = str(hit.item.metadata[OWNER])
-                if owner != left_out and len(by_owner) < find.count:
+                if owner != left_out and len(by_owner) < request.count:
                     by_owner.setdefault(owner, _opened(hit))
             best.append(by_owner)
         exhausted = all(len(hits) < depth for hits in hits_by_query)
         too_much = 4 * sum(hit.item.size for hits in hits_by_query for hit in hits) > MOST_FOUND_BYTES
-        if exhausted or too_much or depth >= _DEEPEST or all(len(by_owner) >= find.count for by_owner in best):
+        if exhausted or too_much or depth >= _DEEPEST or all(len(by_owner) >= request.count for by_owner in best):
             return best
         depth = min(4 * depth, _DEEPEST)
 
 
-def _best_of(collection: str, query: Vectors, ids: Sequence[str]) -> Generator[Find, Any, dict[str, Hit]]:
-    """The best moments of these items, by their ids, of those that have some: of one item always, of several as far as
-    their moments are near enough."""
+def _best_of(request: VectorSearch, ids: Sequence[str]) -> Generator[VectorSearch, Any, dict[str, Hit]]:
+    """Return the best moments of these items, by their ids, of those that have some: of one item always, of several as
+    far as their moments are near enough."""
     depth = 1 if len(ids) == 1 else min(4 * len(ids), _DEEPEST)
     best: dict[str, Hit] = {}
     for start in range(0, len(ids), _TOGETHER):
         owners = Is(OWNER, tuple(ids[start : start + _TOGETHER]))
-        hits_by_query = yield Find(moments_table(collection), query[None], depth, None, owners, None)
+        hits_by_query = yield replace(
+            request, collection=moments_table(request.collection), count=depth, modalities=None, filter=owners
+        )
         for hit in hits_by_query[0] if hits_by_query else ():
             best.setdefault(str(hit.item.metadata[OWNER]), _opened(hit))
     return best

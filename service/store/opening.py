@@ -15,7 +15,7 @@ _MILVUS_TIMEOUT_S = 5.0
 
 
 def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store, str]:
-    """The store, and the name of the first model that may add to it.
+    """Open the store; return it, and the name of the first model that may add to it.
 
     Raises StoreError: SpaceMismatch, of the default model, where none may.
     """

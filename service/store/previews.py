@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from service.store import keywords
+from service.store.items import Entry, Preview
 from service.store.kinds import Keys
-from service.store.rows import Entry, Preview
 
 TEXT_CHARS = 1_000
 """Number of characters of a stored text that are shown."""
@@ -26,17 +26,14 @@ class Shown:
     about: dict[str, Any]
 
 
-def put(connection: sqlite3.Connection, keys: Keys, replaced: Sequence[bool], entries: Sequence[Entry]) -> None:
-    """Store the previews of the entries just written under these row keys, in place of those of the replaced rows."""
-    older = [int(key) for key, known in zip(keys, replaced, strict=True) if known]
-    if older:
-        connection.execute("DELETE FROM previews WHERE item IN (SELECT value FROM json_each(?))", (json.dumps(older),))
+def put(connection: sqlite3.Connection, keys: Keys, entries: Sequence[Entry]) -> None:
+    """Store the previews of the entries just written under these row keys."""
     connection.executemany(
         "INSERT INTO previews (item, media_type, about, data) VALUES (?, ?, ?, ?)",
         [
-            (int(key), kept.media_type, orjson.dumps(kept.about).decode(), kept.data)
+            (int(key), preview.media_type, orjson.dumps(preview.about).decode(), preview.data)
             for key, entry in zip(keys, entries, strict=True)
-            if (kept := entry.preview) is not None
+            if (preview := entry.preview) is not None
         ],
     )
 

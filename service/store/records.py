@@ -31,7 +31,7 @@ class Records:
         self._places.extend([self._place(record) for record in records])
 
     def leave(self, count: int) -> None:
-        """The next rows have none, until set() gives them some."""
+        """Leave the next rows without records, until set() gives them some."""
         self._places.extend(np.zeros(count, np.int64))
 
     def set(self, rows: NDArray[np.int64], records: Sequence[bytes]) -> None:

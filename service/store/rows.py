@@ -1,21 +1,21 @@
 """Collections and items as rows, in SQLite: functions of a connection."""
 
-import base64
-import binascii
 import json
+import logging
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
 
 from service.contract.vectors import Vectors
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, NotFound
 from service.runtime.workers import stop_if_abandoned
-from service.store.kinds import REPLACED, IndexRequest, Keys, Kind
+from service.store import cursors
+from service.store.items import Collection, Entry, Item, Metadata
+from service.store.kinds import REPLACED, IndexRequest, Keys
 from service.store.schema import now
 
 _BATCH = 10_000
@@ -26,73 +26,7 @@ _FETCHED = 256
 _FEW = 32
 """Largest number of values that are named in the statement itself, which SQLite reads faster than JSON."""
 
-Metadata = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Preview:
-    """A small file of our own making that shows what an item was made from."""
-
-    media_type: str
-    data: bytes
-    about: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A part of a video."""
-
-    modality: str
-    """Modality of the moment: image is a frame from its middle, audio its sound."""
-    start: float
-    end: float
-    """End of the moment, in seconds."""
-    vector: Vectors | None
-    """Unit vector (D,); None where it was not asked for."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An item as a client writes it, before it has a place in the store."""
-
-    collection: str
-    id: str
-    modality: str
-    metadata: Metadata
-    vector: Vectors
-    """Unit vector (D,)."""
-    text: str | None = None
-    """The text of a text item: its words can be searched for."""
-    tokens: Vectors | None = None
-    """Unit vectors of the tokens (N, D), for reranking; stored where the collection keeps them."""
-    preview: Preview | None = None
-    moments: Sequence[Moment] = ()
-    """Moments of a video or a long sound; a store keeps them in a collection of their own (store/moments.py)."""
-    truncated: bool = False
-    """Whether only a part of what was given is in the vector; told to who wrote it, and not stored."""
-
-
-@dataclass(slots=True)  # a frozen one takes four times as long to make, and a search makes many
-class Item:
-    collection: str
-    id: str
-    modality: str
-    metadata: Metadata
-    created: str
-    updated: str
-    vector: Vectors | None
-    size: int = field(default=0, compare=False)
-    """Size of the metadata, in bytes of JSON, or a little more; 0 where it is not known."""
-
-
-@dataclass(frozen=True)
-class Collection:
-    name: str
-    space: str
-    dimensions: int
-    created: str
-    wanted: IndexRequest
-    count: int
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,8 +60,16 @@ def collection_key(connection: sqlite3.Connection, name: str) -> int | None:
     return None if row is None else int(row[0])
 
 
+def existing_collection_key(connection: sqlite3.Connection, name: str) -> int:
+    """Return the key of a collection. Raises NotFound."""
+    key = collection_key(connection, name)
+    if key is None:
+        raise NotFound(f"no collection {name!r}")
+    return key
+
+
 def ensure_collection(connection: sqlite3.Connection, name: str, space: str, dimensions: int) -> tuple[int, bool]:
-    """The collection's key, and whether it was created by this call."""
+    """Return the key of a collection, and whether it was created by this call."""
     key = collection_key(connection, name)
     if key is not None:
         return key, False
@@ -139,20 +81,24 @@ def ensure_collection(connection: sqlite3.Connection, name: str, space: str, dim
     return cursor.lastrowid, True
 
 
-def configure_collection(connection: sqlite3.Connection, key: int, wanted: IndexRequest) -> None:
+def configure_collection(connection: sqlite3.Connection, key: int, request: IndexRequest) -> None:
     connection.execute(
-        "UPDATE collections SET kind = ?, precision = ? WHERE key = ?", (wanted.kind, wanted.precision, key)
+        "UPDATE collections SET kind = ?, precision = ? WHERE key = ?", (request.kind, request.precision, key)
     )
 
 
-def replace_kinds(connection: sqlite3.Connection) -> Counter[tuple[str, Kind]]:
-    """Give each collection whose kind of index there is no more the nearest kind, and count them by both kinds."""
-    counts: Counter[tuple[str, Kind]] = Counter()
-    for key, kind, precision in connection.execute("SELECT key, kind, precision FROM collections").fetchall():
-        if kind in REPLACED:
+def replace_kinds(connection: sqlite3.Connection) -> None:
+    """Give each collection whose kind of index there is no more the nearest kind, and say so in the log."""
+    for kind, instead in REPLACED.items():
+        stored = connection.execute("SELECT key, precision FROM collections WHERE kind = ?", (kind,)).fetchall()
+        for key, precision in stored:
             configure_collection(connection, key, IndexRequest.stored(kind, precision))
-            counts[kind, REPLACED[kind]] += 1
-    return counts
+        if stored:
+            _log.warning(
+                "%s collections have an index of kind %s, which there is no more: %s replaces it. The old index is "
+                "searched until the new one is built.",
+                *(len(stored), kind, instead),
+            )
 
 
 def drop_collection(connection: sqlite3.Connection, key: int) -> None:
@@ -215,6 +161,12 @@ _VECTOR = f"{_FROM} JOIN vectors ON vectors.slot = items.slot"
 _GIVEN = "(SELECT value FROM json_each(?))"
 
 
+def forget_details(connection: sqlite3.Connection, keys: Keys) -> None:
+    """Delete the words, token vectors and previews of the items with these row keys."""
+    for table in ("keywords", "token_vectors", "previews") if keys.size else ():
+        connection.execute(f"DELETE FROM {table} WHERE item IN {_GIVEN}", (_json(keys.tolist()),))
+
+
 def item(connection: sqlite3.Connection, collection: int, id: str, with_vector: bool) -> Item | None:
     columns = f"{_ITEM}, vector {_VECTOR}" if with_vector else f"{_ITEM} {_FROM}"
     row = connection.execute(f"SELECT {columns} WHERE collection = ? AND id = ?", (collection, id)).fetchone()
@@ -226,12 +178,12 @@ def items_by_slot(
 ) -> dict[int, Item]:
     """Return the items of the collection with this key and name, by slot."""
     vector, join = (", vector", "JOIN vectors USING (slot)") if with_vector else ("", "")
-    few = len(slots) <= _FEW
-    given = ",".join("?" * len(slots)) if few else _GIVEN[1:-1]
+    are_few = len(slots) <= _FEW
+    values = ",".join("?" * len(slots)) if are_few else _GIVEN[1:-1]
     rows = connection.execute(
         f"""SELECT slot, ?, id, modality, metadata, created, updated{vector} FROM items {join}
-        WHERE collection = ? AND slot IN ({given})""",
-        (name, collection, *(slots if few else (_json(slots),))),
+        WHERE collection = ? AND slot IN ({values})""",
+        (name, collection, *(slots if are_few else (_json(slots),))),
     )
     return {row[0]: _item(*row[1:]) for row in rows}
 
@@ -250,7 +202,7 @@ def keys_of_slots(connection: sqlite3.Connection, collection: int, slots: Keys) 
 
 
 def vectors(connection: sqlite3.Connection, collection: int, ids: Sequence[str]) -> dict[str, Vectors]:
-    """The vectors (D,) of those ids that are there."""
+    """Return the vectors (D,) of those ids that are there."""
     rows = connection.execute(
         f"SELECT id, vector FROM items JOIN vectors USING (slot) WHERE collection = ? AND id IN {_GIVEN}",
         (collection, json.dumps(list(ids))),
@@ -259,11 +211,11 @@ def vectors(connection: sqlite3.Connection, collection: int, ids: Sequence[str])
 
 
 def page(
-    connection: sqlite3.Connection, collection: int | None, modality: str | None, after: int, limit: int
-) -> tuple[list[Item], int | None]:
-    """Return items in the order in which they were first written, and the key of the next page, None at the end."""
+    connection: sqlite3.Connection, collection: int | None, modality: str | None, cursor: str | None, limit: int
+) -> tuple[list[Item], str | None]:
+    """Return items in the order in which they were first written, and the cursor of the next page, None at the end."""
     where = ["items.key > ?"]
-    bound: list[int | str] = [after]
+    bound: list[int | str] = [0 if cursor is None else _key_of_cursor(cursor)]
     if collection is not None:
         where.append("items.collection = ?")
         bound.append(collection)
@@ -275,24 +227,16 @@ def page(
     rows = connection.execute(
         f"SELECT items.key, {_ITEM} {_FROM} WHERE {' AND '.join(where)} ORDER BY items.key LIMIT ?", (*bound, limit + 1)
     ).fetchall()
-    more = rows[limit - 1][0] if len(rows) > limit else None
+    more = cursors.encoded(b"k%d" % rows[limit - 1][0]) if len(rows) > limit else None
     return [_item(*row[1:]) for row in rows[:limit]], more
 
 
-def cursor(key: int) -> str:
-    """The key of a page's last row, as an opaque text."""
-    return base64.urlsafe_b64encode(b"k%d" % key).decode().rstrip("=")
-
-
-def key_of_cursor(text: str) -> int:
-    """Raises InvalidRequest for what cursor() did not make."""
-    try:
-        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequest("the cursor is not one that a page came with") from None
-    if not raw.startswith(b"k") or not raw[1:].isdigit() or len(raw) > 19:
+def _key_of_cursor(cursor: str) -> int:
+    """Return the key in a cursor. Raises InvalidRequest for one that no page came with."""
+    place = cursors.decoded(cursor)
+    if not place.startswith(b"k") or not place[1:].isdigit() or len(place) > 19:
         raise InvalidRequest("the cursor is not one that a page came with")
-    return int(raw[1:])
+    return int(place[1:])
 
 
 def slots_of_ids(connection: sqlite3.Connection, collection: int, ids: Sequence[str]) -> Keys:
@@ -304,7 +248,7 @@ def slots_of_ids(connection: sqlite3.Connection, collection: int, ids: Sequence[
 
 
 def slots_of_prefixes(connection: sqlite3.Connection, collection: int, prefixes: Sequence[str]) -> Keys:
-    """The slots of the items whose ids begin with one of these texts, each of which ends in a control character."""
+    """Return the slots of items whose ids begin with one of these texts, which end in a control character."""
     # Ranges of ids use the index over them. CROSS JOIN: SQLite keeps to this order.
     rows = connection.execute(
         """SELECT slot FROM json_each(?) AS given CROSS JOIN items
@@ -355,8 +299,7 @@ def _delete_vectors(connection: sqlite3.Connection, slots: Iterable[int]) -> Non
 def live(
     connection: sqlite3.Connection, collection: int
 ) -> Iterator[tuple[Keys, list[str], list[Metadata], list[bytes]]]:
-    """Yield every item of a collection in the order of the slots, in batches of slots, modalities, metadata and
-    records."""
+    """Yield batches of slots, modalities, metadata and records of a collection, in the order of the slots."""
     rows = connection.execute(
         "SELECT slot, modality, metadata, id, created, updated FROM items WHERE collection = ? ORDER BY slot",
         (collection,),
@@ -376,7 +319,7 @@ def live(
 
 
 class SlotReader:
-    """Reads vectors and metadata of a collection by slot (see index.Reader)."""
+    """Reads vectors and metadata of a collection by slot ."""
 
     def __init__(self, connection: sqlite3.Connection, collection: int, dimensions: int) -> None:
         self._connection, self._collection, self._dimensions = connection, collection, dimensions
@@ -422,7 +365,7 @@ class SlotReader:
 
 
 def record(id: str, created: str, updated: str, metadata: str) -> bytes:
-    """An item without its vector, as the index holds it (records.Records)."""
+    """Return an item without its vector, as the index holds it (records.Records)."""
     when = "0" if updated == created else f'"{updated}"'
     return orjson.dumps(id).join((b"[", f',"{created}",{when},{metadata}]'.encode()))
 

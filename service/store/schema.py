@@ -112,7 +112,7 @@ COMMIT;
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    """A connection in autocommit mode: transactions are opened and closed by name."""
+    """Return a connection in autocommit mode: transactions are opened and closed by name."""
     uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
     try:
@@ -134,8 +134,7 @@ def _set_up(connection: sqlite3.Connection, *, read_only: bool) -> None:
 
 
 def open_existing(path: Path, *, read_only: bool = True) -> sqlite3.Connection:
-    """Open the file of a store, or a copy of it. Raises StoreError where it is none, StoreDamaged where it cannot be
-    read."""
+    """Open the file of a store, or a copy of it. Raises StoreError; StoreDamaged where it cannot be read."""
     if not path.is_file():
         raise StoreError(f"{path} is not there")
     connection = None
@@ -207,7 +206,7 @@ def meta(connection: sqlite3.Connection, name: str) -> str | None:
 
 
 def sequence(connection: sqlite3.Connection) -> int:
-    """The number of the last commit."""
+    """Return the number of the last commit."""
     return int(meta(connection, "sequence") or 0)
 
 

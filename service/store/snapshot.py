@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,6 +20,8 @@ import faiss
 import numpy as np
 
 from service.contract.bundle import sha256_file
+from service.store import rows, schema
+from service.store.index import Index
 from service.store.kinds import IndexSnapshot, IndexSpec, Keys
 
 _FILES = (".faiss", ".slots.npy")
@@ -51,7 +54,7 @@ def save(directory: Path, store: str, sequence: int, saved: Saved) -> None:
         "sequence": sequence,
         "collection": saved.collection,
         "modality": saved.modality,
-        "chosen": asdict(saved.built.chosen),
+        "chosen": asdict(saved.built.spec),
         "trained": saved.built.trained,
         "sha256": {suffix: sha256_file(directory / f"{name}{suffix}") for suffix in _FILES},
     }
@@ -62,6 +65,36 @@ def save(directory: Path, store: str, sequence: int, saved: Saved) -> None:
         _remove(path)
 
 
+def load_indexes(connection: sqlite3.Connection, directory: Path, store: str, dimensions: int) -> dict[int, Index]:
+    """Load the indexes of all collections, by key, and bring them up to date with the rows.
+
+    Vectors that are in no index are read. Raises ValueError for an item without a vector.
+    """
+    saved = load(directory, store, schema.sequence(connection), dimensions)
+    indexes = {}
+    for collection in rows.collections(connection):
+        index = indexes[collection.key] = Index(dimensions, collection.index_request)
+        for part in saved:
+            if part.collection == collection.key:
+                index.load(part.modality, part.built, part.slots)
+        reader = rows.SlotReader(connection, collection.key, dimensions)
+        for slots, modalities, metadata, records in rows.live(connection, collection.key):
+            for modality in dict.fromkeys(modalities):
+                places = np.array([place for place, name in enumerate(modalities) if name == modality])
+                of_parts = [metadata[place] for place in places], [records[place] for place in places]
+                places = places[~index.revive(modality, slots[places], *of_parts)]
+                if places.size:
+                    present, vectors = reader.vectors(slots[places])
+                    if len(present) != len(places):
+                        raise ValueError("an item has no vector")
+                    fresh = [metadata[place] for place in places], [records[place] for place in places]
+                    index.put(modality, present, vectors, *fresh)
+    for part in saved:
+        if part.collection not in indexes:
+            forget(directory, part.collection)
+    return indexes
+
+
 def forget(directory: Path, collection: int, modality: str | None = None) -> None:
     """Delete the index files of a collection, or of one part of it."""
     for path, header in headers(directory):
@@ -70,19 +103,19 @@ def forget(directory: Path, collection: int, modality: str | None = None) -> Non
 
 
 def load(directory: Path, store: str, latest: int, dimensions: int) -> list[Saved]:
-    """The indexes that are whole and of this store. The others are deleted, and what no header names."""
-    indexes, kept = [], set()
+    """Load the indexes that are whole and of this store. The others are deleted, and what no header names."""
+    indexes, names = [], set()
     for path, header in headers(directory):
         try:
             indexes.append(read(path, header, store, latest, dimensions))
-            kept.add(path.stem)
+            names.add(path.stem)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # RuntimeError: FAISS cannot read it
             # Gone for good: were SQLite restored from an older copy, its sequence would one day pass the snapshot's,
             # and the snapshot would then look like a part of its history.
             _log.warning("an index is built anew: its snapshot cannot be used (%s)", error)
     if directory.is_dir():
         for path in directory.iterdir():
-            if path.name.partition(".")[0] not in kept and path.is_file():
+            if path.name.partition(".")[0] not in names and path.is_file():
                 path.unlink()
     return indexes
 

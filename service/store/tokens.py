@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from service.contract.vectors import Vectors
+from service.store.items import Entry
 from service.store.kinds import Keys
-from service.store.rows import Entry
 
 
 def kept(connection: sqlite3.Connection, collection: int) -> bool:
@@ -20,9 +20,9 @@ def kept(connection: sqlite3.Connection, collection: int) -> bool:
     return row is not None
 
 
-def keep(connection: sqlite3.Connection, collection: int, wanted: bool) -> None:
+def keep(connection: sqlite3.Connection, collection: int, kept: bool) -> None:
     """Keep token vectors from now on, or delete them."""
-    if wanted:
+    if kept:
         connection.execute("INSERT OR IGNORE INTO token_collections VALUES (?)", (collection,))
         return
     connection.execute("DELETE FROM token_collections WHERE collection = ?", (collection,))
@@ -31,17 +31,10 @@ def keep(connection: sqlite3.Connection, collection: int, wanted: bool) -> None:
     )
 
 
-def put(
-    connection: sqlite3.Connection, collection: int, keys: Keys, replaced: Sequence[bool], entries: Sequence[Entry]
-) -> None:
-    """Store the token vectors of the entries just written under these row keys, in place of the replaced rows'."""
+def put(connection: sqlite3.Connection, collection: int, keys: Keys, entries: Sequence[Entry]) -> None:
+    """Store the token vectors of the entries just written under these row keys."""
     if not kept(connection, collection):
         return
-    older = [int(key) for key, known in zip(keys, replaced, strict=True) if known]
-    if older:
-        connection.execute(
-            "DELETE FROM token_vectors WHERE item IN (SELECT value FROM json_each(?))", (json.dumps(older),)
-        )
     connection.executemany(
         "INSERT INTO token_vectors VALUES (?, ?, ?)",
         [
@@ -53,7 +46,7 @@ def put(
 
 
 def of_items(connection: sqlite3.Connection, collection: int, ids: Iterable[str]) -> dict[str, Vectors]:
-    """The token vectors (N, D) of those ids that have any, float32."""
+    """Return the token vectors (N, D) of those ids that have any, float32."""
     rows = connection.execute(
         """SELECT items.id, count, vectors FROM token_vectors JOIN items ON items.key = token_vectors.item
         WHERE items.collection = ? AND items.id IN (SELECT value FROM json_each(?))""",

@@ -11,10 +11,9 @@ import numpy as np
 
 from service.store import schema, snapshot
 from service.store.errors import StoreDamaged, StoreError
-from service.store.files import sync
+from service.store.files import hold, sync
 from service.store.kinds import IndexSnapshot, IndexSpec, Keys
 from service.store.rows import SlotReader
-from service.store.sqlite import hold
 
 _BATCH = 10_000
 _UNIT = 1e-3
@@ -53,7 +52,7 @@ def restore(source: Path, store: Path) -> int:
 
 
 def contents(store: Path) -> tuple[str, str | None, int]:
-    """A store's space, the name of the bundle that filled it, and how many items it has. Raises StoreError."""
+    """Return a store's space, the name of the bundle that filled it, and how many items it has. Raises StoreError."""
     with closing(schema.open_existing(store / schema.FILE)) as connection:
         try:
             [count] = connection.execute("SELECT count(*) FROM items").fetchone()
@@ -145,21 +144,20 @@ def _check_snapshot(connection: sqlite3.Connection, directory: Path) -> Iterator
         except ValueError as error:
             yield False, f"index {path.stem}: cannot be compared ({error})"
             continue
-        kind = saved.built.chosen.kind
+        kind = saved.built.spec.kind
         detail = "holds codes, not compared" if differing is None else f"{differing} differ from the rows"
         living_of_all = f"{len(living)} of its {saved.built.count} vectors live"
         yield not differing, f"index {path.stem}: {kind}, {living_of_all}, {detail}"
 
 
 def _differing(built: IndexSnapshot, slots: Keys, living: Keys, reader: SlotReader) -> int | None:
-    """Return how many vectors of a graph differ from those of the rows; None where the index does not keep them
-    exactly."""
-    if built.chosen != IndexSpec("hnsw", "float32"):
+    """Return how many vectors of a graph differ from the rows' vectors; None for an index of codes."""
+    if built.spec != IndexSpec("hnsw", "float32"):
         return None
     differing = 0
     for start in range(0, len(living), _BATCH):
         present, vectors = reader.vectors(living[start : start + _BATCH])
         places = np.searchsorted(slots, present)
-        held = faiss.downcast_index(built.index.storage).reconstruct_batch(places)
-        differing += int(np.count_nonzero((held != vectors).any(axis=1)))
+        indexed = faiss.downcast_index(built.index.storage).reconstruct_batch(places)
+        differing += int(np.count_nonzero((indexed != vectors).any(axis=1)))
     return differing

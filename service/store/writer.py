@@ -53,7 +53,7 @@ class Configure:
 
     collection: int
     name: str
-    wanted: IndexRequest
+    index_request: IndexRequest
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ class Writer:
 
     @property
     def sequence(self) -> int:
-        """Sequence number of the last commit."""
+        """Return the sequence number of the last commit."""
         return self._sequence
 
     @property
     def applied(self) -> int:
-        """Sequence number of the last commit that the indexes show."""
+        """Return the sequence number of the last commit that the indexes show."""
         return self._applied
 
     def alive(self) -> bool:
@@ -125,11 +125,11 @@ class Writer:
 
     @property
     def idle_s(self) -> float:
-        """Seconds since the last commit."""
+        """Return seconds since the last commit."""
         return time.monotonic() - self._written
 
     def submit(self, operation: Callable[[Transaction], T], *, alone: bool = False) -> "Future[T]":
-        """The future is answered once the operation is on disk and can be searched. Raises NotReady.
+        """Queue an operation; the future is answered once it is on disk and can be searched. Raises NotReady.
 
         One that is to be `alone` shares its commit with none: it finds in the indexes all that was written before it.
         """

@@ -32,3 +32,8 @@ def in_store(open_store, path, use, manifest=None):
             await store.close()
 
     return asyncio.run(run())
+
+
+def in_sqlite(path, use, manifest=None, rules=None):
+    """Do the same with a SQLite store in this folder."""
+    return in_store(lambda path, manifest: SqliteStore.open(path, manifest, rules), path, use, manifest)

@@ -9,7 +9,7 @@ import pytest
 
 from service.errors import InvalidRequest
 from service.store import Entry, Order, SqliteStore, parse
-from service.store.rows import Item
+from service.store.items import Item
 from tests.service.fakes import vector_of
 from tests.service.stores import in_store, milvus, sqlite
 

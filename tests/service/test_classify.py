@@ -23,6 +23,7 @@ from service.runtime.quotas import MemoryLimiter, Meter
 from service.schemas.classify import ClassifyRequest, LabelSetRequest
 from service.store import Entry, SqliteStore
 from tests.service.fakes import FakeEmbedder, fake_manifest, vector_of
+from tests.service.stores import in_sqlite
 
 LABELS = ["dog", "cat", "rain", "sea", "clock", "bell"]
 PHOTO = Media("image", b"photo")
@@ -30,15 +31,7 @@ PHOTO = Media("image", b"photo")
 
 def with_classifier(path, use, embedder=None):
     embedder = embedder or FakeEmbedder()
-
-    async def run():
-        store = SqliteStore.open(path, embedder.manifest)
-        try:
-            return await use(Classifier(embedder, store))
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
+    return in_sqlite(path, lambda store: use(Classifier(embedder, store)), embedder.manifest)
 
 
 def classify(path, *inputs, embedder=None, **options):

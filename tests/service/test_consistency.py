@@ -6,16 +6,19 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.store import Entry, IndexRequest, Moment, Rules, SqliteStore, parse
+from service.store import Entry, IndexRequest, KeywordSearch, Moment, Rules, SqliteStore, VectorSearch, parse
 from tests.service.fakes import fake_manifest, vector_of
 from tests.service.stores import in_store, sqlite
 
+NUMBERED = parse({"n": {"$gte": 0}})
 WORDS = parse({"words": {"$contains": "harbour"}})
 KINDS = {
-    "vector": lambda store: store.search("default", vector_of("q")[None], 5, with_vector=True),
-    "contains": lambda store: store.search("default", vector_of("q")[None], 5, filter=WORDS),
-    "long metadata": lambda store: store.search("default", vector_of("q")[None], 5),
-    "keywords": lambda store: store.keyword_search("default", "harbour", 5, filter=parse({"n": {"$gte": 0}})),
+    "vector": lambda store: store.search(VectorSearch("default", vector_of("q")[None], 5, with_vector=True)),
+    "contains": lambda store: store.search(VectorSearch("default", vector_of("q")[None], 5, filter=WORDS)),
+    "long metadata": lambda store: store.search(VectorSearch("default", vector_of("q")[None], 5)),
+    "keywords": lambda store: store.keyword_search(
+        KeywordSearch("default", "harbour", 5, filter=parse({"n": {"$gte": 0}}))
+    ),
 }
 
 
@@ -65,7 +68,7 @@ def test_an_index_of_codes_scores_what_it_finds_though_it_is_replaced_just_then(
         assert await store.indexed(300)
         again = [Entry("default", f"{n}", "text", {}, vector_of(f"{n}")) for n in range(30)]
         async with between_commit_and_index(store, store.upsert(again)):
-            hits = (await store.search("default", vector_of("3")[None], 60))[0]
+            hits = (await store.search(VectorSearch("default", vector_of("3")[None], 60)))[0]
         await store.close()
         assert len({hit.item.id for hit in hits}) == 60 and hits[0].item.id == "3"
 
@@ -79,7 +82,7 @@ def test_a_search_is_never_older_than_what_was_read_before_it(tmp_path):
             store, store.upsert([Entry("default", "a", "text", {"n": 2}, vector_of("2"))])
         ):
             read = await store.get("default", "a")
-            [[hit]] = await store.search("default", vector_of("q")[None], 5)
+            [[hit]] = await store.search(VectorSearch("default", vector_of("q")[None], 5))
         assert hit.item.metadata["n"] >= read.metadata["n"]
 
     in_store(sqlite, tmp_path, run)
@@ -96,7 +99,7 @@ def test_a_video_is_found_by_no_moment_of_another_file(tmp_path, shown, with_vec
     async def run(store):
         await store.upsert([video("first", "a", "b")])
         async with between_commit_and_index(store, store.upsert([video("second", "c")]), shown):
-            [[hit]] = await store.search("default", vector_of("a")[None], 5, with_vector=with_vector)
+            [[hit]] = await store.search(VectorSearch("default", vector_of("a")[None], 5, with_vector=with_vector))
         assert (hit.item.metadata["of"], hit.score > 0.99) in (("first", True), ("second", False))
 
     in_store(sqlite, tmp_path, run)

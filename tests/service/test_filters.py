@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.store import Entry, Rules, SqliteStore, parse
+from service.store import Entry, Rules, SqliteStore, VectorSearch, parse
 from service.store.filters import MAX_NODES, passes
 from tests.service.fakes import fake_manifest, vector_of
 
@@ -146,10 +146,10 @@ def test_a_filtered_search_equals_brute_force(tmp_path_factory, data, held, grap
             key=lambda id: -float(query @ vector_of(id)),
         )
         for count in (1, 5, 100):
-            hits = (await store.search("default", query[None], count, filter=filter))[0]
+            hits = (await store.search(VectorSearch("default", query[None], count, filter=filter)))[0]
             assert [hit.item.id for hit in hits] == expected[:count]
         images = [id for id in expected if kinds[int(id)] == "image"]
-        hits = (await store.search("default", query[None], 5, modalities=["image"], filter=filter))[0]
+        hits = (await store.search(VectorSearch("default", query[None], 5, modalities=["image"], filter=filter)))[0]
         assert [hit.item.id for hit in hits] == images[:5]
         assert await store.delete_matching("default", filter) == len(expected)
         left = {item.id for item in (await store.page(None, None, None, 100))[0]}
@@ -183,7 +183,7 @@ def test_a_filter_at_any_selectivity_over_a_graph_of_clusters(tmp_path):
             ("clusters", {"cluster": {"$lt": 3}}, of < 3),
             ("not clusters", {"cluster": {"$gte": 3}}, of >= 3),
         ]:
-            found = await store.search("default", queries, 10, filter=parse(raw))
+            found = await store.search(VectorSearch("default", queries, 10, filter=parse(raw)))
             best = np.argsort(-np.where(passing, queries @ vectors.T, -2), axis=1)[:, :10]
             recalls[name] = np.mean(
                 [len({int(hit.item.id) for hit in hits} & set(row)) / 10 for hits, row in zip(found, best, strict=True)]

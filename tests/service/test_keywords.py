@@ -1,4 +1,3 @@
-import asyncio
 import sqlite3
 
 import numpy as np
@@ -7,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest
-from service.store import Entry, SqliteStore, keywords, parse
+from service.store import Entry, KeywordSearch, keywords, parse
 from service.store.keywords import match_expression
-from tests.service.fakes import fake_manifest, vector_of
+from tests.service.fakes import vector_of
+from tests.service.stores import in_sqlite
 
 
 def entry(id, text=None, collection="default", modality="text", **metadata):
@@ -25,28 +25,17 @@ ENTRIES = [
 ]
 
 
-def with_store(path, use):
-    async def run():
-        store = SqliteStore.open(path, fake_manifest())
-        try:
-            return await use(store)
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
-
-
 def found(path, query, before=None, count=10, **options):
     async def use(store):
         await store.upsert(ENTRIES)
         if before:
             await before(store)
-        hits = await store.keyword_search("default", query, count, **options)
+        hits = await store.keyword_search(KeywordSearch("default", query, count, **options))
         assert all(hit.item.vector is not None for hit in hits)
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
         return [hit.item.id for hit in hits]
 
-    return with_store(path, use)
+    return in_sqlite(path, use)
 
 
 async def titles_and_tags(store):
@@ -96,7 +85,7 @@ def test_a_dropped_collection_leaves_no_words_behind(tmp_path):
         await titles_and_tags(store)
         await store.drop_collection("default")
 
-    with_store(tmp_path, use)
+    in_sqlite(tmp_path, use)
     with sqlite3.connect(tmp_path / "store.sqlite3") as connection:
         assert connection.execute("SELECT content FROM keywords").fetchall() == [("a dog",)]
         held = connection.execute("SELECT rowid FROM keyword_index WHERE keyword_index MATCH 'dog'").fetchall()
@@ -119,11 +108,11 @@ def test_any_words_make_a_valid_expression(query, every):
 
 def test_the_words_are_looked_up_once_and_not_for_each_item(tmp_path):
     """With the rows outside and the word index inside, 50,000 texts took 20 seconds a query instead of 0.02."""
-    with_store(tmp_path, lambda store: store.upsert(ENTRIES))
+    in_sqlite(tmp_path, lambda store: store.upsert(ENTRIES))
     connection = sqlite3.connect(tmp_path / "store.sqlite3")
     asked = []
     connection.set_trace_callback(asked.append)
-    keywords.search(connection, 1, "dog", 5, field="text", modalities=["text"], among=np.arange(1, 4))
+    keywords.search(connection, 1, KeywordSearch("c", "dog", 5, "text", modalities=["text"]), np.arange(1, 4))
     connection.set_trace_callback(None)
     query = next(each for each in asked if each.startswith("WITH scored"))
     steps = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}")]

@@ -10,7 +10,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from service.commands.load import LoadError, load
-from service.store import parse
+from service.store import VectorSearch, parse
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
 from tests.service.stores import both, in_store, sqlite
 
@@ -45,7 +45,7 @@ def test_files_are_loaded_and_loading_again_changes_nothing(open_store, tmp_path
     async def run(store):
         assert await taken(store, folder, "c", told.append) == 1_502
         assert (told[-1].files, told[-1].of, told[-1].items) == (2, 2, 1_502)
-        found = (await store.search("c", vector_of("a7")[None], 1, filter=parse({"of": "a7"})))[0]
+        found = (await store.search(VectorSearch("c", vector_of("a7")[None], 1, filter=parse({"of": "a7"}))))[0]
         assert [hit.item.id for hit in found] == ["a7"] and abs(found[0].score - 1) < 1e-6
         assert (await store.get("c", "b")).modality == "image"
         assert await taken(store, folder, "c") == 0

@@ -22,7 +22,7 @@ from service.engine.embedder import Embedder
 from service.engine.inputs import Decoded, Embedded
 from service.runtime.quotas import Limit
 from service.settings import Settings
-from service.store import Entry, Moment
+from service.store import Entry, Moment, VectorSearch
 from tests.conftest import serving
 from tests.service.fakes import vector_of
 from tests.service.films import colours, silence_then_tone
@@ -180,7 +180,7 @@ def test_many_sounds_in_either_store(open_store: Callable[..., Any], tmp_path: A
         await store.upsert([sound("a", "1", "2", "3"), sound("b", "4"), *short, film])
 
         async def found(text: str, count: int = 1, **asked: Any) -> list[tuple[str, float | None]]:
-            hits = (await store.search("default", vector_of(text)[None], count, **asked))[0]
+            hits = (await store.search(VectorSearch("default", vector_of(text)[None], count, **asked)))[0]
             return [(hit.item.id, hit.moment and hit.moment.start) for hit in hits]
 
         assert await found("2") == [("a", 10.0)]
@@ -189,7 +189,7 @@ def test_many_sounds_in_either_store(open_store: Callable[..., Any], tmp_path: A
         assert "a" not in {id for id, _ in await found("2", 30, modalities=["video"])}
         everything = dict(await found("s3", 50))
         assert len(everything) == 23 and everything["s3"] is None
-        [best] = await store.search("default", vector_of("2")[None], 1, by_modality=True)
+        [best] = await store.search(VectorSearch("default", vector_of("2")[None], 1, by_modality=True))
         assert best[0].item.id == "a" and {hit.item.id for hit in best if hit.moment} >= {"a", "v"}
         assert everything["a"] is not None and everything["b"] == 0.0
         assert (await found("whole a"))[0][0] == "a" and (await found("whole a"))[0][1] is not None

@@ -24,7 +24,17 @@ from hypothesis import strategies as st
 
 from service.errors import InvalidRequest, NotFound, NotReady
 from service.settings import read_settings
-from service.store import Effort, Entry, IndexRequest, SpaceMismatch, StoreDamaged, StoreError, parse
+from service.store import (
+    Effort,
+    Entry,
+    IndexRequest,
+    KeywordSearch,
+    SpaceMismatch,
+    StoreDamaged,
+    StoreError,
+    VectorSearch,
+    parse,
+)
 from service.store.milvus import MilvusStore, filters, labels, layout
 from tests.conftest import DEADLINE_S
 from tests.service.fakes import fake_manifest, vector_of
@@ -116,7 +126,9 @@ class TestFilters:
         passing = [f"{number}" for number, each in enumerate(held) if holds(raw, each)]
         expected = sorted(passing, key=lambda id: -float(query @ vector_of(id)))
         for count in (1, 5, 100):
-            assert ids((await store.search("c", query[None], count, filter=filter))[0]) == expected[:count]
+            assert (
+                ids((await store.search(VectorSearch("c", query[None], count, filter=filter)))[0]) == expected[:count]
+            )
         assert await store.delete_matching("c", filter) == len(expected)
         left = {item.id for item in (await store.page("c", None, None, 100))[0]}
         assert left == {f"{number}" for number in range(len(held))} - set(expected)
@@ -149,7 +161,7 @@ class TestFilters:
             await store.upsert([entry(f"{n}", {"t": f"{n}%", "n": n}) for n in range(2_500)])
             query, filter = vector_of("x"), parse({"t": {"$contains": "%"}, "n": {"$gte": 100}})
             expected = sorted(range(100, 2_500), key=lambda n: -float(query @ vector_of(f"{n}")))
-            hits = (await store.search("default", query[None], 20, filter=filter))[0]
+            hits = (await store.search(VectorSearch("default", query[None], 20, filter=filter)))[0]
             assert ids(hits) == [f"{n}" for n in expected[:20]]
             first, more = await store.page("default", None, None, 1_500)
             second, end = await store.page("default", None, more, 1_500)
@@ -177,9 +189,9 @@ def test_a_kind_of_index_that_is_gone_is_replaced(tmp_path: Path, caplog: pytest
         )
 
     async def converted(store: MilvusStore) -> None:
-        assert (await store.collection("photos")).wanted == IndexRequest("hnsw")
+        assert (await store.collection("photos")).index_request == IndexRequest("hnsw")
         assert store._connection.client.describe_index("isthmus_photos", "vector")["index_type"] == "HNSW"
-        assert ids((await store.search("photos", vector_of("7")[None], 1))[0]) == ["7"]
+        assert ids((await store.search(VectorSearch("photos", vector_of("7")[None], 1)))[0]) == ["7"]
         assert (await store.collection("photos")).count == 50
 
     in_store(milvus, tmp_path, older)
@@ -194,14 +206,14 @@ class TestRefusals:
             await store.upsert([entry("a")])
             query = vector_of("a")[None]
             for refused, said in (
-                (store.keyword_search("default", "a", 1), "no index of words"),
+                (store.keyword_search(KeywordSearch("default", "a", 1)), "no index of words"),
                 (store.set_keyword_fields("default", ["title"]), "no index of words"),
                 (store.keep_tokens("default", True), "no token vectors"),
                 (store.create_collection("b", IndexRequest("ivf_pq")), "has auto, hnsw, flat, of float32"),
                 (store.create_collection("b", IndexRequest("hnsw", "int8")), "of float32"),
                 (store.create_collection("default", IndexRequest("flat")), "empty collection only"),
-                (store.search("default", query, 1, effort=Effort(exact=True)), "put as flat"),
-                (store.search("default", query, 20_000), "16,383 items at most"),
+                (store.search(VectorSearch("default", query, 1, effort=Effort(exact=True))), "put as flat"),
+                (store.search(VectorSearch("default", query, 20_000)), "16,383 items at most"),
                 (store.upsert([entry("b"), entry("c", {f"{n}": n for n in range(2_100)})]), "4200 parts to filter by"),
             ):
                 with pytest.raises(InvalidRequest, match=said):
@@ -262,7 +274,7 @@ class TestDown:
                 await store.upsert([entry("a")])
                 assert await store.ready()
                 server.send_signal(signal.SIGSTOP)
-                waiting = [store.search("default", vector_of("a")[None], 1) for _ in range(40)]
+                waiting = [store.search(VectorSearch("default", vector_of("a")[None], 1)) for _ in range(40)]
                 outcomes = await asyncio.gather(*waiting, store.upsert([entry("b")]), return_exceptions=True)
                 assert all(isinstance(each, NotReady) for each in outcomes)
                 assert "does not answer" in str(outcomes[0]) and "127.0.0.1" not in str(outcomes[0])
@@ -276,7 +288,7 @@ class TestDown:
                         pass
                 assert (await store.get("default", "a")).id == "a"
                 await store.upsert([entry("c")])
-                assert (await store.search("default", vector_of("c")[None], 1))[0][0].item.id == "c"
+                assert (await store.search(VectorSearch("default", vector_of("c")[None], 1)))[0][0].item.id == "c"
                 await store.close()
 
         asyncio.run(run())

@@ -22,6 +22,7 @@ from service.store import Entry, IndexRequest, SqliteStore, carry_over, schema, 
 from tests import tiny_bundle
 from tests.conftest import serving
 from tests.service.media import b64
+from tests.service.stores import in_sqlite
 from tests.service.test_items_routes import upsert
 from tests.service.test_main import python
 from tests.service.test_serving import until
@@ -39,14 +40,7 @@ def space_of(bundle):
 
 
 def in_store(path, bundle, use):
-    async def run():
-        store = SqliteStore.open(path, read_bundle(bundle).manifest)
-        try:
-            return await use(store)
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
+    return in_sqlite(path, use, read_bundle(bundle).manifest)
 
 
 def write(path, bundle, *entries):

@@ -1,4 +1,3 @@
-import asyncio
 from contextlib import suppress
 
 import numpy as np
@@ -16,9 +15,10 @@ from service.retrieval.search import Searcher, unit_vector
 from service.schemas.inputs import File
 from service.schemas.search import Query, SearchBatchRequest, SearchRequest, place_queries, place_query
 from service.settings import Limits
-from service.store import Entry, SqliteStore, parse, rows, schema
-from tests.service.fakes import DIMENSIONS, FakeEmbedder, fake_manifest, vector_of
+from service.store import Entry, parse, rows, schema
+from tests.service.fakes import DIMENSIONS, FakeEmbedder, vector_of
 from tests.service.media import b64
+from tests.service.stores import in_sqlite
 
 QUERY = TypeAdapter(Query)
 ITEMS = ("dog", "cat", "rain", "sea", "clock")
@@ -27,18 +27,14 @@ ITEMS = ("dog", "cat", "rain", "sea", "clock")
 def search(path, *queries, prepare=None, field="queries", **options):
     """Search a store that holds a text item for each of ITEMS."""
 
-    async def run():
-        store = SqliteStore.open(path, fake_manifest())
-        try:
-            await store.upsert([Entry("default", name, "text", {"name": name}, vector_of(name)) for name in ITEMS])
-            asked = [QUERY.validate_python(query) for query in queries]
-            settings = {"top_k": 10, "collection": "default", "field": field} | options
-            found = await Searcher(FakeEmbedder(), store).search(asked, **settings)
-            return [[(hit.item.id, hit.score) for hit in hits] for hits in found]
-        finally:
-            await store.close()
+    async def run(store):
+        await store.upsert([Entry("default", name, "text", {"name": name}, vector_of(name)) for name in ITEMS])
+        asked = [QUERY.validate_python(query) for query in queries]
+        settings = {"top_k": 10, "collection": "default", "field": field} | options
+        found = await Searcher(FakeEmbedder(), store).search(asked, **settings)
+        return [[(hit.item.id, hit.score) for hit in hits] for hits in found]
 
-    return asyncio.run(run())
+    return in_sqlite(path, run)
 
 
 def expected(query, leave_out=()):
@@ -57,7 +53,7 @@ def test_what_is_found_is_bounded_in_bytes_over_all_the_queries(tmp_path, monkey
     at = schema.now()
     each = len(rows.record("clock", at, at[::-1], '{"name":"clock"}'))  # written a second time
     for most, queries in ((each * 5 * 33, 40), (each * 4, 1)):  # of two pieces together, of one alone
-        for place in ("service.retrieval.search", "service.store.sqlite"):
+        for place in ("service.retrieval.search", "service.store.search"):
             monkeypatch.setattr(f"{place}.MOST_FOUND_BYTES", most)
         with pytest.raises(InvalidRequest, match="ask for fewer results"):
             search(tmp_path, *["dog"] * queries)

@@ -12,10 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 from service.contract.vectors import l2_normalise
 from service.errors import InputFailed, InvalidRequest
 from service.retrieval.late_interaction import maxsim, transport
-from service.retrieval.search import Diversity, Keywords, Ordering, Rerank, Searcher
-from service.schemas.search import Query, SearchBatchRequest, SearchRequest
+from service.retrieval.search import Ordering, Searcher
+from service.schemas.search import Diversity, Keywords, Query, Rerank, SearchBatchRequest, SearchRequest
 from service.store import Entry, SqliteStore
 from tests.service.fakes import DIMENSIONS, FakeEmbedder, fake_manifest, vector_of
+from tests.service.stores import in_sqlite
 
 QUERY = TypeAdapter(Query)
 MEANS = {"image": vector_of("image mean") * 0.6, "text": vector_of("text mean") * 0.7}
@@ -42,18 +43,14 @@ def tokens_of(text):
 def search(path, *queries, entries=ENTRIES, keep=False, top_k=10, manifest=MANIFEST, tokens=None, **options):
     options.setdefault("ordering", Ordering())
 
-    async def run():
-        store = SqliteStore.open(path, manifest)
-        try:
-            await store.keep_tokens("default", keep)
-            await store.upsert(entries)
-            asked = [QUERY.validate_python(query) for query in queries]
-            searcher = Searcher(FakeEmbedder(manifest), store, tokens)
-            return await searcher.search(asked, top_k=top_k, collection="default", **options)
-        finally:
-            await store.close()
+    async def run(store):
+        await store.keep_tokens("default", keep)
+        await store.upsert(entries)
+        asked = [QUERY.validate_python(query) for query in queries]
+        searcher = Searcher(FakeEmbedder(manifest), store, tokens)
+        return await searcher.search(asked, top_k=top_k, collection="default", **options)
 
-    return asyncio.run(run())
+    return in_sqlite(path, run, manifest)
 
 
 def ids(results):
@@ -169,7 +166,7 @@ def test_the_item_itself_is_not_found_by_its_words(tmp_path):
 
 def test_diversity_reorders_the_pool(tmp_path):
     [plain] = search(tmp_path, "x", top_k=40, with_vector=True)
-    [diverse] = search(tmp_path, "x", top_k=5, ordering=Ordering(diversity=Diversity(trade=0.3, pool=40)))
+    [diverse] = search(tmp_path, "x", top_k=5, ordering=Ordering(diversity=Diversity(**{"lambda": 0.3}, pool=40)))
     relevance = {each.item.id: each.score for each in plain}
     vectors = {each.item.id: each.item.vector for each in plain}
     taken = [plain[0].item.id]
@@ -182,7 +179,7 @@ def test_diversity_reorders_the_pool(tmp_path):
         assert gain[each.item.id] == pytest.approx(max(gain.values()), abs=1e-6)
         taken.append(each.item.id)
     assert ids(diverse) != ids(plain[:5])
-    same = Ordering(diversity=Diversity(trade=1))
+    same = Ordering(diversity=Diversity(**{"lambda": 1}))
     assert [each.score for each in search(tmp_path, "x", ordering=same)[0]] == [each.score for each in plain[:10]]
 
 
@@ -284,7 +281,7 @@ def test_everything_at_once_keeps_its_promises(tmp_path):
         threshold=-0.9,
         keywords=Keywords(query="dog"),
         deduplicate=0.999,
-        diversity=Diversity(trade=0.8),
+        diversity=Diversity(**{"lambda": 0.8}),
     )
     results = search(tmp_path, "dog", {"id": "clock"}, top_k=4, ordering=ordering, explain=True)
     assert [len(each) for each in results] == [4, 4]

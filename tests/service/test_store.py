@@ -20,6 +20,7 @@ from service.store import (
     StoreDamaged,
     StoreError,
     StoreInUse,
+    VectorSearch,
     kinds,
     parse,
     rows,
@@ -28,6 +29,7 @@ from service.store import (
 from service.store.carry_over import OldStore
 from service.store.kinds import IndexSnapshot, IndexSpec
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
+from tests.service.stores import in_sqlite as in_store
 
 
 def entry(id, metadata=None, *, collection="default", modality="text", of=None):
@@ -40,19 +42,6 @@ SMALL = Rules(flat_up_to=20, trained_from=40, graph_from=20, rest_at_least=10)
 
 def ids(hits):
     return [hit.item.id for hit in hits]
-
-
-def in_store(path, use, manifest=None, rules=None):
-    """Open a store, run `use` with it, close it."""
-
-    async def run():
-        store = SqliteStore.open(path, manifest or fake_manifest(), rules)
-        try:
-            return await use(store)
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
 
 
 async def everything(store):
@@ -77,10 +66,10 @@ async def read_back(store):
     """What written() left can be found, each by its own vector, and the filter knows it."""
     for number in range(63):
         query = vector_of("seven" if number == 7 else f"{number}")[None]
-        hits = (await store.search("default", query, 61))[0]
+        hits = (await store.search(VectorSearch("default", query, 61)))[0]
         assert len(hits) == 61
         assert (hits[0].item.id == f"{number}" and abs(hits[0].score - 1) < 1e-6) == (number > 1)
-        hits = (await store.search("default", query, 5, filter=parse({"n": number})))[0]
+        hits = (await store.search(VectorSearch("default", query, 5, filter=parse({"n": number}))))[0]
         assert ids(hits) == ([f"{number}"] if number > 1 else [])
 
 
@@ -105,7 +94,7 @@ def test_what_a_search_says_of_an_item_is_what_is_stored(tmp_path):
         return [entry(f"{n}é", {"of": of, "text": "long\n" * (300 * (n % 2))}) for n in range(count)]
 
     async def all_there(store):
-        hits = (await store.search("default", vector_of("x")[None], 100))[0]
+        hits = (await store.search(VectorSearch("default", vector_of("x")[None], 100)))[0]
         assert len(hits) == 60
         for hit in hits:
             assert hit.item == await store.get("default", hit.item.id)
@@ -171,7 +160,7 @@ def test_a_snapshot_from_the_future_of_restored_rows_is_not_used(tmp_path):
 
     async def read(store):
         for number in range(60):
-            hits = (await store.search("default", vector_of(f"{number}")[None], 1))[0]
+            hits = (await store.search(VectorSearch("default", vector_of(f"{number}")[None], 1)))[0]
             assert ids(hits) == [f"{number}"] and hits[0].score > 0.999
 
     in_store(tmp_path, first)
@@ -197,7 +186,7 @@ class TestIndexes:
             assert await store.indexed(300) and await part(store) == ("hnsw", 11, 11)
             await store.delete("default", ["20"])
             assert await store.indexed(300) and await part(store) == ("flat", 10, 0)
-            hits = (await store.search("default", vector_of("25")[None], 20))[0]
+            hits = (await store.search(VectorSearch("default", vector_of("25")[None], 20)))[0]
             assert hits[0].item.id == "25" and len(hits) == 10
             assert list((tmp_path / "snapshot").iterdir()) == []
 
@@ -233,7 +222,9 @@ class TestIndexes:
             for number in (0, 39, 40, 399, 50):
                 query = vector_of(f"new {number}" if number < 40 else f"{number}")
                 # As hard as can be: what is measured elsewhere is how much less will do.
-                hits = (await store.search("default", query[None], 10, effort=Effort(exact=True, rescore=398)))[0]
+                hits = (
+                    await store.search(VectorSearch("default", query[None], 10, effort=Effort(exact=True, rescore=398)))
+                )[0]
                 assert (hits[0].item.id == f"{number}") == (number != 50)
                 scores = {
                     f"{each}": vector_of(f"new {each}" if each < 40 else f"{each}") @ query for each in range(400)
@@ -242,14 +233,16 @@ class TestIndexes:
                 assert ids(hits) == best
                 for hit in hits:
                     assert abs(hit.score - scores[hit.item.id]) < 1e-6  # of the stored vector, whatever the codes say
-            near = await store.search("default", vector_of("100")[None], 1)
+            near = await store.search(VectorSearch("default", vector_of("100")[None], 1))
             assert ids(near[0]) == ["100"]
-            with_filter = await store.search("default", vector_of("x")[None], 10, filter=parse({"n": {"$lt": 5}}))
+            with_filter = await store.search(
+                VectorSearch("default", vector_of("x")[None], 10, filter=parse({"n": {"$lt": 5}}))
+            )
             assert sorted(ids(with_filter[0])) == ["0", "1", "2", "3", "4"]
 
         async def again(store):
             assert (await part(store))[0] == wanted.kind
-            assert ids((await store.search("default", vector_of("new 7")[None], 1))[0]) == ["7"]
+            assert ids((await store.search(VectorSearch("default", vector_of("new 7")[None], 1)))[0]) == ["7"]
 
         in_store(tmp_path, run, rules=SMALL)
         in_store(tmp_path, again, rules=SMALL)
@@ -274,9 +267,11 @@ class TestIndexes:
             return store._id, store._writer.sequence, store._indexes[1].views()["text"].slots[:280].copy()
 
         async def check(store):
-            assert (await store.collection("default")).wanted == instead
+            assert (await store.collection("default")).index_request == instead
             for number in (0, 150, 299):
-                near = await store.search("default", vector_of(f"{number}")[None], 1, effort=Effort(exact=True))
+                near = await store.search(
+                    VectorSearch("default", vector_of(f"{number}")[None], 1, effort=Effort(exact=True))
+                )
                 assert ids(near[0]) == [f"{number}"] and abs(near[0][0].score - 1) < 1e-6
 
         async def converted(store):
@@ -296,7 +291,7 @@ class TestIndexes:
         with closing(sqlite3.connect(tmp_path / "store.sqlite3")) as connection, connection:
             connection.execute("UPDATE collections SET kind = ?, precision = ?", (kind, precision))
         with closing(OldStore(tmp_path, alone=False)) as old:
-            assert [each.wanted for each, _, _ in old.collections()] == [instead]
+            assert [each.index_request for each, _, _ in old.collections()] == [instead]
         in_store(tmp_path, converted, rules=SMALL)
         assert f"1 collections have an index of kind {kind}, which there is no more: {instead.kind}" in caplog.text
         caplog.clear()
@@ -313,7 +308,9 @@ class TestIndexes:
             entries = [Entry("default", f"{n}", "image", {"n": n % 20}, vector) for n, vector in enumerate(vectors)]
             await store.upsert(entries)
             assert await store.indexed(300)
-            found = await store.search("default", queries, 10, filter=parse({"n": 7}), effort=Effort(nprobe=1))
+            found = await store.search(
+                VectorSearch("default", queries, 10, filter=parse({"n": 7}), effort=Effort(nprobe=1))
+            )
             best = 7 + 20 * np.argsort(-(queries @ vectors[7::20].T), axis=1)[:, :10]
             assert [ids(hits) for hits in found] == best.astype(str).tolist()
 
@@ -353,9 +350,11 @@ class TestIndexes:
             assert await store.indexed(300)
             [part] = await store.parts("default")
             assert (part.count, part.indexed) == (848, 848)
-            found = await store.search("default", vectors[[150, 300, 998]], 1, filter=parse({"n": {"$gte": 60}}))
+            found = await store.search(
+                VectorSearch("default", vectors[[150, 300, 998]], 1, filter=parse({"n": {"$gte": 60}}))
+            )
             assert [ids(hits) for hits in found] == [["150"], ["300"], ["998"]]
-            assert not (await store.search("default", vectors[[999]], 1, filter=parse({"n": 999})))[0]
+            assert not (await store.search(VectorSearch("default", vectors[[999]], 1, filter=parse({"n": 999}))))[0]
 
         in_store(tmp_path, run, fake_manifest(dimensions=32), rules=SMALL)
 
@@ -367,7 +366,7 @@ class TestIndexes:
         best = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
 
         async def recall(store, effort):
-            found = await store.search("default", queries, 10, effort=effort)
+            found = await store.search(VectorSearch("default", queries, 10, effort=effort))
             return np.mean(
                 [len(set(ids(hits)) & set(map(str, row))) / 10 for hits, row in zip(found, best, strict=True)]
             )
@@ -461,14 +460,14 @@ def test_what_was_deleted_or_replaced_is_forgotten_where_there_is_no_index(tmp_p
         assert await store.indexed(300)
         view = store._indexes[1].views()["text"]
         assert view.count - view.dead == 8 and view.count <= 8 + max(SMALL.graph_from, view.count * SMALL.dead_share)
-        [hits] = await store.search("default", vector_of("7 3")[None], 20, filter=parse({"7 3": 3}))
+        [hits] = await store.search(VectorSearch("default", vector_of("7 3")[None], 20, filter=parse({"7 3": 3})))
         assert ids(hits) == ["3"] and hits[0].score > 0.99
         await store.delete("default", [f"{n}" for n in range(8)])
         assert await store.indexed(300)
         view = store._indexes[1].views()["text"]
         assert (view.count, view.columns.nbytes(), view.blocks) == (0, 0, ())
         await store.upsert([entry("again")])
-        assert ids((await store.search("default", vector_of("again")[None], 5))[0]) == ["again"]
+        assert ids((await store.search(VectorSearch("default", vector_of("again")[None], 5)))[0]) == ["again"]
 
     in_store(tmp_path, run, rules=SMALL)
 
@@ -484,7 +483,7 @@ def test_a_start_reads_large_metadata_a_few_at_a_time(tmp_path, monkeypatch):
         batches = list(rows.live(store._connections[0], 1))
         assert [n for _, _, metadata, _ in batches for n in (held["n"] for held in metadata)] == list(range(30))
         assert max(len(metadata) for _, _, metadata, _ in batches) <= 8
-        found = await store.search("default", vector_of("7")[None], 1, filter=parse({"n": 7}))
+        found = await store.search(VectorSearch("default", vector_of("7")[None], 1, filter=parse({"n": 7})))
         assert ids(found[0]) == ["7"]
 
     in_store(tmp_path, write)

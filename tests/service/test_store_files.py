@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from service.errors import NotReady
-from service.store import Entry, SqliteStore, schema, writer
+from service.store import Entry, SqliteStore, VectorSearch, schema, writer
 from tests.conftest import serving
 from tests.service.fakes import fake_manifest, vector_of
 from tests.service.stores import in_store, sqlite
@@ -46,7 +46,7 @@ def test_files_that_are_taken_away_end_the_writing_and_lose_nothing(tmp_path, su
             with pytest.raises(NotReady, match="deleted or replaced"):
                 await store.upsert([entry("after")])
         assert await store.ready() and not await store.writable()
-        [hits] = await store.search("default", vector_of("before")[None], 5, with_vector=True)
+        [hits] = await store.search(VectorSearch("default", vector_of("before")[None], 5, with_vector=True))
         assert [hit.item.id for hit in hits] == ["before"]
         if suffix:  # what `kill -9` leaves
             shutil.copytree(tmp_path / "sqlite", tmp_path / "left" / "sqlite")
@@ -107,7 +107,10 @@ def test_the_log_stays_short_though_it_is_always_read(tmp_path, monkeypatch):
 
         async def search():
             while not done.is_set():
-                assert len((await store.search("default", vector_of("q")[None], 100, with_vector=True))[0]) == 100
+                assert (
+                    len((await store.search(VectorSearch("default", vector_of("q")[None], 100, with_vector=True)))[0])
+                    == 100
+                )
 
         searching = [asyncio.create_task(search()) for _ in range(2)]
         for turn in range(8):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.contract.vectors import l2_normalise
 from service.errors import InvalidRequest, NotFound, NotReady
-from service.store import Entry, IndexRequest, Moment, SpaceMismatch, parse
+from service.store import Entry, IndexRequest, Moment, SpaceMismatch, VectorSearch, parse
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
 from tests.service.stores import both, in_store
 
@@ -44,11 +44,11 @@ def test_what_was_written_is_there_after_a_restart(open_store, tmp_path):
         await store.delete("default", ["a", "never there"])
 
     async def read(store):
-        found = await store.search("default", vector_of("b2")[None], 10)
+        found = await store.search(VectorSearch("default", vector_of("b2")[None], 10))
         assert ids(found[0]) == ["b"] and abs(found[0][0].score - 1) < 1e-6
         kept = await store.get("default", "b", with_vector=True)
         assert kept.metadata == {"new": True} and np.array_equal(kept.vector, vector_of("b2"))
-        assert ids((await store.search("other", vector_of("c")[None], 10))[0]) == ["c"]
+        assert ids((await store.search(VectorSearch("other", vector_of("c")[None], 10)))[0]) == ["c"]
         return await everything(store)
 
     in_store(open_store, tmp_path, write)
@@ -91,7 +91,7 @@ class TestSpaces:
 
         async def use(store):
             await store.upsert([Entry("default", "a", "text", {}, np.eye(1, 16, dtype=np.float32)[0])])
-            assert ids((await store.search("default", np.eye(1, 16), 1))[0]) == ["a"]
+            assert ids((await store.search(VectorSearch("default", np.eye(1, 16), 1)))[0]) == ["a"]
             return (await store.collection("default")).dimensions
 
         assert in_store(open_store, tmp_path, use, fake_manifest("wider", dimensions=16)) == 16
@@ -125,7 +125,7 @@ def test_a_write_that_fails_is_undone_alone(open_store, tmp_path):
         )
         assert [type(outcome) for outcome in outcomes] == [type(None), ValueError, type(None), NotFound]
         assert sorted(id for _, id in await everything(store)) == ["a", "d"]
-        assert sorted(ids((await store.search("default", vector_of("b")[None], 10))[0])) == ["a", "d"]
+        assert sorted(ids((await store.search(VectorSearch("default", vector_of("b")[None], 10)))[0])) == ["a", "d"]
 
     in_store(open_store, tmp_path, run)
 
@@ -157,7 +157,7 @@ def test_collections_come_and_go(open_store, tmp_path):
         assert held == {"default": 0, "new": 1, "made by a write": 1}
         await store.drop_collection("new")
         for missing in (
-            store.search("new", vector_of("a")[None], 1),
+            store.search(VectorSearch("new", vector_of("a")[None], 1)),
             store.get("new", "a"),
             store.collection("new"),
             store.delete("new", ["a"]),
@@ -166,7 +166,7 @@ def test_collections_come_and_go(open_store, tmp_path):
             with pytest.raises(NotFound, match="no collection 'new'"):
                 await missing
         await store.create_collection("new")
-        assert (await store.search("new", vector_of("a")[None], 1)) == [[]]
+        assert (await store.search(VectorSearch("new", vector_of("a")[None], 1))) == [[]]
 
     in_store(open_store, tmp_path, run)
 
@@ -183,7 +183,7 @@ def test_searches_during_writes_find_every_item_that_is_never_touched(open_store
 
         async def look():
             for _ in range(30):
-                found = ids((await store.search("default", still[0].vector[None], 100))[0])
+                found = ids((await store.search(VectorSearch("default", still[0].vector[None], 100)))[0])
                 assert len(found) == len(set(found))
                 assert {each.id for each in still} <= set(found)
 
@@ -246,7 +246,7 @@ def test_any_sequence_of_writes_leaves_what_a_dict_would_hold(open_store, tmp_pa
                 await store.create_collection("c")
                 model = {}
         query = l2_normalise(np.ones(DIMENSIONS))
-        hits = (await store.search("c", query[None], 100))[0]
+        hits = (await store.search(VectorSearch("c", query[None], 100)))[0]
         held = {hit.item.id: (hit.item.modality, hit.item.metadata["n"]) for hit in hits}
         assert held == model and len(hits) == len(model)
         for hit in hits:
@@ -265,21 +265,25 @@ def test_what_a_search_is_asked_for(open_store, tmp_path):
         def best(query, among=range(30)):
             return [f"{n}" for n in sorted(among, key=lambda n: -float(query @ vector_of(f"{n}")))]
 
-        assert [ids(hits) for hits in await store.search("default", queries, 7)] == [best(q)[:7] for q in queries]
-        images = await store.search("default", queries, 5, modalities=["image"], filter=parse({"n": {"$lt": 20}}))
+        assert [ids(hits) for hits in await store.search(VectorSearch("default", queries, 7))] == [
+            best(q)[:7] for q in queries
+        ]
+        images = await store.search(
+            VectorSearch("default", queries, 5, modalities=["image"], filter=parse({"n": {"$lt": 20}}))
+        )
         assert [ids(hits) for hits in images] == [best(q, range(1, 20, 2))[:5] for q in queries]
-        both = await store.search("default", queries, 40, modalities=["image", "text", "audio"])
+        both = await store.search(VectorSearch("default", queries, 40, modalities=["image", "text", "audio"]))
         assert [ids(hits) for hits in both] == [best(q) for q in queries]
-        apart = await store.search("default", queries, 4, modalities=["image", "text"], by_modality=True)
+        apart = await store.search(VectorSearch("default", queries, 4, modalities=["image", "text"], by_modality=True))
         for query, hits in zip(queries, apart, strict=True):
             assert sorted(ids(hits)) == sorted(best(query, range(1, 30, 2))[:4] + best(query, range(0, 30, 2))[:4])
-        left = await store.search("default", queries, 3, leave_out=[best(queries[0])[1], None])
+        left = await store.search(VectorSearch("default", queries, 3, leave_out=[best(queries[0])[1], None]))
         assert ids(left[0]) == [best(queries[0])[0], *best(queries[0])[2:4]] and ids(left[1]) == best(queries[1])[:3]
-        [hit] = (await store.search("default", queries[:1], 1, with_vector=True))[0]
+        [hit] = (await store.search(VectorSearch("default", queries[:1], 1, with_vector=True)))[0]
         assert np.array_equal(hit.item.vector, vector_of(hit.item.id))
         assert abs(hit.score - float(queries[0] @ hit.item.vector)) < 1e-6
-        assert (await store.search("default", queries[:1], 1))[0][0].item.vector is None
-        assert await store.search("default", queries, 3, filter=parse({"n": []})) == [[], []]
+        assert (await store.search(VectorSearch("default", queries[:1], 1)))[0][0].item.vector is None
+        assert await store.search(VectorSearch("default", queries, 3, filter=parse({"n": []}))) == [[], []]
 
     in_store(open_store, tmp_path, run)
 
@@ -300,7 +304,7 @@ def test_an_item_is_read_as_it_was_written(open_store, tmp_path):
             found = await store.get("default", id, with_vector=True)
             assert found.id == id and found.metadata == held | {"id": id}
             assert np.array_equal(found.vector, vector_of(id))
-            [hit] = (await store.search("default", vector_of(id)[None], 1, filter=parse({"id": id})))[0]
+            [hit] = (await store.search(VectorSearch("default", vector_of(id)[None], 1, filter=parse({"id": id}))))[0]
             assert hit.item == await store.get("default", id)
         assert {id for _, id in await everything(store)} == set(odd)
         first = await store.get("default", odd[0])
@@ -364,14 +368,14 @@ def test_an_item_that_is_moved_keeps_what_is_stored_of_it(open_store, tmp_path):
         }
         film = await store.get("default", "gone", with_vector=True)
         assert film.created == created and np.array_equal(film.vector, vector_of("film"))
-        [[best, *_]] = await store.search("default", vector_of("moment 2")[None], 3)
+        [[best, *_]] = await store.search(VectorSearch("default", vector_of("moment 2")[None], 3))
         assert (best.item.id, best.moment.start, best.item.metadata) == ("gone", 2.0, {"n": 2})
-        [hits] = await store.search("default", vector_of("its moment")[None], 3)
+        [hits] = await store.search(VectorSearch("default", vector_of("its moment")[None], 3))
         assert hits[0].score < 0.9, "the moments of the replaced item went with it"
-        assert ids((await store.search("default", vector_of("b")[None], 1))[0]) == ["c/ü.txt"]
-        filtered = await store.search("default", vector_of("moment 0")[None], 3, filter=parse({"n": 2}))
+        assert ids((await store.search(VectorSearch("default", vector_of("b")[None], 1)))[0]) == ["c/ü.txt"]
+        filtered = await store.search(VectorSearch("default", vector_of("moment 0")[None], 3, filter=parse({"n": 2})))
         assert [(hit.item.id, hit.moment.start) for hit in filtered[0]] == [("gone", 0.0)]
-        assert await store.search("default", vector_of("film")[None], 3, filter=parse({"n": 1})) == [[]]
+        assert await store.search(VectorSearch("default", vector_of("film")[None], 3, filter=parse({"n": 1}))) == [[]]
         with pytest.raises(NotFound):
             await store.move("never", {"a": "b"})
 
@@ -380,7 +384,7 @@ def test_an_item_that_is_moved_keeps_what_is_stored_of_it(open_store, tmp_path):
 
     async def remove(store):
         assert await store.delete("default", ["gone"]) == 1
-        [hits] = await store.search("default", vector_of("moment 2")[None], 3)
+        [hits] = await store.search(VectorSearch("default", vector_of("moment 2")[None], 3))
         assert "gone" not in ids(hits)
 
     in_store(open_store, tmp_path, remove)
@@ -391,14 +395,14 @@ def test_a_collection_is_of_the_kind_that_it_was_put_as(open_store, tmp_path):
         for kind in ("flat", "hnsw", "auto"):
             assert await store.create_collection(kind, IndexRequest(kind))
             await store.upsert([entry(f"{n}", collection=kind) for n in range(10)])
-            assert (await store.collection(kind)).wanted == IndexRequest(kind)
+            assert (await store.collection(kind)).index_request == IndexRequest(kind)
             [part] = await store.parts(kind)
             assert part.modality == "text" and part.count == 10
-            assert ids((await store.search(kind, vector_of("3")[None], 1))[0]) == ["3"]
+            assert ids((await store.search(VectorSearch(kind, vector_of("3")[None], 1)))[0]) == ["3"]
         assert await store.create_collection("empty") and not await store.create_collection(
             "empty", IndexRequest("flat")
         )
-        assert (await store.collection("empty")).wanted == IndexRequest("flat")
+        assert (await store.collection("empty")).index_request == IndexRequest("flat")
 
     in_store(open_store, tmp_path, run)
 
@@ -452,9 +456,9 @@ def test_an_item_that_keeps_its_id_gets_other_metadata(open_store, tmp_path):
         items = await everything(store)
         expected = {"film": ("video", {"n": 2}), "a": ("text", {"n": 3}), "c": ("text", {})}
         assert {id: value for (_, id), value in items.items()} == expected
-        [[best, *_]] = await store.search("default", vector_of("moment")[None], 3, filter=parse({"n": 2}))
+        [[best, *_]] = await store.search(VectorSearch("default", vector_of("moment")[None], 3, filter=parse({"n": 2})))
         assert (best.item.id, best.moment.start) == ("film", 0.0)
-        assert ids((await store.search("default", vector_of("a")[None], 1))[0]) == ["a"]
+        assert ids((await store.search(VectorSearch("default", vector_of("a")[None], 1)))[0]) == ["a"]
 
     in_store(open_store, tmp_path, write)
     in_store(open_store, tmp_path, read)

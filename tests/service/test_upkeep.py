@@ -10,8 +10,9 @@ import pytest
 
 from service.__main__ import main
 from service.errors import NotReady
-from service.store import Entry, Rules, SqliteStore, StoreDamaged, StoreError, upkeep
+from service.store import Entry, Rules, SqliteStore, StoreDamaged, StoreError, VectorSearch, upkeep
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
+from tests.service.stores import in_sqlite
 
 SMALL = Rules(flat_up_to=20, graph_from=20, rest_at_least=10)
 
@@ -21,14 +22,7 @@ def entry(id, **metadata):
 
 
 def in_store(path, use, rules=SMALL):
-    async def run():
-        store = SqliteStore.open(path, fake_manifest(), rules)
-        try:
-            return await use(store)
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
+    return in_sqlite(path, use, rules=rules)
 
 
 async def fill(store):
@@ -39,7 +33,7 @@ async def fill(store):
 async def held(store):
     items, _ = await store.page(None, None, None, 10_000)
     for item in items:
-        hits = (await store.search("default", vector_of(item.id)[None], 1))[0]
+        hits = (await store.search(VectorSearch("default", vector_of(item.id)[None], 1)))[0]
         assert hits[0].item.id == item.id
     return {item.id for item in items}
 
@@ -175,6 +169,7 @@ from pathlib import Path
 from service.errors import NotReady
 from service.store import SqliteStore
 from tests.service.fakes import fake_manifest
+from tests.service.stores import in_sqlite
 from tests.service.test_upkeep import entry
 
 async def run(path):

@@ -12,7 +12,7 @@ from service.contract.audio import decode_audio
 from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
 from service.contract.images import read_image
 from service.contract.videos import VideoLimits, container_of, read_video
-from service.store import Entry, Moment, parse
+from service.store import Entry, Moment, VectorSearch, parse
 from tests.conftest import serving
 from tests.service.fakes import vector_of
 from tests.service.films import colours, film, frame_of, silence_then_tone
@@ -262,7 +262,7 @@ def test_moments_in_either_store(open_store, tmp_path):
         await store.upsert([*many, Entry("default", "t", "text", {"n": 3}, vector_of("text"))])
 
         async def found(text, count=1, **asked):
-            hits = (await store.search("default", vector_of(text)[None], count, **asked))[0]
+            hits = (await store.search(VectorSearch("default", vector_of(text)[None], count, **asked)))[0]
             return [(hit.item.id, hit.moment and hit.moment.start) for hit in hits]
 
         assert await found("3.7") == [("v3", 7.0)]

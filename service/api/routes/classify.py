@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends
 from service.api.reading import A_PICTURE, append_inputs, documented, reader
 from service.api.state import CallerDep, StateDep
 from service.errors import input_problem
-from service.retrieval.classify import Classification, Grid, Label
+from service.retrieval.classify import Classification, Label
 from service.runtime.timings import timed
 from service.schemas import classify as wire
 from service.schemas.classify import Classified, ClassifyRequest, ClassifyResponse, ScoredLabel, TaughtLabel
@@ -35,7 +35,7 @@ async def classify(body: Body, state: StateDep, caller: CallerDep) -> ClassifyRe
             top_k=body.top_k,
             threshold=body.threshold,
             abstain=body.abstain,
-            grid=None if body.grid is None else Grid(body.grid.rows, body.grid.columns),
+            grid=body.grid,
             fail=body.on_error == "fail",
             caller=caller,
             warn=warnings.append,

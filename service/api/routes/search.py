@@ -11,7 +11,7 @@ from service.api.responses import JSON, previewed
 from service.api.state import CallerDep, State, StateDep
 from service.engine.caller import Caller
 from service.retrieval.chance import nothing
-from service.retrieval.search import Diversity, Keywords, Ordering, Rerank, Result
+from service.retrieval.search import Ordering, Result
 from service.runtime.timings import timed
 from service.schemas.search import (
     SearchBatchRequest,
@@ -61,7 +61,9 @@ async def _answer(body: SearchOptions, field: str, state: State, caller: Caller)
             modalities=body.modalities,
             filter=body.filter,
             effort=None if body.effort is None else Effort(**body.effort.model_dump()),
-            ordering=_ordering(body),
+            ordering=Ordering(
+                body.correction, body.threshold, body.keywords, body.deduplicate, body.rerank, body.diversity
+            ),
             explain="explain" in body.include,
             with_vector="vector" in body.include,
             with_shown="preview" in body.include,
@@ -80,17 +82,6 @@ async def _answer(body: SearchOptions, field: str, state: State, caller: Caller)
     if warnings:
         answer["warnings"] = warnings
     return answer | {"took_ms": round(1_000 * (time.perf_counter() - started), 3)}
-
-
-def _ordering(body: SearchOptions) -> Ordering:
-    return Ordering(
-        body.correction,
-        body.threshold,
-        None if body.keywords is None else Keywords(**body.keywords.model_dump()),
-        body.deduplicate,
-        None if body.rerank is None else Rerank(**body.rerank.model_dump()),
-        None if body.diversity is None else Diversity(**body.diversity.model_dump()),
-    )
 
 
 def _result(hit: Result, include: Collection[str]) -> dict[str, Any]:

@@ -6,8 +6,6 @@ fails in between; writing it again puts that right.
 """
 
 import asyncio
-import base64
-import binascii
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,20 +18,18 @@ import orjson
 from service.contract.bundle import Manifest
 from service.contract.vectors import Vectors
 from service.errors import InvalidRequest, NotFound, NotReady
-from service.store import moments
-from service.store.background import Background
+from service.store import cursors, moments
 from service.store.browsing import Facets, Order
 from service.store.errors import StoreError
 from service.store.filters import Filter, Is, passes
-from service.store.interface import Hit, Part
+from service.store.interface import Hit, Part, Store, VectorSearch
+from service.store.items import Collection, Entry, Item, Metadata
 from service.store.kinds import Effort, IndexRequest, Kind
 from service.store.labels import LabelSet, ListedLabelSet
 from service.store.milvus import labels, layout, opening
 from service.store.milvus.connection import Connection, NoCollection, NotLoaded
 from service.store.milvus.filters import translate
 from service.store.milvus.tables import BATCH, MOST, STRONG, Tables
-from service.store.previews import Shown
-from service.store.rows import Collection, Entry, Item, Metadata, Preview
 from service.store.schema import now
 
 _RESULTS = 65_536
@@ -43,8 +39,10 @@ _MAP_S = 60
 _MODALITIES = ("audio", "image", "text", "vector", "video")
 
 
-class MilvusStore:
-    """See interface.Store, whose methods are described there."""
+class MilvusStore(Store):
+    """The store in one database of Milvus. Store describes the methods."""
+
+    kind = "Milvus"
 
     def __init__(self, connection: Connection, manifest: Manifest) -> None:
         """Use open() instead of calling this."""
@@ -125,12 +123,12 @@ class MilvusStore:
 
     async def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
         stored = await self._tables.rows(collection, [layout.key(id) for id in ids], ["id", "vector"])
-        found = {}
+        vectors = {}
         for id in ids:
             if (row := stored.get(layout.key(id))) is None:
                 raise NotFound(f"no item {id!r} in the collection {collection!r}")
-            found[id] = np.asarray(row["vector"], np.float32)
-        return found
+            vectors[id] = np.asarray(row["vector"], np.float32)
+        return vectors
 
     async def facets(
         self, collection: str, keys: Sequence[str] = (), *, modality: str | None = None, filter: Filter | None = None
@@ -141,9 +139,6 @@ class MilvusStore:
             part.modality: part.count for part in await self.parts(collection) if modality in (None, part.modality)
         }
         return Facets(sum(counts.values()), counts)
-
-    async def background(self, collection: str, queries: Vectors) -> dict[str, Background]:
-        return {}
 
     async def page(
         self,
@@ -173,7 +168,8 @@ class MilvusStore:
                     items += [layout.item(name, row) for row in batch]
                     if len(items) > limit:
                         last = items[limit - 1]
-                        return items[:limit], _cursor(last.collection, layout.key(last.id))
+                        place = orjson.dumps([last.collection, layout.key(last.id)])
+                        return items[:limit], cursors.encoded(place)
             except NotFound:
                 if collection is not None:
                     raise
@@ -230,25 +226,11 @@ class MilvusStore:
         with suppress(NotFound):  # most collections have no moments
             table = moments.moments_table(collection)
             for start in range(0, len(ids), BATCH):
-                its_own = Is(moments.OWNER, tuple(ids[start : start + BATCH]))
-                await self._tables.delete(table, await self._matching(table, its_own))
+                owners = Is(moments.OWNER, tuple(ids[start : start + BATCH]))
+                await self._tables.delete(table, await self._matching(table, owners))
 
-    async def search(
-        self,
-        collection: str,
-        queries: Vectors,
-        count: int,
-        *,
-        modalities: Sequence[str] | None = None,
-        filter: Filter | None = None,
-        leave_out: Sequence[str | None] | None = None,
-        with_vector: bool = False,
-        with_shown: bool = False,
-        effort: Effort | None = None,
-        by_modality: bool = False,
-    ) -> list[list[Hit]]:
-        asked = moments.Find(collection, queries, count, modalities, filter, leave_out, by_modality)
-        searching = moments.search(asked)
+    async def search(self, request: VectorSearch) -> list[list[Hit]]:
+        searching = moments.search(request)
         reply: Any = None
         while True:
             try:
@@ -256,40 +238,40 @@ class MilvusStore:
             except StopIteration as done:
                 return done.value or []
             try:
-                if isinstance(step, moments.Find):
-                    reply = await self._find(step, with_vector, effort or Effort())
+                if isinstance(step, VectorSearch):
+                    reply = await self._find(step)
                 else:
-                    reply = await self.get(step.collection, step.id, with_vector)
+                    reply = await self.get(request.collection, step, request.with_vector)
             except NotFound:
-                if step is asked:
+                if step is request:
                     raise
                 reply = None
 
-    async def _find(self, find: moments.Find, with_vector: bool, effort: Effort) -> list[list[Hit]]:
-        if find.by_modality:
+    async def _find(self, request: VectorSearch) -> list[list[Hit]]:
+        if request.by_modality:
             parts = await asyncio.gather(
                 *(
-                    self._find(replace(find, modalities=[modality], by_modality=False), with_vector, effort)
-                    for modality in find.modalities or _MODALITIES
+                    self._find(replace(request, modalities=[modality], by_modality=False))
+                    for modality in request.modalities or _MODALITIES
                 )
             )
-            return [[hit for part in parts for hit in part[query]] for query in range(len(find.queries))]
-        collection, queries, filter, leave_out = find.collection, find.queries, find.filter, find.leave_out
-        depth = find.count + bool(leave_out)
+            return [[hit for part in parts for hit in part[query]] for query in range(len(request.queries))]
+        collection, queries, effort = request.collection, request.queries, request.effort or Effort()
+        depth = request.count + bool(request.leave_out)
         if depth > MOST:
             raise InvalidRequest(f"a Milvus store finds {MOST - 1:,} items at most")
-        if effort.exact and (await self.collection(collection)).wanted.kind != "flat":
+        if effort.exact and (await self.collection(collection)).index_request.kind != "flat":
             raise InvalidRequest("effort.exact: a Milvus store searches exactly where a collection was put as flat")
-        among = True if find.modalities is None else layout.among("modality", find.modalities)
-        if filter is None:
+        among = True if request.modalities is None else layout.among("modality", request.modalities)
+        if request.filter is None:
             conditions = [layout.both(among)]
-        elif (translated := translate(filter)).exact:
+        elif (translated := translate(request.filter)).exact:
             if translated.text is False:
                 await self._tables.count(collection)  # it may not be there
                 return [[] for _ in queries]
             conditions = [layout.both(among, translated.text)]
         else:
-            keys = await self._matching(collection, filter)
+            keys = await self._matching(collection, request.filter)
             conditions = [
                 layout.both(among, layout.among("id", keys[start : start + BATCH]))
                 for start in range(0, len(keys), BATCH)
@@ -298,14 +280,14 @@ class MilvusStore:
         for condition in conditions:
             for hits, more in zip(
                 hits_by_query,
-                await self._nearest(collection, queries, depth, condition, with_vector, effort),
+                await self._nearest(collection, queries, depth, condition, request.with_vector, effort),
                 strict=True,
             ):
                 hits += more
         results = []
-        for hits, own in zip(hits_by_query, leave_out or [None] * len(hits_by_query), strict=True):
+        for hits, left_out in zip(hits_by_query, request.leave_out or [None] * len(hits_by_query), strict=True):
             hits.sort(key=lambda hit: -hit.score)
-            results.append([hit for hit in hits if hit.item.id != own][: find.count])
+            results.append([hit for hit in hits if hit.item.id != left_out][: request.count])
         return results
 
     async def _nearest(
@@ -333,29 +315,6 @@ class MilvusStore:
             ]
         return hits_by_query
 
-    async def keyword_search(
-        self,
-        collection: str,
-        query: str,
-        count: int,
-        *,
-        field: str | None = None,
-        every: bool = False,
-        modalities: Sequence[str] | None = None,
-        filter: Filter | None = None,
-        leave_out: str | None = None,
-    ) -> list[Hit]:
-        raise InvalidRequest("keywords: a Milvus store has no index of words")
-
-    async def tokens(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
-        return {}
-
-    async def preview(self, collection: str, id: str) -> Preview:
-        raise NotFound("a Milvus store keeps no previews")
-
-    async def shown(self, collection: str, ids: Sequence[str]) -> dict[str, Shown]:
-        return {}
-
     async def sample(self, collection: str, count: int) -> tuple[list[Item], int]:
         items: list[Item] = []
         async for batch in self._tables.scan(collection, layout.both(True), [*layout.ITEM, "vector"]):
@@ -380,47 +339,33 @@ class MilvusStore:
         return await self._collection(name, entry, counted=True)
 
     async def parts(self, name: str) -> list[Part]:
-        kind = (await self.collection(name)).wanted.kind
-        chosen: Kind = "hnsw" if kind == "auto" else kind
+        kind = (await self.collection(name)).index_request.kind
+        index_kind: Kind = "hnsw" if kind == "auto" else kind
         counts = await asyncio.gather(
             *(self._tables.count(name, layout.among("modality", [modality])) for modality in _MODALITIES)
         )
         # Milvus indexes the remaining rows by itself, and does not say of which modality they are.
         return [
-            Part(modality, chosen, "float32", count, count, False)
+            Part(modality, index_kind, "float32", count, count, False)
             for modality, count in zip(_MODALITIES, counts, strict=True)
             if count
         ]
 
-    async def create_collection(self, name: str, wanted: IndexRequest | None = None) -> bool:
-        if wanted is not None:
-            layout.check_index(wanted)
+    async def create_collection(self, name: str, request: IndexRequest | None = None) -> bool:
+        if request is not None:
+            layout.check_index(request)
         entry = await self._tables.note(f"collection/{name}")
         if entry is not None:
-            if wanted is None or wanted.kind == entry["kind"]:
+            if request is None or request.kind == entry["kind"]:
                 return False
             if await self._tables.count(name):
                 raise InvalidRequest("index: a Milvus store changes the index of an empty collection only")
             await self._tables.write(name, "drop_collection")
-        wanted = wanted or IndexRequest()
+        request = request or IndexRequest()
         schema = layout.items_schema(self._connection.client, self._dimensions)
-        await asyncio.to_thread(opening.make, self._connection, layout.collection_name(name), schema, wanted)
-        await self._tables.put_note(f"collection/{name}", layout.description(wanted))
+        await asyncio.to_thread(opening.make, self._connection, layout.collection_name(name), schema, request)
+        await self._tables.put_note(f"collection/{name}", layout.description(request))
         return entry is None
-
-    async def keyword_fields(self, collection: str) -> list[str]:
-        return []
-
-    async def set_keyword_fields(self, collection: str, fields: Sequence[str]) -> None:
-        if fields:
-            raise InvalidRequest("keywords: a Milvus store has no index of words")
-
-    async def keeps_tokens(self, collection: str) -> bool:
-        return False
-
-    async def keep_tokens(self, collection: str, wanted: bool) -> None:
-        if wanted:
-            raise InvalidRequest("tokens: a Milvus store keeps no token vectors")
 
     async def drop_collection(self, name: str) -> None:
         if await self._tables.note(f"collection/{name}") is None:
@@ -436,12 +381,12 @@ class MilvusStore:
             for row in batch:
                 name = row["id"].removeprefix("collection/")
                 collections.append(await self._collection(name, orjson.loads(row["content"]), counted=counted))
-        return sorted(collections, key=lambda each: each.name)
+        return sorted(collections, key=lambda collection: collection.name)
 
-    async def _collection(self, name: str, held: Mapping[str, Any], *, counted: bool) -> Collection:
-        wanted = IndexRequest.stored(held["kind"], held["precision"])
+    async def _collection(self, name: str, entry: Mapping[str, Any], *, counted: bool) -> Collection:
+        request = IndexRequest.stored(entry["kind"], entry["precision"])
         count = await self._tables.count(name) if counted else 0
-        return Collection(name, self._space, self._dimensions, held["created"], wanted, count)
+        return Collection(name, self._space, self._dimensions, entry["created"], request, count)
 
     # Label sets
 
@@ -461,7 +406,7 @@ class MilvusStore:
         await labels.delete(self._tables, name)
 
     async def _matching(self, collection: str, filter: Filter) -> list[str]:
-        """The keys of the items that pass. Milvus nominates where it cannot say; the metadata decide."""
+        """Return the keys of the items that pass. Milvus nominates where it cannot say; the metadata decide."""
         translated = translate(filter)
         if translated.text is False:
             await self._tables.count(collection)
@@ -474,20 +419,12 @@ class MilvusStore:
         return keys
 
 
-def _cursor(collection: str, key: str) -> str:
-    """A page's last row, as an opaque text."""
-    return base64.urlsafe_b64encode(orjson.dumps([collection, key])).decode().rstrip("=")
-
-
 def _place(cursor: str) -> tuple[str, str]:
-    """Raises InvalidRequest for what _cursor() did not make."""
-    try:
-        place = orjson.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError):
-        place = None
-    match place:
-        # It goes into an expression, so nothing in it may end the string.
-        case [str(collection), str(key)] if '"' not in key and "\\" not in key:
-            return collection, key
-        case _:
-            raise InvalidRequest("the cursor is not one that a page came with")
+    """Return the collection and the key in a cursor. Raises InvalidRequest for one that no page came with."""
+    with suppress(ValueError):
+        place = orjson.loads(cursors.decoded(cursor))
+        match place:
+            # It goes into an expression, so nothing in it may end the string.
+            case [str(collection), str(key)] if '"' not in key and "\\" not in key:
+                return collection, key
+    raise InvalidRequest("the cursor is not one that a page came with")

@@ -62,20 +62,16 @@ class Connection:
         """Return the client for work without a deadline: schemas and index parameters are put together in memory."""
         return self._client
 
-    def call_now(self, method: str, *args: Any, **options: Any) -> Any:
-        """Call Milvus and block, for opening and closing. Raises NoCollection, NotLoaded, NotReady."""
-        return self._run(method, *args, **options)
-
     async def read(self, method: str, *args: Any, **options: Any) -> Any:
-        """A method of pymilvus.MilvusClient. Raises NoCollection, NotLoaded, NotReady."""
-        return await self._in_thread(partial(self._run, method, *args, **options))
+        """Call a method of pymilvus.MilvusClient. Raises NoCollection, NotLoaded, NotReady."""
+        return await self._in_thread(partial(self.call_now, method, *args, **options))
 
     async def write(self, method: str, *args: Any, **options: Any) -> Any:
         async with self._writers:
             return await self.read(method, *args, **options)
 
     async def next(self, iterator: Any) -> Sequence[dict[str, Any]]:
-        """The next rows of what `query_iterator` gave; empty at the end."""
+        """Return the next rows of what `query_iterator` gave; empty at the end."""
         return list(await self._in_thread(partial(self._guarded, iterator.next)))
 
     def close(self) -> None:
@@ -98,7 +94,8 @@ class Connection:
             _log.error("Milvus has not answered for %s s", self._timeout_s)
             raise NotReady(NO_ANSWER) from None
 
-    def _run(self, method: str, *args: Any, **options: Any) -> Any:
+    def call_now(self, method: str, *args: Any, **options: Any) -> Any:
+        """Call a method of pymilvus.MilvusClient and block. Raises NoCollection, NotLoaded, NotReady."""
         return self._guarded(partial(getattr(self._client, method), *args, timeout=self._timeout_s, **options))
 
     def _guarded(self, work: Any) -> Any:

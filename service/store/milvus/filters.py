@@ -43,16 +43,16 @@ def translate(filter: Filter) -> Expression:
 
 
 def terms(metadata: Mapping[str, Any]) -> list[int]:
-    """The numbers of what is so of an item with these metadata, each once."""
-    found: set[int] = set()
+    """Return the numbers of what is so of an item with these metadata, each once."""
+    numbers: set[int] = set()
     for name, value in metadata.items():
         kind = _kind(value)
-        found.add(_term("kind", name, kind))
+        numbers.add(_term("kind", name, kind))
         if kind == "list":
-            found.update(_term("holds", name, text) for text in value if isinstance(text, str))
+            numbers.update(_term("holds", name, text) for text in value if isinstance(text, str))
         elif kind != "object":
-            found.add(_is(name, value))
-    return sorted(found)
+            numbers.add(_is(name, value))
+    return sorted(numbers)
 
 
 def fields(metadata: Mapping[str, Any]) -> dict[str, float | str]:
@@ -110,8 +110,7 @@ def _guarded(guard: int, compared: str, negated: bool) -> str:
 
 
 def _joined(parts: Sequence[Expression], *, every: bool) -> Expression:
-    """Join expressions by "and" (`every`) or "or". An inexact part lets more items through, and makes the result
-    inexact."""
+    """Join expressions by "and" (`every`) or "or". An inexact part lets more items through."""
     decisive = not every
     if any(part.text is decisive and part.exact for part in parts):
         return Expression(decisive, exact=True)
@@ -124,13 +123,13 @@ def _joined(parts: Sequence[Expression], *, every: bool) -> Expression:
     return Expression(texts[0] if len(texts) == 1 else f"({(' and ' if every else ' or ').join(texts)})", exact)
 
 
-def _having(wanted: Iterable[int], negated: bool = False) -> str | bool:
+def _having(terms: Iterable[int], negated: bool = False) -> str | bool:
     """Return the expression for items that have any of the terms, or none of them (`negated`)."""
-    numbers = sorted(set(wanted))
+    numbers = sorted(set(terms))
     if not numbers:
         return negated
-    one = len(numbers) == 1
-    there = f"array_contains(terms, {numbers[0]})" if one else f"array_contains_any(terms, {numbers})"
+    single = len(numbers) == 1
+    there = f"array_contains(terms, {numbers[0]})" if single else f"array_contains_any(terms, {numbers})"
     return f"not {there}" if negated else there
 
 
@@ -159,7 +158,7 @@ def _kind(value: Any) -> str:
 
 
 def _key(name: str) -> str:
-    """A metadata key as it stands in an expression; what is no plain word is a hash there."""
+    """Return a metadata key as it stands in an expression; what is no plain word is a hash there."""
     if _SIMPLE_KEY.fullmatch(name):
         return name
     return "#" + hashlib.blake2b(name.encode(), digest_size=16).hexdigest()

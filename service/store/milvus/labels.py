@@ -37,7 +37,7 @@ async def put(
         "created": at if older is None else older["created"],
         "updated": at,
         "texts": len(texts),
-        "vectors": {digest: len(held) for digest, held in vectors.items()},
+        "vectors": {digest: len(array) for digest, array in vectors.items()},
     }
     rows = [layout.piece(id, text, dimensions) for id, text in zip(_texts(head), texts, strict=True)]
     for digest, ids in _vectors(head).items():

@@ -15,9 +15,9 @@ import orjson
 
 from service.contract.vectors import Vectors
 from service.errors import InvalidRequest
+from service.store.items import Entry, Item
 from service.store.kinds import IndexRequest
 from service.store.milvus.filters import MAX_TERMS, fields, terms
-from service.store.rows import Entry, Item
 from service.store.schema import now
 
 CATALOGUE = "isthmus"
@@ -35,14 +35,14 @@ _INDEXES: Mapping[str, tuple[str, Mapping[str, int]]] = {
 }
 
 
-def check_index(wanted: IndexRequest) -> None:
+def check_index(request: IndexRequest) -> None:
     """Raises InvalidRequest. Kinds with codes are left out: their scores would not be those of the stored vectors."""
-    if wanted.kind not in _INDEXES or wanted.precision not in (None, "float32"):
+    if request.kind not in _INDEXES or request.precision not in (None, "float32"):
         raise InvalidRequest(f"index: a Milvus store has {', '.join(_INDEXES)}, of float32")
 
 
 def collection_name(name: str) -> str:
-    return "isthmus_" + re.sub(r"[^A-Za-z0-9]", lambda found: f"_{ord(found[0]):02x}", name)
+    return "isthmus_" + re.sub(r"[^A-Za-z0-9]", lambda match: f"_{ord(match[0]):02x}", name)
 
 
 def items_schema(client: Any, dimensions: int) -> Any:
@@ -70,16 +70,16 @@ def catalogue_schema(client: Any, dimensions: int) -> Any:
     return schema
 
 
-def index(client: Any, wanted: IndexRequest) -> Any:
-    kind, parameters = _INDEXES[wanted.kind]
-    chosen = client.prepare_index_params()
+def index(client: Any, request: IndexRequest) -> Any:
+    kind, parameters = _INDEXES[request.kind]
+    parameters_of_index = client.prepare_index_params()
     # The inner product of unit vectors is the cosine, so Milvus need not normalise them again.
-    chosen.add_index("vector", index_type=kind, metric_type="IP", params=dict(parameters))
-    return chosen
+    parameters_of_index.add_index("vector", index_type=kind, metric_type="IP", params=dict(parameters))
+    return parameters_of_index
 
 
 def key(id: str) -> str:
-    """An id as it stands in Milvus: in an expression it needs no quoting."""
+    """Return an id as it stands in Milvus: in an expression it needs no quoting."""
     return quote(id, safe="-._~/:@ +,=")
 
 
@@ -102,15 +102,15 @@ def row(entry: Entry, created: str, updated: str) -> dict[str, Any]:
     }
 
 
-def item(collection: str, held: Mapping[str, Any]) -> Item:
-    vector = held.get("vector")
+def item(collection: str, row: Mapping[str, Any]) -> Item:
+    vector = row.get("vector")
     return Item(
         collection,
-        unquote(held["id"]),
-        held["modality"],
-        orjson.loads(held["metadata"]),
-        held["created"],
-        held["updated"],
+        unquote(row["id"]),
+        row["modality"],
+        orjson.loads(row["metadata"]),
+        row["created"],
+        row["updated"],
         None if vector is None else np.asarray(vector, np.float32),
     )
 
@@ -128,9 +128,9 @@ def both(*expressions: str | bool) -> str:
 # The catalogue's rows
 
 
-def description(wanted: IndexRequest) -> dict[str, Any]:
+def description(request: IndexRequest) -> dict[str, Any]:
     """Return the description of a new collection."""
-    return {"kind": wanted.kind, "precision": wanted.precision, "created": now()}
+    return {"kind": request.kind, "precision": request.precision, "created": now()}
 
 
 def note(id: str, content: Mapping[str, Any], dimensions: int) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def piece(id: str, content: str, dimensions: int) -> dict[str, Any]:
 
 
 def pieces(text: str) -> list[str]:
-    """A text cut into what a row holds: of four bytes a character at most."""
+    """Return a text cut into what a row holds: of four bytes a character at most."""
     size = _TEXT_BYTES // 4
     return [text[start : start + size] for start in range(0, len(text), size)]
 

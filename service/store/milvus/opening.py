@@ -26,17 +26,17 @@ def prepare(connection: Connection, manifest: Manifest) -> None:
     Raises SpaceMismatch, StoreDamaged (another version), NotReady.
     """
     call, dimensions = connection.call_now, manifest.dimensions
-    known = set(call("list_collections"))
-    if layout.CATALOGUE in known:
+    names = set(call("list_collections"))
+    if layout.CATALOGUE in names:
         # A restarted Milvus Lite has nothing in memory.
-        for name in known:
+        for name in names:
             if name == layout.CATALOGUE or name.startswith(_PREFIX):
                 call("load_collection", name)
         entry = _note(connection, layout.STORE)
-        if entry is not None and not _kept(connection, manifest, entry, known):
+        if entry is not None and not _kept(connection, manifest, entry, names):
             call("drop_collection", layout.CATALOGUE)
-            known.remove(layout.CATALOGUE)
-    if layout.CATALOGUE not in known:
+            names.remove(layout.CATALOGUE)
+    if layout.CATALOGUE not in names:
         make(connection, layout.CATALOGUE, layout.catalogue_schema(connection.client, dimensions))
     _put_note(connection, layout.STORE, {"version": _VERSION, "space": manifest.space}, dimensions)
     _replace_kinds(connection, dimensions)
@@ -46,13 +46,13 @@ def prepare(connection: Connection, manifest: Manifest) -> None:
         _put_note(connection, f"collection/{DEFAULT_COLLECTION}", layout.description(IndexRequest()), dimensions)
 
 
-def make(connection: Connection, name: str, schema: Any, wanted: IndexRequest = IndexRequest()) -> None:
-    """A collection of Milvus, ready to be searched."""
+def make(connection: Connection, name: str, schema: Any, request: IndexRequest = IndexRequest()) -> None:
+    """Make a collection of Milvus, ready to be searched."""
     call = connection.call_now
     for step, options in (
         ("create_collection", {"schema": schema, **STRONG}),
         # The collection is empty, so there is no index to wait for.
-        ("create_index", {"index_params": layout.index(connection.client, wanted), "sync": False}),
+        ("create_index", {"index_params": layout.index(connection.client, request), "sync": False}),
     ):
         try:
             call(step, name, **options)
@@ -63,19 +63,19 @@ def make(connection: Connection, name: str, schema: Any, wanted: IndexRequest = 
     call("load_collection", name)
 
 
-def _kept(connection: Connection, manifest: Manifest, held: Mapping[str, Any], known: Iterable[str]) -> bool:
+def _kept(connection: Connection, manifest: Manifest, entry: Mapping[str, Any], collections: Iterable[str]) -> bool:
     """Return whether what is stored is kept; where it cannot be, and it is nothing, its collections are dropped."""
-    if held["version"] != _VERSION:
-        raise StoreDamaged(f"the store in Milvus has version {held['version']}; this service reads {_VERSION}")
-    if manifest.accepts(held["space"]):
+    if entry["version"] != _VERSION:
+        raise StoreDamaged(f"the store in Milvus has version {entry['version']}; this service reads {_VERSION}")
+    if manifest.accepts(entry["space"]):
         return True
-    ours = [name for name in known if name.startswith(_PREFIX)]
+    ours = [name for name in collections if name.startswith(_PREFIX)]
     counted = [connection.call_now("query", name, filter="", **COUNT) for name in ours]
     sets = connection.call_now(
         "query", layout.CATALOGUE, filter='id like "labels/%"', output_fields=["id"], limit=1, **STRONG
     )
     if sets or any(rows[0]["count(*)"] for rows in counted):
-        message = filled_elsewhere("the store in Milvus", held["space"], None, manifest)
+        message = filled_elsewhere("the store in Milvus", entry["space"], None, manifest)
         raise SpaceMismatch(
             f"{message} Serve the bundle that filled it, or name another database in ISTHMUS_MILVUS_URI and store the "
             "items there again"
@@ -106,8 +106,8 @@ def _replace_kinds(connection: Connection, dimensions: int) -> None:
 
 
 def _note(connection: Connection, id: str) -> dict[str, Any] | None:
-    asked = {"filter": layout.among("id", [id]), "output_fields": ["content"], "limit": 1, **STRONG}
-    rows = connection.call_now("query", layout.CATALOGUE, **asked)
+    query = {"filter": layout.among("id", [id]), "output_fields": ["content"], "limit": 1, **STRONG}
+    rows = connection.call_now("query", layout.CATALOGUE, **query)
     return json.loads(rows[0]["content"]) if rows else None
 
 

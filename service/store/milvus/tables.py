@@ -28,7 +28,7 @@ class Tables:
         self._dimensions = dimensions
 
     async def read(self, collection: str | None, method: str, *arguments: Any, **options: Any) -> Any:
-        """A method of pymilvus.MilvusClient that takes a collection first."""
+        """Call a method of pymilvus.MilvusClient that takes a collection first."""
         return await self._call(self._connection.read, collection, method, *arguments, **options)
 
     async def write(self, collection: str | None, method: str, *arguments: Any, **options: Any) -> Any:
@@ -52,7 +52,7 @@ class Tables:
     async def rows(
         self, collection: str | None, keys: Sequence[str], output: Sequence[str]
     ) -> dict[str, dict[str, Any]]:
-        """The rows with these keys that are there, by key."""
+        """Return the rows with these keys that are there, by key."""
         rows_by_key: dict[str, dict[str, Any]] = {}
         # Ask Milvus even without keys, to learn whether the collection exists.
         for start in range(0, max(1, len(keys)), BATCH):
@@ -75,8 +75,8 @@ class Tables:
             output_fields=list(output),
             **STRONG,
         )
-        while found := await self._connection.next(rows):
-            yield found
+        while batch_rows := await self._connection.next(rows):
+            yield batch_rows
 
     async def count(self, collection: str, condition: str = "") -> int:
         rows = await self.read(collection, "query", filter=condition, **COUNT)
@@ -87,7 +87,7 @@ class Tables:
             await self.write(collection, "delete", ids=list(keys[start : start + BATCH]))
 
     async def note(self, id: str) -> dict[str, Any] | None:
-        """A row of the catalogue."""
+        """Return a row of the catalogue."""
         rows = await self.rows(None, [id], ["id", "content"])
         return json.loads(rows[id]["content"]) if rows else None
 

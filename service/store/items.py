@@ -1,0 +1,76 @@
+"""Items, collections, moments and previews: plain types, whatever database holds them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.contract.vectors import Vectors
+from service.store.kinds import IndexRequest
+
+Metadata = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A small file of our own making that shows what an item was made from."""
+
+    media_type: str
+    data: bytes
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A part of a video."""
+
+    modality: str
+    """Modality of the moment: image is a frame from its middle, audio its sound."""
+    start: float
+    end: float
+    """End of the moment, in seconds."""
+    vector: Vectors | None
+    """Unit vector (D,); None where it was not asked for."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An item as a client writes it, before it has a place in the store."""
+
+    collection: str
+    id: str
+    modality: str
+    metadata: Metadata
+    vector: Vectors
+    """Unit vector (D,)."""
+    text: str | None = None
+    """The text of a text item: its words can be searched for."""
+    tokens: Vectors | None = None
+    """Unit vectors of the tokens (N, D), for reranking; stored where the collection keeps them."""
+    preview: Preview | None = None
+    moments: Sequence[Moment] = ()
+    """Moments of a video or a long sound; a store keeps them in a collection of their own (store/moments.py)."""
+    truncated: bool = False
+    """Whether only a part of what was given is in the vector; told to who wrote it, and not stored."""
+
+
+@dataclass(slots=True)  # a frozen one takes four times as long to make, and a search makes many
+class Item:
+    collection: str
+    id: str
+    modality: str
+    metadata: Metadata
+    created: str
+    updated: str
+    vector: Vectors | None
+    size: int = field(default=0, compare=False)
+    """Size of the metadata, in bytes of JSON, or a little more; 0 where it is not known."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    name: str
+    space: str
+    dimensions: int
+    created: str
+    index_request: IndexRequest
+    count: int
