@@ -22,20 +22,7 @@ _NAMED_AMBISONIC = re.compile(rb"ambisonic|ambix|b-format|fuma", re.IGNORECASE)
 _DESCRIBING = (b"bext", b"iXML")
 _MOST_DESCRIBING = 65_536
 _KNOWN = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"cue ", b"smpl", b"inst", b"fact", b"PEAK", b"JUNK", b"PAD ")
-_KNOWN_CAF = (
-    b"free",
-    b"info",
-    b"uuid",
-    b"mark",
-    b"regn",
-    b"inst",
-    b"midi",
-    b"strg",
-    b"peak",
-    b"ovvw",
-    b"edct",
-    b"umid",
-)
+_KNOWN_CAF = b"free info uuid mark regn inst midi strg peak ovvw edct umid".split()
 """Chunks that may follow a sound of no samples."""
 _AU_HEADER = 24
 _W64, _W64_DATA = b"riff\x2e\x91\xcf\x11", b"data\xf3\xac\xd3\x11"

@@ -22,16 +22,7 @@ _MOST_STRIPS = 300_000
 """Strips or tiles, for each of which Pillow makes an object. Of 40 megapixels there are 160,000 tiles of 16 × 16."""
 _MOST_VALUES = 16
 """Of a tag that describes the pixels; more are nonsense, and are not read."""
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _PREDICTOR, _TILE_WIDTH = (
-    256,
-    257,
-    258,
-    262,
-    277,
-    284,
-    317,
-    322,
-)
+_WIDTH, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _PREDICTOR, _TILE_WIDTH = 256, 258, 262, 277, 284, 317, 322
 _LOWEST, _HIGHEST, _EXTRA, _FORMAT, _LOWEST_OF_ANY, _HIGHEST_OF_ANY = 280, 281, 338, 339, 340, 341
 _XMP, _ICC = 700, 34675
 _PLACES = (273, 279, 324, 325)
