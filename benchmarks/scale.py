@@ -1,9 +1,9 @@
 """Measures what training on millions of pairs takes: `python -m benchmarks.scale --pairs 2000000` (or `--tokens`).
 
-Synthetic features of the paper's widths, in memory-mapped float16 files: pictures (N, 2048), CLS and mean of DINOv2-L
-side by side, and captions (N, 1024); with `--tokens`, 324 and 16 local vectors of 1,024 too. Heads learn on them as
-`python -m training train` does, in one process and in two, and once more after a kill -9. Measured are the peak of the
-proportional set size of all processes, without the page cache of mapped files, against the bytes of the pictures'
+Synthetic features of the paper's widths in the feature store, as float16: pictures (N, 2048), CLS and mean of DINOv2-L
+side by side, and captions (N, 1024); with `--tokens`, 324 and about 16 local vectors of 1,024 too. Heads learn on them
+as `python -m training train` does, in one process and in two, and once more after a kill -9. Measured are the peak of
+the proportional set size of all processes, without the page cache of mapped files, against the bytes of the pictures'
 side; seconds of a step; the share of them that a step waited for its batch; bytes on disk; and whether the resumed run
 has the weights of the one that was never stopped. The last line is one JSON object.
 """
@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from training.distributed import joined, leave
+from training.encode.store import Keys, Store
 from training.features import Features
 from training.pairs import Pairs
 from training.recipe import Recipe
@@ -71,8 +71,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Write the features, train, kill, resume; the figures."""
     began = time.perf_counter()
     write_features(options.work, options.pairs, options.tokens)
-    size = sum(path.stat().st_size for path in options.work.glob("*.npy"))
-    side = sum(path.stat().st_size for path in options.work.glob("media*.npy"))
+    size = sum(path.stat().st_size for side in WIDTHS for path in (options.work / side).iterdir())
+    side = sum(path.stat().st_size for path in (options.work / "media").iterdir())
     print(f"{options.pairs:,} pairs: {size / 1e9:.1f} GB of features in {time.perf_counter() - began:.0f} s")
     rows: dict[int, dict[str, float]] = {}
     for count in options.ranks:
@@ -113,22 +113,33 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def write_features(work: Path, pairs: int, tokens: bool) -> None:
     """Random features; every block of rows is the first one with its signs and its order changed."""
-    rng = np.random.default_rng(0)
-    for side, width in WIDTHS.items():
-        _fill(work / f"{side}.npy", (pairs, width), rng)
-        if tokens:
-            _fill(work / f"{side}_tokens.npy", (pairs, TOKENS[side], WIDTH_OF_TOKENS), rng)
+    rng, signs = np.random.default_rng(0), np.array([0, 0x8000], np.uint16)
+    for side in WIDTHS:
+        most = TOKENS[side] if tokens else 0
+        width = WIDTH_OF_TOKENS if tokens else WIDTHS[side]
+        size = max(1, _BLOCK // max(1, most))
+        block = rng.standard_normal((size, max(1, most), width), np.float32).astype(np.float16).view(np.uint16)
+        keys = _keys(pairs)
+        with _store(work, side, tokens).writer() as writer:
+            for start in range(0, pairs, size):
+                rows = (block[rng.permutation(size)[: pairs - start]] ^ rng.choice(signs, width)).view(np.float16)
+                written: dict[str, Any] = {"pooled": rows[:, 0]}
+                if tokens:
+                    varied = side == "texts"  # captions differ in length
+                    counts = rng.integers(most // 2, most * 3 // 2, len(rows)) if varied else [most] * len(rows)
+                    lengths = zip(rows, counts, strict=True)
+                    written["tokens"] = [np.resize(row, (count, width)) for row, count in lengths]
+                    written["weights"] = [np.full(count, 1 / count, np.float32) for count in counts]
+                writer.add(keys[start : start + size], written)
 
 
-def _fill(path: Path, shape: tuple[int, ...], rng: np.random.Generator) -> None:
-    stored = np.lib.format.open_memmap(path, "w+", np.float16, shape)
-    size = max(1, _BLOCK * 1024 // int(np.prod(shape[1:])))
-    block = rng.standard_normal((min(size, shape[0]), *shape[1:]), np.float32).astype(np.float16)
-    for start in range(0, shape[0], size):
-        rows = min(size, shape[0] - start)
-        signs = rng.choice(np.array([-1, 1], np.float16), shape[-1])
-        stored[start : start + rows] = block[rng.permutation(len(block))[:rows]] * signs
-    stored.flush()
+def _keys(pairs: int) -> Keys:
+    """Keys of all items, spread as hashes are."""
+    return np.random.default_rng(1).integers(2**63, size=(pairs, 2)).astype(np.uint64)
+
+
+def _store(work: Path, side: str, tokens: bool) -> Store:
+    return Store(work / side, WIDTH_OF_TOKENS if tokens else WIDTHS[side], np.float16, tokens)
 
 
 def start(options: argparse.Namespace, folder: Path, count: int) -> list[subprocess.Popen[bytes]]:
@@ -227,23 +238,12 @@ def _prepared(options: argparse.Namespace, rows: slice) -> Prepared:
     links = np.repeat(np.arange(count), 2).reshape(-1, 2)
     media, texts = [Path(f"{row}.jpg") for row in range(count)], [f"caption {row}" for row in range(count)]
     pairs = Pairs("pairs", "image", media, texts, links, None, [], 1.0)
-    return Prepared(pairs, _features(options.work, "media", rows), _features(options.work, "texts", rows))
-
-
-def _features(work: Path, side: str, rows: slice) -> Features:
-    pooled = _mapped(work / f"{side}.npy")[rows]
-    key = f"{side}:{pooled.shape}"
-    tokens = _mapped(work / f"{side}_tokens.npy") if (work / f"{side}_tokens.npy").is_file() else None
-    if tokens is None:
-        return Features(pooled, key=key)
-    # One row of weights stands for all: every item has as many tokens.
-    weights = np.broadcast_to(np.float32(1 / tokens.shape[1]), (rows.stop - rows.start, tokens.shape[1]))
-    return Features(pooled[:, :WIDTH_OF_TOKENS], tokens[rows], weights, key)
-
-
-def _mapped(path: Path) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
+    keys = _keys(options.pairs)[rows]
+    sides = (
+        Features(*_store(options.work, side, options.tokens).read(keys), key=f"{side}:{count}:{options.pairs}")
+        for side in WIDTHS
+    )
+    return Prepared(pairs, *sides)
 
 
 if __name__ == "__main__":

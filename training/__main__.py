@@ -82,10 +82,15 @@ def _pairs(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _prepared(recipe: Recipe, options: argparse.Namespace) -> tuple[steps.Encoders, steps.AllData]:
-    """The encoders and all features. Under torchrun the first process fills the cache, and the others read it."""
-    with joined().first():
+    """The encoders and all features. Under torchrun each process encodes a share; then all read what is cached."""
+    ranks = joined()
+    with ranks.first():
         read = steps.pairs(recipe, options.cache)
         frozen = steps.encoders(recipe, options.cache)
+    if ranks.count > 1:
+        steps.features(recipe, frozen, steps.share_of(read, ranks), options.cache)
+        ranks.collect(None)  # until all have
+    with ranks.first():
         data = steps.features(recipe, frozen, read, options.cache)
     return frozen, data
 

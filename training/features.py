@@ -88,7 +88,10 @@ class Features:
         return digest.hexdigest()
 
     def take(self, rows: NDArray[np.int64], tokens: bool, seed: int | None = None) -> dict[str, NDArray[Any]]:
-        """Features of some items by the names of Head.forward; with a seed, of a random view of each."""
+        """Features of some items by the names of Head.forward; with a seed, of a random view of each.
+
+        Local vectors may be float16: they become float32 where heads compute, on a GPU after the copy.
+        """
         if self.online is not None and (seed is not None or tokens):
             return self.online(rows, seed)
         if self.views is not None and seed is not None:
@@ -96,9 +99,9 @@ class Features:
             return self.views.take(
                 rows + len(self) * np.random.default_rng(seed).integers(count, size=len(rows)), tokens
             )
-        result = {"pooled": np.asarray(self.pooled[rows], np.float32)}
+        result: dict[str, NDArray[Any]] = {"pooled": np.asarray(self.pooled[rows], np.float32)}
         if tokens and self.tokens is not None and self.weights is not None:
-            result |= {"tokens": self.tokens[rows].astype(np.float32), "weights": self.weights[rows]}
+            result |= {"tokens": self.tokens[rows], "weights": self.weights[rows]}
         return result
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:

@@ -256,8 +256,8 @@ def _loss(
     sides = []
     with _precision(spec, device):
         for part in parts:
-            media = {key: value.to(device, non_blocking=True) for key, value in part.media.items()}
-            texts = {key: value.to(device, non_blocking=True) for key, value in part.texts.items()}
+            media = {key: value.to(device, non_blocking=True).float() for key, value in part.media.items()}
+            texts = {key: value.to(device, non_blocking=True).float() for key, value in part.texts.items()}
             sides.append((heads[sources[part.source].pairs.modality](**media), heads["text"](**texts)))
     all_media, all_texts = (torch.cat(side) if len(parts) > 1 else side[0] for side in zip(*sides, strict=True))
     keys = tuple(torch.cat(key).to(device) for key in zip(*(part.keys for part in parts), strict=True))

@@ -14,7 +14,7 @@ from service.contract.bundle import Bundle, Modality
 from training.abstention import learn
 from training.concepts import named
 from training.data.leaks import subset, without_leaks
-from training.distributed import joined
+from training.distributed import Ranks, joined
 from training.emergent import emergent_figures
 from training.encoders import FrozenEncoder, load_encoder
 from training.evaluate import class_vectors, label_ranks, ranks, retrieval, top1, with_prompts, word_precision
@@ -95,6 +95,22 @@ def features(recipe: Recipe, frozen: Encoders, read: AllPairs, cache: Path) -> d
             texts = cached_features(frozen["text"], part.texts, cache, tokens=tokens, what=f"{what} texts")
             result[name][split] = Prepared(part, media, texts)
     return result
+
+
+def share_of(read: AllPairs, ranks: Ranks) -> AllPairs:
+    """This process's share of all media and texts, of which it encodes the features."""
+
+    def own(part: Pairs) -> Pairs:
+        media, texts = (ranks.share_of(len(items)) for items in (part.media, part.texts))
+        return replace(
+            part,
+            media=part.media[media],
+            texts=part.texts[texts],
+            links=part.links[:0],
+            labels=None if part.labels is None else part.labels[media],
+        )
+
+    return {name: {split: own(part) for split, part in splits.items()} for name, splits in read.items()}
 
 
 def _tell_broken(what: str, broken: Mapping[int, str], total: int, cache: Path) -> None:

@@ -36,7 +36,7 @@ def project(head: Head, features: Features, chosen: NDArray[np.int64] | None = N
     batch = _TOKEN_BATCH if head.needs_tokens else _BATCH
     for start in range(0, len(chosen), batch):
         rows = chosen[start : start + batch]
-        inputs = {key: value.to(device) for key, value in tensors(features, rows, head.needs_tokens).items()}
+        inputs = {key: value.to(device).float() for key, value in tensors(features, rows, head.needs_tokens).items()}
         parts.append(head(**inputs).float().cpu().numpy())
     head.train(training)
     return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)

@@ -10,10 +10,13 @@ from benchmarks import scale
 
 
 def test_features_are_as_large_as_they_say(tmp_path: Path) -> None:
-    scale.write_features(tmp_path, 50, tokens=False)
-    media = np.load(tmp_path / "media.npy", mmap_mode="r", allow_pickle=False)
-    assert (media.shape, media.dtype) == ((50, 2048), np.float16)
-    assert len(np.unique(np.asarray(media[:, 0]))) > 40
+    scale.write_features(tmp_path, 50, tokens=True)
+    pooled, tokens, weights = scale._store(tmp_path, "texts", True).read(scale._keys(50))
+    assert pooled.shape == (50, 1024) and tokens is not None and weights is not None
+    assert len(np.unique(pooled[:][:, 0])) > 40
+    assert {np.count_nonzero(weights[np.array([row])]) for row in range(50)} > {9, 12, 20}
+    size = sum(file.stat().st_size for file in (tmp_path / "media").iterdir())
+    assert size == 50 * (16 + 2 * 1024 + 4 + 324 * (2 * 1024 + 4))
 
 
 def test_what_a_process_holds_is_measured() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from service.contract.bundle import read_bundle
 from tests.training import ranks as program
 from tests.training import tiny
-from training.distributed import ALONE, joined
+from training.distributed import ALONE, Ranks, joined
 
 DEADLINE_S = 120.0
 ROOT = Path(__file__).parents[2]
@@ -45,6 +45,12 @@ def test_without_torchrun_there_is_one_process() -> None:
     assert ALONE.gather(rows) is rows
     assert ALONE.share(rows) is rows
     assert ALONE.agree(2.5) == 2.5
+
+
+@pytest.mark.parametrize(("count", "items"), [(1, 5), (2, 5), (3, 2), (4, 0)])
+def test_the_shares_of_all_processes_are_all_items(count: int, items: int) -> None:
+    shares = [range(items)[Ranks(index, count).share_of(items)] for index in range(count)]
+    assert [item for share in shares for item in share] == list(range(items))
 
 
 def test_losses_and_gradients_of_two_processes_are_those_of_one(tmp_path: Path, free_port: int) -> None:
