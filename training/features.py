@@ -472,7 +472,10 @@ def runner(
     example = example_inputs(spec, 2) if many and device == "cpu" and not tokens and encoder.module is not None else []
     if len(example) == 1:
         assert encoder.module is not None
-        compiled = session(onnx_bytes(_Whole(encoder.module).eval(), torch.from_numpy(example[0]), "inputs", "vectors"))
+        program = onnx_bytes(_Whole(encoder.module).eval(), torch.from_numpy(example[0]), "inputs", "vectors")
+        # Parts of a batch beside one another take a fifth less than one whole batch by all cores (docs/LOG.md).
+        compiled, cores = session(program, threads=1), os.cpu_count() or 2
+        pool = ThreadPoolExecutor(cores, "encoder")
     if encoder.onnx is not None:
         if tokens:
             raise FeatureError(f"{encoder.source} is an ONNX encoder with pooled features only: no token projector")
@@ -490,7 +493,8 @@ def runner(
             rows_of_sounds = encoder.modality == "audio" and len(names) < len(inputs)
             return {"pooled": inputs[-1] @ pooled if rows_of_sounds else pooled}
         if compiled is not None:
-            vectors = compiled.run(["vectors"], {"inputs": inputs[0]})[0]
+            parts = np.array_split(inputs[0], min(cores, len(inputs[0])))
+            vectors = np.concatenate(list(pool.map(lambda part: compiled.run(["vectors"], {"inputs": part})[0], parts)))
             return {"pooled": inputs[-1] @ vectors if encoder.modality == "audio" else vectors}
         assert pooled_by is not None
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
