@@ -30,7 +30,10 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+from benchmarks.paired import ratio, say, take_turns
+from benchmarks.plan import Plan
 from benchmarks.servers import BenchmarkError
+from benchmarks.servers import isthmus as isthmus_server
 from examples.demo import print_table
 from examples.photos import write_photos
 from service.contract.bundle import OUTPUT, read_bundle
@@ -40,6 +43,7 @@ ROOT = Path(__file__).parents[1]
 _CORES = len(os.sched_getaffinity(0))
 _READY_S = 600.0
 _MANY, _SIZE_PX, _BATCH = 1_000, (1_152, 864), 8
+_LARGE, _LARGE_PX = 96, (4_000, 3_000)
 _QUERY, _FIRST = "a cat", "cat.jpg"
 _PAINTED = """() => new Promise(done => {
     const words = document.querySelector("#words"), results = document.querySelector("#results");
@@ -125,7 +129,7 @@ def isthmus(checkout: Path, address: str, *arguments: str) -> str:
     return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def photographs(folder: Path, count: int) -> list[Path]:
+def photographs(folder: Path, count: int, size_px: tuple[int, int] = _SIZE_PX) -> list[Path]:
     """Photographs of one megapixel: parts of the demo's, each another, as a camera would store them."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
@@ -141,7 +145,7 @@ def photographs(folder: Path, count: int) -> list[Path]:
         left, top = (
             int(rng.integers(0, side - part + 1)) for side, part in zip(source.size, (width, height), strict=True)
         )
-        part = source.crop((left, top, left + width, top + height)).resize(_SIZE_PX)
+        part = source.crop((left, top, left + width, top + height)).resize(size_px)
         paths.append(folder / f"{n:04}.jpg")
         part.save(paths[-1], quality=90)
     return paths
@@ -168,6 +172,26 @@ def bare_rate(bundle: Path, files: Sequence[Path]) -> float:
     with ThreadPoolExecutor(_CORES) as pool:
         list(pool.map(embed, [files[start : start + _BATCH] for start in range(0, len(files), _BATCH)]))
     return len(files) / (time.perf_counter() - began)
+
+
+def index(plan: Plan) -> dict[str, float | None]:
+    """Large photographs by `isthmus index`, previews included, in turns with the bare loop.
+
+    No photograph of 12 megapixels is at hand: these are of a megapixel or less, enlarged.
+    """
+    files = photographs(plan.fresh() / "large", _LARGE, _LARGE_PX)
+    with isthmus_server("isthmus", plan.bundle, plan.fresh(), cache_bytes=0) as server:
+
+        def indexed() -> float:
+            started, cpu_s = time.perf_counter(), server.cpu_s
+            isthmus(ROOT, server.address, "index", str(files[0].parent), "--again")
+            say("isthmus index", server_cpu_ms=1e3 * (server.cpu_s - cpu_s) / len(files))
+            return len(files) / (time.perf_counter() - started)
+
+        rates = take_turns({"isthmus index": indexed, "bare": lambda: bare_rate(plan.bundle, files)}, plan.rounds)
+    for name, measured in rates.items():
+        say(f"12 megapixels, {name}", per_second=statistics.median(measured))
+    return {"index_over_bare_decode": ratio(rates["isthmus index"], rates["bare"])}
 
 
 def page_times(address: str) -> tuple[float, float, int]:

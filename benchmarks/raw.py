@@ -1,8 +1,8 @@
 """`http_over_raw` and `added_latency_ms`: what HTTP, queue and batching cost over a bare loop around ONNX Runtime.
 
 The loop does what an embedding takes and nothing else: bytes in, tokens or pixels, one call for each batch, vectors of
-length 1. It reads with the service's own contract, and runs in two ways, of which the faster counts: one call after
-the other with ONNX Runtime's own options, and a call per core on one thread each.
+length 1. It reads with the service's own contract. Of the lanes × threads × batch that `isthmus tune` tries each is run
+once, and the fastest takes turns with the service.
 """
 
 import os
@@ -30,6 +30,8 @@ from service.contract.vectors import l2_normalise
 _CORES = len(os.sched_getaffinity(0))
 _BATCH = {"text": 32, "image": 8}
 _CLIENTS = 4
+_SWEPT_S = 1.0
+"""Seconds of each way that is tried once."""
 _PHOTOGRAPHS = 400
 
 Prepare = Callable[[Sequence[Any]], dict[str, NDArray[Any]]]
@@ -71,8 +73,10 @@ def _added(plan: Plan, bundle: Bundle, precision: Precision) -> float:
     ):
         requests = real.text_requests(server, "/v1/embeddings", bundle.manifest.name, 1)
         served = {"HTTP": lambda: load.closed(requests, clients=1, seconds=plan.seconds).median}
-        ways = _ways(bundle, "text", precision)
-        bare = {name: _alone(embed, upcoming, plan.seconds) for name, embed in ways.items()}
+        bare = {
+            f"{threads} threads": _alone(_embedding(bundle, "text", precision, threads), upcoming, plan.seconds)
+            for threads in dict.fromkeys((_CORES, 1))
+        }
         taken = take_turns(served | bare, plan.rounds)
     for name, medians in taken.items():
         say(f"{name}, {precision}", p50_ms=1_000 * statistics.median(medians))
@@ -85,41 +89,40 @@ def _saturated(plan: Plan, server: Server, bundle: Bundle, modality: Modality) -
     inputs: Sequence[Any] = real.captions() if modality == "text" else real.jpegs(_PHOTOGRAPHS)
     batches = real.groups(inputs, size)
     written = batches if modality == "text" else [[{"image": real.in_base64(each)} for each in one] for one in batches]
-    name = bundle.manifest.name
-    requests = [real.post(server, "/v1/embeddings", {"model": name, "input": each}) for each in written]
+    model = bundle.manifest.name
+    requests = [real.post(server, "/v1/embeddings", {"model": model, "input": each}) for each in written]
     with Generator(server.address) as load:
 
         def over_http() -> float:
             return load.closed(requests, clients=_CLIENTS, seconds=plan.seconds).rate * size
 
-        ways = _ways(bundle, modality)
-        upcoming = cycle(batches)
-        loops = {
-            "one call at a time": lambda: _rate(ways["ONNX Runtime"], upcoming, 1, plan.seconds),
-            "a call per core": lambda: _rate(ways["ONNX Runtime, one thread"], upcoming, _CORES, plan.seconds),
-        }
-        taken = take_turns({"over HTTP": over_http, **loops}, plan.rounds)
-    for way, rates in taken.items():
-        say(f"{modality}, {way}", per_second=statistics.median(rates))
-    fastest = max(loops, key=lambda way: statistics.median(taken[way]))
-    return ratio(taken["over HTTP"], taken[fastest])
+        swept: dict[tuple[int, int, int], float] = {}
+        for lanes in (lanes for lanes in range(1, _CORES + 1) if _CORES % lanes == 0):
+            embed = _embedding(bundle, modality, "fp32", _CORES // lanes)
+            for batch in (size // 2, size, 2 * size):
+                way = (lanes, _CORES // lanes, batch)
+                swept[way] = _rate(embed, cycle(real.groups(inputs, batch)), lanes, _SWEPT_S)
+        lanes, threads, batch = max(swept, key=lambda way: swept[way])
+        embed, upcoming = _embedding(bundle, modality, "fp32", threads), cycle(real.groups(inputs, batch))
+        bare = f"bare: {lanes} lanes × {threads} threads, batch {batch}"
+        taken = take_turns(
+            {"over HTTP": over_http, bare: lambda: _rate(embed, upcoming, lanes, plan.seconds)}, plan.rounds
+        )
+    for name, rates in taken.items():
+        say(f"{modality}, {name}", per_second=statistics.median(rates))
+    return ratio(taken["over HTTP"], taken[bare])
 
 
-def _ways(
-    bundle: Bundle, modality: Modality, precision: Precision = "fp32"
-) -> dict[str, Callable[[Sequence[Any]], object]]:
-    """Functions from a batch of inputs to its vectors."""
-    prepare = _preparing(bundle, modality)
-
-    def embedding(threads: int) -> Callable[[Sequence[Any]], object]:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        path = bundle.tower_path(modality, precision)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return lambda batch: l2_normalise(session.run([OUTPUT], prepare(batch))[0])
-
-    return {"ONNX Runtime": embedding(0), "ONNX Runtime, one thread": embedding(1)}
+def _embedding(
+    bundle: Bundle, modality: Modality, precision: Precision, threads: int
+) -> Callable[[Sequence[Any]], object]:
+    """A function from a batch of inputs to its vectors."""
+    prepare, options = _preparing(bundle, modality), onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    path = bundle.tower_path(modality, precision)
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda batch: l2_normalise(session.run([OUTPUT], prepare(batch))[0])
 
 
 def _preparing(bundle: Bundle, modality: Modality) -> Prepare:

@@ -61,11 +61,22 @@ class Server:
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def tuned(bundle: Path, folder: Path, texts: Sequence[str]) -> Path:
+    """A cache folder with the profile that `tune` makes of a bundle in full precision, with these texts."""
+    file = folder / "texts.txt"
+    file.write_text("\n".join(texts), encoding="utf-8")
+    command = [sys.executable, "-m", "service", "tune", str(bundle), "--full", "--texts", str(file), "--json"]
+    env = os.environ | {"XDG_CACHE_HOME": str(folder / "tuned")}
+    subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
+    return folder / "tuned"
+
+
 @contextmanager
-def isthmus(name: str, bundle: Path, store: Path, **settings: object) -> Iterator[Server]:
-    """`python -m service serve`, ready. `settings` are its variables without the prefix."""
+def isthmus(name: str, bundle: Path, store: Path, *, cache: object = None, **settings: object) -> Iterator[Server]:
+    """`python -m service serve`, ready. `settings` are its variables without the prefix, `cache` has its profiles."""
     given = {f"ISTHMUS_{key.upper()}": str(value) for key, value in settings.items()}
     kept = {key: value for key, value in os.environ.items() if not key.startswith("ISTHMUS_")}
+    kept["XDG_CACHE_HOME"] = str(cache or store)
     command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--store", str(store)]
     with _process([*command, "--port", "0", "--log-level", "error"], kept | given, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

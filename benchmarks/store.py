@@ -5,7 +5,8 @@ python -m benchmarks.store [--vectors 1000000] [--queries 1000] [--bundle build/
 Writes clustered vectors through `POST /items`, waits until the graph is built, stops the server, and measures the store
 that it left in a process of its own. `hnsw.over_bare_faiss` is the median of a search over that of FAISS alone, which
 has read the same index from the same file; `…_in_place` over FAISS on the very memory that the store searches, whose
-pages it chose (service/store/huge_pages.py); `…_busy` as the first, with every core at work. With --work the store is
+pages it chose (service/store/huge_pages.py); `…_busy` as the first, with every core at work. `search_over_bare` is the
+median of a search by a text over HTTP, over that of the text tower and FAISS alone. With --work the store is
 kept there, and used again when it is whole.
 
 The peer is LanceDB, embedded in a process as this store is, in a virtual environment of its own under build/bench, made
@@ -36,10 +37,15 @@ import uvicorn
 from numpy.typing import NDArray
 
 from benchmarks.clustered import QUERIES, Clustered
+from benchmarks.inputs import Inputs
 from benchmarks.servers import environment
 from examples.demo import serving
 from service.contract.bundle import read_bundle
 from service.contract.vectors import Vectors
+from service.engine.handling import handling
+from service.engine.inputs import Text
+from service.engine.towers import Tower
+from service.settings import Settings
 from service.store import Effort, Filter, SqliteStore, VectorSearch, parse
 from service.store.kinds import IndexSnapshot, ef_search
 
@@ -242,6 +248,32 @@ async def against_faiss(
     }
 
 
+def over_bare(bundle: Path, store: Path, count: int) -> dict[str, float]:
+    """The median of POST /search by a text, one after the other, over that of the tower and FAISS alone, in turns."""
+    read = read_bundle(bundle)
+    how, tower = handling(read, "text", Settings()), Tower(read, "text", "cpu", len(os.sched_getaffinity(0)))
+    [file] = (store / "snapshot").glob("*.faiss")
+    index = faiss.read_index(str(file))
+    faiss.omp_set_num_threads(1)
+    parameters = faiss.SearchParametersHNSW(efSearch=ef_search(Effort(), COUNT, 1.0, index.ntotal))
+    texts = Inputs()
+    served, bare = [], []
+    with serving(bundle, store) as client:
+        for number in range(count + 10):
+            started = time.perf_counter()
+            client.post("/search", json={"query": texts.text(), "top_k": COUNT}).raise_for_status()
+            between = time.perf_counter()
+            vector = tower.run(how.collate([how.prepare(Text(texts.text())).value]))
+            index.search(vector, COUNT, params=parameters)
+            if number >= 10:  # the first of a kind take longer
+                served.append(between - started)
+                bare.append(time.perf_counter() - between)
+    return {
+        "search.p50_ms": round(1e3 * float(np.median(served)), 3),
+        "search_over_bare": round(float(np.median(served) / np.median(bare)), 3),
+    }
+
+
 async def _busy(bare: Callable[[Vectors], Any], own: Callable[[Vectors], Awaitable[Any]], queries: Vectors) -> float:
     """Seconds for all queries over FAISS's own, with every core at work: a thread for each, twice as many callers."""
     cores = os.cpu_count() or 1
@@ -321,6 +353,7 @@ def run(options: argparse.Namespace, clustered: Clustered, work: Path) -> int:
     figures |= json.loads(
         subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
     )
+    figures |= over_bare(options.bundle, work / "store", min(200, options.queries))
     curve = figures.pop("curve")
     figures |= {"peer.name": None, "peer.recall10": None, "peer.p50_ratio": None}
     theirs: list[list[Any]] = []

@@ -4,6 +4,7 @@ import itertools
 import mmap
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -175,9 +176,21 @@ def open_towers(
     }
 
 
+@cache
+def _share_arena() -> None:
+    """Have the sessions of this process take the memory of their calls from one arena, not from one each."""
+    where = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(where, onnxruntime.OrtArenaCfg(0, -1, -1, -1))
+
+
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Return ONNX Runtime's defaults, with threads that do not spin: `python -m benchmarks.sessions` compares."""
+    """Return ONNX Runtime's defaults, with threads that do not spin and an arena that sessions share: `python -m
+    benchmarks.sessions` compares."""
+    _share_arena()
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # Three sessions share the cores: threads that spin while they wait take them from the others.

@@ -19,6 +19,10 @@ from benchmarks.servers import BenchmarkError
 KEYS = [
     "http_over_raw.text",
     "http_over_raw.image",
+    "vs_infinity.text.full.c1",
+    "vs_infinity.text.full.c16",
+    "vs_infinity.text.full.c64",
+    "vs_infinity.text.full.b32",
     "vs_infinity.text.fp32.c1",
     "vs_infinity.text.fp32.c16",
     "vs_infinity.text.fp32.c64",
@@ -37,6 +41,8 @@ KEYS = [
     "soak.unanswered",
     "startup_s",
     "env_mb",
+    "rss_mb",
+    "index_over_bare_decode",
 ]
 
 FURTHER = {"vs_infinity.image.fp32", "added_latency_ms.text.fp32"}
