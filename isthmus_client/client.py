@@ -196,14 +196,7 @@ class Isthmus(_Conversation):
         `inputs` is read as it is needed. An input that cannot be embedded gives an Embedding with its `error`.
         """
         whole: EmbedOptions = {"on_error": "null", **options}
-
-        def one(batch: Sequence[Entry]) -> list[Embedding]:
-            return self._drive(batches.embedded(batch, whole))
-
-        entries = batches.of_inputs(inputs, self.batching)
-        with closing(map_lazily(one, entries, self.batching.concurrency)) as finished:
-            for done in finished:
-                yield from done
+        return self._many(partial(batches.embedded, options=whole), batches.of_inputs(inputs, self.batching))
 
     def search(self, query: Input, **options: Unpack[SearchOptions]) -> list[Found]:
         """Search the stored items, nearest first."""
@@ -241,12 +234,14 @@ class Isthmus(_Conversation):
 
     def upsert_many(self, items: Iterable[NewItem]) -> Generator[Written, None, None]:
         """Store any number of items, as `embed_many`; yield the outcome of each. Only iterated items are sent."""
+        return self._many(batches.written, batches.of_items(items, self.batching))
 
-        def one(batch: Sequence[Entry]) -> list[Written]:
-            return self._drive(batches.written(batch))
-
-        entries = batches.of_items(items, self.batching)
-        with closing(map_lazily(one, entries, self.batching.concurrency)) as finished:
+    def _many(
+        self, plan: Callable[[Sequence[Entry]], Plan[list[T]]], entries: Iterator[list[Entry]]
+    ) -> Generator[T, None, None]:
+        with closing(
+            map_lazily(lambda batch: self._drive(plan(batch)), entries, self.batching.concurrency)
+        ) as finished:
             for done in finished:
                 yield from done
 
@@ -550,26 +545,19 @@ class AsyncIsthmus(_Conversation):
     keeps_previews = _awaited(Isthmus.keeps_previews)
     ready = _awaited(Isthmus.ready)
 
-    async def embed_many(
-        self, inputs: Iterable[Input], **options: Unpack[EmbedOptions]
-    ) -> AsyncGenerator[Embedding, None]:
+    def embed_many(self, inputs: Iterable[Input], **options: Unpack[EmbedOptions]) -> AsyncGenerator[Embedding, None]:
         whole: EmbedOptions = {"on_error": "null", **options}
+        return self._many(partial(batches.embedded, options=whole), batches.of_inputs(inputs, self.batching))
 
-        async def one(batch: Sequence[Entry]) -> list[Embedding]:
-            return await self._drive(batches.embedded(batch, whole))
+    def upsert_many(self, items: Iterable[NewItem]) -> AsyncGenerator[Written, None]:
+        return self._many(batches.written, batches.of_items(items, self.batching))
 
-        entries = batches.of_inputs(inputs, self.batching)
-        async with aclosing(gather_lazily(one, entries, self.batching.concurrency)) as finished:
-            async for done in finished:
-                for result in done:
-                    yield result
-
-    async def upsert_many(self, items: Iterable[NewItem]) -> AsyncGenerator[Written, None]:
-        async def one(batch: Sequence[Entry]) -> list[Written]:
-            return await self._drive(batches.written(batch))
-
-        entries = batches.of_items(items, self.batching)
-        async with aclosing(gather_lazily(one, entries, self.batching.concurrency)) as finished:
+    async def _many(
+        self, plan: Callable[[Sequence[Entry]], Plan[list[T]]], entries: Iterator[list[Entry]]
+    ) -> AsyncGenerator[T, None]:
+        async with aclosing(
+            gather_lazily(lambda batch: self._drive(plan(batch)), entries, self.batching.concurrency)
+        ) as finished:
             async for done in finished:
                 for result in done:
                     yield result

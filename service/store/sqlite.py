@@ -65,8 +65,7 @@ class SqliteStore(Store):
         """Use open() instead of calling this."""
         self._lock, self._snapshot = lock, path / "snapshot"
         self._disk = Disk(path, least_free_bytes)
-        self._space = manifest.space
-        self._dimensions = manifest.dimensions
+        self._space, self._dimensions = manifest.space, manifest.dimensions
         file = path / schema.FILE
         self._connections: list[sqlite3.Connection] = [schema.connect(file)]
         """Those of the thread that writes and of the one that builds indexes."""
