@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import attacks, hostile, hostile_floods, hostile_jobs, hostile_media
 from benchmarks.expected import OF_IMAGES, OF_SOUNDS
-from service.api.problems import _HTTP_CODES, STATUS
+from service.api.problems import _OF_HTTP, STATUS
 from tests import tiny_bundle
 
 _QUICK_BYTES = 2_000_000
@@ -30,7 +30,8 @@ def test_every_attack_that_is_small_is_answered_as_it_should_be(bundle_dir: Path
 
 
 def test_what_is_right_is_a_code_that_the_service_has() -> None:
-    codes = {code for _, code in STATUS.values()} | set(_HTTP_CODES.values()) | {"headers_too_large", "model_not_found"}
+    codes = {code for _, code in STATUS.values()} | {code for code, _ in _OF_HTTP.values()}
+    codes |= {"headers_too_large", "model_not_found"}
     right = {code for each in (*attacks.of_http(), *attacks.of_forms()) for code in each.right}
     right |= {*OF_IMAGES.values(), *OF_SOUNDS.values()}
     assert right <= codes | {attacks.OK}
