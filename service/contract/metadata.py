@@ -69,7 +69,7 @@ def xmp_orientation(xmp: bytes) -> int | None:
 
 
 def jpeg_essentials(data: bytes) -> Essentials:
-    """A JPEG without its application segments and comments, but for those that say how colours are stored."""
+    """Return a JPEG without application segments and comments, but for those that say how colours are stored."""
     kept: list[memoryview] = []
     view, start, place = memoryview(data), 0, 2
     exif, xmp = bytearray(), b""

@@ -140,7 +140,7 @@ class RedisCache:
         failed: Callable[[], None],
         pause_s: float = 1.0,
     ) -> None:
-        """`failed` is called for each command that fails and each entry that cannot be read."""
+        """Open a client. `failed` is called for each command that fails and each entry that cannot be read."""
         self._redis = redis.asyncio.Redis.from_url(
             url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=None, decode_responses=False
         )

@@ -36,7 +36,7 @@ class Limit:
 
     @classmethod
     def parse(cls, text: str) -> "Limit":
-        """`UNIT=AMOUNT/PERIOD`. Raises ValueError."""
+        """Read `UNIT=AMOUNT/PERIOD`. Raises ValueError."""
         match = _LIMIT.fullmatch(text)
         if match is None:
             raise ValueError(
@@ -182,7 +182,7 @@ class Meter:
 
     @classmethod
     def parse(cls, limiter: Limiter, text: str) -> "Meter":
-        """What `str` wrote."""
+        """Read what `str` wrote."""
         key, *limits = text.split()
         return cls(limiter, key, [Limit.parse(limit) for limit in limits])
 

@@ -76,7 +76,7 @@ class Tracing:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """A part of the request at hand."""
+        """Make the span of a part of the request at hand."""
         with self._requests.start_as_current_span(name, record_exception=False, set_status_on_exception=False):
             yield
 
@@ -116,7 +116,7 @@ def origin() -> Origin | None:
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """A span inside that of the request at hand, where it has one."""
+    """Make a span inside that of the request at hand, where it has one."""
     tracing = current.get()
     if tracing is None:
         yield

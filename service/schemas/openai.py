@@ -306,7 +306,7 @@ class EmbeddingsRequest(RequestModel):
         return self._inputs
 
     def _written(self) -> "list[_Written]":
-        """The kind of each input, and the input or how it is written. Raises InvalidRequest."""
+        """Return the kind of each input, and the input or how it is written. Raises InvalidRequest."""
         if self.messages is not None:
             if any(message.role in ("system", "developer") and message.content for message in self.messages):
                 raise InvalidRequest("messages: a system message is an instruction, which this model does not read")
