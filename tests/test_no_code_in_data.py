@@ -237,7 +237,7 @@ def test_nothing_else_that_is_read_is_run(form: Callable[[Payload], bytes], payl
     file = tmp_path / "file"
     file.write_bytes(data)
     dimensions = (len(data) - 4) // 4
-    assert cache.decode(data[: 4 * dimensions + 4], dimensions) is None
+    assert cache.decode(data[: 4 * dimensions + 4], dimensions, "text") is None
     with pytest.raises(KeysError):
         read_keys(file)
     with pytest.raises(SafetensorError):
