@@ -293,6 +293,8 @@ def _searches(attack: Any, dimensions: int) -> Iterator[Attack]:
     yield attack("/search", "queries and a query", {"query": "a", "queries": ["a"]}, INVALID)
     yield attack("/search/batch", "257 queries", {"queries": ["a"] * 257}, INVALID)
     yield attack("/search/batch", "100 queries of 1,000", {"queries": ["a"] * 100, "top_k": 1_000}, INVALID)
+    yield attack("/search/script", "17 steps", {"script": ["a"] * 17}, INVALID)
+    yield attack("/search/script", "a script of one", {"script": ["a"]}, INVALID)
     yield attack("/search", "100,000 fields to include", {"query": "a", "include": ["vector"] * 100_000}, INVALID)
     yield attack("/search", "100,000 modalities", {"query": "a", "modalities": ["text"] * 100_000}, INVALID)
     yield attack("/search", "an id that is not there", {"query": {"id": "no such"}}, "not_found")

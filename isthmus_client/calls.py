@@ -40,6 +40,14 @@ class SearchOptions(TypedDict, total=False):
     include: Sequence[Literal["metadata", "vector", "explain", "preview", "confidence"]]
 
 
+class ScriptOptions(TypedDict, total=False):
+    top_k: int
+    collection: str
+    modalities: Sequence[Literal["video", "audio"]]
+    filter: Mapping[str, Any]
+    include: Sequence[Literal["metadata", "preview"]]
+
+
 class ClassifyOptions(TypedDict, total=False):
     model: str
     labels: Sequence[str | Mapping[str, Any]]

@@ -41,6 +41,7 @@ from isthmus_client.calls import (
     EmbedOptions,
     ListOptions,
     NewItem,
+    ScriptOptions,
     SearchOptions,
 )
 from isthmus_client.errors import ClientError, Unreachable, UnreadableAnswer, refusal
@@ -51,6 +52,7 @@ from isthmus_client.results import (
     Collection,
     Embedding,
     Facets,
+    Followed,
     Found,
     Item,
     Job,
@@ -213,6 +215,15 @@ class Isthmus(_Conversation):
             return [[results.found(one) for one in ranked] for ranked in calls.answer(got)["results"]]
 
         return self._do(Call("POST", "/search/batch", read, body))
+
+    def follow(self, script: Iterable[Input], **options: Unpack[ScriptOptions]) -> list[Followed]:
+        """Search for the videos and long sounds in which the steps of a script come one after the other."""
+        body = {"script": [to_wire(step) for step in script], **options}
+
+        def read(got: httpx2.Response) -> list[Followed]:
+            return [results.followed(one) for one in calls.answer(got)["results"]]
+
+        return self._do(Call("POST", "/search/script", read, body))
 
     def classify(self, inputs: Iterable[Input], **options: Unpack[ClassifyOptions]) -> list[Classified]:
         """Return the labels of each input, best first. Give `labels` or the name of a stored `label_set`."""
@@ -517,6 +528,7 @@ class AsyncIsthmus(_Conversation):
     embed = _awaited(Isthmus.embed)
     search = _awaited(Isthmus.search)
     search_many = _awaited(Isthmus.search_many)
+    follow = _awaited(Isthmus.follow)
     classify = _awaited(Isthmus.classify)
     score = _awaited(Isthmus.score)
     upsert = _awaited(Isthmus.upsert)

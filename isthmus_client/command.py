@@ -9,6 +9,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -26,7 +27,7 @@ from isthmus_client.command_jobs import jobs
 from isthmus_client.command_shared import Failure, echo_lines, parsed_filter, passed_on, plain_metadata, server
 
 if TYPE_CHECKING:
-    from isthmus_client import Isthmus
+    from isthmus_client import Followed, Isthmus
 
 _QUERIES_AT_ONCE = 32
 _KINDS = ("image", "video", "audio", "text")
@@ -153,6 +154,7 @@ def embed(context: click.Context, /, inputs: tuple[str, ...], as_text: bool, as_
 @click.option(
     "--weight", "weights", multiple=True, type=float, help="Of each QUERY, in order, where there are several."
 )
+@click.option("--then", multiple=True, metavar="STEP", help="What is to come after QUERY, in videos; repeatable.")
 @click.option("--text", "as_text", is_flag=True, help="QUERY is a text, even where there is a file of that name.")
 @click.option("-k", "--top", default=10, show_default=True, type=click.IntRange(min=1), help="How many results.")
 @click.option("-m", "--modality", "modalities", multiple=True, type=_MODALITIES, help="Only results of it; repeatable.")
@@ -168,6 +170,7 @@ def search(
     query: tuple[str, ...],
     like: str | None,
     weights: tuple[float, ...],
+    then: tuple[str, ...],
     as_text: bool,
     top: int,
     modalities: tuple[str, ...],
@@ -179,7 +182,8 @@ def search(
 ) -> None:
     """Find stored items by text, image, sound or several together.
 
-    Several arguments are a weighted sum. Without -m, pictures, videos, sounds and texts take turns.
+    Several arguments are a weighted sum. Without -m, pictures, videos, sounds and texts take turns. With --then, videos
+    and long sounds are found in which one thing follows the other.
 
     `-` reads a query per line of standard input, or the content of one file.
     """
@@ -191,6 +195,10 @@ def search(
     parsed_queries = queries(query, like, weights, as_text)
     draw = terminal.shows_pictures() if pictures is None else pictures
     with server(context) as space:
+        if then:
+            steps = [step for _, step in (*parsed_queries, *read_inputs(then, as_text))]
+            _show_followed(space.follow(steps, **options), as_json)
+            return
         for first in range(0, len(parsed_queries), _QUERIES_AT_ONCE):
             batch = parsed_queries[first : first + _QUERIES_AT_ONCE]
             for (name, _), hits in zip(batch, _found(space, [q for _, q in batch], options), strict=True):
@@ -309,6 +317,25 @@ def _show_found(space: "Isthmus", hits: Sequence[Any], collection: str, media: P
         click.echo(line)
         if draw and hit is not None and hit.modality == "image" and (shown := _shown(space, hit, collection, media)):
             echo_lines(terminal.picture(shown))
+
+
+def _show_followed(followed: Sequence["Followed"], as_json: bool) -> None:
+    """Print what follows a script, with the second of each step."""
+    if as_json:
+        click.echo(json.dumps({"results": [asdict(result) for result in followed]}, ensure_ascii=False))
+        return
+    rows = [
+        (
+            f"{one.score:.2f}",
+            one.modality,
+            one.id,
+            "  ".join(f"{step.start:.0f} s" if step else "–" for step in one.steps),
+        )
+        for one in followed
+    ]
+    echo_lines(terminal.table(rows, ("score", "modality", "id", "steps at"), right=(0,)))
+    if not followed:
+        raise Failure("nothing found: no video and no long sound is stored there")
 
 
 def _shown(space: "Isthmus", hit: Any, collection: str, media: Path | None) -> "Path | IO[bytes] | None":

@@ -62,6 +62,25 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Step(Moment):
+    """The moment of a step of a script, and how alike they are, -1 to 1."""
+
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A video or a long sound that follows a script; a step that no moment was found for is None."""
+
+    id: str
+    score: float
+    modality: str
+    steps: Sequence[Step | None]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    preview: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class ScoredLabel:
     label: str
     score: float
@@ -270,6 +289,11 @@ def found(data: Mapping[str, Any]) -> Found:
     moment = data.get("moment")
     metadata = data.get("metadata") or {}
     return known(Found, data, metadata=metadata, moment=None if moment is None else known(Moment, moment))
+
+
+def followed(data: Mapping[str, Any]) -> Followed:
+    steps = [None if step is None else known(Step, step) for step in data["steps"]]
+    return known(Followed, data, metadata=data.get("metadata") or {}, steps=steps)
 
 
 def classified(data: Mapping[str, Any]) -> Classified:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-NAMES = {"audit-api": "audit_api"}
-NEED_DATA: frozenset[str] = frozenset()
+NAMES = {"audit-api": "audit_api", "films": "films"}
+NEED_DATA = frozenset({"films"})
 
 
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:

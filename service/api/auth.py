@@ -25,7 +25,7 @@ OPEN = frozenset({"/healthz", "/readyz", "/", "/docs"})
 """Paths whose GET needs no key: probes, and pages, which hold no data and ask for a key themselves."""
 OPEN_FOLDER = "/playground/"
 """Static files of that page."""
-READS = frozenset({"/embed", "/search", "/search/batch", "/classify", "/score"}) | registry.READS
+READS = frozenset({"/embed", "/search", "/search/batch", "/search/script", "/classify", "/score"}) | registry.READS
 """Paths whose POST stores nothing."""
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})

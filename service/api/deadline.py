@@ -15,6 +15,7 @@ _ADVICE: Mapping[str, str] = {
     "/classify": "store many labels once, as a label set (PUT /label-sets/{name}), and name it as label_set; or send "
     "fewer inputs, labels or templates",
     "/search": "send fewer parts of a query, and ask for smaller pools and without `exact`",
+    "/search/script": "send fewer steps, or fewer parts of them",
     "/search/batch": "send fewer queries, or fewer parts of them, and ask for smaller pools and without `exact`",
 }
 

@@ -27,11 +27,13 @@ from service.retrieval import chance
 from service.retrieval.chance import BackgroundQueries
 from service.retrieval.late_interaction import heat, maxsim, transport
 from service.retrieval.ranking import distinct, diverse, fuse
+from service.retrieval.script import Followed, follow
 from service.runtime.fair import FairSemaphore
 from service.runtime.timings import timed
 from service.schemas.search import FUSED, Content, Diversity, Keywords, Query, Rerank
 from service.store import Background, Effort, Filter, Hit, Item, KeywordSearch, Moment, Shown, Store, VectorSearch
 from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
+from service.store.moments import HAVING
 
 _DEEPEST = 4_000
 """Largest number of candidates of one query that are read to find enough without duplicates."""
@@ -42,6 +44,8 @@ _AT_ONCE = 8
 take memory, and turns of the event loop."""
 _MANY, _MANY_AT_ONCE = 1_024, 4
 """Number of candidates, with their vectors, from which on a search waits its turn to hold them; and of such turns."""
+_COMPARED = 256
+"""Number of items of a modality, over all steps, whose moments are compared with a script."""
 _TOGETHER = 32
 """Number of queries that the store gets at once: between two such groups other requests have their turn."""
 
@@ -183,6 +187,33 @@ class Searcher:
             shown = await self._store.shown(collection, list({one.item.id for best in results for one in best}))
             results = [[replace(one, shown=shown.get(one.item.id)) for one in best] for best in results]
         return results
+
+    async def follow(
+        self,
+        steps: Sequence[Query],
+        *,
+        top_k: int,
+        collection: str,
+        modalities: Sequence[str] | None = None,
+        filter: Filter | None = None,
+        with_shown: bool = False,
+        caller: Caller = PROCESS,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> list[Followed]:
+        """The `top_k` videos and long sounds whose moments follow the steps best, best first, of those that are among
+        the nearest to any step. Raises as `search` does."""
+        scope = _Scope(collection, modalities or HAVING, filter, None, caller, "script")
+        embedded = await self._embedded(steps, scope, warn)
+        async with self._large:
+            hits_by_step = await self._nearest(
+                embedded, _COMPARED // len(embedded), scope, with_vector=False, by_modality=True
+            )
+            items = {hit.item.id: hit.item for hits in hits_by_step for hit in hits}
+            moments = await self._store.moments_of(collection, list(items))
+            vectors = np.stack([step.vector for step in embedded])
+            matches = await self._embedder.in_worker(partial(follow, vectors, moments, top_k))
+        shown = await self._store.shown(collection, [match.id for match in matches]) if with_shown else {}
+        return [Followed(items[match.id], match, shown.get(match.id)) for match in matches]
 
     async def _judged(
         self, queries: Sequence[_EmbeddedQuery], results: list[list[Result]], scope: _Scope, balanced: int | None = None

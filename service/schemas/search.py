@@ -241,6 +241,22 @@ class SearchBatchRequest(SearchOptions):
         return self.queries
 
 
+class ScriptRequest(RequestModel):
+    """Steps that a video or a long sound is to have one after the other, with any time between them."""
+
+    script: Annotated[list[Query], Field(min_length=2, max_length=16), at_most(lambda limits: limits.inputs, "steps")]
+    top_k: Annotated[TopK, Field(le=100)] = 10
+    collection: Name = DEFAULT_COLLECTION
+    modalities: Annotated[list[Literal["video", "audio"]], Field(min_length=1, max_length=2)] | None = None
+    filter: Filter | None = None
+    include: list[Literal["metadata", "preview"]] = Field(default=["metadata"], max_length=2)
+
+
+def place_steps(body: dict[str, Any], files: list[File]) -> None:
+    """Append files to the steps, in order."""
+    _append(body, "script", files)
+
+
 def place_query(body: dict[str, Any], files: list[File]) -> None:
     """Give files, in order, to the parts of a composed query that have no input; otherwise one file is the query."""
     files = fill_parts(body.get("query"), files)
@@ -252,9 +268,12 @@ def place_query(body: dict[str, Any], files: list[File]) -> None:
 
 def place_queries(body: dict[str, Any], files: list[File]) -> None:
     """Append files to the queries, in order."""
-    if files:
-        given = body.get("queries", [])
-        body["queries"] = [*given, *files] if isinstance(given, list) else given
+    _append(body, "queries", files)
+
+
+def _append(body: dict[str, Any], field: str, files: list[File]) -> None:
+    given = body.get(field, [])
+    body[field] = [*given, *files] if isinstance(given, list) else given
 
 
 class ExplainedPart(BaseModel):
@@ -283,6 +302,30 @@ class ResultMoment(BaseModel):
     start: float = Field(description="Seconds.")
     end: float
     modality: Literal["image", "audio"] = Field(description="image: a frame from the middle; audio: the sound.")
+
+
+class ScriptStep(ResultMoment):
+    similarity: float = Field(description="Cosine similarity of the step and the moment.")
+
+
+class ScriptResult(BaseModel):
+    id: str
+    score: float = Field(
+        description="Mean over the steps of how much more similar their moments are than those of other items: in "
+        "standard deviations, 0 for a step without a moment."
+    )
+    modality: StoredModality
+    metadata: dict[str, Any] | None = None
+    preview: ItemPreview | None = None
+    steps: list[ScriptStep | None] = Field(
+        description="The moment of each step, each later than the one before; null where there is none."
+    )
+
+
+class ScriptResponse(BaseModel):
+    results: list[ScriptResult] = Field(description="Best first.")
+    took_ms: float
+    warnings: list[str] | None = None
 
 
 class SearchResult(BaseModel):

@@ -98,6 +98,10 @@ class Store(Protocol):
     async def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
         """Return stored vectors (D,) by id."""
 
+    async def moments_of(self, collection: str, ids: Sequence[str]) -> dict[str, list[Moment]]:
+        """Return the moments, with their vectors, of those items that have some, by item id; none where there is no
+        such collection."""
+
     async def page(
         self,
         collection: str | None,

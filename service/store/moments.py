@@ -9,6 +9,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from service.contract.vectors import Vectors
 from service.store.filters import Is
 from service.store.interface import MOST_FOUND_BYTES, Hit, VectorSearch
 from service.store.items import Entry, Item, Metadata, Moment
@@ -156,5 +157,19 @@ def _best_of(request: VectorSearch, ids: Sequence[str]) -> Generator[VectorSearc
 
 
 def _opened(hit: Hit) -> Hit:
-    modality, start, end = hit.item.id.rsplit(SEPARATOR, 3)[1:]
-    return replace(hit, moment=Moment(modality, float(start), float(end), hit.item.vector))
+    return replace(hit, moment=_moment(hit.item.id, hit.item.vector)[1])
+
+
+def by_owner(vectors: Mapping[str, Vectors]) -> dict[str, list[Moment]]:
+    """The moments of each item, by its id, from their vectors by their own ids."""
+    moments: dict[str, list[Moment]] = {}
+    for id, vector in vectors.items():
+        owner, moment = _moment(id, vector)
+        moments.setdefault(owner, []).append(moment)
+    return moments
+
+
+def _moment(id: str, vector: Vectors | None) -> tuple[str, Moment]:
+    """The item of a moment with this id, and the moment."""
+    owner, modality, start, end = id.rsplit(SEPARATOR, 3)
+    return owner, Moment(modality, float(start), float(end), vector)

@@ -247,14 +247,22 @@ def slots_of_ids(connection: sqlite3.Connection, collection: int, ids: Sequence[
     return np.fromiter((row[0] for row in rows), np.int64)
 
 
+_BEGINNING = """json_each(?) AS given CROSS JOIN items
+    ON items.collection = ? AND items.id > given.value AND items.id < given.value || char(1114111)"""
+"""Ranges of ids use the index over them. CROSS JOIN: SQLite keeps to this order."""
+
+
+def vectors_of_prefixes(connection: sqlite3.Connection, collection: int, prefixes: Sequence[str]) -> dict[str, Vectors]:
+    """The vectors (D,), by id, of the items whose ids begin with one of these texts, as in slots_of_prefixes."""
+    rows = connection.execute(
+        f"SELECT items.id, vector FROM {_BEGINNING} JOIN vectors USING (slot)", (json.dumps(list(prefixes)), collection)
+    )
+    return {id: unpack(stored) for id, stored in rows}
+
+
 def slots_of_prefixes(connection: sqlite3.Connection, collection: int, prefixes: Sequence[str]) -> Keys:
     """Return the slots of items whose ids begin with one of these texts, which end in a control character."""
-    # Ranges of ids use the index over them. CROSS JOIN: SQLite keeps to this order.
-    rows = connection.execute(
-        """SELECT slot FROM json_each(?) AS given CROSS JOIN items
-        ON items.collection = ? AND items.id > given.value AND items.id < given.value || char(1114111)""",
-        (json.dumps(list(prefixes)), collection),
-    )
+    rows = connection.execute(f"SELECT slot FROM {_BEGINNING}", (json.dumps(list(prefixes)), collection))
     return np.sort(np.fromiter((row[0] for row in rows), np.int64))
 
 

@@ -36,7 +36,7 @@ from service.store.files import OpenFiles, hold
 from service.store.filters import Filter
 from service.store.index import Index
 from service.store.interface import Hit, Part, Store, VectorSearch
-from service.store.items import Collection, Entry, Item, Metadata, Preview
+from service.store.items import Collection, Entry, Item, Metadata, Moment, Preview
 from service.store.keywords import KeywordSearch
 from service.store.kinds import IndexRequest, IndexSnapshot, IndexSpec, Keys, Rules
 from service.store.labels import LabelSet, ListedLabelSet
@@ -232,6 +232,14 @@ class SqliteStore(Store):
         for id in ids:
             _existing(vectors.get(id), f"item {id!r} in the collection {collection!r}")
         return vectors
+
+    async def moments_of(self, collection: str, ids: Sequence[str]) -> dict[str, list[Moment]]:
+        def read(connection: sqlite3.Connection) -> dict[str, list[Moment]]:
+            key = rows.collection_key(connection, moments.moments_table(collection))
+            prefixes = [f"{id}{moments.SEPARATOR}" for id in ids]
+            return {} if key is None else moments.by_owner(rows.vectors_of_prefixes(connection, key, prefixes))
+
+        return await self._read(read)
 
     async def page(
         self,

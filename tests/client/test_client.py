@@ -44,7 +44,7 @@ from isthmus_client.retries import Retries
 from service.schemas.classify import ClassifyRequest
 from service.schemas.embed import EmbedRequest
 from service.schemas.items import CollectionRequest
-from service.schemas.search import SearchRequest
+from service.schemas.search import ScriptRequest, SearchRequest
 from service.settings import Settings
 from tests import tiny_bundle
 from tests.conftest import serving
@@ -300,6 +300,7 @@ def test_both_clients_have_the_same_methods() -> None:
     [
         (calls.EmbedOptions, EmbedRequest, {"inputs", "encoding"}),
         (calls.SearchOptions, SearchRequest, {"query"}),
+        (calls.ScriptOptions, ScriptRequest, {"script"}),
         (calls.ClassifyOptions, ClassifyRequest, {"inputs"}),
         (calls.CollectionOptions, CollectionRequest, set()),
     ],

@@ -31,6 +31,7 @@ from service import __main__ as service_commands
 from service.settings import Settings
 from tests import tiny_bundle
 from tests.conftest import DEADLINE_S, serving
+from tests.service.films import colours
 from training import __main__ as training_commands
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +75,17 @@ def test_search_prints_a_table_and_json(run: Run) -> None:
     assert said["query"] == "red"
     [best] = said["results"]  # type: ignore[misc]
     assert best["id"] == "red.png" and best["metadata"] == {"what": "red"}
+
+
+def test_what_follows_a_script_is_shown_with_its_seconds(run: Run, media: Path) -> None:
+    (media / "film.mkv").write_bytes(colours("red", "blue", seconds=3.0))
+    assert run("index", str(media)).exit_code == 1, "broken.png is broken"
+    first, second = lines(run("search", "red", "--then", "blue"))
+    assert first.split() == ["score", "modality", "id", "steps", "at"] and second.split()[1:3] == ["video", "film.mkv"]
+    [told_of] = told(run("search", "red", "--then", "blue", "--json"))
+    [result] = told_of["results"]  # type: ignore[misc]
+    assert [step["start"] // 3 for step in result["steps"]] == [0, 1] and 0 < result["steps"][0]["similarity"] <= 1
+    assert "no video" in run("search", "red", "--then", "blue", "--filter", '{"what": "none"}').stderr
 
 
 def test_files_stored_items_and_sums_are_queries(run: Run) -> None:

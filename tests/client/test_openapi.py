@@ -30,6 +30,7 @@ ONES: dict[str, Callable[[Isthmus, Path], object]] = {
     "search by an item": lambda space, _: space.search(stored("a"), collection="c", modalities=["image"]),
     "search by parts": lambda space, media: space.search(composed(("red", 1.0), (media / "blue.png", -0.5))),
     "search by a vector": lambda space, _: space.search_many([vector([0.0] * 16), "red"], threshold=0.1),
+    "follow": lambda space, media: space.follow([media / "red.png", "blue"], modalities=["video"], include=["preview"]),
     "classify": lambda space, media: space.classify([media / "red.png"], labels=["red", "blue"], top_k=1),
     "classify by a set": lambda space, _: space.classify(["red"], label_set="colours", abstain=True),
     "score": lambda space, media: space.score([("red", media / "red.png")]),

@@ -26,7 +26,16 @@ from tests.conftest import DEADLINE_S, redis_server, serving
 from tests.service.test_main import started
 
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/"), ("GET", "/docs")}
-READING_POSTS = {"/embed", "/search", "/search/batch", "/classify", "/score", "/v1/embeddings", "/v1/rerank"}
+READING_POSTS = {
+    "/embed",
+    "/search",
+    "/search/batch",
+    "/search/script",
+    "/classify",
+    "/score",
+    "/v1/embeddings",
+    "/v1/rerank",
+}
 
 
 def routes() -> list[tuple[str, str]]:

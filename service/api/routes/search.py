@@ -1,4 +1,4 @@
-"""POST /search, POST /search/batch."""
+"""POST /search, POST /search/batch, POST /search/script."""
 
 import time
 from collections.abc import Collection
@@ -11,9 +11,12 @@ from service.api.responses import JSON, previewed
 from service.api.state import CallerDep, State, StateDep
 from service.engine.caller import Caller
 from service.retrieval.chance import nothing
+from service.retrieval.script import Followed
 from service.retrieval.search import Ordering, Result
 from service.runtime.timings import timed
 from service.schemas.search import (
+    ScriptRequest,
+    ScriptResponse,
     SearchBatchRequest,
     SearchBatchResponse,
     SearchOptions,
@@ -21,15 +24,18 @@ from service.schemas.search import (
     SearchResponse,
     place_queries,
     place_query,
+    place_steps,
 )
-from service.store import Effort
+from service.store import Effort, Moment
 
 router = APIRouter(tags=["search"])
 
 One = Annotated[SearchRequest, Depends(reader(SearchRequest, place_query))]
 Many = Annotated[SearchBatchRequest, Depends(reader(SearchBatchRequest, place_queries))]
+Script = Annotated[ScriptRequest, Depends(reader(ScriptRequest, place_steps))]
 _EXAMPLE = {"query": "a dog on a beach", "modalities": ["image"], "top_k": 5, "filter": {"year": {"$gte": 2020}}}
 _BATCH_EXAMPLE = {"queries": ["a dog on a beach", {"text": "heavy rain"}], "top_k": 5}
+_SCRIPT_EXAMPLE = {"script": ["heavy rain", "a dog barks", "a car"], "modalities": ["video"], "top_k": 5}
 
 
 @router.post("/search", response_model=SearchResponse, openapi_extra=documented(SearchRequest, _EXAMPLE, files=True))
@@ -47,6 +53,49 @@ async def search(body: One, state: StateDep, caller: CallerDep) -> JSON:
 async def search_batch(body: Many, state: StateDep, caller: CallerDep) -> JSON:
     """The items nearest to each of several queries, which share all options: a list of results for each."""
     return JSON(await _answer(body, "queries", state, caller))
+
+
+@router.post(
+    "/search/script",
+    response_model=ScriptResponse,
+    openapi_extra=documented(ScriptRequest, _SCRIPT_EXAMPLE, files=True),
+)
+async def search_script(body: Script, state: StateDep, caller: CallerDep) -> JSON:
+    """The videos and long sounds in which several things come one after the other: rain, then a dog barks, then a
+    car. Each result says at which second."""
+    started = time.perf_counter()
+    warnings: list[str] = []
+    with timed("search"):
+        followed = await state.searcher.follow(
+            body.script,
+            top_k=body.top_k,
+            collection=body.collection,
+            modalities=body.modalities,
+            filter=body.filter,
+            with_shown="preview" in body.include,
+            caller=caller,
+            warn=warnings.append,
+        )
+    answer: dict[str, Any] = {"results": [_followed(result, body.include) for result in followed]}
+    if warnings:
+        answer["warnings"] = warnings
+    return JSON(answer | {"took_ms": round(1_000 * (time.perf_counter() - started), 3)})
+
+
+def _followed(result: Followed, include: Collection[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {"id": result.item.id, "score": result.match.score, "modality": result.item.modality}
+    if "metadata" in include:
+        fields["metadata"] = result.item.metadata
+    if "preview" in include:
+        fields["preview"] = previewed(result.shown)
+    fields["steps"] = [
+        None if step is None else {**_moment(step[0]), "similarity": step[1]} for step in result.match.steps
+    ]
+    return fields
+
+
+def _moment(moment: Moment) -> dict[str, Any]:
+    return {"start": moment.start, "end": moment.end, "modality": moment.modality}
 
 
 async def _answer(body: SearchOptions, field: str, state: State, caller: Caller) -> dict[str, Any]:
@@ -95,8 +144,7 @@ def _result(hit: Result, include: Collection[str]) -> dict[str, Any]:
     if "preview" in include:
         result["preview"] = previewed(hit.shown)
     if hit.moment is not None:
-        moment = hit.moment
-        result["moment"] = {"start": moment.start, "end": moment.end, "modality": moment.modality}
+        result["moment"] = _moment(hit.moment)
     if hit.explanation is not None:
         result["explain"] = hit.explanation
     return result

@@ -23,7 +23,7 @@ from service.store.browsing import Facets, Order
 from service.store.errors import StoreError
 from service.store.filters import Filter, Is, passes
 from service.store.interface import Hit, Part, Store, VectorSearch
-from service.store.items import Collection, Entry, Item, Metadata
+from service.store.items import Collection, Entry, Item, Metadata, Moment
 from service.store.kinds import Effort, IndexRequest, Kind
 from service.store.labels import LabelSet, ListedLabelSet
 from service.store.milvus import labels, layout, opening
@@ -220,6 +220,16 @@ class MilvusStore(Store):
             table = moments.moments_table(collection)
             await self._tables.delete(table, await self._matching(table, filter))
         return len(keys)
+
+    async def moments_of(self, collection: str, ids: Sequence[str]) -> dict[str, list[Moment]]:
+        vectors: dict[str, Vectors] = {}
+        with suppress(NotFound):  # most collections have no moments
+            table = moments.moments_table(collection)
+            for start in range(0, len(ids), BATCH):
+                owners = Is(moments.OWNER, tuple(ids[start : start + BATCH]))
+                parts = await self._with_vectors(table, await self._matching(table, owners))
+                vectors |= {part.id: part.vector for part in parts if part.vector is not None}
+        return moments.by_owner(vectors)
 
     async def _forget_moments(self, collection: str, ids: Sequence[str]) -> None:
         """Delete the moments of these items of a collection."""

@@ -1,0 +1,91 @@
+"""Films by script: steps that are to follow one another are matched to the moments of each item, in order.
+
+The best match is found by dynamic programming, as two sequences are aligned (Needleman and Wunsch, 1970): a step takes
+one moment or none, a later step a later moment, and any time may pass between them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.contract.vectors import Vectors
+from service.store import Item, Moment, Shown
+
+
+@dataclass(frozen=True)
+class Match:
+    """How an item follows a script."""
+
+    id: str
+    score: float
+    """Mean over the steps, in standard deviations above the moments of all items that are compared."""
+    steps: Sequence[tuple[Moment, float] | None]
+    """The moment of each step with its cosine similarity; None for a step that no moment was taken for."""
+
+
+@dataclass(frozen=True)
+class Followed:
+    item: Item
+    match: Match
+    shown: Shown | None
+    """The item's preview, where it was asked for and exists."""
+
+
+def follow(steps: Vectors, moments: Mapping[str, Sequence[Moment]], count: int) -> list[Match]:
+    """Return the `count` items that follow the steps (S, D) best, best first, from their moments by item id.
+
+    Similarities of pictures and of sounds to a text lie on scales of their own, so that each is standardised among
+    the moments of its kind. A step without a moment counts as an average one.
+    """
+    flat = [moment for of in moments.values() for moment in of]
+    if not flat:
+        return []
+    similarities = steps @ np.stack([_vector(moment) for moment in flat]).T
+    modalities = np.array([moment.modality for moment in flat])
+    gains = np.zeros(similarities.shape)
+    for modality in set(modalities):
+        columns = modalities == modality
+        part = similarities[:, columns]
+        gains[:, columns] = (part - part.mean(1, keepdims=True)) / np.maximum(part.std(1, keepdims=True), 1e-6)
+    matches = []
+    first = 0
+    for id, of in moments.items():
+        last = first + len(of)
+        total, places = aligned(gains[:, first:last], np.array([(one.start + one.end) / 2 for one in of]))
+        taken = [
+            None if place is None else (of[place], float(similarities[step, first + place]))
+            for step, place in enumerate(places)
+        ]
+        matches.append(Match(id, total / len(steps), taken))
+        first = last
+    return sorted(matches, key=lambda match: -match.score)[:count]
+
+
+def aligned(gains: np.ndarray, times: np.ndarray) -> tuple[float, list[int | None]]:
+    """Return the largest sum of gains (S, M) of steps and moments, and the moment of each step, None for none: later
+    steps have moments at later times (M,)."""
+    count, order = len(gains), np.argsort(times, kind="stable")
+    gains, times = gains[:, order], times[order]
+    earlier = np.searchsorted(times, times)  # how many moments are before each
+    best = np.zeros((count + 1, len(times) + 1))
+    """Of the first s steps among the first m moments."""
+    for step in range(count):
+        taking = np.concatenate(([0.0], gains[step] + best[step][earlier]))
+        best[step + 1] = np.maximum.accumulate(np.maximum(best[step], taking))
+    places: list[int | None] = []
+    among = len(times)
+    for step in reversed(range(count)):
+        while among and best[step + 1][among] == best[step + 1][among - 1]:
+            among -= 1
+        if best[step + 1][among] == best[step][among]:
+            places.append(None)
+        else:
+            places.append(int(order[among - 1]))
+            among = int(earlier[among - 1])
+    return float(best[count][-1]), places[::-1]
+
+
+def _vector(moment: Moment) -> Vectors:
+    assert moment.vector is not None
+    return moment.vector
