@@ -245,7 +245,7 @@ class ScriptRequest(RequestModel):
     """Steps that a video or a long sound is to have one after the other, with any time between them."""
 
     script: Annotated[list[Query], Field(min_length=2, max_length=16), at_most(lambda limits: limits.inputs, "steps")]
-    top_k: Annotated[TopK, Field(le=100)] = 10
+    top_k: Annotated[int, Field(ge=1, le=100, strict=True), AfterValidator(_top_k)] = 10
     collection: Name = DEFAULT_COLLECTION
     modalities: Annotated[list[Literal["video", "audio"]], Field(min_length=1, max_length=2)] | None = None
     filter: Filter | None = None
