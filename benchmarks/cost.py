@@ -26,7 +26,7 @@ from examples.demo import print_table
 from service.contract.bundle import read_bundle
 
 _ITEMS, _BATCH = 30_000, 250
-_MEDIA, _TEXTS, _SEARCHES, _QUIET_S = 240, 4_000, 1_000, 2.0
+_MEDIA, _TEXTS, _SEARCHES, _QUIET_S = 120, 2_000, 500, 2.0
 
 
 def _rate(server: Server, bodies: Sequence[Any], ask: Callable[[Any], object], per_request: int) -> float:

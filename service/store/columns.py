@@ -38,6 +38,8 @@ _OWN_COLUMN = 64
 cells."""
 _RARE_CELLS = 1_024
 """Number of cells of rare keys at which frequent keys are first looked for; repeated each time that it has doubled."""
+_COLUMN_ARRAYS, _RARE_ARRAYS = ("rows", "kinds", "values"), ("rare_keys", "rare_rows", "rare_kinds", "rare_values")
+"""Names of the arrays of columns on disk."""
 _CELLS_AT_ONCE = 100_000
 """Cells that are sorted by key at a time, which takes some 200 bytes for each."""
 
@@ -165,6 +167,30 @@ class Columns:
         left = ~np.isin(rare[0], list(columns))
         new, kinds, values, keys = _renumbered([array[left] for array in (*rare[1:], rare[0])], first, numbers)
         self._rare.extend(keys, new, kinds, values)
+
+    def arrays(self, count: int) -> dict[str, NDArray[Any]]:
+        """Return the cells of the first `count` rows as arrays by name, of which of_arrays() makes columns again."""
+        held = self.kept(np.arange(count))
+        columns = [column.cells for column in held._columns.values()]
+        joined = [np.concatenate(arrays) for arrays in zip(*columns, strict=True)] if columns else _Cells(*_CELL).cells
+        return {
+            "keys": np.array(list(held._columns), np.int64),
+            "lengths": np.array([len(rows) for rows, _, _ in columns], np.int64),
+            **dict(zip(_COLUMN_ARRAYS, joined, strict=True)),
+            **dict(zip(_RARE_ARRAYS, held._rare.cells, strict=True)),
+        }
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Columns":
+        """Raises KeyError and ValueError for what arrays() did not make."""
+        columns, ends = cls(), np.cumsum(arrays["lengths"])[:-1]
+        cells = zip(*(np.split(arrays[name], ends) for name in _COLUMN_ARRAYS), strict=True)
+        for key, own in zip(arrays["keys"].tolist(), cells if len(arrays["keys"]) else (), strict=True):
+            columns._columns[key] = _Cells(*_CELL)
+            columns._columns[key].extend(*own)
+        columns._rare.extend(*(arrays[name] for name in _RARE_ARRAYS))
+        columns._looked_through = len(columns._rare.cells[0])
+        return columns
 
     def nbytes(self) -> int:
         held = (self._rare.cells, *(column.cells for column in self._columns.values()))

@@ -178,16 +178,24 @@ class Index:
                 views[modality] = part.view()
         return views
 
-    def load(self, modality: str, built: IndexSnapshot, slots: Keys) -> None:
-        """Begin a part with an index over these slots. They are dead until revive() marks the live ones."""
+    def load(self, modality: str, built: IndexSnapshot, slots: Keys, rows: tuple[Columns, Records] | None) -> None:
+        """Begin a part with an index over these slots, perhaps with their metadata and records. They are dead until
+        revive() marks the live ones."""
         part = self._parts[modality] = _Part(self.dimensions)
         part.begin(built, slots)
+        if rows is not None:
+            part.columns, part.records = rows
         self._views = {**self._views, modality: part.view()}
 
     def revive(
-        self, modality: str, slots: Keys, metadata: Sequence[Mapping[str, Any]], records: Sequence[bytes]
+        self,
+        modality: str,
+        slots: Keys,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+        records: Sequence[bytes] = (),
     ) -> Mask:
-        """Mark slots, ascending, as live, with their metadata and records; return which of them the index has."""
+        """Mark slots, ascending, as live, with their metadata and records unless these are there; return which of them
+        the index has."""
         part = self._parts.get(modality)
         part_slots = _NOTHING if part is None else part.slots.held()
         rows = np.searchsorted(part_slots, slots)
@@ -196,9 +204,10 @@ class Index:
         if part is not None and known.any():
             part.alive.held()[rows[known]] = True
             part.dead -= int(np.count_nonzero(known))
-            places = np.flatnonzero(known).tolist()
-            part.columns.extend(rows[known].tolist(), [metadata[place] for place in places])
-            part.records.set(rows[known], [records[place] for place in places])
+            if metadata is not None:
+                places = np.flatnonzero(known).tolist()
+                part.columns.extend(rows[known].tolist(), [metadata[place] for place in places])
+                part.records.set(rows[known], [records[place] for place in places])
             self._views = {**self._views, modality: part.view()}
         return known
 

@@ -4,7 +4,8 @@ Derived from the rows in SQLite, like the columns. A record is as rows.record() 
 disk, so that what a part takes is bounded by its number of rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,26 @@ class Records:
             records._chunks.append(bytearray(np.frombuffer(bytes(chunk), np.uint8)[bytes_kept]))
             places[own] = number << _START_BITS | starts << _LENGTH_BITS | lengths
         records._places.extend(places)
+        return records
+
+    def arrays(self, count: int) -> dict[str, NDArray[Any]]:
+        """Return the records of the first `count` rows as arrays by name, of which of_arrays() makes records again."""
+        held = self.kept(np.arange(count))
+        sizes = np.array([len(chunk) for chunk in held._chunks], np.int64)
+        return {
+            "places": held._places.held(),
+            "chunks": sizes,
+            "bytes": np.frombuffer(b"".join(held._chunks), np.uint8),
+        }
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Records":
+        """Raises KeyError and ValueError for what arrays() did not make."""
+        records = cls()
+        if len(arrays["chunks"]):
+            chunks = np.split(arrays["bytes"], np.cumsum(arrays["chunks"])[:-1])
+            records._chunks = [bytearray(chunk) for chunk in chunks]
+        records._places.extend(arrays["places"])
         return records
 
     def nbytes(self) -> int:

@@ -304,13 +304,21 @@ def _delete_vectors(connection: sqlite3.Connection, slots: Iterable[int]) -> Non
     connection.execute(f"DELETE FROM vectors WHERE slot IN {_GIVEN}", (_json(slots),))
 
 
+def slots(connection: sqlite3.Connection, collection: int) -> Keys:
+    """Return every slot of a collection, ascending."""
+    rows = connection.execute("SELECT slot FROM items WHERE collection = ? ORDER BY slot", (collection,))
+    return np.fromiter((slot for (slot,) in rows), np.int64)
+
+
 def live(
-    connection: sqlite3.Connection, collection: int
+    connection: sqlite3.Connection, collection: int, first: int = 0
 ) -> Iterator[tuple[Keys, list[str], list[Metadata], list[bytes]]]:
-    """Yield batches of slots, modalities, metadata and records of a collection, in the order of the slots."""
+    """Yield batches of slots, modalities, metadata and records of a collection, in the order of the slots, from the
+    first on."""
     rows = connection.execute(
-        "SELECT slot, modality, metadata, id, created, updated FROM items WHERE collection = ? ORDER BY slot",
-        (collection,),
+        """SELECT slot, modality, metadata, id, created, updated FROM items WHERE collection = ? AND slot >= ?
+        ORDER BY slot""",
+        (collection, first),
     )
     more = True
     while more:

@@ -1,7 +1,8 @@
 """Indexes on disk, so that a start need neither build them nor read their vectors. Never trusted: SQLite is the truth.
 
-One index is two files, NAME.faiss and NAME.slots.npy, and a header NAME.json that is written last. What an index holds
-never changes, so it is written once, when it was built; a start takes from the rows what was added and deleted since.
+One index is three files, NAME.faiss, NAME.slots.npy and NAME.rows.npz (metadata and records of its rows), and a header
+NAME.json that is written last. What a slot holds never changes, so that a start takes from the rows only which slots
+are there, and what was added since.
 """
 
 import json
@@ -21,10 +22,12 @@ import numpy as np
 
 from service.contract.bundle import sha256_file
 from service.store import rows, schema
+from service.store.columns import Columns
 from service.store.index import Index
 from service.store.kinds import IndexSnapshot, IndexSpec, Keys
+from service.store.records import Records
 
-_FILES = (".faiss", ".slots.npy")
+_FILES = (".faiss", ".slots.npy", ".rows.npz")
 _HEADER = re.compile(r"[0-9a-f]{32}\.json")
 
 _log = logging.getLogger(__name__)
@@ -40,6 +43,8 @@ class Saved:
     modality: str
     built: IndexSnapshot
     slots: Keys
+    rows: tuple[Columns, Records] | None = None
+    """Metadata and records of the slots, and perhaps of later ones; None: they are in the rows alone."""
 
 
 def save(directory: Path, store: str, sequence: int, saved: Saved) -> None:
@@ -49,6 +54,10 @@ def save(directory: Path, store: str, sequence: int, saved: Saved) -> None:
     name = uuid.uuid4().hex
     faiss.write_index(saved.built.index, str(directory / f"{name}.faiss"))
     np.save(directory / f"{name}.slots.npy", saved.slots, allow_pickle=False)
+    if saved.rows is not None:
+        arrays = [of_rows.arrays(len(saved.slots)) for of_rows in saved.rows]
+        np.savez(directory / f"{name}.rows.npz", allow_pickle=False, **arrays[0], **arrays[1])
+    files = [suffix for suffix in _FILES if (directory / f"{name}{suffix}").exists()]
     header = {
         "store": store,
         "sequence": sequence,
@@ -56,7 +65,7 @@ def save(directory: Path, store: str, sequence: int, saved: Saved) -> None:
         "modality": saved.modality,
         "chosen": asdict(saved.built.spec),
         "trained": saved.built.trained,
-        "sha256": {suffix: sha256_file(directory / f"{name}{suffix}") for suffix in _FILES},
+        "sha256": {suffix: sha256_file(directory / f"{name}{suffix}") for suffix in files},
     }
     staged = directory / f"{name}.new"
     staged.write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
@@ -70,17 +79,26 @@ def load_indexes(connection: sqlite3.Connection, directory: Path, store: str, di
 
     Vectors that are in no index are read. Raises ValueError for an item without a vector.
     """
+    # SQLite alone reads every row: a damaged page is found at the start, not in an answer.
+    connection.execute("SELECT max(length(metadata)) FROM items NOT INDEXED").fetchone()
     saved = load(directory, store, schema.sequence(connection), dimensions)
     indexes = {}
     for collection in rows.collections(connection):
         index = indexes[collection.key] = Index(dimensions, collection.index_request)
         for part in saved:
             if part.collection == collection.key:
-                index.load(part.modality, part.built, part.slots)
+                index.load(part.modality, part.built, part.slots, part.rows)
+        left = rows.slots(connection, collection.key)
+        for part in saved:
+            if part.collection == collection.key and part.rows is not None:
+                left = left[~index.revive(part.modality, left)]
         reader = rows.SlotReader(connection, collection.key, dimensions)
-        for slots, modalities, metadata, records in rows.live(connection, collection.key):
+        batches = rows.live(connection, collection.key, int(left[0])) if left.size else ()
+        for slots, modalities, metadata, records in batches:
+            wanted = np.isin(slots, left)
             for modality in dict.fromkeys(modalities):
-                places = np.array([place for place, name in enumerate(modalities) if name == modality])
+                own = [place for place, name in enumerate(modalities) if name == modality and wanted[place]]
+                places = np.array(own, np.int64)
                 of_parts = [metadata[place] for place in places], [records[place] for place in places]
                 places = places[~index.revive(modality, slots[places], *of_parts)]
                 if places.size:
@@ -125,8 +143,10 @@ def read(path: Path, header: object, store: str, latest: int, dimensions: int) -
     if not isinstance(header, dict) or header["store"] != store or header["sequence"] > latest:
         raise SnapshotDamaged("it is of other rows")
     files = {suffix: path.with_name(path.stem + suffix) for suffix in _FILES}
-    for suffix, file in files.items():
-        if sha256_file(file) != header["sha256"][suffix]:
+    if not {".faiss", ".slots.npy"} <= header["sha256"].keys():
+        raise SnapshotDamaged("a checksum is missing")
+    for suffix, digest in header["sha256"].items():
+        if sha256_file(files[suffix]) != digest:
             raise SnapshotDamaged("its checksum does not match")
     index = faiss.read_index(str(files[".faiss"]))
     slots = np.load(files[".slots.npy"], allow_pickle=False)
@@ -138,7 +158,14 @@ def read(path: Path, header: object, store: str, latest: int, dimensions: int) -
     # Earlier versions called an ivf_pq with a rotation ivf_opq. An index of another kind that is gone is searched until
     # the one that replaces it is built.
     built = IndexSnapshot(IndexSpec("ivf_pq" if kind == "ivf_opq" else kind, precision), index, header["trained"])
-    return Saved(header["collection"], header["modality"], built, slots)
+    held = None
+    if ".rows.npz" in header["sha256"]:
+        with np.load(files[".rows.npz"], allow_pickle=False) as opened:
+            arrays = dict(opened)
+        held = Columns.of_arrays(arrays), Records.of_arrays(arrays)
+        if arrays["places"].shape != slots.shape:
+            raise SnapshotDamaged("it is of another shape")
+    return Saved(header["collection"], header["modality"], built, slots, held)
 
 
 def headers(directory: Path) -> Iterator[tuple[Path, object]]:

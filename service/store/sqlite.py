@@ -123,7 +123,8 @@ class SqliteStore(Store):
         if built is None:
             snapshot.forget(self._snapshot, collection, modality)
         elif collection in self._indexes:
-            saved = snapshot.Saved(collection, modality, built, slots)
+            view = self._indexes[collection].views()[modality]  # its first rows are those of the index
+            saved = snapshot.Saved(collection, modality, built, slots, (view.columns, view.records))
             snapshot.save(self._snapshot, self._id, self._writer.sequence, saved)
 
     def _apply(self, changes: list[Change]) -> None:

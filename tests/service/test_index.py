@@ -233,6 +233,10 @@ def test_rare_keys_take_little_memory_and_are_found():
     assert selected(kept, {"7 3": 3}, 100) == [2] and selected(kept, {"8 3": 3}, 100) == []
     assert selected(kept, {"late": {"$gte": 0}}, 100) == list(range(50, 100))
     assert columns.kept(np.full(rows, -1)).nbytes() == 0
+    again = Columns.of_arrays(columns.arrays(250))
+    assert selected(again, {"7 3": 3}, 250) == [7] and selected(again, {"260 3": {"$exists": True}}, 250) == []
+    assert selected(again, {"late": {"$lt": 153}}, 250) == [150, 151, 152]
+    assert again.nbytes() < columns.nbytes() and not Columns.of_arrays(Columns().arrays(0)).nbytes()
     # What came later is carried over, whether its key has a column by now or not.
     before = columns.kept(np.where(np.arange(160) % 2 == 0, np.arange(160) // 2, -1))
     before.append(columns, 160, np.arange(80, 80 + rows - 160))
@@ -258,6 +262,9 @@ def test_records_are_given_back_by_row(given_records, data):
     kept = records.kept(np.array(rows, np.int64))
     assert kept.get(np.arange(len(rows))) == [held[row] for row in rows]
     assert kept.nbytes() == sum(len(held[row]) for row in rows) + 8 * len(rows)
+    again = Records.of_arrays(records.arrays(split))
+    again.extend(given_records[split:])
+    assert again.get(np.arange(len(held))) == held
 
 
 def test_records_fill_one_chunk_after_another():

@@ -3,6 +3,7 @@ import json
 import sqlite3
 import threading
 from contextlib import closing
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -27,6 +28,7 @@ from service.store import (
     snapshot,
 )
 from service.store.carry_over import OldStore
+from service.store.filters import passes
 from service.store.kinds import IndexSnapshot, IndexSpec
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
 from tests.service.stores import in_sqlite as in_store
@@ -117,6 +119,43 @@ def test_what_a_search_says_of_an_item_is_what_is_stored(tmp_path):
     in_store(tmp_path, all_there, rules=SMALL)
 
 
+def test_a_start_takes_metadata_from_the_snapshot_and_what_came_since_from_the_rows(tmp_path, monkeypatch):
+    """Of two parts, one without an index; items of both are deleted, replaced and added after the snapshot."""
+
+    def described(first, last, modality="text", of="old"):
+        return [entry(f"{modality} {n}", {"n": n, "of": of}, modality=modality) for n in range(first, last)]
+
+    async def write(store):
+        await store.upsert(described(0, 60))
+        await store.upsert(described(0, 9, "image"))
+        assert await store.indexed(300)
+
+    async def change(store):
+        await store.upsert(described(60, 64) + described(9, 11, "image"))
+        await store.upsert(described(3, 6, of="new") + described(3, 6, "image", of="new"))
+        await store.delete("default", ["text 0", "image 0", "text 61"])
+        await store.move("default", {"text 10": "moved"})
+        return await everything(store)
+
+    async def read(store):
+        assert await everything(store) == expected
+        for filter in ({"of": "old"}, {"of": "new"}, {"n": {"$lt": 12}}):
+            hits = (await store.search(VectorSearch("default", vector_of("x")[None], 100, filter=parse(filter))))[0]
+            passing = [key for key, (_, metadata) in expected.items() if passes(parse(filter), metadata)]
+            assert sorted(("default", hit.item.id) for hit in hits) == sorted(passing)
+            assert all(hit.item.metadata == expected["default", hit.item.id][1] for hit in hits)
+
+    in_store(tmp_path, write, rules=SMALL)
+    never = replace(SMALL, rest_at_least=1_000)
+    expected = in_store(tmp_path, change, rules=never)
+    read_rows, live = [], rows.live
+    monkeypatch.setattr(
+        rows, "live", lambda *given: (batch for batch in live(*given) if read_rows.extend(batch[0]) is None)
+    )
+    in_store(tmp_path, read, rules=never)
+    assert len(read_rows) < 30
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "slots", "header", "missing file", "foreign", "newer"])
 def test_a_damaged_snapshot_is_rebuilt_while_exact_search_answers(tmp_path, damage):
     in_store(tmp_path, written, rules=SMALL)
@@ -147,7 +186,7 @@ def test_a_damaged_snapshot_is_rebuilt_while_exact_search_answers(tmp_path, dama
     in_store(tmp_path, read_back, rules=Rules(flat_up_to=1_000))
     assert list((tmp_path / "snapshot").iterdir()) == []
     in_store(tmp_path, run, rules=SMALL)
-    assert len(list((tmp_path / "snapshot").iterdir())) == 3
+    assert len(list((tmp_path / "snapshot").iterdir())) == 4
 
 
 def test_a_snapshot_from_the_future_of_restored_rows_is_not_used(tmp_path):
