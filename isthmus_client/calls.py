@@ -36,6 +36,7 @@ class SearchOptions(TypedDict, total=False):
     deduplicate: float
     rerank: Mapping[str, Any]
     diversity: Mapping[str, Any]
+    fdr: float
     balance: bool
     include: Sequence[Literal["metadata", "vector", "explain", "preview", "confidence"]]
 

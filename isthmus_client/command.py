@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _QUERIES_AT_ONCE = 32
 _KINDS = ("image", "video", "audio", "text")
 _MODALITIES = click.Choice(_KINDS)
+_PROBABLE = 0.7
+"""Where no result has this confidence, there is probably nothing."""
 _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 and the number of the signal."""
 GROUP = "isthmus.commands"
@@ -160,6 +162,7 @@ def embed(context: click.Context, /, inputs: tuple[str, ...], as_text: bool, as_
 @click.option("-m", "--modality", "modalities", multiple=True, type=_MODALITIES, help="Only results of it; repeatable.")
 @click.option("-c", "--collection", default="default", show_default=True, help="Where to search.")
 @click.option("--filter", "filter_json", metavar="JSON", help='On metadata, as {"year": {"$gte": 2000}}.')
+@click.option("--fdr", type=click.FloatRange(0, 1, True, True), help="Only what is no chance, at this rate of errors.")
 @click.option("--media", type=click.Path(file_okay=False, exists=True, path_type=Path), help="Where the ids are files.")
 @click.option("--pictures/--no-pictures", default=None, help="Draw what is found in the terminal; else where it can.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object per query, a line each.")
@@ -176,6 +179,7 @@ def search(
     modalities: tuple[str, ...],
     collection: str,
     filter_json: str | None,
+    fdr: float | None,
     media: Path | None,
     pictures: bool | None,
     as_json: bool,
@@ -187,7 +191,9 @@ def search(
 
     `-` reads a query per line of standard input, or the content of one file.
     """
-    options: dict[str, Any] = {"top_k": top, "collection": collection}
+    options: dict[str, Any] = {"top_k": top, "collection": collection, "include": ["metadata", "confidence"]}
+    if fdr is not None:
+        options["fdr"] = fdr
     if modalities:
         options["modalities"] = list(modalities)
     if filter_json is not None:
@@ -212,6 +218,10 @@ def search(
                 if len(parsed_queries) > 1:
                     click.echo(click.style(name, bold=True))
                 _show_found(space, hits, collection, media, draw)
+                if hits and all(hit.confidence is not None and hit.confidence < _PROBABLE for hit in hits):
+                    click.echo(
+                        "note: probably nothing here: the best fits no better than chance would have it", err=True
+                    )
                 if not hits:
                     _nothing_found(space, collection, options)
 
@@ -355,6 +365,7 @@ def _nothing_found(space: "Isthmus", collection: str, options: dict[str, Any]) -
     count = space.collection(collection).count
     if count:
         hint = "none fits the filter or the modality" if {"filter", "modalities"} & options.keys() else "none fits"
+        hint = f"none is more than chance at --fdr {options['fdr']}" if "fdr" in options else hint
         raise Failure(f"nothing found among the {count} items of the collection {collection!r}: {hint}")
     raise Failure(f"the collection {collection!r} is empty", "isthmus index FOLDER fills it")
 

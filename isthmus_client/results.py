@@ -57,8 +57,8 @@ class Found:
     preview: Mapping[str, Any] | None = None
     """The item's preview, where `include` asks for it; `Isthmus.preview` returns the picture or the sound."""
     confidence: float | None = None
-    """The chance that no item of this modality would be as similar by chance, 0 to 1, where `include` asks for it. If
-    it is below 0.82 for the best result, there is probably nothing."""
+    """The chance that no item would fit as well by chance, 0 to 1, where `include` asks for it. If it is below 0.7 for
+    the best result, there is probably nothing."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-NAMES = {"audit-api": "audit_api", "films": "films"}
-NEED_DATA = frozenset({"films"})
+NAMES = {"fdr": "fdr", "audit-api": "audit_api", "films": "films"}
+NEED_DATA = frozenset({"fdr", "films"})
 
 
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:

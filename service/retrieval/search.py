@@ -4,12 +4,12 @@ A query may be any input, a vector, a stored item, or a weighted sum of these. W
 of the store; with one, candidates come from the store and are put in order here.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import compress
 from operator import itemgetter
 from typing import Any
 
@@ -37,8 +37,10 @@ from service.store.moments import HAVING
 
 _DEEPEST = 4_000
 """Largest number of candidates of one query that are read to find enough without duplicates."""
-_SURELY = math.log(0.05)
-"""Logarithm of how many items would be as similar by chance, at most, for a result to be surely none by chance."""
+_SURELY = 0.95
+"""Confidence from which on a result is surely none by chance."""
+_INLINE = 256
+"""Number of results up to which they are judged in the event loop: that takes less than a millisecond."""
 _AT_ONCE = 8
 """Number of queries whose candidates are sorted at once: twice as many as the store reads at once. More would only
 take memory, and turns of the event loop."""
@@ -74,7 +76,7 @@ class Result:
     similarity: float = 0.0
     """Cosine similarity, whatever the score is."""
     confidence: float | None = None
-    """The chance that no item of its kind would be as alike by chance; None where it is not judged."""
+    """The chance that no item would fit as well by chance; None where that was not asked for, or cannot be judged."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ class Searcher:
         with_vector: bool = False,
         with_shown: bool = False,
         judged: bool = False,
+        fdr: float | None = None,
         balance: bool = False,
         caller: Caller = PROCESS,
         field: str = "queries",
@@ -163,26 +166,34 @@ class Searcher:
 
         Raises NotFound (collection, or an id in a query), InvalidRequest (an ordering that this bundle or collection
         does not allow) and InputFailed; `field` is what the request calls the queries: "query" where there is only one.
-        `judged`: with confidences. `balance`: the `top_k` best of each modality, in the order of what is least likely
+        `judged`: with confidences. `fdr`: only what survives at this false-discovery rate, of queries that are texts.
+        `balance`: the `top_k` best of each modality, in the order of what is least likely
         by chance; it goes with no ordering and no explanation.
         """
         scope = _Scope(collection, modalities, filter, effort, caller, field)
         embedded = await self._embedded(queries, scope, warn)
         ordering = ordering or Ordering()
+        judged = judged or balance or fdr is not None
         if ordering == Ordering() and not explain:
-            hits_by_query = await self._nearest(
-                embedded, top_k, scope, with_vector=with_vector, with_shown=with_shown, by_modality=balance
-            )
-            results = [
-                [Result(hit.item, hit.score, hit.moment, shown=hit.shown, similarity=hit.score) for hit in hits]
-                for hits in hits_by_query
-            ]
-            if judged or balance:
-                results = await self._judged(embedded, results, scope, top_k if balance else None)
-            return results
+            async with self._large if judged and len(embedded) * top_k > _MANY else nullcontext():
+                hits_by_query = await self._nearest(
+                    embedded,
+                    top_k,
+                    scope,
+                    with_vector=with_vector or judged,
+                    with_shown=with_shown,
+                    by_modality=balance,
+                )
+                results = [
+                    [Result(hit.item, hit.score, hit.moment, shown=hit.shown, similarity=hit.score) for hit in hits]
+                    for hits in hits_by_query
+                ]
+                return (
+                    await self._judged(embedded, results, scope, fdr, top_k if balance else None) if judged else results
+                )
         results = await self._ordered(embedded, scope, ordering, top_k, explain)
         if judged:
-            results = await self._judged(embedded, results, scope)
+            results = await self._judged(embedded, results, scope, fdr)
         if with_shown:
             shown = await self._store.shown(collection, list({one.item.id for best in results for one in best}))
             results = [[replace(one, shown=shown.get(one.item.id)) for one in best] for best in results]
@@ -216,22 +227,42 @@ class Searcher:
         return [Followed(items[match.id], match, shown.get(match.id)) for match in matches]
 
     async def _judged(
-        self, queries: Sequence[_EmbeddedQuery], results: list[list[Result]], scope: _Scope, balanced: int | None = None
+        self,
+        embedded: Sequence[_EmbeddedQuery],
+        results: list[list[Result]],
+        scope: _Scope,
+        fdr: float | None,
+        balanced: int | None = None,
     ) -> list[list[Result]]:
-        """Add confidences to the results of queries that are texts; `balanced`: keep so many of each modality, what is
-        least likely by chance first, and then what cannot be judged."""
-        textual = [all(isinstance(content, Text) for content, _ in parts(query.source)) for query in queries]
-        background: dict[str, Background] = {}
+        """Add confidences to the results of queries that are texts. `fdr`: keep what survives at this rate. `balanced`:
+        keep so many of each modality, what is least likely by chance first, and then what cannot be judged."""
+        textual = [all(isinstance(content, Text) for content, _ in parts(query.source)) for query in embedded]
+        if fdr is not None and not all(textual):
+            raise InvalidRequest("fdr: only queries that are texts can be judged")
+        bank, backgrounds = np.empty((0, 0), np.float32), dict[str, Background]()
         if any(textual):
-            background = await self._store.background(scope.collection, await self._background.vectors())
+            bank = await self._background.vectors()
+            backgrounds = await self._store.background(scope.collection, bank)
+        backgrounds = {name: one for name, one in backgrounds.items() if name in (scope.modalities or backgrounds)}
         answers = []
-        for text, best in zip(textual, results, strict=True):
-            of = background if text else {}
-            if balanced is not None:
-                best = _balanced(best, of, balanced)
-            answers.append(
-                [replace(one, confidence=chance.confidence(one.similarity, of.get(one.item.modality))) for one in best]
-            )
+        for query, text, best in zip(embedded, textual, results, strict=True):
+            values: list[float | None] = [None] * len(best)
+            if text and best:
+                judging = partial(
+                    chance.confidences,
+                    [one.similarity for one in best],
+                    np.stack([_nearer(query, one.item, one.moment) for one in best]),
+                    [one.item.modality for one in best],
+                    bank,
+                    backgrounds,
+                )
+                values = await self._embedder.in_worker(judging) if len(best) > _INLINE else judging()
+            if fdr is not None and None in values:
+                raise InvalidRequest("fdr: this store does not tell what chance gives")
+            best = [replace(one, confidence=value) for one, value in zip(best, values, strict=True)]
+            if fdr is not None:
+                best = list(compress(best, chance.surviving(values, fdr)))
+            answers.append(best if balanced is None else _balanced(best, balanced))
         return answers
 
     async def _ordered(
@@ -501,18 +532,16 @@ class Searcher:
         return embedded_queries
 
 
-def _balanced(results: list[Result], background: Mapping[str, Background], count: int) -> list[Result]:
+def _balanced(results: list[Result], count: int) -> list[Result]:
     """Keep the `count` first results of each modality, and put what is least likely by chance first. Among what is
     surely no chance the modalities take turns; what cannot be judged comes last."""
     ranked = []
     places: Counter[str] = Counter()
     for result in results:
-        modality = result.item.modality
+        modality, confidence = result.item.modality, -1.0 if result.confidence is None else result.confidence
         if places[modality] < count:
-            logarithm = chance.log_expected(result.similarity, background.get(modality))
-            coarse = math.inf if logarithm is None else max(logarithm, _SURELY)
-            turn = places[modality] if coarse == _SURELY else 0
-            ranked.append(((coarse, turn, logarithm or 0.0, -result.similarity), result))
+            turn = places[modality] if confidence >= _SURELY else 0
+            ranked.append(((-min(confidence, _SURELY), turn, -confidence, -result.similarity), result))
             places[modality] += 1
     return [result for _, result in sorted(ranked, key=itemgetter(0))]
 
@@ -537,11 +566,12 @@ def _diversified(candidates: list[_Candidate], diversity: Diversity, count: int)
     return [candidates[place] for place in diverse(relevance, vectors, diversity.trade, count)]
 
 
-def _nearer(query: _EmbeddedQuery, candidate: _Candidate) -> Vectors:
+def _nearer(query: _EmbeddedQuery, item: Item, moment: Moment | None) -> Vectors:
     """Return the vector that is nearer to the query: the item's, or that of its moment (of a video or a sound)."""
-    if candidate.moment is None or candidate.moment.vector is None:
-        return candidate.vector
-    return max(candidate.vector, candidate.moment.vector, key=lambda vector: float(query.vector @ vector))
+    assert item.vector is not None
+    if moment is None or moment.vector is None:
+        return item.vector
+    return max(item.vector, moment.vector, key=lambda vector: float(query.vector @ vector))
 
 
 def _explanation(candidate: _Candidate, query: _EmbeddedQuery, ordering: Ordering) -> dict[str, Any]:
@@ -550,7 +580,7 @@ def _explanation(candidate: _Candidate, query: _EmbeddedQuery, ordering: Orderin
         largest = max(map(abs, query.weights))
         scaled = np.array(query.weights) / largest
         length = np.linalg.norm(scaled @ query.parts.astype(np.float64))
-        similar = query.parts.astype(np.float64) @ _nearer(query, candidate)
+        similar = query.parts.astype(np.float64) @ _nearer(query, candidate.item, candidate.moment)
         explained["parts"] = [
             {"weight": weight, "similarity": alone, "contribution": share * alone}
             for weight, share, alone in zip(query.weights, (scaled / length).tolist(), similar.tolist(), strict=True)

@@ -156,6 +156,14 @@ class SearchOptions(RequestModel, ABC):
         le=1,
         description="Leave out what is as similar as this to a better result. 1: the same content under other ids.",
     )
+    fdr: Number | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Keep only results that are no chance: of what is kept, a share of at most `fdr` is expected to "
+        "be wrong, and of searches for what is not there, a share of at most `fdr` finds something. For queries that "
+        "are texts; judged by the similarity, whatever the order.",
+    )
     rerank: Rerank | None = None
     diversity: Diversity | None = None
     balance: StrictBool = Field(
@@ -336,9 +344,8 @@ class SearchResult(BaseModel):
     )
     confidence: float | None = Field(
         default=None,
-        description="exp(-E), where E is how many items of this modality would be as similar to the query by chance: "
-        "comparable between queries, modalities and collections. null where it cannot be judged: the query is no text, "
-        "or there are fewer than 16 items of the modality.",
+        description="The chance that no item would fit the query as well by chance: comparable between queries, "
+        "modalities and collections. null where it cannot be judged: the query is no text.",
     )
     modality: StoredModality
     metadata: dict[str, Any] | None = None
@@ -365,8 +372,8 @@ class SearchResponse(SearchAnswer):
     results: list[SearchResult] = Field(description="Best first.")
     nothing: bool | None = Field(
         default=None,
-        description="With `confidence` included: whether the best result is no better than chance (E above 0.2). null "
-        "where no result can be judged.",
+        description="With `confidence` included: whether an `fdr` of 0.3 would keep nothing. null where no result can "
+        "be judged.",
     )
 
 

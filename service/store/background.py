@@ -1,35 +1,44 @@
-"""How alike the items of a collection are to queries that mean nothing: what chance gives.
+"""How well a bank of queries fits the items of a collection: what chance gives.
 
-A sample of each part's vectors is compared with background queries, and what is kept of it are three numbers, so that a
-search pays nothing for them. They are taken anew once the part has changed by an eighth.
+A sample of each part's vectors is compared with the bank, and what is kept of it is one number for each query, so that
+a search pays little for it. They are taken anew once the part has changed by an eighth.
 """
 
+import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.contract.vectors import Vectors
 from service.store.index import View
 from service.store.rows import SlotReader
 
-SAMPLE = 512
-"""Items of a modality that are compared with the background queries."""
-LEAST = 16
-"""Fewer items than this say nothing about chance."""
+SAMPLE = 1_024
+"""Items of a modality that are compared with the bank."""
+_NEAREST, _EVERY = 8, 4
+"""An item's rivals are the mean of so many nearest of every fourth query of the bank."""
 
 
 @dataclass(frozen=True)
 class Background:
-    """Similarities of background queries to the items of one modality."""
+    """How well the queries of a bank fit the items of one modality."""
 
     count: int
     """Number of the items, moments included."""
-    centre: float
-    """Median similarity."""
-    spread: float
-    """Standard deviation, of those below the median: above it some are alike for a reason."""
+    best: NDArray[np.float32]
+    """For each query of the bank (Q,), the best fit to an item of the sample."""
+    sample: int
+    """Number of items in the sample."""
+    growth: float
+    """How much better the best fit becomes where there are e times as many items."""
+
+    @property
+    def fits(self) -> NDArray[np.float32]:
+        """For each query of the bank (Q,), the best fit to be expected among all the items."""
+        return self.best + np.float32(self.growth * math.log(max(1.0, self.count / self.sample)))
 
 
 @dataclass(frozen=True)
@@ -54,11 +63,11 @@ class Backgrounds:
     def of(
         self, collection: int, views: Mapping[str, View], queries: Vectors, reader: SlotReader
     ) -> dict[str, Background]:
-        """Return, by modality, the background of every part of a collection that has enough items."""
+        """Return, by modality, the background of every part of a collection that holds something."""
         backgrounds = {}
         for modality, view in views.items():
             living = view.count - view.dead
-            if living < LEAST:
+            if not living:
                 continue
             stored = self._kept.get((collection, modality))
             changed = 0 if stored is None else abs(view.count - stored.rows) + abs(view.dead - stored.dead)
@@ -66,25 +75,22 @@ class Backgrounds:
                 stored = _Kept(view.count, view.dead, queries, _measured(view, queries, reader))
                 with self._changing:
                     self._kept[collection, modality] = stored
-            centre, spread = stored.background.centre, stored.background.spread
-            backgrounds[modality] = Background(living, centre, spread)
+            backgrounds[modality] = replace(stored.background, count=living)
         return backgrounds
 
 
 def together(
     of_items: Mapping[str, Background], of_moments: Mapping[str, Background] | None = None
 ) -> dict[str, Background]:
-    """Return the backgrounds of items and of their moments as one: an item is as alike as its best moment is."""
+    """The backgrounds of items and of their moments as one: an item fits as well as its best moment does."""
     merged = dict(of_items)
     for modality, moments in (of_moments or {}).items():
-        items = of_items.get(modality, moments)
-        count = moments.count + (items.count if modality in of_items else 0)
-        share = moments.count / count
-        merged[modality] = Background(
-            count,
-            share * moments.centre + (1 - share) * items.centre,
-            share * moments.spread + (1 - share) * items.spread,
-        )
+        items = of_items.get(modality)
+        if items is None:
+            merged[modality] = moments
+            continue
+        count = items.count + moments.count
+        merged[modality] = Background(count, np.maximum(items.fits, moments.fits), count, 0.0)
     return merged
 
 
@@ -95,9 +101,24 @@ def _measured(view: View, queries: Vectors, reader: SlotReader) -> Background:
     return measured(queries, reader.vectors(view.slots[rows])[1])
 
 
+def rivals(queries: Vectors, vectors: Vectors) -> NDArray[np.float32]:
+    """How similar the best of a bank's queries (Q, D) are to each item (N, D): what a fit is measured against (N,)."""
+    scores = vectors @ queries[::_EVERY].T
+    nearest = min(_NEAREST, scores.shape[1])
+    mean: NDArray[np.float32] = np.partition(scores, -nearest, axis=1)[:, -nearest:].mean(axis=1)
+    return mean
+
+
 def measured(queries: Vectors, vectors: Vectors) -> Background:
-    """Return the background of items with these vectors (N, D)."""
+    """The background of items with these vectors (N, D): a query of the bank is no rival of itself."""
     scores = queries @ vectors.T
-    centre = float(np.median(scores))
-    below = scores[scores < centre] - centre
-    return Background(len(vectors), centre, float(np.sqrt(np.mean(below**2))) if below.size else 0.0)
+    own = scores[::_EVERY]
+    nearest = min(_NEAREST, len(own) - 1)
+    top = np.sort(np.partition(own, -nearest - 1, axis=0)[-nearest - 1 :], axis=0)
+    total = top[1:].sum(axis=0)
+    fits = scores - total / nearest
+    fits[::_EVERY] -= np.where(own >= top[1], (top[0] - own) / nearest, 0)
+    best, part = fits.max(axis=1), fits[:, ::4]
+    more = math.log(fits.shape[1] / part.shape[1])
+    growth = float((best - part.max(axis=1)).mean()) / more if more else 0.0
+    return Background(len(vectors), best, len(vectors), growth)

@@ -9,7 +9,7 @@ from service.contract.vectors import l2_normalise
 from service.retrieval import chance
 from service.retrieval.search import Result, _balanced
 from service.store import Background, Entry, Item
-from service.store.background import LEAST, together
+from service.store.background import measured, rivals, together
 from tests.service.fakes import DIMENSIONS
 from tests.service.stores import in_store, sqlite
 
@@ -24,32 +24,68 @@ def entries(vectors, modality="image", first=0):
     return [Entry("default", f"{modality}{first + n}", modality, {}, vector) for n, vector in enumerate(vectors)]
 
 
-def test_the_expected_number_is_that_of_a_normal_tail():
-    background = Background(1_000, 0.1, 0.05)
-    for deviations, tail in ((0, 0.5), (1, 0.158655), (3, 0.00134990), (-2, 0.977250)):
-        logarithm = chance.log_expected(0.1 + 0.05 * deviations, background)
-        assert logarithm == pytest.approx(math.log(1_000 * tail), rel=1e-4)
-        assert chance.confidence(0.1 + 0.05 * deviations, background) == pytest.approx(
-            math.exp(-1_000 * tail), rel=1e-3
-        )
-    assert chance.confidence(1.0, Background(10**6, 0.0, 0.001)) == pytest.approx(1.0)
-    assert chance.log_expected(0.5, Background(10, 0.5, 0.0)) == pytest.approx(math.log(5)), (
-        "no spread is no division by 0"
+def background(best, *, count=10, sample=10, growth=0.0):
+    return Background(count, np.array(best, np.float32), sample, growth)
+
+
+def test_a_confidence_is_the_share_of_the_bank_that_fits_worse():
+    bank, items = drawn(len(chance.background_texts()), seed=1), drawn(3, seed=2)
+    fits = np.linspace(-1, 1, len(bank))
+    count = len(bank) - int(0.02 * len(bank)) + 1  # the best fitting are taken to be there
+    fitting = (0.25 + rivals(bank, items)).tolist()
+    [one, same, unknown] = chance.confidences(
+        fitting, items, ["text", "text", "other"], bank, {"text": background(fits)}
     )
-    assert chance.confidence(0.9, None) is None
+    assert one == same == pytest.approx((fits < 0.25).sum() / count) and unknown is None
+    known = {"text": background(fits), "image": background(fits)}
+    assert chance.confidences(fitting[:1], items[:1], ["text"], bank, known) == [pytest.approx(one**2)]
+    more = {"text": background(fits, count=1_000, growth=0.1)}
+    [less] = chance.confidences(fitting[:1], items[:1], ["text"], bank, more)
+    assert less == pytest.approx((fits + 0.1 * math.log(100) < 0.25).sum() / count)
+    assert chance.confidences([], items[:0], [], bank, known) == []
+
+
+@pytest.mark.parametrize(
+    ("confidences", "fdr", "kept"),
+    [
+        ([0.95, 0.5], 0.1, 1),
+        ([0.89, 0.89], 0.1, 0),
+        ([0.95, 0.83, 0.5], 0.1, 2),  # exp(-0.1 · 2) = 0.819
+        ([0.95, 0.7, 0.75], 0.1, 3),  # exp(-0.1 · 3) = 0.741 keeps the third, not the second
+        ([0.901], 0.1, 1),
+        ([None, 0.99], 0.1, 1),
+        ([], 0.1, 0),
+    ],
+)
+def test_results_survive_together(confidences, fdr, kept):
+    if confidences == [0.95, 0.7, 0.75]:
+        assert chance.surviving(confidences, fdr) == [True, False, False]
+        assert chance.surviving([0.95, 0.75, 0.76], fdr) == [True, True, True], "a third makes the second good"
+        return
+    assert sum(chance.surviving(confidences, fdr)) == kept
+
+
+def test_a_query_of_the_bank_is_no_rival_of_itself():
+    queries, items = drawn(64, seed=1), drawn(40, seed=2)
+    found = measured(queries, items)
+    for number in (0, 5):  # the first is a rival of items, the other is none
+        others = np.delete(queries[::4], number // 4, axis=0) if number % 4 == 0 else queries[::4]
+        near = np.sort(items @ others.T, axis=1)[:, -8:].mean(axis=1)
+        assert found.best[number] == pytest.approx((items @ queries[number] - near).max(), abs=1e-5)
 
 
 def test_nothing_is_said_only_of_what_can_be_judged():
     assert chance.nothing([0.999, 0.1]) is False
-    assert chance.nothing([0.81, None]) is True
-    assert chance.nothing([math.exp(-chance.MOST_EXPECTED) + 1e-9]) is False
+    assert chance.nothing([1 - chance.PROBABLY - 1e-9, None]) is True
+    assert chance.nothing([1 - chance.PROBABLY + 1e-9]) is False
     assert chance.nothing([None, None]) is None
     assert chance.nothing([]) is True
 
 
 def test_background_queries_are_the_same_everywhere():
     texts = chance.background_texts()
-    assert texts == chance.background_texts() and len(set(texts)) == 64 and all(text.isalpha() for text in texts)
+    assert texts == chance.background_texts() and len(set(texts)) == len(texts) > 500
+    assert all(text == text.strip().lower() and text for text in texts)
 
 
 def test_a_background_is_that_of_all_items_and_follows_them(tmp_path):
@@ -57,22 +93,19 @@ def test_a_background_is_that_of_all_items_and_follows_them(tmp_path):
 
     async def check(store):
         assert await store.background("default", queries) == {}
-        await store.upsert(entries(drawn(LEAST - 1)))
-        assert await store.background("default", queries) == {}
-        await store.upsert(entries(drawn(1, seed=2), first=LEAST - 1))
+        await store.upsert(entries(drawn(40)))
         one = (await store.background("default", queries))["image"]
-        vectors = np.stack([(await store.get("default", f"image{n}", with_vector=True)).vector for n in range(LEAST)])
-        scores = queries @ vectors.T
-        assert one.count == LEAST and one.centre == pytest.approx(float(np.median(scores)), abs=1e-6)
-        below = scores[scores < np.median(scores)] - np.median(scores)
-        assert one.spread == pytest.approx(float(np.sqrt((below**2).mean())), abs=1e-6)
-        await store.upsert(entries(drawn(1, seed=3), first=LEAST))
+        vectors = np.stack([(await store.get("default", f"image{n}", with_vector=True)).vector for n in range(40)])
+        assert one.count == one.sample == 40
+        assert one.best == pytest.approx(measured(queries, vectors).best, abs=1e-6)
+        await store.upsert(entries(drawn(1, seed=3), first=40))
         later = (await store.background("default", queries))["image"]
-        assert (later.count, later.centre) == (LEAST + 1, one.centre), "a small change keeps the sample"
-        await store.upsert(entries(drawn(600, seed=4, towards=queries[0]), first=LEAST))
+        assert later.count == 41 and later.best is one.best, "a small change keeps the sample"
+        await store.upsert(entries(drawn(1_200, seed=4), first=40))
         moved = (await store.background("default", queries))["image"]
-        assert moved.count == LEAST + 600 and moved.centre != one.centre
-        await store.upsert(entries(drawn(LEAST, seed=5), "audio"))
+        assert moved.count == 1_240 and moved.sample < 1_024 and moved.best.mean() > one.best.mean()
+        assert moved.growth > 0 and (moved.fits > moved.best).all()
+        await store.upsert(entries(drawn(5, seed=5), "audio"))
         assert set(await store.background("default", queries)) == {"image", "audio"}
         await store.drop_collection("default")
         assert not store._backgrounds._kept
@@ -81,22 +114,25 @@ def test_a_background_is_that_of_all_items_and_follows_them(tmp_path):
 
 
 def test_moments_count_among_their_items():
-    merged = together(
-        {"video": Background(10, 0.0, 0.1)}, {"video": Background(30, 0.4, 0.3), "audio": Background(20, 1, 2)}
-    )
-    assert merged["video"].count == 40
-    assert merged["video"].centre == pytest.approx(0.3) and merged["video"].spread == pytest.approx(0.25)
-    assert merged["audio"] == Background(20, 1, 2)
+    items, moments, sounds = background([0.1, 0.4]), background([0.3, 0.2], count=30), background([0.0, 0.0])
+    merged = together({"video": items}, {"video": moments, "audio": sounds})
+    assert merged["video"].count == 40 and merged["video"].fits == pytest.approx([0.3, 0.4])
+    assert merged["audio"] is sounds
 
 
 @pytest.fixture(scope="module")
 def kinds(shared_client):
-    """Forty sounds that are somewhat like "dog", forty pictures that are not, and one picture that is very."""
-    [found] = shared_client.post("/embed", json={"inputs": ["dog"]}).json()["embeddings"]
+    """Forty sounds that are like "dog" and more like another word, forty pictures that are not, one that is very."""
+    found, elsewhere = shared_client.post("/embed", json={"inputs": ["dog", "zebra"]}).json()["embeddings"]
     dog, rng = np.array(found["embedding"]), np.random.default_rng(0)
     noise = rng.normal(size=(81, len(dog))) / math.sqrt(len(dog))
     noise -= np.outer(noise @ dog, dog)  # at a right angle: what is like it is so by the shares below alone
-    vectors = [*(0.1 * rng.normal(size=(40, 1)) * dog + noise[:40]), *(1.5 * dog + noise[40:80]), 3 * dog + noise[80]]
+    other = np.array(elsewhere["embedding"])
+    vectors = [
+        *(0.1 * rng.normal(size=(40, 1)) * dog + noise[:40]),
+        *(1.5 * dog + 4 * other + noise[40:80]),
+        3 * dog + noise[80],
+    ]
     items = [
         {
             "id": f"{modality}{n}",
@@ -138,23 +174,22 @@ def test_balance_puts_a_picture_that_stands_out_before_sounds_that_are_all_alike
 
 
 def test_modalities_take_turns_among_what_is_surely_no_chance():
-    background = {"image": Background(100, 0.0, 0.1), "audio": Background(100, 0.0, 0.02)}
-    scores = {"image": [0.6, 0.5, 0.2], "audio": [0.4, 0.35, 0.3, 0.01], "text": [0.9]}
+    values = {"image": [0.99, 0.97, 0.6], "audio": [0.98, 0.96, 0.95, 0.1], "text": [None]}
     results = [
-        Result(Item("c", f"{kind}{n}", kind, {}, "", "", None), score, similarity=score)
-        for kind, of_kind in scores.items()
-        for n, score in enumerate(of_kind)
+        Result(Item("c", f"{kind}{n}", kind, {}, "", "", None), 0.5, similarity=0.5, confidence=confidence)
+        for kind, of_kind in values.items()
+        for n, confidence in enumerate(of_kind)
     ]
-    order = ["audio0", "image0", "audio1", "image1", "audio2", "image2", "audio3", "text0"]
-    assert [result.item.id for result in _balanced(results, background, 9)] == order
-    assert [result.item.id for result in _balanced(results, background, 1)] == ["audio0", "image0", "text0"]
+    order = ["image0", "audio0", "image1", "audio1", "audio2", "image2", "audio3", "text0"]
+    assert [result.item.id for result in _balanced(results, 9)] == order
+    assert [result.item.id for result in _balanced(results, 1)] == ["image0", "audio0", "text0"]
 
 
 def test_a_verdict_for_each_query(kinds):
     answer = kinds(queries=["dog", {"id": "image80"}], include=["confidence"], top_k=4)
     assert answer["nothing"][1] is None, "only texts are judged"
     assert all(result["confidence"] is None for result in answer["results"][1])
-    assert answer["nothing"][0] is (max(one["confidence"] for one in answer["results"][0]) < math.exp(-0.2))
+    assert answer["nothing"][0] is (max(one["confidence"] for one in answer["results"][0]) < 1 - chance.PROBABLY)
     assert kinds(include=["confidence"], top_k=4)["nothing"] is answer["nothing"][0]
     ordered = kinds(include=["confidence"], top_k=4, diversity={"lambda": 1})
     by_id = {one["id"]: one["confidence"] for one in kinds(include=["confidence"], top_k=4)["results"]}
@@ -162,13 +197,25 @@ def test_a_verdict_for_each_query(kinds):
     assert kinds(include=["confidence"], filter={"half": 7})["nothing"] is True
 
 
-def test_too_few_items_are_not_judged(shared_client):
-    item = {"id": "one", "text": "dog", "collection": "few"}
-    assert shared_client.post("/items", json={"items": [item]}).status_code == 200
-    body = {"query": "dog", "collection": "few", "include": ["confidence"], "balance": True}
-    answer = shared_client.post("/search", json=body).json()
-    assert answer["nothing"] is None and answer["results"][0]["confidence"] is None
-    assert answer["counts"] == {"text": 1}
+def test_fdr_keeps_what_is_no_chance(kinds):
+    options = {"top_k": 40, "include": ["confidence"], "modalities": ["image"]}
+    every = kinds(**options)["results"]
+    strict, loose = (kinds(**options, fdr=fdr)["results"] for fdr in (0.1, 0.5))
+    assert [one["id"] for one in strict] == [one["id"] for one in every][: len(strict)] or len(strict) < len(every)
+    expected = [
+        [one for one, keep in zip(every, chance.surviving([e["confidence"] for e in every], fdr), strict=True) if keep]
+        for fdr in (0.1, 0.5)
+    ]
+    assert [strict, loose] == expected and loose[0]["id"] == "image80"
+    balanced = kinds(top_k=3, balance=True, fdr=0.5)["results"]
+    assert balanced[0]["id"] == "image80" and len(balanced) < 6
+
+
+def test_fdr_judges_texts_alone(shared_client, kinds):
+    refused = shared_client.post("/search", json={"query": {"id": "image80"}, "collection": "kinds", "fdr": 0.1})
+    assert refused.status_code == 422 and "only queries that are texts" in refused.text
+    for rate in (0, 1, "a"):
+        assert shared_client.post("/search", json={"query": "dog", "fdr": rate}).status_code == 422
 
 
 @pytest.mark.parametrize(

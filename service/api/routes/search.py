@@ -117,6 +117,7 @@ async def _answer(body: SearchOptions, field: str, state: State, caller: Caller)
             with_vector="vector" in body.include,
             with_shown="preview" in body.include,
             judged="confidence" in body.include,
+            fdr=body.fdr,
             balance=body.balance,
             caller=caller,
             field=field,
