@@ -95,11 +95,32 @@ def auroc(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> flo
 
 
 def _regression(features: Floats, kind: Floats) -> Detector:
-    """Fit a logistic regression by Newton's method, with a small ridge penalty on the weights."""
+    """Fit a logistic regression whose weights are not negative: by definition each score is higher on topic, and a
+    negative weight would be the accident of a few inputs."""
     centre, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
     design = np.column_stack([(features - centre) / scale, np.ones(len(features))])
+    weights = np.zeros(design.shape[1])
+    columns = list(range(design.shape[1]))
+    while True:
+        fitted = _newton(design[:, columns], kind)
+        lowest = int(np.argmin(fitted[:-1])) if len(columns) > 1 else 0
+        if len(columns) == 1 or fitted[lowest] >= 0:
+            weights[columns] = fitted
+            break
+        del columns[lowest]
+    return Detector(
+        centre=tuple(centre.tolist()),
+        scale=tuple(scale.tolist()),
+        weights=tuple(weights[:-1].tolist()),
+        bias=float(weights[-1]),
+        auroc=0.5,
+    )
+
+
+def _newton(design: Floats, kind: Floats) -> Floats:
+    """Return the weights of a logistic regression by Newton's method, with a small ridge penalty but on the last."""
     share = np.where(kind == 1, 0.5 / max(kind.sum(), 1), 0.5 / max((1 - kind).sum(), 1))
-    penalty = np.diag([*np.full(features.shape[1], _PENALTY), 1e-6])
+    penalty = np.diag([*np.full(design.shape[1] - 1, _PENALTY), 1e-6])
     weights = np.zeros(design.shape[1])
     for _ in range(_STEPS):
         guess = _sigmoid(design @ weights)
@@ -109,13 +130,7 @@ def _regression(features: Floats, kind: Floats) -> Detector:
         weights -= step
         if np.abs(step).max() < 1e-9:
             break
-    return Detector(
-        centre=tuple(centre.tolist()),
-        scale=tuple(scale.tolist()),
-        weights=tuple(weights[:-1].tolist()),
-        bias=float(weights[-1]),
-        auroc=0.5,
-    )
+    return weights
 
 
 def _sigmoid(values: Floats) -> Floats:

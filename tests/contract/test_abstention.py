@@ -48,6 +48,16 @@ def test_a_detector_tells_apart_what_it_was_not_fitted_on():
     assert Detector.model_validate_json(detector.model_dump_json()) == detector
 
 
+def test_no_score_counts_against_what_is_on_topic():
+    """A few inputs by whose accident a score is higher off topic: it counts for nothing, not the other way round."""
+    rng = np.random.default_rng(3)
+    on, off = groups(rng, 0.5, 6), groups(rng, 0.0, 6)
+    for group in off:
+        group[:, 1] += 2.0
+    detector = fit(on, off)
+    assert min(detector.weights) == 0 == detector.weights[1] and max(detector.weights) > 0
+
+
 def test_nothing_to_tell_is_measured_as_chance():
     rng = np.random.default_rng(1)
     assert fit(groups(rng, 0, 150), groups(rng, 0, 150)).auroc == pytest.approx(0.5, abs=0.1)
