@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,11 +19,12 @@ from service.contract.bundle import Modality
 from training.concepts import Named, name_vectors, place, soft_caption_loss
 from training.distributed import Ranks, joined
 from training.errors import TrainingError
+from training.fit.ahead import Ahead
 from training.fit.loop import Figures, Plan, Task, begin, run, warm_cosine
 from training.losses import alignment, clamp_log_scale, contrast, nested, noise_robust, uniformity
 from training.projector import Head, Standardise
 from training.recipe import ProjectorSpec, Recipe, TrainSpec
-from training.sampling import Ahead, Batches, Part, Prepared, epoch_steps, steps_of
+from training.sampling import Batches, Part, Prepared, epoch_steps, steps_of
 from training.trained import Trained, init_hash, load_projectors
 from training.validation import Data, calibrate, means, overall, validate
 
@@ -71,8 +73,15 @@ class Alignment(Task):
         self.model = nn.ModuleDict({**{str(m): heads[m] for m in learning}, "scales": self.scales})
         device = device_of(recipe)
         nn.ModuleDict({**{str(m): head for m, head in heads.items()}, "scales": self.scales}).to(device)
-        batches, steps = Batches(recipe, self.sources, ranks), steps_of(recipe, self.sources, ranks)
-        self.batches = Ahead(batches, recipe.train.seed, steps, pinned=device == "cuda")
+        self.sampler = Batches(recipe, self.sources, ranks)
+        self.rng = np.random.default_rng(recipe.train.seed)
+        self.drawn = self._drawn()
+
+        def draw(step: int) -> tuple[list[Part], dict[str, Any]]:
+            parts = self.sampler.draw(step, self.rng)
+            return [part.pinned() for part in parts] if device == "cuda" else parts, self._drawn()
+
+        self.batches = Ahead(draw, steps_of(recipe, self.sources, ranks))
         self.board: Any = None
 
     @property
@@ -80,7 +89,7 @@ class Alignment(Task):
         return self.batches.waited_s
 
     def loss(self, step: int) -> Tensor:
-        parts = self.batches.take(step)
+        parts, self.drawn = self.batches.take(step)
         if any(self.sources[part.source].pairs.modality in self.names for part in parts):
             with _precision(self.recipe.train, self.scales.log_scales.device.type):
                 place(self.heads, self.names)
@@ -97,10 +106,15 @@ class Alignment(Task):
         return overall(figures), figures
 
     def state(self) -> dict[str, Any]:
-        return self.batches.state
+        return self.drawn  # as of the batch that was taken last, whatever was drawn ahead
 
     def restore(self, saved: dict[str, Any]) -> None:
-        self.batches.restore(saved)
+        self.rng.bit_generator.state = saved["rng"]
+        self.sampler.restore(saved["samplers"])
+        self.drawn = saved
+
+    def _drawn(self) -> dict[str, Any]:
+        return {"rng": self.rng.bit_generator.state, "samplers": self.sampler.state}
 
     def report(self, entry: Figures) -> None:
         if self.board is not None:

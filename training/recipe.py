@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -462,7 +463,7 @@ class Recipe(_Model):
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe; ISTHMUS_DATA replaces data.root, `key.key=value` overrides replace both. Raises RecipeError."""
     values = read_yaml(path, overrides)
-    _refuse_gone(path, values)
+    refuse_gone(path, values, GONE)
     for source in (values.get("encoders") or {}).values():
         for key in ("folder", "onnx"):
             if isinstance(source, dict) and str(source.get(key) or "").startswith("."):
@@ -480,9 +481,9 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{path}: {where}: {first['msg']}") from None
 
 
-def _refuse_gone(path: Path, values: dict[str, Any]) -> None:
-    """Raise RecipeError for a field, or a value of a field, that an earlier version had."""
-    for key, (gone, reason) in GONE.items():
+def refuse_gone(path: Path, values: dict[str, Any], fields: Mapping[str, tuple[str | None, str]]) -> None:
+    """Raise RecipeError for a field, or a value of a field, that an earlier version had; see GONE."""
+    for key, (gone, reason) in fields.items():
         value: Any = values
         for name in key.split("."):
             value = value.get(name) if isinstance(value, dict) else None

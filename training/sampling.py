@@ -1,11 +1,8 @@
 """Batches of prepared pairs: which links a step draws, and their features as tensors."""
 
 import hashlib
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -51,6 +48,11 @@ class Part:
     media: dict[str, Tensor]
     texts: dict[str, Tensor]
     keys: tuple[Tensor, ...]
+
+    def pinned(self) -> "Part":
+        """The same in page-locked memory, from which a GPU copies while it computes."""
+        media, texts = ({key: value.pin_memory() for key, value in side.items()} for side in (self.media, self.texts))
+        return Part(self.source, media, texts, self.keys)
 
 
 class Sampler:
@@ -152,50 +154,6 @@ class Batches:
         labels = source.pairs.labels
         held = np.full(len(links), -1) if labels is None else labels[links[:, 0]] + offset
         return Part(pick, media, texts, (*keys, torch.from_numpy(held)))
-
-
-class Ahead:
-    """Draws the next step's batch in a thread while a step is at its own."""
-
-    def __init__(self, batches: Batches, seed: int, steps: int, pinned: bool = False) -> None:
-        self._batches, self._rng, self._pinned = batches, np.random.default_rng(seed), pinned
-        self._steps = steps
-        self._pool = ThreadPoolExecutor(1, "batches")
-        self._next: tuple[int, Future[tuple[list[Part], dict[str, Any]]]] | None = None
-        self.state = self._state()
-        """The state after the batch that was taken last: `restore` needs it for those that follow."""
-        self.waited_s = 0.0
-
-    def take(self, step: int) -> list[Part]:
-        """The parts of a step's batch."""
-        if self._next is None or self._next[0] != step:
-            self._next = (step, self._pool.submit(self._draw, step))
-        began = time.perf_counter()
-        parts, self.state = self._next[1].result()
-        self.waited_s += time.perf_counter() - began
-        self._next = (step + 1, self._pool.submit(self._draw, step + 1)) if step + 1 < self._steps else None
-        return parts
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._rng.bit_generator.state = state["rng"]
-        self._batches.restore(state["samplers"])
-        self.state, self._next = state, None
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def _draw(self, step: int) -> tuple[list[Part], dict[str, Any]]:
-        parts = self._batches.draw(step, self._rng)
-        if self._pinned:
-            parts = [replace(part, media=_pinned(part.media), texts=_pinned(part.texts)) for part in parts]
-        return parts, self._state()
-
-    def _state(self) -> dict[str, Any]:
-        return {"rng": self._rng.bit_generator.state, "samplers": self._batches.state}
-
-
-def _pinned(side: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.pin_memory() for key, value in side.items()}
 
 
 def steps_of(recipe: Recipe, sources: Sequence[Prepared], ranks: Ranks = ALONE) -> int:

@@ -22,12 +22,15 @@ from service.contract.images import ImagePreprocessing, decode_image, preprocess
 from service.contract.vectors import l2_normalise
 from service.contract.windows import LogMelWindows, log_mel
 from training import distill, graphs
-from training.distill import fit, graph, spectra, staged, student, views
+from training.distill import fit, graph, spectra
 from training.distill.graph import DistillError
-from training.distill.recipe import TrainSpec, load_distill_recipe
-from training.distill.teacher import files_of, prepare_views, weights_hash
+from training.distill.recipe import DistillRecipe, TrainSpec, load_distill_recipe
+from training.distill.student import Student, stage_loss, student_inputs
+from training.distill.teacher import Teacher, weights_hash
+from training.distill.views import files_of, listed_files, plain_view, plain_views
 from training.encode.mobilenet_sounds import MobileNetSounds, blocks_of
 from training.errors import TrainingError
+from training.fit import loop
 from training.recipe import RecipeError
 
 # The exporter of torch itself uses what a newer torch deprecates.
@@ -94,8 +97,14 @@ def image_recipe(root: Path, **train: Any) -> dict[str, Any]:
             "validation": [{"files": "more.txt", "folder": "pictures"}],
         },
         "teacher": {"folder": "image-teacher", "preprocessing": {"height": 32, "width": 32}},
-        "views": {"count": 3},
-        "student": {"preprocessing": {"height": 24, "width": 24}, "stem": [8], "widths": [8, 16], "depths": [1, 1]},
+        "student": {
+            "preprocessing": {"height": 32, "width": 32},
+            "stages": [
+                {"layer": 1, "stem": 8, "blocks": [[8, 8, 2], [16, 8, 1]]},
+                {"layer": 4, "blocks": [[16, 8, 2]]},
+                {"blocks": [[16, 16, 2], [16, 16, 2]]},
+            ],
+        },
         "train": TRAIN | train,
     }
 
@@ -145,14 +154,15 @@ def run(folder: Path, recipe: dict[str, Any], work: Path, *overrides: str) -> di
     return distill.main(argparse.Namespace(recipe=path, out=folder / "out", work=work, set=list(overrides)))
 
 
-def trained(folder: Path, recipe: dict[str, Any], work: Path) -> tuple[bool, fit.TrainingState, dict[str, float]]:
-    """Training without export: whether it finished, its state, its figures on the views that it was trained on."""
-    loaded = load_distill_recipe(written(folder, recipe), [])
-    teacher_hash = weights_hash(loaded.data.root / loaded.teacher.folder)
-    training, validation = prepare_views(loaded, work, teacher_hash)
-    state = fit.start_or_resume(loaded, training, work)
-    finished = fit.train(loaded, state, training, validation)
-    return finished, state, fit.measure(state.averaged, training, loaded)
+def finished(recipe: DistillRecipe, work: Path) -> tuple[loop.Run, Student]:
+    """A finished run and its student, from the checkpoint."""
+    files, validation = files_of(recipe)
+    teacher, stored = Teacher(recipe), fit.stored_media(recipe, files, work)
+    state = fit.new_run(recipe, teacher, stored, work)
+    teacher_hash = weights_hash(recipe.data.root / recipe.teacher.folder)
+    fit.train(recipe, state, stored, teacher, plain_views(recipe, validation, teacher.pooled, teacher_hash, work))
+    assert isinstance(state.model, Student)
+    return state, state.model
 
 
 def onnx_features(folder: Path, name: str, inputs: np.ndarray) -> np.ndarray:
@@ -162,57 +172,14 @@ def onnx_features(folder: Path, name: str, inputs: np.ndarray) -> np.ndarray:
     return np.asarray(session.run(None, {name: inputs})[0])
 
 
-def test_an_image_student_learns_and_its_graph_equals_torch(
+@pytest.mark.full
+def test_a_student_learns_stage_by_stage_and_its_graph_has_the_teachers_maps_and_scores(
     data: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = weights_hash(data / "image-teacher")
-    _, _, short = trained(tmp_path, image_recipe(data, steps=1) | {"name": "short"}, work)
-    result = run(tmp_path, image_recipe(data, steps=80), work)
-    assert result["finished"] and result["steps"] == 80
+    result = run(tmp_path, image_recipe(data, steps=40), work)
+    assert result["steps"] == 40
     assert weights_hash(data / "image-teacher") == before
-    described = json.loads((tmp_path / "out/encoder.json").read_text())
-    spec = ImagePreprocessing.model_validate(described["preprocessing"])
-    assert (described["name"], described["modality"], spec.height) == ("tiny-image", "image", 24)
-    assert described["teacher"]["sha256"] == before
-    pixels = np.stack(
-        [preprocess_image(decode_image((data / f"pictures/{i}.png").read_bytes()), spec) for i in range(5)]
-    )
-    features = onnx_features(tmp_path, "pixels", pixels)
-    assert features.shape == (5, described["features"])
-    finished, state, figures = trained(tmp_path, image_recipe(data, steps=80), work)
-    assert finished and state.step == 80  # as the checkpoint left it: nothing is trained again
-    assert figures["loss"] < 0.7 * short["loss"]
-    student = fit.best_student(state)
-    with torch.inference_mode():
-        expected = student(torch.from_numpy(pixels)).numpy()
-        assert ((l2_normalise(features) * l2_normalise(expected)).sum(1) > 0.9999).all()  # weights are kept in float16
-        for parameter in student.parameters():
-            parameter += 0.01
-    recipe = load_distill_recipe(tmp_path / "recipe.yaml", [])
-    _, validation = prepare_views(recipe, work, before)
-    program = (tmp_path / "out/encoder.onnx").read_bytes()
-    monkeypatch.setattr(graph, "onnx_bytes", lambda *_: program)
-    with pytest.raises(distill.DistillError, match="differ from torch"):
-        graph.export(recipe, student, validation, tmp_path / "refused", {})
-    assert not (tmp_path / "refused").exists()
-
-
-def staged_recipe(root: Path, **train: Any) -> dict[str, Any]:
-    stages = [
-        {"layer": 1, "stem": 8, "blocks": [[8, 8, 2], [16, 8, 1]]},
-        {"layer": 4, "blocks": [[16, 8, 2]]},
-        {"blocks": [[16, 16, 2], [16, 16, 2]]},
-    ]
-    recipe = image_recipe(root, **train)
-    return recipe | {"name": "tiny-staged", "student": {"preprocessing": {"height": 32, "width": 32}, "stages": stages}}
-
-
-@pytest.mark.full
-def test_a_student_learns_stage_by_stage_and_its_graph_has_the_teachers_maps_and_scores(
-    data: Path, work: Path, tmp_path: Path
-) -> None:
-    result = run(tmp_path, staged_recipe(data, steps=40), work)
-    assert result["finished"] and result["steps"] == 40
     described = json.loads((tmp_path / "out/encoder.json").read_text())
     assert len(described["labels"]) == 3
     spec = ImagePreprocessing.model_validate(described["preprocessing"])
@@ -221,34 +188,34 @@ def test_a_student_learns_stage_by_stage_and_its_graph_has_the_teachers_maps_and
     )
     features = onnx_features(tmp_path, "pixels", pixels)
     recipe = load_distill_recipe(tmp_path / "recipe.yaml", [])
-    teacher = staged.Teacher(recipe)
+    teacher = Teacher(recipe)
     maps = [each.numpy() for each in teacher(pixels)[:-1]]
     assert features.shape == (5, described["features"]) == (5, sum(each.shape[1] for each in maps) + 3)
     np.testing.assert_allclose(features[:, -3:].sum(1), 1, atol=1e-5)
     np.testing.assert_allclose(
         teacher.pooled(pixels), np.concatenate([each.mean((2, 3)) for each in maps], 1), atol=1e-5
     )
-    stored = staged.pictures(files_of(recipe)[0], work)
-    given = staged.begin(recipe, teacher, stored, work)
-    assert given.step == 40  # as the checkpoint left it
-    fresh = staged.begin(recipe.model_copy(update={"name": "fresh"}), teacher, stored, work).student
-    batch = staged.batch(stored, recipe, 0)
+    state, student = finished(recipe, work)
+    assert state.step == 40  # as the checkpoint left it: nothing is trained again
+    stored = fit.stored_media(recipe, files_of(recipe)[0], work)
+    fresh = fit.new_run(recipe, teacher, stored, work).model
+    batch = fit.batch(stored, recipe, 0)
     errors = [
-        staged.loss(each.train(), batch, teacher(batch.numpy()), True, False).item() for each in (fresh, given.student)
+        stage_loss(each.train(), batch, teacher(batch.numpy()), True, False).item()  # type: ignore[arg-type]
+        for each in (fresh, student)
     ]
     assert errors[1] < 0.8 * errors[0]
+    student.eval()
     with torch.inference_mode():
-        student = fit.best_student(given)
         expected = student(torch.from_numpy(pixels)).numpy()
-        assert ((l2_normalise(features) * l2_normalise(expected)).sum(1) > 0.9999).all()
+        assert ((l2_normalise(features) * l2_normalise(expected)).sum(1) > 0.9999).all()  # weights are kept in float16
         # Of its teacher's maps a stage makes what it makes alone.
-        assert isinstance(student, staged.Staged)
         taught = [student.standard(index, torch.from_numpy(each)) for index, each in enumerate(maps)]
         apart = student.maps(torch.from_numpy(pixels), taught)
         assert torch.equal(apart[1], student.stages[1](taught[0]))
 
     # The same student, for larger pictures: nothing is learned anew.
-    larger = run(tmp_path, staged_recipe(data, steps=40), work, "student.exported={height: 48, width: 48}")
+    larger = run(tmp_path, image_recipe(data, steps=40), work, "student.exported={height: 48, width: 48}")
     assert larger["steps"] == 40 and larger["validation"] == result["validation"]
     spec = ImagePreprocessing.model_validate(json.loads((tmp_path / "out/encoder.json").read_text())["preprocessing"])
     assert (spec.height, spec.width) == (48, 48)
@@ -257,39 +224,21 @@ def test_a_student_learns_stage_by_stage_and_its_graph_has_the_teachers_maps_and
         expected = student(torch.from_numpy(pixels)).numpy()
     features = onnx_features(tmp_path, "pixels", pixels)
     assert ((l2_normalise(features) * l2_normalise(expected)).sum(1) > 0.9999).all()
-
-
-@pytest.mark.full
-def test_a_staged_run_that_is_interrupted_goes_on_with_the_same_batches(
-    data: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = run(tmp_path, staged_recipe(data) | {"name": "whole"}, work)
-    expected = (tmp_path / "out/encoder.onnx").read_bytes()
-    steps, follow = iter(range(12)), staged.follow
-
-    def interrupted(*arguments: Any) -> None:
-        follow(*arguments)
-        if next(steps) == 6:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(staged, "follow", interrupted)
-    first = run(tmp_path, staged_recipe(data) | {"name": "cut"}, work)
-    assert not first["finished"] and first["step"] == 6
-    monkeypatch.undo()
-    again = run(tmp_path, staged_recipe(data) | {"name": "cut"}, work)
-    # The step that was cut was taken, and is taken once more: near, and not the same.
-    assert again["finished"] and abs(again["validation"]["cosine"] - whole["validation"]["cosine"]) < 0.1
-    assert len(expected) == (tmp_path / "out/encoder.onnx").stat().st_size
-    recipe = load_distill_recipe(tmp_path / "recipe.yaml", [])
-    stored = staged.pictures(files_of(recipe)[0], work)
-    assert torch.equal(staged.batch(stored, recipe, 7), staged.batch(stored, recipe, 7))
-    assert not torch.equal(staged.batch(stored, recipe, 7), staged.batch(stored, recipe, 8))
+    # A graph that is not the student's is not written.
+    validation = plain_views(recipe, files_of(recipe)[1], teacher.pooled, before, work)
+    program = (tmp_path / "out/encoder.onnx").read_bytes()
+    monkeypatch.setattr(graph, "onnx_bytes", lambda *_: program)
+    with torch.inference_mode():
+        for parameter in student.parameters():
+            parameter += 0.01
+    with pytest.raises(DistillError, match="differ from torch"):
+        graph.export(recipe, student, validation, tmp_path / "refused", {})
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.full
 def test_an_audio_student_is_exported_with_the_contracts_front_end(data: Path, work: Path, tmp_path: Path) -> None:
-    result = run(tmp_path, audio_recipe(data), work)
-    assert result["finished"]
+    run(tmp_path, audio_recipe(data), work)
     described = json.loads((tmp_path / "out/encoder.json").read_text())
     spec = LogMelWindows.model_validate(described["preprocessing"])
     assert (spec.samples, spec.frames, spec.sampling_rate) == (64_000, 200, 32_000)
@@ -313,10 +262,10 @@ def test_a_sound_student_goes_on_as_another_recipes_best(data: Path, work: Path,
     run(tmp_path, audio_recipe(data) | {"name": "first"}, work)
     loaded = load_distill_recipe(written(tmp_path, second), [])
     stored = spectra.cached_spectra(files_of(loaded)[0], loaded.preprocessing(), work)
-    state = staged.begin(loaded, staged.Teacher(loaded), stored, work)
+    state = fit.new_run(loaded, Teacher(loaded), stored, work)
     earlier = load_distill_recipe(tmp_path / "first.yaml", [])
-    best = torch.load(fit.checkpoint_path(earlier, work, staged._FREE), weights_only=True)["best"]
-    for name, tensor in state.student.state_dict().items():
+    best = torch.load(fit.checkpoint_path(earlier, work), weights_only=True)["best"]
+    for name, tensor in state.model.state_dict().items():
         assert torch.equal(tensor, best[name]), name
 
 
@@ -357,55 +306,51 @@ def test_what_is_an_octave_lower_is_copied_up(data: Path) -> None:
     assert (low @ spectra._octave_up(spec)).sum() == 0  # 4 kHz is there already
 
 
-class Killed(BaseException):
-    """Stands for a process that dies: nothing catches it, and nothing is saved on the way out."""
-
-
 def test_other_files_or_another_teacher_are_another_students_checkpoint(data: Path, work: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "data")
     values = image_recipe(tmp_path / "data")
     values["data"] = values["data"] | {"root": str(tmp_path / "data")}
     recipe = load_distill_recipe(written(tmp_path, values), [])
-    paths = [fit.checkpoint_path(recipe, work, set())]
+    paths = [fit.checkpoint_path(recipe, work)]
     listed = tmp_path / "data/pictures.txt"
     listed.write_text(listed.read_text().split("\n", 1)[1])
-    paths.append(fit.checkpoint_path(recipe, work, set()))
+    paths.append(fit.checkpoint_path(recipe, work))
     weights = next((recipe.data.root / recipe.teacher.folder).glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes() + b" ")
-    paths.append(fit.checkpoint_path(recipe, work, set()))
+    paths.append(fit.checkpoint_path(recipe, work))
     assert len(set(paths)) == 3
 
 
 def test_a_student_that_diverges_is_an_error(data: Path, work: Path, tmp_path: Path) -> None:
-    values = image_recipe(data) | {"name": "diverges"}
-    values["train"] = values["train"] | {"learning_rate": 1e30}
-    with pytest.raises(TrainingError, match="the validation loss is nan at step 4"):
-        trained(tmp_path, values, work)
+    with pytest.raises(TrainingError, match=r"training diverged: .* is not finite at step"):
+        run(tmp_path, image_recipe(data, learning_rate=1e30) | {"name": "diverges"}, work)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(
+def test_a_run_that_dies_goes_on_to_the_same_weights(
     data: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, whole, _ = trained(tmp_path, image_recipe(data) | {"name": "run"}, work)
-    whole.path.rename(tmp_path / "whole.pt")
-    steps, follow = iter(range(12)), fit.follow
+    run(tmp_path, image_recipe(data) | {"name": "run"}, work)
+    recipe = load_distill_recipe(tmp_path / "recipe.yaml", [])
+    path = fit.checkpoint_path(recipe, work)
+    whole = torch.load(path, weights_only=True)
+    path.unlink()
+    steps, follow = iter(range(12)), loop.follow
 
     def dying(*arguments: Any) -> None:
         if next(steps) == 7:
-            raise Killed
+            raise KeyboardInterrupt
         follow(*arguments)
 
-    monkeypatch.setattr(fit, "follow", dying)
-    with pytest.raises(Killed):
-        trained(tmp_path, image_recipe(data) | {"name": "run"}, work)
-    monkeypatch.undo()
-    assert torch.load(whole.path, weights_only=True)["step"] == 6  # one trained step is lost, and trained again
-    finished, resumed, _ = trained(tmp_path, image_recipe(data) | {"name": "run"}, work)
-    assert finished and resumed.step == whole.step == 12
-    assert resumed.best_step == whole.best_step
-    for left, right in ((whole.student, resumed.student), (whole.averaged, resumed.averaged)):
-        for name, tensor in left.state_dict().items():
-            assert torch.equal(tensor, right.state_dict()[name]), name
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "follow", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, image_recipe(data) | {"name": "run"}, work)
+    assert torch.load(path, weights_only=True)["step"] == 6  # one trained step is lost, and trained again
+    run(tmp_path, image_recipe(data) | {"name": "run"}, work)
+    resumed = torch.load(path, weights_only=True)
+    assert (resumed["step"], resumed["best_step"]) == (whole["step"], whole["best_step"]) == (12, whole["best_step"])
+    for part in ("model", "averaged", "best"):
+        assert all(torch.equal(tensor, resumed[part][name]) for name, tensor in whole[part].items()), part
 
 
 def test_the_learning_rate_begins_anew_at_a_restart() -> None:
@@ -422,67 +367,28 @@ def test_the_learning_rate_begins_anew_at_a_restart() -> None:
     assert further[20:] == pytest.approx([rate / 2 for rate in rates[8:]])
 
 
-def test_ctrl_c_keeps_a_checkpoint(data: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    follow = fit.follow
-
-    def interrupting(*arguments: Any) -> None:
-        follow(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(fit, "follow", interrupting)
-    result = run(tmp_path, image_recipe(data) | {"name": "stopped"}, work)
-    assert not result["finished"]
-    assert torch.load(result["checkpoint"], weights_only=True)["step"] == result["step"]
-    assert not (tmp_path / "out").exists()
-    monkeypatch.undo()
-    finished, state, _ = trained(tmp_path, image_recipe(data) | {"name": "stopped"}, work)
-    assert finished and state.step == 12
-
-
-def test_an_interrupted_cache_goes_on_to_the_same_views(data: Path, tmp_path: Path) -> None:
-    files = views.listed_files(data, [{"files": "pictures.txt", "folder": "pictures"}], held_out=False) * 3
-
-    def teacher(inputs: np.ndarray) -> np.ndarray:
-        return inputs.reshape(len(inputs), -1)[:, :5]
-
-    def view(path: Path, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        small = ImagePreprocessing(height=8, width=8)
-        return views.image_views(path, rng, 2, small, small)
-
-    calls = iter(range(100))
-
-    def failing(inputs: np.ndarray) -> np.ndarray:
-        if next(calls) > 20:
-            raise KeyboardInterrupt
-        return teacher(inputs)
-
-    whole = views.cached_views(tmp_path / "whole", {"seed": 3}, files, view, teacher, 1)
-    with pytest.raises(KeyboardInterrupt):
-        views.cached_views(tmp_path / "cut", {"seed": 3}, files, view, failing, 1)
-    resumed = views.cached_views(tmp_path / "cut", {"seed": 3}, files, view, teacher, 1)
-    np.testing.assert_array_equal(resumed.inputs, whole.inputs)
-    np.testing.assert_array_equal(resumed.features, whole.features)
-    other = views.cached_views(tmp_path / "whole", {"seed": 4}, files, view, teacher, 1)
-    assert (other.inputs != whole.inputs).any()
-
-
-def test_the_first_view_is_what_the_contract_prepares(data: Path) -> None:
-    spec = ImagePreprocessing(height=24, width=20)
-    path = data / "pictures/0.png"
-    pixels, inputs = views.image_views(path, np.random.default_rng(0), 2, spec, ImagePreprocessing(height=32, width=32))
+def test_the_plain_view_is_what_the_contract_prepares(data: Path, tmp_path: Path) -> None:
+    recipe = load_distill_recipe(
+        written(tmp_path, image_recipe(data)), ["teacher.preprocessing={height: 24, width: 20}"]
+    )
+    path, spec = data / "pictures/0.png", recipe.preprocessing()
+    pixels, inputs = plain_view(recipe, path)
+    assert isinstance(spec, ImagePreprocessing)
     prepared = preprocess_image(decode_image(path.read_bytes()), spec)
-    np.testing.assert_array_equal(student.student_inputs(pixels[:1], spec)[0].numpy(), prepared)
-    assert inputs.shape == (2, 3, 32, 32)
-    sound = data / "sounds/0-0.wav"
-    front_end = LogMelWindows.model_validate(FRONT_END)
-    stored, _ = views.sound_view(sound, np.random.default_rng(0), front_end)
-    plain = front_end.prepare(decode_audio(sound.read_bytes(), 32_000)).rows
-    np.testing.assert_array_equal(stored[0], plain[0, 0].astype(np.float16))
+    np.testing.assert_array_equal(student_inputs(pixels[None], spec)[0].numpy(), prepared)
+    assert inputs.shape == (3, 24, 20)
+    recipe = load_distill_recipe(written(tmp_path, audio_recipe(data)), [])
+    spec = recipe.preprocessing()
+    assert isinstance(spec, LogMelWindows)
+    row, inputs = plain_view(recipe, data / "sounds/0-0.wav")
+    plain = spec.prepare(decode_audio((data / "sounds/0-0.wav").read_bytes(), 32_000)).rows
+    np.testing.assert_array_equal(row, plain[0, 0].astype(np.float16))
+    assert inputs.shape == (1, *row.shape)
 
 
 def test_held_out_groups_are_never_trained_on(data: Path) -> None:
     source = {"files": "sounds.csv", "folder": "sounds", "group": r"^(\d+)-", "hold_out": 0.4}
-    kept, held = (views.listed_files(data, [source], held_out=value) for value in (False, True))
+    kept, held = (listed_files(data, [source], held_out=value) for value in (False, True))
     assert len(kept) + len(held) == 20
     assert not {path.name.split("-")[0] for path in kept} & {path.name.split("-")[0] for path in held}
 
@@ -502,11 +408,12 @@ def test_training_on_a_validation_file_is_refused(data: Path, work: Path, tmp_pa
         ("student.exported={height: 0, width: 8}", "height"),
         ("train.restarts=[{at: 12}]", "train.restarts"),
         ("train.restarts=[{at: 4}, {at: 4}]", "train.restarts"),
-        ("student.depths=[1]", "student.depths"),
+        ("student.depths=[1]", r"student.depths is gone, because a plain student had R² 0\.210"),
+        ("views={count: 3}", "views is gone"),
         ("teacher.preprocessing=null", "teacher.preprocessing"),
         ("student.preprocessing.height=0", "height"),
-        ("student.stages=[{blocks: [[8, 8, 1]]}]", "either widths and depths, or stages"),
-        ("student.width=0.4", "either widths and depths, or stages"),
+        ("student.stages=[]", "a student of pictures has stages, and no width"),
+        ("student.width=0.4", "a student of pictures has stages, and no width"),
     ],
 )
 def test_a_bad_recipe_names_the_key(data: Path, work: Path, tmp_path: Path, override: str, message: str) -> None:

@@ -1,176 +1,99 @@
-"""Training of the student on cached views: AdamW, a moving average of the weights, checkpoints to go on from."""
+"""The training of a student on `training.fit.loop`: its batches, its loss, its schedule and its checkpoint."""
 
-import copy
-import functools
 import hashlib
 import json
-import math
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.distill.recipe import DistillRecipe, TrainSpec
-from training.distill.student import Learner, Student, distillation_loss, student_inputs
-from training.distill.teacher import files_of, weights_hash
-from training.distill.views import Views
-from training.errors import TrainingError
-from training.fit.loop import follow
+from service.contract.windows import LogMelWindows
+from training.distill.graph import DistillError
+from training.distill.recipe import DistillRecipe, TrainSpec, load_distill_recipe
+from training.distill.spectra import Spectra, cached_spectra
+from training.distill.spectra import batch as mixtures
+from training.distill.student import Student, image_stages, measure, sound_stages, stage_loss, student_inputs
+from training.distill.teacher import Teacher, weights_hash
+from training.distill.views import Views, augmented, batch_rows, files_of, pictures
+from training.encode.mobilenet_sounds import MobileNetSounds
+from training.fit.ahead import Ahead
+from training.fit.loop import Figures, Plan, Run, Task, begin, run, warm_cosine
+
+Stored = NDArray[np.uint8] | Spectra
+"""What views are made of: pictures (N, H, W, 3), or the spectra of sounds."""
+_ELSEWHERE: Any = {
+    "train": {"threads", "validate_every", "checkpoint_every"},
+    "student": {"exported"},
+    "licence": True,
+    "trained_on": True,
+}
+"""Fields of a recipe that may differ in a run that goes on from a checkpoint."""
+_AHEAD = 3  # batches that are prepared while the student is at its own
+_CLIP = 2.0
+_LOWEST = 0.01  # of the peak: the rate at which a cosine ends
+_SMALLEST = 0.1  # a channel's deviation against the median: one that hardly ever fires must not outweigh the others
+_SAMPLE = 256  # pictures
+_MIXED = 0.2  # of the batches: two pictures on top of each other
 
 
-@dataclass
-class TrainingState:
-    """What a checkpoint holds; `best` is the averaged student of the lowest validation loss."""
+class Distillation(Task):
+    """A student that learns its teacher's maps, features and scores."""
 
-    path: Path
-    student: Learner
-    averaged: Learner
-    optimiser: torch.optim.Optimizer
-    best: dict[str, Tensor]
-    best_loss: float = float("inf")
-    best_step: int = 0
-    step: int = 0
+    def __init__(
+        self, recipe: DistillRecipe, student: Student, stored: Stored, teacher: Teacher, validation: Views
+    ) -> None:
+        self.recipe, self.student, self.validation = recipe, student, validation
+        spec = recipe.train
+        self.chained_from = spec.chain_from * (spec.restarts[0].at if spec.restarts else spec.steps)
 
-    def resume(self) -> None:
-        """Go on from the checkpoint, if there is one."""
-        if not self.path.exists():
-            return
-        saved = torch.load(self.path, weights_only=True)
-        self.student.load_state_dict(saved["student"])
-        self.averaged.load_state_dict(saved["averaged"])
-        self.optimiser.load_state_dict(saved["optimiser"])
-        self.best, self.best_loss = saved["best"], saved["best_loss"]
-        self.best_step, self.step = saved["best_step"], saved["step"]
+        def draw(step: int) -> tuple[Tensor, list[Tensor]]:
+            inputs = batch(stored, recipe, step)
+            return inputs, teacher(inputs.numpy())
 
-    def keep_if_best(self, loss: float) -> None:
-        """Keep the averaged student if its validation loss is the lowest. Raises TrainingError if it is not finite."""
-        if not math.isfinite(loss):
-            what = f"the validation loss is {loss} at step {self.step:,}"
-            raise TrainingError(f"training diverged: {what}. Lower train.learning_rate")
-        if loss < self.best_loss:
-            self.best_loss, self.best_step = loss, self.step
-            self.best = copy.deepcopy(self.averaged.state_dict())
+        self.batches = Ahead(draw, spec.steps, _AHEAD)
 
-    def save(self) -> None:
-        partial = self.path.with_suffix(".partial")
-        torch.save(
-            {
-                "student": self.student.state_dict(),
-                "averaged": self.averaged.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "best": self.best,
-                "best_loss": self.best_loss,
-                "best_step": self.best_step,
-                "step": self.step,
-            },
-            partial,
-        )
-        os.replace(partial, self.path)
+    @property
+    def waited_s(self) -> float:
+        return self.batches.waited_s
+
+    def loss(self, step: int) -> Tensor:
+        taught = self.batches.take(step)
+        return stage_loss(self.student, *taught, step >= self.chained_from, self.recipe.train.bfloat16)
+
+    def judge(self, model: nn.Module) -> tuple[float, Figures]:
+        assert isinstance(model, Student)
+        figures = measure(model, self.validation, self.recipe)
+        return -figures["loss"], {f"validation.{name}": value for name, value in figures.items()}
+
+    def report(self, entry: Figures) -> None:
+        tqdm.write(json.dumps(entry))
 
 
-def start_or_resume(recipe: DistillRecipe, views: Views, work: Path) -> TrainingState:
-    """A fresh student, or the checkpoint of this recipe. The number of steps may differ."""
-    torch.manual_seed(recipe.seed)
-    sample = np.asarray(views.features[:: max(1, len(views.features) // 20_000)], np.float32)
-    # A dimension that hardly ever fires must not outweigh the others.
-    deviation = np.maximum(sample.std(axis=0), 0.1 * np.median(sample.std(axis=0)) + 1e-6)
-    student = Student(
-        3 if recipe.modality == "image" else 1,
-        recipe.student.stem,
-        recipe.student.widths,
-        recipe.student.depths,
-        torch.from_numpy(sample.mean(axis=0)),
-        torch.from_numpy(deviation),
+def train(recipe: DistillRecipe, state: Run, stored: Stored, teacher: Teacher, validation: Views) -> None:
+    """Train to the recipe's last step; the averaged weights of the lowest validation loss are the student's then."""
+    spec, student = recipe.train, state.model
+    assert isinstance(student, Student)
+    task = Distillation(recipe, student, stored, teacher, validation)
+    plan = Plan(
+        steps=spec.steps,
+        rate=lambda step: learning_rate(spec, step),
+        validate_every=spec.validate_every,
+        save_every=spec.checkpoint_every,
+        clip=_CLIP,
+        decay=lambda step: min(spec.ema, (1 + step) / (10 + step)),
     )
-    return resumed(recipe, student, work, {"steps", "threads", "validate_every", "checkpoint_every"})
-
-
-def resumed(recipe: DistillRecipe, student: Learner, work: Path, free: set[str]) -> TrainingState:
-    """A fresh student and its optimiser, or the checkpoint of its recipe; what is `free` of `train` may differ."""
-    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    matrices = [parameter for parameter in student.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in student.parameters() if parameter.dim() <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": recipe.train.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=recipe.train.learning_rate,
-    )
-    work.mkdir(parents=True, exist_ok=True)
-    averaged = copy.deepcopy(student)
-    state = TrainingState(
-        checkpoint_path(recipe, work, free), student, averaged, optimiser, copy.deepcopy(averaged.state_dict())
-    )
-    state.resume()
-    return state
-
-
-def checkpoint_path(recipe: DistillRecipe, work: Path, free: set[str]) -> Path:
-    """Return a checkpoint's path, by a hash of all that matters to it; what is `free` of `train` does not.
-
-    Its teacher's weights and its files, by name and size, matter too: another of them is another student.
-    """
-    no_matter: dict[str, Any] = {"train": free, "student": {"exported"}, "licence": True, "trained_on": True}
-    identity = recipe.model_dump(mode="json", exclude=no_matter)
-    root = recipe.data.root
-    files = [[f"{path.relative_to(root)} {path.stat().st_size}" for path in part] for part in files_of(recipe)]
-    parts = [identity, weights_hash(root / recipe.teacher.folder), files]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-    return work / f"{recipe.name}-{digest}.pt"
-
-
-def train(recipe: DistillRecipe, state: TrainingState, views: Views, validation: Views) -> bool:
-    """Train to the recipe's last step. True when it was reached; False after Ctrl-C, which keeps a checkpoint."""
-    spec = recipe.train
-    student, averaged = state.student, state.averaged
-    with tqdm(total=spec.steps, initial=state.step, desc=recipe.name) as bar:
-        try:
-            while state.step < spec.steps:
-                rows = batch_rows(len(views.inputs), spec.batch_size, state.step, recipe.seed)
-                inputs = student_inputs(views.inputs[rows], recipe.preprocessing())
-                target = torch.from_numpy(views.features[rows].astype(np.float32))
-                for group in state.optimiser.param_groups:
-                    group["lr"] = learning_rate(spec, state.step)
-                student.train()
-                with torch.autocast("cpu", torch.bfloat16, enabled=spec.bfloat16):
-                    predicted = student.standardised(inputs)
-                loss = distillation_loss(student, predicted, target, spec.cosine_weight)
-                state.optimiser.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-                state.optimiser.step()
-                follow(averaged, student, min(spec.ema, (1 + state.step) / (10 + state.step)))
-                state.step += 1
-                bar.update()
-                if state.step % spec.validate_every == 0 or state.step == spec.steps:
-                    figures = measure(averaged, validation, recipe)
-                    tqdm.write(json.dumps({"step": state.step, "train_loss": round(loss.item(), 4), **figures}))
-                    state.keep_if_best(figures["loss"])
-                if state.step % spec.checkpoint_every == 0 or state.step == spec.steps:
-                    state.save()
-        except KeyboardInterrupt:
-            state.save()
-            tqdm.write(f"interrupted at step {state.step}; the same command goes on from {state.path}")
-            return False
-    return True
-
-
-def batch_rows(total: int, size: int, step: int, seed: int) -> NDArray[np.int64]:
-    """The rows of one step, from a fresh shuffle each epoch; a function of the step, so that a resumed run sees the
-    batches that an uninterrupted one would."""
-    size = min(size, total)
-    each_epoch = total // size
-    epoch, position = divmod(step, each_epoch)
-    return _shuffled(total, seed, epoch)[position * size : (position + 1) * size]
-
-
-@functools.lru_cache(maxsize=1)
-def _shuffled(total: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(total)
+    try:
+        state.resume(task)
+        run(state, task, plan, recipe.name)
+    finally:
+        task.batches.close()
+    student.load_state_dict(state.best)
+    student.eval()
 
 
 def learning_rate(spec: TrainSpec, step: int) -> float:
@@ -181,32 +104,99 @@ def learning_rate(spec: TrainSpec, step: int) -> float:
             last = restart.at
             break
         first, peak = restart.at, spec.learning_rate * restart.peak
-    if step - first < spec.warmup_steps:
-        return peak * (step - first + 1) / spec.warmup_steps
-    progress = (step - first - spec.warmup_steps) / max(1, last - first - spec.warmup_steps)
-    return float(peak * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress))))
+    return warm_cosine(step - first, last - first, spec.warmup_steps, peak, _LOWEST * peak)
 
 
-@torch.no_grad()
-@torch.inference_mode()
-def measure(student: Learner, views: Views, recipe: DistillRecipe) -> dict[str, float]:
-    """Loss, mean cosine of raw and of mean-centred features, and explained variance (R²) against the teacher."""
-    student.eval()
-    predicted = []
-    for start in range(0, len(views.inputs), 256):
-        inputs = student_inputs(views.inputs[start : start + 256], recipe.preprocessing())
-        predicted.append(student.standardised(inputs))
-    standardised, target = torch.cat(predicted), torch.from_numpy(views.features.astype(np.float32))
-    wanted = (target - student.mean) / student.deviation
-    cosine = nn.functional.cosine_similarity(standardised * student.deviation + student.mean, target).mean()
-    centred = nn.functional.cosine_similarity(standardised, wanted).mean()
-    unexplained = (standardised - wanted).square().sum() / (wanted - wanted.mean(dim=0)).square().sum()
-    loss = distillation_loss(student, standardised, target, recipe.train.cosine_weight)
-    figures = {"loss": loss, "cosine": cosine, "cosine_centred": centred, "r2": 1 - unexplained}
-    return {name: round(float(value), 4) for name, value in figures.items()}
+def stored_media(recipe: DistillRecipe, files: list[Path], work: Path) -> Stored:
+    """What the views of the files are made of, from `work` as far as it is there."""
+    spec = recipe.preprocessing()
+    return cached_spectra(files, spec, work) if isinstance(spec, LogMelWindows) else pictures(files, work)
 
 
-def best_student(state: TrainingState) -> Learner:
-    student = copy.deepcopy(state.averaged)
-    student.load_state_dict(state.best)
-    return student.eval()
+def batch(stored: Stored, recipe: DistillRecipe, step: int) -> Tensor:
+    """The inputs of one step's views: a function of the step."""
+    if isinstance(stored, Spectra):
+        return mixtures(stored, recipe, step)
+    rng = np.random.default_rng([recipe.seed, 1, step])
+    size = (recipe.student.preprocessing["width"], recipe.student.preprocessing["height"])
+    rows = batch_rows(len(stored), recipe.train.batch_size, step, recipe.seed)
+    shown = np.stack([np.asarray(augmented(Image.fromarray(stored[row]), rng, size)) for row in rows])
+    pixels = student_inputs(shown, recipe.preprocessing())
+    if rng.random() < _MIXED:
+        share = rng.uniform()
+        pixels = share * pixels + (1 - share) * pixels.flip(0)
+    return pixels
+
+
+def _sample(stored: Stored, recipe: DistillRecipe) -> Tensor:
+    """Inputs from which the units of the teacher's maps are taken: pictures as they are, and mixtures of sounds."""
+    if isinstance(stored, Spectra):
+        steps = range(-(-_SAMPLE // recipe.train.batch_size))
+        return torch.cat([mixtures(stored, recipe, step) for step in steps])[:_SAMPLE]
+    rows = np.unique(np.linspace(0, len(stored) - 1, _SAMPLE, dtype=int))
+    size = (recipe.student.preprocessing["width"], recipe.student.preprocessing["height"])
+    shown = [np.asarray(Image.fromarray(stored[row]).resize(size, Image.Resampling.BICUBIC)) for row in rows]
+    return student_inputs(np.stack(shown), recipe.preprocessing())
+
+
+def _spread(values: Tensor) -> Tensor:
+    deviation = values.std(0)
+    return torch.maximum(deviation, _SMALLEST * deviation.median() + 0.01 * values.abs().mean() + 1e-6)
+
+
+def new_run(recipe: DistillRecipe, teacher: Teacher, stored: Stored, work: Path) -> Run:
+    """A run at its start, with a fresh student in units of what the teacher makes of some of the media.
+
+    The number of steps is a part of the recipe: the stages are chained after a share of them. A student that starts
+    from another run's has that one's best weights and units.
+    """
+    torch.manual_seed(recipe.seed)
+    *maps, _ = teacher(_sample(stored, recipe).numpy())
+    columns = [each.permute(0, 2, 3, 1).flatten(0, 2) for each in maps]
+    features = torch.cat([each.mean((2, 3)) for each in maps], 1)
+    last = maps[-1].shape[1]
+    head: nn.Module
+    if recipe.modality == "image":
+        stages, head = image_stages(recipe.student.stages, last), nn.Linear(last, teacher.classes)
+    else:
+        assert recipe.student.width is not None
+        network = MobileNetSounds.of_width(recipe.student.width, teacher.classes)
+        stages, head = sound_stages(network, recipe.student.cuts), network.classifier
+    student = Student(
+        stages,
+        head,
+        teacher.kept,
+        [each.mean(0) for each in columns],
+        [_spread(each) for each in columns],
+        features.mean(0),
+        _spread(features),
+        sounds=recipe.modality == "audio",
+    )
+    if recipe.train.start is not None:
+        earlier = load_distill_recipe(recipe.train.start, [f"data.root={recipe.data.root}"])
+        student.load_state_dict(_best_of(earlier, work))
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    path = checkpoint_path(recipe, work)
+    return begin(path, student, recipe.train.weight_decay, path.stem, average=True)
+
+
+def _best_of(recipe: DistillRecipe, work: Path) -> dict[str, Tensor]:
+    """The best weights of another recipe's finished run. Raises DistillError where there is none."""
+    path = checkpoint_path(recipe, work)
+    saved: dict[str, Any] = torch.load(path, weights_only=True) if path.is_file() else {"step": 0}
+    if saved["step"] < recipe.train.steps:
+        raise DistillError(
+            f"train.start: {recipe.name} has {saved['step']} of its {recipe.train.steps} steps: run it first"
+        )
+    best: dict[str, Tensor] = saved["best"]
+    return best
+
+
+def checkpoint_path(recipe: DistillRecipe, work: Path) -> Path:
+    """Return a checkpoint's path, by a hash of the recipe, the teacher's weights, and the files' names and sizes."""
+    identity = recipe.model_dump(mode="json", exclude=_ELSEWHERE)
+    root = recipe.data.root
+    files = [[f"{path.relative_to(root)} {path.stat().st_size}" for path in part] for part in files_of(recipe)]
+    parts = [identity, weights_hash(root / recipe.teacher.folder), files]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return work / f"{recipe.name}-{digest}.pt"

@@ -7,7 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.contract.images import ImagePreprocessing
 from service.contract.windows import LogMelWindows
-from training.recipe import RecipeError, read_yaml
+from training.recipe import RecipeError, read_yaml, refuse_gone
+
+_PLAIN = "a plain student had R² 0.210 where one that learns stage by stage has 0.407"
+GONE = {"views": (None, _PLAIN)} | {f"student.{name}": (None, _PLAIN) for name in ("stem", "widths", "depths")}
+"""Fields of earlier recipes, and why they are gone."""
 
 
 class _Model(BaseModel):
@@ -27,12 +31,6 @@ class TeacherSpec(_Model):
     preprocessing: ImagePreprocessing | None = None
 
 
-class ViewSpec(_Model):
-    count: int = Field(default=5, gt=0)
-    patches: int = Field(default=10, gt=0)
-    """Of each view of a sound, evenly spaced."""
-
-
 class StageSpec(_Model):
     layer: int | None = None
     """The teacher's hidden state that the stage makes; None, of the last stage: the map that it pools."""
@@ -43,17 +41,13 @@ class StageSpec(_Model):
 
 
 class StudentSpec(_Model):
-    """A plain student of pictures, of `stem`, `widths` and `depths`; or one that learns stage by stage: of pictures by
-    `stages`, of sounds by a `width` and the `ends` of its stages."""
+    """A student of pictures has `stages`; one of sounds a `width`, and the `ends` of its stages."""
 
     preprocessing: dict[str, Any]
     exported: dict[str, Any] = {}
     """What changes in its preprocessing once it has learned. A student that pools its maps is better at a larger size
     of pictures than it was trained at, where crops made things look larger (FixRes: Touvron et al., 2019), and takes
     longer stretches of sound."""
-    stem: list[int] = []
-    widths: list[int] = []
-    depths: list[int] = []
     stages: list[StageSpec] = []
     width: float | None = Field(default=None, gt=0)
     """The width multiplier of a MobileNetV3 for sounds, whose maps are as wide as its teacher's."""
@@ -64,10 +58,6 @@ class StudentSpec(_Model):
     def cuts(self) -> list[int]:
         """The teacher's hidden states, or the blocks, at which every stage but the last ends."""
         return self.ends or [stage.layer for stage in self.stages if stage.layer is not None]
-
-    @property
-    def staged(self) -> bool:
-        return bool(self.stages) or self.width is not None
 
 
 class Restart(_Model):
@@ -106,7 +96,6 @@ class DistillRecipe(_Model):
     seed: int = 0
     data: DataSpec
     teacher: TeacherSpec
-    views: ViewSpec = ViewSpec()
     student: StudentSpec
     train: TrainSpec
 
@@ -125,6 +114,7 @@ def load_distill_recipe(path: Path, overrides: list[str]) -> DistillRecipe:
     """Read and check a recipe; `key.key=value` overrides replace its values. Raises RecipeError."""
     try:
         values = read_yaml(path, overrides)
+        refuse_gone(path, values, GONE)
         if (start := (values.get("train") or {}).get("start")) is not None:
             values["train"]["start"] = str(path.parent / start)
         recipe = DistillRecipe.model_validate(values)
@@ -138,10 +128,10 @@ def load_distill_recipe(path: Path, overrides: list[str]) -> DistillRecipe:
         raise RecipeError(f"{path}: teacher.preprocessing: an image teacher needs its height and width")
     student = recipe.student
     if recipe.modality == "audio":
-        if student.width is None or student.stages or student.widths:
+        if student.width is None or student.stages:
             raise RecipeError(f"{path}: student: a student of sounds has a width, and the ends of its stages")
-    elif bool(student.stages) == bool(student.widths) or student.width is not None:
-        raise RecipeError(f"{path}: student: either widths and depths, or stages")
+    elif not student.stages or student.width is not None:
+        raise RecipeError(f"{path}: student: a student of pictures has stages, and no width")
     if any((stage.layer is None) != (stage is student.stages[-1]) for stage in student.stages):
         raise RecipeError(f"{path}: student.stages: every stage but the last has a layer")
     starts = [restart.at for restart in recipe.train.restarts]
@@ -149,6 +139,4 @@ def load_distill_recipe(path: Path, overrides: list[str]) -> DistillRecipe:
         raise RecipeError(
             f"{path}: train.restarts: each later than the one before, and before {recipe.train.steps} steps"
         )
-    if len(student.widths) != len(student.depths):
-        raise RecipeError(f"{path}: student.depths: one depth for each of student.widths")
     return recipe

@@ -6,13 +6,11 @@ spectrum that the student does ("consistent teaching", Beyer et al., 2022, arXiv
 """
 
 import functools
-import hashlib
 import itertools
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +20,8 @@ from tqdm import tqdm
 
 from service.contract.audio import decode_audio
 from service.contract.windows import LogMelWindows, log_mel
-from training.distill.fit import batch_rows
 from training.distill.recipe import DistillRecipe
+from training.distill.views import batch_rows, kept
 
 _PLAIN = 0.1
 """The share of clips that are cut out and not changed further."""
@@ -51,20 +49,17 @@ class Spectra:
 
 def cached_spectra(files: Sequence[Path], spec: LogMelWindows, work: Path) -> Spectra:
     """The spectra of whole files, memory-mapped; made where they are not there yet."""
-    listed = json.dumps([spec.model_dump(mode="json"), *(f"{path} {path.stat().st_size}" for path in files)])
-    path = work / f"spectra-{hashlib.sha256(listed.encode()).hexdigest()[:16]}.npz"
-    if not path.exists():
-        work.mkdir(parents=True, exist_ok=True)
+    key = [spec.model_dump(mode="json"), *(f"{path} {path.stat().st_size}" for path in files)]
+
+    def make() -> dict[str, NDArray[Any]]:
         made = []
         for file in tqdm(files, desc="spectra", disable=None):
             waveform = decode_audio(file.read_bytes(), spec.sampling_rate)
             waveform = np.pad(waveform, (0, max(0, spec.window_length + 1 - len(waveform))))
             made.append(log_mel(waveform, spec).astype(np.float16))
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as stream:
-            np.savez(stream, frames=np.concatenate(made), offsets=np.cumsum([0, *map(len, made)]))
-        os.replace(partial, path)
-    stored = np.load(path, allow_pickle=False)
+        return {"frames": np.concatenate(made), "offsets": np.cumsum([0, *map(len, made)])}
+
+    stored = kept(work, "spectra", key, make)
     frames, offsets = stored["frames"], stored["offsets"]
     audible = []
     for start, end in itertools.pairwise(offsets):

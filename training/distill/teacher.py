@@ -1,8 +1,7 @@
-"""The frozen teacher, and the views of a recipe's files with the teacher's features of them."""
+"""The frozen teacher of a student: the maps at the ends of its stages, and its logits."""
 
-import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
 
 from service.contract.images import ImagePreprocessing
+from service.contract.windows import LogMelWindows
 from training.distill.graph import DistillError
 from training.distill.recipe import DistillRecipe
-from training.distill.views import Teacher, Views, cached_views, image_views, listed_files, sound_view
+from training.distill.student import sound_stages
+from training.encode import mobilenet_sounds
+from training.encode.mobilenet_sounds import MobileNetSounds
 from training.graphs import onnx_bytes
 from training.preprocessors import LOCAL
-from training.recipe import RecipeError
-
-_BATCH = 64
 
 
 def weights_hash(folder: Path) -> str:
@@ -35,83 +34,65 @@ def weights_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def files_of(recipe: DistillRecipe) -> tuple[list[Path], list[Path]]:
-    """What is trained on, and what is validated on. Raises RecipeError where they share a file."""
-    root = recipe.data.root
-    files = listed_files(root, recipe.data.train, held_out=False)
-    held_out = [source for source in recipe.data.train if source.get("hold_out")]
-    # A validation source that holds out is the held-out part of a training source, and is not listed twice.
-    plain = [source for source in recipe.data.validation if not source.get("hold_out")]
-    validation = listed_files(root, plain, held_out=False) if plain else []
-    if held_out:
-        validation = sorted({*validation, *listed_files(root, held_out, held_out=True)})
-    if common := set(files) & set(validation):
-        raise RecipeError(f"data.validation: {min(common)} is trained on")
-    return files, validation
+class _ImageMaps(nn.Module):
+    """The teacher's maps at the stages' ends, and its logits."""
 
-
-def prepare_views(recipe: DistillRecipe, work: Path, teacher_hash: str) -> tuple[Views, Views]:
-    """The cached training views, and the plain views of the validation files."""
-    files, validation = files_of(recipe)
-    teacher = functools.cache(lambda: load_teacher(recipe))
-
-    def views(chosen: list[Path], count: int) -> Views:
-        return views_of(recipe, chosen, count, work, teacher_hash, lambda inputs: teacher()(inputs))
-
-    return views(files, recipe.views.count), views(validation, 1)
-
-
-def views_of(
-    recipe: DistillRecipe, chosen: list[Path], count: int, work: Path, teacher_hash: str, teacher: Teacher
-) -> Views:
-    """The views of the files `chosen`, cached. Sounds have one: the first row of the plain sound."""
-    root, spec = recipe.data.root, recipe.preprocessing()
-    key = {
-        "teacher": teacher_hash,
-        "teacher_preprocessing": repr(recipe.teacher.preprocessing),
-        "student_preprocessing": spec.model_dump(),
-        "files": [f"{path.relative_to(root)} {path.stat().st_size}" for path in chosen],
-        "count": count,
-        "seed": recipe.seed,
-    }
-    if recipe.student.staged:
-        key["layers"] = recipe.student.cuts
-    view: Callable[[Path, np.random.Generator], Any]
-    if isinstance(spec, ImagePreprocessing):
-        assert recipe.teacher.preprocessing is not None
-        view = functools.partial(image_views, count=count, student=spec, teacher=recipe.teacher.preprocessing)
-    else:
-        view = functools.partial(sound_view, spec=spec)
-    return cached_views(work, key, chosen, view, teacher, recipe.train.threads)
-
-
-class _Pooled(nn.Module):
-    """The teacher's pooled features, (B, d)."""
-
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any, layers: Sequence[int]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.layers = model, list(layers)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        pooled: Tensor = self.model(inputs).pooler_output
-        return pooled.flatten(1)
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        output = self.model.base_model(pixels, output_hidden_states=True)
+        maps = [output.hidden_states[layer] for layer in self.layers] + [output.last_hidden_state]
+        return (*maps, self.model.classifier(output.pooler_output.flatten(1)))
 
 
-def load_teacher(recipe: DistillRecipe) -> Teacher:
-    """The frozen teacher as an ONNX Runtime session, which on a CPU runs depthwise convolutions four times faster."""
-    folder = recipe.data.root / recipe.teacher.folder
-    model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, **LOCAL)
-    assert recipe.teacher.preprocessing is not None
-    shape = (3, recipe.teacher.preprocessing.height, recipe.teacher.preprocessing.width)
-    program = onnx_bytes(_Pooled(model.base_model).eval(), torch.zeros(2, *shape), "inputs", "pooled")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = recipe.train.threads
-    session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+class _SoundMaps(nn.Module):
+    """The same of rows of sound (B, 1, frames, mels)."""
 
-    def teacher(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        starts = range(0, len(inputs), _BATCH)
-        return np.concatenate(
-            [session.run(["pooled"], {"inputs": inputs[start : start + _BATCH]})[0] for start in starts]
-        )
+    def __init__(self, network: MobileNetSounds, ends: Sequence[int]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(sound_stages(network, ends))
+        self.classifier = network.classifier
 
-    return teacher
+    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
+        maps, below = [], rows.transpose(2, 3)
+        for stage in self.stages:
+            below = stage(below)
+            maps.append(below)
+        return (*maps, self.classifier(below.mean((2, 3))))
+
+
+class Teacher:
+    """The frozen teacher as an ONNX Runtime session: inputs (B, …) as the student's → its maps and logits."""
+
+    def __init__(self, recipe: DistillRecipe) -> None:
+        folder = recipe.data.root / recipe.teacher.folder
+        spec, count = recipe.preprocessing(), len(recipe.student.cuts)
+        maps: nn.Module
+        if isinstance(spec, ImagePreprocessing):
+            model: Any = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, **LOCAL).eval()
+            names = model.config.id2label
+            self.kept = [index for index in sorted(names) if names[index] != "background"]
+            self.labels = [names[index] for index in self.kept]
+            self.classes = len(names)
+            maps, example = _ImageMaps(model, recipe.student.cuts), torch.zeros(2, 3, spec.height, spec.width)
+        else:
+            assert isinstance(spec, LogMelWindows)
+            network, self.labels = mobilenet_sounds.load(folder)
+            self.classes, self.kept = len(self.labels), list(range(len(self.labels)))
+            maps, example = _SoundMaps(network, recipe.student.cuts), torch.zeros(2, 1, spec.frames, spec.n_mels)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = recipe.train.threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        outputs = [f"map_{index}" for index in range(count + 1)] + ["logits"]
+        program = onnx_bytes(maps.eval(), example, "inputs", outputs)
+        self._session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, inputs: NDArray[np.float32]) -> list[Tensor]:
+        return [torch.from_numpy(array) for array in self._session.run(None, {"inputs": inputs})]
+
+    def pooled(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(B, d): the means of its maps over positions, side by side."""
+        *maps, _ = self(inputs)
+        return np.concatenate([each.mean((2, 3)).numpy() for each in maps], 1)

@@ -1,18 +1,17 @@
-"""Cached views for distillation: augmented inputs at the student's size beside the teacher's features of the same view.
+"""The files of a distillation, and the views of them that teacher and student see.
 
-The student and the teacher always see the same crop, colours or mixture ("consistent teaching", Beyer et al., 2022,
-"Knowledge distillation: A good teacher is patient and consistent"), so a view's target is computed once. The first
-view of every file is the plain one. Each file has its own random stream, so a cache is the same however often its
-making was interrupted.
+Student and teacher always see the same crop, colours or mixture ("consistent teaching", Beyer et al., 2022,
+arXiv 2106.05237). Pictures are kept once, as memory-mapped pixels, and sounds as spectra; each step makes its own views
+of them. Validation media have one plain view each, kept with the teacher's features of it.
 """
 
 import csv
+import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,12 @@ from tqdm import tqdm
 
 from service.contract.audio import decode_audio
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
-from service.contract.windows import LogMelWindows
+from training.distill.recipe import DistillRecipe
+from training.recipe import RecipeError
 
-Teacher = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""A teacher's model inputs (B, ...) → features (B, d)."""
-
-_BLOCK_FILES = 16
+Pooled = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""A teacher's model inputs (B, ...) → pooled features (B, d)."""
+_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,21 @@ class Views:
 
     inputs: NDArray[Any]
     features: NDArray[np.float16]
+
+
+def files_of(recipe: DistillRecipe) -> tuple[list[Path], list[Path]]:
+    """What is trained on, and what is validated on. Raises RecipeError where they share a file."""
+    root = recipe.data.root
+    files = listed_files(root, recipe.data.train, held_out=False)
+    held_out = [source for source in recipe.data.train if source.get("hold_out")]
+    # A validation source that holds out is the held-out part of a training source, and is not listed twice.
+    plain = [source for source in recipe.data.validation if not source.get("hold_out")]
+    validation = listed_files(root, plain, held_out=False) if plain else []
+    if held_out:
+        validation = sorted({*validation, *listed_files(root, held_out, held_out=True)})
+    if common := set(files) & set(validation):
+        raise RecipeError(f"data.validation: {min(common)} is trained on")
+    return files, validation
 
 
 def listed_files(root: Path, sources: list[dict[str, Any]], held_out: bool) -> list[Path]:
@@ -74,24 +88,6 @@ def listed_files(root: Path, sources: list[dict[str, Any]], held_out: bool) -> l
     return sorted(chosen)
 
 
-def image_views(
-    path: Path, rng: np.random.Generator, count: int, student: ImagePreprocessing, teacher: ImagePreprocessing
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """One image → student pixels (count, H, W, 3) and teacher inputs (count, 3, H', W'); the first view is plain.
-
-    The others are random resized crops (35 % to 100 % of the area, aspect 3:4 to 4:3), flipped half the time, with
-    brightness, contrast and saturation changed by up to 30 %.
-    """
-    image = decode_image(path.read_bytes())
-    pixels = np.empty((count, student.height, student.width, 3), np.uint8)
-    inputs = np.empty((count, 3, teacher.height, teacher.width), np.float32)
-    for view in range(count):
-        shown = image if view == 0 else augmented(image, rng, (teacher.width, teacher.height))
-        inputs[view] = preprocess_image(shown, teacher)
-        pixels[view] = np.asarray(shown.resize((student.width, student.height), Image.Resampling.BILINEAR))
-    return pixels, inputs
-
-
 def augmented(image: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     """A view of an image at `size` (width, height); see image_views."""
     area = rng.uniform(0.35, 1.0)
@@ -107,72 +103,81 @@ def augmented(image: Image.Image, rng: np.random.Generator, size: tuple[int, int
     return image
 
 
-def sound_view(
-    path: Path, rng: np.random.Generator, spec: LogMelWindows
-) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-    """One sound → the first of its rows (1, frames, mels), and the same as (1, 1, frames, mels) in float32."""
-    stored = spec.prepare(decode_audio(path.read_bytes(), spec.sampling_rate)).rows[:1, 0].astype(np.float16)
-    return stored, stored[:, None].astype(np.float32)
+def pictures(files: Sequence[Path], work: Path, side: int = 256) -> NDArray[np.uint8]:
+    """Every picture squashed to (side, side, 3), memory-mapped; made where it is not there yet."""
+    listed = json.dumps([side, *(f"{path} {path.stat().st_size}" for path in files)])
+    path = work / f"pictures-{hashlib.sha256(listed.encode()).hexdigest()[:16]}.npy"
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        stored = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(files), side, side, 3))
+        for index, file in enumerate(tqdm(files, desc="pictures", disable=None)):
+            image = decode_image(file.read_bytes())
+            stored[index] = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+        stored.flush()
+        os.replace(partial, path)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def cached_views(
-    folder: Path,
-    key: dict[str, Any],
-    files: list[Path],
-    view: Callable[[Path, np.random.Generator], tuple[NDArray[Any], NDArray[np.float32]]],
-    teacher: Teacher,
-    workers: int,
-) -> Views:
-    """The views of `files` and the teacher's features of them, made where they are not cached yet, and memory-mapped.
+def plain_views(recipe: DistillRecipe, files: Sequence[Path], pooled: Pooled, teacher: str, work: Path) -> Views:
+    """The plain view of each file with the teacher's features of it; made where it is not in `work` yet.
 
-    `key` names everything the content depends on; its hash names the cache. An interrupted making goes on at the
-    last finished block of files.
+    `teacher` is the hash of the teacher's weights.
     """
+    root = recipe.data.root
+    key = {
+        "teacher": teacher,
+        "teacher_preprocessing": repr(recipe.teacher.preprocessing),
+        "student_preprocessing": recipe.preprocessing().model_dump(),
+        "files": [f"{path.relative_to(root)} {path.stat().st_size}" for path in files],
+        "layers": recipe.student.cuts,
+    }
+
+    def make() -> dict[str, NDArray[Any]]:
+        stored, features = [], []
+        for start in tqdm(range(0, len(files), _BATCH), desc="views", disable=None):
+            part = [plain_view(recipe, path) for path in files[start : start + _BATCH]]
+            stored += [own for own, _ in part]
+            features.append(pooled(np.stack([inputs for _, inputs in part])).astype(np.float16))
+        return {"inputs": np.stack(stored), "features": np.concatenate(features)}
+
+    return Views(**kept(work, "views", key, make))
+
+
+def plain_view(recipe: DistillRecipe, path: Path) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """One file as it is stored for the student, and as the teacher takes it; of a sound, its first row."""
+    spec = recipe.preprocessing()
+    if isinstance(spec, ImagePreprocessing):
+        assert recipe.teacher.preprocessing is not None
+        image = decode_image(path.read_bytes())
+        small = image.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
+        return np.asarray(small), preprocess_image(image, recipe.teacher.preprocessing)
+    row = spec.prepare(decode_audio(path.read_bytes(), spec.sampling_rate)).rows[0, 0].astype(np.float16)
+    return row, row[None].astype(np.float32)
+
+
+def kept(work: Path, kind: str, key: Any, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Arrays that are made once for each `key`, and read from `work` from then on."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    folder = folder / f"views-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
-    finished = folder / "finished.json"
-    done = json.loads(finished.read_text())["files"] if finished.exists() else 0
-    inputs_path, features_path = folder / "inputs.npy", folder / "features.npy"
-    if done < len(files):
-        seeds = np.random.SeedSequence(key["seed"]).spawn(len(files))
-        stored, teacher_inputs = view(files[0], np.random.default_rng(seeds[0]))
-        each = len(stored)
-        if done:
-            inputs = np.lib.format.open_memmap(inputs_path, mode="r+")
-            features = np.lib.format.open_memmap(features_path, mode="r+")
-        else:
-            shape, d = (len(files) * each, *stored.shape[1:]), teacher(teacher_inputs).shape[1]
-            inputs = np.lib.format.open_memmap(inputs_path, "w+", stored.dtype, shape)
-            features = np.lib.format.open_memmap(features_path, "w+", np.float16, (shape[0], d))
-        blocks = [
-            range(start, min(start + _BLOCK_FILES, len(files))) for start in range(done, len(files), _BLOCK_FILES)
-        ]
-        with ThreadPoolExecutor(workers) as pool, tqdm(total=len(files), initial=done, desc="views") as bar:
-            for block, results in zip(blocks, _one_ahead(pool, blocks, files, seeds, view), strict=True):
-                rows = slice(block.start * each, block.stop * each)
-                inputs[rows] = np.concatenate([stored for stored, _ in results])
-                features[rows] = np.concatenate([teacher(teacher_inputs) for _, teacher_inputs in results])
-                partial = finished.with_suffix(".partial")
-                partial.write_text(json.dumps({"files": block.stop}))
-                os.replace(partial, finished)
-                bar.update(len(block))
-        inputs.flush()
-        features.flush()
-    inputs, features = (np.load(path, mmap_mode="r", allow_pickle=False) for path in (inputs_path, features_path))
-    return Views(inputs, features)
+    path = work / f"{kind}-{digest}.npz"
+    if not path.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as stream:
+            np.savez(stream, **make())  # type: ignore[arg-type]
+        os.replace(partial, path)
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
-def _one_ahead(
-    pool: ThreadPoolExecutor, blocks: list[range], files: list[Path], seeds: list[np.random.SeedSequence], view: Any
-) -> Iterator[list[Any]]:
-    """The views of each block, the next block being made while the teacher looks at this one."""
+def batch_rows(total: int, size: int, step: int, seed: int) -> NDArray[np.int64]:
+    """The rows of one step, from a fresh shuffle each epoch; a function of the step, so that a resumed run sees the
+    batches that an uninterrupted one would."""
+    size = min(size, total)
+    each_epoch = total // size
+    epoch, position = divmod(step, each_epoch)
+    return _shuffled(total, seed, epoch)[position * size : (position + 1) * size]
 
-    def submit(block: range) -> list[Any]:
-        return [pool.submit(view, files[index], np.random.default_rng(seeds[index])) for index in block]
 
-    waiting = submit(blocks[0])
-    for block in [*blocks[1:], None]:
-        ahead = submit(block) if block is not None else []
-        yield [future.result() for future in waiting]
-        waiting = ahead
+@functools.lru_cache(maxsize=1)
+def _shuffled(total: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(total)
