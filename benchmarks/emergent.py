@@ -65,11 +65,9 @@ def _made(recipe: Recipe, out: Path, cache: Path) -> dict[str, Path]:
         _once(out / name, ["run", str(path), "--work", str(out / f"work-{name}"), *common])
     pictures, sounds = str(out / "pictures"), str(out / "sounds")
     work = ["--work", str(out / "work-extended")]
-    joint = {"extended": out / "extended"}
+    joint = {name: out / name for name in ("extended", "bound")}
     _once(joint["extended"], ["add-modality", pictures, str(whole), *work, *common])
-    for kind in ("procrustes", "ridge"):
-        joint[kind] = out / kind
-        _once(joint[kind], ["bind", sounds, pictures, "--texts", str(texts), "--map", kind, "--name", kind, *common])
+    _once(joint["bound"], ["bind", sounds, pictures, "--texts", str(texts), "--name", "bound", *common])
     return joint
 
 

@@ -46,7 +46,7 @@ add_modality = _same("add-modality", "Train a new tower against a bundle that st
 bind = _same(
     "bind",
     "Join two spaces through the texts that both can read.",
-    ("--cache", "--map", "--name", "--out", "--recipe", "--set", "--texts", "--weight"),
+    ("--cache", "--name", "--out", "--recipe", "--set", "--texts", "--weight"),
 )
 export = _same(
     "export",

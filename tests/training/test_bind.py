@@ -14,7 +14,7 @@ from service.contract.vectors import l2_normalise
 from tests import tiny_bundle
 from tests.training import spaces, tiny
 from training.bind.graphs import append, mix
-from training.bind.maps import Map, fit, procrustes, ridge
+from training.bind.maps import Map, fit, procrustes
 from training.bind.routing import best, mixed
 from training.bundled import BundledError, text_head
 
@@ -48,31 +48,12 @@ def test_procrustes_between_lengths_keeps_angles_where_it_can(a: int, b: int) ->
     np.testing.assert_allclose(square / square[0, 0], np.eye(min(a, b)), atol=1e-4)
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000), a=st.integers(2, 10), b=st.integers(2, 10))
-def test_ridge_without_penalty_finds_any_affine_map(seed: int, a: int, b: int) -> None:
-    rng = np.random.default_rng(seed)
-    x, weight = rng.standard_normal((20 * a, a)).astype(np.float32), rng.standard_normal((a, b))
-    y = (x @ weight + rng.standard_normal(b)).astype(np.float32)
-    found = ridge(x, y, 0.0)
-    np.testing.assert_allclose(found.weight, weight, atol=1e-3)
-    smaller = ridge(x, y, 10.0)
-    assert np.linalg.norm(smaller.weight) < np.linalg.norm(found.weight)
-
-
-@pytest.mark.parametrize("kind", ["procrustes", "ridge"])
-def test_a_fit_is_judged_on_texts_that_it_did_not_see(kind: Any) -> None:
+def test_a_fit_is_judged_on_texts_that_it_did_not_see() -> None:
     rng = np.random.default_rng(0)
     x = units(rng, 100, 64)
-    same, other = fit(x, x[:, ::-1].copy(), kind), fit(x, units(rng, 100, 64), kind)
+    same, other = fit(x, x[:, ::-1].copy()), fit(x, units(rng, 100, 64))
     assert (same.cosine, same.recall) == (pytest.approx(1, abs=1e-3), 100.0)
     assert other.cosine < 0.3 and other.recall < 50
-
-
-def test_ridge_takes_the_penalty_that_texts_it_did_not_see_ask_for() -> None:
-    rng = np.random.default_rng(0)
-    x, noise = units(rng, 100, 64), units(rng, 100, 64)
-    assert fit(x, x, "ridge").penalty < fit(x, x + noise, "ridge").penalty
 
 
 def test_graphs_compute_what_numpy_does(tmp_path: Path) -> None:
@@ -123,11 +104,10 @@ def bind(first: Bundle, second: Bundle, folder: Path, name: str, *options: objec
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ["procrustes", "ridge"])
 def test_sounds_find_pictures_and_the_second_space_stays(
-    sound_space: Bundle, picture_space: Bundle, tiny_root: Path, folder: Path, kind: str
+    sound_space: Bundle, picture_space: Bundle, tiny_root: Path, folder: Path
 ) -> None:
-    bound = bind(sound_space, picture_space, folder, kind, "--map", kind)
+    bound = bind(sound_space, picture_space, folder, "bound")
     score, chance = spaces.sound_to_image(bound, tiny_root, folder / "cache")
     assert score > 2 * chance
     old, new = picture_space.manifest, bound.manifest
@@ -155,7 +135,7 @@ def test_with_a_weight_a_text_is_of_both_spaces(
         spaces.vectors(bundle, "text", texts, folder / "cache") for bundle in (picture_space, sound_space, bound)
     )
     source, target = (spaces.vectors(b, "text", TEXTS, folder / "cache") for b in (sound_space, picture_space))
-    through = fit(source, target, "procrustes").map
+    through = fit(source, target).map
     np.testing.assert_allclose(joint, mixed(mine, through(theirs), 0.5), atol=1e-4)
     assert bound.manifest.admits == () and not bound.manifest.accepts(picture_space.manifest.space)
     image = picture_space.manifest.towers["image"]

@@ -10,14 +10,14 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from service.contract.bundle import Bundle, Modality, read_bundle
 from service.contract.tokens import TextPreprocessing
 from training.bind.joint import write_joint
-from training.bind.maps import Fit, Kind, fit
+from training.bind.maps import Fit, fit
 from training.bind.routing import best, learn
 from training.bundled import as_encoder
 from training.errors import TrainingError
@@ -37,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("second", type=Path, metavar="B", help="bundle into whose space they move")
     parser.add_argument("--texts", type=Path, required=True, help="a text per line, about what the media show")
     parser.add_argument("--out", type=Path, required=True, help="bundle folder to write")
-    parser.add_argument("--map", choices=get_args(Kind), default="procrustes", help="closed form (default: procrustes)")
     share = parser.add_mutually_exclusive_group()
     share.add_argument("--weight", type=_share, default=0.0, help="share of A's text tower in a text (default: 0)")
     share.add_argument("--recipe", type=Path, help="learn the weight on this recipe's validation splits")
@@ -58,12 +57,9 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         np.asarray(cached_features(as_encoder(each, "text"), texts, cache, what=f"{each.manifest.name} texts").pooled)
         for each in (first, second)
     )
-    kinds: tuple[Kind, ...] = get_args(Kind)
-    fits = {kind: fit(source, target, kind) for kind in kinds}
-    _print_fits(fits, options.map)
-    found = fits[options.map]
+    found = fit(source, target)
+    _print_fit(found)
     figures: dict[str, Any] = {
-        "bind.map": found.kind,
         "bind.texts": len(texts),
         "bind.text_cosine": round(found.cosine, 4),
         "bind.text_r1": round(found.recall, 2),
@@ -118,11 +114,8 @@ def _read(path: Path) -> list[str]:
     return texts
 
 
-def _print_fits(fits: Mapping[Kind, Fit], chosen: Kind) -> None:
-    print(f"{'map':12}{'penalty':>9}{'cosine':>9}{'R@1':>8}   of texts that it was not fitted on", file=sys.stderr)
-    for kind, each in fits.items():
-        mark = "  ← taken" if kind == chosen else ""
-        print(f"{kind:12}{each.penalty:>9g}{each.cosine:>9.4f}{each.recall:>8.2f}{mark}", file=sys.stderr)
+def _print_fit(found: Fit) -> None:
+    print(f"map: cosine {found.cosine:.4f}, R@1 {found.recall:.2f} of texts that it was not fitted on", file=sys.stderr)
 
 
 def _print_weights(table: Mapping[float, Mapping[str, float]], chosen: float) -> None:
