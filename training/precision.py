@@ -25,7 +25,7 @@ from training.evaluate import class_vectors, retrieval, top1
 from training.features import Item, collate, preparer
 from training.graphs import session
 from training.pairs import Pairs, Split, read_pairs
-from training.quantise import QuantiseError, batches, dynamic, half, static
+from training.quantise import QuantiseError, batches, half, static
 from training.recipe import Recipe
 from training.validation import label_prompts
 
@@ -196,8 +196,6 @@ def _write(
 ) -> None:
     if precision == "fp16":
         half(source, target)
-    elif recipe.export.int8 == "dynamic":
-        dynamic(source, target)
     else:
         items = calibration_items(read, encoder.modality, recipe.export.calibration)
         prepare = preparer(encoder)

@@ -2,15 +2,13 @@
 
 Whether a graph that is made here may ship is for `training.precision` to measure.
 
-int8 is ONNX Runtime's own quantisation, weights per output channel, activations with one scale per tensor:
-
-- *static* (QDQ): scales from real inputs, seen before. A vector does not depend on what else is in its batch. Of a
-  convolutional encoder the convolutions and what lies between them, but for the first three, whose few channels carry
-  all that follows. Of a transformer its matrix products with weights, after their inputs' outlying channels are moved
-  into the weights (SmoothQuant, arXiv 2211.10438): without that a MiniLM loses as much as it does here to all else
-  together (docs/LOG.md, 2026-11-24).
-- *dynamic*: matrix products only, the scale from each batch as it comes. It needs no inputs to calibrate on, but an
-  outlier in one row costs every other row of its batch precision.
+int8 is ONNX Runtime's own static quantisation (QDQ): weights per output channel, activations with one scale per tensor,
+from real inputs that were seen before, so that a vector does not depend on what else is in its batch. Quantised are, of
+a convolutional encoder, the convolutions and what lies between them, but for the first three, whose few channels carry
+all that follows.
+Of a transformer its matrix products with weights, after their inputs' outlying channels are moved into the weights
+(SmoothQuant, arXiv 2211.10438): without that a MiniLM loses as much as it does here to all else together (docs/LOG.md,
+2026-11-24).
 
 Weights have seven of the eight bits: processors without VNNI (AVX2 alone) add two products of eight bits in sixteen,
 and saturate. Vectors would depend on the machine: on one that the gates had not seen, pictures' had a cosine of 0.78.
@@ -32,7 +30,6 @@ from onnxruntime.quantization import (
     CalibrationMethod,
     QuantFormat,
     QuantType,
-    quantize_dynamic,
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -101,25 +98,6 @@ def static(source: Path, target: Path, calibration: Sequence[Batch]) -> None:
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
             extra_options=extra,
-        )
-    _tidy(target, width)
-
-
-def dynamic(source: Path, target: Path) -> None:
-    """int8 matrix products with scales from each batch. Raises QuantiseError where there are none."""
-    model, width = _of_all_inputs(source)
-    nodes = [node.name for node in _products(model)]
-    if not nodes:
-        raise QuantiseError(f"{source.name} has no matrix product with weights outside its projector: use static int8")
-    with _quiet():
-        quantize_dynamic(
-            model,
-            target,
-            op_types_to_quantize=["MatMul"],
-            nodes_to_quantize=nodes,
-            per_channel=True,
-            reduce_range=_SEVEN_BITS,
-            weight_type=QuantType.QInt8,
         )
     _tidy(target, width)
 

@@ -18,7 +18,7 @@ from training.export import export_encoder
 from training.features import preparer
 from training.pairs import read_pairs
 from training.precision import calibration_items
-from training.quantise import batches, dynamic, static
+from training.quantise import batches, static
 from training.recipe import Recipe
 
 
@@ -29,7 +29,7 @@ def quantised(recipe: Recipe, encoder: FrozenEncoder, cache: Path) -> FrozenEnco
     """
     read = {name: read_pairs(recipe, name) for name in recipe.pairs}
     items = calibration_items(read, encoder.modality, recipe.export.calibration)
-    digest = hashlib.sha256(f"{encoder.weights_sha256}:{encoder.pooling}:{encoder.unit}:{recipe.export.int8}".encode())
+    digest = hashlib.sha256(f"{encoder.weights_sha256}:{encoder.pooling}:{encoder.unit}:static".encode())
     digest.update(json.dumps(encoder.preprocessing.model_dump(mode="json"), sort_keys=True).encode())
     for item in items:
         digest.update(hashlib.sha256(item.encode() if isinstance(item, str) else item.read_bytes()).digest())
@@ -40,10 +40,7 @@ def quantised(recipe: Recipe, encoder: FrozenEncoder, cache: Path) -> FrozenEnco
             whole, small = encoder.onnx or Path(folder) / f"{encoder.modality}.onnx", Path(folder) / "int8.onnx"
             if encoder.onnx is None:
                 export_encoder(encoder, whole)
-            if recipe.export.int8 == "dynamic":
-                dynamic(whole, small)
-            else:
-                prepare = preparer(encoder)
-                static(whole, small, batches(whole, encoder.preprocessing, [prepare(item) for item in items]))
+            prepare = preparer(encoder)
+            static(whole, small, batches(whole, encoder.preprocessing, [prepare(item) for item in items]))
             os.replace(small, path)
     return replace(encoder, module=None, onnx=path, weights_sha256=sha256_file(path), precision="int8")

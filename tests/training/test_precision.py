@@ -19,7 +19,7 @@ from training.features import collate, preparer
 from training.graphs import HEAD, session
 from training.pairs import read_pairs
 from training.precision import OVERLAP, Measured, calibrating_and_judging, measured_by_neighbours
-from training.quantise import QuantiseError, batches, dynamic, half, smoothed, static
+from training.quantise import QuantiseError, batches, half, smoothed, static
 from training.recipe import ExportSpec, Recipe, RecipeError, load_recipe
 
 # The exporter of torch itself uses what a newer torch deprecates.
@@ -180,20 +180,9 @@ def test_smoothing_changes_no_vector(built: Built) -> None:
 
 
 @pytest.mark.full
-def test_dynamic_int8_is_for_matrix_products(built: Built, tmp_path: Path) -> None:
-    recipe, bundle = built
-    encoder, items = prepared(recipe, "text")
-    dynamic(bundle.path / "text.onnx", tmp_path / "text.onnx")
-    model = onnx.load(tmp_path / "text.onnx")
-    assert in_seven_bits(model)
-    kinds = {node.op_type for node in model.graph.node}
-    assert {"DynamicQuantizeLinear", "MatMulInteger"} <= kinds
-    cosines = (run(bundle.path / "text.onnx", encoder, items) * run(tmp_path / "text.onnx", encoder, items)).sum(1)
-    assert cosines.min() > 0.9
-    with pytest.raises(QuantiseError, match=r"image\.onnx has no matrix product"):
-        dynamic(bundle.path / "image.onnx", tmp_path / "image.onnx")
+def test_int8_needs_real_inputs(built: Built, tmp_path: Path) -> None:
     with pytest.raises(QuantiseError, match="needs real inputs"):
-        static(bundle.path / "text.onnx", tmp_path / "never.onnx", [])
+        static(built[1].path / "text.onnx", tmp_path / "never.onnx", [])
 
 
 @pytest.mark.full

@@ -54,12 +54,13 @@ def test_heads_learn_from_the_int8_encoders_that_are_served(make_recipe: MakeRec
 
 def test_texts_keep_their_length_of_one_in_int8(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     encoders = {"image": {"folder": "mobilenet"}, "text": {"folder": "bert", "normalise": True, "precision": "int8"}}
-    recipe = make_recipe(encoders=encoders, pairs={}, export={"int8": "dynamic"})
+    pairs = {"pictures": make_recipe().model_dump(mode="json", exclude_defaults=True)["pairs"]["pictures"]}
+    recipe = make_recipe(encoders=encoders, pairs=pairs)
     texts = ["a picture of red", "the sound of something very plain"]
     small = cached_features(steps.encoders(recipe, tmp_path)["text"], texts, tmp_path).pooled
     assert np.allclose(np.linalg.norm(np.asarray(small, np.float32), axis=1), 1, atol=1e-3)
     given = encoders | {"text": {"folder": "bert", "normalise": False, "precision": "int8"}}
-    plain = make_recipe(encoders=given, pairs={}, export={"int8": "dynamic"})
+    plain = make_recipe(encoders=given, pairs=pairs)
     other = cached_features(steps.encoders(plain, tmp_path)["text"], texts, tmp_path).pooled
     assert (np.linalg.norm(np.asarray(other, np.float32), axis=1) > 1.5).all()
 

@@ -41,6 +41,7 @@ def test_overrides_beat_the_environment_and_it_beats_the_file(tmp_path: Path, mo
         ("train.regularise.uniform=1.0", "train.regularise.uniform"),
         ("train.regularise.fusemix=1.0", "train.regularise.fusemix is gone, because it lowered R@1"),
         ("train.regularise.structure=10", "train.regularise.structure is gone"),
+        ("export.int8=static", "export.int8 is gone, because dynamic scales"),
         ("train.ema=0.9", "train.ema is gone, because an average of the weights gained nothing"),
         ("train.until={tone: 0.5}", "train.until.tone: it must name pairs"),
         ("train.until={tones: 0.5, pictures: 0.5}", "one must last"),
