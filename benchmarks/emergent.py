@@ -17,11 +17,10 @@ import yaml
 
 from service.contract.bundle import Bundle, read_bundle
 from training.__main__ import main as training
-from training.bundled import as_encoder
-from training.emergent import emergent_figures
 from training.errors import TrainingError
-from training.extend import only
 from training.features import cached_features, default_cache
+from training.heads.bundled import as_encoder
+from training.measure.emergent import emergent_figures
 from training.pairs import Pairs, read_pairs
 from training.recipe import Recipe, load_recipe, read_yaml
 
@@ -53,7 +52,7 @@ def _made(recipe: Recipe, out: Path, cache: Path) -> dict[str, Path]:
     """Make the bundles that are not there yet, with the commands that a user has; the joint ones by name."""
     out.mkdir(parents=True, exist_ok=True)
     whole, texts = out / "recipe.yaml", out / "texts.txt"
-    parts = {"pictures": only(recipe, ("image", "text")), "sounds": only(recipe, ("audio", "text"))}
+    parts = {"pictures": recipe.only(("image", "text")), "sounds": recipe.only(("audio", "text"))}
     whole.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
     named = [name for name, source in recipe.pairs.items() if source.text is None]
     lines = dict.fromkeys(text for name in named for text in read_pairs(recipe, name)["train"].texts)

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 
 from service.contract.vectors import l2_normalise
-from training import steps
+from training import pipeline
 from training.errors import TrainingError
-from training.evaluate import retrieval
 from training.features import Features, default_cache
+from training.fit.ladder import Trained, project, train
+from training.measure.prepared import Prepared
+from training.measure.ranks import retrieval
+from training.measure.validation import validate
 from training.pairs import Split
 from training.recipe import Recipe, load_recipe
-from training.sampling import Prepared
-from training.train import Trained, project, train
-from training.validation import validate
 
 Splits = Mapping[Split, Prepared]
 
@@ -47,9 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise TrainingError(f"{options.recipe} has no captioned pairs named {options.source}")
         pairs = {options.source: recipe.pairs[options.source]}
         recipe = recipe.model_copy(update={"pairs": pairs, "emergent": {}})
-        frozen = steps.encoders(recipe)
-        read = steps.pairs(recipe)
-        splits = steps.features(recipe, frozen, read, options.cache or default_cache())[options.source]
+        splits = pipeline.prepare(recipe, options.cache or default_cache())[2][options.source]
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -78,10 +78,10 @@ def build(shape: str, folder: Path) -> dict[str, Path]:
 
     from service.contract.images import ImagePreprocessing
     from service.contract.tokens import TextPreprocessing
+    from training.bundle.export import export_tower
+    from training.bundle.quantise import half
     from training.encoders import FrozenEncoder, ImageEncoder, TextEncoder, weights_sha256
-    from training.export import export_tower
-    from training.projector import Head
-    from training.quantise import half
+    from training.heads.projector import Head
     from training.recipe import ProjectorSpec
 
     paths = {precision: folder / f"{shape}.{precision}.onnx" for precision in ("fp32", "fp16")}

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from service.contract.abstention import SCORES, Detector, auroc, fit, scores
 from service.retrieval.adapters import own_similarities, shifted, shifts
-from training import steps
-from training.abstention import halves
-from training.evaluate import class_vectors
+from training import pipeline
 from training.features import cached_features, default_cache
+from training.fit.abstention import halves
+from training.fit.ladder import label_prompts, project
+from training.measure.prepared import Prepared
+from training.measure.ranks import class_vectors
 from training.recipe import load_recipe
-from training.sampling import Prepared
-from training.train import label_prompts, project
 
 Floats = NDArray[np.float32]
 _TAUGHT = 5
@@ -42,9 +42,8 @@ def main() -> None:
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, options.overrides)
     cache = options.cache or default_cache()
-    frozen = steps.encoders(recipe)
-    data = steps.features(recipe, frozen, steps.pairs(recipe), cache)
-    trained = steps.saved(recipe, options.work / "projectors.safetensors")
+    frozen, _, data = pipeline.prepare(recipe, cache)
+    trained = pipeline.saved(recipe, options.work / "projectors.safetensors")
     figures: dict[str, Any] = {}
     for name, splits in data.items():
         test = splits["test"]

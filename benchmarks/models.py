@@ -35,9 +35,9 @@ from service.contract.bundle import (
 )
 from service.contract.images import ImagePreprocessing, read_image
 from service.contract.vectors import l2_normalise
+from training.bundle.quantise import batches, static
 from training.encoders import weights_sha256
 from training.graphs import HEAD, session
-from training.quantise import batches, static
 
 _SIDE = 224
 _WIDTH, _DIMENSIONS = 768, 512

@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import BundleError, Modality, read_bundle
-from training import steps
+from training import pipeline
+from training.bundle.export import PARITY
 from training.encoders import EncoderError, load_encoder
-from training.export import PARITY
 from training.features import FeatureError, Item, cached_features
+from training.fit.ladder import load_projectors, project
 from training.pairs import PairError
 from training.recipe import Recipe, RecipeError, load_recipe
-from training.train import load_projectors, project
 
 _CONCURRENCY = 8  # so that the service batches, and a fault of batching shows
 
@@ -75,7 +75,7 @@ def compare(client: httpx2.Client, recipe: Recipe, bundle: Path, count: int) -> 
 def real_items(recipe: Recipe, count: int) -> dict[Modality, list[Item]]:
     """Up to `count` distinct inputs per modality, evenly out of every source's test split."""
     pools: dict[Modality, list[Sequence[Item]]] = {}
-    for splits in steps.pairs(recipe).values():
+    for splits in pipeline.pairs(recipe).values():
         pools.setdefault(splits["test"].modality, []).append(splits["test"].media)
         pools.setdefault("text", []).append(splits["test"].texts)
     result: dict[Modality, list[Item]] = {}

@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from examples.demo import print_table
 from training.encoders import load_encoder
 from training.features import cached_features, default_cache
-from training.intervals import interval
+from training.measure.intervals import interval
 from training.recipe import Recipe, load_recipe
 
 _PENALTIES = (0.001, 0.003, 0.01, 0.03)

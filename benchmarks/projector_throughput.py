@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from training.losses import clamp_log_scale, contrast
-from training.projector import Head
+from training.fit.losses import clamp_log_scale, contrast
+from training.heads.projector import Head
 from training.recipe import ObjectiveSpec, ProjectorSpec
 
 WIDTH, DIMENSIONS = 1024, 1024

@@ -28,10 +28,10 @@ from safetensors.torch import load_file
 from training.distributed import joined, leave
 from training.encode.store import Keys, Store
 from training.features import Features
+from training.fit.ladder import save_projectors, train
+from training.measure.prepared import Prepared
 from training.pairs import Pairs
 from training.recipe import Recipe
-from training.sampling import Prepared
-from training.train import save_projectors, train
 
 WIDTHS = {"media": 2048, "texts": 1024}
 TOKENS = {"media": 324, "texts": 16}

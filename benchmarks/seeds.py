@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from examples.demo import print_table
-from training import steps
+from training import pipeline
 from training.features import default_cache
-from training.pairs import Split
 from training.recipe import SET_HELP, Recipe, load_recipe
-from training.sampling import Prepared
 
 _COPIED = ("projectors.safetensors", "evaluation.json", "training.json")
 _FIGURES = (".r1", ".top1", ".map")
@@ -27,18 +25,17 @@ _FIGURES = (".r1", ".top1", ".map")
 
 def tried(recipe: Recipe, seeds: Sequence[int], cache: Path, work: Path) -> Iterator[tuple[float, dict[str, Any]]]:
     """The validation score and the test figures of each seed, from its folder where it is finished."""
-    inputs: tuple[steps.Encoders, dict[str, dict[Split, Prepared]]] | None = None
+    inputs: pipeline.Inputs | None = None
     for seed in seeds:
         folder = work / f"seed-{seed}"
         if not (folder / "evaluation.json").is_file():
-            if inputs is None:  # the same for all seeds
-                frozen = steps.encoders(recipe, cache)
-                inputs = frozen, steps.features(recipe, frozen, steps.pairs(recipe, cache), cache)
+            inputs = inputs or pipeline.prepare(recipe, cache)  # the same for all seeds
+            frozen, _, data = inputs
             seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
-            trained = steps.fit(seeded, *inputs, cache, folder)
-            steps.evaluate(seeded, *inputs, trained, cache, folder)
+            trained = pipeline.fit(seeded, frozen, data, cache, folder)
+            pipeline.evaluate(seeded, frozen, data, trained, cache, folder)
         record = json.loads((folder / "training.json").read_text())
-        best = max(max(entry["score"], entry.get("ema", 0.0)) for entry in record["history"])
+        best = max(entry["score"] for entry in record["history"])
         score = round(best + record.get("querybank.gain", 0.0), 3)
         print(f"seed {seed}: {score} on validation", file=sys.stderr)
         yield score, json.loads((folder / "evaluation.json").read_text())

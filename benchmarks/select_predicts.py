@@ -27,16 +27,16 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from training.errors import TrainingError
-from training.evaluate import retrieval
 from training.features import Features, default_cache
+from training.fit.ladder import project, train
+from training.measure.prepared import Prepared
+from training.measure.ranks import retrieval
+from training.measure.select.candidates import Network, Selection, load_selection
+from training.measure.select.sides import Floats, Side, grouped, sampled
+from training.measure.select.streaming import MEASURES, Alignment, compare
+from training.measure.select.towers import read
 from training.pairs import Pairs, read_pairs
 from training.recipe import ProjectorSpec, Recipe, TrainSpec
-from training.sampling import Prepared
-from training.select.candidates import Network, Selection, load_selection
-from training.select.sides import Floats, Side, grouped, sampled
-from training.select.streaming import MEASURES, Alignment, compare
-from training.select.towers import read
-from training.train import project, train
 
 
 @dataclass(frozen=True)

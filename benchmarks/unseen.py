@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from training import steps
-from training.concepts import named
+from training import pipeline
 from training.features import default_cache
-from training.hubness import with_querybank
+from training.fit.hubs import with_querybank
+from training.fit.ladder import train
+from training.heads.concepts import named
 from training.pairs import read_labels
 from training.recipe import PairSource, Recipe, load_recipe
-from training.train import train
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -34,22 +34,22 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args(arguments)
     recipe, cache = load_recipe(options.recipe, options.overrides), options.cache or default_cache()
-    frozen = steps.encoders(recipe)
+    frozen = pipeline.encoders(recipe)
     labels = sorted(read_labels(recipe, options.pairs))
     shuffled = np.random.default_rng(0).permutation(len(labels))
     rows: list[dict[str, Any]] = []
     for number, part in enumerate(np.array_split(shuffled, options.splits)):
         split = _without(recipe, options, [labels[index] for index in sorted(part)])
-        data = steps.features(split, frozen, steps.pairs(split), cache)
+        data = pipeline.features(split, frozen, pipeline.pairs(split), cache)
         work = options.work / f"unseen-{number}"
         names = named(split, frozen, cache)
-        kept = steps.saved(recipe, options.work / "projectors.safetensors")  # anew: its banks are changed below
+        kept = pipeline.saved(recipe, options.work / "projectors.safetensors")  # anew: its banks are changed below
         trained = train(split, data, work, frozen={"text": kept.heads["text"]}, names={"audio": names["audio"]})
         if (
             recipe.projector.querybank
         ):  # hubs of this space of texts and sounds, as strongly as the recipe chose for its own
             trained = with_querybank(split, trained, data, {}, (kept.ladder["querybank.strength"], 0.0))
-        figures = steps.evaluate(split, frozen, data, trained, cache, work)
+        figures = pipeline.evaluate(split, frozen, data, trained, cache, work)
         keys = (f"{options.pairs}.unseen.top1", f"{options.pairs}.top1")
         rows.append({"split": number, "unseen": figures[keys[0]], "all": figures[keys[1]]})
         print(f"split {number}: unseen {figures[keys[0]]:6.2f}  all {figures[keys[1]]:6.2f}", file=sys.stderr)

@@ -24,8 +24,8 @@ from service.store import snapshot
 from service.store.schema import FILE
 from tests import tiny_bundle
 from training.curate.blocks import read_block
+from training.heads.trained import load_projectors
 from training.recipe import Recipe
-from training.trained import load_projectors
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [

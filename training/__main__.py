@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.bundle import BundleError, check_target
-from training import bind, curate, distill, doctor, embed, evaluation, extend, merge, select, sign, steps, suspects
+from training import curate, distill, doctor, embed, pipeline
+from training.commands import binding, evaluation, extend, merge, selection, sign, suspects
 from training.distributed import joined, leave, processes
 from training.errors import TrainingError
 from training.features import default_cache
@@ -67,36 +68,22 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
 
 
 def _run(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    frozen, data = _prepared(recipe, options)
-    trained = steps.fit(recipe, frozen, data, options.cache, options.work)
+    frozen, _, data = pipeline.prepare(recipe, options.cache)
+    trained = pipeline.fit(recipe, frozen, data, options.cache, options.work)
     if joined().index:
         return {}
-    figures = steps.evaluate(recipe, frozen, data, trained, options.cache, options.work)
-    bundle = steps.export(recipe, frozen, trained, figures, options.out)
+    figures = pipeline.evaluate(recipe, frozen, data, trained, options.cache, options.work)
+    bundle = pipeline.export(recipe, frozen, trained, figures, options.out)
     return {"bundle": str(bundle.path), "space": bundle.manifest.space, **bundle.manifest.evaluation}
 
 
 def _pairs(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    read = steps.pairs(recipe, options.cache)
+    read = pipeline.pairs(recipe, options.cache)
     return {f"{name}.{split}": len(part.links) for name, splits in read.items() for split, part in splits.items()}
 
 
-def _prepared(recipe: Recipe, options: argparse.Namespace) -> tuple[steps.Encoders, steps.AllData]:
-    """The encoders and all features. Under torchrun each process encodes a share; then all read what is cached."""
-    ranks = joined()
-    with ranks.first():
-        read = steps.pairs(recipe, options.cache)
-        frozen = steps.encoders(recipe, options.cache)
-    if ranks.count > 1:
-        steps.features(recipe, frozen, steps.share_of(read, ranks), options.cache)
-        ranks.collect(None)  # until all have
-    with ranks.first():
-        data = steps.features(recipe, frozen, read, options.cache)
-    return frozen, data
-
-
 def _features(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    _, data = _prepared(recipe, options)
+    _, _, data = pipeline.prepare(recipe, options.cache)
     return {
         f"{name}.{split}": [len(part.media), len(part.texts)]
         for name, splits in data.items()
@@ -105,8 +92,8 @@ def _features(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    frozen, data = _prepared(recipe, options)
-    trained = steps.fit(recipe, frozen, data, options.cache, options.work)
+    frozen, _, data = pipeline.prepare(recipe, options.cache)
+    trained = pipeline.fit(recipe, frozen, data, options.cache, options.work)
     if joined().index:
         return {}
     best = max(trained.history, key=lambda entry: entry["score"])
@@ -116,18 +103,20 @@ def _train(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
 def _hubs(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     if not recipe.projector.querybank:
         raise RecipeError(f"{options.recipe}: projector.querybank is 0: there is no correction of hubs to fit")
-    frozen, data = _prepared(recipe, options)
-    trained = steps.saved(recipe, options.projectors or options.work / "projectors.safetensors")
-    corrected = steps.refit(recipe, frozen, data, trained, options.cache, options.work)
+    frozen, _, data = pipeline.prepare(recipe, options.cache)
+    trained = pipeline.saved(recipe, options.projectors or options.work / "projectors.safetensors")
+    corrected = pipeline.refit(recipe, frozen, data, trained, options.cache, options.work)
     return {"projectors": str(options.work / "projectors.safetensors"), **corrected.ladder}
 
 
 def _export(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     projectors = options.projectors or options.work / "projectors.safetensors"
-    trained = steps.saved(recipe, projectors)
+    trained = pipeline.saved(recipe, projectors)
     measured = options.evaluation or projectors.with_name("evaluation.json")
     figures = json.loads(measured.read_text()) if measured.is_file() else {}
-    bundle = steps.export(recipe, steps.encoders(recipe, options.cache), trained, figures, options.out, options.samples)
+    bundle = pipeline.export(
+        recipe, pipeline.encoders(recipe, options.cache), trained, figures, options.out, options.samples
+    )
     return {"bundle": str(bundle.path), "space": bundle.manifest.space, **bundle.manifest.evaluation}
 
 
@@ -144,7 +133,7 @@ _TOGETHER = ("run", "features", "train", "add-modality")
 # Commands of modules of their own: each has add_arguments(parser) and main(options) -> the last line.
 _MODULES = {
     "add-modality": (extend, "train a new tower against a bundle that stays as it is"),
-    "bind": (bind, "join two spaces through the texts that both can read"),
+    "bind": (binding, "join two spaces through the texts that both can read"),
     "curate": (curate, "choose from a pool of captions or pairs what is worth training on"),
     "doctor": (doctor, "say what a recipe needs and lacks before it starts"),
     "embed": (embed, "embed huge sets offline, into Parquet that the service loads"),
@@ -152,7 +141,7 @@ _MODULES = {
     "distill": (distill, "train a small student of a frozen encoder, and export it as ONNX"),
     "import": (importing, "make a bundle of a CLIP, SigLIP, CLAP or text model, without training"),
     "merge": (merge, "average two projectors that were trained from one initialisation"),
-    "select": (select, "rank pairs of encoders by how alike they are"),
+    "select": (selection, "rank pairs of encoders by how alike they are"),
     "sign": (sign, "sign a bundle's manifest, and so all its files"),
     "suspects": (suspects, "find labels that the neighbours of their media contradict"),
 }

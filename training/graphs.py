@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from service.contract.bundle import EARLIER_ROWS, ROWS
 
 HEAD = "head/"
-"""How the names of a projector's nodes begin, in every graph that `training.export` writes."""
+"""How the names of a projector's nodes begin, in every graph that `training.bundle.export` writes."""
 _LARGE = 1_024  # numbers
 
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +15,7 @@ from training.errors import TrainingError
 
 SET_HELP = "another value of the YAML file, such as data.root=/data; repeatable"
 """Help of the flag --set of every command."""
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5  # arXiv 2409.19425
 TOKEN_KINDS = ("token", "attention")
 RESERVED = 5
 """Dimensions of a space whose hubs are corrected: of images, sounds and texts, and two that keep the length at 1."""
@@ -213,7 +214,7 @@ class ProjectorSpec(_Model):
     """Signed power of pooled media features (Perronnin et al., 2010); 0.5 evens out bursts of rectified ones."""
     querybank: int = Field(default=0, ge=0)
     """Media of each modality in the bank that hubs among the texts are corrected by, and texts in the one for hubs
-    among the media (training.querybank); 0: none."""
+    among the media (training.heads.querybank); 0: none."""
     matryoshka: tuple[int, ...] = ()
     """Shorter lengths that vectors can be cut to: each is trained like the whole (arXiv 2205.13147)."""
 
@@ -248,7 +249,7 @@ class ProjectorSpec(_Model):
 
 
 class ObjectiveSpec(_Model):
-    """The contrast of a batch; training/losses says what each is."""
+    """The contrast of a batch; training/fit/losses says what each is."""
 
     kind: Literal["info_nce", "sdm"] = "info_nce"
     repeats: Literal["mask", "positive"] | None = None
@@ -317,7 +318,7 @@ class TrainSpec(_Model):
 
 
 class ExportSpec(_Model):
-    """What a bundle's towers come in. Each precision passes the gates of training/precision.py or is refused."""
+    """What a bundle's towers come in. Each precision passes the gates of training/bundle/precision.py or is refused."""
 
     weights: Literal["fp32", "fp16"] = "fp32"
     """fp16: the files keep large weights in 16 bits, and a runtime makes them 32 bits again as it loads them: half the
@@ -326,7 +327,7 @@ class ExportSpec(_Model):
     calibration: int = Field(default=256, gt=0)
     """Training items of each modality that the scales of int8 are measured on."""
     tokens: bool = False
-    """Token vectors too, for reranking by late interaction (training/token_vectors.py)."""
+    """Token vectors too, for reranking by late interaction (training/bundle/token_vectors.py)."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -454,6 +455,22 @@ class Recipe(_Model):
             if source.modality == modality and source.text is None and source.supervision == "pairs"
         ]
         return tuple([own, *pairs] if own else pairs)
+
+    def only(self, modalities: Collection[str]) -> Self:
+        """The recipe of some of its modalities: their encoders, pairs and templates, and nothing that needs others."""
+        pairs = {name: source for name, source in self.pairs.items() if source.modality in modalities}
+        until = {name: end for name, end in self.train.until.items() if name in pairs}
+        return self.model_copy(
+            update={
+                "encoders": {name: source for name, source in self.encoders.items() if name in modalities},
+                "pairs": pairs,
+                "templates": {name: prompts for name, prompts in self.templates.items() if name in modalities},
+                "train": self.train.model_copy(update={"until": until if set(until) != set(pairs) else {}}),
+                "emergent": {
+                    name: spec for name, spec in self.emergent.items() if {spec.queries, *spec.gallery} <= set(pairs)
+                },
+            }
+        )
 
     def path(self, relative: Path) -> Path:
         return self.data.root / relative

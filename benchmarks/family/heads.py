@@ -20,8 +20,8 @@ from torch.nn.functional import cross_entropy, gelu, normalize
 from benchmarks.family.lab import SEEDS, Floats, Hits, Lab, both_ways, mean_hits, recall
 from benchmarks.family.rows import Outcome, gain, row, shown, tried
 from service.retrieval.late_interaction import maxsim, transport
-from training.losses import info_nce, same_pairs
-from training.projector import Standardise
+from training.fit.losses import info_nce, same_pairs
+from training.heads.projector import Standardise
 
 _CELLS, _WORDS, _LONGEST = 256, 128, 24
 _DIMENSIONS = 256

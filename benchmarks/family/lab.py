@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.contract.bundle import Bundle, Modality, read_bundle
-from training import steps
-from training.bundled import as_encoder
-from training.evaluate import class_vectors, ranks
+from training import pipeline
 from training.features import Features, Item, cached_features
+from training.fit.ladder import Trained, project, train
+from training.fit.sampling import Prepared
+from training.heads.bundled import as_encoder
+from training.measure.ranks import class_vectors, ranks
+from training.measure.validation import overall, validate
 from training.pairs import Pairs, Split
 from training.recipe import Recipe, load_recipe
-from training.sampling import Prepared
-from training.train import Trained, project, train
-from training.validation import overall, validate
 
 Floats = NDArray[np.float32]
 Splits = Mapping[Split, Prepared]
@@ -61,12 +61,12 @@ class Lab:
         return load_recipe(self._recipe, [f"data.root={self.data.resolve()}", *self._overrides])
 
     @cached_property
-    def pairs(self) -> steps.AllPairs:
-        return steps.pairs(self.recipe, self.cache)
+    def pairs(self) -> pipeline.AllPairs:
+        return pipeline.pairs(self.recipe, self.cache)
 
     @cached_property
-    def encoders(self) -> steps.Encoders:
-        return steps.encoders(self.recipe, self.cache)
+    def encoders(self) -> pipeline.Encoders:
+        return pipeline.encoders(self.recipe, self.cache)
 
     def encoded(self, modality: Modality, items: Sequence[Item], what: str = "", *, tokens: bool = False) -> Features:
         """Frozen features of items by the recipe's encoder, from the cache."""

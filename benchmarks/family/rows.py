@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from training.intervals import interval
+from training.measure.intervals import interval
 
 if TYPE_CHECKING:
     from benchmarks.family.lab import Lab

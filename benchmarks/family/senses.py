@@ -22,9 +22,9 @@ from benchmarks.family.served import captioned, cropped, labelled
 from service.contract.audio import decode_audio
 from service.contract.vectors import l2_normalise
 from service.engine.inputs import weighted_sum
-from training.emergent import shown as media_that_show
-from training.evaluate import label_ranks
-from training.intervals import interval
+from training.measure.emergent import shown as media_that_show
+from training.measure.intervals import interval
+from training.measure.ranks import label_ranks
 from training.recipe import load_recipe
 
 _RATE = 32_000

@@ -16,10 +16,10 @@ from service.contract.abstention import auroc, scores
 from service.contract.vectors import l2_normalise
 from service.retrieval.adapters import shifted, shifts
 from service.store.kinds import IndexSpec, build
-from training.abstention import halves
-from training.evaluate import label_ranks
-from training.intervals import interval
-from training.modality_gap import Paired, gap
+from training.fit.abstention import halves
+from training.measure.gap import Paired, gap
+from training.measure.intervals import interval
+from training.measure.ranks import label_ranks
 
 Rows = NDArray[np.int64]
 

@@ -40,19 +40,19 @@ from benchmarks.fitting import _shuffled as shuffled
 from benchmarks.fitting import _some as some
 from service.contract.audio import decode_audio
 from service.contract.vectors import l2_normalise
-from training.bind.maps import Map, procrustes
-from training.emergent import average_precision, chance_precision
+from training.bundle.bind.maps import Map, procrustes
 from training.encoders import load_encoder, weights_sha256
-from training.evaluate import label_ranks
 from training.features import Features, cached_features, preparer, runner
-from training.intervals import interval
+from training.fit.ladder import Trained, project
+from training.fit.sampling import Prepared
+from training.measure.emergent import average_precision, chance_precision
+from training.measure.intervals import interval
+from training.measure.ranks import label_ranks
+from training.measure.select.sides import Side
+from training.measure.select.sides import each as each_row
+from training.measure.select.streaming import Sizes, compare
 from training.pairs import Split, readable
 from training.recipe import load_recipe
-from training.sampling import Prepared
-from training.select.sides import Side
-from training.select.sides import each as each_row
-from training.select.streaming import Sizes, compare
-from training.train import Trained, project
 
 
 def _compared(

@@ -25,12 +25,12 @@ from benchmarks.family.lab import SEEDS, Floats, Lab, files_of, pytest_passes
 from benchmarks.family.rows import Outcome, gain, holds, row, shown, tried
 from service.contract.audio import decode_audio
 from service.contract.vectors import l2_normalise
-from training.evaluate import label_ranks
 from training.features import Features
-from training.intervals import interval
+from training.fit.ladder import project
+from training.fit.sampling import Prepared
+from training.measure.intervals import interval
+from training.measure.ranks import label_ranks
 from training.pairs import Pairs
-from training.sampling import Prepared
-from training.train import project
 
 _FUNCTIONS = 1000
 _PACKAGES = ("numpy", "scipy", "sklearn", "skimage", "PIL", "httpx", "pydantic", "starlette", "rich", "click")

@@ -7,8 +7,8 @@ import pytest
 from benchmarks.fitting import _shuffled, _some, main
 from tests.training import tiny
 from training.features import Features
+from training.measure.prepared import Prepared
 from training.pairs import Pairs
-from training.sampling import Prepared
 
 
 def splits() -> dict[str, Prepared]:

@@ -8,7 +8,7 @@ import yaml
 
 from benchmarks.select_predicts import Measured, main, tell
 from tests.training import tiny
-from training.select.streaming import MEASURES, Alignment
+from training.measure.select.streaming import MEASURES, Alignment
 
 OPTIONS = argparse.Namespace(source="x", items=1, steps=1, batch_size=2, dimensions=4, seed=0)
 

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from training.distributed import Ranks, joined, leave
 from training.fit import loop
-from training.losses import contrast
+from training.fit.losses import contrast
 from training.recipe import ObjectiveSpec
 
 SPECS = {

@@ -9,9 +9,9 @@ import numpy as np
 from service.contract.bundle import Bundle, read_bundle
 from tests.training import tiny
 from training.__main__ import main
-from training.bundled import as_encoder
-from training.emergent import average_precision, chance_precision
 from training.features import cached_features
+from training.heads.bundled import as_encoder
+from training.measure.emergent import average_precision, chance_precision
 
 CALLED = {"low_tone": "red", "middle_tone": "green", "high_tone": "blue"}
 TEMPLATES = {"image": ["a picture of {}"], "audio": ["the sound of {}", "{}"]}

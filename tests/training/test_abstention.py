@@ -6,10 +6,10 @@ import pytest
 from service.contract.abstention import SCORES, Detector
 from service.contract.vectors import l2_normalise
 from tests.training.test_closed_form import recipe, splits
-from training.abstention import by_class, halves, learn
-from training.closed_form import cca
-from training.optimise import new_heads
-from training.trained import Trained, load_projectors, save_projectors
+from training.fit.abstention import by_class, halves, learn
+from training.fit.alignment import new_heads
+from training.fit.closed_form import cca
+from training.heads.trained import Trained, load_projectors, save_projectors
 
 
 @pytest.mark.parametrize("classes", [2, 5, 10])

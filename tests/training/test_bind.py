@@ -13,10 +13,10 @@ from service.contract.bundle import OUTPUT, Bundle, read_bundle
 from service.contract.vectors import l2_normalise
 from tests import tiny_bundle
 from tests.training import spaces, tiny
-from training.bind.graphs import append, mix
-from training.bind.maps import Map, fit, procrustes
-from training.bind.routing import best, mixed
-from training.bundled import BundledError, text_head
+from training.bundle.bind.graphs import append, mix
+from training.bundle.bind.maps import Map, fit, procrustes
+from training.bundle.bind.routing import best, mixed
+from training.heads.bundled import BundledError, text_head
 
 # The exporter of torch itself uses what a newer torch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")

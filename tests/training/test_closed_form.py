@@ -7,14 +7,14 @@ import pytest
 import torch
 from scipy.linalg import eigh
 
-from training.closed_form import PENALTIES, ClosedFormError, cca, ridge
 from training.features import Features
-from training.optimise import FitError, new_heads
+from training.fit.alignment import FitError, new_heads
+from training.fit.closed_form import PENALTIES, ClosedFormError, cca, ridge
+from training.fit.ladder import project, train
+from training.heads.projector import Head
+from training.measure.prepared import Prepared
 from training.pairs import Pairs
-from training.projector import Head
 from training.recipe import Recipe
-from training.sampling import Prepared
-from training.train import project, train
 
 N, D, E = 400, 7, 5
 

@@ -11,14 +11,14 @@ from transformers import MobileNetV1ForImageClassification, MobileNetV2ForImageC
 from tests.matrix import matrix
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe
-from training import steps
-from training.concepts import name_vectors, named, soft_caption_loss
+from training import pipeline
 from training.encoders import EncoderError, load_encoder
 from training.features import cached_features, preparer
+from training.fit.ladder import load_projectors, train
+from training.heads.concepts import name_vectors, named, soft_caption_loss
+from training.heads.projector import ConceptBranch
 from training.pairs import PairError, read_pairs
-from training.projector import ConceptBranch
 from training.recipe import RecipeError
-from training.train import load_projectors, train
 
 # The exporter of torch itself uses what a newer torch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -135,8 +135,8 @@ def test_labels_that_training_must_not_see_change_nothing_of_it(
             ]
             (concept_root / name).write_text("\n".join([head, *lines]) + "\n")
         recipe = make_recipe(**tiny.concept_values(concept_root, table=name))
-        frozen = steps.encoders(recipe)
-        data = steps.features(recipe, frozen, steps.pairs(recipe), tmp_path / "cache")
+        frozen = pipeline.encoders(recipe)
+        data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), tmp_path / "cache")
         assert data["tones"]["train"].pairs.labels is None
         assert data["tones"]["train"].pairs.texts == []
         trained = train(recipe, data, tmp_path / name, names=named(recipe, frozen, tmp_path / "cache"))
@@ -149,9 +149,9 @@ def test_names_ship_in_float32_where_heads_run_in_bf16(
 ) -> None:
     values = tiny.recipe_values(concept_root)["train"] | {"precision": "bf16"}
     recipe = make_recipe(**tiny.concept_values(concept_root), train=values)
-    frozen, cache = steps.encoders(recipe), tmp_path / "cache"
+    frozen, cache = pipeline.encoders(recipe), tmp_path / "cache"
     names = named(recipe, frozen, cache)
-    data = steps.features(recipe, frozen, steps.pairs(recipe), cache)
+    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), cache)
     trained = train(recipe, data, tmp_path, names=names)
     vectors = name_vectors(trained.heads["text"], names["audio"], 0)
     branch = trained.heads["audio"].branch
@@ -168,18 +168,18 @@ def test_a_run_with_concepts_ends_in_a_checked_bundle(
     concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     recipe = make_recipe(**tiny.concept_values(concept_root, prompts={"low tone": ["a very low tone"]}))
-    frozen, cache = steps.encoders(recipe), tmp_path / "cache"
-    data = steps.features(recipe, frozen, steps.pairs(recipe), cache)
-    trained = steps.fit(recipe, frozen, data, cache, tmp_path)
+    frozen, cache = pipeline.encoders(recipe), tmp_path / "cache"
+    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), cache)
+    trained = pipeline.fit(recipe, frozen, data, cache, tmp_path)
     branch = trained.heads["audio"].branch
     assert branch is not None
     vectors = trained.heads["text"](torch.from_numpy(named(recipe, frozen, cache)["audio"].prompts[0].pooled[:]))
     torch.testing.assert_close(branch.names, vectors - vectors.mean(0))
-    figures = steps.evaluate(recipe, frozen, data, trained, cache, tmp_path)
+    figures = pipeline.evaluate(recipe, frozen, data, trained, cache, tmp_path)
     assert figures["tones.zero_shot.top1"] == figures["tones.top1"]
     assert figures["tones.seen"] is False
     assert figures["tones.concept_informed"] is True
-    bundle = steps.export(recipe, frozen, trained, figures, tmp_path / "bundle")
+    bundle = pipeline.export(recipe, frozen, trained, figures, tmp_path / "bundle")
     assert all(bundle.manifest.evaluation[f"parity.{m}"] >= 0.9999 for m in ("image", "audio", "text"))
     again = load_projectors(tmp_path / "projectors.safetensors", recipe)
     kept = trained.heads["image"].state_dict()
@@ -193,21 +193,21 @@ def test_withheld_classes_are_tested_among_all(concept_root: Path, make_recipe: 
     assert split["train"].labels is not None
     assert "high tone" not in {split["train"].classes[label] for label in split["train"].labels}
     assert "high tone" in split["train"].classes
-    frozen, cache = steps.encoders(recipe), tmp_path / "cache"
-    data = steps.features(recipe, frozen, steps.pairs(recipe), cache)
+    frozen, cache = pipeline.encoders(recipe), tmp_path / "cache"
+    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), cache)
     trained = train(recipe, data, tmp_path, names=named(recipe, frozen, cache))
-    figures = steps.evaluate(recipe, frozen, data, trained, cache, tmp_path)
+    figures = pipeline.evaluate(recipe, frozen, data, trained, cache, tmp_path)
     assert figures["tones.seen"] is False
     assert 0.0 <= figures["tones.unseen.top1"] <= 100.0
 
 
 def test_a_prompt_for_no_class_is_refused(concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(**tiny.concept_values(concept_root, prompts={"purple": ["x"]}))
-    frozen, cache = steps.encoders(recipe), tmp_path / "cache"
-    data = steps.features(recipe, frozen, steps.pairs(recipe), cache)
+    frozen, cache = pipeline.encoders(recipe), tmp_path / "cache"
+    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), cache)
     trained = train(recipe, data, tmp_path, names=named(recipe, frozen, cache))
     with pytest.raises(PairError, match="purple is none of its classes"):
-        steps.evaluate(recipe, frozen, data, trained, cache, tmp_path)
+        pipeline.evaluate(recipe, frozen, data, trained, cache, tmp_path)
 
 
 @pytest.mark.full

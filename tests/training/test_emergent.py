@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.emergent import average_precision, chance_precision, shown
-from training.intervals import interval
+from training.measure.emergent import average_precision, chance_precision, shown
+from training.measure.intervals import interval
 from training.pairs import Pairs
 
 

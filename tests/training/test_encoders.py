@@ -13,10 +13,10 @@ from service.contract.patches import LogMelPatches
 from service.contract.tokens import TextPreprocessing
 from tests.training import aligned
 from tests.training.conftest import MakeRecipe
+from training.bundle.export import check_parity, export_tower
 from training.encoders import EncoderError, FrozenEncoder, load_encoder, weights_sha256
-from training.export import check_parity, export_tower
 from training.features import cached_features, runner
-from training.projector import Head
+from training.heads.projector import Head
 from training.recipe import ProjectorSpec, RecipeError
 
 

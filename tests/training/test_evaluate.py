@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import training.measure.ranks
 from service.contract.vectors import l2_normalise
-from training import evaluate
-from training.evaluate import class_vectors, label_ranks, ranks, retrieval, top1, with_prompts, word_precision
-from training.intervals import interval
+from training.measure.intervals import interval
+from training.measure.ranks import class_vectors, label_ranks, ranks, retrieval, top1, with_prompts, word_precision
 
 
 def test_recall_on_a_case_worked_by_hand() -> None:
@@ -57,7 +57,7 @@ def test_ranks_in_blocks_are_those_of_one_block(monkeypatch: pytest.MonkeyPatch)
     media, texts = (l2_normalise(rng.normal(size=(n, 4)).astype(np.float32)) for n in (9, 20))
     links = rng.permutation(np.stack([rng.integers(0, 8, 20), np.arange(20)], 1))  # medium 8 has no text
     whole = ranks(media, texts, links)
-    monkeypatch.setattr(evaluate, "_BLOCK", 50)
+    monkeypatch.setattr(training.measure.ranks, "_BLOCK", 50)
     for direction, (rank, owner) in ranks(media, texts, links).items():
         np.testing.assert_array_equal(rank, whole[direction][0])
         np.testing.assert_array_equal(owner, whole[direction][1])

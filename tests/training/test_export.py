@@ -14,15 +14,15 @@ from service.contract.bundle import OUTPUT, read_bundle
 from service.contract.licences import Licence
 from service.contract.patches import LogMelPatches
 from tests.training.conftest import MakeRecipe
-from training import steps
+from training import pipeline
+from training.bundle.export import ExportError, check_parity, export_tower
 from training.encoders import load_encoder, weights_sha256
-from training.export import ExportError, check_parity, export_tower
 from training.features import preparer
+from training.fit.ladder import Trained
+from training.heads.projector import Head
+from training.heads.trained import load_projectors
 from training.pairs import read_pairs
-from training.projector import Head
 from training.recipe import Recipe
-from training.train import Trained
-from training.trained import load_projectors
 
 # The exporter of torch itself uses what a newer torch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -52,7 +52,7 @@ def test_a_bundle_serves_what_training_computed(
         **({} if encoders == "convolutional" else {"encoders": PAPER}),
     )
     trained = replace(random_heads(recipe), licences=(Licence(of="merged heads", licence="CC-BY-NC-4.0"),))
-    bundle = steps.export(recipe, steps.encoders(recipe), trained, {"x.top1": 1.5}, tmp_path / "bundle")
+    bundle = pipeline.export(recipe, pipeline.encoders(recipe), trained, {"x.top1": 1.5}, tmp_path / "bundle")
     manifest = read_bundle(bundle.path).manifest
     assert manifest == bundle.manifest
     assert set(manifest.towers) == {"image", "audio", "text"}
@@ -90,7 +90,7 @@ def test_chosen_features_are_served_too(
         encoders={"image": image, "audio": audio, "text": text},
         projector={"kind": "linear", "dimensions": 16, "matryoshka": [4, 8]},
     )
-    bundle = steps.export(recipe, steps.encoders(recipe), random_heads(recipe), {}, tmp_path / "bundle")
+    bundle = pipeline.export(recipe, pipeline.encoders(recipe), random_heads(recipe), {}, tmp_path / "bundle")
     assert all(bundle.manifest.evaluation[f"parity.{m}"] >= 0.9999 for m in bundle.manifest.towers)
     assert bundle.manifest.matryoshka == (4, 8)
 

@@ -13,11 +13,11 @@ from service.contract.licences import commercial_use
 from service.settings import Settings
 from tests.conftest import serving
 from tests.training import spaces, tiny
-from training.bundled import BundledError, text_head
 from training.encoders import weights_sha256
-from training.projector import Head
+from training.heads.bundled import BundledError, text_head
+from training.heads.projector import Head
+from training.heads.trained import Trained, save_projectors
 from training.recipe import ProjectorSpec
-from training.trained import Trained, save_projectors
 
 # The exporter of torch itself uses what a newer torch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")

@@ -90,9 +90,9 @@ from tests.conftest import serving
 from tests.matrix import matrix
 from tests.training import aligned, tiny
 from tests.training.conftest import MakeRecipe
+from training.bundle.export import write_tower
 from training.encoders import EncoderError, load_encoder
-from training.export import write_tower
-from training.projector import Head
+from training.heads.projector import Head
 
 # The exporter of torch itself uses what a newer torch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")

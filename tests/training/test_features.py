@@ -19,7 +19,7 @@ from service.engine.handling import handling
 from service.engine.inputs import Media, Text
 from service.settings import Settings
 from tests.training.conftest import MakeRecipe
-from training import features, steps
+from training import features, pipeline
 from training.encoders import FrozenEncoder, load_encoder, weights_sha256
 from training.features import FeatureError, cached_features, content_hashes, preparer
 from training.pairs import read_pairs
@@ -334,10 +334,10 @@ def test_a_set_with_some_broken_files_finishes_counts_and_names_them(
 ) -> None:
     shutil.copytree(tiny_root, tmp_path / "data")
     recipe = make_recipe(data={"root": str(tmp_path / "data")})
-    read = steps.pairs(recipe, tmp_path / "cache")
+    read = pipeline.pairs(recipe, tmp_path / "cache")
     part = read["pictures"]["train"]
     part.media[3].write_bytes(b"no picture")
-    data = steps.features(recipe, steps.encoders(recipe), read, tmp_path / "cache")
+    data = pipeline.features(recipe, pipeline.encoders(recipe), read, tmp_path / "cache")
     found = data["pictures"]["train"]
     assert len(found.media) == len(found.pairs.media) == len(part.media) - 1
     assert part.media[3] not in found.pairs.media
@@ -350,4 +350,4 @@ def test_a_set_with_some_broken_files_finishes_counts_and_names_them(
     for path in part.media[:5]:
         path.write_bytes(b"no picture")
     with pytest.raises(FeatureError, match=r"pictures train: 5 of 16 media cannot be read, the first: .*\.png"):
-        steps.features(recipe, steps.encoders(recipe), read, tmp_path / "cache")
+        pipeline.features(recipe, pipeline.encoders(recipe), read, tmp_path / "cache")

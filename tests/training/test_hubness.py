@@ -9,14 +9,14 @@ from torch.nn.functional import normalize
 
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe
-from training import steps
+from training import pipeline
 from training.__main__ import main
-from training.bundled import text_head
-from training.hubness import STRENGTHS
-from training.projector import Head
-from training.querybank import MediaReserve, TextReserve
+from training.fit.hubs import STRENGTHS
+from training.fit.ladder import load_projectors, project
+from training.heads.bundled import text_head
+from training.heads.projector import Head
+from training.heads.querybank import MediaReserve, TextReserve
 from training.recipe import RESERVED, ProjectorSpec, load_recipe
-from training.train import load_projectors, project
 
 
 def unit(rng: np.random.Generator, rows: int, width: int = 6) -> torch.Tensor:
@@ -98,9 +98,9 @@ def test_without_a_bank_nothing_is_corrected() -> None:
 
 def test_training_fills_the_banks_chooses_and_keeps_it(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(projector={"kind": "linear", "dimensions": 16, "querybank": 8}, train={"steps": 30})
-    frozen = steps.encoders(recipe)
-    data = steps.features(recipe, frozen, steps.pairs(recipe), tmp_path / "cache")
-    steps.fit(recipe, frozen, data, tmp_path / "cache", tmp_path)
+    frozen = pipeline.encoders(recipe)
+    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), tmp_path / "cache")
+    pipeline.fit(recipe, frozen, data, tmp_path / "cache", tmp_path)
     trained = load_projectors(tmp_path / "projectors.safetensors", recipe)
     reserve = trained.heads["text"].reserve
     assert isinstance(reserve, TextReserve)
@@ -130,7 +130,7 @@ def test_the_correction_is_fitted_anew_to_heads_that_stay_as_they_are(
     for modality, head in first.heads.items():
         for key, value in head.state_dict().items():
             torch.testing.assert_close(again.heads[modality].state_dict()[key], value)
-    monkeypatch.setattr("training.hubness.STRENGTHS", (0.0,))
+    monkeypatch.setattr("training.fit.hubs.STRENGTHS", (0.0,))
     assert main(["hubs", *common, str(tmp_path / "one")]) == 0
     without = load_projectors(tmp_path / "one/projectors.safetensors", load_recipe(path))
     assert (without.ladder["querybank.strength"], without.ladder["querybank.media_strength"]) == (0.0, 0.0)
@@ -145,16 +145,16 @@ def test_the_correction_is_fitted_anew_to_heads_that_stay_as_they_are(
 def test_graphs_and_bundles_have_the_correction(
     make_recipe: MakeRecipe, tmp_path: Path, strength: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.hubness.STRENGTHS", (0.0, strength))
+    monkeypatch.setattr("training.fit.hubs.STRENGTHS", (0.0, strength))
     monkeypatch.setattr(
-        "training.hubness.validate",
+        "training.fit.hubs.validate",
         lambda recipe, heads, data: {"x": float(heads["text"].reserve.slope + heads["image"].reserve.slope)},
     )
     recipe = make_recipe(projector={"kind": "linear", "dimensions": 16, "querybank": 8}, train={"steps": 10})
-    frozen = steps.encoders(recipe)
-    data = steps.features(recipe, frozen, steps.pairs(recipe), tmp_path / "cache")
-    trained = steps.fit(recipe, frozen, data, tmp_path / "cache", tmp_path)
-    bundle = steps.export(recipe, frozen, trained, {}, tmp_path / "bundle")
+    frozen = pipeline.encoders(recipe)
+    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), tmp_path / "cache")
+    trained = pipeline.fit(recipe, frozen, data, tmp_path / "cache", tmp_path)
+    bundle = pipeline.export(recipe, frozen, trained, {}, tmp_path / "bundle")
     assert all(bundle.manifest.evaluation[f"parity.{m}"] >= 0.9999 for m in ("image", "audio", "text"))
     texts = data["pictures"]["train"].texts
     assert np.array_equal(project(text_head(bundle), texts), project(trained.heads["text"], texts))

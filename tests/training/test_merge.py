@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe
 from training.__main__ import main
-from training.merge import MergeError, merged
-from training.projector import Head
+from training.commands.merge import MergeError, merged
+from training.heads.projector import Head
+from training.heads.trained import Trained, save_projectors
 from training.recipe import ProjectorSpec
-from training.trained import Trained, save_projectors
 
 
 def write(path: Path, seed: int, init: str = "same", **changes: Any) -> Path:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from service.contract.vectors import l2_normalise
-from training.modality_gap import Paired, corrected, gap, gap_figures
+from training.measure.gap import Paired, corrected, gap, gap_figures
 
 
 def paired(shift: float, count: int = 60, name: str = "some", seed: int = 0) -> Paired:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from training.losses import contrast, info_nce, nested, same_pairs
+from training.fit.losses import contrast, info_nce, nested, same_pairs
 from training.recipe import ObjectiveSpec
 
 KINDS = [

@@ -14,12 +14,13 @@ from service.engine.towers import Tower, TowerError
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe
 from tests.training.test_export import random_heads
-from training import precision, steps
+from training import pipeline
+from training.bundle import precision
+from training.bundle.precision import OVERLAP, Measured, calibrating_and_judging, measured_by_neighbours
+from training.bundle.quantise import QuantiseError, batches, half, smoothed, static
 from training.features import collate, preparer
 from training.graphs import HEAD, session
 from training.pairs import read_pairs
-from training.precision import OVERLAP, Measured, calibrating_and_judging, measured_by_neighbours
-from training.quantise import QuantiseError, batches, half, smoothed, static
 from training.recipe import ExportSpec, Recipe, RecipeError, load_recipe
 
 # The exporter of torch itself uses what a newer torch deprecates.
@@ -37,7 +38,7 @@ def built(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(precision, "COSINE", 0.5)
         patched.setattr(precision, "R1_LOSS", 100.0)
-        return recipe, steps.export(recipe, steps.encoders(recipe), random_heads(recipe), {}, folder / "bundle")
+        return recipe, pipeline.export(recipe, pipeline.encoders(recipe), random_heads(recipe), {}, folder / "bundle")
 
 
 @pytest.mark.full
@@ -70,7 +71,7 @@ def test_what_loses_too_much_is_refused_with_its_figures(
     plain["image"] = bundle.manifest.towers["image"].model_copy(update={"variants": {}, "defaults": {}})
     pictures = recipe.model_copy(update={"pairs": {"pictures": recipe.pairs["pictures"]}})
     shutil.copytree(bundle.path, tmp_path / "copy")
-    towers, figures = precision.make_variants(pictures, steps.encoders(recipe), plain, tmp_path / "copy")  # type: ignore[arg-type]
+    towers, figures = precision.make_variants(pictures, pipeline.encoders(recipe), plain, tmp_path / "copy")  # type: ignore[arg-type]
     for modality, tower in towers.items():
         assert tower.precisions == ("fp32",)
         assert tower.default("cpu") == tower.default("cuda") == "fp32"
@@ -116,7 +117,7 @@ def test_a_recipe_that_asks_for_the_impossible(make_recipe: MakeRecipe, export: 
 
 
 def prepared(recipe: Recipe, modality: Any, count: int = 8) -> tuple[Any, list[Any]]:
-    encoder = steps.encoders(recipe)[modality]
+    encoder = pipeline.encoders(recipe)[modality]
     pairs = read_pairs(recipe, "tones" if modality == "audio" else "pictures")["train"]
     items: Any = pairs.texts if modality == "text" else pairs.media
     return encoder, [preparer(encoder)(item) for item in items[:count]]

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, layer_norm, normalize
 
-from training.projector import AttentionPooling, Head, ResidualMLP, Standardise, TokenProjector
+from training.heads.projector import AttentionPooling, Head, ResidualMLP, Standardise, TokenProjector
 from training.recipe import ProjectorSpec
 
 SPEC = ProjectorSpec(kind="token", dimensions=8, hidden=16, dropout=0.1)

@@ -7,7 +7,7 @@ import pytest
 from service.contract.bundle import read_bundle, space_id
 from tests.training.conftest import MakeRecipe
 from tests.training.test_export import random_heads
-from training import steps
+from training import pipeline
 from training.features import cached_features
 from training.pairs import read_pairs
 from training.recipe import RecipeError
@@ -25,12 +25,12 @@ def test_heads_learn_from_the_int8_encoders_that_are_served(make_recipe: MakeRec
     }
     recipe = make_recipe(encoders=sources, export={"calibration": 8})
     cache = tmp_path / "cache"
-    frozen = steps.encoders(recipe, cache)
+    frozen = pipeline.encoders(recipe, cache)
     made = {path.name: path.stat().st_mtime_ns for path in cache.glob("int8-*.onnx")}
     assert len(made) == 3
-    again = steps.encoders(recipe, cache)
+    again = pipeline.encoders(recipe, cache)
     assert {path.name: path.stat().st_mtime_ns for path in cache.glob("int8-*.onnx")} == made
-    whole = steps.encoders(plain, cache)
+    whole = pipeline.encoders(plain, cache)
     for modality, encoder in frozen.items():
         assert encoder.precision == "int8"
         assert encoder.weights_sha256 == again[modality].weights_sha256 != whole[modality].weights_sha256
@@ -39,7 +39,7 @@ def test_heads_learn_from_the_int8_encoders_that_are_served(make_recipe: MakeRec
         small, large = (cached_features(each, items, cache).pooled[:] for each in (encoder, whole[modality]))
         assert not np.array_equal(small, large)
         assert np.corrcoef(small.ravel(), large.ravel())[0, 1] > 0.95
-    bundle = steps.export(recipe, frozen, random_heads(recipe), {}, tmp_path / "bundle")
+    bundle = pipeline.export(recipe, frozen, random_heads(recipe), {}, tmp_path / "bundle")
     manifest = read_bundle(bundle.path).manifest
     assert all(tower.precision == "int8" and not tower.variants for tower in manifest.towers.values())
     assert all(manifest.evaluation[f"parity.{modality}"] >= 0.9999 for modality in manifest.towers)
@@ -57,11 +57,11 @@ def test_texts_keep_their_length_of_one_in_int8(make_recipe: MakeRecipe, tmp_pat
     pairs = {"pictures": make_recipe().model_dump(mode="json", exclude_defaults=True)["pairs"]["pictures"]}
     recipe = make_recipe(encoders=encoders, pairs=pairs)
     texts = ["a picture of red", "the sound of something very plain"]
-    small = cached_features(steps.encoders(recipe, tmp_path)["text"], texts, tmp_path).pooled
+    small = cached_features(pipeline.encoders(recipe, tmp_path)["text"], texts, tmp_path).pooled
     assert np.allclose(np.linalg.norm(np.asarray(small, np.float32), axis=1), 1, atol=1e-3)
     given = encoders | {"text": {"folder": "bert", "normalise": False, "precision": "int8"}}
     plain = make_recipe(encoders=given, pairs=pairs)
-    other = cached_features(steps.encoders(plain, tmp_path)["text"], texts, tmp_path).pooled
+    other = cached_features(pipeline.encoders(plain, tmp_path)["text"], texts, tmp_path).pooled
     assert (np.linalg.norm(np.asarray(other, np.float32), axis=1) > 1.5).all()
 
 

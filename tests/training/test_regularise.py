@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from training.losses import alignment, noise_robust, uniformity
+from training.fit.losses import alignment, noise_robust, uniformity
 
 
 def random(rows: int, width: int, seed: int = 0) -> torch.Tensor:

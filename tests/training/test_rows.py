@@ -12,11 +12,11 @@ from service.contract.bundle import EARLIER_ROWS, OUTPUT, ROWS, TOKEN_MASK, TOKE
 from service.contract.patches import LogMelPatches
 from tests.training import tiny
 from tests.training.test_export import PAPER
+from training.bundle.export import export_tower
+from training.bundle.quantise import batches, half, static
 from training.encoders import load_encoder
-from training.export import export_tower
 from training.graphs import join_earlier_rows, session, without_earlier_rows
-from training.projector import Head
-from training.quantise import batches, half, static
+from training.heads.projector import Head
 from training.recipe import load_recipe
 
 # The exporter of torch itself uses what a newer torch deprecates.

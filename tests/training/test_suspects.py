@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe
 from training.__main__ import main
+from training.commands.suspects import verdict
 from training.pairs import PairError, read_pairs
-from training.suspects import verdict
 
 
 @settings(max_examples=20, deadline=None)

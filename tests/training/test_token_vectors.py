@@ -16,13 +16,13 @@ from tests.matrix import matrix
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe
 from tests.training.test_export import PAPER, random_heads
-from training import steps
+from training import pipeline
+from training.bundle.token_vectors import TokenError, check_has_tokens, token_vectors
 from training.encoders import load_encoder
 from training.features import collate, preparer
+from training.heads.projector import Head
 from training.pairs import read_pairs
-from training.projector import Head
 from training.recipe import ProjectorSpec
-from training.token_vectors import TokenError, check_has_tokens, token_vectors
 
 # The exporter of torch itself uses what a newer torch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -74,7 +74,7 @@ def test_a_served_bundle_reranks_by_its_tokens(
         encoders=encoders,
         pairs={name: pairs[name] for name in pairs if pairs[name]["modality"] in encoders},
     )
-    bundle = steps.export(recipe, steps.encoders(recipe), random_heads(recipe), {}, tmp_path / "bundle")
+    bundle = pipeline.export(recipe, pipeline.encoders(recipe), random_heads(recipe), {}, tmp_path / "bundle")
     assert all(tower.tokens for tower in bundle.manifest.towers.values())
     plain = {name: tower.model_copy(update={"tokens": False}) for name, tower in bundle.manifest.towers.items()}
     assert space_id(bundle.manifest.dimensions, plain) == bundle.manifest.space, "with and without are one space"

@@ -9,13 +9,10 @@ import torch
 
 from tests.matrix import matrix
 from tests.training.conftest import MakeRecipe
-from training import steps
+from training import pipeline
 from training.distributed import Ranks
 from training.features import Features
-from training.pairs import Split, read_pairs
-from training.recipe import ObjectiveSpec, Recipe, TrainSpec
-from training.sampling import Batches, epoch_steps, steps_of
-from training.train import (
+from training.fit.ladder import (
     FitError,
     Prepared,
     Sampler,
@@ -26,12 +23,15 @@ from training.train import (
     save_projectors,
     train,
 )
-from training.validation import overall
+from training.fit.sampling import Batches, epoch_steps, steps_of
+from training.measure.validation import overall
+from training.pairs import Split, read_pairs
+from training.recipe import ObjectiveSpec, Recipe, TrainSpec
 
 
-def prepared(recipe: Recipe, cache: Path) -> tuple[steps.Encoders, dict[str, dict[Split, Prepared]]]:
-    frozen = steps.encoders(recipe)
-    return frozen, steps.features(recipe, frozen, steps.pairs(recipe), cache)
+def prepared(recipe: Recipe, cache: Path) -> tuple[pipeline.Encoders, dict[str, dict[Split, Prepared]]]:
+    frozen = pipeline.encoders(recipe)
+    return frozen, pipeline.features(recipe, frozen, pipeline.pairs(recipe), cache)
 
 
 def same_weights(first: Trained, second: Trained) -> bool:
@@ -59,7 +59,7 @@ def test_each_kind_learns_what_the_random_encoders_leave_to_learn(
     )
     frozen, data = prepared(recipe, tmp_path / "cache")
     trained = train(recipe, data, tmp_path / "work")
-    figures = steps.evaluate(recipe, frozen, data, trained, tmp_path / "cache", tmp_path / "work")
+    figures = pipeline.evaluate(recipe, frozen, data, trained, tmp_path / "cache", tmp_path / "work")
     # Four colours, two pictures and two captions of each: by chance a picture finds one of its captions in 25 %.
     assert figures["pictures.i2t.r1"] >= 50.0
     assert figures["tones.top1"] >= 80.0

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from tests.training.conftest import MakeRecipe
-from training import steps
+from training import pipeline
 from training.encode import augment
 from training.encode.augment import View, augmented
 from training.encoders import load_encoder
 from training.features import preparer, runner
+from training.fit.sampling import Batches
 from training.recipe import RecipeError
-from training.sampling import Batches
 
 
 def picture(size: tuple[int, int] = (60, 40)) -> Image.Image:
@@ -51,7 +51,7 @@ def test_an_operation_changes_a_picture_and_not_its_size(operation: int) -> None
     assert np.array_equal(changed, whole) == (operation == 0)
 
 
-def prepared(make_recipe: MakeRecipe, cache: Path, views: int | str, kind: str) -> tuple[steps.AllData, Batches]:
+def prepared(make_recipe: MakeRecipe, cache: Path, views: int | str, kind: str) -> tuple[pipeline.AllData, Batches]:
     image = {"folder": "dinov2", "views": views}
     recipe = make_recipe(
         encoders={"image": image, "text": {"folder": "bert"}},
@@ -59,8 +59,8 @@ def prepared(make_recipe: MakeRecipe, cache: Path, views: int | str, kind: str) 
         projector={"kind": kind, "dimensions": 8},
         train={"batch_size": 16, "steps": 100},
     )
-    frozen = steps.encoders(recipe, cache)
-    data = steps.features(recipe, frozen, steps.pairs(recipe, cache), cache)
+    frozen = pipeline.encoders(recipe, cache)
+    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe, cache), cache)
     return data, Batches(recipe, [data["pictures"]["train"]])
 
 

@@ -9,12 +9,12 @@ import torch
 
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe
-from training import steps
-from training.evaluate import word_precision
-from training.optimise import new_heads
+from training import pipeline
+from training.fit.alignment import new_heads
+from training.fit.ladder import project, train, validate
+from training.measure.ranks import word_precision
 from training.pairs import read_pairs
 from training.recipe import Recipe, RecipeError
-from training.train import project, train, validate
 
 COLOUR = "(?:of |plain )(\\w+)"  # "a picture of red", "very plain red photo"
 
@@ -71,14 +71,14 @@ def test_words_are_measured_and_change_nothing_that_is_learned(
         # One validation, at the end: what is kept does not depend on what it measures.
         once = recipe.train.model_copy(update={"validate_every": 1000, "baseline": False})
         recipe = recipe.model_copy(update={"train": once})
-        frozen, cache = steps.encoders(recipe), tmp_path / "cache"
-        data = steps.features(recipe, frozen, steps.pairs(recipe, cache), cache)
+        frozen, cache = pipeline.encoders(recipe), tmp_path / "cache"
+        data = pipeline.features(recipe, frozen, pipeline.pairs(recipe, cache), cache)
         trained = train(recipe, data, tmp_path / str(len(weights)))
         weights.append(trained.heads["image"].state_dict())
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
     measured = validate(recipe, trained.heads, data)
     assert set(measured) == {"pictures", "tones", "colours"}
-    figures = steps.evaluate(recipe, frozen, data, trained, cache, tmp_path)
+    figures = pipeline.evaluate(recipe, frozen, data, trained, cache, tmp_path)
     assert 0 < figures["colours.map"] <= 100
     assert not any(key.startswith("colours.i2t") for key in figures)
 
@@ -91,10 +91,10 @@ def test_words_search_all_that_is_held_out_once(
     others = pairs["pictures"] | {"splits": {"train": ["train"], "validation": ["validation", "test"]}}
     words = pairs["pictures"] | {"words": COLOUR}
     recipe = make_recipe(pairs={"others": others, "words": words, "again": words, "tones": pairs["tones"]})
-    frozen, cache = steps.encoders(recipe), tmp_path / "cache"
-    data = steps.features(recipe, frozen, steps.pairs(recipe, cache), cache)
+    frozen, cache = pipeline.encoders(recipe), tmp_path / "cache"
+    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe, cache), cache)
     heads = new_heads(recipe, data, {}, recipe.projector)
-    monkeypatch.setattr("training.validation.word_precision", lambda media, texts, links: media)
+    monkeypatch.setattr("training.measure.validation.word_precision", lambda media, texts, links: media)
     figures = validate(recipe, heads, data)
     assert figures["words"].shape[0] == figures["again"].shape[0] == 16  # type: ignore[attr-defined]
     own = project(heads["image"], data["words"]["validation"].media)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from training.curate.blocks import Record
 from training.curate.candidates import Candidates, Heap
-from training.curate.duplicates import Images, Texts
 from training.curate.recipe import CurateSpec, DuplicateSpec
+from training.data.duplicates import Images, Texts
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from service.contract.audio import decode_audio
 from service.contract.bundle import Modality, read_bundle
 from service.contract.errors import InputError
 from service.contract.images import decode_image, preprocess_image
-from training.bundled import as_encoder
-from training.curate.duplicates import content_hash, perceptual_hash
 from training.curate.encoding import Floats, media_vectors, text_vectors
 from training.curate.filters import row_filter
 from training.curate.leaks import HeldOut, Leaks
 from training.curate.recipe import CurateError, Curation
 from training.curate.rows import Row
+from training.data.duplicates import content_hash, perceptual_hash
 from training.encoders import FrozenEncoder, load_encoder
+from training.heads.bundled import as_encoder
 
 _VERSION = 1
 DECIMALS = 6

@@ -15,10 +15,10 @@ from service.contract.errors import InputError
 from service.contract.images import read_image
 from service.contract.vectors import l2_normalise
 from training.curate.blocks import Preparation
-from training.curate.duplicates import normalised
 from training.curate.encoding import Floats, media_vectors
 from training.curate.leaks import HeldOut
 from training.curate.recipe import ConceptSpec, CurateError, Curation
+from training.data.duplicates import normalised
 from training.pairs import SUFFIXES, read_pairs, readable
 
 

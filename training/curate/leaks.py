@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from service.contract.errors import InputError
 from service.contract.images import decode_image
-from training.curate.duplicates import Images, Texts, content_hash, perceptual_hash
 from training.curate.recipe import Curation, DuplicateSpec
+from training.data.duplicates import Images, Texts, content_hash, perceptual_hash
 from training.data.shards import identity
 from training.pairs import Pairs, read_pairs
 

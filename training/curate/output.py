@@ -15,7 +15,7 @@ from training.curate.candidates import Candidates
 from training.curate.leaks import write
 from training.curate.recipe import Curation
 from training.curate.rows import read_rows
-from training.report import STYLE, svg
+from training.measure.report import STYLE, svg
 
 
 def write_rows(curation: Curation, taken: Sequence[Taken], out: Path) -> None:

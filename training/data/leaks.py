@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from service.contract.errors import InputError
 from service.contract.images import decode_image
-from training.curate.duplicates import Images, perceptual_hash
+from training.data.duplicates import Images, perceptual_hash
 from training.data.shards import Medium, identity
 from training.pairs import Pairs, Split
 from training.recipe import Recipe

@@ -14,7 +14,7 @@ from service.contract.bundle import Modality
 from training.doctor.checks import Check
 from training.encoders import FrozenEncoder, load_encoder
 from training.features import Item, preparer, runner, stored_as
-from training.projector import Head
+from training.heads.projector import Head
 from training.recipe import EncoderSource, Recipe
 
 _TIMED = {"image": 8, "audio": 8, "text": 64}

@@ -16,8 +16,8 @@ import torch
 
 from training.encoders import FrozenEncoder
 from training.features import Features, cached_features
+from training.heads.projector import Head, Linear
 from training.pairs import PairError
-from training.projector import Head, Linear
 from training.recipe import Recipe
 
 _WHITENED = 0.25

@@ -28,17 +28,16 @@ from service.contract.bundle import (
     write_bundle,
 )
 from service.contract.licences import Licence
-from training.bundled import PROJECTORS
-from training.card import model_card
+from training.bundle.card import model_card
+from training.bundle.export import PARITY, write_tower
+from training.bundle.precision import Encoders, make_variants, text_variants
 from training.encoders import FrozenEncoder, load_encoder, load_model, model_folder
-from training.export import PARITY, write_tower
-from training.extend import only
 from training.features import Item
+from training.heads.bundled import PROJECTORS
+from training.heads.projector import NoHead
 from training.importing import reference, samples
 from training.importing.families import FAMILIES, TEXTS, ImportModelError, family_of, licence_of, softmax_of
-from training.precision import Encoders, make_variants, text_variants
 from training.preprocessors import transformer_folder
-from training.projector import NoHead
 from training.recipe import SET_HELP, EncoderSource, ProjectorSpec, Recipe, load_recipe
 
 CARD = "MODEL_CARD.md"
@@ -210,7 +209,7 @@ def _variants(
         return {"text": tower}, figures
     if options.recipe is None:
         raise ImportModelError("--precisions: the loss of R@1 is measured on pairs: name a recipe of them by --recipe")
-    given = only(load_recipe(options.recipe, options.overrides), set(encoders))
+    given = load_recipe(options.recipe, options.overrides).only(set(encoders))
     export = given.export.model_copy(update={"precisions": ("fp32", *options.precisions)})
     return make_variants(given.model_copy(update={"export": export}), encoders, towers, work)
 

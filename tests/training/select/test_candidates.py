@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from tests.training.select.conftest import MakeSelection
+from training.measure.select.candidates import LatentSemantics, Network, SelectError, WordVectors, load_selection
 from training.recipe import RecipeError
-from training.select.candidates import LatentSemantics, Network, SelectError, WordVectors, load_selection
 
 SELECTIONS = sorted((Path(__file__).parents[3] / "training/recipes/select").glob("*.yaml"))
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.training.select import oracle
-from training.select.measures import Moments, median_distance, nearer, overlap, rbf_kernel, u_centred, vote
+from training.measure.select.measures import Moments, median_distance, nearer, overlap, rbf_kernel, u_centred, vote
 
 Floats = NDArray[np.float32]
 

@@ -8,8 +8,8 @@ import yaml
 
 from tests.training.select.conftest import MakeSelection
 from training.__main__ import main
+from training.measure.select.streaming import MEASURES
 from training.recipe import load_recipe
-from training.select.streaming import MEASURES
 
 CANDIDATES: dict[str, Any] = {
     "image": {"early": {"folder": "mobilenet", "layer": 2}, "control": {"folder": "mobilenet", "random": True}},

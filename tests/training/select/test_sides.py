@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from training.measure.select.sides import Groups, Side, each, grouped, sampled
 from training.pairs import Pairs
-from training.select.sides import Groups, Side, each, grouped, sampled
 
 
 def pairs(links: list[tuple[int, int]], labels: list[int] | None = None) -> Pairs:

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from tests.training.select import oracle
 from tests.training.select.test_measures import drawn
-from training.select.candidates import SelectError
-from training.select.sides import Side, each
-from training.select.streaming import MEASURES, Sizes, accuracy, compare
+from training.measure.select.candidates import SelectError
+from training.measure.select.sides import Side, each
+from training.measure.select.streaming import MEASURES, Sizes, accuracy, compare
 
 
 def side(name: str, features: NDArray[np.float32]) -> Side:

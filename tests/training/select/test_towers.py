@@ -8,10 +8,10 @@ import torch
 from tests.training.conftest import MakeRecipe
 from training.encoders import load_encoder
 from training.features import cached_features
+from training.measure.select.candidates import Network, SelectError
+from training.measure.select.sides import Floats
+from training.measure.select.towers import read
 from training.recipe import Recipe
-from training.select.candidates import Network, SelectError
-from training.select.sides import Floats
-from training.select.towers import read
 
 TEXTS = ["a picture of red", "very plain blue photo", "the sound of a low tone"]
 

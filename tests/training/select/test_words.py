@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from training.features import cached_features
-from training.select.candidates import LatentSemantics, SelectError, WordVectors
-from training.select.words import word_encoder
+from training.measure.select.candidates import LatentSemantics, SelectError, WordVectors
+from training.measure.select.words import word_encoder
 
 TEXTS = ["a dog runs", "a dog sleeps", "a cat sleeps", "the cat runs", "a boat sails", "the boat sails", "a boat"]
 

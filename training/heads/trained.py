@@ -1,0 +1,140 @@
+"""Trained heads, and their file projectors.safetensors."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from service.contract.abstention import Detector
+from service.contract.bundle import MODALITIES, Modality
+from service.contract.licences import Licence, combined
+from training.heads.projector import Head
+from training.recipe import Recipe
+
+_LARGE = 1_024
+"""Numbers from which a tensor may be kept in 16 bits; smaller ones are scales and statistics, and save little."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    heads: dict[Modality, Head]
+    temperature: float
+    means: dict[Modality, list[float]]
+    """Mean unit vector of each modality over the training pairs."""
+    history: list[dict[str, float]]
+    """Every validation of the head that the recipe asks for."""
+    ladder: dict[str, Any] = field(default_factory=dict)
+    """`head.won` and the validation score of each kind of head that was tried."""
+    init: str = ""
+    """Hash of the weights that training started from; heads of one init can be merged."""
+    abstention: dict[Modality, Detector] = field(default_factory=dict)
+    """Which inputs are of none of the labels, by modality."""
+    licences: tuple[Licence, ...] = ()
+    """Of what the heads learned from, as far as it was stated when they did; a recipe may state more."""
+    timing: Mapping[str, float] = field(default_factory=dict)
+    """`step_s`, seconds of a step, and `host_share`, how much of them it waited for its batch."""
+
+
+def round_heads(trained: Trained) -> None:
+    """Round large weights, in place, to what 16 bits hold: what is saved in half the room is then the same."""
+    for head in trained.heads.values():
+        for tensor in head.state_dict().values():
+            if _large(tensor):
+                tensor.copy_(tensor.half())
+
+
+def _large(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.numel() > _LARGE
+
+
+def save_projectors(path: Path, trained: Trained, half: bool = False) -> None:
+    """projectors.safetensors: every tensor under `<modality>.`; what else Trained holds in its metadata.
+
+    With `half`, large tensors are kept in float16.
+    """
+    tensors = {
+        f"{modality}.{key}": value.contiguous()
+        for modality, head in trained.heads.items()
+        for key, value in head.state_dict().items()
+    }
+    metadata = {
+        "temperature": repr(trained.temperature),
+        "means": json.dumps(trained.means),
+        "kinds": json.dumps({modality: head.kind for modality, head in trained.heads.items()}),
+        "ladder": json.dumps(trained.ladder),
+        "abstention": json.dumps({modality: each.model_dump() for modality, each in trained.abstention.items()}),
+        "init": trained.init,
+        "licences": licences_json(trained.licences),
+    }
+    kept = {key: value.half() if half and _large(value) else value for key, value in tensors.items()}
+    save_file(kept, path, metadata)
+
+
+def load_projectors(path: Path, recipe: Recipe) -> Trained:
+    """Rebuild what `save_projectors` wrote, for a recipe. Raises ValueError where the two do not fit.
+
+    A linear head fits every recipe of its dimensions: it is what ships where the recipe's own did not beat it.
+    """
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+        metadata = file.metadata()
+    kinds = json.loads(metadata.get("kinds", "{}"))
+    heads: dict[Modality, Head] = {}
+    for modality in MODALITIES:
+        state = {k.removeprefix(f"{modality}."): v for k, v in tensors.items() if k.startswith(f"{modality}.")}
+        if not state:
+            continue
+        first = state.get("local.norm.weight", state.get("pooled.standardise.mean"))
+        if first is None:
+            raise ValueError(f"{path} holds no {modality} projector of a known kind")
+        spec = recipe.projector
+        if kinds.get(modality) == "linear":
+            spec = spec.model_copy(update={"kind": "linear"})
+        concepts = len(state.get("branch.names", ()))
+        head = Head(modality, len(first) + concepts, spec, concepts, bank_sizes(state))
+        try:
+            head.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not fit the recipe's projector: {error}") from None
+        heads[modality] = head.eval().requires_grad_(False)
+    if not heads:
+        raise ValueError(f"{path} holds no projectors")
+    ladder, init = json.loads(metadata.get("ladder", "{}")), metadata.get("init", "")
+    learned = json.loads(metadata.get("abstention", "{}"))
+    detectors = {modality: Detector.model_validate(each) for modality, each in learned.items()}
+    licences = tuple(map(Licence.model_validate, json.loads(metadata.get("licences", "[]"))))
+    means = json.loads(metadata["means"])
+    return Trained(heads, float(metadata["temperature"]), means, [], ladder, init, detectors, licences)
+
+
+def licences_json(licences: Iterable[Licence]) -> str:
+    """As the metadata of projectors.safetensors has them."""
+    return json.dumps([each.model_dump() for each in licences])
+
+
+def licences_of(recipe: Recipe) -> tuple[Licence, ...]:
+    """Of what training by a recipe learns from: the recipe's, and those of the heads that it goes on from."""
+    if recipe.train.start is None:
+        return recipe.licences
+    return combined(recipe.licences, load_projectors(recipe.path(recipe.train.start), recipe).licences)
+
+
+def bank_sizes(state: Mapping[str, torch.Tensor]) -> dict[Modality, int]:
+    """Rows of each bank of a head's tensors (training.heads.querybank)."""
+    return {m: len(state[f"reserve.bank_{m}"]) for m in MODALITIES if f"reserve.bank_{m}" in state}
+
+
+def init_hash(state: dict[str, torch.Tensor]) -> str:
+    """Hash of the parameters that training starts from, without the statistics of the features."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        if ".standardise." not in name:
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,317 @@
+"""The steps of a run, each a command of its own: pairs → features → train → evaluate → export."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.bundle import Bundle, Modality
+from training.bundle.export import ExportError, export_bundle
+from training.bundle.quantised import quantised
+from training.data.leaks import subset, without_leaks
+from training.distributed import Ranks, joined
+from training.encoders import FrozenEncoder, load_encoder
+from training.features import FeatureError, Item, cached_features, default_cache, with_views
+from training.fit.abstention import learn
+from training.fit.hubs import uncorrected, with_querybank
+from training.fit.ladder import Prepared, Trained, label_prompts, load_projectors, project, save_projectors, train
+from training.heads.captions import caption_features, text_head
+from training.heads.concepts import named
+from training.heads.projector import Head
+from training.heads.trained import licences_of
+from training.measure.emergent import emergent_figures
+from training.measure.gap import Paired, gap_figures
+from training.measure.intervals import interval
+from training.measure.ranks import class_vectors, label_ranks, ranks, retrieval, top1, with_prompts, word_precision
+from training.measure.report import write_report
+from training.pairs import BROKEN, SUFFIXES, PairError, Pairs, Split, read_pairs
+from training.recipe import EmergentSpec, Recipe
+
+Encoders = Mapping[Modality, FrozenEncoder]
+AllPairs = Mapping[str, Mapping[Split, Pairs]]
+AllData = Mapping[str, Mapping[Split, Prepared]]
+Inputs = tuple[Encoders, AllPairs, dict[str, dict[Split, Prepared]]]
+_SAMPLES = 16  # real items per modality that a graph is checked on
+_SAMPLE_WORDS = ("dog", "violin", "thunderstorm in the mountains")
+
+
+def pairs(recipe: Recipe, cache: Path | None = None) -> AllPairs:
+    """Read and check the pairs of every source, without what leaks from a test split; print how many there are."""
+    read = {name: read_pairs(recipe, name) for name in recipe.pairs}
+    result: AllPairs = without_leaks(recipe, read, cache or default_cache())
+    print(f"{'source':16}{'split':12}{'media':>9}{'texts':>9}{'pairs':>9}{'classes':>9}", file=sys.stderr)
+    for name, splits in result.items():
+        for split, part in splits.items():
+            classes = len(part.classes) if part.labels is not None else 0
+            counts = f"{len(part.media):>9,}{len(part.texts):>9,}{len(part.links):>9,}{classes or '':>9}"
+            print(f"{name:16}{split:12}{counts}", file=sys.stderr)
+    return result
+
+
+def encoders(recipe: Recipe, cache: Path | None = None) -> Encoders:
+    """Load the recipe's frozen encoders. Those that it wants in int8 are quantised once, and kept in the cache."""
+    loaded = {modality: load_encoder(recipe, modality) for modality in recipe.encoders}
+    return {
+        modality: quantised(recipe, encoder, cache or default_cache())
+        if recipe.encoders[modality].precision == "int8"
+        else encoder
+        for modality, encoder in loaded.items()
+    }
+
+
+def features(recipe: Recipe, frozen: Encoders, read: AllPairs, cache: Path) -> dict[str, dict[Split, Prepared]]:
+    """Frozen features of every medium and text, from the cache as far as they are there.
+
+    Media that cannot be read are counted, named and left out; where they are more than a few, FeatureError is raised.
+    """
+    tokens = recipe.projector.needs_tokens
+    result: dict[str, dict[Split, Prepared]] = {}
+    for name, splits in read.items():
+        result[name] = {}
+        for split, part in splits.items():
+            broken: dict[int, str] = {}
+            encoder, what = frozen[part.modality], f"{name} {split}"
+            views = recipe.encoders[part.modality].views
+            online = views == "online" and split == "train"
+            media = cached_features(
+                encoder,
+                part.media,
+                cache,
+                tokens=tokens and not online,
+                lenient=True,
+                what=f"{what} media",
+                broken=broken,
+            )
+            if broken:
+                _tell_broken(what, broken, len(part.media), cache)
+                part = subset(part, np.array([place not in broken for place in range(len(part.media))]))
+                media = cached_features(encoder, part.media, cache, tokens=tokens and not online)
+            if split == "train" and views and len(part.media):
+                media = with_views(encoder, part.media, media, cache, views, tokens=tokens, what=f"{what} media")
+            texts = cached_features(frozen["text"], part.texts, cache, tokens=tokens, what=f"{what} texts")
+            result[name][split] = Prepared(part, media, texts)
+    return result
+
+
+def prepare(recipe: Recipe, cache: Path) -> Inputs:
+    """Load encoders, pairs and features. Under torchrun each process encodes a share; then all read what is cached."""
+    ranks = joined()
+    with ranks.first():
+        read, frozen = pairs(recipe, cache), encoders(recipe, cache)
+    if ranks.count > 1:
+        features(recipe, frozen, share_of(read, ranks), cache)
+        ranks.collect(None)  # until all have
+    with ranks.first():
+        return frozen, read, features(recipe, frozen, read, cache)
+
+
+def share_of(read: AllPairs, ranks: Ranks) -> AllPairs:
+    """This process's share of all media and texts, of which it encodes the features."""
+
+    def own(part: Pairs) -> Pairs:
+        media, texts = (ranks.share_of(len(items)) for items in (part.media, part.texts))
+        return replace(
+            part,
+            media=part.media[media],
+            texts=part.texts[texts],
+            links=part.links[:0],
+            labels=None if part.labels is None else part.labels[media],
+        )
+
+    return {name: {split: own(part) for split, part in splits.items()} for name, splits in read.items()}
+
+
+def _tell_broken(what: str, broken: Mapping[int, str], total: int, cache: Path) -> None:
+    """Say how many media cannot be read, and write all of them down. Raises FeatureError where they are too many."""
+    reasons = [broken[place] for place in sorted(broken)]
+    if len(broken) > max(1, BROKEN * total):
+        raise FeatureError(f"{what}: {len(broken):,} of {total:,} media cannot be read, the first: {reasons[0]}")
+    listed = cache / f"broken-{what.replace(' ', '-')}.txt"
+    listed.write_text("\n".join(reasons) + "\n", encoding="utf-8")
+    print(f"{what}: {len(broken):,} of {total:,} media cannot be read and are left out: {reasons[0]}", file=sys.stderr)
+    print(f"all of them: {listed}", file=sys.stderr)
+
+
+def fit(
+    recipe: Recipe, frozen: Encoders, data: Mapping[str, Mapping[Split, Prepared]], cache: Path, work: Path
+) -> Trained:
+    """Train the projectors; write projectors.safetensors and training.json into `work`."""
+    given: dict[Modality, Head] = {}
+    names = named(recipe, frozen, cache)
+    if recipe.texts:
+        captions = caption_features(recipe, frozen["text"], cache)
+        given = {"text": text_head(recipe, frozen["text"], captions)}
+    trained = train(recipe, data, work, given, names)
+    if joined().index:
+        return trained
+    if given and recipe.projector.querybank:
+        trained = with_querybank(recipe, trained, data, names, captions=[captions])
+    return _finished(recipe, data, trained, work)
+
+
+def refit(
+    recipe: Recipe,
+    frozen: Encoders,
+    data: Mapping[str, Mapping[Split, Prepared]],
+    trained: Trained,
+    cache: Path,
+    work: Path,
+) -> Trained:
+    """Choose and fit the correction of hubs anew, for heads that stay as they are; write into `work` as `fit` does."""
+    captions = [caption_features(recipe, frozen["text"], cache)] if recipe.texts else []
+    corrected = with_querybank(recipe, uncorrected(trained), data, named(recipe, frozen, cache), captions=captions)
+    return _finished(recipe, data, corrected, work)
+
+
+def _finished(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], trained: Trained, work: Path) -> Trained:
+    """The heads with what is learned once they are chosen; write projectors.safetensors and training.json."""
+    learned = learn(recipe, trained.heads, data, trained.temperature)
+    trained = replace(trained, abstention=learned, licences=licences_of(recipe))
+    work.mkdir(parents=True, exist_ok=True)
+    save_projectors(work / "projectors.safetensors", trained)
+    record = {"history": trained.history, **trained.ladder, **trained.timing}
+    (work / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    return trained
+
+
+def evaluate(
+    recipe: Recipe,
+    frozen: Encoders,
+    data: Mapping[str, Mapping[Split, Prepared]],
+    trained: Trained,
+    cache: Path,
+    work: Path,
+) -> dict[str, Any]:
+    """Figures on every test split; write evaluation.json and report.html into `work`."""
+    figures: dict[str, Any] = {}
+    per_class: dict[str, dict[str, float]] = {}
+    paired: dict[Split, list[Paired]] = {"test": [], "validation": []}
+    tokens = recipe.projector.needs_tokens
+    for name, splits in data.items():
+        test = splits["test"]
+        if not len(test.pairs.media):
+            continue
+        figures[f"{name}.concept_informed"] = bool(recipe.labels_seen(test.pairs.modality))
+        modality = test.pairs.modality
+        if test.pairs.words:
+            vectors = project(trained.heads[modality], test.media), project(trained.heads["text"], test.texts)
+            figures[f"{name}.map"] = word_precision(*vectors, test.pairs.links)
+            continue
+        for split, sets in paired.items():
+            part = splits[split]
+            if len(part.pairs.links):
+                vectors = project(trained.heads[modality], part.media), project(trained.heads["text"], part.texts)
+                sets.append(Paired(name, modality, *vectors, part.pairs.links, part.pairs.labels is None))
+        media, texts = paired["test"][-1].media, paired["test"][-1].texts
+        if test.pairs.labels is None:
+            for key, value in retrieval(media, texts, test.pairs.links).items():
+                figures[f"{name}.{key.replace('m', modality[0])}"] = value
+            for key, (rank, owner) in ranks(media, texts, test.pairs.links).items():
+                hits = (rank < 1) * 100.0
+                figures[f"{name}.{key.replace('m', modality[0])}.r1.ci95"] = interval(hits, owner)
+        else:
+            prompts = label_prompts(recipe, test.pairs)
+            encoded = cached_features(frozen["text"], prompts, cache, tokens=tokens, what=f"{name} prompts")
+            classes = class_vectors(project(trained.heads["text"], encoded), len(recipe.templates[modality]))
+            classes = _described(recipe, frozen, trained, name, test.pairs.classes, classes, cache)
+            figures[f"{name}.top1"], each = top1(media, classes, test.pairs.labels)
+            right = (label_ranks(media @ classes.T, test.pairs.labels) < 1) * 100.0
+            figures[f"{name}.top1.ci95"] = interval(right)
+            train_labels = splits["train"].pairs.labels
+            known = set() if train_labels is None else set(train_labels.tolist())
+            seen = set(test.pairs.labels.tolist()) <= known
+            figures |= {f"{name}.classes": len(test.pairs.classes), f"{name}.seen": seen}
+            if not known:
+                figures |= {f"{name}.zero_shot.top1{end}": figures[f"{name}.top1{end}"] for end in ("", ".ci95")}
+            elif not seen:
+                unseen = np.array([label not in known for label in test.pairs.labels])
+                figures[f"{name}.unseen.top1"], _ = top1(media[unseen], classes, test.pairs.labels[unseen])
+                figures[f"{name}.unseen.top1.ci95"] = interval(right[unseen])
+            per_class[name] = dict(zip(test.pairs.classes, each.tolist(), strict=True))
+    for name, spec in recipe.emergent.items():
+        figures |= _emergent(name, spec, data, trained)
+    figures |= gap_figures(paired["test"], paired["validation"], trained.means)
+    figures["temperature"] = round(trained.temperature, 5)
+    figures |= {f"abstention.{kind}.auroc": round(each.auroc, 4) for kind, each in trained.abstention.items()}
+    figures |= trained.ladder
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
+    write_report(work / "report.html", recipe.name, figures, per_class, trained.history)
+    return figures
+
+
+def _emergent(
+    name: str, spec: EmergentSpec, data: Mapping[str, Mapping[Split, Prepared]], trained: Trained
+) -> dict[str, Any]:
+    queries, gallery = data[spec.queries]["test"], [data[pairs]["test"] for pairs in spec.gallery]
+    vectors, *media = (project(trained.heads[one.pairs.modality], one.media) for one in (queries, *gallery))
+    return emergent_figures(name, spec, queries.pairs, vectors, [one.pairs for one in gallery], np.concatenate(media))
+
+
+def _described(
+    recipe: Recipe,
+    frozen: Encoders,
+    trained: Trained,
+    name: str,
+    classes: Sequence[str],
+    vectors: NDArray[np.float32],
+    cache: Path,
+) -> NDArray[np.float32]:
+    """Class vectors; those of classes for which the recipe has prompts are these prompts'."""
+    prompts = recipe.pairs[name].prompts
+    if unknown := sorted(set(prompts) - set(classes)):
+        raise PairError(f"pairs.{name}.prompts: {unknown[0]} is none of its classes")
+    rows = [(index, prompt) for index, label in enumerate(classes) for prompt in prompts.get(label, [])]
+    if not rows:
+        return vectors
+    encoded = project(
+        trained.heads["text"], cached_features(frozen["text"], [prompt for _, prompt in rows], cache, what=name)
+    )
+    return with_prompts(vectors, encoded, np.array([index for index, _ in rows]))
+
+
+def export(
+    recipe: Recipe,
+    frozen: Encoders,
+    trained: Trained,
+    evaluation: Mapping[str, Any],
+    out: Path,
+    samples: Path | None = None,
+) -> Bundle:
+    """Export the bundle, each graph checked on real inputs: from `samples`, else from the recipe's test pairs."""
+    return export_bundle(recipe, frozen, trained, out, evaluation=evaluation, samples=_samples(recipe, frozen, samples))
+
+
+def saved(recipe: Recipe, projectors: Path) -> Trained:
+    """The projectors of an earlier `train` step, with its history where training.json lies beside them.
+
+    Raises PairError where there are none.
+    """
+    if not projectors.is_file():
+        raise PairError(f"{projectors} is not there: run the train step first")
+    trained, record = load_projectors(projectors, recipe), projectors.with_name("training.json")
+    return replace(trained, history=json.loads(record.read_text())["history"]) if record.is_file() else trained
+
+
+def _samples(recipe: Recipe, frozen: Encoders, folder: Path | None) -> dict[Modality, Sequence[Item]]:
+    prompts = [t.format(word) for ts in recipe.templates.values() for t in ts for word in _SAMPLE_WORDS]
+    result: dict[Modality, Sequence[Item]] = {}
+    if folder is not None:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        for modality in frozen:
+            suffixes = SUFFIXES.get(modality, set())
+            result[modality] = [path for path in files if path.suffix.lower() in suffixes][:_SAMPLES]
+        return result | {"text": prompts}
+    for name, source in recipe.pairs.items():
+        split = read_pairs(recipe, name)
+        part = split["test"] if len(split["test"].media) else split["train"]
+        result[source.modality] = [*result.get(source.modality, []), *part.media[:_SAMPLES]]
+        result["text"] = [*result.get("text", []), *part.texts[:_SAMPLES]]
+    if not result:
+        raise ExportError("nothing to check the graphs on: give --samples FOLDER")
+    return result
