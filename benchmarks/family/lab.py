@@ -18,8 +18,8 @@ from service.contract.bundle import Bundle, Modality, read_bundle
 from training import pipeline
 from training.features import Features, Item, cached_features
 from training.fit.ladder import Trained, project, train
-from training.fit.sampling import Prepared
 from training.heads.bundled import as_encoder
+from training.measure.prepared import Prepared
 from training.measure.ranks import class_vectors, ranks
 from training.measure.validation import overall, validate
 from training.pairs import Pairs, Split

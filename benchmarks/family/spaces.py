@@ -44,9 +44,9 @@ from training.bundle.bind.maps import Map, procrustes
 from training.encoders import load_encoder, weights_sha256
 from training.features import Features, cached_features, preparer, runner
 from training.fit.ladder import Trained, project
-from training.fit.sampling import Prepared
 from training.measure.emergent import average_precision, chance_precision
 from training.measure.intervals import interval
+from training.measure.prepared import Prepared
 from training.measure.ranks import label_ranks
 from training.measure.select.sides import Side
 from training.measure.select.sides import each as each_row

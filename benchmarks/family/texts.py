@@ -27,8 +27,8 @@ from service.contract.audio import decode_audio
 from service.contract.vectors import l2_normalise
 from training.features import Features
 from training.fit.ladder import project
-from training.fit.sampling import Prepared
 from training.measure.intervals import interval
+from training.measure.prepared import Prepared
 from training.measure.ranks import label_ranks
 from training.pairs import Pairs
 
