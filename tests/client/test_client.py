@@ -90,7 +90,9 @@ def test_what_is_stored_is_found_listed_described_and_deleted(space: Isthmus, me
     assert [each.id for each in newest] == ["blue.png", "red.png"]
     counted = space.facets(keys=["name"], filter=pictures)
     assert counted.total == 2 and counted.modalities == {"image": 2} and counted.facets["name"]["missing"] == 0
-    assert [each.confidence for each in space.search("red", balance=True, include=["confidence"])] == 4 * [None]
+    found = space.search("red", balance=True, include=["confidence"])
+    assert len(found) == 4 and all(each.confidence is not None and 0 <= each.confidence <= 1 for each in found)
+    assert len(space.search("red", fdr=0.1)) < 4
     got = space.item("t", with_vector=True).vector
     assert got is not None and len(got) == tiny_bundle.DIMENSIONS
     assert space.move({"t": "text", "nobody": "else"}) == 1 and space.item("text").modality == "text"
