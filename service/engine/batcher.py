@@ -318,9 +318,9 @@ class Batcher:
 
     async def _attempt_each(self, waiters: Sequence[Prepared], failure: Exception) -> None:
         """Run the inputs of a failed call one by one."""
+        tried = len(waiters) == 1 and not isinstance(failure, WorkerDied)
         waiters = [waiter for waiter in waiters if not waiter.result.done()]
         log.warning("a batch of %d failed in the %s tower", len(waiters), self.name, exc_info=failure)
-        tried = len(waiters) == 1 and not isinstance(failure, WorkerDied)
         for waiter in waiters:
             if tried or await self._attempt([waiter], None) is not None:
                 self._observer.failed(1)

@@ -77,25 +77,21 @@ Result = TypeVar("Result")
 class _Flight:
     """A vector that is being made, and how many wait for it. Cancelling the result gives it up."""
 
-    result: "asyncio.Future[Answer | InputError]"
+    result: "asyncio.Future[Answer]"
     name: str
     waiting: int = 0
     embedded: Callable[[NDArray[np.float32]], Embedded] = field(init=False)
     """Makes the result of the vector, once the input is prepared."""
 
     def fail(self, error: BaseException) -> None:
-        if self.result.done():
-            return
-        if isinstance(error, InputError):
-            self.result.set_result(error)
-        else:
+        if not self.result.done():
             self.result.set_exception(error)
 
     def landed(self) -> Embedded | InputError:
         """Return what has become of it. Raises the failure that is not of this input alone."""
+        if isinstance(error := self.result.exception(), InputError):
+            return error
         answer = self.result.result()
-        if isinstance(answer, InputError):
-            return answer
         record("queue", answer.queue_s)
         record("model", answer.model_s)
         if not answer.vector.any():
@@ -371,10 +367,12 @@ class Embedder:
                 for chunk in _chunks(making, _file_bytes, _CHUNK_BYTES, most):
                     self._begin(self._make(modality, [chunk], background))
         try:
-            await asyncio.wait([flight.result for flight in flights.values()], return_when=asyncio.FIRST_EXCEPTION)
-            failures = (flight.result.exception() for flight in flights.values() if flight.result.done())
-            if failure := next(filter(None, failures), None):
-                raise failure
+            pending = {flight.result for flight in flights.values()}
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
+                for failure in filter(None, (result.exception() for result in done)):
+                    if not isinstance(failure, InputError):
+                        raise failure
             return {key: flight.landed() for key, flight in flights.items()}
         finally:
             for flight in flights.values():

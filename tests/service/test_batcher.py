@@ -150,6 +150,19 @@ async def test_only_the_culprit_of_a_failed_batch_fails() -> None:
 
 
 @on_a_loop
+async def test_a_culprit_that_goes_away_during_the_call_takes_nobody_along() -> None:
+    model = Model(bad=[2.0], held=True)
+    batcher = make(model.run)
+    good, bad = await enqueue(batcher, 1), await enqueue(batcher, 2)
+    await entered(model)
+    bad.cancel()
+    model.released.set()
+    assert (await good).vector[0] == 2
+    assert model.calls == [[1, 2], [1]]
+    await batcher.close()
+
+
+@on_a_loop
 async def test_an_item_that_cannot_be_collated_fails_alone() -> None:
     model = Model(held=True)
 

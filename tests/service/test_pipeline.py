@@ -250,6 +250,24 @@ async def test_of_a_cancelled_request_only_what_another_waits_for_is_made(bundle
 
 
 @on_a_loop
+async def test_an_input_that_the_model_fails_on_fails_alone(
+    bundle_dir: Path, monkeypatch: pytest.MonkeyPatch, png: Callable[..., bytes]
+) -> None:
+    async with opened(bundle_dir) as (embedder, towers):
+        run = towers["text"].run
+
+        def fails_on_two_tokens(arrays: Arrays) -> np.ndarray:
+            if arrays["input_ids"].shape[1] == 2:
+                raise RuntimeError("a surprise")
+            return run(arrays)
+
+        monkeypatch.setattr(embedder.channels["text"].batcher, "_run_model", fails_on_two_tokens)
+        bad, red, image = await embedder.embed([Text("dog barks"), Text("red"), Media("image", png("red"))])
+        assert isinstance(bad, InferenceFailed)
+        assert embedded(red).vector @ embedded(image).vector > 0.99
+
+
+@on_a_loop
 async def test_a_preparation_that_breaks_fails_that_input_alone(
     bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
