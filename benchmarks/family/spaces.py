@@ -197,18 +197,18 @@ def layers(lab: Lab) -> Outcome:
 
 def _sides(lab: Lab, split: str) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """Frozen views of the photographs and of one caption each: layers, the last one, and two controls."""
-    part, deep = lab.captions[split], _layered(lab)[split]  # type: ignore[index]
+    part, deep = lab.captions[split], _layered(lab)[split][:2000]  # type: ignore[index]
     width = part.media.pooled.shape[1]
     rng = np.random.default_rng(0)
     cut = deep.shape[1] - width
     media = {
-        "last layer": np.asarray(part.media.pooled),
+        "last layer": np.asarray(part.media.pooled)[:2000],
         "all layers": deep,
         "lower layers": deep[:, :cut],
         "lowest layers": deep[:, : cut // 4],
         "control: random map of 8 numbers": deep[:, : cut // 4] @ rng.standard_normal((cut // 4, 8)).astype(np.float32),
     }
-    chosen = paired_texts(part.pairs)
+    chosen = paired_texts(part.pairs)[:2000]
     sentences = np.asarray(part.texts.pooled)[chosen]
     texts = {"MiniLM": sentences, "GloVe": _words(lab, [part.pairs.texts[place] for place in chosen])}
     texts["control: lengths"] = np.stack(
