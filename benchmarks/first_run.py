@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[1]
 _CORES = len(os.sched_getaffinity(0))
 _READY_S = 600.0
 _MANY, _SIZE_PX, _BATCH = 1_000, (1_152, 864), 8
-_LARGE, _LARGE_PX = 96, (4_000, 3_000)
+_LARGE, _LARGE_PX = 48, (4_000, 3_000)
 _QUERY, _FIRST = "a cat", "cat.jpg"
 _PAINTED = """() => new Promise(done => {
     const words = document.querySelector("#words"), results = document.querySelector("#results");

@@ -62,11 +62,11 @@ class Server:
 
 
 def tuned(bundle: Path, folder: Path, texts: Sequence[str]) -> Path:
-    """A cache folder with the profile that `tune` makes of a bundle in full precision, with these texts."""
+    """A cache folder with the profile that `tune` makes of a bundle's text tower in full precision, of these texts."""
     file = folder / "texts.txt"
     file.write_text("\n".join(texts), encoding="utf-8")
     command = [sys.executable, "-m", "service", "tune", str(bundle), "--full", "--texts", str(file), "--json"]
-    env = os.environ | {"XDG_CACHE_HOME": str(folder / "tuned")}
+    env = os.environ | {"XDG_CACHE_HOME": str(folder / "tuned"), "ISTHMUS_MODALITIES": "text"}
     subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
     return folder / "tuned"
 
