@@ -43,7 +43,7 @@ def test_the_starter_finds_what_it_is_known_to_find() -> None:
     """A starter that found less would be a step back. What it fails to find is named in starter/README.md."""
     answers = tables(run_demo(ROOT / "build/starter").stdout)
     first = {row.split("  ")[1].strip(): row for title in ("Text to image", "Text to sound") for row in answers[title]}
-    for query in ("a cat", "a cup of coffee", "a rocket", "coins", "grass", "galaxies"):
+    for query in ("a cat", "a cup of coffee", "a rocket", "coins", "a brick wall", "grass", "galaxies"):
         assert f" {IMAGE_QUERIES[query]}.jpg " in first[query]
     for query in SOUND_QUERIES:
         assert f" {SOUND_QUERIES[query]}.wav " in first[query]
