@@ -191,9 +191,7 @@ def search(
 
     `-` reads a query per line of standard input, or the content of one file.
     """
-    options: dict[str, Any] = {"top_k": top, "collection": collection, "include": ["metadata", "confidence"]}
-    if fdr is not None:
-        options["fdr"] = fdr
+    options: dict[str, Any] = {"top_k": top, "collection": collection}
     if modalities:
         options["modalities"] = list(modalities)
     if filter_json is not None:
@@ -202,9 +200,14 @@ def search(
     draw = terminal.shows_pictures() if pictures is None else pictures
     with server(context) as space:
         if then:
+            if fdr is not None:
+                raise click.UsageError("--fdr judges a query alone, not what comes after it (--then)")
             steps = [step for _, step in (*parsed_queries, *read_inputs(then, as_text))]
             _show_followed(space.follow(steps, **options), as_json)
             return
+        options["include"] = ["metadata", "confidence"]
+        if fdr is not None:
+            options["fdr"] = fdr
         for first in range(0, len(parsed_queries), _QUERIES_AT_ONCE):
             batch = parsed_queries[first : first + _QUERIES_AT_ONCE]
             for (name, _), hits in zip(batch, _found(space, [q for _, q in batch], options), strict=True):
@@ -336,7 +339,7 @@ def _show_followed(followed: Sequence["Followed"], as_json: bool) -> None:
         return
     rows = [
         (
-            f"{one.score:.2f}",
+            f"{one.score:.3f}",
             one.modality,
             one.id,
             "  ".join(f"{step.start:.0f} s" if step else "–" for step in one.steps),

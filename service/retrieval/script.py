@@ -19,7 +19,7 @@ class Match:
 
     id: str
     score: float
-    """Mean over the steps, in standard deviations above the moments of all items that are compared."""
+    """Mean over the steps of how far their moments' similarities are above those of all moments that are compared."""
     steps: Sequence[tuple[Moment, float] | None]
     """The moment of each step with its cosine similarity; None for a step that no moment was taken for."""
 
@@ -35,8 +35,8 @@ class Followed:
 def follow(steps: Vectors, moments: Mapping[str, Sequence[Moment]], count: int) -> list[Match]:
     """Return the `count` items that follow the steps (S, D) best, best first, from their moments by item id.
 
-    Similarities of pictures and of sounds to a text lie on scales of their own, so that each is standardised among
-    the moments of its kind. A step without a moment counts as an average one.
+    Similarities of pictures and of sounds to a text lie at levels of their own, so that each counts by how far it is
+    above the mean of its kind. A step without a moment counts as an average one.
     """
     flat = [moment for of in moments.values() for moment in of]
     if not flat:
@@ -47,7 +47,7 @@ def follow(steps: Vectors, moments: Mapping[str, Sequence[Moment]], count: int) 
     for modality in set(modalities):
         columns = modalities == modality
         part = similarities[:, columns]
-        gains[:, columns] = (part - part.mean(1, keepdims=True)) / np.maximum(part.std(1, keepdims=True), 1e-6)
+        gains[:, columns] = part - part.mean(1, keepdims=True)
     matches = []
     first = 0
     for id, of in moments.items():

@@ -319,8 +319,8 @@ class ScriptStep(ResultMoment):
 class ScriptResult(BaseModel):
     id: str
     score: float = Field(
-        description="Mean over the steps of how much more similar their moments are than those of other items: in "
-        "standard deviations, 0 for a step without a moment."
+        description="Mean over the steps of how much more similar their moments are than the average moment of their "
+        "kind; 0 for a step without a moment."
     )
     modality: StoredModality
     metadata: dict[str, Any] | None = None
