@@ -16,14 +16,17 @@ from typing import Any, Literal, cast, get_args
 import onnxruntime
 
 from service import __version__
-from service.contract.bundle import Bundle, Modality
+from service.contract.bundle import Bundle, Modality, Tower
 from service.contract.files import read_file
 from service.engine import openvino
-from service.engine.providers import ServedPrecision
+from service.engine.providers import ServedPrecision, accelerators
 from service.settings import Settings
 
 Runtime = Literal["onnxruntime", "openvino"]
 log = logging.getLogger(__name__)
+
+_MOST = 65_536
+"""Largest number in a choice: a profile that says more was not measured."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,14 @@ class Choice:
 
     def __post_init__(self) -> None:
         numbers = (self.threads, self.lanes, self.batch)
-        known = self.runtime in get_args(Runtime) and self.precision in ("fp32", "fp16", "bf16", "int8")
-        if not known or any(type(number) is not int or number < 1 for number in numbers):
+        known = self.runtime in get_args(Runtime) and (self.precision != "bf16" or self.runtime == "openvino")
+        if not known or any(type(number) is not int or not 1 <= number <= _MOST for number in numbers):
             raise ValueError(f"{self} is no choice")
+
+    def check(self, tower: Tower) -> None:
+        """Raises ValueError where the tower has no graph for it."""
+        if ("fp32" if self.precision == "bf16" else self.precision) not in tower.precisions:
+            raise ValueError(f"the tower does not come in {self.precision}")
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,8 @@ def fitting(bundle: Bundle, settings: Settings) -> Mapping[Modality, Choice]:
         path = place(bundle)
         profile = json.loads(read_file(path))
         choices = {cast("Modality", name): Choice(**choice) for name, choice in profile["towers"].items()}
+        for modality, choice in choices.items():
+            choice.check(bundle.manifest.towers[modality])
         other = sorted(name for name, value in machine(bundle).items() if profile["machine"].get(name) != value)
     except FileNotFoundError:
         return {}
@@ -100,6 +110,9 @@ def fitting(bundle: Bundle, settings: Settings) -> Mapping[Modality, Choice]:
         return {}
     if settings.precision != "auto" or settings.threads or settings.device not in ("auto", "cpu"):
         log.info("%s is not used: ISTHMUS_PRECISION, ISTHMUS_THREADS or ISTHMUS_DEVICE is set", path)
+        return {}
+    if accelerators(settings.device, onnxruntime.get_available_providers()) != ("cpu",):
+        log.info("%s is not used, for it is of the CPU and there is CUDA: ISTHMUS_DEVICE=cpu chooses it", path)
         return {}
     if other:
         log.warning("%s is not used, for it has another %s: isthmus tune measures anew", path, ", ".join(other))

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 
 import numpy as np
 
@@ -34,12 +34,13 @@ class Builder:
     def __init__(
         self,
         indexes: Callable[[], Mapping[int, Index]],
-        reader: Callable[[int], SlotReader],
+        reader: Callable[[int, bool], SlotReader],
         keep: Callable[[int, str, IndexSnapshot | None, Keys], None],
         rules: Rules,
     ) -> None:
         """Start the thread. `indexes` returns the present indexes by collection, `reader` a reader of a collection for
-        this thread, and `keep` saves the index of a collection's modality, or forgets it where it is None."""
+        this thread, or for the one that trains, and `keep` saves the index of a collection's modality, or forgets it
+        where it is None."""
         self._indexes, self._reader, self._keep, self._rules = indexes, reader, keep, rules
         self._changed = threading.Condition()
         self._work = True
@@ -117,7 +118,7 @@ class Builder:
                 modality, view, spec, more = planned
                 self.building = (collection, modality)
                 started = time.monotonic()
-                reader = self._reader(collection)
+                reader = self._reader(collection, False)
                 if spec.kind == "flat":
                     rows = np.flatnonzero(view.alive)
                     vectors = _in_blocks(view, rows) if view.built is None else list(_batches(view, rows, reader))
@@ -127,7 +128,7 @@ class Builder:
                 if more and view.built is not None:
                     built, rows = self._extended(view, view.built, reader), np.arange(view.count)
                 else:
-                    built, view, rows = self._built_anew(index, modality, view, spec, reader)
+                    built, view, rows = self._built_anew(collection, index, modality, view, spec)
                 if built is None:
                     return False
                 huge_pages.give(built.index, self._stopped)
@@ -164,25 +165,36 @@ class Builder:
         return kinds.extend(built, _batches(view, np.arange(built.count, view.count), reader), self._stopped)
 
     def _built_anew(
-        self, index: Index, modality: str, view: View, spec: IndexSpec, reader: SlotReader
+        self, collection: int, index: Index, modality: str, view: View, spec: IndexSpec
     ) -> tuple[IndexSnapshot | None, View, Keys]:
         """Build an index of the live rows of a view; return it with the view and the rows that it is of.
 
         Meanwhile the index that is there takes in what is written: the vectors that wait in memory stay few.
         """
         rows = np.flatnonzero(view.alive)
-        sample, batches = _sampler(view, rows, reader), _batches(view, rows, reader)
-        with ThreadPoolExecutor(1, "store-training", os.setpriority, (os.PRIO_PROCESS, 0, _NICE)) as pool:
-            making = pool.submit(kinds.build, spec, index.dimensions, len(rows), sample, batches, self._stopped)
-            while wait([making], _KEEPING_UP_S).not_done:
-                now = index.views()[modality]
-                if now.built is not None and now.count - now.indexed >= self._rules.rest_least(now.indexed):
-                    more = now.head(max(2 * now.indexed, now.indexed + self._rules.step))
-                    if (extended := self._extended(more, now.built, reader)) is None:
-                        break
-                    huge_pages.give(extended.index, self._stopped)
-                    index.switch(modality, more, extended, [], np.arange(more.count))
-            built = making.result()
+        # Two, each with its own connection: from Python 3.12 on, threads that share one get rows of each other.
+        reader, training = self._reader(collection, False), self._reader(collection, True)
+        sample, batches = _sampler(view, rows, training), _batches(view, rows, training)
+        making: Future[IndexSnapshot | None] = Future()
+
+        def make() -> None:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+            try:
+                making.set_result(kinds.build(spec, index.dimensions, len(rows), sample, batches, self._stopped))
+            except BaseException as error:
+                making.set_exception(error)
+
+        # A daemon, unlike the threads of an executor: the process does not wait for it to end.
+        threading.Thread(target=make, name="store-training", daemon=True).start()
+        while wait([making], _KEEPING_UP_S).not_done:
+            now = index.views()[modality]
+            if now.built is not None and now.count - now.indexed >= self._rules.rest_least(now.indexed):
+                more = now.head(max(2 * now.indexed, now.indexed + self._rules.step))
+                if (extended := self._extended(more, now.built, reader)) is None:
+                    break
+                huge_pages.give(extended.index, self._stopped)
+                index.switch(modality, more, extended, [], np.arange(more.count))
+        built = making.result()
         now = index.views()[modality]
         if built is None or now.indexed <= view.count:
             return built, view, rows

@@ -68,7 +68,7 @@ class SqliteStore(Store):
         self._space, self._dimensions = manifest.space, manifest.dimensions
         file = path / schema.FILE
         self._connections: list[sqlite3.Connection] = [schema.connect(file)]
-        """Those of the thread that writes and of the one that builds indexes."""
+        """Those of the threads that write, build indexes and train them."""
         try:
             [writing] = self._connections
             schema.prepare(writing, path, manifest)
@@ -77,8 +77,8 @@ class SqliteStore(Store):
             self._keys = {row.name: row.key for row in rows.collections(writing)}
             """Keys of collections, by name."""
             self._indexes = snapshot.load_indexes(writing, self._snapshot, self._id, self._dimensions)
-            reading = schema.connect(file)
-            self._connections.append(reading)
+            building, training = schema.connect(file), schema.connect(file)
+            self._connections += [building, training]
             self._readers = Readers(file)
         except BaseException:
             self._disconnect()
@@ -89,7 +89,7 @@ class SqliteStore(Store):
         self._readers.refusing = lambda: self._writer.refusing
         self._builder = Builder(
             lambda: self._indexes,
-            lambda collection: SlotReader(reading, collection, self._dimensions),
+            lambda key, trains: SlotReader(training if trains else building, key, self._dimensions),
             self._save_index,
             rules,
         )

@@ -2,6 +2,7 @@ import asyncio
 import json
 import sqlite3
 import threading
+from collections import defaultdict
 from contextlib import closing
 from dataclasses import replace
 
@@ -361,6 +362,7 @@ class TestIndexes:
         vectors = l2_normalise(rng.standard_normal((1_000, 32)))
         training, taken_in, go_on = threading.Event(), threading.Event(), threading.Event()
         build, extend = kinds.build, kinds.extend
+        users = defaultdict(set)
 
         def held(*arguments):
             training.set()
@@ -380,6 +382,8 @@ class TestIndexes:
             assert await store.indexed(300)
             monkeypatch.setattr(kinds, "build", held)
             monkeypatch.setattr(kinds, "extend", extending)
+            for connection in store._connections:
+                connection.set_trace_callback(lambda _, users=users[connection]: users.add(threading.current_thread()))
             await store.delete("default", [f"{n}" for n in range(150)])  # more than the share: it is built anew
             assert await asyncio.to_thread(training.wait, 60)
             await store.upsert(entries(500, 1_000))
@@ -394,6 +398,9 @@ class TestIndexes:
             )
             assert [ids(hits) for hits in found] == [["150"], ["300"], ["998"]]
             assert not (await store.search(VectorSearch("default", vectors[[999]], 1, filter=parse({"n": 999}))))[0]
+            # Python 3.12 gives threads that share a connection rows of each other.
+            assert all(len({thread.name for thread in threads}) == 1 for threads in users.values())
+            assert any(thread.name == "store-training" and thread.daemon for [thread, *_] in map(list, users.values()))
 
         in_store(tmp_path, run, fake_manifest(dimensions=32), rules=SMALL)
 

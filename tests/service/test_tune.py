@@ -17,6 +17,7 @@ from service.engine.handling import handling
 from service.engine.inputs import Text
 from service.engine.opening import open_engine
 from service.engine.profile import Choice, Profile
+from service.engine.providers import CPU, CUDA
 from service.engine.towers import Tower, TowerError
 from service.settings import Settings, SettingsError
 from tests.conftest import serving
@@ -119,6 +120,10 @@ def test_a_server_uses_a_profile_and_says_so(bundle_dir: Path, tmp_path: Path) -
         ({"machine": {"processor": "another", "cores": 1}}, "it has another .*cores.*processor"),
         ({"towers": {"text": OTHER | {"runtime": "abacus"}}}, "abacus"),
         ({"towers": {"text": OTHER | {"threads": 0}}}, "no choice"),
+        ({"towers": {"text": OTHER | {"lanes": 10**6}}}, "no choice"),
+        ({"towers": {"text": OTHER | {"precision": "bf16"}}}, "no choice"),
+        ({"towers": {"text": OTHER | {"precision": "fp16"}}}, "does not come in fp16"),
+        ({"towers": {"smell": OTHER}}, "smell"),
         ({"towers": 7}, "cannot be read"),
     ],
 )
@@ -142,6 +147,18 @@ def test_settings_go_before_a_profile(
     with caplog.at_level(logging.INFO):
         assert open_engine(Settings(**given), bundle).towers["text"].choice is None
     assert "is not used" in caplog.text
+
+
+def test_a_profile_of_the_cpu_keeps_no_tower_from_a_gpu(
+    bundle_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = read_bundle(bundle_dir)
+    chosen(bundle, text=Choice("onnxruntime", "fp32", threads=2, lanes=1, batch=64))
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
+    with caplog.at_level(logging.INFO):
+        assert profile.fitting(bundle, Settings()) == {}
+    assert "ISTHMUS_DEVICE=cpu" in caplog.text
+    assert profile.fitting(bundle, Settings(device="cpu"))["text"].threads == 2
 
 
 @needs_openvino
