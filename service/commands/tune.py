@@ -40,6 +40,8 @@ _MEDIA: tuple[Literal["image", "audio"], ...] = ("image", "audio")
 _MOST_INPUTS, _MEDIA_TIMED = 256, 32
 _MOST_LANES = 16
 _ROUNDS = 3
+_DRAWS = 16
+"""Times that inputs are drawn anew and put into calls."""
 _CLOSE = 0.97
 """Share of the highest rate from which on the quickest answer to a lone input decides."""
 
@@ -204,7 +206,7 @@ def _measure(
     """Measure the rates and times of contenders, which take turns."""
     timed = inputs.prepared[: _MOST_INPUTS if contenders[0][0].modality == "text" else _MEDIA_TIMED]
     calls = {
-        batch: [(how.collate(values), len(values)) for values in _calls(timed, replace(own, limit=batch))]
+        batch: [(how.collate(values), len(values)) for values in _drawn(timed, replace(own, limit=batch))]
         for batch in {each.choice.batch for each, _ in contenders}
     }
     single = how.collate([inputs.prepared[len(inputs.prepared) // 2].value])
@@ -214,6 +216,13 @@ def _measure(
             each.lone.append(_lone_ms(tower, single, seconds / 4))
     for each, _ in contenders:
         say(f"  {_named(each.choice)}: {each.rate:,.1f} a second, {each.lone_ms:.2f} ms alone")
+
+
+def _drawn(inputs: Sequence[Prepared], budget: Budget) -> list[list[Any]]:
+    """Return calls of as many sizes and lengths as a server has: some runtimes prepare each new shape anew."""
+    random = np.random.default_rng(0)
+    draws = [random.choice(len(inputs), random.integers(1, len(inputs) + 1), replace=False) for _ in range(_DRAWS)]
+    return [call for draw in draws for call in _calls([inputs[place] for place in draw], budget)]
 
 
 def _calls(inputs: Sequence[Prepared], budget: Budget) -> list[list[Any]]:
