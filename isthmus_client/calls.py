@@ -38,7 +38,8 @@ class SearchOptions(TypedDict, total=False):
     diversity: Mapping[str, Any]
     fdr: float
     balance: bool
-    include: Sequence[Literal["metadata", "vector", "explain", "preview", "confidence"]]
+    include: Sequence[Literal["metadata", "vector", "explain", "preview", "confidence", "why"]]
+    why_of: Sequence[str]
 
 
 class ScriptOptions(TypedDict, total=False):

@@ -59,6 +59,9 @@ class Found:
     confidence: float | None = None
     """The chance that no item would fit as well by chance, 0 to 1, where `include` asks for it. If it is below 0.7 for
     the best result, there is probably nothing."""
+    why: Mapping[str, Any] | None = field(default=None, repr=False)
+    """What carried the result, where `include` asks for it: `cells` of a picture, `parts` of a sound or a film, `words`
+    of the query."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import { bytesWords, dateOf, factsOf, folderOf, kindName, momentWords, nameOf, s
 import { stopPlaying } from "./player.js";
 import { forget, keepUrl, previewUrl } from "./previews.js";
 import { moveToast } from "./toast.js";
+import { heatMap, whyText } from "./why.js";
 import { zooming } from "./zooming.js";
 
 const LARGEST_BLOB = 200e6; // an original that is fetched as a whole, because a key must go with it
@@ -18,7 +19,7 @@ let current = null; // {items, item, options, zoom, loading, ended}
 const dialog = $("detail");
 
 /**
- * Open `item` among `items`. `options`: {collection, like, compose, fit, remove, further}, where further() is all the items
+ * Open `item` among `items`. `options`: {collection, like, compose, fit, why, remove, further}, where why(item, signal) asks the server and further() is all the items
  * with more of them, or false at the end; `remembered` is false where the address names it already.
  */
 export function openDetail(items, item, options, { remembered = true } = {}) {
@@ -78,6 +79,7 @@ function show(item) {
   current.loading = new AbortController();
   current.item = item;
   current.zoom = null;
+  $("why").replaceChildren();
   forget($("stage"));
   $("detail-name").textContent = nameOf(item);
   dressPlace();
@@ -159,7 +161,7 @@ async function showOriginal(item, collection, signal) {
     await sharp.decode().catch(() => null); // the preview stays where the browser cannot read it
     if (image && sharp.naturalWidth && current.item === item) {
       image.src = source;
-      limit(image, sharp.naturalWidth, sharp.naturalHeight);
+      for (const part of image.parentElement.children) limit(part, sharp.naturalWidth, sharp.naturalHeight);
       current.zoom?.draw();
       describe(item, `${sharp.naturalWidth} × ${sharp.naturalHeight} pixels`);
     }
@@ -214,9 +216,29 @@ function describe(item, pixels) {
   );
 }
 
+async function explain(item, why) {
+  $("why").replaceChildren(el("p", { class: "help" }, "Asking …"));
+  try {
+    const reasons = await why(item, current.loading.signal);
+    if (current.item !== item) return;
+    $("stage-media").querySelector(".heat")?.remove();
+    const image = $("stage-media").querySelector("img.whole");
+    if (reasons?.cells && image) {
+      const heat = heatMap(reasons.cells, image.width, image.height);
+      limit(heat, image.naturalWidth, image.naturalHeight);
+      image.after(heat);
+      current.zoom?.draw();
+    }
+    const film = () => $("stage-media").querySelector("video, audio");
+    $("why").replaceChildren(...whyText(reasons, (seconds) => film() && (film().currentTime = seconds)));
+  } catch (error) {
+    if (error.name !== "AbortError" && current.item === item) $("why").replaceChildren(el("p", { class: "status bad" }, error.message));
+  }
+}
+
 // What can be done with it
 
-function dressActions(item, { collection, like, compose, remove }) {
+function dressActions(item, { collection, like, compose, why, remove }) {
   const name = nameOf(item);
   const close = (then) => () => {
     history.replaceState(null, "", addressOf(null));
@@ -228,6 +250,7 @@ function dressActions(item, { collection, like, compose, remove }) {
     ...[
       like && button("Similar", "like", close(like), { "aria-label": `More like ${name}` }),
       compose && button("Combine", "plus", close(compose), { "aria-label": `Combine with ${name}` }),
+      why && button("Why?", "search", () => explain(item, why), { title: "Show what in it and in the query made it a result" }),
       has && button("Open", "open", () => openOutside(item, collection), { title: item.original ? "Open the original" : "Open the preview" }),
       has && button("Download", "download", () => download(item, collection), { title: item.original ? "Download the original" : "Download the preview: this server does not lend the original" }),
       remove && button("Delete", "bin", () => removeIt(item, remove), { class: "danger" }),

@@ -18,9 +18,9 @@ const FEW = 6;
 
 /**
  * Fills `place`. `more()` is called when the end comes near, and is to add() what follows; `like`, `compose` and `fit`
- * are as for a card.
+ * are as for a card; `why()` is a function of openDetail(), where there is a query.
  */
-export function gallery(place, { collection, more, like, compose, fit, failed }) {
+export function gallery(place, { collection, more, like, compose, fit, why, failed }) {
   const cards = new Map(); // item → its card
   const items = new WeakMap(); // card → its item
   const sentinel = el("div", { class: "sentinel" });
@@ -101,7 +101,7 @@ export function gallery(place, { collection, more, like, compose, fit, failed })
       await more();
       return cards.size + backlog.length > before && inOrder();
     };
-    openDetail(inOrder(), item, { collection: collection(), like, compose, fit, remove, further }, how);
+    openDetail(inOrder(), item, { collection: collection(), like, compose, fit, why: why?.(), remove, further }, how);
   }
 
   /** Hide an item, and delete it if nobody objects. */

@@ -38,11 +38,12 @@ export function searchView(app) {
   let seen = new Set();
   let cursor = null; // of the items that are shown before anything is asked
   let more = async () => false;
+  let why = null; // of an item and a signal: what made it a result
 
   const collection = () => app.collection;
   const asker = asking({ changed: () => run(), keys: () => [...keys].sort(), collection });
   const results = gallery($("results"), {
-    collection, like, compose, fit: fitOf, more: () => more(), failed: (message) => show(found, message, { bad: true }),
+    collection, like, compose, fit: fitOf, why: () => why, more: () => more(), failed: (message) => show(found, message, { bad: true }),
   });
 
   function begin() {
@@ -105,6 +106,11 @@ export function searchView(app) {
     };
     const request = { method: "POST", path: "/search", json, files: query.files };
     command.update(request, asker.made ? SAVE_FIRST : "");
+    why = async (item, own) => {
+      const only = { ...json, top_k: depth, include: ["why"], why_of: [item.id] };
+      const { results: items } = await send({ ...request, json: only }, own);
+      return items.find(({ id }) => id === item.id)?.why;
+    };
     more = async () => {
       if (depth >= MOST) return false;
       const { signal: same } = searching;
@@ -232,6 +238,7 @@ export function searchView(app) {
     };
     const request = { path: "/items", query };
     command.update(request);
+    why = null;
     more = async () => {
       if (!cursor) return false;
       const page = await send({ ...request, query: { ...query, cursor } }, signal).catch(() => null);

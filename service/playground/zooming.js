@@ -3,7 +3,7 @@
 const MOST = 12;
 const STEP = 1.5;
 
-/** Lets `image` be zoomed within `stage`. `swiped(-1 | 1)` is told of a swipe while it is whole. */
+/** Lets `image`, and what lies over it, be zoomed within `stage`. `swiped(-1 | 1)` is told of a swipe while it is whole. */
 export function zooming(stage, image, { swiped, zoomed } = {}) {
   let [scale, x, y] = [1, 0, 0];
   const pointers = new Map();
@@ -15,7 +15,7 @@ export function zooming(stage, image, { swiped, zoomed } = {}) {
     const [wide, high] = [image.clientWidth * scale, image.clientHeight * scale];
     const [roomX, roomY] = [Math.max(0, (wide - width) / 2), Math.max(0, (high - height) / 2)];
     [x, y] = [Math.min(roomX, Math.max(-roomX, x)), Math.min(roomY, Math.max(-roomY, y))];
-    image.style.transform = `translate(${x}px, ${y}px) scale(${scale})`;
+    for (const layer of stage.children) layer.style.transform = `translate(${x}px, ${y}px) scale(${scale})`;
     stage.classList.toggle("zoomed", scale > 1);
   }
 

@@ -28,6 +28,7 @@ from service.retrieval.chance import BackgroundQueries
 from service.retrieval.late_interaction import heat, maxsim, transport
 from service.retrieval.ranking import distinct, diverse, fuse
 from service.retrieval.script import Followed, follow
+from service.retrieval.why import Explainer, WhyRequest
 from service.runtime.fair import FairSemaphore
 from service.runtime.timings import timed
 from service.schemas.search import FUSED, Content, Diversity, Keywords, Query, Rerank
@@ -77,6 +78,7 @@ class Result:
     """Cosine similarity, whatever the score is."""
     confidence: float | None = None
     """The chance that no item would fit as well by chance; None where that was not asked for, or cannot be judged."""
+    why: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class Searcher:
         self._store = store
         self._tokens = tokens
         self._background = BackgroundQueries(embedder)
+        self._explainer = Explainer(embedder, store)
         self._places = FairSemaphore(_AT_ONCE + 1, per_caller=_AT_ONCE)
         self._large = FairSemaphore(_MANY_AT_ONCE + 1, per_caller=_MANY_AT_ONCE)
 
@@ -157,6 +160,7 @@ class Searcher:
         judged: bool = False,
         fdr: float | None = None,
         balance: bool = False,
+        why: WhyRequest | None = None,
         caller: Caller = PROCESS,
         field: str = "queries",
         warn: Callable[[str], None] = lambda _: None,
@@ -168,7 +172,7 @@ class Searcher:
         does not allow) and InputFailed; `field` is what the request calls the queries: "query" where there is only one.
         `judged`: with confidences. `fdr`: only what survives at this false-discovery rate, of queries that are texts.
         `balance`: the `top_k` best of each modality, in the order of what is least likely
-        by chance; it goes with no ordering and no explanation.
+        by chance; it goes with no ordering and no explanation. `why`: with what carried each result.
         """
         scope = _Scope(collection, modalities, filter, effort, caller, field)
         embedded = await self._embedded(queries, scope, warn)
@@ -180,7 +184,7 @@ class Searcher:
                     embedded,
                     top_k,
                     scope,
-                    with_vector=with_vector or judged,
+                    with_vector=with_vector or judged or why is not None,
                     with_shown=with_shown,
                     by_modality=balance,
                 )
@@ -188,16 +192,34 @@ class Searcher:
                     [Result(hit.item, hit.score, hit.moment, shown=hit.shown, similarity=hit.score) for hit in hits]
                     for hits in hits_by_query
                 ]
-                return (
-                    await self._judged(embedded, results, scope, fdr, top_k if balance else None) if judged else results
-                )
+                if judged:
+                    results = await self._judged(embedded, results, scope, fdr, top_k if balance else None)
+            return results if why is None else await self._with_why(embedded, results, scope, why)
         results = await self._ordered(embedded, scope, ordering, top_k, explain)
         if judged:
             results = await self._judged(embedded, results, scope, fdr)
         if with_shown:
             shown = await self._store.shown(collection, list({one.item.id for best in results for one in best}))
             results = [[replace(one, shown=shown.get(one.item.id)) for one in best] for best in results]
-        return results
+        return results if why is None else await self._with_why(embedded, results, scope, why)
+
+    async def _with_why(
+        self, queries: Sequence[_EmbeddedQuery], results: list[list[Result]], scope: _Scope, why: WhyRequest
+    ) -> list[list[Result]]:
+        """Add to the results what in them and in the query made them alike."""
+        answers = []
+        with timed("why"):
+            for query, best in zip(queries, results, strict=True):
+                chosen = [one for one in best if why.ids is None or one.item.id in why.ids]
+                words = await self._explainer.words(parts(query.source), query.parts, scope.caller) if chosen else None
+                reasons = {
+                    one.item.id: await self._explainer.why(
+                        one.item, query.vector, _nearer(query, one.item, one.moment), words, why.original, scope.caller
+                    )
+                    for one in chosen
+                }
+                answers.append([replace(one, why=reasons.get(one.item.id)) for one in best])
+        return answers
 
     async def follow(
         self,

@@ -39,6 +39,8 @@ MAX_RESULTS = 25_600
 """Largest queries × top_k of one request: a response is written at once, and must not hold the event loop."""
 MAX_VECTORS = 2_560
 """The same, where the results carry their vectors."""
+MAX_WHY = 10
+"""Largest number of results of one request that are explained: each embeds some dozens of parts of a medium."""
 MAX_POOL = 1_000
 FUSED = 100
 """Smallest number of results that are fused from each ranking."""
@@ -172,8 +174,12 @@ class SearchOptions(RequestModel, ABC):
         "comes first. `counts` tells how many items of each there are. It goes without correction, threshold, "
         "keywords, deduplicate, rerank, diversity and explain.",
     )
-    include: list[Literal["metadata", "vector", "explain", "preview", "confidence"]] = Field(
+    include: list[Literal["metadata", "vector", "explain", "preview", "confidence", "why"]] = Field(
         default=["metadata"], max_length=8
+    )
+    why_of: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_WHY)] | None = Field(
+        default=None,
+        description="With `why` included: the items it is for, where they are among the results; else all.",
     )
 
     @model_validator(mode="after")
@@ -189,6 +195,11 @@ class SearchOptions(RequestModel, ABC):
         if len(self.asked) * self.top_k * kinds > bound:
             product = "queries × top_k × modalities" if self.balance else "queries × top_k"
             raise ValueError(f"{product} is at most {bound} with these fields to include")
+        explained = self.top_k * kinds if self.why_of is None else len(self.why_of)
+        if "why" in self.include and len(self.asked) * explained > MAX_WHY:
+            raise ValueError(f"why is for at most {MAX_WHY} results of a request: lower top_k, or name them in why_of")
+        if self.why_of is not None and "why" not in self.include:
+            raise ValueError('why_of goes with "why" in include')
         if len(self.asked) * self.pool > MAX_RESULTS:
             raise ValueError(f"queries × pool is at most {MAX_RESULTS}")
         if self.keywords is not None and self.keywords.query is None:
@@ -336,6 +347,33 @@ class ScriptResponse(BaseModel):
     warnings: list[str] | None = None
 
 
+class WhyPart(ResultMoment):
+    """A part of a sound or a film."""
+
+    similarity: float = Field(description="Of the part alone to the query.")
+
+
+class WhyWord(BaseModel):
+    text: str = Field(description="A word of the query; several words where it has more than 24.")
+    contribution: float = Field(description="What the similarity loses without it; below 0 where it gains.")
+
+
+class Why(BaseModel):
+    """What carried a result. A field that there is nothing for is absent."""
+
+    cells: list[list[float]] | None = Field(
+        default=None,
+        description="Of a picture, 6 × 6, row by row from the top left: by how much the cell is more similar to the "
+        "query than the whole picture.",
+    )
+    parts: list[WhyPart] | None = Field(
+        default=None,
+        description="Of a sound of up to 20 s: windows of 3 s, which overlap. Of a film or a longer sound: its stored "
+        "moments, the 200 best, in the order of time.",
+    )
+    words: list[WhyWord] | None = Field(default=None, description="Of the query, in their order.")
+
+
 class SearchResult(BaseModel):
     id: str
     score: float = Field(
@@ -353,6 +391,11 @@ class SearchResult(BaseModel):
     preview: ItemPreview | None = None
     moment: ResultMoment | None = Field(default=None, description="Of a video, or of a sound longer than 10 s.")
     explain: Explanation | None = None
+    why: Why | None = Field(
+        default=None,
+        description="With `why` included; null where nothing is at hand: no preview, no original, no moments, and a "
+        "query without words.",
+    )
 
 
 class SearchAnswer(BaseModel):

@@ -172,6 +172,32 @@ def test_one_item_large(page: Page, tmp_path: Path) -> None:
     expect(detail).to_be_hidden()
 
 
+def test_why_a_result_was_found_is_drawn(page: Page) -> None:
+    search(page, "a cup of coffee")
+    page.get_by_role("button", name="coffee.jpg", exact=True).click()
+    detail = page.get_by_role("dialog")
+    expect(detail.locator(".heat")).to_have_count(0)
+    detail.get_by_role("button", name="Why?").click()
+    heat, image = detail.locator(".heat"), detail.locator(".frame img")
+    expect(heat).to_be_visible()
+    expect(detail.locator("#why mark")).to_have_text(["a", "cup", "of", "coffee"])
+    opacities = heat.evaluate(
+        "map => [...map.getContext('2d').getImageData(0, 0, map.width, map.height).data].filter((_, at) => at % 4 == 3)"
+    )
+    assert min(opacities) < 20 < 120 < max(opacities), "some places are warm, and others are not"
+    page.keyboard.press("+")
+    assert heat.evaluate("map => map.style.transform") == image.evaluate("image => image.style.transform") != ""
+    shoot(page, "desktop-why")
+    page.keyboard.press("ArrowRight")
+    expect(heat).to_have_count(0)
+    expect(detail.locator("#why")).to_be_empty()
+    page.keyboard.press("Escape")
+    search(page, "church bells")
+    page.get_by_role("button", name="church_bell.wav", exact=True).click()
+    detail.get_by_role("button", name="Why?").click()
+    expect(detail.locator(".why-parts button").first).to_be_visible()
+
+
 @pytest.mark.full
 def test_a_sound_large_plays_and_similar_ones_are_found(page: Page) -> None:
     search(page, "church bells")

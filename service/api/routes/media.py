@@ -57,6 +57,14 @@ async def find_original(item: Item, state: State) -> Original | None:
     return await state.media_readers.run(partial(open_original, state.settings.media, item.id, item.metadata))
 
 
+async def read_original(item: Item, state: State) -> bytes | None:
+    """Return the whole file of a picture or a sound, or None where there is none or it is larger than any input."""
+    original = await find_original(item, state)
+    if original is None or original.size > state.settings.max_body_bytes:
+        return None
+    return await state.media_readers.run(partial(original.read, 0, original.size))
+
+
 def _answer(original: Original, id: str, request: Request, state: State) -> Response:
     headers = {"Cache-Control": "private, no-cache", "ETag": f'"{original.tag}"', "Accept-Ranges": "bytes"}
     if request.headers.get("if-none-match") == headers["ETag"]:

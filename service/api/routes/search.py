@@ -2,17 +2,20 @@
 
 import time
 from collections.abc import Collection
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
 from service.api.reading import documented, reader
 from service.api.responses import JSON, previewed
+from service.api.routes.media import read_original
 from service.api.state import CallerDep, State, StateDep
 from service.engine.caller import Caller
 from service.retrieval.chance import nothing
 from service.retrieval.script import Followed
 from service.retrieval.search import Ordering, Result
+from service.retrieval.why import WhyRequest
 from service.runtime.timings import timed
 from service.schemas.search import (
     ScriptRequest,
@@ -119,6 +122,7 @@ async def _answer(body: SearchOptions, field: str, state: State, caller: Caller)
             judged="confidence" in body.include,
             fdr=body.fdr,
             balance=body.balance,
+            why=WhyRequest(partial(read_original, state=state), body.why_of) if "why" in body.include else None,
             caller=caller,
             field=field,
             warn=warnings.append,
@@ -148,4 +152,6 @@ def _result(hit: Result, include: Collection[str]) -> dict[str, Any]:
         result["moment"] = _moment(hit.moment)
     if hit.explanation is not None:
         result["explain"] = hit.explanation
+    if "why" in include:
+        result["why"] = hit.why
     return result

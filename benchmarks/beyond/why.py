@@ -1,0 +1,154 @@
+"""Whether `"include": ["why"]` points at what was planted: an object in a mosaic, a clip among others, a word.
+
+Mosaics of 2 × 2 and 3 × 3 Caltech101 test photographs and rows of ESC-50 clips of fold 5 go through a real server that
+keeps previews. The query names the class of one part, and the peak is to lie in that part. The windows were chosen on
+other data: Caltech101's training photographs and fold 4.
+"""
+
+import argparse
+import csv
+import io
+import math
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import soundfile
+from PIL import Image
+
+from benchmarks.servers import isthmus
+from isthmus_client import Isthmus, NewItem, audio, image
+from training.measure.intervals import interval
+
+_CLIP_S, _RATE = 5, 16_000
+_COUNT = 60
+_LEFT_OUT = {"BACKGROUND_Google", "Faces_easy"}
+"""No object, and the same as another class."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A medium of several parts, one of which the query names."""
+
+    data: bytes
+    query: str
+    named: str
+    place: int
+
+
+def by_class(index: Path, wanted: Mapping[str, str]) -> dict[str, list[str]]:
+    """The files of an index by class, of rows that have these values."""
+    files: dict[str, list[str]] = {}
+    with index.open(encoding="utf-8") as rows:
+        for row in csv.DictReader(rows):
+            if row["class"] not in _LEFT_OUT and all(row[key] == value for key, value in wanted.items()):
+                files.setdefault(row["class"].replace("_", " ").lower(), []).append(row["file"])
+    return files
+
+
+def drawn(files: Mapping[str, list[str]], parts: int, rng: np.random.Generator) -> tuple[list[str], list[str], int]:
+    """So many classes, a file of each, and the place of the one that is named."""
+    classes = [str(name) for name in rng.choice(sorted(files), parts, replace=False)]
+    return classes, [str(rng.choice(files[name])) for name in classes], int(rng.integers(parts))
+
+
+def mosaics(folder: Path, split: str, side: int, count: int, seed: int = 0) -> list[Planted]:
+    """Pictures of side × side photographs of different classes, 240 pixels each."""
+    files, rng, planted = by_class(folder / "index.csv", {"split": split}), np.random.default_rng(seed), []
+    for _ in range(count):
+        classes, chosen, place = drawn(files, side * side, rng)
+        canvas = Image.new("RGB", (240 * side, 240 * side))
+        for at, name in enumerate(chosen):
+            part = Image.open(folder / "images" / name).convert("RGB").resize((240, 240))
+            canvas.paste(part, (at % side * 240, at // side * 240))
+        file = io.BytesIO()
+        canvas.save(file, "JPEG", quality=90)
+        planted.append(Planted(file.getvalue(), f"a photo of a {classes[place]}", classes[place], place))
+    return planted
+
+
+def rows_of_clips(folder: Path, fold: str, parts: int, count: int, seed: int = 0) -> list[Planted]:
+    """Sounds of so many clips of different classes, 5 s each."""
+    files, rng, planted = by_class(folder / "index.csv", {"fold": fold}), np.random.default_rng(seed), []
+    for _ in range(count):
+        classes, chosen, place = drawn(files, parts, rng)
+        clips = [
+            soundfile.read(folder / "audio" / name, dtype="float32", frames=_CLIP_S * _RATE, fill_value=0)[0]
+            for name in chosen
+        ]
+        file = io.BytesIO()
+        soundfile.write(file, np.concatenate(clips), _RATE, format="FLAC")
+        planted.append(Planted(file.getvalue(), f"the sound of a {classes[place]}", classes[place], place))
+    return planted
+
+
+def where(why: Mapping[str, Any], parts: int) -> int:
+    """The part that the peak lies in: of a mosaic's parts row by row, or of clips one after the other."""
+    if "cells" in why:
+        cells, side = np.array(why["cells"]), math.isqrt(parts)
+        row, column = divmod(int(cells.argmax()), len(cells))
+        return row * side // len(cells) * side + column * side // len(cells)
+    best = max(why["parts"], key=lambda part: part["similarity"])
+    middle: float = (best["start"] + best["end"]) / 2
+    return int(middle // _CLIP_S)
+
+
+def embedded(client: Isthmus, address: str, query: str, **options: Any) -> int:
+    """How many inputs a search embeds, by the server's own count of what its cache did not have."""
+
+    def misses() -> float:
+        found = re.search(r'^isthmus_cache_total\{result="miss"\} (\S+)', httpx2.get(f"{address}/metrics").text, re.M)
+        return float(found[1]) if found else 0.0
+
+    before = misses()
+    client.search(query, **options)
+    return int(misses() - before)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    data = options.data / "data"
+    galleries = {
+        "2 x 2": (4, image, mosaics(data / "caltech101", "test", 2, _COUNT)),
+        "3 x 3": (9, image, mosaics(data / "caltech101", "test", 3, _COUNT)),
+        "4 clips": (4, audio, rows_of_clips(data / "esc50", "5", 4, _COUNT)),
+    }
+    figures: dict[str, Any] = {}
+    print(f"{'gallery':10}{'peak in the right part, %':>28}{'chance':>8}{'best word names it, %':>23}")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        isthmus("isthmus", options.bundle, Path(folder, "store"), previews=True) as server,
+        Isthmus(server.address) as client,
+    ):
+        for name, (parts, read, planted) in galleries.items():
+            right, words = [], []
+            for number, one in enumerate(planted):
+                only = {"number": f"{name} {number}"}
+                client.upsert([NewItem(only["number"], read(one.data), only)])
+                [result] = client.search(one.query, top_k=1, filter=only, include=["why"])
+                assert result.why is not None
+                right.append(100.0 * (where(result.why, parts) == one.place))
+                best = max(result.why["words"], key=lambda word: word["contribution"])
+                words.append(100.0 * (best["text"] in one.named.split()))
+            bounds = interval(np.array(right))
+            figures[name] = {
+                "right": round(float(np.mean(right)), 1),
+                "interval": bounds,
+                "words": round(float(np.mean(words)), 1),
+            }
+            print(
+                f"{name:10}{np.mean(right):>12.1f} {bounds!s:>15}{100 / parts:>8.1f}{np.mean(words):>23.1f}",
+                flush=True,
+            )
+        only = {"number": "2 x 2 0"}
+        figures["embedded_without"] = embedded(client, server.address, "something else", top_k=1, filter=only)
+        figures["embedded_with"] = embedded(
+            client, server.address, "something else again", top_k=1, filter=only, include=["why"]
+        )
+    print(f"a search embeds {figures['embedded_without']} input, with why {figures['embedded_with']}")
+    right_parts = all(figures[name]["right"] >= 90 for name in galleries)
+    return {"holds": right_parts and figures["embedded_without"] == 1, "media": _COUNT, **figures}
