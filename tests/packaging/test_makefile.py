@@ -120,7 +120,7 @@ def test_torch_is_asked_for_by_exactly_its_version_and_only_for_training() -> No
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("service", ("cpu", "heif", "mcp", "milvus", "otel", "parquet", "video")),
+        ("service", ("cpu", "heif", "mcp", "milvus", "openvino", "otel", "parquet", "video")),
         ("training", ("cpu", "parquet", "ray", "train")),
         ("examples", ("demo",)),
         ("isthmus_client", ()),
