@@ -236,22 +236,34 @@ def _shard_rows(name: str, source: PairSource, files: Sequence[str]) -> Iterator
 
     Raises PairError where it is more than a few.
     """
+    ends = [file.rpartition("/")[2] for file in files]
+    if (source.exclude or source.split_files) and len(set(ends)) < len(ends):
+        twice = next(end for end in ends if ends.count(end) > 1)
+        raise PairError(f"pairs.{name}: two shards are called {twice}: lists of their samples need them to differ")
     texts = source.text_columns
     said = texts or tuple(filter(None, [source.label]))
     columns = [*said, *([source.split_column] if source.split_column else []), *source.where]
-    total, broken = 0, 0
+    total, broken, damaged = 0, 0, 0
     told: list[str] = []
     for file in files:
         for row in shards.rows(file, source.media, list(dict.fromkeys(columns))):
             total += 1
             if not isinstance(row, str):
-                row |= {column: _plain(row[column], column in texts) for column in columns}
-                if source.skip_empty or any(row[column] for column in said):
-                    yield row
-                    continue
-                row = f"{row[source.media]} has an empty text"
+                medium = row[source.media]
+                try:
+                    row |= {column: _plain(row[column], column in texts) for column in columns}
+                    if source.skip_empty or any(row[column] for column in said):
+                        yield row
+                        continue
+                    row = f"{medium} has an empty text"
+                except TypeError as error:
+                    row = f"{medium}: {error}"
             broken += 1
+            if isinstance(row, shards.Damage):
+                damaged, damage = damaged + 1, row
             told += [row] if len(told) < _TOLD else []
+    if damaged > max(1, BROKEN * len(files)):  # how many samples each has lost cannot be known
+        raise PairError(f"pairs.{name}: {damaged:,} of {len(files):,} shards are damaged, such as: {damage}")
     if broken > max(1, BROKEN * total):
         raise PairError(f"pairs.{name}: {broken:,} of {total:,} samples cannot be used, the first: {told[0]}")
     if broken:
@@ -260,9 +272,15 @@ def _shard_rows(name: str, source: PairSource, files: Sequence[str]) -> Iterator
 
 
 def _plain(value: Any, text: bool) -> str | list[str]:
-    """A value of a shard as a table has it; of a text that is a list, each that is not empty."""
+    """A value of a shard as a table has it; of a text that is a list, each that is not empty. Raises TypeError."""
     if isinstance(value, list) and text:
-        return [str(one).strip() for one in value if one is not None and str(one).strip()]
+        return [one for one in map(_said, value) if one]
+    return _said(value)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict | list | bytes):  # its Python spelling would become a caption
+        raise TypeError(f"{str(value)[:40]!r} is no text but a {type(value).__name__}")
     return "" if value is None else str(value).strip()
 
 

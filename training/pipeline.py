@@ -64,10 +64,13 @@ def encoders(recipe: Recipe, cache: Path | None = None) -> Encoders:
     }
 
 
-def features(recipe: Recipe, frozen: Encoders, read: AllPairs, cache: Path) -> dict[str, dict[Split, Prepared]]:
+def features(
+    recipe: Recipe, frozen: Encoders, read: AllPairs, cache: Path, share: bool = False
+) -> dict[str, dict[Split, Prepared]]:
     """Frozen features of every medium and text, from the cache as far as they are there.
 
     Media that cannot be read are counted, named and left out; where they are more than a few, FeatureError is raised.
+    Of a process's share they are left out alone: many of a share can be few of the whole.
     """
     tokens = recipe.projector.needs_tokens
     result: dict[str, dict[Split, Prepared]] = {}
@@ -88,7 +91,8 @@ def features(recipe: Recipe, frozen: Encoders, read: AllPairs, cache: Path) -> d
                 broken=broken,
             )
             if broken:
-                _tell_broken(what, broken, len(part.media), cache)
+                if not share:
+                    _tell_broken(what, broken, len(part.media), cache)
                 part = subset(part, np.array([place not in broken for place in range(len(part.media))]))
                 media = cached_features(encoder, part.media, cache, tokens=tokens and not online)
             if split == "train" and views and len(part.media):
@@ -104,7 +108,7 @@ def prepare(recipe: Recipe, cache: Path) -> Inputs:
     with ranks.first():
         read, frozen = pairs(recipe, cache), encoders(recipe, cache)
     if ranks.count > 1:
-        features(recipe, frozen, share_of(read, ranks), cache)
+        features(recipe, frozen, share_of(read, ranks), cache, share=True)
         ranks.collect(None)  # until all have
     with ranks.first():
         return frozen, read, features(recipe, frozen, read, cache)

@@ -2,11 +2,15 @@
 
 import io
 import json
+import os
 import re
 import sys
 import tarfile
 from collections.abc import Mapping, Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import datasets
@@ -19,8 +23,10 @@ from pyarrow import parquet
 from tests.training.conftest import MakeRecipe
 from tests.training.test_features import encoded
 from training import __main__ as command
+from training import pipeline
 from training.data import shards
 from training.data.shards import Member
+from training.distributed import Ranks
 from training.encoders import load_encoder
 from training.features import cached_features
 from training.pairs import PairError, read_pairs
@@ -195,6 +201,116 @@ def test_class_labels_of_datasets_and_names_of_files(make_recipe: MakeRecipe, tm
     values = {"modality": "image", "table": str(tmp_path / "0.parquet"), "folder": "pictures", "label": "kind"}
     train = read_pairs(make_recipe(pairs={"labelled": values}), "labelled")["train"]
     assert train.classes == ["red", "dull"] and train.media == [tiny_root / "pictures" / file for file in rows["file"]]
+
+
+def captioned(path: Path, **columns: list[Any]) -> dict[str, Any]:
+    parquet.write_table(pa.table(columns), path, row_group_size=4)
+    return {"modality": "image", "table": str(path), "media": "picture", "text": "text"}
+
+
+def test_an_empty_shard_has_no_rows(tmp_path: Path) -> None:
+    for groups in ([], [pa.table({"picture": pa.array([], pa.binary()), "text": pa.array([], pa.string())})]):
+        schema = pa.schema({"picture": pa.binary(), "text": pa.string()})
+        with parquet.ParquetWriter(tmp_path / "0.parquet", schema) as writer:
+            for group in groups:
+                writer.write_table(group)
+        assert list(shards.rows(str(tmp_path / "0.parquet"), "picture", ["text"])) == []
+
+
+@pytest.mark.parametrize("text", [{"raw": "a dog"}, b"a dog", [["a dog"]]])
+def test_what_is_no_text_does_not_become_a_caption(make_recipe: MakeRecipe, tmp_path: Path, text: Any) -> None:
+    values = captioned(tmp_path / "0.parquet", picture=[b"1", b"2"], text=[text, text])
+    with pytest.raises(PairError, match=r"2 of 2 samples cannot be used, the first: .*is no text but a"):
+        read_pairs(make_recipe(pairs={"sharded": values}), "sharded")
+
+
+def test_a_row_without_a_name_or_a_label_fails_alone(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    features = datasets.Features({"file": datasets.Value("string"), "kind": datasets.ClassLabel(names=["dull", "red"])})
+    rows = {"file": [None, *(f"{n}.png" for n in range(16))], "kind": [1] * 16 + [-1]}
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "0.parquet")
+    values = {"modality": "image", "table": str(tmp_path / "0.parquet"), "folder": "pictures", "label": "kind"}
+    with pytest.raises(PairError, match=r"2 of 17 samples cannot be used, the first: .*0.parquet/0 has no file"):
+        read_pairs(make_recipe(pairs={"labelled": values}), "labelled")
+    train = read_pairs(make_recipe(pairs={"labelled": values | {"skip_empty": True}}), "labelled")["train"]
+    assert train.classes == ["red"] and len(train.media) == 15
+
+
+def test_a_damaged_page_costs_its_own_row_group(tmp_path: Path) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / "0.parquet"
+    contents = [rng.bytes(5000) for _ in range(40)]
+    captioned(path, picture=contents, text=["a"] * 40)
+    middle = path.stat().st_size // 2
+    with path.open("r+b") as stream:
+        stream.seek(middle)
+        stream.write(b"\xff" * 10_000)
+    good, reasons = [], []
+    for place, medium in enumerate(row["picture"] for row in shards.rows(str(path), "picture", []) if row):
+        try:
+            good += [place] if medium.read_bytes() == contents[place] else []
+        except OSError as error:
+            reasons.append(str(error))
+    assert reasons and not any("fewer rows" in reason for reason in reasons)
+    assert {*range(12), *range(28, 40)} <= {*good} and len(good) < 40
+
+
+def test_too_many_damaged_shards_are_another_set(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    for number in range(4):
+        write_tar(tmp_path / f"{number}.tar", [sample(b"", ["a dog"])] * 40)
+    values = {"modality": "image", "table": str(tmp_path / "*.tar"), "media": "png", "text": "captions"}
+    for number in (1, 3):
+        (tmp_path / f"{number}.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(PairError, match=r"2 of 4 shards are damaged, such as: .*3.tar is damaged"):
+        read_pairs(make_recipe(pairs={"sharded": values}), "sharded")
+
+
+def test_lists_of_samples_need_shards_of_different_names(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write(tmp_path / folder, "parquet", pictures(make_recipe())[:12])
+    (tmp_path / "doubtful.csv").write_text("file\n0.parquet/3\n")
+    values = {"modality": "image", "table": str(tmp_path / "*" / "*.parquet"), "media": "picture", "text": "captions"}
+    assert len(read_pairs(make_recipe(pairs={"sharded": values}), "sharded")["train"].media) == 24
+    values |= {"exclude": str(tmp_path / "doubtful.csv")}
+    with pytest.raises(PairError, match=r"two shards are called 0.parquet"):
+        read_pairs(make_recipe(pairs={"sharded": values}), "sharded")
+
+
+def test_a_root_is_a_folder_and_no_pattern(tmp_path: Path) -> None:
+    root = tmp_path / "photos [2024]*"
+    (root / "saved").mkdir(parents=True)
+    for name in ("a[1].csv", "0.tar", "1.tar", "saved/0.arrow"):
+        (root / name).touch()
+    for pattern, names in (("a[1].csv", ["a[1].csv"]), ("[0-9].tar", ["0.tar", "1.tar"]), ("saved", ["saved/0.arrow"])):
+        assert shards.files(pattern, root) == [str(root / name) for name in names]
+
+
+def test_a_shard_that_changes_on_a_web_server_has_another_stamp(tmp_path: Path) -> None:
+    path = tmp_path / "0.parquet"
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        stamps = []
+        try:
+            for content in (b"a", b"a", b"bc"):
+                path.write_bytes(content)
+                os.utime(path, (1e9 + len(content),) * 2)
+                system, address = shards._opened(f"http://127.0.0.1:{server.server_port}/0.parquet")
+                stamps.append(shards._stamp(system, address))
+        finally:
+            server.shutdown()
+            thread.join()
+    assert stamps[0] == stamps[1] != stamps[2]
+
+
+def test_many_broken_media_of_a_share_are_few_of_the_whole(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    rows = pictures(make_recipe()) * 4
+    rows[:4] = [(b"broken %d" % number, captions) for number, (_, captions) in enumerate(rows[:4])]
+    recipe = make_recipe(pairs={"sharded": write(tmp_path / "shards", "parquet", rows)})
+    frozen = {"image": load_encoder(recipe, "image"), "text": load_encoder(recipe, "text")}
+    read = {"sharded": read_pairs(recipe, "sharded")}
+    share = pipeline.features(recipe, frozen, pipeline.share_of(read, Ranks(0, 8)), tmp_path / "cache", share=True)
+    assert len(share["sharded"]["train"].media) == 4
+    assert len(pipeline.features(recipe, frozen, read, tmp_path / "cache")["sharded"]["train"].media) == 60
 
 
 def test_memory_stays_bounded(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ A shard is read as a stream and never whole in memory: once for its texts, past 
 their order. Shards lie in folders or at addresses that fsspec opens, such as hf://datasets/USER/NAME/data/*.parquet.
 """
 
+import glob
+import hashlib
 import json
 import tarfile
 from collections import deque
@@ -30,6 +32,10 @@ _BUFFER_BYTES = 2**20
 
 class ShardError(TrainingError):
     """A shard cannot be read: the message names it and what is wrong."""
+
+
+class Damage(str):
+    """In place of a row: a shard, or the rest of one, cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +96,11 @@ def files(pattern: str, root: Path) -> list[str]:
     remote = "://" in pattern
     system, path = fsspec.core.url_to_fs(pattern if remote else str(root / pattern))
     if not remote and Path(path).is_dir():
-        path += "/*.arrow"
-    if not any(character in path for character in "*?["):
+        path = f"{glob.escape(path)}/*.arrow"
+    elif not glob.has_magic(pattern) or (not remote and Path(path).is_file()):
         return [pattern if remote else path]
+    elif not remote and not Path(pattern).is_absolute():
+        path = f"{glob.escape(str(root.absolute()))}/{pattern}"  # the root is a folder, not a pattern
     return [system.unstrip_protocol(one) if remote else one for one in sorted(system.glob(path))]
 
 
@@ -100,7 +108,8 @@ def rows(shard: str, media: str, columns: Sequence[str]) -> Iterator[dict[str, A
     """The rows of a shard: `media` is a Member, or a name in a table of names; other columns are as they are.
 
     In a tar `media` is extensions such as `jpg;png`, and a column another extension or a key of the sample's .json.
-    What cannot be read is a text that says so in place of a row. Raises ShardError where nothing can.
+    What cannot be read is a text that says so in place of a row, a Damage where it ends the shard. Raises ShardError
+    where nothing can.
     """
     if shard.endswith(".tar"):
         yield from _samples(shard, media, columns)
@@ -128,8 +137,9 @@ def samples(tar: tarfile.TarFile, take: Callable[[str, tarfile.TarInfo], T]) -> 
 
 def _samples(shard: str, media: str, columns: Sequence[str]) -> Iterator[dict[str, Any] | str]:
     system, path = _opened(shard)
-    stamp, extensions, key = system.ukey(path), media.lower().split(";"), ""
+    extensions, key = media.lower().split(";"), ""
     try:
+        stamp = _stamp(system, path)
         with system.open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
 
             def take(extension: str, member: tarfile.TarInfo) -> bytes | tuple[int, int]:
@@ -142,7 +152,7 @@ def _samples(shard: str, media: str, columns: Sequence[str]) -> Iterator[dict[st
             for key, parts in samples(tar, take):
                 yield _row(shard, stamp, key, media, columns, parts)
     except (tarfile.TarError, EOFError, OSError) as error:
-        yield f"{shard} is damaged{f' after {key}' if key else ''}: {error}"
+        yield Damage(f"{shard} is damaged{f' after {key}' if key else ''}: {error}")
 
 
 def _row(
@@ -165,8 +175,8 @@ def _row(
 
 def _records(shard: str, media: str, columns: Sequence[str]) -> Iterator[dict[str, Any] | str]:
     system, path = _opened(shard)
-    stamp = system.ukey(path)
     try:
+        stamp = _stamp(system, path)
         table = _Table(shard)
         if absent := [name for name in (media, *columns) if name not in table.schema.names]:
             raise ShardError(f"{shard} has no column {absent[0]}; it has {', '.join(table.schema.names)}")
@@ -174,16 +184,18 @@ def _records(shard: str, media: str, columns: Sequence[str]) -> Iterator[dict[st
         labels = table.labels()
         for start, batch in table.batches([*([media] if named else []), *columns], 0, _ROWS):
             for number, values in enumerate(batch.to_pylist(), start):
-                values |= {
-                    name: names[values[name]]
+                values |= {  # `datasets` writes -1 where there is no label
+                    name: names[values[name]] if 0 <= values[name] < len(names) else None
                     for name, names in labels.items()
-                    if isinstance(values.get(name), int) and 0 <= values[name] < len(names)
+                    if isinstance(values.get(name), int)
                 }
-                yield values if named else values | {media: Member(shard, stamp, str(number), number, 0, media)}
+                if not named:
+                    values |= {media: Member(shard, stamp, str(number), number, 0, media)}
+                yield values if values[media] else f"{shard}/{number} has no {media}"
     except ShardError:
         raise
     except (ValueError, OSError) as error:  # pyarrow's own are both
-        yield f"{shard} is damaged: {error}"
+        yield Damage(f"{shard} is damaged: {error}")
 
 
 def _opened(shard: str) -> tuple[Any, str]:
@@ -196,6 +208,16 @@ def _opened(shard: str) -> tuple[Any, str]:
     if not there:
         raise ShardError(f"{shard} is not there")
     return system, path
+
+
+def _stamp(system: Any, path: str) -> str:
+    """A hash of what the host says of a shard: size, and times or a hash of its own.
+
+    fsspec's own of a web server knows the address alone.
+    """
+    info = system.info(path)
+    stated = [info.get(name) for name in ("size", "ETag", "Last-Modified", "Content-MD5", "Digest")]
+    return hashlib.sha256(f"{system.ukey(path)}:{stated}".encode()).hexdigest()
 
 
 class _Table:
@@ -234,11 +256,10 @@ class _Table:
                 yield row, batch
                 row += len(batch)
             return
-        first, start = 0, 0
-        while start + (rows := self._file.metadata.row_group(first).num_rows) <= row:
+        first, start, count = 0, 0, self._file.num_row_groups
+        while first < count and start + (rows := self._file.metadata.row_group(first).num_rows) <= row:
             first, start = first + 1, start + rows
-        groups = range(first, self._file.num_row_groups)
-        for batch in self._file.iter_batches(size, row_groups=list(groups), columns=columns):
+        for batch in self._file.iter_batches(size, row_groups=list(range(first, count)), columns=columns):
             if start + len(batch) > row:
                 yield start, batch
             start += len(batch)
@@ -262,8 +283,13 @@ def _column(shard: str, stamp: str, column: str) -> Callable[[int], bytes]:
                     recent.clear()
                     coming = table.batches([column], row, _MEDIA)
                 while (found := held(row)) is None:
-                    if (batch := next(coming, None)) is None:
-                        raise ValueError("it has fewer rows now")
+                    try:
+                        batch = next(coming)
+                    except StopIteration:
+                        raise ValueError("it has fewer rows now") from None
+                    except Exception:
+                        recent.clear()  # so that the next row is looked for anew: this iterator has ended
+                        raise
                     recent.append(batch)
                     while len(recent) > 2 and sum(one.nbytes for _, one in recent) > _RECENT_BYTES:
                         recent.popleft()
