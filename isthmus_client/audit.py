@@ -8,6 +8,7 @@ import base64
 import math
 import random
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ _LENGTHS_WORDS = (16, 32, 64, 128, 256, 512, 1_024, 2_048)
 _MANY, _LONGEST_WORDS = 2_049, 40_000
 _CLIENTS = 16
 _NEAREST, _HUB_SHARE = 10, 0.6
+_TRIES, _LONGEST_WAIT_S = 5, 60.0
 _PAIRS = (
     ("fishing net", "The old fisherman sat in the harbour all morning and repaired the fishing net by hand."),
     ("wedding cake", "For the wedding the baker made a cake of five layers, which took her two whole days."),
@@ -63,7 +65,7 @@ class Answer:
     vectors: list[Vector] = field(default_factory=list)
     tokens: int | None = None
     said: frozenset[str] = frozenset()
-    """The fields of the answer beside OpenAI's, and what the objects of `data` have beside them."""
+    """The fields of the answer beside OpenAI's that say something, and those of the objects of `data`."""
     wrong: str | None = None
     """What is wrong with an answer of status 200; None where it has OpenAI's shape."""
 
@@ -80,10 +82,17 @@ class Api:
 
     def ask(self, inputs: Any, **others: Any) -> Answer:
         body = {"model": self.model, "input": inputs} | others
-        try:
-            response = self._client.post(self._route, json=body)
-        except (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):
-            response = self._client.post(self._route, json=body)  # the connection was kept too long, or after an error
+        for number in range(_TRIES):
+            try:
+                response = self._client.post(self._route, json=body)
+            except (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):
+                response = self._client.post(self._route, json=body)  # it was kept too long, or after an error
+            if response.status_code != 429:
+                break
+            if number < _TRIES - 1:
+                time.sleep(min(_wait_s(response.headers.get("retry-after"), 2.0**number), _LONGEST_WAIT_S))
+        else:
+            raise Limited(f"not checked: status 429 after {_TRIES} tries, as the server asks for a slower pace")
         if response.status_code != 200:
             return Answer(response.status_code)
         try:
@@ -107,12 +116,27 @@ class Unanswered(Exception):
     """A request that every check needs was not answered rightly."""
 
 
+class Limited(Exception):
+    """A server takes fewer requests than a check needs: this is no fault."""
+
+
+def _wait_s(retry_after: str | None, otherwise: float) -> float:
+    """Seconds that a Retry-After header asks to wait; it can also be a date, which is not read."""
+    try:
+        return max(0.0, float(retry_after or otherwise))
+    except ValueError:
+        return otherwise
+
+
+_FIELDS = {"object", "data", "model", "usage", "id", "created", "index", "embedding"}
+
+
 def _read(body: dict[str, Any], base64_asked: bool) -> Answer:
-    vectors, said = [], set(body) - {"object", "data", "model", "usage", "id", "created"}
+    vectors, said = [], {name for name, value in body.items() if value} - _FIELDS
     for place, one in enumerate(body["data"]):
         if one.get("index", place) != place:
             raise ValueError(f"index {one['index']} at place {place}")
-        said |= set(one) - {"object", "index", "embedding"}
+        said |= {name for name, value in one.items() if value} - _FIELDS
         vector = one["embedding"]
         if isinstance(vector, str):
             raw = base64.b64decode(vector, validate=True)
@@ -174,7 +198,8 @@ def batch(api: Api) -> Iterator[Finding]:
 
 def truncation(api: Api) -> Iterator[Finding]:
     """A change at the end of a text must change its vector, or the answer must say that the end was not read."""
-    few = api.ask("a dog").tokens
+    short = api.ask("a dog")
+    few = short.tokens
     for words in _LENGTHS_WORDS:
         head = _words(words, words)
         one, other = (api.ask(f"{head} {_words(24, seed)}") for seed in (1, 2))
@@ -187,8 +212,8 @@ def truncation(api: Api) -> Iterator[Finding]:
         if cosine(one.vectors[0], other.vectors[0]) > 1 - 1e-9:
             longer = api.ask(f"{head} {_words(24 + words, 1)}")
             stays = None not in (few, one.tokens) and few != one.tokens == longer.tokens
-            if one.said or stays:
-                how = ", ".join(sorted(one.said)) or f"usage, which stays at {one.tokens} tokens"
+            if one.said - short.said or stays:  # what every answer says tells of no text
+                how = ", ".join(sorted(one.said - short.said)) or f"usage, which stays at {one.tokens} tokens"
                 yield Finding("truncation", "note", f"only the first {words} words or fewer are read; told by {how}")
             else:
                 yield Finding("truncation", "fault", f"words after the first {words} are not read, and nothing says so")
@@ -231,7 +256,8 @@ def duplicates(api: Api) -> Iterator[Finding]:
     else:
         yield Finding("duplicates", "ok", "one vector for each input, also for equal ones")
     answers = [api.ask([text]) for text in _OTHER_SCRIPTS]
-    read = [answer.vectors[0] for answer in answers if answer.ok and answer.vectors and not answer.said]
+    usual = api.ask([first]).said
+    read = [answer.vectors[0] for answer in answers if answer.ok and answer.vectors and not answer.said - usual]
     same = [sum(cosine(vector, other) > SAME for other in read) - 1 for vector in read]
     if any(same):
         detail = f"{sum(map(bool, same))} of {len(_OTHER_SCRIPTS)} texts of other scripts have a vector in common"
@@ -280,9 +306,15 @@ def limits(api: Api) -> Iterator[Finding]:
         ("an input that is an object", [{"planet": 3}], None),
     )
     wrong, refused = [], []
-    for what, given, count in cases:
+    for place, (what, given, count) in enumerate(cases):
         try:
             answer = api.ask(given)
+        except Limited:
+            if place > 1:
+                raise
+            # Too much at once can be over a limit of tokens.
+            refused.append(f"{what} (429)")
+            continue
         except httpx2.HTTPError as error:
             wrong.append(f"{what} gets no answer ({type(error).__name__})")
             continue
@@ -341,6 +373,8 @@ def audit(api: Api) -> Iterator[Finding]:
     for check in CHECKS:
         try:
             yield from check(api)
+        except Limited as error:
+            yield Finding(check.__name__, "note", str(error))
         except Unanswered as error:
             yield Finding(check.__name__, "fault", str(error))
         except httpx2.HTTPError as error:
@@ -348,21 +382,33 @@ def audit(api: Api) -> Iterator[Finding]:
 
 
 def connect(client: httpx2.Client, url: str, model: str | None) -> Api:
-    """The API at an address: with or without /v1, or its route. Raises httpx2.HTTPError, ValueError."""
+    """The API at an address: with or without /v1, or its route. Raises httpx2.HTTPError, ValueError, Limited."""
     base = url.rstrip("/").removesuffix("/embeddings")
     bases = [base] if base.endswith("/v1") or url.rstrip("/") != base else [f"{base}/v1", base]
+    refused = False
     for place in bases:
         name = model
         if name is None:
             listed = client.get(f"{place}/models")
-            if listed.status_code != 200 or not (models := listed.json().get("data")):
+            refused = refused or listed.status_code in (401, 403)
+            if listed.status_code != 200 or (name := _first(listed)) is None:
                 continue
-            name = models[0]["id"]
         answer = Api(client, f"{place}/embeddings", name).ask("a dog")
-        if answer.status in (401, 403):
-            raise ValueError(f"status {answer.status}: name the variable that holds the key by --key-env")
+        refused = refused or answer.status in (401, 403)
         if answer.ok:
             return Api(client, f"{place}/embeddings", name)
-        if answer.status != 404:
-            raise ValueError(f"a request with one text to {place}/embeddings got {_told(answer)}")
+        if answer.status not in (401, 403, 404):
+            which = "" if model else f" for {name}, the first model that it lists: name another by --model"
+            raise ValueError(f"a request with one text got {_told(answer)}{which}")
+    if refused:
+        raise ValueError("the key is refused, or there is none: name the variable that holds it by --key-env")
     raise ValueError("there is no embeddings route, or the model is unknown: name it by --model")
+
+
+def _first(listed: httpx2.Response) -> str | None:
+    """The first model of an answer of /models, which some servers give as a bare list."""
+    try:
+        body = listed.json()
+        return str((body["data"] if isinstance(body, dict) else body)[0]["id"])
+    except (ValueError, LookupError, TypeError):
+        return None

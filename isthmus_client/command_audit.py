@@ -26,28 +26,33 @@ def audit_api(
     """
     import httpx2
 
-    from isthmus_client.audit import audit, connect
+    from isthmus_client.audit import Limited, audit, connect
 
-    key = os.environ.get(key_env, "") if key_env else None
+    key = os.environ.get(key_env, "").strip() if key_env else None
     if key == "":
         raise click.UsageError(f"--key-env {key_env}: there is no such variable, or it is empty")
+    if key and not (key.isascii() and key.isprintable()):  # httpx's own error would show it
+        raise click.UsageError(f"--key-env {key_env}: a key has no control characters and none beyond ASCII")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     findings = []
     with httpx2.Client(headers=headers, timeout=timeout_s, follow_redirects=False) as client:
         try:
             api = connect(client, url, model)
-        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-            raise Failure(f"{url}: {error}", "name the API as in http://127.0.0.1:8000/v1") from None
+        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, Limited) as error:
+            shown = url.partition("?")[0].rpartition("@")[2]  # without a password or a key
+            raise Failure(f"{shown}: {error}", "name the API as in http://127.0.0.1:8000/v1") from None
         for finding in audit(api):
             findings.append(finding)
             if not as_json:
                 state = click.style(f"{finding.state:7}", fg=_COLOURS[finding.state])
                 click.echo(f"{state}{finding.check:15}{finding.detail}")
+    unchecked = sum(finding.detail.startswith("not checked") for finding in findings)
     faults = [finding.check for finding in findings if finding.state == "fault"]
     if as_json:
         rows = [{"check": one.check, "state": one.state, "detail": one.detail} for one in findings]
         click.echo(json.dumps({"model": api.model, "faults": faults, "checks": rows}, ensure_ascii=False))
     else:
-        click.echo(f"{len(faults)} at fault: {', '.join(faults)}" if faults else "no fault")
+        told = f"{len(faults)} at fault: {', '.join(faults)}" if faults else "no fault"
+        click.echo(told + (f"; {unchecked} not checked" if unchecked else ""))
     if faults:
         context.exit(1)

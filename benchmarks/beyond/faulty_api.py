@@ -112,7 +112,7 @@ def _vectors(texts: Sequence[str], fault: str | None) -> NDArray[np.float64]:
     return vectors
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # headers and body in one piece: apart, each answer would take 40 ms more
     fault: str | None
@@ -140,9 +140,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(fault: str | None) -> Iterator[str]:
+def serving(fault: str | None, base: type[Handler] = Handler) -> Iterator[str]:
     """Serve with one of FAULTS, or none, on a free loopback port; yields the address."""
-    handler = type("Handler", (_Handler,), {"fault": fault})
+    handler = type("Handler", (base,), {"fault": fault})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
