@@ -24,7 +24,10 @@ _GONE = "the store's files were deleted or replaced: it takes no writes until th
 BEHIND = "the store's index is behind its rows: restart the server, then check what was stored"
 
 _LONGEST_LOG = 2**28
-"""Bytes of the write-ahead log from which on a write waits until no search reads it, so that it begins anew."""
+"""Bytes of the write-ahead log from which on a write waits until no search reads it, so that it begins anew. Where a
+backup reads it for longer, the next wait is at twice its size."""
+_EMPTYING_MS = 2_000
+"""Milliseconds of such a wait at most."""
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -102,6 +105,7 @@ class Writer:
         self._failed = self._gone = False
         self._refusing = False
         self._written = time.monotonic()
+        self._longest_log = _LONGEST_LOG
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -236,9 +240,10 @@ class Writer:
                 job.answer.set_exception(NotReady(_NOT_WRITTEN))
             else:
                 job.answer.set_exception(failure)
-        if self._files.log_bytes() > _LONGEST_LOG:
+        if self._files.log_bytes() > self._longest_log:
             # SQLite begins it anew at a moment without readers, of which there may be none while searches overlap.
             self._empty_log("TRUNCATE")
+            self._longest_log = max(_LONGEST_LOG, 2 * self._files.log_bytes())
 
     def _lost_files(self) -> bool:
         """Return whether the files on disk are not those that are open, once for all."""
@@ -251,7 +256,10 @@ class Writer:
 
     def _empty_log(self, how: str) -> None:
         try:
+            [waits_ms] = self._connection.execute("PRAGMA busy_timeout").fetchone()
+            self._connection.execute(f"PRAGMA busy_timeout = {min(waits_ms, _EMPTYING_MS)}")
             self._connection.execute(f"PRAGMA wal_checkpoint({how})")
+            self._connection.execute(f"PRAGMA busy_timeout = {waits_ms}")
         except sqlite3.Error:
             _log.exception("the write-ahead log cannot be copied into the database")
 

@@ -3,7 +3,8 @@
 import asyncio
 import resource
 import shutil
-from contextlib import contextmanager
+import sqlite3
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -120,5 +121,29 @@ def test_the_log_stays_short_though_it_is_always_read(tmp_path, monkeypatch):
         await asyncio.gather(*searching)
         await store.close()
         assert longest < 2**22
+
+    asyncio.run(run())
+
+
+def test_writes_wait_for_a_backup_once_and_not_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "_LONGEST_LOG", 2**17)
+    monkeypatch.setattr(writer, "_EMPTYING_MS", 1)
+    waits = []
+
+    async def run():
+        store = SqliteStore.open(tmp_path, fake_manifest())
+        await store.upsert([entry("large", text="x" * 2**18)])
+        with closing(sqlite3.connect(tmp_path / schema.FILE)) as backup:
+            backup.execute("BEGIN")
+            backup.execute("SELECT count(*) FROM items").fetchone()
+            store._connections[0].set_trace_callback(lambda sql: waits.append(sql) if "TRUNCATE" in sql else None)
+            for n in range(20):
+                await store.upsert([entry(f"{n}")])
+            assert 0 < len(waits) < 5
+        await store.upsert([entry("larger", text="x" * 2**23)])
+        await store.upsert([entry("after")])
+        assert (tmp_path / f"{schema.FILE}-wal").stat().st_size < 2**19
+        assert store._connections[0].execute("PRAGMA busy_timeout").fetchone() == (30_000,)
+        await store.close()
 
     asyncio.run(run())
