@@ -88,10 +88,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             print()
             for number, parts in enumerate(films):
                 script = [scene.heard if (number + step) % 2 else scene.seen for step, scene in enumerate(parts)]
-                order = [result.id for result in space.follow(script, top_k=100)]
-                first += order[0] == str(number)
+                ranked = [result.id for result in space.follow(script, top_k=100)]
+                first += ranked[0] == str(number)
                 decoy = f"{number}-decoy"
-                below += decoy not in order or (str(number) in order and order.index(str(number)) < order.index(decoy))
+                below += decoy not in ranked or str(number) in ranked[: ranked.index(decoy)]
                 first_of_three += space.follow(script[:3], top_k=1)[0].id == str(number)
     share = first / _FILMS
     spread = 1.96 * (share * (1 - share) / _FILMS) ** 0.5

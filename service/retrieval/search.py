@@ -241,7 +241,8 @@ class Searcher:
             hits_by_step = await self._nearest(
                 embedded, _COMPARED // len(embedded), scope, with_vector=False, by_modality=True
             )
-            items = {hit.item.id: hit.item for hits in hits_by_step for hit in hits}
+            own = {step.own for step in embedded}
+            items = {hit.item.id: hit.item for hits in hits_by_step for hit in hits if hit.item.id not in own}
             moments = await self._store.moments_of(collection, list(items))
             vectors = np.stack([step.vector for step in embedded])
             matches = await self._embedder.in_worker(partial(follow, vectors, moments, top_k))

@@ -122,6 +122,7 @@ class Builder:
                 if spec.kind == "flat":
                     rows = np.flatnonzero(view.alive)
                     vectors = _in_blocks(view, rows) if view.built is None else list(_batches(view, rows, reader))
+                    self._unsaved.pop((collection, modality), None)  # the numbers of its rows are gone
                     index.switch(modality, view, None, vectors, rows)
                     self._keep(collection, modality, None, view.slots[rows])
                     return True

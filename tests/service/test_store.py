@@ -404,6 +404,38 @@ class TestIndexes:
 
         in_store(tmp_path, run, fake_manifest(dimensions=32), rules=SMALL)
 
+    def test_no_index_that_waits_to_be_saved_outlives_its_part(self, tmp_path, monkeypatch):
+        """It grew by little, so that it is saved later; by then its part has no index, and its rows other numbers."""
+        building, go_on, build = threading.Event(), threading.Event(), kinds.build
+
+        def held(*arguments):
+            building.set()
+            assert go_on.wait(60)
+            return build(*arguments)
+
+        def of(collection, *numbers):
+            return [Entry(collection, f"{n}", "text", {"n": n}, vector_of(f"{n}")) for n in range(*numbers)]
+
+        async def run(store):
+            await store.upsert(of("grown", 320))
+            assert await store.indexed(300)
+            await store.delete("grown", ["0", "1"])
+            monkeypatch.setattr(kinds, "build", held)
+            await store.upsert([*of("grown", 320, 330), *of("default", 60)])
+            assert await asyncio.to_thread(building.wait, 60)
+            await store.upsert(of("grown", 330, 335))
+            await store.create_collection("grown", IndexRequest("flat"))
+            go_on.set()
+            assert await store.indexed(300)
+
+        async def read(store):
+            for n in range(2, 335, 37):
+                [hits] = await store.search(VectorSearch("grown", vector_of(f"{n}")[None], 1, filter=parse({"n": n})))
+                assert ids(hits) == [f"{n}"]
+
+        in_store(tmp_path, run, rules=replace(SMALL, rest_at_most=10))
+        in_store(tmp_path, read, rules=SMALL)
+
     def test_effort_travels_with_the_call(self, tmp_path):
         """A search with little effort misses what one with much finds, also while both run at once."""
         rng = np.random.default_rng(0)
