@@ -52,24 +52,29 @@ def save(directory: Path, store: str, sequence: int, saved: Saved) -> None:
     directory.mkdir(exist_ok=True)
     older = [path for path, header in headers(directory) if _part(header) == (saved.collection, saved.modality)]
     name = uuid.uuid4().hex
-    faiss.write_index(saved.built.index, str(directory / f"{name}.faiss"))
-    np.save(directory / f"{name}.slots.npy", saved.slots, allow_pickle=False)
-    if saved.rows is not None:
-        arrays = [of_rows.arrays(len(saved.slots)) for of_rows in saved.rows]
-        np.savez(directory / f"{name}.rows.npz", allow_pickle=False, **arrays[0], **arrays[1])
-    files = [suffix for suffix in _FILES if (directory / f"{name}{suffix}").exists()]
-    header = {
-        "store": store,
-        "sequence": sequence,
-        "collection": saved.collection,
-        "modality": saved.modality,
-        "chosen": asdict(saved.built.spec),
-        "trained": saved.built.trained,
-        "sha256": {suffix: sha256_file(directory / f"{name}{suffix}") for suffix in files},
-    }
-    staged = directory / f"{name}.new"
-    staged.write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
-    os.replace(staged, directory / f"{name}.json")
+    try:
+        faiss.write_index(saved.built.index, str(directory / f"{name}.faiss"))
+        np.save(directory / f"{name}.slots.npy", saved.slots, allow_pickle=False)
+        if saved.rows is not None:
+            arrays = [of_rows.arrays(len(saved.slots)) for of_rows in saved.rows]
+            np.savez(directory / f"{name}.rows.npz", allow_pickle=False, **arrays[0], **arrays[1])
+        files = [suffix for suffix in _FILES if (directory / f"{name}{suffix}").exists()]
+        header = {
+            "store": store,
+            "sequence": sequence,
+            "collection": saved.collection,
+            "modality": saved.modality,
+            "chosen": asdict(saved.built.spec),
+            "trained": saved.built.trained,
+            "sha256": {suffix: sha256_file(directory / f"{name}{suffix}") for suffix in files},
+        }
+        staged = directory / f"{name}.new"
+        staged.write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+        os.replace(staged, directory / f"{name}.json")
+    except BaseException:
+        for path in directory.glob(f"{name}.*"):  # on a full disk it would keep the rows from being written
+            path.unlink(missing_ok=True)
+        raise
     for path in older:
         _remove(path)
 

@@ -6,10 +6,13 @@ import shutil
 import sqlite3
 from contextlib import closing, contextmanager
 
+import faiss
+import numpy as np
 import pytest
 
 from service.errors import NotReady
-from service.store import Entry, SqliteStore, VectorSearch, schema, writer
+from service.store import Entry, SqliteStore, VectorSearch, schema, snapshot, writer
+from service.store.kinds import IndexSnapshot, IndexSpec
 from tests.conftest import serving
 from tests.service.fakes import fake_manifest, vector_of
 from tests.service.stores import in_store, sqlite
@@ -147,3 +150,12 @@ def test_writes_wait_for_a_backup_once_and_not_each(tmp_path, monkeypatch):
         await store.close()
 
     asyncio.run(run())
+
+
+def test_an_index_for_which_there_is_no_room_leaves_no_part_of_its_files(tmp_path):
+    index = faiss.IndexFlatIP(64)
+    index.add(np.ones((400, 64), np.float32))
+    built = IndexSnapshot(IndexSpec("hnsw", "float32"), index, 400)
+    with file_size_limit(10_000), pytest.raises((OSError, RuntimeError)):
+        snapshot.save(tmp_path, "store", 1, snapshot.Saved(1, "text", built, np.arange(400)))
+    assert list(tmp_path.iterdir()) == []
