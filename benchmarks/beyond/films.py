@@ -91,7 +91,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 ranked = [result.id for result in space.follow(script, top_k=100)]
                 first += ranked[0] == str(number)
                 decoy = f"{number}-decoy"
-                below += decoy not in ranked or str(number) in ranked[: ranked.index(decoy)]
+                # A film that is not found at all is not before its decoy.
+                below += str(number) in ranked and decoy not in ranked[: ranked.index(str(number))]
                 first_of_three += space.follow(script[:3], top_k=1)[0].id == str(number)
     share = first / _FILMS
     spread = 1.96 * (share * (1 - share) / _FILMS) ** 0.5

@@ -42,15 +42,16 @@ def outcome(number: int, lab: Lab) -> Outcome:
 
 
 def measured(numbers: Sequence[int], lab: Lab, out: Path, again: bool) -> dict[int, dict[str, Any]]:
-    """The outcome of each row, from `out` where it is there; print a line for each."""
+    """The outcome of each row, from `out` where it is there by the same data, bundle and settings; print its line."""
     results = {}
+    options = [str(lab.data.resolve()), str(lab.bundle.resolve()), *lab.overrides]
     for number in numbers:
         path = out / f"row-{number:02}.json"
-        if path.is_file() and not again:
-            result = json.loads(path.read_text())
-        else:
+        result = json.loads(path.read_text()) if path.is_file() and not again else {}
+        if result.get("options") != options:
             started = time.perf_counter()
             result = asdict(outcome(number, lab)) | {"seconds": round(time.perf_counter() - started, 1)}
+            result |= {"options": options}
             path.write_text(json.dumps(result) + "\n")
         print(line(number, result), flush=True)
         results[number] = result

@@ -64,8 +64,8 @@ _TESTS: dict[int, tuple[str, str, tuple[str, ...]]] = {
         (
             "training/test_leaks.py::test_what_a_test_split_holds_leaves_training",
             "training/curate/test_curate.py::test_nothing_of_an_evaluation_set_gets_in",
-            "training/curate/test_duplicates.py::test_near_texts_are_those_of_the_exact_jaccard_similarity",
-            "training/curate/test_duplicates.py::test_near_images_are_all_those_within_the_distance",
+            "training/test_duplicates.py::test_near_texts_are_those_of_the_exact_jaccard_similarity",
+            "training/test_duplicates.py::test_near_images_are_all_those_within_the_distance",
         ),
     ),
     78: (

@@ -50,15 +50,15 @@ class Lab:
         overrides: Sequence[str] = (),
         recipe: Path = RECIPE,
     ) -> None:
-        self.data, self.cache, self._bundle, self._overrides, self._recipe = data, cache, bundle, overrides, recipe
+        self.data, self.cache, self.bundle, self.overrides, self._recipe = data, cache, bundle, overrides, recipe
 
     def other(self, *overrides: str) -> "Lab":
         """The same with other encoders, by settings of the recipe."""
-        return Lab(self.data, self.cache, self._bundle, overrides, self._recipe)
+        return Lab(self.data, self.cache, self.bundle, overrides, self._recipe)
 
     @cached_property
     def recipe(self) -> Recipe:
-        return load_recipe(self._recipe, [f"data.root={self.data.resolve()}", *self._overrides])
+        return load_recipe(self._recipe, [f"data.root={self.data.resolve()}", *self.overrides])
 
     @cached_property
     def pairs(self) -> pipeline.AllPairs:
@@ -91,7 +91,7 @@ class Lab:
 
     @cached_property
     def starter(self) -> Bundle:
-        return read_bundle(self._bundle)
+        return read_bundle(self.bundle)
 
     def vectors(
         self, modality: Modality, items: Sequence[Item], what: str = "", bundle: Bundle | None = None
@@ -207,7 +207,10 @@ def paired_texts(pairs: Pairs) -> NDArray[np.int64]:
 
 
 def pytest_passes(*names: str) -> tuple[int, int]:
-    """Run tests of this repository in a process of their own: how many passed, and how many there were."""
+    """Run tests of this repository in a process of their own: how many passed, and how many there were.
+
+    Raises RuntimeError where there are none: 0 of 0 prove nothing.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rN", *names],
         capture_output=True,
@@ -222,6 +225,8 @@ def pytest_passes(*names: str) -> tuple[int, int]:
         kind = kind.split(" ")[0]
         if count.isdigit() and kind in counts:
             counts[kind] = int(count)
+    if not sum(counts.values()):
+        raise RuntimeError(f"no test ran of {' '.join(names)}: {(done.stdout + done.stderr)[-200:]}")
     return counts["passed"], sum(counts.values())
 
 

@@ -1,5 +1,6 @@
 import importlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def test_each_row_is_kept_and_measured_again_only_when_asked(
     assert json.loads(printed[-1]) == {"rows": 4, "hold": 1, "settled": 0, "fail": 2, "none": 1}
     assert family.main(command) == 1 and rows == [1, 2]
     assert family.main([*command, "--again"]) == 1 and rows == [1, 2, 1, 2]
+    assert family.main([*command, "--bundle", "another"]) == 1 and rows == [1, 2] * 3
 
 
 def test_data_that_is_not_there_is_named(tmp_path: Path, rows: list[int], capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +101,17 @@ def test_both_directions_weigh_the_same_for_each_medium() -> None:
 def test_tests_are_counted() -> None:
     name = "tests/benchmarks/test_family.py::test_both_directions_weigh_the_same_for_each_medium"
     assert pytest_passes(name) == (1, 1)
-    assert pytest_passes("tests/benchmarks/test_family.py::test_that_is_not_there")[0] == 0
+    with pytest.raises(RuntimeError, match="no test ran of"):
+        pytest_passes("tests/benchmarks/test_family.py::test_that_is_not_there")
+
+
+def test_rows_name_tests_that_are_there() -> None:
+    root = Path(__file__).parents[2]
+    written = "".join(path.read_text() for path in (root / "benchmarks/family").glob("*.py"))
+    named = re.findall(r'"(?:tests/)?([a-z]+/[a-z_/]+\.py)::(test_[a-z_0-9]+)', written)
+    assert len(named) > 20
+    for file, name in named:
+        assert f"def {name}(" in (root / "tests" / file).read_text()
 
 
 def test_merged_cells_have_the_mean_of_all() -> None:
