@@ -34,7 +34,6 @@ class SearchOptions(TypedDict, total=False):
     threshold: float
     keywords: Mapping[str, Any]
     deduplicate: float
-    rerank: Mapping[str, Any]
     diversity: Mapping[str, Any]
     fdr: float
     balance: bool
@@ -75,7 +74,6 @@ class ListOptions(TypedDict, total=False):
 
 class CollectionOptions(TypedDict, total=False):
     keywords: Sequence[str]
-    tokens: bool
     index: str
     precision: str
 

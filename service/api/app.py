@@ -44,7 +44,6 @@ from service.engine.cache import MemoryCache, check_redis
 from service.engine.fetch import FetchConfig, Fetcher, fetch_config, upstream_config
 from service.engine.opening import Opened, open_cache, open_engine
 from service.engine.previews import Previewer
-from service.engine.token_vectors import TokenEmbedder
 from service.jobs.jobs import Jobs, open_jobs
 from service.jobs.jobs import Opened as OpenedJobs
 from service.jobs.run import EmbeddingContext
@@ -186,8 +185,6 @@ async def _open_state(settings: Settings, parts: Parts, metrics: Metrics, closin
         embedder = opened.embedder(cache, settings, metrics)
         models[manifest.name] = Model(embedder, Classifier(embedder, store, limits))
     home = models[parts.home]
-    tokens = TokenEmbedder(home.embedder)
-    closing.push_async_callback(tokens.close)
     metrics.info.info({"version": __version__, "model": parts.home, "space": home.manifest.space})
     metrics.watch_store(settings.store)
     limiter = open_limiter(settings, metrics)
@@ -202,15 +199,14 @@ async def _open_state(settings: Settings, parts: Parts, metrics: Metrics, closin
     if parts.jobs is not None:
         # In the background: requests have most of the places.
         slower = None if fetching is None else Fetcher(fetching, settings, metrics.fetched, background=True)
-        context = EmbeddingContext(home.embedder, store, tokens, previewer, limiter, slower)
+        context = EmbeddingContext(home.embedder, store, previewer, limiter, slower)
         bulk = Jobs(parts.jobs, settings, context, metrics)
     state = State(
         settings,
         models,
         home,
         store,
-        Searcher(home.embedder, store, tokens),
-        tokens,
+        Searcher(home.embedder, store),
         previewer,
         Maps(store, 0.9 * settings.request_deadline_s),  # before the request's own is over
         metrics,

@@ -14,7 +14,6 @@ from service.engine.caller import Caller
 from service.engine.embedder import Embedder
 from service.engine.fetch import Fetcher, Fetches
 from service.engine.previews import Previewer
-from service.engine.token_vectors import TokenEmbedder
 from service.errors import NotFound, Overloaded
 from service.jobs.jobs import Jobs
 from service.retrieval.classify import Classifier
@@ -51,7 +50,6 @@ class State:
     """The one whose space the store has: items and queries are embedded by it."""
     store: Store
     searcher: Searcher
-    tokens: TokenEmbedder
     previewer: Previewer | None
     """Maker of previews, where the operator wants them stored."""
     maps: Maps

@@ -71,9 +71,6 @@ top-1 (labels) lost."""
 
 # A graph's inputs are `preprocessing.inputs`. Every graph has one output: float32 (B, dimensions), unit length.
 OUTPUT = "unit_vectors"
-# A tower with token vectors has two outputs more. Images and texts: float32 (B, N, dimensions), each of unit length,
-# and float32 (B, N), above 0 on an item's own. Sounds, whose patches are packed: (ΣP, dimensions) and (B, ΣP).
-TOKENS, TOKEN_MASK = "token_vectors", "token_mask"
 # An audio tower has one output more, and an input that may be left out: float32 (ΣP, features), what its encoder makes
 # of each row, and float32 (N, features), that of rows which were encoded before and go before the call's own. So any
 # sound is encoded in calls of any size. Earlier bundles have neither.
@@ -125,13 +122,17 @@ class Tower(_Model):
     encoder: Encoder
     projector: Projector
     preprocessing: Preprocessing
-    tokens: bool = False
-    """Whether its graph gives TOKENS and TOKEN_MASK too."""
     labels: tuple[str, ...] | None = None
     """Label sets that its encoder or projector saw in training: results on their classes are concept-informed.
 
     Empty where it saw none, None where that was not written down.
     """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_tokens(cls, given: Any) -> Any:
+        """Bundles of before 2026-12 say whether their graphs give token vectors, which nothing reads any more."""
+        return {key: given[key] for key in given if key != "tokens"} if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _precisions(self) -> "Tower":

@@ -18,8 +18,6 @@ from service.contract.bundle import (
     MODALITIES,
     OUTPUT,
     ROWS,
-    TOKEN_MASK,
-    TOKENS,
     Bundle,
     Modality,
 )
@@ -78,7 +76,7 @@ class Tower:
         self.modality, self.choice = modality, choice
         self.dimensions = bundle.manifest.dimensions
         described = bundle.manifest.towers[modality]
-        graphs = gpus.graphs and modality == "image" and not described.tokens
+        graphs = gpus.graphs and modality == "image"
         self.precision: ServedPrecision
         if choice is not None:
             self.precision, device = choice.precision, "cpu"
@@ -102,17 +100,15 @@ class Tower:
         expected = described.preprocessing.inputs
         if graph_inputs != set(expected):
             raise TowerError(f"the {modality} tower takes {sorted(graph_inputs)}, not {list(expected)}")
-        if described.tokens and not {TOKENS, TOKEN_MASK} <= {node.name for node in self._session.get_outputs()}:
-            raise TowerError(f"the {modality} tower gives no {TOKENS} and {TOKEN_MASK}, which its manifest promises")
         self._spec, self._call_seconds = described.preprocessing, call_seconds
         self._in_pieces = (
             isinstance(self._spec, AudioPreprocessing)
             and self.provider == CPU
             and EARLIER_ROWS in {node.name for node in self._session.get_overridable_initializers()}
         )
-        # Outputs that nobody asked for are not computed: neither token vectors nor, where rows are asked for, a head.
+        # Outputs that nobody asked for are not computed: where rows are asked for, no head.
         self._options = onnxruntime.RunOptions()
-        self._options.only_execute_path_to_fetches = described.tokens or self._in_pieces
+        self._options.only_execute_path_to_fetches = self._in_pieces
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
         """Run the graph on its inputs by name; return float32 (B, dimensions), each row at length 1 where it can be.
@@ -129,14 +125,6 @@ class Tower:
         directed = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
         vectors[directed] = l2_normalise(vectors[directed])
         return vectors
-
-    def run_tokens(self, arrays: Arrays) -> list[NDArray[np.float32]]:
-        """Run the graph on its inputs by name; return each item's tokens, float32 (N, dimensions). May run beside
-        `run`."""
-        given = self._bounded(arrays) if self._in_pieces else arrays
-        tokens, mask = self._session.run([TOKENS, TOKEN_MASK], given, self._options)
-        packed = tokens.ndim == 2
-        return [np.asarray((tokens if packed else tokens[row])[part > 0], np.float32) for row, part in enumerate(mask)]
 
     def _bounded(self, arrays: Arrays) -> Arrays:
         """Return a bounded call's arrays: the last rows, and what is computed here, in pieces, of the rows before

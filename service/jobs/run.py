@@ -27,11 +27,10 @@ from service.engine.embedder import Embedder
 from service.engine.fetch import Fetcher, Fetches
 from service.engine.inputs import Input, Media, Single, Url, Video, costs_of, opened, parts_of
 from service.engine.previews import Previewer
-from service.engine.token_vectors import TokenEmbedder
 from service.errors import DeadlineExceeded, FetchFailed, NotReady, Overloaded, RateLimited, input_problem
 from service.jobs.input import Bounds, Reader, Unusable, build
 from service.jobs.ledger import Chunk, Job, Ledger, LedgerThread, Refusal
-from service.retrieval.indexing import NewItem, embed_items, token_collections
+from service.retrieval.indexing import NewItem, embed_items
 from service.runtime.disk import Disk
 from service.runtime.metrics import Metrics
 from service.runtime.quotas import Costs, Limiter, Meter, Unit
@@ -80,7 +79,6 @@ class EmbeddingContext:
 
     embedder: Embedder
     store: Store
-    tokens: TokenEmbedder
     previewer: Previewer | None
     """Maker of previews; None: no previews are stored."""
     limiter: Limiter
@@ -406,13 +404,10 @@ async def _embed_patiently(context: EmbeddingContext, items: Mapping[int, NewIte
     pause_s = _SHORTEST_PAUSE_S
     while True:
         try:
-            names = {item.collection for item in items.values()} if context.tokens.available else set()
             results = await embed_items(
                 context.embedder,
                 list(items.values()),
-                keeping=await token_collections(context.store, names),
                 caller=BACKGROUND,
-                tokens=context.tokens,
                 previewer=context.previewer,
             )
             return dict(zip(items, results, strict=True))

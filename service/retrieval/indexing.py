@@ -1,6 +1,6 @@
 """Indexing: items → vectors → the store."""
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,14 +14,12 @@ from service.engine.caller import PROCESS, Caller
 from service.engine.embedder import Embedder
 from service.engine.inputs import Embedded, Fused, Input, Media, StoredModality, Text, in_role, parts_of
 from service.engine.previews import Previewer
-from service.engine.token_vectors import TokenEmbedder
 from service.errors import InputFailed
 from service.retrieval.deadline import within
 from service.retrieval.search import unit_vector
 from service.runtime.timings import timed
 from service.store import DEFAULT_COLLECTION, Entry, Moment, Preview, Store
 
-_TOKENS_AT_ONCE = 32
 _PREVIEWS_BEHIND = 2
 """Previews made at once for background work: requests have the other threads that decode."""
 
@@ -46,7 +44,6 @@ async def index_items(
     *,
     fail: bool,
     caller: Caller = PROCESS,
-    tokens: TokenEmbedder | None = None,
     previewer: Previewer | None = None,
 ) -> list[Entry | InputError]:
     """Embed and upsert items in one transaction; return what was written for each or its error, in order.
@@ -54,12 +51,9 @@ async def index_items(
     With `fail`, one bad input fails them all: raises InputFailed with its index. Without, the others are stored. Raises
     DeadlineExceeded, with nothing stored.
     """
-    keeping = await token_collections(store, {item.collection for item in items}) if tokens else frozenset()
-    # One deadline for embedding, tokens and previews together; a write is not interrupted.
+    # One deadline for embedding and previews together; a write is not interrupted.
     async with within(None if caller.background else embedder.deadline_s):
-        outcomes = await embed_items(
-            embedder, items, keeping=keeping, caller=caller, tokens=tokens, previewer=previewer, fail=fail
-        )
+        outcomes = await embed_items(embedder, items, caller=caller, previewer=previewer, fail=fail)
     if entries := [entry for entry in outcomes if isinstance(entry, Entry)]:
         with timed("write"):
             await store.upsert(entries)
@@ -70,14 +64,11 @@ async def embed_items(
     embedder: Embedder,
     items: Sequence[NewItem],
     *,
-    keeping: Set[str] = frozenset(),
     caller: Caller = PROCESS,
-    tokens: TokenEmbedder | None = None,
     previewer: Previewer | None = None,
     fail: bool = False,
 ) -> list[Entry | InputError]:
-    """Return each item's entry to write or its error, in order; items of the collections in `keeping` get token
-    vectors.
+    """Return each item's entry to write or its error, in order.
 
     With `fail`, raises InputFailed for the first that something is wrong with.
     """
@@ -98,17 +89,10 @@ async def embed_items(
             outcomes.append(result)
         else:
             outcomes.append(_entry(item, result))
-    if tokens is not None and tokens.available and keeping:
-        await _add_tokens(tokens, inputs, outcomes, keeping, caller)
     if previewer is not None:
         at_once = _PREVIEWS_BEHIND if caller.background else max(1, len(outcomes))
         await _add_previews(previewer, inputs, outcomes, at_once)
     return outcomes
-
-
-async def token_collections(store: Store, names: Iterable[str]) -> Set[str]:
-    """Return those of the collections that keep token vectors."""
-    return {name for name in names if await store.keeps_tokens(name)}
 
 
 def _entry(item: NewItem, result: Embedded | Vectors) -> Entry:
@@ -133,26 +117,6 @@ def _text_of(content: Input | NDArray[np.floating]) -> str | None:
         texts = [part.text for part in parts_of(content) if isinstance(part, Text)]
         return None if len(texts) == len(content.parts) else " ".join(texts)
     return content.text if isinstance(content, Text) else None
-
-
-async def _add_tokens(
-    tokens: TokenEmbedder,
-    inputs: Mapping[int, Input],
-    outcomes: list[Entry | InputError],
-    keeping: Set[str],
-    caller: Caller,
-) -> None:
-    """Add token vectors to entries; an input whose tower has none gets none."""
-    entries = {
-        place: entry for place in inputs if isinstance(entry := outcomes[place], Entry) and entry.collection in keeping
-    }
-    places = list(entries)
-    # A few at a time: they have one deadline.
-    for start in range(0, len(places), _TOKENS_AT_ONCE):
-        batch = places[start : start + _TOKENS_AT_ONCE]
-        for place, result in zip(batch, await tokens.embed([inputs[place] for place in batch], caller), strict=True):
-            if not isinstance(result, InputError):
-                outcomes[place] = replace(entries[place], tokens=result)
 
 
 async def _add_previews(

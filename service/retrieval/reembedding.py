@@ -28,10 +28,9 @@ from service.engine.cache import MemoryCache
 from service.engine.caller import BACKGROUND
 from service.engine.inputs import Text, read, sniff
 from service.engine.opening import open_engine
-from service.engine.token_vectors import TokenEmbedder
 from service.errors import InputFailed, InvalidRequest, IsthmusError
 from service.retrieval.classify import Classifier, stored_labels
-from service.retrieval.indexing import NewItem, embed_items, token_collections
+from service.retrieval.indexing import NewItem, embed_items
 from service.runtime.metrics import Metrics
 from service.settings import Settings
 from service.store import Entry, Preview, SpaceMismatch, SqliteStore, StoreError, StoreInUse, carry_over
@@ -244,7 +243,6 @@ class _Filling:
         settings, bundle = self._settings, self._bundle
         opened = open_engine(settings.model_copy(update={"modalities": MODALITIES}), bundle)
         self._embedder = opened.embedder(MemoryCache(0), settings, Metrics())
-        self._tokens = TokenEmbedder(self._embedder)
         try:
             self._store = SqliteStore.open(self._new, bundle.manifest)
             try:
@@ -258,7 +256,6 @@ class _Filling:
         except (IsthmusError, *carry_over.ERRORS) as error:
             raise StoreError(f"stopped: {error}. What is embedded is kept: the same command goes on") from error
         finally:
-            await self._tokens.close()
             await self._embedder.close()
         if not self._outcome.left_out:
             (self._new / LEFT_OUT).unlink()
@@ -300,9 +297,8 @@ class _Filling:
         return updated is not None and (updated == old if self._alone else updated >= old)
 
     async def _move(self, batch: Sequence[Found]) -> None:
-        keeping = await token_collections(self._store, {original.item.collection for original in batch})
         items = [original.new for original in batch]
-        outcomes = await embed_items(self._embedder, items, keeping=keeping, caller=BACKGROUND, tokens=self._tokens)
+        outcomes = await embed_items(self._embedder, items, caller=BACKGROUND)
         done: list[tuple[Found, Entry]] = []
         for found, result in zip(batch, outcomes, strict=True):
             item = found.item
@@ -317,13 +313,12 @@ class _Filling:
         await asyncio.to_thread(self._dates.set_items, [found.item for found, _ in done])
 
     async def _collections(self) -> None:
-        for collection, fields, keeps_tokens in self._old.collections():
+        for collection, fields in self._old.collections():
             name = collection.name
             if not self._alone and self._dates.of_collection(name) == collection.created:
                 continue  # carried over before, and perhaps changed since
             await self._store.create_collection(name, collection.index_request)
             await self._store.set_keyword_fields(name, fields)
-            await self._store.keep_tokens(name, keeps_tokens)
             self._dates.set_collection(name, collection.created)
 
     async def _label_set(self, label_set: OldLabelSet, classifier: Classifier) -> None:

@@ -21,17 +21,15 @@ from service.contract.vectors import Vectors, l2_normalise
 from service.engine.caller import PROCESS, Caller
 from service.engine.embedder import Embedder
 from service.engine.inputs import Input, Text, unknown_warning, weighted_sum
-from service.engine.token_vectors import TokenEmbedder
 from service.errors import InputFailed, InvalidRequest
 from service.retrieval import chance
 from service.retrieval.chance import BackgroundQueries
-from service.retrieval.late_interaction import heat, maxsim, transport
 from service.retrieval.ranking import distinct, diverse, fuse
 from service.retrieval.script import Followed, follow
 from service.retrieval.why import Explainer, WhyRequest
 from service.runtime.fair import FairSemaphore
 from service.runtime.timings import timed
-from service.schemas.search import FUSED, Content, Diversity, Keywords, Query, Rerank
+from service.schemas.search import FUSED, Content, Diversity, Keywords, Query
 from service.store import Background, Effort, Filter, Hit, Item, KeywordSearch, Moment, Shown, Store, VectorSearch
 from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
 from service.store.moments import HAVING
@@ -61,7 +59,6 @@ class Ordering:
     threshold: float | None = None
     keywords: Keywords | None = None
     deduplicate: float | None = None
-    rerank: Rerank | None = None
     diversity: Diversity | None = None
 
 
@@ -119,8 +116,6 @@ class _Candidate:
     ranks: dict[str, int] = field(default_factory=dict)
     words: float | None = None
     fused: float | None = None
-    tokens: float | None = None
-    heat: NDArray[np.float32] | None = None
     score: float = 0.0
     moment: Moment | None = None
 
@@ -135,10 +130,9 @@ class _Candidate:
 
 
 class Searcher:
-    def __init__(self, embedder: Embedder, store: Store, tokens: TokenEmbedder | None = None) -> None:
+    def __init__(self, embedder: Embedder, store: Store) -> None:
         self._embedder = embedder
         self._store = store
-        self._tokens = tokens
         self._background = BackgroundQueries(embedder)
         self._explainer = Explainer(embedder, store)
         self._places = FairSemaphore(_AT_ONCE + 1, per_caller=_AT_ONCE)
@@ -294,9 +288,8 @@ class Searcher:
         strength = ordering.correction or 0.0
         if strength and not self._embedder.manifest.means:
             raise InvalidRequest("correction: this bundle has no means of its modalities")
-        token_vectors = await self._query_tokens(queries, scope) if ordering.rerank else None
-        pools = [stage.pool for stage in (ordering.rerank, ordering.diversity) if stage is not None]
-        pool = max(top_k, *pools, FUSED if ordering.keywords else 0, 1)
+        diversity_pool = ordering.diversity.pool if ordering.diversity else 0
+        pool = max(top_k, diversity_pool, FUSED if ordering.keywords else 0, 1)
         depth = min(2 * pool, _DEEPEST) if ordering.deduplicate else pool
         results = []
         async with self._large if len(queries) * depth > _MANY else nullcontext():
@@ -304,11 +297,6 @@ class Searcher:
             for position, query in enumerate(queries):
                 async with self._places:  # for each query anew: between two of them others have their turn
                     candidates = await self._chosen(query, first[position], depth, pool, scope, ordering)
-                    if ordering.rerank and token_vectors:
-                        with timed("rerank"):
-                            await self._rerank(
-                                candidates, token_vectors[position], query, scope.collection, ordering.rerank, explain
-                            )
                     if ordering.diversity:
                         diversifying = partial(_diversified, candidates, ordering.diversity, top_k)
                         candidates = await self._embedder.in_worker(diversifying)
@@ -457,69 +445,6 @@ class Searcher:
         # Equal scores: the nearer one first.
         return sorted(by_id.values(), key=lambda one: (-one.score, -one.similarity))
 
-    async def _rerank(
-        self,
-        candidates: list[_Candidate],
-        query_tokens: Sequence[Vectors],
-        query: _EmbeddedQuery,
-        collection: str,
-        rerank: Rerank,
-        explain: bool,
-    ) -> None:
-        """Sort candidates in place by their similarity and their tokens' likeness to the query's."""
-        stored = await self._store.tokens(collection, [one.item.id for one in candidates])
-
-        def work() -> None:
-            having = [one for one in candidates if one.item.id in stored]
-            item_tokens = [stored[one.item.id] for one in having]
-            compare = maxsim if rerank.method == "maxsim" else transport
-            total = np.zeros(len(having))
-            shares = np.array(query.weights) / max(map(abs, query.weights))
-            for share, tokens_of_part in (
-                zip(shares / np.abs(shares).sum(), query_tokens, strict=True) if having else ()
-            ):
-                total += share * compare(tokens_of_part, item_tokens)
-            for one, tokens, score in zip(having, item_tokens, total, strict=True):
-                one.tokens = float(score)
-                if explain and rerank.method == "maxsim":
-                    one.heat = heat(np.concatenate(query_tokens), tokens)
-            for one in candidates:
-                # An item without tokens is judged by its similarity alone.
-                alike = one.corrected if one.tokens is None else one.tokens
-                one.score = (1 - rerank.weight) * one.corrected + rerank.weight * alike
-            candidates.sort(key=lambda one: -one.score)
-
-        await self._embedder.in_worker(work)
-
-    async def _query_tokens(self, queries: Sequence[_EmbeddedQuery], scope: _Scope) -> list[list[Vectors]]:
-        """Return, for each query, the token vectors (N, D) of each of its parts."""
-        if self._tokens is None or not self._tokens.available:
-            raise InvalidRequest("rerank: this bundle has no token vectors: its recipe must say export.tokens")
-        if not await self._store.keeps_tokens(scope.collection):
-            raise InvalidRequest(f"rerank: the collection {scope.collection!r} keeps no token vectors")
-        contents = [content for query in queries for content, _ in parts(query.source)]
-        stored = await self._store.tokens(
-            scope.collection, [content for content in contents if isinstance(content, str)]
-        )
-        embedded = iter(
-            await self._tokens.embed([content for content in contents if isinstance(content, Input)], scope.caller)
-        )
-        tokens: list[list[Vectors]] = []
-        for position, query in enumerate(queries):
-            tokens.append([])
-            for content, _ in parts(query.source):
-                result: Vectors | InputError
-                if isinstance(content, np.ndarray):
-                    result = InputError("a vector has no tokens to rerank by")
-                elif isinstance(content, str):
-                    result = stored.get(content, InputError("the stored item has no tokens to rerank by"))
-                else:
-                    result = next(embedded)
-                if isinstance(result, InputError):
-                    raise scope.fail(position, result)
-                tokens[-1].append(result)
-        return tokens
-
     async def _embedded(
         self, queries: Sequence[Query], scope: _Scope, warn: Callable[[str], None]
     ) -> list[_EmbeddedQuery]:
@@ -582,7 +507,7 @@ def _diversified(candidates: list[_Candidate], diversity: Diversity, count: int)
     if not candidates:
         return candidates
     relevance = np.array([one.score for one in candidates])
-    if candidates[0].fused is not None and candidates[0].tokens is None:
+    if candidates[0].fused is not None:
         # Fused scores are not similarities: scaled to 0 to 1, they can be weighed against similarities.
         relevance = (relevance - relevance.min()) / max(float(np.ptp(relevance)), 1e-12)
     vectors = np.stack([one.vector for one in candidates])
@@ -617,10 +542,6 @@ def _explanation(candidate: _Candidate, query: _EmbeddedQuery, ordering: Orderin
             "keyword_score": candidate.words,
             "fused": candidate.fused,
         }
-    if ordering.rerank:
-        explained["tokens"] = candidate.tokens
-        if candidate.heat is not None:
-            explained["heat"] = candidate.heat
     return explained
 
 

@@ -13,7 +13,6 @@ from pydantic import (
     BeforeValidator,
     Field,
     PlainValidator,
-    StrictBool,
     ValidationError,
     WithJsonSchema,
     model_validator,
@@ -310,11 +309,6 @@ class CollectionRequest(RequestModel):
         description="Metadata keys whose strings, or lists of strings, /search finds words in, besides the text of "
         "text items. Items that are there already are indexed too, before the answer.",
     )
-    tokens: StrictBool | None = Field(
-        default=None,
-        description="Keep the token vectors of items that are stored from now on, for /search's rerank; false throws "
-        "them away. For bundles that have token vectors.",
-    )
     index: Literal[Kind, "auto"] | None = Field(
         default=None,
         description="The index of every modality; auto goes by size. It is built in the background, while searches go "
@@ -433,7 +427,6 @@ class CollectionResponse(BaseModel):
     parts: list[CollectionPart] | None = Field(default=None, description="Of one collection; not in a list of them.")
     created: str
     keywords: list[str]
-    tokens: bool
 
 
 class MapPoint(BaseModel):

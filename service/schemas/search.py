@@ -112,14 +112,6 @@ class Diversity(RequestModel):
     pool: int = Field(default=100, ge=1, le=MAX_POOL, strict=True, description="How many of the best are chosen from.")
 
 
-class Rerank(RequestModel):
-    """Order the best again by their tokens, where the bundle has token vectors and the collection keeps them."""
-
-    method: Literal["maxsim", "transport"]
-    weight: Number = Field(default=0.5, ge=0, le=1, description="Of the tokens' score; the similarity has the rest.")
-    pool: int = Field(default=100, ge=1, le=MAX_POOL, strict=True, description="How many of the best are reranked.")
-
-
 class SearchEffort(RequestModel):
     """Effort of the index for this request alone. Options that its kind does not have are ignored."""
 
@@ -137,7 +129,7 @@ class SearchOptions(RequestModel, ABC):
     top_k: TopK = Field(
         default=10,
         description="Number of results for a query. What comes first is decided in this order: similarity (less the "
-        "`correction`), `threshold`, fusion with `keywords`, `deduplicate`, `rerank`, `diversity`, `top_k`.",
+        "`correction`), `threshold`, fusion with `keywords`, `deduplicate`, `diversity`, `top_k`.",
     )
     collection: Name = DEFAULT_COLLECTION
     modalities: Annotated[list[StoredModality], Field(min_length=1, max_length=16)] | None = None
@@ -166,13 +158,12 @@ class SearchOptions(RequestModel, ABC):
         "be wrong, and of searches for what is not there, a share of at most `fdr` finds something. For queries that "
         "are texts; judged by the similarity, whatever the order.",
     )
-    rerank: Rerank | None = None
     diversity: Diversity | None = None
     balance: StrictBool = Field(
         default=False,
         description="`top_k` then counts for each modality, and what is least likely by chance among its own kind "
         "comes first. `counts` tells how many items of each there are. It goes without correction, threshold, "
-        "keywords, deduplicate, rerank, diversity and explain.",
+        "keywords, deduplicate, diversity and explain.",
     )
     include: list[Literal["metadata", "vector", "explain", "preview", "confidence", "why"]] = Field(
         default=["metadata"], max_length=8
@@ -187,7 +178,7 @@ class SearchOptions(RequestModel, ABC):
         most = limits_of(info).inputs
         if sum(len(query) if isinstance(query, list) else 1 for query in self.asked) > most:
             raise ValueError(f"at most {most} parts of queries in one request")
-        others = (self.correction, self.threshold, self.keywords, self.deduplicate, self.rerank, self.diversity)
+        others = (self.correction, self.threshold, self.keywords, self.deduplicate, self.diversity)
         if self.balance and ("explain" in self.include or any(other is not None for other in others)):
             raise ValueError("balance goes without other orders (correction, threshold, keywords, …) and explain")
         bound = MAX_VECTORS if {"vector", "explain"} & set(self.include) else MAX_RESULTS
@@ -214,8 +205,8 @@ class SearchOptions(RequestModel, ABC):
     @property
     def pool(self) -> int:
         """Return the number of candidates that each query needs."""
-        pools = [stage.pool for stage in (self.rerank, self.diversity) if stage is not None]
-        return max([self.top_k, *pools, *([FUSED] if self.keywords else [])])
+        diversity_pool = self.diversity.pool if self.diversity else 0
+        return max(self.top_k, diversity_pool, FUSED if self.keywords else 0)
 
     @property
     @abstractmethod
@@ -309,10 +300,6 @@ class Explanation(BaseModel):
     keyword_rank: int | None = Field(default=None, description="With keywords: the place among the words, from 1.")
     keyword_score: float | None = Field(default=None, description="BM25.")
     fused: float | None = Field(default=None, description="Σ weight / (60 + rank).")
-    tokens: float | None = Field(default=None, description="The reranker's score; null for an item without tokens.")
-    heat: list[float] | None = Field(
-        default=None, description="With maxsim: of each of the item's tokens, the similarity to the query's nearest."
-    )
 
 
 class ResultMoment(BaseModel):
@@ -376,10 +363,7 @@ class Why(BaseModel):
 
 class SearchResult(BaseModel):
     id: str
-    score: float = Field(
-        description="Cosine similarity, less the correction; with keywords the fused score, with rerank the weighted "
-        "mean of the similarity and the tokens' score."
-    )
+    score: float = Field(description="Cosine similarity, less the correction; with keywords the fused score.")
     confidence: float | None = Field(
         default=None,
         description="The chance that no item would fit the query as well by chance: comparable between queries, "

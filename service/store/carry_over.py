@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from service.store import keywords, previews, rows, schema, tokens
+from service.store import keywords, previews, rows, schema
 from service.store.errors import StoreError
 from service.store.files import sync
 from service.store.items import Preview
@@ -108,12 +108,11 @@ class OldStore:
             preview = previews.of_item(self._connection, key, id)
             yield OldItem(collection, id, modality, orjson.loads(metadata), created, updated, text, preview)
 
-    def collections(self) -> Iterator[tuple[CollectionRow, Sequence[str], bool]]:
-        """Yield each collection with its keyword fields and whether it keeps token vectors."""
+    def collections(self) -> Iterator[tuple[CollectionRow, Sequence[str]]]:
+        """Yield each collection with its keyword fields."""
         for collection in rows.collections(self._connection):
             if not collection.name.startswith("."):  # moments of videos
-                fields = keywords.fields(self._connection, collection.key)
-                yield collection, fields, tokens.kept(self._connection, collection.key)
+                yield collection, keywords.fields(self._connection, collection.key)
 
     def label_sets(self) -> Iterator[OldLabelSet]:
         query = "SELECT name, definition, created, updated FROM label_sets ORDER BY name"

@@ -157,10 +157,6 @@ class Store(Protocol):
         field that is none of the collection's keyword fields."""
         raise InvalidRequest(f"keywords: a {self.kind} store has no index of words")
 
-    async def tokens(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
-        """Return the token vectors (N, D) of those items that have any."""
-        return {}
-
     async def preview(self, collection: str, id: str) -> Preview:
         """Return an item's preview. Raises NotFound where it has none."""
         raise NotFound(f"a {self.kind} store keeps no previews")
@@ -197,15 +193,6 @@ class Store(Protocol):
         """Set the keyword fields, also for the items that exist already. Raises InvalidRequest."""
         if fields:
             raise InvalidRequest(f"keywords: a {self.kind} store has no index of words")
-
-    async def keeps_tokens(self, collection: str) -> bool:
-        """Return whether items are stored with their token vectors; False for a collection that is not there yet."""
-        return False
-
-    async def keep_tokens(self, collection: str, kept: bool) -> None:
-        """Keep token vectors of items written from now on, or delete those that are kept. Raises InvalidRequest."""
-        if kept:
-            raise InvalidRequest(f"tokens: a {self.kind} store keeps no token vectors")
 
     async def drop_collection(self, name: str) -> None:
         """Delete a collection with its items and their moments."""

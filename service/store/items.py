@@ -44,8 +44,6 @@ class Entry:
     """Unit vector (D,)."""
     text: str | None = None
     """The text of a text item: its words can be searched for."""
-    tokens: Vectors | None = None
-    """Unit vectors of the tokens (N, D), for reranking; stored where the collection keeps them."""
     preview: Preview | None = None
     moments: Sequence[Moment] = ()
     """Moments of a video or a long sound; a store keeps them in a collection of their own (store/moments.py)."""

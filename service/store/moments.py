@@ -51,7 +51,6 @@ def _entry(owner: Entry, moment: Moment) -> Entry:
         metadata=metadata,
         vector=moment.vector,
         text=None,
-        tokens=None,
         preview=None,
         moments=(),
     )

@@ -162,8 +162,8 @@ _GIVEN = "(SELECT value FROM json_each(?))"
 
 
 def forget_details(connection: sqlite3.Connection, keys: Keys) -> None:
-    """Delete the words, token vectors and previews of the items with these row keys."""
-    for table in ("keywords", "token_vectors", "previews") if keys.size else ():
+    """Delete the words and previews of the items with these row keys."""
+    for table in ("keywords", "previews") if keys.size else ():
         connection.execute(f"DELETE FROM {table} WHERE item IN {_GIVEN}", (_json(keys.tolist()),))
 
 
@@ -283,7 +283,7 @@ def delete(connection: sqlite3.Connection, collection: int, slots: Keys) -> None
 def rename(connection: sqlite3.Connection, collection: int, items: Mapping[int, Item], first: int) -> list[bytes]:
     """Give the rows in these slots the ids and metadata of these items, and the slots from `first` on; their records.
 
-    Words, previews and token vectors belong to the row, and stay with it.
+    Words and previews belong to the row, and stay with it.
     """
     at = now()
     packed = [_packed(item.metadata) for item in items.values()]

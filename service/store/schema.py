@@ -83,14 +83,6 @@ END;
 CREATE TRIGGER keywords_deleted AFTER DELETE ON keywords BEGIN
     INSERT INTO keyword_index (keyword_index, rowid, content) VALUES ('delete', old.key, old.content);
 END;
-CREATE TABLE token_collections (
-    collection INTEGER PRIMARY KEY REFERENCES collections (key) ON DELETE CASCADE
-) STRICT;
-CREATE TABLE token_vectors (
-    item INTEGER PRIMARY KEY REFERENCES items (key) ON DELETE CASCADE,
-    count INTEGER NOT NULL,
-    vectors BLOB NOT NULL
-) STRICT;
 """
 _PREVIEWS = """
 CREATE TABLE previews (

@@ -24,7 +24,6 @@ from service.store import (
     rows,
     schema,
     snapshot,
-    tokens,
     writes,
 )
 from service.store import search as searches
@@ -333,11 +332,6 @@ class SqliteStore(Store):
 
         return await self._readers.read(read)
 
-    async def tokens(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
-        return await self._read_of(collection, tokens.of_items, ids)
-
-    # Collections
-
     async def collections(self) -> list[Collection]:
         return [*await self._read(rows.collections)]
 
@@ -381,14 +375,6 @@ class SqliteStore(Store):
             keywords.set_fields(transaction.connection, key, fields)
 
         await self._write_of(collection, write)
-
-    async def keeps_tokens(self, collection: str) -> bool:
-        with suppress(NotFound):
-            return await self._read_of(collection, tokens.kept)
-        return False
-
-    async def keep_tokens(self, collection: str, kept: bool) -> None:
-        await self._write_of(collection, lambda transaction, key: tokens.keep(transaction.connection, key, kept))
 
     async def drop_collection(self, name: str) -> None:
         await self._write_of(name, lambda transaction, key: writes.drop_collection(transaction, key, name))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.store import keywords, moments, previews, rows, tokens
+from service.store import keywords, moments, previews, rows
 from service.store.items import Entry, Item, Metadata
 from service.store.kinds import IndexRequest, Keys
 from service.store.writer import Configure, Drop, Put, Remove, Transaction
@@ -39,7 +39,6 @@ def upsert(transaction: Transaction, collection: int, name: str, entries: Sequen
         keys, replaced, records = rows.upsert(connection, collection, batch, first)
         rows.forget_details(connection, keys[[entry.id in replaced for entry in batch]])
         keywords.put(connection, collection, keys, batch)
-        tokens.put(connection, collection, keys, batch)
         previews.put(connection, keys, batch)
         slots = np.arange(first, first + len(batch))
         vectors = np.stack([entry.vector for entry in batch])

@@ -208,7 +208,6 @@ class TestRefusals:
             for refused, said in (
                 (store.keyword_search(KeywordSearch("default", "a", 1)), "no index of words"),
                 (store.set_keyword_fields("default", ["title"]), "no index of words"),
-                (store.keep_tokens("default", True), "no token vectors"),
                 (store.create_collection("b", IndexRequest("ivf_pq")), "has auto, hnsw, flat, of float32"),
                 (store.create_collection("b", IndexRequest("hnsw", "int8")), "of float32"),
                 (store.create_collection("default", IndexRequest("flat")), "empty collection only"),
@@ -219,9 +218,7 @@ class TestRefusals:
                 with pytest.raises(InvalidRequest, match=said):
                     await refused
             await store.set_keyword_fields("default", [])
-            await store.keep_tokens("default", False)
-            assert await store.keyword_fields("default") == [] and await store.tokens("default", ["a"]) == {}
-            assert not await store.keeps_tokens("default")
+            assert await store.keyword_fields("default") == []
             assert {item.id for item in (await store.page(None, None, None, 10))[0]} == {"a"}
             with pytest.raises(NotFound):
                 await store.collection("b")

@@ -1,6 +1,5 @@
-"""Corrections, fusion, thresholds, deduplication, reranking and diversity, against the same thing written out."""
+"""Corrections, fusion, thresholds, deduplication and diversity, against the same thing written out."""
 
-import asyncio
 import base64
 
 import numpy as np
@@ -10,12 +9,11 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from service.contract.vectors import l2_normalise
-from service.errors import InputFailed, InvalidRequest
-from service.retrieval.late_interaction import maxsim, transport
+from service.errors import InvalidRequest
 from service.retrieval.search import Ordering, Searcher
-from service.schemas.search import Diversity, Keywords, Query, Rerank, SearchBatchRequest, SearchRequest
-from service.store import Entry, SqliteStore
-from tests.service.fakes import DIMENSIONS, FakeEmbedder, fake_manifest, vector_of
+from service.schemas.search import Diversity, Keywords, Query, SearchBatchRequest, SearchRequest
+from service.store import Entry
+from tests.service.fakes import FakeEmbedder, fake_manifest, vector_of
 from tests.service.stores import in_sqlite
 
 QUERY = TypeAdapter(Query)
@@ -27,27 +25,13 @@ ENTRIES += [Entry("default", f"{name}.png", "image", {}, vector_of(f"{name}.png"
 ENTRIES += [Entry("default", f"copy {n}", "image", {}, vector_of("a dog.png")) for n in range(30)]
 
 
-class FakeTokens:
-    """Token vectors by hashing: as many as a text has words."""
-
-    available = True
-
-    async def embed(self, inputs, *arguments):
-        return [tokens_of(each.text) for each in inputs]
-
-
-def tokens_of(text):
-    return np.stack([vector_of(f"token {word}") for word in text.split()])
-
-
-def search(path, *queries, entries=ENTRIES, keep=False, top_k=10, manifest=MANIFEST, tokens=None, **options):
+def search(path, *queries, entries=ENTRIES, top_k=10, manifest=MANIFEST, **options):
     options.setdefault("ordering", Ordering())
 
     async def run(store):
-        await store.keep_tokens("default", keep)
         await store.upsert(entries)
         asked = [QUERY.validate_python(query) for query in queries]
-        searcher = Searcher(FakeEmbedder(manifest), store, tokens)
+        searcher = Searcher(FakeEmbedder(manifest), store)
         return await searcher.search(asked, top_k=top_k, collection="default", **options)
 
     return in_sqlite(path, run, manifest)
@@ -198,83 +182,6 @@ def test_the_parts_of_a_composed_query_are_explained(tmp_path):
     assert "parts" not in search(tmp_path, "dog", explain=True)[0][0].explanation
 
 
-WITH_TOKENS = [Entry("default", name, "text", {}, vector_of(name), text=name, tokens=tokens_of(name)) for name in NAMES]
-BARE = Entry("default", "bare", "vector", {}, vector_of("bare"))
-
-
-class TestRerank:
-    @pytest.mark.parametrize(("method", "compare"), [("maxsim", maxsim), ("transport", transport)])
-    @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-    def test_the_best_are_ordered_by_their_tokens(self, tmp_path, method, compare, weight):
-        [results] = search(
-            tmp_path,
-            "the wet cat",
-            entries=[*WITH_TOKENS, BARE],
-            keep=True,
-            tokens=FakeTokens(),
-            ordering=Ordering(rerank=Rerank(method=method, weight=weight, pool=50)),
-            explain=True,
-        )
-        query, query_tokens = vector_of("the wet cat"), tokens_of("the wet cat")
-        wanted = {"bare": float(query @ vector_of("bare"))}
-        for name in NAMES:
-            # Stored as float16.
-            held = tokens_of(name).astype(np.float16).astype(np.float32)
-            wanted[name] = (1 - weight) * float(query @ vector_of(name)) + weight * compare(query_tokens, [held])[0]
-        assert ids(results) == sorted(wanted, key=lambda name: -wanted[name])
-        for each in results:
-            assert each.score == pytest.approx(wanted[each.item.id], abs=1e-5)
-            assert (each.explanation["tokens"] is None) == (each.item.id == "bare")
-            if method == "maxsim" and each.item.id != "bare":
-                shown = each.explanation["heat"]
-                held = tokens_of(each.item.id)
-                np.testing.assert_allclose(shown, (held @ query_tokens.T).max(1), atol=2e-3)
-
-    def test_composed_queries_add_up_and_a_stored_item_brings_its_own(self, tmp_path):
-        query = {"compose": [{"id": "a dog", "weight": 2}, {"text": "the sea", "weight": -1}]}
-        [results] = search(
-            tmp_path,
-            query,
-            entries=WITH_TOKENS,
-            keep=True,
-            tokens=FakeTokens(),
-            ordering=Ordering(rerank=Rerank(method="maxsim", weight=1.0)),
-        )
-        for each in results:
-            held = [tokens_of(each.item.id)]
-            score = (2 * maxsim(tokens_of("a dog"), held)[0] - maxsim(tokens_of("the sea"), held)[0]) / 3
-            assert each.score == pytest.approx(score, abs=2e-3)
-
-    def test_what_cannot_be_reranked(self, tmp_path):
-        ordering = Ordering(rerank=Rerank(method="maxsim"))
-        with pytest.raises(InvalidRequest, match="this bundle has no token vectors"):
-            search(tmp_path, "x", ordering=ordering)
-        with pytest.raises(InvalidRequest, match="'default' keeps no token vectors"):
-            search(tmp_path, "x", ordering=ordering, tokens=FakeTokens())
-        with pytest.raises(InputFailed, match=r"queries\[1\]: a vector has no tokens"):
-            search(tmp_path, "x", {"vector": [1.0] * DIMENSIONS}, ordering=ordering, tokens=FakeTokens(), keep=True)
-        with pytest.raises(InputFailed, match=r"queries\[0\]: the stored item has no tokens"):
-            search(tmp_path, {"id": "clock"}, ordering=ordering, tokens=FakeTokens(), keep=True)
-
-    def test_token_vectors_go_when_they_are_no_longer_kept(self, tmp_path):
-        async def run():
-            store = SqliteStore.open(tmp_path, MANIFEST)
-            await store.upsert(WITH_TOKENS)
-            assert await store.tokens("default", NAMES) == {}
-            await store.keep_tokens("default", True)
-            await store.upsert(WITH_TOKENS)
-            held = await store.tokens("default", NAMES)
-            np.testing.assert_allclose(held["a wet dog"], tokens_of("a wet dog"), atol=1e-3)
-            await store.upsert([Entry("default", "a dog", "vector", {}, vector_of("a dog"))])
-            await store.delete("default", ["clock"])
-            assert set(await store.tokens("default", NAMES)) == set(NAMES) - {"a dog", "clock"}
-            await store.keep_tokens("default", False)
-            assert await store.tokens("default", NAMES) == {}
-            await store.close()
-
-        asyncio.run(run())
-
-
 def test_everything_at_once_keeps_its_promises(tmp_path):
     ordering = Ordering(
         correction=0.5,
@@ -296,8 +203,8 @@ def test_everything_at_once_keeps_its_promises(tmp_path):
         ({"deduplicate": 0}, "greater than 0"),
         ({"diversity": {"lambda": -1}}, "greater than or equal to 0"),
         ({"diversity": {"trade": 1}}, "trade"),
-        ({"rerank": {"method": "cross"}}, "'maxsim' or 'transport'"),
-        ({"rerank": {"method": "maxsim", "pool": 1001}}, "less than or equal to 1000"),
+        ({"rerank": {"method": "maxsim"}}, "rerank"),
+        ({"diversity": {"pool": 1001}}, "less than or equal to 1000"),
         ({"keywords": {"query": ""}}, "at least 1 character"),
         ({"query": {"vector": [1.0]}, "keywords": {}}, "keywords.query is needed"),
         ({"query": {"compose": [{"text": "a", "weight": -1}]}, "keywords": {}}, "keywords.query is needed"),
@@ -312,7 +219,7 @@ def test_requests_that_are_refused(body, message):
     ("body", "message"),
     [
         ({"include": ["explain"], "top_k": 1000, "queries": ["x"] * 3}, "queries × top_k"),
-        ({"rerank": {"method": "maxsim", "pool": 1000}, "queries": ["x"] * 26}, "queries × pool"),
+        ({"diversity": {"pool": 1000}, "queries": ["x"] * 26}, "queries × pool"),
     ],
 )
 def test_requests_of_many_queries_that_are_refused(body, message):

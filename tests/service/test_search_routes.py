@@ -177,11 +177,5 @@ def test_explained_and_diverse(stocked):
 
 
 def test_what_this_bundle_cannot_do(stocked):
-    for body, message in (
-        ({"correction": 1}, "no means of its modalities"),
-        ({"rerank": {"method": "maxsim"}}, "no token vectors"),
-    ):
-        response = stocked.post("/search", json={"query": "x"} | body)
-        assert problem(response, 422) and message in said(response)
-    response = stocked.put("/collections/default", json={"tokens": True})
-    assert problem(response, 422) and "no token vectors" in said(response)
+    response = stocked.post("/search", json={"query": "x", "correction": 1})
+    assert problem(response, 422) and "no means of its modalities" in said(response)

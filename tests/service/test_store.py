@@ -331,7 +331,7 @@ class TestIndexes:
         with closing(sqlite3.connect(tmp_path / "store.sqlite3")) as connection, connection:
             connection.execute("UPDATE collections SET kind = ?, precision = ?", (kind, precision))
         with closing(OldStore(tmp_path, alone=False)) as old:
-            assert [each.index_request for each, _, _ in old.collections()] == [instead]
+            assert [each.index_request for each, _ in old.collections()] == [instead]
         in_store(tmp_path, converted, rules=SMALL)
         assert f"1 collections have an index of kind {kind}, which there is no more: {instead.kind}" in caplog.text
         caplog.clear()

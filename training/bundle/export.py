@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from service.contract.bundle import (
     OUTPUT,
-    TOKEN_MASK,
-    TOKENS,
     Bundle,
     Encoder,
     Manifest,
@@ -34,7 +32,6 @@ from service.contract.vectors import l2_normalise
 from service.contract.waveforms import Waveforms
 from training.bundle.card import model_card
 from training.bundle.precision import make_variants
-from training.bundle.token_vectors import check_has_tokens, check_tokens, token_vectors
 from training.encoders import FrozenEncoder, Pooled, example_inputs, weights_sha256
 from training.errors import TrainingError
 from training.features import Item, collate, preparer, runner
@@ -53,40 +50,32 @@ class ExportError(TrainingError):
 
 
 class Whole(nn.Module):
-    """An encoder with its head: the inputs of its preprocessing → unit vectors (B, D).
+    """An encoder with its head: the inputs of its preprocessing → unit vectors (B, D)."""
 
-    With `tokens`, the token vectors and their mask (contract.bundle.TOKENS, TOKEN_MASK) too.
-    """
-
-    def __init__(self, encoder: FrozenEncoder, head: Head, tokens: bool = False) -> None:
+    def __init__(self, encoder: FrozenEncoder, head: Head) -> None:
         super().__init__()
-        self.features, self.head, self.tokens = Pooled(encoder), head, tokens
+        self.features, self.head = Pooled(encoder), head
 
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        pooled, states, weights = self.features(*inputs)
-        return _projected(self.head, pooled, states, weights, self.tokens)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return _projected(self.head, *self.features(*inputs))
 
 
-def _projected(
-    head: Head, pooled: Tensor, states: Tensor, weights: Tensor, tokens: bool
-) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+def _projected(head: Head, pooled: Tensor, states: Tensor, weights: Tensor) -> Tensor:
     vector: Tensor = head(pooled, states, weights) if head.needs_tokens else head(pooled)
-    return (vector, token_vectors(head, pooled, states, weights), weights) if tokens else vector
+    return vector
 
 
-def export_tower(encoder: FrozenEncoder, head: Head, path: Path, tokens: bool = False) -> None:
+def export_tower(encoder: FrozenEncoder, head: Head, path: Path) -> None:
     """Write the one graph of a tower, dynamic in batch and length; no external data below 2 GB.
 
-    With `tokens` it has the outputs of token vectors too. Raises TokenError where it cannot have them. That of sounds
-    has the features of rows, and can be given those of earlier rows (contract.bundle.ROWS, EARLIER_ROWS).
+    That of sounds has the features of rows, and can be given those of earlier rows (contract.bundle.ROWS,
+    EARLIER_ROWS).
     """
-    if tokens:
-        check_has_tokens(encoder)
     with tempfile.TemporaryDirectory() as folder:
         if encoder.onnx is None and encoder.modality != "audio":
-            _export_torch(Whole(encoder, head, tokens).eval(), encoder, Path(folder) / "tower.onnx")
+            _export_torch(Whole(encoder, head).eval(), encoder, Path(folder) / "tower.onnx")
         else:
-            _join(encoder, head, Path(folder), tokens)
+            _join(encoder, head, Path(folder))
         model = onnx.load(Path(folder) / "tower.onnx")
     model.graph.ClearField("value_info")  # shapes of the traced example, which a runtime infers anew
     for node in model.graph.node:
@@ -159,13 +148,11 @@ def write_tower(
     encoder: FrozenEncoder, head: Head, folder: Path, items: Sequence[Item], spec: ExportSpec = _AS_TRAINED
 ) -> tuple[Tower, float]:
     """Export one tower into `folder` and check it there: its entry of a manifest, and its parity over `items`."""
-    graph, tokens = folder / f"{encoder.modality}.onnx", spec.tokens
-    export_tower(encoder, head, graph, tokens)
+    graph = folder / f"{encoder.modality}.onnx"
+    export_tower(encoder, head, graph)
     if spec.weights == "fp16":
         graph.write_bytes(half_stored(graph.read_bytes()))
     parity = check_parity(encoder, head, graph, items)
-    if tokens:
-        parity = min(parity, check_tokens(encoder, Whole(encoder, head, tokens).eval(), graph, items))
     tower = Tower(
         file=graph.name,
         sha256=sha256_file(graph),
@@ -173,7 +160,6 @@ def write_tower(
         encoder=Encoder(source=encoder.source, weights_sha256=encoder.weights_sha256, licence=encoder.licence),
         projector=Projector(kind=head.kind, features=encoder.width, weights_sha256=weights_sha256(head)),
         preprocessing=encoder.preprocessing,
-        tokens=tokens,
     )
     return tower, parity
 
@@ -248,28 +234,24 @@ def _export_torch(whole: Whole, encoder: FrozenEncoder, path: Path) -> None:
     shapes: list[dict[int, Any]] = [{0: batch}]
     if encoder.modality == "text":
         shapes = [{0: batch, 1: length}, {0: batch, 1: length}]
-    _to_onnx(whole, arrays, encoder.preprocessing.inputs, _outputs(whole.tokens), shapes, path)
-
-
-def _outputs(tokens: bool) -> list[str]:
-    return [OUTPUT, TOKENS, TOKEN_MASK] if tokens else [OUTPUT]
+    _to_onnx(whole, arrays, encoder.preprocessing.inputs, [OUTPUT], shapes, path)
 
 
 class _Rows(nn.Module):
     """A head on what an encoder's graph gives: pooled features; of sounds, their rows' with averaging weights."""
 
-    def __init__(self, head: Head, tokens: bool = False) -> None:
+    def __init__(self, head: Head) -> None:
         super().__init__()
-        self.head, self.tokens = head, tokens
+        self.head = head
 
-    def forward(self, features: Tensor, weights: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    def forward(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
         if weights is None:
             vector: Tensor = self.head(features)
             return vector
-        return _projected(self.head, weights @ features, features, weights, self.tokens)
+        return _projected(self.head, weights @ features, features, weights)
 
 
-def _join(encoder: FrozenEncoder, head: Head, folder: Path, tokens: bool = False) -> None:
+def _join(encoder: FrozenEncoder, head: Head, folder: Path) -> None:
     """Append the head's graph to that of its encoder, which may be ONNX already."""
     path = encoder.onnx
     if path is None:
@@ -284,7 +266,7 @@ def _join(encoder: FrozenEncoder, head: Head, folder: Path, tokens: bool = False
     if encoder.modality == "audio":
         arrays = [np.ones((6, encoder.width), np.float32), np.full((2, 6), 1 / 3, np.float32)]
         shapes, names = [{0: length}, {0: batch, 1: length}], ["head_features", "weights"]
-    _to_onnx(_Rows(head, tokens).eval(), arrays, names, _outputs(tokens), shapes, folder / "head.onnx")
+    _to_onnx(_Rows(head).eval(), arrays, names, [OUTPUT], shapes, folder / "head.onnx")
     first, second = whole_weights(onnx.load(path)), onnx.load(folder / "head.onnx")
     opset = max(_opset(first), _opset(second))
     first, second = (

@@ -11,7 +11,6 @@ from service.api.responses import JSON
 from service.api.routes.items import FilterText
 from service.api.state import State, StateDep
 from service.engine.inputs import StoredModality
-from service.errors import InvalidRequest
 from service.retrieval.projection import MOST_POINTS, Map
 from service.schemas.items import (
     CollectionPart,
@@ -102,14 +101,10 @@ def _drawn(made: Map, key: str | None) -> dict[str, Any]:
 async def put_collection(name: Name, request: Request, response: Response, state: StateDep) -> CollectionResponse:
     """Create a collection (201), or find it there (200) and change what is given. The body may be absent."""
     change = await reader(CollectionRequest)(request) if await request.body() else CollectionRequest()
-    if change.tokens and not state.tokens.available:
-        raise InvalidRequest("tokens: this bundle has no token vectors: its recipe must say export.tokens")
     index = None if change.index is None else IndexRequest(change.index, change.precision)
     response.status_code = 201 if await state.store.create_collection(name, index) else 200
     if change.keywords is not None:
         await state.store.set_keyword_fields(name, change.keywords)
-    if change.tokens is not None:
-        await state.store.keep_tokens(name, change.tokens)
     return await _described_whole(name, state)
 
 
@@ -134,5 +129,4 @@ async def _described(collection: Collection, state: State, parts: Sequence[Part]
         parts=None if parts is None else [CollectionPart.model_validate(asdict(part)) for part in parts],
         created=collection.created,
         keywords=await state.store.keyword_fields(collection.name),
-        tokens=await state.store.keeps_tokens(collection.name),
     )

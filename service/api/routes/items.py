@@ -68,7 +68,6 @@ async def upsert_items(body: Items, state: StateDep, caller: CallerDep, priority
         ],
         fail=body.on_error == "fail",
         caller=caller,
-        tokens=state.tokens,
         previewer=state.previewer,
     )
     answers: list[StoredItem | RefusedItem] = []

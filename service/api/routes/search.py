@@ -113,9 +113,7 @@ async def _answer(body: SearchOptions, field: str, state: State, caller: Caller)
             modalities=body.modalities,
             filter=body.filter,
             effort=None if body.effort is None else Effort(**body.effort.model_dump()),
-            ordering=Ordering(
-                body.correction, body.threshold, body.keywords, body.deduplicate, body.rerank, body.diversity
-            ),
+            ordering=Ordering(body.correction, body.threshold, body.keywords, body.deduplicate, body.diversity),
             explain="explain" in body.include,
             with_vector="vector" in body.include,
             with_shown="preview" in body.include,

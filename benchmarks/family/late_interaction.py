@@ -22,11 +22,6 @@ def maxsim(query: Vectors, items: Sequence[Vectors]) -> NDArray[np.float64]:
     return np.asarray(np.where(present[:, None], similar, -np.inf).max(axis=2).mean(axis=1))
 
 
-def heat(query: Vectors, item: Vectors) -> NDArray[np.float32]:
-    """Return, for each token of an item, its similarity to the nearest token of the query: a map of relevance (M,)."""
-    return np.asarray((item @ query.T).max(axis=1), np.float32)
-
-
 def transport(query: Vectors, items: Sequence[Vectors]) -> NDArray[np.float64]:
     """Return the similarity under the cheapest transport of the query's tokens onto the item's: 1 - Σ plan · (1 -
     similarity).

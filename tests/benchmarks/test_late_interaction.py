@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from benchmarks.family.late_interaction import maxsim, transport
 from service.contract.vectors import l2_normalise
-from service.retrieval.late_interaction import heat, maxsim, transport
 
 shapes = st.lists(st.integers(1, 7), min_size=1, max_size=5)
 
@@ -31,8 +31,6 @@ def test_maxsim_is_the_mean_of_the_best_matches(seed, count, lengths):
     query, items = tokens(rng, count), [tokens(rng, length) for length in lengths]
     wanted = [np.mean([max(float(one.astype(float) @ other) for other in item) for one in query]) for item in items]
     np.testing.assert_allclose(maxsim(query, items), wanted, atol=1e-6)
-    for item in items:
-        np.testing.assert_allclose(heat(query, item), [max(float(t @ q) for q in query) for t in item], atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
