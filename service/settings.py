@@ -89,7 +89,7 @@ class Limits(BaseModel):
 
     @property
     def openai_inputs(self) -> int:
-        """By default the 2,048 that OpenAI's endpoint takes, and that clients fill."""
+        """Return how many inputs a request to OpenAI's route may have: by default 2,048, as OpenAI's own."""
         return 8 * self.inputs
 
     @property
@@ -366,7 +366,7 @@ class Settings(BaseSettings):
 
     @property
     def least_free_bytes(self) -> int:
-        """Where items stop: what an upload leaves is for the others."""
+        """Return the free bytes below which no item is stored: what an upload leaves is for the others."""
         return self.min_free_bytes // 2
 
     @property

@@ -225,7 +225,7 @@ def tasks(known: Media, vectors: Vectors) -> Iterator[tuple[str, Gallery, list[A
 
 
 def background(bank: Vectors, vectors: Vectors) -> Background:
-    """As a store measures it, of a sample."""
+    """Return the background as a store measures it, of a sample."""
     some = np.unique(np.random.default_rng(0).integers(0, len(vectors), SAMPLE)) if len(vectors) > SAMPLE else ...
     return replace(measured(bank, vectors[some]), count=len(vectors))
 

@@ -107,7 +107,7 @@ def where(why: Mapping[str, Any], parts: int) -> int:
 
 
 def told_apart(client: Isthmus, one: Planted, parts: int) -> bool:
-    """Whether the towers find the part that is named among the parts as they were before they were put together."""
+    """Say whether the towers find the part that is named among the parts as they were before they were put together."""
     if one.query.startswith("a photo"):
         side = math.isqrt(parts)
         inputs = [image(part) for part in crops(one.data, side, side, ImageLimits())]

@@ -404,7 +404,7 @@ class Filip(Pair):
 def _pools(
     pair: Filip, part: Local, method: Callable[..., Any], pool: int = 20
 ) -> dict[str, tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.int64]]]:
-    """By direction: similarities and tokens' scores of each query's first ones, which are right, and whose each is."""
+    """Return, by direction, similarities and token scores of each query's first ones, which are right, and whose."""
     images, texts = pair.vectors(part)
     with torch.inference_mode():
         cells = [each.numpy() for each in pair.cells(part, torch.arange(len(images)))]

@@ -131,7 +131,7 @@ class Lab:
         return [self.fit({"flickr8k": splits}, seed, **changes) for seed in seeds]
 
     def best(self, splits: Splits, grid: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], list[Trained]]:
-        """Of several changes the one with the best mean validation score over the seeds, and its heads."""
+        """Return, of several changes, the one with the best mean validation score over the seeds, and its heads."""
         all_runs = [self.runs(splits, **changes) for changes in grid]
         scores = [np.mean([self.score(each, {"flickr8k": splits}) for each in runs]) for runs in all_runs]
         top = int(np.argmax(scores))

@@ -394,7 +394,7 @@ def _turns(lab: Lab, split: Any, even: bool) -> _Turns:
 
 
 def _by_moments(of: _Turns) -> NDArray[np.floating]:
-    """Whether each thing's best second says which came first: what `moments` of a search answer."""
+    """Return whether each thing's best second says which came first: what `moments` of a search answer."""
     when = np.einsum("nfd,ntd->ntf", of.frames, of.things).argmax(2)
     return np.where(when[:, 0] == when[:, 1], 50.0, (when[:, 0] < when[:, 1]) * 100.0)
 

@@ -329,7 +329,7 @@ _SMALL = {"projector": {"dimensions": 128, "dropout": 0.2, "power": 1.0}, "train
 def _told(
     lab: Lab, media: Floats, labels: Sequence[str], rows: NDArray[np.int64], test: NDArray[np.int64], seed: int
 ) -> NDArray[np.floating]:
-    """Whether each test sound finds its text among all, after training on some rows."""
+    """Return whether each test sound finds its text among all, after training on some rows."""
     trained = lab.fit({"speech": _labelled(lab, media, labels, rows, rows[:0])}, seed, **_SMALL)
     texts = sorted(set(labels))
     words = project(trained.heads["text"], lab.encoded("text", texts, "speech"))

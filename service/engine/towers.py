@@ -69,7 +69,7 @@ class Tower:
         call_seconds: float = AUDIO_CALL_S,
         choice: Choice | None = None,
     ) -> None:
-        """With a `choice` it runs so, whatever the other arguments say.
+        """Open the tower. With a `choice` it runs so, whatever the other arguments say.
 
         Raises TowerError, and BundleError where a file is not what the manifest says.
         """

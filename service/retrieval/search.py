@@ -137,6 +137,8 @@ class Searcher:
         self._explainer = Explainer(embedder, store)
         self._places = FairSemaphore(_AT_ONCE + 1, per_caller=_AT_ONCE)
         self._large = FairSemaphore(_MANY_AT_ONCE + 1, per_caller=_MANY_AT_ONCE)
+        # The moments of one script may take some 240 MB.
+        self._scripts = FairSemaphore(2, per_caller=1)
 
     async def search(
         self,
@@ -231,7 +233,7 @@ class Searcher:
         the nearest to any step. Raises as `search` does."""
         scope = _Scope(collection, modalities or HAVING, filter, None, caller, "script")
         embedded = await self._embedded(steps, scope, warn)
-        async with self._large:
+        async with self._scripts:
             hits_by_step = await self._nearest(
                 embedded, _COMPARED // len(embedded), scope, with_vector=False, by_modality=True
             )

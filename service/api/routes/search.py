@@ -79,10 +79,13 @@ async def search_script(body: Script, state: StateDep, caller: CallerDep) -> JSO
             caller=caller,
             warn=warnings.append,
         )
-    answer: dict[str, Any] = {"results": [_followed(result, body.include) for result in followed]}
-    if warnings:
-        answer["warnings"] = warnings
-    return JSON(answer | {"took_ms": round(1_000 * (time.perf_counter() - started), 3)})
+    return JSON(_ended({"results": [_followed(result, body.include) for result in followed]}, warnings, started))
+
+
+def _ended(answer: dict[str, Any], warnings: list[str], started: float) -> dict[str, Any]:
+    """Return an answer with what there is to warn of, and the time that it took."""
+    took = {"took_ms": round(1_000 * (time.perf_counter() - started), 3)}
+    return answer | ({"warnings": warnings} if warnings else {}) | took
 
 
 def _followed(result: Followed, include: Collection[str]) -> dict[str, Any]:
@@ -131,9 +134,7 @@ async def _answer(body: SearchOptions, field: str, state: State, caller: Caller)
     if body.balance:
         counts = (await state.store.facets(body.collection, filter=body.filter)).modalities
         answer["counts"] = {name: counts[name] for name in counts if body.modalities is None or name in body.modalities}
-    if warnings:
-        answer["warnings"] = warnings
-    return answer | {"took_ms": round(1_000 * (time.perf_counter() - started), 3)}
+    return _ended(answer, warnings, started)
 
 
 def _result(hit: Result, include: Collection[str]) -> dict[str, Any]:
