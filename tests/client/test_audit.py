@@ -66,16 +66,17 @@ class Talkative(Handler):
 
 
 class Paced(Handler):
-    """It refuses each third request, or all but the first, and asks to come again at once."""
+    """It refuses the first request of each length, or all but the first request, and asks to come again at once."""
 
-    count, fewest = 0, False
+    seen, fewest = frozenset[str](), False
 
     def do_POST(self) -> None:
-        type(self).count += 1
-        if self.count == 1 or (self.count % 3 and not self.fewest):
+        length, seen = self.headers["content-length"], self.seen
+        type(self).seen = seen | {length}
+        if not seen if self.fewest else length in seen:
             super().do_POST()
             return
-        self.rfile.read(int(self.headers["content-length"]))
+        self.rfile.read(int(length))
         self.send_response(429)
         for name in ("retry-after", "content-length"):
             self.send_header(name, "0")

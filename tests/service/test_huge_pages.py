@@ -52,7 +52,8 @@ def test_a_graph_is_moved_and_finds_the_same_before_meanwhile_and_after():
     assert all(map(np.array_equal, built.nominate(vectors[:100], 10, None, 1.0, kinds.Effort()), before))
     if not moved:
         pytest.skip("this system has no huge pages to give")
-    assert 8 * 2**20 <= moved <= 13 * 2**20 and moved % 2**21 == 0
+    # Of 4.9 pages of vectors three or four are whole, by where they begin; of 1.3 of neighbours one or none.
+    assert 3 * 2**21 <= moved <= 5 * 2**21 and moved % 2**21 == 0
     assert huge >= moved
 
 
