@@ -68,6 +68,11 @@ class Builder:
             self._changed.wait_for(lambda: self._closing or (self._idle and not self._work), timeout_s)
             return self._idle and not self._work and self._failed is None
 
+    @property
+    def behind(self) -> bool:
+        """Whether writes come faster than indexes take them in. False where building failed: it waits for a write."""
+        return self._failed is None and any(index.behind(self._rules) for index in list(self._indexes().values()))
+
     def close(self) -> None:
         """Stop. A half-built index is given up; training cannot be stopped, and ends with the process."""
         with self._changed:

@@ -296,6 +296,15 @@ class Index:
         parts = [[result for result in results if result[0] == name] for name in views] if by_modality else [results]
         return [[hit for part in parts for hit in _best(query, part, count)] for query in range(len(queries))]
 
+    def behind(self, rules: Rules) -> bool:
+        """Return whether more vectors wait in memory for an index than the rules allow."""
+        for view in self._views.values():
+            if view.count - view.indexed > rules.waiting_at_most:
+                present = view.built.spec.kind if view.built else "flat"
+                if rules.choose(self.index_request, view.count - view.dead, self.dimensions, present).kind != "flat":
+                    return True
+        return False
+
     def plan(self, rules: Rules) -> "tuple[str, View, IndexSpec, bool] | None":
         """Return a part whose index is to change, its view, the index to have, and whether adding to it does."""
         for modality, view in self._views.items():

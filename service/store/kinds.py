@@ -111,6 +111,8 @@ class Rules:
     rest_at_most: int = 20_000
     """The index takes in what is not in it yet, once that is both the first many and the share of it, or the last many:
     a search looks at each of them, 3 ms for 20,000 of 384 dimensions."""
+    waiting_at_most: int = 100_000
+    """Vectors of a part in no index yet, which are in memory, beyond which writes wait until some are taken in."""
     dead_share: float = 0.25
     """Share of deleted vectors beyond which an index, or vectors without one, are built anew without them."""
     step: int = 50_000

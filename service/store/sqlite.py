@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,6 +51,10 @@ _TRIED_S = 10.0
 _TRYING_S = 2.0
 """Seconds that a try waits for its turn at most."""
 _TRIED = "0" * 2**20
+_PACE_S = 0.002
+"""A write waits so long for each of its items, at most, while too many vectors wait for an index."""
+_LOOK_S = 0.05
+"""Seconds between two looks at whether it still has to."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -200,6 +205,11 @@ class SqliteStore(Store):
                 writes.upsert(transaction, self._ensure(transaction, name), name, batch)
 
         await self._write(write)
+        # What no index holds is in memory: writers that never waited could starve the builder until memory ends. A
+        # look now and then takes no thread, of which all writers together would take too many.
+        last = time.monotonic() + _PACE_S * len(entries)
+        while self._builder.behind and time.monotonic() < last:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
 
     async def get(self, collection: str, id: str, with_vector: bool = False) -> Item:
         item = await self._read_of(collection, rows.item, id, with_vector)

@@ -90,6 +90,25 @@ def test_an_index_is_taken_from_its_snapshot_and_brought_up_to_the_rows(tmp_path
     in_store(tmp_path, run, rules=Rules(flat_up_to=20, rest_at_least=1_000))
 
 
+def test_a_write_waits_while_too_many_vectors_wait_for_an_index(tmp_path, monkeypatch):
+    """It gives the builder time, and no more than its items are worth: nothing is held up for ever."""
+    let, build = threading.Event(), kinds.build
+
+    async def run(store):
+        await store.upsert(many(30))
+        assert await part(store) == ("flat", 30, 0)  # its time is over, and nothing is built yet
+        writing = asyncio.create_task(store.upsert(many(5_000, start=30)))
+        while (await part(store))[1] < 5_030:
+            assert not writing.done()
+        assert not writing.done()
+        let.set()
+        await writing
+        assert (await part(store))[2] >= 5_000
+
+    monkeypatch.setattr(kinds, "build", lambda *arguments: let.wait(60) and build(*arguments))
+    in_store(tmp_path, run, rules=replace(SMALL, waiting_at_most=25))
+
+
 def test_what_a_search_says_of_an_item_is_what_is_stored(tmp_path):
     """Whether it is short enough to be held in memory or not, however often it and the index around it changed."""
 
