@@ -4,8 +4,8 @@ python -m benchmarks.gpu [--rounds 5] [--shapes dinov2_large roberta_large] [--f
 
 The shapes are those of DINOv2-L (images of 224 × 224) and all-roberta-large-v1 (texts of 64 tokens) with a linear head;
 speed does not depend on the weights. For each: items per second, and the provider that was obtained, per batch size;
-images also with recorded calls (CUDA graphs). Where there are several GPUs, all at once against one. And whether
-FAISS's GPU index and ONNX Runtime work in one process.
+where there are several GPUs, images on all at once against one. And whether FAISS's GPU index and ONNX Runtime work in
+one process.
 
 Without a CUDA device it says "not run: no CUDA device", gives null for every figure, and ends with 0. The last line is
 one JSON object.
@@ -24,7 +24,6 @@ import numpy as np
 import onnxruntime
 
 from service.contract.bundle import OUTPUT
-from service.engine.cuda_graphs import Recorded
 from service.engine.providers import CUDA, TENSORRT, Device, requests
 from service.engine.towers import session_options
 
@@ -44,9 +43,8 @@ _SECONDS = 1.0
 def keys() -> list[str]:
     """Every figure, measured or not."""
     rates = [f"{shape}.{way}.b{batch}" for shape in SHAPES for way in WAYS for batch in BATCHES]
-    recorded = [f"dinov2_large.cuda.fp16.recorded.b{batch}" for batch in BATCHES]
     providers = [f"{shape}.{way}.provider" for shape in SHAPES for way in WAYS]
-    return [*rates, *recorded, *providers, "gpus", "all_gpus_over_one", "faiss_beside"]
+    return [*rates, *providers, "gpus", "all_gpus_over_one", "faiss_beside"]
 
 
 def devices() -> int:
@@ -118,9 +116,9 @@ def feeds(shape: str, rows: int) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
-def opened(path: Path, device: Device, gpu: int = 0, *, graphs: bool = False) -> onnxruntime.InferenceSession:
+def opened(path: Path, device: Device, gpu: int = 0) -> onnxruntime.InferenceSession:
     onnxruntime.preload_dlls()
-    asked = requests("cuda", device, gpu, engines=path.parent, graphs=graphs)
+    asked = requests("cuda", device, gpu, engines=path.parent)
     return onnxruntime.InferenceSession(path, session_options(0), providers=asked)
 
 
@@ -149,14 +147,8 @@ def measure(shapes: list[str], folder: Path, rounds: int, gpus: int) -> dict[str
                 given = feeds(shape, batch)
                 turns = [rate(lambda s=session, g=given: s.run([OUTPUT], g), batch) for _ in range(rounds)]
                 figures[f"{shape}.{way}.b{batch}"] = round(float(np.median(turns)), 1)
-        if shape == "dinov2_large":
-            recorded = Recorded(opened(paths["fp16"], "cuda", graphs=True), "cuda", 0, DIMENSIONS)
-            for batch in BATCHES:
-                pixels = feeds(shape, batch)["pixels"]
-                turns = [rate(lambda r=recorded, p=pixels: r.run(p), batch) for _ in range(rounds)]
-                figures[f"{shape}.cuda.fp16.recorded.b{batch}"] = round(float(np.median(turns)), 1)
-            if gpus > 1:
-                figures["all_gpus_over_one"] = round(all_over_one(paths["fp16"], gpus), 2)
+        if shape == "dinov2_large" and gpus > 1:
+            figures["all_gpus_over_one"] = round(all_over_one(paths["fp16"], gpus), 2)
     return figures
 
 

@@ -42,6 +42,7 @@ REMOVED = {
     "any machine",
     "job_deliveries": "a part of a job is tried three times before its items are tried one by one",
     "unload_idle_s": "a tower stays open; ISTHMUS_MODALITIES chooses which towers are opened",
+    "cuda_graphs": "calls of a tower on a GPU are not recorded any more",
     "lanes": "set ISTHMUS_THREADS: a tower on the CPU runs as many calls at once as the cores allow",
     "batch_audio_seconds": "a call of the audio tower takes 60 seconds of sound",
     "hang_s": "a model call counts as hanging after 60 s, or after ISTHMUS_REQUEST_DEADLINE_S where that is longer",
@@ -111,8 +112,6 @@ class Gpus:
 
     devices: tuple[int, ...] = (0,)
     """A tower has a session on each of these; its calls go to them in turn."""
-    graphs: bool = False
-    """Record the image tower's calls (service/engine/cuda_graphs.py)."""
     engines: Path | None = None
     """Where TensorRT keeps what it compiles; else it compiles at every start."""
 
@@ -163,8 +162,6 @@ class Settings(BaseSettings):
     device does not work."""
     gpus: Annotated[tuple[int, ...], NoDecode] = (0,)
     """Numbers of the GPUs, with commas between. Every tower has a session on each GPU, and its calls take turns."""
-    cuda_graphs: bool = False
-    """Record the image tower's calls on a GPU once for each batch size, and replay them."""
     tensorrt_engines: Path | None = None
     """Folder where TensorRT keeps its compiled engines. Unset, it compiles for minutes at every start."""
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
@@ -371,7 +368,7 @@ class Settings(BaseSettings):
 
     @property
     def towers_on_gpus(self) -> Gpus:
-        return Gpus(self.gpus, self.cuda_graphs, self.tensorrt_engines)
+        return Gpus(self.gpus, self.tensorrt_engines)
 
     @property
     def cpu_lanes(self) -> int:

@@ -40,10 +40,8 @@ def accelerators(device: Device, available: Collection[str]) -> tuple[Accelerato
     return ("cuda", "cpu") if device == "auto" and CUDA in available else ("cpu",)
 
 
-def requests(
-    accelerator: Accelerator, device: Device, gpu: int = 0, *, engines: Path | None = None, graphs: bool = False
-) -> list[Request]:
-    """Return providers with options, best first. `graphs`: record CUDA graphs; `engines`: folder of TensorRT's."""
+def requests(accelerator: Accelerator, device: Device, gpu: int = 0, *, engines: Path | None = None) -> list[Request]:
+    """Return providers with options, best first; TensorRT keeps its engines in the folder `engines`."""
     if accelerator == "cpu":
         return [(CPU, {})]
     candidates: list[Request] = []
@@ -52,7 +50,7 @@ def requests(
         if engines is not None:
             cache = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(engines)}
             options |= cache | {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(engines)}
-        candidates.append((TENSORRT, options | ({"trt_cuda_graph_enable": "1"} if graphs else {})))
+        candidates.append((TENSORRT, options))
     options = {
         "device_id": str(gpu),
         # Allocate memory as requested, without doubling: several towers and FAISS share the GPU.
@@ -60,8 +58,7 @@ def requests(
         # Heuristics at the first call of a shape. An exhaustive search would be repeated for every batch size.
         "cudnn_conv_algo_search": "HEURISTIC",
     }
-    candidates.append((CUDA, options | ({"enable_cuda_graph": "1"} if graphs and device != "tensorrt" else {})))
-    return [*candidates, (CPU, {})]
+    return [*candidates, (CUDA, options), (CPU, {})]
 
 
 def satisfied(device: Device, modality: Modality, obtained: Sequence[str]) -> str:
@@ -83,9 +80,3 @@ def chosen(tower: Tower, modality: Modality, accelerator: Accelerator, choice: P
             "or 'auto' for each tower's default, or export the bundle with it (export.precisions in the recipe)"
         )
     return choice
-
-
-def bucket(rows: int, largest: int) -> int | None:
-    """Return the size of the recorded graph that takes so many rows: the next power of two; None above the largest."""
-    size = 1 << max(0, rows - 1).bit_length()
-    return size if size <= largest else None

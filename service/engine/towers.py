@@ -24,12 +24,10 @@ from service.contract.bundle import (
 from service.contract.graphs import external_files
 from service.contract.sounds import AudioPreprocessing
 from service.contract.vectors import l2_normalise
-from service.engine.cuda_graphs import Recorded
 from service.engine.openvino import OpenVinoSession
 from service.engine.profile import Choice
 from service.engine.providers import (
     CPU,
-    ON_CPU,
     TENSORRT,
     Device,
     PrecisionChoice,
@@ -74,9 +72,7 @@ class Tower:
         Raises TowerError, and BundleError where a file is not what the manifest says.
         """
         self.modality, self.choice = modality, choice
-        self.dimensions = bundle.manifest.dimensions
         described = bundle.manifest.towers[modality]
-        graphs = gpus.graphs and modality == "image"
         self.precision: ServedPrecision
         if choice is not None:
             self.precision, device = choice.precision, "cpu"
@@ -84,18 +80,13 @@ class Tower:
         for accelerator in accelerators(device, onnxruntime.get_available_providers()) if choice is None else ():
             self.precision = chosen(described, modality, accelerator, precision)
             devices = gpus.devices if accelerator == "cuda" else (0,)
-            asked = [requests(accelerator, device, gpu, engines=gpus.engines, graphs=graphs) for gpu in devices]
+            asked = [requests(accelerator, device, gpu, engines=gpus.engines) for gpu in devices]
             self._sessions = _sessions(bundle, bundle.tower_path(modality, self.precision), asked, threads)
             if all(session.get_providers()[0] != CPU for session in self._sessions):
                 break
         self._session = self._sessions[0]
         self.provider = satisfied(device, modality, self._session.get_providers())
         self._turns = itertools.cycle(self._sessions)  # next() of a cycle is atomic
-        self._recorded: list[Recorded] = []
-        if graphs and self.provider not in ON_CPU:
-            pairs = zip(self._sessions, devices, strict=True)
-            self._recorded = [Recorded(session, "cuda", gpu, self.dimensions) for session, gpu in pairs]
-        self._recordings = itertools.cycle(self._recorded)
         graph_inputs = {node.name for node in self._session.get_inputs()}
         expected = described.preprocessing.inputs
         if graph_inputs != set(expected):
@@ -115,13 +106,9 @@ class Tower:
 
         Raises whatever ONNX Runtime raises.
         """
-        if self._recorded:
-            [rows] = arrays.values()
-            vectors = next(self._recordings).run(rows)
-        else:
-            given = self._bounded(arrays) if self._in_pieces else arrays
-            [output] = next(self._turns).run([OUTPUT], given, self._options)
-            vectors = np.array(output, np.float32)
+        given = self._bounded(arrays) if self._in_pieces else arrays
+        [output] = next(self._turns).run([OUTPUT], given, self._options)
+        vectors = np.array(output, np.float32)
         directed = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
         vectors[directed] = l2_normalise(vectors[directed])
         return vectors

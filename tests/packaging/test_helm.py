@@ -27,7 +27,7 @@ EVERYTHING: dict[str, Any] = MILVUS | {
     "redis": {"url": "redis://redis:6379/0"},
     "keys": {"existingSecret": "keys"},
     "bundle": {"existingClaim": "bundles", "path": "flickr"},
-    "settings": {"request_deadline_s": 30, "cuda_graphs": True, "log_level": "warning"},
+    "settings": {"request_deadline_s": 30, "token_ids": True, "log_level": "warning"},
     "networkPolicy": {
         "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "web"}}}],
         "egress": [{"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"port": 19530, "protocol": "TCP"}]}],

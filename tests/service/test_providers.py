@@ -7,14 +7,12 @@ import pytest
 
 from service.contract.bundle import Bundle, Tower, Variant, read_bundle
 from service.engine import towers
-from service.engine.cuda_graphs import LARGEST, Recorded
 from service.engine.providers import (
     CPU,
     CUDA,
     TENSORRT,
     TowerError,
     accelerators,
-    bucket,
     chosen,
     requests,
     satisfied,
@@ -50,14 +48,10 @@ def test_what_is_asked_for() -> None:
     names = [name for name, _ in requests("cuda", "cuda", 1)]
     assert names == [CUDA, CPU]
     assert requests("cuda", "auto", 1)[0][1]["device_id"] == "1"
-    assert "enable_cuda_graph" not in requests("cuda", "cuda")[0][1]
-    assert requests("cuda", "cuda", graphs=True)[0][1]["enable_cuda_graph"] == "1"
-    (first, options), (second, cuda), _ = requests("cuda", "tensorrt", 2, engines=Path("/engines"), graphs=True)
+    (first, options), (second, cuda), _ = requests("cuda", "tensorrt", 2, engines=Path("/engines"))
     assert (first, second) == (TENSORRT, CUDA)
     assert options["device_id"] == cuda["device_id"] == "2"
     assert options["trt_engine_cache_path"] == "/engines"
-    assert options["trt_cuda_graph_enable"] == "1"
-    assert "enable_cuda_graph" not in cuda
     assert "trt_engine_cache_enable" not in requests("cuda", "tensorrt")[0][1]
 
 
@@ -145,23 +139,6 @@ def test_where_cuda_does_not_work_the_cpu_does_in_its_own_precision(bundle: Bund
         towers.Tower(both, "text", "cuda", 1)
     gpu.obtains = CUDA
     assert towers.Tower(both, "text", "auto", 1).precision == "fp16"
-
-
-@pytest.mark.parametrize(("rows", "size"), [(1, 1), (2, 2), (3, 4), (5, 8), (32, 32), (33, None)])
-def test_a_recording_takes_the_next_power_of_two(rows: int, size: int | None) -> None:
-    assert bucket(rows, 32) == size
-
-
-def test_a_recorded_tower_gives_what_the_session_gives(bundle: Bundle) -> None:
-    session = onnxruntime.InferenceSession(bundle.tower_path("image"), providers=[CPU])
-    recorded = Recorded(session, "cpu", 0, bundle.manifest.dimensions)
-    rng = np.random.default_rng(0)
-    for rows in (3, 1, 4, 3, LARGEST + 1):
-        pixels = rng.random((rows, 3, 32, 32), np.float32)
-        expected = session.run(None, {"pixels": pixels})[0]
-        answer = recorded.run(pixels)
-        assert answer.shape == expected.shape
-        assert np.allclose(answer, expected, atol=1e-6)
 
 
 @pytest.mark.skipif(CUDA not in onnxruntime.get_available_providers(), reason="this ONNX Runtime has no CUDA")
