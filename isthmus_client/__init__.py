@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from isthmus_client.client import AsyncIsthmus, Isthmus
     from isthmus_client.errors import (
         ClientError,
-        Conflict,
         InvalidInput,
         IsthmusWarning,
         NotAllowed,
@@ -67,7 +66,6 @@ __all__ = [
     "Classified",
     "ClientError",
     "Collection",
-    "Conflict",
     "Embedding",
     "Facets",
     "Followed",

@@ -7,7 +7,6 @@ ClientError
     ├── InvalidInput            400, 413, 415, 422: the request, or one of its inputs, cannot be taken
     ├── NotAllowed              401, 403: no key, or one that may not do this
     ├── NotFound                404
-    ├── Conflict                409: vectors of another space, for instance
     ├── Overloaded              429, still, after the retries
     └── ServerFailed            5xx; 503 after the retries
 
@@ -68,9 +67,6 @@ class NotAllowed(Refused): ...
 class NotFound(Refused): ...
 
 
-class Conflict(Refused): ...
-
-
 class Overloaded(Refused): ...
 
 
@@ -81,7 +77,6 @@ _KINDS: Mapping[int, type[Refused]] = {
     **dict.fromkeys((400, 413, 415, 422), InvalidInput),
     **dict.fromkeys((401, 403), NotAllowed),
     404: NotFound,
-    409: Conflict,
     429: Overloaded,
 }
 

@@ -9,7 +9,6 @@ IsthmusError
 ├── Misdirected         asked for by a name that this server does not answer to
 ├── RateLimited         what the key may use is used up
 ├── NotFound            no such item, collection, label set or model
-├── Conflict            vectors of another space, a collection that is already there
 ├── BodyTooLarge        past the limit on a request's body
 ├── UnsupportedBody     a content type that this route does not read
 ├── InputFailed         one input of a request: its index, and what is wrong with it
@@ -57,9 +56,6 @@ class Misdirected(IsthmusError): ...
 
 
 class NotFound(IsthmusError): ...
-
-
-class Conflict(IsthmusError): ...
 
 
 class BodyTooLarge(IsthmusError): ...

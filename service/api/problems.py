@@ -17,7 +17,6 @@ from service.api.protocols.registry import protocol_of
 from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
 from service.errors import (
     BodyTooLarge,
-    Conflict,
     CrossOrigin,
     DeadlineExceeded,
     DiskFull,
@@ -54,7 +53,6 @@ STATUS: Mapping[type[Exception], tuple[int, str]] = {
     Misdirected: (421, "unknown_host"),
     RateLimited: (429, "rate_limited"),
     NotFound: (404, "not_found"),
-    Conflict: (409, "conflict"),
     BodyTooLarge: (413, "body_too_large"),
     UnsupportedBody: (415, "unsupported_body"),
     Overloaded: (429, "overloaded"),

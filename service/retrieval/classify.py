@@ -36,12 +36,13 @@ from service.engine.inputs import (
     raise_first,
     unknown_warning,
 )
-from service.errors import InputFailed, InvalidRequest
+from service.errors import InputFailed, InvalidRequest, input_problem
 from service.retrieval import adapters
 from service.retrieval.crops import crops
 from service.retrieval.single_flight import Shared
 from service.runtime.fair import FairSemaphore
-from service.schemas.classify import Grid
+from service.schemas.classify import Classified, Grid, Label, ScoredLabel, TaughtLabel
+from service.schemas.embed import InputProblem
 from service.store import LabelSet, Store
 
 Templates = Sequence[str] | Mapping[Modality, Sequence[str]]
@@ -59,35 +60,6 @@ _NAMED = 5
 """Largest number of labels that a warning names."""
 
 PLAIN = ("{}",)
-
-
-@dataclass(frozen=True)
-class Label:
-    name: str
-    prompts: Sequence[str] | None = None
-    """Whole sentences that represent the label, in place of the templates."""
-    examples: Sequence[Input] = ()
-    """Examples, which move the label for inputs of their modality."""
-
-
-@dataclass(frozen=True)
-class Score:
-    label: str
-    score: float
-    similarity: float
-    probability: float | None = None
-    """The label's own probability, in a space that learned by a sigmoid."""
-
-
-@dataclass(frozen=True)
-class Classification:
-    labels: list[Score]
-    """Labels with their scores, best first."""
-    abstained: bool
-    on_topic: float | None = None
-    cells: "list[list[Classification]] | None" = None
-    error: InputError | None = None
-    """Why the input cannot be classified; the other inputs are."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +113,7 @@ class Classifier:
         fail: bool = True,
         caller: Caller = PROCESS,
         warn: Callable[[str], None] = lambda _: None,
-    ) -> list[Classification]:
+    ) -> list[Classified]:
         """Return one classification per input, over distinct labels or those of a stored set. `warn` receives a message
         for inputs and labels that the model hardly knows.
 
@@ -159,9 +131,11 @@ class Classifier:
             for warning in unknown_warning(f"inputs[{index}]", result_of_input):
                 warn(warning)
         unknown: set[int] = set()
-        classifications = [
-            Classification([], False, error=result if isinstance(result, InputError) else None) for result in embedded
-        ]
+        classified = {
+            place: Classified(labels=[], abstained=False, error=InputProblem(**input_problem(result)))
+            for place, result in enumerate(embedded)
+            if isinstance(result, InputError)
+        }
         good = {place: result for place, result in enumerate(embedded) if isinstance(result, Embedded)}
         for modality in dict.fromkeys(result.modality for result in good.values()):
             places = [place for place, result in good.items() if result.modality == modality]
@@ -181,12 +155,11 @@ class Classifier:
                 detector,
                 0.5 if abstain is True else float(abstain),
             )
-            results = await self._embedder.in_worker(classifying)
-            for place, result in zip(places, results, strict=True):
-                classifications[place] = result
+            classified |= zip(places, await self._embedder.in_worker(classifying), strict=True)
         if unknown:
             warn(_unknown_labels(labels_of_request.labels, sorted(unknown)))
-        return classifications if grid is None else _with_cells(classifications, grid)
+        in_order = [classified[place] for place in range(len(embedded))]
+        return in_order if grid is None else _with_cells(in_order, grid)
 
     async def save_label_set(
         self,
@@ -210,10 +183,10 @@ class Classifier:
         examples = [
             (f"labels[{owner}].examples", place, example)
             for owner, label in enumerate(labels)
-            if isinstance(label, Label)
+            if isinstance(label, TaughtLabel)
             for place, example in enumerate(label.examples)
         ]
-        counts = [len(label.examples) if isinstance(label, Label) else 0 for label in labels]
+        counts = [len(label.examples) if isinstance(label, TaughtLabel) else 0 for label in labels]
         owners = np.repeat(np.arange(len(labels)), counts)
         taught = await self._embed_all(examples, caller)
         unlike = await self._embed_all(
@@ -470,7 +443,7 @@ def _defined(label: str | Label) -> str | dict[str, Any]:
     """Return a label as it is stored: its words, and how many examples it was taught by."""
     if isinstance(label, str):
         return label
-    examples = len(label.examples)
+    examples = len(label.examples) if isinstance(label, TaughtLabel) else 0
     return (
         {"name": label.name}
         | ({"prompts": list(label.prompts)} if label.prompts else {})
@@ -527,7 +500,7 @@ def _classifications(
     threshold: float | None,
     detector: Detector | None,
     cut: float,
-) -> list[Classification]:
+) -> list[Classified]:
     """Classify inputs (N, D) over label vectors (L, D)."""
     # float64, so that a label's score does not depend on its place among the others.
     wide = inputs.astype(np.float64)
@@ -545,11 +518,16 @@ def _classifications(
         order = _best(similar, top_k)
         alone = [None] * len(order) if bias is None else _sigmoid(row[order] + bias).tolist()
         best = [
-            Score(names[place], float(label_scores[place]), float(similar[place]), probability)
+            ScoredLabel(
+                label=names[place],
+                score=float(label_scores[place]),
+                similarity=float(similar[place]),
+                probability=probability,
+            )
             for place, probability in zip(order, alone, strict=True)
         ]
-        unsure = threshold is not None and best[0].score < threshold
-        results.append(Classification(best, unsure or (on_topic is not None and on_topic < cut), on_topic))
+        abstained = (threshold is not None and best[0].score < threshold) or (on_topic is not None and on_topic < cut)
+        results.append(Classified(labels=best, abstained=abstained, on_topic=on_topic))
     return results
 
 
@@ -566,12 +544,12 @@ def _best(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
     return candidates[np.argsort(-values[candidates], kind="stable")][:count]
 
 
-def _with_cells(classifications: Sequence[Classification], grid: Grid) -> list[Classification]:
+def _with_cells(classified: Sequence[Classified], grid: Grid) -> list[Classified]:
     """Attach the results of cells to the images before them."""
     size = grid.rows * grid.columns + 1
     results = []
-    for start in range(0, len(classifications), size):
-        whole, *cells = classifications[start : start + size]
+    for start in range(0, len(classified), size):
+        whole, *cells = classified[start : start + size]
         rows = [cells[row * grid.columns : (row + 1) * grid.columns] for row in range(grid.rows)]
-        results.append(replace(whole, cells=rows))
+        results.append(whole if whole.error else whole.model_copy(update={"cells": rows}))
     return results

@@ -16,11 +16,11 @@ from service.engine.caller import Caller
 from service.engine.inputs import Media, Text
 from service.errors import InputFailed, InvalidRequest, NotFound, NotReady
 from service.retrieval.adapters import STRENGTH
-from service.retrieval.classify import _CHUNK, Classifier, Label, _best, _prompts, stored_labels
+from service.retrieval.classify import _CHUNK, Classifier, _best, _prompts, stored_labels
 from service.retrieval.search import Searcher
 from service.runtime.logs import caller
 from service.runtime.quotas import MemoryLimiter, Meter
-from service.schemas.classify import ClassifyRequest, LabelSetRequest
+from service.schemas.classify import ClassifyRequest, Label, LabelSetRequest, TaughtLabel
 from service.store import Entry, SqliteStore
 from tests.service.fakes import FakeEmbedder, fake_manifest, vector_of
 from tests.service.stores import in_sqlite
@@ -359,7 +359,7 @@ def picture(name):
 
 
 def taught(name, *examples):
-    return Label(name, examples=[picture(each) for each in examples])
+    return TaughtLabel.model_construct(name=name, prompts=None, examples=[picture(word) for word in examples])
 
 
 class TestExamples:

@@ -19,7 +19,6 @@ from service.runtime.metrics import Metrics
         (errors.MalformedRequest("x"), 400, "malformed_request"),
         (errors.NotFound("x"), 404, "not_found"),
         (errors.NotFound("x", code="item_not_found"), 404, "item_not_found"),
-        (errors.Conflict("x"), 409, "conflict"),
         (errors.BodyTooLarge("x"), 413, "body_too_large"),
         (errors.UnsupportedBody("x"), 415, "unsupported_body"),
         (errors.Overloaded("x"), 429, "overloaded"),

@@ -1,18 +1,13 @@
 """POST /classify."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
 from service.api.reading import A_PICTURE, append_inputs, documented, reader
 from service.api.state import CallerDep, StateDep
-from service.errors import input_problem
-from service.retrieval.classify import Classification, Label
 from service.runtime.timings import timed
-from service.schemas import classify as wire
-from service.schemas.classify import Classified, ClassifyRequest, ClassifyResponse, ScoredLabel, TaughtLabel
-from service.schemas.embed import InputProblem
+from service.schemas.classify import ClassifyRequest, ClassifyResponse
 
 router = APIRouter(tags=["classify"])
 
@@ -29,7 +24,7 @@ async def classify(body: Body, state: StateDep, caller: CallerDep) -> ClassifyRe
     with timed("classify"):
         results = await state.model(body.model).classifier.classify(
             body.inputs,
-            labels=None if body.labels is None else plain_labels(body.labels),
+            labels=body.labels,
             label_set=body.label_set,
             templates=body.templates,
             top_k=body.top_k,
@@ -40,29 +35,4 @@ async def classify(body: Body, state: StateDep, caller: CallerDep) -> ClassifyRe
             caller=caller,
             warn=warnings.append,
         )
-    return ClassifyResponse(results=[_result(result) for result in results], warnings=warnings or None)
-
-
-def plain_labels(labels: Sequence[str | wire.Label]) -> list[str | Label]:
-    return [
-        label
-        if isinstance(label, str)
-        else Label(label.name, label.prompts, label.examples if isinstance(label, TaughtLabel) else ())
-        for label in labels
-    ]
-
-
-def _result(result: Classification) -> Classified:
-    if result.error is not None:
-        return Classified(labels=[], abstained=False, error=InputProblem(**input_problem(result.error)))
-    return Classified(
-        labels=[
-            ScoredLabel(
-                label=label.label, score=label.score, similarity=label.similarity, probability=label.probability
-            )
-            for label in result.labels
-        ],
-        abstained=result.abstained,
-        on_topic=result.on_topic,
-        cells=None if result.cells is None else [[_result(cell) for cell in row] for row in result.cells],
-    )
+    return ClassifyResponse(results=results, warnings=warnings or None)

@@ -6,7 +6,6 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from service.api.reading import documented, reader
-from service.api.routes.classify import plain_labels
 from service.api.state import CallerDep, State, StateDep
 from service.schemas.classify import (
     LabelSetRequest,
@@ -41,7 +40,7 @@ async def list_label_sets(
 @router.put("/label-sets/{name}", openapi_extra=documented(LabelSetRequest, _EXAMPLE))
 async def put_label_set(name: Name, body: Body, state: StateDep, caller: CallerDep) -> LabelSetResponse:
     """Create or replace a label set, and learn from its examples, which are not kept."""
-    await state.classifier.save_label_set(name, plain_labels(body.labels), body.templates, body.off_topic, caller)
+    await state.classifier.save_label_set(name, body.labels, body.templates, body.off_topic, caller)
     return await _described(name, state)
 
 
