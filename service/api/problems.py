@@ -12,32 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
+from service import errors
 from service.api.protocols.protocol import Refusal
 from service.api.protocols.registry import protocol_of
 from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
-from service.errors import (
-    BodyTooLarge,
-    CrossOrigin,
-    DeadlineExceeded,
-    DiskFull,
-    FetchDisabled,
-    FetchFailed,
-    FetchRefused,
-    Forbidden,
-    InferenceFailed,
-    InputFailed,
-    InvalidRequest,
-    IsthmusError,
-    MalformedRequest,
-    Misdirected,
-    NotFound,
-    NotReady,
-    Overloaded,
-    RateLimited,
-    Unauthenticated,
-    UnsupportedBody,
-    words_of,
-)
+from service.errors import InputFailed, IsthmusError, Overloaded, RateLimited, words_of
 from service.schemas.inputs import location
 
 # The code of the problem that the request at hand was answered with, for the metrics.
@@ -45,28 +24,28 @@ reason: ContextVar[str | None] = ContextVar("reason", default=None)
 
 # The nearest class in an exception's ancestry decides.
 STATUS: Mapping[type[Exception], tuple[int, str]] = {
-    InvalidRequest: (422, "invalid_request"),
-    MalformedRequest: (400, "malformed_request"),
-    Unauthenticated: (401, "unauthenticated"),
-    Forbidden: (403, "forbidden"),
-    CrossOrigin: (403, "cross_origin"),
-    Misdirected: (421, "unknown_host"),
+    errors.InvalidRequest: (422, "invalid_request"),
+    errors.MalformedRequest: (400, "malformed_request"),
+    errors.Unauthenticated: (401, "unauthenticated"),
+    errors.Forbidden: (403, "forbidden"),
+    errors.CrossOrigin: (403, "cross_origin"),
+    errors.Misdirected: (421, "unknown_host"),
     RateLimited: (429, "rate_limited"),
-    NotFound: (404, "not_found"),
-    BodyTooLarge: (413, "body_too_large"),
-    UnsupportedBody: (415, "unsupported_body"),
+    errors.NotFound: (404, "not_found"),
+    errors.BodyTooLarge: (413, "body_too_large"),
+    errors.UnsupportedBody: (415, "unsupported_body"),
     Overloaded: (429, "overloaded"),
-    NotReady: (503, "not_ready"),
-    DiskFull: (503, "disk_full"),
-    DeadlineExceeded: (504, "deadline_exceeded"),
+    errors.NotReady: (503, "not_ready"),
+    errors.DiskFull: (503, "disk_full"),
+    errors.DeadlineExceeded: (504, "deadline_exceeded"),
     InputError: (422, InputError.code),
     UnsupportedMedia: (415, UnsupportedMedia.code),
     MediaTooLarge: (413, MediaTooLarge.code),
     BadMedia: (422, BadMedia.code),
-    InferenceFailed: (500, InferenceFailed.code),
-    FetchDisabled: (422, FetchDisabled.code),
-    FetchRefused: (422, FetchRefused.code),
-    FetchFailed: (422, FetchFailed.code),
+    errors.InferenceFailed: (500, errors.InferenceFailed.code),
+    errors.FetchDisabled: (422, errors.FetchDisabled.code),
+    errors.FetchRefused: (422, errors.FetchRefused.code),
+    errors.FetchFailed: (422, errors.FetchFailed.code),
     # The disk is full, or descriptors are used up: the request is valid, and may be sent again.
     OSError: (503, "not_ready"),
     Exception: (500, "internal_error"),
@@ -126,9 +105,9 @@ def respond(path: str, error: Exception) -> Response:
     headers = {}
     if isinstance(error, Overloaded | RateLimited):
         headers["Retry-After"] = str(error.retry_after_s)
-    elif isinstance(error, Unauthenticated):
+    elif isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = 'Bearer realm="isthmus"'
-    elif isinstance(error, DiskFull):
+    elif isinstance(error, errors.DiskFull):
         headers["Connection"] = "close"  # the rest of an upload is not read
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = "1"

@@ -7,9 +7,9 @@ of the store; with one, candidates come from the store and are put in order here
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import compress
+from itertools import chain, compress
 from operator import itemgetter
 from typing import Any
 
@@ -30,7 +30,7 @@ from service.retrieval.why import Explainer, WhyRequest
 from service.runtime.fair import FairSemaphore
 from service.runtime.timings import timed
 from service.schemas.search import FUSED, Content, Diversity, Keywords, Query
-from service.store import Background, Effort, Filter, Hit, Item, KeywordSearch, Moment, Shown, Store, VectorSearch
+from service.store import Background, Effort, Filter, Item, KeywordSearch, Moment, Shown, Store, VectorSearch
 from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
 from service.store.moments import HAVING
 
@@ -62,20 +62,36 @@ class Ordering:
     diversity: Diversity | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Result:
     item: Item
     score: float
+    """What the order goes by."""
+    similarity: float
+    """Cosine similarity, whatever the score is."""
     moment: Moment | None = None
     """Best moment of a video or a long sound."""
-    explanation: Mapping[str, Any] | None = None
     shown: Shown | None = None
     """The item's preview, where it was asked for and exists."""
-    similarity: float = 0.0
-    """Cosine similarity, whatever the score is."""
+    correction: float = 0.0
+    vector_rank: int | None = None
+    keyword_rank: int | None = None
+    keyword_score: float | None = None
+    """BM25."""
+    fused: float | None = None
+    explanation: Mapping[str, Any] | None = None
     confidence: float | None = None
     """The chance that no item would fit as well by chance; None where that was not asked for, or cannot be judged."""
     why: Mapping[str, Any] | None = None
+
+    @property
+    def vector(self) -> Vectors:
+        assert self.item.vector is not None
+        return self.item.vector
+
+    @property
+    def corrected(self) -> float:
+        return self.similarity - self.correction
 
 
 @dataclass(frozen=True)
@@ -106,27 +122,6 @@ class _EmbeddedQuery:
     own: str | None
     """The stored item that the query is."""
     source: Query
-
-
-@dataclass
-class _Candidate:
-    item: Item
-    similarity: float
-    correction: float = 0.0
-    ranks: dict[str, int] = field(default_factory=dict)
-    words: float | None = None
-    fused: float | None = None
-    score: float = 0.0
-    moment: Moment | None = None
-
-    @property
-    def vector(self) -> Vectors:
-        assert self.item.vector is not None
-        return self.item.vector
-
-    @property
-    def corrected(self) -> float:
-        return self.similarity - self.correction
 
 
 class Searcher:
@@ -176,7 +171,7 @@ class Searcher:
         judged = judged or balance or fdr is not None
         if ordering == Ordering() and not explain:
             async with self._large if judged and len(embedded) * top_k > _MANY else nullcontext():
-                hits_by_query = await self._nearest(
+                results = await self._nearest(
                     embedded,
                     top_k,
                     scope,
@@ -184,38 +179,32 @@ class Searcher:
                     with_shown=with_shown,
                     by_modality=balance,
                 )
-                results = [
-                    [Result(hit.item, hit.score, hit.moment, shown=hit.shown, similarity=hit.score) for hit in hits]
-                    for hits in hits_by_query
-                ]
                 if judged:
                     results = await self._judged(embedded, results, scope, fdr, top_k if balance else None)
-            return results if why is None else await self._with_why(embedded, results, scope, why)
-        results = await self._ordered(embedded, scope, ordering, top_k, explain)
-        if judged:
-            results = await self._judged(embedded, results, scope, fdr)
-        if with_shown:
-            shown = await self._store.shown(collection, list({one.item.id for best in results for one in best}))
-            results = [[replace(one, shown=shown.get(one.item.id)) for one in best] for best in results]
-        return results if why is None else await self._with_why(embedded, results, scope, why)
+        else:
+            results = await self._ordered(embedded, scope, ordering, top_k, explain)
+            if judged:
+                results = await self._judged(embedded, results, scope, fdr)
+            if with_shown:
+                shown = await self._store.shown(collection, list({one.item.id for best in results for one in best}))
+                for one in chain(*results):
+                    one.shown = shown.get(one.item.id)
+        if why is not None:
+            await self._add_why(embedded, results, scope, why)
+        return results
 
-    async def _with_why(
+    async def _add_why(
         self, queries: Sequence[_EmbeddedQuery], results: list[list[Result]], scope: _Scope, why: WhyRequest
-    ) -> list[list[Result]]:
+    ) -> None:
         """Add to the results what in them and in the query made them alike."""
-        answers = []
         with timed("why"):
             for query, best in zip(queries, results, strict=True):
                 chosen = [one for one in best if why.ids is None or one.item.id in why.ids]
                 words = await self._explainer.words(parts(query.source), query.parts, scope.caller) if chosen else None
-                reasons = {
-                    one.item.id: await self._explainer.why(
-                        one.item, query.vector, _nearer(query, one.item, one.moment), words, why.original, scope.caller
+                for one in chosen:
+                    one.why = await self._explainer.why(
+                        one.item, query.vector, _nearer(query, one), words, why.original, scope.caller
                     )
-                    for one in chosen
-                }
-                answers.append([replace(one, why=reasons.get(one.item.id)) for one in best])
-        return answers
 
     async def follow(
         self,
@@ -270,7 +259,7 @@ class Searcher:
                 judging = partial(
                     chance.confidences,
                     [one.similarity for one in best],
-                    np.stack([_nearer(query, one.item, one.moment) for one in best]),
+                    np.stack([_nearer(query, one) for one in best]),
                     [one.item.modality for one in best],
                     bank,
                     backgrounds,
@@ -278,7 +267,8 @@ class Searcher:
                 values = await self._embedder.in_worker(judging) if len(best) > _INLINE else judging()
             if fdr is not None and None in values:
                 raise InvalidRequest("fdr: this store does not tell what chance gives")
-            best = [replace(one, confidence=value) for one, value in zip(best, values, strict=True)]
+            for one, value in zip(best, values, strict=True):
+                one.confidence = value
             if fdr is not None:
                 best = list(compress(best, chance.surviving(values, fdr)))
             answers.append(best if balanced is None else _balanced(best, balanced))
@@ -302,18 +292,9 @@ class Searcher:
                     if ordering.diversity:
                         diversifying = partial(_diversified, candidates, ordering.diversity, top_k)
                         candidates = await self._embedder.in_worker(diversifying)
-                results.append(
-                    [
-                        Result(
-                            one.item,
-                            one.score,
-                            one.moment,
-                            _explanation(one, query, ordering) if explain else None,
-                            similarity=one.similarity,
-                        )
-                        for one in candidates[:top_k]
-                    ]
-                )
+                results.append(candidates[:top_k])
+                for one in results[-1] if explain else ():
+                    one.explanation = _explanation(one, query, ordering)
         return results
 
     async def _nearest(
@@ -325,8 +306,8 @@ class Searcher:
         with_vector: bool,
         with_shown: bool = False,
         by_modality: bool = False,
-    ) -> list[list[Hit]]:
-        hits_by_query: list[list[Hit]] = []
+    ) -> list[list[Result]]:
+        results: list[list[Result]] = []
         size = 0
         with timed("index"):
             for start in range(0, len(queries), _TOGETHER):
@@ -349,28 +330,26 @@ class Searcher:
                 size += sum(hit.item.size for one in hits for hit in one)
                 if size > MOST_FOUND_BYTES:
                     raise InvalidRequest(TOO_MUCH_FOUND)
-                hits_by_query += hits
-        return hits_by_query
+                results += [
+                    [Result(hit.item, hit.score, hit.score, hit.moment, hit.shown) for hit in one] for one in hits
+                ]
+        return results
 
     async def _candidates(
         self, queries: Sequence[_EmbeddedQuery], depth: int, scope: _Scope, strength: float
-    ) -> list[list[_Candidate]]:
+    ) -> list[list[Result]]:
         """Return the `depth` best for each query by corrected similarity, best first.
 
         The correction is the same for all items of a modality, so that the best of each modality hold the best of all.
         """
         # In one search: an item whose modality changes between two of them would be in neither, or in both.
-        hits_by_query = await self._nearest(queries, depth, scope, with_vector=True, by_modality=bool(strength))
-        candidates = [
-            [
-                _Candidate(hit.item, hit.score, self._correction(query, hit.item.modality, strength), moment=hit.moment)
-                for hit in hits
-            ]
-            for query, hits in zip(queries, hits_by_query, strict=True)
-        ]
-        if not strength:
-            return candidates
-        return [sorted(pool, key=lambda candidate: -candidate.corrected)[:depth] for pool in candidates]
+        results = await self._nearest(queries, depth, scope, with_vector=True, by_modality=bool(strength))
+        for query, pool in zip(queries, results, strict=True) if strength else ():
+            for one in pool:
+                one.correction = self._correction(query, one.item.modality, strength)
+            pool.sort(key=lambda one: -one.corrected)
+            del pool[depth:]
+        return results
 
     def _correction(self, query: _EmbeddedQuery, modality: str, strength: float) -> float:
         of = "image" if modality == "video" else modality
@@ -380,12 +359,12 @@ class Searcher:
     async def _chosen(
         self,
         query: _EmbeddedQuery,
-        candidates: list[_Candidate],
+        candidates: list[Result],
         depth: int,
         count: int,
         scope: _Scope,
         ordering: Ordering,
-    ) -> list[_Candidate]:
+    ) -> list[Result]:
         """Return up to `count` candidates in order, after threshold, fusion and deduplication."""
         while True:
             if ordering.threshold is not None:
@@ -408,8 +387,8 @@ class Searcher:
             [candidates] = await self._candidates([query], depth, scope, ordering.correction or 0.0)
 
     async def _fused(
-        self, query: _EmbeddedQuery, candidates: list[_Candidate], depth: int, scope: _Scope, ordering: Ordering
-    ) -> list[_Candidate]:
+        self, query: _EmbeddedQuery, candidates: list[Result], depth: int, scope: _Scope, ordering: Ordering
+    ) -> list[Result]:
         """Fuse the candidates with the results of the words by reciprocal rank; each list has its best `depth`."""
         keywords = ordering.keywords
         assert keywords is not None
@@ -428,19 +407,19 @@ class Searcher:
             )
         by_id = {one.item.id: one for one in candidates}
         for place, one in enumerate(candidates, start=1):
-            one.ranks["vector"] = place
-        worded: list[_Candidate] = []
+            one.vector_rank = place
+        worded: list[Result] = []
         for hit in hits:
             if hit.item.id not in by_id:
                 assert hit.item.vector is not None
                 correction = self._correction(query, hit.item.modality, ordering.correction or 0.0)
-                fresh = _Candidate(hit.item, float(query.vector @ hit.item.vector), correction)
+                fresh = Result(hit.item, 0.0, float(query.vector @ hit.item.vector), correction=correction)
                 if ordering.threshold is not None and fresh.corrected < ordering.threshold:
                     continue
                 by_id[hit.item.id] = fresh
             candidate = by_id[hit.item.id]
             worded.append(candidate)
-            candidate.words, candidate.ranks["words"] = hit.score, len(worded)
+            candidate.keyword_score, candidate.keyword_rank = hit.score, len(worded)
         rankings = [[one.item.id for one in candidates], [one.item.id for one in worded]]
         for id, score in fuse(rankings, (1 - keywords.weight, keywords.weight)).items():
             by_id[id].fused = by_id[id].score = score
@@ -505,7 +484,7 @@ def words_of(query: Query) -> str:
     return " ".join(part.text for part, weight in parts(query) if isinstance(part, Text) and weight > 0)
 
 
-def _diversified(candidates: list[_Candidate], diversity: Diversity, count: int) -> list[_Candidate]:
+def _diversified(candidates: list[Result], diversity: Diversity, count: int) -> list[Result]:
     if not candidates:
         return candidates
     relevance = np.array([one.score for one in candidates])
@@ -516,33 +495,32 @@ def _diversified(candidates: list[_Candidate], diversity: Diversity, count: int)
     return [candidates[place] for place in diverse(relevance, vectors, diversity.trade, count)]
 
 
-def _nearer(query: _EmbeddedQuery, item: Item, moment: Moment | None) -> Vectors:
+def _nearer(query: _EmbeddedQuery, result: Result) -> Vectors:
     """Return the vector that is nearer to the query: the item's, or that of its moment (of a video or a sound)."""
-    assert item.vector is not None
-    if moment is None or moment.vector is None:
-        return item.vector
-    return max(item.vector, moment.vector, key=lambda vector: float(query.vector @ vector))
+    if result.moment is None or result.moment.vector is None:
+        return result.vector
+    return max(result.vector, result.moment.vector, key=lambda vector: float(query.vector @ vector))
 
 
-def _explanation(candidate: _Candidate, query: _EmbeddedQuery, ordering: Ordering) -> dict[str, Any]:
-    explained: dict[str, Any] = {"similarity": candidate.similarity}
+def _explanation(result: Result, query: _EmbeddedQuery, ordering: Ordering) -> dict[str, Any]:
+    explained: dict[str, Any] = {"similarity": result.similarity}
     if isinstance(query.source, list):
         largest = max(map(abs, query.weights))
         scaled = np.array(query.weights) / largest
         length = np.linalg.norm(scaled @ query.parts.astype(np.float64))
-        similar = query.parts.astype(np.float64) @ _nearer(query, candidate.item, candidate.moment)
+        similar = query.parts.astype(np.float64) @ _nearer(query, result)
         explained["parts"] = [
             {"weight": weight, "similarity": alone, "contribution": share * alone}
             for weight, share, alone in zip(query.weights, (scaled / length).tolist(), similar.tolist(), strict=True)
         ]
     if ordering.correction:
-        explained["correction"] = candidate.correction
+        explained["correction"] = result.correction
     if ordering.keywords:
         explained |= {
-            "vector_rank": candidate.ranks.get("vector"),
-            "keyword_rank": candidate.ranks.get("words"),
-            "keyword_score": candidate.words,
-            "fused": candidate.fused,
+            "vector_rank": result.vector_rank,
+            "keyword_rank": result.keyword_rank,
+            "keyword_score": result.keyword_score,
+            "fused": result.fused,
         }
     return explained
 

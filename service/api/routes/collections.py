@@ -12,26 +12,17 @@ from service.api.routes.items import FilterText
 from service.api.state import State, StateDep
 from service.engine.inputs import StoredModality
 from service.retrieval.projection import MOST_POINTS, Map
-from service.schemas.items import (
-    CollectionPart,
-    CollectionRequest,
-    CollectionResponse,
-    CollectionsResponse,
-    FacetsResponse,
-    MapResponse,
-    MetadataKey,
-    Name,
-    read_filter,
-)
+from service.schemas import items as wire
+from service.schemas.items import MetadataKey, Name, read_filter
 from service.store import Collection, IndexRequest, Part, moments
 
 router = APIRouter(tags=["items"])
 
 
 @router.get("/collections")
-async def list_collections(state: StateDep) -> CollectionsResponse:
+async def list_collections(state: StateDep) -> wire.CollectionsResponse:
     """List the collections, and how many items of each modality they hold."""
-    return CollectionsResponse(
+    return wire.CollectionsResponse(
         collections=[
             await _described(collection, state)
             for collection in await state.store.collections()
@@ -41,12 +32,12 @@ async def list_collections(state: StateDep) -> CollectionsResponse:
 
 
 @router.get("/collections/{name}")
-async def get_collection(name: Name, state: StateDep) -> CollectionResponse:
+async def get_collection(name: Name, state: StateDep) -> wire.CollectionResponse:
     """Return a collection: its items by modality, and the indexes that they are in."""
     return await _described_whole(name, state)
 
 
-@router.get("/collections/{name}/facets", response_model=FacetsResponse)
+@router.get("/collections/{name}/facets", response_model=wire.FacetsResponse)
 async def count_values(
     name: Name,
     state: StateDep,
@@ -68,7 +59,7 @@ async def count_values(
     return JSON({"total": counted.total, "modalities": counted.modalities, "facets": facets})
 
 
-@router.get("/collections/{name}/map", response_model=MapResponse)
+@router.get("/collections/{name}/map", response_model=wire.MapResponse)
 async def map_collection(
     name: Name,
     state: StateDep,
@@ -95,12 +86,12 @@ def _drawn(made: Map, key: str | None) -> dict[str, Any]:
 
 @router.put(
     "/collections/{name}",
-    responses={201: {"model": CollectionResponse}},
-    openapi_extra=documented(CollectionRequest, {"keywords": ["title"]}, required=False),
+    responses={201: {"model": wire.CollectionResponse}},
+    openapi_extra=documented(wire.CollectionRequest, {"keywords": ["title"]}, required=False),
 )
-async def put_collection(name: Name, request: Request, response: Response, state: StateDep) -> CollectionResponse:
+async def put_collection(name: Name, request: Request, response: Response, state: StateDep) -> wire.CollectionResponse:
     """Create a collection (201), or find it there (200) and change what is given. The body may be absent."""
-    change = await reader(CollectionRequest)(request) if await request.body() else CollectionRequest()
+    change = await reader(wire.CollectionRequest)(request) if await request.body() else wire.CollectionRequest()
     index = None if change.index is None else IndexRequest(change.index, change.precision)
     response.status_code = 201 if await state.store.create_collection(name, index) else 200
     if change.keywords is not None:
@@ -114,19 +105,21 @@ async def drop_collection(name: Name, state: StateDep) -> None:
     await state.store.drop_collection(name)
 
 
-async def _described_whole(name: str, state: State) -> CollectionResponse:
+async def _described_whole(name: str, state: State) -> wire.CollectionResponse:
     return await _described(await state.store.collection(name), state, await state.store.parts(name))
 
 
-async def _described(collection: Collection, state: State, parts: Sequence[Part] | None = None) -> CollectionResponse:
-    return CollectionResponse(
+async def _described(
+    collection: Collection, state: State, parts: Sequence[Part] | None = None
+) -> wire.CollectionResponse:
+    return wire.CollectionResponse(
         name=collection.name,
         count=collection.count,
         space=collection.space,
         dimensions=collection.dimensions,
         index=collection.index_request.kind,
         precision=collection.index_request.precision,
-        parts=None if parts is None else [CollectionPart.model_validate(asdict(part)) for part in parts],
+        parts=None if parts is None else [wire.CollectionPart.model_validate(asdict(part)) for part in parts],
         created=collection.created,
         keywords=await state.store.keyword_fields(collection.name),
     )

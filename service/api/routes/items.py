@@ -15,37 +15,22 @@ from service.engine.inputs import StoredModality
 from service.errors import InvalidRequest, NotFound, input_problem
 from service.retrieval.indexing import NewItem, index_items
 from service.runtime.timings import timed
+from service.schemas import items as wire
 from service.schemas.embed import InputProblem
-from service.schemas.items import (
-    DeletedResponse,
-    DeleteItemsRequest,
-    ItemId,
-    ItemResponse,
-    ItemsRequest,
-    ItemsResponse,
-    MetadataKey,
-    MovedResponse,
-    MoveItemsRequest,
-    Name,
-    PageResponse,
-    RefusedItem,
-    StoredItem,
-    place_items,
-    read_filter,
-)
+from service.schemas.items import ItemId, MetadataKey, Name, place_items, read_filter
 from service.store import DEFAULT_COLLECTION, Entry, Item, Order
 
 router = APIRouter(tags=["items"])
 
-Items = Annotated[ItemsRequest, Depends(reader(ItemsRequest, place_items))]
-Deletion = Annotated[DeleteItemsRequest, Depends(reader(DeleteItemsRequest))]
+Items = Annotated[wire.ItemsRequest, Depends(reader(wire.ItemsRequest, place_items))]
+Deletion = Annotated[wire.DeleteItemsRequest, Depends(reader(wire.DeleteItemsRequest))]
 _EXAMPLE = {
     "items": [
         {"id": "holiday/beach", "text": "a dog on a beach", "metadata": {"year": 2024}},
         {"id": "holiday/flag.png", "image": A_PICTURE},
     ]
 }
-Moves = Annotated[MoveItemsRequest, Depends(reader(MoveItemsRequest))]
+Moves = Annotated[wire.MoveItemsRequest, Depends(reader(wire.MoveItemsRequest))]
 
 
 _Priority = Annotated[
@@ -54,8 +39,10 @@ _Priority = Annotated[
 _BACKGROUND = re.compile(r"(?:^|,)\s*u=7\s*(?:,|$)")
 
 
-@router.post("/items", openapi_extra=documented(ItemsRequest, _EXAMPLE, files=True))
-async def upsert_items(body: Items, state: StateDep, caller: CallerDep, priority: _Priority = None) -> ItemsResponse:
+@router.post("/items", openapi_extra=documented(wire.ItemsRequest, _EXAMPLE, files=True))
+async def upsert_items(
+    body: Items, state: StateDep, caller: CallerDep, priority: _Priority = None
+) -> wire.ItemsResponse:
     """Embed and store items, each replacing the one of its collection and id. Answered once they are on disk."""
     if priority is not None and _BACKGROUND.search(priority) is not None:
         caller = replace(caller, background=True)
@@ -70,15 +57,15 @@ async def upsert_items(body: Items, state: StateDep, caller: CallerDep, priority
         caller=caller,
         previewer=state.previewer,
     )
-    answers: list[StoredItem | RefusedItem] = []
+    answers: list[wire.StoredItem | wire.RefusedItem] = []
     for index, (item, result) in enumerate(zip(body.items, made, strict=True)):
         where: dict[str, Any] = {"id": item.id, "collection": item.collection}
         if isinstance(result, InputError):
-            answers.append(RefusedItem(**where, index=index, error=InputProblem(**input_problem(result))))
+            answers.append(wire.RefusedItem(**where, index=index, error=InputProblem(**input_problem(result))))
         else:
             where |= {"modality": result.modality, "truncated": result.truncated}
-            answers.append(StoredItem(**where))
-    return ItemsResponse(upserted=sum(isinstance(result, Entry) for result in made), items=answers)
+            answers.append(wire.StoredItem(**where))
+    return wire.ItemsResponse(upserted=sum(isinstance(result, Entry) for result in made), items=answers)
 
 
 FilterText = Annotated[
@@ -86,7 +73,7 @@ FilterText = Annotated[
 ]
 
 
-@router.get("/items", response_model=PageResponse)
+@router.get("/items", response_model=wire.PageResponse)
 async def list_items(
     state: StateDep,
     cursor: Annotated[str | None, Query(max_length=5_000)] = None,
@@ -124,28 +111,29 @@ async def list_items(
     return JSON(answer)
 
 
-@router.post("/items/delete", openapi_extra=documented(DeleteItemsRequest, {"ids": ["holiday/beach"]}))
-async def delete_items(body: Deletion, state: StateDep) -> DeletedResponse:
+@router.post("/items/delete", openapi_extra=documented(wire.DeleteItemsRequest, {"ids": ["holiday/beach"]}))
+async def delete_items(body: Deletion, state: StateDep) -> wire.DeletedResponse:
     """Delete items by ids (absent ones are not counted) or by a filter over the metadata."""
     with timed("write"):
         if body.filter is not None:
-            return DeletedResponse(deleted=await state.store.delete_matching(body.collection, body.filter))
-        return DeletedResponse(deleted=await state.store.delete(body.collection, body.ids or []))
+            return wire.DeletedResponse(deleted=await state.store.delete_matching(body.collection, body.filter))
+        return wire.DeletedResponse(deleted=await state.store.delete(body.collection, body.ids or []))
 
 
 @router.post(
-    "/items/move", openapi_extra=documented(MoveItemsRequest, {"moves": [{"id": "holiday/beach", "to": "2024/beach"}]})
+    "/items/move",
+    openapi_extra=documented(wire.MoveItemsRequest, {"moves": [{"id": "holiday/beach", "to": "2024/beach"}]}),
 )
-async def move_items(body: Moves, state: StateDep) -> MovedResponse:
+async def move_items(body: Moves, state: StateDep) -> wire.MovedResponse:
     """Give items other ids, with all that is stored of them: nothing is embedded. Absent items are not counted."""
     with timed("write"):
         ids = {move.id: move.to for move in body.moves}
         metadata = {move.id: move.metadata for move in body.moves if move.metadata is not None}
-        return MovedResponse(moved=await state.store.move(body.collection, ids, metadata))
+        return wire.MovedResponse(moved=await state.store.move(body.collection, ids, metadata))
 
 
 # An id may hold slashes.
-@router.get("/items/{id:path}", response_model=ItemResponse)
+@router.get("/items/{id:path}", response_model=wire.ItemResponse)
 async def get_item(
     id: ItemId,
     state: StateDep,
@@ -174,14 +162,5 @@ async def delete_item(id: ItemId, state: StateDep, collection: Name = DEFAULT_CO
 
 
 def _described(item: Item) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "id": item.id,
-        "collection": item.collection,
-        "modality": item.modality,
-        "metadata": item.metadata,
-        "created": item.created,
-        "updated": item.updated,
-    }
-    if item.vector is not None:
-        described["vector"] = item.vector
-    return described
+    fields = ("id", "collection", "modality", "metadata", "created", "updated", "vector")
+    return {name: value for name in fields if (value := getattr(item, name)) is not None}

@@ -56,12 +56,7 @@ _IdempotencyKey = Annotated[
 ]
 
 
-@router.post(
-    "/jobs",
-    status_code=202,
-    response_model=JobResponse,
-    openapi_extra={"requestBody": _BODY},
-)
+@router.post("/jobs", status_code=202, response_model=JobResponse, openapi_extra={"requestBody": _BODY})
 async def create_job(
     request: Request,
     state: StateDep,
@@ -138,18 +133,9 @@ def _jobs(state: State) -> Jobs:
 
 def _described(progress: Progress) -> dict[str, Any]:
     job = progress.job
-    return {
-        "id": job.id,
-        "state": job.state,
-        "form": job.form,
-        "collection": job.collection,
-        "total": job.total,
-        "done": job.done,
-        "failed": job.failed,
+    fields = ("id", "state", "form", "collection", "total", "done", "failed", "created", "started", "ended")
+    return {name: getattr(job, name) for name in fields} | {
         "rate": None if progress.rate is None else round(progress.rate, 2),
         "eta_s": None if progress.eta_s is None else round(progress.eta_s, 1),
-        "created": job.created,
-        "started": job.started,
-        "ended": job.ended,
         "error": None if job.code is None else {"code": job.code, "detail": job.detail},
     }
