@@ -5,13 +5,15 @@ missing. What a *recipe* needs to be trained is `python -m training doctor`'s qu
 """
 
 import os
+import re
 import shutil
 import socket
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,19 +23,6 @@ if TYPE_CHECKING:
     from service.contract.bundle import Bundle
     from service.settings import Settings
 
-PACKAGES = {
-    **{name: name for name in ("anyio", "click", "cryptography", "fastapi", "httpcore2", "httptools", "httpx2")},
-    **{name: name for name in ("numpy", "orjson", "pydantic", "redis", "soundfile", "soxr", "starlette", "tokenizers")},
-    **{name: name for name in ("tqdm", "uvicorn")},
-    "dnspython": "dns",
-    "isthmus-client": "isthmus_client",
-    "pillow": "PIL",
-    "prometheus-client": "prometheus_client",
-    "pyyaml": "yaml",
-    "pydantic-settings": "pydantic_settings",
-    "python-multipart": "python_multipart",
-}
-"""Packages that serving imports, by distribution name."""
 _OLDEST_PYTHON = (3, 11)
 _ROOM = 1_000_000_000
 """Bytes of disk below which a store soon has no room."""
@@ -88,27 +77,32 @@ def _python() -> Check:
 
 
 def _packages() -> Generator[Check, None, bool]:
-    """Check the packages; the generator returns whether any is missing."""
-    from importlib.util import find_spec
-
-    lacking = [name for name, module in PACKAGES.items() if find_spec(module) is None]
-    if find_spec("faiss") is None:
-        lacking.append("faiss-cpu or faiss-gpu-cu12")
-    if find_spec("onnxruntime") is None:
-        lacking.append("onnxruntime or onnxruntime-gpu")
+    """Check the packages that the distribution says it needs; the generator returns whether any is missing."""
+    try:
+        needed = [re.split(r"[^\w.-]", line)[0] for line in requires("isthmus") or () if "extra ==" not in line]
+    except PackageNotFoundError:
+        needed = ["isthmus"]
+    lacking = [name for name in needed if not _is_installed(name)]
+    for module, twins in (("faiss", "faiss-cpu or faiss-gpu-cu12"), ("onnxruntime", "onnxruntime or onnxruntime-gpu")):
+        if find_spec(module) is None:
+            lacking.append(twins)
     if lacking:
         here = "pip install -c constraints.txt -e ./isthmus_client -e '.[cpu,heif]'"
         step = f"pip install 'isthmus[cpu,heif]' (or [gpu,heif]; in a checkout: {here})"
         yield Check("packages", "missing", ", ".join(lacking), step)
     else:
-        yield Check("packages", "ok", f"all {len(PACKAGES) + 2} that serving needs")
+        yield Check("packages", "ok", f"all {len(needed) + 2} that serving needs")
     return bool(lacking)
+
+
+def _is_installed(distribution: str) -> bool:
+    with suppress(PackageNotFoundError):
+        return bool(version(distribution))
+    return False
 
 
 def _readers() -> Iterator[Check]:
     """Check the optional packages that read further kinds of files."""
-    from importlib.util import find_spec
-
     for name, module, what, extra in (
         ("heic", "pillow_heif", "HEIC images", "heif"),
         ("video", "av", "videos, and sounds like AAC, M4A, 3GP and WebM", "video"),
@@ -121,12 +115,7 @@ def _readers() -> Iterator[Check]:
 
 def _runtimes() -> Iterator[Check]:
     """Check ONNX Runtime: the variant installed, and the devices that it can use."""
-    twins = {}
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            twins[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    twins = {name: version(name) for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)}
     if not twins:
         return
     versions = ", ".join(f"{name} {number}" for name, number in twins.items())
