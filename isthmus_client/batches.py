@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from isthmus_client import calls
@@ -18,6 +19,7 @@ from isthmus_client.results import Embedding, Problem, Written
 
 B = TypeVar("B")
 R = TypeVar("R")
+S = TypeVar("S")
 Plan = Generator[Call[Any], Any, R]
 UNREADABLE = "unreadable_file"
 
@@ -45,11 +47,11 @@ class Entry:
 
 
 def of_inputs(inputs: Iterable[Input], batching: Batching) -> Iterator[list[Entry]]:
-    return _batches((Entry(number, value, _wire(value)) for number, value in enumerate(inputs)), batching)
+    return _batches(inputs, to_wire, batching)
 
 
 def of_items(items: Iterable[NewItem], batching: Batching) -> Iterator[list[Entry]]:
-    return _batches((Entry(number, item, _item_wire(item)) for number, item in enumerate(items)), batching)
+    return _batches(items, partial(NewItem.to_wire, as_file=True), batching)
 
 
 def embedded(batch: Sequence[Entry], options: Mapping[str, Any]) -> Plan[list[Embedding]]:
@@ -124,29 +126,22 @@ def _reason(error: Refused) -> str:
     return f"{where}: {words}" if where else words
 
 
-def _wire(value: Input) -> str | dict[str, Any] | Problem:
-    try:
-        return to_wire(value)
-    except OSError as error:
-        return Problem(UNREADABLE, f"{error.filename}: {error.strerror or error}")
-
-
-def _item_wire(item: NewItem) -> dict[str, Any] | Problem:
-    try:
-        return item.to_wire(as_file=True)
-    except OSError as error:
-        return Problem(UNREADABLE, f"{error.filename}: {error.strerror or error}")
-
-
-def _batches(entries: Iterable[Entry], batching: Batching) -> Iterator[list[Entry]]:
+def _batches(
+    sources: Iterable[S], to_wire: Callable[[S], str | dict[str, Any]], batching: Batching
+) -> Iterator[list[Entry]]:
     batch: list[Entry] = []
     total = 0
-    for entry in entries:
-        size = 0 if isinstance(entry.wire, Problem) else wire_size(entry.wire)
+    for number, source in enumerate(sources):
+        wire: str | dict[str, Any] | Problem
+        try:
+            wire = to_wire(source)
+            size = wire_size(wire)
+        except OSError as error:
+            wire, size = Problem(UNREADABLE, f"{error.filename}: {error.strerror or error}"), 0
         if batch and (len(batch) == batching.inputs or total + size > batching.bytes):
             yield batch
             batch, total = [], 0
-        batch.append(entry)
+        batch.append(Entry(number, source, wire))
         total += size
     if batch:
         yield batch

@@ -114,7 +114,7 @@ class Call(Generic[T]):
 
 def embed(inputs: Sequence[str | Mapping[str, Any]], options: Mapping[str, Any]) -> Call[list[results.Embedding]]:
     body = {"inputs": inputs, "encoding": "base64", **options}
-    return Call("POST", "/embed", lambda got: [results.embedding(vector) for vector in got.json()["embeddings"]], body)
+    return Call("POST", "/embed", results.listed("embeddings", results.embedding), body)
 
 
 def upsert(items: Sequence[Mapping[str, Any]], on_error: str) -> Call[list[results.Written]]:
@@ -122,14 +122,17 @@ def upsert(items: Sequence[Mapping[str, Any]], on_error: str) -> Call[list[resul
     files = [item["file"] for item in items if "file" in item]
     named = [{name: value for name, value in item.items() if name != "file"} for item in items]
     body = {"items": named, "on_error": on_error}
-    return Call(
-        "POST", "/items", lambda got: [results.written(item) for item in got.json()["items"]], body, files=files
-    )
+    return Call("POST", "/items", results.listed("items", results.written), body, files=files)
 
 
-def answer(got: httpx2.Response) -> Any:
-    """Return the body of an answer; what the service warns of in it becomes an `IsthmusWarning`."""
-    body = got.json()
-    for warning in body.get("warnings") or ():
-        warnings.warn(str(warning), IsthmusWarning, stacklevel=2)
-    return body
+def answered(read: Callable[[Any], T]) -> Callable[[httpx2.Response], list[T]]:
+    """Return a function that reads the results of an answer, each by `read`; what the service warns of becomes an
+    `IsthmusWarning`."""
+
+    def read_all(got: httpx2.Response) -> list[T]:
+        body = got.json()
+        for warning in body.get("warnings") or ():
+            warnings.warn(str(warning), IsthmusWarning, stacklevel=2)
+        return [read(one) for one in body["results"]]
+
+    return read_all

@@ -26,7 +26,6 @@ from collections.abc import (
 )
 from contextlib import aclosing, closing
 from functools import partial, wraps
-from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, cast
 from urllib.parse import quote
 
@@ -151,9 +150,7 @@ class Isthmus(_Conversation):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -203,36 +200,23 @@ class Isthmus(_Conversation):
     def search(self, query: Input, **options: Unpack[SearchOptions]) -> list[Found]:
         """Search the stored items, nearest first."""
         body = {"query": to_wire(query), **options}
-        return self._do(
-            Call("POST", "/search", lambda got: [results.found(one) for one in calls.answer(got)["results"]], body)
-        )
+        return self._do(Call("POST", "/search", calls.answered(results.found), body))
 
     def search_many(self, queries: Iterable[Input], **options: Unpack[SearchOptions]) -> list[list[Found]]:
         """Search for several queries in one request: a list of results for each."""
         body = {"queries": [to_wire(query) for query in queries], **options}
-
-        def read(got: httpx2.Response) -> list[list[Found]]:
-            return [[results.found(one) for one in ranked] for ranked in calls.answer(got)["results"]]
-
+        read = calls.answered(lambda ranked: [results.found(one) for one in ranked])
         return self._do(Call("POST", "/search/batch", read, body))
 
     def follow(self, script: Iterable[Input], **options: Unpack[ScriptOptions]) -> list[Followed]:
         """Search for the videos and long sounds in which the steps of a script come one after the other."""
         body = {"script": [to_wire(step) for step in script], **options}
-
-        def read(got: httpx2.Response) -> list[Followed]:
-            return [results.followed(one) for one in calls.answer(got)["results"]]
-
-        return self._do(Call("POST", "/search/script", read, body))
+        return self._do(Call("POST", "/search/script", calls.answered(results.followed), body))
 
     def classify(self, inputs: Iterable[Input], **options: Unpack[ClassifyOptions]) -> list[Classified]:
         """Return the labels of each input, best first. Give `labels` or the name of a stored `label_set`."""
         body = {"inputs": [to_wire(value) for value in inputs], **options}
-
-        def read(got: httpx2.Response) -> list[Classified]:
-            return [results.classified(one) for one in calls.answer(got)["results"]]
-
-        return self._do(Call("POST", "/classify", read, body))
+        return self._do(Call("POST", "/classify", calls.answered(results.classified), body))
 
     def score(self, pairs: Iterable[tuple[Input, Input]], *, model: str | None = None) -> list[float]:
         """Return the cosine similarity of each pair."""
@@ -488,9 +472,7 @@ class AsyncIsthmus(_Conversation):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def close(self) -> None:

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -64,14 +64,7 @@ def server(context: click.Context, *, background: bool = False) -> Iterator["Ist
         raise Failure(str(error), _next_step(error)) from None
 
 
-def _said(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _said(message: Warning | str, *place: object, **more: object) -> None:
     """Print a warning; replaces warnings.showwarning."""
     click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {message}", err=True)
 

@@ -7,6 +7,7 @@ where no answer came makes no second job.
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -47,17 +48,15 @@ def kind_of(path: Path) -> str | None:
 def create(source: Source, collection: str | None, key: str | None) -> Call[Job]:
     """Raises ValueError for a file that is neither by its name, OSError for one that cannot be read."""
     if isinstance(source, Path):
-        detected = kind_of(source)
-        if detected is None:
+        kind = kind_of(source)
+        if kind is None:
             raise ValueError(f"{source} is neither JSON lines (.jsonl) nor a tar (.tar), by its name")
-        path, kind = source, detected
-        path.open("rb").close()
-        upload = Upload(lambda: _of_file(path))
+        source.open("rb").close()
+        upload = Upload(partial(_of_file, source))
     else:
-        items = source
-        kind, upload = LINES, Upload(lambda: _of_items(items))
+        kind, upload = LINES, Upload(partial(_of_items, source))
     parameters = None if collection is None else {"collection": collection}
-    headers = _headers(key) | {"content-type": kind}
+    headers = {"idempotency-key": key or uuid4().hex, "content-type": kind}
     return Call("POST", "/jobs", lambda got: results.job(got.json()), upload, parameters, headers=headers)
 
 
@@ -67,10 +66,6 @@ def pauses(every_s: float) -> Iterator[float]:
     while True:
         yield min(pause, every_s)
         pause *= 2
-
-
-def _headers(key: str | None) -> dict[str, str]:
-    return {"idempotency-key": key or uuid4().hex}
 
 
 def _of_file(path: Path) -> Iterator[bytes]:

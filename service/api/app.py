@@ -33,10 +33,7 @@ from service.api.routes import (
     jobs,
     label_sets,
     media,
-    models,
     playground,
-    previews,
-    score,
     search,
 )
 from service.api.state import Model, State
@@ -65,12 +62,9 @@ ROUTERS = (
     classify.router,
     label_sets.router,
     items.router,
-    previews.router,
     media.router,
     jobs.router,
     collections.router,
-    score.router,
-    models.router,
     health.router,
     playground.router,
 )

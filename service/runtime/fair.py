@@ -4,7 +4,6 @@ not have all the places."""
 
 import asyncio
 from collections import Counter, deque
-from types import TracebackType
 
 from service.errors import Overloaded
 from service.runtime.logs import caller
@@ -81,7 +80,5 @@ class FairSemaphore:
     async def __aenter__(self) -> None:
         await self.acquire()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         self.release(caller.get())

@@ -1,4 +1,4 @@
-"""GET /healthz (the process answers), GET /readyz (everything it needs works), GET /metrics."""
+"""GET /healthz (the process answers), GET /readyz (everything it needs works), GET /metrics, GET /models."""
 
 import asyncio
 import logging
@@ -7,12 +7,13 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from service.api.responses import JSON
-from service.api.state import State, StateDep
+from service.api.state import Model, State, StateDep
 from service.contract.bundle import Modality
+from service.contract.licences import commercial_use
 from service.engine.embedder import Embedder
 from service.errors import NotReady
 from service.runtime.disk import free_bytes
-from service.schemas.models import Health, Readiness
+from service.schemas.models import Health, ModelDescription, ModelsResponse, Readiness, TowerDescription
 
 log = logging.getLogger(__name__)
 router = APIRouter(tags=["service"])
@@ -93,3 +94,42 @@ async def _embeds(embedder: Embedder, modality: Modality) -> bool:
         log.warning("the canary of the %s tower failed", modality, exc_info=True)
         return False
     return True
+
+
+@router.get("/models")
+async def list_models(state: StateDep) -> ModelsResponse:
+    """The bundles that are served, the default first: their spaces, towers, and the figures they were released with."""
+    described = [_model(model) for model in state.models.values()]
+    return ModelsResponse(models=described, previews=state.previewer is not None)
+
+
+def _model(model: Model) -> ModelDescription:
+    manifest, channels = model.manifest, model.embedder.channels
+    towers = {
+        modality: TowerDescription(
+            encoder=tower.encoder,
+            projector=tower.projector.kind,
+            precision=channels[modality].tower.precision,
+            precisions=list(tower.precisions),
+            provider=channels[modality].tower.provider,
+            lanes=channels[modality].lanes,
+            tuned=channels[modality].tower.choice is not None,
+            preprocessing=tower.preprocessing,
+        )
+        for modality, tower in manifest.towers.items()
+        if modality in channels
+    }
+    return ModelDescription(
+        name=manifest.name,
+        created=manifest.created,
+        space=manifest.space,
+        dimensions=manifest.dimensions,
+        matryoshka=list(manifest.matryoshka),
+        temperature=manifest.temperature,
+        bias=manifest.bias,
+        towers=towers,
+        evaluation=manifest.evaluation,
+        licences=list(manifest.parts),
+        terms=list(manifest.terms),
+        commercial=commercial_use(manifest.parts),
+    )

@@ -1,5 +1,6 @@
-"""GET /media/{id}."""
+"""GET /previews/{id} and GET /media/{id}."""
 
+import hashlib
 import re
 from collections.abc import AsyncIterator
 from functools import partial
@@ -18,12 +19,30 @@ from service.store import DEFAULT_COLLECTION, Item
 
 router = APIRouter(tags=["items"])
 
+_FRESH = {"Cache-Control": "private, no-cache"}  # the item may be replaced: its ETag tells
 _CHUNK_BYTES = 256 * 1024
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _NO_ROOT = (
     "this server gives out no original files: start it with --media FOLDER (ISTHMUS_MEDIA), and the files below that "
     "folder can be read"
 )
+
+
+@router.get(
+    "/previews/{id:path}",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/jpeg": {}, "image/webp": {}, "audio/mpeg": {}}},
+        304: {"description": "It is as it was"},
+    },
+)
+async def get_preview(id: ItemId, request: Request, state: StateDep, collection: Name = DEFAULT_COLLECTION) -> Response:
+    """Return the stored preview of an image (JPEG) or a sound (MP3) where the setting `previews` is on, else 404."""
+    preview = await state.store.preview(collection, id)
+    headers = _FRESH | {"ETag": f'"{hashlib.sha256(preview.data).hexdigest()[:32]}"'}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    return Response(preview.data, media_type=preview.media_type, headers=headers)
 
 
 @router.get(
@@ -66,7 +85,7 @@ async def read_original(item: Item, state: State) -> bytes | None:
 
 
 def _answer(original: Original, id: str, request: Request, state: State) -> Response:
-    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{original.tag}"', "Accept-Ranges": "bytes"}
+    headers = _FRESH | {"ETag": f'"{original.tag}"', "Accept-Ranges": "bytes"}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     if original.media_type == OTHER:
