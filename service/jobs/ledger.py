@@ -72,8 +72,7 @@ class Job:
     number: int
     id: str
     state: State
-    form: Form | Literal["folder"]
-    """`folder` is a job that an earlier version took, of a folder on the server."""
+    form: Form
     collection: str
     fingerprint: str
     created: str

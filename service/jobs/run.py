@@ -209,8 +209,6 @@ class Run:
     async def _planned(self) -> Reader:
         job, workplace = self.job, self._workplace
         source, plan = workplace.folder / job.id / "input", workplace.folder / job.id / "plan.sqlite3"
-        if job.form == "folder":
-            raise Unusable("jobs take no folder of the server any more: `isthmus index` sends the files of a folder")
         if job.total is None:
             try:
                 total = await self._workplace.threads.run(

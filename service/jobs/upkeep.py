@@ -18,7 +18,7 @@ from service.store import StoreError
 from service.store.files import hold, sync
 
 _FILES = ("input", "plan.sqlite3")
-"""Files of a job's folder. A job that an earlier version made from a folder on the server has no input."""
+"""Files of a job's folder."""
 _ID = re.compile(r"[0-9a-f]{24}(-[A-Za-z0-9.-]{1,63})?")
 _TRIES = 5
 
@@ -92,7 +92,7 @@ def _copied(source: Path, target: Path) -> Copied | None:
         (target / job.id).mkdir(exist_ok=True)
         for name in _FILES:
             # A plan is complete once the items are counted; before that it is made again.
-            needed = job.form != "folder" if name == "input" else job.total is not None
+            needed = name == "input" or job.total is not None
             if needed and not _copy(source / job.id / name, target / job.id / name):
                 return None
     sync(staged)

@@ -201,7 +201,7 @@ class Classifier:
                 _learn, taught_vectors, owners[of_modality], by_modality[modality], off, manifest.temperature
             )
             shift, detector = await self._embedder.in_worker(learning)
-            vectors[_shift_key(modality)] = shift
+            vectors[_SHIFT + modality] = shift
             if detector is not None:
                 detectors[modality] = detector.model_dump()
         definition = {
@@ -261,12 +261,8 @@ class Classifier:
     def _opened(self, label_set: LabelSet) -> _Set:
         labels = stored_labels(label_set.definition)
         detectors = label_set.definition.get("detectors", {})
-        stored, shifts = {}, {}
-        for key, vectors in label_set.vectors.items():
-            if modality := _shifted_modality(key):
-                shifts[modality] = vectors
-            else:
-                stored[key] = vectors
+        stored = dict(label_set.vectors)
+        shifts = {key.removeprefix(_SHIFT): stored.pop(key) for key in label_set.vectors if key.startswith(_SHIFT)}
         if not self._embedder.manifest.accepts(label_set.space):  # another model's: only its words mean something here
             if shifts:
                 raise InvalidRequest("label_set: its examples were embedded by a model of another space")
@@ -281,17 +277,12 @@ class Classifier:
         )
 
     def _detector(self, labels: _Set, modality: str) -> Detector:
-        learned = labels.detectors.get(modality)
-        trained = next(
-            (fitted for name, fitted in self._embedder.manifest.abstention.items() if name == modality), None
-        )
-        if learned is None and trained is None:
+        fitted: dict[Any, Detector] = {**self._embedder.manifest.abstention, **labels.detectors}
+        if modality not in fitted:
             raise InvalidRequest(
                 f"abstain: neither the labels nor this bundle have learned which {modality} inputs are off topic"
             )
-        detector = learned or trained
-        assert detector is not None
-        return detector
+        return fitted[modality]
 
     async def _vectors(self, labels: _Set, modality: str, templates: Templates | None, caller: Caller) -> _Encoded:
         """Return the label vectors (L, D) for inputs of a modality, moved by its examples."""
@@ -398,13 +389,10 @@ def _prompts(labels: Sequence[str | Label], templates: Sequence[str]) -> Iterato
 
 def templates_for(manifest: Manifest, modality: str, given: Templates | None = None) -> Sequence[str]:
     """Return the templates for inputs of a modality: those given, else the bundle's, of which a text has none."""
-    if isinstance(given, Mapping):
-        given = next((templates for name, templates in given.items() if name == modality), None)
-    if given is not None:
+    if given is not None and not isinstance(given, Mapping):
         return given
-    return next(
-        (templates for name, templates in manifest.templates.items() if name == modality and name != "text"), PLAIN
-    )
+    own: dict[Any, Sequence[str]] = {**manifest.templates, "text": PLAIN, **(given or {})}
+    return own.get(modality, PLAIN)
 
 
 def label_digest(labels: Iterable[str | Label], templates: Sequence[str]) -> str:
@@ -460,14 +448,7 @@ def stored_labels(definition: Mapping[str, Any]) -> list[str | Label]:
 
 
 _SHIFT = "shift:"
-
-
-def _shift_key(modality: str) -> str:
-    return _SHIFT + modality
-
-
-def _shifted_modality(key: str) -> str | None:
-    return key.removeprefix(_SHIFT) if key.startswith(_SHIFT) else None
+"""Goes before the modality in the key of a stored set's shifts."""
 
 
 def _learn(

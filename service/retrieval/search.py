@@ -352,8 +352,8 @@ class Searcher:
         return results
 
     def _correction(self, query: _EmbeddedQuery, modality: str, strength: float) -> float:
-        of = "image" if modality == "video" else modality
-        mean = next((vector for name, vector in self._embedder.manifest.means.items() if name == of), None)
+        means: dict[Any, list[float]] = {**self._embedder.manifest.means}
+        mean = means.get("image" if modality == "video" else modality)
         return 0.0 if mean is None or not strength else strength * float(query.vector @ np.asarray(mean, np.float32))
 
     async def _chosen(

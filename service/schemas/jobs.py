@@ -15,7 +15,7 @@ class JobProblem(BaseModel):
 class JobResponse(BaseModel):
     id: str
     state: JobState
-    form: Literal["jsonl", "tar", "folder"] = Field(description="`folder` is a job that an earlier version took.")
+    form: Literal["jsonl", "tar"]
     collection: str = Field(description="Of items that do not name one.")
     total: int | None = Field(description="Items in the input; null until they are counted.")
     done: int = Field(description="Stored, and found by searches.")

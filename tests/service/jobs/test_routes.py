@@ -4,9 +4,7 @@ import gzip
 import os
 import re
 import socket
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ import pytest
 from service.api.app import open_parts
 from service.api.keys import create_key
 from service.jobs import run
-from service.jobs.ledger import FILE
 from service.runtime.quotas import Limit
 from service.settings import Settings
 from service.store import StoreInUse
@@ -158,31 +155,10 @@ def test_a_tar_cannot_reach_out_and_a_body_that_is_no_tar_fails_as_a_whole(clien
     assert "whole" not in {each["name"] for each in client.get("/collections").json()["collections"]}
 
 
-_OLD_JOBS = """
-CREATE TABLE jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, form TEXT NOT NULL,
-    collection TEXT NOT NULL, folder TEXT, idempotency_key TEXT UNIQUE, fingerprint TEXT NOT NULL, meter TEXT,
-    created TEXT NOT NULL, started TEXT, ended TEXT, total INTEGER, next INTEGER NOT NULL DEFAULT 0,
-    done INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0, code TEXT, detail TEXT
-) STRICT;
-INSERT INTO jobs (id, state, form, collection, folder, fingerprint, created)
-    VALUES ('old', 'queued', 'folder', 'default', 'photos', '', '2026-01-01T00:00:00.000+00:00');
-"""
-
-
-def test_a_job_of_a_folder_that_an_earlier_version_took_fails_with_what_to_do(settings: Settings) -> None:
-    ledger = settings.store / "jobs" / FILE
-    ledger.parent.mkdir(parents=True)
-    with closing(sqlite3.connect(ledger)) as connection:
-        connection.executescript(_OLD_JOBS)
-    with serving(settings) as client:
-        old = ended(client, "old")
-        assert (old["state"], old["form"], old["error"]["code"]) == ("failed", "folder", "unusable_input")
-        assert "`isthmus index` sends" in old["error"]["detail"]
-        assert ended(client, submitted(client, [{"id": "a", "text": "dog"}]))["done"] == 1
-        refused = client.post("/jobs", json={"folder": "photos"})
-        assert (refused.status_code, refused.json()["code"]) == (415, "unsupported_body")
-        assert "`isthmus index` sends" in refused.json()["detail"]
+def test_a_folder_of_the_server_is_no_input(client: httpx.Client) -> None:
+    refused = client.post("/jobs", json={"folder": "photos"})
+    assert (refused.status_code, refused.json()["code"]) == (415, "unsupported_body")
+    assert "`isthmus index` sends" in refused.json()["detail"]
 
 
 def test_an_id_that_comes_twice_ends_up_as_its_last(client: httpx.Client) -> None:
