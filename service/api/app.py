@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from typing import Any, TypedDict
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.middleware import Middleware
@@ -289,15 +288,7 @@ def _operation_id(route: APIRoute) -> str:
 
 def openapi(app: FastAPI) -> dict[str, Any]:
     """Return FastAPI's document, with the request bodies that `inputs.documented` describes and RFC 9457 errors."""
-    document = get_openapi(
-        title=app.title,
-        version=app.version,
-        summary=app.summary,
-        routes=app.routes,
-        servers=app.servers,
-        license_info=app.license_info,
-        tags=app.openapi_tags,
-    )
+    document = FastAPI.openapi(app)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

@@ -150,7 +150,7 @@ class Recording:
             self.about = int(frames * self._rate / stream.rate)
             stream.measure = Measure(stream.channels)
             yield np.zeros(0, np.float32)
-            yield from _resampled(_mono(stream, self.mix, self._limits), stream.rate, self._rate)
+            yield from resampled(_mono(stream, self.mix, self._limits), stream.rate, self._rate)
             if not stream.measure.frames:
                 raise BadMedia("the sound has no samples")
             self.cut = stream.cut
@@ -241,7 +241,7 @@ def _mono(stream: _Stream, mix: Mix, limits: AudioLimits) -> Iterator[Waveform]:
         yield mix.apply(block, stream.measure.take(block))
 
 
-def _resampled(blocks: Iterator[Waveform], rate: int, new_rate: int) -> Iterator[Waveform]:
+def resampled(blocks: Iterator[Waveform], rate: int, new_rate: int) -> Iterator[Waveform]:
     """Resample block by block, to the same bits as all at once."""
     if rate == new_rate:
         yield from blocks

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import soxr
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.contract.audio import Measure, Mix
+from service.contract.audio import Measure, Mix, resampled
 from service.contract.containers import CORRUPT, NO_CODEC, container_of, decoding, moving_pictures, opened, refusal
 from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
 from service.contract.images import ImagePreprocessing, preprocess_image
@@ -241,7 +240,6 @@ def _sounds(
 
     def blocks() -> Iterator[Waveform]:
         planes = av.AudioResampler(format="fltp")
-        resampler = soxr.ResampleStream(first.sample_rate, sampling_rate, 1, dtype="float32", quality="HQ")
         count, most = 0, limits.max_seconds * first.sample_rate
         for frame in itertools.chain([first], frames):
             count += frame.samples
@@ -251,12 +249,11 @@ def _sounds(
                 )
             for plane in planes.resample(frame):
                 samples = np.ascontiguousarray(plane.to_ndarray().T)
-                yield resampler.resample_chunk(mix.apply(samples, measure.take(samples)))
-        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+                yield mix.apply(samples, measure.take(samples))
 
     at = max(0.0, (first.time or 0.0) - extent.start)
     parts = []
-    for samples in stretches(blocks(), sampling_rate):
+    for samples in stretches(resampled(blocks(), first.sample_rate, sampling_rate), sampling_rate):
         seconds = len(samples) / sampling_rate
         parts.append(Stretch(at, at + seconds, samples, seconds))
         at += seconds

@@ -142,15 +142,11 @@ class TextInput(RequestModel):
 
 
 class ImageInput(RequestModel):
-    image: Annotated[Input, read_as("image")] = Field(
-        description="base64, a data: URI, or an https: URL where the server fetches", examples=[PICTURE]
-    )
+    image: Annotated[Input, read_as("image")] = Field(description=_MEDIA, examples=[PICTURE])
 
 
 class AudioInput(RequestModel):
-    audio: Annotated[Input, read_as("audio")] = Field(
-        description="base64, a data: URI, or an https: URL where the server fetches", examples=[SOUND]
-    )
+    audio: Annotated[Input, read_as("audio")] = Field(description=_MEDIA, examples=[SOUND])
 
 
 class VideoInput(RequestModel):

@@ -1,9 +1,9 @@
 """`immich`: POST /predict and GET /ping of Immich's machine learning server. CLIP is answered here, and all else
 (faces, text in pictures) by the upstream that the operator names."""
 
-import secrets
 from typing import Any
 
+import httpx2
 import orjson
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, ValidationError
@@ -137,26 +137,18 @@ async def _asked_upstream(entries: bytes, content: Media | Text, state: State, c
         raise InvalidRequest("entries: only clip is answered here: ISTHMUS_IMMICH_UPSTREAM names a server for the rest")
     if caller.meter is not None:
         await caller.meter.take(await state.embedder.in_worker(lambda: costs_of([content], settings.limits)))
-    boundary = secrets.token_hex(16)
+    files: dict[str, Any] = {"entries": (None, entries)}
     if isinstance(content, Media):
-        part, data = 'name="image"; filename="image"\r\nContent-Type: application/octet-stream', content.data
+        files["image"] = ("image", content.data, "application/octet-stream")
     else:
-        part, data = 'name="text"', content.text.encode()
-    body = b"".join(
-        [
-            f'--{boundary}\r\nContent-Disposition: form-data; name="entries"\r\n\r\n'.encode(),
-            entries,
-            f"\r\n--{boundary}\r\nContent-Disposition: form-data; {part}\r\n\r\n".encode(),
-            data,
-            f"\r\n--{boundary}--\r\n".encode(),
-        ]
-    )
-    headers: Headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        files["text"] = (None, content.text.encode())
+    url = Url.parse(f"{settings.immich_upstream.rstrip('/')}/predict")
+    form = httpx2.Request("POST", str(url), files=files)
+    headers: Headers = {"Content-Type": form.headers["content-type"]}
     if settings.immich_upstream_key is not None:
         headers["Authorization"] = f"Bearer {settings.immich_upstream_key.get_secret_value()}"
-    url = Url.parse(f"{settings.immich_upstream.rstrip('/')}/predict")
     try:
-        status, answer = await state.upstream.post(url, headers, body, _MOST_BYTES)
+        status, answer = await state.upstream.post(url, headers, form.read(), _MOST_BYTES)
     except FetchFailed as failed:
         raise NotReady(str(failed)) from None
     if status >= 500 or status in (401, 403, 404):
