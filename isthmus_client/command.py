@@ -8,7 +8,7 @@ completion are quick.
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -29,7 +29,7 @@ from isthmus_client.command_shared import Failure, echo_lines, parsed_filter, pa
 if TYPE_CHECKING:
     from isthmus_client import Followed, Isthmus
 
-_QUERIES_AT_ONCE = 32
+_QUERIES_AT_ONCE, _RESULTS_AT_ONCE = 32, 5_000
 _KINDS = ("image", "video", "audio", "text")
 _MODALITIES = click.Choice(_KINDS)
 _PROBABLE = 0.7
@@ -186,8 +186,8 @@ def search(
 ) -> None:
     """Find stored items by text, image, sound or several together.
 
-    Several arguments are a weighted sum. Without -m, pictures, videos, sounds and texts take turns. With --then, videos
-    and long sounds are found in which one thing follows the other.
+    Several arguments are a weighted sum. Without -m, what fits best among its own kind comes first, be it a picture, a
+    video, a sound or a text. With --then, videos and long sounds are found in which one thing follows the other.
 
     `-` reads a query per line of standard input, or the content of one file.
     """
@@ -205,12 +205,14 @@ def search(
             steps = [step for _, step in (*parsed_queries, *read_inputs(then, as_text))]
             _show_followed(space.follow(steps, **options), as_json)
             return
-        options["include"] = ["metadata", "confidence"]
+        options |= {"include": ["metadata", "confidence"], "balance": not modalities}
         if fdr is not None:
             options["fdr"] = fdr
-        for first in range(0, len(parsed_queries), _QUERIES_AT_ONCE):
-            batch = parsed_queries[first : first + _QUERIES_AT_ONCE]
-            for (name, _), hits in zip(batch, _found(space, [q for _, q in batch], options), strict=True):
+        at_once = min(_QUERIES_AT_ONCE, max(1, _RESULTS_AT_ONCE // top))  # the server bounds their product
+        for first in range(0, len(parsed_queries), at_once):
+            batch = parsed_queries[first : first + at_once]
+            answers = space.search_many([parsed for _, parsed in batch], **options)
+            for (name, _), hits in zip(batch, (answer[:top] for answer in answers), strict=True):
                 if as_json:
                     results = [
                         {"id": hit.id, "score": hit.score, "modality": hit.modality, "metadata": hit.metadata}
@@ -305,22 +307,6 @@ def main() -> NoReturn:
         click.echo("stopped", err=True)
         sys.exit(_INTERRUPTED)
     sys.exit(code)
-
-
-def _found(space: "Isthmus", queries: Sequence[Any], options: dict[str, Any]) -> Iterator[list[Any]]:
-    """Yield the results of each query. Where no modality is asked for, every kind has its turn, the best of each first.
-
-    Similarities of pictures, sounds and texts to a query lie on scales of their own: in one list, one kind would crowd
-    out the others.
-    """
-    if "modalities" in options:
-        yield from space.search_many(queries, **options)
-        return
-    kinds = [space.search_many(queries, **options, modalities=[kind]) for kind in _KINDS]
-    for parts in zip(*kinds, strict=True):
-        turns = sorted((list(part) for part in parts if part), key=lambda part: -part[0].score)
-        longest = max(map(len, turns), default=0)
-        yield [part[place] for place in range(longest) for part in turns if place < len(part)][: options["top_k"]]
 
 
 def _show_found(space: "Isthmus", hits: Sequence[Any], collection: str, media: Path | None, draw: bool) -> None:

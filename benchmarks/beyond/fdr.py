@@ -6,6 +6,10 @@ captions name it or what goes with it; half of Caltech101's and of ESC-50's clas
 with "a". Of what is found the ten nearest of each kind count. The threshold with hindsight is the cosine similarity,
 one for each gallery, that answers at most a tenth of the absent concepts. `recall` is the share of the right items (ten
 at most) that are kept, `concepts` that of the present concepts for which a right item is kept.
+
+The verdict "probably nothing here" is tried on parts of the same galleries, of 20 and 200 items, and on the whole:
+`missed` is the share of present concepts that are called nothing, `false` that of absent ones for which something is
+said to be there, and `nonsense` the same of strings that are no words.
 """
 
 import argparse
@@ -13,7 +17,7 @@ import asyncio
 import csv
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +32,14 @@ from service.engine.embedder import Embedder
 from service.engine.inputs import Embedded, Input, Text, of_file, raise_first
 from service.engine.opening import open_engine
 from service.retrieval import chance
+from service.retrieval.chance import Bank
 from service.runtime.metrics import Metrics
 from service.settings import Settings
 from service.store.background import SAMPLE, Background, measured
 
 RATE, TOP, WITHIN, MOST_MS = 0.1, 10, 0.05, 0.2
 _SEED, _DRAWS, _TOGETHER, _TIMES, _MILLION = 2, 3, 32, 300, 1_000_000
+_SIZES = (20, 200, 100_000)
 CONCEPTS = {
     "dog": "pup|terrier|labrador|retriever|poodle|hound|greyhound|collie|shepherd|beagle|husk|animal|mutt|spaniel",
     "snow": "ski|sled|ice|icy|slope|winter",
@@ -121,6 +127,22 @@ class Answer:
 
 
 Gallery = Mapping[str, Vectors]
+
+
+def nonsense() -> list[str]:
+    """Strings of three kinds that are no words: syllables, runs of keys, and letters with digits."""
+    rng = np.random.default_rng(_SEED)
+
+    def drawn(letters: str, count: int) -> str:
+        return "".join(rng.choice(list(letters), count))
+
+    made = []
+    for _ in range(20):
+        made.append("".join(drawn("bcdfgklmnprstvz", 1) + drawn("aeiou", 1) for _ in range(rng.integers(2, 5))))
+        starts = rng.integers(0, 22, rng.integers(2, 4)).tolist()
+        made.append("".join("qwertyuiopasdfghjklzxcvbnm"[start : start + 4] for start in starts))
+        made.append(drawn("abcdefghijklmnopqrstuvwxyz0123456789", int(rng.integers(5, 11))))
+    return made
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -230,7 +252,7 @@ def background(bank: Vectors, vectors: Vectors) -> Background:
     return replace(measured(bank, vectors[some]), count=len(vectors))
 
 
-def answer(query: Vectors, asked: Asked, gallery: Gallery, bank: Vectors, known: Mapping[str, Background]) -> Answer:
+def answer(query: Vectors, asked: Asked, gallery: Gallery, bank: Bank, known: Mapping[str, Background]) -> Answer:
     """What `balance` finds: the TOP nearest of each kind, with their confidences."""
     places = [
         np.argsort(-np.where(there, vectors @ query, -2))[:TOP]
@@ -242,9 +264,37 @@ def answer(query: Vectors, asked: Asked, gallery: Gallery, bank: Vectors, known:
     if asked.right is not None:
         right = [good[place] for good, place in zip(asked.right, places, strict=True)]
     similar = found @ query
-    confident = chance.confidences(similar.tolist(), found, kinds, bank, known)
+    confident = chance.confidences(query, similar.tolist(), found, kinds, bank, known)
     total = 0 if asked.right is None else int(sum(good.sum() for good in asked.right))
     return Answer(asked.right is not None, similar, confident, np.concatenate(right), total)
+
+
+def part(gallery: Gallery, asked: Sequence[Asked], size: int, rng: np.random.Generator) -> tuple[Gallery, list[Asked]]:
+    """About `size` items of a gallery, of each kind as many, and what is asked of them: a concept of which an item is
+    left, or one of which there was none."""
+    most = size // len(gallery)
+    places = [rng.permutation(len(vectors))[:most] for vectors in gallery.values()]
+
+    def kept(masks: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+        return [mask[place] for mask, place in zip(masks, places, strict=True)]
+
+    left = [
+        Asked(one.word, kept(one.there), one.right and kept(one.right))
+        for one in asked
+        if one.right is None or any(mask.any() for mask in kept(one.right))
+    ]
+    return {kind: gallery[kind][place] for kind, place in zip(gallery, places, strict=True)}, left
+
+
+def verdicts(answers: Sequence[Answer], of_nonsense: Sequence[Answer]) -> dict[str, float]:
+    def empty(some: Iterable[Answer]) -> float:
+        return float(np.mean([bool(chance.nothing(one.confidences)) for one in some]))
+
+    return {
+        "missed": empty(one for one in answers if one.present),
+        "false": 1 - empty(one for one in answers if not one.present),
+        "nonsense": 1 - empty(of_nonsense),
+    }
 
 
 def rates(answers: Sequence[Answer], kept: Sequence[NDArray[np.bool_]]) -> dict[str, float]:
@@ -268,13 +318,14 @@ def compared(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
     }
 
 
-def milliseconds(bank: Vectors, vectors: Vectors) -> float:
+def milliseconds(bank: Bank, vectors: Vectors) -> float:
     """What one search of TOP results takes more, of a million items: the median of many, processor time."""
-    known = {"image": replace(measured(bank, vectors[:SAMPLE]), count=_MILLION)}
-    similar, taken = (vectors[:TOP] @ bank[0]).tolist(), []
+    known = {"image": replace(measured(bank.words, vectors[:SAMPLE]), count=_MILLION)}
+    similar, taken = (vectors[:TOP] @ bank.words[0]).tolist(), []
     for _ in range(_TIMES):
         started = time.thread_time()
-        chance.surviving(chance.confidences(similar, vectors[:TOP], ["image"] * TOP, bank, known), RATE)
+        values = chance.confidences(bank.words[0], similar, vectors[:TOP], ["image"] * TOP, bank, known)
+        chance.surviving(values, RATE)
         taken.append(1_000 * (time.thread_time() - started))
     return float(np.median(taken))
 
@@ -287,21 +338,38 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
     kept = options.cache / f"fdr-{read_bundle(options.bundle).manifest.space}.npy"
     if not kept.exists():
         np.save(kept, await _embedded(embedder, known.files))
-    bank = await _embedded(embedder, chance.background_texts())
+    bank = await chance.BackgroundQueries(embedder).bank()
+    strings = await _embedded(embedder, nonsense())
     answers: dict[str, list[Answer]] = {}
+    of_sizes: dict[tuple[str, int], tuple[list[Answer], list[Answer]]] = {}
+    rng = np.random.default_rng(_SEED)
     for name, gallery, asked in tasks(known, np.load(kept, allow_pickle=False)):
-        backgrounds = {kind: background(bank, vectors) for kind, vectors in gallery.items()}
-        for form in ("{}", "a {}"):
-            queries = await _embedded(embedder, [form.format(one.word) for one in asked])
-            answers.setdefault(name, []).extend(
-                answer(query, one, gallery, bank, backgrounds) for query, one in zip(queries, asked, strict=True)
-            )
+        words = [form.format(one.word) for form in ("{}", "a {}") for one in asked]
+        queries = dict(zip(words, await _embedded(embedder, words), strict=True))
+        for size in _SIZES:
+            some, left = part(gallery, asked, size, rng)
+            backgrounds = {kind: background(bank.words, vectors) for kind, vectors in some.items()}
+            given = [
+                answer(queries[form.format(one.word)], one, some, bank, backgrounds)
+                for form in ("{}", "a {}")
+                for one in left
+            ]
+            everything = Asked("", [np.ones(len(vectors), np.bool_) for vectors in some.values()])
+            of_words, of_strings = of_sizes.setdefault((name, size), ([], []))
+            of_words += given
+            of_strings += [answer(string, everything, some, bank, backgrounds) for string in strings]
+        answers.setdefault(name, []).extend(given)  # of the whole gallery
     await embedder.close()
     figures = {name: compared(given) for name, given in answers.items()}
     print(f"{'gallery':12}{'rule':12}{'absent':>8}{'recall':>8}{'concepts':>10}")
     for name, rules in figures.items():
         for rule, rate in rules.items():
             print(f"{name:12}{rule:12}{rate['absent']:8.3f}{rate['recall']:8.3f}{rate['concepts']:10.3f}")
+    said = {name: verdicts(*given) for name, given in of_sizes.items()}
+    print(f"{'gallery':12}{'items':>8}{'missed':>8}{'false':>8}{'nonsense':>10}")
+    for (name, size), verdict in said.items():
+        items = "all" if size == max(_SIZES) else str(size)
+        print(f"{name:12}{items:>8}{verdict['missed']:8.3f}{verdict['false']:8.3f}{verdict['nonsense']:10.3f}")
     cost = milliseconds(bank, np.load(kept, allow_pickle=False))
     print(f"one search more: {cost:.3f} ms of processor time")
 
@@ -315,6 +383,7 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
         "recall_within": within("recall"),
         "concepts_within": within("concepts"),
         "ms": round(cost, 4),
+        "nonsense": round(max(verdict["nonsense"] for verdict in said.values()), 3),
         "galleries": {n: {r: {k: round(v, 3) for k, v in f.items()} for r, f in g.items()} for n, g in figures.items()},
     }
 

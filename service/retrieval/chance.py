@@ -5,12 +5,21 @@ like everything fits nothing. The best fits that the bank's queries reach in a c
 whose thing is not there. A share of them gives the p-value of a match, for the best of all items (Westfall and Young,
 1993; conformal as in Bates et al., 2023). What the collection does hold of the bank makes it cautious, never bold. Each
 kind has its own queries and fits, which puts photographs and recordings on one scale.
+
+What the words of a query say beforehand weighs the p-values (Genovese, Roeder and Wasserman, 2006): a query that is
+like the bank's sounds expects a recording; one that is more like random letters than words are expects nothing, and
+only what fits very well counts.
 """
 
 import math
+import random
+import string
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.contract.vectors import Vectors
 from service.engine.embedder import Embedder
@@ -26,6 +35,14 @@ photographs, Caltech101's train split and ESC-50's folds 1 and 2 (docs/LOG.md, 2
 _SIGHTS, _SOUNDS = ([text.replace("\n", " ").strip() for text in words.split(",")] for words in (SIGHTS, SOUNDS))
 _HELD = 0.02
 """Share of the bank, the best fitting, that is taken to be in the collection. Chosen on the same media."""
+_NEAREST = 8
+"""Number of the bank's queries by which it is told what a query is like."""
+_LEANING, _EVEN = 0.05, 0.1
+"""Similarity that makes a kind e times as likely as another, and the share of all weights that is the same for each."""
+_UNUSUAL = 0.05
+"""Share of the bank's words that are least like words: a query that is even less so weighs less."""
+_DRAW = random.Random(0)
+_NONSENSE = ["".join(_DRAW.choices(string.ascii_lowercase, k=_DRAW.randint(4, 12))) for _ in range(64)]
 _BANK = list(dict.fromkeys(_SIGHTS + _SOUNDS))
 _ROWS = {"image": list(map(_BANK.index, _SIGHTS)), "audio": list(map(_BANK.index, _SOUNDS))}
 """Which queries of the bank are looked for among the items of a modality; all of them among others."""
@@ -36,48 +53,87 @@ def background_texts() -> list[str]:
     return _BANK
 
 
+@dataclass(frozen=True, eq=False)
+class Bank:
+    words: Vectors
+    """Of the background texts (Q, D)."""
+    nonsense: Vectors
+    """Of random letters (M, D)."""
+    usual: NDArray[np.float32]
+    """How much more each of the words is like the others than like nonsense, in ascending order (Q,)."""
+
+    @classmethod
+    def of(cls, words: Vectors, nonsense: Vectors) -> Self:
+        alike = words @ words.T
+        np.fill_diagonal(alike, -2)
+        return cls(words, nonsense, np.sort(_nearness(alike) - _nearness(words @ nonsense.T)))
+
+    def weights(self, query: Vectors, modalities: Sequence[str]) -> tuple[dict[str, float], float]:
+        """Return the weight of each modality, 1 in all, and that of the query: 1 where it is like words."""
+        alike = self.words @ query
+        of_kinds = {modality: float(_nearness(alike[rows])) for modality, rows in _ROWS.items()}
+        leaning = np.array([of_kinds.get(modality, max(of_kinds.values())) for modality in modalities]) / _LEANING
+        shares = np.exp(leaning - leaning.max())
+        shares = (1 - _EVEN) * shares / shares.sum() + _EVEN / len(shares)
+        margin = _nearness(alike) - _nearness(self.nonsense @ query)
+        unusual = (np.searchsorted(self.usual, margin) + 1) / (len(self.usual) + 1)
+        return dict(zip(modalities, shares.tolist(), strict=True)), min(1.0, float(unusual) / _UNUSUAL)
+
+
+def _nearness(similarities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the mean of the largest of each row."""
+    mean: NDArray[np.float32] = np.partition(similarities, -_NEAREST, axis=-1)[..., -_NEAREST:].mean(axis=-1)
+    return mean
+
+
 class BackgroundQueries:
     """The vectors of the background queries, which are embedded when they are first needed."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
-        self._vectors: Vectors | None = None
-        self._once = SingleFlight[Vectors]()
+        self._bank: Bank | None = None
+        self._once = SingleFlight[Bank]()
 
-    async def vectors(self) -> Vectors:
-        """Return the vectors (N, D), always the same array. The bundle embeds texts."""
-        if self._vectors is None:
-            self._vectors = await self._once(self._embed)
-        return self._vectors
+    async def bank(self) -> Bank:
+        """Return the bank, always the same. The bundle embeds texts."""
+        if self._bank is None:
+            self._bank = await self._once(self._embed)
+        return self._bank
 
-    async def _embed(self) -> Vectors:
-        if self._vectors is not None:
-            return self._vectors
-        results = await self._embedder.embed(list(map(Text, background_texts())), admit_unknown=True)
+    async def _embed(self) -> Bank:
+        if self._bank is not None:
+            return self._bank
+        results = await self._embedder.embed([Text(text) for text in _BANK + _NONSENSE], admit_unknown=True)
         raise_first(results)
-        return np.stack([result.vector for result in results if isinstance(result, Embedded)])
+        vectors = np.stack([result.vector for result in results if isinstance(result, Embedded)])
+        return Bank.of(vectors[: len(_BANK)], vectors[len(_BANK) :])
 
 
 def confidences(
+    query: Vectors,
     similarities: Sequence[float],
     vectors: Vectors,
     modalities: Sequence[str],
-    bank: Vectors,
+    bank: Bank,
     backgrounds: Mapping[str, Background],
 ) -> list[float | None]:
-    """For each item (N, D), the chance that no item of any of the kinds would fit as well by chance, 0 to 1; None where
-    its kind has no background."""
+    """For each item (N, D), the chance that no item of any of the kinds would fit the query (D,) as well by chance, 0
+    to 1; None where its kind has no background. Texts may hold what is no word: nonsense counts among them."""
     if not similarities:
         return []
-    fits = np.asarray(similarities, np.float32) - rivals(bank, vectors)
+    fits = np.asarray(similarities, np.float32) - rivals(bank.words, vectors)
     confidences: list[float | None] = [None] * len(similarities)
+    shares, known = bank.weights(query, list(backgrounds)) if backgrounds else ({}, 1.0)
     for modality, background in backgrounds.items():
         places = [place for place, kind in enumerate(modalities) if kind == modality]
         best = np.sort(background.fits[_ROWS[modality]] if modality in _ROWS else background.fits)
         best = best[: len(best) - int(_HELD * len(best))]
         below = np.searchsorted(best, fits[places]) / (len(best) + 1)
-        for place, share in zip(places, below.tolist(), strict=True):
-            confidences[place] = share ** len(backgrounds)
+        chance = 1 - below ** (1 / shares[modality])
+        if modality != "text":
+            chance = np.minimum(1.0, chance / known)
+        for place, share in zip(places, (1 - chance).tolist(), strict=True):
+            confidences[place] = share
     return confidences
 
 

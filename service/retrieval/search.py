@@ -247,17 +247,18 @@ class Searcher:
         textual = [all(isinstance(content, Text) for content, _ in parts(query.source)) for query in embedded]
         if fdr is not None and not all(textual):
             raise InvalidRequest("fdr: only queries that are texts can be judged")
-        bank, backgrounds = np.empty((0, 0), np.float32), dict[str, Background]()
+        bank, backgrounds = None, dict[str, Background]()
         if any(textual):
-            bank = await self._background.vectors()
-            backgrounds = await self._store.background(scope.collection, bank)
+            bank = await self._background.bank()
+            backgrounds = await self._store.background(scope.collection, bank.words)
         backgrounds = {name: one for name, one in backgrounds.items() if name in (scope.modalities or backgrounds)}
         answers = []
         for query, text, best in zip(embedded, textual, results, strict=True):
             values: list[float | None] = [None] * len(best)
-            if text and best:
+            if bank is not None and text and best:
                 judging = partial(
                     chance.confidences,
+                    query.vector,
                     [one.similarity for one in best],
                     np.stack([_nearer(query, one) for one in best]),
                     [one.item.modality for one in best],
@@ -462,14 +463,14 @@ class Searcher:
 
 
 def _balanced(results: list[Result], count: int) -> list[Result]:
-    """Keep the `count` first results of each modality, and put what is least likely by chance first. Among what is
-    surely no chance the modalities take turns; what cannot be judged comes last."""
+    """Keep the `count` first results of each modality, and put what is least likely by chance first. The modalities
+    take turns among what is surely no chance, and among what cannot be judged, which comes last."""
     ranked = []
     places: Counter[str] = Counter()
     for result in results:
         modality, confidence = result.item.modality, -1.0 if result.confidence is None else result.confidence
         if places[modality] < count:
-            turn = places[modality] if confidence >= _SURELY else 0
+            turn = 0 if 0 <= confidence < _SURELY else places[modality]
             ranked.append(((-min(confidence, _SURELY), turn, -confidence, -result.similarity), result))
             places[modality] += 1
     return [result for _, result in sorted(ranked, key=itemgetter(0))]

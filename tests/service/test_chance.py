@@ -29,20 +29,41 @@ def background(best, *, count=10, sample=10, growth=0.0):
 
 
 def test_a_confidence_is_the_share_of_the_bank_that_fits_worse():
-    bank, items = drawn(len(chance.background_texts()), seed=1), drawn(3, seed=2)
-    fits = np.linspace(-1, 1, len(bank))
-    count = len(bank) - int(0.02 * len(bank)) + 1  # the best fitting are taken to be there
-    fitting = (0.25 + rivals(bank, items)).tolist()
-    [one, same, unknown] = chance.confidences(
-        fitting, items, ["text", "text", "other"], bank, {"text": background(fits)}
-    )
+    words, items = drawn(len(chance.background_texts()), seed=1), drawn(3, seed=2)
+    bank = chance.Bank.of(words, drawn(64, towards=-words.mean(axis=0), seed=3))
+    query = words[5]
+    fits = np.linspace(-1, 1, len(words))
+    count = len(words) - int(0.02 * len(words)) + 1  # the best fitting are taken to be there
+    fitting = (0.25 + rivals(words, items)).tolist()
+
+    def judged(kinds, **backgrounds):
+        return chance.confidences(query, fitting[: len(kinds)], items[: len(kinds)], kinds, bank, backgrounds)
+
+    [one, same, unknown] = judged(["text", "text", "other"], text=background(fits))
     assert one == same == pytest.approx((fits < 0.25).sum() / count) and unknown is None
-    known = {"text": background(fits), "image": background(fits)}
-    assert chance.confidences(fitting[:1], items[:1], ["text"], bank, known) == [pytest.approx(one**2)]
-    more = {"text": background(fits, count=1_000, growth=0.1)}
-    [less] = chance.confidences(fitting[:1], items[:1], ["text"], bank, more)
+    [twice] = judged(["text"], text=background(fits), video=background(fits))
+    assert twice == pytest.approx(one**2), "either kind is as likely"
+    [less] = judged(["text"], text=background(fits, count=1_000, growth=0.1))
     assert less == pytest.approx((fits + 0.1 * math.log(100) < 0.25).sum() / count)
-    assert chance.confidences([], items[:0], [], bank, known) == []
+    assert judged([]) == []
+
+
+def test_what_a_query_is_like_weighs_its_kinds_and_itself():
+    towards = drawn(3, seed=9)
+    texts = chance.background_texts()
+    rng, count = np.random.default_rng(4), len(texts)
+    of_sounds = np.isin(np.arange(count), chance._ROWS["audio"])[:, None]
+    words = l2_normalise(rng.normal(size=(count, DIMENSIONS)) / 4 + np.where(of_sounds, towards[0], towards[1]))
+    bank = chance.Bank.of(words, l2_normalise(rng.normal(size=(64, DIMENSIONS)) / 4 + towards[2]))
+    heard, seen, nonsense = (bank.weights(query, ["image", "audio"]) for query in towards)
+    assert heard[0]["audio"] > 0.6 and seen[0]["image"] > 0.9 and sum(heard[0].values()) == pytest.approx(1)
+    assert heard[1] == seen[1] == 1 and nonsense[1] < 0.05
+    assert bank.weights(towards[0], ["video", "text"])[0] == {"video": 0.5, "text": 0.5}
+    items = drawn(2, seed=2)
+    known = dict.fromkeys(("image", "text"), background(rng.permutation(np.linspace(-1, 1, count))))
+    fitting = (0.6 + rivals(words, items)).tolist()
+    picture, text = chance.confidences(towards[2], fitting, items, ["image", "text"], bank, known)
+    assert picture == 0 and text > 0.3, "a text may hold what is no word"
 
 
 @pytest.mark.parametrize(
@@ -174,15 +195,15 @@ def test_balance_puts_a_picture_that_stands_out_before_sounds_that_are_all_alike
 
 
 def test_modalities_take_turns_among_what_is_surely_no_chance():
-    values = {"image": [0.99, 0.97, 0.6], "audio": [0.98, 0.96, 0.95, 0.1], "text": [None]}
+    values = {"image": [0.99, 0.97, 0.6], "audio": [0.98, 0.96, 0.95, 0.1], "text": [None, None], "video": [None]}
     results = [
         Result(Item("c", f"{kind}{n}", kind, {}, "", "", None), 0.5, similarity=0.5, confidence=confidence)
         for kind, of_kind in values.items()
         for n, confidence in enumerate(of_kind)
     ]
-    order = ["image0", "audio0", "image1", "audio1", "audio2", "image2", "audio3", "text0"]
+    order = ["image0", "audio0", "image1", "audio1", "audio2", "image2", "audio3", "text0", "video0", "text1"]
     assert [result.item.id for result in _balanced(results, 9)] == order
-    assert [result.item.id for result in _balanced(results, 1)] == ["image0", "audio0", "text0"]
+    assert [result.item.id for result in _balanced(results, 1)] == ["image0", "audio0", "text0", "video0"]
 
 
 def test_a_verdict_for_each_query(kinds):
