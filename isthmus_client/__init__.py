@@ -10,7 +10,7 @@ VERSION = "0.1.0"
 
 if TYPE_CHECKING:
     from isthmus_client.batches import Batching
-    from isthmus_client.calls import NewItem
+    from isthmus_client.calls import Judgement, NewItem
     from isthmus_client.client import AsyncIsthmus, Isthmus
     from isthmus_client.errors import (
         ClientError,
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         Collection,
         Embedding,
         Facets,
+        Feedback,
+        FeedbackVersion,
         Followed,
         Found,
         Item,
@@ -68,6 +70,8 @@ __all__ = [
     "Collection",
     "Embedding",
     "Facets",
+    "Feedback",
+    "FeedbackVersion",
     "Followed",
     "Found",
     "Input",
@@ -77,6 +81,7 @@ __all__ = [
     "Item",
     "Job",
     "JobError",
+    "Judgement",
     "LabelSet",
     "Map",
     "Model",

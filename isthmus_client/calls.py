@@ -36,6 +36,7 @@ class SearchOptions(TypedDict, total=False):
     deduplicate: float
     diversity: Mapping[str, Any]
     fdr: float
+    feedback: bool
     balance: bool
     include: Sequence[Literal["metadata", "vector", "explain", "preview", "confidence", "why"]]
     why_of: Sequence[str]
@@ -99,6 +100,15 @@ class NewItem:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """A query, and the ids of stored items that are, or are not, what was looked for."""
+
+    query: Input
+    relevant: Sequence[str] = ()
+    not_relevant: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Call(Generic[T]):
     method: str
     path: str
@@ -126,13 +136,13 @@ def upsert(items: Sequence[Mapping[str, Any]], on_error: str) -> Call[list[resul
 
 
 def answered(read: Callable[[Any], T]) -> Callable[[httpx2.Response], list[T]]:
-    """Return a function that reads the results of an answer, each by `read`; what the service warns of becomes an
-    `IsthmusWarning`."""
+    """Return a function that reads the results of an answer, each by `read`."""
+    return lambda got: [read(one) for one in heeded(got)["results"]]
 
-    def read_all(got: httpx2.Response) -> list[T]:
-        body = got.json()
-        for warning in body.get("warnings") or ():
-            warnings.warn(str(warning), IsthmusWarning, stacklevel=2)
-        return [read(one) for one in body["results"]]
 
-    return read_all
+def heeded(got: httpx2.Response) -> Any:
+    """Return the body of an answer; what the service warns of in it becomes an `IsthmusWarning`."""
+    body = got.json()
+    for warning in body.get("warnings") or ():
+        warnings.warn(str(warning), IsthmusWarning, stacklevel=2)
+    return body

@@ -38,6 +38,7 @@ from isthmus_client.calls import (
     ClassifyOptions,
     CollectionOptions,
     EmbedOptions,
+    Judgement,
     ListOptions,
     NewItem,
     ScriptOptions,
@@ -51,6 +52,8 @@ from isthmus_client.results import (
     Collection,
     Embedding,
     Facets,
+    Feedback,
+    FeedbackVersion,
     Followed,
     Found,
     Item,
@@ -212,6 +215,28 @@ class Isthmus(_Conversation):
         """Search for the videos and long sounds in which the steps of a script come one after the other."""
         body = {"script": [to_wire(step) for step in script], **options}
         return self._do(Call("POST", "/search/script", calls.answered(results.followed), body))
+
+    def teach(self, judgements: Iterable[Judgement], *, collection: str = "default") -> FeedbackVersion:
+        """Judge what searches found: they are moved by it from now on. Return the version that this makes."""
+        judged = [
+            {"query": to_wire(one.query), "relevant": list(one.relevant), "not_relevant": list(one.not_relevant)}
+            for one in judgements
+        ]
+        body = {"judgements": judged, "collection": collection}
+        return self._do(Call("POST", "/feedback", lambda got: results.known(FeedbackVersion, calls.heeded(got)), body))
+
+    def feedback(self, collection: str = "default") -> Feedback:
+        """Return the versions of what a collection was taught."""
+        return self._do(Call("GET", "/feedback", results.feedback, parameters={"collection": collection}))
+
+    def use_feedback(self, version: int | None, *, collection: str = "default") -> Feedback:
+        """Let searches use another version of what a collection was taught, or none."""
+        return self._do(Call("PUT", "/feedback", results.feedback, {"version": version, "collection": collection}))
+
+    def delete_feedback(self, version: int | None = None, *, collection: str = "default") -> None:
+        """Delete a version of what a collection was taught, or all. Searches that used it use none."""
+        parameters = _given(version=version, collection=collection)
+        return self._do(Call("DELETE", "/feedback", _nothing, parameters=parameters))
 
     def classify(self, inputs: Iterable[Input], **options: Unpack[ClassifyOptions]) -> list[Classified]:
         """Return the labels of each input, best first. Give `labels` or the name of a stored `label_set`."""
@@ -511,6 +536,10 @@ class AsyncIsthmus(_Conversation):
     search = _awaited(Isthmus.search)
     search_many = _awaited(Isthmus.search_many)
     follow = _awaited(Isthmus.follow)
+    teach = _awaited(Isthmus.teach)
+    feedback = _awaited(Isthmus.feedback)
+    use_feedback = _awaited(Isthmus.use_feedback)
+    delete_feedback = _awaited(Isthmus.delete_feedback)
     classify = _awaited(Isthmus.classify)
     score = _awaited(Isthmus.score)
     upsert = _awaited(Isthmus.upsert)

@@ -228,6 +228,24 @@ class LabelSet:
 
 
 @dataclass(frozen=True)
+class FeedbackVersion:
+    """What a collection was taught by: the numbers of judged items and of judged queries."""
+
+    version: int
+    created: str
+    judgements: int
+    queries: int
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """The versions of what a collection was taught, newest last, and the one in use; None: none."""
+
+    current: int | None
+    versions: Sequence[FeedbackVersion]
+
+
+@dataclass(frozen=True)
 class Model:
     """A served bundle. `towers` is by modality, `evaluation` the figures that it was released with.
 
@@ -328,6 +346,11 @@ def label_set(got: httpx2.Response) -> LabelSet:
     return known(
         LabelSet, data, labels=[label if isinstance(label, str) else label["name"] for label in data["labels"]]
     )
+
+
+def feedback(got: httpx2.Response) -> Feedback:
+    data = got.json()
+    return Feedback(data["current"], [known(FeedbackVersion, version) for version in data["versions"]])
 
 
 def file(got: httpx2.Response) -> Preview:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-NAMES = {"fdr": "fdr", "audit-api": "audit_api", "films": "films", "why": "why"}
-NEED_DATA = frozenset({"fdr", "films", "why"})
+NAMES = {"fdr": "fdr", "audit-api": "audit_api", "feedback": "feedback", "films": "films", "why": "why"}
+NEED_DATA = frozenset({"fdr", "feedback", "films", "why"})
 
 
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -145,12 +145,12 @@ def nonsense() -> list[str]:
     return made
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 
-async def _embedded(embedder: Embedder, inputs: Sequence[Path | str]) -> Vectors:
+async def embedded(embedder: Embedder, inputs: Sequence[Path | str]) -> Vectors:
     vectors = []
     for start in range(0, len(inputs), _TOGETHER):
         some = inputs[start : start + _TOGETHER]
@@ -180,10 +180,10 @@ class Media:
 def media(data: Path) -> Media:
     names = sorted((data / "flickr8k/split_test.txt").read_text().split())
     captions: dict[str, list[str]] = {name: [] for name in names}
-    for row in _rows(data / "flickr8k/captions.csv"):
+    for row in rows_of(data / "flickr8k/captions.csv"):
         captions.get(row["image"], []).append(row["caption"].lower())
-    objects = [row for row in _rows(data / "caltech101/index.csv") if row["split"] == "test"]
-    sounds = [row for row in _rows(data / "esc50/index.csv") if row["fold"] == "5"]
+    objects = [row for row in rows_of(data / "caltech101/index.csv") if row["split"] == "test"]
+    sounds = [row for row in rows_of(data / "esc50/index.csv") if row["fold"] == "5"]
     files = [data / "flickr8k/images" / name for name in names]
     files += [data / "caltech101/images" / row["file"] for row in objects]
     files += [data / "esc50/audio" / Path(row["file"]).name for row in sounds]
@@ -337,15 +337,15 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
     options.cache.mkdir(parents=True, exist_ok=True)
     kept = options.cache / f"fdr-{read_bundle(options.bundle).manifest.space}.npy"
     if not kept.exists():
-        np.save(kept, await _embedded(embedder, known.files))
+        np.save(kept, await embedded(embedder, known.files))
     bank = await chance.BackgroundQueries(embedder).bank()
-    strings = await _embedded(embedder, nonsense())
+    strings = await embedded(embedder, nonsense())
     answers: dict[str, list[Answer]] = {}
     of_sizes: dict[tuple[str, int], tuple[list[Answer], list[Answer]]] = {}
     rng = np.random.default_rng(_SEED)
     for name, gallery, asked in tasks(known, np.load(kept, allow_pickle=False)):
         words = [form.format(one.word) for form in ("{}", "a {}") for one in asked]
-        queries = dict(zip(words, await _embedded(embedder, words), strict=True))
+        queries = dict(zip(words, await embedded(embedder, words), strict=True))
         for size in _SIZES:
             some, left = part(gallery, asked, size, rng)
             backgrounds = {kind: background(bank.words, vectors) for kind, vectors in some.items()}

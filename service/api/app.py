@@ -27,9 +27,11 @@ from service.api.routes import (
     classify,
     collections,
     embed,
+    feedback,
     health,
     items,
     jobs,
+    label_sets,
     media,
     playground,
     search,
@@ -57,7 +59,9 @@ from service.store.opening import open_store
 ROUTERS = (
     embed.router,
     search.router,
+    feedback.router,
     classify.router,
+    label_sets.router,
     items.router,
     media.router,
     jobs.router,
@@ -172,7 +176,7 @@ async def _open_state(settings: Settings, parts: Parts, metrics: Metrics, closin
         cache = open_cache(settings, manifest, metrics, models=len(parts.models))
         closing.push_async_callback(cache.close)
         if isinstance(cache, MemoryCache):
-            metrics.cache_bytes.labels(manifest.name).set_function(cache.size)
+            metrics.watch_cache(manifest.name, cache.size)
         embedder = opened.embedder(cache, settings, metrics)
         models[manifest.name] = Model(embedder, Classifier(embedder, store, limits))
     home = models[parts.home]

@@ -54,8 +54,14 @@ export function bar(share) {
   return whole;
 }
 
-/** `open(item)` shows it large; `like` and `compose` ask with it; `fit(item)` is {share, words} of how well it fits. */
-export function card(item, { collection, place, open, like, compose, fit, soon, tag = "li" }) {
+/** Two buttons, made by `make`, that say of a result whether it is what was looked for. */
+export function thumbs(item, judge, make) {
+  const thumb = (relevant, label) => make(label, relevant ? "good" : "bad", () => judge(item, relevant));
+  return judge ? [thumb(true, "More like this for this search"), thumb(false, "Less like this for this search")] : [];
+}
+
+/** `open(item)` shows it large; `like` and `compose` ask with it; `judge()` is a function that takes it and whether it is relevant, or null; `fit(item)` is {share, words} of how well it fits. */
+export function card(item, { collection, place, open, like, compose, judge, fit, soon, tag = "li" }) {
   const name = nameOf(item);
   const match = fit?.(item);
   const [folder, date] = [folderOf(item), dateOf(item)];
@@ -81,7 +87,8 @@ export function card(item, { collection, place, open, like, compose, fit, soon, 
     dressed = true;
     made.append(el("p", { class: "acts" },
       like && iconButton(`More like ${name}`, "like", () => like(item)),
-      compose && iconButton(`Combine with ${name}`, "plus", () => compose(item))));
+      compose && iconButton(`Combine with ${name}`, "plus", () => compose(item)),
+      ...thumbs(item, judge?.(), iconButton)));
   };
   for (const event of ["pointerenter", "focusin"]) made.addEventListener(event, dress);
   made.style.setProperty("--ratio", ratioOf(item));

@@ -1,7 +1,7 @@
 // One item, large: what it is, all that is known of it, and what can be done with it. Arrow keys go to its neighbours.
 
 import { blob, key, pathOf, plainAddress, send } from "./api.js";
-import { bar, face } from "./cards.js";
+import { bar, face, thumbs } from "./cards.js";
 import { isDeleted } from "./deleting.js";
 import { $, announce, button, clock, el } from "./dom.js";
 import { bytesWords, dateOf, factsOf, folderOf, kindName, momentWords, nameOf, sizeOf, timeWords } from "./items.js";
@@ -19,7 +19,7 @@ let current = null; // {items, item, options, zoom, loading, ended}
 const dialog = $("detail");
 
 /**
- * Open `item` among `items`. `options`: {collection, like, compose, fit, why, remove, further}, where why(item, signal) asks the server and further() is all the items
+ * Open `item` among `items`. `options`: {collection, like, compose, fit, why, judge, remove, further}, where why(item, signal) asks the server and further() is all the items
  * with more of them, or false at the end; `remembered` is false where the address names it already.
  */
 export function openDetail(items, item, options, { remembered = true } = {}) {
@@ -238,7 +238,7 @@ async function explain(item, why) {
 
 // What can be done with it
 
-function dressActions(item, { collection, like, compose, why, remove }) {
+function dressActions(item, { collection, like, compose, why, judge, remove }) {
   const name = nameOf(item);
   const close = (then) => () => {
     history.replaceState(null, "", addressOf(null));
@@ -251,6 +251,7 @@ function dressActions(item, { collection, like, compose, why, remove }) {
       like && button("Similar", "like", close(like), { "aria-label": `More like ${name}` }),
       compose && button("Combine", "plus", close(compose), { "aria-label": `Combine with ${name}` }),
       why && button("Why?", "search", () => explain(item, why), { title: "Show what in it and in the query made it a result" }),
+      ...thumbs(item, judge, (label, name, act) => button(name === "good" ? "More" : "Less", name, act, { title: label, "aria-label": label })),
       has && button("Open", "open", () => openOutside(item, collection), { title: item.original ? "Open the original" : "Open the preview" }),
       has && button("Download", "download", () => download(item, collection), { title: item.original ? "Download the original" : "Download the preview: this server does not lend the original" }),
       remove && button("Delete", "bin", () => removeIt(item, remove), { class: "danger" }),

@@ -17,10 +17,10 @@ const NARROW = 700; // pixels: two columns of FEW items
 const FEW = 6;
 
 /**
- * Fills `place`. `more()` is called when the end comes near, and is to add() what follows; `like`, `compose` and `fit`
- * are as for a card; `why()` is a function of openDetail(), where there is a query.
+ * Fills `place`. `more()` is called when the end comes near, and is to add() what follows; `like`, `compose`, `judge`
+ * and `fit` are as for a card; `why()` is a function of openDetail(), where there is a query.
  */
-export function gallery(place, { collection, more, like, compose, fit, why, failed }) {
+export function gallery(place, { collection, more, like, compose, judge, fit, why, failed }) {
   const cards = new Map(); // item → its card
   const items = new WeakMap(); // card → its item
   const sentinel = el("div", { class: "sentinel" });
@@ -84,7 +84,7 @@ export function gallery(place, { collection, more, like, compose, fit, why, fail
     width = place.clientWidth || width;
   }).observe(place);
 
-  const options = { place, open: (item) => open(item), like, compose, fit };
+  const options = { place, open: (item) => open(item), like, compose, judge, fit };
 
   const make = (item, soon) => {
     const made = card(item, { ...options, collection: collection(), soon });
@@ -101,7 +101,7 @@ export function gallery(place, { collection, more, like, compose, fit, why, fail
       await more();
       return cards.size + backlog.length > before && inOrder();
     };
-    openDetail(inOrder(), item, { collection: collection(), like, compose, fit, why: why?.(), remove, further }, how);
+    openDetail(inOrder(), item, { collection: collection(), like, compose, fit, why: why?.(), judge: judge?.(), remove, further }, how);
   }
 
   /** Hide an item, and delete it if nobody objects. */

@@ -9,6 +9,7 @@ import { KINDS, MANY, fitOf, kindName, nameOf } from "./items.js";
 import { recordingButton } from "./recording.js";
 import { requestBlock } from "./request.js";
 import { read, written } from "./state.js";
+import { toast } from "./toast.js";
 
 const FIRST = 36; // of each kind
 const TIMES = 4;
@@ -39,11 +40,12 @@ export function searchView(app) {
   let cursor = null; // of the items that are shown before anything is asked
   let more = async () => false;
   let why = null; // of an item and a signal: what made it a result
+  let judge = null; // of an item and whether it is relevant: teaches the collection, and can be undone
 
   const collection = () => app.collection;
   const asker = asking({ changed: () => run(), keys: () => [...keys].sort(), collection });
   const results = gallery($("results"), {
-    collection, like, compose, fit: fitOf, why: () => why, more: () => more(), failed: (message) => show(found, message, { bad: true }),
+    collection, like, compose, fit: fitOf, why: () => why, judge: () => judge, more: () => more(), failed: (message) => show(found, message, { bad: true }),
   });
 
   function begin() {
@@ -111,6 +113,7 @@ export function searchView(app) {
       const { results: items } = await send({ ...request, json: only }, own);
       return items.find(({ id }) => id === item.id)?.why;
     };
+    judge = query.files?.length ? null : (item, relevant) => teach(query.query, item, relevant);
     more = async () => {
       if (depth >= MOST) return false;
       const { signal: same } = searching;
@@ -126,6 +129,22 @@ export function searchView(app) {
       }
     };
     return send(request, signal);
+  }
+
+  async function teach(query, item, relevant) {
+    const where = { collection: app.collection };
+    try {
+      const { current } = await send({ path: "/feedback", query: where });
+      const judged = { query, [relevant ? "relevant" : "not_relevant"]: [item.id] };
+      const { version } = await send({ method: "POST", path: "/feedback", json: { ...where, judgements: [judged] } });
+      const undo = () =>
+        send({ method: "PUT", path: "/feedback", json: { ...where, version: current } })
+          .then(() => send({ method: "DELETE", path: "/feedback", query: { ...where, version } }))
+          .catch((error) => toast(error.message));
+      toast(`Learned from ${nameOf(item)}: searches like this one find ${relevant ? "more" : "less"} like it.`, { action: { text: "Undo", run: undo } });
+    } catch (error) {
+      toast(error.message);
+    }
   }
 
   function append(items, answer) {
@@ -175,7 +194,8 @@ export function searchView(app) {
     $("search-empty").hidden = true;
     const time = answer.took_ms < 10 ? answer.took_ms.toFixed(1) : Math.round(answer.took_ms).toLocaleString("en");
     const said = items.length ? `Best first, of ${totalOf(counts, items.length)} in ${time} ms` : "";
-    const all = [said, ...(answer.warnings ?? []), ...notes].filter(Boolean);
+    const taught = answer.feedback && `As people taught it (version ${answer.feedback})`;
+    const all = [said, taught, ...(answer.warnings ?? []), ...notes].filter(Boolean);
     show(found, all.join(". "), { bad: Boolean(answer.warnings) || notes.length > 0 });
     if (nothing || !items.length) announce(verdict.textContent);
   }
@@ -238,7 +258,7 @@ export function searchView(app) {
     };
     const request = { path: "/items", query };
     command.update(request);
-    why = null;
+    why = judge = null;
     more = async () => {
       if (!cursor) return false;
       const page = await send({ ...request, query: { ...query, cursor } }, signal).catch(() => null);

@@ -7,7 +7,7 @@ of the store; with one, candidates come from the store and are put in order here
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, compress
 from operator import itemgetter
@@ -24,6 +24,7 @@ from service.engine.inputs import Input, Text, unknown_warning, weighted_sum
 from service.errors import InputFailed, InvalidRequest
 from service.retrieval import chance
 from service.retrieval.chance import BackgroundQueries
+from service.retrieval.feedback import Feedback
 from service.retrieval.ranking import distinct, diverse, fuse
 from service.retrieval.script import Followed, follow
 from service.retrieval.why import Explainer, WhyRequest
@@ -122,6 +123,8 @@ class _EmbeddedQuery:
     own: str | None
     """The stored item that the query is."""
     source: Query
+    untaught: Vectors | None = None
+    """The unit vector (D,) before feedback moved it."""
 
 
 class Searcher:
@@ -130,6 +133,7 @@ class Searcher:
         self._store = store
         self._background = BackgroundQueries(embedder)
         self._explainer = Explainer(embedder, store)
+        self.feedback = Feedback(embedder, store)
         self._places = FairSemaphore(_AT_ONCE + 1, per_caller=_AT_ONCE)
         self._large = FairSemaphore(_MANY_AT_ONCE + 1, per_caller=_MANY_AT_ONCE)
         # The moments of one script may take some 240 MB.
@@ -152,12 +156,14 @@ class Searcher:
         fdr: float | None = None,
         balance: bool = False,
         why: WhyRequest | None = None,
+        feedback: bool = True,
         caller: Caller = PROCESS,
         field: str = "queries",
         warn: Callable[[str], None] = lambda _: None,
+        taught: Callable[[int], None] = lambda _: None,
     ) -> list[list[Result]]:
         """Return the `top_k` best items for each query, best first. `warn` is told of queries that the model hardly
-        knows.
+        knows, and `taught` which version of the collection's feedback moved the queries, unless `feedback` is off.
 
         Raises NotFound (collection, or an id in a query), InvalidRequest (an ordering that this bundle or collection
         does not allow) and InputFailed; `field` is what the request calls the queries: "query" where there is only one.
@@ -167,6 +173,14 @@ class Searcher:
         """
         scope = _Scope(collection, modalities, filter, effort, caller, field)
         embedded = await self._embedded(queries, scope, warn)
+        if feedback and (lesson := await self.feedback.head(collection)) is not None:
+            number, head = lesson
+            taught(number)
+            moved = head.moved(np.stack([query.vector for query in embedded]))
+            embedded = [
+                replace(query, vector=vector, untaught=query.vector)
+                for query, vector in zip(embedded, moved, strict=True)
+            ]
         ordering = ordering or Ordering()
         judged = judged or balance or fdr is not None
         if ordering == Ordering() and not explain:
@@ -192,6 +206,13 @@ class Searcher:
         if why is not None:
             await self._add_why(embedded, results, scope, why)
         return results
+
+    async def vectors(
+        self, queries: Sequence[Query], collection: str, caller: Caller, field: str, warn: Callable[[str], None]
+    ) -> Vectors:
+        """Return queries as unit vectors (Q, D), before any feedback. Raises as `search` does."""
+        scope = _Scope(collection, None, None, None, caller, field)
+        return np.stack([query.vector for query in await self._embedded(queries, scope, warn)])
 
     async def _add_why(
         self, queries: Sequence[_EmbeddedQuery], results: list[list[Result]], scope: _Scope, why: WhyRequest
@@ -514,6 +535,8 @@ def _explanation(result: Result, query: _EmbeddedQuery, ordering: Ordering) -> d
             {"weight": weight, "similarity": alone, "contribution": share * alone}
             for weight, share, alone in zip(query.weights, (scaled / length).tolist(), similar.tolist(), strict=True)
         ]
+    if query.untaught is not None:
+        explained["feedback"] = result.similarity - float(query.untaught @ _nearer(query, result))
     if ordering.correction:
         explained["correction"] = result.correction
     if ordering.keywords:

@@ -159,6 +159,9 @@ class SearchOptions(RequestModel, ABC):
         "are texts; judged by the similarity, whatever the order.",
     )
     diversity: Diversity | None = None
+    feedback: StrictBool = Field(
+        default=True, description="Whether to search with what the collection was taught (POST /feedback)."
+    )
     balance: StrictBool = Field(
         default=False,
         description="`top_k` then counts for each modality, and what is least likely by chance among its own kind "
@@ -295,6 +298,7 @@ class ExplainedPart(BaseModel):
 class Explanation(BaseModel):
     similarity: float = Field(description="Cosine similarity of the query and the item.")
     parts: list[ExplainedPart] | None = Field(default=None, description="Of a composed query.")
+    feedback: float | None = Field(default=None, description="What the collection's feedback added to the similarity.")
     correction: float | None = Field(default=None, description="What was taken off the similarity.")
     vector_rank: int | None = Field(default=None, description="With keywords: the place among the vectors, from 1.")
     keyword_rank: int | None = Field(default=None, description="With keywords: the place among the words, from 1.")
@@ -387,6 +391,9 @@ class SearchAnswer(BaseModel):
 
     counts: dict[StoredModality, int] | None = Field(
         default=None, description="With `balance`: how many items of each modality there are that pass the filter."
+    )
+    feedback: int | None = Field(
+        default=None, description="The version of the collection's feedback that was searched with; absent for none."
     )
     took_ms: float
     warnings: list[str] | None = Field(

@@ -115,7 +115,7 @@ class OldStore:
                 yield collection, keywords.fields(self._connection, collection.key)
 
     def label_sets(self) -> Iterator[OldLabelSet]:
-        query = "SELECT name, definition, created, updated FROM label_sets ORDER BY name"
+        query = "SELECT name, definition, created, updated FROM label_sets WHERE name NOT LIKE '.%' ORDER BY name"
         for name, definition, created, updated in self._connection.execute(query).fetchall():
             yield OldLabelSet(name, orjson.loads(definition), created, updated)
 

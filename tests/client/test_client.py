@@ -26,6 +26,7 @@ from isthmus_client import (
     InvalidInput,
     Isthmus,
     IsthmusWarning,
+    Judgement,
     NewItem,
     NotFound,
     Refused,
@@ -132,6 +133,17 @@ def test_collections_and_label_sets(space: Isthmus, media: Path) -> None:
     space.delete_label_set("colours")
     with pytest.raises(NotFound):
         space.label_set("colours")
+
+
+def test_a_collection_is_taught(space: Isthmus, media: Path) -> None:
+    space.upsert([NewItem("r", media / "red.png"), NewItem("b", media / "blue.png")])
+    version = space.teach([Judgement("red", ["b"], ["r"]), Judgement(media / "blue.png", ["b"])])
+    assert (version.version, version.judgements, version.queries) == (1, 3, 2)
+    taught, plain = ({one.id: one.score for one in space.search("red", feedback=on)} for on in (True, False))
+    assert taught["b"] - taught["r"] > plain["b"] - plain["r"]
+    assert space.use_feedback(None).current is None and space.feedback().versions == [version]
+    space.delete_feedback(1)
+    assert space.feedback().versions == []
 
 
 def test_labels_scores_models_and_readiness(shared_space: Isthmus, media: Path) -> None:

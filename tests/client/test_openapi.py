@@ -11,7 +11,7 @@ import orjson
 import pytest
 import yaml
 
-from isthmus_client import ClientError, Isthmus, NewItem, composed, stored, vector
+from isthmus_client import ClientError, Isthmus, Judgement, NewItem, composed, stored, vector
 from isthmus_client.retries import Retries
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "openapi.yaml").read_text())
@@ -31,6 +31,10 @@ ONES: dict[str, Callable[[Isthmus, Path], object]] = {
     "search by parts": lambda space, media: space.search(composed(("red", 1.0), (media / "blue.png", -0.5))),
     "search by a vector": lambda space, _: space.search_many([vector([0.0] * 16), "red"], threshold=0.1),
     "follow": lambda space, media: space.follow([media / "red.png", "blue"], modalities=["video"], include=["preview"]),
+    "teach": lambda space, media: space.teach([Judgement("red", ["a"]), Judgement(media / "red.png", ["a"], ["b"])]),
+    "feedback": lambda space, _: space.feedback("c"),
+    "use feedback": lambda space, _: space.use_feedback(None, collection="c"),
+    "delete feedback": lambda space, _: space.delete_feedback(2, collection="c"),
     "classify": lambda space, media: space.classify([media / "red.png"], labels=["red", "blue"], top_k=1),
     "classify by a set": lambda space, _: space.classify(["red"], label_set="colours", abstain=True),
     "score": lambda space, media: space.score([("red", media / "red.png")]),

@@ -172,6 +172,28 @@ def test_one_item_large(page: Page, tmp_path: Path) -> None:
     expect(detail).to_be_hidden()
 
 
+def test_thumbs_teach_the_collection_and_can_be_undone(page: Page) -> None:
+    taught = page.get_by_text("As people taught it (version 1)")
+    search(page, "a cup of coffee")
+    page.get_by_role("button", name="coins.jpg", exact=True).hover()
+    page.locator("[data-id='coins.jpg']").get_by_role("button", name="More like this for this search").click()
+    undo = page.get_by_role("button", name="Undo")
+    expect(undo).to_be_visible()
+    search(page, "a mug of coffee")
+    expect(taught).to_be_visible()
+    undo.click()
+    expect(undo).to_have_count(0)
+    search(page, "a cup of coffee")
+    expect(taught).to_have_count(0)
+    page.get_by_role("button", name="coffee.jpg", exact=True).click()
+    with page.expect_response(
+        lambda response: response.url.endswith("/feedback") and response.request.method == "POST"
+    ):
+        page.get_by_role("dialog").get_by_role("button", name="Less like this").click()
+    with page.expect_response(lambda response: response.request.method == "DELETE"):
+        page.get_by_role("dialog").get_by_role("button", name="Undo").click()
+
+
 def test_why_a_result_was_found_is_drawn(page: Page) -> None:
     search(page, "a cup of coffee")
     page.get_by_role("button", name="coffee.jpg", exact=True).click()

@@ -47,6 +47,9 @@ def test_every_example_of_a_body_can_be_sent(
     example = content["example"]
     if path.startswith("/v1/"):
         example = example | {"model": "tiny"}  # of this server, which does not serve the starter
+    if path == "/feedback":
+        shared_client.post("/items", json={"items": [{"id": "holiday/beach", "text": "a beach"}]})
+        shared_client.post(path, json={"judgements": [{"query": "a beach", "relevant": ["holiday/beach"]}]})
     response = shared_client.request(
         method,
         path.replace("{name}", "an-example"),

@@ -101,7 +101,8 @@ async def put_collection(name: Name, request: Request, response: Response, state
 
 @router.delete("/collections/{name}", status_code=204)
 async def drop_collection(name: Name, state: StateDep) -> None:
-    """Delete a collection and every item in it."""
+    """Delete a collection, every item in it, and what it was taught."""
+    await state.searcher.feedback.delete(name)
     await state.store.drop_collection(name)
 
 

@@ -108,6 +108,7 @@ async def _answer(body: SearchOptions, field: str, state: State, caller: Caller)
     """Return the fields of SearchBatchResponse. `field`: what the request calls its queries."""
     started = time.perf_counter()
     warnings: list[str] = []
+    versions: list[int] = []
     with timed("search"):
         hits_by_query = await state.searcher.search(
             body.asked,
@@ -124,9 +125,11 @@ async def _answer(body: SearchOptions, field: str, state: State, caller: Caller)
             fdr=body.fdr,
             balance=body.balance,
             why=WhyRequest(partial(read_original, state=state), body.why_of) if "why" in body.include else None,
+            feedback=body.feedback,
             caller=caller,
             field=field,
             warn=warnings.append,
+            taught=versions.append,
         )
     answer: dict[str, Any] = {"results": [[_result(hit, body.include) for hit in hits] for hits in hits_by_query]}
     if "confidence" in body.include:
@@ -134,6 +137,8 @@ async def _answer(body: SearchOptions, field: str, state: State, caller: Caller)
     if body.balance:
         counts = (await state.store.facets(body.collection, filter=body.filter)).modalities
         answer["counts"] = {name: counts[name] for name in counts if body.modalities is None or name in body.modalities}
+    if versions:
+        answer["feedback"] = versions[0]
     return _ended(answer, warnings, started)
 
 
