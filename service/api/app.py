@@ -31,7 +31,6 @@ from service.api.routes import (
     health,
     items,
     jobs,
-    label_sets,
     media,
     playground,
     search,
@@ -61,7 +60,6 @@ ROUTERS = (
     search.router,
     feedback.router,
     classify.router,
-    label_sets.router,
     items.router,
     media.router,
     jobs.router,
@@ -176,7 +174,7 @@ async def _open_state(settings: Settings, parts: Parts, metrics: Metrics, closin
         cache = open_cache(settings, manifest, metrics, models=len(parts.models))
         closing.push_async_callback(cache.close)
         if isinstance(cache, MemoryCache):
-            metrics.watch_cache(manifest.name, cache.size)
+            metrics.cache_bytes.labels(manifest.name).set_function(cache.size)
         embedder = opened.embedder(cache, settings, metrics)
         models[manifest.name] = Model(embedder, Classifier(embedder, store, limits))
     home = models[parts.home]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from service.contract import containers
 from service.contract.containers import sound_demuxer_of
-from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
+from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia, check_bytes
 from service.contract.lengths import is_ambisonic, mended
 from service.contract.sounds import Waveform, gathered
 from service.contract.structure import is_sound
@@ -48,13 +48,6 @@ class AudioLimits:
     max_decoded_bytes: int = 2**30
     """Of the decoded float32 samples, all channels together, at the file's own rate: work, for they are not held."""
     max_channels: int = 8
-
-    def check_bytes(self, count: int) -> None:
-        """Raises MediaTooLarge."""
-        if count > self.max_bytes:
-            raise MediaTooLarge(
-                f"the sound has {count:,} bytes, more than the {self.max_bytes:,} of ISTHMUS_MAX_BODY_BYTES"
-            )
 
     def check_channels(self, count: int) -> None:
         """Raises MediaTooLarge."""
@@ -122,7 +115,7 @@ class Recording:
     """
 
     def __init__(self, data: bytes, sampling_rate: int, limits: AudioLimits = AudioLimits()) -> None:
-        limits.check_bytes(len(data))
+        check_bytes("sound", len(data), limits.max_bytes, "ISTHMUS_MAX_BODY_BYTES")
         self._data, self._rate, self._limits = data, sampling_rate, limits
         self.mix = Mix()
         """How the channels become one; another one from the end of the first time on, where only that tells."""

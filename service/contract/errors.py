@@ -31,3 +31,9 @@ class MediaTooLarge(InputError):
 
 class BadMedia(InputError):
     code = "undecodable_media"
+
+
+def check_bytes(what: str, count: int, most: int, setting: str) -> None:
+    """Check the size of a file. Raises MediaTooLarge, which names the setting of the limit."""
+    if count > most:
+        raise MediaTooLarge(f"the {what} has {count:,} bytes, more than the {most:,} of {setting}")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validat
 
 from service.contract.colours import colour_mode, to_srgb
 from service.contract.containers import refusal
-from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
+from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia, check_bytes
 from service.contract.metadata import (
     Essentials,
     exif_orientation,
@@ -143,13 +143,6 @@ class ImageLimits:
     max_bytes: int = 25_000_000
     max_pixels: int = 40_000_000
     """That are decoded: a JPEG of which an eighth of each side is enough may have more."""
-
-    def check_bytes(self, count: int) -> None:
-        """Raises MediaTooLarge."""
-        if count > self.max_bytes:
-            raise MediaTooLarge(
-                f"the image has {count:,} bytes, more than the {self.max_bytes:,} of ISTHMUS_MAX_IMAGE_BYTES"
-            )
 
     def check_pixels(self, width: int, height: int, whole: int | None = None) -> None:
         """Check the pixels that are decoded; `whole` is what the image has in full, in pixels. Raises MediaTooLarge."""
@@ -420,7 +413,7 @@ def _header(data: bytes, limits: ImageLimits) -> tuple[str, int, int]:
 
 def _essentials_of(data: bytes, limits: ImageLimits) -> tuple[str, Essentials, Samples]:
     """Return the format of an image file and what a decoder needs of it. Raises InputError for what is not decoded."""
-    limits.check_bytes(len(data))
+    check_bytes("image", len(data), limits.max_bytes, "ISTHMUS_MAX_IMAGE_BYTES")
     format = picture_format(data)
     if format is None:
         raise refusal(data, f"not an image in one of these formats: {', '.join(FORMATS)}")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from service.contract.audio import Measure, Mix, resampled
 from service.contract.containers import CORRUPT, NO_CODEC, container_of, decoding, moving_pictures, opened, refusal
-from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
+from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia, check_bytes
 from service.contract.images import ImagePreprocessing, preprocess_image
 from service.contract.sounds import STRETCH_S, Waveform, stretches
 
@@ -130,10 +130,7 @@ def claims_of(data: bytes, limits: VideoLimits = VideoLimits()) -> Claims:
 @contextmanager
 def _read(data: bytes, limits: VideoLimits) -> Iterator[tuple[Any, str]]:
     """Yield PyAV and the name of the file's container, while `decoding`."""
-    if len(data) > limits.max_bytes:
-        raise MediaTooLarge(
-            f"the video has {len(data):,} bytes, more than the {limits.max_bytes:,} of ISTHMUS_MAX_BODY_BYTES"
-        )
+    check_bytes("video", len(data), limits.max_bytes, "ISTHMUS_MAX_BODY_BYTES")
     container = container_of(data)
     if container is None:
         raise refusal(data, NO_VIDEO)

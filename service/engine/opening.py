@@ -54,5 +54,5 @@ def open_cache(settings: Settings, manifest: Manifest, metrics: Metrics, *, mode
         dimensions=manifest.dimensions,
         ttl_s=_REDIS_KEEPS_S,
         timeout_s=quotas.REDIS_TIMEOUT_S,
-        failed=metrics.cache_error,
+        failed=metrics.cache.labels("error").inc,
     )

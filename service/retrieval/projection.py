@@ -167,13 +167,6 @@ def _settled(
     return places
 
 
-@dataclass(frozen=True)
-class _Making:
-    collection: str
-    version: str
-    made: Shared[Map]
-
-
 class Maps:
     """Maps of a store's collections. One is computed at a time, in a thread of its own, once per state of the store.
 
@@ -185,7 +178,8 @@ class Maps:
         self._store, self._wait_s = store, wait_s
         self._thread = Workers("map")
         self._made: dict[str, tuple[str, Map]] = {}
-        self._making: _Making | None = None
+        self._making: tuple[tuple[str, str], Shared[Map]] | None = None
+        """The collection and the version of it that a map is being made of, and the map."""
         self._seconds = 1.0
         """Duration of the last map, in seconds."""
         self._closed = False
@@ -205,20 +199,19 @@ class Maps:
         """Answer everyone who waits for a map with NotReady."""
         self._closed = True
         if self._making is not None:
-            self._making.made.task.cancel()
+            self._making[1].task.cancel()
         self._thread.close(wait=False)
 
     async def _awaited(self, collection: str, version: str) -> Map:
-        making = self._making
-        if making is None or making.made.given_up:
-            making = self._making = _Making(collection, version, Shared(self._make(collection, version)))
-        elif (making.collection, making.version) != (collection, version):
+        if self._making is None or self._making[1].given_up:
+            self._making = (collection, version), Shared(self._make(collection, version))
+        elif self._making[0] != (collection, version):
             raise Overloaded(
                 "another map is being made, and they are made one at a time",
                 retry_after_s=max(1, math.ceil(self._seconds)),
             )
         try:
-            return await making.made.outcome(self._wait_s)
+            return await self._making[1].outcome(self._wait_s)
         except TimeoutError:
             raise DeadlineExceeded("the map is still being made: ask for it again in a while") from None
 

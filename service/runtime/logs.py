@@ -47,13 +47,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": message,
         }
-        if identity := request_id.get():
-            line["request_id"] = identity
-        if trace := trace_id.get():
-            line["trace_id"] = trace
-        if key := caller.get():
-            line["key"] = key
-        line |= getattr(record, "fields", {})
+        about = (("request_id", request_id.get()), ("trace_id", trace_id.get()), ("key", caller.get()))
+        line |= {name: value for name, value in about if value} | getattr(record, "fields", {})
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             line["exception"] = self.formatException(record.exc_info) if self._quoting else "\n".join(described(error))

@@ -57,7 +57,7 @@ class Metrics:
             "isthmus_worker_restarts", "Tasks and threads that died and were replaced.", _TOWER
         )
         self.cache = counter("isthmus_cache", "Look-ups (hit, miss) and cache failures (error).", ["result"])
-        self._cache_bytes = gauge("isthmus_cache_bytes", "Bytes of the cache in the process.", ["model"])
+        self.cache_bytes = gauge("isthmus_cache_bytes", "Bytes of the cache in the process.", ["model"])
         self.slow_requests = counter("isthmus_slow_requests", "Requests that took longer than 10 s.", ["route"])
         self._store_bytes = gauge("isthmus_store_bytes", "Bytes of the store's files.")
         self._store_free_bytes = gauge("isthmus_store_free_bytes", "Bytes free on the store's disk.")
@@ -87,9 +87,6 @@ class Metrics:
         self._queue_capacity.labels(model, modality).set(capacity)
         self._queue_depth.labels(model, modality).set_function(depth)
 
-    def watch_cache(self, model: str, size: Callable[[], int]) -> None:
-        self._cache_bytes.labels(model).set_function(size)
-
     def watch_store(self, path: Path) -> None:
         """Measure the directory of a store that is kept in files."""
         self._store_bytes.set_function(lambda: _bytes_in(path))
@@ -111,9 +108,6 @@ class Metrics:
     def fetched(self, result: str, size: int) -> None:
         self.fetches.labels(result).inc()
         self.fetched_bytes.inc(size)
-
-    def cache_error(self) -> None:
-        self.cache.labels("error").inc()
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format, version 0.0.4."""

@@ -9,7 +9,7 @@ nothing that a client sent. OpenTelemetry is imported where traces are made, and
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -74,11 +74,9 @@ class Tracing:
                 trace_id.reset(noted)
                 current.reset(token)
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> "AbstractContextManager[Span]":
         """Make the span of a part of the request at hand."""
-        with self._requests.start_as_current_span(name, record_exception=False, set_status_on_exception=False):
-            yield
+        return self._requests.start_as_current_span(name, record_exception=False, set_status_on_exception=False)
 
     @contextmanager
     def batch(self, spans: "Sequence[Span]", attributes: Attributes) -> Iterator[None]:
@@ -114,15 +112,10 @@ def origin() -> Origin | None:
     return Origin(tracing, span) if span.is_recording() else None
 
 
-@contextmanager
-def stage(name: str) -> Iterator[None]:
+def stage(name: str) -> "AbstractContextManager[Span | None]":
     """Make a span inside that of the request at hand, where it has one."""
     tracing = current.get()
-    if tracing is None:
-        yield
-        return
-    with tracing.stage(name):
-        yield
+    return nullcontext() if tracing is None else tracing.stage(name)
 
 
 @contextmanager

@@ -148,7 +148,7 @@ class ContentPart(ContentModel):
 
     @model_validator(mode="after")
     def _there(self) -> "ContentPart":
-        if self._held is None:
+        if self._content is None:
             raise ValueError(f"a part of the type {self.type} holds {self._field}")
         for name in ("text", "image_url", "audio_url", "video_url", "input_audio"):
             if name != self._field and getattr(self, name) is not None:
@@ -160,26 +160,21 @@ class ContentPart(ContentModel):
         return {"input_text": "text", "input_image": "image_url"}.get(self.type, self.type)
 
     @property
-    def _held(self) -> str | Address | Samples | None:
-        content: str | Address | Samples | None = getattr(self, self._field)
-        return content
+    def _content(self) -> str | None:
+        given: str | Address | Samples | None = getattr(self, self._field)
+        return given.url if isinstance(given, Address) else given.data if isinstance(given, Samples) else given
 
     @property
     def empty(self) -> bool:
-        return self._held == ""
+        return not self._content
 
     @property
     def written(self) -> "_Written":
-        return _PART_KINDS[self.type], self._content
+        return _PART_KINDS[self.type], self._content or ""
 
     @property
     def input(self) -> Part:
-        return read(_PART_KINDS[self.type], self._content)
-
-    @property
-    def _content(self) -> str:
-        given = self._held
-        return given.url if isinstance(given, Address) else given.data if isinstance(given, Samples) else given or ""
+        return read(_PART_KINDS[self.type], self._content or "")
 
 
 Content = Annotated[

@@ -195,10 +195,8 @@ def items_by_key(connection: sqlite3.Connection, keys: Iterable[int], with_vecto
 
 
 def keys_of_slots(connection: sqlite3.Connection, collection: int, slots: Keys) -> Keys:
-    rows = connection.execute(
-        f"SELECT key FROM items WHERE collection = ? AND slot IN {_GIVEN}", (collection, _json(slots.tolist()))
-    )
-    return np.sort(np.fromiter((row[0] for row in rows), np.int64))
+    query = f"SELECT key FROM items WHERE collection = ? AND slot IN {_GIVEN} ORDER BY key"
+    return _numbers(connection, query, collection, _json(slots.tolist()))
 
 
 def vectors(connection: sqlite3.Connection, collection: int, ids: Sequence[str]) -> dict[str, Vectors]:
@@ -240,11 +238,8 @@ def _key_of_cursor(cursor: str) -> int:
 
 
 def slots_of_ids(connection: sqlite3.Connection, collection: int, ids: Sequence[str]) -> Keys:
-    rows = connection.execute(
-        f"SELECT slot FROM items WHERE collection = ? AND id IN {_GIVEN} ORDER BY slot",
-        (collection, json.dumps(list(ids))),
-    )
-    return np.fromiter((row[0] for row in rows), np.int64)
+    query = f"SELECT slot FROM items WHERE collection = ? AND id IN {_GIVEN} ORDER BY slot"
+    return _numbers(connection, query, collection, json.dumps(list(ids)))
 
 
 _BEGINNING = """json_each(?) AS given CROSS JOIN items
@@ -262,8 +257,7 @@ def vectors_of_prefixes(connection: sqlite3.Connection, collection: int, prefixe
 
 def slots_of_prefixes(connection: sqlite3.Connection, collection: int, prefixes: Sequence[str]) -> Keys:
     """Return the slots of items whose ids begin with one of these texts, which end in a control character."""
-    rows = connection.execute(f"SELECT slot FROM {_BEGINNING}", (json.dumps(list(prefixes)), collection))
-    return np.sort(np.fromiter((row[0] for row in rows), np.int64))
+    return np.sort(_numbers(connection, f"SELECT slot FROM {_BEGINNING}", json.dumps(list(prefixes)), collection))
 
 
 def ids_of_slots(connection: sqlite3.Connection, collection: int, slots: Keys) -> list[str]:
@@ -306,8 +300,12 @@ def _delete_vectors(connection: sqlite3.Connection, slots: Iterable[int]) -> Non
 
 def slots(connection: sqlite3.Connection, collection: int) -> Keys:
     """Return every slot of a collection, ascending."""
-    rows = connection.execute("SELECT slot FROM items WHERE collection = ? ORDER BY slot", (collection,))
-    return np.fromiter((slot for (slot,) in rows), np.int64)
+    return _numbers(connection, "SELECT slot FROM items WHERE collection = ? ORDER BY slot", collection)
+
+
+def _numbers(connection: sqlite3.Connection, query: str, *bound: int | str) -> Keys:
+    """Return the first column of a query's rows."""
+    return np.fromiter((number for (number,) in connection.execute(query, bound)), np.int64)
 
 
 def live(

@@ -190,7 +190,7 @@ def test_a_map_that_takes_longer_than_a_request_may_is_made_for_who_asks_again(m
             await maps.map("c", 10)
         goes.set()
         assert maps._making is not None
-        await maps._making.made.task
+        await maps._making[1].task
         assert (await maps.map("c", 10)).count == 7 and store.asked == 1
 
     asyncio.run(scenario())
