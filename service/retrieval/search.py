@@ -1,11 +1,11 @@
 """Search: queries → unit vectors → the nearest items, in the requested order.
 
-A query may be any input, a vector, a stored item, or a weighted sum of these. Without an `Ordering` the order is that
-of the store; with one, candidates come from the store and are put in order here.
+A query may be any input, a vector, a stored item, or a weighted sum of these. A request that names no other order gets
+that of the store; for one that does, candidates come from the store and are put in order here.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,10 +27,10 @@ from service.retrieval.chance import BackgroundQueries
 from service.retrieval.feedback import Feedback
 from service.retrieval.ranking import distinct, diverse, fuse
 from service.retrieval.script import Followed, follow
-from service.retrieval.why import Explainer, WhyRequest
+from service.retrieval.why import Explainer
 from service.runtime.fair import FairSemaphore
 from service.runtime.timings import timed
-from service.schemas.search import FUSED, Content, Diversity, Keywords, Query
+from service.schemas.search import Content, Diversity, Query, ScriptRequest, SearchOptions
 from service.store import Background, Effort, Filter, Item, KeywordSearch, Moment, Shown, Store, VectorSearch
 from service.store.interface import MOST_FOUND_BYTES, TOO_MUCH_FOUND
 from service.store.moments import HAVING
@@ -50,17 +50,6 @@ _COMPARED = 256
 """Number of items of a modality, over all steps, whose moments are compared with a script."""
 _TOGETHER = 32
 """Number of queries that the store gets at once: between two such groups other requests have their turn."""
-
-
-@dataclass(frozen=True)
-class Ordering:
-    """Criteria of the order besides cosine similarity; schemas.search.SearchRequest describes them."""
-
-    correction: float | None = None
-    threshold: float | None = None
-    keywords: Keywords | None = None
-    deduplicate: float | None = None
-    diversity: Diversity | None = None
 
 
 @dataclass(slots=True)
@@ -141,39 +130,24 @@ class Searcher:
 
     async def search(
         self,
-        queries: Sequence[Query],
-        *,
-        top_k: int,
-        collection: str,
-        modalities: Sequence[str] | None = None,
-        filter: Filter | None = None,
-        effort: Effort | None = None,
-        ordering: Ordering | None = None,
-        explain: bool = False,
-        with_vector: bool = False,
-        with_shown: bool = False,
-        judged: bool = False,
-        fdr: float | None = None,
-        balance: bool = False,
-        why: WhyRequest | None = None,
-        feedback: bool = True,
+        request: SearchOptions,
         caller: Caller = PROCESS,
-        field: str = "queries",
+        *,
+        original: Callable[[Item], Awaitable[bytes | None]] | None = None,
         warn: Callable[[str], None] = lambda _: None,
         taught: Callable[[int], None] = lambda _: None,
     ) -> list[list[Result]]:
-        """Return the `top_k` best items for each query, best first. `warn` is told of queries that the model hardly
-        knows, and `taught` which version of the collection's feedback moved the queries, unless `feedback` is off.
+        """Return the `top_k` best items for each query, best first. `original` reads the file of an item that has no
+        preview. `warn` is told of queries that the model hardly knows, and `taught` which version of the collection's
+        feedback moved the queries.
 
-        Raises NotFound (collection, or an id in a query), InvalidRequest (an ordering that this bundle or collection
-        does not allow) and InputFailed; `field` is what the request calls the queries: "query" where there is only one.
-        `judged`: with confidences. `fdr`: only what survives at this false-discovery rate, of queries that are texts.
-        `balance`: the `top_k` best of each modality, in the order of what is least likely
-        by chance; it goes with no ordering and no explanation. `why`: with what carried each result.
+        Raises NotFound (collection, or an id in a query), InvalidRequest (an option that this bundle or collection does
+        not allow) and InputFailed.
         """
-        scope = _Scope(collection, modalities, filter, effort, caller, field)
-        embedded = await self._embedded(queries, scope, warn)
-        if feedback and (lesson := await self.feedback.head(collection)) is not None:
+        effort = None if request.effort is None else Effort(**request.effort.model_dump())
+        scope = _Scope(request.collection, request.modalities, request.filter, effort, caller, request.field)
+        embedded = await self._embedded(request.asked, scope, warn)
+        if request.feedback and (lesson := await self.feedback.head(request.collection)) is not None:
             number, head = lesson
             taught(number)
             moved = head.moved(np.stack([query.vector for query in embedded]))
@@ -181,30 +155,32 @@ class Searcher:
                 replace(query, vector=vector, untaught=query.vector)
                 for query, vector in zip(embedded, moved, strict=True)
             ]
-        ordering = ordering or Ordering()
-        judged = judged or balance or fdr is not None
-        if ordering == Ordering() and not explain:
+        top_k, include, balance = request.top_k, request.include, request.balance
+        judged = "confidence" in include or balance or request.fdr is not None
+        if request.reordered or "explain" in include:
+            results = await self._ordered(embedded, scope, request)
+            if judged:
+                results = await self._judged(embedded, results, scope, request.fdr)
+            if "preview" in include:
+                ids = list({one.item.id for one in chain(*results)})
+                shown = await self._store.shown(request.collection, ids)
+                for one in chain(*results):
+                    one.shown = shown.get(one.item.id)
+        else:
             async with self._large if judged and len(embedded) * top_k > _MANY else nullcontext():
                 results = await self._nearest(
                     embedded,
                     top_k,
                     scope,
-                    with_vector=with_vector or judged or why is not None,
-                    with_shown=with_shown,
+                    with_vector=judged or "vector" in include or "why" in include,
+                    with_shown="preview" in include,
                     by_modality=balance,
                 )
                 if judged:
-                    results = await self._judged(embedded, results, scope, fdr, top_k if balance else None)
-        else:
-            results = await self._ordered(embedded, scope, ordering, top_k, explain)
-            if judged:
-                results = await self._judged(embedded, results, scope, fdr)
-            if with_shown:
-                shown = await self._store.shown(collection, list({one.item.id for best in results for one in best}))
-                for one in chain(*results):
-                    one.shown = shown.get(one.item.id)
-        if why is not None:
-            await self._add_why(embedded, results, scope, why)
+                    results = await self._judged(embedded, results, scope, request.fdr, top_k if balance else None)
+        if "why" in include:
+            with timed("why"):
+                await self._add_why(embedded, results, request.why_of, original, caller)
         return results
 
     async def vectors(
@@ -215,34 +191,30 @@ class Searcher:
         return np.stack([query.vector for query in await self._embedded(queries, scope, warn)])
 
     async def _add_why(
-        self, queries: Sequence[_EmbeddedQuery], results: list[list[Result]], scope: _Scope, why: WhyRequest
+        self,
+        queries: Sequence[_EmbeddedQuery],
+        results: list[list[Result]],
+        ids: Sequence[str] | None,
+        original: Callable[[Item], Awaitable[bytes | None]] | None,
+        caller: Caller,
     ) -> None:
-        """Add to the results what in them and in the query made them alike."""
-        with timed("why"):
-            for query, best in zip(queries, results, strict=True):
-                chosen = [one for one in best if why.ids is None or one.item.id in why.ids]
-                words = await self._explainer.words(parts(query.source), query.parts, scope.caller) if chosen else None
-                for one in chosen:
-                    one.why = await self._explainer.why(
-                        one.item, query.vector, _nearer(query, one), words, why.original, scope.caller
-                    )
+        """Add to the results, those of `ids` or all, what in them and in the query made them alike."""
+        for query, best in zip(queries, results, strict=True):
+            chosen = [one for one in best if ids is None or one.item.id in ids]
+            words = await self._explainer.words(parts(query.source), query.parts, caller) if chosen else None
+            for one in chosen:
+                one.why = await self._explainer.why(
+                    one.item, query.vector, _nearer(query, one), words, original, caller
+                )
 
     async def follow(
-        self,
-        steps: Sequence[Query],
-        *,
-        top_k: int,
-        collection: str,
-        modalities: Sequence[str] | None = None,
-        filter: Filter | None = None,
-        with_shown: bool = False,
-        caller: Caller = PROCESS,
-        warn: Callable[[str], None] = lambda _: None,
+        self, request: ScriptRequest, caller: Caller = PROCESS, warn: Callable[[str], None] = lambda _: None
     ) -> list[Followed]:
         """The `top_k` videos and long sounds whose moments follow the steps best, best first, of those that are among
         the nearest to any step. Raises as `search` does."""
-        scope = _Scope(collection, modalities or HAVING, filter, None, caller, "script")
-        embedded = await self._embedded(steps, scope, warn)
+        collection = request.collection
+        scope = _Scope(collection, request.modalities or HAVING, request.filter, None, caller, "script")
+        embedded = await self._embedded(request.script, scope, warn)
         async with self._scripts:
             hits_by_step = await self._nearest(
                 embedded, _COMPARED // len(embedded), scope, with_vector=False, by_modality=True
@@ -251,8 +223,10 @@ class Searcher:
             items = {hit.item.id: hit.item for hits in hits_by_step for hit in hits if hit.item.id not in own}
             moments = await self._store.moments_of(collection, list(items))
             vectors = np.stack([step.vector for step in embedded])
-            matches = await self._embedder.in_worker(partial(follow, vectors, moments, top_k))
-        shown = await self._store.shown(collection, [match.id for match in matches]) if with_shown else {}
+            matches = await self._embedder.in_worker(partial(follow, vectors, moments, request.top_k))
+        shown = {}
+        if "preview" in request.include:
+            shown = await self._store.shown(collection, [match.id for match in matches])
         return [Followed(items[match.id], match, shown.get(match.id)) for match in matches]
 
     async def _judged(
@@ -297,26 +271,24 @@ class Searcher:
         return answers
 
     async def _ordered(
-        self, queries: Sequence[_EmbeddedQuery], scope: _Scope, ordering: Ordering, top_k: int, explain: bool
+        self, queries: Sequence[_EmbeddedQuery], scope: _Scope, request: SearchOptions
     ) -> list[list[Result]]:
-        strength = ordering.correction or 0.0
+        strength, pool = request.correction or 0.0, request.pool
         if strength and not self._embedder.manifest.means:
             raise InvalidRequest("correction: this bundle has no means of its modalities")
-        diversity_pool = ordering.diversity.pool if ordering.diversity else 0
-        pool = max(top_k, diversity_pool, FUSED if ordering.keywords else 0, 1)
-        depth = min(2 * pool, _DEEPEST) if ordering.deduplicate else pool
+        depth = min(2 * pool, _DEEPEST) if request.deduplicate else pool
         results = []
         async with self._large if len(queries) * depth > _MANY else nullcontext():
             first = await self._candidates(queries, depth, scope, strength)
             for position, query in enumerate(queries):
                 async with self._places:  # for each query anew: between two of them others have their turn
-                    candidates = await self._chosen(query, first[position], depth, pool, scope, ordering)
-                    if ordering.diversity:
-                        diversifying = partial(_diversified, candidates, ordering.diversity, top_k)
+                    candidates = await self._chosen(query, first[position], depth, scope, request)
+                    if request.diversity:
+                        diversifying = partial(_diversified, candidates, request.diversity, request.top_k)
                         candidates = await self._embedder.in_worker(diversifying)
-                results.append(candidates[:top_k])
-                for one in results[-1] if explain else ():
-                    one.explanation = _explanation(one, query, ordering)
+                results.append(candidates[: request.top_k])
+                for one in results[-1] if "explain" in request.include else ():
+                    one.explanation = _explanation(one, query, request)
         return results
 
     async def _nearest(
@@ -379,26 +351,21 @@ class Searcher:
         return 0.0 if mean is None or not strength else strength * float(query.vector @ np.asarray(mean, np.float32))
 
     async def _chosen(
-        self,
-        query: _EmbeddedQuery,
-        candidates: list[Result],
-        depth: int,
-        count: int,
-        scope: _Scope,
-        ordering: Ordering,
+        self, query: _EmbeddedQuery, candidates: list[Result], depth: int, scope: _Scope, request: SearchOptions
     ) -> list[Result]:
-        """Return up to `count` candidates in order, after threshold, fusion and deduplication."""
+        """Return up to `request.pool` candidates in order, after threshold, fusion and deduplication."""
+        count = request.pool
         while True:
-            if ordering.threshold is not None:
-                candidates = [one for one in candidates if one.corrected >= ordering.threshold]
+            if request.threshold is not None:
+                candidates = [one for one in candidates if one.corrected >= request.threshold]
             exhausted = len(candidates) < depth
             for one in candidates:
                 one.score = one.corrected
-            if ordering.keywords:
-                candidates = await self._fused(query, candidates, depth, scope, ordering)
-            if not ordering.deduplicate:
+            if request.keywords:
+                candidates = await self._fused(query, candidates, depth, scope, request)
+            if not request.deduplicate:
                 return candidates[:count]
-            similarity = ordering.deduplicate
+            similarity = request.deduplicate
             if candidates:
                 stacked = np.stack([one.vector for one in candidates])
                 places = await self._embedder.in_worker(partial(distinct, stacked, similarity))
@@ -406,13 +373,13 @@ class Searcher:
             if len(candidates) >= count or exhausted or depth >= _DEEPEST:
                 return candidates[:count]
             depth = min(4 * depth, _DEEPEST)
-            [candidates] = await self._candidates([query], depth, scope, ordering.correction or 0.0)
+            [candidates] = await self._candidates([query], depth, scope, request.correction or 0.0)
 
     async def _fused(
-        self, query: _EmbeddedQuery, candidates: list[Result], depth: int, scope: _Scope, ordering: Ordering
+        self, query: _EmbeddedQuery, candidates: list[Result], depth: int, scope: _Scope, request: SearchOptions
     ) -> list[Result]:
         """Fuse the candidates with the results of the words by reciprocal rank; each list has its best `depth`."""
-        keywords = ordering.keywords
+        keywords = request.keywords
         assert keywords is not None
         with timed("keywords"):
             hits = await self._store.keyword_search(
@@ -434,9 +401,9 @@ class Searcher:
         for hit in hits:
             if hit.item.id not in by_id:
                 assert hit.item.vector is not None
-                correction = self._correction(query, hit.item.modality, ordering.correction or 0.0)
+                correction = self._correction(query, hit.item.modality, request.correction or 0.0)
                 fresh = Result(hit.item, 0.0, float(query.vector @ hit.item.vector), correction=correction)
-                if ordering.threshold is not None and fresh.corrected < ordering.threshold:
+                if request.threshold is not None and fresh.corrected < request.threshold:
                     continue
                 by_id[hit.item.id] = fresh
             candidate = by_id[hit.item.id]
@@ -524,7 +491,7 @@ def _nearer(query: _EmbeddedQuery, result: Result) -> Vectors:
     return max(result.vector, result.moment.vector, key=lambda vector: float(query.vector @ vector))
 
 
-def _explanation(result: Result, query: _EmbeddedQuery, ordering: Ordering) -> dict[str, Any]:
+def _explanation(result: Result, query: _EmbeddedQuery, request: SearchOptions) -> dict[str, Any]:
     explained: dict[str, Any] = {"similarity": result.similarity}
     if isinstance(query.source, list):
         largest = max(map(abs, query.weights))
@@ -537,9 +504,9 @@ def _explanation(result: Result, query: _EmbeddedQuery, ordering: Ordering) -> d
         ]
     if query.untaught is not None:
         explained["feedback"] = result.similarity - float(query.untaught @ _nearer(query, result))
-    if ordering.correction:
+    if request.correction:
         explained["correction"] = result.correction
-    if ordering.keywords:
+    if request.keywords:
         explained |= {
             "vector_rank": result.vector_rank,
             "keyword_rank": result.keyword_rank,

@@ -51,14 +51,6 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff
 
 
 @dataclass(frozen=True)
-class WhyRequest:
-    original: Callable[[Item], Awaitable[bytes | None]]
-    """Reads the file of an item that has no preview; None where the operator lends none."""
-    ids: Sequence[str] | None = None
-    """Results to explain; None: all."""
-
-
-@dataclass(frozen=True)
 class Words:
     """Pieces of a query's texts, and the query's unit vectors (N, D) without each of them."""
 
@@ -119,7 +111,7 @@ class Explainer:
         query: Vectors,
         nearer: Vectors,
         words: Words | None,
-        original: Callable[[Item], Awaitable[bytes | None]],
+        original: Callable[[Item], Awaitable[bytes | None]] | None,
         caller: Caller,
     ) -> Mapping[str, Any] | None:
         """Return the fields of schemas.search.Why of an item for a query (D,); None where nothing is at hand.
@@ -145,12 +137,12 @@ class Explainer:
             fields["words"] = words.why(float(query @ nearer), nearer)
         return {name: value for name, value in fields.items() if value is not None} or None
 
-    async def _file(self, item: Item, original: Callable[[Item], Awaitable[bytes | None]]) -> bytes | None:
+    async def _file(self, item: Item, original: Callable[[Item], Awaitable[bytes | None]] | None) -> bytes | None:
         """Return the preview of an item, or else its original."""
         try:
             preview = await self._store.preview(item.collection, item.id)
         except NotFound:
-            return await original(item)
+            return None if original is None else await original(item)
         # The preview of a long sound is only its beginning; its moments say more.
         return preview.data if preview.about.get("whole_seconds", 0.0) <= _LONGEST_S else None
 

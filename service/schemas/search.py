@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,6 +126,8 @@ class SearchEffort(RequestModel):
 class SearchOptions(RequestModel, ABC):
     """The options that a search of one query and one of many share."""
 
+    field: ClassVar[str]
+    """What the request calls its queries."""
     top_k: TopK = Field(
         default=10,
         description="Number of results for a query. What comes first is decided in this order: similarity (less the "
@@ -181,8 +183,7 @@ class SearchOptions(RequestModel, ABC):
         most = limits_of(info).inputs
         if sum(len(query) if isinstance(query, list) else 1 for query in self.asked) > most:
             raise ValueError(f"at most {most} parts of queries in one request")
-        others = (self.correction, self.threshold, self.keywords, self.deduplicate, self.diversity)
-        if self.balance and ("explain" in self.include or any(other is not None for other in others)):
+        if self.balance and ("explain" in self.include or self.reordered):
             raise ValueError("balance goes without other orders (correction, threshold, keywords, …) and explain")
         bound = MAX_VECTORS if {"vector", "explain"} & set(self.include) else MAX_RESULTS
         kinds = len(get_args(StoredModality)) if self.balance else 1
@@ -206,6 +207,12 @@ class SearchOptions(RequestModel, ABC):
         return self
 
     @property
+    def reordered(self) -> bool:
+        """Return whether another order is asked for than that of cosine similarity."""
+        others = (self.correction, self.threshold, self.keywords, self.deduplicate, self.diversity)
+        return any(other is not None for other in others)
+
+    @property
     def pool(self) -> int:
         """Return the number of candidates that each query needs."""
         diversity_pool = self.diversity.pool if self.diversity else 0
@@ -227,6 +234,7 @@ def _without(value: Any, field: str, advice: str) -> Any:
 class SearchRequest(SearchOptions):
     """A query, and how to search for it."""
 
+    field: ClassVar[str] = "query"
     query: Query
 
     @model_validator(mode="before")
@@ -242,6 +250,7 @@ class SearchRequest(SearchOptions):
 class SearchBatchRequest(SearchOptions):
     """Several queries, and how to search for each of them."""
 
+    field: ClassVar[str] = "queries"
     queries: Annotated[list[Query], Field(min_length=1), at_most(lambda limits: limits.inputs, "queries")]
 
     @model_validator(mode="before")

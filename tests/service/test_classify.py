@@ -21,6 +21,7 @@ from service.retrieval.search import Searcher
 from service.runtime.logs import caller
 from service.runtime.quotas import MemoryLimiter, Meter
 from service.schemas.classify import ClassifyRequest, Label, LabelSetRequest, TaughtLabel
+from service.schemas.search import SearchRequest
 from service.store import Entry, SqliteStore
 from tests.service.fakes import FakeEmbedder, fake_manifest, vector_of
 from tests.service.stores import in_sqlite
@@ -116,7 +117,7 @@ def test_the_ranking_is_that_of_a_search_over_the_label_vectors(tmp_path):
             for label in LABELS
         }
         await store.upsert([Entry("default", label, "text", {}, vector) for label, vector in vectors.items()])
-        [hits] = await Searcher(embedder, store).search([PHOTO], top_k=100, collection="default")
+        [hits] = await Searcher(embedder, store).search(SearchRequest.model_construct(query=PHOTO, top_k=100))
         [result] = await Classifier(embedder, store).classify([PHOTO], labels=LABELS, top_k=100)
         await store.close()
         assert [hit.item.id for hit in hits] == [each.label for each in result.labels]

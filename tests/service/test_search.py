@@ -30,9 +30,11 @@ def search(path, *queries, prepare=None, field="queries", **options):
     async def run(store):
         await store.upsert([Entry("default", name, "text", {"name": name}, vector_of(name)) for name in ITEMS])
         asked = [QUERY.validate_python(query) for query in queries]
-        settings = {"top_k": 10, "collection": "default", "field": field} | options
-        found = await Searcher(FakeEmbedder(), store).search(asked, **settings)
-        return [[(hit.item.id, hit.score) for hit in hits] for hits in found]
+        request = SearchBatchRequest.model_construct(queries=asked, **options)
+        if field == "query":
+            request = SearchRequest.model_construct(query=asked[0], **options)
+        hits_by_query = await Searcher(FakeEmbedder(), store).search(request)
+        return [[(hit.item.id, hit.score) for hit in hits] for hits in hits_by_query]
 
     return in_sqlite(path, run)
 

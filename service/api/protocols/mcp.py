@@ -23,6 +23,7 @@ from service.retrieval.search import Result
 from service.schemas.classify import Words
 from service.schemas.inputs import RequestModel, first_problem, read_as
 from service.schemas.items import Filter, ItemId, Name
+from service.schemas.search import SearchRequest
 from service.store import DEFAULT_COLLECTION
 
 if TYPE_CHECKING:
@@ -51,12 +52,6 @@ class Searched(RequestModel):
         if (self.query is None) == (self.like is None):
             raise ValueError("give exactly one of: query, like")
         return self
-
-    @property
-    def asked(self) -> Input | str:
-        asked = self.query or self.like
-        assert asked is not None
-        return asked
 
 
 class SearchArguments(Searched):
@@ -92,16 +87,14 @@ Answer = tuple[dict[str, Any], list["types.ContentBlock"]]
 async def _search(asked: Searched, state: State, caller: Caller) -> Answer:
     modalities = asked.modalities if isinstance(asked, SearchArguments) else _TIMED
     warnings: list[str] = []
-    [results] = await state.searcher.search(
-        [asked.asked],
+    request = SearchRequest.model_construct(
+        query=asked.query or asked.like,
         top_k=asked.top_k,
         collection=asked.collection,
         modalities=modalities,
         filter=asked.filter,
-        caller=caller,
-        field="query",
-        warn=warnings.append,
     )
+    [results] = await state.searcher.search(request, caller, warn=warnings.append)
     answer: dict[str, Any] = {"results": [_described(result) for result in results]}
     return answer | ({"warnings": warnings} if warnings else {}), []
 

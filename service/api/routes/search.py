@@ -14,8 +14,7 @@ from service.api.state import CallerDep, State, StateDep
 from service.engine.caller import Caller
 from service.retrieval.chance import nothing
 from service.retrieval.script import Followed
-from service.retrieval.search import Ordering, Result
-from service.retrieval.why import WhyRequest
+from service.retrieval.search import Result
 from service.runtime.timings import timed
 from service.schemas.search import (
     ScriptRequest,
@@ -29,7 +28,7 @@ from service.schemas.search import (
     place_query,
     place_steps,
 )
-from service.store import Effort, Moment
+from service.store import Moment
 
 router = APIRouter(tags=["search"])
 
@@ -44,7 +43,7 @@ _SCRIPT_EXAMPLE = {"script": ["heavy rain", "a dog barks", "a car"], "modalities
 @router.post("/search", response_model=SearchResponse, openapi_extra=documented(SearchRequest, _EXAMPLE, files=True))
 async def search(body: One, state: StateDep, caller: CallerDep) -> JSON:
     """The items nearest to a query, whatever either of them is: text, an image, a sound or a video."""
-    answer = await _answer(body, "query", state, caller)
+    answer = await _answer(body, state, caller)
     return JSON(answer | {name: answer[name][0] for name in ("results", "nothing") if name in answer})
 
 
@@ -55,7 +54,7 @@ async def search(body: One, state: StateDep, caller: CallerDep) -> JSON:
 )
 async def search_batch(body: Many, state: StateDep, caller: CallerDep) -> JSON:
     """The items nearest to each of several queries, which share all options: a list of results for each."""
-    return JSON(await _answer(body, "queries", state, caller))
+    return JSON(await _answer(body, state, caller))
 
 
 @router.post(
@@ -69,16 +68,7 @@ async def search_script(body: Script, state: StateDep, caller: CallerDep) -> JSO
     started = time.perf_counter()
     warnings: list[str] = []
     with timed("search"):
-        followed = await state.searcher.follow(
-            body.script,
-            top_k=body.top_k,
-            collection=body.collection,
-            modalities=body.modalities,
-            filter=body.filter,
-            with_shown="preview" in body.include,
-            caller=caller,
-            warn=warnings.append,
-        )
+        followed = await state.searcher.follow(body, caller, warnings.append)
     return JSON(_ended({"results": [_followed(result, body.include) for result in followed]}, warnings, started))
 
 
@@ -104,32 +94,15 @@ def _moment(moment: Moment) -> dict[str, Any]:
     return {"start": moment.start, "end": moment.end, "modality": moment.modality}
 
 
-async def _answer(body: SearchOptions, field: str, state: State, caller: Caller) -> dict[str, Any]:
-    """Return the fields of SearchBatchResponse. `field`: what the request calls its queries."""
+async def _answer(body: SearchOptions, state: State, caller: Caller) -> dict[str, Any]:
+    """Return the fields of SearchBatchResponse."""
     started = time.perf_counter()
     warnings: list[str] = []
     versions: list[int] = []
     with timed("search"):
+        original = partial(read_original, state=state)
         hits_by_query = await state.searcher.search(
-            body.asked,
-            top_k=body.top_k,
-            collection=body.collection,
-            modalities=body.modalities,
-            filter=body.filter,
-            effort=None if body.effort is None else Effort(**body.effort.model_dump()),
-            ordering=Ordering(body.correction, body.threshold, body.keywords, body.deduplicate, body.diversity),
-            explain="explain" in body.include,
-            with_vector="vector" in body.include,
-            with_shown="preview" in body.include,
-            judged="confidence" in body.include,
-            fdr=body.fdr,
-            balance=body.balance,
-            why=WhyRequest(partial(read_original, state=state), body.why_of) if "why" in body.include else None,
-            feedback=body.feedback,
-            caller=caller,
-            field=field,
-            warn=warnings.append,
-            taught=versions.append,
+            body, caller, original=original, warn=warnings.append, taught=versions.append
         )
     answer: dict[str, Any] = {"results": [[_result(hit, body.include) for hit in hits] for hits in hits_by_query]}
     if "confidence" in body.include:
