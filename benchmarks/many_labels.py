@@ -21,6 +21,7 @@ from service.contract.tokens import TextPreprocessing
 from service.contract.vectors import l2_normalise
 from service.engine.inputs import Embedded, Text
 from service.retrieval.classify import Classifier
+from service.schemas.classify import ClassifyRequest
 from service.store import SqliteStore
 
 _HASH = "0" * 64
@@ -76,11 +77,11 @@ async def _measure(count: int, dimensions: int, calls: int) -> dict[str, float]:
                 ("given", 1, {"labels": labels}),
                 ("stored, 256 inputs", 256, {"label_set": "set"}),
             ):
-                given = [Text("x")] * inputs
+                request = ClassifyRequest.model_construct(inputs=[Text("x")] * inputs, **asked)
                 taken, computed = [], []
                 for _ in range(calls + 1):
                     started, before = time.perf_counter(), time.process_time()
-                    await classifier.classify(given, **asked)
+                    await classifier.classify(request)
                     taken.append(1_000 * (time.perf_counter() - started))
                     computed.append(1_000 * (time.process_time() - before))
                 figures[name] = round(float(np.median(taken[1:])), 2)

@@ -41,7 +41,7 @@ from service.retrieval import adapters
 from service.retrieval.crops import crops
 from service.retrieval.single_flight import Shared
 from service.runtime.fair import FairSemaphore
-from service.schemas.classify import Classified, Grid, Label, ScoredLabel, TaughtLabel
+from service.schemas.classify import Classified, ClassifyRequest, Grid, Label, ScoredLabel, TaughtLabel
 from service.schemas.embed import InputProblem
 from service.store import LabelSet, Store
 
@@ -101,31 +101,26 @@ class Classifier:
 
     async def classify(
         self,
-        inputs: Sequence[Input],
-        *,
-        labels: Sequence[str | Label] | None = None,
-        label_set: str | None = None,
-        templates: Templates | None = None,
-        top_k: int = 5,
-        threshold: float | None = None,
-        abstain: bool | float = False,
-        grid: Grid | None = None,
-        fail: bool = True,
+        request: ClassifyRequest,
         caller: Caller = PROCESS,
         warn: Callable[[str], None] = lambda _: None,
     ) -> list[Classified]:
-        """Return one classification per input, over distinct labels or those of a stored set. `warn` receives a message
-        for inputs and labels that the model hardly knows.
+        """Return one classification per input. `warn` receives a message for inputs and labels that the model hardly
+        knows.
 
-        With `fail`, raises InputFailed for the first input that something is wrong with; without, that is its `error`.
-        Raises NotFound (the label set), InputFailed (a label's prompt), InvalidRequest (nothing learned to abstain).
+        Raises NotFound (the label set), InvalidRequest (nothing learned to abstain), and InputFailed for a label's
+        prompt, and for the first input that something is wrong with unless the request asks for errors in their places.
         """
-        labels_of_request = await self._stored_set(label_set) if label_set is not None else _Set(labels or (), None)
-        if grid is None:
-            embedded = await self._embedder.embed(inputs, caller, admit_unknown=True)
+        grid, abstain = request.grid, request.abstain
+        if request.label_set is not None:
+            labels = await self._stored_set(request.label_set)
         else:
-            embedded = await self._embedded_cells(inputs, grid, caller)
-        if fail:
+            labels = _Set(request.labels or (), None)
+        if grid is None:
+            embedded = await self._embedder.embed(request.inputs, caller, admit_unknown=True)
+        else:
+            embedded = await self._embedded_cells(request.inputs, grid, caller)
+        if request.on_error == "fail":
             raise_first(embedded if grid is None else embedded[:: grid.rows * grid.columns + 1])
         for index, result_of_input in enumerate(embedded):
             for warning in unknown_warning(f"inputs[{index}]", result_of_input):
@@ -139,25 +134,25 @@ class Classifier:
         good = {place: result for place, result in enumerate(embedded) if isinstance(result, Embedded)}
         for modality in dict.fromkeys(result.modality for result in good.values()):
             places = [place for place, result in good.items() if result.modality == modality]
-            detector = self._detector(labels_of_request, modality) if abstain else None
-            encoded = await self._vectors(labels_of_request, modality, templates, caller)
+            detector = self._detector(labels, modality) if abstain else None
+            encoded = await self._vectors(labels, modality, request.templates, caller)
             unknown.update(encoded.unknown)
             vectors = np.stack([good[place].vector for place in places])
             classifying = partial(
                 _classifications,
                 vectors,
                 encoded.vectors,
-                [_name(label) for label in labels_of_request.labels],
+                [_name(label) for label in labels.labels],
                 self._embedder.manifest.temperature,
                 self._embedder.manifest.bias_of(modality),
-                top_k,
-                threshold,
+                request.top_k,
+                request.threshold,
                 detector,
                 0.5 if abstain is True else float(abstain),
             )
             classified |= zip(places, await self._embedder.in_worker(classifying), strict=True)
         if unknown:
-            warn(_unknown_labels(labels_of_request.labels, sorted(unknown)))
+            warn(_unknown_labels(labels.labels, sorted(unknown)))
         in_order = [classified[place] for place in range(len(embedded))]
         return in_order if grid is None else _with_cells(in_order, grid)
 

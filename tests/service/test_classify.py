@@ -35,10 +35,14 @@ def with_classifier(path, use, embedder=None):
     return in_sqlite(path, lambda store: use(Classifier(embedder, store)), embedder.manifest)
 
 
+def request(inputs, **options):
+    return ClassifyRequest.model_construct(inputs=inputs, **options)
+
+
 def classify(path, *inputs, embedder=None, **options):
     options = {"labels": LABELS, "top_k": 100} | options
     inputs = [Text(each) if isinstance(each, str) else each for each in inputs]
-    return with_classifier(path, lambda classifier: classifier.classify(inputs, **options), embedder)
+    return with_classifier(path, lambda classifier: classifier.classify(request(inputs, **options)), embedder)
 
 
 def oracle(query, prompts, temperature=0.1):
@@ -118,7 +122,7 @@ def test_the_ranking_is_that_of_a_search_over_the_label_vectors(tmp_path):
         }
         await store.upsert([Entry("default", label, "text", {}, vector) for label, vector in vectors.items()])
         [hits] = await Searcher(embedder, store).search(SearchRequest.model_construct(query=PHOTO, top_k=100))
-        [result] = await Classifier(embedder, store).classify([PHOTO], labels=LABELS, top_k=100)
+        [result] = await Classifier(embedder, store).classify(request([PHOTO], labels=LABELS, top_k=100))
         await store.close()
         assert [hit.item.id for hit in hits] == [each.label for each in result.labels]
         for hit, each in zip(hits, result.labels, strict=True):
@@ -138,7 +142,7 @@ def test_ten_thousand_labels_go_through_in_pieces_while_others_are_served(tmp_pa
 
     async def use(classifier):
         turns = 0
-        big = asyncio.create_task(classifier.classify([Text("x")], labels=labels, top_k=3))
+        big = asyncio.create_task(classifier.classify(request([Text("x")], labels=labels, top_k=3)))
         while not big.done():
             await asyncio.sleep(0)
             turns += 1
@@ -158,7 +162,7 @@ def test_label_vectors_are_remembered_by_labels_and_templates(tmp_path):
         counts = []
         for options in ({}, {}, {"templates": ["some {}"]}, {"labels": LABELS[::-1]}, {}):
             before = sum(embedder.asked)
-            await classifier.classify([Text("x")], **({"labels": LABELS} | options))
+            await classifier.classify(request([Text("x")], **({"labels": LABELS} | options)))
             counts.append(sum(embedder.asked) - before)
         return counts
 
@@ -186,9 +190,10 @@ def test_new_labels_that_many_bring_at_once_are_encoded_once(tmp_path):
     embedder = Gated()
 
     async def use(classifier):
-        first, *others = (asyncio.create_task(classifier.classify([Text("x")], labels=LABELS)) for _ in range(16))
+        same = request([Text("x")], labels=LABELS)
+        first, *others = (asyncio.create_task(classifier.classify(same)) for _ in range(16))
         another = Caller(Meter(MemoryLimiter(), "another key", []))
-        charged = asyncio.create_task(classifier.classify([Text("x")], labels=LABELS, caller=another))
+        charged = asyncio.create_task(classifier.classify(same, another))
         await embedder.entered.wait()
         first.cancel()
         embedder.goes.set()
@@ -197,11 +202,11 @@ def test_new_labels_that_many_bring_at_once_are_encoded_once(tmp_path):
         assert [count for count in embedder.asked if count > 1] == [6, 6], "for each key that is charged"
         embedder.failing = True
         failures = await asyncio.gather(
-            *(classifier.classify([Text("x")], labels=LABELS[:3]) for _ in range(4)), return_exceptions=True
+            *(classifier.classify(request([Text("x")], labels=LABELS[:3])) for _ in range(4)), return_exceptions=True
         )
         assert all(isinstance(each, NotReady) for each in failures)
         embedder.failing = False
-        assert await classifier.classify([Text("x")], labels=LABELS[:3])
+        assert await classifier.classify(request([Text("x")], labels=LABELS[:3]))
         assert [count for count in embedder.asked if count > 1] == [6, 6, 3, 3], "a failure is not kept"
         assert not classifier._encoding
 
@@ -213,13 +218,13 @@ def test_encoding_is_given_up_when_nobody_waits_for_it(tmp_path):
 
     async def use(classifier):
         labels = [str(number) for number in range(3 * _CHUNK)]
-        waiting = [asyncio.create_task(classifier.classify([Text("x")], labels=labels)) for _ in range(2)]
+        waiting = [asyncio.create_task(classifier.classify(request([Text("x")], labels=labels))) for _ in range(2)]
         await embedder.entered.wait()
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
         embedder.goes.set()
-        fresh = await classifier.classify([Text("x")], labels=labels)
+        fresh = await classifier.classify(request([Text("x")], labels=labels))
         assert len(fresh[0].labels) == 5
         assert [count for count in embedder.asked if count > 1] == [_CHUNK] * 4, "the first only chunk by chunk"
         assert not classifier._encoding
@@ -235,11 +240,11 @@ def test_few_large_sets_of_labels_are_encoded_at_once(tmp_path):
         async def large(number):
             caller.set(f"key {number % 2}")
             labels = [f"{number} {label}" for label in range(_CHUNK)]
-            await classifier.classify([Text("x")], labels=labels)
+            await classifier.classify(request([Text("x")], labels=labels))
 
         waiting = [asyncio.create_task(large(number)) for number in range(6)]
         await embedder.entered.wait()
-        small = asyncio.create_task(classifier.classify([Text("x")], labels=LABELS))
+        small = asyncio.create_task(classifier.classify(request([Text("x")], labels=LABELS)))
         for _ in range(20):
             await asyncio.sleep(0)
         assert [count for count in embedder.asked if count > 1] == [_CHUNK, _CHUNK, len(LABELS)]
@@ -305,10 +310,10 @@ class TestLabelSets:
         async def use(classifier):
             await classifier.save_label_set("set", ["old"], None)
             await classifier.save_label_set("set", ["new"], None)
-            [result] = await classifier.classify([Text("x")], label_set="set")
+            [result] = await classifier.classify(request([Text("x")], label_set="set"))
             await classifier._store.delete_label_set("set")
             with pytest.raises(NotFound, match="no label set 'set'"):
-                await classifier.classify([Text("x")], label_set="set")
+                await classifier.classify(request([Text("x")], label_set="set"))
             with pytest.raises(NotFound, match="no label set 'set'"):
                 await classifier._store.delete_label_set("set")
             return [each.label for each in result.labels]
@@ -371,7 +376,7 @@ class TestExamples:
 
         async def use(classifier):
             await classifier.save_label_set("set", self.LABELS, None)
-            return await classifier.classify([PHOTO, picture("rex"), Text("rex")], label_set="set", top_k=9)
+            return await classifier.classify(request([PHOTO, picture("rex"), Text("rex")], label_set="set", top_k=9))
 
         photo, rex, word = with_classifier(tmp_path, use)
         similar = [{each.label: each.similarity for each in result.labels} for result in (plain[0], photo)]
@@ -386,7 +391,7 @@ class TestExamples:
     def test_equal_the_vectors_written_out_under_any_templates(self, tmp_path):
         async def use(classifier):
             await classifier.save_label_set("set", self.LABELS, None)
-            return await classifier.classify([PHOTO], label_set="set", templates=["my {}"], top_k=9)
+            return await classifier.classify(request([PHOTO], label_set="set", templates=["my {}"], top_k=9))
 
         [result] = with_classifier(tmp_path, use)
         examples = {"dog": ["rex", "fido", "bello"], "cat": ["tom"]}
@@ -427,7 +432,7 @@ class TestAbstention:
         async def use(classifier):
             await classifier.save_label_set("set", self.LABELS, ["{}"], off_topic)
             inputs = [picture(f"{kind} {n}") for kind in ("dog", "cat", "else", "thing") for n in range(100, 140)]
-            return await classifier.classify(inputs, label_set="set", **options)
+            return await classifier.classify(request(inputs, label_set="set", **options))
 
         return with_classifier(path, use, Near(manifest))
 
@@ -458,9 +463,9 @@ class TestAbstention:
         async def use(classifier):
             asked = [picture("dog 1"), picture("x")]
             await classifier.save_label_set("set", labels, None, self.OFF)
-            one = await classifier.classify(asked, label_set="set", abstain=True)
+            one = await classifier.classify(request(asked, label_set="set", abstain=True))
             await classifier.save_label_set("set", [labels[place] for place in order], None, self.OFF)
-            return one, await classifier.classify(asked, label_set="set", abstain=True)
+            return one, await classifier.classify(request(asked, label_set="set", abstain=True))
 
         for one, other in zip(*with_classifier(tmp_path_factory.mktemp("store"), use, Near()), strict=True):
             assert [each.label for each in one.labels] == [each.label for each in other.labels]
@@ -483,10 +488,10 @@ def test_a_stored_set_is_read_again_only_when_it_has_changed(tmp_path):
         for labels in (None, ["new"], None):
             if labels:
                 await classifier.save_label_set("set", labels, None)
-            [result] = await classifier.classify([Text("x")], label_set="set")
+            [result] = await classifier.classify(request([Text("x")], label_set="set"))
             names.append(result.labels[0].label)
         held = classifier._sets["set"]
-        await classifier.classify([Text("x")], label_set="set")
+        await classifier.classify(request([Text("x")], label_set="set"))
         assert classifier._sets["set"] is held
         return names
 

@@ -20,7 +20,7 @@ from service.engine.caller import Caller
 from service.engine.inputs import Input, StoredModality
 from service.errors import IsthmusError
 from service.retrieval.search import Result
-from service.schemas.classify import Words
+from service.schemas.classify import ClassifyRequest, Words
 from service.schemas.inputs import RequestModel, first_problem, read_as
 from service.schemas.items import Filter, ItemId, Name
 from service.schemas.search import SearchRequest
@@ -109,9 +109,8 @@ def _described(result: Result) -> dict[str, Any]:
 
 async def _classify(asked: ClassifyArguments, state: State, caller: Caller) -> Answer:
     labels = list(dict.fromkeys(asked.labels))
-    [result] = await state.classifier.classify(
-        [asked.input], labels=labels, top_k=asked.top_k, fail=True, caller=caller
-    )
+    request = ClassifyRequest.model_construct(inputs=[asked.input], labels=labels, top_k=asked.top_k)
+    [result] = await state.classifier.classify(request, caller)
     return {"labels": [{"label": scored.label, "score": scored.score} for scored in result.labels]}, []
 
 

@@ -39,19 +39,7 @@ async def classify(body: Body, state: StateDep, caller: CallerDep) -> ClassifyRe
     """Return the labels that fit each input best, and how surely; no label needs to have been trained on."""
     warnings: list[str] = []
     with timed("classify"):
-        results = await state.model(body.model).classifier.classify(
-            body.inputs,
-            labels=body.labels,
-            label_set=body.label_set,
-            templates=body.templates,
-            top_k=body.top_k,
-            threshold=body.threshold,
-            abstain=body.abstain,
-            grid=body.grid,
-            fail=body.on_error == "fail",
-            caller=caller,
-            warn=warnings.append,
-        )
+        results = await state.model(body.model).classifier.classify(body, caller, warnings.append)
     return ClassifyResponse(results=results, warnings=warnings or None)
 
 
