@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[1]
 _CORES = len(os.sched_getaffinity(0))
 _READY_S = 600.0
 _MANY, _SIZE_PX, _BATCH = 1_000, (1_152, 864), 8
-_LARGE, _LARGE_PX = 48, (4_000, 3_000)
+_LARGE, _COPIES, _LARGE_PX = 48, 4, (4_000, 3_000)
 _QUERY, _FIRST = "a cat", "cat.jpg"
 _PAINTED = """() => new Promise(done => {
     const words = document.querySelector("#words"), results = document.querySelector("#results");
@@ -177,9 +177,14 @@ def bare_rate(bundle: Path, files: Sequence[Path]) -> float:
 def index(plan: Plan) -> dict[str, float | None]:
     """Large photographs by `isthmus index`, previews included, in turns with the bare loop.
 
-    No photograph of 12 megapixels is at hand: these are of a megapixel or less, enlarged.
+    No photograph of 12 megapixels is at hand: these are of a megapixel or less, enlarged, and each is there several
+    times, so that the start of the command is a small part.
     """
     files = photographs(plan.fresh() / "large", _LARGE, _LARGE_PX)
+    for file in files[:]:
+        files += [file.with_stem(f"{file.stem}-{copy}") for copy in range(1, _COPIES)]
+        for copy in files[1 - _COPIES :]:
+            copy.hardlink_to(file)
     with isthmus_server("isthmus", plan.bundle, plan.fresh(), cache_bytes=0) as server:
 
         def indexed() -> float:

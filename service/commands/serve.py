@@ -31,7 +31,7 @@ from service.settings import Settings, SettingsError, read_settings
 log = logging.getLogger("service")
 
 HELP = "serve a bundle; each flag overrides its ISTHMUS_ variable"
-_M_MMAP_THRESHOLD = -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _KEEP_ALIVE_S = 75
 """Seconds an idle connection is kept open, longer than clients and proxies keep it (5 to 60 s): were the server the
 first to close one, a request sent at that moment would be lost."""
@@ -199,9 +199,12 @@ def serve(settings: Settings) -> None:
 
 def give_large_blocks_back() -> None:
     """Make glibc return freed blocks of 4 MB and more to the system at once: by itself it learns to keep up to 32 MB
-    at a time, for each thread, which after some large bodies and pictures is hundreds of megabytes."""
+    at a time, for each thread, which after some large bodies and pictures is hundreds of megabytes. Of smaller blocks
+    each thread keeps as much: the next picture would ask the system for all of its pages again."""
     with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
+        library.mallopt(_M_TRIM_THRESHOLD, 4 * 2**20)
 
 
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from service.contract.audio import AudioLimits, hear
 from service.contract.errors import InputError
-from service.contract.images import SMALL_RESAMPLE, SMALL_SIDE, ImageLimits, decode_image
+from service.contract.images import SMALL_GAP, SMALL_RESAMPLE, SMALL_SIDE, ImageLimits, decode_image
 from service.contract.sounds import Waveform
 from service.engine.embedder import Embedder
 from service.engine.inputs import Input, Media
@@ -50,7 +50,7 @@ class Preview:
 def preview_image(data: bytes, limits: ImageLimits) -> Preview:
     """Turn an image file into a JPEG that fits into SMALL_SIDE × SMALL_SIDE. Raises InputError as decode_image does."""
     picture = decode_image(data, limits, enough=SMALL_SIDE)
-    picture.thumbnail((SMALL_SIDE, SMALL_SIDE), SMALL_RESAMPLE)
+    picture.thumbnail((SMALL_SIDE, SMALL_SIDE), SMALL_RESAMPLE, SMALL_GAP)
     return _of_picture(picture)
 
 
