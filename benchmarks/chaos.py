@@ -31,21 +31,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import redis
 
 from benchmarks import hostile_media as media
 from benchmarks.sabotage import HANG_S
-from benchmarks.servers import BenchmarkError, wait_until
+from benchmarks.servers import Restarted, at_once, free_port, stored_items, variables
 
 _CLIENTS = 6
 _PATIENCE_S = 20.0
 _RECOVERY_S = 30.0
 _DEADLINE_S = 2.0
-"""The server's, for these: shorter than its default, as HANG_S is."""
+"""The server's request deadline: shorter than its default, as HANG_S is."""
 _LOG_CHARACTERS = 6_000
 _UPLOADS = 4
 _TMPFS_BYTES = 96_000_000  # the log of writes alone grows to 33 MB before it is folded in
@@ -74,21 +76,17 @@ class Load:
 @dataclass
 class Outcome:
     fault: str
-    answers: Counter[int]
-    cut: int
-    refused: int
-    unanswered: int
-    acknowledged: int
+    load: Load
     lost: int
     recovered_s: float | None
     said: str
     """Of readiness, while it was broken."""
-    cuts: bool
-    """Whether the fault itself closes connections."""
-    refuses: bool
-    """Whether the fault itself lets nobody in."""
     log: str
-    """The server's, its end."""
+    """The end of the server's log."""
+    cuts: bool = False
+    """Whether the fault itself closes connections."""
+    refuses: bool = False
+    """Whether the fault itself lets nobody in."""
     unnoticed: bool = False
     """Whether it is to keep nothing from working for others."""
     overdrawn: int = 0
@@ -97,50 +95,11 @@ class Outcome:
     @property
     def otherwise(self) -> int:
         right = DOCUMENTED - {503} if self.unnoticed else DOCUMENTED
-        return sum(count for status, count in self.answers.items() if status not in right) + (self.overdrawn > 0)
+        return sum(count for status, count in self.load.answers.items() if status not in right) + (self.overdrawn > 0)
 
     @property
     def crashed(self) -> int:
-        return int(self.recovered_s is None) + self.cut * (not self.cuts) + self.refused * (not self.refuses)
-
-
-class Running:
-    """A server, which may be killed and started again on the same port and store."""
-
-    def __init__(self, folder: Path, bundle: Path, store: Path, environment: Mapping[str, str]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
-        self.log = folder / "server.log"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("ISTHMUS_")}
-        settings = {"QUEUE_INPUTS": 256, "REQUEST_DEADLINE_S": _DEADLINE_S, "CACHE_BYTES": 0}
-        settings["MIN_FREE_BYTES"] = 1_000_000
-        self._environment = (
-            kept | {f"ISTHMUS_{name}": str(value) for name, value in settings.items()} | dict(environment)
-        )
-        self._command = [sys.executable, "-m", "benchmarks.sabotage", "serve", "--bundle", str(bundle)]
-        self._command += ["--store", str(store), "--port", str(self.port), "--log-level", "error"]
-        self.start()
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log, text=True)
-        try:
-            wait_until(f"{self.address}/readyz", self.process)
-        except BenchmarkError:
-            self.process.kill()
-            raise RuntimeError(self.log.read_text()[-2_000:]) from None
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def end(self) -> int:
-        self.process.terminate()
-        return self.process.wait(_RECOVERY_S)
+        return int(self.recovered_s is None) + self.load.cut * (not self.cuts) + self.load.refused * (not self.refuses)
 
 
 def ask(port: int, method: str, path: str, body: bytes = b"", patience_s: float = _PATIENCE_S) -> tuple[int, bytes]:
@@ -174,10 +133,9 @@ def _requests(number: int, rng: random.Random) -> Iterator[tuple[str, str, bytes
 @contextmanager
 def loaded(port: int) -> Iterator[Load]:
     """Clients that go on asking, whatever they get, until the block ends."""
-    load, ended = Load(), threading.Event()
-    run = random.randrange(10**9)
+    load, run = Load(), random.randrange(10**9)
 
-    def client(number: int) -> None:
+    def client(number: int, ended: threading.Event) -> None:
         for id, path, body in _requests(run + number, random.Random(number)):
             if ended.is_set():
                 return
@@ -202,29 +160,13 @@ def loaded(port: int) -> Iterator[Load]:
                 if status != 200:
                     ended.wait(0.02)
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(_CLIENTS)]
-    for thread in threads:
-        thread.start()
-    try:
+    with at_once(*(partial(client, number) for number in range(_CLIENTS))):
         yield load
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join()
 
 
-def _stored(port: int) -> set[str]:
-    ids: set[str] = set()
-    cursor = ""
-    while True:
-        status, body = ask(port, "GET", f"/items?limit=1000{cursor}")
-        if status != 200:
-            raise RuntimeError(f"items cannot be listed: {status}")
-        page = json.loads(body)
-        ids |= {item["id"] for item in page["items"]}
-        if page["next_cursor"] is None:
-            return ids
-        cursor = f"&cursor={page['next_cursor']}"
+def _stored(address: str) -> set[str]:
+    with httpx2.Client(base_url=address, timeout=_PATIENCE_S, trust_env=False) as http:
+        return {item["id"] for item in stored_items(http)}
 
 
 def _recovered(port: int) -> float | None:
@@ -257,7 +199,7 @@ class Site:
     """Where a fault is made."""
 
     folder: Path
-    server: Running
+    server: Restarted
     redis_port: int
     redis: "subprocess.Popen[bytes] | None"
     overdrawn: int = 0
@@ -282,6 +224,7 @@ def process_killed(site: Site) -> Iterator[None]:
     site.server.kill()
     yield
     site.server.start()
+    site.server.wait()
 
 
 @contextmanager
@@ -290,6 +233,7 @@ def process_ended(site: Site) -> Iterator[None]:
     site.server.end()
     yield
     site.server.start()
+    site.server.wait()
 
 
 @contextmanager
@@ -312,24 +256,19 @@ def redis_stopped(site: Site) -> Iterator[None]:
 @contextmanager
 def redis_slow(site: Site) -> Iterator[None]:
     """It answers nobody for 80 ms out of every 90."""
-    done = threading.Event()
 
-    def sleep() -> None:
+    def sleep(done: threading.Event) -> None:
         with redis.Redis(port=site.redis_port) as connection:
             while not done.wait(0.01):
                 connection.execute_command("DEBUG", "SLEEP", "0.08")
 
-    sleeping = threading.Thread(target=sleep)
-    sleeping.start()
-    yield
-    done.set()
-    sleeping.join()
+    with at_once(sleep):
+        yield
 
 
 @contextmanager
 def redis_corrupt(site: Site) -> Iterator[None]:
     """What is in it is noise of the right length, the wrong length, or of another type."""
-    done = threading.Event()
 
     def spoil(connection: "redis.Redis", key: bytes, rng: random.Random) -> None:
         length = connection.strlen(key) if connection.type(key) == b"string" else 0
@@ -342,7 +281,7 @@ def redis_corrupt(site: Site) -> Iterator[None]:
                 connection.delete(key)
                 connection.lpush(key, "x")
 
-    def corrupt() -> None:
+    def corrupt(done: threading.Event) -> None:
         rng = random.Random(0)
         with redis.Redis(port=site.redis_port) as connection:
             while not done.wait(0.01):
@@ -350,11 +289,8 @@ def redis_corrupt(site: Site) -> Iterator[None]:
                     with suppress(redis.exceptions.ResponseError):  # the server writes the same keys
                         spoil(connection, key, rng)
 
-    corrupting = threading.Thread(target=corrupt)
-    corrupting.start()
-    yield
-    done.set()
-    corrupting.join()
+    with at_once(corrupt):
+        yield
 
 
 @contextmanager
@@ -370,10 +306,10 @@ def disk_full(site: Site) -> Iterator[None]:
         return
     # Files may be no larger than the store's are now: a write past that fails, as one on a full disk does.
     largest = max(path.stat().st_size for path in store.rglob("*") if path.is_file())
-    before = resource.prlimit(site.server.process.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(site.server.process.pid, resource.RLIMIT_FSIZE, (largest, before[1]))
+    before = resource.prlimit(site.server.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(site.server.pid, resource.RLIMIT_FSIZE, (largest, before[1]))
     yield
-    resource.prlimit(site.server.process.pid, resource.RLIMIT_FSIZE, before)
+    resource.prlimit(site.server.pid, resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager
@@ -384,13 +320,13 @@ def uploads_without_end(site: Site) -> Iterator[None]:
     if not os.path.ismount(disk):
         raise LeftOut("no disk of its own can be mounted")
     size, least = _ROOMS["uploads without end"]
-    done, refused = threading.Event(), threading.Event()
+    refused = threading.Event()
     block = json.dumps({"id": "a", "text": "x" * 1_000_000}).encode() + b"\n"
     chunk = b"%x\r\n%b\r\n" % (len(block), block)
     kind = b"Content-Type: application/jsonl\r\nTransfer-Encoding: chunked\r\n"
     head = b"POST /jobs HTTP/1.1\r\nHost: localhost\r\n" + kind + b"\r\n"
 
-    def upload() -> None:
+    def upload(done: threading.Event) -> None:
         while not done.is_set():
             with suppress(OSError), socket.create_connection(("127.0.0.1", site.server.port), timeout=5) as connection:
                 connection.sendall(head)
@@ -398,7 +334,7 @@ def uploads_without_end(site: Site) -> Iterator[None]:
                     connection.sendall(chunk)
             refused.set()
 
-    def watch() -> None:
+    def watch(done: threading.Event) -> None:
         while not done.wait(0.002):
             taken = 0
             for file in (disk / "store" / "jobs").rglob("input"):
@@ -406,20 +342,15 @@ def uploads_without_end(site: Site) -> Iterator[None]:
                     taken += file.stat().st_size
             site.overdrawn = max(site.overdrawn, taken - (size - least))
 
-    threads = [threading.Thread(target=upload) for _ in range(_UPLOADS)] + [threading.Thread(target=watch)]
-    for thread in threads:
-        thread.start()
-    refused.wait(_PATIENCE_S)
-    yield
-    done.set()
-    for thread in threads:
-        thread.join()
+    with at_once(watch, *[upload] * _UPLOADS):
+        refused.wait(_PATIENCE_S)
+        yield
 
 
 @contextmanager
 def descriptors_used_up(site: Site) -> Iterator[None]:
     """There is room for three more, and clients that only connect take them."""
-    pid = site.server.process.pid
+    pid = site.server.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     used = max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 3, before[1]))
@@ -444,13 +375,12 @@ def clock_jumps(site: Site) -> Iterator[None]:
 @contextmanager
 def clients_vanish(site: Site) -> Iterator[None]:
     """Beside the others, clients that go away: within the head, within the body, before the answer, by a reset."""
-    done = threading.Event()
     body = json.dumps({"inputs": [{"image": base64.b64encode(media.picture(size=(300, 300))).decode()}] * 4}).encode()
     kind = "Content-Type: application/json\r\n"
     head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{kind}Content-Length: {len(body)}\r\n\r\n"
     wire = head.encode() + body
 
-    def vanish(seed: int) -> None:
+    def vanish(seed: int, done: threading.Event) -> None:
         rng = random.Random(seed)
         while not done.wait(0.005):
             with suppress(OSError), socket.create_connection(("127.0.0.1", site.server.port), timeout=5) as connection:
@@ -459,13 +389,8 @@ def clients_vanish(site: Site) -> Iterator[None]:
                     linger = b"\1\0\0\0\0\0\0\0"  # on, 0 s: a reset
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
-    threads = [threading.Thread(target=vanish, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    yield
-    done.set()
-    for thread in threads:
-        thread.join()
+    with at_once(*(partial(vanish, seed) for seed in range(3))):
+        yield
 
 
 FAULTS: Mapping[str, Fault] = {
@@ -496,22 +421,23 @@ _REFUSING = _CUTTING | {"process ended"}
 def _site(fault: str, bundle: Path) -> Iterator[Site]:
     with tempfile.TemporaryDirectory(prefix="isthmus-chaos-") as name:
         folder = Path(name)
-        environment = {}
+        settings: dict[str, object] = {"queue_inputs": 256, "request_deadline_s": _DEADLINE_S, "cache_bytes": 0}
         (folder / "disk").mkdir()
         size, least = _ROOMS.get(fault, (0, 0))
         mounted = bool(size) and _mounted(folder / "disk", size)
-        if least:
-            environment["ISTHMUS_MIN_FREE_BYTES"] = str(least)
+        settings["min_free_bytes"] = least or 1_000_000
         started: subprocess.Popen[bytes] | None = None
         port = 0
         try:
             if fault.startswith("redis"):
                 started, port = _redis(folder)
-                environment["ISTHMUS_REDIS_URL"] = f"redis://127.0.0.1:{port}/0"
-            if fault == "clock jumps":
-                environment |= _faketime(folder)
-            server = Running(folder, bundle, folder / "disk" / "store", environment)
+                settings["redis_url"] = f"redis://127.0.0.1:{port}/0"
+            env = variables(**settings) | (_faketime(folder) if fault == "clock jumps" else {})
+            log = folder / "server.log"
+            server = Restarted(bundle, folder / "disk" / "store", env, log, module="benchmarks.sabotage")
             try:
+                server.start()
+                server.wait()
                 yield Site(folder, server, port, started)
             finally:
                 server.kill()
@@ -532,8 +458,7 @@ def _redis(folder: Path) -> tuple["subprocess.Popen[bytes]", int]:
     program = shutil.which("redis-server")
     if program is None:
         raise LeftOut("there is no redis-server")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
     options += ["--enable-debug-command", "yes"]
     process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
@@ -569,33 +494,30 @@ def suffer(fault: str, bundle: Path, seconds: float) -> Outcome:
                 time.sleep(seconds)
             recovered = _recovered(site.server.port)
             time.sleep(min(1.0, seconds / 2))
-        lost = len(load.acknowledged - _stored(site.server.port))
+        lost = len(load.acknowledged - _stored(site.server.address))
         log = site.server.log.read_text(errors="replace")[-_LOG_CHARACTERS:]
     return Outcome(
         fault,
-        load.answers,
-        load.cut,
-        load.refused,
-        load.unanswered,
-        len(load.acknowledged),
+        load,
         lost,
         recovered,
         said,
-        fault in _CUTTING,
-        fault in _REFUSING,
         log,
-        fault in _UNNOTICED,
-        site.overdrawn,
+        cuts=fault in _CUTTING,
+        refuses=fault in _REFUSING,
+        unnoticed=fault in _UNNOTICED,
+        overdrawn=site.overdrawn,
     )
 
 
 def row(outcome: Outcome) -> str:
-    answers = " ".join(f"{status}×{count}" for status, count in sorted(outcome.answers.items()))
+    load = outcome.load
+    answers = " ".join(f"{status}×{count}" for status, count in sorted(load.answers.items()))
     recovered = "never" if outcome.recovered_s is None else f"{outcome.recovered_s:.1f} s"
     overdrawn = f" {outcome.overdrawn:,} bytes of the disk overdrawn" if outcome.overdrawn else ""
     return (
-        f"{outcome.fault:20} {answers:44} {outcome.cut:>5} {outcome.refused:>8} {outcome.unanswered:>10} "
-        f"{outcome.acknowledged:>8} {outcome.lost:>5} {recovered:>9}  {outcome.said}{overdrawn}"
+        f"{outcome.fault:20} {answers:44} {load.cut:>5} {load.refused:>8} {load.unanswered:>10} "
+        f"{len(load.acknowledged):>8} {outcome.lost:>5} {recovered:>9}  {outcome.said}{overdrawn}"
     )
 
 
@@ -622,12 +544,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(row(outcome), flush=True)
         if outcome.otherwise or outcome.crashed:
             print(outcome.log)
-        totals["tried"] += outcome.answers.total() + outcome.cut + outcome.refused + outcome.unanswered
-        totals["refused_as_documented"] += sum(outcome.answers[status] for status in DOCUMENTED - {200})
+        load = outcome.load
+        totals["tried"] += load.answers.total() + load.cut + load.refused + load.unanswered
+        totals["refused_as_documented"] += sum(load.answers[status] for status in DOCUMENTED - {200})
         totals["otherwise"] += outcome.otherwise
         totals["crashed"] += outcome.crashed
         totals["lost"] += outcome.lost
-        totals["unanswered"] += outcome.unanswered
+        totals["unanswered"] += load.unanswered
     made = options.times * len(options.only or FAULTS) - len(left_out)
     told: dict[str, Any] = {"faults": made, "left_out": left_out} | totals
     print(json.dumps(told))

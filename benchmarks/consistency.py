@@ -24,7 +24,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ import httpx2
 import numpy as np
 
 from benchmarks.crash import vector_of
-from benchmarks.servers import isthmus
+from benchmarks.servers import at_once, isthmus
 from service.contract.bundle import read_bundle
 
 _ALWAYS = tuple(f"always {number}" for number in range(3))
@@ -230,48 +230,27 @@ def consistency(bundle: Path, store: Path, searches: int, seed: int = 0) -> Find
 
         writers, searchers = [client() for _ in range(_WRITERS)], [client() for _ in range(_SEARCHERS)]
         writers[0].http.put("/collections/default", json={"keywords": ["words"]}).raise_for_status()
-        stopped = threading.Event()
-        failures: list[BaseException] = []
+        started = time.perf_counter()
 
-        def watched(work: Callable[[], None]) -> threading.Thread:
-            def run() -> None:
-                try:
-                    work()
-                except BaseException as error:
-                    failures.append(error)
-                    stopped.set()
-
-            thread = threading.Thread(target=run)
-            thread.start()
-            return thread
-
-        def writing(each: Client) -> None:
+        def writing(each: Client, stopped: threading.Event) -> None:
             while not stopped.is_set():
                 each.write(versions)
 
-        def searching(each: Client, look: Callable[[Client], list[dict[str, Any]]], count: int) -> None:
-            for _ in range(count):
-                if stopped.is_set():
-                    break
-                each.search(look)
+        with at_once(*(partial(writing, each) for each in writers)) as stopped:
 
-        started = time.perf_counter()
-        writing_threads = [watched(lambda each=each: writing(each)) for each in writers]  # type: ignore[misc]
-        for name, look in kinds.items():
-            shares = [searches // _SEARCHERS + (number < searches % _SEARCHERS) for number in range(_SEARCHERS)]
-            threads = [
-                watched(lambda each=each, look=look, count=count: searching(each, look, count))  # type: ignore[misc]
-                for each, count in zip(searchers, shares, strict=True)
-            ]
-            for thread in threads:
-                thread.join()
-            print(f"{name}: {searches} searches, {time.perf_counter() - started:.1f} s", flush=True)
-        stopped.set()
-        for thread in writing_threads:
-            thread.join()
+            def searching(each: Client, look: Callable[[Client], list[dict[str, Any]]], count: int, _: object) -> None:
+                for _ in range(count):
+                    if stopped.is_set():
+                        break
+                    each.search(look)
+
+            for name, look in kinds.items():
+                shares = [searches // _SEARCHERS + (number < searches % _SEARCHERS) for number in range(_SEARCHERS)]
+                shared = zip(searchers, shares, strict=True)
+                with at_once(*(partial(searching, each, look, count) for each, count in shared)):
+                    pass  # until each has had its share
+                print(f"{name}: {searches} searches, {time.perf_counter() - started:.1f} s", flush=True)
         elapsed_s = time.perf_counter() - started
-        if failures:
-            raise failures[0]
     written = [each for client in writers for each in client.operations]
     histories: dict[str, list[Operation]] = defaultdict(list)
     for each in itertools.chain(written, *(client.operations for client in searchers)):

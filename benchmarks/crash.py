@@ -14,7 +14,7 @@ import base64
 import json
 import os
 import random
-import subprocess
+import signal
 import sys
 import tempfile
 import threading
@@ -22,13 +22,14 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
 
+from benchmarks.servers import Server, at_once, isthmus, stored_items
 from service.contract.bundle import read_bundle
 from service.contract.vectors import Vectors, l2_normalise
 from service.store import moments, schema, upkeep
@@ -74,25 +75,15 @@ def vector_of(id: str, version: int, dimensions: int) -> Vectors:
 
 
 @contextmanager
-def server(bundle: Path, store: Path) -> Iterator[tuple[subprocess.Popen[str], httpx2.Client]]:
-    """A server and a client of it; killed at the end where it still runs."""
-    environment = os.environ | {"ISTHMUS_MAX_TOP_K": str(2 * _CLIENTS * _IDS)}
-    command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--store", str(store), "--port", "0"]
-    command += ["--modalities", next(iter(read_bundle(bundle).manifest.towers)), "--log-level", "error"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        overdue = threading.Timer(_START_S, process.kill)
-        overdue.start()
-        try:
-            assert process.stdout is not None
-            address = next((line.split()[-1] for line in process.stdout if line.startswith("listening on")), None)
-            overdue.cancel()
-            if address is None:
-                raise RuntimeError("the server did not start")
-            with httpx2.Client(base_url=address, timeout=60, trust_env=False) as client:
-                yield process, client
-        finally:
-            overdue.cancel()
-            process.kill()
+def server(bundle: Path, store: Path) -> Iterator[tuple[Server, httpx2.Client]]:
+    """A server and a client of it."""
+    towers = read_bundle(bundle).manifest.towers
+    settings = {"max_top_k": 2 * _CLIENTS * _IDS, "modalities": next(iter(towers))}
+    with (
+        isthmus("crash", bundle, store, **settings) as served,
+        httpx2.Client(base_url=served.address, timeout=60, trust_env=False) as client,
+    ):
+        yield served, client
 
 
 def write(client: Client, http: httpx2.Client, rng: random.Random, dimensions: int, stopped: threading.Event) -> None:
@@ -170,15 +161,9 @@ def _item(id: str, version: int, dimensions: int) -> dict[str, Any]:
 def look(http: httpx2.Client, clients: list[Client], findings: Findings, dimensions: int) -> None:
     """Compare what is there with what must be there, and take it as what is known from now on."""
     rows: dict[str, int] = {}
-    cursor = None
-    while True:
-        page = http.get("/items", params={"limit": 1_000} | ({"cursor": cursor} if cursor else {})).json()
-        for item in page["items"]:
-            findings.duplicates += item["id"] in rows
-            rows[item["id"]] = _version(item, findings)
-        cursor = page["next_cursor"]
-        if cursor is None:
-            break
+    for item in stored_items(http):
+        findings.duplicates += item["id"] in rows
+        rows[item["id"]] = _version(item, findings)
     found: dict[str, int] = {}
     query = {"vector": vector_of("query", 0, dimensions).tolist()}
     wanted: dict[str, Any] = {
@@ -231,34 +216,22 @@ def crash(bundle: Path, store: Path, kills: int, seed: int = 0) -> Findings:
     filmers = [Client(f"filmer {number}") for number in range(_FILMERS)]
     findings = Findings()
     while True:
-        with server(bundle, store) as (process, http):
+        with server(bundle, store) as (served, http):
             if findings.kills:
                 look(http, [*clients, *filmers], findings, dimensions)
                 findings.strayed += strayed(store)
-                print(
-                    f"kill {findings.kills}: {findings.acknowledged} writes acknowledged, {findings.lost} lost",
-                    flush=True,
-                )
+                told = f"{findings.acknowledged} writes acknowledged, {findings.lost} lost"
+                print(f"kill {findings.kills}: {told}", flush=True)
             if findings.kills == kills:
                 break
-            begun, stopped = threading.Semaphore(0), threading.Event()
-            threads = [
-                threading.Thread(target=write, args=(each, http, random.Random(rng.random()), dimensions, stopped))
-                for each in clients
-            ]
-            threads += [
-                threading.Thread(target=write_videos, args=(each, http, random.Random(rng.random()), begun, stopped))
-                for each in filmers
-            ]
-            for thread in threads:
-                thread.start()
-            for _ in range(_FILMERS):  # the first video takes longer than all that follow
-                begun.acquire(timeout=_START_S)
-            stopped.wait(rng.uniform(0.05, _LONGEST_S))
-            process.kill()
-            stopped.set()
-            for thread in threads:
-                thread.join()
+            begun = threading.Semaphore(0)
+            works = [partial(write, each, http, random.Random(rng.random()), dimensions) for each in clients]
+            works += [partial(write_videos, each, http, random.Random(rng.random()), begun) for each in filmers]
+            with at_once(*works) as stopped:
+                for _ in range(_FILMERS):  # the first video takes longer than all that follow
+                    begun.acquire(timeout=_START_S)
+                stopped.wait(rng.uniform(0.05, _LONGEST_S))
+                os.kill(served.pid, signal.SIGKILL)
             findings.kills += 1
     wrong = [said for good, said in upkeep.check(store) if not good]
     if wrong:

@@ -16,10 +16,10 @@ import soundfile
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageDraw, ImageFilter
 
+from benchmarks.hostile_media import BAD, LARGE, UNSUPPORTED, chunk, riff_chunk, riff_of, wave
+
 RATE = 16_000
 Array = NDArray[Any]
-PNG = b"\x89PNG\r\n\x1a\n"
-UNSUPPORTED, DAMAGED, LARGE = "unsupported_media", "undecodable_media", "media_too_large"
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,6 @@ def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     else:
         image.save(stream, format, **options)
     return stream.getvalue()
-
-
-def chunk(kind: bytes, body: bytes, crc: int | None = None) -> bytes:
-    checksum = zlib.crc32(kind + body) if crc is None else crc
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
 
 def with_chunk(png: bytes, added: bytes) -> bytes:
@@ -200,7 +195,7 @@ def images(seed: int, size: tuple[int, int] = (480, 320)) -> Iterator[Sample]:
     def right(name: str, data: bytes, like: bytes = plain, least: float = 0.99, **more: Any) -> Sample:
         return Sample(name, data, "image", like, least, **more)
 
-    def wrong(name: str, data: bytes, code: str = DAMAGED) -> Sample:
+    def wrong(name: str, data: bytes, code: str = BAD) -> Sample:
         return Sample(name, data, "image", refused=code)
 
     yield right("photo.heic", saved(photo, "HEIC"))
@@ -382,13 +377,7 @@ def with_cover(m4a: bytes, cover: bytes) -> bytes:
 
 
 def riff(*chunks: tuple[bytes, bytes]) -> bytes:
-    body = b"".join(kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for kind, data in chunks)
-    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WAVE" + body
-
-
-def fmt(channels: int, bits: int = 16, tag: int = 1, rate: int = RATE) -> bytes:
-    size = channels * bits // 8
-    return struct.pack("<HHIIHH", tag, channels, rate, rate * size, size, bits)
+    return riff_of(b"WAVE", b"".join(riff_chunk(kind, data) for kind, data in chunks))
 
 
 def integers(samples: Array) -> bytes:
@@ -403,7 +392,7 @@ def sounds(seed: int) -> Iterator[Sample]:
     def right(name: str, data: bytes, least: float = 0.99, **more: Any) -> Sample:
         return Sample(name, data, "audio", plain, least, **more)
 
-    def wrong(name: str, data: bytes, code: str = DAMAGED) -> Sample:
+    def wrong(name: str, data: bytes, code: str = BAD) -> Sample:
         return Sample(name, data, "audio", refused=code)
 
     m4a = muxed(heard, "ipod", "aac")
@@ -430,10 +419,10 @@ def sounds(seed: int) -> Iterator[Sample]:
         yield right(name, plain[:4] + bytes(4) + plain[8:at] + struct.pack("<I", length) + plain[at + 4 :], 0.999)
     yield right("short.wav", plain[:-1_000], truncated=True)
     yield wrong("start.wav", plain[:20])
-    yield wrong("no_samples.wav", riff((b"fmt ", fmt(1)), (b"data", b"")))
+    yield wrong("no_samples.wav", riff((b"fmt ", wave()), (b"data", b"")))
     odd = (
         (b"JUNK", bytes(27)),
-        (b"fmt ", fmt(1)),
+        (b"fmt ", wave()),
         (b"bext", bytes(603)),
         (b"data", integers(heard)),
         (b"LIST", b"INFO"),
@@ -448,7 +437,7 @@ def sounds(seed: int) -> Iterator[Sample]:
     yield right("one_of_six.wav", written(np.stack([silence] * 4 + [heard, silence], 1)), 0.999)
     guid = bytes.fromhex("01000000" + "21 07 d3 11 86 44 c8 c1 ca 00 00 00".replace(" ", ""))
     spatial = np.stack([heard, -heard, 0.9 * heard, -0.5 * heard], 1)
-    extensible = fmt(4, tag=0xFFFE) + struct.pack("<HHI", 22, 16, 0) + guid
+    extensible = wave(0xFFFE, channels=4) + struct.pack("<HHI", 22, 16, 0) + guid
     yield right("ambisonic.wav", riff((b"fmt ", extensible), (b"data", integers(spatial))), 0.999)
     for name, scale in (("int16", 32_768.0), ("int24", 8_388_608.0), ("int8", 128.0)):
         yield right(f"float_{name}_scale.wav", written(heard * np.float32(scale), subtype="FLOAT"), 0.999)

@@ -29,8 +29,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks import hostile_floods as floods
-from benchmarks.attacks import OK, Attack, everything
+from benchmarks.attacks import Attack, everything
 from benchmarks.hostile_jobs import TRACE
+from benchmarks.hostile_media import OK
 from benchmarks.servers import Server, isthmus
 from service.contract.bundle import read_bundle
 

@@ -18,7 +18,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -35,7 +35,7 @@ import httpx2
 import numpy as np
 from PIL import Image
 
-from benchmarks.servers import BenchmarkError, wait_until
+from benchmarks.servers import BenchmarkError, Restarted, at_once, free_port, stored_items, variables, wait_until
 
 NGINX_CONF = Path(__file__).parents[1] / "deploy/nginx/nginx.conf"
 _DRAIN_S = 3.0
@@ -83,41 +83,6 @@ class Findings:
         return counted | {"unanswered": self.unanswered, "written": len(self.written)} | times
 
 
-class Replica:
-    """A server process, always at the same address and on the same store."""
-
-    def __init__(self, bundle: Path, store: Path, port: int, drain_s: float) -> None:
-        self.address, self.store = f"http://127.0.0.1:{port}", store
-        self._command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--store", str(store)]
-        self._command += ["--port", str(port), "--log-level", "error"]
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("ISTHMUS_")}
-        self._env = kept | {"ISTHMUS_DRAIN_S": str(drain_s), "ISTHMUS_CACHE_BYTES": "0", "ISTHMUS_DEVICE": "cpu"}
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._command, env=self._env, stdout=subprocess.DEVNULL)
-
-    def wait(self) -> None:
-        """Until it is ready. Raises BenchmarkError."""
-        assert self._process is not None
-        wait_until(f"{self.address}/readyz", self._process, pause_s=0.05)  # type: ignore[arg-type]
-
-    def end(self) -> bool:
-        """Tell it to, and wait; whether it ended as it should."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            return self._process.wait(_END_S) in (0, -signal.SIGTERM)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return False
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-
 def nginx_conf(text: str, replicas: list[int], port: int, folder: Path) -> str:
     """The deployed configuration, with local addresses and files in a folder."""
     for number, each in enumerate(replicas, start=1):
@@ -145,11 +110,6 @@ def nginx(replicas: list[int], folder: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.send_signal(signal.SIGQUIT)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def _photograph(seed: int) -> str:
@@ -193,9 +153,8 @@ def roll(
     say: Callable[[str], None] = print,
 ) -> Findings:
     findings = Findings()
-    ports = [free_port(), free_port()]
-    replicas = [Replica(bundle, folder / f"store-{port}", port, drain_s) for port in ports]
-    stopped = threading.Event()
+    env = variables(drain_s=drain_s, cache_bytes=0, device="cpu")
+    replicas = [Restarted(bundle, folder / f"store-{number}", env) for number in range(2)]
     with ExitStack() as closing:
         for replica in replicas:
             closing.callback(replica.kill)
@@ -203,46 +162,26 @@ def roll(
         for replica in replicas:
             replica.wait()
             httpx2.put(f"{replica.address}/collections/default", json={}, trust_env=False).raise_for_status()
-        address = closing.enter_context(nginx(ports, folder))
-        threads = [
-            threading.Thread(target=client, args=(address, number, findings, stopped)) for number in range(clients)
-        ]
-        for thread in threads:
-            thread.start()
-        closing.callback(stopped.set)
-        for number in range(restarts):
-            replica = replicas[number % len(replicas)]
-            ended = replica.end()
-            try:
-                replica.start()
-                replica.wait()
-            except BenchmarkError:
-                ended = False
-            findings.crashed += not ended
-            findings.restarts += 1
-            say(
-                f"restart {number + 1}: {findings.tried} requests, {dict(findings.statuses)}, {dict(findings.failures)}"
-            )
-        stopped.set()
-        for thread in threads:
-            thread.join()
+        address = closing.enter_context(nginx([replica.port for replica in replicas], folder))
+        with at_once(*(partial(client, address, number, findings) for number in range(clients))):
+            for number in range(restarts):
+                replica = replicas[number % len(replicas)]
+                ended = replica.end()
+                try:
+                    replica.start()
+                    replica.wait()
+                except BenchmarkError:
+                    ended = False
+                findings.crashed += not ended
+                findings.restarts += 1
+                told = f"{findings.tried} requests, {dict(findings.statuses)}, {dict(findings.failures)}"
+                say(f"restart {number + 1}: {told}")
         there: set[str] = set()
         for replica in replicas:
-            there |= _ids(replica.address)
+            with httpx2.Client(base_url=replica.address, timeout=60, trust_env=False) as http:
+                there |= {item["id"] for item in stored_items(http)}
     findings.lost = len(findings.written - there)
     return findings
-
-
-def _ids(address: str) -> set[str]:
-    found: set[str] = set()
-    cursor = None
-    with httpx2.Client(base_url=address, timeout=60, trust_env=False) as http:
-        while True:
-            page = http.get("/items", params={"limit": 1_000} | ({"cursor": cursor} if cursor else {})).json()
-            found |= {item["id"] for item in page["items"]}
-            cursor = page["next_cursor"]
-            if cursor is None:
-                return found
 
 
 def main(arguments: list[str] | None = None) -> int:

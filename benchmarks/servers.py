@@ -2,6 +2,8 @@
 
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -9,14 +11,17 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import httpx2
 
 _LISTENING = re.compile(r"listening on (http://\S+)")
 _TICKS = os.sysconf("SC_CLK_TCK")
-_START_S = 120.0
+_START_S, _END_S = 120.0, 60.0
 
 
 class BenchmarkError(Exception):
@@ -74,11 +79,8 @@ def tuned(bundle: Path, folder: Path, texts: Sequence[str]) -> Path:
 @contextmanager
 def isthmus(name: str, bundle: Path, store: Path, *, cache: object = None, **settings: object) -> Iterator[Server]:
     """`python -m service serve`, ready. `settings` are its variables without the prefix, `cache` has its profiles."""
-    given = {f"ISTHMUS_{key.upper()}": str(value) for key, value in settings.items()}
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("ISTHMUS_")}
-    kept["XDG_CACHE_HOME"] = str(cache or store)
-    command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--store", str(store)]
-    with _process([*command, "--port", "0", "--log-level", "error"], kept | given, stdout=subprocess.PIPE) as process:
+    env = variables(**settings) | {"XDG_CACHE_HOME": str(cache or store)}
+    with _process(_command(bundle, store, 0), env, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         # Read by a thread of its own: a pipe that nobody reads would stop the server.
         addresses: list[str] = []
@@ -100,6 +102,108 @@ def isthmus(name: str, bundle: Path, store: Path, *, cache: object = None, **set
             raise BenchmarkError(f"{name} did not start: {' '.join(said)}")
         wait_until(f"{addresses[0]}/readyz", process)
         yield Server(name, addresses[0], process.pid)
+
+
+def variables(**settings: object) -> dict[str, str]:
+    """This process's environment with these settings of the service, and no others."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ISTHMUS_")}
+    return kept | {f"ISTHMUS_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+def _command(bundle: Path, store: Path, port: int, module: str = "service") -> list[str]:
+    command = [sys.executable, "-m", module, "serve", "--bundle", str(bundle), "--store", str(store)]
+    return [*command, "--port", str(port), "--log-level", "error"]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+class Restarted:
+    """A server that is ended and started again, always at the same address and on the same store; output into `log`."""
+
+    def __init__(
+        self, bundle: Path, store: Path, env: Mapping[str, str], log: Path = Path(os.devnull), module: str = "service"
+    ) -> None:
+        self.port, self.store, self.log, self._env = free_port(), store, log, env
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._command = _command(bundle, store, self.port, module)
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self._command, env=dict(self._env), stdout=log, stderr=log, text=True)
+
+    def wait(self) -> None:
+        """Until it is ready. Raises BenchmarkError with the end of its log."""
+        assert self.process is not None
+        try:
+            wait_until(f"{self.address}/readyz", self.process, pause_s=0.05)
+        except BenchmarkError as error:
+            self.kill()
+            raise BenchmarkError(f"{error} {self.log.read_text(errors='replace')[-2_000:]}".strip()) from None
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def end(self) -> bool:
+        """Tell it to end, and wait; whether it ended as it should."""
+        self.signal(signal.SIGTERM)
+        assert self.process is not None
+        try:
+            return self.process.wait(_END_S) in (0, -signal.SIGTERM)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return False
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+def stored_items(http: httpx2.Client) -> Iterator[dict[str, Any]]:
+    """Every item of the default collection, page after page."""
+    page: dict[str, Any] = {"next_cursor": ""}
+    while (cursor := page["next_cursor"]) is not None:
+        asked = {"limit": 1_000} | ({"cursor": cursor} if cursor else {})
+        page = http.get("/items", params=asked).raise_for_status().json()
+        yield from page["items"]
+
+
+@contextmanager
+def at_once(*works: Callable[[threading.Event], object]) -> Iterator[threading.Event]:
+    """Run each work in a thread of its own while the block runs. The event that they are given is set when it ends.
+
+    All of them are waited for. The first error of one sets the event too, and is raised in the end.
+    """
+    over, errors = threading.Event(), list[BaseException]()
+
+    def run(work: Callable[[threading.Event], object]) -> None:
+        try:
+            work(over)
+        except BaseException as error:
+            errors.append(error)
+            over.set()
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        yield over
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
 
 
 @contextmanager

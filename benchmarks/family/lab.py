@@ -187,6 +187,34 @@ def subset(prepared: Prepared, links: NDArray[np.int64]) -> Prepared:
     return replace(prepared, pairs=replace(prepared.pairs, links=links))
 
 
+def some(splits: Splits, media: int, first: int = 0) -> Splits:
+    """`media` training media from the `first` on, and their texts."""
+    part = splits["train"]
+    keep = (part.pairs.links[:, 0] >= first) & (part.pairs.links[:, 0] < first + media)
+    links = part.pairs.links[keep]
+    used, texts = np.unique(links[:, 1], return_inverse=True)
+    pairs = replace(
+        part.pairs,
+        media=part.pairs.media[first : first + media],
+        texts=[part.pairs.texts[i] for i in used],
+        links=np.stack([links[:, 0] - first, texts.reshape(-1)], 1),
+    )
+    rows = ((part.media, np.arange(first, first + len(pairs.media))), (part.texts, used))
+    features = [Features(np.array(side.pooled[chosen])) for side, chosen in rows]
+    return {**splits, "train": Prepared(pairs, *features)}
+
+
+def shuffled(splits: Splits, share: float) -> Splits:
+    """A share of the training media with the captions of one another."""
+    part, rng = splits["train"], np.random.default_rng(0)
+    wrong = rng.permutation(len(part.pairs.media))[: int(share * len(part.pairs.media))]
+    moved = np.arange(len(part.pairs.media))
+    moved[wrong] = np.roll(wrong, 1)
+    links = part.pairs.links.copy()
+    links[:, 0] = moved[links[:, 0]]
+    return {**splits, "train": replace(part, pairs=replace(part.pairs, links=links))}
+
+
 def picture(path: Path, make: Callable[[], Image.Image]) -> Path:
     """A picture that is made once."""
     if not path.is_file():

@@ -32,12 +32,12 @@ from benchmarks.family.lab import (
     picture,
     pytest_passes,
     recall,
+    shuffled,
+    some,
     subset,
     tested,
 )
 from benchmarks.family.rows import Outcome, gain, holds, row, shown, tried
-from benchmarks.fitting import _shuffled as shuffled
-from benchmarks.fitting import _some as some
 from service.contract.audio import decode_audio
 from service.contract.vectors import l2_normalise
 from training.bundle.bind.maps import Map, procrustes

@@ -59,7 +59,7 @@ SMALL_SIDE = 480
 SMALL_RESAMPLE, SMALL_GAP = Image.Resampling.HAMMING, 1.0
 """The filter for previews, after the mean of whole pixels: a third of the time of Lanczos, and about as sharp."""
 SCALED_TOLERANCE = 2.0
-"""Mean difference, in 255ths, of a scaled from a full decode, as the tower sees it (benchmarks/decoders.py)."""
+"""Mean difference, in 255ths, of a scaled from a full decode, as the tower sees it (docs/LOG.md, JPEG decoders)."""
 
 _LARGE, _BAND = 4_000_000, 250_000
 """Pixels from which on a picture becomes RGB in bands, and of a band."""

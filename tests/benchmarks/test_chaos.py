@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,17 +16,17 @@ def test_what_breaks_is_refused_or_answered_and_nothing_acknowledged_is_lost(bun
         outcome = chaos.suffer(fault, bundle_dir, seconds=0.6)
     except chaos.LeftOut as reason:
         pytest.skip(str(reason))
-    assert outcome.otherwise == outcome.unanswered == outcome.lost == outcome.crashed == 0, (
-        chaos.row(outcome) + outcome.log
-    )
-    assert outcome.acknowledged > 0 and outcome.answers[200] > 0
+    load = outcome.load
+    wrong = [outcome.otherwise, load.unanswered, outcome.lost, outcome.crashed]
+    assert wrong == [0] * 4, chaos.row(outcome) + outcome.log
+    assert load.acknowledged and load.answers[200] > 0
 
 
 def test_outcomes_are_judged() -> None:
-    def outcome(fault: str = "x", cuts: bool = False, refuses: bool = False, **given: object) -> chaos.Outcome:
-        known = {"answers": Counter({200: 5, 503: 2}), "cut": 0, "refused": 0, "unanswered": 0, "acknowledged": 1}
-        known |= {"lost": 0, "recovered_s": 0.1, "said": "", "log": "", "cuts": cuts, "refuses": refuses}
-        return chaos.Outcome(fault, **known | given)  # type: ignore[arg-type]
+    def outcome(recovered_s: float | None = 0.1, unnoticed: bool = False, overdrawn: int = 0, **given: Any) -> Any:
+        fault = {name: given.pop(name, False) for name in ("cuts", "refuses")}
+        load = chaos.Load(**{"answers": Counter({200: 5, 503: 2})} | given)
+        return chaos.Outcome("x", load, 0, recovered_s, "", "", unnoticed=unnoticed, overdrawn=overdrawn, **fault)
 
     assert (outcome().otherwise, outcome().crashed) == (0, 0)
     assert outcome(answers=Counter({500: 3, 404: 1, 429: 2})).otherwise == 4

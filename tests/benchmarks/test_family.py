@@ -10,9 +10,12 @@ import torch
 
 from benchmarks.family import __main__ as family
 from benchmarks.family import heads, senses, spaces, texts
-from benchmarks.family.lab import Hits, Lab, both_ways, pytest_passes
+from benchmarks.family.lab import Hits, Lab, both_ways, pytest_passes, shuffled, some
 from benchmarks.family.rows import NOTHING_TO_TAKE, ROWS, SYSTEMS, Outcome, Row, gain, row, tried
 from tests.training import tiny
+from training.features import Features
+from training.measure.prepared import Prepared
+from training.pairs import Pairs
 
 
 @pytest.fixture
@@ -170,3 +173,29 @@ def test_local_vectors_are_reduced_once_and_heads_learn_from_them(lab: Lab, monk
     assert images.shape == (len(parts["test"].pooled), heads._DIMENSIONS) and np.allclose(
         (words**2).sum(1), 1, atol=1e-5
     )
+
+
+def splits() -> dict[str, Prepared]:
+    """Twenty media with two captions each; a feature says whose it is."""
+    links = np.stack([np.repeat(np.arange(20), 2), np.arange(40)], 1)
+    pairs = Pairs("x", "image", [Path(str(i)) for i in range(20)], [str(i) for i in range(40)], links, None, [], 1.0)
+    media, texts = np.arange(20, dtype=np.float32)[:, None], np.repeat(np.arange(20, dtype=np.float32), 2)[:, None]
+    return {"train": Prepared(pairs, Features(media), Features(texts))}
+
+
+@pytest.mark.parametrize("first", [0, 10])
+def test_a_part_has_the_media_that_follow_and_their_pairs(first: int) -> None:
+    part = some(splits(), 7, first)["train"]  # type: ignore[arg-type]
+    assert (len(part.media), len(part.texts), len(part.pairs.links)) == (7, 14, 14)
+    assert part.media.pooled[:, 0].tolist() == list(range(first, first + 7))
+    links = part.pairs.links
+    assert np.array_equal(part.media.pooled[links[:, 0]], part.texts.pooled[links[:, 1]])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_so_many_media_get_the_captions_of_others(share: float) -> None:
+    part = shuffled(splits(), share)["train"]  # type: ignore[arg-type]
+    links = part.pairs.links
+    wrong = (part.media.pooled[links[:, 0]] != part.texts.pooled[links[:, 1]]).mean()
+    assert wrong == share
+    assert set(links[:, 0].tolist()) == set(range(20))

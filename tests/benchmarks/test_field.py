@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import field
 from benchmarks.field import Answer, faults
-from benchmarks.field_media import DAMAGED, MAKERS, Sample, samples
+from benchmarks.field_media import BAD, MAKERS, Sample, samples
 
 QUICK = (
     *("tiles.heic", "photo.avif", "half.webp", "start.heic", "10_bytes_short.jpg", "bad_checksum.png"),
@@ -34,7 +34,7 @@ RIGHT = Answer("ok", "", "image", (1.0, 0.0), False)
         (Answer("ok", "", "video", (1.0, 0.0), False), {"form": "silent: it is a video"}),
         (Answer("ok", "", "image", (0.6, 0.8), False), {"form": "silent: cosine 0.6000"}),
         (Answer("ok", "", "image", (1.0, 0.0), True), {"form": "silent: truncated is True"}),
-        (Answer(DAMAGED, "no"), {"form": f"refused: {DAMAGED}, no"}),
+        (Answer(BAD, "no"), {"form": f"refused: {BAD}, no"}),
     ],
 )
 def test_what_is_wrong_with_an_answer_is_told(answer: Answer, said: dict[str, str]) -> None:
@@ -43,11 +43,11 @@ def test_what_is_wrong_with_an_answer_is_told(answer: Answer, said: dict[str, st
 
 
 def test_refusals_have_to_be_the_right_ones_and_alike() -> None:
-    sample = Sample("a.png", b"", "image", refused=DAMAGED)
-    assert faults(sample, {"json": Answer(DAMAGED, "no"), "job": Answer("", "no")}, None, None) == {}
+    sample = Sample("a.png", b"", "image", refused=BAD)
+    assert faults(sample, {"json": Answer(BAD, "no"), "job": Answer("", "no")}, None, None) == {}
     assert faults(sample, {"json": RIGHT}, None, None) == {"json": "silent: it is embedded"}
     assert faults(sample, {"json": Answer("not_found", "no")}, None, None) == {"json": "unclear: not_found, no"}
-    two = {"json": Answer(DAMAGED, "no"), "form": Answer(DAMAGED, "never")}
+    two = {"json": Answer(BAD, "no"), "form": Answer(BAD, "never")}
     assert set(faults(sample, two, None, None)) == {"json", "form"}
 
 

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from benchmarks import rolling
-from benchmarks.rolling import Findings, Replica, main, nginx_conf, roll
+from benchmarks.rolling import Findings, main, nginx_conf, roll
+from benchmarks.servers import Restarted
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 
@@ -37,12 +38,12 @@ def test_a_replica_that_is_killed_is_noticed(
 ) -> None:
     """The check of the check: what is restarted without regard for its requests is found out."""
 
-    def kill(replica: Replica) -> bool:
+    def kill(replica: Restarted) -> bool:
         replica.kill()
         shutil.rmtree(replica.store)
         return False
 
-    monkeypatch.setattr(rolling.Replica, "end", kill)
+    monkeypatch.setattr(Restarted, "end", kill)
     tmp_path.chmod(0o755)
     findings = roll(bundle_dir, tmp_path, restarts=2, clients=2, drain_s=0.0, say=lambda _: None)
     assert findings.crashed == 2

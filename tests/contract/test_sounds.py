@@ -158,7 +158,7 @@ def long_file(seconds: int) -> bytes:
     """A small WAV of 1,000 Hz, of noise that a pause of four seconds follows, and so on."""
     samples = np.random.default_rng(0).integers(0, 256, seconds * 1_000, dtype=np.uint8)
     samples[np.arange(len(samples)) // 1_000 % 20 >= 16] = 128
-    return media.riff((b"fmt ", media.fmt(1, bits=8, rate=1_000)), (b"data", samples.tobytes()))
+    return media.riff((b"fmt ", media.wave(bits=8, rate=1_000)), (b"data", samples.tobytes()))
 
 
 @pytest.mark.parametrize("kind", ["windows", "fusion", "patches", "waveforms"])
