@@ -352,9 +352,8 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     wrapper.eval().requires_grad_(False)
     # Channels-last halves the time of depthwise convolutions on a CPU (docs/LOG.md) and changes no other model.
     wrapper.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    tokenizer = None
+    tokenizer, unit = None, False
     pooling: Pooling = "mean"  # images and sounds are pooled inside their modules
-    unit = False
     preprocessing: Preprocessing
     if modality == "image":
         preprocessing = _changed(source, _image_preprocessing(folder, config))
@@ -367,18 +366,7 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     else:
         tokenizer = tokenizer_file(transformer_folder(folder))
         preprocessing = _changed(source, text_preprocessing(folder, config))
-        pooling = "cls"  # of a module that pools inside: its one local vector is the text's
-        if config.model_type not in TWO_TOWERS:
-            modules = sentence_modules(folder, config.model_type)
-            if source.pooling is not None and modules.dense:
-                raise EncoderError(f"encoders.text: {name} has Dense layers behind its pooling: none can be chosen")
-            if plain := source.pooling or modules.plain:
-                pooling = plain
-            else:
-                layers = [dense_layer(path) for path in modules.dense]
-                wrapper = SentenceText(wrapper, modules.poolings or ("mean",), layers).eval().requires_grad_(False)
-            unit = modules.normalised
-        unit = unit if source.normalise is None else source.normalise
+        wrapper, pooling, unit = _pooled_text(wrapper, source, folder, name, config.model_type)
     try:
         width = _width(wrapper, preprocessing)
     except IndexError:
@@ -398,13 +386,32 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     )
     if not others or source.scales:
         return whole
-    alone = [(first, _identity(first, source.model_copy(update={"beside": []}), unit))]
-    alone += [(module, identity) for _, module, identity in others]
+    own = _identity(first, source.model_copy(update={"beside": []}), unit)
+    alone = [(first, own), *((module, identity) for _, module, identity in others)]
     parts = [
         replace(whole, module=module, weights_sha256=identity, width=_width(module, preprocessing))
         for module, identity in alone
     ]
     return replace(whole, parts=tuple(parts))
+
+
+def _pooled_text(
+    wrapper: nn.Module, source: EncoderSource, folder: Path, name: str, model_type: str
+) -> tuple[nn.Module, Pooling, bool]:
+    """A text encoder, how its token states become a sentence vector, and whether that is brought to length 1."""
+    pooling: Pooling = "cls"  # of a module that pools inside: its one local vector is the text's
+    unit = False
+    if model_type not in TWO_TOWERS:
+        modules = sentence_modules(folder, model_type)
+        if source.pooling is not None and modules.dense:
+            raise EncoderError(f"encoders.text: {name} has Dense layers behind its pooling: none can be chosen")
+        if plain := source.pooling or modules.plain:
+            pooling = plain
+        else:
+            layers = [dense_layer(path) for path in modules.dense]
+            wrapper = SentenceText(wrapper, modules.poolings or ("mean",), layers).eval().requires_grad_(False)
+        unit = modules.normalised
+    return wrapper, pooling, unit if source.normalise is None else source.normalise
 
 
 def _image_preprocessing(folder: Path, config: Any) -> ImagePreprocessing:

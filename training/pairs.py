@@ -55,6 +55,38 @@ class Pairs:
     """Whether the texts are single words, each of several media."""
 
 
+class Gathered:
+    """Media and texts of rows, each once in the order of first appearance, and what belongs together."""
+
+    def __init__(self, media: "dict[Any, int] | None" = None) -> None:
+        self.media: dict[Any, int] = media or {}
+        self.texts: dict[str, int] = {}
+        self.links: list[tuple[int, int]] = []
+        self.labels: list[int] = []
+
+    def add(self, medium: Any, captions: Sequence[str], label: int | None = None) -> int:
+        """Take in a row; the place of its medium. A medium keeps the label that it came with first."""
+        index = self.media.setdefault(medium, len(self.media))
+        if label is not None and index == len(self.labels):
+            self.labels.append(label)
+        self.links += [(index, self.texts.setdefault(caption, len(self.texts))) for caption in captions]
+        return index
+
+    def pairs(
+        self,
+        name: str,
+        modality: Literal["image", "audio"],
+        media: Sequence[Medium],
+        classes: list[str],
+        weight: float = 1.0,
+        **others: Any,
+    ) -> Pairs:
+        """The pairs of the media, which stand for those that were taken in."""
+        links = np.asarray(self.links, np.int64).reshape(-1, 2)
+        labels = np.asarray(self.labels, np.int64) if self.labels else None
+        return Pairs(name, modality, media, list(self.texts), links, labels, classes, weight, **others)
+
+
 @dataclass(frozen=True)
 class _Row:
     media: str | Member
@@ -75,50 +107,36 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
         raise PairError(f"pairs.{name}: no pairs were found")
     folder = recipe.path(source.folder)
     classes = list(dict.fromkeys(source.names.get(row.label, readable(row.label)) for row in rows if row.label))
+    places = {called: place for place, called in enumerate(classes)}
     templates = recipe.templates.get(source.modality, [])
     result: dict[Split, Pairs] = {}
     for split in SPLITS:
-        media: dict[str | Member, int] = {}
-        texts: dict[str, int] = {}
-        links: list[tuple[int, int]] = []
-        labels: list[int] = []
+        gathered = Gathered()
         for row in rows:
             if row.split != split or (split != "test" and row.label in source.unseen):
                 continue
-            index = media.setdefault(row.media, len(media))
+            label = None
             if row.label is not None:
                 called = source.names.get(row.label, readable(row.label))
-                if index == len(labels):
-                    labels.append(classes.index(called))
-                captions = [template.format(called) for template in templates]
+                label, captions = places[called], [template.format(called) for template in templates]
             elif source.words is not None:
                 words = [word.strip() for word in re.findall(source.words, row.text or "")]
                 captions = list(dict.fromkeys(_formed(word, form) for form in source.word_forms for word in words))
             else:
                 captions = [row.text or ""]
-            links += [(index, texts.setdefault(caption, len(texts))) for caption in captions]
+            gathered.add(row.media, captions, label)
         if split == "train" and source.supervision != "pairs":
             # Labels that training must not see are not read at all.
-            media = media if source.supervision == "concepts" else {}
-            texts, labels, links = {}, [], [(index, 0) for index in media.values()]
+            gathered = Gathered(gathered.media if source.supervision == "concepts" else None)
+            gathered.links = [(index, 0) for index in gathered.media.values()]
         if split == "validation" and source.supervision not in ("pairs", "choice"):
-            media, texts, labels, links = {}, {}, [], []
-        paths = [file if isinstance(file, Member) else folder / file for file in media]
+            gathered = Gathered()
+        paths = [file if isinstance(file, Member) else folder / file for file in gathered.media]
         missing = next((path for path in paths if isinstance(path, Path) and not path.is_file()), None)
         if missing is not None:
             raise PairError(f"pairs.{name}: {missing} is named and is not there")
-        result[split] = Pairs(
-            name=name,
-            modality=source.modality,
-            media=paths,
-            texts=list(texts),
-            links=np.asarray(links, np.int64).reshape(-1, 2),
-            labels=np.asarray(labels, np.int64) if labels else None,
-            classes=classes,
-            weight=source.weight,
-            supervision=source.supervision,
-            words=source.words is not None,
-        )
+        kind = {"supervision": source.supervision, "words": source.words is not None}
+        result[split] = gathered.pairs(name, source.modality, paths, classes, source.weight, **kind)
     if not len(result["train"].links) and source.supervision in ("pairs", "concepts"):
         raise PairError(f"pairs.{name}: the train split is empty")
     return result

@@ -27,8 +27,9 @@ from training.heads.trained import licences_of
 from training.measure.emergent import emergent_figures
 from training.measure.gap import Paired, gap_figures
 from training.measure.intervals import interval
-from training.measure.ranks import class_vectors, label_ranks, ranks, retrieval, top1, with_prompts, word_precision
-from training.measure.report import write_report
+from training.measure.page import write_page
+from training.measure.ranks import class_vectors, with_prompts, word_precision
+from training.measure.results import Labelled, Result, captioned, figures_of, labelled
 from training.pairs import BROKEN, SUFFIXES, PairError, Pairs, Split, read_pairs
 from training.recipe import EmergentSpec, Recipe
 
@@ -193,50 +194,29 @@ def evaluate(
 ) -> dict[str, Any]:
     """Figures on every test split; write evaluation.json and report.html into `work`."""
     figures: dict[str, Any] = {}
-    per_class: dict[str, dict[str, float]] = {}
+    results: dict[str, Result] = {}
     paired: dict[Split, list[Paired]] = {"test": [], "validation": []}
-    tokens = recipe.projector.needs_tokens
     for name, splits in data.items():
-        test = splits["test"]
-        if not len(test.pairs.media):
+        test = splits["test"].pairs
+        if not len(test.media):
             continue
-        figures[f"{name}.concept_informed"] = bool(recipe.labels_seen(test.pairs.modality))
-        modality = test.pairs.modality
-        if test.pairs.words:
-            vectors = project(trained.heads[modality], test.media), project(trained.heads["text"], test.texts)
-            figures[f"{name}.map"] = word_precision(*vectors, test.pairs.links)
+        figures[f"{name}.concept_informed"] = bool(recipe.labels_seen(test.modality))
+        media, texts = _projected(trained, splits["test"])
+        if test.words:
+            figures[f"{name}.map"] = word_precision(media, texts, test.links)
             continue
         for split, sets in paired.items():
             part = splits[split]
             if len(part.pairs.links):
-                vectors = project(trained.heads[modality], part.media), project(trained.heads["text"], part.texts)
-                sets.append(Paired(name, modality, *vectors, part.pairs.links, part.pairs.labels is None))
-        media, texts = paired["test"][-1].media, paired["test"][-1].texts
-        if test.pairs.labels is None:
-            for key, value in retrieval(media, texts, test.pairs.links).items():
-                figures[f"{name}.{key.replace('m', modality[0])}"] = value
-            for key, (rank, owner) in ranks(media, texts, test.pairs.links).items():
-                hits = (rank < 1) * 100.0
-                figures[f"{name}.{key.replace('m', modality[0])}.r1.ci95"] = interval(hits, owner)
+                vectors = (media, texts) if split == "test" else _projected(trained, part)
+                sets.append(Paired(name, test.modality, *vectors, part.pairs.links, test.labels is None))
+        if test.labels is None:
+            results[name] = captioned(test, media, texts)
         else:
-            prompts = label_prompts(recipe, test.pairs)
-            encoded = cached_features(frozen["text"], prompts, cache, tokens=tokens, what=f"{name} prompts")
-            classes = class_vectors(project(trained.heads["text"], encoded), len(recipe.templates[modality]))
-            classes = _described(recipe, frozen, trained, name, test.pairs.classes, classes, cache)
-            figures[f"{name}.top1"], each = top1(media, classes, test.pairs.labels)
-            right = (label_ranks(media @ classes.T, test.pairs.labels) < 1) * 100.0
-            figures[f"{name}.top1.ci95"] = interval(right)
-            train_labels = splits["train"].pairs.labels
-            known = set() if train_labels is None else set(train_labels.tolist())
-            seen = set(test.pairs.labels.tolist()) <= known
-            figures |= {f"{name}.classes": len(test.pairs.classes), f"{name}.seen": seen}
-            if not known:
-                figures |= {f"{name}.zero_shot.top1{end}": figures[f"{name}.top1{end}"] for end in ("", ".ci95")}
-            elif not seen:
-                unseen = np.array([label not in known for label in test.pairs.labels])
-                figures[f"{name}.unseen.top1"], _ = top1(media[unseen], classes, test.pairs.labels[unseen])
-                figures[f"{name}.unseen.top1.ci95"] = interval(right[unseen])
-            per_class[name] = dict(zip(test.pairs.classes, each.tolist(), strict=True))
+            classes = _classes(recipe, frozen, trained, test, cache)
+            results[name] = told = labelled(test, media, classes, trained.temperature)
+            figures |= _unseen(splits, told)
+        figures |= {f"{name}.{key}": value for key, value in figures_of(results[name]).items()}
     for name, spec in recipe.emergent.items():
         figures |= _emergent(name, spec, data, trained)
     figures |= gap_figures(paired["test"], paired["validation"], trained.means)
@@ -245,7 +225,25 @@ def evaluate(
     figures |= trained.ladder
     work.mkdir(parents=True, exist_ok=True)
     (work / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
-    write_report(work / "report.html", recipe.name, figures, per_class, trained.history)
+    write_page(work / "report.html", recipe.name, figures, results, history=trained.history)
+    return figures
+
+
+def _projected(trained: Trained, part: Prepared) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Unit vectors of the media and texts of a split."""
+    return project(trained.heads[part.pairs.modality], part.media), project(trained.heads["text"], part.texts)
+
+
+def _unseen(splits: Mapping[Split, Prepared], result: Labelled) -> dict[str, Any]:
+    """Whether training saw the classes of a test split, and top-1 of those that it did not."""
+    name, labels, train = result.pairs.name, result.pairs.labels, splits["train"].pairs.labels
+    assert labels is not None
+    known = np.isin(labels, [] if train is None else train)
+    figures: dict[str, Any] = {f"{name}.seen": bool(known.all())}
+    if not known.all():
+        right = (result.rank[~known] < 1) * 100.0
+        kind = "zero_shot" if train is None else "unseen"
+        figures |= {f"{name}.{kind}.top1": round(float(right.mean()), 2), f"{name}.{kind}.top1.ci95": interval(right)}
     return figures
 
 
@@ -257,26 +255,21 @@ def _emergent(
     return emergent_figures(name, spec, queries.pairs, vectors, [one.pairs for one in gallery], np.concatenate(media))
 
 
-def _described(
-    recipe: Recipe,
-    frozen: Encoders,
-    trained: Trained,
-    name: str,
-    classes: Sequence[str],
-    vectors: NDArray[np.float32],
-    cache: Path,
-) -> NDArray[np.float32]:
-    """Class vectors; those of classes for which the recipe has prompts are these prompts'."""
-    prompts = recipe.pairs[name].prompts
-    if unknown := sorted(set(prompts) - set(classes)):
-        raise PairError(f"pairs.{name}.prompts: {unknown[0]} is none of its classes")
-    rows = [(index, prompt) for index, label in enumerate(classes) for prompt in prompts.get(label, [])]
+def _classes(recipe: Recipe, frozen: Encoders, trained: Trained, test: Pairs, cache: Path) -> NDArray[np.float32]:
+    """A vector per class: of its own prompts where the recipe has some, else of its name in the templates."""
+    own = recipe.pairs[test.name].prompts
+    if unknown := sorted(set(own) - set(test.classes)):
+        raise PairError(f"pairs.{test.name}.prompts: {unknown[0]} is none of its classes")
+    rows = [(index, prompt) for index, label in enumerate(test.classes) for prompt in own.get(label, [])]
+
+    def encoded(prompts: Sequence[str]) -> NDArray[np.float32]:
+        tokens, what = recipe.projector.needs_tokens, f"{test.name} prompts"
+        return project(trained.heads["text"], cached_features(frozen["text"], prompts, cache, tokens=tokens, what=what))
+
+    classes = class_vectors(encoded(label_prompts(recipe, test)), len(recipe.templates[test.modality]))
     if not rows:
-        return vectors
-    encoded = project(
-        trained.heads["text"], cached_features(frozen["text"], [prompt for _, prompt in rows], cache, what=name)
-    )
-    return with_prompts(vectors, encoded, np.array([index for index, _ in rows]))
+        return classes
+    return with_prompts(classes, encoded([prompt for _, prompt in rows]), np.array([index for index, _ in rows]))
 
 
 def export(

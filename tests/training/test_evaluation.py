@@ -10,8 +10,8 @@ from service.contract.bundle import Bundle, read_bundle
 from service.contract.vectors import l2_normalise
 from tests.training import spaces, tiny
 from training.__main__ import main
-from training.measure.bundles import Labelled, between, calibration
 from training.measure.data import DataError, read_data, read_wording
+from training.measure.results import Labelled, between, calibration
 from training.pairs import PairError, Pairs
 
 # The exporter of torch itself uses what a newer torch deprecates.
@@ -227,7 +227,7 @@ def test_pairs_of_one_class_that_never_met_are_judged_in_blocks(monkeypatch: pyt
 
     results = {"image": labelled("image", 20), "audio": labelled("audio", 12)}
     whole = between(results)
-    monkeypatch.setattr("training.measure.bundles._BLOCK", 30)
+    monkeypatch.setattr("training.measure.results._BLOCK", 30)
     assert between(results) == whole
     assert between({"image": results["image"]}) == {}
 

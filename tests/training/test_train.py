@@ -65,7 +65,9 @@ def test_each_kind_learns_what_the_random_encoders_leave_to_learn(
     assert figures["tones.top1"] >= 80.0
     assert figures["tones.seen"] is True
     assert figures["head.won"] == kind
-    assert (tmp_path / "work/report.html").read_text().count("<svg") == 2
+    page = (tmp_path / "work/report.html").read_text()
+    for part in ("Validation while training", "Recall at every k", "Confusion matrix", "Worst classes"):
+        assert part in page
 
 
 def test_all_three_modalities_share_one_text_projector(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Encoder + projector + L2 in one ONNX graph per modality, checked against torch, then written as a bundle."""
 
-import datetime
 import logging
 import tempfile
 import warnings
@@ -15,27 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from service.contract.bundle import (
-    OUTPUT,
-    Bundle,
-    Encoder,
-    Manifest,
-    Modality,
-    Projector,
-    Tower,
-    sha256_file,
-    space_id,
-    write_bundle,
-)
+from service.contract.bundle import OUTPUT, Bundle, Encoder, Modality, Projector, Tower, sha256_file, space_id
 from service.contract.licences import combined
 from service.contract.vectors import l2_normalise
 from service.contract.waveforms import Waveforms
 from training.bundle.card import model_card
 from training.bundle.precision import make_variants
+from training.bundle.write import CARD, write
 from training.encoders import FrozenEncoder, Pooled, example_inputs, weights_sha256
 from training.errors import TrainingError
 from training.features import Item, collate, preparer, runner
 from training.graphs import HEAD, half_stored, session, whole_weights, with_earlier_rows
+from training.heads.bundled import PROJECTORS
 from training.heads.projector import Head
 from training.heads.trained import Trained, round_heads, save_projectors
 from training.recipe import ExportSpec, Recipe
@@ -177,8 +167,8 @@ def export_bundle(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         towers: dict[Modality, Tower] = {}
-        files: dict[str, Path] = {}
-        others: dict[str, str] = {}
+        graphs: dict[str, Path] = {}
+        others: dict[str, Path] = {}
         parity: dict[Modality, float] = {}
         half = recipe.export.weights == "fp16"
         if half:
@@ -187,31 +177,25 @@ def export_bundle(
             encoder = encoders[modality]
             tower, parity[modality] = write_tower(encoder, head, folder, samples.get(modality, []), recipe.export)
             towers[modality] = tower.model_copy(update={"labels": recipe.labels_seen(modality)})
-            files[towers[modality].file] = folder / towers[modality].file
             if encoder.tokenizer is not None:
-                files["tokenizer.json"] = encoder.tokenizer
-                others["tokenizer.json"] = sha256_file(encoder.tokenizer)
+                others["tokenizer.json"] = encoder.tokenizer
         space = space_id(recipe.projector.dimensions, towers)
         towers, gates = make_variants(recipe, encoders, towers, folder)
         for tower in towers.values():
-            files |= {variant.file: folder / variant.file for variant in tower.variants.values()}
+            graphs |= {file: folder / file for file in (tower.file, *(v.file for v in tower.variants.values()))}
         # What the projectors learned from by another recipe, as merged ones did, is theirs all the same.
         recipe = recipe.model_copy(update={"licences": combined(recipe.licences, trained.licences)})
-        trained = replace(trained, licences=recipe.licences)
-        projectors = folder / "projectors.safetensors"
-        save_projectors(projectors, trained, half=half)
-        card = folder / "MODEL_CARD.md"
+        save_projectors(folder / PROJECTORS, replace(trained, licences=recipe.licences), half=half)
         figures = dict(evaluation) | {f"parity.{m}": round(value, 7) for m, value in parity.items()} | gates
-        card.write_text(model_card(recipe, towers, figures, space), encoding="utf-8")
-        named = {projectors.name: projectors, card.name: card}
+        (folder / CARD).write_text(model_card(recipe, towers, figures, space), encoding="utf-8")
+        others |= {name: folder / name for name in (PROJECTORS, CARD)}
         if recipe.attribution is not None:
-            named["ATTRIBUTION.md"] = recipe.path(recipe.attribution)
-        for entry, path in named.items():
-            files[entry] = path
-            others[entry] = sha256_file(path)
-        manifest = Manifest(
+            others["ATTRIBUTION.md"] = recipe.path(recipe.attribution)
+        return write(
+            target,
+            graphs,
+            others,
             name=recipe.name,
-            created=datetime.datetime.now(datetime.UTC).date().isoformat(),
             space=space,
             dimensions=recipe.projector.dimensions,
             matryoshka=recipe.projector.matryoshka,
@@ -223,9 +207,7 @@ def export_bundle(
             evaluation=figures,
             licences=recipe.licences,
             terms=recipe.terms,
-            files=others,
         )
-        return write_bundle(target, manifest, files)
 
 
 def _export_torch(whole: Whole, encoder: FrozenEncoder, path: Path) -> None:

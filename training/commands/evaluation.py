@@ -4,16 +4,22 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from service.contract.bundle import MANIFEST, Bundle, read_bundle
+import numpy as np
+
+from service.contract.bundle import MANIFEST, Bundle, Modality, Preprocessing, read_bundle
 from training import pipeline
-from training.features import default_cache
-from training.measure.bundles import Result, between, hits, measure
+from training.data.leaks import subset
+from training.features import Item, cached_features, default_cache
+from training.heads.bundled import as_encoder
 from training.measure.data import DataError, Wording, name_of, read_data, read_wording, write_items
 from training.measure.intervals import interval
 from training.measure.page import items, write_page
+from training.measure.ranks import class_vectors, with_prompts
+from training.measure.results import Floats, Result, between, captioned, figures_of, hits, labelled
 from training.pairs import Pairs
 from training.recipe import SET_HELP, load_recipe
 
@@ -75,7 +81,9 @@ def _bundle(bundle: Bundle, data: _Data, wording: Wording, options: argparse.Nam
     out.mkdir(parents=True, exist_ok=True)
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     write_items(out / "items.csv", items(results))
-    write_page(out / "report.html", f"{bundle.manifest.name} on {name_of(options.data)}", bundle, results, figures)
+    title = f"{bundle.manifest.name} on {name_of(options.data)}"
+    specs: dict[str, Preprocessing] = {modality: bundle.manifest.towers[modality].preprocessing for modality in data}
+    write_page(out / "report.html", title, figures, results, specs=specs)
     for key, value in figures.items():
         if not key.endswith(".ci95"):
             between_them = "  {} – {}".format(*figures[f"{key}.ci95"]) if f"{key}.ci95" in figures else ""
@@ -84,16 +92,53 @@ def _bundle(bundle: Bundle, data: _Data, wording: Wording, options: argparse.Nam
     return figures
 
 
-def _measured(
-    bundle: Bundle, data: _Data, wording: Wording, cache: Path
-) -> tuple[dict[Literal["image", "audio"], Result], dict[str, Any]]:
-    results: dict[Literal["image", "audio"], Result] = {}
+def _measured(bundle: Bundle, data: _Data, wording: Wording, cache: Path) -> tuple[dict[str, Result], dict[str, Any]]:
+    results: dict[str, Result] = {}
     figures: dict[str, Any] = {}
     for modality, pairs in data.items():
-        results[modality], own = measure(bundle, pairs, wording, cache)
+        results[modality], own = _measure(bundle, pairs, wording, cache)
         # Of one modality the keys say enough; of two, each names its own.
         figures |= own if len(data) == 1 else {f"{modality}.{key}": value for key, value in own.items()}
     return results, figures | between(results)
+
+
+def _measure(bundle: Bundle, pairs: Pairs, wording: Wording, cache: Path) -> tuple[Result, dict[str, Any]]:
+    """Encode and judge one modality of a data set by a bundle's own graphs.
+
+    Media that cannot be decoded are left out and counted as `unreadable`. Raises DataError where nothing is left, or
+    where the bundle lacks a tower.
+    """
+    modality, towers = pairs.modality, bundle.manifest.towers
+    if lacking := [needed for needed in (modality, "text") if needed not in towers]:
+        has = ", ".join(towers)
+        raise DataError(f"{bundle.path} has no {lacking[0]} tower, which {pairs.name} needs; it has {has}")
+
+    def encoded(modality: Modality, items: Sequence[Item], what: str, lenient: bool = False) -> Floats:
+        features = cached_features(as_encoder(bundle, modality), items, cache, lenient=lenient, what=what)
+        return np.array(features.pooled)
+
+    media = encoded(modality, pairs.media, f"{pairs.name} {modality}", lenient=True)
+    good = ~np.isnan(media[:, 0])
+    if not good.any():
+        first = f"the first: {pairs.media[0]}"
+        raise DataError(f"{pairs.name}: none of {len(good)} {modality} files can be decoded; {first}")
+    kept, vectors = subset(pairs, good, texts=True), media[good]
+    result: Result
+    if kept.labels is None:
+        result = captioned(kept, vectors, encoded("text", kept.texts, f"{pairs.name} captions"))
+    else:
+        templates = wording.of(modality, bundle.manifest.templates.get(modality, []))
+        prompts = [template.format(name) for name in kept.classes for template in templates]
+        own = [(index, prompt) for index, name in enumerate(kept.classes) for prompt in wording.prompts_of(name)]
+        texts = encoded("text", [*prompts, *(prompt for _, prompt in own)], f"{pairs.name} prompts")
+        classes = class_vectors(texts[: len(prompts)], len(templates))
+        classes = with_prompts(classes, texts[len(prompts) :], np.array([index for index, _ in own], np.int64))
+        result = labelled(kept, vectors, classes, bundle.manifest.temperature)
+    figures = figures_of(result)
+    if len(kept.media) < len(pairs.media):
+        figures["unreadable"] = len(pairs.media) - len(kept.media)
+    seen = towers[modality].labels
+    return result, figures | {"concept_informed": None if seen is None else bool(seen)}
 
 
 def _compare(bundles: list[Bundle], data: _Data, wording: Wording, options: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,6 @@ that share no pairs meet in the texts.
 """
 
 import argparse
-import datetime
 import json
 import sys
 import tempfile
@@ -17,20 +16,12 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from service.contract.bundle import (
-    Bundle,
-    Manifest,
-    Modality,
-    Tower,
-    read_bundle,
-    sha256_file,
-    space_id,
-    write_bundle,
-)
+from service.contract.bundle import Bundle, Modality, Tower, read_bundle, space_id
 from service.contract.licences import combined
 from training import pipeline
 from training.bundle.card import model_card
 from training.bundle.export import ExportError, check_parity, write_tower
+from training.bundle.write import CARD, write
 from training.distributed import joined
 from training.encoders import FrozenEncoder
 from training.errors import TrainingError
@@ -42,7 +33,6 @@ from training.heads.projector import Head
 from training.heads.trained import licences_json, licences_of
 from training.recipe import SET_HELP, Recipe, load_recipe
 
-CARD = "MODEL_CARD.md"
 _SAMPLES = 16  # real items that a graph is checked on
 
 
@@ -171,24 +161,21 @@ def write_extended(
         card = model_card(whole, added, measured, space)
         before = (bundle.path / CARD).read_text(encoding="utf-8") if CARD in old.files else ""
         (folder / CARD).write_text(f"{card}\n---\n\nIt extends space `{old.space}`:\n\n{before}", encoding="utf-8")
-        others = {name: folder / name for name in (PROJECTORS, CARD)}
-        manifest = Manifest.model_validate(
-            old.model_dump()
-            | {
-                "name": recipe.name,
-                "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
-                "space": space,
-                "admits": (*old.admits, old.space),
-                "towers": {modality: tower.model_dump() for modality, tower in towers.items()},
-                "means": means,
-                "templates": {str(m): list(prompts) for m, prompts in recipe.templates.items()} | dict(old.templates),
-                "evaluation": {**measured, **old.evaluation},
-                "licences": [each.model_dump() for each in licences],
-                "terms": [each.model_dump() for each in terms],
-                "files": dict(old.files) | {name: sha256_file(path) for name, path in others.items()},
-            }
+        return write(
+            target,
+            files,
+            {name: folder / name for name in (PROJECTORS, CARD)},
+            like=old,
+            name=recipe.name,
+            space=space,
+            admits=(*old.admits, old.space),
+            towers=towers,
+            means=means,
+            templates={str(m): list(prompts) for m, prompts in recipe.templates.items()} | dict(old.templates),
+            evaluation={**measured, **old.evaluation},
+            licences=licences,
+            terms=terms,
         )
-        return write_bundle(target, manifest, files | others)
 
 
 def _save_projectors(

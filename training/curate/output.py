@@ -15,7 +15,7 @@ from training.curate.candidates import Candidates
 from training.curate.leaks import write
 from training.curate.recipe import Curation
 from training.curate.rows import read_rows
-from training.measure.report import STYLE, svg
+from training.measure.page import html_page, svg
 
 
 def write_rows(curation: Curation, taken: Sequence[Taken], out: Path) -> None:
@@ -91,7 +91,7 @@ def figures(said: Mapping[str, Any]) -> dict[str, Any]:
 def write_report(path: Path, said: Mapping[str, Any], each: int) -> None:
     """Draw `path`: what was kept and dropped, how many rows each concept got, which classes concepts name."""
     rows = "".join(f"<tr><td>{html.escape(key)}<td>{html.escape(str(value))}" for key, value in figures(said).items())
-    parts = [f"<h1>Curation</h1><table>{rows}</table>"]
+    parts = [f"<table>{rows}</table>"]
     if said["concepts"]:
         parts.append(f"<h2>Rows per concept</h2>{_bars(said['concepts'], each)}")
         starved = "".join(
@@ -106,11 +106,7 @@ def write_report(path: Path, said: Mapping[str, Any], each: int) -> None:
     for name, found in said["overlap"].items():
         if found["classes"]:
             parts.append(f"<h2>Classes of {html.escape(name)} that concepts name</h2>{_overlap(found)}")
-    write(
-        path,
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Curation</title>"
-        f"<style>{STYLE}th{{text-align:left}}</style>{''.join(parts)}</html>\n",
-    )
+    write(path, html_page("Curation", "".join(parts)))
 
 
 def _line(row: Taken, inside: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from service.contract.errors import InputError
@@ -53,13 +54,17 @@ def without_leaks(recipe: Recipe, read: Read, cache: Path) -> dict[str, dict[Spl
     return result
 
 
-def subset(part: Pairs, kept: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> Pairs:
-    """The pairs of the media that are kept; texts keep their places."""
+def subset(part: Pairs, kept: NDArray[np.bool_], *, texts: bool = False) -> Pairs:
+    """The pairs of the media that are kept; with `texts` also without the texts that then belong to none."""
     place = np.cumsum(kept) - 1
     links = part.links[kept[part.links[:, 0]]].copy()
     links[:, 0] = place[links[:, 0]]
     labels = None if part.labels is None else part.labels[kept]
     media = [path for path, keep in zip(part.media, kept, strict=True) if keep]
+    if texts:
+        used, places = np.unique(links[:, 1], return_inverse=True)
+        links[:, 1] = places.reshape(-1)
+        part = replace(part, texts=[part.texts[index] for index in used])
     return replace(part, media=media, links=links, labels=labels)
 
 

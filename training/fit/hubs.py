@@ -41,6 +41,36 @@ def with_querybank(
     choose by, and they are 0, unless they are given. The bank of texts holds those of the train splits, `captions`,
     and the bare names of what encoders can name, without which media suffer that are found by a word alone.
     """
+    heads, spreads = trained.heads, _fill(recipe, trained, data, names, captions)
+    chosen, scores = (0.0, 0.0), dict[tuple[float, float], float]()
+    for of_texts in (True, False):
+        tried = [(value, 0.0) for value in STRENGTHS]
+        if not of_texts:
+            tried = [(chosen[0], value) for value in STRENGTHS]
+        for both in tried if strengths is None else [(0.0, 0.0), strengths]:
+            if both in scores:
+                continue
+            _set(heads, both, spreads)
+            figures = validate(recipe, heads, data)
+            scores[both] = overall(figures)
+            columns = "".join(f"  {name} {value:.2f}" for name, value in figures.items())
+            print(f"hubs corrected by {both[0]:g}, {both[1]:g}{scores[both]:10.2f}{columns}", file=sys.stderr)
+        chosen = max(scores, key=lambda both: scores[both]) if strengths is None else strengths
+    longer = _set(heads, chosen, spreads)
+    # Reserved numbers make every cosine smaller by one factor, and so does the temperature that fits them.
+    temperature = calibrate(recipe, heads, data, trained.temperature / longer)
+    ladder = {
+        "querybank.strength": chosen[0],
+        "querybank.media_strength": chosen[1],
+        "querybank.gain": round(scores[chosen] - scores[0.0, 0.0], 3),
+    }
+    return replace(trained, temperature=temperature, means=means(heads, data), ladder=trained.ladder | ladder)
+
+
+def _fill(
+    recipe: Recipe, trained: Trained, data: Data, names: Mapping[Modality, Named], captions: Sequence[Features]
+) -> dict[str, float]:
+    """Give the heads banks, drawn from what is trained on; how far b(t) and c(x) vary, by side."""
     heads, rng = trained.heads, np.random.default_rng(recipe.train.seed)
     width, rows = recipe.projector.inner, recipe.projector.querybank
     sources: dict[Modality, list[Features]] = {
@@ -67,29 +97,7 @@ def with_querybank(
                 liked = reserve.liked(some[modality], other) if modality in some else torch.zeros(1)
                 reserve.centre[index] = liked.mean()
                 spreads[side] = max(spreads[side], float((liked - liked.mean()).abs().max()))
-    chosen, scores = (0.0, 0.0), dict[tuple[float, float], float]()
-    for of_texts in (True, False):
-        tried = [(value, 0.0) for value in STRENGTHS]
-        if not of_texts:
-            tried = [(chosen[0], value) for value in STRENGTHS]
-        for both in tried if strengths is None else [(0.0, 0.0), strengths]:
-            if both in scores:
-                continue
-            _set(heads, both, spreads)
-            figures = validate(recipe, heads, data)
-            scores[both] = overall(figures)
-            columns = "".join(f"  {name} {value:.2f}" for name, value in figures.items())
-            print(f"hubs corrected by {both[0]:g}, {both[1]:g}{scores[both]:10.2f}{columns}", file=sys.stderr)
-        chosen = max(scores, key=lambda both: scores[both]) if strengths is None else strengths
-    longer = _set(heads, chosen, spreads)
-    # Reserved numbers make every cosine smaller by one factor, and so does the temperature that fits them.
-    temperature = calibrate(recipe, heads, data, trained.temperature / longer)
-    ladder = {
-        "querybank.strength": chosen[0],
-        "querybank.media_strength": chosen[1],
-        "querybank.gain": round(scores[chosen] - scores[0.0, 0.0], 3),
-    }
-    return replace(trained, temperature=temperature, means=means(heads, data), ladder=trained.ladder | ladder)
+    return spreads
 
 
 def uncorrected(trained: Trained) -> Trained:

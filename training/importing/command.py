@@ -5,7 +5,6 @@ The model's logit scale becomes the temperature of /classify.
 """
 
 import argparse
-import datetime
 import importlib.util
 import re
 import sys
@@ -17,30 +16,29 @@ from typing import Any, TypeVar
 
 from safetensors.torch import save_file
 
-from service.contract.bundle import (
-    Bundle,
-    Manifest,
-    Modality,
-    Tower,
-    check_target,
-    sha256_file,
-    space_id,
-    write_bundle,
-)
+from service.contract.bundle import Bundle, Modality, Tower, check_target, space_id
 from service.contract.licences import Licence
 from training.bundle.card import model_card
 from training.bundle.export import PARITY, write_tower
 from training.bundle.precision import Encoders, make_variants, text_variants
+from training.bundle.write import CARD, write
 from training.encoders import FrozenEncoder, load_encoder, load_model, model_folder
 from training.features import Item
 from training.heads.bundled import PROJECTORS
 from training.heads.projector import NoHead
 from training.importing import reference, samples
-from training.importing.families import FAMILIES, TEXTS, ImportModelError, family_of, licence_of, softmax_of
+from training.importing.families import (
+    FAMILIES,
+    TEXTS,
+    Family,
+    ImportModelError,
+    family_of,
+    licence_of,
+    softmax_of,
+)
 from training.preprocessors import transformer_folder
 from training.recipe import SET_HELP, EncoderSource, ProjectorSpec, Recipe, load_recipe
 
-CARD = "MODEL_CARD.md"
 _OF_TEXTS = 0.05
 """Temperature of a text model, which tells none: the scale of 20 that sentence-transformers trains with by default."""
 _FEWEST = 300
@@ -74,55 +72,32 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     source = _source(options)
     folder, named = model_folder(_recipe("model", source, ("text",)), source)
     kind = family_of(folder)
-    family = FAMILIES[kind]
-    licence = options.licence or licence_of(folder)
-    source = source.model_copy(update={"licence": licence})
-    name = options.name or re.sub(r"[^A-Za-z0-9._-]+", "-", named.rpartition("/")[2]).strip("-._")[:64]
-    recipe = _recipe(name, source, family.modalities).model_copy(
-        update={
-            "description": f"{named} ({family.name}), imported: both towers have the model's own projections."
-            if kind != TEXTS
-            else f"{named}, a text model of sentence-transformers, imported.",
-            "templates": {m: list(family.templates) for m in family.modalities if m != "text"},
-            "licences": () if licence is None else (Licence.model_validate({"of": named, "licence": licence}),),
-        }
-    )
-    print(f"{named}: {family.name}", file=sys.stderr)
+    recipe = _described(options, folder, named, FAMILIES[kind], source)
+    print(f"{named}: {FAMILIES[kind].name}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         towers: dict[Modality, Tower] = {}
         encoders: dict[Modality, FrozenEncoder] = {}
         items: dict[Modality, Sequence[Item]] = {}
         parity: dict[Modality, float] = {}
-        for modality in family.modalities:
+        for modality in FAMILIES[kind].modalities:
             encoders[modality] = encoder = _timed(f"{modality}: read", load_encoder, recipe, modality)
-            items[modality] = (
-                samples.texts(options.texts)[: samples.MOST]
-                if modality == "text"
-                else samples.media(modality, options.samples, work)
-            )
-            head = NoHead(modality, encoder.width)
-            towers[modality], parity[modality] = _timed(
-                f"{modality}: exported and checked", write_tower, encoder, head.eval(), work, items[modality]
-            )
-        temperature, bias = _OF_TEXTS, None
+            items[modality] = samples.texts(options.texts)[: samples.MOST]
+            if modality != "text":
+                items[modality] = samples.media(modality, options.samples, work)
+            written = (encoder, NoHead(modality, encoder.width).eval(), work, items[modality])
+            towers[modality], parity[modality] = _timed(f"{modality}: exported and checked", write_tower, *written)
         model = load_model(transformer_folder(folder))
-        if kind != TEXTS:
-            temperature, bias = softmax_of(model)
         for modality, encoder in encoders.items():
-            parity[modality] = min(
-                parity[modality],
-                _timed(
-                    f"{modality}: compared to transformers",
-                    _agree,
-                    *(model, folder, encoder, work / towers[modality].file, items[modality]),
-                ),
-            )
+            compared = (model, folder, encoder, work / towers[modality].file, items[modality])
+            cosine = _timed(f"{modality}: compared to transformers", _agree, *compared)
+            parity[modality] = min(parity[modality], cosine)
         figures: dict[str, Any] = {f"parity.{modality}": round(value, 7) for modality, value in parity.items()}
         if options.precisions:
             towers, gates = _timed("variants", _variants, options, encoders, towers, work)
             figures |= gates
-        bundle = _write(recipe, encoders, towers, figures, (temperature, bias), work, options.out)
+        softmax = (_OF_TEXTS, None) if kind == TEXTS else softmax_of(model)
+        bundle = _write(recipe, encoders, towers, figures, softmax, work, options.out)
     seconds = time.monotonic() - started
     _print(bundle, figures, seconds)
     return {
@@ -134,6 +109,23 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         **figures,
     }
+
+
+def _described(options: argparse.Namespace, folder: Path, named: str, family: Family, source: EncoderSource) -> Recipe:
+    """The recipe that a model would have, with its licence and what its family has to say."""
+    licence = options.licence or licence_of(folder)
+    name = options.name or re.sub(r"[^A-Za-z0-9._-]+", "-", named.rpartition("/")[2]).strip("-._")[:64]
+    recipe = _recipe(name, source.model_copy(update={"licence": licence}), family.modalities)
+    description = f"{named} ({family.name}), imported: both towers have the model's own projections."
+    if family.modalities == ("text",):
+        description = f"{named}, a text model of sentence-transformers, imported."
+    return recipe.model_copy(
+        update={
+            "description": description,
+            "templates": {m: list(family.templates) for m in family.modalities if m != "text"},
+            "licences": () if licence is None else (Licence.model_validate({"of": named, "licence": licence}),),
+        }
+    )
 
 
 def _source(options: argparse.Namespace) -> EncoderSource:
@@ -231,24 +223,24 @@ def _write(
     space = space_id(dimensions, towers)
     save_file({}, work / PROJECTORS, {"kinds": "{}", "means": "{}"})  # each tower has its projection in its encoder
     (work / CARD).write_text(model_card(recipe, towers, figures, space), encoding="utf-8")
-    others = {PROJECTORS: work / PROJECTORS, CARD: work / CARD}
+    others = {name: work / name for name in (PROJECTORS, CARD)}
     if (tokenizer := encoders["text"].tokenizer) is not None:
         others["tokenizer.json"] = tokenizer
-    manifest = Manifest(
+    graphs = {tower.graph(each)[0] for tower in towers.values() for each in tower.precisions}
+    return write(
+        target,
+        {graph: work / graph for graph in graphs},
+        others,
         name=recipe.name,
-        created=datetime.datetime.now(datetime.UTC).date().isoformat(),
         space=space,
         dimensions=dimensions,
-        towers=dict(towers),
+        towers=towers,
         temperature=softmax[0],
         bias=softmax[1],
         templates={modality: list(prompts) for modality, prompts in recipe.templates.items()},
         evaluation=dict(figures),
         licences=recipe.licences,
-        files={name: sha256_file(path) for name, path in others.items()},
     )
-    graphs = {tower.graph(each)[0] for tower in towers.values() for each in tower.precisions}
-    return write_bundle(target, manifest, others | {graph: work / graph for graph in graphs})
 
 
 def _print(bundle: Bundle, figures: Mapping[str, Any], seconds: float) -> None:

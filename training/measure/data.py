@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.contract.bundle import Modality
 from training.errors import TrainingError
-from training.pairs import SUFFIXES, Pairs, read_table, readable
+from training.pairs import SUFFIXES, Gathered, Pairs, read_table, readable
 
 _FILE = ("file", "path", "filename", "file_name", "image", "audio", "media")
 _LABEL = ("label", "class", "category")
@@ -45,6 +44,11 @@ class Wording(BaseModel):
     def of(self, modality: Modality, default: list[str]) -> list[str]:
         own = self.templates.get(modality, []) if isinstance(self.templates, dict) else self.templates
         return own or default or ["{}"]
+
+    def prompts_of(self, name: str) -> list[str]:
+        """The whole prompts of a class by its name, or by the labels that are called so."""
+        labels = [name] if name in self.prompts else [label for label, called in self.names.items() if called == name]
+        return [prompt for label in labels for prompt in self.prompts.get(label, [])]
 
 
 def read_wording(path: Path | None) -> Wording:
@@ -91,43 +95,28 @@ def read_data(
     else:
         raise DataError(f"{data} is not there")
     classes: dict[str, int] = {}
-    media: dict[str, dict[str, int]] = {"image": {}, "audio": {}}
-    labels: dict[str, list[int]] = {"image": [], "audio": []}
-    texts: dict[str, dict[str, int]] = {"image": {}, "audio": {}}
-    links: dict[str, list[tuple[int, int]]] = {"image": [], "audio": []}
+    sets = {modality: Gathered() for modality in _MEDIA}
     for where_from, file, said in rows:
         if (modality := _MODALITY.get(Path(file).suffix.lower())) is None:
             raise DataError(f"{where_from}: {file} is neither an image nor a sound by its name")
         if not said.strip():
             raise DataError(f"{where_from}: {file} has an empty {by}")
-        index = media[modality].setdefault(file, len(media[modality]))
         if by == "caption":
-            links[modality].append((index, texts[modality].setdefault(said.strip(), len(texts[modality]))))
+            sets[modality].add(file, [said.strip()])
             continue
         name = (names or {}).get(said, readable(said)) or said
         label = classes.setdefault(name, len(classes))
-        if index == len(labels[modality]):
-            labels[modality].append(label)
-        elif labels[modality][index] != label:
-            raise DataError(f"{where_from}: {file} has two labels, {list(classes)[labels[modality][index]]} and {name}")
+        first = sets[modality].labels[sets[modality].add(file, (), label)]
+        if first != label:
+            raise DataError(f"{where_from}: {file} has two labels, {list(classes)[first]} and {name}")
     result: dict[_Medium, Pairs] = {}
-    for modality in _MEDIA:
-        if not media[modality]:
-            continue
-        paths = [root / file for file in media[modality]]
-        missing = [path for path in paths if not path.is_file()]
-        if missing:
-            raise DataError(f"{missing[0]} and {len(missing) - 1} more of {len(paths)} files are not there: --root?")
-        result[modality] = Pairs(
-            name=name_of(data),
-            modality=modality,
-            media=paths,
-            texts=list(texts[modality]),
-            links=np.asarray(links[modality], np.int64).reshape(-1, 2),
-            labels=np.asarray(labels[modality], np.int64) if by == "label" else None,
-            classes=list(classes),
-            weight=1.0,
-        )
+    for modality, gathered in sets.items():
+        if gathered.media:
+            paths = [root / file for file in gathered.media]
+            if missing := [path for path in paths if not path.is_file()]:
+                others = f"{len(missing) - 1} more of {len(paths)} files"
+                raise DataError(f"{missing[0]} and {others} are not there: --root?")
+            result[modality] = gathered.pairs(name_of(data), modality, paths, list(classes))
     if not result:
         raise DataError(f"{data} holds no image and no sound" + (" in the rows of --where" if where else ""))
     if by == "label" and len(classes) < 2:

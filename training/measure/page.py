@@ -13,14 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.contract.audio import decode_audio
-from service.contract.bundle import Bundle
+from service.contract.bundle import Preprocessing
 from service.contract.images import decode_image
 from service.contract.patches import LogMelPatches, log_mel_patches
 from service.contract.sounds import AudioPreprocessing
 from training.data.shards import Medium
-from training.measure.bundles import Captioned, Floats, Labelled, Result, Results, calibration
-from training.measure.report import STYLE, svg
+from training.measure.results import Captioned, Floats, Labelled, Result, Results, calibration
 
+_STYLE = (
+    "body{font:16px/1.5 system-ui;margin:2rem auto;max-width:60rem}td{padding:.1rem 1rem .1rem 0}"
+    "td,th{vertical-align:top;text-align:left}svg{max-width:100%;height:auto}"
+    "figure{display:inline-block;margin:.2rem;width:7rem;vertical-align:top;font-size:.75rem}figure img{display:block}"
+)
 _SHOWN = 5  # best and worst classes or queries
 _THUMBNAILS = 6
 _SIDE = 96
@@ -28,28 +32,70 @@ _POINTS = 1500  # of the map: what a browser draws and hovers at ease
 _NAMED = 60  # classes that fit at the sides of a confusion matrix
 
 
-def write_page(path: Path, title: str, bundle: Bundle, results: Results, figures: Mapping[str, Any]) -> None:
-    """Draw `path`: the figures, and per modality what was confused, what went best and worst, and a map."""
+def html_page(title: str, body: str) -> str:
+    """A page of its own, without outside requests."""
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+    return f"{head}<style>{_STYLE}</style><h1>{html.escape(title)}</h1>{body}</html>\n"
+
+
+def svg(figure: Any) -> str:
+    """A matplotlib figure as an element of a page; the same bytes for the same figure."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "isthmus"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def write_page(
+    path: Path,
+    title: str,
+    figures: Mapping[str, Any],
+    results: Results,
+    *,
+    specs: Mapping[str, Preprocessing] | None = None,
+    history: Sequence[Mapping[str, float]] = (),
+) -> None:
+    """Draw `path`: the figures, the history of validation, and of each result what went best and worst.
+
+    With `specs`, the preprocessing of each result's media, these are shown, and a map of the space.
+    """
     rows = "".join(
         f"<tr><td>{html.escape(key)}<td>{html.escape(str(value))}<td>{_range(figures.get(f'{key}.ci95'))}"
         for key, value in figures.items()
         if not key.endswith(".ci95")
     )
-    parts = [f"<h1>{html.escape(title)}</h1><table><tr><th><th><th>95 %{rows}</table>"]
-    for modality, result in results.items():
-        parts.append(f"<h2>{modality}</h2>")
+    parts = [f"<table><tr><th><th><th>95 %{rows}</table>"]
+    parts += [_curve(history)] if history else []
+    for name, result in results.items():
+        spec = None if specs is None else specs[name]
+        parts.append(f"<h2>{html.escape(name)}</h2>")
         if isinstance(result, Labelled):
-            parts += [_confusions(result), _extremes(bundle, result), _reliability(result)]
+            parts += [_confusions(result), _extremes(spec, result), _reliability(result)]
         else:
-            parts += [_rank_curve(result), _queries(bundle, result)]
-        parts.append(_map(result))
-    path.write_text(
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}"
-        "figure{display:inline-block;margin:.2rem;width:7rem;vertical-align:top;font-size:.75rem}"
-        "figure img{display:block}td,th{vertical-align:top;text-align:left}</style>"
-        f"{''.join(parts)}</html>\n",
-        encoding="utf-8",
-    )
+            parts += [_rank_curve(result), _queries(spec, result)]
+        parts += [_map(result)] if spec is not None else []
+    path.write_text(html_page(title, "".join(parts)), encoding="utf-8")
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    """A matplotlib figure of so many inches, and its axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _curve(history: Sequence[Mapping[str, float]]) -> str:
+    figure, axes = _axes(9, 3.5)
+    steps = [entry["step"] for entry in history]
+    for key in [key for key in history[0] if key not in ("step", "loss")]:
+        axes.plot(steps, [entry[key] for entry in history], label=key, linewidth=2 if key == "score" else 1)
+    axes.set(xlabel="step", ylabel="validation, percent", title="Validation while training")
+    axes.legend()
+    return svg(figure)
 
 
 def _range(bounds: Sequence[float] | None) -> str:
@@ -57,15 +103,12 @@ def _range(bounds: Sequence[float] | None) -> str:
 
 
 def _confusions(result: Labelled) -> str:
-    from matplotlib.figure import Figure
-
     names, labels = result.pairs.classes, result.pairs.labels
     assert labels is not None
     counts = np.zeros((len(names), len(names)))
     np.add.at(counts, (labels, result.predicted), 1)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(9, 8.4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _axes(9, 8.4)
     drawn = axes.imshow(share, cmap="magma_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix: share of each true class")
     if len(names) <= _NAMED:
@@ -81,7 +124,7 @@ def _confusions(result: Labelled) -> str:
     return svg(figure) + table
 
 
-def _extremes(bundle: Bundle, result: Labelled) -> str:
+def _extremes(spec: Preprocessing | None, result: Labelled) -> str:
     """The best and the worst classes: of the best what was right, of the worst what was wrong and for what."""
     each, names = result.per_class(), result.pairs.classes
     order = [int(index) for index in np.argsort(each, kind="stable") if not np.isnan(each[index])]
@@ -93,7 +136,7 @@ def _extremes(bundle: Bundle, result: Labelled) -> str:
             rows = np.flatnonzero((result.pairs.labels == index) & ((result.rank < 1) == right))
             rows = rows[np.argsort(-result.confidence[rows], kind="stable")][:_THUMBNAILS]
             pictures = "".join(
-                _picture(bundle, result, int(row), "" if right else names[result.predicted[row]]) for row in rows
+                _picture(spec, result, int(row), "" if right else names[result.predicted[row]]) for row in rows
             )
             parts.append(f"<tr><td>{html.escape(names[index])}<br>{each[index]:.1f} %<td>{pictures}")
         parts.append("</table>")
@@ -101,11 +144,8 @@ def _extremes(bundle: Bundle, result: Labelled) -> str:
 
 
 def _reliability(result: Labelled) -> str:
-    from matplotlib.figure import Figure
-
     bins, error = calibration(result)
-    figure = Figure(figsize=(5, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _axes(5, 4.5)
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", label="calibrated")
     total = sum(count for _, _, count in bins)
     axes.scatter(
@@ -121,10 +161,7 @@ def _reliability(result: Labelled) -> str:
 
 
 def _rank_curve(result: Captioned) -> str:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _axes(6, 4)
     short = result.pairs.modality[0]
     for direction, (rank, _) in result.found.items():
         ordered = np.sort(rank) + 1
@@ -135,7 +172,7 @@ def _rank_curve(result: Captioned) -> str:
     return svg(figure)
 
 
-def _queries(bundle: Bundle, result: Captioned) -> str:
+def _queries(spec: Preprocessing | None, result: Captioned) -> str:
     """Captions that found their medium first, and those that found it last, with what they found instead."""
     texts = np.unique(result.pairs.links[:, 1])
     rank, owner = result.found["t2m"]
@@ -147,8 +184,8 @@ def _queries(bundle: Bundle, result: Captioned) -> str:
         for query in chosen:
             text = result.pairs.texts[texts[query]]
             found = np.argsort(-(result.vectors @ result.texts[texts[query]]), kind="stable")[: _THUMBNAILS - 2]
-            pictures = "".join(_picture(bundle, result, int(row), str(i)) for i, row in enumerate(found, start=1))
-            own = _picture(bundle, result, int(owner[query]), f"its own, rank {rank[query] + 1}")
+            pictures = "".join(_picture(spec, result, int(row), str(i)) for i, row in enumerate(found, start=1))
+            own = _picture(spec, result, int(owner[query]), f"its own, rank {rank[query] + 1}")
             parts.append(f"<tr><td>{html.escape(text)}<td>{own}{pictures}")
         parts.append("</table>")
     return "".join(parts)
@@ -213,9 +250,11 @@ def _colour(group: int) -> str:
     return f"hsl({group * 137.508 % 360:.0f} 65% {45 + group % 3 * 10}%)"  # the golden angle keeps neighbours apart
 
 
-def _picture(bundle: Bundle, result: Result, row: int, below: str) -> str:
+def _picture(spec: Preprocessing | None, result: Result, row: int, below: str) -> str:
+    """A medium as a thumbnail, or its name alone."""
     path = result.pairs.media[row]
-    spec = bundle.manifest.towers[result.pairs.modality].preprocessing
+    if spec is None:
+        return f"{html.escape(path.name)} {html.escape(below)}<br>"
     if isinstance(spec, AudioPreprocessing):
         drawn = spec if isinstance(spec, LogMelPatches) else LogMelPatches()
         patches = log_mel_patches(decode_audio(path.read_bytes(), drawn.sampling_rate), drawn)

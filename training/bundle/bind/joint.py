@@ -1,6 +1,5 @@
 """The bundle of two joined spaces: B's files, A's towers with a map behind them, each graph checked."""
 
-import datetime
 import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,24 +11,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from service.contract.bundle import (
-    OUTPUT,
-    Bundle,
-    Encoder,
-    Manifest,
-    Modality,
-    Projector,
-    Tower,
-    sha256_file,
-    space_id,
-    write_bundle,
-)
+from service.contract.bundle import OUTPUT, Bundle, Encoder, Modality, Projector, Tower, sha256_file, space_id
 from service.contract.images import ImagePreprocessing
 from service.contract.licences import Licence, combined, markdown, parts
 from training.bundle.bind.graphs import append, mix
 from training.bundle.bind.maps import Map
 from training.bundle.bind.routing import mixed
 from training.bundle.export import PARITY
+from training.bundle.write import CARD, write
 from training.encoders import example_inputs
 from training.errors import TrainingError
 from training.features import collate, preparer
@@ -37,7 +26,6 @@ from training.graphs import session
 from training.heads.bundled import PROJECTORS, as_encoder, read_projectors
 from training.heads.trained import licences_json
 
-CARD = "MODEL_CARD.md"
 Floats = NDArray[np.float32]
 
 
@@ -63,26 +51,7 @@ def write_joint(
     a, b = first.manifest, second.manifest
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        towers: dict[Modality, Tower] = dict(b.towers)
-        parity: dict[Modality, float] = {}
-        for modality in a.towers:
-            if modality in b.towers:
-                continue
-            moved = folder / f"{modality}.onnx"
-            append(first.tower_path(modality), through, moved)
-            inputs, names = _noise(a.towers[modality]), a.towers[modality].preprocessing.inputs
-            expected = through(_run(first.tower_path(modality), names, inputs))
-            parity[modality] = _agree(modality, _run(moved, names, inputs), expected)
-            towers[modality] = _bound(moved, a.towers[modality], [a.towers[modality]], through, 1.0)
-        if weight:
-            both = folder / "text.onnx"
-            mix(second.tower_path("text"), first.tower_path("text"), through, weight, both)
-            prepare = preparer(as_encoder(second, "text"))
-            spec = b.towers["text"].preprocessing
-            inputs, names = collate(spec, [prepare(text) for text in texts]), spec.inputs
-            ours, theirs = (_run(each.tower_path("text"), names, inputs) for each in (second, first))
-            parity["text"] = _agree("text", _run(both, names, inputs), mixed(ours, through(theirs), weight))
-            towers["text"] = _bound(both, b.towers["text"], [b.towers["text"], a.towers["text"]], through, weight)
+        towers, parity = _towers(first, second, through, weight, texts, folder)
         licences, terms = combined(b.parts, a.parts), tuple(dict.fromkeys((*b.terms, *a.terms)))
         measured: dict[str, Any] = {**({} if weight else b.evaluation), **figures}
         measured |= {f"parity.{modality}": round(value, 7) for modality, value in parity.items()}
@@ -91,31 +60,54 @@ def write_joint(
         encoders = {tower.encoder.source: tower.encoder.licence for tower in towers.values()}
         stated = markdown(parts(licences, encoders), terms)
         (folder / CARD).write_text(_card(name, first, second, space, measured, stated), encoding="utf-8")
-        others = {each: folder / each for each in (PROJECTORS, CARD)}
-        files = {each: second.path / each for each in b.files} | others
+        graphs = {each: second.path / each for each in b.files}
         for modality, tower in towers.items():
             for precision in tower.precisions:
                 file, _ = tower.graph(precision)
-                files[file] = (folder if modality in parity else second.path) / file
-        manifest = Manifest.model_validate(
-            b.model_dump()
-            | {
-                "name": name,
-                "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
-                "space": space,
-                # With other texts, the texts of an older store are of another space.
-                "admits": () if weight else (*b.admits, b.space),
-                "matryoshka": (),  # a map keeps no order of dimensions
-                "towers": {modality: tower.model_dump() for modality, tower in towers.items()},
-                "means": {m: mean for m, mean in b.means.items() if m not in parity},
-                "templates": {str(m): list(prompts) for m, prompts in a.templates.items()} | dict(b.templates),
-                "evaluation": measured,
-                "licences": [each.model_dump() for each in licences],
-                "terms": [each.model_dump() for each in terms],
-                "files": dict(b.files) | {each: sha256_file(path) for each, path in others.items()},
-            }
+                graphs[file] = (folder if modality in parity else second.path) / file
+        return write(
+            target,
+            graphs,
+            {each: folder / each for each in (PROJECTORS, CARD)},
+            like=b,
+            name=name,
+            space=space,
+            # With other texts, the texts of an older store are of another space.
+            admits=() if weight else (*b.admits, b.space),
+            matryoshka=(),  # a map keeps no order of dimensions
+            towers=towers,
+            means={m: mean for m, mean in b.means.items() if m not in parity},
+            templates={str(m): list(prompts) for m, prompts in a.templates.items()} | dict(b.templates),
+            evaluation=measured,
+            licences=licences,
+            terms=terms,
         )
-        return write_bundle(target, manifest, files)
+
+
+def _towers(
+    first: Bundle, second: Bundle, through: Map, weight: float, texts: Sequence[str], folder: Path
+) -> tuple[dict[Modality, Tower], dict[Modality, float]]:
+    """B's towers with what it lacks of A's, and the lowest cosine of each new graph, in `folder`, to its parts."""
+    a, b = first.manifest, second.manifest
+    towers: dict[Modality, Tower] = dict(b.towers)
+    parity: dict[Modality, float] = {}
+    for modality in [modality for modality in a.towers if modality not in b.towers]:
+        moved = folder / f"{modality}.onnx"
+        append(first.tower_path(modality), through, moved)
+        inputs, names = _noise(a.towers[modality]), a.towers[modality].preprocessing.inputs
+        expected = through(_run(first.tower_path(modality), names, inputs))
+        parity[modality] = _agree(modality, _run(moved, names, inputs), expected)
+        towers[modality] = _bound(moved, a.towers[modality], [a.towers[modality]], through, 1.0)
+    if weight:
+        both = folder / "text.onnx"
+        mix(second.tower_path("text"), first.tower_path("text"), through, weight, both)
+        prepare = preparer(as_encoder(second, "text"))
+        spec = b.towers["text"].preprocessing
+        inputs, names = collate(spec, [prepare(text) for text in texts]), spec.inputs
+        ours, theirs = (_run(each.tower_path("text"), names, inputs) for each in (second, first))
+        parity["text"] = _agree("text", _run(both, names, inputs), mixed(ours, through(theirs), weight))
+        towers["text"] = _bound(both, b.towers["text"], [b.towers["text"], a.towers["text"]], through, weight)
+    return towers, parity
 
 
 def _bound(graph: Path, like: Tower, towers: Sequence[Tower], through: Map, weight: float) -> Tower:
