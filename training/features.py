@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from service.contract.audio import decode_audio
+from service.contract.bundle import effective
 from service.contract.errors import InputError
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image, read_image
 from service.contract.sounds import AudioPreprocessing
@@ -133,12 +135,9 @@ def cached_features(
         return Features(side_by_side(vectors, len(encoder.concepts)).numpy(), key=key)
     wrong: dict[int, str] = {} if broken is None else broken
     digests = content_hashes(items, cache, wrong)
-    keys, folder = as_keys(digests), _folder(encoder, tokens)
+    keys, folder = as_keys(digests), _folder(cache, encoder, tokens)
     store = Store(cache / folder, encoder.width, stored_as(encoder), tokens)
     missing = store.missing(keys)
-    if len(missing) and not tokens and encoder.modality != "text":  # of texts they do not say which tokenizer made them
-        _adopt(cache / _older_key(encoder, digests), store, keys, missing)
-        missing = store.missing(keys)
     missing = missing[[int(place) not in wrong for place in missing]]
     _encode(encoder, items, tokens, store, keys, missing, what, wrong if lenient else None)
     if wrong and lenient:  # the same bytes under another name are as wrong
@@ -536,34 +535,19 @@ _FRONT_ENDS = 2
 features that are cached under the former number are then not used any more."""
 
 
-def _folder(encoder: FrozenEncoder, tokens: bool) -> str:
-    """The folder of an encoder's rows, by all that defines them but the items."""
-    described = json.dumps(encoder.preprocessing.model_dump(mode="json"), sort_keys=True)
-    parts = f"{encoder.weights_sha256}:{described}:{encoder.pooling}:{encoder.unit}:{tokens}:{_FRONT_ENDS}"
-    parts += f":{np.dtype(stored_as(encoder))}:{_fast(encoder, tokens)[1]}"
-    if encoder.tokenizer is not None:
-        parts += f":{hashlib.sha256(encoder.tokenizer.read_bytes()).hexdigest()}"
-    return f"{encoder.modality}-{hashlib.sha256(parts.encode()).hexdigest()[:24]}"
+def _folder(cache: Path, encoder: FrozenEncoder, tokens: bool) -> str:
+    """The name of the folder of an encoder's rows, by all that defines them but the items."""
 
+    def named(settings: Mapping[str, Any]) -> str:
+        described = json.dumps(settings, sort_keys=True)
+        parts = f"{encoder.weights_sha256}:{described}:{encoder.pooling}:{encoder.unit}:{tokens}:{_FRONT_ENDS}"
+        parts += f":{np.dtype(stored_as(encoder))}:{_fast(encoder, tokens)[1]}"
+        if encoder.tokenizer is not None:
+            parts += f":{hashlib.sha256(encoder.tokenizer.read_bytes()).hexdigest()}"
+        return f"{encoder.modality}-{hashlib.sha256(parts.encode()).hexdigest()[:24]}"
 
-def _older_key(encoder: FrozenEncoder, digests: Sequence[bytes]) -> str:
-    """The folder that earlier versions kept the pooled features of these items in."""
-    digest = hashlib.sha256(encoder.weights_sha256.encode())
-    digest.update(json.dumps(encoder.preprocessing.model_dump(mode="json"), sort_keys=True).encode())
-    digest.update(f"{encoder.pooling}:False:{_FRONT_ENDS}".encode())
-    for content in digests:
-        digest.update(content)
-    return f"{encoder.modality}-{digest.hexdigest()[:24]}"
-
-
-def _adopt(folder: Path, store: Store, keys: Keys, missing: NDArray[np.int64]) -> None:
-    """Take over what an earlier version encoded, where it is whole."""
-    progress = folder / "progress"
-    if not progress.is_file() or int(progress.read_text()) < len(keys):
-        return
-    pooled = np.load(folder / "pooled.npy", mmap_mode="r", allow_pickle=False)
-    good = missing[np.isfinite(pooled[missing, 0])]
-    with store.writer() as writer:
-        for start in range(0, len(good), _ROWS):
-            rows = good[start : start + _ROWS]
-            writer.add(keys[rows], {"pooled": pooled[rows]})
+    name, former = named(effective(encoder.preprocessing)), named(encoder.preprocessing.model_dump(mode="json"))
+    if not (cache / name).exists() and (cache / former).is_dir():
+        with suppress(OSError):  # another process does the same
+            (cache / former).rename(cache / name)  # its name while settings counted that change nothing
+    return name

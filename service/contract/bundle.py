@@ -62,7 +62,7 @@ _MODALITY_OF_KIND: Mapping[str, Modality] = {
     "text": "text",
 }
 
-# Settings that came after the first spaces: at these values they change no vector, and are left out of a space's hash.
+# Settings that came after the first spaces: at these values they change no vector, and are left out of hashes.
 _LATER = {"query_prefix": "", "passage_prefix": "", "squashed": None}
 
 GATE_COSINE, GATE_R1_LOSS = 0.99, 0.5
@@ -160,13 +160,11 @@ class Tower(_Model):
 
     def fingerprint(self) -> str:
         """Hash of what defines this tower's vectors, whatever graph computes them, and in whatever precision."""
-        preprocessing = self.preprocessing.model_dump(mode="json")
-        later = {name for name, neutral in _LATER.items() if preprocessing.get(name) == neutral}
         return _digest(
             {
                 "encoder": self.encoder.weights_sha256,
                 "projector": self.projector.weights_sha256,
-                "preprocessing": {name: value for name, value in preprocessing.items() if name not in later},
+                "preprocessing": effective(self.preprocessing),
             }
         )
 
@@ -281,6 +279,12 @@ class Bundle:
             if name not in self.manifest.files:
                 _check_graph(path, self.manifest, file)
             yield path
+
+
+def effective(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the settings of a preprocessing without those that came later and, at their value, change nothing."""
+    settings = preprocessing.model_dump(mode="json")
+    return {name: value for name, value in settings.items() if name not in _LATER or value != _LATER[name]}
 
 
 def space_id(dimensions: int, towers: Mapping[Modality, Tower]) -> str:

@@ -34,9 +34,9 @@ REFUSED: dict[str, tuple[Callable[[], bytes], type[InputError]]] = {
     "bmp of runs of many pixels": (lambda: media.bmp(40_000, -1_000, 8, 1), MediaTooLarge),
     "tiff of tags": (lambda: b"MM\0*\0\0\0\x08\xff\xff", BadMedia),
     "big tiff of tags": (lambda: b"II+\0\x08\0\0\0\x10" + bytes(7) + b"\xff" * 8, BadMedia),
-    "webp of a canvas": (lambda: media.webps()["webp of a canvas of 16,384 x 16,384"], MediaTooLarge),
-    "webp without loss": (lambda: media.webps()["webp of a lossless 16,384 x 16,384"], MediaTooLarge),
-    "webp with loss": (lambda: media.webps()["webp of a lossy 16,383 x 16,383"], MediaTooLarge),
+    "webp of a canvas": (lambda: media.webps()["webp of a canvas of 16,384 x 16,384"][1], MediaTooLarge),
+    "webp without loss": (lambda: media.webps()["webp of a lossless 16,384 x 16,384"][1], MediaTooLarge),
+    "webp with loss": (lambda: media.webps()["webp of a lossy 16,383 x 16,383"][1], MediaTooLarge),
     "webp of one colour": (lambda: media.picture_of_zeros("WEBP", "RGB", (5_000, 4_000), lossless=True), MediaTooLarge),
 }
 

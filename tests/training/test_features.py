@@ -130,20 +130,18 @@ def test_one_changed_added_or_broken_item_encodes_one(
     assert np.array_equal(rows[1:], changed[1:])
 
 
-def test_features_of_an_earlier_version_are_taken_over(
+def test_a_setting_that_changes_nothing_names_no_cache_and_an_earlier_one_is_taken_over(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = make_recipe()
     encoder, media = load_encoder(recipe, "image"), read_pairs(recipe, "pictures")["train"].media[:3]
-    digests = [hashlib.sha256(path.read_bytes()).digest() for path in media]
-    older = tmp_path / features._older_key(encoder, digests)
-    older.mkdir()
-    pooled = np.arange(3 * encoder.width, dtype=np.float32).reshape(3, -1) % 2048  # what float16 holds
-    np.save(older / "pooled.npy", pooled)
-    (older / "progress").write_text("3")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(features, "effective", lambda spec: spec.model_dump(mode="json"))
+        before = np.array(cached_features(encoder, media, tmp_path).pooled)
+        [former] = tmp_path.glob("image-*")
     files = encoded(monkeypatch)
-    assert np.array_equal(cached_features(encoder, media, tmp_path).pooled, pooled)
-    assert not files
+    assert np.array_equal(cached_features(encoder, media, tmp_path).pooled, before)
+    assert not files and former not in tmp_path.glob("image-*")
 
 
 def test_a_file_in_the_place_of_another_is_read_though_size_and_time_are_the_same(
