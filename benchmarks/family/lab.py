@@ -187,6 +187,14 @@ def subset(prepared: Prepared, links: NDArray[np.int64]) -> Prepared:
     return replace(prepared, pairs=replace(prepared.pairs, links=links))
 
 
+def drawn(
+    rng: np.random.Generator, vectors: Floats, labels: NDArray[np.int64], classes: NDArray[np.int64], count: int
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Draws up to `count` media of each class; returns them and their labels."""
+    places = np.concatenate([rng.permutation(np.flatnonzero(labels == each))[:count] for each in classes])
+    return vectors[places], labels[places]
+
+
 def some(splits: Splits, media: int, first: int = 0) -> Splits:
     """`media` training media from the `first` on, and their texts."""
     part = splits["train"]

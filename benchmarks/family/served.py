@@ -9,9 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.family.lab import SEEDS, Floats, Lab, both_ways, files_of, paired_texts, picture, pytest_passes, recall
+from benchmarks.family.lab import (
+    SEEDS,
+    Floats,
+    Lab,
+    both_ways,
+    drawn,
+    files_of,
+    paired_texts,
+    picture,
+    pytest_passes,
+    recall,
+)
 from benchmarks.family.rows import Outcome, gain, holds, row, shown, tried
-from benchmarks.labels import _drawn as drawn
 from service.contract.abstention import auroc, scores
 from service.contract.vectors import l2_normalise
 from service.retrieval.adapters import shifted, shifts
