@@ -14,7 +14,6 @@ Ctrl-C keeps the features and the R@1 of the pairs that are trained; the same co
 import argparse
 import hashlib
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from training.errors import TrainingError
 from training.features import Features, default_cache
+from training.files import write
 from training.fit.ladder import project, train
 from training.measure.prepared import Prepared
 from training.measure.ranks import retrieval
@@ -98,7 +98,7 @@ def measure(selection: Selection, options: argparse.Namespace) -> list[Measured]
                 for split in ("train", "test")
             }
             done[key] = recall(recipe, options.source, prepared)
-            _write(results, done)
+            write(results, json.dumps(done, indent=1) + "\n")
         random = any(isinstance(source, Network) and source.random for source in sources)
         measured.append(Measured(one, done[key], random))
     return sorted(measured, key=lambda each: -each.r1)
@@ -196,13 +196,6 @@ def _short(recipe: Recipe, options: argparse.Namespace) -> Recipe:
         seed=options.seed,
     )
     return recipe.model_copy(update={"projector": projector, "train": spec, "emergent": {}})
-
-
-def _write(path: Path, done: Mapping[str, float]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(done, indent=1) + "\n")
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from training import curate, distill, doctor, embed, pipeline
 from training.commands import binding, evaluation, extend, merge, selection, sign, suspects
 from training.distributed import joined, leave, processes
 from training.errors import TrainingError
-from training.features import default_cache
+from training.flags import add_flags
 from training.importing import command as importing
-from training.recipe import SET_HELP, Recipe, RecipeError, load_recipe
+from training.recipe import Recipe, RecipeError, load_recipe
 
 
 def make_parser(called: str | None = None) -> argparse.ArgumentParser:
@@ -22,10 +22,7 @@ def make_parser(called: str | None = None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (function, what) in _COMMANDS.items():
         command = commands.add_parser(name, prog=called, help=what, description=what)
-        command.add_argument("recipe", type=Path, help="YAML file; see training/recipes/")
-        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
-        command.add_argument("--work", type=Path, help="folder of this recipe's files (default: build/work/NAME)")
-        command.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
+        add_flags(command, "recipe", "--set", "--work", "--cache")
         if name in ("run", "export"):
             command.add_argument("--out", type=Path, required=True, help="bundle folder to write")
         if name in ("hubs", "export"):
@@ -52,7 +49,6 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
         else:
             recipe = load_recipe(options.recipe, options.overrides)
             options.work = options.work or Path("build/work") / recipe.name
-            options.cache = options.cache or default_cache()
             if "out" in options:
                 check_target(options.out)  # before hours of training, and again when it is written
             result = options.function(recipe, options)

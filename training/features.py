@@ -31,12 +31,12 @@ from service.contract.errors import InputError
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image, read_image
 from service.contract.sounds import AudioPreprocessing
 from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
-from training.cache import default_cache as default_cache
 from training.data.shards import Medium, Member, identity
 from training.encode.augment import GENERATION, View, augmented
 from training.encode.store import KEY_BYTES, Keys, Ragged, Rows, Store, as_keys, places
 from training.encoders import FrozenEncoder, Pooled, example_inputs, side_by_side
 from training.errors import TrainingError
+from training.files import default_cache as default_cache
 from training.graphs import onnx_bytes, session
 
 Item = Medium | View | str

@@ -307,32 +307,38 @@ def read_table(path: Path, what: str) -> Iterator[dict[str, str]]:
 
     Raises PairError, which begins with `what` and names the row.
     """
+    try:
+        for row in _coco_captions(path) if path.suffix == ".json" else records(path):
+            yield {key: "" if value is None else str(value) for key, value in row.items()}
+    except PairError as error:
+        raise PairError(f"{what}: {error}") from None
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV, TSV or JSONL table as they stand there. Raises PairError, which names the row."""
     number = 0
     try:
-        if path.suffix == ".json":
-            yield from _coco_captions(path, what)
-            return
         with path.open(encoding="utf-8-sig", newline="") as stream:
             if path.suffix == ".jsonl":
                 for line in stream:
                     number += 1
                     row = json.loads(line)
                     if not isinstance(row, dict):
-                        raise PairError(f"{what}: line {number} of {path} is no JSON object")
-                    yield {key: "" if value is None else str(value) for key, value in row.items()}
+                        raise PairError(f"line {number} of {path} is no JSON object")
+                    yield row
             else:
                 for row in csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ","):
                     number += 1
                     if None in row or None in row.values():
-                        raise PairError(f"{what}: row {number} of {path} has not as many fields as the first line")
+                        raise PairError(f"row {number} of {path} has not as many fields as the first line")
                     yield row
-    except json.JSONDecodeError as error:
-        raise PairError(f"{what}: line {number or error.lineno} of {path} is not JSON") from None
+    except json.JSONDecodeError:
+        raise PairError(f"line {number} of {path} is not JSON") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PairError(f"{what}: {path} cannot be read after row {number}: {error}") from None
+        raise PairError(f"{path} cannot be read after row {number}: {error}") from None
 
 
-def _coco_captions(path: Path, what: str) -> Iterator[dict[str, str]]:
+def _coco_captions(path: Path) -> Iterator[dict[str, str]]:
     """A row for each caption of a caption file of COCO's: `file_name` and `license` of its image, and `caption`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -341,9 +347,13 @@ def _coco_captions(path: Path, what: str) -> Iterator[dict[str, str]]:
             for image in content["images"]
         }
         rows = [images[note["image_id"]] | {"caption": note["caption"]} for note in content["annotations"]]
+    except json.JSONDecodeError as error:
+        raise PairError(f"line {error.lineno} of {path} is not JSON") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PairError(f"{path} cannot be read: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise PairError(
-            f"{what}: {path} is no caption file of COCO's, with images (id, file_name) and annotations (image_id, "
+            f"{path} is no caption file of COCO's, with images (id, file_name) and annotations (image_id, "
             f"caption): {type(error).__name__} {error}"
         ) from None
     yield from rows

@@ -6,7 +6,6 @@ do it is refused, with the model's type and the setting.
 
 import hashlib
 import json
-import os
 import re
 import string
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ from service.contract.tokens import TextPreprocessing
 from service.contract.waveforms import Waveforms
 from service.contract.windows import LogMelWindows
 from training.audio_encoders import samples_of_a_frame
-from training.cache import default_cache
 from training.errors import TrainingError
+from training.files import default_cache, write
 from training.text_encoders import POOLINGS, TWO_TOWERS, Dense
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -333,10 +332,7 @@ def tokenizer_file(folder: Path) -> Path:
         return path
     made = default_cache() / f"tokenizer-{hashlib.sha256(content.encode()).hexdigest()[:24]}.json"
     if not made.is_file():
-        made.parent.mkdir(parents=True, exist_ok=True)
-        partial = made.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(content, encoding="utf-8")
-        os.replace(partial, made)
+        write(made, content)
     return made
 
 

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -37,6 +37,9 @@ GONE: dict[str, tuple[str | None, str]] = {
 
 class RecipeError(TrainingError):
     """A recipe cannot be used: the message names the file, the key and what is wrong."""
+
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class _Model(BaseModel):
@@ -487,12 +490,32 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     for source in (values.get("pairs") or {}).values():
         if isinstance(source, dict) and isinstance(source.get("prompts"), str):
             source["prompts"] = _mapping(path.parent / source["prompts"])
+    return checked(Recipe, values, f"{path}: ")
+
+
+def checked(kind: type[Checked], values: Any, where: str, error: type[TrainingError] = RecipeError) -> Checked:
+    """Checks what a file says; raises `error`, which begins with `where` and names the first key that is wrong."""
     try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "recipe"
-        raise RecipeError(f"{path}: {where}: {first['msg']}") from None
+        return kind.model_validate(values)
+    except ValidationError as wrong:
+        first = wrong.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise error(f"{where}{key}: {first['msg']}" if key else f"{where}{first['msg']}") from None
+
+
+def load_with_recipe(
+    path: Path, overrides: list[str] | None, gives: str, error: type[TrainingError]
+) -> tuple[dict[str, Any], Recipe]:
+    """Reads a file that names a recipe: its other values, and the recipe. Raises `error` or RecipeError.
+
+    `--set data.root=…` and ISTHMUS_DATA reach the recipe; other overrides are the file's own. `gives` says in the
+    error what the recipe is for.
+    """
+    values = read_yaml(path, overrides)
+    data = (values.pop("data", None) or {}).get("root")
+    if not isinstance(values.get("recipe"), str):
+        raise error(f"{path}: recipe must name the recipe that gives {gives}")
+    return values, load_recipe(path.parent / values.pop("recipe"), None if data is None else [f"data.root={data}"])
 
 
 def refuse_gone(path: Path, values: dict[str, Any], fields: Mapping[str, tuple[str | None, str]]) -> None:

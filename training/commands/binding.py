@@ -20,9 +20,10 @@ from training.bundle.bind.joint import write_joint
 from training.bundle.bind.maps import Fit, fit
 from training.bundle.bind.routing import best, learn
 from training.errors import TrainingError
-from training.features import cached_features, default_cache
+from training.features import cached_features
+from training.flags import add_flags
 from training.heads.bundled import as_encoder
-from training.recipe import SET_HELP, load_recipe
+from training.recipe import load_recipe
 
 _FEWEST = 20
 _CHECKED = 16  # texts that a joint text graph is checked on
@@ -40,15 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     share = parser.add_mutually_exclusive_group()
     share.add_argument("--weight", type=_share, default=0.0, help="share of A's text tower in a text (default: 0)")
     share.add_argument("--recipe", type=Path, help="learn the weight on this recipe's validation splits")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
+    add_flags(parser, "--set", "--cache")
     parser.add_argument("--name", help="of the new bundle (default: A-B)")
-    parser.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
 
 
 def main(options: argparse.Namespace) -> dict[str, Any]:
     """Write the joint bundle. Raises TrainingError."""
     first, second = read_bundle(options.first), read_bundle(options.second)
-    cache, weight = options.cache or default_cache(), options.weight
+    cache, weight = options.cache, options.weight
     moved = _moved(first, second)
     if (weight or options.recipe) and not _same_tokens(first, second):
         raise BindError("the text towers read different tokens, and share no input: the weight must be 0")

@@ -13,7 +13,8 @@ import numpy as np
 from service.contract.bundle import MANIFEST, Bundle, Modality, Preprocessing, read_bundle
 from training import pipeline
 from training.data.leaks import subset
-from training.features import Item, cached_features, default_cache
+from training.features import Item, cached_features
+from training.flags import add_flags
 from training.heads.bundled import as_encoder
 from training.measure.data import DataError, Wording, name_of, read_data, read_wording, write_items
 from training.measure.intervals import interval
@@ -21,17 +22,16 @@ from training.measure.page import items, write_page
 from training.measure.ranks import class_vectors, with_prompts
 from training.measure.results import Floats, Result, between, captioned, figures_of, hits, labelled
 from training.pairs import Pairs
-from training.recipe import SET_HELP, load_recipe
+from training.recipe import load_recipe
 
 _Data = dict[Literal["image", "audio"], Pairs]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", nargs="?", type=Path, metavar="RECIPE|BUNDLE", help="YAML file, or a bundle folder")
-    parser.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
+    add_flags(parser, "--cache")
     recipe = parser.add_argument_group("a recipe")
-    recipe.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
-    recipe.add_argument("--work", type=Path, help="folder of this recipe's files (default: build/work/NAME)")
+    add_flags(recipe, "--set", "--work")
     bundle = parser.add_argument_group("bundles")
     bundle.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two bundles: B minus A, paired")
     bundle.add_argument(
@@ -47,7 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> dict[str, Any]:
-    options.cache = options.cache or default_cache()
     if options.compare is None and options.target is None:
         raise DataError("evaluate what? Give a recipe, a bundle folder, or --compare A B")
     if options.compare is not None and options.target is not None:

@@ -25,13 +25,14 @@ from training.bundle.write import CARD, write
 from training.distributed import joined
 from training.encoders import FrozenEncoder
 from training.errors import TrainingError
-from training.features import Item, default_cache
+from training.features import Item
 from training.fit.ladder import Trained, save_projectors, train
+from training.flags import add_flags
 from training.heads.bundled import PROJECTORS, read_projectors, text_head
 from training.heads.concepts import named
 from training.heads.projector import Head
 from training.heads.trained import licences_json, licences_of
-from training.recipe import SET_HELP, Recipe, load_recipe
+from training.recipe import Recipe, load_recipe
 
 _SAMPLES = 16  # real items that a graph is checked on
 
@@ -44,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="bundle to extend; it is not changed")
     parser.add_argument("recipe", type=Path, help="names the bundle's own text encoder, and encoder and pairs to add")
     parser.add_argument("--out", type=Path, required=True, help="bundle folder to write")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
-    parser.add_argument("--work", type=Path, help="folder of this recipe's files (default: build/work/NAME)")
-    parser.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
+    add_flags(parser, "--set", "--work", "--cache")
 
 
 def main(options: argparse.Namespace) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     recipe, head = fitted(load_recipe(options.recipe, options.overrides), bundle)
     # Checkpoints of another frozen space are none of this one.
     work = (options.work or Path("build/work") / recipe.name) / bundle.manifest.space
-    cache = options.cache or default_cache()
+    cache = options.cache
     frozen, read, data = pipeline.prepare(recipe, cache)
     texts = [text for splits in read.values() for part in splits.values() for text in part.texts[:_SAMPLES]]
     check_text(bundle, frozen["text"], head, texts[:_SAMPLES])

@@ -21,10 +21,10 @@ from torch import Tensor
 from service.contract.licences import Licence, combined
 from training import pipeline
 from training.errors import TrainingError
-from training.features import default_cache
+from training.flags import add_flags
 from training.heads.trained import licences_json, load_projectors
 from training.measure.validation import Data, calibrate, means, overall, validate
-from training.recipe import SET_HELP, Recipe, load_recipe
+from training.recipe import Recipe, load_recipe
 
 File = tuple[dict[str, Tensor], dict[str, str]]
 
@@ -39,8 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alpha", type=_share, nargs="+", default=[0.5], help="share of B; several need --recipe")
     parser.add_argument("--out", type=Path, required=True, help="projectors.safetensors to write")
     parser.add_argument("--recipe", type=Path, help="validate each α on this recipe's pairs and write the best")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
-    parser.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
+    add_flags(parser, "--set", "--cache")
 
 
 def main(options: argparse.Namespace) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         _write(options, merged(first, second, alpha), alpha)
         return {"projectors": str(options.out), "alpha": alpha}
     recipe = load_recipe(options.recipe, options.overrides)
-    _, _, data = pipeline.prepare(recipe, options.cache or default_cache())
+    _, _, data = pipeline.prepare(recipe, options.cache)
     scores: dict[float, float] = {}
     print(f"{'alpha':>6}{'score':>9}" + "".join(f"{name:>14}" for name in data), file=sys.stderr)
     for alpha in options.alpha:

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.bundle import Modality
-from training.features import default_cache
+from training.flags import add_flags
 from training.measure.select.candidates import SelectError, Selection, load_selection
 from training.measure.select.report import TRUSTED, Table, print_table, write_heat_map, write_json
 from training.measure.select.sides import Floats, Groups, Side, each, grouped, sampled
 from training.measure.select.streaming import MEASURES, Sizes, accuracy, compare
 from training.measure.select.towers import read
 from training.pairs import Pairs, read_pairs
-from training.recipe import SET_HELP
 
 __all__ = ["SelectError", "add_arguments", "main"]
 
@@ -27,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sizes = Sizes()
     parser.add_argument("selection", type=Path, help="YAML, such as training/recipes/select/flickr8k.yaml")
     parser.add_argument("--out", type=Path, help="folder for select.json and heat maps (default: build/select/NAME)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
-    parser.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
+    add_flags(parser, "--set", "--cache")
     parser.add_argument("--pairs", nargs="+", default=[], metavar="NAME", help="pairs of the recipe (default: all)")
     parser.add_argument(
         "--split", choices=["train", "validation", "test"], default="train", help="which split's media (default: train)"
@@ -56,7 +54,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         if value is not None and value < least:
             raise SelectError(f"--{name} must be at least {least}")
     selection = load_selection(options.selection, options.overrides, options.pairs)
-    cache, out = options.cache or default_cache(), options.out or Path("build/select") / options.selection.stem
+    cache, out = options.cache, options.out or Path("build/select") / options.selection.stem
     out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {}
     tables = {}

@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from training.encoders import load_encoder
 from training.errors import TrainingError
-from training.features import cached_features, default_cache
+from training.features import cached_features
+from training.flags import add_flags
 from training.measure.select.sides import Floats, Rows, Side, each
 from training.measure.select.streaming import Sizes, nearest
 from training.pairs import Pairs, read_pairs
-from training.recipe import SET_HELP, load_recipe
+from training.recipe import load_recipe
 
 
 class SuspectsError(TrainingError):
@@ -47,11 +48,9 @@ class Verdict:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, help="YAML file; see training/recipes/")
+    add_flags(parser, "recipe", "--set", "--cache")
     parser.add_argument("--pairs", required=True, metavar="NAME", help="labelled pairs of the recipe")
     parser.add_argument("--out", type=Path, help="table to write (default: build/suspects/NAME.csv)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
-    parser.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
     parser.add_argument(
         "--split",
         choices=["train", "validation", "test"],
@@ -72,7 +71,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     if not 0 < options.neighbours < len(pairs.media):
         raise SuspectsError(f"--neighbours must be from 1 to {len(pairs.media) - 1}, one less than there are media")
     encoder = load_encoder(recipe, pairs.modality)
-    features = cached_features(encoder, pairs.media, options.cache or default_cache(), what=pairs.name)
+    features = cached_features(encoder, pairs.media, options.cache, what=pairs.name)
     found = verdict(np.asarray(features.pooled), pairs.labels, options.neighbours)
     out = options.out or Path("build/suspects") / f"{options.pairs}.csv"
     doubtful = found.doubtful()

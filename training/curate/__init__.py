@@ -16,11 +16,12 @@ from training.curate.allocation import allocate
 from training.curate.blocks import Preparation
 from training.curate.cluster import Cluster
 from training.curate.concepts import concept_names, overlap, prototypes
-from training.curate.leaks import held_out, write
+from training.curate.leaks import held_out
 from training.curate.output import figures, report, write_report, write_rows
 from training.curate.pool import ThisProcess, Workers, offer
 from training.curate.recipe import CurateError, load_curation
-from training.recipe import SET_HELP
+from training.files import write
+from training.flags import add_flags
 
 __all__ = ["CurateError", "add_arguments", "main"]
 
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("curation", type=Path, help="YAML, such as training/recipes/curate/flickr30k.yaml")
     parser.add_argument("--out", type=Path, help="folder of tables and report (default: build/curated/NAME)")
     parser.add_argument("--work", type=Path, help="folder of encoded blocks (default: build/work/NAME)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
+    add_flags(parser, "--set")
     parser.add_argument(
         "--ray",
         nargs="?",

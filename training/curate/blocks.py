@@ -6,7 +6,6 @@ interrupted, and a change of the concepts or of the numbers to keep encodes noth
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from training.curate.recipe import CurateError, Curation
 from training.curate.rows import Row
 from training.data.duplicates import content_hash, perceptual_hash
 from training.encoders import FrozenEncoder, load_encoder
+from training.files import whole
 from training.heads.bundled import as_encoder
 
 _VERSION = 1
@@ -224,12 +224,9 @@ class Preparation:
 
 def write_block(path: Path, block: Block) -> None:
     """Write the whole file or none; two writers of one block write the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     said = {"source": block.source, "rows": block.rows, "dropped": block.dropped, "records": block.records}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as stream:
+    with whole(path) as partial, partial.open("wb") as stream:
         np.savez(stream, vectors=block.vectors, said=np.frombuffer(json.dumps(said).encode(), np.uint8))
-    os.replace(partial, path)
 
 
 def read_block(path: Path) -> Block:

@@ -5,7 +5,6 @@ A pool's row is a leak where its text or its medium is an evaluated one, exactly
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from service.contract.images import decode_image
 from training.curate.recipe import Curation, DuplicateSpec
 from training.data.duplicates import Images, Texts, content_hash, perceptual_hash
 from training.data.shards import identity
+from training.files import write
 from training.pairs import Pairs, read_pairs
 
 
@@ -79,14 +79,6 @@ class Leaks:
             return f"leak.{self._media[content]}.medium"
         number = None if fingerprint is None else next(self._images.resembled(fingerprint), None)
         return None if number is None else f"leak.{self._image_sets[number]}.medium_near"
-
-
-def write(path: Path, text: str) -> None:
-    """Write a whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _fingerprints(name: str, parts: Sequence[Pairs]) -> HeldOut:

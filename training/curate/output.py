@@ -2,7 +2,6 @@
 
 import html
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,9 +11,9 @@ import yaml
 
 from training.curate.allocation import Allocation, Taken
 from training.curate.candidates import Candidates
-from training.curate.leaks import write
 from training.curate.recipe import Curation
 from training.curate.rows import read_rows
+from training.files import whole, write
 from training.measure.page import html_page, svg
 
 
@@ -135,9 +134,8 @@ def _extract(curation: Curation, name: str, path: Path, inside: Mapping[str, str
         for row in rows:
             if row.media in wanted and row.content is not None:
                 target = folder / inside[row.media]
-                partial = target.with_name(f"{target.name}.partial")
-                partial.write_bytes(row.content)
-                os.replace(partial, target)
+                with whole(target) as partial:
+                    partial.write_bytes(row.content)
 
 
 def _bars(concepts: Mapping[str, Mapping[str, int]], each: int) -> str:

@@ -10,13 +10,13 @@ against: {flickr8k: [validation, test], caltech101: [test]}
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from training.errors import TrainingError
 from training.pairs import Split
-from training.recipe import Recipe, load_recipe, read_yaml
+from training.recipe import Recipe, checked, load_with_recipe
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 
@@ -185,25 +185,10 @@ class Curation:
 
 
 def load_curation(path: Path, overrides: list[str] | None = None) -> Curation:
-    """Read a curation. Raises CurateError or RecipeError.
-
-    `--set data.root=…` and ISTHMUS_DATA reach the recipe; other overrides are the curation's own.
-    """
-    values = read_yaml(path, overrides)
-    data = (values.pop("data", None) or {}).get("root")
-    if not isinstance(values.get("recipe"), str):
-        raise CurateError(f"{path}: recipe must name the recipe that gives data, text encoder and evaluation sets")
-    recipe = load_recipe(path.parent / values.pop("recipe"), None if data is None else [f"data.root={data}"])
-    try:
-        spec = CurateSpec.model_validate(values)
-    except ValidationError as error:
-        raise CurateError(f"{path}: {_reason(error)}") from None
+    """Reads a curation. Raises CurateError or RecipeError."""
+    values, recipe = load_with_recipe(path, overrides, "data, text encoder and evaluation sets", CurateError)
+    spec = checked(CurateSpec, values, f"{path}: ", CurateError)
     named = [*spec.against, *(spec.concepts.classes_of if spec.concepts else [])]
     if unknown := next((name for name in named if name not in recipe.pairs), None):
         raise CurateError(f"{path}: its recipe has no pairs named {unknown}; it has {', '.join(recipe.pairs)}")
     return Curation(path.stem, recipe, spec)
-
-
-def _reason(error: ValidationError) -> str:
-    first: Any = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")

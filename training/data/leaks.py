@@ -6,7 +6,6 @@ Pictures are compared by perceptual hashes, over all sources of a recipe; record
 
 import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from service.contract.errors import InputError
 from service.contract.images import decode_image
 from training.data.duplicates import Images, perceptual_hash
 from training.data.shards import Medium, identity
+from training.files import write
 from training.pairs import Pairs, Split
 from training.recipe import Recipe
 
@@ -92,11 +92,7 @@ class _Hashes:
         digest = hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:24]
         path = self._cache / f"hashes-{digest}.json"
         if not path.is_file():
-            self._cache.mkdir(parents=True, exist_ok=True)
-            made = [_hash(file) for file in tqdm(files, desc=what, disable=None)]
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(made))
-            os.replace(partial, path)
+            write(path, json.dumps([_hash(file) for file in tqdm(files, desc=what, disable=None)]))
         return (int(fingerprint, 16) if fingerprint else None for fingerprint in json.loads(path.read_text()))
 
 

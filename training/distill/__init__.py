@@ -17,19 +17,19 @@ from training.distill.recipe import load_distill_recipe
 from training.distill.student import Student, measure
 from training.distill.teacher import Teacher, weights_hash
 from training.distill.views import files_of, plain_views
-from training.recipe import SET_HELP
+from training.flags import add_flags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="YAML, such as training/recipes/distill-image.yaml")
     parser.add_argument("--out", type=Path, required=True, help="folder for encoder.onnx and encoder.json")
     parser.add_argument("--work", type=Path, default=Path(".cache/distill"), help="folder for views and checkpoints")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=SET_HELP)
+    add_flags(parser, "--set")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Train and export a student; return its figures. Raises TrainingError."""
-    recipe = load_distill_recipe(args.recipe, args.set)
+    recipe = load_distill_recipe(args.recipe, args.overrides)
     torch.set_num_threads(recipe.train.threads)
     folder = recipe.data.root / recipe.teacher.folder
     weights_before = weights_hash(folder)

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.contract.images import ImagePreprocessing
 from service.contract.windows import LogMelWindows
-from training.recipe import RecipeError, read_yaml, refuse_gone
+from training.recipe import RecipeError, checked, read_yaml, refuse_gone
 
 _PLAIN = "a plain student had R² 0.210 where one that learns stage by stage has 0.407"
 GONE = {"views": (None, _PLAIN)} | {f"student.{name}": (None, _PLAIN) for name in ("stem", "widths", "depths")}
@@ -106,24 +106,21 @@ class DistillRecipe(_Model):
         return self._preprocessing(self.student.preprocessing | self.student.exported)
 
     def _preprocessing(self, given: dict[str, Any]) -> ImagePreprocessing | LogMelWindows:
-        kind = ImagePreprocessing if self.modality == "image" else LogMelWindows
-        return kind.model_validate(given)
+        kind: type[ImagePreprocessing | LogMelWindows] = (
+            ImagePreprocessing if self.modality == "image" else LogMelWindows
+        )
+        return checked(kind, given, "student.preprocessing.")
 
 
 def load_distill_recipe(path: Path, overrides: list[str]) -> DistillRecipe:
     """Read and check a recipe; `key.key=value` overrides replace its values. Raises RecipeError."""
-    try:
-        values = read_yaml(path, overrides)
-        refuse_gone(path, values, GONE)
-        if (start := (values.get("train") or {}).get("start")) is not None:
-            values["train"]["start"] = str(path.parent / start)
-        recipe = DistillRecipe.model_validate(values)
-        recipe.preprocessing()
-        recipe.exported()
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "recipe"
-        raise RecipeError(f"{path}: {where}: {first['msg']}") from None
+    values = read_yaml(path, overrides)
+    refuse_gone(path, values, GONE)
+    if (start := (values.get("train") or {}).get("start")) is not None:
+        values["train"]["start"] = str(path.parent / start)
+    recipe = checked(DistillRecipe, values, f"{path}: ")
+    recipe.preprocessing()
+    recipe.exported()
     if recipe.modality == "image" and recipe.teacher.preprocessing is None:
         raise RecipeError(f"{path}: teacher.preprocessing: an image teacher needs its height and width")
     student = recipe.student

@@ -9,7 +9,6 @@ import csv
 import functools
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from service.contract.audio import decode_audio
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
 from training.distill.recipe import DistillRecipe
+from training.files import whole
 from training.recipe import RecipeError
 
 Pooled = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -108,13 +108,12 @@ def pictures(files: Sequence[Path], work: Path, side: int = 256) -> NDArray[np.u
     listed = json.dumps([side, *(f"{path} {path.stat().st_size}" for path in files)])
     path = work / f"pictures-{hashlib.sha256(listed.encode()).hexdigest()[:16]}.npy"
     if not path.exists():
-        partial = path.with_suffix(".partial")
-        stored = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(files), side, side, 3))
-        for index, file in enumerate(tqdm(files, desc="pictures", disable=None)):
-            image = decode_image(file.read_bytes())
-            stored[index] = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
-        stored.flush()
-        os.replace(partial, path)
+        with whole(path) as partial:
+            stored = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(files), side, side, 3))
+            for index, file in enumerate(tqdm(files, desc="pictures", disable=None)):
+                image = decode_image(file.read_bytes())
+                stored[index] = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+            stored.flush()
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
@@ -160,11 +159,8 @@ def kept(work: Path, kind: str, key: Any, make: Callable[[], dict[str, NDArray[A
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = work / f"{kind}-{digest}.npz"
     if not path.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as stream:
+        with whole(path) as partial, partial.open("wb") as stream:
             np.savez(stream, **make())  # type: ignore[arg-type]
-        os.replace(partial, path)
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
 

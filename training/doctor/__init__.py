@@ -30,25 +30,24 @@ from training.doctor.machine import (
 )
 from training.encoders import FrozenEncoder
 from training.errors import TrainingError
-from training.features import Item, default_cache, stored_as
+from training.features import Item, stored_as
+from training.flags import add_flags
 from training.pairs import Pairs, Split
-from training.recipe import SET_HELP, Recipe, load_recipe
+from training.recipe import Recipe, load_recipe
 
 _LIBRARIES = 600_000_000  # bytes that torch, transformers and ONNX Runtime take themselves, roundly
 _PAIR = 1_250  # bytes of a pair's names and places (benchmarks.scale); features are mapped from the cache, not held
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, help="YAML file; see training/recipes/")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
-    parser.add_argument("--cache", type=Path, help="feature cache (default: ISTHMUS_CACHE or ~/.cache/isthmus)")
+    add_flags(parser, "recipe", "--set", "--cache")
 
 
 def main(options: argparse.Namespace) -> dict[str, Any]:
     """Print the table. `ok` is whether nothing is lacking. Raises RecipeError where there is no recipe to look at."""
     recipe = load_recipe(options.recipe, options.overrides)
     lacking, figures = 0, dict[str, Any]()
-    for check in examine(recipe, options.cache or default_cache(), figures):
+    for check in examine(recipe, options.cache, figures):
         print(f"{check.state:9}{check.what:24}{check.detail}", file=sys.stderr, flush=True)
         lacking += check.state == "missing"
     return {"ok": not lacking, "lacking": lacking, **figures}

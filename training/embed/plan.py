@@ -1,8 +1,6 @@
 """What is to be embedded, read once and cut into shards: files of rows that any worker can do, one after the other."""
 
-import csv
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +8,8 @@ from typing import Any
 
 from service.contract.bundle import Manifest
 from training.errors import TrainingError
-from training.pairs import SUFFIXES
+from training.files import write
+from training.pairs import SUFFIXES, records
 
 _SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 _FILE = ("file", "path", "filename", "file_name", "image", "audio", "media")
@@ -75,9 +74,7 @@ def plan(out: Path, manifest: Manifest, data: Sequence[Path], root: Path | None,
     if number == held == 0:
         raise EmbedError(f"{', '.join(map(str, data))}: no image, sound or text is there")
     # Last: without it the plan is made again.
-    part = stated.with_suffix(".part")
-    part.write_text(json.dumps(wanted))
-    os.replace(part, stated)
+    write(stated, json.dumps(wanted))
 
 
 def tasks(out: Path) -> list[Task]:
@@ -109,7 +106,7 @@ def _rows(path: Path, root: Path | None) -> Iterator[Row]:
     if path.suffix not in (".csv", ".tsv", ".jsonl"):
         raise EmbedError(f"{path} is neither a folder nor a .csv, .tsv or .jsonl table")
     base = root or path.parent
-    for number, record in enumerate(_records(path), start=1):
+    for number, record in enumerate(records(path), start=1):
         named = next((name for name in _FILE if record.get(name) not in (None, "")), None)
         medium, text = record.get(named) if named else None, record.get("text")
         if (medium is None) == (text in (None, "")):
@@ -122,26 +119,3 @@ def _rows(path: Path, root: Path | None) -> Iterator[Row]:
         metadata = {name: value for name, value in record.items() if name not in ("id", "text", named)}
         place = None if medium is None else str((base / medium).absolute())
         yield Row(str(id), place, text if medium is None else None, metadata)
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            if path.suffix != ".jsonl":
-                for row in csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ","):
-                    number += 1
-                    if None in row or None in row.values():
-                        raise EmbedError(f"row {number} of {path} has not as many fields as the first line")
-                    yield row
-                return
-            for line in stream:
-                number += 1
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise EmbedError(f"line {number} of {path} is no JSON object")
-                yield record
-    except json.JSONDecodeError:
-        raise EmbedError(f"line {number} of {path} is not JSON") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EmbedError(f"{path} cannot be read after row {number}: {error}") from None

@@ -18,6 +18,7 @@ from service.contract.sounds import AudioPreprocessing
 from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
 from service.contract.vectors import l2_normalise
 from training.embed.plan import EmbedError, Row, Task, read_rows
+from training.files import whole
 from training.pairs import SUFFIXES
 
 _CALLS: dict[str, int] = {"image": 8, "text": 32}
@@ -73,10 +74,8 @@ class Shards:
         if failures:
             task.failures.parent.mkdir(exist_ok=True)
             task.failures.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in failures))
-        # A name of its own: on a cluster two workers may come to do one shard.
-        part = task.target.with_suffix(f".{os.getpid()}.part")
-        pyarrow.parquet.write_table(pa.Table.from_arrays(columns, schema=schema(manifest)), part)
-        os.replace(part, task.target)
+        with whole(task.target) as partial:
+            pyarrow.parquet.write_table(pa.Table.from_arrays(columns, schema=schema(manifest)), partial)
         return task.target.name, len(kept), len(failures)
 
     def _vectors(self, rows: Sequence[Row]) -> tuple[dict[int, NDArray[np.float32]], list[dict[str, str]]]:

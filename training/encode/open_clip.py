@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from training.cache import default_cache
 from training.errors import TrainingError
+from training.files import default_cache
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")

@@ -24,6 +24,7 @@ from training.bundle.precision import Encoders, make_variants, text_variants
 from training.bundle.write import CARD, write
 from training.encoders import FrozenEncoder, load_encoder, load_model, model_folder
 from training.features import Item
+from training.flags import add_flags
 from training.heads.bundled import PROJECTORS
 from training.heads.projector import NoHead
 from training.importing import reference, samples
@@ -37,7 +38,7 @@ from training.importing.families import (
     softmax_of,
 )
 from training.preprocessors import transformer_folder
-from training.recipe import SET_HELP, EncoderSource, ProjectorSpec, Recipe, load_recipe
+from training.recipe import EncoderSource, ProjectorSpec, Recipe, load_recipe
 
 _OF_TEXTS = 0.05
 """Temperature of a text model, which tells none: the scale of 20 that sentence-transformers trains with by default."""
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precisions", nargs="+", choices=("fp16", "int8"), default=[], help="smaller variants, as far as they pass"
     )
     parser.add_argument("--recipe", type=Path, help="its pairs are what the variants' loss of R@1 is measured on")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET_HELP)
+    add_flags(parser, "--set")
 
 
 def main(options: argparse.Namespace) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from service.contract.bundle import Modality
 from training.errors import TrainingError
 from training.pairs import SUFFIXES, Gathered, Pairs, read_table, readable
+from training.recipe import checked
 
 _FILE = ("file", "path", "filename", "file_name", "image", "audio", "media")
 _LABEL = ("label", "class", "category")
@@ -60,12 +61,9 @@ def read_wording(path: Path | None) -> Wording:
         values: Any = yaml.safe_load(text) if path.suffix in (".yaml", ".yml", ".json") else None
         if values is None:
             values = {"templates": [line.strip() for line in text.splitlines() if line.strip()]}
-        wording = Wording.model_validate(values)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    wording = checked(Wording, values, f"{path}: ", DataError)
     every = wording.templates.values() if isinstance(wording.templates, dict) else [wording.templates]
     for template in (template for templates in every for template in templates):
         if template.count("{}") != 1:

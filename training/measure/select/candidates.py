@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.contract.bundle import Modality
 from training.errors import TrainingError
-from training.recipe import EncoderSource, Recipe, load_recipe, read_yaml
+from training.recipe import EncoderSource, Recipe, checked, load_with_recipe
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
@@ -92,23 +92,13 @@ class Selection:
 
 
 def load_selection(path: Path, overrides: list[str] | None = None, pairs: Sequence[str] = ()) -> Selection:
-    """Read a selection, with the named pairs or all of its recipe's. Raises SelectError or RecipeError.
-
-    `--set data.root=…` and ISTHMUS_DATA reach the recipe; other overrides are the selection's own.
-    """
-    values = read_yaml(path, overrides)
-    data = (values.pop("data", None) or {}).get("root")
-    if not isinstance(values.get("recipe"), str):
-        raise SelectError(f"{path}: recipe must name the recipe that gives data, pairs and templates")
-    recipe = load_recipe(path.parent / values.pop("recipe"), None if data is None else [f"data.root={data}"])
+    """Reads a selection, with the named pairs or all of its recipe's. Raises SelectError or RecipeError."""
+    values, recipe = load_with_recipe(path, overrides, "data, pairs and templates", SelectError)
     for source in (source for own in _mappings(values.get("candidates")) for source in _mappings(own)):
         for key in ("folder", "onnx", "words", "vectors"):
             if str(source.get(key) or "").startswith("."):
                 source[key] = str((path.parent / source[key]).resolve())
-    try:
-        given = _File.model_validate(values).candidates
-    except ValidationError as error:
-        raise SelectError(f"{path}: {_reason(error)}") from None
+    given = checked(_File, values, f"{path}: ", SelectError).candidates
     for modality in sorted(given.model_fields_set - set(recipe.encoders)):
         raise SelectError(f"{path}: candidates.{modality}: its recipe has no {modality} encoder, and no such pairs")
     if unknown := sorted(set(pairs) - set(recipe.pairs)):
@@ -126,20 +116,12 @@ def load_selection(path: Path, overrides: list[str] | None = None, pairs: Sequen
 def _checked(path: Path, modality: str, sources: dict[str, dict[str, Any]]) -> dict[str, Candidate]:
     result: dict[str, Candidate] = {}
     for name, values in sources.items():
-        kind = WordVectors if "words" in values else LatentSemantics if "lsa" in values else Network
+        kind: type[Candidate] = WordVectors if "words" in values else LatentSemantics if "lsa" in values else Network
         where = f"candidates.{modality}.{name}"
         if kind is not Network and modality != "text":
             raise SelectError(f"{path}: {where}: words and lsa are text encoders")
-        try:
-            result[name] = kind.model_validate(values)
-        except ValidationError as error:
-            raise SelectError(f"{path}: {where}.{_reason(error)}") from None
+        result[name] = checked(kind, values, f"{path}: {where}.", SelectError)
     return result
-
-
-def _reason(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
 
 
 def _mappings(values: Any) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """What `select` shows: a ranked table, a JSON file, and a heat map with one panel per measure."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import IO
 import numpy as np
 
 from service.contract.bundle import Modality
+from training.files import write
 from training.measure.select.streaming import MEASURES, Alignment, Sizes
 
 TRUSTED = {"text": ("mutual_knn", 0.851), "media": ("mutual_knn", 0.976)}
@@ -56,9 +56,7 @@ def write_json(path: Path, tables: Mapping[str, Table], by: str, sizes: Sizes) -
         "sizes": asdict(sizes),
         "pairs": {name: asdict(table) for name, table in tables.items()},
     }
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_heat_map(path: Path, name: str, table: Table) -> None:

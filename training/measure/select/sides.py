@@ -1,12 +1,13 @@
 """The sides of a comparison: features of media and of texts row by row, read from memory maps when asked for."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.vectors import l2_normalise
+from training.data.leaks import subset
 from training.pairs import Pairs
 
 Floats = NDArray[np.float32]
@@ -80,16 +81,9 @@ def sampled(pairs: Pairs, count: int | None, seed: int) -> Pairs:
     """`count` media drawn at random, in their order, with their texts; all of them where there are no more."""
     if count is None or count >= len(pairs.media):
         return pairs
-    kept = np.sort(np.random.default_rng(seed).choice(len(pairs.media), count, replace=False))
-    links = pairs.links[np.isin(pairs.links[:, 0], kept)]
-    texts, renumbered = np.unique(links[:, 1], return_inverse=True)
-    return replace(
-        pairs,
-        media=[pairs.media[index] for index in kept],
-        texts=[pairs.texts[index] for index in texts],
-        links=np.stack([np.searchsorted(kept, links[:, 0]), renumbered.reshape(-1)], axis=1),
-        labels=None if pairs.labels is None else pairs.labels[kept],
-    )
+    kept = np.zeros(len(pairs.media), bool)
+    kept[np.random.default_rng(seed).choice(len(pairs.media), count, replace=False)] = True
+    return subset(pairs, kept, texts=True)
 
 
 def _groups(row: Rows, item: Rows) -> Groups:

@@ -5,7 +5,6 @@ mean of its words' rows of diag(idf) V, up to the text's length.
 """
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from service.contract.tokens import TextPreprocessing
 from training.encoders import FrozenEncoder, weights_sha256
+from training.files import write
 from training.measure.select.candidates import LatentSemantics, SelectError, WordVectors
 
 _PAD, _UNKNOWN = "[PAD]", "[UNK]"
@@ -134,8 +134,5 @@ def _write(tokenizer: Tokenizer, cache: Path) -> Path:
     folder = cache / f"words-{hashlib.sha256(content.encode()).hexdigest()[:24]}"
     path = folder / "tokenizer.json"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(content, encoding="utf-8")
-        os.replace(partial, path)
+        write(path, content)
     return path
