@@ -17,7 +17,7 @@ NONE = "not_found"
 INVALID, MALFORMED, BODY = "invalid_request", "malformed_request", "body_too_large"
 MULTIPART = "multipart/form-data"
 ANY_OF_MEDIA = frozenset({OK, LARGE, UNSUPPORTED, BAD})
-"""Of a damaged file: what is damaged may be what nobody reads."""
+"""The codes of a damaged file: what is damaged may be what nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Attack:
     job: bool = False
     """Whether what is right is told by the job that it makes, if it makes one."""
     sound_s: float = 0.0
-    """Of a sound that is right to be embedded: how long it is."""
+    """How long a sound is that is right to be embedded."""
     goes_on: bool = False
     """Whether the client goes on to write once it is answered."""
     crowd: int = 0
@@ -555,7 +555,7 @@ def of_http() -> Iterator[Attack]:
 
 
 def of_http_without_end() -> Iterator[Attack]:
-    """It is answered, and goes on."""
+    """Requests of a client that is answered, and goes on to write."""
     health = head("/healthz", [("Transfer-Encoding", "chunked")], "GET")
     wires = {
         "25 MB of trailers": health + b"0\r\n" + b"a:\r\n" * 6_250_000,

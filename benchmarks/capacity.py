@@ -34,7 +34,7 @@ class Scenario:
     name: str
     clients: int
     inputs: int
-    """Of one request."""
+    """The inputs of one request."""
     what: str
 
 
@@ -85,7 +85,7 @@ def fill(server: Server) -> None:
 
 
 def load(server: Server, scenario: Scenario, seconds: float, where: Sequence[int]) -> Measured:
-    """Raises BenchmarkError where locust says nothing."""
+    """Runs locust once. Raises BenchmarkError where it says nothing."""
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--json", "--skip-log"]
     command += ["--host", server.address, "-u", str(scenario.clients), "-r", str(scenario.clients)]
     command += ["-t", f"{seconds:g}s", "--reset-stats", "--stop-timeout", "30", scenario.name]

@@ -80,7 +80,7 @@ class Outcome:
     lost: int
     recovered_s: float | None
     said: str
-    """Of readiness, while it was broken."""
+    """What readiness said while it was broken."""
     log: str
     """The end of the server's log."""
     cuts: bool = False
@@ -103,7 +103,7 @@ class Outcome:
 
 
 def ask(port: int, method: str, path: str, body: bytes = b"", patience_s: float = _PATIENCE_S) -> tuple[int, bytes]:
-    """Raises OSError or HTTPException where nothing comes back."""
+    """Asks once. Raises OSError or HTTPException where nothing comes back."""
     connection = HTTPConnection("127.0.0.1", port, timeout=patience_s)
     try:
         connection.request(method, path, body or None, {"Content-Type": "application/json"})
@@ -246,7 +246,7 @@ def model_hangs(site: Site) -> Iterator[None]:
 
 @contextmanager
 def redis_stopped(site: Site) -> Iterator[None]:
-    """It takes connections, and says nothing."""
+    """Redis takes connections, and says nothing."""
     assert site.redis is not None
     site.redis.send_signal(signal.SIGSTOP)
     yield
@@ -255,7 +255,7 @@ def redis_stopped(site: Site) -> Iterator[None]:
 
 @contextmanager
 def redis_slow(site: Site) -> Iterator[None]:
-    """It answers nobody for 80 ms out of every 90."""
+    """Redis answers nobody for 80 ms out of every 90."""
 
     def sleep(done: threading.Event) -> None:
         with redis.Redis(port=site.redis_port) as connection:
@@ -374,7 +374,7 @@ def clock_jumps(site: Site) -> Iterator[None]:
 
 @contextmanager
 def clients_vanish(site: Site) -> Iterator[None]:
-    """Beside the others, clients that go away: within the head, within the body, before the answer, by a reset."""
+    """Clients go away beside those that stay: within the head, within the body, before the answer, by a reset."""
     body = json.dumps({"inputs": [{"image": base64.b64encode(media.picture(size=(300, 300))).decode()}] * 4}).encode()
     kind = "Content-Type: application/json\r\n"
     head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{kind}Content-Length: {len(body)}\r\n\r\n"
@@ -485,7 +485,7 @@ def _faketime(folder: Path) -> dict[str, str]:
 
 
 def suffer(fault: str, bundle: Path, seconds: float) -> Outcome:
-    """Under load: as it should be, broken for so many seconds, and repaired. Raises LeftOut."""
+    """Looks at the server under load: as it should be, broken for so many seconds, and repaired. Raises LeftOut."""
     with _site(fault, bundle) as site:
         with loaded(site.server.port) as load:
             time.sleep(min(1.0, seconds / 2))

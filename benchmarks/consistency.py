@@ -211,11 +211,11 @@ KINDS: "Mapping[str, Callable[[Client], list[dict[str, Any]]]]" = {
     "list": _listed,
 }
 CORRECTED = {"correction": _searched(correction=0.5)}
-"""Of bundles that have means of their modalities."""
+"""The searches of bundles that have means of their modalities."""
 
 
 def consistency(bundle: Path, store: Path, searches: int, seed: int = 0) -> Findings:
-    """So many searches of each kind while the items are written, and what was wrong with them."""
+    """Makes so many searches of each kind while the items are written, and what was wrong with them."""
     manifest = read_bundle(bundle).manifest
     kinds = {**KINDS, **(CORRECTED if manifest.means else {})}
     rng = random.Random(seed)

@@ -37,7 +37,8 @@ from tests.service.films import colours
 
 _CLIENTS = 4
 _IDS = 300
-"""Of each client: together more than a graph is built from, so that indexes are built and saved while it is killed."""
+"""The items of each client: together more than a graph is built from, so that indexes are built and saved while it
+is killed."""
 _FILMERS = 3
 _FILMS = 4
 """Ids of each of them, besides the one that all of them write."""

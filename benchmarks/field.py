@@ -47,7 +47,7 @@ class Answer:
     modality: str = ""
     vector: Sequence[float] = ()
     truncated: bool | None = None
-    """None where the door does not tell."""
+    """Whether not all of it was read; None where the door does not tell."""
 
 
 @dataclass

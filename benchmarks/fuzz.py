@@ -48,7 +48,7 @@ _SPEC = ImagePreprocessing(height=32, width=32)
 class Findings:
     tried: int = 0
     refused_as_documented: int = 0
-    """Of the damaged files."""
+    """How many of the damaged files were refused as the reference says."""
     drifts: int = 0
     """Answers that are not as openapi.yaml says, and an openapi.yaml that is not what the server says of itself."""
     crashed: int = 0
@@ -91,7 +91,7 @@ def specification(server: Server, key: str, examples: int, seed: int, findings: 
 
 
 def files(count: int, seed: int, findings: Findings) -> None:
-    """So many damaged files, given to the wrappers in this process."""
+    """Gives so many damaged files to the wrappers in this process."""
     for name, data in itertools.islice(_damaged(seed), count):
         findings.tried += 1
         try:

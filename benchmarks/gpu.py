@@ -59,7 +59,7 @@ def devices() -> int:
 
 
 def _driver_devices() -> int:
-    """As the driver counts them: the trainer's torch may be one for CPUs."""
+    """Counts the devices as the driver does: the trainer's torch may be one for CPUs."""
     import ctypes
 
     try:

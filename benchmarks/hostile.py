@@ -39,7 +39,7 @@ ANSWER_S, MEMORY_BYTES = 2.0, 300_000_000
 _OF_A_SOUND = 0.01
 _PATIENCE_S = 30.0
 _JOB_S = 30.0
-"""For a job to come to its end."""
+"""The seconds that a job may take to come to its end."""
 _KEPT = 50
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
@@ -94,7 +94,7 @@ class Answer:
 
 
 def send(address: str, attack: Attack) -> Answer | None:
-    """Its answer; None where none came."""
+    """Sends an attack; returns the answer, None where none came."""
     parts = urlsplit(address)
     assert parts.hostname is not None and parts.port is not None
     started = time.perf_counter()
@@ -128,7 +128,7 @@ def send(address: str, attack: Attack) -> Answer | None:
 
 @contextmanager
 def crowd(address: str, attack: Attack) -> Iterator[None]:
-    """Its others: connections that are answered, and do not read."""
+    """The attack's other connections, which that are answered, and do not read."""
     parts = urlsplit(address)
     answered = select.poll()
     with ExitStack() as open_ones:

@@ -32,13 +32,14 @@ OK, BUSY, LATE, INVALID = "ok", "overloaded", "deadline_exceeded", "invalid_requ
 DEADLINE_S, GRACE_S = 10, 3
 PATIENCE_S = 120.0
 MEMORY_BYTES = 600_000_000
-"""Beyond what the server had before, whatever one client sends at once: twice what one request may take."""
+"""What the server may take beyond what it had before, whatever one client sends at once: twice what one request may
+take."""
 ITEMS, WIDE = 6_000, 512
 _LITTLE = 12
 """Requests of the other client, at least."""
 _METADATA_BYTES = 15_000
 ENDED_S = GRACE_S + 8.0
-"""From SIGTERM to the end: the grace, five seconds for answers, and what else there is to do."""
+"""The seconds from SIGTERM to the end: the grace, five seconds for answers, and what else there is to do."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def searches(dimensions: int) -> Iterator[bytes]:
 
 
 def wide_answers(dimensions: int) -> Iterator[bytes]:
-    """Of 50 queries × 500 results × 15 kB."""
+    """Asks for answers of 50 queries × 500 results × 15 kB."""
     random = np.random.default_rng(1)
     for _ in range(6):
         vectors = random.standard_normal((50, dimensions)).astype("<f4")
@@ -126,7 +127,7 @@ def pictures(dimensions: int) -> Iterator[bytes]:
 
 
 def _unlike(picture: str, number: int) -> str:
-    """The same picture in another file, which no cache knows."""
+    """Returns the same picture in another file, which no cache knows."""
     return base64.b64encode(base64.b64decode(picture) + bytes([number])).decode()
 
 
@@ -239,7 +240,7 @@ def ended_in(server: Server, keys: Sequence[str], dimensions: int, floods: Seque
 
 
 def _wait_for_the_end(server: Server) -> None:
-    """Of a child of this process, which is not waited for before."""
+    """Waits for the end of a child of this process, which is not waited for before."""
     os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
 
 

@@ -24,7 +24,7 @@ STRANGE, EMPTY = "unsupported_media", "undecodable_media"
 END = bytes(1024)
 _BLOCK = 512
 TRACE = "isthmus-hostile-trace"
-"""In the name of everything that a job would leave where it must not be, and in what it must not read."""
+"""The word in the name of everything that a job would leave where it must not be, and in what it must not read."""
 
 
 def _gzip(data: bytes) -> bytes:

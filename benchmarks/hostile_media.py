@@ -81,7 +81,7 @@ def ihdr(width: int, height: int, depth: int = 8, colour: int = 2, interlaced: i
 
 
 def _zeros(count: int) -> bytes:
-    """So many zeros, deflated, without holding them."""
+    """Deflates so many zeros without holding them."""
     packer = zlib.compressobj(9)
     block = bytes(1 << 20)
     parts = [packer.compress(block) for _ in range(count >> 20)]
@@ -155,7 +155,7 @@ def pngs() -> Files:
 
 
 def large() -> Files:
-    """As many pixels as are allowed, in every kind of sample: honest, and of a few kilobytes."""
+    """Files of as many pixels as are allowed, in every kind of sample: honest, and of a few kilobytes."""
     clear = chunk(b"PLTE", bytes(range(30))) + chunk(b"tRNS", bytes(10))
     return {
         "png of 40 megapixels, rgb": (OK, plain_png(8_000, 5_000)),
@@ -273,7 +273,7 @@ def segment(marker: int, body: bytes = b"") -> bytes:
 
 
 def _resized(jpeg: bytes, width: int, height: int) -> bytes:
-    """The same file, claiming another size."""
+    """Returns the same file, claiming another size."""
     for marker in (b"\xff\xc0", b"\xff\xc2"):
         place = jpeg.find(marker)
         if place >= 0:

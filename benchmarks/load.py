@@ -33,10 +33,10 @@ class Load:
     """What came of it."""
 
     seconds: float = 0.0
-    """That were counted: as many as were asked for, and on until there are as many answers as clients."""
+    """The seconds that were counted: as many as were asked for, and on until there are as many answers as clients."""
     statuses: Counter[int] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
-    """Of answers with status 200, in seconds."""
+    """How long each answer with status 200 took, in seconds."""
     unanswered: int = 0
     """Connections that were closed, or silent until patience ended, with a request under way."""
     sample: bytes = b""
@@ -48,7 +48,7 @@ class Load:
         return self.statuses[200] / self.seconds
 
     def latency(self, percentile: float) -> float:
-        """In seconds."""
+        """The latency in seconds."""
         return float(np.percentile(self.latencies, percentile))
 
     @property

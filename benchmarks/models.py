@@ -78,7 +78,9 @@ def minilm(folder: Path) -> Path:
 
 
 def minilm_onnx(folder: Path, model: Path) -> Path:
-    """The same with its graph, by the exporter and in the form that optimum uses, whose own needs an older torch."""
+    """Makes the same folder with its graph, by the exporter and in the form that optimum uses, whose own needs an
+    older torch.
+    """
     graph = folder / "model.onnx"
     if not graph.exists():
         shutil.rmtree(folder, ignore_errors=True)

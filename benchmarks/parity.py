@@ -73,7 +73,7 @@ def compare(client: httpx2.Client, recipe: Recipe, bundle: Path, count: int) -> 
 
 
 def real_items(recipe: Recipe, count: int) -> dict[Modality, list[Item]]:
-    """Up to `count` distinct inputs per modality, evenly out of every source's test split."""
+    """Returns up to `count` distinct inputs per modality, evenly out of every source's test split."""
     pools: dict[Modality, list[Sequence[Item]]] = {}
     for splits in pipeline.pairs(recipe).values():
         pools.setdefault(splits["test"].modality, []).append(splits["test"].media)

@@ -49,7 +49,7 @@ _BEGINNING = "reader.<locals>.read"
 _STORE_READ = "Readers._read"
 _COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>", "<module>")
 _MEMBERS = 8
-"""Of a list or a dictionary that are looked at."""
+"""How many members of a list or a dictionary are looked at."""
 _DEPTH = 4
 """How deep inside a value the image is looked for."""
 _START_S = 60.0
@@ -69,7 +69,7 @@ class Passage:
         self.text = base64.b64encode(self.data).decode()
 
     def called(self, code: CodeType, caller: CodeType | None, values: Iterable[Any]) -> None:
-        """That a function is given these values by another of ours."""
+        """Notes that a function is given these values by another of ours."""
         self.functions.setdefault(code, False)
         if self._seen(values) and caller is not None:
             self.functions[caller] = True

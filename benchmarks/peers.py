@@ -140,7 +140,7 @@ def _precisions(bundle: Path, modality: Modality) -> list[str]:
 def _ours(
     plan: Plan, bundle: Path, modality: Modality, precision: str, cache: Path | None = None
 ) -> Iterator[Contender]:
-    """With that tower alone, as the peer has it: another may not come in this precision. full: as it was tuned."""
+    """Serves that tower alone, as the peer has it: another may not come in this precision. full: as it was tuned."""
     name = read_bundle(bundle).manifest.name
     own = {"precision": "auto" if precision == "full" else precision, "modalities": modality}
     with isthmus(f"isthmus {precision}", bundle, plan.fresh(), cache=cache, cache_bytes=0, **own) as server:

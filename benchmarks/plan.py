@@ -9,11 +9,11 @@ from pathlib import Path
 class Plan:
     bundle: Path
     folder: Path
-    """For what is made once: peers' environments, models, results."""
+    """The folder of what is made once: peers' environments, models, results."""
     scratch: Path
-    """For stores; empty at the beginning, gone in the end."""
+    """The folder of stores; empty at the beginning, gone in the end."""
     seconds: float
-    """Of one run of one contender."""
+    """How long one run of one contender takes."""
     rounds: int
     overload_s: float
     soak_s: float

@@ -47,7 +47,7 @@ def http_over_raw(plan: Plan) -> dict[str, float | None]:
 
 
 def added_latency(plan: Plan) -> dict[str, float | None]:
-    """In the precision that is served by default, and in fp32."""
+    """Measures in the precision that is served by default, and in fp32."""
     bundle = read_bundle(plan.bundle)
     default = bundle.manifest.towers["text"].default("cpu")
     return {

@@ -21,7 +21,7 @@ _QUALITY = 90  # of the JPEGs
 
 
 def root() -> Path:
-    """Raises BenchmarkError where there is no data."""
+    """The folder of the data. Raises BenchmarkError where there is none."""
     folder = Path(os.environ.get("ISTHMUS_DATA") or Path(__file__).resolve().parents[2] / "shared")
     if not (folder / "data" / "flickr8k" / "captions.csv").is_file():
         raise BenchmarkError(f"there are no Flickr8k captions in {folder}: set ISTHMUS_DATA")
@@ -30,7 +30,7 @@ def root() -> Path:
 
 @cache
 def captions() -> tuple[str, ...]:
-    """Of Flickr8k, no two alike, in an order of no meaning."""
+    """Captions of Flickr8k, no two alike, in an order of no meaning."""
     with (root() / "flickr8k" / "captions.csv").open(newline="") as file:
         distinct = sorted({row["caption"] for row in csv.DictReader(file)})
     random.Random(0).shuffle(distinct)
@@ -60,7 +60,7 @@ def _jpeg(path: Path) -> bytes:
 
 
 def groups(inputs: Sequence[Any], size: int) -> list[list[Any]]:
-    """As many groups of `size` as there are, no input in two."""
+    """Makes as many groups of `size` as there are, no input in two."""
     return [list(inputs[start : start + size]) for start in range(0, len(inputs) - size + 1, size)]
 
 

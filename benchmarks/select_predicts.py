@@ -43,7 +43,7 @@ from training.recipe import ProjectorSpec, Recipe, TrainSpec
 class Measured:
     alignment: Alignment
     r1: float
-    """Of the test split, in percent, the mean of both directions."""
+    """R@1 of the test split, in percent, the mean of both directions."""
     control: bool
     """Whether one of the two is random-initialised."""
 
@@ -171,7 +171,7 @@ def tell(measured: Sequence[Measured], options: argparse.Namespace) -> dict[str,
 
 
 def _rho(measured: Sequence[Measured], measure: str) -> float | None:
-    """None where there are fewer than three pairs, or no differences to rank."""
+    """Spearman's correlation; None where there are fewer than three pairs, or no differences to rank."""
     values = [getattr(each.alignment, measure) for each in measured], [each.r1 for each in measured]
     if len(measured) < 3 or any(len(set(own)) == 1 for own in values):
         return None

@@ -136,7 +136,7 @@ class Restarted:
             self.process = subprocess.Popen(self._command, env=dict(self._env), stdout=log, stderr=log, text=True)
 
     def wait(self) -> None:
-        """Until it is ready. Raises BenchmarkError with the end of its log."""
+        """Waits until the server is ready. Raises BenchmarkError with the end of its log."""
         assert self.process is not None
         try:
             wait_until(f"{self.address}/readyz", self.process, pause_s=0.05)
@@ -231,7 +231,7 @@ def _process(command: Sequence[str], env: Mapping[str, str], *, stdout: object) 
 
 
 def wait_until(url: str, process: "subprocess.Popen[str]", pause_s: float = 0.01) -> None:
-    """Until the URL is answered with 200. Raises BenchmarkError when the process ends, or in the end."""
+    """Waits until the URL is answered with 200. Raises BenchmarkError when the process ends, or in the end."""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:

@@ -56,7 +56,8 @@ FILTERS: dict[str, dict[str, Any]] = {
     "50": {"even": True},
     "topics": {"topic": {"$lt": 20}},
 }
-"""By per cent of the vectors that pass; the last follows the clusters, so that most queries have none of it near."""
+"""The filters, by per cent of the vectors that pass; the last follows the clusters, so that most queries have none
+of it near."""
 _BATCH = 256
 _CLIENTS = 2
 _ROUNDS = 5
@@ -137,7 +138,7 @@ def recall(found: Sequence[Sequence[int]], right: NDArray[np.int64]) -> float:
 
 
 def peer(work: Path, clustered: Clustered, count: int, queries: Vectors, right: NDArray[np.int64]) -> dict[str, Any]:
-    """Its curve: [effort, recall, p50 in ms], and what it is."""
+    """Measures a peer: its curve, [effort, recall, p50 in ms], and what it is."""
     vectors = np.lib.format.open_memmap(work / "vectors.npy", "w+", np.float32, (count, clustered.dimensions))
     for first, chunk, _ in clustered.chunks(0, count):
         vectors[first : first + len(chunk)] = chunk
@@ -174,7 +175,7 @@ def resident_bytes() -> int:
 
 
 async def measure(bundle: Path, work: Path, queries: Vectors, right: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
-    """Of the store that is there: run in a process that does nothing else."""
+    """Measures the store that is there; it is run in a process that does nothing else."""
     before = resident_bytes()
     manifest = read_bundle(bundle).manifest
     started = time.perf_counter()

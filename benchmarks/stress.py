@@ -22,8 +22,9 @@ _BAD = 0.01
 
 
 def overload(plan: Plan) -> dict[str, float | None]:
-    """At capacity as many requests are under way as the queue admits; then four times the rate of those answers comes
-    in, whatever is answered."""
+    """Overloads the service: at capacity as many requests are under way as the queue admits; then four times the
+    rate of those answers comes in, whatever is answered.
+    """
     name = read_bundle(plan.bundle).manifest.name
     with isthmus("isthmus", plan.bundle, plan.fresh(), cache_bytes=0) as server, Generator(server.address) as load:
         alone = real.text_requests(server, "/v1/embeddings", name, 1)

@@ -30,7 +30,7 @@ class Ranks:
         return rows if self.count == 1 else cast(Tensor, _Gather.apply(rows, self))
 
     def gather_constant(self, values: Tensor) -> Tensor:
-        """The same without gradients."""
+        """Gathers like `gather`, without gradients."""
         if self.count == 1:
             return values
         parts = [torch.empty_like(values) for _ in range(self.count)]

@@ -64,7 +64,7 @@ _LAST_LAYER_ONLY = (
 )
 _EXAMPLE_S = 1
 _KIND = {"image": "image", "audio": "log_mel_patches", "text": "text"}
-"""Of preprocessing that does not say its kind."""
+"""The kind of preprocessing that does not say its own."""
 # Families that AutoModel does not read, or reads without their projection.
 _WITH_PROJECTION = ("ClapAudioModel", "ClapAudioModelWithProjection", "CLIPVisionModelWithProjection")
 _IMAGE_TYPES = (
@@ -332,7 +332,7 @@ class FrozenEncoder:
     concepts: tuple[str, ...] = ()
     """What its own classifier names; their scores are the last of the `width` numbers of a feature vector."""
     parts: tuple["FrozenEncoder", ...] = ()
-    """Of encoders side by side: each alone, so that its features serve other recipes too (`side_by_side`)."""
+    """The encoders that are side by side, each alone, so that its features serve other recipes too (`side_by_side`)."""
     precision: Precision = "fp32"
 
 

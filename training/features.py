@@ -70,7 +70,7 @@ class Features:
     key: str = ""
     """Hash of the encoder, its preprocessing and the items; empty for features that are of no cache."""
     views: "Features | None" = None
-    """Of augmented views of the same items: all of the first view, all of the second, and so on."""
+    """The features of augmented views of the same items: all of the first view, all of the second, and so on."""
     online: "Online | None" = None
     """Encodes new views, and local vectors, in place of cached ones."""
 

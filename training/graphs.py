@@ -42,7 +42,7 @@ def onnx_bytes(model: nn.Module, example: Tensor, input_name: str, output_names:
 
 
 def half_stored(program: bytes) -> bytes:
-    """The same graph with its larger weights kept in float16, and cast where they are used: half the file."""
+    """Returns the graph with its larger weights kept in float16, and cast where they are used: half the file."""
     model = onnx.load_from_string(program)
     large = [each for each in model.graph.initializer if each.data_type == TensorProto.FLOAT and _size(each) > _LARGE]
     casts = []
@@ -89,7 +89,7 @@ def with_earlier_rows(model: ModelProto, features: str, width: int) -> None:
 
 
 def without_earlier_rows(model: ModelProto) -> int | None:
-    """For what cannot deal with inputs that may be left out: takes that input away, and returns the features' width.
+    """Takes away the input that may be left out, for what cannot deal with such, and returns the features' width.
 
     None where there is none. ROWS stays an output. `join_earlier_rows` undoes it.
     """
@@ -106,7 +106,7 @@ def without_earlier_rows(model: ModelProto) -> int | None:
 
 
 def join_earlier_rows(model: ModelProto, width: int) -> None:
-    """Of a graph with the output ROWS: what reads it reads the input EARLIER_ROWS first."""
+    """Joins a graph with the output ROWS again: what reads it reads the input EARLIER_ROWS first."""
     graph, joined = model.graph, f"{HEAD}rows"
     place, last = next((index, node) for index, node in enumerate(graph.node) if ROWS in node.output)
     # A graph in half precision casts its features once for the output, and again for who reads them.
@@ -136,7 +136,8 @@ def _size(tensor: TensorProto) -> int:
 
 
 def session(program: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSession:
-    """On the CPU, with threads that sleep while they wait: beside another job, spinning takes its cores for nothing.
+    """Opens a graph on the CPU, with threads that sleep while they wait: beside another job, spinning takes its
+    cores for nothing.
 
     0: as many threads as there are cores.
     """

@@ -50,7 +50,7 @@ class Pairs:
     """Readable class names, in order of first appearance in the whole source."""
     weight: float
     supervision: str = "pairs"
-    """As in the recipe: what training may take of these pairs."""
+    """What the recipe says of it: what training may take of these pairs."""
     words: bool = False
     """Whether the texts are single words, each of several media."""
 

@@ -70,7 +70,7 @@ Pooling = Literal["mean", "cls", "both", "last"]
 _POOLING: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 Hearing = LogMelPatches | LogMelWindows | Waveforms
 _LONGEST_S = 30
-"""Of a stretch that a waveform encoder hears at once: the memory of its attention grows with the square."""
+"""The length of a stretch that a waveform encoder hears at once: the memory of its attention grows with the square."""
 
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}

@@ -58,7 +58,7 @@ class BesideSource(_Model):
     package: str | None = None
     subfolder: str = ""
     layers: tuple[int, ...] = ()
-    """Its hidden states that are put beside its last one."""
+    """The hidden states that are put beside its last one."""
     size: int | None = Field(default=None, ge=32, le=4096)
     """The square, in pixels, that a picture is brought to for it; None: the size of the first encoder's."""
 
@@ -146,7 +146,7 @@ class PairSource(_Model):
     split_files: dict[Literal["train", "validation", "test"], Path] = {}
     """One media name per line for each split."""
     validation_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Of train, by hash of the group, when no validation split is named."""
+    """The share of train, by hash of the group, when no validation split is named."""
     group: str | None = None
     """Regular expression whose first group names what must not span train and validation (a source recording)."""
     names: dict[str, str] = {}
@@ -212,7 +212,7 @@ class ProjectorSpec(_Model):
     """Width inside mlp."""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     text_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
-    """Of the text projector; None means the same. Texts are many and their features few: they need less."""
+    """The dropout of the text projector; None means the same. Texts are many and their features few: they need less."""
     power: float = Field(default=1.0, gt=0.0, le=1.0)
     """Signed power of pooled media features (Perronnin et al., 2010); 0.5 evens out bursts of rectified ones."""
     querybank: int = Field(default=0, ge=0)
@@ -264,7 +264,7 @@ class ObjectiveSpec(_Model):
     mixed: bool = False
     """Every source in every batch instead of one source per step."""
     negatives: Literal["all", "own"] = "all"
-    """Under torchrun: the pairs of all processes are each other's negatives, or those of one process only."""
+    """Whether, under torchrun, pairs of all processes are each other's negatives, or those of one process only."""
 
     @property
     def repeated(self) -> Literal["mask", "positive"]:
@@ -281,7 +281,7 @@ class RegulariserSpec(_Model):
     """Weights of what is added to the contrast; 0 is off."""
 
     noise_robust: float = Field(default=0.0, ge=0.0)
-    """For pairs that may be wrong (NMTune)."""
+    """The weight of NMTune, for pairs that may be wrong."""
     alignment: float = Field(default=0.0, ge=0.0)
     uniformity: float = Field(default=0.0, ge=0.0)
 
@@ -364,7 +364,8 @@ class EmergentSpec(_Model):
     gallery: list[str] = Field(min_length=1)
     """Pairs whose test media are searched."""
     shows: dict[str, list[str]] = Field(min_length=1)
-    """For readable class names of the queries: classes, or words of a caption, of media that answer them."""
+    """What answers the queries, by their readable class names: classes, or words of a caption, of media that answer
+    them."""
 
 
 class Recipe(_Model):
@@ -383,7 +384,8 @@ class Recipe(_Model):
     leaks: LeakSpec = LeakSpec()
     emergent: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], EmergentSpec] = {}
     licences: tuple[Licence, ...] = ()
-    """Of each data set that is learned from, and of encoders of which more is to be said than their `licence`."""
+    """The licence of each data set that is learned from, and of encoders of which more is to be said than their
+    `licence`."""
     terms: tuple[Terms, ...] = ()
     """Terms of access to data that are stated apart: no licences of the weights."""
     notes: str = ""

@@ -53,7 +53,7 @@ class Lab:
         self.data, self.cache, self.bundle, self.overrides, self._recipe = data, cache, bundle, overrides, recipe
 
     def other(self, *overrides: str) -> "Lab":
-        """The same with other encoders, by settings of the recipe."""
+        """Returns a lab with other encoders, by settings of the recipe."""
         return Lab(self.data, self.cache, self.bundle, overrides, self._recipe)
 
     @cached_property
@@ -183,7 +183,7 @@ def both_ways(hits: Mapping[str, Hits]) -> Hits:
 
 
 def subset(prepared: Prepared, links: NDArray[np.int64]) -> Prepared:
-    """The same media and texts with other links."""
+    """Returns the same media and texts with other links."""
     return replace(prepared, pairs=replace(prepared.pairs, links=links))
 
 

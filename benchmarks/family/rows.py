@@ -26,7 +26,7 @@ class Outcome:
     """What a row measured."""
 
     figure: str
-    """In words, with every number that the verdict stands on."""
+    """What was measured in words, with every number that the verdict stands on."""
     interval: list[float] | None
     """95 % of the figure that decides; None where the proof is an equality."""
     verdict: Verdict

@@ -37,7 +37,7 @@ class Clips:
     pictures: list[Path]
     labels: NDArray[np.int64]
     recording: NDArray[np.int64]
-    """Whose sound a clip has: clips of one recording are no independent samples."""
+    """The recording that a clip is of: clips of one recording are no independent samples."""
     classes: list[str]
 
 

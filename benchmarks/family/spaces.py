@@ -463,7 +463,7 @@ def pseudo_labels(lab: Lab) -> Outcome:
 
 
 def _random_like(lab: Lab) -> Lab:
-    """The same recipe with an image encoder of random weights."""
+    """Returns the same recipe with an image encoder of random weights."""
     other = lab.other()
     encoder = other.encoders["image"]
     module = copy.deepcopy(encoder.module)

@@ -105,7 +105,7 @@ def docstrings(lab: Lab) -> Outcome:
 
 
 def renamed(source: str) -> str:
-    """The same function with other names for its arguments, its variables and itself."""
+    """Writes the same function with other names for its arguments, its variables and itself."""
     tree = ast.parse(source)
     own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}

@@ -118,7 +118,8 @@ def half(source: Path, target: Path) -> None:
 
 
 def smoothed(model: ModelProto, calibration: Sequence[Batch]) -> ModelProto:
-    """The same function, with each product's inputs x divided and its weights multiplied by a scale per channel.
+    """Computes the same function, with each product's inputs x divided and its weights multiplied by a scale per
+    channel.
 
     scale = max|x|^α / max|w|^(1 - α): channels of large activations become smaller, and their weights larger, so that
     one scale per tensor fits the activations (SmoothQuant, arXiv 2211.10438, equation 4).
@@ -210,7 +211,7 @@ def _of_all_inputs(path: Path) -> tuple[ModelProto, int | None]:
 
 
 def _tidy(path: Path, width: int | None) -> None:
-    """As `training.bundle.export` leaves its graphs: one file, no shapes but those of inputs and outputs."""
+    """Leaves a graph as `training.bundle.export` does: one file, no shapes but those of inputs and outputs."""
     model = onnx.load(path)
     if width is not None:
         join_earlier_rows(model, width)

@@ -110,7 +110,7 @@ def fitted(recipe: Recipe, bundle: Bundle) -> tuple[Recipe, Head]:
 
 
 def check_text(bundle: Bundle, encoder: FrozenEncoder, head: Head, texts: list[str]) -> None:
-    """That the recipe's text encoder with the bundle's head gives the vectors that the bundle serves."""
+    """Checks that the recipe's text encoder with the bundle's head gives the vectors that the bundle serves."""
     tower = bundle.manifest.towers["text"]
     if encoder.weights_sha256 != tower.encoder.weights_sha256:
         raise ExtendError(

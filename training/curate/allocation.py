@@ -16,7 +16,7 @@ class Taken:
 
     record: Record
     concept: str | None = None
-    """None where the fit of the pair alone chose it."""
+    """The concept that it was chosen for; None where the fit of the pair alone chose it."""
     score: float | None = None
     """Cosine of its text and the concept."""
 
@@ -24,13 +24,14 @@ class Taken:
 @dataclass(frozen=True)
 class Allocation:
     taken: list[Taken] = field(default_factory=list)
-    """By concept, in the order of the file, each from best to worst; then what was chosen by similarity."""
+    """What was chosen: by concept, in the order of the file, each from best to worst; then what was chosen by
+    similarity."""
     of_concept: dict[str, int] = field(default_factory=dict)
     """How many rows each concept got."""
     duplicates: Counter[str] = field(default_factory=Counter)
     """Candidates that were refused as repetitions: exact or near."""
     capped: Counter[int] = field(default_factory=Counter)
-    """Of each source, candidates that were refused since it had given its share."""
+    """How many candidates of each source were refused since it had given its share."""
 
 
 def allocate(names: list[str], candidates: Candidates, spec: CurateSpec) -> Allocation:
@@ -67,7 +68,7 @@ class _Choice:
         self.capped: Counter[int] = Counter()
 
     def best(self, heap: Heap, count: int) -> Iterator[tuple[float, Record]]:
-        """At most `count` rows of a heap with their scores, from best to worst."""
+        """Returns at most `count` rows of a heap with their scores, from best to worst."""
         for score, key, record in heap.ranked():
             if not count:
                 return

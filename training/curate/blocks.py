@@ -32,7 +32,7 @@ from training.heads.bundled import as_encoder
 
 _VERSION = 1
 DECIMALS = 6
-"""Of every cosine: far below what matters, far above what a machine's rounding changes."""
+"""The decimals that are kept of every cosine: far below what matters, far above what a machine's rounding changes."""
 
 
 class Record(NamedTuple):
@@ -43,7 +43,7 @@ class Record(NamedTuple):
     media: str
     text: str
     fields: str
-    """Its other columns, as JSON."""
+    """The row's other columns, as JSON."""
     content: str
     """Hash of the medium's file, hexadecimal; empty without a medium."""
     fingerprint: int
@@ -123,7 +123,7 @@ class Preparation:
 
     @cached_property
     def _settings(self) -> dict[str, str]:
-        """Of each source, the hash of all but its rows that decides what becomes of them."""
+        """Returns of each source the hash of all but its rows that decides what becomes of them."""
         spec, result = self.curation.spec, {}
         sets = hashlib.blake2b(repr(self.sets).encode("utf-8", "replace"), digest_size=16).hexdigest()
         for name, source in spec.pool.items():

@@ -15,7 +15,7 @@ from training.curate.blocks import DECIMALS, Block, Record
 from training.curate.encoding import Floats
 
 BINS = 20_000
-"""Of similarities from -1 to 1."""
+"""The bins of similarities from -1 to 1."""
 
 
 class Heap:
@@ -64,9 +64,9 @@ class Candidates:
     matching: list[int] = field(default_factory=list)
     """Rows of the pool about each concept, repetitions included."""
     rows: Counter[int] = field(default_factory=Counter)
-    """Of each source, how many there were."""
+    """How many rows each source had."""
     dropped: Counter[tuple[int, str]] = field(default_factory=Counter)
-    """Of each source, how many were left out for which reason."""
+    """How many rows of each source were left out for which reason."""
 
     def __post_init__(self) -> None:
         self.matching = self.matching or [0] * len(self.concepts)

@@ -21,7 +21,7 @@ class Cluster:
     """Workers of a Ray cluster: that of an address, or one of this machine's own for as long as this lives."""
 
     def __init__(self, address: str, workers: int) -> None:
-        """Raises CurateError where Ray is not installed or the address does not answer."""
+        """Joins the cluster. Raises CurateError where Ray is not installed or the address does not answer."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             import ray

@@ -72,7 +72,7 @@ def named(names: Sequence[str], templates: Sequence[str], read: Callable[[Sequen
 def overlap(
     names: Sequence[str], sets: Sequence[HeldOut], near: float, read: Callable[[Sequence[str]], Floats]
 ) -> dict[str, dict[str, Any]]:
-    """Of each evaluation set, the classes that concepts name: exactly, in another form, or nearly.
+    """Finds of each evaluation set the classes that concepts name: exactly, in another form, or nearly.
 
     Another form has the same lemmas in any order. Near is a cosine of `near` or more between the bare names. A class
     is counted once, under the closest of the three. A result on it is concept-informed.

@@ -74,7 +74,7 @@ class Leaks:
         return None if number is None else f"leak.{self._text_sets[number]}.text_near"
 
     def medium(self, content: str, fingerprint: int | None) -> str | None:
-        """The same of a medium, by its hexadecimal hash and, of an image, its perceptual hash."""
+        """Says the same of a medium, by its hexadecimal hash and, of an image, its perceptual hash."""
         if content in self._media:
             return f"leak.{self._media[content]}.medium"
         number = None if fingerprint is None else next(self._images.resembled(fingerprint), None)

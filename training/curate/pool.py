@@ -31,9 +31,9 @@ class Offer:
     least: float
     top: int
     heaps: dict[int, int]
-    """Of each source that is chosen by similarity, the size of its heap."""
+    """The size of the heap of each source that is chosen by similarity."""
     similar: dict[int, float]
-    """Of each source, the similarity below which its pairs are dropped."""
+    """The similarity below which the pairs of each source are dropped."""
 
     def empty(self) -> Candidates:
         return Candidates(

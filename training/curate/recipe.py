@@ -69,7 +69,7 @@ class PoolSource(_Model):
     files: list[str] = Field(min_length=1)
     """Glob patterns."""
     columns: list[str] = []
-    """Of tables without a header."""
+    """The names of the columns of tables without a header."""
     text: str
     """Column of the text; in a shard the extension of its member, or a key of its .json."""
     media: str | None = None
@@ -104,7 +104,7 @@ class ConceptSpec(_Model):
     file: Path | None = None
     """One name per line."""
     templates: list[str] = []
-    """None: the recipe's templates for images."""
+    """How a concept is put into words; None: by the recipe's templates for images."""
     examples: Path | None = None
     """A folder of images per concept: its prototype is their mean, in place of its name's."""
     encoder: Literal["recipe", "bundle"] = "recipe"

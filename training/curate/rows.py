@@ -23,7 +23,7 @@ class Row:
     """The file name as the table has it; `shard.tar/member` in a shard."""
     fields: dict[str, Any] = field(default_factory=dict)
     content: bytes | None = None
-    """Of a medium in a shard; those of tables are read when they are needed."""
+    """The bytes of a medium in a shard; those of tables are read when they are needed."""
 
 
 def read_rows(stream: BinaryIO, path: Path, name: str, source: PoolSource) -> Generator[Row, None, None]:

@@ -28,7 +28,7 @@ Read = Mapping[str, Mapping[Split, Pairs]]
 
 
 def without_leaks(recipe: Recipe, read: Read, cache: Path) -> dict[str, dict[Split, Pairs]]:
-    """The same pairs with train and validation freed of what is in a test split; prints how many media each lost."""
+    """Returns the pairs with train and validation freed of what is in a test split; prints how many media each lost."""
     result: dict[str, dict[Split, Pairs]] = {name: dict(splits) for name, splits in read.items()}
     hashes = _Hashes(cache)
     tests = Images(recipe.leaks.image)

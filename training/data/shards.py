@@ -35,7 +35,7 @@ class ShardError(TrainingError):
 
 
 class Damage(str):
-    """In place of a row: a shard, or the rest of one, cannot be read."""
+    """Stands in place of a row: a shard, or the rest of one, cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)

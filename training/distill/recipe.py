@@ -37,7 +37,7 @@ class StageSpec(_Model):
     stem: int | None = None
     """Channels of a convolution before the blocks, which halves the resolution."""
     blocks: list[tuple[int, int, int]] = Field(min_length=1)
-    """Of each: channels inside, channels out, stride."""
+    """Each block: channels inside, channels out, stride."""
 
 
 class StudentSpec(_Model):
@@ -61,7 +61,7 @@ class StudentSpec(_Model):
 
 
 class Restart(_Model):
-    """From step `at` on the learning rate begins anew, warm-up and all (SGDR: Loshchilov and Hutter, 2017)."""
+    """The learning rate begins anew from step `at` on, warm-up and all (SGDR: Loshchilov and Hutter, 2017)."""
 
     at: int = Field(gt=0)
     peak: float = Field(default=1, gt=0, le=1)
@@ -81,8 +81,8 @@ class TrainSpec(_Model):
     bfloat16: bool = False
     threads: int = Field(default=1, gt=0)
     chain_from: float = Field(default=0.5, ge=0, le=1)
-    """Of stages: the share of the steps (to the first restart, if there is one) after which each reads what the one
-    before it made."""
+    """When stages are chained: the share of the steps (to the first restart, if there is one) after which each reads
+    what the one before it made."""
     restarts: list[Restart] = []
     start: Path | None = None
     """Another recipe, beside this one, whose best student this one starts as."""

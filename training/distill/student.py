@@ -152,7 +152,9 @@ def student_inputs(stored: NDArray[Any], spec: ImagePreprocessing | LogMelWindow
 
 
 def stage_loss(student: Student, inputs: Tensor, taught: Sequence[Tensor], chained: bool, bfloat16: bool) -> Tensor:
-    """Of maps, per channel in units of its spread; of pooled features; of logits in units of theirs."""
+    """The distance of a stage's outputs: of maps, per channel in units of its spread; of pooled features; of logits
+    in units of theirs.
+    """
     *maps, logits = taught
     wanted = [student.standard(index, each) for index, each in enumerate(maps)]
     given = None if chained else [each.contiguous(memory_format=torch.channels_last) for each in wanted]

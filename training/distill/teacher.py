@@ -48,7 +48,7 @@ class _ImageMaps(nn.Module):
 
 
 class _SoundMaps(nn.Module):
-    """The same of rows of sound (B, 1, frames, mels)."""
+    """Pools and keeps the maps of rows of sound (B, 1, frames, mels)."""
 
     def __init__(self, network: MobileNetSounds, ends: Sequence[int]) -> None:
         super().__init__()

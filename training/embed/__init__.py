@@ -98,7 +98,7 @@ class OnRay:
 
 
 _own: Shards | None = None
-"""Of a worker process."""
+"""The shard writer of a worker process."""
 
 
 def _begin(bundle: Path) -> None:

@@ -31,7 +31,10 @@ Collate = Callable[[Sequence[Any]], Sequence[NDArray[Any]]]
 
 
 def schema(manifest: Manifest) -> Any:
-    """Of the Parquet files; what `python -m service load` reads. Raises EmbedError where pyarrow is not installed."""
+    """Returns the schema of the Parquet files; it is what `python -m service load` reads.
+
+    Raises EmbedError where pyarrow is not installed.
+    """
     try:
         import pyarrow as pa
     except ImportError:

@@ -29,7 +29,7 @@ _STAGES = [
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 ]
-"""Of each stage at width and depth 1: blocks, kernel size, stride of the first, expansion, channels out."""
+"""The stages at width and depth 1: blocks, kernel size, stride of the first, expansion, channels out."""
 _STEM, _HEAD, _CLASSES = 32, 1280, 1000
 
 

@@ -48,7 +48,7 @@ def learn(recipe: Recipe, heads: Heads, data: Data, temperature: float) -> dict[
 def by_class(
     media: Floats, labels: NDArray[np.int64], classes: Floats, temperature: float
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """For each class that has media, the scores of these with it among the labels, and without.
+    """Returns, for each class that has media, the scores of these with it among the labels, and without.
 
     `media` (N, D) with labels (N,), `classes` (C, D), all of unit length.
     """

@@ -74,7 +74,10 @@ def ridge(
 
 
 def cca(recipe: Recipe, heads: Mapping[Modality, Head], data: Data, frozen: Mapping[Modality, Head]) -> Iterator[float]:
-    """The same with CCA. Raises ClosedFormError where the text head is frozen: it has no directions left to choose."""
+    """Computes both heads by CCA.
+
+    Raises ClosedFormError where the text head is frozen: it has no directions left to choose.
+    """
     if frozen:
         raise ClosedFormError("cca chooses the directions of both sides: it cannot align to frozen heads")
     mean, ctt, moments = _moments(heads, data, frozen)

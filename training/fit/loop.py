@@ -63,7 +63,7 @@ class Plan:
     """The learning rate of a step."""
     validate_every: int
     save_every: int | None = None
-    """None: at each validation."""
+    """Steps between checkpoints; None: one at each validation."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     decay: Callable[[int], float] | None = None

@@ -26,7 +26,7 @@ class Part:
     keys: tuple[Tensor, ...]
 
     def pinned(self) -> "Part":
-        """The same in page-locked memory, from which a GPU copies while it computes."""
+        """Returns a copy in page-locked memory, from which a GPU copies while it computes."""
         media, texts = ({key: value.pin_memory() for key, value in side.items()} for side in (self.media, self.texts))
         return Part(self.source, media, texts, self.keys)
 

@@ -75,5 +75,5 @@ def text_head(recipe: Recipe, encoder: FrozenEncoder, given: Features) -> Head:
 
 
 def _some(texts: Sequence[str]) -> list[str]:
-    """At most so many of the texts, evenly spaced."""
+    """Returns at most so many of the texts, evenly spaced."""
     return list(texts[:: max(1, len(texts) // _MOST)])

@@ -61,7 +61,9 @@ class _Reserve(nn.Module):
         return self.temperature * (scores.logsumexp(-1, keepdim=True) - math.log(len(self.bank(modality))))
 
     def corrections(self, vectors: Tensor) -> tuple[list[Tensor], Tensor]:
-        """For each bank the number (B, 1) that takes off what it likes, and the number that fills the vector up."""
+        """Returns for each bank the number (B, 1) that takes off what it likes, and the number that fills the vector
+        up.
+        """
         most = self.other / math.sqrt(len(self.banks))
         numbers = [
             torch.clamp(self.slope * (self.centre[index] - self.liked(vectors, modality)), -most, most)

@@ -37,7 +37,7 @@ class Trained:
     abstention: dict[Modality, Detector] = field(default_factory=dict)
     """Which inputs are of none of the labels, by modality."""
     licences: tuple[Licence, ...] = ()
-    """Of what the heads learned from, as far as it was stated when they did; a recipe may state more."""
+    """The licences of what the heads learned from, as far as it was stated when they did; a recipe may state more."""
     timing: Mapping[str, float] = field(default_factory=dict)
     """`step_s`, seconds of a step, and `host_share`, how much of them it waited for its batch."""
 
@@ -115,12 +115,14 @@ def load_projectors(path: Path, recipe: Recipe) -> Trained:
 
 
 def licences_json(licences: Iterable[Licence]) -> str:
-    """As the metadata of projectors.safetensors has them."""
+    """Returns the licences as the metadata of projectors.safetensors has them."""
     return json.dumps([each.model_dump() for each in licences])
 
 
 def licences_of(recipe: Recipe) -> tuple[Licence, ...]:
-    """Of what training by a recipe learns from: the recipe's, and those of the heads that it goes on from."""
+    """Returns the licences of what training by a recipe learns from: the recipe's, and those of the heads that it
+    goes on from.
+    """
     if recipe.train.start is None:
         return recipe.licences
     return combined(recipe.licences, load_projectors(recipe.path(recipe.train.start), recipe).licences)

@@ -155,7 +155,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _recipe(name: str, source: EncoderSource, modalities: Sequence[Modality]) -> Recipe:
-    """Without pairs, and perhaps of texts alone, which no recipe that is trained by may be."""
+    """Makes a recipe without pairs, and perhaps of texts alone, which no recipe that is trained by may be."""
     return Recipe.model_construct(name=name, encoders=dict.fromkeys(modalities, source), pairs={})
 
 

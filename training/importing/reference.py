@@ -35,7 +35,7 @@ def served(encoder: FrozenEncoder, graph: Path, items: Sequence[Item]) -> Floats
 
 
 def heard_whole(encoder: FrozenEncoder, items: Sequence[Item]) -> list[Item]:
-    """Those sounds that are no longer than a window: of others transformers draws parts at random."""
+    """Returns the sounds that are no longer than a window: of others transformers draws parts at random."""
     spec = encoder.preprocessing
     if not isinstance(spec, LogMelWindows):
         return list(items)

@@ -53,7 +53,7 @@ class Wording(BaseModel):
 
 
 def read_wording(path: Path | None) -> Wording:
-    """Raises DataError naming the key that is wrong."""
+    """Reads how classes are put into words. Raises DataError naming the key that is wrong."""
     if path is None:
         return Wording()
     try:

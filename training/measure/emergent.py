@@ -44,7 +44,8 @@ def emergent_figures(
 
 
 def shown(pairs: Pairs, words: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.bool_]]:
-    """For each class, which media of `pairs` show it, (media,): their class is one of its words, or a caption has one.
+    """Finds for each class which media of `pairs` show it, (media,): their class is one of its words, or a caption
+    has one.
 
     Words are compared whole and without case, spaces of a class name included.
     """

@@ -101,7 +101,7 @@ def _classifier(vectors: Floats, owner: NDArray[np.int64]) -> float:
 
 
 def _samples(sets: Sequence[Paired]) -> tuple[dict[Modality, Floats], dict[Modality, Floats]]:
-    """As many vectors of every modality, and the text that belongs to each medium."""
+    """Draws as many vectors of every modality, and the text that belongs to each medium."""
     rng = np.random.default_rng(0)
     media: dict[Modality, list[Floats]] = {}
     texts: dict[Modality, list[Floats]] = {}

@@ -24,7 +24,8 @@ def retrieval(media: Floats, texts: Floats, links: NDArray[np.int64]) -> dict[st
 def ranks(
     media: Floats, texts: Floats, links: NDArray[np.int64]
 ) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Per direction, the rank from 0 of each query's best true partner, and the medium that the query belongs to.
+    """Returns per direction the rank from 0 of each query's best true partner, and the medium that the query belongs
+    to.
 
     Queries that no pair names are left out. Works through blocks of queries: memory does not grow with their number.
     """

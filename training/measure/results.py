@@ -30,7 +30,7 @@ class Labelled:
     confidence: NDArray[np.float32]
     """Softmax of the predicted class at the bundle's temperature."""
     rank: NDArray[np.int64]
-    """From 0, of the right class; ties count against the model."""
+    """The rank from 0 of the right class; ties count against the model."""
 
     def per_class(self) -> NDArray[np.float64]:
         """Top-1 in percent per class (C,); NaN for a class of which there is nothing."""
@@ -48,7 +48,7 @@ class Captioned:
     vectors: Floats
     texts: Floats
     found: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
-    """Per direction, m2t and t2m: each query's rank from 0, and the medium that it belongs to."""
+    """What each direction, m2t and t2m, found: each query's rank from 0, and the medium that it belongs to."""
 
 
 Result = Labelled | Captioned

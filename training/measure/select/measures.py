@@ -81,7 +81,7 @@ def squared_distances(x: Floats) -> Floats:
 
 
 def median_distance(x: Floats) -> float:
-    """Over all pairs of different rows."""
+    """Returns the median distance over all pairs of different rows."""
     return float(np.sqrt(np.median(squared_distances(x)[np.triu_indices(len(x), 1)])))
 
 

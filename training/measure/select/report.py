@@ -30,7 +30,7 @@ class Table:
     own: Mapping[str, float]
     """Leave-one-out accuracy of each media candidate by itself, where the pairs have labels."""
     widths: Mapping[str, int]
-    """Of each candidate's features, as modality/name."""
+    """The width of each candidate's features, as modality/name."""
 
 
 def print_table(name: str, table: Table, by: str, stream: IO[str]) -> None:

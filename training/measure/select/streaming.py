@@ -27,7 +27,7 @@ from training.measure.select.sides import Floats, Rows, Side, blocks
 Bar = tqdm
 MEASURES = ("cka", "rbf_cka", "mutual_knn", "loo_knn")
 _WIDTH = 0.8
-"""Of the RBF kernel, in medians of the distance."""
+"""The width of the RBF kernel, in medians of the distance."""
 _MEDIAN_ROWS = 1000
 
 

@@ -138,7 +138,7 @@ def _columns(widths: Sequence[int], part: int, pooling: str, whole: str) -> tupl
 
 
 def _with_random_weights(encoder: FrozenEncoder, seed: int) -> FrozenEncoder:
-    """The same architecture, initialised by its own library from `seed`.
+    """Makes the same architecture, initialised by its own library from `seed`.
 
     Running statistics of batch normalisation are set by smooth noise: as initialised, they would let the signal of a
     deep convolution die out, and the control would be constant and not random.
