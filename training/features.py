@@ -410,6 +410,11 @@ def collate(spec: Any, prepared: Sequence[Any]) -> list[NDArray[Any]]:
     return list(pad_tokens(prepared, spec.pad_id))
 
 
+def feeds(spec: Any, prepared: Sequence[Any]) -> dict[str, NDArray[Any]]:
+    """Prepared items → what their tower's graph is given, by the names of its inputs."""
+    return dict(zip(spec.inputs, collate(spec, prepared), strict=True))
+
+
 class _Whole(nn.Module):
     """The one vector of each input, without the local ones."""
 

@@ -10,41 +10,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
+import transformers as hf
+from PIL import Image
 from safetensors.torch import save_file
 from sentencepiece import SentencePieceTrainer
 from torch import nn
-from transformers import (
-    AlignConfig,
-    AlignModel,
-    BertConfig,
-    BertTokenizer,
-    ChineseCLIPConfig,
-    ChineseCLIPImageProcessorPil,
-    ChineseCLIPModel,
-    ClapConfig,
-    ClapFeatureExtractor,
-    ClapModel,
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPTokenizer,
-    EfficientNetImageProcessorPil,
-    RobertaTokenizer,
-    Siglip2Tokenizer,
-    SiglipConfig,
-    SiglipImageProcessorPil,
-    SiglipModel,
-    VisionTextDualEncoderConfig,
-    VisionTextDualEncoderModel,
-    ViTConfig,
-    ViTImageProcessorPil,
-)
+
+from examples import sounds as examples
 
 WIDTH = 24
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 VIT = {**SMALL, "image_size": 32, "patch_size": 8}
 CUT = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
+
+
+def pictures() -> list[bytes]:
+    """Five files of odd sizes: patches of colours, some large and some small."""
+    rng, files = np.random.default_rng(0), []
+    for index, size in enumerate(((97, 61), (45, 133), (64, 64), (210, 150), (50, 38))):
+        patches = rng.uniform(0, 255, (2 + index, 3, 3)) * (0.4 if index == 1 else 1)
+        files.append(io.BytesIO())
+        Image.fromarray(patches.astype(np.uint8)).resize(size, Image.Resampling.NEAREST).save(files[-1], "PNG")
+    return [file.getvalue() for file in files]
+
+
+def sound(name: str, seconds: float) -> bytes:
+    """A file of so much of one of the examples' sounds."""
+    waveform, file = examples.synthesise(name)[int(0.2 * examples.RATE) :], io.BytesIO()
+    soundfile.write(file, waveform[: int(seconds * examples.RATE)], examples.RATE, format="WAV")
+    return file.getvalue()
 
 
 def wide(model: nn.Module, gain: float = 1.6, seed: int = 0) -> nn.Module:
@@ -73,43 +69,45 @@ def byte_symbols() -> list[str]:
     return [chr(byte) for byte in plain] + [chr(256 + index) for index in range(len(others))]
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer() -> hf.CLIPTokenizer:
     symbols = byte_symbols()
     merges = [("a", "t</w>"), ("t", "h"), ("th", "e</w>"), ("i", "n"), ("c", "at</w>")]
     pieces = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in merges)]
     vocabulary = {piece: index for index, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=40)
+    return hf.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=40)
 
 
 def clip(folder: Path) -> None:
     tokenizer = clip_tokenizer()
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 1}
     text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 40, **special}
-    config = CLIPConfig(text_config=text, vision_config=VIT, projection_dim=WIDTH, logit_scale_init_value=3.2)
-    wide(CLIPModel(config)).save_pretrained(folder)
+    config = hf.CLIPConfig(text_config=text, vision_config=VIT, projection_dim=WIDTH, logit_scale_init_value=3.2)
+    wide(hf.CLIPModel(config)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    CLIPImageProcessorPil(**CUT).save_pretrained(folder)
+    hf.CLIPImageProcessorPil(**CUT).save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# A tiny CLIP\n")
 
 
-def bert_tokenizer() -> BertTokenizer:
+def bert_tokenizer() -> hf.BertTokenizer:
     """Letters, digits, punctuation and a few Chinese signs; everything else is unknown."""
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     signs = list("一只猫坐在窗台上。张的照片")
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{each}" for each in letters), *signs]
-    return BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=64)
+    return hf.BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=64)
 
 
-def roberta_tokenizer() -> RobertaTokenizer:
+def roberta_tokenizer() -> hf.RobertaTokenizer:
     pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *byte_symbols()]
-    return RobertaTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], model_max_length=62)
+    return hf.RobertaTokenizer(
+        vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], model_max_length=62
+    )
 
 
-def siglip2_tokenizer(**settings: Any) -> Siglip2Tokenizer:
+def siglip2_tokenizer(**settings: Any) -> hf.Siglip2Tokenizer:
     """In lower case, with bytes for what has no piece; without merges."""
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += ["▁", *"abcdefghijklmnopqrstuvwxyz0123456789.,!"]
-    return Siglip2Tokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], **settings)
+    return hf.Siglip2Tokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], **settings)
 
 
 def siglip(folder: Path, **settings: Any) -> None:
@@ -117,17 +115,17 @@ def siglip(folder: Path, **settings: Any) -> None:
     settings = {"padding_side": "right", "model_input_names": ["input_ids"]} | settings
     tokenizer = siglip2_tokenizer(**settings)
     text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 24, "projection_size": 32}
-    config = SiglipConfig(text_config=text, vision_config=VIT)
-    model: Any = wide(SiglipModel(config))
+    config = hf.SiglipConfig(text_config=text, vision_config=VIT)
+    model: Any = wide(hf.SiglipModel(config))
     model.logit_scale.data.fill_(2.5)
     model.logit_bias.data.fill_(-9.0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    hf.SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
 def siglip_masked(folder: Path) -> None:
-    """With what Siglip2Tokenizer does by itself: padding on the left, and a mask."""
+    """With what hf.Siglip2Tokenizer does by itself: padding on the left, and a mask."""
     siglip(folder, padding_side="left", model_input_names=["input_ids", "attention_mask"])
 
 
@@ -177,11 +175,13 @@ def clap(folder: Path, fused: bool = False) -> None:
     tokenizer = roberta_tokenizer()
     audio = CLAP_AUDIO | (FUSED if fused else {})
     text = CLAP_TEXT | {"vocab_size": len(tokenizer)}
-    config = ClapConfig(text_config=text, audio_config=audio, projection_dim=WIDTH, logit_scale_init_value=14.0)
-    model = apart(ClapModel(config))
+    config = hf.ClapConfig(text_config=text, audio_config=audio, projection_dim=WIDTH, logit_scale_init_value=14.0)
+    model = apart(hf.ClapModel(config))
     tokenizer.save_pretrained(folder)
     mels = 64 if fused else 16  # transformers fuses no other number
-    extractor = ClapFeatureExtractor(feature_size=mels, max_length_s=2, truncation="fusion" if fused else "rand_trunc")
+    extractor = hf.ClapFeatureExtractor(
+        feature_size=mels, max_length_s=2, truncation="fusion" if fused else "rand_trunc"
+    )
     extractor.save_pretrained(folder)
     centre(model, extractor)
     model.save_pretrained(folder)
@@ -219,12 +219,12 @@ def align(folder: Path) -> None:
         "expand_ratios": [1, 4],
         "hidden_dim": WIDTH,
     }
-    config = AlignConfig(text_config=text, vision_config=vision, projection_dim=WIDTH, temperature_init_value=0.2)
-    model = apart(AlignModel(config))
+    config = hf.AlignConfig(text_config=text, vision_config=vision, projection_dim=WIDTH, temperature_init_value=0.2)
+    model = apart(hf.AlignModel(config))
     wide(model.vision_model, seed=2)  # of few seeds are pictures told apart by so few channels
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    EfficientNetImageProcessorPil(
+    hf.EfficientNetImageProcessorPil(
         size={"height": 77, "width": 77},
         crop_size={"height": 64, "width": 64},
         do_center_crop=True,
@@ -240,20 +240,20 @@ def chinese_clip(folder: Path) -> None:
     """With vocab.txt alone, as its authors' folders are, and no tokenizer.json."""
     tokenizer = bert_tokenizer()
     text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 64}
-    config = ChineseCLIPConfig(text_config=text, vision_config=VIT, projection_dim=WIDTH, logit_scale_init_value=2.9)
-    apart(ChineseCLIPModel(config)).save_pretrained(folder)
+    config = hf.ChineseCLIPConfig(text_config=text, vision_config=VIT, projection_dim=WIDTH, logit_scale_init_value=2.9)
+    apart(hf.ChineseCLIPModel(config)).save_pretrained(folder)
     words = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     (folder / "vocab.txt").write_text("\n".join(word for word, _ in words) + "\n", encoding="utf-8")
-    ChineseCLIPImageProcessorPil(**CUT).save_pretrained(folder)
+    hf.ChineseCLIPImageProcessorPil(**CUT).save_pretrained(folder)
 
 
 def dual_encoder(folder: Path) -> None:
     tokenizer = bert_tokenizer()
-    text = BertConfig(**SMALL, vocab_size=len(tokenizer), max_position_embeddings=64)
-    config = VisionTextDualEncoderConfig.from_vision_text_configs(ViTConfig(**VIT), text, projection_dim=WIDTH)
-    wide(VisionTextDualEncoderModel(config), gain=3).save_pretrained(folder)
+    text = hf.BertConfig(**SMALL, vocab_size=len(tokenizer), max_position_embeddings=64)
+    config = hf.VisionTextDualEncoderConfig.from_vision_text_configs(hf.ViTConfig(**VIT), text, projection_dim=WIDTH)
+    wide(hf.VisionTextDualEncoderModel(config), gain=3).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    hf.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
 class OpenBlock(nn.Module):

@@ -151,7 +151,7 @@ def written(folder: Path, recipe: dict[str, Any]) -> Path:
 
 def run(folder: Path, recipe: dict[str, Any], work: Path, *overrides: str) -> dict[str, Any]:
     path = written(folder, recipe)
-    return distill.main(argparse.Namespace(recipe=path, out=folder / "out", work=work, set=list(overrides)))
+    return distill.main(argparse.Namespace(recipe=path, out=folder / "out", work=work, overrides=list(overrides)))
 
 
 def finished(recipe: DistillRecipe, work: Path) -> tuple[loop.Run, Student]:

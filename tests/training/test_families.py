@@ -5,7 +5,6 @@ its own model, its own pooling.
 """
 
 import datetime
-import io
 import json
 import shutil
 from collections.abc import Callable
@@ -15,71 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from PIL import Image
+import transformers as hf
 from tokenizers import Tokenizer
-from transformers import (
-    ASTConfig,
-    ASTFeatureExtractor,
-    ASTModel,
-    AutoModel,
-    BertConfig,
-    BertModel,
-    BitImageProcessorPil,
-    ClapAudioConfig,
-    ClapAudioModelWithProjection,
-    ClapConfig,
-    ClapFeatureExtractor,
-    ClapModel,
-    ClapTextConfig,
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    CLIPVisionModelWithProjection,
-    ConvNextConfig,
-    ConvNextImageProcessorPil,
-    ConvNextModel,
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-    HubertConfig,
-    HubertModel,
-    MobileNetV1Config,
-    MobileNetV1ImageProcessorPil,
-    MobileNetV1Model,
-    MobileNetV2Config,
-    MobileNetV2ImageProcessorPil,
-    MobileNetV2Model,
-    MPNetConfig,
-    MPNetModel,
-    ResNetConfig,
-    ResNetModel,
-    RobertaConfig,
-    RobertaModel,
-    SiglipImageProcessorPil,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    ViTConfig,
-    ViTImageProcessorPil,
-    ViTModel,
-    Wav2Vec2Config,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2Model,
-    WavLMConfig,
-    WavLMModel,
-    WhisperConfig,
-    WhisperFeatureExtractor,
-    WhisperModel,
-    XLMRobertaConfig,
-    XLMRobertaModel,
-)
 
-from examples import sounds as examples
 from service.contract.audio import decode_audio
 from service.contract.bundle import Manifest, read_bundle, sha256_file, space_id, write_bundle
 from service.contract.images import decode_image
@@ -138,20 +76,20 @@ LAYERED = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
 
 def clap_extractor(truncation: str) -> Any:
     mels = 64 if truncation == "fusion" else 16  # transformers fuses no other number
-    return ClapFeatureExtractor(feature_size=mels, max_length_s=2, truncation=truncation)
+    return hf.ClapFeatureExtractor(feature_size=mels, max_length_s=2, truncation=truncation)
 
 
 def clap_fused() -> Any:
     wide = {"spec_size": 256, "num_mel_bins": 64, "patch_size": 16, "patch_stride": [16, 16]}
-    audio = ClapAudioConfig(**CLAP | wide, enable_fusion=True)
-    text = ClapTextConfig(**SMALL, vocab_size=20, max_position_embeddings=16, projection_dim=12)
-    return ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=12))
+    audio = hf.ClapAudioConfig(**CLAP | wide, enable_fusion=True)
+    text = hf.ClapTextConfig(**SMALL, vocab_size=20, max_position_embeddings=16, projection_dim=12)
+    return hf.ClapModel(hf.ClapConfig(text_config=text, audio_config=audio, projection_dim=12))
 
 
 def clap_reference(folder: Path, data: bytes) -> torch.Tensor:
-    extractor = ClapFeatureExtractor.from_pretrained(folder)
+    extractor = hf.ClapFeatureExtractor.from_pretrained(folder)
     fused = extractor.truncation == "fusion"
-    model: Any = (ClapModel if fused else ClapAudioModelWithProjection).from_pretrained(folder)
+    model: Any = (hf.ClapModel if fused else hf.ClapAudioModelWithProjection).from_pretrained(folder)
     waveform = decode_audio(data, 48_000)
     longer = len(waveform) > extractor.nb_max_samples
     starts = [0] if fused else range(0, len(waveform), extractor.nb_max_samples)
@@ -169,7 +107,7 @@ def clap_reference(folder: Path, data: bytes) -> torch.Tensor:
 
 
 def ast_reference(folder: Path, data: bytes) -> torch.Tensor:
-    extractor, model = ASTFeatureExtractor.from_pretrained(folder), ASTModel.from_pretrained(folder)
+    extractor, model = hf.ASTFeatureExtractor.from_pretrained(folder), hf.ASTModel.from_pretrained(folder)
     waveform = decode_audio(data, 16_000)
     hop = extractor.max_length * 160
     parts = [waveform[start : start + hop + 240] for start in range(0, len(waveform), hop)]
@@ -181,7 +119,7 @@ def ast_reference(folder: Path, data: bytes) -> torch.Tensor:
 
 
 def whisper_reference(folder: Path, data: bytes) -> torch.Tensor:
-    extractor, model = WhisperFeatureExtractor.from_pretrained(folder), WhisperModel.from_pretrained(folder)
+    extractor, model = hf.WhisperFeatureExtractor.from_pretrained(folder), hf.WhisperModel.from_pretrained(folder)
     waveform = decode_audio(data, 16_000)
     total = torch.zeros(1, 16)
     for start in range(0, len(waveform), extractor.n_samples):
@@ -194,35 +132,40 @@ def whisper_reference(folder: Path, data: bytes) -> torch.Tensor:
 
 
 def waveform_reference(folder: Path, data: bytes) -> torch.Tensor:
-    extractor, model = Wav2Vec2FeatureExtractor.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    extractor, model = hf.Wav2Vec2FeatureExtractor.from_pretrained(folder), hf.AutoModel.from_pretrained(folder)
     inputs = extractor(decode_audio(data, 16_000), sampling_rate=16_000, return_tensors="pt")
     return model(**inputs).last_hidden_state.mean(1)  # type: ignore[no-any-return]
 
 
-AST = ASTConfig(**SMALL, max_length=200, num_mel_bins=16, patch_size=8, frequency_stride=8, time_stride=8)
-WHISPER = WhisperConfig(
+AST = hf.ASTConfig(**SMALL, max_length=200, num_mel_bins=16, patch_size=8, frequency_stride=8, time_stride=8)
+WHISPER = hf.WhisperConfig(
     d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
     encoder_ffn_dim=32, decoder_ffn_dim=32, max_source_positions=150, num_mel_bins=16, vocab_size=20,
     pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
 )  # fmt: skip
 SOUNDS = {
     "clap": Family(
-        both(lambda: ClapAudioModelWithProjection(ClapAudioConfig(**CLAP)), clap_extractor("rand_trunc")),
+        both(lambda: hf.ClapAudioModelWithProjection(hf.ClapAudioConfig(**CLAP)), clap_extractor("rand_trunc")),
         clap_reference,
     ),
     "clap fused": Family(both(clap_fused, clap_extractor("fusion")), clap_reference),
-    "ast": Family(both(lambda: ASTModel(AST), ASTFeatureExtractor(max_length=200, num_mel_bins=16)), ast_reference),
+    "ast": Family(
+        both(lambda: hf.ASTModel(AST), hf.ASTFeatureExtractor(max_length=200, num_mel_bins=16)), ast_reference
+    ),
     "whisper": Family(
-        both(lambda: WhisperModel(WHISPER), WhisperFeatureExtractor(feature_size=16, chunk_length=3)),
+        both(lambda: hf.WhisperModel(WHISPER), hf.WhisperFeatureExtractor(feature_size=16, chunk_length=3)),
         whisper_reference,
     ),
     "wav2vec2": Family(
-        both(lambda: Wav2Vec2Model(Wav2Vec2Config(**WAVE)), Wav2Vec2FeatureExtractor()), waveform_reference
+        both(lambda: hf.Wav2Vec2Model(hf.Wav2Vec2Config(**WAVE)), hf.Wav2Vec2FeatureExtractor()), waveform_reference
     ),
     "hubert": Family(
-        both(lambda: HubertModel(HubertConfig(**WAVE, **LAYERED)), Wav2Vec2FeatureExtractor()), waveform_reference
+        both(lambda: hf.HubertModel(hf.HubertConfig(**WAVE, **LAYERED)), hf.Wav2Vec2FeatureExtractor()),
+        waveform_reference,
     ),
-    "wavlm": Family(both(lambda: WavLMModel(WavLMConfig(**WAVE)), Wav2Vec2FeatureExtractor()), waveform_reference),
+    "wavlm": Family(
+        both(lambda: hf.WavLMModel(hf.WavLMConfig(**WAVE)), hf.Wav2Vec2FeatureExtractor()), waveform_reference
+    ),
 }
 
 
@@ -252,46 +195,48 @@ CONVOLUTION = {"depths": [1, 1], "hidden_sizes": [8, 16]}
 
 
 def clip() -> Any:
-    text = CLIPTextConfig(**SMALL, vocab_size=20, max_position_embeddings=16)
-    vision = CLIPVisionConfig(**VIT)
-    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12))
+    text = hf.CLIPTextConfig(**SMALL, vocab_size=20, max_position_embeddings=16)
+    vision = hf.CLIPVisionConfig(**VIT)
+    return hf.CLIPModel(hf.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12))
 
 
 def clip_reference(folder: Path, data: bytes) -> torch.Tensor:
-    model = CLIPModel.from_pretrained(folder)
-    pixels = CLIPImageProcessorPil.from_pretrained(folder)(decode_image(data), return_tensors="pt")
+    model = hf.CLIPModel.from_pretrained(folder)
+    pixels = hf.CLIPImageProcessorPil.from_pretrained(folder)(decode_image(data), return_tensors="pt")
     return model.visual_projection(model.vision_model(**pixels).pooler_output)  # type: ignore[no-any-return]
 
 
 IMAGES = {
-    "dinov2": image(BitImageProcessorPil(**CUT), Dinov2Model, Dinov2Config(**VIT), cls),
+    "dinov2": image(hf.BitImageProcessorPil(**CUT), hf.Dinov2Model, hf.Dinov2Config(**VIT), cls),
     "dinov2 registers": image(
-        BitImageProcessorPil(**CUT), Dinov2WithRegistersModel, Dinov2WithRegistersConfig(**VIT),
+        hf.BitImageProcessorPil(**CUT), hf.Dinov2WithRegistersModel, hf.Dinov2WithRegistersConfig(**VIT),
         lambda output: output.last_hidden_state[:, 5:].mean(1), pooling="mean",
     ),
-    "vit": image(ViTImageProcessorPil(size={"height": 32, "width": 32}), ViTModel, ViTConfig(**VIT), cls),
+    "vit": image(hf.ViTImageProcessorPil(size={"height": 32, "width": 32}), hf.ViTModel, hf.ViTConfig(**VIT), cls),
     "siglip": image(
-        SiglipImageProcessorPil(size={"height": 32, "width": 32}), SiglipVisionModel, SiglipVisionConfig(**VIT), pooler
+        hf.SiglipImageProcessorPil(size={"height": 32, "width": 32}), hf.SiglipVisionModel,
+        hf.SiglipVisionConfig(**VIT), pooler,
     ),
-    "clip": Family(both(clip, CLIPImageProcessorPil(**CUT)), clip_reference),
-    "clip vision": image(CLIPImageProcessorPil(**CUT), CLIPVisionModel, CLIPVisionConfig(**VIT), pooler),
+    "clip": Family(both(clip, hf.CLIPImageProcessorPil(**CUT)), clip_reference),
+    "clip vision": image(hf.CLIPImageProcessorPil(**CUT), hf.CLIPVisionModel, hf.CLIPVisionConfig(**VIT), pooler),
     "clip projected": image(
-        CLIPImageProcessorPil(**CUT), CLIPVisionModelWithProjection, CLIPVisionConfig(**VIT, projection_dim=12),
+        hf.CLIPImageProcessorPil(**CUT), hf.CLIPVisionModelWithProjection,
+        hf.CLIPVisionConfig(**VIT, projection_dim=12),
         lambda output: output.image_embeds,
     ),
     "convnext": image(
-        ConvNextImageProcessorPil(size={"shortest_edge": 64}), ConvNextModel,
-        ConvNextConfig(**CONVOLUTION, num_stages=2), pooler,
+        hf.ConvNextImageProcessorPil(size={"shortest_edge": 64}), hf.ConvNextModel,
+        hf.ConvNextConfig(**CONVOLUTION, num_stages=2), pooler,
     ),
     "resnet": image(
-        ConvNextImageProcessorPil(size={"shortest_edge": 64}, crop_pct=0.95), ResNetModel,
-        ResNetConfig(**CONVOLUTION, embedding_size=8), pooler,
+        hf.ConvNextImageProcessorPil(size={"shortest_edge": 64}, crop_pct=0.95), hf.ResNetModel,
+        hf.ResNetConfig(**CONVOLUTION, embedding_size=8), pooler,
     ),
     "mobilenet v1": image(
-        MobileNetV1ImageProcessorPil(**CUT), MobileNetV1Model, MobileNetV1Config(depth_multiplier=0.1), pooler
+        hf.MobileNetV1ImageProcessorPil(**CUT), hf.MobileNetV1Model, hf.MobileNetV1Config(depth_multiplier=0.1), pooler
     ),
     "mobilenet v2": image(
-        MobileNetV2ImageProcessorPil(**CUT), MobileNetV2Model, MobileNetV2Config(depth_multiplier=0.1), pooler
+        hf.MobileNetV2ImageProcessorPil(**CUT), hf.MobileNetV2Model, hf.MobileNetV2Config(depth_multiplier=0.1), pooler
     ),
 }  # fmt: skip
 
@@ -321,12 +266,12 @@ def sentence_files(folder: Path, mode: str, *, unit: bool, prompts: dict[str, st
 
 
 TEXTS: dict[str, tuple[Any, Any, str, bool, dict[str, str]]] = {
-    "bert": (BertModel, BertConfig(**SIZES), "mean_tokens", False, {}),
-    "mpnet": (MPNetModel, MPNetConfig(**SIZES, pad_token_id=1), "cls_token", False, {"query": "the photo of "}),
-    "roberta": (RobertaModel, RobertaConfig(**SIZES, pad_token_id=1), "lasttoken", True, {}),
+    "bert": (hf.BertModel, hf.BertConfig(**SIZES), "mean_tokens", False, {}),
+    "mpnet": (hf.MPNetModel, hf.MPNetConfig(**SIZES, pad_token_id=1), "cls_token", False, {"query": "the photo of "}),
+    "roberta": (hf.RobertaModel, hf.RobertaConfig(**SIZES, pad_token_id=1), "lasttoken", True, {}),
     "xlm-roberta": (
-        XLMRobertaModel,
-        XLMRobertaConfig(**SIZES, pad_token_id=1),
+        hf.XLMRobertaModel,
+        hf.XLMRobertaConfig(**SIZES, pad_token_id=1),
         "mean_tokens",
         True,
         {"query": "a picture ", "document": "the sound of "},
@@ -337,25 +282,12 @@ TEXTS: dict[str, tuple[Any, Any, str, bool, dict[str, str]]] = {
 @pytest.fixture(scope="module")
 def sounds() -> list[bytes]:
     """Of one sound, shorter and longer than a window."""
-    cat, buffers = examples.synthesise("cat"), []
-    for seconds in (0.4, 1.3, 4.5):
-        buffers.append(io.BytesIO())
-        soundfile.write(
-            buffers[-1], cat[int(0.2 * examples.RATE) :][: int(seconds * examples.RATE)], examples.RATE, format="WAV"
-        )
-    return [buffer.getvalue() for buffer in buffers]
+    return [aligned.sound("cat", seconds) for seconds in (0.4, 1.3, 4.5)]
 
 
 @pytest.fixture(scope="module")
 def pictures() -> list[bytes]:
-    """Noise on gradients, of odd sizes."""
-    rng, buffers = np.random.default_rng(0), []
-    for width, height in ((97, 61), (45, 133), (64, 64)):
-        slope = np.linspace(0, 160, width)[None, :, None] * np.linspace(0, 1, height)[:, None, None]
-        pixels = slope * np.array([1.0, 0.4, 0.7]) + rng.uniform(0, 90, (height, width, 3))
-        buffers.append(io.BytesIO())
-        Image.fromarray(pixels.astype(np.uint8)).save(buffers[-1], "PNG")
-    return [buffer.getvalue() for buffer in buffers]
+    return aligned.pictures()[:3]
 
 
 @pytest.fixture
@@ -482,7 +414,7 @@ def test_texts(name: str, tmp_path: Path, served: Any) -> None:
 
 def text_features(folder: Path, text: str, mode: str, unit: bool) -> torch.Tensor:
     ids = torch.tensor([Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids])
-    states = AutoModel.from_pretrained(folder)(ids).last_hidden_state
+    states = hf.AutoModel.from_pretrained(folder)(ids).last_hidden_state
     pooled = POOLING[mode](states)
     return torch.nn.functional.normalize(pooled, dim=-1) if unit else pooled
 

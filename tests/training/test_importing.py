@@ -3,7 +3,6 @@
 What is served equals what transformers makes of the same folder, in one batch of unequal inputs.
 """
 
-import io
 import json
 import re
 import shutil
@@ -12,13 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from examples import sounds as examples
 from service.contract.audio import decode_audio
 from service.contract.bundle import Bundle, read_bundle
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image
@@ -57,31 +53,14 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def pictures() -> list[bytes]:
-    """Of odd sizes: patches of colours, some large and some small."""
-    rng, files = np.random.default_rng(0), []
-    for index, size in enumerate(((97, 61), (45, 133), (64, 64), (210, 150), (50, 38))):
-        patches = rng.uniform(0, 255, (2 + index, 3, 3)) * (0.4 if index == 1 else 1)
-        files.append(io.BytesIO())
-        Image.fromarray(patches.astype(np.uint8)).resize(size, Image.Resampling.NEAREST).save(files[-1], "PNG")
-    return [file.getvalue() for file in files]
+    return aligned.pictures()
 
 
 @pytest.fixture(scope="module")
 def sounds() -> list[bytes]:
     """From a third of a second to a whole window of the tiny models, which is of two seconds."""
-    files = []
-    for name, seconds in (
-        ("cat", 0.3),
-        ("siren", 1.1),
-        ("cat", 1.9),
-        ("church_bell", 2.0),
-        ("siren", 1.13),
-        ("rain", 0.7),
-    ):
-        waveform = examples.synthesise(name)[int(0.2 * examples.RATE) :][: int(seconds * examples.RATE)]
-        files.append(io.BytesIO())
-        soundfile.write(files[-1], waveform, examples.RATE, format="WAV")
-    return [file.getvalue() for file in files]
+    lengths = (("cat", 0.3), ("siren", 1.1), ("cat", 1.9), ("church_bell", 2.0), ("siren", 1.13), ("rain", 0.7))
+    return [aligned.sound(name, seconds) for name, seconds in lengths]
 
 
 def imported(folder: Path, out: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:

@@ -8,24 +8,10 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+import transformers as hf
 import yaml
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertModel,
-    Dinov2Config,
-    Dinov2ForImageClassification,
-    Dinov2Model,
-    MobileNetV1Config,
-    MobileNetV1ForImageClassification,
-    MobileNetV1Model,
-    MobileNetV2Config,
-    MobileNetV2ForImageClassification,
-    MobileNetV2Model,
-    RobertaConfig,
-    RobertaModel,
-)
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (240, 240, 240)}
 SEEN = ["background", "red", "green", "blue"]
@@ -65,13 +51,13 @@ def write_encoders(root: Path) -> None:
     """Random encoders of the recipes' own classes, in the layouts that the loaders read."""
     torch.manual_seed(0)
     image = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": True, "resample": 2}
-    save(MobileNetV2Model(MobileNetV2Config(depth_multiplier=0.1, min_depth=8)), root / "mobilenet")
+    save(hf.MobileNetV2Model(hf.MobileNetV2Config(depth_multiplier=0.1, min_depth=8)), root / "mobilenet")
     _write_json(root / "mobilenet/preprocessor_config.json", image | {"size": {"height": 32, "width": 32}})
-    dino = Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=32)
-    save(Dinov2Model(dino), root / "dinov2")
+    dino = hf.Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=32)
+    save(hf.Dinov2Model(dino), root / "dinov2")
     cropped = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True}
     _write_json(root / "dinov2/preprocessor_config.json", image | cropped | {"resample": 3})
-    save(MobileNetV1Model(MobileNetV1Config(num_channels=1, depth_multiplier=0.05, min_depth=8)), root / "yamnet")
+    save(hf.MobileNetV1Model(hf.MobileNetV1Config(num_channels=1, depth_multiplier=0.05, min_depth=8)), root / "yamnet")
     (root / "yamnet/frontend.json").write_text(FRONTEND)
     sizes: dict[str, Any] = {
         "hidden_size": 24,
@@ -79,11 +65,11 @@ def write_encoders(root: Path) -> None:
         "num_attention_heads": 2,
         "intermediate_size": 48,
     }
-    save(BertModel(BertConfig(vocab_size=64, **sizes)), root / "bert")
+    save(hf.BertModel(hf.BertConfig(vocab_size=64, **sizes)), root / "bert")
     write_tokenizer(root / "bert", pad=0)
     _write_json(root / "bert/sentence_bert_config.json", {"max_seq_length": 16})
-    roberta = RobertaConfig(vocab_size=64, max_position_embeddings=34, pad_token_id=1, **sizes)
-    save(RobertaModel(roberta, add_pooling_layer=False), root / "roberta")
+    roberta = hf.RobertaConfig(vocab_size=64, max_position_embeddings=34, pad_token_id=1, **sizes)
+    save(hf.RobertaModel(roberta, add_pooling_layer=False), root / "roberta")
     write_tokenizer(root / "roberta", pad=1)
 
 
@@ -91,14 +77,14 @@ def write_classifiers(root: Path) -> None:
     """Random encoders that kept their classifiers: two that see, one that hears, one of another kind."""
     torch.manual_seed(3)
     for folder in ("first", "second"):
-        colours = MobileNetV2Config(depth_multiplier=0.1, min_depth=8, id2label=dict(enumerate(SEEN)))
-        save(MobileNetV2ForImageClassification(colours), root / folder)
+        colours = hf.MobileNetV2Config(depth_multiplier=0.1, min_depth=8, id2label=dict(enumerate(SEEN)))
+        save(hf.MobileNetV2ForImageClassification(colours), root / folder)
         shutil.copy(root / "mobilenet/preprocessor_config.json", root / folder)
-    pitches = MobileNetV1Config(num_channels=1, depth_multiplier=0.05, min_depth=8, id2label={0: "low", 1: "high"})
-    save(MobileNetV1ForImageClassification(pitches), root / "hearing")
+    pitches = hf.MobileNetV1Config(num_channels=1, depth_multiplier=0.05, min_depth=8, id2label={0: "low", 1: "high"})
+    save(hf.MobileNetV1ForImageClassification(pitches), root / "hearing")
     (root / "hearing/frontend.json").write_text(FRONTEND)
-    dino = Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, patch_size=8, image_size=64)
-    save(Dinov2ForImageClassification(dino), root / "other")
+    dino = hf.Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, patch_size=8, image_size=64)
+    save(hf.Dinov2ForImageClassification(dino), root / "other")
     shutil.copy(root / "dinov2/preprocessor_config.json", root / "other")
 
 

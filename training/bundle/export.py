@@ -23,7 +23,7 @@ from training.bundle.precision import make_variants
 from training.bundle.write import CARD, write
 from training.encoders import FrozenEncoder, Pooled, example_inputs, weights_sha256
 from training.errors import TrainingError
-from training.features import Item, collate, preparer, runner
+from training.features import Item, feeds, preparer, runner
 from training.graphs import HEAD, half_stored, session, whole_weights, with_earlier_rows
 from training.heads.bundled import PROJECTORS
 from training.heads.projector import Head
@@ -117,7 +117,7 @@ def check_parity(
         raise ExportError(f"there is no {encoder.modality} input to check the graph on")
     prepare, run = preparer(encoder), runner(encoder, head.needs_tokens)
     prepared = [prepare(item) for item in items]
-    inputs = dict(zip(encoder.preprocessing.inputs, collate(encoder.preprocessing, prepared), strict=True))
+    inputs = feeds(encoder.preprocessing, prepared)
     served = np.asarray(session(graph).run([OUTPUT], inputs)[0])
     with torch.inference_mode():
         trained = np.concatenate(

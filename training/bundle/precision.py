@@ -22,9 +22,9 @@ from service.contract.vectors import l2_normalise
 from training.bundle.quantise import QuantiseError, batches, half, static
 from training.data.shards import Medium
 from training.encoders import FrozenEncoder
-from training.features import Item, collate, preparer
+from training.features import Item, feeds, preparer
 from training.graphs import session
-from training.measure.ranks import class_vectors, retrieval, top1
+from training.measure.ranks import class_vectors, mean_recall, top1
 from training.measure.validation import label_prompts
 from training.pairs import Pairs, Split, read_pairs
 from training.recipe import Recipe
@@ -248,7 +248,7 @@ def _embedded(
     parts: dict[Precision, list[Floats]] = {precision: [] for precision in graphs}
     for start in tqdm(range(0, len(items), _CHUNK), desc=f"gates {encoder.modality}", disable=None):
         prepared = [prepare(item) for item in items[start : start + _CHUNK]]
-        inputs = dict(zip(encoder.preprocessing.inputs, collate(encoder.preprocessing, prepared), strict=True))
+        inputs = feeds(encoder.preprocessing, prepared)
         for precision, graph in sessions.items():
             parts[precision].append(np.asarray(graph.run([OUTPUT], inputs)[0], np.float32))
     return {p: dict(zip(items, l2_normalise(np.concatenate(rows)), strict=True)) for p, rows in parts.items()}
@@ -286,8 +286,7 @@ def _score(each: _Set, vectors: Mapping[Modality, Mapping[Item, Floats]]) -> flo
     media, texts = _sides(each, vectors)
     if each.pairs.labels is not None:
         return top1(media, texts, each.pairs.labels[: len(media)])[0]
-    recall = retrieval(media, texts, each.pairs.links[each.pairs.links[:, 0] < len(media)])
-    return (recall["m2t.r1"] + recall["t2m.r1"]) / 2
+    return mean_recall(media, texts, each.pairs.links[each.pairs.links[:, 0] < len(media)])
 
 
 def _overlap(

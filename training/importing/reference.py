@@ -15,7 +15,7 @@ from service.contract.tokens import TextPreprocessing
 from service.contract.vectors import l2_normalise
 from service.contract.windows import LogMelWindows
 from training.encoders import FrozenEncoder
-from training.features import Item, collate, item_bytes, preparer
+from training.features import Item, feeds, item_bytes, preparer
 from training.graphs import session
 from training.preprocessors import LOCAL, dense_layer, sentence_modules, transformer_folder, transformers_tokenizer
 from training.text_encoders import TWO_TOWERS
@@ -30,7 +30,7 @@ def served(encoder: FrozenEncoder, graph: Path, items: Sequence[Item]) -> Floats
         prepared: list[Any] = [preprocess_image(decode_image(item_bytes(item)), spec) for item in items]
     else:
         prepared = [prepare(item) for item in items]
-    inputs = dict(zip(spec.inputs, collate(spec, prepared), strict=True))
+    inputs = feeds(spec, prepared)
     return l2_normalise(session(graph).run([OUTPUT], inputs)[0])
 
 

@@ -21,6 +21,12 @@ def retrieval(media: Floats, texts: Floats, links: NDArray[np.int64]) -> dict[st
     return figures
 
 
+def mean_recall(media: Floats, texts: Floats, links: NDArray[np.int64]) -> float:
+    """R@1 in percent, the mean of both directions; see `retrieval`."""
+    recall = retrieval(media, texts, links)
+    return (recall["m2t.r1"] + recall["t2m.r1"]) / 2
+
+
 def ranks(
     media: Floats, texts: Floats, links: NDArray[np.int64]
 ) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:

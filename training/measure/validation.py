@@ -11,7 +11,7 @@ from service.contract.bundle import Modality
 from training.features import Features
 from training.heads.projector import Head
 from training.measure.prepared import Prepared, tensors
-from training.measure.ranks import class_vectors, retrieval, top1, word_precision
+from training.measure.ranks import class_vectors, mean_recall, top1, word_precision
 from training.pairs import Pairs, Split
 from training.recipe import MAX_TEMPERATURE, MIN_TEMPERATURE, Recipe
 
@@ -64,8 +64,8 @@ def validate(recipe: Recipe, heads: Heads, data: Data) -> dict[str, float]:
             figures[name] = word_precision(gallery, project(heads["text"], held.texts), held.pairs.links)
         else:
             keep = held.pairs.links[:, 0] < _VALIDATED_MEDIA
-            recall = retrieval(media[:_VALIDATED_MEDIA], project(heads["text"], held.texts), held.pairs.links[keep])
-            figures[name] = (recall["m2t.r1"] + recall["t2m.r1"]) / 2
+            texts = project(heads["text"], held.texts)
+            figures[name] = mean_recall(media[:_VALIDATED_MEDIA], texts, held.pairs.links[keep])
     return figures
 
 

@@ -17,7 +17,7 @@ from training.bundle.bind.maps import Map
 from training.errors import TrainingError
 from training.features import cached_features
 from training.heads.bundled import as_encoder
-from training.measure.ranks import class_vectors, retrieval, top1
+from training.measure.ranks import class_vectors, mean_recall, top1
 from training.measure.validation import label_prompts
 from training.pairs import Pairs, read_pairs
 from training.recipe import Recipe
@@ -77,5 +77,4 @@ def _vectors(bundle: Bundle, modality: Modality, items: Any, cache: Path) -> Flo
 def _score(held: Pairs, media: Floats, texts: Floats, templates: int) -> float:
     if held.labels is not None:
         return top1(media, class_vectors(texts, templates), held.labels)[0]
-    recall = retrieval(media, texts, held.links)
-    return (recall["m2t.r1"] + recall["t2m.r1"]) / 2
+    return mean_recall(media, texts, held.links)
