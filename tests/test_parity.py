@@ -15,9 +15,6 @@ from tests.training import tiny
 from training.__main__ import main as training
 from training.recipe import Recipe, load_recipe
 
-# The exporter of torch itself uses what a newer torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
 ALL = 1_000
 MODALITIES = {"image", "audio", "text"}
 

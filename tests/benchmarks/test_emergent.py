@@ -7,9 +7,6 @@ from benchmarks.emergent import main
 from service.contract.bundle import read_bundle
 from tests.training import spaces, tiny
 
-# The exporter of torch itself uses what a newer torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
 
 @pytest.mark.full
 def test_joint_spaces_are_made_and_measured(

@@ -18,9 +18,6 @@ from training.bundle.bind.maps import Map, fit, procrustes
 from training.bundle.bind.routing import best, mixed
 from training.heads.bundled import BundledError, text_head
 
-# The exporter of torch itself uses what a newer torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
 TEXTS = [f"{start} {word}" for start in ("a picture of", "the sound of", "a", "very plain") for word in tiny.WORDS]
 
 

@@ -14,14 +14,17 @@ from tests.training.conftest import MakeRecipe
 from training import pipeline
 from training.encoders import EncoderError, load_encoder
 from training.features import cached_features, preparer
-from training.fit.ladder import load_projectors, train
+from training.fit.ladder import Trained, load_projectors, train
 from training.heads.concepts import name_vectors, named, soft_caption_loss
 from training.heads.projector import ConceptBranch
 from training.pairs import PairError, read_pairs
-from training.recipe import RecipeError
+from training.recipe import Recipe, RecipeError
 
-# The exporter of torch itself uses what a newer torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+def fitted(recipe: Recipe, folder: Path) -> tuple[pipeline.Encoders, pipeline.AllData, Trained]:
+    """A recipe's encoders, the features of its pairs, and heads that learned from them; the cache is in `folder`."""
+    frozen, _, data = pipeline.prepare(recipe, folder / "cache")
+    return frozen, data, train(recipe, data, folder, names=named(recipe, frozen, folder / "cache"))
 
 
 def test_scores_are_the_classifiers_own_and_the_last_of_the_features(
@@ -135,11 +138,9 @@ def test_labels_that_training_must_not_see_change_nothing_of_it(
             ]
             (concept_root / name).write_text("\n".join([head, *lines]) + "\n")
         recipe = make_recipe(**tiny.concept_values(concept_root, table=name))
-        frozen = pipeline.encoders(recipe)
-        data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), tmp_path / "cache")
+        _, data, trained = fitted(recipe, tmp_path / name)
         assert data["tones"]["train"].pairs.labels is None
         assert data["tones"]["train"].pairs.texts == []
-        trained = train(recipe, data, tmp_path / name, names=named(recipe, frozen, tmp_path / "cache"))
         weights.append({f"{m}.{k}": v for m, head in trained.heads.items() for k, v in head.state_dict().items()})
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
@@ -149,10 +150,8 @@ def test_names_ship_in_float32_where_heads_run_in_bf16(
 ) -> None:
     values = tiny.recipe_values(concept_root)["train"] | {"precision": "bf16"}
     recipe = make_recipe(**tiny.concept_values(concept_root), train=values)
-    frozen, cache = pipeline.encoders(recipe), tmp_path / "cache"
-    names = named(recipe, frozen, cache)
-    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), cache)
-    trained = train(recipe, data, tmp_path, names=names)
+    frozen, _, trained = fitted(recipe, tmp_path)
+    names = named(recipe, frozen, tmp_path / "cache")
     vectors = name_vectors(trained.heads["text"], names["audio"], 0)
     branch = trained.heads["audio"].branch
     assert branch is not None
@@ -168,8 +167,8 @@ def test_a_run_with_concepts_ends_in_a_checked_bundle(
     concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     recipe = make_recipe(**tiny.concept_values(concept_root, prompts={"low tone": ["a very low tone"]}))
-    frozen, cache = pipeline.encoders(recipe), tmp_path / "cache"
-    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), cache)
+    cache = tmp_path / "cache"
+    frozen, _, data = pipeline.prepare(recipe, cache)
     trained = pipeline.fit(recipe, frozen, data, cache, tmp_path)
     branch = trained.heads["audio"].branch
     assert branch is not None
@@ -193,21 +192,16 @@ def test_withheld_classes_are_tested_among_all(concept_root: Path, make_recipe: 
     assert split["train"].labels is not None
     assert "high tone" not in {split["train"].classes[label] for label in split["train"].labels}
     assert "high tone" in split["train"].classes
-    frozen, cache = pipeline.encoders(recipe), tmp_path / "cache"
-    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), cache)
-    trained = train(recipe, data, tmp_path, names=named(recipe, frozen, cache))
-    figures = pipeline.evaluate(recipe, frozen, data, trained, cache, tmp_path)
+    figures = pipeline.evaluate(recipe, *fitted(recipe, tmp_path), tmp_path / "cache", tmp_path)
     assert figures["tones.seen"] is False
     assert 0.0 <= figures["tones.unseen.top1"] <= 100.0
 
 
 def test_a_prompt_for_no_class_is_refused(concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(**tiny.concept_values(concept_root, prompts={"purple": ["x"]}))
-    frozen, cache = pipeline.encoders(recipe), tmp_path / "cache"
-    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), cache)
-    trained = train(recipe, data, tmp_path, names=named(recipe, frozen, cache))
+    trained = fitted(recipe, tmp_path)
     with pytest.raises(PairError, match="purple is none of its classes"):
-        pipeline.evaluate(recipe, frozen, data, trained, cache, tmp_path)
+        pipeline.evaluate(recipe, *trained, tmp_path / "cache", tmp_path)
 
 
 @pytest.mark.full

@@ -33,9 +33,6 @@ from training.errors import TrainingError
 from training.fit import loop
 from training.recipe import RecipeError
 
-# The exporter of torch itself uses what a newer torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
 TRAIN = {
     "steps": 12, "batch_size": 16, "learning_rate": 3e-3, "weight_decay": 0.0, "warmup_steps": 2, "cosine_weight": 1.0,
     "ema": 0.5, "validate_every": 4, "checkpoint_every": 3,

@@ -100,9 +100,7 @@ def test_pooling_and_layers_choose_the_features(make_recipe: MakeRecipe) -> None
     assert not np.allclose(chosen["pooled"][:, : plain.width], rows["pooled"])
 
 
-# The exporter of torch itself uses what a newer torch deprecates.
 @pytest.mark.full
-@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 def test_scales_average_the_vectors_of_a_picture_and_of_smaller_ones_of_it(make_recipe: MakeRecipe) -> None:
     def load(**choice: Any) -> FrozenEncoder:
         encoders = {"image": {"folder": "mobilenet", "preprocessing": {"height": 64, "width": 64}, **choice}}

@@ -14,9 +14,6 @@ from training.measure.data import DataError, read_data, read_wording
 from training.measure.results import Labelled, between, calibration
 from training.pairs import PairError, Pairs
 
-# The exporter of torch itself uses what a newer torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
 
 def last(capsys: pytest.CaptureFixture[str]) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -24,9 +24,6 @@ from training.heads.trained import load_projectors
 from training.pairs import read_pairs
 from training.recipe import Recipe
 
-# The exporter of torch itself uses what a newer torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
 PAPER = {"image": {"folder": "dinov2"}, "audio": {"folder": "yamnet"}, "text": {"folder": "roberta"}}
 
 

@@ -19,9 +19,6 @@ from training.heads.projector import Head
 from training.heads.trained import Trained, save_projectors
 from training.recipe import ProjectorSpec
 
-# The exporter of torch itself uses what a newer torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
 
 def test_the_older_towers_are_the_same_bytes_and_give_the_same_vectors(
     picture_space: Bundle, both_spaces: Bundle, tiny_root: Path, tmp_path: Path

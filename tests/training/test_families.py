@@ -32,9 +32,6 @@ from training.bundle.export import write_tower
 from training.encoders import EncoderError, load_encoder
 from training.heads.projector import Head
 
-# The exporter of torch itself uses what a newer torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
 Reference = Callable[[Path, Any], torch.Tensor]
 """A model folder and an input → its features (1, d), by transformers alone."""
 

@@ -98,8 +98,7 @@ def test_without_a_bank_nothing_is_corrected() -> None:
 
 def test_training_fills_the_banks_chooses_and_keeps_it(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(projector={"kind": "linear", "dimensions": 16, "querybank": 8}, train={"steps": 30})
-    frozen = pipeline.encoders(recipe)
-    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), tmp_path / "cache")
+    frozen, _, data = pipeline.prepare(recipe, tmp_path / "cache")
     pipeline.fit(recipe, frozen, data, tmp_path / "cache", tmp_path)
     trained = load_projectors(tmp_path / "projectors.safetensors", recipe)
     reserve = trained.heads["text"].reserve
@@ -151,8 +150,7 @@ def test_graphs_and_bundles_have_the_correction(
         lambda recipe, heads, data: {"x": float(heads["text"].reserve.slope + heads["image"].reserve.slope)},
     )
     recipe = make_recipe(projector={"kind": "linear", "dimensions": 16, "querybank": 8}, train={"steps": 10})
-    frozen = pipeline.encoders(recipe)
-    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), tmp_path / "cache")
+    frozen, _, data = pipeline.prepare(recipe, tmp_path / "cache")
     trained = pipeline.fit(recipe, frozen, data, tmp_path / "cache", tmp_path)
     bundle = pipeline.export(recipe, frozen, trained, {}, tmp_path / "bundle")
     assert all(bundle.manifest.evaluation[f"parity.{m}"] >= 0.9999 for m in ("image", "audio", "text"))

@@ -31,9 +31,6 @@ from training.importing.families import licence_of
 from training.preprocessors import EncoderError, transformers_tokenizer
 from training.recipe import EncoderSource, Recipe
 
-# The exporter of torch itself uses what a newer torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
 TEXTS = [
     "a cat",
     "a cat!",

@@ -106,8 +106,7 @@ def test_captions_are_read_compressed_and_centre_the_texts(recipe: Recipe, tmp_p
 @pytest.mark.full
 def test_weights_in_16_bits_are_the_same_bundle(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(projector={"kind": "linear", "dimensions": 64}, train={"steps": 10})
-    frozen = pipeline.encoders(recipe)
-    data = pipeline.features(recipe, frozen, pipeline.pairs(recipe), tmp_path / "cache")
+    frozen, _, data = pipeline.prepare(recipe, tmp_path / "cache")
     trained = pipeline.fit(recipe, frozen, data, tmp_path / "cache", tmp_path)
     half = recipe.model_copy(update={"export": recipe.export.model_copy(update={"weights": "fp16"})})
     bundle = pipeline.export(half, frozen, trained, {}, tmp_path / "bundle")

@@ -13,9 +13,6 @@ from training.__main__ import main
 from training.encoders import load_encoder
 from training.recipe import load_recipe
 
-# The exporter of torch itself uses what a newer torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
 
 @pytest.fixture
 def recipe(tiny_root: Path, tmp_path: Path) -> Path:

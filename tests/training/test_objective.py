@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from training.fit.losses import contrast, info_nce, nested, same_pairs
-from training.recipe import ObjectiveSpec
+from training.fit.losses import clamp_log_scale, contrast, info_nce, nested, same_pairs
+from training.recipe import MAX_TEMPERATURE, MIN_TEMPERATURE, ObjectiveSpec
 
 KINDS = [
     ObjectiveSpec(),
@@ -130,10 +130,27 @@ def test_gradients_are_those_of_finite_differences(spec: ObjectiveSpec) -> None:
 
 
 @kinds
-def test_the_scale_learns(spec: ObjectiveSpec) -> None:
-    inputs = leaves()
-    value(spec, inputs, UNIQUE).backward()  # type: ignore[no-untyped-call]
-    assert inputs[2].grad is not None and abs(inputs[2].grad.item()) > 1e-4
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_scale_learns_and_logits_are_float32(spec: ObjectiveSpec, dtype: torch.dtype) -> None:
+    media, texts, scale = leaves()
+    loss = value(spec, [media.to(dtype), texts.to(dtype), scale], UNIQUE)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.dtype is torch.float32
+    assert scale.grad is not None and abs(scale.grad.item()) > 1e-4
+
+
+def test_same_pairs_unites_its_keys_and_negative_keys_match_nothing() -> None:
+    same = same_pairs(torch.tensor([0, 0, 1, 2]), torch.tensor([-1, -1, 5, 5]))
+    expected = torch.eye(4, dtype=torch.bool)
+    expected[0, 1] = expected[1, 0] = expected[2, 3] = expected[3, 2] = True
+    assert torch.equal(same, expected)
+
+
+@pytest.mark.parametrize(("start", "end"), [(100.0, MIN_TEMPERATURE), (-100.0, MAX_TEMPERATURE)])
+def test_the_temperature_stays_in_its_range(start: float, end: float) -> None:
+    log_scale = torch.tensor(start)
+    clamp_log_scale(log_scale)
+    assert math.isclose(math.exp(-log_scale.item()), end, rel_tol=1e-5)
 
 
 @kinds

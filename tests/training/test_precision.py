@@ -23,9 +23,6 @@ from training.graphs import HEAD, session
 from training.pairs import read_pairs
 from training.recipe import ExportSpec, Recipe, RecipeError, load_recipe
 
-# The exporter of torch itself uses what a newer torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
 Built = tuple[Recipe, Bundle]
 
 

@@ -12,9 +12,6 @@ from training.features import cached_features
 from training.pairs import read_pairs
 from training.recipe import RecipeError
 
-# The exporter of torch itself uses what a newer torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
 
 @pytest.mark.full
 def test_heads_learn_from_the_int8_encoders_that_are_served(make_recipe: MakeRecipe, tmp_path: Path) -> None:

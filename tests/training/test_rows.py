@@ -19,8 +19,6 @@ from training.graphs import join_earlier_rows, session, without_earlier_rows
 from training.heads.projector import Head
 from training.recipe import load_recipe
 
-# The exporter of torch itself uses what a newer torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 _COUNTS = (5, 1, 8)  # rows of three sounds
 
 

@@ -29,11 +29,6 @@ from training.pairs import Split, read_pairs
 from training.recipe import ObjectiveSpec, Recipe, TrainSpec
 
 
-def prepared(recipe: Recipe, cache: Path) -> tuple[pipeline.Encoders, dict[str, dict[Split, Prepared]]]:
-    frozen = pipeline.encoders(recipe)
-    return frozen, pipeline.features(recipe, frozen, pipeline.pairs(recipe), cache)
-
-
 def same_weights(first: Trained, second: Trained) -> bool:
     return all(
         torch.equal(value, second.heads[modality].state_dict()[key])
@@ -57,7 +52,7 @@ def test_each_kind_learns_what_the_random_encoders_leave_to_learn(
             "baseline": False,
         },
     )
-    frozen, data = prepared(recipe, tmp_path / "cache")
+    frozen, _, data = pipeline.prepare(recipe, tmp_path / "cache")
     trained = train(recipe, data, tmp_path / "work")
     figures = pipeline.evaluate(recipe, frozen, data, trained, tmp_path / "cache", tmp_path / "work")
     # Four colours, two pictures and two captions of each: by chance a picture finds one of its captions in 25 %.
@@ -72,7 +67,7 @@ def test_each_kind_learns_what_the_random_encoders_leave_to_learn(
 
 def test_all_three_modalities_share_one_text_projector(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe()
-    _, data = prepared(recipe, tmp_path / "cache")
+    _, _, data = pipeline.prepare(recipe, tmp_path / "cache")
     trained = train(recipe, data, tmp_path / "work")
     assert set(trained.heads) == {"image", "audio", "text"}
     assert set(trained.means) == {"image", "audio", "text"}
@@ -82,18 +77,26 @@ def test_all_three_modalities_share_one_text_projector(make_recipe: MakeRecipe, 
     assert 0.001 <= trained.temperature <= 0.5
 
 
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
-    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = make_recipe(projector={"kind": "mlp", "dimensions": 16, "hidden": 32, "dropout": 0.2})
-    _, data = prepared(recipe, tmp_path / "cache")
-    whole = train(recipe, data, tmp_path / "whole")
+SDM = {"steps": 12, "batch_size": 8, "warmup_steps": 2, "validate_every": 4, "objective": {"kind": "sdm"}}
 
-    draws = iter(range(25))
-    real = Sampler.draw
+
+@pytest.mark.parametrize(
+    ("changes", "draws"),
+    [
+        ({"projector": {"kind": "mlp", "dimensions": 16, "hidden": 32, "dropout": 0.2}}, 25),
+        ({"train": SDM}, 18),  # the baseline's 12 steps, and half of the recipe's own
+    ],
+)
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], draws: int
+) -> None:
+    recipe = make_recipe(**changes)
+    _, _, data = pipeline.prepare(recipe, tmp_path / "cache")
+    whole = train(recipe, data, tmp_path / "whole")
+    left, real = iter(range(draws)), Sampler.draw
 
     def interrupted(sampler: Sampler, rng: np.random.Generator) -> np.ndarray:
-        if next(draws, None) is None:
+        if next(left, None) is None:
             raise KeyboardInterrupt
         return real(sampler, rng)
 
@@ -103,13 +106,13 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
             train(recipe, data, tmp_path / "cut")
     resumed = train(recipe, data, tmp_path / "cut")
     assert same_weights(whole, resumed)
-    assert whole.history == resumed.history
+    assert (whole.history, whole.ladder) == (resumed.history, resumed.ladder)
     assert whole.temperature == resumed.temperature
 
 
 def test_a_checkpoint_of_another_recipe_is_not_gone_on_from(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe()
-    _, data = prepared(recipe, tmp_path / "cache")
+    _, _, data = pipeline.prepare(recipe, tmp_path / "cache")
     train(recipe, data, tmp_path / "work")
     other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 5})})
     assert same_weights(train(other, data, tmp_path / "work"), train(other, data, tmp_path / "fresh"))
@@ -117,7 +120,7 @@ def test_a_checkpoint_of_another_recipe_is_not_gone_on_from(make_recipe: MakeRec
 
 def test_a_finished_checkpoint_does_not_survive_a_change_of_data(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(train={"steps": 20, "batch_size": 8, "validate_every": 10, "baseline": False})
-    _, data = prepared(recipe, tmp_path / "cache")
+    _, _, data = pipeline.prepare(recipe, tmp_path / "cache")
     first = train(recipe, data, tmp_path / "work")
     assert same_weights(train(recipe, data, tmp_path / "work"), first)
 
@@ -141,7 +144,7 @@ def test_a_finished_checkpoint_does_not_survive_a_change_of_data(make_recipe: Ma
 def test_training_stops_early_and_keeps_the_best(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     values = {"steps": 400, "batch_size": 8, "validate_every": 2, "patience": 3, "warmup_steps": 2}
     recipe = make_recipe(train=values)
-    _, data = prepared(recipe, tmp_path / "cache")
+    _, _, data = pipeline.prepare(recipe, tmp_path / "cache")
     history = train(recipe, data, tmp_path / "work").history
     scores = [entry["score"] for entry in history]
     assert len(history) < 200
@@ -153,7 +156,7 @@ def test_training_stops_early_and_keeps_the_best(make_recipe: MakeRecipe, tmp_pa
 
 def test_projectors_survive_their_file(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe()
-    _, data = prepared(recipe, tmp_path / "cache")
+    _, _, data = pipeline.prepare(recipe, tmp_path / "cache")
     trained = train(recipe, data, tmp_path / "work")
     save_projectors(tmp_path / "p.safetensors", trained)
     loaded = load_projectors(tmp_path / "p.safetensors", recipe)
@@ -242,32 +245,9 @@ def test_every_option_learns(make_recipe: MakeRecipe, tmp_path: Path, name: str)
         projector={"kind": "mlp", "dimensions": 16, "hidden": 32, "dropout": 0.0, "matryoshka": [4, 8]},
         train={**values, "baseline": False, **options},
     )
-    _, data = prepared(recipe, tmp_path / "cache")
+    _, _, data = pipeline.prepare(recipe, tmp_path / "cache")
     trained = train(recipe, data, tmp_path / "work")
     assert max(entry["score"] for entry in trained.history) >= 65.0  # untrained: about 30
-
-
-def test_an_interrupted_run_with_a_baseline_goes_on(
-    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values = {"steps": 12, "batch_size": 8, "warmup_steps": 2, "validate_every": 4}
-    recipe = make_recipe(train={**values, "objective": {"kind": "sdm"}})
-    _, data = prepared(recipe, tmp_path / "cache")
-    whole = train(recipe, data, tmp_path / "whole")
-    draws, real = iter(range(18)), Sampler.draw  # the baseline's 12 steps, and half of the recipe's own
-
-    def interrupted(sampler: Sampler, rng: np.random.Generator) -> np.ndarray:
-        if next(draws, None) is None:
-            raise KeyboardInterrupt
-        return real(sampler, rng)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Sampler, "draw", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, data, tmp_path / "cut")
-    resumed = train(recipe, data, tmp_path / "cut")
-    assert same_weights(whole, resumed)
-    assert (whole.history, whole.ladder) == (resumed.history, resumed.ladder)
 
 
 def test_a_source_ends_where_the_recipe_says(make_recipe: MakeRecipe) -> None:
@@ -307,7 +287,7 @@ def test_training_goes_on_from_a_file(make_recipe: MakeRecipe, tmp_path: Path, q
     projector = {"kind": "mlp", "dimensions": 16, "hidden": 8, "querybank": querybank}
     train_spec = {"steps": 20, "batch_size": 8, "validate_every": 10, "baseline": False}
     recipe = make_recipe(train=train_spec, projector=projector)
-    _, data = prepared(recipe, tmp_path / "cache")
+    _, _, data = pipeline.prepare(recipe, tmp_path / "cache")
     first = train(recipe, data, tmp_path / "first")
     save_projectors(tmp_path / "p.safetensors", first)
     still = {"steps": 1, "batch_size": 8, "warmup_steps": 0, "learning_rate": 1e-12, "baseline": False}
@@ -331,7 +311,7 @@ def test_tensorboard_shows_the_validations(make_recipe: MakeRecipe, tmp_path: Pa
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     values = {"steps": 20, "batch_size": 8, "validate_every": 10, "baseline": False, "tensorboard": True}
     recipe = make_recipe(train=values)
-    _, data = prepared(recipe, tmp_path / "cache")
+    _, _, data = pipeline.prepare(recipe, tmp_path / "cache")
     history = train(recipe, data, tmp_path / "work").history
     events = accumulator.EventAccumulator(str(tmp_path / "work/tensorboard")).Reload()
     shown = [(event.step, round(event.value, 3)) for event in events.Scalars("mlp/score")]
@@ -341,7 +321,7 @@ def test_tensorboard_shows_the_validations(make_recipe: MakeRecipe, tmp_path: Pa
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_named(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(train={"device": "cuda", "baseline": False})
-    _, data = prepared(recipe, tmp_path / "cache")
+    _, _, data = pipeline.prepare(recipe, tmp_path / "cache")
     with pytest.raises(FitError, match=r"train\.device is cuda"):
         train(recipe, data, tmp_path / "work")
 

@@ -26,9 +26,6 @@ from training.curate.recipe import CurateSpec
 from training.pairs import read_pairs
 from training.recipe import load_recipe
 
-# The exporter of torch itself uses what a newer torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
 CONCEPTS = {"names": ["red", "blue"], "least": -1.0, "each": 4, "top": 100}
 TEXTS = [
     f"{a} {b} {c}" for a in ("red", "blue", "green") for b in ("tone", "photo", "sound") for c in ("low", "high", "the")
