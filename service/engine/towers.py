@@ -161,8 +161,7 @@ def _share_arena() -> None:
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Return ONNX Runtime's defaults, with threads that do not spin and an arena that sessions share: `python -m
-    benchmarks.sessions` compares."""
+    """Return ONNX Runtime's defaults, with threads that do not spin and an arena that sessions share."""
     _share_arena()
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
