@@ -137,6 +137,8 @@ class Channel:
             raise NotReady(f"the {self._modality} model does not answer")
 
     def until_there_is_room(self) -> int:
-        """Return how many seconds (1 to 60) pass at the recent pace until what is admitted takes `queue_s`. Whoever came
-        back only when all of it is done would find an idle server."""
+        """Return how many seconds (1 to 60) pass at the recent pace until what is admitted takes `queue_s`.
+
+        Whoever came back only when all of it is done would find an idle server.
+        """
         return min(60, max(1, math.ceil(self._pace * self._admitted - self._settings.queue_s)))
