@@ -178,13 +178,14 @@ def index(plan: Plan) -> dict[str, float | None]:
     """Large photographs by `isthmus index`, previews included, in turns with the bare loop.
 
     No photograph of 12 megapixels is at hand: these are of a megapixel or less, enlarged, and each is there several
-    times, so that the start of the command is a small part.
+    times, so that the start of the command is a small part; with another comment, since one file is embedded once.
     """
     files = photographs(plan.fresh() / "large", _LARGE, _LARGE_PX)
     for file in files[:]:
-        files += [file.with_stem(f"{file.stem}-{copy}") for copy in range(1, _COPIES)]
-        for copy in files[1 - _COPIES :]:
-            copy.hardlink_to(file)
+        data = file.read_bytes()
+        for number in range(1, _COPIES):
+            files.append(file.with_stem(f"{file.stem}-{number}"))
+            files[-1].write_bytes(data[:2] + b"\xff\xfe\0\3" + bytes([number]) + data[2:])
     with isthmus_server("isthmus", plan.bundle, plan.fresh(), cache_bytes=0) as server:
 
         def indexed() -> float:
