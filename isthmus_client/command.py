@@ -38,8 +38,8 @@ _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 and the number of the signal."""
 GROUP = "isthmus.commands"
 OF_THE_SERVER = (
-    *("backup", "check", "doctor", "keys", "load", "mcp", "openapi", "reembed", "restore", "serve", "settings"),
-    "tune",
+    *("backup", "check", "doctor", "keys", "load", "mcp", "openapi", "publish", "reembed", "restore", "serve"),
+    *("settings", "tune"),
     *("add-modality", "bind", "curate", "evaluate", "export", "import", "select", "train"),
 )
 """The commands that the distribution `isthmus` adds. Where it is not installed, each says so."""

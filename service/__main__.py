@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from service.api.keys import KeysError
-from service.commands import backup, check, keys, load, openapi, reembed, restore, serve, settings, tune
+from service.commands import backup, check, keys, load, openapi, publish, reembed, restore, serve, settings, tune
 from service.commands.starters import StarterError
 from service.contract.bundle import BundleError
 from service.engine.towers import TowerError
@@ -19,6 +19,7 @@ COMMANDS = {
     "restore": restore,
     "reembed": reembed,
     "load": load,
+    "publish": publish,
     "keys": keys,
     "tune": tune,
     "openapi": openapi,

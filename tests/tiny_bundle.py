@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, normalizers
 from tokenizers.models import WordPiece
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import BertPreTokenizer, Whitespace
 
 from service.contract.bundle import (
     EARLIER_ROWS,
@@ -60,8 +60,10 @@ def build(
     seed: int = 0,
     text: TextPreprocessing = TEXT,
     licences: Sequence[Licence | str] = (),
+    *,
+    bert: bool = False,
 ) -> Bundle:
-    """Write the bundle to `target`. Another seed is another space."""
+    """Write the bundle to `target`. Another seed is another space. `bert`: with BERT's normaliser and words."""
     rng = np.random.default_rng(seed)
     image = rng.standard_normal((3 * 4, DIMENSIONS)).astype(np.float32)
     audio = rng.standard_normal((AUDIO.n_mels, DIMENSIONS)).astype(np.float32)
@@ -73,7 +75,7 @@ def build(
     specs: dict[Modality, Preprocessing] = {"image": IMAGE, "audio": AUDIO, "text": text}
     with tempfile.TemporaryDirectory() as folder:
         files = {"tokenizer.json": Path(folder) / "tokenizer.json", "MODEL_CARD.md": Path(folder) / "MODEL_CARD.md"}
-        _tokenizer().save(str(files["tokenizer.json"]))
+        _tokenizer(bert).save(str(files["tokenizer.json"]))
         files["MODEL_CARD.md"].write_text("# tiny\n\nMade by a test.\n")
         others = {each: sha256_file(path) for each, path in files.items()}
         towers: dict[Modality, Tower] = {}
@@ -126,10 +128,12 @@ def _word_vectors(image: NDArray[np.float32], audio: NDArray[np.float32], rng: n
     return (table / lengths * np.where(meant, 10.0, 1.0)).astype(np.float32)
 
 
-def _tokenizer() -> Tokenizer:
+def _tokenizer(bert: bool) -> Tokenizer:
     tokenizer = Tokenizer(WordPiece({word: index for index, word in enumerate(PIECES)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
     tokenizer.pre_tokenizer = Whitespace()
+    if bert:
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), BertPreTokenizer()
     return tokenizer
 
 

@@ -14,8 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-NAMES = {"fdr": "fdr", "audit-api": "audit_api", "feedback": "feedback", "films": "films", "why": "why"}
-NEED_DATA = frozenset({"fdr", "feedback", "films", "why"})
+NAMES = {
+    "fdr": "fdr",
+    "audit-api": "audit_api",
+    "feedback": "feedback",
+    "films": "films",
+    "publish": "publish",
+    "why": "why",
+}
+NEED_DATA = frozenset({"fdr", "feedback", "films", "publish", "why"})
 
 
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:

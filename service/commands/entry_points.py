@@ -52,6 +52,11 @@ reembed = _same(
     "Make a store of another space: embed the items of a store again.",
     *("--bundle", "--dry-run", "--json", "--media", "--media-key"),
 )
+publish = _same(
+    "publish",
+    "Write a collection, its bundle and a page that searches it, as files.",
+    *("--bundle", "--collection", "--json", "--runtime", "--store", "--without-metadata"),
+)
 tune = _same(
     "tune",
     "Measure how a bundle runs best on this machine, and keep that for `serve`.",

@@ -330,9 +330,7 @@ def _prepared(ways: Mapping[Modality, Handling], inputs: Iterable[Media | Text],
 def _lines(bundle: Bundle, texts: Path | None) -> tuple[list[str], list[str]]:
     """Return the texts, and the names of their media where they are pairs. Raises SettingsError."""
     if texts is None:
-        pages = [(bundle.path / name).read_text("utf-8") for name in bundle.manifest.files if name.endswith(".md")]
-        sentences = (part.strip() for page in pages for part in re.split(r"[.|\n]", page))
-        return [text for text in dict.fromkeys(sentences) if text.count(" ") >= 2], []
+        return sentences(bundle), []
     try:
         rows = [line.rpartition("\t") for line in texts.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -340,6 +338,13 @@ def _lines(bundle: Bundle, texts: Path | None) -> tuple[list[str], list[str]]:
     if not rows:
         raise SettingsError(f"--texts {texts} holds no text")
     return [text for _, _, text in rows], [name for name, tab, _ in rows if tab]
+
+
+def sentences(bundle: Bundle) -> list[str]:
+    """Return the sentences of the bundle's own pages."""
+    pages = [(bundle.path / name).read_text("utf-8") for name in bundle.manifest.files if name.endswith(".md")]
+    parts = (part.strip() for page in pages for part in re.split(r"[.|\n]", page))
+    return [text for text in dict.fromkeys(parts) if text.count(" ") >= 2]
 
 
 def _named(choice: Choice) -> str:

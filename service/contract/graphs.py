@@ -1,4 +1,4 @@
-"""Where an ONNX graph keeps weights outside its own file, read from its protobuf without loading it.
+"""Where an ONNX graph keeps its weights, inside and outside its own file, read from its protobuf without loading it.
 
 A graph may name files for its large tensors (external data), and a runtime opens what it names. The names stand in
 tensors, and tensors stand in graphs, functions and the attributes of nodes, which hold graphs again (onnx.proto3).
@@ -6,6 +6,7 @@ tensors, and tensors stand in graphs, functions and the attributes of nodes, whi
 
 import mmap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 # Message → field number → the message that the field holds. What is not here holds no tensors.
@@ -20,6 +21,7 @@ _FIELDS: dict[str, dict[int, str]] = {
     "Tensor": {13: "Entry"},
 }
 _KEY, _VALUE = 1, 2  # of an Entry
+_DIMS, _TYPE, _RAW = 1, 2, 9  # of a Tensor
 _DEEPEST = 100
 """As deep as protobuf itself reads messages in messages."""
 
@@ -49,6 +51,42 @@ def external_files(path: Path) -> set[str]:
     return names
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A tensor of a graph's own weights, and where in the file its values stand."""
+
+    start: int
+    end: int
+    type: int
+    """TensorProto.DataType: 1 is float32, 10 float16."""
+    dims: tuple[int, ...]
+
+
+def weights(data: bytes) -> list[Weights]:
+    """Return the initializers of a graph whose values stand in the file as raw bytes, in their order in the file.
+    Raises NotAGraph."""
+    found = []
+    for number, begin, stop in _parts(data, 0, len(data)):
+        graph = _parts(data, begin, stop) if number == 7 else ()
+        for _, start, end in (part for part in graph if part[0] == 5):
+            dims: list[int] = []
+            kind, raw = 0, None
+            for field, wire, first, last in _fields(data, start, end):
+                if field == _DIMS and wire == 0:
+                    dims.append(first)
+                elif field == _DIMS:
+                    while first < last:
+                        size, first = _varint(data, first, last)
+                        dims.append(size)
+                elif field == _TYPE:
+                    kind = first
+                elif field == _RAW:
+                    raw = first, last
+            if raw is not None:
+                found.append(Weights(*raw, kind, tuple(dims)))
+    return sorted(found, key=lambda one: one.start)
+
+
 def _location(data: mmap.mmap, start: int, end: int) -> set[str]:
     """Return the values of the key `location`: both where it is there twice, since readers differ in which they
     take."""
@@ -58,14 +96,21 @@ def _location(data: mmap.mmap, start: int, end: int) -> set[str]:
     return {value.decode("utf-8", "replace") for number, value in parts if number == _VALUE}
 
 
-def _parts(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _parts(data: mmap.mmap | bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield the fields of a message that are strings or messages: number, start, end. Raises NotAGraph."""
+    return ((number, first, last) for number, kind, first, last in _fields(data, start, end) if kind == 2)
+
+
+def _fields(data: mmap.mmap | bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the fields of a message: number, kind, and start and end; of an integer (kind 0) its value and its end.
+    Raises NotAGraph."""
     at = start
     while at < end:
         tag, at = _varint(data, at, end)
         number, kind = tag >> 3, tag & 7
         if kind == 0:
-            _, at = _varint(data, at, end)
+            value, at = _varint(data, at, end)
+            yield number, kind, value, at
         elif kind == 1:
             at += 8
         elif kind == 5:
@@ -74,7 +119,7 @@ def _parts(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, in
             size, at = _varint(data, at, end)
             if size > end - at:
                 raise NotAGraph("it ends too early")
-            yield number, at, at + size
+            yield number, kind, at, at + size
             at += size
         else:
             raise NotAGraph("it is no protobuf")
@@ -82,7 +127,7 @@ def _parts(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, in
         raise NotAGraph("it ends too early")
 
 
-def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+def _varint(data: mmap.mmap | bytes, at: int, end: int) -> tuple[int, int]:
     value = shift = 0
     while at < end and shift < 70:
         byte = data[at]

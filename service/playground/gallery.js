@@ -18,9 +18,9 @@ const FEW = 6;
 
 /**
  * Fills `place`. `more()` is called when the end comes near, and is to add() what follows; `like`, `compose`, `judge`
- * and `fit` are as for a card; `why()` is a function of openDetail(), where there is a query.
+ * and `fit` are as for a card; `why()` is a function of openDetail(), where there is a query. What is `fixed` cannot be deleted.
  */
-export function gallery(place, { collection, more, like, compose, judge, fit, why, failed }) {
+export function gallery(place, { collection, more, like, compose, judge, fit, why, failed, fixed }) {
   const cards = new Map(); // item → its card
   const items = new WeakMap(); // card → its item
   const sentinel = el("div", { class: "sentinel" });
@@ -101,7 +101,7 @@ export function gallery(place, { collection, more, like, compose, judge, fit, wh
       await more();
       return cards.size + backlog.length > before && inOrder();
     };
-    openDetail(inOrder(), item, { collection: collection(), like, compose, fit, why: why?.(), judge: judge?.(), remove, further }, how);
+    openDetail(inOrder(), item, { collection: collection(), like, compose, fit, why: why?.(), judge: judge?.(), remove: !fixed && remove, further }, how);
   }
 
   /** Hide an item, and delete it if nobody objects. */

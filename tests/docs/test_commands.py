@@ -53,6 +53,7 @@ NOT_RUN = {
     r"ISTHMUS_BUNDLE_SIGNERS=": "is refused, on purpose: that is what it shows",
     r"(pip install mteb|python -m benchmarks\.mteb)": "needs a network; test_mteb.py runs it on local data",
     r"isthmus serve --bundle build/coco-clotho": "needs the training above it; test_hub_recipe.py runs all",
+    r"(npm install onnxruntime-web|isthmus publish|python -m http\.server)": "as in tests/playground/test_publish.py",
     r"isthmus reembed": "needs a second space; tests/service/test_reembed.py has one",
 }
 """Commands that are not run, by how they begin, and why. One that is no longer in any page fails the test."""

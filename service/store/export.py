@@ -1,0 +1,80 @@
+"""A collection read whole from the file of a store, which may be served meanwhile."""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from service.store import keywords, previews, rows, schema
+from service.store.errors import StoreDamaged, StoreError
+from service.store.items import Item, Moment, Preview
+from service.store.moments import by_owner, hidden, moments_table
+from service.store.previews import TEXT_CHARS, Shown
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An item with all that the store has of it."""
+
+    item: Item
+    shown: Shown | None
+    preview: Preview | None
+    moments: Sequence[Moment]
+
+
+class Export:
+    """A collection as it was when this was opened. Close it."""
+
+    def __init__(self, path: Path, collection: str) -> None:
+        """Raises StoreError where the store or the collection is not there, StoreDamaged where it cannot be read."""
+        if not (path / schema.FILE).is_file():
+            raise StoreError(f"{path} holds no store: name one by --store")
+        self._path, self._name = path, collection
+        self._connection = schema.open_existing(path / schema.FILE)
+        try:
+            schema.check_version(self._connection, path)
+            self._connection.execute("BEGIN")
+            self.space = schema.meta(self._connection, "space") or ""
+            by_name = {one.name: one for one in rows.collections(self._connection)}
+        except sqlite3.Error as error:
+            self.close()
+            raise StoreDamaged(f"{path} cannot be read: {error}") from None
+        except StoreError:
+            self.close()
+            raise
+        named = by_name.get(collection)
+        if named is None or hidden(collection):
+            self.close()
+            names = ", ".join(sorted(name for name in by_name if not hidden(name)))
+            raise StoreError(f"{path} has no collection {collection!r}, but: {names}")
+        moments = by_name.get(moments_table(collection))
+        self._key, self._moments_key = named.key, None if moments is None else moments.key
+        self.vectors = named.count + (0 if moments is None else moments.count)
+        """Number of vectors, those of moments too."""
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def items(self) -> Iterator[Exported]:
+        """Yield the items in the order in which they were first written. Raises StoreDamaged."""
+        query = """SELECT items.id, modality, metadata, created, updated, vector,
+            (SELECT substr(content, 1, ?) FROM keywords WHERE keywords.item = items.key AND field = ?)
+            FROM items JOIN vectors USING (slot) WHERE collection = ? ORDER BY items.key"""
+        try:
+            with closing(self._connection.execute(query, (TEXT_CHARS, keywords.TEXT, self._moments_key))) as cursor:
+                moments = by_owner({id: rows.unpack(vector) for id, _, _, _, _, vector, _ in cursor})
+            for id, modality, metadata, created, updated, vector, text in self._connection.execute(
+                query, (TEXT_CHARS, keywords.TEXT, self._key)
+            ):
+                preview = previews.of_item(self._connection, self._key, id)
+                shown = None
+                if text is not None or preview is not None:
+                    kind, about = (None, {}) if preview is None else (preview.media_type, dict(preview.about))
+                    shown = Shown(text, kind, about)
+                values = orjson.loads(metadata), created, updated, rows.unpack(vector)
+                yield Exported(Item(self._name, id, modality, *values), shown, preview, moments.get(id, ()))
+        except sqlite3.Error as error:
+            raise StoreDamaged(f"{self._path} cannot be read: {error}") from None
