@@ -30,12 +30,12 @@ from training.measure.intervals import interval
 from training.measure.page import write_page
 from training.measure.ranks import class_vectors, with_prompts, word_precision
 from training.measure.results import Labelled, Result, captioned, figures_of, labelled
+from training.measure.validation import Data
 from training.pairs import BROKEN, SUFFIXES, PairError, Pairs, Split, read_pairs
 from training.recipe import EmergentSpec, Recipe
 
 Encoders = Mapping[Modality, FrozenEncoder]
 AllPairs = Mapping[str, Mapping[Split, Pairs]]
-AllData = Mapping[str, Mapping[Split, Prepared]]
 Inputs = tuple[Encoders, AllPairs, dict[str, dict[Split, Prepared]]]
 _SAMPLES = 16  # real items per modality that a graph is checked on
 _SAMPLE_WORDS = ("dog", "violin", "thunderstorm in the mountains")
@@ -142,9 +142,7 @@ def _tell_broken(what: str, broken: Mapping[int, str], total: int, cache: Path) 
     print(f"all of them: {listed}", file=sys.stderr)
 
 
-def fit(
-    recipe: Recipe, frozen: Encoders, data: Mapping[str, Mapping[Split, Prepared]], cache: Path, work: Path
-) -> Trained:
+def fit(recipe: Recipe, frozen: Encoders, data: Data, cache: Path, work: Path) -> Trained:
     """Train the projectors; write projectors.safetensors and training.json into `work`."""
     given: dict[Modality, Head] = {}
     names = named(recipe, frozen, cache)
@@ -159,21 +157,14 @@ def fit(
     return _finished(recipe, data, trained, work)
 
 
-def refit(
-    recipe: Recipe,
-    frozen: Encoders,
-    data: Mapping[str, Mapping[Split, Prepared]],
-    trained: Trained,
-    cache: Path,
-    work: Path,
-) -> Trained:
+def refit(recipe: Recipe, frozen: Encoders, data: Data, trained: Trained, cache: Path, work: Path) -> Trained:
     """Choose and fit the correction of hubs anew, for heads that stay as they are; write into `work` as `fit` does."""
     captions = [caption_features(recipe, frozen["text"], cache)] if recipe.texts else []
     corrected = with_querybank(recipe, uncorrected(trained), data, named(recipe, frozen, cache), captions=captions)
     return _finished(recipe, data, corrected, work)
 
 
-def _finished(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], trained: Trained, work: Path) -> Trained:
+def _finished(recipe: Recipe, data: Data, trained: Trained, work: Path) -> Trained:
     """The heads with what is learned once they are chosen; write projectors.safetensors and training.json."""
     learned = learn(recipe, trained.heads, data, trained.temperature)
     trained = replace(trained, abstention=learned, licences=licences_of(recipe))
@@ -184,14 +175,7 @@ def _finished(recipe: Recipe, data: Mapping[str, Mapping[Split, Prepared]], trai
     return trained
 
 
-def evaluate(
-    recipe: Recipe,
-    frozen: Encoders,
-    data: Mapping[str, Mapping[Split, Prepared]],
-    trained: Trained,
-    cache: Path,
-    work: Path,
-) -> dict[str, Any]:
+def evaluate(recipe: Recipe, frozen: Encoders, data: Data, trained: Trained, cache: Path, work: Path) -> dict[str, Any]:
     """Figures on every test split; write evaluation.json and report.html into `work`."""
     figures: dict[str, Any] = {}
     results: dict[str, Result] = {}
@@ -247,9 +231,7 @@ def _unseen(splits: Mapping[Split, Prepared], result: Labelled) -> dict[str, Any
     return figures
 
 
-def _emergent(
-    name: str, spec: EmergentSpec, data: Mapping[str, Mapping[Split, Prepared]], trained: Trained
-) -> dict[str, Any]:
+def _emergent(name: str, spec: EmergentSpec, data: Data, trained: Trained) -> dict[str, Any]:
     queries, gallery = data[spec.queries]["test"], [data[pairs]["test"] for pairs in spec.gallery]
     vectors, *media = (project(trained.heads[one.pairs.modality], one.media) for one in (queries, *gallery))
     return emergent_figures(name, spec, queries.pairs, vectors, [one.pairs for one in gallery], np.concatenate(media))

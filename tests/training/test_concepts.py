@@ -17,11 +17,12 @@ from training.features import cached_features, preparer
 from training.fit.ladder import Trained, load_projectors, train
 from training.heads.concepts import name_vectors, named, soft_caption_loss
 from training.heads.projector import ConceptBranch
+from training.measure.validation import Data
 from training.pairs import PairError, read_pairs
 from training.recipe import Recipe, RecipeError
 
 
-def fitted(recipe: Recipe, folder: Path) -> tuple[pipeline.Encoders, pipeline.AllData, Trained]:
+def fitted(recipe: Recipe, folder: Path) -> tuple[pipeline.Encoders, Data, Trained]:
     """A recipe's encoders, the features of its pairs, and heads that learned from them; the cache is in `folder`."""
     frozen, _, data = pipeline.prepare(recipe, folder / "cache")
     return frozen, data, train(recipe, data, folder, names=named(recipe, frozen, folder / "cache"))

@@ -14,6 +14,7 @@ from training.encode.augment import View, augmented
 from training.encoders import load_encoder
 from training.features import preparer, runner
 from training.fit.sampling import Batches
+from training.measure.validation import Data
 from training.recipe import RecipeError
 
 
@@ -51,7 +52,7 @@ def test_an_operation_changes_a_picture_and_not_its_size(operation: int) -> None
     assert np.array_equal(changed, whole) == (operation == 0)
 
 
-def prepared(make_recipe: MakeRecipe, cache: Path, views: int | str, kind: str) -> tuple[pipeline.AllData, Batches]:
+def prepared(make_recipe: MakeRecipe, cache: Path, views: int | str, kind: str) -> tuple[Data, Batches]:
     image = {"folder": "dinov2", "views": views}
     recipe = make_recipe(
         encoders={"image": image, "text": {"folder": "bert"}},
