@@ -39,7 +39,7 @@ _INTERRUPTED = 130
 GROUP = "isthmus.commands"
 OF_THE_SERVER = (
     *("backup", "check", "doctor", "keys", "load", "mcp", "openapi", "publish", "reembed", "restore", "serve"),
-    *("settings", "tune"),
+    *("settings", "tune", "upgrade"),
     *("add-modality", "bind", "curate", "evaluate", "export", "import", "select", "train"),
 )
 """The commands that the distribution `isthmus` adds. Where it is not installed, each says so."""

@@ -5,7 +5,20 @@ import sys
 from typing import Any
 
 from service.api.keys import KeysError
-from service.commands import backup, check, keys, load, openapi, publish, reembed, restore, serve, settings, tune
+from service.commands import (
+    backup,
+    check,
+    keys,
+    load,
+    openapi,
+    publish,
+    reembed,
+    restore,
+    serve,
+    settings,
+    tune,
+    upgrade,
+)
 from service.commands.starters import StarterError
 from service.contract.bundle import BundleError
 from service.engine.towers import TowerError
@@ -18,6 +31,7 @@ COMMANDS = {
     "backup": backup,
     "restore": restore,
     "reembed": reembed,
+    "upgrade": upgrade,
     "load": load,
     "publish": publish,
     "keys": keys,

@@ -20,9 +20,10 @@ NAMES = {
     "feedback": "feedback",
     "films": "films",
     "publish": "publish",
+    "upgrade": "upgrade",
     "why": "why",
 }
-NEED_DATA = frozenset({"fdr", "feedback", "films", "publish", "why"})
+NEED_DATA = frozenset({"fdr", "feedback", "films", "publish", "upgrade", "why"})
 
 
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:

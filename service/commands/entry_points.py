@@ -57,6 +57,11 @@ publish = _same(
     "Write a collection, its bundle and a page that searches it, as files.",
     *("--bundle", "--collection", "--json", "--runtime", "--store", "--without-metadata"),
 )
+upgrade = _same(
+    "upgrade",
+    "Make a store of another space: map the vectors of a store, and embed the worst again.",
+    *("--from", "--json", "--least", "--media", "--media-key", "--share", "--to"),
+)
 tune = _same(
     "tune",
     "Measure how a bundle runs best on this machine, and keep that for `serve`.",

@@ -13,12 +13,12 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from tqdm import tqdm
 
@@ -33,7 +33,7 @@ from service.retrieval.classify import Classifier, stored_labels
 from service.retrieval.indexing import NewItem, embed_items
 from service.runtime.metrics import Metrics
 from service.settings import Settings
-from service.store import Entry, Preview, SpaceMismatch, SqliteStore, StoreError, StoreInUse, carry_over
+from service.store import Entry, Moment, Preview, SpaceMismatch, SqliteStore, StoreError, StoreInUse, carry_over
 from service.store.carry_over import EMBEDDED, Dates, OldItem, OldLabelSet, OldStore
 from service.store.files import hold
 
@@ -41,7 +41,7 @@ LEFT_OUT = "left-out.jsonl"
 _BATCH = 64
 _BATCH_BYTES = 32_000_000
 
-Source = Literal["text", "file", "preview"]
+Source = Literal["text", "file", "preview", "mapped"]
 
 
 def command(store: Path, bundle: Path, new: Path | None = None) -> str:
@@ -81,6 +81,8 @@ class Outcome:
     """Number of items left out, by reason."""
     examples: dict[str, str] = field(default_factory=dict)
     """An id for each reason."""
+    learned: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of an upgrade, by modality: what its adapter was learned from, and how good it is."""
 
     @property
     def carried(self) -> int:
@@ -91,7 +93,9 @@ class Outcome:
     def files_would_help(self) -> bool:
         """Return whether there are images, sounds or videos of which no file was at hand."""
         media = ("image:", "audio:", "video:")
-        return self.embedded["preview"] > 0 or any(reason.startswith(media) for reason in self.left_out)
+        return self.embedded["preview"] + self.embedded["mapped"] > 0 or any(
+            reason.startswith(media) for reason in self.left_out
+        )
 
     def count(self, original: "Found") -> None:
         self.embedded[original.source] += 1
@@ -184,17 +188,21 @@ def survey(path: Path, originals: Originals) -> Outcome:
     return outcome
 
 
-async def reembed(path: Path, new: Path, settings: Settings, originals: Originals) -> Outcome:
+async def reembed(
+    path: Path, new: Path, settings: Settings, originals: Originals, filling: "Callable[..., Filling]"
+) -> Outcome:
     """Fill a store at `new`, or add what it lacks, for the bundle of the settings; the old one may be served meanwhile.
 
     Raises StoreError, BundleError, TowerError.
     """
     bundle = settings.read_bundle()
     with closing(OldStore(path, alone=False)) as old:
-        return await _Filling(old, new, bundle, settings, originals, alone=False).run()
+        return await filling(old, new, bundle, settings, originals, alone=False).run()
 
 
-async def replace_store(path: Path, settings: Settings, originals: Originals) -> tuple[Outcome, Path | None]:
+async def replace_store(
+    path: Path, settings: Settings, originals: Originals, filling: "Callable[..., Filling]"
+) -> tuple[Outcome, Path | None]:
     """Carry the store at `path` over to the bundle of the settings, so that it has that bundle's space.
 
     Ends with the folder where the old store is kept; None where there was nothing to do. Raises StoreError, BundleError
@@ -216,7 +224,8 @@ async def replace_store(path: Path, settings: Settings, originals: Originals) ->
                 carry_over.clear(path)
                 return Outcome(), None
             staged = carry_over.stage(path, bundle.manifest.space, old)
-            outcome, count = await _Filling(old, staged, bundle, settings, originals, alone=True).run(), old.count
+            filled = filling(old, staged, bundle, settings, originals, alone=True)
+            outcome, count = await filled.run(), old.count
         if count and not outcome.carried:
             raise StoreError(
                 f"nothing in {path} can be embedded again, so it is left as it was: "
@@ -228,48 +237,70 @@ async def replace_store(path: Path, settings: Settings, originals: Originals) ->
         os.close(lock)
 
 
-class _Filling:
+class Filling:
     """One run that fills a store. `alone` means that nobody else writes to it, so that it ends with the
     old one's items alone; otherwise newer items in it stay."""
+
+    cache_bytes = 0
+    """Memory for vectors of what was embedded in this run."""
 
     def __init__(
         self, old: OldStore, new: Path, bundle: Bundle, settings: Settings, originals: Originals, *, alone: bool
     ) -> None:
-        self._old, self._new, self._bundle, self._settings = old, new, bundle, settings
-        self._originals, self._alone = originals, alone
-        self._outcome = Outcome()
+        self.old, self.new, self.bundle, self.settings = old, new, bundle, settings
+        self.originals, self._alone = originals, alone
+        self.outcome = Outcome()
 
     async def run(self) -> Outcome:
-        settings, bundle = self._settings, self._bundle
+        settings, bundle = self.settings, self.bundle
         opened = open_engine(settings.model_copy(update={"modalities": MODALITIES}), bundle)
-        self._embedder = opened.embedder(MemoryCache(0), settings, Metrics())
+        self.embedder = opened.embedder(MemoryCache(self.cache_bytes), settings, Metrics())
         try:
-            self._store = SqliteStore.open(self._new, bundle.manifest)
+            self._store = SqliteStore.open(self.new, bundle.manifest)
             try:
                 with (
-                    closing(Dates(self._new)) as self._dates,
-                    (self._new / LEFT_OUT).open("w", encoding="utf-8") as self._list,
+                    closing(Dates(self.new)) as self._dates,
+                    (self.new / LEFT_OUT).open("w", encoding="utf-8") as self._list,
                 ):
+                    await self.prepare()
                     await self._fill()
             finally:
                 await self._store.close()
         except (IsthmusError, *carry_over.ERRORS) as error:
             raise StoreError(f"stopped: {error}. What is embedded is kept: the same command goes on") from error
         finally:
-            await self._embedder.close()
-        if not self._outcome.left_out:
-            (self._new / LEFT_OUT).unlink()
-        return self._outcome
+            await self.embedder.close()
+        if not self.outcome.left_out:
+            (self.new / LEFT_OUT).unlink()
+        return self.outcome
+
+    async def prepare(self) -> None:
+        """Do what comes before the first item."""
+
+    def original(self, item: OldItem) -> Found | str:
+        """Return what the item's new vector is made from, or why there is none."""
+        return self.originals.of(item)
+
+    def improves(self, item: OldItem, from_preview: bool, mapped: bool) -> Found | None:
+        """Return what the vector of an item that is there already is made from anew, if from anything better."""
+        if not mapped and not (from_preview and self.originals.folder is not None):
+            return None
+        original = self.originals.of(item)
+        return original if isinstance(original, Found) and (mapped or original.source == "file") else None
+
+    def new_items(self, batch: Sequence[Found]) -> list[tuple[NewItem, float | None, Sequence[Moment]]]:
+        """Return what is to be embedded and stored of each, and of a vector that was mapped its error and moments."""
+        return [(original.new, None, ()) for original in batch]
 
     async def _fill(self) -> None:
         await self._collections()
         batch: list[Found] = []
-        with tqdm(total=self._old.count, unit=" items", disable=None, dynamic_ncols=True) as bar:
-            for item in self._old.items():
+        with tqdm(total=self.old.count, unit=" items", disable=None, dynamic_ncols=True) as bar:
+            for item in self.old.items():
                 bar.update()
                 found = await asyncio.to_thread(self._look, item)
                 if found is None:
-                    self._outcome.already += 1
+                    self.outcome.already += 1
                 elif isinstance(found, str):
                     self._leave_out(found, item.id, item.collection, item.modality)
                 else:
@@ -279,41 +310,40 @@ class _Filling:
                         batch = []
             if batch:
                 await self._move(batch)
-        classifier = Classifier(self._embedder, self._store)
-        for label_set in self._old.label_sets():
+        classifier = Classifier(self.embedder, self._store)
+        for label_set in self.old.label_sets():
             await self._label_set(label_set, classifier)
 
     def _look(self, item: OldItem) -> Found | str | None:
         """Return what the item can be embedded from, or why it cannot be; None where it is already there."""
-        updated, from_preview = self._dates.of_item(item)
+        updated, from_preview, mapped = self._dates.of_item(item)
         if not self._is_there(updated, item.updated):
-            return self._originals.of(item)
-        if from_preview and self._originals.folder is not None:
-            original = self._originals.of(item)
-            return original if isinstance(original, Found) and original.source == "file" else None
-        return None
+            return self.original(item)
+        return self.improves(item, from_preview, mapped)
 
     def _is_there(self, updated: str | None, old: str) -> bool:
         return updated is not None and (updated == old if self._alone else updated >= old)
 
     async def _move(self, batch: Sequence[Found]) -> None:
-        items = [original.new for original in batch]
-        outcomes = await embed_items(self._embedder, items, caller=BACKGROUND)
-        done: list[tuple[Found, Entry]] = []
-        for found, result in zip(batch, outcomes, strict=True):
+        new = await asyncio.to_thread(self.new_items, batch)
+        outcomes = await embed_items(self.embedder, [item for item, *_ in new], caller=BACKGROUND)
+        done: list[Entry] = []
+        for found, (_, error, moments), result in zip(batch, new, outcomes, strict=True):
             item = found.item
             if isinstance(result, InputError):
                 self._leave_out(f"{item.modality}: {result}", item.id, item.collection, item.modality)
             else:
-                done.append((found, replace(result, preview=_marked(item.preview, found.source == "preview"))))
-                self._outcome.count(found)
+                preview = _marked(item.preview, found.source == "preview")
+                if error is not None:
+                    result = replace(result, text=item.text, moments=moments, mapped=error)
+                done.append(replace(result, preview=preview, dates=(item.created, item.updated)))
+                self.outcome.count(found)
         # One part at a time, so that items keep their order.
-        for _, part in groupby((entry for _, entry in done), key=lambda entry: (entry.collection, entry.modality)):
+        for _, part in groupby(done, key=lambda entry: (entry.collection, entry.modality)):
             await self._store.upsert(list(part))
-        await asyncio.to_thread(self._dates.set_items, [found.item for found, _ in done])
 
     async def _collections(self) -> None:
-        for collection, fields in self._old.collections():
+        for collection, fields in self.old.collections():
             name = collection.name
             if not self._alone and self._dates.of_collection(name) == collection.created:
                 continue  # carried over before, and perhaps changed since
@@ -332,10 +362,10 @@ class _Filling:
                 self._leave_out(f"label set: {error}", label_set.name)
                 return
             self._dates.set_label_set(label_set)
-        self._outcome.label_sets += 1
+        self.outcome.label_sets += 1
 
     def _leave_out(self, reason: str, id: str, collection: str | None = None, modality: str | None = None) -> None:
-        self._outcome.leave_out(reason, id)
+        self.outcome.leave_out(reason, id)
         _write(self._list, {"id": id, "collection": collection, "modality": modality, "why": reason})
 
 

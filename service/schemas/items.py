@@ -360,6 +360,11 @@ class ItemPreview(BaseModel):
         description="true: the item's vector was made from this preview, since its file was not at hand when the store "
         "was carried over to another bundle.",
     )
+    mapped: float | None = Field(
+        default=None,
+        description="Of a vector that was mapped from another bundle's and not embedded: how far it may be off, as 1 "
+        "less the cosine similarity to the vector that embedding would give.",
+    )
 
 
 class ItemResponse(StoredItem):

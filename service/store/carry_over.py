@@ -11,7 +11,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,11 @@ from typing import Any
 
 import orjson
 
-from service.store import keywords, previews, rows, schema
+from service.contract.vectors import Vectors
+from service.store import keywords, moments, previews, rows, schema
 from service.store.errors import StoreError
 from service.store.files import sync
-from service.store.items import Preview
+from service.store.items import Moment, Preview
 from service.store.rows import CollectionRow
 
 EMBEDDED = "embedded"
@@ -45,6 +46,10 @@ class OldItem:
     updated: str
     text: str | None
     preview: Preview | None
+    slot: int
+    """Number of its vector, which no other vector of the store has or had."""
+    vector: Vectors
+    moments: Sequence[Moment]
 
 
 @dataclass(frozen=True)
@@ -97,16 +102,41 @@ class OldStore:
         [count] = self._connection.execute(f"SELECT count(*) {_ITEMS}").fetchone()
         return int(count)
 
-    def items(self) -> Iterator[OldItem]:
-        """Yield all items in the order in which they were first written."""
-        cursor = self._connection.execute(
-            f"""SELECT collections.key, collections.name, items.id, modality, metadata, items.created, updated,
-            (SELECT content FROM keywords WHERE keywords.item = items.key AND field = ?) {_ITEMS} ORDER BY items.key""",
-            (keywords.TEXT,),
-        )
-        for key, collection, id, modality, metadata, created, updated, text in cursor:
+    def items(self, slots: Iterable[int] | None = None) -> Iterator[OldItem]:
+        """Yield all items in the order in which they were first written, or those with these slots in their order."""
+        query = f"""SELECT collections.key, collections.name, items.id, modality, metadata, items.created, updated,
+            (SELECT content FROM keywords WHERE keywords.item = items.key AND field = ?), items.slot, vector
+            {_ITEMS.replace("WHERE", "JOIN vectors USING (slot) WHERE")}"""
+        if slots is None:
+            found: Iterator[Any] = self._connection.execute(f"{query} ORDER BY items.key", (keywords.TEXT,))
+        else:
+            one = f"{query} AND items.slot = ?"
+            found = (row for slot in slots for row in self._connection.execute(one, (keywords.TEXT, slot)).fetchall())
+        for key, collection, id, modality, metadata, created, updated, text, slot, vector in found:
             preview = previews.of_item(self._connection, key, id)
-            yield OldItem(collection, id, modality, orjson.loads(metadata), created, updated, text, preview)
+            parts = self._moments(collection, id) if modality in moments.HAVING else ()
+            details = (orjson.loads(metadata), created, updated, text, preview, slot, rows.unpack(vector), parts)
+            yield OldItem(collection, id, modality, *details)
+
+    def _moments(self, collection: str, id: str) -> Sequence[Moment]:
+        key = rows.collection_key(self._connection, moments.moments_table(collection))
+        prefix = f"{id}{moments.SEPARATOR}"
+        found = {} if key is None else rows.vectors_of_prefixes(self._connection, key, [prefix])
+        return moments.by_owner(found).get(id, ())
+
+    def slots(self) -> dict[str, list[int]]:
+        """Return the slots of the items of each modality."""
+        slots: dict[str, list[int]] = {}
+        for modality, slot in self._connection.execute(f"SELECT modality, slot {_ITEMS}"):
+            slots.setdefault(modality, []).append(slot)
+        return slots
+
+    def vectors(self, slots: Sequence[int]) -> tuple[list[int], Vectors]:
+        """Return those of the slots that still hold a vector, in their order, and the vectors (N, D)."""
+        one = "SELECT vector FROM vectors WHERE slot = ?"
+        found = [(slot, row[0]) for slot in slots if (row := self._connection.execute(one, (slot,)).fetchone())]
+        width = -1 if found else 0
+        return [slot for slot, _ in found], rows.unpack(b"".join(blob for _, blob in found)).reshape(len(found), width)
 
     def collections(self) -> Iterator[tuple[CollectionRow, Sequence[str]]]:
         """Yield each collection with its keyword fields."""
@@ -121,8 +151,8 @@ class OldStore:
 
 
 class Dates:
-    """Dates of items that were carried over: a new store dates them by the clock, and this class restores their own
-    dates.
+    """What a store that is filled has by now, and the dates of its collections and label sets: it dates them by the
+    clock, and this class restores their own.
 
     A second connection to the file of an open store; nothing else is written by it. Close it.
     """
@@ -133,16 +163,18 @@ class Dates:
     def close(self) -> None:
         self._connection.close()
 
-    def of_item(self, item: OldItem) -> tuple[str | None, bool]:
-        """Return when the stored item was updated (None where it is absent) and whether its preview was embedded."""
+    def of_item(self, item: OldItem) -> tuple[str | None, bool, bool]:
+        """Return when the stored item was updated (None where it is absent), whether its preview was embedded, and
+        whether its vector was mapped."""
         row = self._connection.execute(
-            """SELECT updated, about FROM items JOIN collections ON collections.key = items.collection
+            """SELECT updated, about, error IS NOT NULL
+            FROM items JOIN collections ON collections.key = items.collection LEFT JOIN mapped USING (slot)
             LEFT JOIN previews ON previews.item = items.key WHERE collections.name = ? AND items.id = ?""",
             (item.collection, item.id),
         ).fetchone()
         if row is None:
-            return None, False
-        return row[0], row[1] is not None and orjson.loads(row[1]).get(EMBEDDED, False)
+            return None, False, False
+        return row[0], row[1] is not None and orjson.loads(row[1]).get(EMBEDDED, False), bool(row[2])
 
     def of_collection(self, name: str) -> str | None:
         """Return when the collection was created."""
@@ -155,15 +187,6 @@ class Dates:
     def _one(self, query: str, name: str) -> str | None:
         row = self._connection.execute(query, (name,)).fetchone()
         return None if row is None else str(row[0])
-
-    def set_items(self, items: Sequence[OldItem]) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-        self._connection.executemany(
-            """UPDATE items SET created = ?, updated = ?
-            WHERE collection = (SELECT key FROM collections WHERE name = ?) AND id = ?""",
-            [(item.created, item.updated, item.collection, item.id) for item in items],
-        )
-        self._connection.execute("COMMIT")
 
     def set_collection(self, name: str, created: str) -> None:
         self._connection.execute("UPDATE collections SET created = ? WHERE name = ?", (created, name))

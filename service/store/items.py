@@ -49,6 +49,10 @@ class Entry:
     """Moments of a video or a long sound; a store keeps them in a collection of their own (store/moments.py)."""
     truncated: bool = False
     """Whether only a part of what was given is in the vector; told to who wrote it, and not stored."""
+    dates: tuple[str, str] | None = None
+    """When an item that comes from another store was created and updated; else the clock says it."""
+    mapped: float | None = None
+    """Where the vector was mapped from another space: how far it may be off, as 1 less the cosine similarity."""
 
 
 @dataclass(slots=True)  # a frozen one takes four times as long to make, and a search makes many

@@ -48,13 +48,17 @@ def of_item(connection: sqlite3.Connection, collection: int, id: str) -> Preview
 
 
 def shown(connection: sqlite3.Connection, collection: int, ids: Iterable[str]) -> dict[str, Shown]:
-    """Return the previews of those of the ids that have one."""
+    """Return the previews of those of the ids that have one; of an item whose vector was mapped, also its error."""
     rows = connection.execute(
-        """SELECT items.id, substr(content, 1, ?), media_type, about FROM items
+        """SELECT items.id, substr(content, 1, ?), media_type, coalesce(about, '{}'), error FROM items
         LEFT JOIN keywords ON keywords.item = items.key AND keywords.field = ?
         LEFT JOIN previews ON previews.item = items.key
+        LEFT JOIN mapped USING (slot)
         WHERE items.collection = ? AND items.id IN (SELECT value FROM json_each(?))
-        AND (content IS NOT NULL OR media_type IS NOT NULL)""",
+        AND (content IS NOT NULL OR media_type IS NOT NULL OR error IS NOT NULL)""",
         (TEXT_CHARS, keywords.TEXT, collection, json.dumps(list(ids))),
     )
-    return {id: Shown(text, kind, {} if about is None else orjson.loads(about)) for id, text, kind, about in rows}
+    return {
+        id: Shown(text, kind, orjson.loads(about) | ({} if error is None else {"mapped": error}))
+        for id, text, kind, about, error in rows
+    }

@@ -124,29 +124,31 @@ def upsert(
     replaced: dict[str, int] = {id: slot for id, slot, _ in older}
     created: dict[str, str] = {id: at for id, _, at in older}
     at = now()
+    dates = [entry.dates or (created.get(entry.id, at), at) for entry in entries]
     packed = [_packed(entry.metadata) for entry in entries]
     connection.executemany(
         """INSERT INTO items (collection, id, modality, slot, created, updated, metadata)
         VALUES (?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (collection, id) DO UPDATE SET modality = excluded.modality, slot = excluded.slot,
-            updated = excluded.updated, metadata = excluded.metadata""",
+            created = excluded.created, updated = excluded.updated, metadata = excluded.metadata""",
         [
-            (collection, entry.id, entry.modality, slot, at, at, metadata)
-            for slot, (entry, metadata) in enumerate(zip(entries, packed, strict=True), first)
+            (collection, entry.id, entry.modality, slot, *when, metadata)
+            for slot, (entry, when, metadata) in enumerate(zip(entries, dates, packed, strict=True), first)
         ],
     )
     connection.executemany(
         "INSERT INTO vectors VALUES (?, ?)", [(slot, blob(entry.vector)) for slot, entry in enumerate(entries, first)]
+    )
+    connection.executemany(
+        "INSERT INTO mapped VALUES (?, ?)",
+        [(slot, entry.mapped) for slot, entry in enumerate(entries, first) if entry.mapped is not None],
     )
     _delete_vectors(connection, replaced.values())
     keys = connection.execute(
         "SELECT key FROM items WHERE collection = ? AND slot BETWEEN ? AND ? ORDER BY slot",
         (collection, first, first + len(entries) - 1),
     )
-    records = [
-        record(entry.id, created.get(entry.id, at), at, metadata)
-        for entry, metadata in zip(entries, packed, strict=True)
-    ]
+    records = [record(entry.id, *when, metadata) for entry, when, metadata in zip(entries, dates, packed, strict=True)]
     return np.fromiter((row[0] for row in keys), np.int64, len(entries)), replaced, records
 
 

@@ -92,6 +92,14 @@ CREATE TABLE previews (
     data BLOB NOT NULL
 ) STRICT;
 """
+_MAPPED = """
+CREATE TABLE IF NOT EXISTS mapped (
+    slot INTEGER PRIMARY KEY REFERENCES vectors (slot) ON DELETE CASCADE ON UPDATE CASCADE,
+    error REAL NOT NULL
+) STRICT;
+"""
+"""Vectors that were mapped from those of another space. Stores that were made before have no such table until they are
+opened."""
 _TAKE_JPEG = f"""
 BEGIN IMMEDIATE;
 ALTER TABLE previews RENAME TO earlier;
@@ -150,6 +158,7 @@ def prepare(connection: sqlite3.Connection, path: Path, manifest: Manifest) -> N
     if not has_schema(connection):
         _create_schema(connection, manifest)
         return
+    connection.execute(_MAPPED)
     space = meta(connection, "space") or ""
     if not manifest.accepts(space) and not is_empty(connection):
         filler = meta(connection, BUNDLE)
@@ -173,7 +182,7 @@ def check_version(connection: sqlite3.Connection, path: Path) -> None:
 
 def _create_schema(connection: sqlite3.Connection, manifest: Manifest) -> None:
     space = manifest.space
-    connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {_PREVIEWS}")
+    connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {_PREVIEWS} {_MAPPED}")
     store = uuid.uuid4().hex
     first = {"schema": SCHEMA_VERSION, "store": store, "space": space, BUNDLE: manifest.name, "sequence": 0, "slot": 0}
     for name, value in first.items():

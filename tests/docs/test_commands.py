@@ -55,6 +55,7 @@ NOT_RUN = {
     r"isthmus serve --bundle build/coco-clotho": "needs the training above it; test_hub_recipe.py runs all",
     r"(npm install onnxruntime-web|isthmus publish|python -m http\.server)": "as in tests/playground/test_publish.py",
     r"isthmus reembed": "needs a second space; tests/service/test_reembed.py has one",
+    r"isthmus upgrade": "needs a second space; tests/service/test_upgrade.py has one",
 }
 """Commands that are not run, by how they begin, and why. One that is no longer in any page fails the test."""
 
