@@ -92,7 +92,7 @@ def kept(
     """Return the share of the `top` best answers to each query that the mapped vectors give too; where the mapped ones
     are of another space than the real ones, `other_queries` are the same queries there."""
     queries_of = ((real, queries), (mapped, queries if other_queries is None else other_queries))
-    top = min(top, len(real) // 2)
+    top = max(1, min(top, len(real) // 2))
     best = [np.argpartition(-(asked @ vectors.T), top - 1, axis=1)[:, :top] for vectors, asked in queries_of]
     return float(np.mean([len(np.intersect1d(*both)) / top for both in zip(*best, strict=True)]))
 

@@ -79,7 +79,7 @@ def test_an_adapter_tells_how_far_it_is_off_and_is_tested_on_what_it_did_not_lea
 
 def test_the_share_of_answers_that_stay():
     real, queries = np.eye(8, dtype=np.float32), np.eye(8, dtype=np.float32)[:4]
-    assert kept(queries, real, real, top=1) == 1.0
+    assert kept(queries, real, real, top=1) == kept(queries, real[:1], real[:1]) == 1.0
     assert kept(queries, real, real[[0, 1, 3, 2, 4, 5, 6, 7]], top=1) == 0.5
     assert kept(queries, real, real[:, ::-1], queries[:, ::-1], top=1) == 1.0, "as in the other space"
 
