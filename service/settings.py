@@ -198,6 +198,12 @@ class Settings(BaseSettings):
     immich_upstream_key: SecretStr | None = None
     """Sent to it as `Authorization: Bearer`."""
 
+    endpoint: str | None = None
+    """Address of the embedding API that a bundle made by `isthmus attach` sends its texts to, such as
+    https://api.example.com/v1/embeddings. It is asked by the rules of fetching, as Immich's upstream is."""
+    endpoint_key: SecretStr | None = None
+    """Sent to it as `Authorization: Bearer`."""
+
     fetch: Literal["off", "https", "http"] = "off"
     """Whether inputs may be URLs: over https only, or over http too. Only public addresses are fetched from, unless
     ISTHMUS_FETCH_ALLOW adds others."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from service.contract.bundle import BundleError, check_target
 from training import curate, distill, doctor, embed, pipeline
-from training.commands import binding, evaluation, extend, merge, selection, sign, suspects
+from training.commands import attaching, binding, evaluation, extend, merge, selection, sign, suspects
 from training.distributed import joined, leave, processes
 from training.errors import TrainingError
 from training.flags import add_flags
@@ -129,6 +129,7 @@ _TOGETHER = ("run", "features", "train", "add-modality")
 # Commands of modules of their own: each has add_arguments(parser) and main(options) -> the last line.
 _MODULES = {
     "add-modality": (extend, "train a new tower against a bundle that stays as it is"),
+    "attach": (attaching, "train image and sound towers into the text space of an embedding API"),
     "bind": (binding, "join two spaces through the texts that both can read"),
     "curate": (curate, "choose from a pool of captions or pairs what is worth training on"),
     "doctor": (doctor, "say what a recipe needs and lacks before it starts"),

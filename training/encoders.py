@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
 from service.contract.bundle import Modality, Precision, Preprocessing
+from service.contract.endpoint import EndpointPreprocessing
 from service.contract.images import ImagePreprocessing
 from service.contract.patches import LogMelPatches
 from service.contract.sounds import AudioPreprocessing
 from training.audio_encoders import AudioEncoder, ClapEncoder, WaveformEncoder, WhisperEncoder
 from training.encode import efficientnet_lite, mobilenet_sounds, open_clip
+from training.encode.endpoint import Endpoint
 from training.image_encoders import ClipEncoder, PooledEncoder, SiglipEncoder
 from training.preprocessors import (
     LOCAL,
@@ -311,7 +313,7 @@ def _pooled_maps(output: Any, layers: list[int]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class FrozenEncoder:
-    """An encoder with everything that defines its features. Exactly one of module and onnx is set."""
+    """An encoder with everything that defines its features. Exactly one of module, onnx and remote is set."""
 
     modality: Modality
     source: str
@@ -324,6 +326,8 @@ class FrozenEncoder:
     onnx: Path | None = None
     """A graph with one output: (B, d) for images and texts; for sounds (P, d) of their patches, or (B, d) where it
     takes the patches' weights too, as a bundle's tower does."""
+    remote: Endpoint | None = None
+    """What gives the vectors of texts elsewhere."""
     tokenizer: Path | None = None
     pooling: Pooling = "mean"
     """How a text's token states become a sentence vector."""
@@ -341,6 +345,8 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     source = recipe.encoders[modality]
     if source.onnx is not None:
         return _from_onnx(recipe.path(source.onnx), modality, source)
+    if source.endpoint is not None or source.vectors is not None:
+        return _from_endpoint(recipe, source)
     folder, name = model_folder(recipe, source)
     wrapper: nn.Module
     wrapper, concepts, config = _wrapped(folder, modality, source.concepts, source.pooling, source.layers)
@@ -680,6 +686,22 @@ def _from_onnx(folder: Path, modality: Modality, source: EncoderSource) -> Froze
     )
 
 
+def _from_endpoint(recipe: Recipe, source: EncoderSource) -> FrozenEncoder:
+    remote = Endpoint.open(
+        source.endpoint, source.model, None if source.vectors is None else recipe.path(source.vectors)
+    )
+    spec = EndpointPreprocessing(shape=remote.shape, model=source.model, probe=tuple(remote.probe.tolist()))
+    return FrozenEncoder(
+        modality="text",
+        source=source.model,
+        width=len(remote.probe),
+        weights_sha256=hashlib.sha256(f"{remote.shape}:{source.endpoint}:{source.model}".encode()).hexdigest(),
+        preprocessing=_changed(source, spec),
+        licence=source.licence,
+        remote=remote,
+    )
+
+
 @torch.inference_mode()
 def _width(module: nn.Module, spec: Preprocessing) -> int:
     return int(_first(module(*[torch.from_numpy(array) for array in example_inputs(spec, 1)])).shape[-1])
@@ -694,6 +716,8 @@ def example_inputs(spec: Preprocessing, batch: int) -> Sequence[NDArray[Any]]:
     if isinstance(spec, AudioPreprocessing):
         sound = spec.prepare(np.zeros(_EXAMPLE_S * spec.sampling_rate, np.float32))
         return spec.collate([sound] * batch)[:-1]
+    if isinstance(spec, EndpointPreprocessing):
+        return [np.ones((batch, len(spec.probe)), np.float32)]
     return [np.full((batch, 5), 4, np.int64), np.ones((batch, 5), np.int64)]
 
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from service.contract.audio import decode_audio
 from service.contract.bundle import effective
+from service.contract.endpoint import EndpointPreprocessing
 from service.contract.errors import InputError
 from service.contract.images import ImagePreprocessing, decode_image, preprocess_image, read_image
 from service.contract.sounds import AudioPreprocessing
@@ -360,7 +361,8 @@ def item_bytes(item: Item) -> bytes:
 
 def stored_as(encoder: FrozenEncoder) -> Any:
     """float16 holds what a network computes; scores of classes can be too small for it, and a served graph is exact."""
-    return np.float32 if encoder.concepts or encoder.onnx is not None else np.float16
+    exact = encoder.concepts or encoder.onnx is not None or encoder.remote is not None
+    return np.float32 if exact else np.float16
 
 
 def _order(encoder: FrozenEncoder, items: Sequence[Item]) -> NDArray[np.int64]:
@@ -376,6 +378,8 @@ def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
     tokenizer = None
     if isinstance(spec, ImagePreprocessing):
         at_size = spec.model_copy(update={"resize": "squash", "shortest_edge": None, "squashed": None})
+    if isinstance(spec, EndpointPreprocessing):
+        return lambda item: spec.prefixed(str(item), "query")
     if isinstance(spec, TextPreprocessing):
         assert encoder.tokenizer is not None
         try:
@@ -465,6 +469,9 @@ def runner(
     With `fast` it runs in the arithmetic that `_fast` chooses; else in float32, as towers are checked.
     """
     spec = encoder.preprocessing
+    if encoder.remote is not None:
+        remote = encoder.remote
+        return lambda prepared: {"pooled": remote(prepared)}
     compiled = None
     device, dtype = _fast(encoder, tokens) if fast else ("cpu", torch.float32)
     if device == "cpu" and dtype == torch.bfloat16:
@@ -551,7 +558,9 @@ def _folder(cache: Path, encoder: FrozenEncoder, tokens: bool) -> str:
             parts += f":{hashlib.sha256(encoder.tokenizer.read_bytes()).hexdigest()}"
         return f"{encoder.modality}-{hashlib.sha256(parts.encode()).hexdigest()[:24]}"
 
-    name, former = named(effective(encoder.preprocessing)), named(encoder.preprocessing.model_dump(mode="json"))
+    # What an API gives for one text, such as its probe, differs in the last digits each time.
+    settings = {key: value for key, value in effective(encoder.preprocessing).items() if key != "probe"}
+    name, former = named(settings), named(encoder.preprocessing.model_dump(mode="json"))
     if not (cache / name).exists() and (cache / former).is_dir():
         with suppress(OSError):  # another process does the same
             (cache / former).rename(cache / name)  # its name while settings counted that change nothing

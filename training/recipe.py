@@ -75,8 +75,11 @@ class BesideSource(_Model):
         return self
 
 
+_OF_WEIGHTS = ("pooling", "normalise", "layers", "beside", "tokens", "scales", "concepts")
+
+
 class EncoderSource(_Model):
-    """Where a frozen encoder comes from: exactly one of the four. A path that starts with a dot is the recipe's own."""
+    """Where a frozen encoder comes from: exactly one of the five. A path that starts with a dot is the recipe's own."""
 
     hub: str | None = None
     revision: str | None = None
@@ -85,6 +88,14 @@ class EncoderSource(_Model):
     """An installed Python package that carries a model folder."""
     onnx: Path | None = None
     """A folder with encoder.onnx and encoder.json (its preprocessing)."""
+    endpoint: str | None = None
+    """Of texts: the route of an embedding API, in the shape of OpenAI's, Ollama's or text-embeddings-inference's. Its
+    key is the variable ISTHMUS_ENDPOINT_KEY."""
+    model: str = ""
+    """The model that the API is asked for."""
+    vectors: Path | None = None
+    """A file of JSON lines, each a `text` and its `vector`: these texts are not sent. Without an endpoint, all texts
+    that training needs must be in it."""
     subfolder: str = ""
     licence: str | None = None
     preprocessing: dict[str, Any] = {}
@@ -114,8 +125,11 @@ class EncoderSource(_Model):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if sum(value is not None for value in (self.hub, self.folder, self.package, self.onnx)) != 1:
-            raise ValueError("exactly one of hub, folder, package and onnx must be given")
+        remote = self.endpoint or self.vectors
+        if sum(value is not None for value in (self.hub, self.folder, self.package, self.onnx, remote)) != 1:
+            raise ValueError("exactly one of hub, folder, package, onnx and endpoint (or vectors) must be given")
+        if remote is not None and (not self.model or any(getattr(self, name) for name in _OF_WEIGHTS)):
+            raise ValueError("an endpoint needs a model, and gives vectors as they are: nothing of it can be chosen")
         chosen = ("pooling", "normalise", "layers", "beside", "tokens", "scales")
         if self.onnx is not None and any(getattr(self, name) for name in chosen):
             raise ValueError(f"an ONNX encoder is as it is: {', '.join(chosen[:-1])} and scales cannot be chosen")
@@ -395,6 +409,9 @@ class Recipe(_Model):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        for modality, encoder in self.encoders.items():
+            if (encoder.endpoint or encoder.vectors) and (modality != "text" or self.projector.needs_tokens):
+                raise ValueError(f"encoders.{modality}: an endpoint is for texts, and for heads of pooled features")
         if "text" not in self.encoders or len(self.encoders) < 2:
             raise ValueError("encoders must name text and at least one of image and audio")
         for name, source in self.pairs.items():

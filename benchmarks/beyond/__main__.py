@@ -16,6 +16,7 @@ from typing import Any
 
 NAMES = {
     "fdr": "fdr",
+    "attach": "attach",
     "audit-api": "audit_api",
     "feedback": "feedback",
     "films": "films",
@@ -23,7 +24,7 @@ NAMES = {
     "upgrade": "upgrade",
     "why": "why",
 }
-NEED_DATA = frozenset({"fdr", "feedback", "films", "publish", "upgrade", "why"})
+NEED_DATA = frozenset({"attach", "fdr", "feedback", "films", "publish", "upgrade", "why"})
 
 
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:

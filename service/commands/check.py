@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from service.contract.bundle import BundleError
+from service.contract.endpoint import EndpointPreprocessing
 from service.contract.licences import weights_line
 from service.engine.handling import handling
 from service.engine.towers import Tower
@@ -35,6 +36,10 @@ def check_bundle(path: Path, as_json: bool = False) -> None:
         weights = weights_line(manifest.parts)
         print(f"{manifest.name}: space {manifest.space}, {manifest.dimensions} dimensions, {weights}")
     for modality, described in manifest.towers.items():
+        if isinstance(described.preprocessing, EndpointPreprocessing):
+            if not as_json:
+                print(f"{modality}: {described.encoder.source}, asked at ISTHMUS_ENDPOINT: not asked now")
+            continue
         how = handling(bundle, modality, read_settings())
         for precision in described.precisions:
             shape = Tower(bundle, modality, "cpu", 0, precision).run(how.collate([how.canary.value])).shape

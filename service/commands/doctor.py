@@ -138,6 +138,7 @@ def _bundle(settings: "Settings") -> Generator[Check, None, "Bundle | None"]:
     """Check the files by their checksums, then a small input through every tower. Ends with the bundle, if it is
     one."""
     from service.contract.bundle import BundleError
+    from service.contract.endpoint import EndpointPreprocessing
     from service.engine.handling import handling
     from service.engine.towers import Tower, TowerError
     from service.settings import SettingsError
@@ -151,6 +152,13 @@ def _bundle(settings: "Settings") -> Generator[Check, None, "Bundle | None"]:
     yield Check("bundle", "ok", f"{settings.bundle}: {manifest.name}, space {manifest.space}, checksums hold")
     for modality in manifest.towers:
         if modality not in settings.modalities:
+            continue
+        if isinstance(manifest.towers[modality].preprocessing, EndpointPreprocessing):
+            told = "is asked at ISTHMUS_ENDPOINT: texts leave this machine"
+            step = "set ISTHMUS_ENDPOINT to the address of the embedding API"
+            yield Check(
+                f"tower.{modality}", "ok" if settings.endpoint else "missing", told, "" if settings.endpoint else step
+            )
             continue
         try:
             how = handling(bundle, modality, settings)

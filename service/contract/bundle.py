@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.contract.abstention import Detector
+from service.contract.endpoint import EndpointPreprocessing
 from service.contract.files import read_file
 from service.contract.graphs import NotAGraph, external_files
 from service.contract.images import ImagePreprocessing
@@ -51,7 +52,8 @@ _DAMAGED = "{} is damaged: its checksum is not the manifest's"
 # What a bundle may hold besides graphs: nothing that runs when it is read. `.data`: weights that graphs keep outside.
 _OTHERS = (".data", ".json", ".md", ".safetensors", ".txt")
 Preprocessing = Annotated[
-    ImagePreprocessing | LogMelPatches | LogMelWindows | Waveforms | TextPreprocessing, Field(discriminator="kind")
+    ImagePreprocessing | LogMelPatches | LogMelWindows | Waveforms | TextPreprocessing | EndpointPreprocessing,
+    Field(discriminator="kind"),
 ]
 
 _MODALITY_OF_KIND: Mapping[str, Modality] = {
@@ -60,6 +62,7 @@ _MODALITY_OF_KIND: Mapping[str, Modality] = {
     "log_mel_windows": "audio",
     "waveform": "audio",
     "text": "text",
+    "endpoint": "text",
 }
 
 # Settings that came after the first spaces: at these values they change no vector, and are left out of hashes.

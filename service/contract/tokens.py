@@ -17,15 +17,11 @@ from service.contract.errors import InputError
 Role = Literal["query", "passage"]
 
 
-class TextPreprocessing(BaseModel):
-    """How a text tower wants its tokens; complete together with the tokenizer file it names."""
+class Prefixed(BaseModel):
+    """The instructions that a text encoder wants before texts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["text"] = "text"
-    tokenizer: str = Field(default="tokenizer.json", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    max_length: int = Field(gt=0, le=32_768)
-    pad_id: int = Field(default=0, ge=0)
     query_prefix: str = Field(default="", max_length=4_096)
     """Instruction that the encoder wants before what is asked: search queries, labels, and the texts of training."""
     passage_prefix: str = Field(default="", max_length=4_096)
@@ -38,6 +34,15 @@ class TextPreprocessing(BaseModel):
     def prefixed(self, text: str, role: Role) -> str:
         """Return the text as the encoder wants it. One without a word stays as it is, to be refused as empty."""
         return self.prefix(role) + text if text.strip() else text
+
+
+class TextPreprocessing(Prefixed):
+    """How a text tower wants its tokens; complete together with the tokenizer file it names."""
+
+    kind: Literal["text"] = "text"
+    tokenizer: str = Field(default="tokenizer.json", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    max_length: int = Field(gt=0, le=32_768)
+    pad_id: int = Field(default=0, ge=0)
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import InferenceFailed, NotReady
+from service.errors import InferenceFailed, NotReady, ServiceError
 from service.runtime import tracing
 from service.runtime.metrics import TowerMetrics
 from service.runtime.workers import WorkerDied, Workers
@@ -321,6 +321,11 @@ class Batcher:
         tried = len(waiters) == 1 and not isinstance(failure, WorkerDied)
         waiters = [waiter for waiter in waiters if not waiter.result.done()]
         log.warning("a batch of %d failed in the %s tower", len(waiters), self.name, exc_info=failure)
+        if isinstance(failure, ServiceError):  # no single input is at fault: what the tower asks does not answer
+            self._observer.failed(len(waiters))
+            for waiter in waiters:
+                _fail(waiter, failure)
+            return
         for waiter in waiters:
             if tried or await self._attempt([waiter], None) is not None:
                 self._observer.failed(1)

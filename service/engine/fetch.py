@@ -231,16 +231,18 @@ def fetch_config(settings: Settings) -> FetchConfig | None:
     return FetchConfig(Rules.of(settings), _tls(settings.fetch_ca), _resolver(settings.fetch_dns))
 
 
-def upstream_config(settings: Settings) -> FetchConfig | None:
-    """Return the configuration of asking Immich's upstream; None where there is none. Raises SettingsError."""
-    if settings.immich_upstream is None:
+def upstream_config(settings: Settings, name: str = "immich_upstream") -> FetchConfig | None:
+    """Return the configuration of asking the server that a setting names; None where it is unset. Raises
+    SettingsError."""
+    address: str | None = getattr(settings, name)
+    if address is None:
         return None
     try:
-        url = Url.parse(settings.immich_upstream)
+        url = Url.parse(address)
         rules = Rules.of_upstream(settings, url)
         rules.check(url)
     except FetchRefused as error:
-        raise SettingsError(f"ISTHMUS_IMMICH_UPSTREAM: {settings.immich_upstream}: {error}") from None
+        raise SettingsError(f"ISTHMUS_{name.upper()}: {address}: {error}") from None
     return FetchConfig(rules, _tls(settings.fetch_ca), _resolver(settings.fetch_dns))
 
 
@@ -320,8 +322,9 @@ class Fetcher:
             return []
         return [ip_address(record.address) for record in answer if isinstance(record, A | AAAA)]
 
-    async def post(self, url: Url, headers: Headers, content: bytes, most: int) -> tuple[int, bytes]:
-        """Send a body to a URL; return the answer's status and body, at most `most` bytes. No redirect is followed.
+    async def post(self, url: Url, headers: Headers, content: bytes, most: int) -> tuple[int, bytes, bytes]:
+        """Send a body to a URL; return the answer's status, body (at most `most` bytes) and Retry-After. No redirect
+        is followed.
 
         Raises Overloaded, and FetchFailed, which says nothing of why.
         """
@@ -337,7 +340,8 @@ class Fetcher:
                 ):
                     body = await _body(answer, most, lambda size: None)
             result, size = "fetched", len(body)
-            return answer.status, body
+            given = {name.lower(): value for name, value in answer.headers}
+            return answer.status, body, given.get(b"retry-after", b"")
         except Overloaded:
             raise
         except Exception as error:  # of names, sockets, TLS, HTTP; and the time

@@ -11,11 +11,13 @@ from PIL import Image
 
 from service.contract.audio import hear
 from service.contract.bundle import Bundle, BundleError, Modality
+from service.contract.endpoint import EndpointPreprocessing
 from service.contract.errors import InputError
 from service.contract.images import ImagePreprocessing, preprocess_image, see_image
 from service.contract.sounds import AudioPreprocessing, Sound
 from service.contract.tokens import TextPreprocessing, TextTokenizer, Tokens, pad_tokens
 from service.engine.batcher import Budget, Prepared
+from service.engine.endpoint import CANARY
 from service.engine.inputs import Decoded, Media, Single, Text, TokenIds, length_of
 from service.engine.towers import AUDIO_CALL_S, Arrays
 from service.settings import Settings
@@ -26,6 +28,10 @@ Budget)."""
 _SLACK_TOKENS = 16
 """Tokens of padding up to which the CPU is faster than with another call: a call of MiniLM costs as much as 8
 tokens."""
+
+
+_TEXTS_OF_A_CALL = 64
+"""Number of texts in one request to an embedding API."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ def handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling
                 except ValueError as error:
                     raise BundleError(f"{bundle.path / preprocessing.tokenizer}: {error}") from None
             return _texts(tokenizer, preprocessing, settings)
+        case EndpointPreprocessing():
+            return _plain_texts(preprocessing, settings)
 
 
 def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
@@ -98,6 +106,24 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
     tone = (0.1 * np.sin(2 * np.pi * 440.0 * seconds)).astype(np.float32)
     budget = Budget(round(1_000 * AUDIO_CALL_S), spec.padded, near=_NEAR_MS)
     return Handling(prepare, collate, lambda *_: budget, prepared(spec.prepare(tone)))
+
+
+def _plain_texts(spec: EndpointPreprocessing, settings: Settings) -> Handling:
+    """Return the handling of texts that go elsewhere as they are."""
+
+    def prepare(given: Single) -> Prepared:
+        if not isinstance(given, Text):
+            raise InputError("token ids are not read here: another server has this model's tokenizer")
+        if len(given.text) > settings.limits.text_chars:
+            raise InputError(f"the text is longer than {settings.limits.text_chars} characters")
+        if not given.text.strip():
+            raise InputError("the text has no words")
+        return Prepared(spec.prefixed(given.text, given.role), size=1)
+
+    def collate(texts: Sequence[str]) -> Arrays:
+        return {"texts": np.array(texts, object)}
+
+    return Handling(prepare, collate, lambda *_: Budget(_TEXTS_OF_A_CALL), Prepared(CANARY, size=1))
 
 
 def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings) -> Handling:

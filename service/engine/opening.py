@@ -6,6 +6,7 @@ from service.contract.bundle import Bundle, Manifest, Modality
 from service.engine import profile
 from service.engine.cache import Cache, MemoryCache, RedisCache
 from service.engine.embedder import Embedder
+from service.engine.endpoint import EndpointTower
 from service.engine.towers import Tower, open_towers
 from service.runtime import quotas
 from service.runtime.metrics import Metrics
@@ -41,6 +42,7 @@ def open_engine(settings: Settings, bundle: Bundle | None = None) -> Opened:
         settings.precision,
         settings.towers_on_gpus,
         profile.fitting(bundle, settings),
+        endpoint=lambda: EndpointTower(bundle, settings),
     )
     return Opened(bundle, towers)
 

@@ -2,7 +2,7 @@
 
 import itertools
 import mmap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from service.contract.bundle import (
     Bundle,
     Modality,
 )
+from service.contract.endpoint import EndpointPreprocessing
 from service.contract.graphs import external_files
 from service.contract.sounds import AudioPreprocessing
 from service.contract.vectors import l2_normalise
@@ -140,15 +141,22 @@ def open_towers(
     precision: PrecisionChoice = "auto",
     gpus: Gpus = Gpus(),
     choices: Mapping[Modality, Choice] = MappingProxyType({}),
+    endpoint: Callable[[], Tower] | None = None,
 ) -> dict[Modality, Tower]:
-    """Open the towers of those of the bundle's modalities that are in `modalities`. Raises TowerError."""
+    """Open the towers of those of the bundle's modalities that are in `modalities`; `endpoint` opens one whose texts an
+    API embeds. Raises TowerError, SettingsError."""
     chosen = [modality for modality in bundle.manifest.towers if modality in modalities]
     if not chosen:
         raise TowerError(f"{bundle.path} has no tower for any of: {', '.join(modalities)} (ISTHMUS_MODALITIES)")
-    return {
-        modality: Tower(bundle, modality, device, threads, precision, gpus, choice=choices.get(modality))
-        for modality in chosen
-    }
+    towers: dict[Modality, Tower] = {}
+    for modality in chosen:
+        if isinstance(bundle.manifest.towers[modality].preprocessing, EndpointPreprocessing):
+            if endpoint is None:
+                raise TowerError(f"{bundle.path}: an API embeds its texts, and none is asked here")
+            towers[modality] = endpoint()
+        else:
+            towers[modality] = Tower(bundle, modality, device, threads, precision, gpus, choice=choices.get(modality))
+    return towers
 
 
 @cache

@@ -54,6 +54,7 @@ NOT_RUN = {
     r"(pip install mteb|python -m benchmarks\.mteb)": "needs a network; test_mteb.py runs it on local data",
     r"isthmus serve --bundle build/coco-clotho": "needs the training above it; test_hub_recipe.py runs all",
     r"(npm install onnxruntime-web|isthmus publish|python -m http\.server)": "as in tests/playground/test_publish.py",
+    r"(ISTHMUS_ENDPOINT=.*|isthmus attach)": "needs an embedding API; tests/training/test_attach.py has one",
     r"isthmus reembed": "needs a second space; tests/service/test_reembed.py has one",
     r"isthmus upgrade": "needs a second space; tests/service/test_upgrade.py has one",
 }

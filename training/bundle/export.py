@@ -62,7 +62,9 @@ def export_tower(encoder: FrozenEncoder, head: Head, path: Path) -> None:
     EARLIER_ROWS).
     """
     with tempfile.TemporaryDirectory() as folder:
-        if encoder.onnx is None and encoder.modality != "audio":
+        if encoder.remote is not None:
+            _of_features(head, encoder.width, "features", Path(folder) / "tower.onnx")
+        elif encoder.onnx is None and encoder.modality != "audio":
             _export_torch(Whole(encoder, head).eval(), encoder, Path(folder) / "tower.onnx")
         else:
             _join(encoder, head, Path(folder))
@@ -117,7 +119,7 @@ def check_parity(
         raise ExportError(f"there is no {encoder.modality} input to check the graph on")
     prepare, run = preparer(encoder), runner(encoder, head.needs_tokens)
     prepared = [prepare(item) for item in items]
-    inputs = feeds(encoder.preprocessing, prepared)
+    inputs = {"features": run(prepared)["pooled"]} if encoder.remote else feeds(encoder.preprocessing, prepared)
     served = np.asarray(session(graph).run([OUTPUT], inputs)[0])
     with torch.inference_mode():
         trained = np.concatenate(
@@ -231,6 +233,12 @@ class _Rows(nn.Module):
             vector: Tensor = self.head(features)
             return vector
         return _projected(self.head, weights @ features, features, weights)
+
+
+def _of_features(head: Head, width: int, name: str, path: Path) -> None:
+    """Write a head's graph alone, for pooled features."""
+    shapes: list[dict[int, Any]] = [{0: torch.export.Dim("batch")}]
+    _to_onnx(_Rows(head).eval(), [np.ones((2, width), np.float32)], [name], [OUTPUT], shapes, path)
 
 
 def _join(encoder: FrozenEncoder, head: Head, folder: Path) -> None:

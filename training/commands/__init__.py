@@ -2,6 +2,7 @@
 
 from training.commands.entry_points import (
     add_modality,
+    attach,
     bind,
     curate,
     evaluate,
@@ -11,4 +12,4 @@ from training.commands.entry_points import (
     train,
 )
 
-__all__ = ["add_modality", "bind", "curate", "evaluate", "export", "import_model", "select", "train"]
+__all__ = ["add_modality", "attach", "bind", "curate", "evaluate", "export", "import_model", "select", "train"]

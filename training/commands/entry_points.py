@@ -43,6 +43,11 @@ curate = _same(
     ("--out", "--ray", "--set", "--work", "--workers"),
 )
 add_modality = _same("add-modality", "Train a new tower against a bundle that stays as it is.", (*_RECIPE, "--out"))
+attach = _same(
+    "attach",
+    "Train image and sound towers into the text space of an embedding API.",
+    (*_RECIPE, "--endpoint", "--model", "--out", "--vectors"),
+)
 bind = _same(
     "bind",
     "Join two spaces through the texts that both can read.",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from service.contract.audio import decode_audio
 from service.contract.bundle import OUTPUT, Manifest, Modality, read_bundle
+from service.contract.endpoint import EndpointPreprocessing
 from service.contract.errors import InputError
 from service.contract.images import ImagePreprocessing, read_image
 from service.contract.sounds import AudioPreprocessing
@@ -136,6 +137,8 @@ class Shards:
             case AudioPreprocessing() as sounds:
                 rate = sounds.sampling_rate
                 return lambda row: sounds.prepare(decode_audio(_data(row), rate)), sounds.collate
+            case EndpointPreprocessing():
+                raise EmbedError(f"{self._bundle.path}: an embedding API makes its texts' vectors: embed no texts here")
             case TextPreprocessing() as texts:
                 tokenizer = TextTokenizer(self._bundle.path / texts.tokenizer, texts)
                 return (

@@ -4,6 +4,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from service.contract.bundle import Bundle, Modality
+from service.contract.endpoint import EndpointPreprocessing
 from service.contract.tokens import TextPreprocessing
 from training.encoders import FrozenEncoder, weights_sha256
 from training.errors import TrainingError
@@ -22,6 +23,8 @@ def as_encoder(bundle: Bundle, modality: Modality) -> FrozenEncoder:
     """A tower as a frozen encoder whose features are the space's unit vectors (N, D), by the graph that is served."""
     tower = bundle.manifest.towers[modality]
     tokenizer = None
+    if isinstance(tower.preprocessing, EndpointPreprocessing):
+        raise BundledError(f"{bundle.path}: an embedding API makes its texts' vectors: name it in a recipe instead")
     if isinstance(tower.preprocessing, TextPreprocessing):
         tokenizer = bundle.path / tower.preprocessing.tokenizer
     return FrozenEncoder(

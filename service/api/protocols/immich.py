@@ -148,7 +148,7 @@ async def _asked_upstream(entries: bytes, content: Media | Text, state: State, c
     if settings.immich_upstream_key is not None:
         headers["Authorization"] = f"Bearer {settings.immich_upstream_key.get_secret_value()}"
     try:
-        status, answer = await state.upstream.post(url, headers, form.read(), _MOST_BYTES)
+        status, answer, _ = await state.upstream.post(url, headers, form.read(), _MOST_BYTES)
     except FetchFailed as failed:
         raise NotReady(str(failed)) from None
     if status >= 500 or status in (401, 403, 404):

@@ -1,0 +1,78 @@
+"""Texts whose vectors an embedding API makes: how it is asked, and how its answer is read.
+
+The three shapes that servers have: OpenAI's (`…/v1/embeddings`), Ollama's (`…/api/embed`) and that of
+text-embeddings-inference (`…/embed`).
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import numpy as np
+from pydantic import Field
+
+from service.contract.tokens import Prefixed
+from service.contract.vectors import Vectors
+
+Shape = Literal["openai", "ollama", "tei"]
+PROBE = "a dog barks"
+"""A text whose vector a bundle keeps, to know the model again."""
+SAME = 0.99
+"""Cosine similarity of two vectors of one text by one model, however it rounds."""
+_ROUTES: tuple[tuple[str, Shape], ...] = (("/api/embed", "ollama"), ("/embeddings", "openai"), ("/embed", "tei"))
+
+
+class EndpointPreprocessing(Prefixed):
+    """Which model an API is to embed texts with; its address is the operator's to say."""
+
+    kind: Literal["endpoint"] = "endpoint"
+    shape: Shape
+    model: str = Field(min_length=1, max_length=256)
+    probe: tuple[float, ...] = Field(min_length=1, max_length=16_384)
+    """The model's vector of PROBE."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Return the name of the graph's input: float32 (B, d), what the API gave."""
+        return ("features",)
+
+    def knows(self, vector: Vectors) -> bool:
+        """Return whether a vector of PROBE is this model's."""
+        own = np.asarray(self.probe)
+        if len(vector) != len(own):
+            return False
+        return bool(vector @ own >= SAME * np.linalg.norm(vector) * np.linalg.norm(own))
+
+
+def shape_of(url: str) -> Shape:
+    """Return the shape that a route has. Raises ValueError."""
+    path = urlsplit(url).path.rstrip("/")
+    for end, shape in _ROUTES:
+        if path.endswith(end):
+            return shape
+    raise ValueError(f"{url} is no route that embeds texts: it ends in /v1/embeddings, /api/embed or /embed")
+
+
+def request_of(shape: Shape, model: str, texts: Sequence[str]) -> bytes:
+    """Return the body that asks for vectors of texts."""
+    given = {"inputs": list(texts)} if shape == "tei" else {"model": model, "input": list(texts)}
+    return json.dumps(given).encode()
+
+
+def vectors_of(shape: Shape, body: bytes, count: int) -> Vectors:
+    """Return the vectors (count, d) in an answer. Raises ValueError for what is none."""
+    try:
+        answer: Any = json.loads(body)
+        if shape == "openai":
+            rows = [row["embedding"] for row in sorted(answer["data"], key=lambda row: int(row["index"]))]
+        else:
+            rows = answer["embeddings"] if shape == "ollama" else answer
+        vectors = np.array(rows, np.float32)
+    except (ValueError, KeyError, TypeError):
+        raise ValueError("the answer holds no vectors") from None
+    if vectors.ndim != 2 or len(vectors) != count or not vectors.shape[1]:
+        raise ValueError(f"the answer holds {len(rows)} vectors for {count} texts, or of several lengths")
+    if not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
+        raise ValueError("the answer holds vectors without a direction")
+    return vectors
