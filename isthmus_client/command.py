@@ -40,7 +40,7 @@ GROUP = "isthmus.commands"
 OF_THE_SERVER = (
     *("backup", "check", "doctor", "keys", "load", "mcp", "openapi", "publish", "reembed", "restore", "serve"),
     *("settings", "tune", "upgrade"),
-    *("add-modality", "bind", "curate", "evaluate", "export", "import", "select", "train"),
+    *("add-modality", "attach", "bind", "curate", "evaluate", "export", "import", "select", "train"),
 )
 """The commands that the distribution `isthmus` adds. Where it is not installed, each says so."""
 INSTALL = (

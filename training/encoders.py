@@ -691,11 +691,13 @@ def _from_endpoint(recipe: Recipe, source: EncoderSource) -> FrozenEncoder:
         source.endpoint, source.model, None if source.vectors is None else recipe.path(source.vectors)
     )
     spec = EndpointPreprocessing(shape=remote.shape, model=source.model, probe=tuple(remote.probe.tolist()))
+    # Not the probe, which an API may give with other last digits: but another file is another encoder.
+    stored = "" if source.vectors is None else hashlib.sha256(recipe.path(source.vectors).read_bytes()).hexdigest()
     return FrozenEncoder(
         modality="text",
         source=source.model,
         width=len(remote.probe),
-        weights_sha256=hashlib.sha256(f"{remote.shape}:{source.endpoint}:{source.model}".encode()).hexdigest(),
+        weights_sha256=hashlib.sha256(f"{remote.shape}:{source.endpoint}:{source.model}:{stored}".encode()).hexdigest(),
         preprocessing=_changed(source, spec),
         licence=source.licence,
         remote=remote,

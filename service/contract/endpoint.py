@@ -39,10 +39,14 @@ class EndpointPreprocessing(Prefixed):
 
     def knows(self, vector: Vectors) -> bool:
         """Return whether a vector of PROBE is this model's."""
-        own = np.asarray(self.probe)
-        if len(vector) != len(own):
-            return False
-        return bool(vector @ own >= SAME * np.linalg.norm(vector) * np.linalg.norm(own))
+        return of_one_model(vector, np.asarray(self.probe, np.float32))
+
+
+def of_one_model(vector: Vectors, other: Vectors) -> bool:
+    """Return whether two vectors of one text (d,) are of one model, as far as one text can tell."""
+    if len(vector) != len(other):
+        return False
+    return bool(vector @ other >= SAME * np.linalg.norm(vector) * np.linalg.norm(other))
 
 
 def shape_of(url: str) -> Shape:
@@ -65,14 +69,16 @@ def vectors_of(shape: Shape, body: bytes, count: int) -> Vectors:
     try:
         answer: Any = json.loads(body)
         if shape == "openai":
-            rows = [row["embedding"] for row in sorted(answer["data"], key=lambda row: int(row["index"]))]
+            by_place = {int(row["index"]): row["embedding"] for row in answer["data"]}
+            rows = [by_place[place] for place in range(count)]
         else:
             rows = answer["embeddings"] if shape == "ollama" else answer
-        vectors = np.array(rows, np.float32)
-    except (ValueError, KeyError, TypeError):
+        with np.errstate(over="ignore"):  # what is no float32 is infinite, and refused below
+            vectors = np.array(rows, np.float32)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise ValueError("the answer holds no vectors") from None
     if vectors.ndim != 2 or len(vectors) != count or not vectors.shape[1]:
-        raise ValueError(f"the answer holds {len(rows)} vectors for {count} texts, or of several lengths")
+        raise ValueError(f"the answer does not hold one vector for each of {count} texts, of one length")
     if not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
         raise ValueError("the answer holds vectors without a direction")
     return vectors

@@ -326,8 +326,15 @@ class Batcher:
             for waiter in waiters:
                 _fail(waiter, failure)
             return
-        for waiter in waiters:
-            if tried or await self._attempt([waiter], None) is not None:
+        for place, waiter in enumerate(waiters):
+            error = failure if tried else await self._attempt([waiter], None)
+            if isinstance(error, ServiceError):  # what the tower asks went away meanwhile: nobody's input is at fault
+                left = [later for later in waiters[place:] if not later.result.done()]
+                self._observer.failed(len(left))
+                for later in left:
+                    _fail(later, error)
+                return
+            if error is not None:
                 self._observer.failed(1)
                 _fail(waiter, InferenceFailed("the model failed on this input"))
 

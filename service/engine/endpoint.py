@@ -25,8 +25,9 @@ CANARY = ""
 """Stands for a look at the tower: it asks the API only after a failure, for probes must cost nothing."""
 _TRIES, _FIRST_PAUSE_S = 3, 0.5
 _MOST_BYTES = 64 * 2**20
-_KNOWN_S = 600.0
-"""Seconds for which the API is taken to have the same model."""
+_LONGEST_PAUSE_S = 3_600.0
+_REFUSED_TEXTS = frozenset({400, 413, 422})
+_AGAIN = frozenset({408, 425, 429})
 
 
 class EndpointTower(Tower):
@@ -52,7 +53,6 @@ class EndpointTower(Tower):
             raise SettingsError(f"ISTHMUS_ENDPOINT: {bundle.path} was attached to a route of the shape {spec.shape}")
         log.warning("texts leave this machine: %s embeds them with %r", self._url.authority, spec.model)
         super().__init__(bundle, "text", "cpu", 1)
-        self._known_until = 0.0
         self._failing = False
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
@@ -62,15 +62,13 @@ class EndpointTower(Tower):
         if texts == [CANARY] and not self._failing:
             return super().run({"features": np.asarray([self._described.probe], np.float32)})
         texts = [text or PROBE for text in texts]
-        checked = time.monotonic() < self._known_until
         self._failing = True
-        features = self._asked(texts if checked else [*texts, PROBE])
-        if not checked or features.shape[1] != len(self._described.probe):
-            if not self._described.knows(features[-1]):
-                raise NotReady(f"the embedding API's vectors are not those of the model {self._described.model!r}")
-            features, self._known_until = features[: len(texts)], time.monotonic() + _KNOWN_S
+        # The API may have another model from one call to the next: the known vector of a text comes with each of them.
+        features = self._asked([*texts, PROBE])
+        if not self._described.knows(features[-1]):
+            raise NotReady(f"the embedding API's vectors are not those of the model {self._described.model!r}")
         self._failing = False
-        return super().run({"features": features})
+        return super().run({"features": features[: len(texts)]})
 
     def _asked(self, texts: list[str]) -> Vectors:
         content = request_of(self._described.shape, self._described.model, texts)
@@ -80,12 +78,12 @@ class EndpointTower(Tower):
             if status == 200:
                 return self._read(body, len(texts))
             pause = max(wait_s, _FIRST_PAUSE_S * 2 ** (tried - 1))
-            if status in {401, 403, 404}:
+            if status in _REFUSED_TEXTS:
+                raise ValueError(f"the embedding API refuses the texts ({status})")
+            if status is not None and status < 500 and status not in _AGAIN:
                 raise NotReady(
                     f"the embedding API refuses this server ({status}): ISTHMUS_ENDPOINT, ISTHMUS_ENDPOINT_KEY"
                 )
-            if status is not None and status < 500 and status not in {408, 425, 429}:
-                raise ValueError(f"the embedding API refuses the texts ({status})")
             if tried < _TRIES and time.monotonic() + pause < ends:
                 time.sleep(pause)
                 continue
@@ -109,7 +107,7 @@ class EndpointTower(Tower):
             status, body, wait = asyncio.run(post())
         except FetchFailed:
             return None, b"", 0.0
-        return status, body, float(wait) if wait.isdigit() else 0.0
+        return status, body, min(float(wait), _LONGEST_PAUSE_S) if wait.isdigit() else 0.0
 
     def _read(self, body: bytes, count: int) -> Vectors:
         try:

@@ -30,7 +30,7 @@ _SLACK_TOKENS = 16
 tokens."""
 
 
-_TEXTS_OF_A_CALL = 64
+_TEXTS_OF_A_CALL = 31
 """Number of texts in one request to an embedding API."""
 
 

@@ -35,8 +35,9 @@ from service.store.schema import now
 MOST_VERSIONS = 20
 """Largest number of versions of a collection: of more, the oldest that is not in use is deleted."""
 SAME = 0.8
-"""Cosine similarity from which on a query of the guard is a judged query in other words. This and the constants of
-`fit` are chosen on ESC-50's folds 1 and 2 and on Caltech101's training photographs (docs/LOG.md)."""
+"""Cosine similarity, where that of unrelated queries is 0, from which on a query of the guard is a judged query in
+other words. This and the constants of `fit` are chosen on ESC-50's folds 1 and 2 and on Caltech101's training
+photographs (docs/LOG.md)."""
 _REPEATED = 0.99
 """Cosine similarity from which on a query is one that was judged before."""
 _SAMPLE = 1_024
@@ -144,7 +145,10 @@ def fit(judged: Judged, sample: Sequence[Item], guard: Vectors) -> Head:
 def _weights(queries: Doubles, guard: Doubles) -> tuple[Doubles, Doubles]:
     """Return keys (C, D) and floors (C,) of queries (C, D): key · query - floor is 1 for itself and at most 0 for what
     the guard (G, D) holds besides the queries."""
-    others = guard[(guard @ queries.T).max(axis=1) < SAME]
+    middle = guard.mean(axis=0)
+    unrelated = float(middle @ middle)  # what two queries have in common anyway: 0.8 and more in some spaces
+    alike = ((guard @ queries.T).max(axis=1) - unrelated) / max(1 - unrelated, 1e-6)
+    others = guard[alike < SAME]
     whitened = np.linalg.solve(_penalised(others.T @ others / max(1, len(others)), _BANK), queries.T)
     kernel = queries @ whitened
     keys = np.linalg.solve(_penalised(kernel, _MIXED), whitened.T)
@@ -189,22 +193,30 @@ class Feedback:
         self._embedder, self._store = embedder, store
         self._guard: Vectors | None = None
         self._once = SingleFlight[Vectors]()
-        self._heads: dict[str, tuple[float, int | None, Head | None]] = {}
+        self._heads: dict[str, tuple[float, Version | None, Head | None]] = {}
         """By collection: when it was looked up, the version in use and its head."""
+        self._changes = 0
         self._changing = asyncio.Lock()
 
     async def head(self, collection: str) -> tuple[int, Head] | None:
         """Return the version that searches of a collection use, and its head; None where there is none."""
-        looked_up, number, head = self._heads.get(collection, (-np.inf, None, None))
+        looked_up, version, head = self._heads.get(collection, (-np.inf, None, None))
         if monotonic() - looked_up > _RECHECKED_S:
-            current = (await self.versions(collection)).current
-            if current != number or (current is not None and head is None):
-                number, head = current, None if current is None else (await self._read(collection, current))[1]
-            self._heads.pop(collection, None)
-            self._heads[collection] = monotonic(), number, head
+            changes, versions = self._changes, await self.versions(collection)
+            # A version is told by its time, too: after all were deleted, numbers begin anew.
+            current = None if versions.current is None else versions.get(versions.current)
+            if current != version:
+                try:
+                    head = None if current is None else (await self._read(collection, current.number))[1]
+                except NotFound:  # deleted between the two reads
+                    return None
+                version = current
+            if changes == self._changes:  # else it is used once, and looked up again
+                self._heads.pop(collection, None)
+                self._heads[collection] = monotonic(), version, head
             while len(self._heads) > _REMEMBERED:
                 self._heads.pop(next(iter(self._heads)))
-        return None if number is None or head is None else (number, head)
+        return None if version is None or head is None else (version.number, head)
 
     async def versions(self, collection: str) -> Versions:
         try:
@@ -226,6 +238,7 @@ class Feedback:
             self._guard = await self._once(lambda: text_vectors(self._embedder, guard_texts(self._embedder.manifest)))
         guard = self._guard
         async with self._changing:
+            await self._store.collection(collection)  # it may have been dropped while the guard was embedded
             versions = await self.versions(collection)
             earlier = _NONE if versions.current is None else (await self._read(collection, versions.current))[0]
             judged = earlier.with_more(judgements, items)
@@ -235,6 +248,7 @@ class Feedback:
                     "those it is built on: go back to an earlier one (PUT /feedback) to build on that"
                 )
             head = await self._embedder.in_worker(partial(fit, judged, sample, guard))
+            await self._store.collection(collection)
             version = Version(versions.last + 1, now(), len(judged.ids), len(judged.queries))
             definition = {name: list(getattr(judged, name)) for name in ("ids", "modalities", "owners", "relevant")}
             definition["floors"] = head.floors.tolist()
@@ -253,6 +267,7 @@ class Feedback:
     async def use(self, collection: str, number: int | None) -> Versions:
         """Let searches use a version, or none. Raises NotFound."""
         async with self._changing:
+            await self._store.collection(collection)
             versions = await self.versions(collection)
             if number is not None:
                 versions.get(number)
@@ -272,12 +287,16 @@ class Feedback:
                 await self._write(collection, Versions(current, versions.last, kept))
             else:
                 await self._forget(_record(collection))
-                self._heads.pop(collection, None)
+                self._changed(collection)
             for version in gone:
                 await self._forget(_record(collection, version.number))
 
     async def _write(self, collection: str, versions: Versions) -> None:
         await self._store.put_label_set(_record(collection), asdict(versions), {})
+        self._changed(collection)
+
+    def _changed(self, collection: str) -> None:
+        self._changes += 1
         self._heads.pop(collection, None)
 
     async def _forget(self, record: str) -> None:

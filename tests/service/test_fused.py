@@ -193,7 +193,7 @@ def test_a_job_stores_it_too(fresh_client: httpx.Client, red: str) -> None:
 
 
 def test_its_vector_is_not_made_again_of_its_picture_alone() -> None:
-    item = OldItem("default", "a", "image", {}, "", "", "", None)
+    item = OldItem("default", "a", "image", {}, "", "", "", None, 0, np.zeros(2, np.float32), ())
     assert Originals().of(item) == "image: its vector is that of several parts, which are not kept"
 
 

@@ -15,7 +15,7 @@ from service.commands.doctor import examine
 from service.commands.load import load_files
 from service.contract.bundle import Bundle, BundleError, Manifest, read_bundle, write_bundle
 from service.engine.towers import TowerError
-from service.retrieval.reembedding import Originals, reembed
+from service.retrieval.reembedding import Filling, Originals, reembed
 from service.settings import Settings, SettingsError, read_settings
 from service.store import SpaceMismatch
 from tests import tiny_bundle
@@ -162,7 +162,7 @@ def test_where_only_commercial_bundles_are_wanted_no_door_opens_another(
 
     doors: list[Callable[[], object]] = [
         lambda: open_parts(settings),
-        lambda: asyncio.run(reembed(tmp_path / "a", tmp_path / "b", settings, Originals())),
+        lambda: asyncio.run(reembed(tmp_path / "a", tmp_path / "b", settings, Originals(), Filling)),
         lambda: load_files(tmp_path, "default", settings),
         lambda: check(path),
     ]

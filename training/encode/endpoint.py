@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isthmus_client.retries import Retries, retry_after
-from service.contract.endpoint import PROBE, Shape, request_of, shape_of, vectors_of
+from service.contract.endpoint import PROBE, Shape, of_one_model, request_of, shape_of, vectors_of
 from training.errors import TrainingError
 
 KEY = "ISTHMUS_ENDPOINT_KEY"
 _RETRIED = frozenset({408, 425, 429, *range(500, 600)})
-_TOGETHER = 64
+_TOGETHER = 32
+"""Texts of a call: what text-embeddings-inference takes by default."""
+_REFUSED_TEXTS = frozenset({400, 413, 422})
 _PATIENT = Retries(attempts=8, first_s=0.5)
 
 
@@ -48,12 +50,15 @@ class Endpoint:
         except ValueError as error:
             raise EndpointError(str(error)) from None
         known = {} if vectors is None else _read(vectors)
-        endpoint = cls(url, model, shape, known)
         if url is None:
             probe = next(iter(known.values()))
         else:
             print(f"texts leave this machine: {httpx2.URL(url).host} embeds them with {model}", file=sys.stderr)
-            [probe] = endpoint([PROBE])
+            # One text of the file says whether the file and the API are of one model.
+            probe, *asked = cls(url, model, shape, {})([PROBE, *list(known)[:1]])
+            for vector, stored in zip(asked, known.values(), strict=False):
+                if not of_one_model(vector, stored):
+                    raise EndpointError(f"{vectors} does not hold the vectors that {url} gives for {model}")
         return cls(url, model, shape, known, probe)
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -84,6 +89,9 @@ class Endpoint:
                 answer = httpx2.post(self.url, content=content, headers=headers, timeout=self.timeout_s)
                 if answer.status_code == 200:
                     return vectors_of(self.shape, answer.content, len(texts))
+                if answer.status_code in _REFUSED_TEXTS and len(texts) > 1:  # too many together, for this API
+                    half = len(texts) // 2
+                    return np.concatenate([self._ask(texts[:half]), self._ask(texts[half:])])
                 why = f"answers {answer.status_code}"
                 if answer.status_code in _RETRIED:
                     pause = self.retries.pause(failed + 1, retry_after(answer))

@@ -93,7 +93,10 @@ async def put_collection(name: Name, request: Request, response: Response, state
     """Create a collection (201), or find it there (200) and change what is given. The body may be absent."""
     change = await reader(wire.CollectionRequest)(request) if await request.body() else wire.CollectionRequest()
     index = None if change.index is None else IndexRequest(change.index, change.precision)
-    response.status_code = 201 if await state.store.create_collection(name, index) else 200
+    created = await state.store.create_collection(name, index)
+    response.status_code = 201 if created else 200
+    if created:  # nothing that an earlier one of this name was taught
+        await state.searcher.feedback.delete(name)
     if change.keywords is not None:
         await state.store.set_keyword_fields(name, change.keywords)
     return await _described_whole(name, state)
@@ -102,8 +105,8 @@ async def put_collection(name: Name, request: Request, response: Response, state
 @router.delete("/collections/{name}", status_code=204)
 async def drop_collection(name: Name, state: StateDep) -> None:
     """Delete a collection, every item in it, and what it was taught."""
-    await state.searcher.feedback.delete(name)
     await state.store.drop_collection(name)
+    await state.searcher.feedback.delete(name)
 
 
 async def _described_whole(name: str, state: State) -> wire.CollectionResponse:
