@@ -292,12 +292,12 @@ def _check_tokenizer(bundle: Bundle) -> None:
 
 def _put_in_place(staged: Path, folder: Path) -> None:
     old = staged.with_name("old")
-    if folder.exists():
-        folder.rename(old)
     try:
+        if folder.exists():
+            folder.rename(old)
         staged.rename(folder)
-    except OSError:
-        if old.exists():
+    except BaseException:  # an interrupt, too: what is staged or old goes with the temporary folder
+        if old.exists() and not folder.exists():
             old.rename(folder)
         raise
 

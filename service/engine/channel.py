@@ -91,7 +91,9 @@ class Channel:
         """
         self._refuse_if_unable()
         if not self.has_room(items):
-            raise Overloaded(f"too many {self._modality} inputs are waiting", retry_after_s=self.until_there_is_room())
+            raise Overloaded(
+                f"too many {self._modality} inputs are waiting", retry_after_s=self.until_there_is_room(items)
+            )
         name = caller.get()
         self._admitted += items
         self._admitted_by[name] += items
@@ -136,9 +138,13 @@ class Channel:
         if self.hangs:
             raise NotReady(f"the {self._modality} model does not answer")
 
-    def until_there_is_room(self) -> int:
-        """Return how many seconds (1 to 60) pass at the recent pace until what is admitted takes `queue_s`.
+    def until_there_is_room(self, items: int = 1) -> int:
+        """Return how many seconds (1 to 60) pass at the recent pace until what is admitted takes `queue_s` and leaves
+        places for so many inputs.
 
         Whoever came back only when all of it is done would find an idle server.
         """
-        return min(60, max(1, math.ceil(self._pace * self._admitted - self._settings.queue_s)))
+        places = self._settings.queue_inputs
+        too_long_s = self._pace * self._admitted - self._settings.queue_s
+        too_many_s = self._pace * (self._admitted + min(items, places) - places)
+        return min(60, max(1, math.ceil(max(too_long_s, too_many_s))))

@@ -56,6 +56,7 @@ const tokens = once(async () => {
 
 function normalised(vector) {
   const length = Math.hypot(...vector);
+  if (!(length > 0 && length < Infinity)) throw new Error("The model gives this input no vector");
   return Float32Array.from(vector, (each) => each / length);
 }
 

@@ -34,7 +34,7 @@ from service.store.schema import now
 
 MOST_VERSIONS = 20
 """Largest number of versions of a collection: of more, the oldest that is not in use is deleted."""
-SAME = 0.8
+SAME = 0.63
 """Cosine similarity, where that of unrelated queries is 0, from which on a query of the guard is a judged query in
 other words. This and the constants of `fit` are chosen on ESC-50's folds 1 and 2 and on Caltech101's training
 photographs (docs/LOG.md)."""

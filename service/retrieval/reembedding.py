@@ -319,6 +319,8 @@ class Filling:
         updated, from_preview, mapped = self._dates.of_item(item)
         if not self._is_there(updated, item.updated):
             return self.original(item)
+        if updated != item.updated:  # changed since it was carried over
+            return None
         return self.improves(item, from_preview, mapped)
 
     def _is_there(self, updated: str | None, old: str) -> bool:

@@ -70,7 +70,9 @@ class Upgrading(Filling):
     async def prepare(self) -> None:
         """Draw, learn, test, and choose the worst. What is drawn is kept beside the new store: a later run goes on."""
         slots = {kind: of_kind for kind, of_kind in self.old.slots().items() if kind in _ADAPTERS}
-        pairs = {kind: _Pairs(self.new / f"pairs.{self.old.space}.{kind}") for kind in slots if kind != "video"}
+        # Slots are of this store, and vectors of these two spaces: a run between others draws its own.
+        name = f"pairs.{self.old.id}.{self.old.space}.{self.bundle.manifest.space}"
+        pairs = {kind: _Pairs(self.new / f"{name}.{kind}") for kind in slots if kind != "video"}
         queries = None
         if "text" in self.bundle.manifest.towers:
             queries = await _texts(self.embedder, background_texts())

@@ -84,8 +84,8 @@ class OldStore:
             self.close()
             raise
         self.space = schema.meta(self._connection, "space") or ""
-        store, sequence = schema.meta(self._connection, "store"), schema.meta(self._connection, "sequence")
-        self.version = f"{store} {sequence}"
+        self.id, sequence = schema.meta(self._connection, "store"), schema.meta(self._connection, "sequence")
+        self.version = f"{self.id} {sequence}"
         """A value that changes with every write."""
 
     def close(self) -> None:

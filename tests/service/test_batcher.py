@@ -257,6 +257,18 @@ async def test_close_in_the_middle_of_a_batch_answers_everyone() -> None:
 
 
 @on_a_loop
+async def test_an_input_is_not_at_fault_where_the_tower_goes_away_after_a_failed_batch() -> None:
+    def run(items: np.ndarray) -> np.ndarray:
+        raise ValueError("one of these is refused") if len(items) > 1 else NotReady("what the tower asks is gone")
+
+    batcher = make(run, limit=3)
+    waiting = [submit(batcher, item, 3) for item in range(3)]
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(outcome, NotReady) for outcome in outcomes), outcomes
+    await batcher.close()
+
+
+@on_a_loop
 async def test_submit_after_close_is_refused_at_once() -> None:
     batcher = make(Model().run)
     await batcher.close()

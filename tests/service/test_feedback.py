@@ -51,6 +51,18 @@ def test_no_judge_moves_what_is_guarded(seed, count, close):
     assert (moved[still] == others[still]).all()
 
 
+def test_a_guard_whose_queries_are_all_alike_holds_too():
+    """In the spaces of some models two queries have a cosine similarity of 0.8, whatever they say."""
+    rng = np.random.default_rng(0)
+    narrow = l2_normalise(np.concatenate([drawn(rng, 100), drawn(rng, 5)]) + 2 * drawn(rng, 1))
+    guard, queries = narrow[:100], narrow[100:]
+    assert np.median(guard @ queries.T) > 0.75
+    items = drawn(rng, 40)
+    judged = Judged(queries, items[:5], list("abcde"), ["image"] * 5, range(5), [False] * 5)
+    weights = fit(judged, stored(items), guard).weights(guard)
+    assert (weights.max(axis=1) > 0).mean() < 0.1
+
+
 def test_what_is_like_the_relevant_rises_and_the_judged_query_is_not_alone():
     rng = np.random.default_rng(3)
     middle, wrong = drawn(rng, 2)

@@ -173,9 +173,10 @@ def test_an_endpoint_that_fails_says_so_to_everyone_who_waits(attached: Bundle, 
 
 
 def test_another_model_behind_the_same_address_is_noticed(attached: Bundle, api: Api, tmp_path: Path) -> None:
-    api.other = -0.5
     with serving(settings(attached, tmp_path, endpoint=api.url())) as client:
         client.post("/items", json={"items": [{"id": "x", "vector": vector_of("red"), "modality": "text"}]})
+        assert found(client, "blue")["id"] == "x"
+        api.other = -0.5  # from one call to the next
         assert "are not those of the model 'm'" in found(client, "red", 503).json()["detail"]
 
 
@@ -223,6 +224,9 @@ def test_every_shape_is_asked_and_read(api: Api, shape: str) -> None:
         b'{"data": []}',
         b'{"data": [{"index": 0, "embedding": [0, 0]}]}',
         b'{"data": [{"index": 0, "embedding": "x"}]}',
+        b'{"data": [{"index": 7, "embedding": [1]}]}',
+        b'{"data": [{"index": Infinity, "embedding": [1]}]}',
+        b"[" * 100_000,
     ],
 )
 def test_an_answer_without_vectors_is_refused(body: bytes) -> None:
