@@ -11,8 +11,9 @@ Not counted: what every request passes, whatever it holds (middleware, the HTTP 
 calls inside itself (training shares it; its functions that the service calls count), and comprehensions.
 
 Then the image is stored, and searched for by a text, with previews: how often is the store read, each time by a hop to
-a thread? The last line is a JSON object; `functions_entered` and `files_entered` count everything between body and
-answer.
+a thread? The search is asked twice and the second one counts: what a collection was taught is looked up by the first,
+and every five seconds. The last line is a JSON object; `functions_entered` and `files_entered` count everything between
+body and answer.
 """
 
 import argparse
