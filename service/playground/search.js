@@ -140,6 +140,7 @@ export function searchView(app) {
       const undo = () =>
         send({ method: "PUT", path: "/feedback", json: { ...where, version: current } })
           .then(() => send({ method: "DELETE", path: "/feedback", query: { ...where, version } }))
+          .then(() => toast("Undone: searches answer as before."))
           .catch((error) => toast(error.message));
       toast(`Learned from ${nameOf(item)}: searches like this one find ${relevant ? "more" : "less"} like it.`, { action: { text: "Undo", run: undo } });
     } catch (error) {
