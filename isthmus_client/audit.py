@@ -1,4 +1,4 @@
-"""Checks of any server with OpenAI's embeddings route: is what it answers right, and does it say what is not?
+"""These checks ask any server with OpenAI's embeddings route: is its answer right, and does it say what is not?
 
 Every check asks the server and compares its answers with each other, so that no reference model is needed. Vectors are
 plain lists: the client has no numerical package.
@@ -75,7 +75,7 @@ class Answer:
 
 
 class Api:
-    """One model of a server. Raises httpx2.HTTPError where no answer comes."""
+    """Asks one model of a server. Raises httpx2.HTTPError where no answer comes."""
 
     def __init__(self, client: httpx2.Client, route: str, model: str) -> None:
         self._client, self._route, self.model = client, route, model
@@ -101,27 +101,27 @@ class Api:
             return Answer(200, wrong=f"the answer has not OpenAI's shape ({type(error).__name__}: {error})")
 
     def vectors(self, texts: Sequence[str], at_once: int = 16) -> list[Vector]:
-        """The vector of each text. Raises Unanswered."""
-        found: list[Vector] = []
+        """Return the vector of each text. Raises Unanswered."""
+        vectors: list[Vector] = []
         for start in range(0, len(texts), at_once):
-            some = list(texts[start : start + at_once])
-            answer = self.ask(some)
-            if not answer.ok or len(answer.vectors) != len(some):
-                raise Unanswered(f"{len(some)} plain texts got {_told(answer)}")
-            found += answer.vectors
-        return found
+            batch = list(texts[start : start + at_once])
+            answer = self.ask(batch)
+            if not answer.ok or len(answer.vectors) != len(batch):
+                raise Unanswered(f"{len(batch)} plain texts got {_told(answer)}")
+            vectors += answer.vectors
+        return vectors
 
 
 class Unanswered(Exception):
-    """A request that every check needs was not answered rightly."""
+    """Raised where a request that every check needs was not answered rightly."""
 
 
 class Limited(Exception):
-    """A server takes fewer requests than a check needs: this is no fault."""
+    """Raised where a server takes fewer requests than a check needs: this is no fault."""
 
 
 def _wait_s(retry_after: str | None, otherwise: float) -> float:
-    """Seconds that a Retry-After header asks to wait; it can also be a date, which is not read."""
+    """Return the seconds that a Retry-After header asks to wait; it can also be a date, which is not read."""
     try:
         return max(0.0, float(retry_after or otherwise))
     except ValueError:
@@ -133,11 +133,11 @@ _FIELDS = {"object", "data", "model", "usage", "id", "created", "index", "embedd
 
 def _read(body: dict[str, Any], base64_asked: bool) -> Answer:
     vectors, said = [], {name for name, value in body.items() if value} - _FIELDS
-    for place, one in enumerate(body["data"]):
-        if one.get("index", place) != place:
-            raise ValueError(f"index {one['index']} at place {place}")
-        said |= {name for name, value in one.items() if value} - _FIELDS
-        vector = one["embedding"]
+    for place, row in enumerate(body["data"]):
+        if row.get("index", place) != place:
+            raise ValueError(f"index {row['index']} at place {place}")
+        said |= {name for name, value in row.items() if value} - _FIELDS
+        vector = row["embedding"]
         if isinstance(vector, str):
             raw = base64.b64decode(vector, validate=True)
             vector = list(struct.unpack(f"<{len(raw) // 4}f", raw))
@@ -156,27 +156,27 @@ def _told(answer: Answer) -> str:
 
 
 def cosine(a: Vector, b: Vector) -> float:
-    """Cosine similarity; 0 where the lengths differ."""
+    """Return the cosine similarity; 0 where the lengths differ."""
     return sum(map(mul, a, b)) / (math.hypot(*a) * math.hypot(*b) or 1.0) if len(a) == len(b) else 0.0
 
 
 def _words(count: int, seed: int) -> str:
-    drawn = random.Random(seed)
+    generator = random.Random(seed)
     vocabulary = sorted({word.strip(".,").lower() for _, passage in _PAIRS for word in passage.split()})
-    return " ".join(drawn.choices(vocabulary, k=count))
+    return " ".join(generator.choices(vocabulary, k=count))
 
 
 def _probes() -> list[str]:
-    """Texts of one word to fifty-six, all different, in no order of length."""
+    """Return texts of one word to fifty-six, all different, in no order of length."""
     return [_words(1 + place * 5 % 12 * 5, place) for place in range(12)]
 
 
 def batch(api: Api) -> Iterator[Finding]:
     texts = _probes()
     alone = [vector for text in texts for vector in api.vectors([text])]
-    again = api.vectors(texts[-1:])[0]
-    if cosine(alone[-1], again) < SAME:
-        yield Finding("repeat", "fault", f"one text asked for twice: cosine {cosine(alone[-1], again):.6f}")
+    repeated = api.vectors(texts[-1:])[0]
+    if cosine(alone[-1], repeated) < SAME:
+        yield Finding("repeat", "fault", f"one text asked for twice: cosine {cosine(alone[-1], repeated):.6f}")
     else:
         yield Finding("repeat", "ok", "one text has one vector")
     together = api.vectors(texts, len(texts))
@@ -197,23 +197,23 @@ def batch(api: Api) -> Iterator[Finding]:
 
 
 def truncation(api: Api) -> Iterator[Finding]:
-    """A change at the end of a text must change its vector, or the answer must say that the end was not read."""
+    """Check that the end of a text changes its vector, or that the answer says that the end was not read."""
     short = api.ask("a dog")
     few = short.tokens
     for words in _LENGTHS_WORDS:
         head = _words(words, words)
-        one, other = (api.ask(f"{head} {_words(24, seed)}") for seed in (1, 2))
-        if 400 <= one.status < 500:
-            yield Finding("truncation", "ok", f"a text of {words + 24} words is refused, with status {one.status}")
+        first, second = (api.ask(f"{head} {_words(24, seed)}") for seed in (1, 2))
+        if 400 <= first.status < 500:
+            yield Finding("truncation", "ok", f"a text of {words + 24} words is refused, with status {first.status}")
             return
-        if not one.ok or not other.ok or not one.vectors or not other.vectors:
-            yield Finding("truncation", "fault", f"a text of {words + 24} words gets {_told(one)}")
+        if not first.ok or not second.ok or not first.vectors or not second.vectors:
+            yield Finding("truncation", "fault", f"a text of {words + 24} words gets {_told(first)}")
             return
-        if cosine(one.vectors[0], other.vectors[0]) > 1 - 1e-9:
+        if cosine(first.vectors[0], second.vectors[0]) > 1 - 1e-9:
             longer = api.ask(f"{head} {_words(24 + words, 1)}")
-            stays = None not in (few, one.tokens) and few != one.tokens == longer.tokens
-            if one.said - short.said or stays:  # what every answer says tells of no text
-                how = ", ".join(sorted(one.said - short.said)) or f"usage, which stays at {one.tokens} tokens"
+            stays = None not in (few, first.tokens) and few != first.tokens == longer.tokens
+            if first.said - short.said or stays:  # what every answer says tells of no text
+                how = ", ".join(sorted(first.said - short.said)) or f"usage, which stays at {first.tokens} tokens"
                 yield Finding("truncation", "note", f"only the first {words} words or fewer are read; told by {how}")
             else:
                 yield Finding("truncation", "fault", f"words after the first {words} are not read, and nothing says so")
@@ -223,22 +223,22 @@ def truncation(api: Api) -> Iterator[Finding]:
 
 def shape(api: Api) -> Iterator[Finding]:
     text = _PAIRS[0][1]
-    [whole] = api.vectors([text])
-    half = len(whole) // 2
+    [vector] = api.vectors([text])
+    half = len(vector) // 2
     fewer = api.ask(text, dimensions=half)
     if 400 <= fewer.status < 500:
-        yield Finding("shape", "ok", f"{len(whole)} dimensions; `dimensions` is refused, with status {fewer.status}")
+        yield Finding("shape", "ok", f"{len(vector)} dimensions; `dimensions` is refused, with status {fewer.status}")
     elif not fewer.ok or [len(vector) for vector in fewer.vectors] != [half]:
-        got = len(fewer.vectors[0]) if fewer.ok and fewer.vectors else _told(fewer)
-        yield Finding("shape", "fault", f"`dimensions`: {half} were asked for, and {got} came")
-    elif cosine(fewer.vectors[0], whole[:half]) < NEARLY:
+        length = len(fewer.vectors[0]) if fewer.ok and fewer.vectors else _told(fewer)
+        yield Finding("shape", "fault", f"`dimensions`: {half} were asked for, and {length} came")
+    elif cosine(fewer.vectors[0], vector[:half]) < NEARLY:
         yield Finding("shape", "note", f"`dimensions`: {half} are not the first {half} of the whole vector")
     else:
-        yield Finding("shape", "ok", f"{len(whole)} dimensions, or as many as are asked for")
+        yield Finding("shape", "ok", f"{len(vector)} dimensions, or as many as are asked for")
     packed = api.ask(text, encoding_format="base64")
     if 400 <= packed.status < 500:
         yield Finding("base64", "note", f"refused with status {packed.status}: OpenAI's own client asks for it")
-    elif not packed.ok or len(packed.vectors) != 1 or cosine(packed.vectors[0], whole) < SAME:
+    elif not packed.ok or len(packed.vectors) != 1 or cosine(packed.vectors[0], vector) < SAME:
         yield Finding("base64", "fault", "read as little-endian float32 it is not the vector that comes as numbers")
     elif "encoding_format was ignored" in packed.said:
         yield Finding("base64", "note", "ignored: numbers come as JSON")
@@ -257,13 +257,13 @@ def duplicates(api: Api) -> Iterator[Finding]:
         yield Finding("duplicates", "ok", "one vector for each input, also for equal ones")
     answers = [api.ask([text]) for text in _OTHER_SCRIPTS]
     usual = api.ask([first]).said
-    read = [answer.vectors[0] for answer in answers if answer.ok and answer.vectors and not answer.said - usual]
-    same = [sum(cosine(vector, other) > SAME for other in read) - 1 for vector in read]
+    vectors = [answer.vectors[0] for answer in answers if answer.ok and answer.vectors and not answer.said - usual]
+    same = [sum(cosine(vector, compared) > SAME for compared in vectors) - 1 for vector in vectors]
     if any(same):
         detail = f"{sum(map(bool, same))} of {len(_OTHER_SCRIPTS)} texts of other scripts have a vector in common"
         yield Finding("unknown", "fault", f"{detail}, and nothing says so")
     else:
-        refused = len(answers) - len(read)
+        refused = len(answers) - len(vectors)
         yield Finding(
             "unknown", "ok", "texts of other scripts differ" + (f"; {refused} are refused" if refused else "")
         )
@@ -278,20 +278,20 @@ def normalisation(api: Api) -> Iterator[Finding]:
 def tokens(api: Api) -> Iterator[Finding]:
     texts = [_PAIRS[0][1], _PAIRS[1][0], f"{_PAIRS[2][1]} {_PAIRS[3][1]}"]
     counts = [api.ask([text]).tokens for text in texts]
-    whole = api.ask(texts).tokens
-    if whole is None or not all(counts):
-        yield Finding("tokens", "fault", f"usage counts {counts} for three texts, and {whole} for all of them")
+    total = api.ask(texts).tokens
+    if total is None or not all(counts):
+        yield Finding("tokens", "fault", f"usage counts {counts} for three texts, and {total} for all of them")
         return
-    known = [count for count in counts if count is not None]
+    numbers = [count for count in counts if count is not None]
     absurd = [
         f"{count} for {len(text.split())} words"
-        for count, text in zip(known, texts, strict=True)
+        for count, text in zip(numbers, texts, strict=True)
         if not len(text.split()) <= count <= max(8, 0.7 * len(text))
     ]
     if absurd:
         yield Finding("tokens", "fault", f"usage counts {', '.join(absurd)}")
-    elif whole != sum(known):
-        yield Finding("tokens", "fault", f"usage counts {known} for three texts, and {whole} for all of them")
+    elif total != sum(numbers):
+        yield Finding("tokens", "fault", f"usage counts {numbers} for three texts, and {total} for all of them")
     else:
         yield Finding("tokens", "ok", "usage of many is the sum of each")
 
@@ -305,27 +305,27 @@ def limits(api: Api) -> Iterator[Finding]:
         ("no input", [], None),
         ("an input that is an object", [{"planet": 3}], None),
     )
-    wrong, refused = [], []
-    for place, (what, given, count) in enumerate(cases):
+    faults, refusals = [], []
+    for place, (request_kind, value, count) in enumerate(cases):
         try:
-            answer = api.ask(given)
+            answer = api.ask(value)
         except Limited:
             if place > 1:
                 raise
             # Too much at once can be over a limit of tokens.
-            refused.append(f"{what} (429)")
+            refusals.append(f"{request_kind} (429)")
             continue
         except httpx2.HTTPError as error:
-            wrong.append(f"{what} gets no answer ({type(error).__name__})")
+            faults.append(f"{request_kind} gets no answer ({type(error).__name__})")
             continue
         if 400 <= answer.status < 500:
-            refused.append(f"{what} ({answer.status})")
+            refusals.append(f"{request_kind} ({answer.status})")
         elif not answer.ok or len(answer.vectors) != count:
-            wrong.append(f"{what} gets {_told(answer)}")
-    yield Finding("limits", "fault" if wrong else "ok", "; ".join(wrong) or f"refused: {', '.join(refused)}")
-    other = Api(api._client, api._route, "no-such-model-3f9a").ask("a dog")
-    state: Literal["ok", "note"] = "ok" if 400 <= other.status < 500 else "note"
-    yield Finding("model", state, f"a model that does not exist gets status {other.status}")
+            faults.append(f"{request_kind} gets {_told(answer)}")
+    yield Finding("limits", "fault" if faults else "ok", "; ".join(faults) or f"refused: {', '.join(refusals)}")
+    unknown_model = Api(api._client, api._route, "no-such-model-3f9a").ask("a dog")
+    state: Literal["ok", "note"] = "ok" if 400 <= unknown_model.status < 500 else "note"
+    yield Finding("model", state, f"a model that does not exist gets status {unknown_model.status}")
 
 
 def hubs(api: Api) -> Iterator[Finding]:
@@ -334,7 +334,7 @@ def hubs(api: Api) -> Iterator[Finding]:
     vectors = _unit(api.vectors(texts))
     often = [0] * len(texts)
     for place, vector in enumerate(vectors):
-        scores = [(sum(map(mul, vector, other)), n) for n, other in enumerate(vectors) if n != place]
+        scores = [(sum(map(mul, vector, candidate)), n) for n, candidate in enumerate(vectors) if n != place]
         for _, n in sorted(scores, reverse=True)[:_NEAREST]:
             often[n] += 1
     most = max(often)
@@ -369,7 +369,7 @@ CHECKS: Sequence[Callable[[Api], Iterator[Finding]]] = (
 
 
 def audit(api: Api) -> Iterator[Finding]:
-    """Every finding, as it is made. A check that gets no answer is a fault, and the others go on."""
+    """Yield every finding, as it is made. A check that gets no answer is a fault, and the others go on."""
     for check in CHECKS:
         try:
             yield from check(api)
@@ -385,28 +385,28 @@ def connect(client: httpx2.Client, url: str, model: str | None) -> Api:
     """The API at an address: with or without /v1, or its route. Raises httpx2.HTTPError, ValueError, Limited."""
     base = url.rstrip("/").removesuffix("/embeddings")
     bases = [base] if base.endswith("/v1") or url.rstrip("/") != base else [f"{base}/v1", base]
-    refused = False
+    key_refused = False
     for place in bases:
         name = model
         if name is None:
             listed = client.get(f"{place}/models")
-            refused = refused or listed.status_code in (401, 403)
+            key_refused = key_refused or listed.status_code in (401, 403)
             if listed.status_code != 200 or (name := _first(listed)) is None:
                 continue
         answer = Api(client, f"{place}/embeddings", name).ask("a dog")
-        refused = refused or answer.status in (401, 403)
+        key_refused = key_refused or answer.status in (401, 403)
         if answer.ok:
             return Api(client, f"{place}/embeddings", name)
         if answer.status not in (401, 403, 404):
-            which = "" if model else f" for {name}, the first model that it lists: name another by --model"
-            raise ValueError(f"a request with one text got {_told(answer)}{which}")
-    if refused:
+            advice = "" if model else f" for {name}, the first model that it lists: name another by --model"
+            raise ValueError(f"a request with one text got {_told(answer)}{advice}")
+    if key_refused:
         raise ValueError("the key is refused, or there is none: name the variable that holds it by --key-env")
     raise ValueError("there is no embeddings route, or the model is unknown: name it by --model")
 
 
 def _first(listed: httpx2.Response) -> str | None:
-    """The first model of an answer of /models, which some servers give as a bare list."""
+    """Return the first model of an answer of /models, which some servers give as a bare list."""
     try:
         body = listed.json()
         return str((body["data"] if isinstance(body, dict) else body)[0]["id"])

@@ -1,4 +1,4 @@
-"""Many inputs: batches of them, several under way at once, in order; an error concerns one input alone.
+"""Many inputs go in batches, several at once, in order; an error concerns one input alone.
 
 `Plan`s are generators that yield calls and are sent their results, so that both clients drive the same logic.
 """
@@ -26,7 +26,7 @@ UNREADABLE = "unreadable_file"
 
 @dataclass(frozen=True)
 class Batching:
-    """A request holds at most so many inputs and about so many bytes; so many requests are under way at once."""
+    """Bounds a request to so many inputs and about so many bytes; `concurrency` requests are under way at once."""
 
     inputs: int = 64
     bytes: int = 8_000_000
@@ -39,7 +39,7 @@ class Batching:
 
 @dataclass(frozen=True)
 class Entry:
-    """One input on its way: its position, and its wire form or why it has none."""
+    """Holds one input with its position and its wire form, or why it has none."""
 
     number: int
     source: Any
@@ -68,27 +68,27 @@ def written(batch: Sequence[Entry]) -> Plan[list[Written]]:
     def ask(wires: Sequence[Any]) -> Call[list[Written]]:
         return calls.upsert(wires, "null")
 
-    def failed(entry: Entry, problem: Problem) -> Written:
+    def on_failure(entry: Entry, problem: Problem) -> Written:
         return Written(entry.source.id, entry.source.collection, error=problem)
 
-    return (yield from _each(batch, ask, failed))
+    return (yield from _each(batch, ask, on_failure))
 
 
 def _each(
     batch: Sequence[Entry],
     ask: Callable[[Sequence[Any]], Call[list[R]]],
-    failed: Callable[[Entry, Problem], R],
+    on_failure: Callable[[Entry, Problem], R],
 ) -> Plan[list[R]]:
     """Send all inputs that can be sent, and put the errors of the others in their places."""
     sendable = [entry for entry in batch if not isinstance(entry.wire, Problem)]
-    answers = iter((yield from _halved(sendable, ask, failed)))
-    return [failed(entry, entry.wire) if isinstance(entry.wire, Problem) else next(answers) for entry in batch]
+    answers = iter((yield from _halved(sendable, ask, on_failure)))
+    return [on_failure(entry, entry.wire) if isinstance(entry.wire, Problem) else next(answers) for entry in batch]
 
 
 def _halved(
     batch: Sequence[Entry],
     ask: Callable[[Sequence[Any]], Call[list[R]]],
-    failed: Callable[[Entry, Problem], R],
+    on_failure: Callable[[Entry, Problem], R],
 ) -> Plan[list[R]]:
     """Send a batch; one that fails for what it holds is sent again in halves, until each bad input is alone."""
     if not batch:
@@ -99,10 +99,10 @@ def _halved(
         if not _of_inputs(error):
             raise
         if len(batch) == 1:
-            return [failed(batch[0], Problem(error.code, _reason(error)))]
+            return [on_failure(batch[0], Problem(error.code, _reason(error)))]
         middle = len(batch) // 2
-        first = yield from _halved(batch[:middle], ask, failed)
-        return first + (yield from _halved(batch[middle:], ask, failed))
+        first = yield from _halved(batch[:middle], ask, on_failure)
+        return first + (yield from _halved(batch[middle:], ask, on_failure))
     return answers
 
 

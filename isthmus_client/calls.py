@@ -1,4 +1,4 @@
-"""Every route as a value: the request, and the function that reads the answer. No I/O, so that both clients share
+"""Every route is a value: the request, and the function that reads the answer. No I/O, so that both clients share
 it."""
 
 import warnings
@@ -130,19 +130,19 @@ def embed(inputs: Sequence[str | Mapping[str, Any]], options: Mapping[str, Any])
 def upsert(items: Sequence[Mapping[str, Any]], on_error: str) -> Call[list[results.Written]]:
     """Return the call that stores items. Those with a `file` go as a form, which base64 would make a third larger."""
     files = [item["file"] for item in items if "file" in item]
-    named = [{name: value for name, value in item.items() if name != "file"} for item in items]
-    body = {"items": named, "on_error": on_error}
+    bodies = [{name: value for name, value in item.items() if name != "file"} for item in items]
+    body = {"items": bodies, "on_error": on_error}
     return Call("POST", "/items", results.listed("items", results.written), body, files=files)
 
 
 def answered(read: Callable[[Any], T]) -> Callable[[httpx2.Response], list[T]]:
     """Return a function that reads the results of an answer, each by `read`."""
-    return lambda got: [read(one) for one in heeded(got)["results"]]
+    return lambda reply: [read(result) for result in heeded(reply)["results"]]
 
 
-def heeded(got: httpx2.Response) -> Any:
+def heeded(reply: httpx2.Response) -> Any:
     """Return the body of an answer; what the service warns of in it becomes an `IsthmusWarning`."""
-    body = got.json()
+    body = reply.json()
     for warning in body.get("warnings") or ():
         warnings.warn(str(warning), IsthmusWarning, stacklevel=2)
     return body

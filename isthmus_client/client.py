@@ -118,19 +118,19 @@ class _Conversation:
             parts["json"] = call.body
         return {name: value for name, value in parts.items() if value is not None}
 
-    def pause(self, call: Call[Any], failed: int, outcome: httpx2.Response | httpx2.HTTPError) -> float | None:
+    def pause(self, call: Call[Any], failures: int, outcome: httpx2.Response | httpx2.HTTPError) -> float | None:
         """Return the seconds until the next try; None where this outcome is the last one."""
         if isinstance(outcome, httpx2.HTTPError):
-            return self.retries.pause(failed, None) if isinstance(outcome, RETRIED_FAILURES) else None
+            return self.retries.pause(failures, None) if isinstance(outcome, RETRIED_FAILURES) else None
         if outcome.status_code in RETRIED_STATUSES - call.answers:
-            return self.retries.pause(failed, retry_after(outcome))
+            return self.retries.pause(failures, retry_after(outcome))
         return None
 
     def result(self, call: Call[T], outcome: httpx2.Response | httpx2.HTTPError) -> T:
         """Return the typed result of the last outcome. Raises ClientError."""
         if isinstance(outcome, httpx2.HTTPError):
-            what = "did not answer in time" if isinstance(outcome, httpx2.TimeoutException) else "cannot be reached"
-            raise Unreachable(f"{self.url} {what}: {type(outcome).__name__}: {outcome}") from outcome
+            problem = "did not answer in time" if isinstance(outcome, httpx2.TimeoutException) else "cannot be reached"
+            raise Unreachable(f"{self.url} {problem}: {type(outcome).__name__}: {outcome}") from outcome
         if outcome.is_error and outcome.status_code not in call.answers:
             raise refusal(outcome, retry_after(outcome))
         try:
@@ -160,7 +160,7 @@ class Isthmus(_Conversation):
         self._http.close()
 
     def _do(self, call: Call[T]) -> T:
-        failed = 0
+        failures = 0
         while True:
             outcome: httpx2.Response | httpx2.HTTPError
             try:
@@ -168,8 +168,8 @@ class Isthmus(_Conversation):
                 outcome = self._http.request(**self.request(call), content=content)
             except httpx2.HTTPError as error:
                 outcome = error
-            failed += 1
-            pause = self.pause(call, failed, outcome)
+            failures += 1
+            pause = self.pause(call, failures, outcome)
             if pause is None:
                 return self.result(call, outcome)
             self._sleep(pause)
@@ -185,8 +185,8 @@ class Isthmus(_Conversation):
                 else:
                     call = plan.send(result)
         except StopIteration as done:
-            finished: T = done.value
-            return finished
+            outcome: T = done.value
+            return outcome
 
     def embed(self, inputs: Iterable[Input], **options: Unpack[EmbedOptions]) -> list[Embedding]:
         """Embed inputs in one request: a unit vector per input, in order."""
@@ -197,8 +197,8 @@ class Isthmus(_Conversation):
 
         `inputs` is read as it is needed. An input that cannot be embedded gives an Embedding with its `error`.
         """
-        whole: EmbedOptions = {"on_error": "null", **options}
-        return self._many(partial(batches.embedded, options=whole), batches.of_inputs(inputs, self.batching))
+        defaults: EmbedOptions = {"on_error": "null", **options}
+        return self._many(partial(batches.embedded, options=defaults), batches.of_inputs(inputs, self.batching))
 
     def search(self, query: Input, **options: Unpack[SearchOptions]) -> list[Found]:
         """Search the stored items, nearest first."""
@@ -208,7 +208,7 @@ class Isthmus(_Conversation):
     def search_many(self, queries: Iterable[Input], **options: Unpack[SearchOptions]) -> list[list[Found]]:
         """Search for several queries in one request: a list of results for each."""
         body = {"queries": [to_wire(query) for query in queries], **options}
-        read = calls.answered(lambda ranked: [results.found(one) for one in ranked])
+        read = calls.answered(lambda rankings: [results.found(hits) for hits in rankings])
         return self._do(Call("POST", "/search/batch", read, body))
 
     def follow(self, script: Iterable[Input], **options: Unpack[ScriptOptions]) -> list[Followed]:
@@ -219,11 +219,13 @@ class Isthmus(_Conversation):
     def teach(self, judgements: Iterable[Judgement], *, collection: str = "default") -> FeedbackVersion:
         """Judge what searches found: they are moved by it from now on. Return the version that this makes."""
         judged = [
-            {"query": to_wire(one.query), "relevant": list(one.relevant), "not_relevant": list(one.not_relevant)}
-            for one in judgements
+            {"query": to_wire(row.query), "relevant": list(row.relevant), "not_relevant": list(row.not_relevant)}
+            for row in judgements
         ]
         body = {"judgements": judged, "collection": collection}
-        return self._do(Call("POST", "/feedback", lambda got: results.known(FeedbackVersion, calls.heeded(got)), body))
+        return self._do(
+            Call("POST", "/feedback", lambda reply: results.known(FeedbackVersion, calls.heeded(reply)), body)
+        )
 
     def feedback(self, collection: str = "default") -> Feedback:
         """Return the versions of what a collection was taught."""
@@ -246,7 +248,7 @@ class Isthmus(_Conversation):
     def score(self, pairs: Iterable[tuple[Input, Input]], *, model: str | None = None) -> list[float]:
         """Return the cosine similarity of each pair."""
         body = {"pairs": [{"a": to_wire(a), "b": to_wire(b)} for a, b in pairs]} | _given(model=model)
-        return self._do(Call("POST", "/score", lambda got: list(got.json()["scores"]), body))
+        return self._do(Call("POST", "/score", lambda reply: list(reply.json()["scores"]), body))
 
     def upsert(self, items: Iterable[NewItem], *, on_error: str = "fail") -> list[Written]:
         """Store items in one request, each in place of that of its collection and id. Returns once on disk."""
@@ -261,16 +263,16 @@ class Isthmus(_Conversation):
     ) -> Generator[T, None, None]:
         with closing(
             map_lazily(lambda batch: self._drive(plan(batch)), entries, self.batching.concurrency)
-        ) as finished:
-            for done in finished:
-                yield from done
+        ) as batches_done:
+            for batch in batches_done:
+                yield from batch
 
     def page(self, **options: Unpack[ListOptions]) -> Page:
         """Return one page of the stored items."""
         parameters = _filtered(**options)
 
-        def read(got: httpx2.Response) -> Page:
-            body = got.json()
+        def read(reply: httpx2.Response) -> Page:
+            body = reply.json()
             return Page([results.known(Item, item) for item in body["items"]], body["next_cursor"], body.get("total"))
 
         return self._do(Call("GET", "/items", read, parameters=parameters))
@@ -306,7 +308,7 @@ class Isthmus(_Conversation):
     ) -> int:
         """Delete items by ids, or by a filter over the metadata; return how many there were."""
         body = _given(collection=collection, ids=ids, filter=filter)
-        return self._do(Call("POST", "/items/delete", lambda got: int(got.json()["deleted"]), body))
+        return self._do(Call("POST", "/items/delete", lambda reply: int(reply.json()["deleted"]), body))
 
     def move(
         self,
@@ -319,10 +321,10 @@ class Isthmus(_Conversation):
 
         Items whose old ids are in `metadata` get these metadata in place of theirs.
         """
-        described = {id: {"metadata": given} for id, given in (metadata or {}).items()}
+        described = {id: {"metadata": fields} for id, fields in (metadata or {}).items()}
         moves = [{"id": id, "to": to, **described.get(id, {})} for id, to in ids.items()]
         body = {"moves": moves, "collection": collection}
-        return self._do(Call("POST", "/items/move", lambda got: int(got.json()["moved"]), body))
+        return self._do(Call("POST", "/items/move", lambda reply: int(reply.json()["moved"]), body))
 
     def collections(self) -> list[Collection]:
         return self._do(Call("GET", "/collections", results.listed("collections", partial(results.known, Collection))))
@@ -372,7 +374,7 @@ class Isthmus(_Conversation):
         return self._do(jobs.create(source, collection, idempotency_key))
 
     def job(self, id: str) -> Job:
-        return self._do(Call("GET", _path("jobs", id), lambda got: results.job(got.json())))
+        return self._do(Call("GET", _path("jobs", id), lambda reply: results.job(reply.json())))
 
     def jobs(self, *, limit: int = 100, before: str | None = None, states: Sequence[str] = ()) -> list[Job]:
         """Return the newest jobs first; `before`: those that are older than that job."""
@@ -394,14 +396,14 @@ class Isthmus(_Conversation):
         """Return the items that were refused so far, in the order of the input."""
 
         # Not splitlines: a line of JSON may contain other line separators.
-        def read(got: httpx2.Response) -> list[JobError]:
-            return [results.known(JobError, json.loads(line)) for line in got.content.split(b"\n") if line]
+        def read(reply: httpx2.Response) -> list[JobError]:
+            return [results.known(JobError, json.loads(line)) for line in reply.content.split(b"\n") if line]
 
         return self._do(Call("GET", _path("jobs", id, "errors"), read))
 
     def cancel_job(self, id: str) -> Job:
         """Stop a job; nothing more of it is written after that, and what it stored stays."""
-        return self._do(Call("DELETE", _path("jobs", id), lambda got: results.job(got.json())))
+        return self._do(Call("DELETE", _path("jobs", id), lambda reply: results.job(reply.json())))
 
     def put_label_set(
         self, name: str, labels: Labels, *, templates: Templates | None = None, off_topic: Iterable[Input] = ()
@@ -429,13 +431,13 @@ class Isthmus(_Conversation):
 
     def keeps_previews(self) -> bool:
         """Return whether the server keeps previews of what is stored from now on."""
-        return self._do(Call("GET", "/models", lambda got: bool(got.json().get("previews", False))))
+        return self._do(Call("GET", "/models", lambda reply: bool(reply.json().get("previews", False))))
 
     def ready(self) -> Readiness:
         """Return which parts of the server work. Does not raise where the server answers that it is not ready."""
 
-        def read(got: httpx2.Response) -> Readiness:
-            body = got.json()
+        def read(reply: httpx2.Response) -> Readiness:
+            body = reply.json()
             return Readiness(body["status"] == "ready", body["checks"], body.get("providers", {}))
 
         return self._do(Call("GET", "/readyz", read, answers=frozenset({503})))
@@ -504,7 +506,7 @@ class AsyncIsthmus(_Conversation):
         await self._http.aclose()
 
     async def _do(self, call: Call[T]) -> T:
-        failed = 0
+        failures = 0
         while True:
             outcome: httpx2.Response | httpx2.HTTPError
             try:
@@ -512,8 +514,8 @@ class AsyncIsthmus(_Conversation):
                 outcome = await self._http.request(**self.request(call), content=content)
             except httpx2.HTTPError as error:
                 outcome = error
-            failed += 1
-            pause = self.pause(call, failed, outcome)
+            failures += 1
+            pause = self.pause(call, failures, outcome)
             if pause is None:
                 return self.result(call, outcome)
             await self._sleep(pause)
@@ -529,8 +531,8 @@ class AsyncIsthmus(_Conversation):
                 else:
                     call = plan.send(result)
         except StopIteration as done:
-            finished: T = done.value
-            return finished
+            outcome: T = done.value
+            return outcome
 
     embed = _awaited(Isthmus.embed)
     search = _awaited(Isthmus.search)
@@ -569,8 +571,8 @@ class AsyncIsthmus(_Conversation):
     ready = _awaited(Isthmus.ready)
 
     def embed_many(self, inputs: Iterable[Input], **options: Unpack[EmbedOptions]) -> AsyncGenerator[Embedding, None]:
-        whole: EmbedOptions = {"on_error": "null", **options}
-        return self._many(partial(batches.embedded, options=whole), batches.of_inputs(inputs, self.batching))
+        defaults: EmbedOptions = {"on_error": "null", **options}
+        return self._many(partial(batches.embedded, options=defaults), batches.of_inputs(inputs, self.batching))
 
     def upsert_many(self, items: Iterable[NewItem]) -> AsyncGenerator[Written, None]:
         return self._many(batches.written, batches.of_items(items, self.batching))
@@ -580,9 +582,9 @@ class AsyncIsthmus(_Conversation):
     ) -> AsyncGenerator[T, None]:
         async with aclosing(
             gather_lazily(lambda batch: self._drive(plan(batch)), entries, self.batching.concurrency)
-        ) as finished:
-            async for done in finished:
-                for result in done:
+        ) as batches_done:
+            async for batch in batches_done:
+                for result in batch:
                     yield result
 
     async def items(self, **options: Unpack[ListOptions]) -> AsyncIterator[Item]:

@@ -66,10 +66,10 @@ class Commands(click.Group):
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         asking = [name for name in self.commands if name != "completion"]
-        others = [name for name in self.list_commands(context) if name not in asking]
-        trained = [name for name in others if name in _added() and _added()[name].value.startswith("training.")]
-        here = [name for name in others if name not in trained]
-        sections = (("Ask a running server", asking), ("On this machine", here), ("Train and measure", trained))
+        names = [name for name in self.list_commands(context) if name not in asking]
+        training = [name for name in names if name in _added() and _added()[name].value.startswith("training.")]
+        local = [name for name in names if name not in training]
+        sections = (("Ask a running server", asking), ("On this machine", local), ("Train and measure", training))
         for title, names in ((title, names) for title, names in sections if names):
             commands = [(name, self.get_command(context, name)) for name in names]
             rows = [(name, item.get_short_help_str(formatter.width)) for name, item in commands if item is not None]
@@ -126,13 +126,13 @@ def cli(context: click.Context, url: str | None, api_key: str | None) -> None:
 @click.pass_context
 def embed(context: click.Context, /, inputs: tuple[str, ...], as_text: bool, as_json: bool, **options: Any) -> None:
     """Print the unit vectors of inputs."""
-    given = list(read_inputs(inputs, as_text))
-    failed = 0
+    items = list(read_inputs(inputs, as_text))
+    failures = 0
     rows = []
     with server(context) as space:
-        for (name, _), embedding in zip(given, space.embed_many((i for _, i in given), **_given(options)), strict=True):
+        for (name, _), embedding in zip(items, space.embed_many((i for _, i in items), **_given(options)), strict=True):
             if embedding.error or embedding.vector is None:
-                failed += 1
+                failures += 1
                 if not as_json:
                     click.echo(f"error: {name}: {embedding.error.detail if embedding.error else 'no vector'}", err=True)
             if as_json:
@@ -146,7 +146,7 @@ def embed(context: click.Context, /, inputs: tuple[str, ...], as_text: bool, as_
                 rows.append((name, embedding.modality or "", str(len(embedding.vector)), f"{head} …"))
     if rows:
         echo_lines(terminal.table(rows, ("input", "modality", "dimensions", "vector"), right=(2,)))
-    if failed:
+    if failures:
         context.exit(1)
 
 
@@ -211,7 +211,7 @@ def search(
         at_once = min(_QUERIES_AT_ONCE, max(1, _RESULTS_AT_ONCE // top))  # the server bounds their product
         for first in range(0, len(parsed_queries), at_once):
             batch = parsed_queries[first : first + at_once]
-            answers = space.search_many([parsed for _, parsed in batch], **options)
+            answers = space.search_many([query_input for _, query_input in batch], **options)
             for (name, _), hits in zip(batch, (answer[:top] for answer in answers), strict=True):
                 if as_json:
                     results = [
@@ -265,10 +265,10 @@ def classify(
     request = _given(options) | ({"labels": words} if words else {"label_set": label_set})
     if not options["abstain"]:
         request.pop("abstain", None)
-    given = list(read_inputs(inputs, as_text))
+    sources = list(read_inputs(inputs, as_text))
     with server(context) as space:
-        for first in range(0, len(given), _QUERIES_AT_ONCE):
-            batch = given[first : first + _QUERIES_AT_ONCE]
+        for first in range(0, len(sources), _QUERIES_AT_ONCE):
+            batch = sources[first : first + _QUERIES_AT_ONCE]
             for (name, _), result in zip(batch, space.classify([i for _, i in batch], **request), strict=True):
                 scored = [{"label": e.label, "score": e.score, "similarity": e.similarity} for e in result.labels]
                 if as_json:
@@ -314,8 +314,8 @@ def _show_found(space: "Isthmus", hits: Sequence[Any], collection: str, media: P
     lines = terminal.table(rows, ("score", "modality", "id", "metadata"), right=(0,)) if rows else []
     for line, hit in zip(lines, [None, *hits], strict=False):
         click.echo(line)
-        if draw and hit is not None and hit.modality == "image" and (shown := _shown(space, hit, collection, media)):
-            echo_lines(terminal.picture(shown))
+        if draw and hit is not None and hit.modality == "image" and (file := _shown(space, hit, collection, media)):
+            echo_lines(terminal.picture(file))
 
 
 def _show_followed(followed: Sequence["Followed"], as_json: bool) -> None:
@@ -325,12 +325,12 @@ def _show_followed(followed: Sequence["Followed"], as_json: bool) -> None:
         return
     rows = [
         (
-            f"{one.score:.3f}",
-            one.modality,
-            one.id,
-            "  ".join(f"{step.start:.0f} s" if step else "–" for step in one.steps),
+            f"{hit.score:.3f}",
+            hit.modality,
+            hit.id,
+            "  ".join(f"{step.start:.0f} s" if step else "–" for step in hit.steps),
         )
-        for one in followed
+        for hit in followed
     ]
     echo_lines(terminal.table(rows, ("score", "modality", "id", "steps at"), right=(0,)))
     if not followed:

@@ -39,8 +39,8 @@ def audit_api(
         try:
             api = connect(client, url, model)
         except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, Limited) as error:
-            shown = url.partition("?")[0].rpartition("@")[2]  # without a password or a key
-            raise Failure(f"{shown}: {error}", "name the API as in http://127.0.0.1:8000/v1") from None
+            safe_url = url.partition("?")[0].rpartition("@")[2]  # without a password or a key
+            raise Failure(f"{safe_url}: {error}", "name the API as in http://127.0.0.1:8000/v1") from None
         for finding in audit(api):
             findings.append(finding)
             if not as_json:
@@ -49,10 +49,10 @@ def audit_api(
     unchecked = sum(finding.detail.startswith("not checked") for finding in findings)
     faults = [finding.check for finding in findings if finding.state == "fault"]
     if as_json:
-        rows = [{"check": one.check, "state": one.state, "detail": one.detail} for one in findings]
+        rows = [{"check": finding.check, "state": finding.state, "detail": finding.detail} for finding in findings]
         click.echo(json.dumps({"model": api.model, "faults": faults, "checks": rows}, ensure_ascii=False))
     else:
-        told = f"{len(faults)} at fault: {', '.join(faults)}" if faults else "no fault"
-        click.echo(told + (f"; {unchecked} not checked" if unchecked else ""))
+        verdict = f"{len(faults)} at fault: {', '.join(faults)}" if faults else "no fault"
+        click.echo(verdict + (f"; {unchecked} not checked" if unchecked else ""))
     if faults:
         context.exit(1)

@@ -1,4 +1,4 @@
-"""`isthmus index`: store what is in a folder, once, or whenever it changes."""
+"""`isthmus index` stores what is in a folder, once, or whenever it changes."""
 
 import json
 import os
@@ -203,15 +203,15 @@ class _Report:
 
     def summary(self) -> str:
         parts = [f"{self.counts['indexed']:,} indexed"]
-        filled = self.counts["previews"]
-        named = (
-            (filled, "preview filled in" if filled == 1 else "previews filled in"),
+        previews = self.counts["previews"]
+        counted_parts = (
+            (previews, "preview filled in" if previews == 1 else "previews filled in"),
             (self.counts["already"], "were there already"),
             (len(self.renamed), "renamed"),
             (len(self.deleted), "deleted"),
             (self.counts["failed"], "failed"),
         )
-        return ", ".join([*parts, *(f"{count:,} {what}" for count, what in named if count)])
+        return ", ".join([*parts, *(f"{count:,} {label}" for count, label in counted_parts if count)])
 
     def as_json(self) -> dict[str, object]:
         """Return the counts, and the names of what was left alone."""
@@ -234,8 +234,8 @@ def _watch(context: click.Context, options: _Options) -> NoReturn:
     def visible(_: object, path: str) -> bool:
         return not any(part.startswith(".") for part in Path(path).relative_to(root).parts)
 
-    def once(options: _Options, said: set[tuple[str, str]], *, first: bool) -> None:
-        report = _Report(list_folder(options.folder), sys.stderr.isatty() and not options.as_json, said)
+    def once(options: _Options, printed: set[tuple[str, str]], *, first: bool) -> None:
+        report = _Report(list_folder(options.folder), sys.stderr.isatty() and not options.as_json, printed)
         with server(context, background=True) as space:
             # Of a folder without files, such as a disk that is not mounted any more, nothing is deleted.
             _index(space, replace(options, prune=options.prune and bool(report.listing.files)), report)
@@ -244,8 +244,8 @@ def _watch(context: click.Context, options: _Options) -> NoReturn:
         if first or report.changed():
             click.echo(json.dumps(report.as_json()) if options.as_json else report.summary())
 
-    said: set[tuple[str, str]] = set()
-    first = due = True
+    printed: set[tuple[str, str]] = set()
+    first = is_due = True
     not_before = 0.0
     with _watching(options.folder):
         # It wakes up every second, and watches from before the first look on: no change between the two is missed.
@@ -257,14 +257,14 @@ def _watch(context: click.Context, options: _Options) -> NoReturn:
             rust_timeout=_QUIET_MS,
             yield_on_timeout=True,
         ):
-            due = due or bool(changes)
-            if not due or time.monotonic() < not_before:
+            is_due = is_due or bool(changes)
+            if not is_due or time.monotonic() < not_before:
                 continue
             try:
-                once(options, said, first=first)
+                once(options, printed, first=first)
                 if first:
                     click.echo(f"watching {_shown(str(options.folder))}; Ctrl-C ends it", err=True)
-                first = due = False
+                first = is_due = False
                 options = replace(options, again=False)
             except Failure as error:
                 error.show()
@@ -285,8 +285,8 @@ def _watching(folder: Path) -> Iterator[None]:
 
 def _others(listing: "Listing") -> str:
     kinds = [f"{count} {suffix}" for suffix, count in listing.others.most_common()]
-    shown = ", ".join([*kinds[:_SHOWN], *(["…"] if len(kinds) > _SHOWN else [])])
-    return f"{_count(listing.others.total(), 'file')} of other kinds ({shown})"
+    listed_kinds = ", ".join([*kinds[:_SHOWN], *(["…"] if len(kinds) > _SHOWN else [])])
+    return f"{_count(listing.others.total(), 'file')} of other kinds ({listed_kinds})"
 
 
 def _names(names: list[str]) -> str:
@@ -294,8 +294,8 @@ def _names(names: list[str]) -> str:
     return ", ".join([*map(_shown, names[:_SHOWN]), *(["…"] if len(names) > _SHOWN else [])])
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _shown(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Reading the arguments of `isthmus`: files, texts, and standard input."""
+"""The arguments of `isthmus` are read here: files, texts, and standard input."""
 
 import shlex
 import sys

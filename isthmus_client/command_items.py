@@ -1,4 +1,4 @@
-"""`isthmus list`, `delete`, `collections` and `open`: what a server holds."""
+"""`isthmus list`, `delete`, `collections` and `open` show and change what a server holds."""
 
 import json
 import os
@@ -66,8 +66,8 @@ def list_items(
 
 
 def _row(item: "Item") -> tuple[str, str, str, str]:
-    stored = item.updated.replace("T", " ")[:_DAY_CHARS]
-    return item.id, item.modality, stored, plain_metadata(item.metadata)
+    updated_at = item.updated.replace("T", " ")[:_DAY_CHARS]
+    return item.id, item.modality, updated_at, plain_metadata(item.metadata)
 
 
 @click.command()
@@ -116,11 +116,11 @@ def delete(
 
 
 def _ask(count: int | None, collection: str) -> None:
-    what = f"the collection {collection!r}" if count is not None else f"what the filter fits in {collection!r}"
+    target = f"the collection {collection!r}" if count is not None else f"what the filter fits in {collection!r}"
     if not sys.stdin.isatty():
-        raise Failure(f"{what} is deleted only where somebody can be asked", "--yes deletes it without asking")
+        raise Failure(f"{target} is deleted only where somebody can be asked", "--yes deletes it without asking")
     contents = "" if count is None else f" with its {count:,} items"
-    click.confirm(f"Delete {what}{contents}?", abort=True, err=True)
+    click.confirm(f"Delete {target}{contents}?", abort=True, err=True)
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""`isthmus jobs`: store very many items in the background."""
+"""`isthmus jobs` stores very many items in the background."""
 
 import json
 import sys
@@ -42,7 +42,7 @@ def create_job(
     wait: bool,
     as_json: bool,
 ) -> None:
-    """Hand in FILE: JSON lines (.jsonl) as POST /items takes items, or a tar (.tar), with .gz behind it or without."""
+    """Send FILE: JSON lines (.jsonl) as POST /items takes items, or a tar (.tar), with .gz behind it or without."""
     from isthmus_client.jobs import kind_of
 
     if kind_of(file) is None:
@@ -62,7 +62,7 @@ def create_job(
 @click.option("--json", "as_json", is_flag=True, help="A JSON object per job, a line each.")
 @click.pass_context
 def list_jobs(context: click.Context, /, states: tuple[str, ...], as_json: bool) -> None:
-    """The jobs that the server knows, the newest first."""
+    """List the jobs that the server knows, the newest first."""
     with server(context) as space:
         listed = space.jobs(limit=1_000, states=states)
     if as_json:
@@ -91,7 +91,7 @@ def wait_for_job(context: click.Context, /, id: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON lines, as without it.")
 @click.pass_context
 def job_errors(context: click.Context, /, id: str, as_json: bool) -> None:
-    """The items that were refused, as JSON lines."""
+    """Print the items that were refused, as JSON lines."""
     with server(context) as space:
         echo_lines([json.dumps(asdict(error), ensure_ascii=False) for error in space.job_errors(id)])
 

@@ -25,7 +25,7 @@ _BACKGROUND_TIMEOUT_S = 600.0
 
 
 class Failure(click.ClickException):
-    """An error, and what to do about it."""
+    """Shows an error, and what to do about it."""
 
     def __init__(self, message: str, next_step: str | None = None) -> None:
         super().__init__(message)
@@ -111,7 +111,7 @@ def echo_lines(lines: Sequence[str]) -> None:
 
 
 class _PassedOn(click.Command):
-    """A command whose arguments another program reads."""
+    """Passes its arguments on to another program, which reads them."""
 
     def __init__(self, name: str, *, flags: Sequence[str], **options: Any) -> None:
         super().__init__(name, **options)
@@ -154,8 +154,8 @@ def imported(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        missing = (error.name or module).partition(".")[0]
+        package = (error.name or module).partition(".")[0]
         raise Failure(
-            f"there is no package {missing!r} here",
+            f"there is no package {package!r} here",
             f"pip install 'isthmus[{extra}]' adds what is missing; isthmus doctor lists it",
         ) from None

@@ -20,7 +20,7 @@ import httpx2
 
 
 class ClientError(Exception):
-    """Base of all that the client raises on purpose."""
+    """Is the base of all that the client raises on purpose."""
 
 
 class IsthmusWarning(UserWarning):

@@ -1,4 +1,4 @@
-"""The files of a folder → items of a server, over HTTP. A later run sends only the files that are new or changed, or
+"""The files of a folder become items of a server, over HTTP. A later run sends only files that are new or changed, or
 whose preview the server lacks; a file that was renamed takes its item along.
 
 Every item keeps what its file was under `file` in its metadata, so that any later run, from any machine, can tell. For
@@ -60,12 +60,12 @@ _MAX_ID_CHARS = 256
 
 
 class UnsuitableFile(Exception):
-    """A file is not sent: the message says why."""
+    """Raised where a file is not sent: the message says why."""
 
 
 @dataclass
 class Listing:
-    """The content of a folder and its subfolders, without hidden files and folders. Names are paths with slashes."""
+    """Lists the content of a folder and its subfolders, without hidden ones. Names are paths with slashes."""
 
     folder: Path
     files: list[str] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Listing:
     def description(self, name: str) -> str | None:
         """Return the JSON file that describes a file, where there is one."""
         beside = (f"{name}.json", os.path.splitext(name)[0] + ".json")
-        return next((other for other in beside if other in self.descriptions), None)
+        return next((path for path in beside if path in self.descriptions), None)
 
 
 def list_folder(folder: Path) -> Listing:
@@ -144,7 +144,7 @@ def _read(path: Path, most: int) -> bytes:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of indexing one file."""
+    """Says what became of one file."""
 
     name: str
     error: str | None = None
@@ -162,10 +162,10 @@ Report = Callable[[Outcome], None]
 
 
 class FolderIndex:
-    """One run over a folder: `follow` renamed files, `send` the others, `prune` items of files that are gone."""
+    """Runs once over a folder: `follow` renamed files, `send` the others, `prune` items of files that are gone."""
 
     def __init__(self, space: Isthmus, listing: Listing, collection: str) -> None:
-        """Reads what the collection holds. Raises ClientError."""
+        """Read what the collection holds. Raises ClientError."""
         self._space, self._listing, self._collection = space, listing, collection
         self._mark = listing.folder.resolve().name
         self._previews = space.keeps_previews()
@@ -178,21 +178,21 @@ class FolderIndex:
 
     @property
     def missing(self) -> list[str]:
-        """Names in metadata.jsonl that are none of the folder's files."""
+        """Return the names in metadata.jsonl that are none of the folder's files."""
         return sorted(self._table.keys() - set(self._listing.files))
 
     def send(self, *, again: bool, report: Report) -> None:
         """Send the files that are new or changed, or with `again` all; report each file once. Raises ClientError."""
         sizes: dict[str, int] = {}
-        for written in self._space.upsert_many(self._changed(sizes, again, report)):
-            size = sizes.pop(written.id)
-            if written.error and written.error.code == "body_too_large":
-                refused = (size, written.error.detail)
-                self._too_large = min(self._too_large or refused, refused)
-            report(_outcome(written, written.id in self._only_previewed))
+        for outcome in self._space.upsert_many(self._changed(sizes, again, report)):
+            size = sizes.pop(outcome.id)
+            if outcome.error and outcome.error.code == "body_too_large":
+                limit = (size, outcome.error.detail)
+                self._too_large = min(self._too_large or limit, limit)
+            report(_outcome(outcome, outcome.id in self._only_previewed))
 
     def _read_known(self) -> dict[str, Item]:
-        """What the collection holds, by id; nothing where there is no such collection."""
+        """Return what the collection holds, by id; nothing where there is no such collection."""
         options: ListOptions = {"collection": self._collection, "limit": 1_000}
         if self._previews:
             options["include"] = "preview"
@@ -208,21 +208,21 @@ class FolderIndex:
 
         A file that is new here and has the content of one that is gone is that one, renamed.
         """
-        gone: dict[str, list[str]] = {}
+        by_digest: dict[str, list[str]] = {}
         for name in self._gone():
-            gone.setdefault(_stamp_of(self._known[name].metadata)["sha256"], []).append(name)
-        sizes = {_stamp_of(self._known[name].metadata).get("bytes") for names in gone.values() for name in names}
+            by_digest.setdefault(_stamp_of(self._known[name].metadata)["sha256"], []).append(name)
+        sizes = {_stamp_of(self._known[name].metadata).get("bytes") for names in by_digest.values() for name in names}
         moves: dict[str, str] = {}
-        for name in self._listing.files if gone else ():
+        for name in self._listing.files if by_digest else ():
             if name in self._known or not _is_id(name):
                 continue
-            former = gone.get(_digest(self._listing.folder / name, sizes) or "")
-            if former:
-                same_name = [other for other in former if _basename(other) == _basename(name)]
-                former.remove(name_before := (same_name or former)[0])
+            candidates = by_digest.get(_digest(self._listing.folder / name, sizes) or "")
+            if candidates:
+                same_name = [candidate for candidate in candidates if _basename(candidate) == _basename(name)]
+                candidates.remove(name_before := (same_name or candidates)[0])
                 moves[name_before] = name
-        waiting = iter(moves.items())
-        while batch := dict(islice(waiting, _AT_ONCE)):
+        move_iterator = iter(moves.items())
+        while batch := dict(islice(move_iterator, _AT_ONCE)):
             metadata = {old: {**self._known[old].metadata, FOLDER: self._place(new)} for old, new in batch.items()}
             self._space.move(batch, metadata=metadata, collection=self._collection)
         if moves:
@@ -251,49 +251,49 @@ class FolderIndex:
             name.encode()
         except UnicodeEncodeError:
             raise UnsuitableFile("the name is not valid UTF-8") from None
-        stored = self._known.get(name)
-        former = {} if stored is None else _stamp_of(stored.metadata)
-        if not former and stored is not None and not again:
+        stored_item = self._known.get(name)
+        old_stamp = {} if stored_item is None else _stamp_of(stored_item.metadata)
+        if not old_stamp and stored_item is not None and not again:
             return None
-        lacks_preview = stored is not None and self._lacks_preview(stored)
+        lacks_preview = stored_item is not None and self._lacks_preview(stored_item)
         path = self._listing.folder / name
         status = path.stat()
         described = self._described(name)
-        is_now = _stamp(status)
+        stamp = _stamp(status)
         if described:
-            is_now["described"] = hashlib.sha256(b"\0".join(described)).hexdigest()
-        if not again and not lacks_preview and _same(is_now, former, "bytes", "modified", "described"):
+            stamp["described"] = hashlib.sha256(b"\0".join(described)).hexdigest()
+        if not again and not lacks_preview and _same(stamp, old_stamp, "bytes", "modified", "described"):
             return None
         text = name.lower().endswith(TEXT_SUFFIXES)
         self._check_size(status.st_size, _MAX_TEXT_BYTES if text else _MAX_FILE_BYTES)
         data = _read(path, status.st_size + 1)
-        is_now["sha256"] = hashlib.sha256(data).hexdigest()
-        if not again and _same(is_now, former, "sha256", "described"):
+        stamp["sha256"] = hashlib.sha256(data).hexdigest()
+        if not again and _same(stamp, old_stamp, "sha256", "described"):
             if not lacks_preview:
                 return None
             self._only_previewed.add(name)
         if self._previews:
-            is_now["previewed"] = True
-        stored_metadata = {} if stored is None else stored.metadata
-        metadata = {key: value for key, value in stored_metadata.items() if key not in former.get("fields", ())}
+            stamp["previewed"] = True
+        stored_metadata = {} if stored_item is None else stored_item.metadata
+        metadata = {key: value for key, value in stored_metadata.items() if key not in old_stamp.get("fields", ())}
         fields: dict[str, Any] = {}
         for description in described:
             fields |= _object(description, f"the file's metadata ({self._listing.description(name)})")
-        is_now |= {"folder": self._mark} | ({"fields": sorted(fields)} if fields else {})
+        stamp |= {"folder": self._mark} | ({"fields": sorted(fields)} if fields else {})
         browsed = {FOLDER: self._place(name), **_dated(data, status.st_mtime)}
         return NewItem(
-            name, _text(data) if text else data, metadata | fields | browsed | {KEY: is_now}, self._collection
+            name, _text(data) if text else data, metadata | fields | browsed | {KEY: stamp}, self._collection
         )
 
     def _place(self, name: str) -> str:
         """Return the folder of a file, with the name of the whole: `Pictures/2024/rome`."""
         return "/".join([self._mark, *name.split("/")[:-1]])
 
-    def _lacks_preview(self, stored: Item) -> bool:
+    def _lacks_preview(self, item: Item) -> bool:
         """Return whether the server would keep a preview of this item, and was not given the file for it yet."""
-        if not self._previews or stored.modality not in _PREVIEWED or (stored.preview or {}).get("media_type"):
+        if not self._previews or item.modality not in _PREVIEWED or (item.preview or {}).get("media_type"):
             return False
-        return not _stamp_of(stored.metadata).get("previewed")
+        return not _stamp_of(item.metadata).get("previewed")
 
     def _described(self, name: str) -> list[bytes]:
         """Return the JSON objects that describe a file; the later goes on top of the earlier. Raises UnsuitableFile."""
@@ -315,8 +315,8 @@ class FolderIndex:
     def prune(self) -> list[str]:
         """Delete the items of this folder's files that are gone, and return their ids. Raises ClientError."""
         names = self._gone()
-        waiting = iter(names)
-        while batch := list(islice(waiting, _AT_ONCE)):
+        name_iterator = iter(names)
+        while batch := list(islice(name_iterator, _AT_ONCE)):
             self._space.delete(batch, collection=self._collection)
         return names
 
@@ -329,8 +329,8 @@ class FolderIndex:
 
 def _dated(data: bytes, modified_s: float) -> dict[str, Any]:
     """Return the fields of a file's date: when the camera took its photograph, or when it was written."""
-    taken = _taken(data) or datetime.datetime.fromtimestamp(modified_s, datetime.UTC).astimezone()
-    return {DATE: int(taken.replace(tzinfo=datetime.UTC).timestamp()), MONTH: f"{taken:%Y-%m}"}
+    date_time = _taken(data) or datetime.datetime.fromtimestamp(modified_s, datetime.UTC).astimezone()
+    return {DATE: int(date_time.replace(tzinfo=datetime.UTC).timestamp()), MONTH: f"{date_time:%Y-%m}"}
 
 
 def _taken(data: bytes) -> datetime.datetime | None:
@@ -374,18 +374,18 @@ def _read_table(path: Path) -> tuple[dict[str, str], list[str]]:
     return table, errors
 
 
-def _object(data: bytes, what: str) -> dict[str, Any]:
+def _object(data: bytes, label: str) -> dict[str, Any]:
     """Return a JSON object. Raises UnsuitableFile."""
     if len(data) > _MAX_METADATA_BYTES:
-        raise UnsuitableFile(f"{what} is larger than {_MAX_METADATA_BYTES} bytes")
+        raise UnsuitableFile(f"{label} is larger than {_MAX_METADATA_BYTES} bytes")
     try:
         value = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse)
         # Infinite numbers and halves of characters can be read, but not sent.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
-        raise UnsuitableFile(f"{what} is not valid JSON") from None
+        raise UnsuitableFile(f"{label} is not valid JSON") from None
     if not isinstance(value, dict):
-        raise UnsuitableFile(f"{what} is not a JSON object")
+        raise UnsuitableFile(f"{label} is not a JSON object")
     return value
 
 
@@ -402,10 +402,10 @@ def _text(data: bytes) -> str:
 
 def unchanged(path: Path, metadata: Mapping[str, Any]) -> bool:
     """Return whether an item was made of this file; True, too, where the item does not say. Raises OSError."""
-    former = _stamp_of(metadata)
-    if not former or _same(_stamp(path.stat()), former, "bytes", "modified"):
+    old_stamp = _stamp_of(metadata)
+    if not old_stamp or _same(_stamp(path.stat()), old_stamp, "bytes", "modified"):
         return True
-    return _same({"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}, former, "sha256")
+    return _same({"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}, old_stamp, "sha256")
 
 
 def _stamp_of(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -419,8 +419,8 @@ def _stamp(status: os.stat_result) -> dict[str, Any]:
     return {"bytes": status.st_size, "modified": status.st_mtime_ns}
 
 
-def _same(is_now: Mapping[str, Any], former: Mapping[str, Any], *keys: str) -> bool:
-    return all(is_now.get(key) == former.get(key) for key in keys)
+def _same(stamp: Mapping[str, Any], old_stamp: Mapping[str, Any], *keys: str) -> bool:
+    return all(stamp.get(key) == old_stamp.get(key) for key in keys)
 
 
 def _is_gone(path: Path) -> bool:
@@ -452,6 +452,6 @@ def _is_id(name: str) -> bool:
     return len(name) <= _MAX_ID_CHARS and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
 
 
-def _outcome(written: Written, previewed: bool) -> Outcome:
-    error = written.error.detail if written.error else None
-    return Outcome(written.id, error, previewed=previewed, modality=written.modality, truncated=written.truncated)
+def _outcome(response: Written, previewed: bool) -> Outcome:
+    error = response.error.detail if response.error else None
+    return Outcome(response.id, error, previewed=previewed, modality=response.modality, truncated=response.truncated)

@@ -69,8 +69,8 @@ def to_wire(value: Input) -> str | dict[str, Any]:
         return value
     if isinstance(value, Path):
         content = value.read_bytes()
-        named = value.suffix.lower() in IMAGE_SUFFIXES and not _SOUND.match(content)
-        return image(content) if named else _of_content(content)
+        is_image_name = value.suffix.lower() in IMAGE_SUFFIXES and not _SOUND.match(content)
+        return image(content) if is_image_name else _of_content(content)
     if isinstance(value, bytes):
         return _of_content(value)
     if isinstance(value, Mapping):

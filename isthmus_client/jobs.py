@@ -27,7 +27,7 @@ _FIRST_PAUSE_S = 0.1
 
 @dataclass(frozen=True)
 class Upload:
-    """A body that is made anew for each try, and never in memory as a whole."""
+    """Holds a body that is made anew for each try, and is never in memory as a whole."""
 
     blocks: Callable[[], Iterator[bytes]]
 
@@ -46,7 +46,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def create(source: Source, collection: str | None, key: str | None) -> Call[Job]:
-    """Raises ValueError for a file that is neither by its name, OSError for one that cannot be read."""
+    """Return the call that creates a job. Raises ValueError for a file whose name says no form, and OSError."""
     if isinstance(source, Path):
         kind = kind_of(source)
         if kind is None:
@@ -57,7 +57,7 @@ def create(source: Source, collection: str | None, key: str | None) -> Call[Job]
         kind, upload = LINES, Upload(partial(_of_items, source))
     parameters = None if collection is None else {"collection": collection}
     headers = {"idempotency-key": key or uuid4().hex, "content-type": kind}
-    return Call("POST", "/jobs", lambda got: results.job(got.json()), upload, parameters, headers=headers)
+    return Call("POST", "/jobs", lambda reply: results.job(reply.json()), upload, parameters, headers=headers)
 
 
 def pauses(every_s: float) -> Iterator[float]:

@@ -270,20 +270,20 @@ class Readiness:
     providers: Mapping[str, str]
 
 
-def known(kind: type[T], data: Mapping[str, Any], **read: Any) -> T:
+def known(kind: type[T], data: Mapping[str, Any], **parsed: Any) -> T:
     """Return a result of this kind from the fields of an answer that it has; those in `read` are read already."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in data.items() if name in names} | read)
+    return kind(**{name: value for name, value in data.items() if name in names} | parsed)
 
 
 def reader(kind: type[T]) -> Callable[[httpx2.Response], T]:
     """Return a function that reads an answer as one result of this kind."""
-    return lambda got: known(kind, got.json())
+    return lambda reply: known(kind, reply.json())
 
 
-def listed(key: str, read: Callable[[Any], T]) -> Callable[[httpx2.Response], list[T]]:
+def listed(key: str, parse: Callable[[Any], T]) -> Callable[[httpx2.Response], list[T]]:
     """Return a function that reads a list in an answer, each element by `read`."""
-    return lambda got: [read(one) for one in got.json()[key]]
+    return lambda reply: [parse(element) for element in reply.json()[key]]
 
 
 def embedding(data: Mapping[str, Any]) -> Embedding:
@@ -332,8 +332,8 @@ def written(data: Mapping[str, Any]) -> Written:
     return known(Written, data, error=problem(data.get("error")))
 
 
-def map_(got: httpx2.Response) -> Map:
-    data = got.json()
+def map_(reply: httpx2.Response) -> Map:
+    data = reply.json()
     return known(Map, data, points=[known(Point, point) for point in data["points"]])
 
 
@@ -341,17 +341,17 @@ def job(data: Mapping[str, Any]) -> Job:
     return known(Job, data, error=problem(data["error"]))
 
 
-def label_set(got: httpx2.Response) -> LabelSet:
-    data = got.json()
+def label_set(reply: httpx2.Response) -> LabelSet:
+    data = reply.json()
     return known(
         LabelSet, data, labels=[label if isinstance(label, str) else label["name"] for label in data["labels"]]
     )
 
 
-def feedback(got: httpx2.Response) -> Feedback:
-    data = got.json()
+def feedback(reply: httpx2.Response) -> Feedback:
+    data = reply.json()
     return Feedback(data["current"], [known(FeedbackVersion, version) for version in data["versions"]])
 
 
-def file(got: httpx2.Response) -> Preview:
-    return Preview(got.headers["content-type"], got.content)
+def file(reply: httpx2.Response) -> Preview:
+    return Preview(reply.headers["content-type"], reply.content)

@@ -1,4 +1,4 @@
-"""Whether and when to retry a request. Pure functions: the clients do the waiting."""
+"""Pure functions decide whether and when to retry a request; the clients do the waiting."""
 
 import random
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ class Retries:
         if self.attempts < 1:
             raise ValueError(f"attempts is {self.attempts}: at least 1, the first try")
 
-    def pause(self, failed: int, retry_after_s: float | None) -> float | None:
+    def pause(self, failures: int, retry_after_s: float | None) -> float | None:
         """Return the seconds to wait after so many failed tries (from 1); None where it is time to give up."""
-        if failed >= self.attempts or (retry_after_s or 0.0) > self.patience_s:
+        if failures >= self.attempts or (retry_after_s or 0.0) > self.patience_s:
             return None
-        backoff = min(self.most_s, self.first_s * 2 ** (failed - 1))
+        backoff = min(self.most_s, self.first_s * 2 ** (failures - 1))
         return (retry_after_s or 0.0) + random.uniform(0.0, backoff)
 
 

@@ -1,4 +1,4 @@
-"""What the command prints for people: tables, bars, progress, and small pictures, sharp where the terminal can draw
+"""The command prints tables, bars, progress and small pictures for people, sharp where the terminal can draw
 them (kitty, iTerm2 and sixel graphics) and of half blocks elsewhere.
 
 In a terminal rich draws tables and progress; into a pipe or a file goes plain text.
@@ -52,15 +52,15 @@ def _drawn(rows: Sequence[Sequence[str]], header: Sequence[str], right: Sequence
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    rich_table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for place, name in enumerate(header):
         justify: Literal["left", "right"] = "right" if place in right else "left"
-        drawn.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")
+        rich_table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")
     for row in rows:
-        drawn.add_row(*(Text(cell if cell.isprintable() else ascii(cell)) for cell in row))
+        rich_table.add_row(*(Text(cell if cell.isprintable() else ascii(cell)) for cell in row))
     console = Console(width=width())
     with console.capture() as captured:
-        console.print(drawn)
+        console.print(rich_table)
     return captured.get().removesuffix("\n").split("\n")
 
 
@@ -71,16 +71,14 @@ def progress(label: str) -> "Progress":
     from rich.text import Text
 
     class Rate(progress.ProgressColumn):
-        """Since the beginning: files are done in batches, so that a rate of the last moments would jump."""
+        """Shows the rate since the beginning: files are done in batches, and a rate of the last moments would jump."""
 
         def render(self, task: progress.Task) -> Text:
             if not task.completed or not task.elapsed or task.total is None:
                 return Text()
             rate = task.completed / task.elapsed
-            left = timedelta(seconds=round((task.total - task.completed) / rate))
-            return Text(
-                f"{rate:,.0f} a second, {left} left" if rate >= 1 else f"{60 * rate:,.0f} a minute, {left} left"
-            )
+            eta = timedelta(seconds=round((task.total - task.completed) / rate))
+            return Text(f"{rate:,.0f} a second, {eta} left" if rate >= 1 else f"{60 * rate:,.0f} a minute, {eta} left")
 
     return progress.Progress(
         progress.TextColumn(label),
@@ -135,9 +133,9 @@ def picture(file: Path | IO[bytes], columns: int = 24) -> list[str]:
     protocol = graphics()
     side = columns if protocol is None else columns * _CELL_PX
     try:
-        with Image.open(file) as opened:
-            opened.draft("RGB", (4 * side, 4 * side))
-            small = ImageOps.exif_transpose(opened).convert("RGB")
+        with Image.open(file) as image:
+            image.draft("RGB", (4 * side, 4 * side))
+            small = ImageOps.exif_transpose(image).convert("RGB")
         small.thumbnail((side, side))
     except (OSError, ValueError, Image.DecompressionBombError):
         return []
@@ -153,9 +151,9 @@ def picture(file: Path | IO[bytes], columns: int = 24) -> list[str]:
 
 
 def _png(image: "Image") -> bytes:
-    written = io.BytesIO()
-    image.save(written, "PNG")
-    return written.getvalue()
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _kitty(png: bytes) -> str:

@@ -42,7 +42,7 @@ COMMANDS = {
 
 
 def make_parser(called: str | None = None) -> argparse.ArgumentParser:
-    """The parser of all commands. `called`: what one calls them where that is not `python -m service NAME`."""
+    """Return the parser of all commands. `called` is the command's name where that is not `python -m service NAME`."""
     parser = argparse.ArgumentParser(prog="python -m service", description="The Isthmus service.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():
@@ -51,7 +51,7 @@ def make_parser(called: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None, called: str | None = None) -> int:
-    """Run one command; its exit status, 2 where it cannot do what it is asked for."""
+    """Run one command and return its exit status: 2 where it cannot do what it is asked for."""
     options: dict[str, Any] = vars(make_parser(called).parse_args(arguments))
     try:
         status: int = COMMANDS[options.pop("command")].run(**options)

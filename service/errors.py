@@ -29,7 +29,7 @@ from service.contract.errors import InputError
 
 
 class IsthmusError(Exception):
-    """A request is refused. `code` may be narrower than the table's."""
+    """Raised where a request is refused. `code` may be narrower than the table's."""
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
@@ -127,7 +127,7 @@ class FetchFailed(InputError):
 
 
 def input_problem(error: InputError) -> dict[str, str]:
-    """What stands in a failed input's place when a batch goes on without it."""
+    """Return the fields that stand in a failed input's place when a batch goes on without it."""
     return {"code": error.code, "detail": str(error)}
 
 

@@ -1,4 +1,4 @@
-"""Every setting, once. Each is an environment variable with the prefix ISTHMUS_, and a flag of `serve` overrides it."""
+"""Every setting stands here once: a variable of the environment (ISTHMUS_…), which a flag of `serve` overrides."""
 
 import ipaddress
 import os
@@ -68,11 +68,11 @@ REMOVED = {
 
 
 class SettingsError(ValueError):
-    """The service cannot start like this: the message names the setting and its value."""
+    """Raised where the service cannot start: the message names the setting and its value."""
 
 
 class Limits(BaseModel):
-    """What one request may hold."""
+    """Bounds what one request may hold."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -108,7 +108,7 @@ class Limits(BaseModel):
 
 @dataclass(frozen=True)
 class Gpus:
-    """How towers use GPUs, where they get any."""
+    """Says which GPUs the towers use, where they get any."""
 
     devices: tuple[int, ...] = (0,)
     """A tower has a session on each of these; its calls go to them in turn."""
@@ -310,15 +310,15 @@ class Settings(BaseSettings):
     @classmethod
     def _matching(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         pattern, advice = _PATTERNS[info.field_name or ""]
-        for each in value:
-            if not re.fullmatch(pattern, each):
-                raise ValueError(f"{each!r} is no {advice}")
+        for part in value:
+            if not re.fullmatch(pattern, part):
+                raise ValueError(f"{part!r} is no {advice}")
         return value
 
     @field_validator("model_aliases", "protocols", "protocol_keys")
     @classmethod
     def _each_once(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        names = [each.partition("=")[0] for each in value]
+        names = [part.partition("=")[0] for part in value]
         if len(set(names)) < len(names):
             raise ValueError(f"{'an alias' if info.field_name == 'model_aliases' else 'a protocol'} is there twice")
         return value
@@ -326,31 +326,31 @@ class Settings(BaseSettings):
     @field_validator("protocol_keys")
     @classmethod
     def _of_protocols_that_are_on(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        for name, _, _ in (each.partition("=") for each in value):
+        for name, _, _ in (part.partition("=") for part in value):
             if name not in info.data.get("protocols", (name,)):
                 raise ValueError(f"the protocol {name} is off: add it to ISTHMUS_PROTOCOLS, or leave its key out")
         return value
 
     @property
     def key_ids(self) -> dict[str, str]:
-        """IDs of keys by the protocol whose requests without a key have them."""
-        return dict(each.split("=") for each in self.protocol_keys)
+        """Return the ID of a key by the protocol whose requests without a key count as that key's."""
+        return dict(pair.split("=") for pair in self.protocol_keys)
 
     @property
     def aliases(self) -> dict[str, str]:
-        """Names of models by their other names."""
-        return dict(each.split("=") for each in self.model_aliases)
+        """Return the names of models by their aliases."""
+        return dict(pair.split("=") for pair in self.model_aliases)
 
     @property
     def signers(self) -> tuple[Ed25519PublicKey, ...]:
-        """Raises SettingsError."""
+        """Return the public keys of those who may sign bundles. Raises SettingsError."""
         try:
             return tuple(map(public_key, self.bundle_signers))
         except SignatureError as error:
             raise SettingsError(f"ISTHMUS_BUNDLE_SIGNERS: {error}") from None
 
     def read_bundle(self, path: Path | None = None, *, hashed: bool = False) -> Bundle:
-        """The bundle at `path`, else the default one, on the conditions that are set. Raises BundleError.
+        """Return the bundle at `path`, else the default one, on the conditions that are set. Raises BundleError.
 
         Unless all of it is `hashed` here, its files are checked as they are opened.
         """
@@ -378,7 +378,7 @@ class Settings(BaseSettings):
 
     @property
     def cpu_lanes(self) -> int:
-        """Calls that a tower on the CPU runs at once."""
+        """Return how many calls a tower on the CPU runs at once."""
         cores = len(os.sched_getaffinity(0))
         return max(1, cores // self.threads) if self.threads else min(_MOST_LANES, cores)
 
@@ -406,7 +406,7 @@ def is_loopback(host: str) -> bool:
 
 
 def read_settings(**flags: Any) -> Settings:
-    """Settings from the environment, overridden by flags that are not None. Raises SettingsError."""
+    """Return the settings of the environment, overridden by flags that are not None. Raises SettingsError."""
     variables = {name.lower() for name, value in os.environ.items() if value}
     if names := [name for name in REMOVED if f"isthmus_{name}" in variables]:
         advice = "\n".join(f"  ISTHMUS_{name.upper()}: {REMOVED[name]}" for name in names)

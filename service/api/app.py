@@ -1,4 +1,4 @@
-"""The app: `create_app(settings)`. Its lifespan opens bundle → towers → batchers → cache → store."""
+"""`create_app(settings)` makes the app. Its lifespan opens bundle → towers → batchers → cache → store."""
 
 import asyncio
 import functools
@@ -71,7 +71,7 @@ ROUTERS = (
 
 @dataclass(frozen=True)
 class Parts:
-    """The files on disk, opened: they take long to open, and may be wrong."""
+    """Holds the files on disk, opened: opening takes long, and may fail."""
 
     models: Sequence[Opened]
     """The default first."""
@@ -116,9 +116,9 @@ def open_parts(settings: Settings) -> Parts:
         models[name] = open_engine(settings, bundle)
     for alias, name in settings.aliases.items():
         if name not in models or alias in models:
-            wrong = f"{alias!r} is a model" if alias in models else f"{name!r} is none of {', '.join(models)}"
-            raise SettingsError(f"ISTHMUS_MODEL_ALIASES: {alias}={name}: {wrong}")
-    store, home = open_store(settings, [opened.bundle.manifest for opened in models.values()])
+            problem = f"{alias!r} is a model" if alias in models else f"{name!r} is none of {', '.join(models)}"
+            raise SettingsError(f"ISTHMUS_MODEL_ALIASES: {alias}={name}: {problem}")
+    store, home = open_store(settings, [model.bundle.manifest for model in models.values()])
     bulk = None if settings.jobs_folder is None else open_jobs(settings.jobs_folder)
     return Parts(list(models.values()), store, home, keys, fetching, bulk, upstream)
 
@@ -130,11 +130,11 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Lifespan]:
-        opened = parts if parts is not None else await asyncio.to_thread(open_parts, settings)
+        opened_parts = parts if parts is not None else await asyncio.to_thread(open_parts, settings)
         async with AsyncExitStack() as closing:
             if tracing is not None:
                 closing.push_async_callback(asyncio.to_thread, tracing.close)
-            yield {"services": await _open_state(settings, opened, metrics, closing)}
+            yield {"services": await _open_state(settings, opened_parts, metrics, closing)}
 
     app = FastAPI(
         title="Isthmus",
@@ -282,8 +282,8 @@ _TAGS = {
 
 def _operation_id(route: APIRoute) -> str:
     """Return the name of a route's function in camelCase, by which generated clients call it."""
-    first, *rest = route.name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
+    first, *words = route.name.split("_")
+    return first + "".join(word.capitalize() for word in words)
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:
@@ -311,9 +311,9 @@ def openapi(app: FastAPI) -> dict[str, Any]:
                 "description": f"As {prefix} says it" if prefix else "A problem (RFC 9457)",
                 "content": contents[prefix],
             }
-            needed = scope_of(method.upper(), path)
-            operation["security"] = [{"key": [needed]}] if needed else []
-            for status in refusals_of(method.upper(), path, operation, schemas, needed):
+            key_scope = scope_of(method.upper(), path)
+            operation["security"] = [{"key": [key_scope]}] if key_scope else []
+            for status in refusals_of(method.upper(), path, operation, schemas, key_scope):
                 operation["responses"][str(status)] = {"$ref": f"#/components/responses/{prefix}{status}"}
     components = document["components"]
     components["schemas"] = dict(sorted(schemas.items()))

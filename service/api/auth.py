@@ -1,4 +1,4 @@
-"""Authorisation: the only list of routes without a key, the scope that each other route needs, and the gate.
+"""The gate refuses requests without the key that they need: here is the only list of routes that need none.
 
 Without ISTHMUS_KEYS anybody who reaches the port may read and write; pages of other sites, in the browser
 of somebody who reaches it, may not (see `_check_browser`). With it, only what stands in OPEN is open.
@@ -54,14 +54,14 @@ class Gate(OfRequests):
         headers = Headers(scope=scope)
         meter = None
         try:
-            needed = scope_of(scope["method"], scope["path"])
+            needed_scope = scope_of(scope["method"], scope["path"])
             if services.keys is None:
                 self._check_browser(scope["method"], headers)
-            elif needed is not None:
+            elif needed_scope is not None:
                 key = await self._key(services.keys, services.settings, scope, headers)
                 caller.set(key.id)
-                if needed not in key.scopes:
-                    raise Forbidden(f"this needs a key with the scope {needed}")
+                if needed_scope not in key.scopes:
+                    raise Forbidden(f"this needs a key with the scope {needed_scope}")
                 if key.limits:
                     meter = Meter(services.limiter, key.id, key.limits)
                     await meter.take({"requests": 1})
@@ -137,8 +137,8 @@ def _known(host: str, hosts: Collection[str]) -> bool:
 
 def _bearer(headers: Headers) -> str:
     """Raises Unauthenticated."""
-    given = headers.getlist("authorization")
-    scheme, _, clear = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    values = headers.getlist("authorization")
+    scheme, _, clear = values[0].partition(" ") if len(values) == 1 else ("", "", "")
     if scheme.lower() != "bearer" or not clear.strip():
         raise Unauthenticated("this needs an API key: Authorization: Bearer isthmus_…", code="missing_api_key")
     return clear.strip()

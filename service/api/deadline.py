@@ -1,4 +1,4 @@
-"""One deadline for a request, whatever stages it has: past it the work is dropped, and the answer says what to do."""
+"""A request has one deadline, whatever stages it has: past it the work is dropped, and the answer says what to do."""
 
 import asyncio
 from collections.abc import Mapping
@@ -35,21 +35,21 @@ class Deadline(OfRequests):
         loop = asyncio.get_running_loop()
         try:
             async with within(None, _ADVICE.get(scope["path"], ADVICE)) as clock:
-                begun = scope["method"] != "POST"
-                if begun:
+                is_running = scope["method"] != "POST"
+                if is_running:
                     clock.reschedule(loop.time() + self.seconds)
 
                 async def receiving() -> Message:
-                    nonlocal begun
+                    nonlocal is_running
                     message = await receive()
-                    if not begun and message["type"] == "http.request" and not message.get("more_body", False):
-                        begun = True
+                    if not is_running and message["type"] == "http.request" and not message.get("more_body", False):
+                        is_running = True
                         clock.reschedule(loop.time() + self.seconds)
                     return message
 
                 async def sending(message: Message) -> None:
-                    nonlocal begun
-                    begun = True
+                    nonlocal is_running
+                    is_running = True
                     try:
                         clock.reschedule(None)
                     except RuntimeError:  # it is over, and this task is about to be told: nothing is sent before

@@ -38,7 +38,7 @@ _PATIENCE_S = 2.0
 
 
 class KeysError(ValueError):
-    """The file of keys cannot be read or changed: the message names it."""
+    """Raised where the file of keys cannot be read or changed: the message names it."""
 
 
 def _limit(value: object) -> Limit:
@@ -125,7 +125,7 @@ def create_key(
 
 
 def revoke_key(path: Path, identity: str) -> Key:
-    """Raises KeysError where there is no such key, or it is revoked already."""
+    """Revoke a key and return it. Raises KeysError where there is no such key, or it is revoked already."""
     with _changing(path) as keys:
         place = next((place for place, key in enumerate(keys) if key.id == identity), None)
         if place is None:
@@ -137,7 +137,7 @@ def revoke_key(path: Path, identity: str) -> Key:
 
 
 class Keyring:
-    """The keys of a file, as they are on disk: it is looked at again where a second has passed since the last time.
+    """Keeps the keys of a file as they are on disk: it looks at the file again a second after the last time.
 
     While it cannot be read, or its disk does not answer, nobody is let in: the last known keys might be ones that were
     just revoked.
@@ -201,12 +201,12 @@ class Keyring:
 
     def _refresh(self) -> None:
         try:
-            there = os.stat(self.path)
-            seen = (there.st_mtime_ns, there.st_ino, there.st_size)
-            if seen == self._seen:
+            status = os.stat(self.path)
+            stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+            if stamp == self._seen:
                 return
             self._keys = {key.id: key for key in read_keys(self.path)}
-            self._seen = seen
+            self._seen = stamp
         except (KeysError, OSError) as error:
             if self._keys is not None or self._seen is not None:
                 log.error("nobody is let in until the keys can be read: %s", error)
@@ -248,7 +248,7 @@ def _changing(path: Path) -> Iterator[list[Key]]:
 
 def _keep_owner(path: Path, name: str) -> None:
     """Keep a file that a service of another user reads readable to it."""
-    there = path.stat()
-    os.chmod(name, there.st_mode & 0o777)
+    status = path.stat()
+    os.chmod(name, status.st_mode & 0o777)
     with suppress(PermissionError):
-        os.chown(name, there.st_uid, there.st_gid)
+        os.chown(name, status.st_uid, status.st_gid)

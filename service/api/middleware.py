@@ -1,4 +1,4 @@
-"""The middleware of every request, outermost first: Prefix, SecurityHeaders, Context, auth.Gate, Disconnects,
+"""Every request passes this middleware, outermost first: Prefix, SecurityHeaders, Context, auth.Gate, Disconnects,
 BodyLimit, Heads."""
 
 import asyncio
@@ -59,7 +59,7 @@ _PAGE_HEADERS = {
 
 
 class OfRequests:
-    """A middleware of HTTP requests; the start and the end of the app pass it by."""
+    """Handles HTTP requests alone: it passes on the start and the end of the app."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -88,28 +88,30 @@ class Context(OfRequests):
             await self._handle(scope, receive, send, headers, span)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, headers: Headers, span: "Span | None") -> None:
-        given = headers.get("x-request-id", "")
-        identity = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        client_id = headers.get("x-request-id", "")
+        identity = client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
         request_id.set(identity)
-        spent: dict[str, float] = {}
-        stages.set(spent)
+        durations: dict[str, float] = {}
+        stages.set(durations)
         reason.set(None)
         caller.set(None)
-        started, status = time.perf_counter(), CLIENT_GONE
+        start_s, status = time.perf_counter(), CLIENT_GONE
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                total = time.perf_counter() - started
-                timing = [f"{name};dur={1000 * seconds:.2f}" for name, seconds in (spent | {"total": total}).items()]
+                total = time.perf_counter() - start_s
+                timing = [
+                    f"{name};dur={1000 * seconds:.2f}" for name, seconds in (durations | {"total": total}).items()
+                ]
                 added = {"x-request-id": identity, "server-timing": ", ".join(timing)}
                 if span is not None:
                     added["traceparent"] = tracing.traceparent(span)
                 if _draining(scope):
                     added["connection"] = "close"  # the next request is for another replica
-                given = message.get("headers", ())
-                message["headers"] = [*given, *((name.encode(), value.encode()) for name, value in added.items())]
+                client_id = message.get("headers", ())
+                message["headers"] = [*client_id, *((name.encode(), value.encode()) for name, value in added.items())]
             await send(message)
 
         try:
@@ -126,15 +128,15 @@ class Context(OfRequests):
                 raise  # half of an answer is out: only closing the connection says that it is not whole
             await respond(scope["path"], error)(scope, receive, sending)
         finally:
-            self._observe(scope, status, time.perf_counter() - started, spent, span)
+            self._observe(scope, status, time.perf_counter() - start_s, durations, span)
 
     def _observe(
-        self, scope: Scope, status: int, seconds: float, spent: Mapping[str, float], span: "Span | None"
+        self, scope: Scope, status: int, seconds: float, durations: Mapping[str, float], span: "Span | None"
     ) -> None:
         route, method, code = getattr(scope.get("route"), "path", "unmatched"), _method(scope), reason.get()
         self.metrics.requests.labels(method, route, str(status)).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
-        for stage, duration in spent.items():
+        for stage, duration in durations.items():
             self.metrics.stage_seconds.labels(stage).observe(duration)
         if status == CLIENT_GONE:
             self.metrics.disconnects.inc()
@@ -144,7 +146,7 @@ class Context(OfRequests):
         if code is not None:
             fields["code"] = code
         log.info("request", extra={"fields": fields})
-        took = {f"{stage}_ms": round(1000 * duration, 2) for stage, duration in spent.items()}
+        took = {f"{stage}_ms": round(1000 * duration, 2) for stage, duration in durations.items()}
         if seconds >= SLOW_REQUEST_S:
             self.metrics.slow_requests.labels(route).inc()
             log.warning("slow request", extra={"fields": fields | {"stages": took}})
@@ -190,11 +192,11 @@ class Prefix(OfRequests):
     def _led(self, path: str, to: SplitResult) -> str:
         """Return a redirect's target, the path with or without its last slash; relative where the prefix is unknown."""
         if self.root_path:
-            there = self.root_path + to.path
+            target = self.root_path + to.path
         else:
             last = to.path.rstrip("/").rpartition("/")[2]
-            there = f"./{last}/" if to.path.endswith("/") else "../" * (len(path) - len(path.rstrip("/"))) + last
-        return f"{there}?{to.query}" if to.query else there
+            target = f"./{last}/" if to.path.endswith("/") else "../" * (len(path) - len(path.rstrip("/"))) + last
+        return f"{target}?{to.query}" if to.query else target
 
 
 HEAD = "isthmus.head"
@@ -208,11 +210,11 @@ class Heads(OfRequests):
         if scope["method"] != "HEAD":
             await self.app(scope, receive, send)
             return
-        asked = {**scope, "method": "GET", HEAD: True}
+        get_scope = {**scope, "method": "GET", HEAD: True}
         try:
-            await self.app(asked, receive, send)
+            await self.app(get_scope, receive, send)
         finally:
-            scope["route"] = asked.get("route")  # for the log
+            scope["route"] = get_scope.get("route")  # for the log
 
 
 class SecurityHeaders(OfRequests):
@@ -293,8 +295,8 @@ class BodyLimit(OfRequests):
         """Return whether a key's bodies may take so many more bytes; a lone request's always may."""
         if not size or not self._held:
             return True
-        left = self.together - self._held.total() - size
-        return left >= 0 and (key is None or not self._held[key] or self._held[key] + size <= left)
+        room = self.together - self._held.total() - size
+        return room >= 0 and (key is None or not self._held[key] or self._held[key] + size <= room)
 
     def _hold(self, key: str | None, size: int) -> None:
         self._held[key] += size
@@ -311,12 +313,12 @@ class BodyLimit(OfRequests):
             await refuse(response, scope, receive, send)
             return
         reserved, key = 0 if streamed else stated_length(headers) or 0, caller.get()
-        seen, whole = 0, False
+        received, is_whole = 0, False
         patience_s = _BODY_S
 
         async def receiving() -> Message:
-            nonlocal seen, whole, reserved, patience_s
-            if whole:
+            nonlocal received, is_whole, reserved, patience_s
+            if is_whole:
                 return await receive()
             began = time.monotonic()
             try:
@@ -325,17 +327,17 @@ class BodyLimit(OfRequests):
             except TimeoutError:
                 raise HTTPException(408, headers={"Connection": "close"}) from None
             size = len(message.get("body", b""))
-            seen += size
+            received += size
             patience_s = max(0.0, min(_BODY_S, patience_s - (time.monotonic() - began) + size / _BODY_RATE))
-            whole = not message.get("more_body", False)
-            if seen > limit:
+            is_whole = not message.get("more_body", False)
+            if received > limit:
                 # FastAPI lets an HTTPException through while it reads a body, and hides any other.
                 raise HTTPException(413, headers={"Connection": "close"})
-            if seen > reserved and not streamed:  # it did not say how long it is
+            if received > reserved and not streamed:  # it did not say how long it is
                 self._hold(key, -reserved)
-                room = self._has_room(key, seen)
-                self._hold(key, seen)
-                reserved = seen
+                room = self._has_room(key, received)
+                self._hold(key, received)
+                reserved = received
                 if not room:
                     raise HTTPException(429, headers={"Connection": "close", "Retry-After": "1"})
             return message

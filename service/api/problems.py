@@ -1,4 +1,4 @@
-"""Exceptions as HTTP answers: the one table from exception to status, and RFC 9457 problems."""
+"""Exceptions become HTTP answers: by the one table from exception to status, as RFC 9457 problems."""
 
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar

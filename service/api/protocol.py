@@ -1,6 +1,6 @@
-"""HTTP/1.1 by uvicorn and httptools, with limits that they lack: the size of a request's head and of what stands
-between the bytes of its body, the time that either takes to come, and the time that an answer waits to be read. A
-malformed request gets a problem too, and a refused client can read why."""
+"""Uvicorn and httptools speak HTTP/1.1 here, within limits that they lack: the size of a request's head and of what
+stands between the bytes of its body, the time that either takes to come, and the time that an answer waits to be read.
+A malformed request gets a problem too, and a refused client can read why."""
 
 import asyncio
 import fcntl
@@ -57,7 +57,7 @@ _REFUSALS = {
 
 
 class Unsent:
-    """The unread answers of all connections of a server: at most `most` bytes in all, or the answers of one connection.
+    """Bounds the unread answers of all connections of a server: to `most` bytes, or to the answers of one connection.
 
     Past that a connection of the address with the most unread bytes is closed, the one that has been behind for the
     longest: one client that does not read cannot have others' answers cut off.
@@ -103,8 +103,8 @@ class Unsent:
 
 
 class _Lingering:
-    """A transport that `closed` closes, since uvicorn closes one as soon as it has answered, and that says when it is
-    written to."""
+    """Wraps a transport, which `closed` closes, since uvicorn closes one as soon as it has answered, and tells `wrote`
+    of what is written."""
 
     def __init__(self, transport: asyncio.Transport, closed: Callable[[], None], wrote: Callable[[int], None]) -> None:
         self._transport = transport
@@ -125,7 +125,7 @@ class _Lingering:
 
 
 class Protocol(HttpToolsProtocol):
-    """The protocol of one connection.
+    """Speaks HTTP on one connection.
 
     A socket that is closed while something is unread in it, or arrives after, resets its connection, and the client's
     system forgets the answer that was not read yet. So where a request is not whole its connection is closed in one
@@ -210,8 +210,8 @@ class Protocol(HttpToolsProtocol):
         if self._closing.lingers:
             self._socket.close()
             return
-        begun = self._arrived if self._in_head else self.cycle.more_body and not self.cycle.response_started
-        if begun and not self.transport.is_closing():
+        is_incomplete = self._arrived if self._in_head else self.cycle.more_body and not self.cycle.response_started
+        if is_incomplete and not self.transport.is_closing():
             self._refuse(400)
 
     def on_message_begin(self) -> None:
@@ -298,9 +298,9 @@ class Protocol(HttpToolsProtocol):
         """Return whether the client reads as quickly as it has to."""
         self._look = None
         unsent, now = self.unsent, self.loop.time()
-        taken = self._written - unsent - self._in_system()
-        earned = 0 if self._taken is None else (taken - self._taken) / _UNREAD_RATE
-        self._patience_ends, self._taken = min(self._patience_ends + earned, now + _UNREAD_S), taken
+        sent = self._written - unsent - self._in_system()
+        earned = 0 if self._taken is None else (sent - self._taken) / _UNREAD_RATE
+        self._patience_ends, self._taken = min(self._patience_ends + earned, now + _UNREAD_S), sent
         self._all_unsent.note(self, unsent)
         if not unsent:
             return

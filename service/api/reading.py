@@ -1,4 +1,4 @@
-"""An HTTP request → a validated model, whose inputs are the engine's. Every route that takes inputs reads them here.
+"""Every route reads its body here: an HTTP request becomes a validated model, whose inputs are the engine's.
 
 Body = Annotated[EmbedRequest, Depends(reader(EmbedRequest, append_inputs))]
 
@@ -37,11 +37,11 @@ _SMALL = 32_768
 
 def append_inputs(body: dict[str, Any], files: list[File]) -> None:
     """Give files, in order, to the parts of fused inputs that have no input; append the others as further inputs."""
-    given = body.get("inputs", [])
-    for value in given if isinstance(given, list) else ():
+    inputs = body.get("inputs", [])
+    for value in inputs if isinstance(inputs, list) else ():
         files = fill_parts(value, files)
     if files:
-        body["inputs"] = [*given, *files] if isinstance(given, list) else given
+        body["inputs"] = [*inputs, *files] if isinstance(inputs, list) else inputs
 
 
 def reader(model: type[Model], place: Place | None = None) -> Callable[[Request], Awaitable[Model]]:
@@ -72,13 +72,13 @@ def reader(model: type[Model], place: Place | None = None) -> Callable[[Request]
                 if arrange is not None:
                     if not isinstance(body, dict):
                         raise MalformedRequest("the part called request is not a JSON object")
-                    body = {name: given for name, given in body.items() if given is not None}
+                    body = {name: content for name, content in body.items() if content is not None}
                     arrange(body, files)
                 try:
                     return model.model_validate(body, context=settings.limits)
                 except ValidationError as error:
-                    known = error.errors(include_url=False, include_context=False, include_input=False)
-                    problems = [problem | {"loc": ("body", *problem["loc"])} for problem in known]
+                    found_errors = error.errors(include_url=False, include_context=False, include_input=False)
+                    problems = [problem | {"loc": ("body", *problem["loc"])} for problem in found_errors]
                 del body  # in this thread: of millions of values that takes long
                 raise RequestValidationError(problems)
 

@@ -1,4 +1,4 @@
-"""Writing answers: JSON by orjson (arrays as they are, NaN never), vectors in the encoding that was asked for."""
+"""Answers are written here: JSON by orjson (arrays as they are, NaN never), vectors in the encoding asked for."""
 
 import base64
 import math

@@ -1,4 +1,4 @@
-"""The services that the lifespan opens; a route asks for them by `async def route(state: StateDep)`."""
+"""The lifespan opens these services; a route asks for them by `async def route(state: StateDep)`."""
 
 import asyncio
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ _MEDIA_READERS = 4
 
 @dataclass(frozen=True)
 class Model:
-    """A bundle that is served, under the name in its manifest."""
+    """Serves a bundle under the name in its manifest."""
 
     embedder: Embedder
     classifier: Classifier

@@ -1,4 +1,4 @@
-"""`backup`: copy a store, and its jobs, into a file and a folder beside it."""
+"""`backup` copies a store, and its jobs, into a file and a folder beside it."""
 
 import argparse
 import json

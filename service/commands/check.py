@@ -1,4 +1,4 @@
-"""`check`: verify a bundle, or a store."""
+"""`check` verifies a bundle, or a store."""
 
 import argparse
 import json
@@ -57,10 +57,10 @@ def check_bundle(path: Path, as_json: bool = False) -> None:
 def check_store(path: Path, as_json: bool = False) -> int:
     """Verify a store: pages, rows, vectors, and that its indexes match the rows; return 1 where anything is wrong."""
     checks = []
-    for good, said in upkeep.check(path):
-        checks.append({"ok": good, "what": said})
+    for good, description in upkeep.check(path):
+        checks.append({"ok": good, "what": description})
         if not as_json:
-            print(f"{'ok' if good else 'WRONG':8}{said}", flush=True)
+            print(f"{'ok' if good else 'WRONG':8}{description}", flush=True)
     right = all(check["ok"] for check in checks)
     if as_json:
         print(json.dumps({"ok": right, "checks": checks}))

@@ -1,4 +1,4 @@
-"""Checks of a machine before serving, printed by `isthmus doctor`. Each check runs whatever the others find.
+"""`isthmus doctor` checks a machine before serving. Each check runs whatever the others find.
 
 Nothing but the standard library is imported before the packages have been looked at, so that it runs where they are
 missing. What a *recipe* needs to be trained is `python -m training doctor`'s question.

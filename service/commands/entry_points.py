@@ -1,4 +1,4 @@
-"""Entry points (`isthmus.commands`) that the distribution `isthmus` adds to the command `isthmus`.
+"""The distribution `isthmus` adds these entry points (`isthmus.commands`) to the command `isthmus`.
 
 `isthmus NAME …` is `python -m service NAME …`, and `doctor`. The flags are named here too, for the completion of
 shells, which cannot wait for the server's modules; a test compares them.
@@ -18,8 +18,8 @@ def _run(name: str, arguments: tuple[str, ...]) -> int:
     return int(imported("service.__main__", _NEEDED).main([name, *arguments], called=f"isthmus {name}"))
 
 
-def _same(name: str, what: str, *flags: str) -> click.Command:
-    return passed_on(name, f"{what}\n\nThe same as `python -m service {name}`.", partial(_run, name), flags)
+def _same(name: str, description: str, *flags: str) -> click.Command:
+    return passed_on(name, f"{description}\n\nThe same as `python -m service {name}`.", partial(_run, name), flags)
 
 
 serve = _same(
@@ -113,6 +113,6 @@ def mcp(context: click.Context, /) -> None:
 
     url, api_key = context.obj or (None, None)
     url = (url or DEFAULT_URL).rstrip("/")
-    wrong = imported("service.commands.mcp", "mcp").run(url, api_key)
-    if wrong is not None:
-        raise Failure(f"{url}/mcp: {wrong}", "is the server there, and does it have ISTHMUS_PROTOCOLS=mcp?")
+    problem = imported("service.commands.mcp", "mcp").run(url, api_key)
+    if problem is not None:
+        raise Failure(f"{url}/mcp: {problem}", "is the server there, and does it have ISTHMUS_PROTOCOLS=mcp?")

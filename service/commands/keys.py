@@ -1,4 +1,4 @@
-"""`keys`: make, list and revoke API keys."""
+"""`keys` makes, lists and revokes API keys."""
 
 import argparse
 import datetime
@@ -19,10 +19,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     file.add_argument("--json", dest="as_json", action="store_true", help="a JSON object per key, a line each")
     file.add_argument("--file", type=Path, metavar="FILE", help="of the keys; else ISTHMUS_KEYS")
     actions = parser.add_subparsers(dest="action", required=True)
-    made = actions.add_parser("create", parents=[file], help="add a key to the file, and print it: once")
-    made.add_argument("--name", required=True, help="whose it is, or what for")
-    made.add_argument("--scopes", required=True, type=_scopes, metavar="SCOPES", help="of read,write")
-    made.add_argument(
+    create = actions.add_parser("create", parents=[file], help="add a key to the file, and print it: once")
+    create.add_argument("--name", required=True, help="whose it is, or what for")
+    create.add_argument("--scopes", required=True, type=_scopes, metavar="SCOPES", help="of read,write")
+    create.add_argument(
         "--limit",
         dest="limits",
         action="append",
@@ -31,10 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="UNIT=AMOUNT/PERIOD",
         help=f"such as items=1000/minute; repeated. Units: {', '.join(UNITS)}",
     )
-    made.add_argument("--days", type=int, metavar="N", help="until it expires; else it does not")
+    create.add_argument("--days", type=int, metavar="N", help="until it expires; else it does not")
     actions.add_parser("list", parents=[file], help="all of them, the revoked too")
-    gone = actions.add_parser("revoke", parents=[file], help="for ever")
-    gone.add_argument("id", metavar="ID", help="of the key, as `list` shows it")
+    revoke = actions.add_parser("revoke", parents=[file], help="for ever")
+    revoke.add_argument("id", metavar="ID", help="of the key, as `list` shows it")
 
 
 def run(action: str, file: Path | None, as_json: bool = False, **options: Any) -> int:
@@ -58,9 +58,9 @@ def run(action: str, file: Path | None, as_json: bool = False, **options: Any) -
                     continue
                 limits = " ".join(map(str, key.limits)) or "no limits"
                 until = f", until {key.expires:%Y-%m-%d}" if key.expires else ""
-                made = f"made {key.created:%Y-%m-%d}{until}"
+                dates = f"made {key.created:%Y-%m-%d}{until}"
                 print(
-                    f"{key.id}  {key.state(now):7}  {','.join(sorted(key.scopes)):16}  {key.name}  ({made}; {limits})"
+                    f"{key.id}  {key.state(now):7}  {','.join(sorted(key.scopes)):16}  {key.name}  ({dates}; {limits})"
                 )
         case "revoke":
             key = revoke_key(path, options["id"])

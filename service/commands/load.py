@@ -1,4 +1,4 @@
-"""`load`: Parquet files of ready vectors → a store.
+"""`load` writes Parquet files of ready vectors to a store.
 
 `python -m training embed` writes them; any file with columns `id` and `vector`, and perhaps `modality`, `metadata`
 (JSON) and `text`, will do, if it says of which space its vectors are: in a column `space`, or as `isthmus.space` in its
@@ -45,7 +45,7 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 class LoadError(StoreError):
-    """A file cannot be loaded: the message names it, and the row."""
+    """Raised where a file cannot be loaded: the message names it, and the row."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def load_files(path: Path, collection: str, settings: Settings, as_json: bool = 
 async def load(
     folder: Path, store: Store, manifest: Manifest, collection: str, place: str, said: Callable[[Progress], None]
 ) -> int:
-    """Write every file's items, in batches, and how many these were. `place` says which store it is.
+    """Write every file's items, in batches, and return how many these were. `place` says which store it is.
 
     Raises LoadError before anything is written where a file is of another space, and then for the first bad row.
     """
@@ -137,7 +137,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 class _Done:
-    """The files that were loaded whole, with the last id of each, which is checked in the store."""
+    """Keeps the names of the files that were loaded whole, with the last id of each, which is checked in the store."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -17,15 +17,15 @@ _TIMEOUT_S = 120.0
 
 def run(url: str, api_key: str | None) -> str | None:
     """Serve until standard input ends. Return what is wrong where the server at `url` does not answer."""
-    wrong: str | None = None
+    problem: str | None = None
     try:
         anyio.run(_serve, url, api_key)
     except* (HTTPError, MCPError, OSError) as failed:
         first: BaseException = failed
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
-        wrong = str(first) or type(first).__name__
-    return wrong
+        problem = str(first) or type(first).__name__
+    return problem
 
 
 async def _serve(url: str, api_key: str | None) -> None:

@@ -1,4 +1,4 @@
-"""`publish`: a collection, its bundle and a page as files that any host of files serves; the browser searches them."""
+"""`publish` writes a collection, its bundle and a page as files for any host of files; the browser searches them."""
 
 import argparse
 import gzip

@@ -1,4 +1,4 @@
-"""`reembed`: carry a store over to a bundle of another space."""
+"""`reembed` carries a store over to a bundle of another space."""
 
 import argparse
 import asyncio
@@ -123,12 +123,12 @@ def _as_json(outcome: Outcome, store: Path) -> dict[str, object]:
 
 def _sources(outcome: Outcome) -> str:
     """Return what the items were embedded from."""
-    named: dict[Source, str] = {
+    names: dict[Source, str] = {
         "text": "from texts",
         "file": "from files",
         "preview": "from previews, smaller than their files were",
     }
-    counts = [f"{outcome.embedded[source]:,} {name}" for source, name in named.items() if outcome.embedded[source]]
+    counts = [f"{outcome.embedded[source]:,} {name}" for source, name in names.items() if outcome.embedded[source]]
     if outcome.beginnings:
         counts.append(f"of {outcome.beginnings:,} sounds only the beginning")
     return ", ".join(counts) or "none"

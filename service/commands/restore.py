@@ -1,4 +1,4 @@
-"""`restore`: make a store, and its jobs, of a backup."""
+"""`restore` makes a store, and its jobs, of a backup."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`serve`: answer requests until told to stop, then finish what is under way."""
+"""`serve` answers requests until it is told to stop, then finishes what is under way."""
 
 import argparse
 import asyncio
@@ -59,11 +59,11 @@ FLAGS = (
 def configure(parser: argparse.ArgumentParser) -> None:
     for name in FLAGS:
         described = Settings.model_fields[name.replace("-", "_")].description or ""
-        what = " ".join(described.split()).replace("%", "%%")
+        help = " ".join(described.split()).replace("%", "%%")
         if name == "previews":
-            parser.add_argument("--previews", action=argparse.BooleanOptionalAction, help=what)
+            parser.add_argument("--previews", action=argparse.BooleanOptionalAction, help=help)
         else:
-            parser.add_argument(f"--{name}", metavar=name.upper(), help=what)
+            parser.add_argument(f"--{name}", metavar=name.upper(), help=help)
     parser.add_argument(
         "--media",
         metavar="FOLDER",
@@ -151,16 +151,16 @@ def bind(host: str, port: int) -> socket.socket:
     """Bind a socket that does not listen yet. A bad address so stops the start before the models are opened, and until
     they are a client is refused at once and asks another replica, instead of waiting for this one. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bound.bind((host, port))
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((host, port))
     except BaseException:
-        bound.close()
+        listener.close()
         raise
-    return bound
+    return listener
 
 
 def _cannot_listen(settings: Settings, error: OSError) -> str:
@@ -185,7 +185,7 @@ def serve(settings: Settings) -> None:
         # The first process of a container gets no signal that it has no handler for: not while models are opened.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        bound = bind(settings.host, settings.port)
+        listener = bind(settings.host, settings.port)
     except OSError as error:
         raise SettingsError(_cannot_listen(settings, error)) from None
     if settings.keys is None and local_names((), settings.host, keyed=False) is None:
@@ -194,7 +194,7 @@ def serve(settings: Settings) -> None:
         parts = open_parts(settings)
     app = create_app(settings, parts)
     server = Server(uvicorn_config(app, settings), settings.shutdown_grace_s, settings.drain_s)
-    server.run(sockets=[bound])
+    server.run(sockets=[listener])
 
 
 def give_large_blocks_back() -> None:

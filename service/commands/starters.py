@@ -1,4 +1,4 @@
-"""The bundle that is served where none is named: the starter of this checkout, or of an installed package.
+"""A starter is the bundle that is served where none is named: that of this checkout, or of an installed package.
 
 A package of a starter (isthmus-starter) names a function that gives its folder, as an entry point of the group
 `isthmus.starters`: `default`, or another name, which `--starter` takes. Nothing but the standard library is needed.
@@ -35,13 +35,13 @@ def chosen(bundle: str | Path | None, starter: str | None = None) -> str | Path 
 def find(name: str = DEFAULT) -> Path:
     """Return a starter's folder: ./build/starter, ./build/starter-NAME, or an installed package's. Raises
     StarterError."""
-    built = Path("build") / ("starter" if name == DEFAULT else f"starter-{name}")
-    if (built / _MANIFEST).is_file():
-        return built
+    default_folder = Path("build") / ("starter" if name == DEFAULT else f"starter-{name}")
+    if (default_folder / _MANIFEST).is_file():
+        return default_folder
     installed = {point.name: point for point in entry_points(group=GROUP)}
     if name not in installed:
-        others = ", ".join(f"--starter {name}" for name in sorted(installed))
-        also = f" (but {others})" if others else ""
+        names = ", ".join(f"--starter {name}" for name in sorted(installed))
+        also = f" (but {names})" if names else ""
         problem = "no bundle is named, and no starter" if name == DEFAULT else f"no starter {name!r}"
         raise StarterError(f"{problem} is installed here{also}: {NEXT}")
     try:

@@ -1,4 +1,4 @@
-"""`tune`: measure how each tower of a bundle runs best on this machine, and keep it as a profile that `serve` uses.
+"""`tune` measures how each tower of a bundle runs best on this machine, and keeps it as a profile that `serve` uses.
 
 Every runtime and precision that is here is tried on real inputs, and taken only where its vectors pass the gates of
 export; then lanes × threads × batch of the fastest. What is compared takes turns, so that other work slows all alike.

@@ -1,4 +1,4 @@
-"""`upgrade`: carry a store over to a bundle of another space by mapping its vectors."""
+"""`upgrade` carries a store over to a bundle of another space by mapping its vectors."""
 
 import argparse
 from functools import partial

@@ -134,7 +134,7 @@ class Tower(_Model):
     @model_validator(mode="before")
     @classmethod
     def _without_tokens(cls, given: Any) -> Any:
-        """Bundles of before 2026-12 say whether their graphs give token vectors, which nothing reads any more."""
+        """Leave out a field of bundles of before 2026-12: whether a graph gives token vectors, which nothing reads."""
         return {key: given[key] for key in given if key != "tokens"} if isinstance(given, dict) else given
 
     @model_validator(mode="after")

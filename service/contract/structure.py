@@ -87,7 +87,7 @@ def is_sound(data: bytes) -> bool:
 
 
 def check_structure(data: bytes, max_pixels: int) -> None:
-    """Raise MediaTooLarge or BadMedia for a JPEG, BMP or WebP that would cost too much to open. Other formats pass:
+    """Raises MediaTooLarge or BadMedia for a JPEG, BMP or WebP that would cost too much to open. Other formats pass:
     `metadata` and `tiffs` bound those that they walk through."""
     if data.startswith(b"\xff\xd8\xff"):
         _jpeg(data)

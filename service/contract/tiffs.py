@@ -48,7 +48,7 @@ class Range:
     white: float
 
     def levels(self, samples: NDArray[np.generic]) -> NDArray[np.uint8]:
-        """Samples of any shape → levels from 0 to 255 of the same shape."""
+        """Return samples of any shape as levels from 0 to 255, of the same shape."""
         levels = np.empty(samples.shape, np.uint8)
         rows = max(1, _BLOCK_SAMPLES * len(samples) // max(samples.size, 1))
         for start in range(0, len(samples), rows):

@@ -1,4 +1,4 @@
-"""Batching: the inputs of many requests share one model call.
+"""The inputs of many requests share one model call.
 
 No timer fills a batch: the model takes what waits, up to a budget, as soon as it is free, so a lone request never
 waits and at saturation batches fill by themselves. While the model runs, one further batch is collated, once there
@@ -43,7 +43,7 @@ _PATIENCE_S = 1.0
 
 @dataclass(frozen=True)
 class Budget:
-    """Limit of one call: the sum of sizes, or, where rows are padded, rows × the largest size."""
+    """Bounds one call: the sum of sizes, or, where rows are padded, rows × the largest size."""
 
     limit: int
     padded: bool = False
@@ -77,7 +77,7 @@ class Answer:
 
 @dataclass(eq=False)
 class Prepared:
-    """An input as its tower takes it. In a queue it also has a future, which the queue resolves."""
+    """Holds an input as its tower takes it. In a queue it also has a future, which the queue resolves."""
 
     value: Any
     """The prepared input: pixels (3, H, W), Sound, or Tokens."""
@@ -96,7 +96,7 @@ class Prepared:
 
 
 class Batcher:
-    """One queue and one model, on one event loop; each of the model's lanes has a thread, and collation has another.
+    """Joins a queue and a model, on one event loop; each of the model's lanes has a thread, and collation has another.
 
     `collate` makes a call's arrays from inputs' values; `run` makes (B, dimensions) from those. Either may raise: the
     inputs are then run one by one, and only those that fail again are answered with InferenceFailed. A task or a thread
@@ -207,7 +207,7 @@ class Batcher:
     def _start(self, name: str) -> None:
         work = self._collating if name == "collating" else self._running
         self._tasks[name] = task = asyncio.create_task(work(), name=f"{self.name}-{name}")
-        task.add_done_callback(lambda done: self._ended(name, done))
+        task.add_done_callback(lambda task: self._ended(name, task))
 
     def _ended(self, name: str, task: "asyncio.Task[None]") -> None:
         if self._closed:
@@ -224,22 +224,22 @@ class Batcher:
 
     def _give_back(self, waiters: Sequence[Prepared]) -> None:
         """Put a dying worker's inputs back at the head of the queue, and fail those that a dead worker had before."""
-        again = [waiter for waiter in waiters if not waiter.result.done() and not waiter.returned]
+        retried = [waiter for waiter in waiters if not waiter.result.done() and not waiter.returned]
         for waiter in waiters:
             if waiter.returned:
                 _fail(waiter, InferenceFailed("the model failed on this input"))
             waiter.returned = True
         for line in (self._line, self._background):
-            line.put([waiter for waiter in again if self._line_of(waiter) is line], first=True)
+            line.put([waiter for waiter in retried if self._line_of(waiter) is line], first=True)
 
     async def _collating(self) -> None:
         while not self._closed:
             # Closing a batch that is not full before the model is free would only make it smaller.
-            due = self._due()
-            if self._ahead is not None or self._busy < self._lanes or due is None or not due.full(self._limit(due)):
+            line = self._due()
+            if self._ahead is not None or self._busy < self._lanes or line is None or not line.full(self._limit(line)):
                 await self._changed.wait()
                 continue
-            waiters, arrays = due.take(self._limit(due)), None
+            waiters, arrays = line.take(self._limit(line)), None
             self._preparing = True
             try:
                 arrays = await self._collator.run(partial(self._collate, [waiter.value for waiter in waiters]))
@@ -287,10 +287,10 @@ class Batcher:
         if ahead is not None and (not ahead[0][0].background or self._background_turn()):
             self._ahead = None
             return ahead
-        due = self._due()
-        if self._preparing or due is None or (ahead is not None and due is self._background):
+        line = self._due()
+        if self._preparing or line is None or (ahead is not None and line is self._background):
             return None
-        return due.take(self._limit(due), sharers=self._lanes - self._busy), None
+        return line.take(self._limit(line), sharers=self._lanes - self._busy), None
 
     def _due(self) -> "_Line | None":
         """Return the line to be served next; None where nothing waits that may be served now."""
@@ -304,8 +304,8 @@ class Batcher:
             return False
         if not self._line.waiters:
             return True
-        waiting = self._background.waiters if self._ahead is None else self._ahead[0]
-        since = max(self._background_served, waiting[0].enqueued) if waiting else math.inf
+        waiters = self._background.waiters if self._ahead is None else self._ahead[0]
+        since = max(self._background_served, waiters[0].enqueued) if waiters else math.inf
         return time.perf_counter() - since > _PATIENCE_S
 
     def _expecting(self) -> bool:
@@ -329,10 +329,10 @@ class Batcher:
         for place, waiter in enumerate(waiters):
             error = failure if tried else await self._attempt([waiter], None)
             if isinstance(error, ServiceError):  # what the tower asks went away meanwhile: nobody's input is at fault
-                left = [later for later in waiters[place:] if not later.result.done()]
-                self._observer.failed(len(left))
-                for later in left:
-                    _fail(later, error)
+                unanswered = [waiter for waiter in waiters[place:] if not waiter.result.done()]
+                self._observer.failed(len(unanswered))
+                for waiter in unanswered:
+                    _fail(waiter, error)
                 return
             if error is not None:
                 self._observer.failed(1)
@@ -344,13 +344,13 @@ class Batcher:
         waiters = [waiter for waiter in batch if not waiter.result.done()]
         if not waiters:
             return None
-        started, this = time.perf_counter(), object()
+        start_s, call_id = time.perf_counter(), object()
         # Where clients went away while the batch waited for the model, its arrays have rows too many.
         collated = arrays is not None and len(waiters) == len(batch)
 
         def call() -> Vectors:
-            given = arrays if collated else self._collate([waiter.value for waiter in waiters])
-            vectors = self._run_model(given)
+            inputs = arrays if collated else self._collate([waiter.value for waiter in waiters])
+            vectors = self._run_model(inputs)
             if vectors.shape != (len(waiters), self._dimensions):
                 raise ValueError(f"the model gave {vectors.shape} for {len(waiters)} items")
             if not np.isfinite(vectors).all():
@@ -358,25 +358,25 @@ class Batcher:
             return vectors
 
         origins = [waiter.origin for waiter in waiters]
-        self._begun[this] = started
+        self._begun[call_id] = start_s
         try:
             with tracing.batch(origins, {"isthmus.modality": self.name, "isthmus.items": len(waiters)}):
                 vectors = await self._model.run(call)
         except Exception as error:
             return error
         finally:
-            del self._begun[this]
-        seconds = time.perf_counter() - started
+            del self._begun[call_id]
+        seconds = time.perf_counter() - start_s
         self._item_s += 0.2 * (seconds / len(waiters) - self._item_s)
-        self._observer.batch([started - waiter.enqueued for waiter in waiters], seconds)
+        self._observer.batch([start_s - waiter.enqueued for waiter in waiters], seconds)
         for waiter, vector in zip(waiters, vectors, strict=True):
             if not waiter.result.done():
-                waiter.result.set_result(Answer(vector, started - waiter.enqueued, seconds))
+                waiter.result.set_result(Answer(vector, start_s - waiter.enqueued, seconds))
         return None
 
 
 class _Line:
-    """A queue of waiters, the oldest first. It keeps the sum of their costs."""
+    """Keeps waiters in a queue, the oldest first, and the sum of their costs."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -403,31 +403,31 @@ class _Line:
         return True
 
     def take_all(self) -> list[Prepared]:
-        taken = self.waiters
+        waiters = self.waiters
         self._become([])
-        return taken
+        return waiters
 
     def take(self, limit: int, sharers: int = 1) -> list[Prepared]:
         """Remove and return the next batch: the oldest, then what goes with it, oldest first, or by likeness of length.
 
         Where several lanes are free it is no more than this one's share of what waits.
         """
-        first, rest = self.waiters[0], self.waiters[1:]
+        first, others = self.waiters[0], self.waiters[1:]
         limit = min(limit, -(-self._total // sharers)) if sharers > 1 else limit
         if self._budget.by_length:
-            rest.sort(key=lambda waiter: abs(waiter.size - first.size))
-        taken, total, smallest, largest = [first], first.size, first.size, first.size
-        for waiter in rest:
+            others.sort(key=lambda waiter: abs(waiter.size - first.size))
+        batch, total, smallest, largest = [first], first.size, first.size, first.size
+        for waiter in others:
             low, high, size = min(smallest, waiter.size), max(largest, waiter.size), total + waiter.size
-            if self._budget.cost(len(taken) + 1, size, high) > limit:
+            if self._budget.cost(len(batch) + 1, size, high) > limit:
                 break
-            if not self._budget.together(len(taken) + 1, size, low, high):
+            if not self._budget.together(len(batch) + 1, size, low, high):
                 continue
-            taken.append(waiter)
+            batch.append(waiter)
             total, smallest, largest = size, low, high
-        chosen = set(map(id, taken))
-        self._become([waiter for waiter in self.waiters if id(waiter) not in chosen])
-        return taken
+        ids = set(map(id, batch))
+        self._become([waiter for waiter in self.waiters if id(waiter) not in ids])
+        return batch
 
     def _become(self, waiters: list[Prepared]) -> None:
         self.waiters = waiters

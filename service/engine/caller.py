@@ -1,4 +1,4 @@
-"""The caller that inputs are embedded for, passed as one argument from a request or a job down to the towers."""
+"""A caller is who inputs are embedded for: one argument from a request or a job down to the towers."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""One modality of one model: a tower, how its inputs are prepared, the queue in front of it, and its workers."""
+"""A channel serves one modality of one model: it has a tower, a queue in front of it, and workers."""
 
 import asyncio
 import math
@@ -26,7 +26,7 @@ _SHARES = 8
 
 
 class Channel:
-    """The queue of one modality, on one event loop."""
+    """Admits, prepares and queues the inputs of one modality, on one event loop."""
 
     def __init__(
         self, bundle: Bundle, modality: Modality, tower: Tower, settings: Settings, metrics: TowerMetrics

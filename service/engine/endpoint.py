@@ -1,4 +1,4 @@
-"""A text tower whose texts an embedding API makes vectors of: they leave this machine, and the log says so.
+"""An embedding API makes the vectors of such a tower's texts: they leave this machine, and the log says so.
 
 The operator names the API, never the bundle: a bundle could name one that reads along. It is asked by the rules of
 fetching, its answers are bounded, and what it does not answer fails for everyone who waits, with a reason.
@@ -31,7 +31,7 @@ _AGAIN = frozenset({408, 425, 429})
 
 
 class EndpointTower(Tower):
-    """Texts → an API's vectors → the bundle's own head. Several threads may call `run` at once."""
+    """Gives an API's vectors of texts to the bundle's own head. Several threads may call `run` at once."""
 
     def __init__(self, bundle: Bundle, settings: Settings) -> None:
         """Raises SettingsError where no API is named, or one of another shape."""

@@ -1,4 +1,4 @@
-"""URLs as inputs: off unless ISTHMUS_FETCH is set, and then only from the public Internet unless more is allowed.
+"""URLs are inputs where ISTHMUS_FETCH is set, and then only of the public Internet unless more is allowed.
 
 A client chooses the URL, and the server's place in its network must not be lent to it (server-side request forgery):
 
@@ -67,7 +67,7 @@ _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 
 @dataclass(frozen=True)
 class Url:
-    """The parts of a URL that a request is made of. Each part is checked; nothing else of the text is kept."""
+    """Holds the parts of a URL that a request is made of. Each part is checked; nothing else of the text is kept."""
 
     scheme: Literal["http", "https"]
     host: str
@@ -121,7 +121,7 @@ def _host(text: str) -> tuple[str, Address | None]:
 
 @dataclass(frozen=True)
 class Rules:
-    """The hosts and addresses that may be fetched from."""
+    """Says which hosts and addresses may be fetched from."""
 
     schemes: frozenset[str]
     ports: frozenset[int]
@@ -154,12 +154,12 @@ class Rules:
             raise FetchRefused("this server does not fetch over http: only https is allowed")
         if url.port not in self.ports:
             raise FetchRefused("this server does not fetch from that port")
-        listed = not self.names or _matches(url.host, self.names)
+        is_listed = not self.names or _matches(url.host, self.names)
         if url.address is not None:
-            allowed = self.admits(url.address) and (listed or inside(url.address, self.networks))
+            is_allowed = self.admits(url.address) and (is_listed or inside(url.address, self.networks))
         else:
-            allowed = listed
-        if not allowed or _matches(url.host, self.denied_names):
+            is_allowed = is_listed
+        if not is_allowed or _matches(url.host, self.denied_names):
             raise FetchRefused("this server does not fetch from that host")
 
     def admits(self, address: Address) -> bool:
@@ -168,9 +168,9 @@ class Rules:
         return inside(address, self.networks) or public(address)
 
 
-def _entries(setting: str, given: Iterable[str]) -> tuple[tuple[str, ...], tuple[Network, ...]]:
+def _entries(setting: str, entries: Iterable[str]) -> tuple[tuple[str, ...], tuple[Network, ...]]:
     names, networks = [], []
-    for entry in given:
+    for entry in entries:
         try:
             networks.append(ip_network(entry))
             continue
@@ -217,7 +217,7 @@ Headers = dict[bytes | str, bytes | str]
 
 @dataclass(frozen=True)
 class FetchConfig:
-    """Rules, certificates and resolver for fetching, as the settings have them."""
+    """Holds rules, certificates and resolver for fetching, as the settings have them."""
 
     rules: Rules
     tls: ssl.SSLContext
@@ -333,15 +333,15 @@ class Fetcher:
             async with self._places, asyncio.timeout(self._timeout_s):
                 self.rules.check(url)
                 sent = {**_headers(url), **headers, "Content-Length": str(len(content))}
-                connection, asked = self._connection(url, await self._addresses(url))
+                connection, request = self._connection(url, await self._addresses(url))
                 async with (
                     aclosing(connection),
-                    connection.stream("POST", asked, headers=sent, content=content) as answer,
+                    connection.stream("POST", request, headers=sent, content=content) as answer,
                 ):
                     body = await _body(answer, most, lambda size: None)
             result, size = "fetched", len(body)
-            given = {name.lower(): value for name, value in answer.headers}
-            return answer.status, body, given.get(b"retry-after", b"")
+            response_headers = {name.lower(): value for name, value in answer.headers}
+            return answer.status, body, response_headers.get(b"retry-after", b"")
         except Overloaded:
             raise
         except Exception as error:  # of names, sockets, TLS, HTTP; and the time
@@ -362,12 +362,12 @@ class Fetcher:
 
     async def _ask(self, url: Url, addresses: Sequence[Address], most: int, count: Count) -> bytes | str:
         """Return the body, or where to go on."""
-        connection, asked = self._connection(url, addresses)
-        async with aclosing(connection), connection.stream("GET", asked, headers=_headers(url)) as response:
-            given = {name.lower(): value for name, value in response.headers}
+        connection, request = self._connection(url, addresses)
+        async with aclosing(connection), connection.stream("GET", request, headers=_headers(url)) as response:
+            response_headers = {name.lower(): value for name, value in response.headers}
             if response.status in _REDIRECT:
-                return _location(given.get(b"location", b""))
-            if response.status != 200 or given.get(b"content-encoding", b"identity").lower() != b"identity":
+                return _location(response_headers.get(b"location", b""))
+            if response.status != 200 or response_headers.get(b"content-encoding", b"identity").lower() != b"identity":
                 raise FetchFailed("the URL could not be fetched", temporary=response.status in _TEMPORARY)
             body = await _body(response, most, count)
             if not body:
@@ -387,8 +387,8 @@ def _headers(url: Url) -> Headers:
 
 async def _body(response: httpcore2.Response, most: int, count: Count) -> bytes:
     """Read at most `most` bytes of a body. Raises MediaTooLarge."""
-    stated = {name.lower(): value for name, value in response.headers}.get(b"content-length", b"0")
-    if stated.isdigit() and int(stated) > most:
+    length = {name.lower(): value for name, value in response.headers}.get(b"content-length", b"0")
+    if length.isdigit() and int(length) > most:
         raise MediaTooLarge(f"what is at the URL is larger than {most} bytes")
     body = bytearray()
     async for chunk in response.aiter_stream():

@@ -18,7 +18,7 @@ _REDIS_KEEPS_S = 7 * 86_400
 
 @dataclass(frozen=True)
 class Opened:
-    """A bundle whose towers are open."""
+    """Holds a bundle whose towers are open."""
 
     bundle: Bundle
     towers: dict[Modality, Tower]

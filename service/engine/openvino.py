@@ -1,4 +1,4 @@
-"""Towers by OpenVINO: on some processors faster than ONNX Runtime, and in bfloat16 where the processor has it."""
+"""OpenVINO runs some towers faster than ONNX Runtime, and in bfloat16 where the processor has it."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ class Node(NamedTuple):
 
 
 class OpenVinoSession:
-    """A compiled graph with the methods of onnxruntime.InferenceSession that a tower uses. Any number of threads may
+    """Runs a compiled graph by the methods of onnxruntime.InferenceSession that a tower uses. Any number of threads may
     call `run`; `lanes` calls run at once, on `threads` threads each."""
 
     def __init__(self, graph: bytes, threads: int, lanes: int, precision: str) -> None:

@@ -1,4 +1,4 @@
-"""The file that an item was made from, where the operator lets it be read (`media`): opened below a folder, and typed.
+"""The file of an item is opened below a folder, and typed, where the operator lets it be read (`media`).
 
 Every part of the name is opened in the folder that was opened before it and no link is followed, so that nothing that
 changes meanwhile leads out of the folder. What is opened is a plain file or is not read.
@@ -39,7 +39,7 @@ _BRANDS = {b"M4A ": "audio/mp4", b"M4B ": "audio/mp4", b"qt  ": "video/quicktime
 
 
 class Original:
-    """An open file, which is closed when nobody holds it any more."""
+    """Holds an open file, which is closed when nobody holds it any more."""
 
     def __init__(self, descriptor: int) -> None:
         """Take over an open descriptor. Blocks; raises OSError."""
@@ -83,25 +83,25 @@ def _open_below(root: Path, name: str) -> Original | None:
     *folders, last = name.split("/")
     if any(not part or part.startswith(".") or "\0" in part for part in (*folders, last)):
         return None
-    opened = -1
+    descriptor = -1
     try:
-        opened = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         for folder in folders:
-            inner = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=opened)
-            os.close(opened)
-            opened = inner
+            inner = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
         # Opening some devices does something, and opening a pipe waits: what is plainly neither is opened.
-        if not stat.S_ISREG(os.stat(last, dir_fd=opened, follow_symlinks=False).st_mode):
+        if not stat.S_ISREG(os.stat(last, dir_fd=descriptor, follow_symlinks=False).st_mode):
             return None
         # In between it may have become one: then this does not wait, and what was opened is looked at.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        original = Original(os.open(last, flags, dir_fd=opened))
+        original = Original(os.open(last, flags, dir_fd=descriptor))
         return original if original.plain else None
     except (OSError, UnicodeEncodeError):
         return None
     finally:
-        if opened >= 0:
-            os.close(opened)
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def media_type(head: bytes) -> str:

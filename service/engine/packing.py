@@ -1,4 +1,4 @@
-"""A tower's graph as a file that is small enough to be downloaded, which the page of `isthmus publish` unpacks.
+"""A tower's graph becomes a file that is small enough to be downloaded; the page of `isthmus publish` unpacks it.
 
 Weights are stored as integers times a step per row, and gzip codes the upper bits of the integers by how often each
 occurs (uniform quantisation with entropy coding). How far the rounding of each matrix moves the tower's vectors is
@@ -51,24 +51,24 @@ def packed_tower(bundle: Bundle, modality: Modality, samples: Sequence[Arrays]) 
         if external_files(path):
             raise TowerError(f"{bundle.path / tower.file} keeps its weights in other files: export it with all in one")
         graph = path.read_bytes()
-    own = _vectors(graph, samples)
+    originals = _vectors(graph, samples)
     tensors = _packable(graph)
-    _, rounded = pack(graph, {one.start: _TRIAL for one in tensors})
+    _, rounded = pack(graph, {tensor.start: _TRIAL for tensor in tensors})
     moved = []
-    for one in tensors:
-        changed = graph[: one.start] + rounded[one.start : one.end] + graph[one.end :]
-        differences = _vectors(changed, samples[:_FEW]) - own[:_FEW]
+    for tensor in tensors:
+        changed_graph = graph[: tensor.start] + rounded[tensor.start : tensor.end] + graph[tensor.end :]
+        differences = _vectors(changed_graph, samples[:_FEW]) - originals[:_FEW]
         moved.append(math.sqrt(np.square(differences).sum(axis=1).mean()))
-    counts = [math.prod(one.dims) for one in tensors]
+    counts = [math.prod(tensor.dims) for tensor in tensors]
     for error in _ERRORS:
         shares = [error * math.sqrt(count / sum(counts)) for count in counts]
         ratios = {
-            one.start: min(max(_TRIAL * distance / share, _COARSEST), _FINEST)
-            for one, distance, share in zip(tensors, moved, shares, strict=True)
+            tensor.start: min(max(_TRIAL * distance / share, _COARSEST), _FINEST)
+            for tensor, distance, share in zip(tensors, moved, shares, strict=True)
             if share
         }
         packed, rebuilt = pack(graph, ratios)
-        cosine = float((own * _vectors(rebuilt, samples)).sum(axis=1).min())
+        cosine = float((originals * _vectors(rebuilt, samples)).sum(axis=1).min())
         if cosine >= _LEAST_COSINE:
             break
     return packed, cosine
@@ -79,38 +79,38 @@ def pack(graph: bytes, ratios: Mapping[int, float]) -> tuple[bytes, bytes]:
 
     `ratios`: for each tensor to be packed, by where it starts, the steps in the root mean square of a row.
     """
-    rebuilt, tensors, bodies, rest, after = bytearray(graph), [], [], [], 0
-    for one in (one for one in _packable(graph) if one.start in ratios):
-        type, rows, ratio = np.dtype(_TYPES[one.type]), one.dims[0], ratios[one.start]
-        values = np.frombuffer(graph[one.start : one.end], type).astype(np.float32).reshape(rows, -1)
+    rebuilt, tensors, bodies, graph_parts, after = bytearray(graph), [], [], [], 0
+    for tensor in (tensor for tensor in _packable(graph) if tensor.start in ratios):
+        type, rows, ratio = np.dtype(_TYPES[tensor.type]), tensor.dims[0], ratios[tensor.start]
+        values = np.frombuffer(graph[tensor.start : tensor.end], type).astype(np.float32).reshape(rows, -1)
         low = max(0, int(math.log2(ratio)) - 3)
         steps = np.maximum(
             np.sqrt(np.square(values).mean(axis=1)) / ratio, np.abs(values).max(axis=1) / (_LARGEST_UPPER * 2**low)
         )
         steps[steps == 0] = 1
         codes = np.rint(values / steps[:, None]).astype(np.int32)
-        rebuilt[one.start : one.end] = (codes.astype(np.float32) * steps[:, None]).astype(type).tobytes()
+        rebuilt[tensor.start : tensor.end] = (codes.astype(np.float32) * steps[:, None]).astype(type).tobytes()
         bits = (codes.reshape(-1, 1) >> np.arange(low) & 1).astype(np.uint8)
         bodies += [steps.tobytes(), (codes >> low).astype(np.int8).tobytes()]
         bodies.append(np.packbits(bits, bitorder="little").tobytes())
-        tensors.append({"at": one.start, "rows": rows, "count": codes.size, "low": low, "half": type.itemsize == 2})
-        rest.append(graph[after : one.start])
-        after = one.end
+        tensors.append({"at": tensor.start, "rows": rows, "count": codes.size, "low": low, "half": type.itemsize == 2})
+        graph_parts.append(graph[after : tensor.start])
+        after = tensor.end
     header = orjson.dumps({"size": len(graph), "tensors": tensors})
     squeezing = zlib.compressobj(9, zlib.DEFLATED, 31, 9, zlib.Z_HUFFMAN_ONLY)
-    parts = [len(header).to_bytes(4, "little"), header, *rest, graph[after:], *bodies]
+    parts = [len(header).to_bytes(4, "little"), header, *graph_parts, graph[after:], *bodies]
     return b"".join([*map(squeezing.compress, parts), squeezing.flush()]), bytes(rebuilt)
 
 
 def _packable(graph: bytes) -> list[Weights]:
     """Return the tensors of a graph that are worth packing, and are numbers."""
     return [
-        one
-        for one in weights(graph)
-        if one.type in _TYPES
-        and math.prod(one.dims) >= _FEWEST
-        and math.prod(one.dims[1:]) >= _NARROWEST
-        and np.isfinite(np.frombuffer(graph[one.start : one.end], _TYPES[one.type])).all()
+        tensor
+        for tensor in weights(graph)
+        if tensor.type in _TYPES
+        and math.prod(tensor.dims) >= _FEWEST
+        and math.prod(tensor.dims[1:]) >= _NARROWEST
+        and np.isfinite(np.frombuffer(graph[tensor.start : tensor.end], _TYPES[tensor.type])).all()
     ]
 
 

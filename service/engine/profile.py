@@ -1,4 +1,4 @@
-"""Profiles: how each tower of a bundle runs best on this machine, as `isthmus tune` measured it.
+"""A profile says how each tower of a bundle runs best on this machine, as `isthmus tune` measured it.
 
 A profile is a JSON file in the user's cache folder, named after the bundle. It fits the bundle, the processor, the
 number of cores and the versions that it was measured with; for others it is not used.
@@ -31,7 +31,7 @@ _MOST = 65_536
 
 @dataclass(frozen=True)
 class Choice:
-    """How one tower runs on the CPU."""
+    """Says how one tower runs on the CPU."""
 
     runtime: Runtime
     precision: ServedPrecision
@@ -102,7 +102,7 @@ def fitting(bundle: Bundle, settings: Settings) -> Mapping[Modality, Choice]:
         choices = {cast("Modality", name): Choice(**choice) for name, choice in profile["towers"].items()}
         for modality, choice in choices.items():
             choice.check(bundle.manifest.towers[modality])
-        other = sorted(name for name, value in machine(bundle).items() if profile["machine"].get(name) != value)
+        differing = sorted(name for name, value in machine(bundle).items() if profile["machine"].get(name) != value)
     except FileNotFoundError:
         return {}
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -114,8 +114,8 @@ def fitting(bundle: Bundle, settings: Settings) -> Mapping[Modality, Choice]:
     if accelerators(settings.device, onnxruntime.get_available_providers()) != ("cpu",):
         log.info("%s is not used, for it is of the CPU and there is CUDA: ISTHMUS_DEVICE=cpu chooses it", path)
         return {}
-    if other:
-        log.warning("%s is not used, for it has another %s: isthmus tune measures anew", path, ", ".join(other))
+    if differing:
+        log.warning("%s is not used, for it has another %s: isthmus tune measures anew", path, ", ".join(differing))
         return {}
     return choices
 
@@ -123,6 +123,6 @@ def fitting(bundle: Bundle, settings: Settings) -> Mapping[Modality, Choice]:
 def _processor() -> str:
     """Return the processor's model and what it can do, in one digest with the name before it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    said = dict(line.replace("\t", "").split(":", 1) for line in reversed(lines) if ":" in line)
-    flags = " ".join(sorted((said.get("flags") or said.get("Features") or "").split()))
-    return f"{said.get('model name', os.uname().machine).strip()} {hashlib.sha256(flags.encode()).hexdigest()[:8]}"
+    fields = dict(line.replace("\t", "").split(":", 1) for line in reversed(lines) if ":" in line)
+    flags = " ".join(sorted((fields.get("flags") or fields.get("Features") or "").split()))
+    return f"{fields.get('model name', os.uname().machine).strip()} {hashlib.sha256(flags.encode()).hexdigest()[:8]}"

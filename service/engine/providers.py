@@ -30,11 +30,11 @@ class TowerError(RuntimeError):
 
 def accelerators(device: Device, available: Collection[str]) -> tuple[Accelerator, ...]:
     """Return the accelerators to try, best first, of those that ONNX Runtime has. Raises TowerError."""
-    needed = _NEEDED.get(device)
-    if needed is not None:
-        if needed not in available:
+    provider = _NEEDED.get(device)
+    if provider is not None:
+        if provider not in available:
             raise TowerError(
-                f"ISTHMUS_DEVICE is {device!r}, but this ONNX Runtime has no {needed}: install onnxruntime-gpu"
+                f"ISTHMUS_DEVICE is {device!r}, but this ONNX Runtime has no {provider}: install onnxruntime-gpu"
             )
         return ("cuda",)
     return ("cuda", "cpu") if device == "auto" and CUDA in available else ("cpu",)
@@ -63,8 +63,8 @@ def requests(accelerator: Accelerator, device: Device, gpu: int = 0, *, engines:
 
 def satisfied(device: Device, modality: Modality, obtained: Sequence[str]) -> str:
     """Return the provider that a session works with. Raises TowerError if another was insisted on."""
-    needed = _NEEDED.get(device)
-    if needed is not None and obtained[0] != needed:
+    provider = _NEEDED.get(device)
+    if provider is not None and obtained[0] != provider:
         raise TowerError(f"ISTHMUS_DEVICE is {device!r}, but the {modality} tower got {obtained[0]}")
     return obtained[0]
 
@@ -74,9 +74,10 @@ def chosen(tower: Tower, modality: Modality, accelerator: Accelerator, choice: P
     if choice == "auto":
         return tower.default(accelerator)
     if choice not in tower.precisions:
-        there = ", ".join(tower.precisions)
+        precisions = ", ".join(tower.precisions)
         raise TowerError(
-            f"ISTHMUS_PRECISION is {choice!r}, and the bundle's {modality} tower comes in {there} only: name another, "
-            "or 'auto' for each tower's default, or export the bundle with it (export.precisions in the recipe)"
+            f"ISTHMUS_PRECISION is {choice!r}, and the bundle's {modality} tower comes in {precisions} only: name "
+            "another, or 'auto' for each tower's default, or export the bundle with it (export.precisions in the "
+            "recipe)"
         )
     return choice

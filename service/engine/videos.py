@@ -27,11 +27,11 @@ def decoded(clip: Clip) -> list[Decoded]:
 def pooled(clip: Clip, vectors: Sequence[Embedded | InputError]) -> Embedded | InputError:
     """Return a video of the vectors of what was `decoded`, or what is wrong with the first that has none."""
     moments = []
-    for stretch, made in zip([*clip.frames, *clip.sounds], vectors, strict=True):
-        if isinstance(made, InputError):
-            return made
-        kind: Kind = "image" if made.modality == "image" else "audio"
-        moments.append(Moment(kind, round(stretch.start, 3), round(stretch.end, 3), made.vector))
+    for stretch, result in zip([*clip.frames, *clip.sounds], vectors, strict=True):
+        if isinstance(result, InputError):
+            return result
+        kind: Kind = "image" if result.modality == "image" else "audio"
+        moments.append(Moment(kind, round(stretch.start, 3), round(stretch.end, 3), result.vector))
     modality: Modality = "image" if clip.frames else "audio"
     parts = [moment.vector for moment in moments if moment.modality == modality]
     try:

@@ -1,4 +1,4 @@
-"""A job's input, JSONL or a tar: an upload → a file on disk → a plan of its items → items by their numbers.
+"""A job's input (JSONL, or a tar) goes from an upload to a file on disk, to a plan of its items, to the items.
 
 A plan is made once, by going through the whole input without reading what the items hold, and kept in a file of its own
 (SQLite), so that neither the input nor the list of what is in it is ever in memory, and any item is found at once after
@@ -73,7 +73,7 @@ CREATE TABLE described (name TEXT PRIMARY KEY, metadata TEXT NOT NULL) STRICT, W
 
 
 class Unusable(Exception):
-    """The input as a whole cannot be read: the message says why, and names nothing that is not the client's."""
+    """Raised where the input as a whole cannot be read: the message says why, and names only what is the client's."""
 
 
 class _Stopped(Exception): ...
@@ -81,7 +81,7 @@ class _Stopped(Exception): ...
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits of an input."""
+    """Bounds a job's input."""
 
     limits: Limits
     items: int
@@ -99,23 +99,23 @@ class Bounds:
 
 
 async def spool(blocks: AsyncIterator[bytes], path: Path, most: int, disk: Disk, threads: Workers) -> str:
-    """Write what comes to `path` in `threads`, on disk when this returns; the sha256 of what came, as it came.
+    """Write what comes to `path` in `threads`, on disk when this returns, and return the sha256 of what came.
 
     Gzip is known by its first bytes, and unpacked. Raises BodyTooLarge past `most` bytes (of what is written),
     MalformedRequest for gzip that is broken or cut off, DiskFull where the disk has no room for it, NotReady where it
     does not take it. The caller then removes what was begun.
     """
-    waiting, size = [], 0
+    blocks_waiting, size = [], 0
     try:
         with path.open("xb") as file:
             upload = _Upload(file, most, disk)
             async for block in blocks:
-                waiting.append(block)
+                blocks_waiting.append(block)
                 size += len(block)
                 if size >= _WRITTEN_BYTES:
-                    await threads.run(partial(upload.write, b"".join(waiting)))
-                    waiting, size = [], 0
-            await threads.run(partial(upload.end, b"".join(waiting)))
+                    await threads.run(partial(upload.write, b"".join(blocks_waiting)))
+                    blocks_waiting, size = [], 0
+            await threads.run(partial(upload.end, b"".join(blocks_waiting)))
     except OSError:
         log.exception("a job's input cannot be written")
         raise NotReady("the job's input cannot be written to disk") from None
@@ -123,7 +123,7 @@ async def spool(blocks: AsyncIterator[bytes], path: Path, most: int, disk: Disk,
 
 
 class _Upload:
-    """A file that is hashed as it comes, unpacked where it is gzip, and never larger than allowed."""
+    """Writes a file that is hashed as it comes, unpacked where it is gzip, and never larger than allowed."""
 
     def __init__(self, file: BinaryIO, most: int, disk: Disk) -> None:
         self.digest = hashlib.sha256()
@@ -311,7 +311,7 @@ def _lines(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int]]:
 
 
 class _Metered(io.RawIOBase):
-    """A file that tarfile reads headers from, and no more than so many bytes of one member's."""
+    """Lets tarfile read headers from a file, and no more than so many bytes of one member's."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.left = file, _MOST_HEADER_BYTES
@@ -331,7 +331,7 @@ class _Metered(io.RawIOBase):
 
 def _plan_tar(file: BinaryIO, writer: _Writer) -> None:
     metered = _Metered(file)
-    seen, before = 0, -1
+    count, before = 0, -1
     try:
         with tarfile.TarFile(fileobj=metered, mode="r") as archive:
             while True:
@@ -339,22 +339,22 @@ def _plan_tar(file: BinaryIO, writer: _Writer) -> None:
                 member = archive.next()
                 if member is None:
                     break
-                seen += 1
+                count += 1
                 if member.size < 0 or archive.offset <= before:  # it would be gone through for ever
                     raise tarfile.ReadError("a size below zero")
                 before = archive.offset
-                if seen > 2 * writer.bounds.items + _BATCH:
+                if count > 2 * writer.bounds.items + _BATCH:
                     raise Unusable(f"the archive holds more than {writer.bounds.items} items")
                 # Metadata that tarfile would keep of each member, and of global headers.
                 archive.members, archive.pax_headers = [], {}  # type: ignore[attr-defined]
                 _member(member, file, writer)
-            whole = _ends(file, archive.offset)
+            is_whole = _ends(file, archive.offset)
     except (Unusable, DiskFull, _Stopped):
         raise
     except Exception as error:  # tarfile raises many kinds for what is no tar, RecursionError among them
-        what = "the archive is damaged or cut off" if seen else "the body is no tar"
-        raise Unusable(what) from error
-    if not whole:
+        problem = "the archive is damaged or cut off" if count else "the body is no tar"
+        raise Unusable(problem) from error
+    if not is_whole:
         raise Unusable("the archive is damaged or cut off: it does not end as a tar does")
 
 
@@ -407,7 +407,7 @@ def _shown(name: str) -> str:
 
 @dataclass(frozen=True)
 class Piece:
-    """One item as it stands in the input."""
+    """Holds one item as it stands in the input."""
 
     line: int
     kind: Kind
@@ -421,7 +421,7 @@ class Piece:
 
 
 class Reader:
-    """A finished plan and its input, for any thread. Raises ValueError once it is closed."""
+    """Reads items by a finished plan, for any thread. Raises ValueError once it is closed."""
 
     def __init__(self, source: Path, plan: Path) -> None:
         self._connection = sqlite3.connect(f"{plan.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
@@ -530,13 +530,13 @@ def _body(piece: Piece) -> dict[str, Any]:
     return body
 
 
-def _object(data: bytes, what: str) -> dict[str, Any]:
+def _object(data: bytes, label: str) -> dict[str, Any]:
     try:
         value = parse_json(data)
     except MalformedRequest:
-        raise _Unreadable(f"{what} is not valid JSON") from None
+        raise _Unreadable(f"{label} is not valid JSON") from None
     except BodyTooLarge:
-        raise _Unreadable(f"{what} holds too many values") from None
+        raise _Unreadable(f"{label} holds too many values") from None
     if not isinstance(value, dict):
-        raise _Unreadable(f"{what} is not a JSON object")
+        raise _Unreadable(f"{label} is not a JSON object")
     return value

@@ -1,4 +1,4 @@
-"""Bulk jobs: items of a large input are stored in the background, each once, whatever crashes.
+"""Bulk jobs store the items of a large input in the background, each once, whatever crashes.
 
 POST /jobs spools the input to disk (input.py) and writes the job down (ledger.py); only then is it answered. A run
 (run.py) counts what is in the input, cuts it into chunks, embeds each, and stores the items in order.
@@ -43,7 +43,7 @@ _ERRORS_AT_ONCE = 1_000
 
 @dataclass(frozen=True)
 class Opened:
-    """The folder of jobs, which this process holds."""
+    """Holds the folder of jobs, which this process has locked."""
 
     folder: Path
     ledger: Ledger
@@ -69,7 +69,7 @@ def open_jobs(folder: Path) -> Opened:
 
 
 class Jobs:
-    """The bulk jobs of a server, on one event loop: `start` it, `close` it."""
+    """Runs the bulk jobs of a server, on one event loop: `start` it, `close` it."""
 
     def __init__(self, opened: Opened, settings: Settings, context: EmbeddingContext, metrics: Metrics) -> None:
         self.replica = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname() or "localhost")[:63]
@@ -148,7 +148,7 @@ class Jobs:
         await self._threads.run(partial(shutil.rmtree, self._folder / id, ignore_errors=True))
 
     async def job(self, id: str) -> Progress:
-        """Raises NotFound, which names the replica that took the job, where that is another."""
+        """Return a job. Raises NotFound, which names the replica that took the job, where that is another."""
         return self._progress(await self._job(id))
 
     async def jobs(self, limit: int, before: str | None, states: Sequence[State] | None) -> list[Progress]:
@@ -183,11 +183,11 @@ class Jobs:
         try:
             return await self._ledger.do(Ledger.job, id)
         except NotFound:
-            taken = re.fullmatch(r"[0-9a-f]{24}-([A-Za-z0-9.-]{1,63})", id)
-            if taken is None or taken[1] == self.replica:
+            match = re.fullmatch(r"[0-9a-f]{24}-([A-Za-z0-9.-]{1,63})", id)
+            if match is None or match[1] == self.replica:
                 raise
             raise NotFound(
-                f"no job {id!r} on the replica {self.replica}: ask the replica {taken[1]}, which took it"
+                f"no job {id!r} on the replica {self.replica}: ask the replica {match[1]}, which took it"
             ) from None
 
     def _progress(self, job: Job) -> Progress:
@@ -256,7 +256,7 @@ class Jobs:
             self._wake.set()
 
     async def _end(self, job: Job, state: State, code: str | None = None, detail: str | None = None) -> None:
-        """Raises NotReady."""
+        """Record the end of a job. Raises NotReady."""
         await self._ledger.do(Ledger.end, job, state, code, detail)
         await self._workplace.count_jobs()
         await self._remove(job.id)

@@ -1,4 +1,4 @@
-"""The durable ledger of all jobs: an acknowledged job survives whatever happens to the process.
+"""The ledger of all jobs is durable: an acknowledged job survives whatever happens to the process.
 
 A job's items are numbered from 0 and are stored in order. So what a crash leaves to do are the items from `next` on.
 
@@ -93,7 +93,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Items of a job that are embedded together."""
+    """Names the items of a job that are embedded together."""
 
     first: int
     count: int
@@ -103,7 +103,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An item that was not stored."""
+    """Says why an item was not stored."""
 
     line: int
     """Position in the input, from 1: the line of JSONL, otherwise the item's number."""
@@ -116,7 +116,7 @@ _JOB = f"SELECT {', '.join(field.name for field in fields(Job))} FROM jobs"
 
 
 class Ledger:
-    """The ledger's database, used by one thread at a time. Raises NotFound for an unknown job."""
+    """Keeps the jobs in a database, used by one thread at a time. Raises NotFound for an unknown job."""
 
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
@@ -197,10 +197,10 @@ class Ledger:
 
     def jobs(self, limit: int, before: int | None = None, states: Sequence[State] | None = None) -> list[Job]:
         """Return the newest jobs first; `before`: only those with a smaller number."""
-        allowed = states or get_args(State)
+        selected = states or get_args(State)
         rows = self._connection.execute(
-            f"{_JOB} WHERE number < ? AND state IN ({', '.join('?' * len(allowed))}) ORDER BY number DESC LIMIT ?",
-            (before if before is not None else 2**62, *allowed, limit),
+            f"{_JOB} WHERE number < ? AND state IN ({', '.join('?' * len(selected))}) ORDER BY number DESC LIMIT ?",
+            (before if before is not None else 2**62, *selected, limit),
         )
         return [Job(*row) for row in rows]
 
@@ -281,7 +281,7 @@ class Ledger:
         with self._transaction() as connection:
             connection.executemany(
                 "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?)",
-                [(job.number, one.first, one.count, one.attempts) for one in chunks],
+                [(job.number, part.first, part.count, part.attempts) for part in chunks],
             )
         return chunks
 
@@ -303,7 +303,7 @@ T = TypeVar("T")
 
 
 class LedgerThread:
-    """The ledger, used by a thread of its own."""
+    """Calls the ledger in a thread of its own."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger

@@ -1,4 +1,4 @@
-"""The run of one job from its input to the store: planned, cut into chunks, and each chunk embedded and stored in
+"""A run takes one job from its input to the store: it plans, cuts into chunks, and embeds and stores each chunk in
 order.
 
 Chunks are stored in order, so that of an id that comes twice the later stays, as though the items had been sent one
@@ -70,12 +70,12 @@ class Cancelled(Exception):
 
 
 class Poison(Exception):
-    """The process ended, or failed, whenever it worked on these items."""
+    """Raised for items on which the process ended, or failed, whenever it worked on them."""
 
 
 @dataclass(frozen=True)
 class EmbeddingContext:
-    """The services that embed a job's items."""
+    """Holds the services that embed a job's items."""
 
     embedder: Embedder
     store: Store
@@ -87,7 +87,7 @@ class EmbeddingContext:
 
 
 class Places:
-    """Places for some chunks at once, or for one alone. Lives on one event loop.
+    """Gives places to some chunks at once, or to one alone. Lives on one event loop.
 
     A chunk that was in hand when a process ended may have been what ended it, or may have stood beside that. Tried
     alone, it answers for itself only.
@@ -99,15 +99,15 @@ class Places:
 
     @asynccontextmanager
     async def take(self, *, alone: bool) -> AsyncIterator[None]:
-        async with AsyncExitStack() as taken:
+        async with AsyncExitStack() as stack:
             async with self._door:
                 for _ in range(_EMBEDDED_CHUNKS if alone else 1):
-                    await taken.enter_async_context(self._free)
+                    await stack.enter_async_context(self._free)
             yield
 
 
 class Workplace:
-    """The services and limits that the runs of all jobs share."""
+    """Holds the services and limits that the runs of all jobs share."""
 
     def __init__(
         self, folder: Path, ledger: LedgerThread, settings: Settings, context: EmbeddingContext, metrics: Metrics
@@ -134,7 +134,7 @@ class Progress:
 
 
 class Run:
-    """A job that is worked on. Lives on one event loop."""
+    """Works on one job. Lives on one event loop."""
 
     def __init__(self, job: Job, workplace: Workplace) -> None:
         self.job = job
@@ -275,7 +275,7 @@ class Run:
             log.warning("the items of a chunk of job %s are tried one by one", self.job.id)
             chunks = await self._ledger.do(Ledger.split, self.job, chunk)
             self.pending.popleft()
-            self.pending.extendleft([self._begin(reader, one) for one in chunks][::-1])
+            self.pending.extendleft([self._begin(reader, part) for part in chunks][::-1])
             return
         outcomes = list(task.result())
         ready = 1
@@ -326,14 +326,14 @@ async def embed(
     of a URL later is tried again a few times, at the end of the chunk; what does not come then fails alone.
     """
     good = {line: item for line, item in items.items() if isinstance(item, NewItem)}
-    waiting = {line: item for line, item in good.items() if context.fetcher and _at_urls(item)}
-    results = await _embed_patiently(context, {line: item for line, item in good.items() if line not in waiting})
+    at_urls = {line: item for line, item in good.items() if context.fetcher and _at_urls(item)}
+    results = await _embed_patiently(context, {line: item for line, item in good.items() if line not in at_urls})
     paid: set[tuple[int, int]] = set()
     for pause_s in (*FETCH_PAUSES_S, None):
-        for batch in _by_urls(waiting):
+        for batch in _by_urls(at_urls):
             results |= await _embed_patiently(context, await _fetched(context, batch, meter, paid))
-        waiting = {line: item for line, item in waiting.items() if _may_come(results[line])}
-        if not waiting or pause_s is None:
+        at_urls = {line: item for line, item in at_urls.items() if _may_come(results[line])}
+        if not at_urls or pause_s is None:
             break
         await asyncio.sleep(pause_s)
     return [item if isinstance(item, Refusal) else _outcome(line, item, results[line]) for line, item in items.items()]

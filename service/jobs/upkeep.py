@@ -1,4 +1,4 @@
-"""Backup and restore of bulk jobs, beside those of the store: the parts of `python -m service backup | restore`.
+"""`python -m service backup | restore` copy bulk jobs, too, by these functions.
 
 A copy is a folder like the one that is copied: the ledger, and of each unfinished job its input and its plan. The
 ledger is copied before the store is: what it says is done is in the store's copy too, and what was done in between is
@@ -92,8 +92,8 @@ def _copied(source: Path, target: Path) -> Copied | None:
         (target / job.id).mkdir(exist_ok=True)
         for name in _FILES:
             # A plan is complete once the items are counted; before that it is made again.
-            needed = name == "input" or job.total is not None
-            if needed and not _copy(source / job.id / name, target / job.id / name):
+            is_needed = name == "input" or job.total is not None
+            if is_needed and not _copy(source / job.id / name, target / job.id / name):
                 return None
     sync(staged)
     os.replace(staged, target / FILE)

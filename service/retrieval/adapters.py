@@ -1,4 +1,4 @@
-"""A handful of examples per label, as a shift of the label's vector; labels without examples stay where they are."""
+"""A handful of examples shift a label's vector; labels without examples stay where they are."""
 
 from collections.abc import Iterator
 
@@ -50,8 +50,8 @@ def own_similarities(
         for place, owner in enumerate(owners[start : start + ROWS], start=start):
             vector = label_vectors[owner].astype(np.float64)
             if counts[owner] > 1:
-                rest = (sums[owner] - wide[place]) / (counts[owner] - 1)
-                vector = l2_normalise(vector + STRENGTH * (rest - middle)).astype(np.float64)
+                others_mean = (sums[owner] - wide[place]) / (counts[owner] - 1)
+                vector = l2_normalise(vector + STRENGTH * (others_mean - middle)).astype(np.float64)
             similarities[place - start, owner] = wide[place] @ vector
         yield similarities
 

@@ -126,13 +126,13 @@ def confidences(
     bank: Bank,
     backgrounds: Mapping[str, Background],
 ) -> list[float | None]:
-    """For each item (N, D), the chance that no item of any of the kinds would fit the query (D,) as well by chance, 0
+    """Return for each item (N, D) the chance that no item of any kind would fit the query (D,) as well by chance, 0
     to 1; None where its kind has no background. Texts may hold what is no word: nonsense counts among them."""
     if not similarities:
         return []
     fits = np.asarray(similarities, np.float32) - rivals(bank.words, vectors)
     confidences: list[float | None] = [None] * len(similarities)
-    shares, known = bank.weights(query, list(backgrounds)) if backgrounds else ({}, 1.0)
+    shares, wordlikeness = bank.weights(query, list(backgrounds)) if backgrounds else ({}, 1.0)
     for modality, background in backgrounds.items():
         places = [place for place, kind in enumerate(modalities) if kind == modality]
         best = np.sort(background.fits[_ROWS[modality]] if modality in _ROWS else background.fits)
@@ -140,14 +140,14 @@ def confidences(
         below = np.searchsorted(best, fits[places]) / (len(best) + 1)
         chance = 1 - below ** (1 / shares[modality])
         if modality != "text":
-            chance = np.minimum(1.0, chance / known)
+            chance = np.minimum(1.0, chance / wordlikeness)
         for place, share in zip(places, (1 - chance).tolist(), strict=True):
             confidences[place] = share
     return confidences
 
 
 def surviving(confidences: Sequence[float | None], fdr: float) -> list[bool]:
-    """Which results are discoveries at a false-discovery rate.
+    """Return which results are discoveries at a false-discovery rate.
 
     The query is tested first, by its best result, and then each result by Benjamini and Hochberg's step-up procedure
     (Yekutieli, 2008): the k best survive where -log(confidence), the number of items that would fit as well as the k-th

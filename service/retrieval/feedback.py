@@ -1,4 +1,4 @@
-"""What judgements of results teach the searches of a collection: a head of low rank on the side of the queries.
+"""Judgements of results teach the searches of a collection: they learn a head of low rank, which moves queries.
 
 A query q moves by Σ w_c(q) s_c over the judged queries c, and stored vectors stay as they are. Both factors are
 regularised least squares in closed form:
@@ -97,7 +97,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Head:
-    """What moves queries: keys (C, D) and floors (C,), which make the weights of a query, and shifts (C, D)."""
+    """Moves queries by keys (C, D) and floors (C,), which make the weights of a query, and shifts (C, D)."""
 
     keys: Vectors
     floors: Vectors
@@ -122,17 +122,17 @@ def fit(judged: Judged, sample: Sequence[Item], guard: Vectors) -> Head:
     """Return the head that judgements teach, for a collection of which these items are a sample."""
     queries, items = judged.queries.astype(np.float64), judged.items.astype(np.float64)
     kinds = np.array([*(item.modality for item in sample), *judged.modalities])
-    known = np.stack([*(item.vector for item in sample if item.vector is not None), *judged.items]).astype(np.float64)
-    middles = {kind: known[kinds == kind].mean(axis=0) for kind in set(kinds.tolist())}
-    around = known - np.stack([middles[kind] for kind in kinds.tolist()])
+    vectors = np.stack([*(item.vector for item in sample if item.vector is not None), *judged.items]).astype(np.float64)
+    middles = {kind: vectors[kinds == kind].mean(axis=0) for kind in set(kinds.tolist())}
+    around = vectors - np.stack([middles[kind] for kind in kinds.tolist()])
     metric = np.linalg.inv(_penalised(around.T @ around / len(around), _FEATURES))
     owners, relevant = np.array(judged.owners), np.array(judged.relevant)
     shifts = np.zeros_like(queries)
     for place, query in enumerate(queries):
         rows = np.flatnonzero(owners == place).tolist()
-        ranked = {kind: np.sort(known[kinds == kind] @ query) for kind in middles}
-        best = np.array([ranked[judged.modalities[row]][-_BEST:].mean() + _MARGIN for row in rows])
-        average = np.array([ranked[judged.modalities[row]].mean() for row in rows])
+        scores_by_kind = {kind: np.sort(vectors[kinds == kind] @ query) for kind in middles}
+        best = np.array([scores_by_kind[judged.modalities[row]][-_BEST:].mean() + _MARGIN for row in rows])
+        average = np.array([scores_by_kind[judged.modalities[row]].mean() for row in rows])
         scores = items[rows] @ query
         gains = np.where(relevant[rows], np.maximum(0, best - scores), np.minimum(0, average - scores))
         features = items[rows] - np.stack([middles[judged.modalities[row]] for row in rows])
@@ -148,11 +148,11 @@ def _weights(queries: Doubles, guard: Doubles) -> tuple[Doubles, Doubles]:
     middle = guard.mean(axis=0)
     unrelated = float(middle @ middle)  # what two queries have in common anyway: 0.8 and more in some spaces
     alike = ((guard @ queries.T).max(axis=1) - unrelated) / max(1 - unrelated, 1e-6)
-    others = guard[alike < SAME]
-    whitened = np.linalg.solve(_penalised(others.T @ others / max(1, len(others)), _BANK), queries.T)
+    unlike = guard[alike < SAME]
+    whitened = np.linalg.solve(_penalised(unlike.T @ unlike / max(1, len(unlike)), _BANK), queries.T)
     kernel = queries @ whitened
     keys = np.linalg.solve(_penalised(kernel, _MIXED), whitened.T)
-    floors = np.maximum(0, others @ keys.T).max(axis=0, initial=0)
+    floors = np.maximum(0, unlike @ keys.T).max(axis=0, initial=0)
     room = (keys * queries).sum(axis=1) - floors
     safe = np.where(room > 0, room, np.inf)  # what the guard leaves no room for has no weight
     return keys / safe[:, None], floors / safe
@@ -172,7 +172,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Versions:
-    """What a collection was taught, newest last, and the version that its searches use."""
+    """Lists what a collection was taught, newest last, and names the version that its searches use."""
 
     current: int | None = None
     last: int = 0
@@ -187,7 +187,7 @@ class Versions:
 
 
 class Feedback:
-    """The versions of each collection, in the store: records like label sets, of names that no client can give."""
+    """Keeps the versions of each collection in the store: records like label sets, of names that no client can give."""
 
     def __init__(self, embedder: Embedder, store: Store) -> None:
         self._embedder, self._store = embedder, store
@@ -254,12 +254,12 @@ class Feedback:
             definition["floors"] = head.floors.tolist()
             vectors = {"queries": judged.queries, "items": judged.items, "keys": head.keys, "shifts": head.shifts}
             await self._store.put_label_set(_record(collection, version.number), definition, vectors)
-            kept = [*versions.versions, version]
-            oldest = next((one for one in kept if one.number != versions.current), version)
-            if len(kept) > MOST_VERSIONS:
-                kept.remove(oldest)
-            await self._write(collection, Versions(version.number, version.number, tuple(kept)))
-            if len(kept) == MOST_VERSIONS and oldest not in kept:
+            history = [*versions.versions, version]
+            oldest = next((candidate for candidate in history if candidate.number != versions.current), version)
+            if len(history) > MOST_VERSIONS:
+                history.remove(oldest)
+            await self._write(collection, Versions(version.number, version.number, tuple(history)))
+            if len(history) == MOST_VERSIONS and oldest not in history:
                 await self._forget(_record(collection, oldest.number))
         learned = head.weights(judged.queries)[np.arange(version.queries), np.arange(version.queries)] > 0
         return version, int(np.count_nonzero(~learned))
@@ -280,15 +280,15 @@ class Feedback:
         """Delete a version, or all; searches that used it use none. Raises NotFound where that version is not there."""
         async with self._changing:
             versions = await self.versions(collection)
-            gone = versions.versions if number is None else (versions.get(number),)
-            kept = tuple(version for version in versions.versions if version not in gone)
-            current = versions.current if versions.current in {version.number for version in kept} else None
-            if kept:
-                await self._write(collection, Versions(current, versions.last, kept))
+            deleted = versions.versions if number is None else (versions.get(number),)
+            remaining = tuple(version for version in versions.versions if version not in deleted)
+            current = versions.current if versions.current in {version.number for version in remaining} else None
+            if remaining:
+                await self._write(collection, Versions(current, versions.last, remaining))
             else:
                 await self._forget(_record(collection))
                 self._changed(collection)
-            for version in gone:
+            for version in deleted:
                 await self._forget(_record(collection, version.number))
 
     async def _write(self, collection: str, versions: Versions) -> None:
@@ -305,11 +305,10 @@ class Feedback:
 
     async def _read(self, collection: str, number: int) -> tuple[Judged, Head]:
         record = await self._store.label_set(_record(collection, number))
-        known, vectors = record.definition, record.vectors
-        judged = Judged(
-            vectors["queries"], vectors["items"], known["ids"], known["modalities"], known["owners"], known["relevant"]
-        )
-        return judged, Head(vectors["keys"], np.array(known["floors"], np.float32), vectors["shifts"])
+        stored, vectors = record.definition, record.vectors
+        lists = (stored[name] for name in ("ids", "modalities", "owners", "relevant"))
+        judged = Judged(vectors["queries"], vectors["items"], *lists)
+        return judged, Head(vectors["keys"], np.array(stored["floors"], np.float32), vectors["shifts"])
 
 
 _EMPTY = np.empty((0, 0), np.float32)

@@ -1,4 +1,4 @@
-"""Vectors of one space → vectors of another, learned from items whose vectors are known in both.
+"""A map turns vectors of one space into those of another; it is learned from items whose vectors are known in both.
 
 Kernel ridge regression with a linear and a local kernel, which is the mean of a Gaussian process. What each vector is
 predicted as by all the others has a closed form (Rasmussen and Williams, 2006, 5.4.2): every pair is held out once, so
@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 
 class Adapter:
-    """A map between two spaces. It tells how wrong each of its vectors may be, and is tested on pairs left out."""
+    """Maps vectors of a space to another; tells how wrong each of them may be, and is tested on pairs left out."""
 
     def __init__(self, old: Vectors, new: Vectors) -> None:
         """Learn from the unit vectors (N, D) of the old space and (N, E) of the new one, N of at least 2."""
@@ -58,8 +58,8 @@ class Adapter:
         searches tell items apart by directions of little spread too. Chosen on the dev captions of Flickr8k."""
         centred = new - self._mean
         directions = np.linalg.eigh(centred.T @ centred)[1]
-        spread, left = ((vectors @ directions).std(axis=0) for vectors in (centred, left_out - self._mean))
-        return np.asarray((directions * np.sqrt(np.clip(spread / np.maximum(left, 1e-9), 1, 2))) @ directions.T)
+        spread, test = ((vectors @ directions).std(axis=0) for vectors in (centred, left_out - self._mean))
+        return np.asarray((directions * np.sqrt(np.clip(spread / np.maximum(test, 1e-9), 1, 2))) @ directions.T)
 
     def _kernel(self, vectors: Floats) -> Floats:
         linear = (vectors - self._centre) @ (self._old - self._centre).T
@@ -73,8 +73,8 @@ class Adapter:
             part = vectors[start : start + _ROWS].astype(np.float64)
             alike = self._kernel(part)
             raw = alike @ self._weights + self._mean
-            own = ((part - self._centre) ** 2).sum(axis=1) + 1
-            variances = own - ((alike @ self._spread) ** 2).sum(axis=1)
+            distance = ((part - self._centre) ** 2).sum(axis=1) + 1
+            variances = distance - ((alike @ self._spread) ** 2).sum(axis=1)
             mapped.append(l2_normalise(raw))
             errors.append(np.clip(_signs(raw, variances) @ self._fit, 0, 2))
         return np.concatenate(mapped), np.concatenate(errors)
@@ -93,8 +93,8 @@ def kept(
     are of another space than the real ones, `other_queries` are the same queries there."""
     queries_of = ((real, queries), (mapped, queries if other_queries is None else other_queries))
     top = max(1, min(top, len(real) // 2))
-    best = [np.argpartition(-(asked @ vectors.T), top - 1, axis=1)[:, :top] for vectors, asked in queries_of]
-    return float(np.mean([len(np.intersect1d(*both)) / top for both in zip(*best, strict=True)]))
+    best = [np.argpartition(-(queries @ vectors.T), top - 1, axis=1)[:, :top] for vectors, queries in queries_of]
+    return float(np.mean([len(np.intersect1d(*answers)) / top for answers in zip(*best, strict=True)]))
 
 
 def _signs(raw: Floats, variances: Floats) -> Floats:

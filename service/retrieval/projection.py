@@ -1,4 +1,4 @@
-"""A map of a collection: its vectors in the plane, for people to look at. What is near is about the same.
+"""A map shows a collection's vectors in the plane, for people to look at. What is near is about the same.
 
 Laid out as UMAP does (McInnes, Healy and Melville, 2018): every item is drawn to its nearest neighbours and pushed from
 others at random, from its principal components on. Two things are our own. Vectors of an image and of a text lie apart
@@ -127,17 +127,17 @@ def _neighbours(vectors: Vectors, groups: NDArray[np.str_]) -> tuple[NDArray[np.
                 continue
             near, neighbours = faiss.knn(vectors[first], vectors[second], count, metric=faiss.METRIC_INNER_PRODUCT)
             heads, tails = np.broadcast_to(first[:, None], neighbours.shape), second[neighbours]
-            other = heads != tails
-            apart = np.where(other, near.max(axis=1, where=other, initial=-1, keepdims=True) - near, 0)
-            spread = apart.sum(axis=1, keepdims=True) / np.maximum(other.sum(axis=1, keepdims=True), 1)
-            pairs.append((heads * len(vectors) + tails)[other])
-            weights.append(np.exp(-np.maximum(apart, 0) / np.maximum(spread, 1e-9))[other])
+            is_other = heads != tails
+            apart = np.where(is_other, near.max(axis=1, where=is_other, initial=-1, keepdims=True) - near, 0)
+            spread = apart.sum(axis=1, keepdims=True) / np.maximum(is_other.sum(axis=1, keepdims=True), 1)
+            pairs.append((heads * len(vectors) + tails)[is_other])
+            weights.append(np.exp(-np.maximum(apart, 0) / np.maximum(spread, 1e-9))[is_other])
     heads, tails = np.divmod(np.concatenate(pairs), len(vectors))
     ordered = np.minimum(heads, tails) * len(vectors) + np.maximum(heads, tails)
     unique, place = np.unique(ordered, return_inverse=True)
     # Either of the two may call the other its neighbour: 1 - (1 - w)(1 - w').
-    joined = 1 - np.exp(np.bincount(place, np.log1p(-0.999 * np.concatenate(weights))))
-    return unique // len(vectors), unique % len(vectors), joined
+    strengths = 1 - np.exp(np.bincount(place, np.log1p(-0.999 * np.concatenate(weights))))
+    return unique // len(vectors), unique % len(vectors), strengths
 
 
 def _settled(
@@ -154,8 +154,8 @@ def _settled(
         square = np.maximum((between**2).sum(axis=1), 1e-12)
         strength = 2 * _A * _B * square ** (_B - 1) / (1 + _A * square**_B) * weights
         pull = np.clip(strength[:, None] * between, -_FARTHEST, _FARTHEST)
-        others = random.integers(0, count, len(pushed))
-        between = places[pushed] - places[others]
+        pushers = random.integers(0, count, len(pushed))
+        between = places[pushed] - places[pushers]
         square = (between**2).sum(axis=1)
         strength = 2 * _B / ((0.001 + square) * (1 + _A * square**_B))
         push = np.clip(strength[:, None] * between, -_FARTHEST, _FARTHEST).reshape(count, _PUSHES, 2).mean(axis=1)

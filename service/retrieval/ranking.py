@@ -29,14 +29,14 @@ def distinct(vectors: Vectors, similarity: float) -> list[int]:
 
     Equal content makes equal vectors, so that a similarity of 1 leaves out exact repetitions.
     """
-    kept: list[int] = []
+    places: list[int] = []
     kept_vectors = np.empty_like(vectors)
     for place, vector in enumerate(vectors):
         stop_if_abandoned()
-        if not kept or float((kept_vectors[: len(kept)] @ vector).max()) < similarity - _ROUNDING:
-            kept_vectors[len(kept)] = vector
-            kept.append(place)
-    return kept
+        if not places or float((kept_vectors[: len(places)] @ vector).max()) < similarity - _ROUNDING:
+            kept_vectors[len(places)] = vector
+            places.append(place)
+    return places
 
 
 def diverse(relevance: NDArray[np.floating], vectors: Vectors, trade: float, count: int) -> list[int]:
@@ -45,15 +45,15 @@ def diverse(relevance: NDArray[np.floating], vectors: Vectors, trade: float, cou
     Each is the one with the largest trade · relevance - (1 - trade) · (largest similarity to those already taken); the
     first is the most relevant. Relevance (N,), unit vectors (N, D); 1 for `trade` orders by relevance alone.
     """
-    left = np.ones(len(vectors), bool)
+    is_free = np.ones(len(vectors), bool)
     nearest = np.zeros(len(vectors))
-    taken: list[int] = []
-    while len(taken) < min(count, len(vectors)):
+    places: list[int] = []
+    while len(places) < min(count, len(vectors)):
         stop_if_abandoned()
-        gain = trade * relevance - (1 - trade) * nearest if taken else relevance
-        best = int(np.argmax(np.where(left, gain, -np.inf)))
-        taken.append(best)
-        left[best] = False
+        gain = trade * relevance - (1 - trade) * nearest if places else relevance
+        best = int(np.argmax(np.where(is_free, gain, -np.inf)))
+        places.append(best)
+        is_free[best] = False
         similar = (vectors @ vectors[best]).astype(np.float64)
-        nearest = similar if len(taken) == 1 else np.maximum(nearest, similar)
-    return taken
+        nearest = similar if len(places) == 1 else np.maximum(nearest, similar)
+    return places

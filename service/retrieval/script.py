@@ -52,12 +52,12 @@ def follow(steps: Vectors, moments: Mapping[str, Sequence[Moment]], count: int) 
     first = 0
     for id, of in moments.items():
         last = first + len(of)
-        total, places = aligned(gains[:, first:last], np.array([(one.start + one.end) / 2 for one in of]))
-        taken = [
+        total, places = aligned(gains[:, first:last], np.array([(moment.start + moment.end) / 2 for moment in of]))
+        ranking = [
             None if place is None else (of[place], float(similarities[step, first + place]))
             for step, place in enumerate(places)
         ]
-        matches.append(Match(id, total / len(steps), taken))
+        matches.append(Match(id, total / len(steps), ranking))
         first = last
     return sorted(matches, key=lambda match: -match.score)[:count]
 

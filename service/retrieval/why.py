@@ -1,4 +1,4 @@
-"""Why a result was found: the part of the picture, the seconds of the sound or film, and the words of the query.
+"""An answer shows why a result was found: by the part of a picture, the seconds of a sound, the words of a query.
 
 Any bundle will do, for nothing but vectors is needed. A picture and a short sound are cut into windows that overlap,
 and each is embedded by itself and compared with the query. A film and a long
@@ -59,8 +59,8 @@ class Words:
 
     def why(self, similarity: float, vector: Vectors) -> list[dict[str, Any]]:
         """Return what each piece gives to the similarity to an item's vector (D,)."""
-        lost = similarity - (self.without @ vector).astype(np.float64)
-        return [{"text": text, "contribution": loss} for text, loss in zip(self.pieces, lost.tolist(), strict=True)]
+        losses = similarity - (self.without @ vector).astype(np.float64)
+        return [{"text": text, "contribution": loss} for text, loss in zip(self.pieces, losses.tolist(), strict=True)]
 
 
 class Explainer:
@@ -88,19 +88,19 @@ class Explainer:
                 pieces.append(content.text[start:end])
                 shortened.append((place, replace(content, text=content.text[:start] + content.text[end:])))
         weights = [weight for _, weight in parts]
-        left = [text for _, text in shortened if text.text.strip()]
-        results = iter(await self._embedder.embed(left, caller, admit_unknown=True) if left else ())
+        texts = [text for _, text in shortened if text.text.strip()]
+        results = iter(await self._embedder.embed(texts, caller, admit_unknown=True) if texts else ())
         without = []
         for place, text in shortened:
-            changed = list(vectors)
-            changed[place] = np.zeros_like(vectors[place])  # where its only word is gone, so is the part
+            part_vectors = list(vectors)
+            part_vectors[place] = np.zeros_like(vectors[place])  # where its only word is gone, so is the part
             if text.text.strip():
                 result = next(results)
                 if isinstance(result, InputError):
                     return None
-                changed[place] = result.vector
+                part_vectors[place] = result.vector
             try:
-                without.append(weighted_sum(changed, weights))
+                without.append(weighted_sum(part_vectors, weights))
             except InputError:  # nothing is left
                 without.append(np.zeros_like(vectors[place]))
         return Words(pieces, np.stack(without)) if pieces else None
@@ -150,12 +150,12 @@ class Explainer:
         """Return how much more similar each cell of a picture is than the whole, row by row: the mean over the windows
         that hold it. Raises InputError."""
         limits = self._embedder.limits.of_images
-        cut = await self._embedder.in_worker(partial(windows, file, _SIDE, _BOXES, limits))
-        vectors = await self._vectors([Media("image", part) for part in (file, *cut)], caller)
-        whole, *of_windows = (vectors @ query).tolist()
+        crops = await self._embedder.in_worker(partial(windows, file, _SIDE, _BOXES, limits))
+        vectors = await self._vectors([Media("image", part) for part in (file, *crops)], caller)
+        whole_similarity, *of_windows = (vectors @ query).tolist()
         total, count = np.zeros((2, _SIDE, _SIDE))
         for (row, column, span), similarity in zip(_BOXES, of_windows, strict=True):
-            total[row : row + span, column : column + span] += similarity - whole
+            total[row : row + span, column : column + span] += similarity - whole_similarity
             count[row : row + span, column : column + span] += 1
         cells: list[list[float]] = (total / count).tolist()
         return cells
@@ -198,10 +198,10 @@ class Explainer:
         """Return the best moments of an item, in the order of time."""
         moments = (await self._store.moments_of(item.collection, [item.id])).get(item.id, [])
         scored = [(moment, float(query @ moment.vector)) for moment in moments if moment.vector is not None]
-        best = sorted(scored, key=lambda one: -one[1])[:_MOST_MOMENTS]
+        best = sorted(scored, key=lambda pair: -pair[1])[:_MOST_MOMENTS]
         return [
             {"start": moment.start, "end": moment.end, "modality": moment.modality, "similarity": similarity}
-            for moment, similarity in sorted(best, key=lambda one: (one[0].start, one[0].modality))
+            for moment, similarity in sorted(best, key=lambda pair: (pair[0].start, pair[0].modality))
         ] or None
 
 

@@ -1,5 +1,4 @@
-"""Free space on the disk: a client's data are refused before the disk is full, so that the rest of the server goes
-on."""
+"""A client's data are refused before the disk is full, so that the rest of the server goes on."""
 
 import os
 import threading
@@ -11,7 +10,7 @@ from service.errors import DiskFull
 
 
 class Disk:
-    """The disk that holds a folder, of which `least_bytes` are to stay free. For any thread."""
+    """Watches the disk that holds a folder, of which `least_bytes` are to stay free. Any thread may use it."""
 
     def __init__(self, folder: Path, least_bytes: int) -> None:
         self._folder, self._least_bytes = folder, least_bytes
@@ -31,7 +30,7 @@ class Disk:
                 self._being_written -= count
 
     def check(self, count: int = 0) -> None:
-        """Return whether there is room for so many bytes more. Raises DiskFull."""
+        """Raises DiskFull where there is no room for so many bytes more."""
         with self._lock:
             self._check(self._being_written + count)
 

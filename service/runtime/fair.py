@@ -1,4 +1,4 @@
-"""A limited number of places, given in turn. Each caller has a waiting line, and the lines are served in turn: a
+"""A limited number of places is given in turn. Each caller has a waiting line, and the lines are served in turn: a
 caller that asks for a thousand things makes another, who asks for one, wait for one; or for none, where a caller may
 not have all the places."""
 
@@ -13,7 +13,7 @@ MOST_WAITING = 2_048
 
 
 class FairSemaphore:
-    """A semaphore of one event loop. The caller is the key of the current request (`logs.caller`)."""
+    """Gives places on one event loop. The caller is the key of the current request (`logs.caller`)."""
 
     def __init__(self, places: int, *, per_caller: int | None = None, most_waiting: int = MOST_WAITING) -> None:
         self._free, self._per_caller, self._most = places, per_caller or places, most_waiting

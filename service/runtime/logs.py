@@ -1,4 +1,4 @@
-"""One JSON object per line on standard error, each with the request it belongs to.
+"""The log is one JSON object per line on standard error, each with the request it belongs to.
 
 What a client sent is in none of them: no text, file name, metadata, path or key. An exception is named by its kind and
 place, since its own text may quote what it failed on; at level debug that is logged as well.
@@ -57,10 +57,10 @@ class JsonFormatter(logging.Formatter):
 
 def described(error: BaseException) -> Iterator[str]:
     """Yield an exception, its causes, and where each was raised, without their texts but for what is safe to tell."""
-    seen: set[int] = set()
+    ids: set[int] = set()
     exception: BaseException | None = error
-    while exception is not None and id(exception) not in seen:
-        seen.add(id(exception))
+    while exception is not None and id(exception) not in ids:
+        ids.add(id(exception))
         kind = type(exception)
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         description = _told(exception)

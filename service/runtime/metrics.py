@@ -1,4 +1,4 @@
-"""The metrics of /metrics. Each app has a registry of its own, so two apps in one process do not mix.
+"""Each app has a registry of its own for /metrics, so two apps in one process do not mix.
 
 No label holds what a client wrote: methods, routes, codes, models and modalities are all of a known few.
 """
@@ -115,7 +115,7 @@ class Metrics:
 
 
 class TowerMetrics:
-    """Metrics that a channel and its batchers report, labelled with their model and modality."""
+    """Counts what a channel and its batchers report, labelled with their model and modality."""
 
     def __init__(self, metrics: Metrics, model: str, modality: str) -> None:
         self._decode = metrics.decode_seconds.labels(model, modality)

@@ -1,4 +1,4 @@
-"""What a key may use up: limits such as `items=1000/minute`, kept as token buckets in Redis or in the process.
+"""Limits of a key, such as `items=1000/minute`, are kept as token buckets in Redis or in the process.
 
 A bucket holds up to `amount` and is refilled at amount / period. A request is let through where the bucket holds what
 it costs, or is full: one that costs more than the whole amount leaves a debt, which is worked off before the next.
@@ -77,7 +77,7 @@ class Limiter(Protocol):
 
 
 class MemoryLimiter:
-    """Buckets in this process, for one event loop."""
+    """Keeps the buckets in this process, for one event loop."""
 
     def __init__(self) -> None:
         self._buckets: dict[str, tuple[float, dict[str, float]]] = {}
@@ -85,19 +85,19 @@ class MemoryLimiter:
     async def take(self, key: str, limits: Sequence[Limit], costs: Costs) -> Verdict:
         now = time.monotonic()
         last, balances = self._buckets.get(key, (now, {}))
-        filled = [
+        contents = [
             min(limit.amount, balances.get(limit.name, limit.amount) + (now - last) * limit.rate) for limit in limits
         ]
-        asked = [costs.get(limit.unit, 0.0) for limit in limits]
+        demands = [costs.get(limit.unit, 0.0) for limit in limits]
         wait = 0.0
-        for limit, holds, cost in zip(limits, filled, asked, strict=True):
-            missing = min(cost, limit.amount) - holds
-            if cost > 0 and missing > _TOLERANCE * limit.amount:
-                wait = max(wait, missing / limit.rate)
+        for limit, holds, cost in zip(limits, contents, demands, strict=True):
+            lack = min(cost, limit.amount) - holds
+            if cost > 0 and lack > _TOLERANCE * limit.amount:
+                wait = max(wait, lack / limit.rate)
         if not wait:
-            filled = [holds - cost for holds, cost in zip(filled, asked, strict=True)]
-        self._buckets[key] = now, {limit.name: holds for limit, holds in zip(limits, filled, strict=True)}
-        return Verdict(wait, filled)
+            contents = [holds - cost for holds, cost in zip(contents, demands, strict=True)]
+        self._buckets[key] = now, {limit.name: holds for limit, holds in zip(limits, contents, strict=True)}
+        return Verdict(wait, contents)
 
     async def close(self) -> None:
         self._buckets.clear()
@@ -136,8 +136,8 @@ return answer
 
 
 class RedisLimiter:
-    """Buckets that replicas share. While Redis does not answer each replica counts for itself: a limit is then that of
-    each of them, neither lifted nor a reason to refuse everybody."""
+    """Keeps buckets that replicas share. While Redis does not answer each replica counts for itself: a limit is then
+    that of each of them, neither lifted nor a reason to refuse everybody."""
 
     def __init__(self, url: str, *, timeout_s: float, failed: Callable[[], None], pause_s: float = 1.0) -> None:
         self._redis = redis.asyncio.Redis.from_url(
@@ -172,7 +172,7 @@ class RedisLimiter:
 
 @dataclass
 class Meter:
-    """What one request takes from its key's buckets, and what its answer says of them."""
+    """Takes what one request costs from its key's buckets, and says in its answer what is left."""
 
     limiter: Limiter
     key: str
@@ -200,7 +200,7 @@ class Meter:
         self._prepaid += items
 
     async def take(self, costs: Costs) -> None:
-        """Raises RateLimited."""
+        """Take the costs from the key's buckets. Raises RateLimited."""
         if self._prepaid and "items" in costs:
             paid = min(self._prepaid, costs["items"])
             self._prepaid -= int(paid)

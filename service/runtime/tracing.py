@@ -1,4 +1,4 @@
-"""OpenTelemetry traces of requests, their stages and their batches, sent to OTEL_EXPORTER_OTLP_ENDPOINT.
+"""OpenTelemetry traces requests, their stages and their batches; spans go to OTEL_EXPORTER_OTLP_ENDPOINT.
 
 A request's span goes on with the trace that its `traceparent` names, and the answer's `traceparent` names the span.
 Each stage of it is a span inside. A model call serves many requests and belongs to the trace of none: it is a trace of
@@ -29,7 +29,7 @@ Attributes = Mapping[str, str | int | float]
 
 @dataclass(frozen=True)
 class Origin:
-    """The span of the request, or of its stage, that an input in a batch belongs to."""
+    """Holds the span of the request, or of its stage, that an input in a batch belongs to."""
 
     tracing: "Tracing"
     span: "Span"

@@ -1,4 +1,4 @@
-"""Threads that run calls for an event loop. A dead thread is replaced at once, and the call that it had is answered.
+"""Threads run calls for an event loop. A dead thread is replaced at once, and the call that it had is answered.
 
 Callers have the threads in turn (fair.py); where there are spare ones, another caller's call need not wait for the end
 of what a flood's calls have begun. A call whose caller went away is not begun; one that has been begun can ask
@@ -33,7 +33,7 @@ _own = threading.local()
 
 
 class WorkerDied(RuntimeError):
-    """The thread that had this call ended before the call did."""
+    """Raised where the thread that had this call ended before the call did."""
 
 
 class Abandoned(Exception):
@@ -61,7 +61,7 @@ class _Call:
 
 
 class Workers:
-    """Threads that take calls, each caller's in order: `count` for one caller, and `spare` ones that only others have.
+    """Runs calls in threads, each caller's in order: `count` for one caller, and `spare` ones that only others have.
     Unlike those of a ThreadPoolExecutor, dead ones are replaced.
 
     What ends a thread is whatever is no Exception: SystemExit, or the panic of a library that is written in Rust.

@@ -1,4 +1,4 @@
-"""How well a bank of queries fits the items of a collection: what chance gives.
+"""Chance is measured by how well a bank of queries fits the items of a collection.
 
 A sample of each part's vectors is compared with the bank, and what is kept of it is one number for each query, so that
 a search pays little for it. They are taken anew once the part has changed by an eighth.
@@ -24,7 +24,7 @@ _NEAREST, _EVERY = 8, 4
 
 @dataclass(frozen=True)
 class Background:
-    """How well the queries of a bank fit the items of one modality."""
+    """Says how well the queries of a bank fit the items of one modality."""
 
     count: int
     """Number of the items, moments included."""
@@ -37,7 +37,7 @@ class Background:
 
     @property
     def fits(self) -> NDArray[np.float32]:
-        """For each query of the bank (Q,), the best fit to be expected among all the items."""
+        """Return for each query of the bank (Q,) the best fit to be expected among all the items."""
         return self.best + np.float32(self.growth * math.log(max(1.0, self.count / self.sample)))
 
 
@@ -50,7 +50,7 @@ class _Kept:
 
 
 class Backgrounds:
-    """The backgrounds of a store's parts. Any thread may ask."""
+    """Keeps the backgrounds of a store's parts. Any thread may ask."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, str], _Kept] = {}
@@ -69,29 +69,29 @@ class Backgrounds:
             living = view.count - view.dead
             if not living:
                 continue
-            stored = self._kept.get((collection, modality))
-            changed = 0 if stored is None else abs(view.count - stored.rows) + abs(view.dead - stored.dead)
-            if stored is None or stored.queries is not queries or changed > stored.rows / 8:
-                stored = _Kept(view.count, view.dead, queries, _measured(view, queries, reader))
+            last = self._kept.get((collection, modality))
+            changes = 0 if last is None else abs(view.count - last.rows) + abs(view.dead - last.dead)
+            if last is None or last.queries is not queries or changes > last.rows / 8:
+                last = _Kept(view.count, view.dead, queries, _measured(view, queries, reader))
                 with self._changing:
-                    self._kept[collection, modality] = stored
-            backgrounds[modality] = replace(stored.background, count=living)
+                    self._kept[collection, modality] = last
+            backgrounds[modality] = replace(last.background, count=living)
         return backgrounds
 
 
 def together(
     of_items: Mapping[str, Background], of_moments: Mapping[str, Background] | None = None
 ) -> dict[str, Background]:
-    """The backgrounds of items and of their moments as one: an item fits as well as its best moment does."""
-    merged = dict(of_items)
+    """Return the backgrounds of items and of their moments as one: an item fits as well as its best moment does."""
+    joint = dict(of_items)
     for modality, moments in (of_moments or {}).items():
         items = of_items.get(modality)
         if items is None:
-            merged[modality] = moments
+            joint[modality] = moments
             continue
         count = items.count + moments.count
-        merged[modality] = Background(count, np.maximum(items.fits, moments.fits), count, 0.0)
-    return merged
+        joint[modality] = Background(count, np.maximum(items.fits, moments.fits), count, 0.0)
+    return joint
 
 
 def _measured(view: View, queries: Vectors, reader: SlotReader) -> Background:
@@ -102,7 +102,7 @@ def _measured(view: View, queries: Vectors, reader: SlotReader) -> Background:
 
 
 def rivals(queries: Vectors, vectors: Vectors) -> NDArray[np.float32]:
-    """How similar the best of a bank's queries (Q, D) are to each item (N, D): what a fit is measured against (N,)."""
+    """Return how similar the best of a bank's queries (Q, D) are to each item (N, D): a fit is measured by it (N,)."""
     scores = vectors @ queries[::_EVERY].T
     nearest = min(_NEAREST, scores.shape[1])
     mean: NDArray[np.float32] = np.partition(scores, -nearest, axis=1)[:, -nearest:].mean(axis=1)
@@ -110,14 +110,14 @@ def rivals(queries: Vectors, vectors: Vectors) -> NDArray[np.float32]:
 
 
 def measured(queries: Vectors, vectors: Vectors) -> Background:
-    """The background of items with these vectors (N, D): a query of the bank is no rival of itself."""
+    """Return the background of items with these vectors (N, D): a query of the bank is no rival of itself."""
     scores = queries @ vectors.T
-    own = scores[::_EVERY]
-    nearest = min(_NEAREST, len(own) - 1)
-    top = np.sort(np.partition(own, -nearest - 1, axis=0)[-nearest - 1 :], axis=0)
+    scores_of_rivals = scores[::_EVERY]
+    nearest = min(_NEAREST, len(scores_of_rivals) - 1)
+    top = np.sort(np.partition(scores_of_rivals, -nearest - 1, axis=0)[-nearest - 1 :], axis=0)
     total = top[1:].sum(axis=0)
     fits = scores - total / nearest
-    fits[::_EVERY] -= np.where(own >= top[1], (top[0] - own) / nearest, 0)
+    fits[::_EVERY] -= np.where(scores_of_rivals >= top[1], (top[0] - scores_of_rivals) / nearest, 0)
     best, part = fits.max(axis=1), fits[:, ::4]
     more = math.log(fits.shape[1] / part.shape[1])
     growth = float((best - part.max(axis=1)).mean()) / more if more else 0.0

@@ -1,4 +1,4 @@
-"""Items in an order, and how many there are of each value of a metadata key: from the views in memory.
+"""Browsing lists items in an order, and counts the values of metadata keys, from the views in memory.
 
 Both take a few passes over arrays, whatever the filter, and read only the rows that they answer with.
 """
@@ -23,7 +23,7 @@ _CURSOR = struct.Struct("<cdq")
 
 @dataclass(frozen=True)
 class Order:
-    """The order of a page of items: by a metadata key that holds numbers, or by when they were last written."""
+    """Orders a page of items: by a metadata key that holds numbers, or by when they were last written."""
 
     key: str | None = None
     descending: bool = False
@@ -31,7 +31,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Values:
-    """How often a metadata key holds each value."""
+    """Counts how often a metadata key holds each value."""
 
     counts: Sequence[tuple[Scalar, int]]
     """Values, the most frequent first."""
@@ -101,8 +101,8 @@ def _values(
     parts: list[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]] = []
     for modality, view in views.items():
         rows, kinds, cells = view.columns.scalars(key, view.count)
-        there = masks[modality][rows]
-        parts.append((kinds[there], cells[there], view.slots[rows[there]]))
+        selected = masks[modality][rows]
+        parts.append((kinds[selected], cells[selected], view.slots[rows[selected]]))
     if not sum(len(kinds) for kinds, _, _ in parts):
         return Values((), total, 0)
     kinds, cells, slots = (np.concatenate([part[place] for part in parts]) for place in range(3))

@@ -1,5 +1,4 @@
-"""Carrying a store over from one embedding space to another: reading the old store and putting the new one in its
-place.
+"""A store is carried over from one embedding space to another: the old one is read, and the new one put in its place.
 
 A store is one file. What else is in its folder follows from that file (the indexes' snapshot) or is of no space (bulk
 jobs). So the new file is made in a folder inside the store's, `new.SPACE`, and one rename puts it in its place. The old
@@ -73,7 +72,7 @@ def file_of(path: Path) -> Path:
 
 
 class OldStore:
-    """A store that is read, whatever its space. Close it."""
+    """Reads a store, whatever its space. Close it."""
 
     def __init__(self, path: Path, *, alone: bool) -> None:
         """Open the old store. `alone`: nobody else has it open. Raises StoreError."""
@@ -108,11 +107,13 @@ class OldStore:
             (SELECT content FROM keywords WHERE keywords.item = items.key AND field = ?), items.slot, vector
             {_ITEMS.replace("WHERE", "JOIN vectors USING (slot) WHERE")}"""
         if slots is None:
-            found: Iterator[Any] = self._connection.execute(f"{query} ORDER BY items.key", (keywords.TEXT,))
+            records: Iterator[Any] = self._connection.execute(f"{query} ORDER BY items.key", (keywords.TEXT,))
         else:
-            one = f"{query} AND items.slot = ?"
-            found = (row for slot in slots for row in self._connection.execute(one, (keywords.TEXT, slot)).fetchall())
-        for key, collection, id, modality, metadata, created, updated, text, slot, vector in found:
+            of_slot = f"{query} AND items.slot = ?"
+            records = (
+                row for slot in slots for row in self._connection.execute(of_slot, (keywords.TEXT, slot)).fetchall()
+            )
+        for key, collection, id, modality, metadata, created, updated, text, slot, vector in records:
             preview = previews.of_item(self._connection, key, id)
             parts = self._moments(collection, id) if modality in moments.HAVING else ()
             details = (orjson.loads(metadata), created, updated, text, preview, slot, rows.unpack(vector), parts)
@@ -121,8 +122,8 @@ class OldStore:
     def _moments(self, collection: str, id: str) -> Sequence[Moment]:
         key = rows.collection_key(self._connection, moments.moments_table(collection))
         prefix = f"{id}{moments.SEPARATOR}"
-        found = {} if key is None else rows.vectors_of_prefixes(self._connection, key, [prefix])
-        return moments.by_owner(found).get(id, ())
+        vectors = {} if key is None else rows.vectors_of_prefixes(self._connection, key, [prefix])
+        return moments.by_owner(vectors).get(id, ())
 
     def slots(self) -> dict[str, list[int]]:
         """Return the slots of the items of each modality."""
@@ -133,10 +134,10 @@ class OldStore:
 
     def vectors(self, slots: Sequence[int]) -> tuple[list[int], Vectors]:
         """Return those of the slots that still hold a vector, in their order, and the vectors (N, D)."""
-        one = "SELECT vector FROM vectors WHERE slot = ?"
-        found = [(slot, row[0]) for slot in slots if (row := self._connection.execute(one, (slot,)).fetchone())]
-        width = -1 if found else 0
-        return [slot for slot, _ in found], rows.unpack(b"".join(blob for _, blob in found)).reshape(len(found), width)
+        query = "SELECT vector FROM vectors WHERE slot = ?"
+        pairs = [(slot, row[0]) for slot in slots if (row := self._connection.execute(query, (slot,)).fetchone())]
+        vectors = rows.unpack(b"".join(blob for _, blob in pairs))
+        return [slot for slot, _ in pairs], vectors.reshape(len(pairs), -1 if pairs else 0)
 
     def collections(self) -> Iterator[tuple[CollectionRow, Sequence[str]]]:
         """Yield each collection with its keyword fields."""
@@ -151,8 +152,8 @@ class OldStore:
 
 
 class Dates:
-    """What a store that is filled has by now, and the dates of its collections and label sets: it dates them by the
-    clock, and this class restores their own.
+    """Reads what a store that is filled has by now, and restores the dates of its collections and label sets, which the
+    store itself takes from the clock.
 
     A second connection to the file of an open store; nothing else is written by it. Close it.
     """

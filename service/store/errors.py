@@ -10,7 +10,7 @@ from service.contract.bundle import Manifest
 
 
 class StoreError(Exception):
-    """A store cannot be opened."""
+    """Raised where a store cannot be opened."""
 
 
 class SpaceMismatch(StoreError):

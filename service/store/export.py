@@ -1,4 +1,4 @@
-"""A collection read whole from the file of a store, which may be served meanwhile."""
+"""An export reads a whole collection from the file of a store, which may be served meanwhile."""
 
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ class Exported:
 
 
 class Export:
-    """A collection as it was when this was opened. Close it."""
+    """Reads a collection as it was when this was opened. Close it."""
 
     def __init__(self, path: Path, collection: str) -> None:
         """Raises StoreError where the store or the collection is not there, StoreDamaged where it cannot be read."""
@@ -38,21 +38,21 @@ class Export:
             schema.check_version(self._connection, path)
             self._connection.execute("BEGIN")
             self.space = schema.meta(self._connection, "space") or ""
-            by_name = {one.name: one for one in rows.collections(self._connection)}
+            by_name = {row.name: row for row in rows.collections(self._connection)}
         except sqlite3.Error as error:
             self.close()
             raise StoreDamaged(f"{path} cannot be read: {error}") from None
         except StoreError:
             self.close()
             raise
-        named = by_name.get(collection)
-        if named is None or hidden(collection):
+        row_of_name = by_name.get(collection)
+        if row_of_name is None or hidden(collection):
             self.close()
             names = ", ".join(sorted(name for name in by_name if not hidden(name)))
             raise StoreError(f"{path} has no collection {collection!r}, but: {names}")
         moments = by_name.get(moments_table(collection))
-        self._key, self._moments_key = named.key, None if moments is None else moments.key
-        self.vectors = named.count + (0 if moments is None else moments.count)
+        self._key, self._moments_key = row_of_name.key, None if moments is None else moments.key
+        self.vectors = row_of_name.count + (0 if moments is None else moments.count)
         """Number of vectors, those of moments too."""
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The filter over metadata: one grammar for search and for deletion.
+"""A filter over metadata has one grammar for search and for deletion.
 
     {"year": 2020}                                   equal (1 is 1.0, and neither true nor "1"; integers are exact)
     {"year": [2020, 2021, null]}                     one of
@@ -119,7 +119,7 @@ def _conditions(name: str, raw: Any, where: str) -> Iterator[Filter]:
     if isinstance(raw, Mapping):
         if not raw:
             raise ValueError(f'{where}: an object of operators is expected, such as {{"$gte": 1}}')
-        kinds = {_type(raw[bound]) for bound in _BOUNDS if bound in raw}
+        kinds = {_type(raw[name_of_bound]) for name_of_bound in _BOUNDS if name_of_bound in raw}
         if len(kinds) > 1:
             raise ValueError(f"{where}: the bounds of a range are all numbers or all texts")
         for operator, value in raw.items():
@@ -181,15 +181,15 @@ def passes(filter: Filter, metadata: Mapping[str, Any]) -> bool:
         case Is(name, values):
             return name in metadata and any(_equal(metadata[name], value) for value in values)
         case Bound(name, operator, value):
-            stored = metadata.get(name)
-            kind = _type(stored)
+            content = metadata.get(name)
+            kind = _type(content)
             # Python compares integers and doubles as the numbers that they are.
-            return kind == _type(value) and kind in ("number", "text") and _BOUNDS[operator](stored, value)
+            return kind == _type(value) and kind in ("number", "text") and _BOUNDS[operator](content, value)
         case Exists(name):
             return name in metadata
         case Contains(name, text):
-            stored = metadata.get(name)
-            return isinstance(stored, str | list) and text in stored
+            content = metadata.get(name)
+            return isinstance(content, str | list) and text in content
         case All(of):
             return all(passes(part, metadata) for part in of)
         case Some(of):
@@ -198,8 +198,8 @@ def passes(filter: Filter, metadata: Mapping[str, Any]) -> bool:
             return not passes(of, metadata)
 
 
-def _equal(stored: Any, value: Scalar) -> bool:
-    kind = _type(stored)
+def _equal(content: Any, value: Scalar) -> bool:
+    kind = _type(content)
     if kind != _type(value):
         return False
-    return stored is value if kind == "constant" else bool(stored == value)
+    return content is value if kind == "constant" else bool(content == value)

@@ -32,7 +32,7 @@ def give(index: Any, stopped: Callable[[], bool]) -> int:
         return 0
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    moved, started = 0, time.monotonic()
+    moved, start_s = 0, time.monotonic()
     for address, size in _arrays(index):
         # Only whole pages: nothing beside the array changes, and no memory is added.
         first, end = -(-address // _SIZE) * _SIZE, (address + size) // _SIZE * _SIZE
@@ -42,7 +42,7 @@ def give(index: Any, stopped: Callable[[], bool]) -> int:
                 break
             moved += length
     if moved:
-        seconds = round(time.monotonic() - started, 1)
+        seconds = round(time.monotonic() - start_s, 1)
         _log.info("an index has huge pages", extra={"fields": {"mb": moved >> 20, "seconds": seconds}})
     return moved
 

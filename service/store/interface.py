@@ -36,7 +36,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Part:
-    """How the items of one modality of a collection are indexed at present."""
+    """Says how the items of one modality of a collection are indexed at present."""
 
     modality: str
     kind: Kind
@@ -50,7 +50,7 @@ class Part:
 
 @dataclass(frozen=True)
 class VectorSearch:
-    """A search for the `count` nearest items of a collection to each of the unit vectors (Q, D)."""
+    """Asks for the `count` nearest items of a collection to each of the unit vectors (Q, D)."""
 
     collection: str
     queries: Vectors

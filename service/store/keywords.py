@@ -1,4 +1,4 @@
-"""Words of items, in SQLite's FTS5: functions of a connection.
+"""SQLite's FTS5 indexes the words of items; these are functions of a connection.
 
 The text of a text item is always indexed, under the field `text`; strings in the metadata, and lists of them, where the
 collection names their key as one of its keyword fields. Rows go with their items: deleting an item deletes them.
@@ -35,14 +35,14 @@ def fields(connection: sqlite3.Connection, collection: int) -> list[str]:
 
 def set_fields(connection: sqlite3.Connection, collection: int, names: Sequence[str]) -> None:
     """Set the keyword fields of a collection, and index its present items by them."""
-    present = set(fields(connection, collection))
-    removed, new = sorted(present - set(names)), sorted(set(names) - present)
+    current = set(fields(connection, collection))
+    removed, added = sorted(current - set(names)), sorted(set(names) - current)
     for field in removed:
         connection.execute("DELETE FROM keyword_fields WHERE collection = ? AND field = ?", (collection, field))
         connection.execute("DELETE FROM keywords WHERE collection = ? AND field = ?", (collection, field))
-    if new:
-        connection.executemany("INSERT INTO keyword_fields VALUES (?, ?)", [(collection, field) for field in new])
-        connection.execute(_FROM_METADATA, (collection, json.dumps(new, ensure_ascii=False)))
+    if added:
+        connection.executemany("INSERT INTO keyword_fields VALUES (?, ?)", [(collection, field) for field in added])
+        connection.execute(_FROM_METADATA, (collection, json.dumps(added, ensure_ascii=False)))
 
 
 def put(connection: sqlite3.Connection, collection: int, keys: Keys, entries: Sequence[Entry]) -> None:
@@ -54,16 +54,16 @@ def put(connection: sqlite3.Connection, collection: int, keys: Keys, entries: Se
     ]
     if texts:
         connection.executemany("INSERT INTO keywords (item, collection, field, content) VALUES (?, ?, ?, ?)", texts)
-    if named := fields(connection, collection):
+    if names := fields(connection, collection):
         connection.execute(
             f"{_FROM_METADATA} AND items.key IN (SELECT value FROM json_each(?3))",
-            (collection, json.dumps(named, ensure_ascii=False), json.dumps(keys.tolist())),
+            (collection, json.dumps(names, ensure_ascii=False), json.dumps(keys.tolist())),
         )
 
 
 @dataclass(frozen=True)
 class KeywordSearch:
-    """A search for the `count` best items of a collection for the words of a query."""
+    """Asks for the `count` best items of a collection for the words of a query."""
 
     collection: str
     query: str
@@ -120,5 +120,5 @@ def match_expression(query: str, *, every: bool = False) -> str | None:
         # Between a pair of quotes; what follows a quote that is never closed is words again.
         quoted = place % 2 == 1 and place < query.count('"')
         terms += [" ".join(words)] if quoted and words else words
-    joined = [f'"{term}"' for term in dict.fromkeys(terms)][:_MAX_WORDS]
-    return (" AND " if every else " OR ").join(joined) or None
+    strings = [f'"{term}"' for term in dict.fromkeys(terms)][:_MAX_WORDS]
+    return (" AND " if every else " OR ").join(strings) or None

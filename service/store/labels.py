@@ -48,12 +48,12 @@ def label_set(connection: sqlite3.Connection, name: str, dimensions: int) -> Lab
     connection.execute("BEGIN")  # so that both reads see one state
     try:
         row = connection.execute("SELECT * FROM label_sets WHERE name = ?", (name,)).fetchone()
-        stored = connection.execute("SELECT digest, vectors FROM label_vectors WHERE label_set = ?", (name,)).fetchall()
+        blobs = connection.execute("SELECT digest, vectors FROM label_vectors WHERE label_set = ?", (name,)).fetchall()
     finally:
         connection.execute("COMMIT")
     if row is None:
         return None
-    vectors = {digest: unpack(blob).reshape(-1, dimensions) for digest, blob in stored}
+    vectors = {digest: unpack(blob).reshape(-1, dimensions) for digest, blob in blobs}
     _, space, definition, created, updated = row
     return LabelSet(name, space, json.loads(definition), created, updated, vectors)
 

@@ -1,4 +1,4 @@
-"""Moments of videos and long sounds: an item is found by any of its moments, and the answer gives the second.
+"""A video or a long sound is found by any of its moments, and the answer gives the second.
 
 The moments of a collection's items are items of a collection beside it, with a name that no client can give. Each
 carries its owner's modality and metadata, so that a filter means the same there, and its id begins with its owner's. A
@@ -58,9 +58,9 @@ def _entry(owner: Entry, moment: Moment) -> Entry:
 
 def moved(moment: Item, ids: Mapping[str, str], metadata: Mapping[str, Metadata]) -> Item:
     """Return the moment of an item that gets another id (old → new), and perhaps other metadata."""
-    owner, separator, rest = moment.id.partition(SEPARATOR)
+    owner, separator, place = moment.id.partition(SEPARATOR)
     described = {**metadata.get(owner, moment.metadata), OWNER: ids[owner]}
-    return replace(moment, id=f"{ids[owner]}{separator}{rest}", metadata=described)
+    return replace(moment, id=f"{ids[owner]}{separator}{place}", metadata=described)
 
 
 def search(request: VectorSearch) -> Generator[VectorSearch | str, Any, list[list[Hit]] | None]:
@@ -86,15 +86,15 @@ def search(request: VectorSearch) -> Generator[VectorSearch | str, Any, list[lis
             best |= yield from _best_of(one_query, [id])
         # Most sounds are short and have no moments, so all of them are looked up together.
         best |= yield from _best_of(one_query, sorted(owners.keys() - best.keys()))
-        merged = [hit for hit in hits if hit.item.id not in best]
+        all_hits = [hit for hit in hits if hit.item.id not in best]
         for id, moment in best.items():
             whole = owners.get(id)
             item: Item | None = whole.item if whole else (yield id)
             if item is not None:
                 score = max(moment.score, whole.score) if whole else moment.score
-                merged.append(Hit(item, score, moment.moment))
-        merged.sort(key=lambda hit: -hit.score)
-        results.append(merged if request.by_modality else merged[: request.count])
+                all_hits.append(Hit(item, score, moment.moment))
+        all_hits.sort(key=lambda hit: -hit.score)
+        results.append(all_hits if request.by_modality else all_hits[: request.count])
     return results
 
 
@@ -160,7 +160,7 @@ def _opened(hit: Hit) -> Hit:
 
 
 def by_owner(vectors: Mapping[str, Vectors]) -> dict[str, list[Moment]]:
-    """The moments of each item, by its id, from their vectors by their own ids."""
+    """Return the moments of each item, by its id, from their vectors by their own ids."""
     moments: dict[str, list[Moment]] = {}
     for id, vector in vectors.items():
         owner, moment = _moment(id, vector)
@@ -169,6 +169,6 @@ def by_owner(vectors: Mapping[str, Vectors]) -> dict[str, list[Moment]]:
 
 
 def _moment(id: str, vector: Vectors | None) -> tuple[str, Moment]:
-    """The item of a moment with this id, and the moment."""
+    """Return the id of a moment's item, and the moment."""
     owner, modality, start, end = id.rsplit(SEPARATOR, 3)
     return owner, Moment(modality, float(start), float(end), vector)

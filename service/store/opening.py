@@ -19,14 +19,14 @@ def open_store(settings: Settings, manifests: Sequence[Manifest]) -> tuple[Store
 
     Raises StoreError: SpaceMismatch, of the default model, where none may.
     """
-    refused: SpaceMismatch | None = None
+    mismatch: SpaceMismatch | None = None
     for manifest in manifests:
         try:
             return _open(settings, manifest), manifest.name
         except SpaceMismatch as error:
-            refused = refused or error
-    assert refused is not None
-    raise refused
+            mismatch = mismatch or error
+    assert mismatch is not None
+    raise mismatch
 
 
 def _open(settings: Settings, manifest: Manifest) -> Store:

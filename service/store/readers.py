@@ -1,4 +1,4 @@
-"""The threads that read a store's rows, and what SQLite's errors mean there."""
+"""Threads read a store's rows here, and SQLite's errors get their meaning."""
 
 import logging
 import sqlite3

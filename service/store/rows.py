@@ -250,7 +250,7 @@ _BEGINNING = """json_each(?) AS given CROSS JOIN items
 
 
 def vectors_of_prefixes(connection: sqlite3.Connection, collection: int, prefixes: Sequence[str]) -> dict[str, Vectors]:
-    """The vectors (D,), by id, of the items whose ids begin with one of these texts, as in slots_of_prefixes."""
+    """Return the vectors (D,), by id, of the items whose ids begin with one of these texts, as in slots_of_prefixes."""
     rows = connection.execute(
         f"SELECT items.id, vector FROM {_BEGINNING} JOIN vectors USING (slot)", (json.dumps(list(prefixes)), collection)
     )
@@ -335,7 +335,7 @@ def live(
 
 
 class SlotReader:
-    """Reads vectors and metadata of a collection by slot ."""
+    """Reads vectors and metadata of a collection by slot."""
 
     def __init__(self, connection: sqlite3.Connection, collection: int, dimensions: int) -> None:
         self._connection, self._collection, self._dimensions = connection, collection, dimensions

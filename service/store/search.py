@@ -21,7 +21,7 @@ Seen = Mapping[str, SeenCollection]
 
 
 class Replaced(Exception):
-    """A row that an index shows is not there any more."""
+    """Raised where a row that an index shows is not there any more."""
 
 
 def search(connection: sqlite3.Connection, seen: Seen, request: VectorSearch, *, one_moment: bool) -> list[list[Hit]]:

@@ -1,4 +1,4 @@
-"""Backup, restore and check of a store's directory: what `python -m service backup | restore | check` run."""
+"""`python -m service backup | restore | check` run these functions on a store's directory."""
 
 import os
 import sqlite3
@@ -101,35 +101,35 @@ def check(store: Path) -> Iterator[tuple[bool, str]]:
 
 
 def _check_rows(connection: sqlite3.Connection) -> Iterator[tuple[bool, str]]:
-    for what, query in (
+    for check, query in (
         ("items without a vector", "SELECT count(*) FROM items WHERE slot NOT IN (SELECT slot FROM vectors)"),
         ("vectors without an item", "SELECT count(*) FROM vectors WHERE slot NOT IN (SELECT slot FROM items)"),
         ("metadata that are no JSON", "SELECT count(*) FROM items WHERE NOT json_valid(metadata)"),
     ):
         count = connection.execute(query).fetchone()[0]
-        yield not count, f"{what}: {count}"
-    wrong = seen = 0
+        yield not count, f"{check}: {count}"
+    faults = total = 0
     for key, dimensions in connection.execute("SELECT key, dimensions FROM collections ORDER BY key").fetchall():
         rows = connection.execute(
             "SELECT vector FROM items JOIN vectors USING (slot) WHERE collection = ? ORDER BY slot", (key,)
         )
         while batch := rows.fetchmany(_BATCH):
-            whole = [vector for (vector,) in batch if len(vector) == 4 * dimensions]
-            vectors = np.frombuffer(b"".join(whole), "<f4").reshape(-1, dimensions).astype(np.float64)
+            full_vectors = [vector for (vector,) in batch if len(vector) == 4 * dimensions]
+            vectors = np.frombuffer(b"".join(full_vectors), "<f4").reshape(-1, dimensions).astype(np.float64)
             lengths = np.sqrt((vectors * vectors).sum(axis=1))
             good = np.abs(lengths - 1) < _UNIT  # False for NaN too
-            wrong += len(batch) - int(np.count_nonzero(good))
-            seen += len(batch)
-    yield not wrong, f"vectors: {seen}, of which {wrong} are not finite and of unit length"
+            faults += len(batch) - int(np.count_nonzero(good))
+            total += len(batch)
+    yield not faults, f"vectors: {total}, of which {faults} are not finite and of unit length"
 
 
 def _check_snapshot(connection: sqlite3.Connection, directory: Path) -> Iterator[tuple[bool, str]]:
-    store, latest = schema.meta(connection, "store") or "", int(schema.meta(connection, "sequence") or 0)
+    store, last_sequence = schema.meta(connection, "store") or "", int(schema.meta(connection, "sequence") or 0)
     collections = dict(connection.execute("SELECT key, dimensions FROM collections"))
     for path, header in snapshot.headers(directory):
         try:
             dimensions = collections[header["collection"]] if isinstance(header, dict) else 0
-            saved = snapshot.read(path, header, store, latest, dimensions)
+            saved = snapshot.read(path, header, store, last_sequence, dimensions)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             yield False, f"index {path.stem}: cannot be used ({error}); the next start builds it anew"
             continue

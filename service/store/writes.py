@@ -1,4 +1,4 @@
-"""Writes of items: functions of a transaction, which change an item's moments along with it."""
+"""Items are written by functions of a transaction, which change an item's moments along with it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

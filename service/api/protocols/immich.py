@@ -117,17 +117,17 @@ async def _read(request: Request, state: State) -> tuple[bytes, Media | Text]:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise UnsupportedBody("this route reads multipart/form-data")
     parts = await form_parts(request, state.settings, files=2, fields=2)
-    given = {name: part.data if isinstance(part, File) else part for name, part in parts}
-    if len(given) != len(parts) or not given.keys() <= {"entries", "image", "text"}:
+    form = {name: part.data if isinstance(part, File) else part for name, part in parts}
+    if len(form) != len(parts) or not form.keys() <= {"entries", "image", "text"}:
         raise MalformedRequest("a form has the parts entries, and image or text, once each")
-    if "entries" not in given or len(given) != 2:
+    if "entries" not in form or len(form) != 2:
         raise InvalidRequest("give entries, and exactly one of: image, text")
-    if "image" in given:
-        return given["entries"], Media("image", given["image"])
-    text = read("text", given["text"].decode("utf-8", "replace"))
+    if "image" in form:
+        return form["entries"], Media("image", form["image"])
+    text = read("text", form["text"].decode("utf-8", "replace"))
     if not isinstance(text, Text):
         raise InvalidRequest("text: it is a data: URI; a picture is sent as image")
-    return given["entries"], text
+    return form["entries"], text
 
 
 async def _asked_upstream(entries: bytes, content: Media | Text, state: State, caller: Caller) -> Response:

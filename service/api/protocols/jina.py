@@ -57,7 +57,7 @@ _EXAMPLE = {"model": "starter", "query": "a dog on a beach", "documents": ["wave
 @router.post("/rerank", response_model=JinaRerankResponse, openapi_extra=documented(JinaRerankRequest, _EXAMPLE))
 async def rerank_like_jina(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     """Order documents by their similarity to a query, in the model's space: there is no cross-encoder here."""
-    texts = [given.text if isinstance(given, Text) else None for given in body.documents]
+    texts = [document.text if isinstance(document, Text) else None for document in body.documents]
     if body.return_documents and None in texts:
         raise InvalidRequest(
             f"return_documents: documents[{texts.index(None)}] is no text, and only texts are returned"

@@ -84,15 +84,15 @@ Answer = tuple[dict[str, Any], list["types.ContentBlock"]]
 """The structured content, and further blocks beside it as text."""
 
 
-async def _search(asked: Searched, state: State, caller: Caller) -> Answer:
-    modalities = asked.modalities if isinstance(asked, SearchArguments) else _TIMED
+async def _search(arguments: Searched, state: State, caller: Caller) -> Answer:
+    modalities = arguments.modalities if isinstance(arguments, SearchArguments) else _TIMED
     warnings: list[str] = []
     request = SearchRequest.model_construct(
-        query=asked.query or asked.like,
-        top_k=asked.top_k,
-        collection=asked.collection,
+        query=arguments.query or arguments.like,
+        top_k=arguments.top_k,
+        collection=arguments.collection,
         modalities=modalities,
-        filter=asked.filter,
+        filter=arguments.filter,
     )
     [results] = await state.searcher.search(request, caller, warn=warnings.append)
     answer: dict[str, Any] = {"results": [_described(result) for result in results]}
@@ -107,25 +107,25 @@ def _described(result: Result) -> dict[str, Any]:
     return described
 
 
-async def _classify(asked: ClassifyArguments, state: State, caller: Caller) -> Answer:
-    labels = list(dict.fromkeys(asked.labels))
-    request = ClassifyRequest.model_construct(inputs=[asked.input], labels=labels, top_k=asked.top_k)
+async def _classify(arguments: ClassifyArguments, state: State, caller: Caller) -> Answer:
+    labels = list(dict.fromkeys(arguments.labels))
+    request = ClassifyRequest.model_construct(inputs=[arguments.input], labels=labels, top_k=arguments.top_k)
     [result] = await state.classifier.classify(request, caller)
     return {"labels": [{"label": scored.label, "score": scored.score} for scored in result.labels]}, []
 
 
-async def _get(asked: GetArguments, state: State, caller: Caller) -> Answer:
+async def _get(arguments: GetArguments, state: State, caller: Caller) -> Answer:
     import mcp_types as types
 
-    item = await state.store.get(asked.collection, asked.id)
-    shown = (await state.store.shown(asked.collection, [asked.id])).get(asked.id)
+    item = await state.store.get(arguments.collection, arguments.id)
+    details = (await state.store.shown(arguments.collection, [arguments.id])).get(arguments.id)
     answer = {"id": item.id, "modality": item.modality, "metadata": item.metadata}
     answer |= {"created": item.created, "updated": item.updated}
-    if shown is not None and shown.text is not None:
-        answer["text"] = shown.text
-    if shown is None or shown.media_type is None:
+    if details is not None and details.text is not None:
+        answer["text"] = details.text
+    if details is None or details.media_type is None:
         return answer, []
-    preview = await state.store.preview(asked.collection, asked.id)
+    preview = await state.store.preview(arguments.collection, arguments.id)
     data, kind = base64.b64encode(preview.data).decode("ascii"), preview.media_type
     if kind.startswith("image/"):
         return answer, [types.ImageContent(data=data, mime_type=kind)]
@@ -158,8 +158,8 @@ async def _list_tools(context: "ServerRequestContext[Any, Any]", params: Any) ->
 
     hints = types.ToolAnnotations(read_only_hint=True, open_world_hint=False)
     tools = [
-        types.Tool(name=name, description=what, input_schema=arguments.model_json_schema(), annotations=hints)
-        for name, (arguments, _, what) in _TOOLS.items()
+        types.Tool(name=name, description=description, input_schema=arguments.model_json_schema(), annotations=hints)
+        for name, (arguments, _, description) in _TOOLS.items()
     ]
     return types.ListToolsResult(tools=tools)
 
@@ -182,13 +182,13 @@ async def _call_tool(
         arguments = await state.readers.run(lambda: model.model_validate(params.arguments or {}, context=limits))
         answer, blocks = await tool(arguments, state, await calling(request))
     except ValidationError as error:
-        refused = first_problem(error)
+        problem = first_problem(error)
     except IsthmusError as error:
-        refused = str(error)
+        problem = str(error)
     else:
         text = types.TextContent(text=orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY).decode())
         return types.CallToolResult(content=[text, *blocks], structured_content=orjson.loads(text.text))
-    return types.CallToolResult(content=[types.TextContent(text=refused)], is_error=True)
+    return types.CallToolResult(content=[types.TextContent(text=problem)], is_error=True)
 
 
 class _Handled(Response):

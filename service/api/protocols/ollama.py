@@ -72,14 +72,14 @@ _EXAMPLE = {"model": "starter", "input": ["a dog on a beach", "heavy rain"]}
 @router.post("/embed", response_model=OllamaEmbedResponse, openapi_extra=documented(OllamaEmbedRequest, _EXAMPLE))
 async def embed_like_ollama(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     """Embed texts; a model's name may end in :latest."""
-    started = time.perf_counter_ns()
+    start_ns = time.perf_counter_ns()
     model = state.model(_listed_name(body.model, {*state.models, *state.settings.aliases}))
     results = await vectors_of(model, body.input, caller, field="input", cut=body.truncate) if body.input else []
     return JSON(
         {
             "model": body.model,
             "embeddings": [encoded(result.vector, body.dimensions, "float") for result in results],
-            "total_duration": time.perf_counter_ns() - started,
+            "total_duration": time.perf_counter_ns() - start_ns,
             "load_duration": 0,
             "prompt_eval_count": sum(result.tokens for result in results),
         }
@@ -109,7 +109,7 @@ async def list_ollama_models(state: StateDep) -> OllamaModels:
 def _listed_name(name: str, names: Collection[str]) -> str:
     """Return the listed name that a client means: to Ollama `a` and `a:latest` are one model."""
     plain = name.removesuffix(":latest")
-    return next((given for given in (name, plain, f"{plain}:latest") if given in names), name)
+    return next((candidate for candidate in (name, plain, f"{plain}:latest") if candidate in names), name)
 
 
 PROTOCOL = Protocol("ollama", router, ("/api",), frozenset({"/api/embed"}), *plain_error("Ollama", "error"))

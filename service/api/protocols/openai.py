@@ -27,7 +27,7 @@ _NO_IDS = (
 @router.post("/embeddings", response_model=EmbeddingsResponse, openapi_extra=documented(EmbeddingsRequest, _EXAMPLE))
 async def create_embeddings(body: Body, state: StateDep, caller: CallerDep) -> JSON:
     """Embed like OpenAI's endpoint; `input` also takes {"image": …}, {"audio": …}, {"video": …} and {"text": …}."""
-    if not state.settings.token_ids and any(isinstance(given, TokenIds) for given in body.inputs):
+    if not state.settings.token_ids and any(isinstance(input, TokenIds) for input in body.inputs):
         raise InvalidRequest(_NO_IDS)
     results = await vectors_of(state.model(body.model), body.inputs, caller, field="input", cut=body.cut)
     tokens = sum(result.tokens for result in results)

@@ -1,4 +1,4 @@
-"""A protocol: the routes of another server, with that server's own form of an error."""
+"""A protocol is the routes of another server, with that server's own form of an error."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -109,9 +109,9 @@ async def rerank_like_tei(body: RerankBody, state: StateDep, caller: CallerDep) 
     results = []
     for index, score in ranking.best:
         rank: dict[str, Any] = {"index": index, "score": score if body.raw_scores else (1 + score) / 2}
-        given = body.texts[index]
-        if body.return_text and isinstance(given, Text):
-            rank["text"] = given.text
+        document = body.texts[index]
+        if body.return_text and isinstance(document, Text):
+            rank["text"] = document.text
         results.append(rank)
     return JSON(results)
 
@@ -123,10 +123,10 @@ async def rerank_like_tei(body: RerankBody, state: StateDep, caller: CallerDep) 
 )
 async def answer_like_tei(body: AnyBody, state: StateDep, caller: CallerDep) -> JSON:
     """Embed inputs or rerank texts, by what the body holds."""
-    asked = body.root
-    if isinstance(asked, TeiRerankRequest):
-        return await rerank_like_tei(asked, state, caller)
-    return await embed_like_tei(asked, state, caller)
+    request = body.root
+    if isinstance(request, TeiRerankRequest):
+        return await rerank_like_tei(request, state, caller)
+    return await embed_like_tei(request, state, caller)
 
 
 @router.get("/tei/info")

@@ -55,26 +55,26 @@ async def ranked(
     if isinstance(results[0], InputError):
         raise InputFailed(None, results[0], field="query")
     raise_first(results[1:], field=field)
-    first, *others = (result for result in results if isinstance(result, Embedded))
-    scores = np.clip(np.stack([other.vector for other in others]) @ first.vector, -1.0, 1.0)
+    first, *embedded = (result for result in results if isinstance(result, Embedded))
+    scores = np.clip(np.stack([document.vector for document in embedded]) @ first.vector, -1.0, 1.0)
     order = np.argsort(-scores, kind="stable")
-    warnings = warnings_of("query", [first]) + warnings_of(field, others)
+    warnings = warnings_of("query", [first]) + warnings_of(field, embedded)
     return Ranking(
         [(int(place), float(scores[place])) for place in order],
-        first.tokens + sum(other.tokens for other in others),
+        first.tokens + sum(document.tokens for document in embedded),
         warnings,
     )
 
 
 def warnings_of(field: str, results: Sequence[Embedded]) -> list[str]:
     """Return what a vector alone would not tell: that only a part was read, or that hardly a word is known."""
-    told = []
+    warnings = []
     for index, result in enumerate(results):
         where = field if field == "query" else f"{field}[{index}]"
         if result.truncated:
-            told.append(f"{where}: only a part was read: the text is too long, or the file is damaged")
-        told += unknown_warning(where, result)
-    return told
+            warnings.append(f"{where}: only a part was read: the text is too long, or the file is damaged")
+        warnings += unknown_warning(where, result)
+    return warnings
 
 
 def told(warnings: Sequence[str]) -> dict[str, Any]:

@@ -76,9 +76,9 @@ async def vectorize_for_weaviate(body: Body, state: StateDep, caller: CallerDep)
     results = iter(await state.default.embedder.embed(list(chain(*body.lists.values())), caller))
     for kind, inputs in body.lists.items():
         if inputs:
-            some = list(islice(results, len(inputs)))
-            raise_first(some, field=kind)
-            embedded = [result for result in some if isinstance(result, Embedded)]
+            list_results = list(islice(results, len(inputs)))
+            raise_first(list_results, field=kind)
+            embedded = [result for result in list_results if isinstance(result, Embedded)]
             answer[_KINDS[kind]] = [result.vector for result in embedded]
             warnings += warnings_of(kind, embedded)
     return JSON(answer | told(warnings))

@@ -66,7 +66,7 @@ async def map_collection(
     limit: Annotated[int, Query(ge=1, le=MOST_POINTS)] = 2_000,
     label: Annotated[str | None, Query(min_length=1, max_length=256, description="A metadata key.")] = None,
 ) -> JSON:
-    """The collection's vectors in the plane: what lies near is about the same, of whatever modality it is.
+    """Lay out the collection's vectors in the plane: what lies near is about the same, of whatever modality it is.
 
     Of at most `limit` items: of more, a sample. The first to ask after something is written waits until it is made.
     One is made at a time: 429 while another is.

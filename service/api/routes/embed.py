@@ -33,8 +33,8 @@ async def embed(body: Body, state: StateDep, caller: CallerDep) -> JSON:
             rows.append({"index": index, "embedding": None, "error": input_problem(result)})
         else:
             vector = encoded(result.vector, body.dimensions, body.encoding)
-            seen = {"truncated": result.truncated, "unknown": result.unknown}
-            rows.append({"index": index, "modality": result.kind, "embedding": vector} | seen)
+            flags = {"truncated": result.truncated, "unknown": result.unknown}
+            rows.append({"index": index, "modality": result.kind, "embedding": vector} | flags)
     length = body.dimensions or model.manifest.dimensions
     answer = {"space": model.manifest.space, "dimensions": length, "encoding": body.encoding, "embeddings": rows}
     return JSON(answer)
@@ -45,15 +45,15 @@ def fill_pairs(body: dict[str, Any], files: list[File]) -> None:
     pairs = body.get("pairs", [])
     if not files or not isinstance(pairs, list):
         return
-    left = iter(files)
-    filled = [
-        {**pair, **{side: next(left, None) for side in ("a", "b") if pair.get(side) is None}}
+    unplaced = iter(files)
+    filled_pairs = [
+        {**pair, **{side: next(unplaced, None) for side in ("a", "b") if pair.get(side) is None}}
         if isinstance(pair, dict)
         else pair
         for pair in pairs
     ]
-    filled += [{"a": file, "b": next(left, None)} for file in left]
-    body["pairs"] = filled
+    filled_pairs += [{"a": file, "b": next(unplaced, None)} for file in unplaced]
+    body["pairs"] = filled_pairs
 
 
 Pairs = Annotated[ScoreRequest, Depends(reader(ScoreRequest, fill_pairs))]

@@ -29,10 +29,10 @@ async def teach(body: Body, state: StateDep, caller: CallerDep) -> TaughtRespons
     vectors stay, and queries that are not like the judged ones find what they found."""
     warnings: list[str] = []
     queries = await state.searcher.vectors(
-        [one.query for one in body.judgements], body.collection, caller, "judgements", warnings.append
+        [row.query for row in body.judgements], body.collection, caller, "judgements", warnings.append
     )
     judgements = [
-        Judgement(vector, one.relevant, one.not_relevant) for vector, one in zip(queries, body.judgements, strict=True)
+        Judgement(vector, row.relevant, row.not_relevant) for vector, row in zip(queries, body.judgements, strict=True)
     ]
     version, unlearned = await state.searcher.feedback.teach(body.collection, judgements)
     if unlearned:

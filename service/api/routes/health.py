@@ -29,7 +29,7 @@ async def healthz(state: StateDep) -> Health:
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
 async def readyz(state: StateDep) -> JSON:
-    """Embeds a small input through every tower, past the cache, and asks the store. 503 if any of these fails, or while
+    """Embed a small input through every tower, past the cache, and ask the store. 503 if any of these fails, or while
     the server is about to end (`accepting`); `failing` names what does.
 
     Without Redis, without room on the store's disk (`disk`), or where the store can be read and not written (`store`),
@@ -98,7 +98,7 @@ async def _embeds(embedder: Embedder, modality: Modality) -> bool:
 
 @router.get("/models")
 async def list_models(state: StateDep) -> ModelsResponse:
-    """The bundles that are served, the default first: their spaces, towers, and the figures they were released with."""
+    """List the served bundles, the default first: their spaces, towers, and the figures they were released with."""
     described = [_model(model) for model in state.models.values()]
     return ModelsResponse(models=described, previews=state.previewer is not None)
 

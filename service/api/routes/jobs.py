@@ -108,7 +108,7 @@ async def cancel_job(id: str, state: StateDep) -> JSON:
     responses={200: {"model": JobError, "content": {_LINES: {}}, "description": "A line for each item refused so far"}},
 )
 async def list_job_errors(id: str, state: StateDep) -> StreamingResponse:
-    """The items that were refused so far, as JSONL, in the order of the input."""
+    """Return the items that were refused so far, as JSONL, in the order of the input."""
     pages = await _jobs(state).errors(id)
     headers = {"Content-Disposition": f'attachment; filename="{id}-errors.jsonl"'}
     return StreamingResponse(_lines(pages), media_type=_LINES, headers=headers)

@@ -96,8 +96,8 @@ def _answer(original: Original, id: str, request: Request, state: State) -> Resp
     ) == headers["ETag"]:
         bounds = _bounds(part[1], part[2], original.size)
         if bounds is None:
-            whole = {"Content-Range": f"bytes */{original.size}"}
-            return problem(request.url.path, 416, "range_not_satisfiable", "the file has no such part", headers=whole)
+            extent = {"Content-Range": f"bytes */{original.size}"}
+            return problem(request.url.path, 416, "range_not_satisfiable", "the file has no such part", headers=extent)
         (start, end), status = bounds, 206
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{original.size}"
     headers["Content-Length"] = str(end - start)

@@ -19,13 +19,13 @@ _FRESH = {"Cache-Control": "no-cache"}  # asked for again, and answered 304 unti
 
 @router.get("/", response_class=FileResponse, responses={200: {"content": {"text/html": {}}}})
 async def playground() -> FileResponse:
-    """The playground: search, classify, see and fill collections in a browser."""
+    """Return the playground: a page that searches, classifies, shows and fills collections in a browser."""
     return FileResponse(FOLDER / "index.html", media_type="text/html", headers=_FRESH)
 
 
 @router.get("/docs", include_in_schema=False)
 async def docs() -> FileResponse:
-    """The reference of the API, from which each operation can be tried in a browser."""
+    """Return the reference of the API, from which each operation can be tried in a browser."""
     return FileResponse(FOLDER / "docs.html", media_type="text/html", headers=_FRESH)
 
 

@@ -42,7 +42,7 @@ _SCRIPT_EXAMPLE = {"script": ["heavy rain", "a dog barks", "a car"], "modalities
 
 @router.post("/search", response_model=SearchResponse, openapi_extra=documented(SearchRequest, _EXAMPLE, files=True))
 async def search(body: One, state: StateDep, caller: CallerDep) -> JSON:
-    """The items nearest to a query, whatever either of them is: text, an image, a sound or a video."""
+    """Return the items nearest to a query, whatever either of them is: text, an image, a sound or a video."""
     answer = await _answer(body, state, caller)
     return JSON(answer | {name: answer[name][0] for name in ("results", "nothing") if name in answer})
 
@@ -53,7 +53,7 @@ async def search(body: One, state: StateDep, caller: CallerDep) -> JSON:
     openapi_extra=documented(SearchBatchRequest, _BATCH_EXAMPLE, files=True),
 )
 async def search_batch(body: Many, state: StateDep, caller: CallerDep) -> JSON:
-    """The items nearest to each of several queries, which share all options: a list of results for each."""
+    """Return the items nearest to each of several queries, which share all options: a list of results for each."""
     return JSON(await _answer(body, state, caller))
 
 
@@ -63,18 +63,18 @@ async def search_batch(body: Many, state: StateDep, caller: CallerDep) -> JSON:
     openapi_extra=documented(ScriptRequest, _SCRIPT_EXAMPLE, files=True),
 )
 async def search_script(body: Script, state: StateDep, caller: CallerDep) -> JSON:
-    """The videos and long sounds in which several things come one after the other: rain, then a dog barks, then a
+    """Find videos and long sounds in which several things come one after the other: rain, then a dog barks, then a
     car. Each result says at which second."""
-    started = time.perf_counter()
+    start_s = time.perf_counter()
     warnings: list[str] = []
     with timed("search"):
         followed = await state.searcher.follow(body, caller, warnings.append)
-    return JSON(_ended({"results": [_followed(result, body.include) for result in followed]}, warnings, started))
+    return JSON(_ended({"results": [_followed(result, body.include) for result in followed]}, warnings, start_s))
 
 
-def _ended(answer: dict[str, Any], warnings: list[str], started: float) -> dict[str, Any]:
+def _ended(answer: dict[str, Any], warnings: list[str], start_s: float) -> dict[str, Any]:
     """Return an answer with what there is to warn of, and the time that it took."""
-    took = {"took_ms": round(1_000 * (time.perf_counter() - started), 3)}
+    took = {"took_ms": round(1_000 * (time.perf_counter() - start_s), 3)}
     return answer | ({"warnings": warnings} if warnings else {}) | took
 
 
@@ -96,7 +96,7 @@ def _moment(moment: Moment) -> dict[str, Any]:
 
 async def _answer(body: SearchOptions, state: State, caller: Caller) -> dict[str, Any]:
     """Return the fields of SearchBatchResponse."""
-    started = time.perf_counter()
+    start_s = time.perf_counter()
     warnings: list[str] = []
     versions: list[int] = []
     with timed("search"):
@@ -112,7 +112,7 @@ async def _answer(body: SearchOptions, state: State, caller: Caller) -> dict[str
         answer["counts"] = {name: counts[name] for name in counts if body.modalities is None or name in body.modalities}
     if versions:
         answer["feedback"] = versions[0]
-    return _ended(answer, warnings, started)
+    return _ended(answer, warnings, start_s)
 
 
 def _result(hit: Result, include: Collection[str]) -> dict[str, Any]:

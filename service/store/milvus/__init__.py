@@ -1,4 +1,4 @@
-"""A store in Milvus: any number of service processes share it. decisions/0015 says what differs from SQLite.
+"""Any number of service processes share a store in Milvus. decisions/0015 says what differs from SQLite.
 
 Reads are strongly consistent, so that what one process has written the next search of any other finds. Milvus has no
 transactions: an upsert of one collection is one call, and one of several collections may be done in part where Milvus
@@ -103,17 +103,17 @@ class MilvusStore(Store):
     async def _upsert(self, name: str, rows: list[dict[str, Any]]) -> None:
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
-            stored = await self._tables.rows(name, [row["id"] for row in batch], ["id", "created"])
+            rows_by_key = await self._tables.rows(name, [row["id"] for row in batch], ["id", "created"])
             for row in batch:
-                row["created"] = stored[row["id"]]["created"] if row["id"] in stored else row["created"]
+                row["created"] = rows_by_key[row["id"]]["created"] if row["id"] in rows_by_key else row["created"]
             await self._tables.write(name, "upsert", batch)
 
     async def get(self, collection: str, id: str, with_vector: bool = False) -> Item:
         key = layout.key(id)
-        stored = await self._tables.rows(collection, [key], [*layout.ITEM, *(["vector"] if with_vector else [])])
-        if key not in stored:
+        rows = await self._tables.rows(collection, [key], [*layout.ITEM, *(["vector"] if with_vector else [])])
+        if key not in rows:
             raise NotFound(f"no item {id!r} in the collection {collection!r}")
-        return layout.item(collection, stored[key])
+        return layout.item(collection, rows[key])
 
     async def holds(self, collection: str, id: str) -> bool:
         try:
@@ -122,10 +122,10 @@ class MilvusStore(Store):
             return False
 
     async def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
-        stored = await self._tables.rows(collection, [layout.key(id) for id in ids], ["id", "vector"])
+        rows = await self._tables.rows(collection, [layout.key(id) for id in ids], ["id", "vector"])
         vectors = {}
         for id in ids:
-            if (row := stored.get(layout.key(id))) is None:
+            if (row := rows.get(layout.key(id))) is None:
                 raise NotFound(f"no item {id!r} in the collection {collection!r}")
             vectors[id] = np.asarray(row["vector"], np.float32)
         return vectors
@@ -185,25 +185,25 @@ class MilvusStore(Store):
         self, collection: str, ids: Mapping[str, str], metadata: Mapping[str, Metadata] | None = None
     ) -> int:
         described = metadata or {}
-        stored = await self._with_vectors(collection, [layout.key(id) for id in ids])
-        present = {item.id: ids[item.id] for item in stored}
-        await self._forget_moments(collection, [new for old, new in present.items() if new != old])
+        items = await self._with_vectors(collection, [layout.key(id) for id in ids])
+        new_ids = {item.id: ids[item.id] for item in items}
+        await self._forget_moments(collection, [new for old, new in new_ids.items() if new != old])
         await self._write_again(
-            [replace(item, id=present[item.id], metadata=described.get(item.id, item.metadata)) for item in stored]
+            [replace(item, id=new_ids[item.id], metadata=described.get(item.id, item.metadata)) for item in items]
         )
         with suppress(NotFound):  # most collections have no moments
             table = moments.moments_table(collection)
-            for start in range(0, len(present), BATCH):
-                owners = Is(moments.OWNER, tuple(list(present)[start : start + BATCH]))
+            for start in range(0, len(new_ids), BATCH):
+                owners = Is(moments.OWNER, tuple(list(new_ids)[start : start + BATCH]))
                 parts = await self._with_vectors(table, await self._matching(table, owners))
-                await self._write_again([moments.moved(part, present, described) for part in parts])
+                await self._write_again([moments.moved(part, new_ids, described) for part in parts])
         # Last: where Milvus fails in between, an item is there under both ids, and the same call puts that right.
-        await self.delete(collection, [old for old, new in present.items() if new != old])
-        return len(present)
+        await self.delete(collection, [old for old, new in new_ids.items() if new != old])
+        return len(new_ids)
 
     async def _with_vectors(self, collection: str, keys: Sequence[str]) -> list[Item]:
-        stored = await self._tables.rows(collection, keys, [*layout.ITEM, "vector"])
-        return [layout.item(collection, row) for row in stored.values()]
+        rows = await self._tables.rows(collection, keys, [*layout.ITEM, "vector"])
+        return [layout.item(collection, row) for row in rows.values()]
 
     async def _write_again(self, items: Sequence[Item]) -> None:
         """Write items with the day of their creation."""

@@ -105,8 +105,8 @@ def _contains(name: str, text: str, negated: bool) -> Expression:
 
 
 def _guarded(guard: int, compared: str, negated: bool) -> str:
-    there = f"({_having([guard])} and {compared})"
-    return f"({_having([guard], negated=True)} or {there})" if negated else there
+    condition = f"({_having([guard])} and {compared})"
+    return f"({_having([guard], negated=True)} or {condition})" if negated else condition
 
 
 def _joined(parts: Sequence[Expression], *, every: bool) -> Expression:
@@ -129,8 +129,8 @@ def _having(terms: Iterable[int], negated: bool = False) -> str | bool:
     if not numbers:
         return negated
     single = len(numbers) == 1
-    there = f"array_contains(terms, {numbers[0]})" if single else f"array_contains_any(terms, {numbers})"
-    return f"not {there}" if negated else there
+    condition = f"array_contains(terms, {numbers[0]})" if single else f"array_contains_any(terms, {numbers})"
+    return f"not {condition}" if negated else condition
 
 
 def _is(name: str, value: Any) -> int:

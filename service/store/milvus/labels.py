@@ -52,10 +52,10 @@ async def put(
 async def get(tables: Tables, name: str, dimensions: int) -> LabelSet:
     for _ in range(_LOOKS):
         head = await _head(tables, name)
-        stored = await tables.rows(None, _pieces(head), ["id", "content", "vector"])
+        rows = await tables.rows(None, _pieces(head), ["id", "content", "vector"])
         try:
-            text = "".join(stored[id]["content"] for id in _texts(head))
-            vectors = {digest: layout.stacked(stored, ids, dimensions) for digest, ids in _vectors(head).items()}
+            text = "".join(rows[id]["content"] for id in _texts(head))
+            vectors = {digest: layout.stacked(rows, ids, dimensions) for digest, ids in _vectors(head).items()}
         except KeyError:  # replaced between the two
             continue
         return LabelSet(name, head["space"], json.loads(text), head["created"], head["updated"], vectors)

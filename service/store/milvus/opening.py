@@ -1,4 +1,4 @@
-"""Making or checking the catalogue when a process starts. Blocks."""
+"""A process makes or checks the catalogue when it starts. These functions block."""
 
 import json
 import logging
