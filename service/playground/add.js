@@ -96,14 +96,14 @@ export function addView(app) {
     const seconds = (performance.now() - began) / 1000;
     const refused = tally.refused ? `, ${tally.refused} not` : "";
     const end = failure ? `. Stopped: ${failure.message}` : stopped ? ". Stopped" : ` in ${seconds.toFixed(1)} s`;
+    await app.refresh(); // before the link is there: it leads to a collection that may be new
+    app.changed();
     draw(true);
     show(status, `${plural(tally.added, "item")} added to ${collection}${refused}${end}`, { bad: Boolean(failure) });
     if (tally.added) status.append(". ", el("a", { href: `#/browse?in=${encodeURIComponent(collection)}` }, "Browse them"));
     running = null;
     busy(false);
     waiting = [];
-    await app.refresh();
-    app.changed();
     await picture(tally.ids, collection);
   }
 

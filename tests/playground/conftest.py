@@ -21,7 +21,7 @@ from tests.conftest import serving
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "build/playground"
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
-DEADLINE_MS = 20_000
+DEADLINE_MS = 60_000  # a busy machine is slow, not wrong
 expect.set_options(timeout=DEADLINE_MS)
 DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 WIDE = {"width": 2560, "height": 1300}
@@ -162,7 +162,9 @@ def watching(browser: Browser, complaints: list[str]) -> Iterator[Callable[..., 
     def open_page(server: httpx.Client, **options: Any) -> Page:
         origin = str(server.base_url)
         allowed = ["clipboard-read", "clipboard-write", "microphone"]
-        context = browser.new_context(**{"viewport": DESKTOP, "base_url": origin, "permissions": allowed} | options)
+        # Without transitions nothing is seen half-way.
+        usual = {"viewport": DESKTOP, "base_url": origin, "permissions": allowed, "reduced_motion": "reduce"}
+        context = browser.new_context(**usual | options)
         contexts.append(context)
         context.set_default_timeout(DEADLINE_MS)
         context.add_init_script(AXE)

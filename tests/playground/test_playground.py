@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -26,9 +27,30 @@ _DROPS = 4
 def search(page: Page, words: str) -> None:
     page.get_by_label("Words to search for").fill(words)
     page.keyboard.press("Enter")
-    page.wait_for_url(re.compile("q="))
+    page.wait_for_url(re.compile(re.escape(urlencode({"q": words})) + "(&|$)"))  # it is set when the search begins
     expect(page.locator("#found")).to_have_text(SEARCHED)
+    settle(page)
+
+
+def settle(page: Page) -> None:
+    """Wait until a view has all that it asked for: what is drawn anew under the pointer loses a click."""
     expect(page.locator("[aria-busy]")).to_have_count(0)
+
+
+def open_large(page: Page, name: str) -> Locator:
+    """Show an item large, and wait for what the server knows of it: its buttons are then drawn again."""
+    page.get_by_role("button", name=name, exact=True).click()
+    detail = page.get_by_role("dialog")
+    expect(detail.get_by_role("heading", name=name)).to_be_visible()
+    expect(detail.locator("#facts")).to_contain_text("Stored here")
+    return detail
+
+
+def close_large(page: Page) -> None:
+    """Close it, and wait until the history is back where it was: the next step would begin from there."""
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page).not_to_have_url(re.compile("open="))
 
 
 def shown(page: Page, view: str) -> dict[str, Any]:
@@ -67,7 +89,7 @@ def run_curl(page: Page, view: str, folder: Path, **environment: str) -> Any:
     """What the view's command answers, run as it stands."""
     page.locator(f"#{view}-request summary").click()
     page.locator(f"#{view}-request").get_by_role("button", name="Copy").click()
-    expect(page.locator(f"#{view}-request")).to_contain_text("Copied")
+    expect(page.locator("#live")).to_have_text("The command is copied")
     command = page.evaluate("navigator.clipboard.readText()")
     assert command == page.locator(f"#{view}-request code").inner_text()
     done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, check=True, env=environment)
@@ -128,7 +150,7 @@ def test_searching_by_typing(page: Page, media: Path) -> None:
     page.go_back()
     expect(page.get_by_label("Words to search for")).to_have_value("a police siren")
     expect(page.get_by_role("region", name="Sounds").locator(".card").first).to_contain_text("siren.wav")
-    assert page.url == first_url and "q=a+police+siren" in first_url
+    expect(page).to_have_url(first_url)
 
 
 def test_one_item_large(page: Page, tmp_path: Path) -> None:
@@ -143,7 +165,7 @@ def test_one_item_large(page: Page, tmp_path: Path) -> None:
     expect(detail.locator("#facts")).to_contain_text("600 × 400 pixels")
     expect(detail.locator("#facts")).to_contain_text("a cup of espresso on a saucer")
     expect(detail.locator("#facts")).not_to_contain_text("sha256")
-    assert "open=coffee.jpg" in page.url
+    expect(page).to_have_url(re.compile("open=coffee.jpg"))
     for size, viewport in SIZES.items():
         page.set_viewport_size(viewport)
         shoot(page, f"{size}-detail")
@@ -164,40 +186,35 @@ def test_one_item_large(page: Page, tmp_path: Path) -> None:
     expect(detail.get_by_role("heading", name=second)).to_be_visible()
     page.keyboard.press("ArrowLeft")
     expect(detail.get_by_role("heading", name="coffee.jpg")).to_be_visible()
-    page.keyboard.press("Escape")
-    expect(detail).to_be_hidden()
+    close_large(page)
     assert page.url == address
-    page.get_by_role("button", name="coffee.jpg", exact=True).click()
+    open_large(page, "coffee.jpg")
     page.go_back()
     expect(detail).to_be_hidden()
 
 
 def test_thumbs_teach_the_collection_and_can_be_undone(page: Page) -> None:
-    taught = page.get_by_text("As people taught it (version 1)")
+    taught = page.get_by_text("As people taught it (version ")
     search(page, "a cup of coffee")
     page.get_by_role("button", name="coins.jpg", exact=True).hover()
     page.locator("[data-id='coins.jpg']").get_by_role("button", name="More like this for this search").click()
     undo = page.get_by_role("button", name="Undo")
-    expect(undo).to_be_visible()
+    undo.hover()  # the message stays as long as the pointer is on it
     search(page, "a mug of coffee")
     expect(taught).to_be_visible()
     undo.click()
     expect(page.locator(".toast")).to_contain_text("Undone: searches answer as before.")
     search(page, "a cup of coffee")
     expect(taught).to_have_count(0)
-    page.get_by_role("button", name="coffee.jpg", exact=True).click()
-    with page.expect_response(
-        lambda response: response.url.endswith("/feedback") and response.request.method == "POST"
-    ):
-        page.get_by_role("dialog").get_by_role("button", name="Less like this").click()
-    with page.expect_response(lambda response: response.request.method == "DELETE"):
-        page.get_by_role("dialog").get_by_role("button", name="Undo").click()
+    detail = open_large(page, "coffee.jpg")
+    detail.get_by_role("button", name="Less like this").click()
+    detail.get_by_role("button", name="Undo").click()
+    expect(page.locator(".toast")).to_contain_text("Undone: searches answer as before.")
 
 
 def test_why_a_result_was_found_is_drawn(page: Page) -> None:
     search(page, "a cup of coffee")
-    page.get_by_role("button", name="coffee.jpg", exact=True).click()
-    detail = page.get_by_role("dialog")
+    detail = open_large(page, "coffee.jpg")
     expect(detail.locator(".heat")).to_have_count(0)
     detail.get_by_role("button", name="Why?").click()
     heat, image = detail.locator(".heat"), detail.locator(".frame img")
@@ -213,9 +230,9 @@ def test_why_a_result_was_found_is_drawn(page: Page) -> None:
     page.keyboard.press("ArrowRight")
     expect(heat).to_have_count(0)
     expect(detail.locator("#why")).to_be_empty()
-    page.keyboard.press("Escape")
+    close_large(page)
     search(page, "church bells")
-    page.get_by_role("button", name="church_bell.wav", exact=True).click()
+    open_large(page, "church_bell.wav")
     detail.get_by_role("button", name="Why?").click()
     expect(detail.locator(".why-parts button").first).to_be_visible()
 
@@ -223,12 +240,12 @@ def test_why_a_result_was_found_is_drawn(page: Page) -> None:
 @pytest.mark.full
 def test_a_sound_large_plays_and_similar_ones_are_found(page: Page) -> None:
     search(page, "church bells")
-    page.get_by_role("button", name="church_bell.wav", exact=True).click()
-    film = page.get_by_role("dialog").locator("audio")
+    detail = open_large(page, "church_bell.wav")
+    film = detail.locator("audio")
     expect(film).to_have_js_property("readyState", 4)
     assert film.evaluate("sound => sound.duration") > 1
-    page.get_by_role("dialog").get_by_role("button", name="More like church_bell.wav").click()
-    expect(page.get_by_role("dialog")).to_be_hidden()
+    detail.get_by_role("button", name="More like church_bell.wav").click()
+    expect(detail).to_be_hidden()
     expect(page.get_by_role("button", name="Remove church_bell.wav")).to_be_visible()
     expect(page.locator("#found")).to_have_text(SEARCHED)
     assert "church_bell.wav" not in ids(page), "an item is not like itself"
@@ -241,11 +258,12 @@ def test_deleting_and_undoing(page: Page, site: httpx.Client) -> None:
     try:
         page.goto("/#/search?q=tea&in=notes")
         page.reload()
-        page.get_by_role("button", name="note 1", exact=True).click()
-        page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+        open_large(page, "note 1").get_by_role("button", name="Delete").click()
+        undo = page.get_by_role("button", name="Undo")
+        undo.hover()
         expect(page.locator(".toast")).to_contain_text("Its file stays where it is")
         expect(card(page, "note 1")).to_have_count(0)
-        page.get_by_role("button", name="Undo").click()
+        undo.click()
         expect(card(page, "note 1")).to_have_count(1)
         assert site.get("/items/note 1?collection=notes").status_code == 200
         expect(page.locator(".toast")).to_be_hidden()
@@ -311,17 +329,21 @@ def test_browsing_by_folder_and_month(page: Page, site: httpx.Client) -> None:
         page.reload()
         expect(page.locator("#browsed")).to_have_text(f"{VECTORS} items")
         expect(page.locator("#browse-items h2").first).to_have_text("March 2024")
+        settle(page)
         page.locator("#folders").get_by_role("button", name="rome").click()
         expect(page.locator("#browsed")).to_have_text("65 items")
+        settle(page)
         page.locator("#months").get_by_role("button", name="January 2024").click()
         expect(page.locator("#browsed")).to_have_text("22 items")
         expect(page.locator("#browse-items .card")).to_have_count(22)
+        settle(page)
         assert {int(each[:3]) % 6 for each in ids(page, "#browse-items")} == {3}
         page.get_by_label("Order").select_option("oldest")
         expect(page.locator("#browse-items .card").first).to_have_attribute("data-id", "003.vec")
         page.reload()
         expect(page.locator("#browsed")).to_have_text("22 items")
         expect(page.get_by_label("Order")).to_have_value("oldest")
+        settle(page)
         page.get_by_role("button", name="Search here").click()
         expect(page.get_by_label("Condition", exact=True).first).to_have_value("under")
         expect(page.locator("#found")).to_have_text(re.compile("Newest first"))
@@ -347,7 +369,7 @@ def test_searching_by_an_image_that_is_chosen_and_one_that_is_dropped(page: Page
     expect(page.locator("#found")).to_contain_text("Newest first")
     drop(page, media / "photographs/coins.jpg")
     expect(page.locator("#results .card").first).to_contain_text("coins.jpg")
-    assert "part=file" in page.url
+    expect(page).to_have_url(re.compile("part=file"))
     page.reload()
     expect(page.get_by_role("button", name="Remove coins.jpg")).to_be_visible()
     expect(page.locator("#results .card").first).to_contain_text("coins.jpg")
@@ -388,8 +410,8 @@ def test_a_bad_file_is_told(page: Page, tmp_path: Path, complaints: list[str]) -
 def test_searching_by_a_sound_that_is_recorded(page: Page, tmp_path: Path) -> None:
     page.get_by_role("button", name="Record a sound").click()
     expect(page.get_by_role("button", name="Record a sound")).to_have_attribute("aria-pressed", "true")
-    expect(page.locator("#recording")).to_contain_text("0:02 of 0:30")
-    assert page.get_by_label("Loudness").evaluate("meter => meter.value") > 0.05
+    expect(page.locator("#recording")).to_contain_text(re.compile("0:(0[2-9]|[12][0-9]) of 0:30"))
+    page.wait_for_function("document.querySelector('meter').value > 0.05")
     page.locator("#record").click()
     expect(page.locator("#found")).to_have_text(SEARCHED)
     assert page.locator("#results .card.audio").first.get_attribute("data-id") == "siren.wav", "the microphone plays it"
@@ -408,6 +430,7 @@ def test_composing_with_weights(page: Page, media: Path, site: httpx.Client, tmp
     page.get_by_label("Weight of siren.wav").focus()
     with page.expect_response("**/search"):
         page.keyboard.press("Home")
+    settle(page)
     body = shown(page, "search")
     assert body["query"]["compose"] == [{"text": "thunder", "weight": 1}, {"weight": 1}, {"weight": -1}]
     expect(page.locator(".part").last.locator("output")).to_have_text("−1.0")
@@ -656,6 +679,7 @@ def test_adding_a_folder(page: Page, media: Path, tmp_path: Path) -> None:
     page.get_by_role("link", name="Browse them").click()
     expect(page.locator("#browsed")).to_have_text("14 items")
     expect(page.locator("#months")).to_contain_text("July 2019")
+    settle(page)
     page.locator("#folders").get_by_role("button", name="photographs").click()
     expect(page.locator("#browsed")).to_have_text("6 items")
     expect(page.locator("#browse-items .where").first).to_contain_text("my things/photographs")

@@ -14,7 +14,7 @@ import pytest
 
 from service.api.app import open_parts
 from service.settings import Settings, SettingsError
-from tests.conftest import serving
+from tests.conftest import DEADLINE_S, serving
 from tests.protocols.conftest import Native, same
 
 pytestmark = pytest.mark.client("golden")
@@ -97,7 +97,7 @@ class Upstream:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 upstream.asked.append((self.path, {name.lower(): given for name, given in self.headers.items()}, body))
-                upstream.hangs.wait(10)
+                upstream.hangs.wait(DEADLINE_S)
                 self.send_response(upstream.status)
                 self.send_header("Location", "http://127.0.0.1:1/predict")
                 self.send_header("Content-Length", str(len(upstream.answer)))
@@ -129,11 +129,13 @@ def with_upstream(bundle: Path, folder: Path, url: str, **more: Any) -> Settings
     return Settings(**common, protocols=("immich",), immich_upstream=url, **more)
 
 
+PASSING: dict[str, Any] = {"fetch_allow": "127.0.0.0/8", "immich_upstream_key": "hidden"}
+
+
 @pytest.fixture(scope="module")
 def passing(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("immich")
-    more: dict[str, Any] = {"fetch_allow": "127.0.0.0/8", "immich_upstream_key": "hidden", "request_deadline_s": 1.0}
-    with serving(with_upstream(bundle_dir, folder, upstream.url, **more)) as client:
+    with serving(with_upstream(bundle_dir, folder, upstream.url, **PASSING)) as client:
         yield client
 
 
@@ -165,16 +167,18 @@ def test_what_the_upstream_says_instead(
 
 
 def test_an_upstream_that_is_too_slow_or_says_too_much(
-    passing: httpx.Client, upstream: Upstream, png: Callable[..., bytes]
+    bundle_dir: Path, tmp_path: Path, passing: httpx.Client, upstream: Upstream, png: Callable[..., bytes]
 ) -> None:
     upstream.answer = b"x" * 16_000_001
     assert predict(passing, FACES, png("red")).status_code == 503
     upstream.hangs.clear()
-    try:
-        slow = predict(passing, FACES, png("red"))
-        assert slow.status_code in (503, 504) and "hidden" not in slow.text
-    finally:
-        upstream.hangs.set()
+    hasty = with_upstream(bundle_dir, tmp_path, upstream.url, **PASSING, request_deadline_s=0.2)
+    with serving(hasty) as client:
+        try:
+            slow = predict(client, FACES, png("red"))
+            assert slow.status_code in (503, 504) and "hidden" not in slow.text
+        finally:
+            upstream.hangs.set()
 
 
 def test_its_address_is_checked_as_that_of_a_url(bundle_dir: Path, tmp_path: Path, upstream: Upstream) -> None:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from service.engine.batcher import Batcher, Budget, Prepared
 from service.errors import InferenceFailed, NotReady
+from tests.conftest import DEADLINE_S as WAIT_S
 from tests.conftest import on_a_loop
 
 DIMENSIONS = 2
-WAIT_S = 10.0
 
 
 class Model:

@@ -238,7 +238,7 @@ async def test_a_redis_that_was_slow_once_does_not_answer_the_next_question_with
 
     async with await asyncio.start_server(between, "127.0.0.1", 0) as server:
         errors = Errors()
-        cache = make(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", errors, timeout_s=1.0)
+        cache = make(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", errors, timeout_s=2.0)
         await cache.put_many({"a": entry(1), "b": entry(2)})
         assert errors.seen == 0
         passing.clear()

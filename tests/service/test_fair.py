@@ -18,8 +18,7 @@ from service.runtime.logs import caller
 from service.runtime.metrics import Metrics
 from service.runtime.workers import Workers, abandoned
 from service.settings import Settings
-
-WAIT_S = 10.0
+from tests.conftest import DEADLINE_S as WAIT_S
 
 
 def as_caller(name: str | None, coroutine):

@@ -17,7 +17,7 @@ from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.retrieval.projection import Map, Maps, Point, components, label, layout
 from service.runtime.workers import stop_if_abandoned
 from service.store import Item
-from tests.conftest import serving
+from tests.conftest import DEADLINE_S, serving
 
 
 def clusters(seed=0, count=240, groups=8, dimensions=48, gap=3.0):
@@ -140,7 +140,7 @@ def slow(monkeypatch):
     def layout(*_):
         begun.set()
         try:
-            until = time.monotonic() + 10
+            until = time.monotonic() + DEADLINE_S
             while time.monotonic() < until:
                 stop_if_abandoned()
         finally:
@@ -157,7 +157,7 @@ def test_one_map_is_made_at_a_time_and_given_up_when_nobody_waits_for_it(slow, m
         store = Held()
         maps = Maps(store)
         hasty, patient = (asyncio.create_task(maps.map("c", 10)) for _ in range(2))
-        await asyncio.to_thread(begun.wait, 10)
+        await asyncio.to_thread(begun.wait, DEADLINE_S)
         for collection, written in (("d", 0), ("c", 1)):
             store.written = written
             with pytest.raises(Overloaded) as refused:
@@ -167,7 +167,7 @@ def test_one_map_is_made_at_a_time_and_given_up_when_nobody_waits_for_it(slow, m
         await asyncio.sleep(0)
         assert not ended.is_set() and not patient.done(), "one still waits"
         patient.cancel()
-        assert await asyncio.to_thread(ended.wait, 10)
+        assert await asyncio.to_thread(ended.wait, DEADLINE_S)
         monkeypatch.undo()
         assert (await maps.map("c", 10)).count == 7
 
@@ -178,7 +178,7 @@ def test_a_map_that_takes_longer_than_a_request_may_is_made_for_who_asks_again(m
     goes = threading.Event()
 
     def layout(vectors, groups):
-        assert goes.wait(10)
+        assert goes.wait(DEADLINE_S)
         return np.zeros((len(vectors), 2))
 
     monkeypatch.setattr("service.retrieval.projection.layout", layout)
@@ -202,11 +202,11 @@ def test_who_waits_for_a_map_at_the_end_is_answered(slow):
     async def scenario() -> None:
         maps = Maps(Held())
         waiting = asyncio.create_task(maps.map("c", 10))
-        await asyncio.to_thread(begun.wait, 10)
+        await asyncio.to_thread(begun.wait, DEADLINE_S)
         maps.close()
         with pytest.raises(NotReady):
             await waiting
-        assert await asyncio.to_thread(ended.wait, 10)
+        assert await asyncio.to_thread(ended.wait, DEADLINE_S)
 
     asyncio.run(scenario())
 
@@ -239,15 +239,15 @@ def test_forty_maps_leave_other_keys_served_and_are_given_up_with_their_clients(
         client.headers = keyed
         assert client.post("/items", json={"items": [{"id": "a", "text": "red"}]}).status_code == 200
         address = (client.base_url.host, client.base_url.port)
-        asking = [socket.create_connection(address, timeout=10) for _ in range(40)]
+        asking = [socket.create_connection(address, timeout=DEADLINE_S) for _ in range(40)]
         for limit, each in enumerate(asking, start=1):
             head = f"GET /collections/default/map?limit={limit} HTTP/1.1\r\nHost: localhost\r\n"
             each.sendall(f"{head}Authorization: Bearer {clear}\r\n\r\n".encode())
-        assert begun.wait(10)
+        assert begun.wait(DEADLINE_S)
         assert client.get("/models").status_code == 200
         assert client.post("/items", json={"items": [{"id": "b", "text": "blue"}]}).status_code == 200
         other = client.get("/collections/default/map")
         assert (other.status_code, other.json()["code"]) == (429, "overloaded") and other.headers["retry-after"]
         for each in asking:
             each.close()
-        assert ended.wait(10)
+        assert ended.wait(DEADLINE_S)

@@ -8,9 +8,8 @@ import pytest
 
 from service.errors import NotReady
 from service.runtime.workers import WorkerDied, Workers
+from tests.conftest import DEADLINE_S as WAIT_S
 from tests.conftest import on_a_loop
-
-WAIT_S = 10.0
 
 
 def kill(thread: threading.Thread) -> None:

@@ -24,7 +24,7 @@ from tests.service.jobs.archives import tar
 from tests.service.jobs.processes import LINES, ended, errors, lines, stored, submitted
 from tests.service.media import b64
 from tests.service.slow import WAIT_S, Slow
-from tests.service.test_serving import metric, sent, until, with_towers
+from tests.service.test_serving import in_queue, metric, sent, until, with_towers
 
 Make = Callable[..., bytes]
 TAR = {"content-type": "application/x-tar"}
@@ -307,12 +307,12 @@ def test_a_request_does_not_wait_for_a_job(settings: Settings) -> None:
     with with_towers(small, lambda tower: Slow(tower, held=True)) as (_, client, towers):
         tower = towers["text"]
         id = submitted(client, [{"id": f"{number}", "text": f"dog {number}"} for number in range(500)])
-        assert tower.entered.wait(20)
-        rows_before = tower.rows
-        tower.released.set()
-        assert client.post("/embed", json={"inputs": ["red"]}, timeout=20).status_code == 200
-        seen = tower.rows - rows_before
-        assert seen < 400, "it did not wait for the job's end"
+        until(lambda: in_queue(client) == 500)
+        with sent(client, "red") as request:
+            until(lambda: in_queue(client) == 501)
+            tower.released.set()
+            assert request.recv(65_536).startswith(b"HTTP/1.1 200")
+        assert tower.rows < 100, "it did not wait for the job's end"
         assert ended(client, id)["done"] == 500
 
 
@@ -405,9 +405,7 @@ def test_jobs_that_ended_are_forgotten_in_time(settings: Settings) -> None:
         id = submitted(client, [{"id": "a", "text": "dog"}, {"text": "b"}])
         ended(client, id)
     with serving(settings.model_copy(update={"jobs_keep_s": 1e-6})) as client:
-        for _ in range(2_000):
-            if client.get(f"/jobs/{id}").status_code == 404:
-                break
+        until(lambda: client.get(f"/jobs/{id}").status_code == 404)
         assert client.get(f"/jobs/{id}/errors").status_code == 404
 
 

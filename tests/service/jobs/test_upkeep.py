@@ -12,7 +12,7 @@ from service.settings import Settings
 from service.store.schema import FILE as STORE
 from tests.conftest import serving
 from tests.service.jobs.processes import begun, ended, errors, stored, submitted
-from tests.service.slow import Slow
+from tests.service.slow import Slow, Stuck
 from tests.service.test_serving import with_towers
 
 
@@ -24,12 +24,11 @@ def test_an_unfinished_job_goes_on_in_a_restored_store(settings: Settings, tmp_p
     small = settings.model_copy(update={"batch_tokens": 2, "cache_bytes": 0, "jobs": jobs if elsewhere else None})
     items = [{"id": f"{number}", "text": f"dog {number}"} for number in range(1_200)]
     once = {"idempotency-key": "once"}
-    with with_towers(small, lambda tower: Slow(tower)) as (_, client, towers):
+    with with_towers(small, lambda tower: Stuck(tower, 600)) as (_, client, towers):
         done = submitted(client, [{"id": "early", "text": "red"}, {"id": "", "text": "no id"}])
         assert ended(client, done)["failed"] == 1
         id = submitted(client, items, headers=once)
         begun(client, id)
-        towers["text"].released.clear()
         waiting = submitted(client, [{"id": "late", "text": "blue"}])
         assert main(["backup", str(small.store), str(tmp_path / "copy"), *first]) == 0
         before = client.get(f"/jobs/{id}").json()["done"]
