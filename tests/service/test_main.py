@@ -197,7 +197,7 @@ def test_commands_answer_in_json(bundle_dir: Path, tmp_path: Path, capsys: pytes
 def test_what_cannot_be_listened_at_is_said_with_the_next_step(
     bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.runtime.logs.configure", lambda level: None)  # later tests would write to this one's end
+    monkeypatch.setattr("service.runtime.logs.configure", lambda level: None)  # whose stream ends with this test
     serve = ["serve", "--bundle", str(bundle_dir), "--store", str(tmp_path / "store")]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
