@@ -124,6 +124,7 @@ class Builder:
                 self.building = (collection, modality)
                 started = time.monotonic()
                 reader = self._reader(collection, False)
+                rows: Keys | None = None  # all of them
                 if spec.kind == "flat":
                     rows = np.flatnonzero(view.alive)
                     vectors = _in_blocks(view, rows) if view.built is None else list(_batches(view, rows, reader))
@@ -132,7 +133,7 @@ class Builder:
                     self._keep(collection, modality, None, view.slots[rows])
                     return True
                 if more and view.built is not None:
-                    built, rows = self._extended(view, view.built, reader), np.arange(view.count)
+                    built = self._extended(view, view.built, reader)
                 else:
                     built, view, rows = self._built_anew(collection, index, modality, view, spec)
                 if built is None:
@@ -151,7 +152,7 @@ class Builder:
                         }
                     },
                 )
-                part, slots = (collection, modality), view.slots[rows]
+                part, slots = (collection, modality), view.slots if rows is None else view.slots[rows]
                 if more and built.count < _SAVED_FROM * self._saved.get(part, 0):
                     self._unsaved[part] = (built, slots)
                 else:
@@ -199,7 +200,7 @@ class Builder:
                 if (extended := self._extended(more, now.built, reader)) is None:
                     break
                 huge_pages.give(extended.index, self._stopped)
-                index.switch(modality, more, extended, [], np.arange(more.count))
+                index.switch(modality, more, extended, [], None)
         built = making.result()
         now = index.views()[modality]
         if built is None or now.indexed <= view.count:

@@ -157,7 +157,8 @@ class Columns:
         rare: list[NDArray[Any]] = list(others._rare.cells)  # before the columns: see _give_columns()
         columns = dict(others._columns)
         for key, column in columns.items():
-            new, kinds, values = _renumbered(column.cells, first, numbers)
+            start, end = np.searchsorted(column.cells[0], np.array([first, first + len(numbers)], np.uint32))
+            new, kinds, values = _renumbered([array[start:end] for array in column.cells], first, numbers)
             if key not in self._columns and len(new) >= _OWN_COLUMN and not (self._rare.cells[0] == key).any():
                 self._columns[key] = _Cells(*_CELL)
             if key in self._columns:
@@ -168,16 +169,18 @@ class Columns:
         new, kinds, values, keys = _renumbered([array[left] for array in (*rare[1:], rare[0])], first, numbers)
         self._rare.extend(keys, new, kinds, values)
 
-    def arrays(self, count: int) -> dict[str, NDArray[Any]]:
-        """Return the cells of the first `count` rows as arrays by name, of which of_arrays() makes columns again."""
-        held = self.kept(np.arange(count))
-        columns = [column.cells for column in held._columns.values()]
-        joined = [np.concatenate(arrays) for arrays in zip(*columns, strict=True)] if columns else _Cells(*_CELL).cells
+    def arrays(self, count: int) -> dict[str, list[NDArray[Any]]]:
+        """Return the cells of the first `count` rows as arrays by name, each in pieces, of which of_arrays() makes
+        columns again. Only the cells of rare keys are copied."""
+        rare = self._rare.cells  # before the columns: see _give_columns()
+        columns = {key: _head(column.cells, count) for key, column in dict(self._columns).items()}
+        left = (rare[1] < count) & ~np.isin(rare[0], list(columns))
+        pieces = zip(*columns.values(), strict=True) if columns else ([array] for array in _Cells(*_CELL).cells)
         return {
-            "keys": np.array(list(held._columns), np.int64),
-            "lengths": np.array([len(rows) for rows, _, _ in columns], np.int64),
-            **dict(zip(_COLUMN_ARRAYS, joined, strict=True)),
-            **dict(zip(_RARE_ARRAYS, held._rare.cells, strict=True)),
+            "keys": [np.array(list(columns), np.int64)],
+            "lengths": [np.array([len(rows) for rows, _, _ in columns.values()], np.int64)],
+            **{name: list(arrays) for name, arrays in zip(_COLUMN_ARRAYS, pieces, strict=True)},
+            **{name: [array[left]] for name, array in zip(_RARE_ARRAYS, rare, strict=True)},
         }
 
     @classmethod
@@ -215,9 +218,7 @@ class Columns:
     def scalars(self, name: str, count: int) -> Cells:
         """Return rows, types and values of the cells of a key in the first `count` rows, without lists and objects.
         Two of the same type and value hold the same."""
-        rows, kinds, values = self._of(name)
-        end = int(np.searchsorted(rows, np.uint32(count)))
-        rows, kinds, values = rows[:end], kinds[:end], values[:end]
+        rows, kinds, values = _head(self._of(name), count)
         scalar = (kinds != _LIST) & (kinds != _OBJECT)
         return rows[scalar], kinds[scalar], values[scalar]
 
@@ -241,12 +242,10 @@ class Columns:
 
     def _condition(self, filter: Is | Bound | Exists | Contains, among: Mask, scan: Scan) -> Mask:
         passing = np.zeros_like(among)
-        rows, kinds, values = self._of(filter.name)
+        # Rows that were added after `among` was made stand at the end.
+        rows, kinds, values = _head(self._of(filter.name), len(among))
         if not rows.size:
             return passing
-        # Rows that were added after `among` was made stand at the end.
-        count = int(np.searchsorted(rows, np.uint32(len(among))))
-        rows, kinds, values = rows[:count], kinds[:count], values[:count]
         match filter:
             case Exists():
                 passing[rows] = True
@@ -285,6 +284,12 @@ def reads_rows(filter: Filter) -> bool:
             return isinstance(value, str)
         case _:
             return isinstance(filter, Contains)
+
+
+def _head(cells: Cells, count: int) -> Cells:
+    """Return the cells, whose rows ascend, of the first `count` rows."""
+    end = int(np.searchsorted(cells[0], np.uint32(count)))
+    return tuple(array[:end] for array in cells)
 
 
 def _renumbered(cells: Sequence[NDArray[Any]], first: int, numbers: NDArray[np.int64]) -> list[NDArray[Any]]:

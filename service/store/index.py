@@ -226,16 +226,18 @@ class Index:
         return self._views
 
     def switch(
-        self, modality: str, before: View, built: IndexSnapshot | None, vectors: Iterable[Vectors], kept: Keys
+        self, modality: str, before: View, built: IndexSnapshot | None, vectors: Iterable[Vectors], kept: Keys | None
     ) -> None:
-        """Serve the rows `kept` of the view `before`, in that order, from a new index, or from vectors where it is
-        None.
+        """Serve the rows `kept` of the view `before`, in that order, or all of them, from a new index, or from vectors
+        where it is None.
 
         What was added and removed since then is carried over. Only one thread may switch.
         """
         # What takes long is made before writes have to wait.
-        new, whole = _Part(self.dimensions), len(kept) == before.count
-        if not whole:
+        new = _Part(self.dimensions)
+        if kept is not None and len(kept) == before.count:
+            kept = None
+        if kept is not None:
             numbers = np.full(before.count, -1, np.int64)
             numbers[kept] = np.arange(len(kept))
             new.columns, new.records = before.columns.kept(numbers), before.records.kept(kept)
@@ -249,7 +251,7 @@ class Index:
             old = self._parts[modality]
             now = old.view()
             later = np.arange(before.count, now.count)
-            if whole:
+            if kept is None:
                 new.slots, new.alive, new.dead = old.slots, old.alive, old.dead
                 new.columns, new.records = old.columns, old.records
             else:

@@ -27,6 +27,9 @@ class Records:
         self._places = Growing(np.int64)
         """Chunk, offset and length in one number; 0 where memory has no record of the row."""
 
+    def __len__(self) -> int:
+        return len(self._places.held())
+
     def extend(self, records: Sequence[bytes]) -> None:
         """Append the records of the next rows; an empty record means none."""
         self._places.extend([self._place(record) for record in records])
@@ -64,23 +67,29 @@ class Records:
         records._places.extend(places)
         return records
 
-    def arrays(self, count: int) -> dict[str, NDArray[Any]]:
-        """Return the records of the first `count` rows as arrays by name, of which of_arrays() makes records again."""
-        held = self.kept(np.arange(count))
-        sizes = np.array([len(chunk) for chunk in held._chunks], np.int64)
+    def arrays(self, count: int) -> dict[str, list[Any]]:
+        """Return the records of the first `count` rows as arrays by name, each in pieces, of which of_arrays() makes
+        records again. Later rows may be appended meanwhile: of the chunk that grows there is a copy, of the others not.
+        """
+        places, chunks = self._places.held()[:count], list(self._chunks)
+        pieces: list[NDArray[np.uint8]] = []
+        if last := int(places.max(initial=0)):
+            # Records are appended: what lies after the last of these rows is of later rows.
+            number, end = last >> _START_BITS, (last >> _LENGTH_BITS & _OFFSETS) + (last & _LONGEST)
+            held: list[bytes | bytearray] = [*chunks[:number], bytes(chunks[number][:end])]
+            pieces = [np.frombuffer(chunk, np.uint8) for chunk in held]
         return {
-            "places": held._places.held(),
-            "chunks": sizes,
-            "bytes": np.frombuffer(b"".join(held._chunks), np.uint8),
+            "places": [places],
+            "chunks": [np.array(list(map(len, pieces)), np.int64)],
+            "bytes": pieces or [np.empty(0, np.uint8)],
         }
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Records":
         """Raises KeyError and ValueError for what arrays() did not make."""
         records = cls()
-        if len(arrays["chunks"]):
-            chunks = np.split(arrays["bytes"], np.cumsum(arrays["chunks"])[:-1])
-            records._chunks = [bytearray(chunk) for chunk in chunks]
+        if len(sizes := arrays["chunks"]):
+            records._chunks = [bytearray(chunk) for chunk in np.split(arrays["bytes"], np.cumsum(sizes)[:-1])]
         records._places.extend(arrays["places"])
         return records
 

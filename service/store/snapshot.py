@@ -12,13 +12,16 @@ import re
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from service.contract.bundle import sha256_file
 from service.store import rows, schema
@@ -28,6 +31,8 @@ from service.store.kinds import IndexSnapshot, IndexSpec, Keys
 from service.store.records import Records
 
 _FILES = (".faiss", ".slots.npy", ".rows.npz")
+_WRITTEN = 2**18
+"""Numbers written at a time, so that searches never wait for the interpreter meanwhile."""
 _HEADER = re.compile(r"[0-9a-f]{32}\.json")
 
 _log = logging.getLogger(__name__)
@@ -56,8 +61,8 @@ def save(directory: Path, store: str, sequence: int, saved: Saved) -> None:
         faiss.write_index(saved.built.index, str(directory / f"{name}.faiss"))
         np.save(directory / f"{name}.slots.npy", saved.slots, allow_pickle=False)
         if saved.rows is not None:
-            arrays = [of_rows.arrays(len(saved.slots)) for of_rows in saved.rows]
-            np.savez(directory / f"{name}.rows.npz", allow_pickle=False, **arrays[0], **arrays[1])
+            pieces = [of_rows.arrays(len(saved.slots)) for of_rows in saved.rows]
+            _save_pieces(directory / f"{name}.rows.npz", {**pieces[0], **pieces[1]})
         files = [suffix for suffix in _FILES if (directory / f"{name}{suffix}").exists()]
         header = {
             "store": store,
@@ -165,12 +170,27 @@ def read(path: Path, header: object, store: str, latest: int, dimensions: int) -
     built = IndexSnapshot(IndexSpec("ivf_pq" if kind == "ivf_opq" else kind, precision), index, header["trained"])
     held = None
     if ".rows.npz" in header["sha256"]:
-        with np.load(files[".rows.npz"], allow_pickle=False) as opened:
-            arrays = dict(opened)
-        held = Columns.of_arrays(arrays), Records.of_arrays(arrays)
-        if arrays["places"].shape != slots.shape:
+        with np.load(files[".rows.npz"], allow_pickle=False) as arrays:  # it reads each as it is asked for
+            held = Columns.of_arrays(arrays), Records.of_arrays(arrays)
+        if len(held[1]) != len(slots):
             raise SnapshotDamaged("it is of another shape")
     return Saved(header["collection"], header["modality"], built, slots, held)
+
+
+def _save_pieces(path: Path, arrays: Mapping[str, Sequence[NDArray[Any]]]) -> None:
+    """Write what np.savez() would write of each name's pieces in a row, without a copy of them all in memory."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, pieces in arrays.items():
+            header = {
+                "descr": np.lib.format.dtype_to_descr(pieces[0].dtype),
+                "fortran_order": False,
+                "shape": (sum(map(len, pieces)),),
+            }
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for piece in pieces:
+                    for start in range(0, len(piece), _WRITTEN):
+                        file.write(np.ascontiguousarray(piece[start : start + _WRITTEN]).data)
 
 
 def headers(directory: Path) -> Iterator[tuple[Path, object]]:

@@ -72,7 +72,7 @@ class SqliteStore(Store):
         self._space, self._dimensions = manifest.space, manifest.dimensions
         file = path / schema.FILE
         self._connections: list[sqlite3.Connection] = [schema.connect(file)]
-        """Those of the threads that write, build indexes and train them."""
+        """Those of the threads that write, build indexes, train them and copy the log into the database."""
         try:
             [writing] = self._connections
             schema.prepare(writing, path, manifest)
@@ -81,15 +81,15 @@ class SqliteStore(Store):
             self._keys = {row.name: row.key for row in rows.collections(writing)}
             """Keys of collections, by name."""
             self._indexes = snapshot.load_indexes(writing, self._snapshot, self._id, self._dimensions)
-            building, training = schema.connect(file), schema.connect(file)
-            self._connections += [building, training]
+            building, training, copying = (schema.connect(file) for _ in range(3))
+            self._connections += [building, training, copying]
             self._readers = Readers(file)
         except BaseException:
             self._disconnect()
             raise
         self._version = 0
         self._backgrounds = Backgrounds()
-        self._writer = Writer(writing, self._apply, OpenFiles(file))
+        self._writer = Writer(writing, copying, self._apply, OpenFiles(file))
         self._readers.refusing = lambda: self._writer.refusing
         self._builder = Builder(
             lambda: self._indexes,

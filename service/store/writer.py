@@ -14,6 +14,7 @@ from service.contract.vectors import Vectors
 from service.errors import NotReady
 from service.store.files import OpenFiles
 from service.store.kinds import IndexRequest, Keys
+from service.store.log_copier import LogCopier
 from service.store.schema import meta, set_meta
 
 _GROUP = 64
@@ -22,12 +23,6 @@ _GROUP = 64
 _NOT_WRITTEN = "the store cannot write: nothing of this request was stored"
 _GONE = "the store's files were deleted or replaced: it takes no writes until the server is started again"
 BEHIND = "the store's index is behind its rows: restart the server, then check what was stored"
-
-_LONGEST_LOG = 2**28
-"""Bytes of the write-ahead log from which on a write waits until no search reads it, so that it begins anew. Where a
-backup reads it for longer, the next wait is at twice its size."""
-_EMPTYING_MS = 2_000
-"""Milliseconds of such a wait at most."""
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -83,11 +78,20 @@ class _Job:
     alone: bool
 
 
+_Outcome = tuple[_Job, Any, Exception | None]
+
+
 class Writer:
     """Runs operations in order. An operation that raises is undone alone; the others of its commit stand."""
 
-    def __init__(self, connection: sqlite3.Connection, apply: Callable[[list[Change]], None], files: OpenFiles) -> None:
-        """Start the writer. `files` are those of the connection.
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        copying: sqlite3.Connection,
+        apply: Callable[[list[Change]], None],
+        files: OpenFiles,
+    ) -> None:
+        """Start the writer. `files` are those of its connection, and of the one that copies the log into the database.
 
         `apply` brings the indexes up to date with what has just been committed, before anyone is answered.
         """
@@ -105,7 +109,8 @@ class Writer:
         self._failed = self._gone = False
         self._refusing = False
         self._written = time.monotonic()
-        self._longest_log = _LONGEST_LOG
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        self._copier = LogCopier(copying, files)
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -153,6 +158,7 @@ class Writer:
                 self._open = False
                 self._jobs.put(None)
         self._thread.join()
+        self._copier.close()
 
     def _take(self, count: int) -> int:
         self._slot += count
@@ -192,7 +198,27 @@ class Writer:
         if self._lost_files():
             _refuse(jobs, _GONE)
             return
-        outcomes: list[tuple[_Job, Any, Exception | None]] = []
+        with self._copier.writing:
+            outcomes = self._committed(jobs)
+        if outcomes is None:
+            return
+        self._refusing, self._written = False, time.monotonic()
+        if self._lost_files():
+            _refuse(jobs, _GONE)
+            return
+        for job, result, failure in outcomes:
+            if failure is None:
+                job.answer.set_result(result)
+            elif isinstance(failure, sqlite3.Error):
+                _log.error("an operation failed in SQLite", exc_info=failure)
+                job.answer.set_exception(NotReady(_NOT_WRITTEN))
+            else:
+                job.answer.set_exception(failure)
+        self._copier.notify()
+
+    def _committed(self, jobs: list[_Job]) -> list[_Outcome] | None:
+        """Run jobs in one transaction; return what each is answered, or None where all are answered by now."""
+        outcomes: list[_Outcome] = []
         changes: list[Change] = []
         try:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -211,13 +237,13 @@ class Writer:
             set_meta(self._connection, "slot", str(self._slot))
         except Exception:
             self._give_up(jobs)
-            return
+            return None
         with self.committing:
             try:
                 self._connection.execute("COMMIT")
             except Exception:
                 self._give_up(jobs)
-                return
+                return None
             self._sequence = sequence
             try:
                 self._apply(changes)
@@ -226,24 +252,9 @@ class Writer:
                 _log.exception("the index does not hold what was written: restart to rebuild it")
                 self._failed = True
                 _refuse(jobs, BEHIND)
-                return
+                return None
             self._applied = sequence
-        self._refusing, self._written = False, time.monotonic()
-        if self._lost_files():
-            _refuse(jobs, _GONE)
-            return
-        for job, result, failure in outcomes:
-            if failure is None:
-                job.answer.set_result(result)
-            elif isinstance(failure, sqlite3.Error):
-                _log.error("an operation failed in SQLite", exc_info=failure)
-                job.answer.set_exception(NotReady(_NOT_WRITTEN))
-            else:
-                job.answer.set_exception(failure)
-        if self._files.log_bytes() > self._longest_log:
-            # SQLite begins it anew at a moment without readers, of which there may be none while searches overlap.
-            self._empty_log("TRUNCATE")
-            self._longest_log = max(_LONGEST_LOG, 2 * self._files.log_bytes())
+        return outcomes
 
     def _lost_files(self) -> bool:
         """Return whether the files on disk are not those that are open, once for all."""
@@ -251,17 +262,8 @@ class Writer:
             self._gone = True
             _log.critical("%s: deleted or replaced while the server uses it; nothing more is written", ", ".join(names))
             # Acknowledged writes that only the log holds go into the database before the log is deleted for good.
-            self._empty_log("FULL")
+            self._copier.copy_all()
         return self._gone
-
-    def _empty_log(self, how: str) -> None:
-        try:
-            [waits_ms] = self._connection.execute("PRAGMA busy_timeout").fetchone()
-            self._connection.execute(f"PRAGMA busy_timeout = {min(waits_ms, _EMPTYING_MS)}")
-            self._connection.execute(f"PRAGMA wal_checkpoint({how})")
-            self._connection.execute(f"PRAGMA busy_timeout = {waits_ms}")
-        except sqlite3.Error:
-            _log.exception("the write-ahead log cannot be copied into the database")
 
     def _give_up(self, jobs: list[_Job]) -> None:
         _log.exception("nothing was written: the commit failed")

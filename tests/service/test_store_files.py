@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.errors import NotReady
-from service.store import Entry, SqliteStore, VectorSearch, schema, snapshot, writer
+from service.store import Entry, SqliteStore, VectorSearch, log_copier, schema, snapshot
 from service.store.kinds import IndexSnapshot, IndexSpec
 from tests.conftest import serving
 from tests.service.fakes import fake_manifest, vector_of
@@ -102,7 +102,8 @@ def test_looking_whether_it_can_be_written_changes_no_map(tmp_path, monkeypatch)
 
 
 def test_the_log_stays_short_though_it_is_always_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "_LONGEST_LOG", 2**19)
+    monkeypatch.setattr(log_copier, "_LONGEST_LOG", 2**19)
+    monkeypatch.setattr(log_copier, "_PAUSE_S", 0.01)
 
     async def run():
         store = SqliteStore.open(tmp_path, fake_manifest())
@@ -129,24 +130,52 @@ def test_the_log_stays_short_though_it_is_always_read(tmp_path, monkeypatch):
 
 
 def test_writes_wait_for_a_backup_once_and_not_each(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "_LONGEST_LOG", 2**17)
-    monkeypatch.setattr(writer, "_EMPTYING_MS", 1)
-    waits = []
+    monkeypatch.setattr(log_copier, "_LONGEST_LOG", 2**17)
+    monkeypatch.setattr(log_copier, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(log_copier, "_WAIT_MS", 1)
+    copies = []
+
+    async def until(copied):
+        async with asyncio.timeout(20):
+            while not copied():  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
 
     async def run():
         store = SqliteStore.open(tmp_path, fake_manifest())
-        await store.upsert([entry("large", text="x" * 2**18)])
+        copying, log = store._connections[3], tmp_path / f"{schema.FILE}-wal"
+        copying.set_trace_callback(lambda sql: copies.append(sql.partition("(")[2]) if "checkpoint" in sql else None)
         with closing(sqlite3.connect(tmp_path / schema.FILE)) as backup:
             backup.execute("BEGIN")
             backup.execute("SELECT count(*) FROM items").fetchone()
-            store._connections[0].set_trace_callback(lambda sql: waits.append(sql) if "TRUNCATE" in sql else None)
+            await store.upsert([entry("large", text="x" * 2**18)])
+            await until(lambda: "TRUNCATE)" in copies)
             for n in range(20):
+                before = len(copies)
                 await store.upsert([entry(f"{n}")])
-            assert 0 < len(waits) < 5
-        await store.upsert([entry("larger", text="x" * 2**23)])
+                await until(lambda: len(copies) > before)  # noqa: B023
+            assert copies.count("TRUNCATE)") == 1 and log.stat().st_size > 2**18
+        monkeypatch.setattr(store._writer._copier, "_again", 0)
         await store.upsert([entry("after")])
-        assert (tmp_path / f"{schema.FILE}-wal").stat().st_size < 2**19
-        assert store._connections[0].execute("PRAGMA busy_timeout").fetchone() == (30_000,)
+        await until(lambda: log.stat().st_size < 2**17)
+        await store.close()
+
+    asyncio.run(run())
+
+
+def test_a_commit_copies_nothing_into_the_database(tmp_path, monkeypatch):
+    """What a write waits for is the end of the log, however many pages the log has by then."""
+    monkeypatch.setattr(log_copier, "_PAUSE_S", 3_600)
+
+    async def run():
+        store = SqliteStore.open(tmp_path, fake_manifest())
+        await store.upsert([entry("first")])
+        with store._writer._copier._copying:  # it pauses by now, or waits
+            before = (tmp_path / schema.FILE).stat()
+            # More pages than SQLite would wait for.
+            await store.upsert([entry(f"{n}", text="x" * 2**18) for n in range(200)])
+            after = (tmp_path / schema.FILE).stat()
+        assert (tmp_path / f"{schema.FILE}-wal").stat().st_size > 4_000 * 8_192 + 2**20
+        assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
         await store.close()
 
     asyncio.run(run())
