@@ -33,6 +33,8 @@ _DOUBLE, _LONG = struct.Struct("<d"), struct.Struct("<q")
 
 _ROOMY_FROM = 2**16
 """Size from which on an array that grows has room for more at once: the next rows then wait for no copy."""
+_MARKS = 4_096
+"""Rows of a block of marks: a write of some hundred rows here and there copies two megabytes at most."""
 _OWN_COLUMN = 64
 """Smallest number of rows for which a key gets its own column: with fewer, the column would take more than its
 cells."""
@@ -64,6 +66,54 @@ class Growing:
 
     def held(self) -> NDArray[Any]:
         return self._array[: self._size]
+
+
+class Marks:
+    """A truth value for each row, in blocks: a change copies the blocks that it touches, however many rows there are.
+    What held() gave out never changes."""
+
+    def __init__(self) -> None:
+        self._blocks: list[Mask] = []
+        self._size = 0
+
+    def extend(self, values: Mask) -> None:
+        while len(values):
+            if self._size % _MARKS == 0:
+                self._blocks.append(np.zeros(_MARKS, np.bool_))
+            start = self._size % _MARKS
+            taken = values[: _MARKS - start]
+            self._blocks[-1][start : start + len(taken)] = taken  # behind all that was given out
+            self._size += len(taken)
+            values = values[len(taken) :]
+
+    def set(self, rows: NDArray[np.int64], value: bool) -> int:
+        """Set rows, which ascend; return how many had the other value."""
+        changed = 0
+        numbers, starts = np.unique(rows // _MARKS, return_index=True)
+        for number, start, end in zip(numbers.tolist(), starts, [*starts[1:], len(rows)], strict=False):
+            own, block = rows[start:end] % _MARKS, self._blocks[number].copy()
+            changed += int(np.count_nonzero(block[own] != value))
+            block[own] = value
+            self._blocks[number] = block
+        return changed
+
+    def held(self) -> tuple[Mask, ...]:
+        return tuple(self._blocks)
+
+
+def marked(blocks: Sequence[Mask], first: int, end: int) -> Mask:
+    """Return the values of the rows from the first on, up to the end, of what held() gave out."""
+    start = first // _MARKS
+    joined: Mask = np.concatenate([np.zeros(0, np.bool_), *blocks[start : -(-end // _MARKS)]])
+    return joined[first - start * _MARKS : end - start * _MARKS]
+
+
+def differing(before: Sequence[Mask], now: Sequence[Mask], count: int) -> NDArray[np.int64]:
+    """Return which of the first `count` rows have another value now, ascending."""
+    numbers = [number for number, (old, new) in enumerate(zip(before, now, strict=False)) if old is not new]
+    rows = [np.flatnonzero(before[number] != now[number]) + number * _MARKS for number in numbers]
+    changed: NDArray[np.int64] = np.concatenate([np.empty(0, np.int64), *rows])
+    return changed[changed < count]
 
 
 Cells = tuple[NDArray[Any], ...]

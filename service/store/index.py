@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from service.contract.vectors import Vectors
 from service.runtime.workers import stop_if_abandoned
-from service.store.columns import Columns, Growing, Mask
+from service.store.columns import Columns, Growing, Marks, Mask, differing, marked
 from service.store.filters import Filter
 from service.store.kinds import Effort, IndexRequest, IndexSnapshot, IndexSpec, Keys, Rules, graph_rather_than_scan
 from service.store.records import Records
@@ -46,7 +47,8 @@ class View:
 
     slots: Keys
     """Slots in ascending order."""
-    alive: Mask
+    marks: tuple[Mask, ...]
+    """Which rows live, in blocks: see `alive`."""
     dead: int
     columns: Columns
     records: Records
@@ -63,10 +65,15 @@ class View:
     def indexed(self) -> int:
         return 0 if self.built is None else self.built.count
 
+    @cached_property
+    def alive(self) -> Mask:
+        """Return which rows live."""
+        return marked(self.marks, 0, self.count)
+
     def head(self, count: int) -> "View":
         """Return a view of the first rows, at most `count`."""
-        slots, alive = self.slots[:count], self.alive[:count]
-        return replace(self, slots=slots, alive=alive, dead=int(len(alive) - np.count_nonzero(alive)))
+        alive = self.alive[:count]
+        return replace(self, slots=self.slots[:count], dead=int(len(alive) - np.count_nonzero(alive)))
 
 
 class Found(NamedTuple):
@@ -85,7 +92,7 @@ class _Part:
         self._dimensions = dimensions
         self._block_rows = max(64, _BLOCK // dimensions)
         self.slots = Growing(np.int64)
-        self.alive = Growing(np.bool_)
+        self.alive = Marks()
         self.dead = 0
         self.columns = Columns()
         self.records = Records()
@@ -125,14 +132,36 @@ class _Part:
         rows = np.searchsorted(known, slots)
         rows = rows[rows < len(known)]
         rows = rows[np.isin(known[rows], slots)]
-        rows = rows[self.alive.held()[rows]]
-        if rows.size:
-            alive = self.alive.held().copy()
-            alive[rows] = False
-            self.alive = Growing(np.bool_)
-            self.alive.extend(alive)
-            self.dead += int(rows.size)
-        return bool(rows.size)
+        return self.end(np.unique(rows))
+
+    def end(self, rows: Keys) -> bool:
+        """Mark rows, ascending, as dead; return whether any of them lived."""
+        ended = self.alive.set(rows, False)
+        self.dead += ended
+        return ended > 0
+
+    def carry_over(self, kept: Keys | None, base: int, before: View, now: View, stored: int) -> int:
+        """Add what was written between two views of another part, of whose first `base` rows this one has those that
+        are `kept`, and all later ones; or, where that is None, the vectors alone. Return how many vectors the blocks
+        have now, which was `stored`."""
+        later = np.arange(before.count, now.count)
+        if kept is not None:
+            ended = differing(before.marks, now.marks, before.count)
+            of_kept = ended[ended < base]
+            places = np.searchsorted(kept, of_kept)
+            there = places < len(kept)
+            there[there] = kept[places[there]] == of_kept[there]
+            first = len(self.slots.held())
+            self.slots.extend(now.slots[later])
+            self.alive.extend(alive := marked(now.marks, before.count, now.count))
+            self.dead += len(later) - int(np.count_nonzero(alive))
+            self.end(np.concatenate([places[there], ended[ended >= base] - base + len(kept)]))
+            self.columns.append(now.columns, before.count, np.arange(first, first + len(later)))
+            self.records.extend(now.records.get(later))
+        for batch in _rest(now, before.count - now.indexed):
+            self.store(batch, stored)
+            stored += len(batch)
+        return stored
 
     def view(self) -> View:
         blocks = tuple(self.blocks)
@@ -202,7 +231,7 @@ class Index:
         known = rows < len(part_slots)
         known[known] = part_slots[rows[known]] == slots[known]
         if part is not None and known.any():
-            part.alive.held()[rows[known]] = True
+            part.alive.set(rows[known], True)
             part.dead -= int(np.count_nonzero(known))
             if metadata is not None:
                 places = np.flatnonzero(known).tolist()
@@ -233,37 +262,28 @@ class Index:
 
         What was added and removed since then is carried over. Only one thread may switch.
         """
-        # What takes long is made before writes have to wait.
-        new = _Part(self.dimensions)
-        if kept is not None and len(kept) == before.count:
-            kept = None
+        # What takes long is made before writes have to wait, and most of what was written meanwhile.
+        new, kept = _Part(self.dimensions), None if kept is not None and len(kept) == before.count else kept
+        new.built = built
         if kept is not None:
             numbers = np.full(before.count, -1, np.int64)
             numbers[kept] = np.arange(len(kept))
             new.columns, new.records = before.columns.kept(numbers), before.records.kept(kept)
             new.slots.extend(before.slots[kept])
-        new.built = built
+            new.alive.extend(before.alive[kept])
+            new.dead = len(kept) - int(np.count_nonzero(before.alive[kept]))
         stored = 0
         for batch in vectors if built is None else ():
             new.store(batch, stored)
             stored += len(batch)
+        seen = self._views[modality]
+        stored = new.carry_over(kept, before.count, before, seen, stored)
         with self._changing:
             old = self._parts[modality]
-            now = old.view()
-            later = np.arange(before.count, now.count)
+            new.carry_over(kept, before.count, seen, old.view(), stored)
             if kept is None:
                 new.slots, new.alive, new.dead = old.slots, old.alive, old.dead
                 new.columns, new.records = old.columns, old.records
-            else:
-                new.slots.extend(now.slots[later])
-                new.alive.extend(now.alive[kept])
-                new.alive.extend(now.alive[later])
-                new.dead = len(new.alive.held()) - int(np.count_nonzero(new.alive.held()))
-                new.columns.append(now.columns, before.count, np.arange(len(kept), len(kept) + len(later)))
-                new.records.extend(now.records.get(later))
-            for batch in _rest(now, before.count - now.indexed):
-                new.store(batch, stored)
-                stored += len(batch)
             self._parts[modality] = new
             self._views = {**self._views, modality: new.view()}
 
@@ -320,10 +340,11 @@ class Index:
                 if view.dead > max(rules.dead_share * view.count, rules.graph_from) or view.dead == view.count > 0:
                     return modality, view, spec, False  # without those that are gone
                 continue
-            dead = int(built.count - np.count_nonzero(view.alive[: built.count]))
+            many = max(rules.dead_share * built.count, rules.graph_from)
+            dead = view.dead if view.dead <= many else built.count - np.count_nonzero(view.alive[: built.count])
             trained = built.spec.kind != "hnsw" or built.spec.precision == "int8"
             outgrown = trained and living > rules.outgrown * built.trained
-            if spec != built.spec or outgrown or dead > max(rules.dead_share * built.count, rules.graph_from):
+            if spec != built.spec or outgrown or dead > many:
                 return modality, view, spec, False
             if view.count - built.count >= rules.rest_least(built.count):
                 return modality, view.head(max(2 * built.count, built.count + rules.step)), spec, True

@@ -120,7 +120,7 @@ def test_searches_while_vectors_are_replaced_and_indexes_switched_always_see_eve
             if sorted(found) != list(range(100)) or any(each.record != record(each.slot) for each in hits):
                 failures.append(found)
 
-    threads = [threading.Thread(target=search) for _ in range(3)]
+    threads = [threading.Thread(target=search, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
     rules = Rules(graph_from=10, rest_at_least=20, dead_share=0.3)
