@@ -418,7 +418,7 @@ class TestIndexes:
             assert [ids(hits) for hits in found] == [["150"], ["300"], ["998"]]
             assert not (await store.search(VectorSearch("default", vectors[[999]], 1, filter=parse({"n": 999}))))[0]
             # Python 3.12 gives threads that share a connection rows of each other.
-            assert all(len({thread.name for thread in threads}) == 1 for threads in users.values())
+            assert all(len({thread.name for thread in threads}) <= 1 for threads in users.values()), users
             assert any(thread.name == "store-training" and thread.daemon for [thread, *_] in map(list, users.values()))
 
         in_store(tmp_path, run, fake_manifest(dimensions=32), rules=SMALL)
