@@ -124,7 +124,7 @@ class Call(Generic[T]):
 
 def embed(inputs: Sequence[str | Mapping[str, Any]], options: Mapping[str, Any]) -> Call[list[results.Embedding]]:
     body = {"inputs": inputs, "encoding": "base64", **options}
-    return Call("POST", "/embed", results.listed("embeddings", results.embedding), body)
+    return Call("POST", "/embed", results.embeddings, body)
 
 
 def upsert(items: Sequence[Mapping[str, Any]], on_error: str) -> Call[list[results.Written]]:
@@ -132,12 +132,12 @@ def upsert(items: Sequence[Mapping[str, Any]], on_error: str) -> Call[list[resul
     files = [item["file"] for item in items if "file" in item]
     bodies = [{name: value for name, value in item.items() if name != "file"} for item in items]
     body = {"items": bodies, "on_error": on_error}
-    return Call("POST", "/items", results.listed("items", results.written), body, files=files)
+    return Call("POST", "/items", results.listed("items", results.Written), body, files=files)
 
 
-def answered(read: Callable[[Any], T]) -> Callable[[httpx2.Response], list[T]]:
-    """Return a function that reads the results of an answer, each by `read`."""
-    return lambda reply: [read(result) for result in heeded(reply)["results"]]
+def answered(kind: type[T]) -> Callable[[httpx2.Response], list[T]]:
+    """Return a function that reads the results of an answer, all of this kind."""
+    return lambda reply: [results.known(kind, result) for result in heeded(reply)["results"]]
 
 
 def heeded(reply: httpx2.Response) -> Any:

@@ -203,18 +203,21 @@ class Isthmus(_Conversation):
     def search(self, query: Input, **options: Unpack[SearchOptions]) -> list[Found]:
         """Search the stored items, nearest first."""
         body = {"query": to_wire(query), **options}
-        return self._do(Call("POST", "/search", calls.answered(results.found), body))
+        return self._do(Call("POST", "/search", calls.answered(Found), body))
 
     def search_many(self, queries: Iterable[Input], **options: Unpack[SearchOptions]) -> list[list[Found]]:
         """Search for several queries in one request: a list of results for each."""
         body = {"queries": [to_wire(query) for query in queries], **options}
-        read = calls.answered(lambda rankings: [results.found(hits) for hits in rankings])
+
+        def read(reply: httpx2.Response) -> list[list[Found]]:
+            return [[results.known(Found, hit) for hit in hits] for hits in calls.heeded(reply)["results"]]
+
         return self._do(Call("POST", "/search/batch", read, body))
 
     def follow(self, script: Iterable[Input], **options: Unpack[ScriptOptions]) -> list[Followed]:
         """Search for the videos and long sounds in which the steps of a script come one after the other."""
         body = {"script": [to_wire(step) for step in script], **options}
-        return self._do(Call("POST", "/search/script", calls.answered(results.followed), body))
+        return self._do(Call("POST", "/search/script", calls.answered(Followed), body))
 
     def teach(self, judgements: Iterable[Judgement], *, collection: str = "default") -> FeedbackVersion:
         """Judge what searches found: they are moved by it from now on. Return the version that this makes."""
@@ -229,11 +232,13 @@ class Isthmus(_Conversation):
 
     def feedback(self, collection: str = "default") -> Feedback:
         """Return the versions of what a collection was taught."""
-        return self._do(Call("GET", "/feedback", results.feedback, parameters={"collection": collection}))
+        return self._do(Call("GET", "/feedback", results.reader(Feedback), parameters={"collection": collection}))
 
     def use_feedback(self, version: int | None, *, collection: str = "default") -> Feedback:
         """Let searches use another version of what a collection was taught, or none."""
-        return self._do(Call("PUT", "/feedback", results.feedback, {"version": version, "collection": collection}))
+        return self._do(
+            Call("PUT", "/feedback", results.reader(Feedback), {"version": version, "collection": collection})
+        )
 
     def delete_feedback(self, version: int | None = None, *, collection: str = "default") -> None:
         """Delete a version of what a collection was taught, or all. Searches that used it use none."""
@@ -243,7 +248,7 @@ class Isthmus(_Conversation):
     def classify(self, inputs: Iterable[Input], **options: Unpack[ClassifyOptions]) -> list[Classified]:
         """Return the labels of each input, best first. Give `labels` or the name of a stored `label_set`."""
         body = {"inputs": [to_wire(value) for value in inputs], **options}
-        return self._do(Call("POST", "/classify", calls.answered(results.classified), body))
+        return self._do(Call("POST", "/classify", calls.answered(Classified), body))
 
     def score(self, pairs: Iterable[tuple[Input, Input]], *, model: str | None = None) -> list[float]:
         """Return the cosine similarity of each pair."""
@@ -270,12 +275,7 @@ class Isthmus(_Conversation):
     def page(self, **options: Unpack[ListOptions]) -> Page:
         """Return one page of the stored items."""
         parameters = _filtered(**options)
-
-        def read(reply: httpx2.Response) -> Page:
-            body = reply.json()
-            return Page([results.known(Item, item) for item in body["items"]], body["next_cursor"], body.get("total"))
-
-        return self._do(Call("GET", "/items", read, parameters=parameters))
+        return self._do(Call("GET", "/items", results.reader(Page), parameters=parameters))
 
     def items(self, **options: Unpack[ListOptions]) -> Iterator[Item]:
         """Yield every stored item, page by page, in the order in which they were first stored."""
@@ -327,7 +327,7 @@ class Isthmus(_Conversation):
         return self._do(Call("POST", "/items/move", lambda reply: int(reply.json()["moved"]), body))
 
     def collections(self) -> list[Collection]:
-        return self._do(Call("GET", "/collections", results.listed("collections", partial(results.known, Collection))))
+        return self._do(Call("GET", "/collections", results.listed("collections", Collection)))
 
     def collection(self, name: str) -> Collection:
         return self._do(Call("GET", _path("collections", name), results.reader(Collection)))
@@ -342,7 +342,9 @@ class Isthmus(_Conversation):
     def map(self, collection: str = "default", *, limit: int | None = None, label: str | None = None) -> Map:
         """Return the map of a collection, each point with the value of a metadata key as its label."""
         parameters = _given(limit=limit, label=label)
-        return self._do(Call("GET", _path("collections", collection, "map"), results.map_, parameters=parameters))
+        return self._do(
+            Call("GET", _path("collections", collection, "map"), results.reader(Map), parameters=parameters)
+        )
 
     def facets(
         self,
@@ -374,12 +376,12 @@ class Isthmus(_Conversation):
         return self._do(jobs.create(source, collection, idempotency_key))
 
     def job(self, id: str) -> Job:
-        return self._do(Call("GET", _path("jobs", id), lambda reply: results.job(reply.json())))
+        return self._do(Call("GET", _path("jobs", id), results.reader(Job)))
 
     def jobs(self, *, limit: int = 100, before: str | None = None, states: Sequence[str] = ()) -> list[Job]:
         """Return the newest jobs first; `before`: those that are older than that job."""
         parameters = _given(limit=limit, state=list(states), before=before)
-        return self._do(Call("GET", "/jobs", results.listed("jobs", results.job), parameters=parameters))
+        return self._do(Call("GET", "/jobs", results.listed("jobs", Job), parameters=parameters))
 
     def wait_for_job(self, id: str, *, report: Report | None = None, every_s: float = 2.0) -> Job:
         """Return the job once it has ended, whichever way; `report` is told of it at each look."""
@@ -403,7 +405,7 @@ class Isthmus(_Conversation):
 
     def cancel_job(self, id: str) -> Job:
         """Stop a job; nothing more of it is written after that, and what it stored stays."""
-        return self._do(Call("DELETE", _path("jobs", id), lambda reply: results.job(reply.json())))
+        return self._do(Call("DELETE", _path("jobs", id), results.reader(Job)))
 
     def put_label_set(
         self, name: str, labels: Labels, *, templates: Templates | None = None, off_topic: Iterable[Input] = ()
@@ -416,8 +418,15 @@ class Isthmus(_Conversation):
     def label_sets(self, *, limit: int = 100, after: str | None = None) -> list[str]:
         """Return the names of the stored label sets, in order; `after`: those that come after that name."""
         parameters = _given(limit=limit, after=after)
-        read = results.listed("label_sets", lambda label_set: str(label_set["name"]))
-        return self._do(Call("GET", "/label-sets", read, parameters=parameters))
+        return self._do(
+            Call(
+                "GET",
+                "/label-sets",
+                lambda reply: [row["name"] for row in reply.json()["label_sets"]],
+                None,
+                parameters,
+            )
+        )
 
     def label_set(self, name: str) -> LabelSet:
         return self._do(Call("GET", _path("label-sets", name), results.label_set))
@@ -427,7 +436,7 @@ class Isthmus(_Conversation):
 
     def models(self) -> list[Model]:
         """Return the served bundles; the first is the default."""
-        return self._do(Call("GET", "/models", results.listed("models", partial(results.known, Model))))
+        return self._do(Call("GET", "/models", results.listed("models", Model)))
 
     def keeps_previews(self) -> bool:
         """Return whether the server keeps previews of what is stored from now on."""

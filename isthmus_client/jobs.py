@@ -57,7 +57,7 @@ def create(source: Source, collection: str | None, key: str | None) -> Call[Job]
         kind, upload = LINES, Upload(partial(_of_items, source))
     parameters = None if collection is None else {"collection": collection}
     headers = {"idempotency-key": key or uuid4().hex, "content-type": kind}
-    return Call("POST", "/jobs", lambda reply: results.job(reply.json()), upload, parameters, headers=headers)
+    return Call("POST", "/jobs", results.reader(Job), upload, parameters, headers=headers)
 
 
 def pauses(every_s: float) -> Iterator[float]:

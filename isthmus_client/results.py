@@ -4,8 +4,10 @@ import base64
 import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache, partial
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import httpx2
 
@@ -270,10 +272,29 @@ class Readiness:
     providers: Mapping[str, str]
 
 
-def known(kind: type[T], data: Mapping[str, Any], **parsed: Any) -> T:
-    """Return a result of this kind from the fields of an answer that it has; those in `read` are read already."""
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in data.items() if name in names} | parsed)
+def known(kind: type[T], data: Mapping[str, Any]) -> T:
+    """Return a result of this kind from the fields of an answer that it has."""
+    readers = _field_readers(kind)  # type: ignore[arg-type]
+    return kind(**{name: read(data[name]) for name, read in readers.items() if name in data})
+
+
+@cache
+def _field_readers(kind: Any) -> dict[str, Callable[[Any], Any]]:
+    hints = get_type_hints(kind)
+    return {field.name: _reader_of(hints[field.name]) for field in fields(kind)}
+
+
+def _reader_of(hint: Any) -> Callable[[Any], Any]:
+    """Return a function that turns a value of JSON into a field of this type, and with it the results that it holds."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return partial(known, hint)
+    types = [argument for argument in get_args(hint) if argument is not NoneType]
+    if len(types) != 1 or get_origin(hint) not in (UnionType, Sequence):
+        return lambda value: value
+    read = _reader_of(types[0])
+    if get_origin(hint) is UnionType:
+        return lambda value: None if value is None else read(value)
+    return lambda values: [read(value) for value in values]
 
 
 def reader(kind: type[T]) -> Callable[[httpx2.Response], T]:
@@ -281,17 +302,16 @@ def reader(kind: type[T]) -> Callable[[httpx2.Response], T]:
     return lambda reply: known(kind, reply.json())
 
 
-def listed(key: str, parse: Callable[[Any], T]) -> Callable[[httpx2.Response], list[T]]:
-    """Return a function that reads a list in an answer, each element by `read`."""
-    return lambda reply: [parse(element) for element in reply.json()[key]]
+def listed(key: str, kind: type[T]) -> Callable[[httpx2.Response], list[T]]:
+    """Return a function that reads a list in an answer as results of this kind."""
+    return lambda reply: [known(kind, element) for element in reply.json()[key]]
 
 
-def embedding(data: Mapping[str, Any]) -> Embedding:
-    """Read an embedding from an answer of `/embed` with `encoding: base64`."""
-    encoded = data.get("embedding")
-    return known(
-        Embedding, data, vector=encoded if encoded is None else floats(encoded), error=problem(data.get("error"))
-    )
+def embeddings(reply: httpx2.Response) -> list[Embedding]:
+    """Read an answer of `/embed` with `encoding: base64`."""
+    rows = reply.json()["embeddings"]
+    vectors = [None if row.get("embedding") is None else floats(row["embedding"]) for row in rows]
+    return [known(Embedding, {**row, "vector": vector}) for row, vector in zip(rows, vectors, strict=True)]
 
 
 def floats(encoded: str) -> list[float]:
@@ -302,55 +322,10 @@ def floats(encoded: str) -> list[float]:
     return numbers.tolist()
 
 
-def problem(data: Mapping[str, Any] | None) -> Problem | None:
-    return None if data is None else known(Problem, data)
-
-
-def found(data: Mapping[str, Any]) -> Found:
-    moment = data.get("moment")
-    metadata = data.get("metadata") or {}
-    return known(Found, data, metadata=metadata, moment=None if moment is None else known(Moment, moment))
-
-
-def followed(data: Mapping[str, Any]) -> Followed:
-    steps = [None if step is None else known(Step, step) for step in data["steps"]]
-    return known(Followed, data, metadata=data.get("metadata") or {}, steps=steps)
-
-
-def classified(data: Mapping[str, Any]) -> Classified:
-    cells = data.get("cells")
-    return known(
-        Classified,
-        data,
-        labels=[known(ScoredLabel, label) for label in data["labels"]],
-        cells=None if cells is None else [[classified(cell) for cell in row] for row in cells],
-        error=problem(data.get("error")),
-    )
-
-
-def written(data: Mapping[str, Any]) -> Written:
-    return known(Written, data, error=problem(data.get("error")))
-
-
-def map_(reply: httpx2.Response) -> Map:
-    data = reply.json()
-    return known(Map, data, points=[known(Point, point) for point in data["points"]])
-
-
-def job(data: Mapping[str, Any]) -> Job:
-    return known(Job, data, error=problem(data["error"]))
-
-
 def label_set(reply: httpx2.Response) -> LabelSet:
     data = reply.json()
-    return known(
-        LabelSet, data, labels=[label if isinstance(label, str) else label["name"] for label in data["labels"]]
-    )
-
-
-def feedback(reply: httpx2.Response) -> Feedback:
-    data = reply.json()
-    return Feedback(data["current"], [known(FeedbackVersion, version) for version in data["versions"]])
+    names = [label if isinstance(label, str) else label["name"] for label in data["labels"]]
+    return known(LabelSet, {**data, "labels": names})
 
 
 def file(reply: httpx2.Response) -> Preview:
