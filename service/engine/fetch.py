@@ -13,8 +13,8 @@ import asyncio
 import logging
 import re
 import ssl
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
@@ -42,13 +42,13 @@ from service.settings import Settings, SettingsError
 log = logging.getLogger(__name__)
 
 _MOST_CHARS = 2_048
-_REDIRECTS = 3
+_MOST_REDIRECTS = 3
 _REDIRECT = frozenset({301, 302, 303, 307, 308})
 _CONNECT_S = 3.0
 """Seconds to connect to each address of a name."""
 _TIMEOUT_S = 10.0
 """Seconds to fetch one URL, from resolving its name to its last byte."""
-_PLACES = 16
+_URLS_AT_ONCE = 16
 """Number of URLs fetched at once for requests; for jobs, another quarter of it."""
 _PORTS = {"http": 80, "https": 443}
 _TEMPORARY = frozenset({408, 425, 429, *range(500, 600)})
@@ -258,7 +258,7 @@ class Fetcher:
         *,
         background: bool = False,
         timeout_s: float = _TIMEOUT_S,
-        places: int = _PLACES,
+        places: int = _URLS_AT_ONCE,
     ) -> None:
         self.rules, self._tls, self._resolver = config.rules, config.tls, config.resolver
         limits = settings.limits
@@ -295,9 +295,9 @@ class Fetcher:
 
     async def _follow(self, text: str, most: int, count: Count) -> bytes:
         url = Url.parse(text)
-        for _ in range(1 + _REDIRECTS):
+        for _ in range(1 + _MOST_REDIRECTS):
             self.rules.check(url)
-            answer = await self._ask(url, await self._addresses(url), most, count)
+            answer = await self._get(url, most, count)
             if isinstance(answer, bytes):
                 return answer
             url = Url.parse(urljoin(str(url), answer))
@@ -332,16 +332,11 @@ class Fetcher:
         try:
             async with self._places, asyncio.timeout(self._timeout_s):
                 self.rules.check(url)
-                sent = {**_headers(url), **headers, "Content-Length": str(len(content))}
-                connection, request = self._connection(url, await self._addresses(url))
-                async with (
-                    aclosing(connection),
-                    connection.stream("POST", request, headers=sent, content=content) as answer,
-                ):
-                    body = await _body(answer, most, lambda size: None)
+                sent = {**headers, "Content-Length": str(len(content))}
+                async with self._asked("POST", url, sent, content) as (answer, answer_headers):
+                    body = await _body(answer, answer_headers, most, lambda size: None)
             result, size = "fetched", len(body)
-            response_headers = {name.lower(): value for name, value in answer.headers}
-            return answer.status, body, response_headers.get(b"retry-after", b"")
+            return answer.status, body, answer_headers.get(b"retry-after", b"")
         except Overloaded:
             raise
         except Exception as error:  # of names, sockets, TLS, HTTP; and the time
@@ -350,29 +345,31 @@ class Fetcher:
         finally:
             self._fetched(result, size)
 
-    def _connection(
-        self, url: Url, addresses: Sequence[Address]
-    ) -> tuple[httpcore2.AsyncHTTPConnection, httpcore2.URL]:
-        """Return a connection to one of the addresses, and what to ask for there."""
-        scheme, host, target = url.scheme.encode(), url.host.encode(), url.target.encode()
-        connection = httpcore2.AsyncHTTPConnection(
-            httpcore2.Origin(scheme, host, url.port), ssl_context=self._tls, network_backend=_Pinned(addresses)
-        )
-        return connection, httpcore2.URL(scheme=scheme, host=host, port=url.port, target=target)
-
-    async def _ask(self, url: Url, addresses: Sequence[Address], most: int, count: Count) -> bytes | str:
+    async def _get(self, url: Url, most: int, count: Count) -> bytes | str:
         """Return the body, or where to go on."""
-        connection, request = self._connection(url, addresses)
-        async with aclosing(connection), connection.stream("GET", request, headers=_headers(url)) as response:
-            response_headers = {name.lower(): value for name, value in response.headers}
+        async with self._asked("GET", url, {}) as (response, headers):
             if response.status in _REDIRECT:
-                return _location(response_headers.get(b"location", b""))
-            if response.status != 200 or response_headers.get(b"content-encoding", b"identity").lower() != b"identity":
+                return _location(headers.get(b"location", b""))
+            if response.status != 200 or headers.get(b"content-encoding", b"identity").lower() != b"identity":
                 raise FetchFailed("the URL could not be fetched", temporary=response.status in _TEMPORARY)
-            body = await _body(response, most, count)
+            body = await _body(response, headers, most, count)
             if not body:
                 raise FetchFailed("the URL could not be fetched: nothing is there")
             return body
+
+    @asynccontextmanager
+    async def _asked(
+        self, method: str, url: Url, headers: Headers, content: bytes | None = None
+    ) -> AsyncIterator[tuple[httpcore2.Response, dict[bytes, bytes]]]:
+        """Yield the response of one of the URL's addresses to a request, not read yet, and its headers."""
+        scheme, host, target = url.scheme.encode(), url.host.encode(), url.target.encode()
+        backend = _Pinned(await self._addresses(url))
+        origin = httpcore2.Origin(scheme, host, url.port)
+        connection = httpcore2.AsyncHTTPConnection(origin, ssl_context=self._tls, network_backend=backend)
+        place = httpcore2.URL(scheme=scheme, host=host, port=url.port, target=target)
+        sent = {**_headers(url), **headers}
+        async with aclosing(connection), connection.stream(method, place, headers=sent, content=content) as response:
+            yield response, {name.lower(): value for name, value in response.headers}
 
 
 def _headers(url: Url) -> Headers:
@@ -385,9 +382,9 @@ def _headers(url: Url) -> Headers:
     }
 
 
-async def _body(response: httpcore2.Response, most: int, count: Count) -> bytes:
+async def _body(response: httpcore2.Response, headers: Mapping[bytes, bytes], most: int, count: Count) -> bytes:
     """Read at most `most` bytes of a body. Raises MediaTooLarge."""
-    length = {name.lower(): value for name, value in response.headers}.get(b"content-length", b"0")
+    length = headers.get(b"content-length", b"0")
     if length.isdigit() and int(length) > most:
         raise MediaTooLarge(f"what is at the URL is larger than {most} bytes")
     body = bytearray()

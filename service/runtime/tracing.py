@@ -48,7 +48,7 @@ class Tracing:
         # A batch begins a trace, and is made only where a request in it is traced: no sampler is to ask again.
         samplers = (None, ALWAYS_ON)
         self._processor = processor
-        self._requests, self._batches = (self._tracer(TracerProvider(sampler, resource)) for sampler in samplers)
+        self.requests, self.batches = (self._tracer(TracerProvider(sampler, resource)) for sampler in samplers)
 
     def _tracer(self, provider: "TracerProvider") -> "Tracer":
         provider.add_span_processor(self._processor)
@@ -63,7 +63,7 @@ class Tracing:
 
         carrier = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
         parent = TraceContextTextMapPropagator().extract(carrier, Context())
-        with self._requests.start_as_current_span(
+        with self.requests.start_as_current_span(
             method, parent, SpanKind.SERVER, record_exception=False, set_status_on_exception=False
         ) as span:
             token = current.set(self)
@@ -73,24 +73,6 @@ class Tracing:
             finally:
                 trace_id.reset(noted)
                 current.reset(token)
-
-    def stage(self, name: str) -> "AbstractContextManager[Span]":
-        """Make the span of a part of the request at hand."""
-        return self._requests.start_as_current_span(name, record_exception=False, set_status_on_exception=False)
-
-    @contextmanager
-    def batch(self, spans: "Sequence[Span]", attributes: Attributes) -> Iterator[None]:
-        from opentelemetry.context import Context
-        from opentelemetry.trace import Link
-
-        links = [Link(span.get_span_context()) for span in spans]
-        with self._batches.start_as_current_span(
-            "batch", Context(), attributes=attributes, links=links, record_exception=False
-        ) as batch:
-            for span in spans:
-                if span.is_recording():  # a request whose client went away has ended before its input was dropped
-                    span.add_link(batch.get_span_context())
-            yield
 
     def close(self) -> None:
         """Send the remaining spans. Blocks."""
@@ -115,7 +97,9 @@ def origin() -> Origin | None:
 def stage(name: str) -> "AbstractContextManager[Span | None]":
     """Make a span inside that of the request at hand, where it has one."""
     tracing = current.get()
-    return nullcontext() if tracing is None else tracing.stage(name)
+    if tracing is None:
+        return nullcontext()
+    return tracing.requests.start_as_current_span(name, record_exception=False, set_status_on_exception=False)
 
 
 @contextmanager
@@ -125,8 +109,17 @@ def batch(origins: Sequence[Origin | None], attributes: Attributes) -> Iterator[
     if not traced:
         yield
         return
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link
+
     spans = list({id(origin.span): origin.span for origin in traced}.values())
-    with traced[0].tracing.batch(spans, attributes):
+    links = [Link(span.get_span_context()) for span in spans]
+    with traced[0].tracing.batches.start_as_current_span(
+        "batch", Context(), attributes=attributes, links=links, record_exception=False
+    ) as batch_span:
+        for span in spans:
+            if span.is_recording():  # a request whose client went away has ended before its input was dropped
+                span.add_link(batch_span.get_span_context())
         yield
 
 
