@@ -22,7 +22,7 @@ Vector = list[float]
 SAME, NEARLY = 1 - 1e-5, 1 - 1e-3
 """Cosine similarities of one text's vectors: from SAME on they are equal; below NEARLY an order of results changes."""
 _LENGTHS_WORDS = (16, 32, 64, 128, 256, 512, 1_024, 2_048)
-_MANY, _LONGEST_WORDS = 2_049, 40_000
+_MANY_INPUTS, _LONGEST_WORDS = 2_049, 40_000
 _CLIENTS = 16
 _NEAREST, _HUB_SHARE = 10, 0.6
 _TRIES, _LONGEST_WAIT_S = 5, 60.0
@@ -299,7 +299,7 @@ def tokens(api: Api) -> Iterator[Finding]:
 def limits(api: Api) -> Iterator[Finding]:
     """What is too much or has no meaning is refused with a status from 400 to 499, or answered in full."""
     cases: Sequence[tuple[str, Any, int | None]] = (
-        (f"{_MANY:,} inputs", [f"word {place}" for place in range(_MANY)], _MANY),
+        (f"{_MANY_INPUTS:,} inputs", [f"word {place}" for place in range(_MANY_INPUTS)], _MANY_INPUTS),
         (f"a text of {_LONGEST_WORDS:,} words", [_words(_LONGEST_WORDS, 1)], 1),
         ("an empty text among others", ["a dog", "", "a cat"], 3),
         ("no input", [], None),

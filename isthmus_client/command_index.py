@@ -34,7 +34,7 @@ _PATIENCE_S = 3_600.0
 """Longest time that is waited where the server says how long to wait."""
 _FILES_AT_ONCE = 16
 """Files of one request: few enough that the progress is seen."""
-_SHOWN = 5
+_SHOWN_NAMES = 5
 _SHOW_CURSOR = "\x1b[?25h"  # which the progress bar hides
 _QUIET_MS, _LONGEST_GROUP_MS = 1_000, 10_000
 """Milliseconds without a change after which a watched folder is looked at, and at most while changes go on: a file that
@@ -285,13 +285,13 @@ def _watching(folder: Path) -> Iterator[None]:
 
 def _others(listing: "Listing") -> str:
     kinds = [f"{count} {suffix}" for suffix, count in listing.others.most_common()]
-    listed_kinds = ", ".join([*kinds[:_SHOWN], *(["…"] if len(kinds) > _SHOWN else [])])
+    listed_kinds = ", ".join([*kinds[:_SHOWN_NAMES], *(["…"] if len(kinds) > _SHOWN_NAMES else [])])
     return f"{_count(listing.others.total(), 'file')} of other kinds ({listed_kinds})"
 
 
 def _names(names: list[str]) -> str:
     """Return the first of some names; --json gives all of them."""
-    return ", ".join([*map(_shown, names[:_SHOWN]), *(["…"] if len(names) > _SHOWN else [])])
+    return ", ".join([*map(_shown, names[:_SHOWN_NAMES]), *(["…"] if len(names) > _SHOWN_NAMES else [])])
 
 
 def _count(number: int, noun: str) -> str:

@@ -17,7 +17,7 @@ from isthmus_client.command_shared import Failure, echo_lines, parsed_filter, pl
 if TYPE_CHECKING:
     from isthmus_client import Item
 
-_PAGE = 1_000
+_PAGE_ITEMS = 1_000
 _FILL = "isthmus index FOLDER fills it; isthmus collections lists what there is"
 _DELETED_AT_ONCE = 10_000
 _DAY_CHARS = len("2026-11-30 13:00:00")
@@ -50,7 +50,9 @@ def list_items(
         options: Any = {name: value for name, value in given.items() if value is not None}
         if filter_json is not None:
             options["filter"] = parsed_filter(filter_json)
-        items = space.items(collection=collection, limit=_PAGE if whole else min(limit + 1, _PAGE), **options)
+        items = space.items(
+            collection=collection, limit=_PAGE_ITEMS if whole else min(limit + 1, _PAGE_ITEMS), **options
+        )
         if as_json:
             for item in items if whole else islice(items, limit):
                 fields = ("id", "collection", "modality", "metadata", "created", "updated")

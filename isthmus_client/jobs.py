@@ -21,7 +21,7 @@ Report = Callable[[Job], None]
 
 LINES, TAR = "application/jsonl", "application/x-tar"
 _KINDS = {".jsonl": LINES, ".ndjson": LINES, ".tar": TAR, ".tgz": TAR}
-_BLOCK = 2**18
+_BLOCK_BYTES = 2**18
 _FIRST_PAUSE_S = 0.1
 
 
@@ -70,7 +70,7 @@ def pauses(every_s: float) -> Iterator[float]:
 
 def _of_file(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(_BLOCK_BYTES):
             yield block
 
 

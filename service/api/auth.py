@@ -29,7 +29,7 @@ READS = frozenset({"/embed", "/search", "/search/batch", "/search/script", "/cla
 """Paths whose POST stores nothing."""
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_UNREAD = 65_536  # bytes of a refused request's body that are quicker to read than a new connection is to make
+_UNREAD_BYTES = 65_536  # bytes of a refused request's body that are quicker to read than a new connection is to make
 
 
 def scope_of(method: str, path: str) -> keys.Scope | None:
@@ -93,7 +93,7 @@ class Gate(OfRequests):
         response = respond(scope["path"], error)
         response.headers.update(meter.headers() if meter else {})
         headers = Headers(scope=scope)
-        if "transfer-encoding" not in headers and (stated_length(headers) or 0) <= _UNREAD:
+        if "transfer-encoding" not in headers and (stated_length(headers) or 0) <= _UNREAD_BYTES:
             await response(scope, receive, send)
         else:
             await refuse(response, scope, receive, send)

@@ -26,7 +26,7 @@ from service.runtime.workers import Workers
 from service.settings import Settings
 from service.store import Store
 
-_MEDIA_READERS = 4
+_MEDIA_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class State:
     readers: Workers = field(default_factory=lambda: Workers("read", spare=1))
     """Threads that read large bodies, one of a caller at a time, because reading holds the interpreter's lock; not the
     event loop, where a flood of bodies would keep all other requests waiting."""
-    media_readers: Workers = field(default_factory=lambda: Workers("media", _MEDIA_READERS, spare=1))
+    media_readers: Workers = field(default_factory=lambda: Workers("media", _MEDIA_THREADS, spare=1))
     """Threads that read the files of `media`, which may lie on a slow disk."""
     readiness: SingleFlight[JSON] = field(default_factory=SingleFlight)
     draining: asyncio.Event = field(default_factory=asyncio.Event)

@@ -44,23 +44,23 @@ Kind = Literal["line", "media", "text", "refused"]
 _WRITTEN_BYTES = 2**20
 """Bytes of an upload that are written at once."""
 _GZIP = b"\x1f\x8b"
-_MOST_TIMES = 100
+_MOST_RATIO = 100
 """Largest ratio of gzip's unpacked size to its packed size: text shrinks to a tenth or so, a bomb to a thousandth."""
 _MOST_PARTS, _PART_BYTES = 1_000, 1_024
 """Largest number of members of a gzip file: a fixed number, and one more per so many bytes (bgzip's have some 10
 kB)."""
-_LONGEST_ID = 256
+_LONGEST_ID_CHARS = 256
 """Largest number of characters of an id that is shown with an error."""
 _TEXTS = (".txt", ".md")
 _DESCRIPTIONS = ".json"
 _TABLE = "metadata.jsonl"
-_LONGEST_NAME = 4_096
+_LONGEST_NAME_BYTES = 4_096
 _MOST_HEADER_BYTES = 2**20
 """Largest headers of one member of a tar, extended ones included, in bytes: tarfile reads them into memory."""
-_BLOCK = 512
-_SCANNED = 2**16
-_MARK = b"\xef\xbb\xbf"
-_BATCH = 1_000
+_BLOCK_BYTES = 512
+_SCANNED_BYTES = 2**16
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BATCH_ROWS = 1_000
 
 _SCHEMA = """
 CREATE TABLE items (
@@ -163,8 +163,8 @@ class _Upload:
                         raise MalformedRequest("the gzip data are of too many parts")
                 self._put(part.decompress(data, _WRITTEN_BYTES))
                 data = part.unused_data if part.eof else part.unconsumed_tail
-                if self._written > _MOST_TIMES * max(self._received, _WRITTEN_BYTES // _MOST_TIMES):
-                    raise BodyTooLarge(f"the body unpacks to more than {_MOST_TIMES} times its size")
+                if self._written > _MOST_RATIO * max(self._received, _WRITTEN_BYTES // _MOST_RATIO):
+                    raise BodyTooLarge(f"the body unpacks to more than {_MOST_RATIO} times its size")
         except zlib.error:
             raise MalformedRequest("the gzip data are damaged") from None
         return part
@@ -226,7 +226,7 @@ class _Writer:
             raise Unusable(f"the input holds more than {self.bounds.items} items")
         self._rows.append((self.count, self.count + 1 if line is None else line, kind, name, place, size, detail))
         self.count += 1
-        if len(self._rows) >= _BATCH:
+        if len(self._rows) >= _BATCH_ROWS:
             self.flush()
 
     def flush(self) -> None:
@@ -295,11 +295,11 @@ def _lines(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int]]:
         blank = True
         part = b""
         while not part.endswith(b"\n") and position + length < end:
-            part = file.readline(min(_SCANNED, end - position - length))
+            part = file.readline(min(_SCANNED_BYTES, end - position - length))
             if not part:  # it is shorter than it was
                 return
-            if number == 1 and not length and part.startswith(_MARK):
-                mark = len(_MARK)
+            if number == 1 and not length and part.startswith(_BYTE_ORDER_MARK):
+                mark = len(_BYTE_ORDER_MARK)
             blank = blank and not part[0 if length else mark :].strip()
             length += len(part)
         if not blank:
@@ -343,7 +343,7 @@ def _plan_tar(file: BinaryIO, writer: _Writer) -> None:
                 if member.size < 0 or archive.offset <= before:  # it would be gone through for ever
                     raise tarfile.ReadError("a size below zero")
                 before = archive.offset
-                if count > 2 * writer.bounds.items + _BATCH:
+                if count > 2 * writer.bounds.items + _BATCH_ROWS:
                     raise Unusable(f"the archive holds more than {writer.bounds.items} items")
                 # Metadata that tarfile would keep of each member, and of global headers.
                 archive.members, archive.pax_headers = [], {}  # type: ignore[attr-defined]
@@ -361,7 +361,7 @@ def _plan_tar(file: BinaryIO, writer: _Writer) -> None:
 def _ends(file: BinaryIO, offset: int) -> bool:
     """Return whether the mark of a tar's end stands there: tarfile takes whatever it cannot read for the end."""
     file.seek(offset)
-    return file.read(_BLOCK) == bytes(_BLOCK)
+    return file.read(_BLOCK_BYTES) == bytes(_BLOCK_BYTES)
 
 
 def _member(member: tarfile.TarInfo, file: BinaryIO, writer: _Writer) -> None:
@@ -393,13 +393,13 @@ def _plain(name: str) -> str:
 
 def _storable(name: str) -> bool:
     try:
-        return 0 < len(name.encode()) <= _LONGEST_NAME and "\0" not in name
+        return 0 < len(name.encode()) <= _LONGEST_NAME_BYTES and "\0" not in name
     except UnicodeEncodeError:
         return False
 
 
 def _shown(name: str) -> str:
-    return name.encode("utf-8", "replace").decode().replace("\0", "?")[:_LONGEST_NAME]
+    return name.encode("utf-8", "replace").decode().replace("\0", "?")[:_LONGEST_NAME_BYTES]
 
 
 # A plan → items
@@ -502,7 +502,7 @@ def read_piece(piece: Piece, collection: str, limits: Limits) -> NewItem | Refus
     try:
         body = _body(piece)
         if isinstance(raw_id := body.get("id"), str):
-            id = raw_id.encode("utf-8", "replace").decode()[:_LONGEST_ID]
+            id = raw_id.encode("utf-8", "replace").decode()[:_LONGEST_ID_CHARS]
         item = read_item({"collection": collection} | body, limits)
         return NewItem(item.id, item.content, item.metadata, item.collection, item.modality or "vector")
     except _Unreadable as error:

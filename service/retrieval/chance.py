@@ -43,7 +43,7 @@ _UNUSUAL = 0.05
 """Share of the bank's words that are least like words: a query that is even less so weighs less."""
 _DRAW = random.Random(0)
 _NONSENSE = ["".join(_DRAW.choices(string.ascii_lowercase, k=_DRAW.randint(4, 12))) for _ in range(64)]
-_TOGETHER = 600
+_TEXTS_AT_ONCE = 600
 _BANK = list(dict.fromkeys(_SIGHTS + _SOUNDS))
 _ROWS = {"image": list(map(_BANK.index, _SIGHTS)), "audio": list(map(_BANK.index, _SOUNDS))}
 """Which queries of the bank are looked for among the items of a modality; all of them among others."""
@@ -90,8 +90,8 @@ def _nearness(similarities: NDArray[np.float32]) -> NDArray[np.float32]:
 async def text_vectors(embedder: Embedder, texts: Sequence[str]) -> Vectors:
     """Return texts as unit vectors (N, D), embedded some hundreds at a time."""
     vectors: list[Vectors] = []
-    for start in range(0, len(texts), _TOGETHER):
-        results = await embedder.embed(list(map(Text, texts[start : start + _TOGETHER])), admit_unknown=True)
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        results = await embedder.embed(list(map(Text, texts[start : start + _TEXTS_AT_ONCE])), admit_unknown=True)
         raise_first(results)
         vectors += [result.vector for result in results if isinstance(result, Embedded)]
     return np.stack(vectors)

@@ -29,9 +29,9 @@ from service.store import Item, Store
 
 MOST_POINTS = 5_000
 """Largest number of points of a map, the same for every request, so that a collection has one map."""
-_KEPT = 4
+_MOST_MAPS = 4
 """Number of collections whose maps are kept."""
-_KEYS = 32
+_MOST_KEYS = 32
 
 _FEWEST = 24
 """Smallest number of items for a map of neighbourhoods: with fewer, the map is their principal components."""
@@ -227,7 +227,7 @@ class Maps:
         self._seconds = time.monotonic() - began
         self._made.pop(collection, None)
         self._made[collection] = version, result
-        while len(self._made) > _KEPT:
+        while len(self._made) > _MOST_MAPS:
             self._made.pop(next(iter(self._made)))
         return result
 
@@ -238,7 +238,7 @@ def _mapped(items: Sequence[Item], count: int) -> Map:
     places = layout(stacked, [item.modality for item in items])
     points = [Point(item.id, item.modality, _labels(item.metadata)) for item in items]
     counts = Counter(key for point in points for key in point.labels)
-    return Map(points, places, count, [key for key, _ in counts.most_common(_KEYS)])
+    return Map(points, places, count, [key for key, _ in counts.most_common(_MOST_KEYS)])
 
 
 def _labels(metadata: Mapping[str, object]) -> dict[str, str]:

@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 _ENDED = "the thread that ran this call ended"
 _CLOSED = "the server is shutting down"
-_AHEAD = 2
+_CALLS_AHEAD = 2
 """Calls that are queued ahead for the threads, so that they need not wait for the event loop between two calls."""
 _own = threading.local()
 
@@ -125,7 +125,7 @@ class Workers:
         self._give_up()
 
     def _new_places(self) -> FairSemaphore:
-        return FairSemaphore(self._count + _AHEAD, per_caller=self._per_caller)
+        return FairSemaphore(self._count + _CALLS_AHEAD, per_caller=self._per_caller)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:

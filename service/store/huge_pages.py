@@ -15,8 +15,8 @@ from typing import Any
 
 import faiss
 
-_SIZE = 2**21
-_STEP = 16 * _SIZE
+_PAGE_BYTES = 2**21
+_STEP = 16 * _PAGE_BYTES
 """Bytes between two looks at whether to stop: a tenth of a second."""
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
 
@@ -35,7 +35,7 @@ def give(index: Any, stopped: Callable[[], bool]) -> int:
     moved, start_s = 0, time.monotonic()
     for address, size in _arrays(index):
         # Only whole pages: nothing beside the array changes, and no memory is added.
-        first, end = -(-address // _SIZE) * _SIZE, (address + size) // _SIZE * _SIZE
+        first, end = -(-address // _PAGE_BYTES) * _PAGE_BYTES, (address + size) // _PAGE_BYTES * _PAGE_BYTES
         for start in range(first, end, _STEP):
             length = min(_STEP, end - start)
             if stopped() or madvise(start, length, _MADV_HUGEPAGE) or madvise(start, length, _MADV_COLLAPSE):

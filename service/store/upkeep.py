@@ -15,7 +15,7 @@ from service.store.files import hold, sync
 from service.store.kinds import IndexSnapshot, IndexSpec, Keys
 from service.store.rows import SlotReader
 
-_BATCH = 10_000
+_BATCH_ROWS = 10_000
 _UNIT = 1e-3
 """Largest deviation of a stored vector's length from 1."""
 
@@ -113,7 +113,7 @@ def _check_rows(connection: sqlite3.Connection) -> Iterator[tuple[bool, str]]:
         rows = connection.execute(
             "SELECT vector FROM items JOIN vectors USING (slot) WHERE collection = ? ORDER BY slot", (key,)
         )
-        while batch := rows.fetchmany(_BATCH):
+        while batch := rows.fetchmany(_BATCH_ROWS):
             full_vectors = [vector for (vector,) in batch if len(vector) == 4 * dimensions]
             vectors = np.frombuffer(b"".join(full_vectors), "<f4").reshape(-1, dimensions).astype(np.float64)
             lengths = np.sqrt((vectors * vectors).sum(axis=1))
@@ -155,8 +155,8 @@ def _differing(built: IndexSnapshot, slots: Keys, living: Keys, reader: SlotRead
     if built.spec != IndexSpec("hnsw", "float32"):
         return None
     differing = 0
-    for start in range(0, len(living), _BATCH):
-        present, vectors = reader.vectors(living[start : start + _BATCH])
+    for start in range(0, len(living), _BATCH_ROWS):
+        present, vectors = reader.vectors(living[start : start + _BATCH_ROWS])
         places = np.searchsorted(slots, present)
         indexed = faiss.downcast_index(built.index.storage).reconstruct_batch(places)
         differing += int(np.count_nonzero((indexed != vectors).any(axis=1)))
