@@ -1,4 +1,4 @@
-"""Whether an input is of any of the labels at all, told from its similarities to them: "none of these".
+"""A detector tells from an input's similarities to the labels whether it is of any of them, or "none of these".
 
 `SCORES` are what the literature thresholds; a Detector weighs several of them (logistic regression), fitted on inputs
 that are known to be of the labels and on others that are not. Training fits one per modality for the manifest, with
@@ -80,15 +80,15 @@ def fit(on_topic: Sequence[Floats], off_topic: Sequence[Floats]) -> Detector:
     )
     guesses = np.zeros(len(features))
     for left_out in range(folds):
-        kept = fold != left_out
-        guesses[~kept] = _regression(features[kept], kind[kept]).probability(features[~kept])
+        train = fold != left_out
+        guesses[~train] = _regression(features[train], kind[train]).probability(features[~train])
     return _regression(features, kind).model_copy(update={"auroc": auroc(guesses[kind == 1], guesses[kind == 0])})
 
 
 def auroc(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> float:
     """Return how often one of `positive` is above one of `negative`; a tie is half."""
-    both = np.concatenate([positive, negative])
-    _, place, counts = np.unique(both, return_inverse=True, return_counts=True)
+    scores = np.concatenate([positive, negative])
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
     above = ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2
     return float(above / (len(positive) * len(negative)))

@@ -1,4 +1,4 @@
-"""bytes → checked mono waveform at the tower's rate; `sounds` goes on from there.
+"""A sound file becomes a checked mono waveform at the tower's rate; `sounds` goes on from there.
 
 libsndfile reads most sounds. PyAV, where it is installed, reads AAC, AMR, the containers of telephones and browsers,
 and what else libsndfile has no codec for. A sound is decoded and resampled block by block, and is never held at its own
@@ -65,7 +65,7 @@ class AudioLimits:
 
 
 class _File(io.BytesIO):
-    """One that stays where it is when a damaged file sends its decoder to before its start: what a callback of a C
+    """Stays where it is when a damaged file sends its decoder to before its start: what a callback of a C
     library raises reaches nobody, and is printed."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
@@ -109,7 +109,7 @@ def hear(
 
 
 class Recording:
-    """A sound file's blocks, mono at `sampling_rate`: decoded anew each time that they are gone through.
+    """Iterates over a sound file's blocks, mono at `sampling_rate`: they are decoded anew each time.
 
     Raises as decode_audio does, here and in going through them.
     """
@@ -159,7 +159,7 @@ def seconds_of(data: bytes, limits: AudioLimits = AudioLimits()) -> float:
 
 @dataclass(frozen=True)
 class Mix:
-    """How channels become one."""
+    """Says how channels become one."""
 
     channels: tuple[int, ...] | None = None
     """Those that are averaged; None: all."""
@@ -168,15 +168,15 @@ class Mix:
 
     def apply(self, block: NDArray[np.float32], mean: Waveform) -> Waveform:
         """Return a block (frames, channels), whose mean over the channels is given, as one channel."""
-        one = mean
+        channel = mean
         if self.channels is not None:
-            some = block[:, list(self.channels)]
-            one = some[:, 0] if len(self.channels) == 1 else some.mean(axis=1)
-        return one if self.full == 1.0 else one / np.float32(self.full)
+            chosen_channels = block[:, list(self.channels)]
+            channel = chosen_channels[:, 0] if len(self.channels) == 1 else chosen_channels.mean(axis=1)
+        return channel if self.full == 1.0 else channel / np.float32(self.full)
 
 
 class Measure:
-    """What is known of a sound's channels once all of it has been heard."""
+    """Collects what is known of a sound's channels once all of it has been heard."""
 
     def __init__(self, channels: int) -> None:
         self.frames, self.peak = 0, 0.0
@@ -214,7 +214,7 @@ class Measure:
 
 @dataclass(eq=False)
 class _Stream:
-    """A sound that is open: what it says of itself, and its blocks (frames, channels) at its own rate."""
+    """Holds an open sound: what it says of itself, and its blocks (frames, channels) at its own rate."""
 
     rate: int
     channels: int
@@ -255,11 +255,11 @@ def _opened(data: bytes, limits: AudioLimits) -> Iterator[_Stream]:
         return
     if not is_sound(data):
         raise containers.refusal(data, _NO_SOUND)
-    whole, cut = mended(data)
+    complete, cut = mended(data)
     try:
-        source = _Forward(_File(whole))
+        source = _Forward(_File(complete))
     except Exception:
-        with _opened_after_all(whole, demuxer, limits) as stream:
+        with _opened_after_all(complete, demuxer, limits) as stream:
             stream.cut = cut
             yield stream
         return
@@ -327,14 +327,14 @@ def _opened_by_pyav(data: bytes, demuxer: str, limits: AudioLimits) -> Iterator[
         if frames.rate not in _SAMPLING_RATES:
             raise BadMedia("the sound states an impossible sampling rate")
         # A raw stream of AAC guesses its length by its first frames.
-        stated = 0 if demuxer == "aac" else int(length * frames.rate)
-        stream = _Stream(frames.rate, frames.channels, stated, iter(()))
+        stated_frames = 0 if demuxer == "aac" else int(length * frames.rate)
+        stream = _Stream(frames.rate, frames.channels, stated_frames, iter(()))
         stream.blocks = frames.blocks(stream)
         yield stream
 
 
 class _Frames:
-    """A track's frames, from the first that can be decoded on, as blocks of the layout and rate of that one."""
+    """Decodes a track's frames, from the first that can be decoded on, as blocks of the layout and rate of that one."""
 
     def __init__(self, source: Any, track: Any, limits: AudioLimits) -> None:
         import av

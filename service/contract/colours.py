@@ -1,4 +1,4 @@
-"""Embedded colour profiles (ICC) → sRGB, in which every encoder has learnt to see."""
+"""Colours of an embedded profile (ICC) become sRGB, in which every encoder has learnt to see."""
 
 import functools
 import io

@@ -1,4 +1,4 @@
-"""Files of several streams, and sounds that libsndfile does not read: opened by PyAV, which is optional.
+"""PyAV, which is optional, opens files of several streams, and sounds that libsndfile does not read.
 
 A container without moving pictures is a sound; a picture that is attached to one, a song's cover, is no footage. The
 demuxer is always named: FFmpeg's own guess would also read playlists, which name other files and addresses.

@@ -1,4 +1,4 @@
-"""Texts whose vectors an embedding API makes: how it is asked, and how its answer is read.
+"""An embedding API is asked for vectors of texts here, and its answer is read.
 
 The three shapes that servers have: OpenAI's (`…/v1/embeddings`), Ollama's (`…/api/embed`) and that of
 text-embeddings-inference (`…/embed`).
@@ -24,7 +24,7 @@ _ROUTES: tuple[tuple[str, Shape], ...] = (("/api/embed", "ollama"), ("/embedding
 
 
 class EndpointPreprocessing(Prefixed):
-    """Which model an API is to embed texts with; its address is the operator's to say."""
+    """Names the model that an API is to embed texts with; its address is the operator's to say."""
 
     kind: Literal["endpoint"] = "endpoint"
     shape: Shape
@@ -60,8 +60,8 @@ def shape_of(url: str) -> Shape:
 
 def request_of(shape: Shape, model: str, texts: Sequence[str]) -> bytes:
     """Return the body that asks for vectors of texts."""
-    given = {"inputs": list(texts)} if shape == "tei" else {"model": model, "input": list(texts)}
-    return json.dumps(given).encode()
+    fields = {"inputs": list(texts)} if shape == "tei" else {"model": model, "input": list(texts)}
+    return json.dumps(fields).encode()
 
 
 def vectors_of(shape: Shape, body: bytes, count: int) -> Vectors:

@@ -1,4 +1,4 @@
-"""What can be wrong with an input.
+"""These exceptions say what can be wrong with an input.
 
 InputError
 ├── UnsupportedMedia   not a kind of media that is read here
@@ -33,7 +33,7 @@ class BadMedia(InputError):
     code = "undecodable_media"
 
 
-def check_bytes(what: str, count: int, most: int, setting: str) -> None:
+def check_bytes(kind: str, count: int, most: int, setting: str) -> None:
     """Check the size of a file. Raises MediaTooLarge, which names the setting of the limit."""
     if count > most:
-        raise MediaTooLarge(f"the {what} has {count:,} bytes, more than the {most:,} of {setting}")
+        raise MediaTooLarge(f"the {kind} has {count:,} bytes, more than the {most:,} of {setting}")

@@ -1,4 +1,4 @@
-"""Files that a setting names: read whole, where they are files."""
+"""Files that a setting names are read whole, where they are files."""
 
 import errno
 import os

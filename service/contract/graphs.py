@@ -1,4 +1,4 @@
-"""Where an ONNX graph keeps its weights, inside and outside its own file, read from its protobuf without loading it.
+"""The protobuf of an ONNX graph says where its weights are, inside and outside its file, without loading it.
 
 A graph may name files for its large tensors (external data), and a runtime opens what it names. The names stand in
 tensors, and tensors stand in graphs, functions and the attributes of nodes, which hold graphs again (onnx.proto3).
@@ -27,7 +27,7 @@ _DEEPEST = 100
 
 
 class NotAGraph(ValueError):
-    """The file is no protobuf."""
+    """Raised where a file is no protobuf."""
 
 
 def external_files(path: Path) -> set[str]:
@@ -36,9 +36,9 @@ def external_files(path: Path) -> set[str]:
         raise NotAGraph("it is empty")
     names: set[str] = set()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        waiting = [("Model", 0, len(data), 0)]
-        while waiting:
-            message, start, end, depth = waiting.pop()
+        messages = [("Model", 0, len(data), 0)]
+        while messages:
+            message, start, end, depth = messages.pop()
             if depth > _DEEPEST:
                 raise NotAGraph("it is nested too deeply")
             if message == "Entry":
@@ -47,13 +47,13 @@ def external_files(path: Path) -> set[str]:
             inside = _FIELDS[message]
             for number, begin, stop in _parts(data, start, end):
                 if number in inside:
-                    waiting.append((inside[number], begin, stop, depth + 1))
+                    messages.append((inside[number], begin, stop, depth + 1))
     return names
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A tensor of a graph's own weights, and where in the file its values stand."""
+    """Says where in a graph's file the values of a tensor stand."""
 
     start: int
     end: int
@@ -65,7 +65,7 @@ class Weights:
 def weights(data: bytes) -> list[Weights]:
     """Return the initializers of a graph whose values stand in the file as raw bytes, in their order in the file.
     Raises NotAGraph."""
-    found = []
+    tensors = []
     for number, begin, stop in _parts(data, 0, len(data)):
         graph = _parts(data, begin, stop) if number == 7 else ()
         for _, start, end in (part for part in graph if part[0] == 5):
@@ -83,8 +83,8 @@ def weights(data: bytes) -> list[Weights]:
                 elif field == _RAW:
                     raw = first, last
             if raw is not None:
-                found.append(Weights(*raw, kind, tuple(dims)))
-    return sorted(found, key=lambda one: one.start)
+                tensors.append(Weights(*raw, kind, tuple(dims)))
+    return sorted(tensors, key=lambda tensor: tensor.start)
 
 
 def _location(data: mmap.mmap, start: int, end: int) -> set[str]:

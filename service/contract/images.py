@@ -1,4 +1,4 @@
-"""bytes → checked RGB → resize / crop / normalise → float32 (3, H, W)."""
+"""An image file is checked, decoded to RGB, resized, cropped and normalised, and becomes float32 (3, H, W)."""
 
 import functools
 import io
@@ -102,7 +102,7 @@ _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 
 
 class ImagePreprocessing(BaseModel):
-    """How an image tower wants its pixels; complete, and carried by the bundle's manifest."""
+    """Says how an image tower wants its pixels: completely, in the bundle's manifest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -144,11 +144,11 @@ class ImageLimits:
     max_pixels: int = 40_000_000
     """That are decoded: a JPEG of which an eighth of each side is enough may have more."""
 
-    def check_pixels(self, width: int, height: int, whole: int | None = None) -> None:
+    def check_pixels(self, width: int, height: int, full_pixels: int | None = None) -> None:
         """Check the pixels that are decoded; `whole` is what the image has in full, in pixels. Raises MediaTooLarge."""
         if width * height > self.max_pixels:
             raise MediaTooLarge(
-                f"the image has {whole or width * height:,} pixels, more than the {self.max_pixels:,} of "
+                f"the image has {full_pixels or width * height:,} pixels, more than the {self.max_pixels:,} of "
                 "ISTHMUS_MAX_IMAGE_PIXELS"
             )
 
@@ -207,7 +207,7 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits(), enough: int |
 
 @dataclass(frozen=True, eq=False)
 class _Picture:
-    """A picture as it was decoded: of any mode, and perhaps lying on its side."""
+    """Holds a picture as it was decoded: of any mode, and perhaps lying on its side."""
 
     image: Image.Image
     orientation: int = 1
@@ -405,8 +405,8 @@ def _header(data: bytes, limits: ImageLimits) -> tuple[str, int, int]:
     """Return the format, the width and the height that an image's header states."""
     format, essentials, samples = _essentials_of(data, limits)
     if format == "HEIC":
-        stated: tuple[int, int] = _open_heic(essentials.data).size
-        return format, *stated
+        size: tuple[int, int] = _open_heic(essentials.data).size
+        return format, *size
     with Image.open(io.BytesIO(essentials.data), formats=(format,)) as image:
         return format, image.width // samples.per_pixel, image.height
 
@@ -555,8 +555,8 @@ def _showing(image: Image.Image, essentials: Essentials, format: str, limits: Im
             image.load()
         except Exception:  # the last one was the last, or the rest is damaged
             break
-        if (shown := _shown(image)) > most:
-            best, most = image.copy(), shown
+        if (contrast := _shown(image)) > most:
+            best, most = image.copy(), contrast
         if most >= _CLEARLY_SHOWN:
             break
     return best

@@ -1,4 +1,4 @@
-"""The length that a sound file states: mended where a recorder did not come to write it, else held against its bytes.
+"""The length that a sound file states is mended where a recorder did not write it, else compared with its bytes.
 
 A recorder that dies, or writes into a pipe, leaves lengths of 0 or of all ones: what follows is sound to the end of the
 file, as ffmpeg has it. A file that states more sound than it has ends early, and whoever sent it is told. And what is
@@ -62,39 +62,39 @@ def _wav(data: bytes, order: Order) -> tuple[bytes, bool]:
     for kind, place, length in _chunks(data, order):
         if kind != b"data":
             continue
-        rest = len(data) - place
-        if length == 0 and rest > 8 and data[place : place + 4] not in _KNOWN:
-            return _with_length(data, place, rest, order), False
-        if length > rest:
-            return _with_length(data, place, rest, order), length < _STREAMED
+        available = len(data) - place
+        if length == 0 and available > 8 and data[place : place + 4] not in _KNOWN:
+            return _with_length(data, place, available, order), False
+        if length > available:
+            return _with_length(data, place, available, order), length < _STREAMED
         break
     return data, False
 
 
 def _with_length(data: bytes, place: int, length: int, order: Order) -> bytes:
-    whole = bytearray(data)
-    whole[place - 4 : place] = min(length, 0xFFFF_FFFF).to_bytes(4, order)
-    whole[4:8] = min(len(data) - 8, 0xFFFF_FFFF).to_bytes(4, order)
-    return bytes(whole)
+    changed = bytearray(data)
+    changed[place - 4 : place] = min(length, 0xFFFF_FFFF).to_bytes(4, order)
+    changed[4:8] = min(len(data) - 8, 0xFFFF_FFFF).to_bytes(4, order)
+    return bytes(changed)
 
 
 def _aiff(data: bytes) -> tuple[bytes, bool]:
     """Mend an AIFF: one whose chunk of samples states no length has no count of frames either."""
     common = None
     for kind, place, length in _chunks(data, "big"):
-        rest = len(data) - place
+        available = len(data) - place
         if kind == b"COMM" and length >= 18:
             common = place
-        elif kind == b"SSND" and length > rest:
+        elif kind == b"SSND" and length > available:
             return data, length < _STREAMED
         elif kind == b"SSND" and common is not None:
-            if length in (0, 8) and rest > 16 and data[place + 8 : place + 12] not in _KNOWN:
+            if length in (0, 8) and available > 16 and data[place + 8 : place + 12] not in _KNOWN:
                 size = max(1, int.from_bytes(data[common : common + 2], "big")) * -(
                     -int.from_bytes(data[common + 6 : common + 8], "big") // 8
                 )
-                whole = bytearray(_with_length(data, place, rest, "big"))
-                whole[common + 2 : common + 6] = ((rest - 8) // max(1, size)).to_bytes(4, "big")
-                return bytes(whole), False
+                changed = bytearray(_with_length(data, place, available, "big"))
+                changed[common + 2 : common + 6] = ((available - 8) // max(1, size)).to_bytes(4, "big")
+                return bytes(changed), False
             break
     return data, False
 
@@ -104,11 +104,11 @@ def _au(data: bytes) -> tuple[bytes, bool]:
     if len(data) < _AU_HEADER:
         return data, False
     start, length = int.from_bytes(data[4:8], "big"), int.from_bytes(data[8:12], "big")
-    rest = len(data) - start
-    if start < _AU_HEADER or rest < 0:
+    available = len(data) - start
+    if start < _AU_HEADER or available < 0:
         raise BadMedia("the sound's header states that its samples begin where they cannot")
-    if length == 0 or rest < length:
-        return data[:8] + rest.to_bytes(4, "big") + data[12:], rest < length < _STREAMED
+    if length == 0 or available < length:
+        return data[:8] + available.to_bytes(4, "big") + data[12:], available < length < _STREAMED
     return data, False
 
 
@@ -117,24 +117,24 @@ def _caf(data: bytes) -> tuple[bytes, bool]:
     place = 8
     for _ in range(MAX_PARTS):
         length = int.from_bytes(data[place + 4 : place + 12], "big", signed=True)
-        rest = len(data) - place - 12
-        if rest < 0:
+        available = len(data) - place - 12
+        if available < 0:
             break
         if data[place : place + 4] == b"data" and length >= -1:
-            if length == -1 or (length <= 4 and rest > 12 and data[place + 16 : place + 20] not in _KNOWN_CAF):
-                return data[: place + 4] + rest.to_bytes(8, "big") + data[place + 12 :], False
-            return data, rest < length < _STREAMED_64
+            if length == -1 or (length <= 4 and available > 12 and data[place + 16 : place + 20] not in _KNOWN_CAF):
+                return data[: place + 4] + available.to_bytes(8, "big") + data[place + 12 :], False
+            return data, available < length < _STREAMED_64
         place += 12 + max(0, length)
     return data, False
 
 
 def _rf64_ends_early(data: bytes) -> bool:
-    stated = None
+    ds64_length = None
     for kind, place, length in _chunks(data, "little"):
         if kind == b"ds64":
-            stated = int.from_bytes(data[place + 8 : place + 16], "little")
+            ds64_length = int.from_bytes(data[place + 8 : place + 16], "little")
         elif kind == b"data":
-            length = stated if stated is not None and length == 0xFFFF_FFFF else length
+            length = ds64_length if ds64_length is not None and length == 0xFFFF_FFFF else length
             return len(data) - place < length < _STREAMED_64
     return False
 

@@ -1,4 +1,4 @@
-"""Under which licences the parts of a bundle's weights are, and whether the weights may be used commercially.
+"""The licences of the parts of a bundle's weights say whether the weights may be used commercially.
 
 A part is a data set that the weights learned from, or an encoder that is in them. A recipe states its parts, the
 manifest carries them, and the service says and enforces what follows. What is not known counts as not allowed.
@@ -38,7 +38,7 @@ class _Model(BaseModel):
 
 
 class Licence(_Model):
-    """The licence of one part of a bundle's weights."""
+    """Names the licence of one part of a bundle's weights."""
 
     of: str = Field(min_length=1)
     """The data set or the encoder."""
@@ -50,16 +50,16 @@ class Licence(_Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _read(cls, given: Any) -> Any:
+    def _read(cls, data: Any) -> Any:
         """Read plain words, as recipes and bundles had them before, as a part whose commercial use is not known."""
-        if isinstance(given, str):
-            of, _, licence = given.partition(": ")
+        if isinstance(data, str):
+            of, _, licence = data.partition(": ")
             return {"of": of, "licence": licence or NOT_STATED, "commercial": None}
-        if not isinstance(given, dict):
-            return given
-        if "commercial" not in given:
-            return given | {"commercial": allows_commercial_use(str(given.get("licence")))}
-        return given | {"commercial": None} if given["commercial"] == "unknown" else given
+        if not isinstance(data, dict):
+            return data
+        if "commercial" not in data:
+            return data | {"commercial": allows_commercial_use(str(data.get("licence")))}
+        return data | {"commercial": None} if data["commercial"] == "unknown" else data
 
     @model_validator(mode="after")
     def _not_against_its_licence(self) -> "Licence":
@@ -88,10 +88,10 @@ def allows_commercial_use(licence: str) -> bool | None:
 
 
 def _all(identifiers: Iterable[str]) -> bool | None:
-    said = [_one(identifier.strip().lower()) for identifier in identifiers]
-    if False in said:
+    verdicts = [_one(identifier.strip().lower()) for identifier in identifiers]
+    if False in verdicts:
         return False
-    return None if None in said else True
+    return None if None in verdicts else True
 
 
 def _one(identifier: str) -> bool | None:
@@ -100,31 +100,31 @@ def _one(identifier: str) -> bool | None:
     return False if _NON_COMMERCIAL.fullmatch(identifier) else None
 
 
-def parts(stated: Sequence[Licence], encoders: Mapping[str, str | None]) -> tuple[Licence, ...]:
+def parts(licences: Sequence[Licence], encoders: Mapping[str, str | None]) -> tuple[Licence, ...]:
     """Return every part: the stated ones, then the encoders (licence by source) that they do not name.
 
     Where nothing is stated, the training data is a part that nothing is known of. The source of several encoders side
     by side joins theirs by `+`.
     """
-    named = {part.of for part in stated}
-    data = () if stated else (Licence(of="the training data", licence=NOT_STATED),)
-    others = [
+    part_names = {part.of for part in licences}
+    data = () if licences else (Licence(of="the training data", licence=NOT_STATED),)
+    encoder_licences = [
         Licence(of=of, licence=licence or NOT_STATED)
         for of, licence in encoders.items()
-        if of not in named and not named.issuperset(of.split("+"))
+        if of not in part_names and not part_names.issuperset(of.split("+"))
     ]
-    return (*stated, *data, *others)
+    return (*licences, *data, *encoder_licences)
 
 
 def combined(*groups: Iterable[Licence]) -> tuple[Licence, ...]:
     """Return the parts of several wholes. Of two entries for one part the first counts, unless the other allows
     less."""
-    kept: dict[str, Licence] = {}
+    by_part: dict[str, Licence] = {}
     for part in (part for group in groups for part in group):
-        before = kept.get(part.of)
+        before = by_part.get(part.of)
         if before is None or _permission(part) < _permission(before):
-            kept[part.of] = part
-    return tuple(kept.values())
+            by_part[part.of] = part
+    return tuple(by_part.values())
 
 
 def _permission(part: Licence) -> int:
@@ -133,10 +133,10 @@ def _permission(part: Licence) -> int:
 
 def commercial_use(every: Sequence[Licence]) -> bool | None:
     """Return whether all parts allow commercial use; None where none forbids it and of some it is not known."""
-    said = {part.commercial for part in every}
-    if False in said:
+    verdicts = {part.commercial for part in every}
+    if False in verdicts:
         return False
-    return None if None in said else True
+    return None if None in verdicts else True
 
 
 def obstacles(every: Sequence[Licence]) -> str:
@@ -150,11 +150,11 @@ def obstacles(every: Sequence[Licence]) -> str:
 
 def weights_line(every: Sequence[Licence]) -> str:
     """Return a line that says how weights may be used: `weights: non-commercial, because of Flickr8k (…)`."""
-    allowed = commercial_use(every)
-    if allowed:
+    verdict = commercial_use(every)
+    if verdict:
         return f"weights: commercial use allowed ({', '.join(sorted({part.licence for part in every}))})"
     return (
-        f"weights: {'commercial use not known' if allowed is None else 'non-commercial'}, because of {obstacles(every)}"
+        f"weights: {'commercial use not known' if verdict is None else 'non-commercial'}, because of {obstacles(every)}"
     )
 
 

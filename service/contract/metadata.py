@@ -1,4 +1,4 @@
-"""What an image file says beside its pixels, taken out before a decoder reads the file.
+"""What an image file says beside its pixels is taken out before a decoder reads the file.
 
 A decoder that meets damaged, huge or hostile metadata refuses the picture, or takes seconds and gigabytes over it; the
 pixels do not need it. Three things are kept, each read here within bounds: how the picture lies, its colour profile,
@@ -29,7 +29,7 @@ _PNG_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 
 @dataclass(frozen=True)
 class Essentials:
-    """An image file without what its pixels do not need, and what was found there."""
+    """Holds an image file without what its pixels do not need, and what was found there."""
 
     data: bytes
     orientation: int = 1
@@ -64,13 +64,13 @@ def exif_orientation(exif: bytes) -> int | None:
 
 def xmp_orientation(xmp: bytes) -> int | None:
     """Return the orientation that a block of XMP states; None where it states none."""
-    stated = _XMP_ORIENTATION.search(xmp, 0, _MOST_XMP_BYTES)
-    return int(stated[1]) if stated else None
+    match = _XMP_ORIENTATION.search(xmp, 0, _MOST_XMP_BYTES)
+    return int(match[1]) if match else None
 
 
 def jpeg_essentials(data: bytes) -> Essentials:
     """Return a JPEG without application segments and comments, but for those that say how colours are stored."""
-    kept: list[memoryview] = []
+    pieces: list[memoryview] = []
     view, start, place = memoryview(data), 0, 2
     exif, xmp = bytearray(), b""
     profiles: dict[int, bytes] = {}
@@ -93,12 +93,12 @@ def jpeg_essentials(data: bytes) -> Essentials:
                 xmp = xmp or bytes(body)
             elif marker == 0xE2 and bytes(body[:12]) == b"ICC_PROFILE\0" and len(body) > 14:
                 profiles.setdefault(body[12], bytes(body[14:]))
-            kept.append(view[start:place])
+            pieces.append(view[start:place])
             start = end
         place = end
     profile = b"".join(profiles[number] for number in sorted(profiles))
     orientation = exif_orientation(bytes(exif)) or xmp_orientation(xmp) or 1
-    stripped = b"".join([*kept, view[start:]]) if kept else data
+    stripped = b"".join([*pieces, view[start:]]) if pieces else data
     return Essentials(stripped, orientation, profile or None)
 
 
@@ -108,25 +108,25 @@ def png_essentials(data: bytes) -> Essentials:
     still, moving = [view[:8]], [view[:8]]
     exif = xmp = b""
     profile: bytes | None = None
-    colour, animated, pixels, others = -1, False, False, False
+    colour, animated, pixels, extra = -1, False, False, False
     for kind, place, length in _chunks(data):
         body, end = view[place + 8 : place + 8 + length], place + 12 + length
-        whole = view[place:end]
+        chunk = view[place:end]
         if kind in _PNG_PIXELS:
             if kind == b"IHDR" and len(body) >= 13:
                 colour = body[9]
             pixels = pixels or kind == b"IDAT"
-            still.append(whole)
-            moving.append(whole)
+            still.append(chunk)
+            moving.append(chunk)
             continue
         if kind == b"tRNS" and not pixels and _sound_transparency(colour, length) and _sound_chunk(data, place, length):
-            still.append(whole)
-            moving.append(whole)
+            still.append(chunk)
+            moving.append(chunk)
             continue
-        others = True
+        extra = True
         if kind in _PNG_ANIMATION and _sound_chunk(data, place, length):
             animated = animated or (kind == b"acTL" and length == 8 and 1 < int.from_bytes(body[:4], "big") < 2**31)
-            moving.append(whole)
+            moving.append(chunk)
         elif kind == b"iCCP" and profile is None:
             profile = _inflated_profile(body)
         elif kind == b"eXIf" and not exif:
@@ -134,7 +134,7 @@ def png_essentials(data: bytes) -> Essentials:
         elif kind == b"iTXt" and not xmp and bytes(body[:18]) == b"XML:com.adobe.xmp\0":
             xmp = bytes(body[:_MOST_XMP_BYTES])
     orientation = exif_orientation(exif) or xmp_orientation(xmp) or 1
-    return Essentials(b"".join(still) if others else data, orientation, profile, b"".join(moving) if animated else None)
+    return Essentials(b"".join(still) if extra else data, orientation, profile, b"".join(moving) if animated else None)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -154,8 +154,8 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _sound_chunk(data: bytes, place: int, length: int) -> bool:
-    stated = data[place + 8 + length : place + 12 + length]
-    return stated == zlib.crc32(data[place + 4 : place + 8 + length]).to_bytes(4, "big")
+    checksum = data[place + 8 + length : place + 12 + length]
+    return checksum == zlib.crc32(data[place + 4 : place + 8 + length]).to_bytes(4, "big")
 
 
 def _sound_transparency(colour: int, length: int) -> bool:
@@ -163,12 +163,12 @@ def _sound_transparency(colour: int, length: int) -> bool:
 
 
 def _inflated_profile(body: memoryview) -> bytes | None:
-    name, _, rest = bytes(body[: MOST_PROFILE_BYTES + 100]).partition(b"\0")
-    if len(name) > 79 or rest[:1] != b"\0":
+    name, _, body_after_name = bytes(body[: MOST_PROFILE_BYTES + 100]).partition(b"\0")
+    if len(name) > 79 or body_after_name[:1] != b"\0":
         return None
     reader = zlib.decompressobj()
     try:
-        profile = reader.decompress(rest[1:], MOST_PROFILE_BYTES)
+        profile = reader.decompress(body_after_name[1:], MOST_PROFILE_BYTES)
     except zlib.error:
         return None
     # A profile says its own length, and may be followed by anything.
@@ -181,12 +181,12 @@ def gif_essentials(data: bytes) -> Essentials:
     if len(data) < 13:
         return Essentials(data)
     view, start = memoryview(data), 0
-    kept: list[memoryview] = []
+    pieces: list[memoryview] = []
     place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
-    frames, loose, left = 0, 0, _MOST_GIF_BLOCKS
+    frames, loose, blocks_left = 0, 0, _MOST_GIF_BLOCKS
     while place + 2 <= len(data) and data[place] != 0x3B:
         began, dropped = place, False
-        left -= 1
+        blocks_left -= 1
         if data[place] == 0x21:
             dropped = data[place + 1] != 0xF9
             place += 2
@@ -197,21 +197,21 @@ def gif_essentials(data: bytes) -> Essentials:
             place, loose = place + 1, loose + 1
             if loose > MAX_LOOSE and not frames:
                 raise BadMedia(TOO_MANY)
-            if left > 0:
+            if blocks_left > 0:
                 continue
-        while place < len(data) and data[place] and left > 0:
+        while place < len(data) and data[place] and blocks_left > 0:
             place += 1 + data[place]
-            left -= 1
+            blocks_left -= 1
         place += 1
-        if not frames and _MOST_GIF_BLOCKS - left - loose > MAX_PARTS:
+        if not frames and _MOST_GIF_BLOCKS - blocks_left - loose > MAX_PARTS:
             raise BadMedia(TOO_MANY)
-        if left <= 0:  # not all blocks are walked through: the first frame is enough
+        if blocks_left <= 0:  # not all blocks are walked through: the first frame is enough
             last = began if frames > 1 or dropped else len(data)
-            return Essentials(b"".join([*kept, view[start:last]]), one_frame=True)
+            return Essentials(b"".join([*pieces, view[start:last]]), one_frame=True)
         if dropped:
-            kept.append(view[start:began])
+            pieces.append(view[start:began])
             start = min(place, len(data))
-    return Essentials(b"".join([*kept, view[start:]]) if kept else data)
+    return Essentials(b"".join([*pieces, view[start:]]) if pieces else data)
 
 
 @dataclass(frozen=True)

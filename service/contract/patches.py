@@ -1,4 +1,4 @@
-"""Waveform → log-mel patches, float32 (patches, 1, frames, mels): the front end of YAMNet."""
+"""The front end of YAMNet turns a waveform into log-mel patches, float32 (patches, 1, frames, mels)."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ overlap."""
 
 
 class LogMelPatches(AudioPreprocessing):
-    """Short overlapping patches of a log-mel spectrum.
+    """Cuts a log-mel spectrum into short overlapping patches.
 
     The spectrum is the magnitude of a short-time Fourier transform (periodic Hann window, frames not centred),
     mapped through an HTK-scale triangular mel filter bank; the features are log(mel + log_offset), cut into patches

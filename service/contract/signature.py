@@ -1,4 +1,4 @@
-"""Who made a bundle: an Ed25519 signature of its manifest, which holds the checksum of every other file.
+"""An Ed25519 signature of a bundle's manifest, which holds the checksum of every other file, says who made it.
 
 openssl genpkey -algorithm ed25519 -out release.key; openssl pkey -in release.key -pubout -out release.pub
 python -m training sign BUNDLE --key release.key; ISTHMUS_BUNDLE_SIGNERS=release.pub python -m service serve
@@ -23,7 +23,7 @@ _PURPOSE = b"isthmus bundle manifest\n"
 
 
 class SignatureError(ValueError):
-    """The message names the file."""
+    """Raised for a signature or key that is not valid. The message names the file."""
 
 
 def public_key(path: Path) -> Ed25519PublicKey:

@@ -1,4 +1,4 @@
-"""Waveform → what an audio tower is fed; and sounds of any length → one model call.
+"""A waveform becomes the rows that an audio tower encodes, and sounds of any length share one model call.
 
 `patches`, `windows` and `waveforms` are the kinds of front end: each is a specification that a bundle's manifest
 carries whole, and knows how to apply itself.
@@ -26,7 +26,7 @@ _SPARE = 4_096
 
 @dataclass(frozen=True, eq=False)
 class Sound:
-    """A sound as its tower wants it: P rows that the tower encodes one by one, and how they are averaged."""
+    """Holds a sound as its tower wants it: P rows that the tower encodes one by one, and how they are averaged."""
 
     rows: NDArray[np.float32]
     """(P, …): patches, windows, or stretches of samples with silence past a stretch's own."""
@@ -40,7 +40,7 @@ class Sound:
 
 
 class AudioPreprocessing(BaseModel, ABC):
-    """The front end of an audio tower; complete, and carried by the bundle's manifest."""
+    """Describes the front end of an audio tower: completely, in the bundle's manifest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -83,7 +83,7 @@ class AudioPreprocessing(BaseModel, ABC):
 
     @abstractmethod
     def heard(self, rows: NDArray[np.float32]) -> int:
-        """Samples that the tower hears in each of these rows (P, …), padding included and overlap left out."""
+        """Return how many samples the tower hears in each of these rows (P, …), with padding and without overlap."""
 
     def milliseconds(self, sound: Sound) -> int:
         """Return what a sound costs in a batch: the length of what the tower hears."""
@@ -132,7 +132,7 @@ def audible_seconds(levels: Sequence[float]) -> NDArray[np.bool_]:
 
 
 class Silence:
-    """The silent seconds of one sound of more than STRETCH_S: guessed as they come, known when all have come."""
+    """Finds the silent seconds of one sound of more than STRETCH_S: guessed as they come, known when all have come."""
 
     def __init__(self, sampling_rate: int) -> None:
         self._rate = sampling_rate
@@ -177,7 +177,7 @@ def stretches(blocks: Iterable[Waveform], sampling_rate: int) -> Iterator[Wavefo
 
 
 class Growing:
-    """Rows (n, *shape) that arrive in parts, held once: there is room for `room` of them, and more where they come."""
+    """Holds rows (n, *shape) that arrive in parts, once: there is room for `room` of them, and more where they come."""
 
     def __init__(self, room: int, *shape: int) -> None:
         self._rows, self._held = np.empty((room, *shape), np.float32), 0

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, and what an image file says of itself, looked over before a decoder acts on it.
+"""The first bytes say what a file is; what an image file says of itself is checked before a decoder acts on it.
 
 A decoder takes memory for what a header claims, and time for every part that a file is cut into. What is checked here
 is what Pillow does not bound itself: the canvas of a WebP (for which memory is taken on opening), the parts before the
@@ -66,8 +66,8 @@ def picture_format(data: bytes) -> str | None:
         return "BMP"
     if data[4:8] == b"ftyp":
         major, size = data[8:12], min(int.from_bytes(data[:4], "big"), 256)
-        others = {data[place : place + 4] for place in range(16, size, 4)}
-        if major in _AVIF_BRANDS or (major in _HEIF_BRANDS and others.intersection(_AVIF_BRANDS)):
+        brands = {data[place : place + 4] for place in range(16, size, 4)}
+        if major in _AVIF_BRANDS or (major in _HEIF_BRANDS and brands.intersection(_AVIF_BRANDS)):
             return "AVIF"
         if major in _HEIF_BRANDS:
             return "HEIC"
@@ -100,7 +100,7 @@ def check_structure(data: bytes, max_pixels: int) -> None:
 def _jpeg(data: bytes) -> None:
     """Check the segments before the first scan, as Pillow walks through them, and how many scans there are."""
     place, loose, parts = 2, 0, 0
-    coefficients, whole = 0, False
+    coefficients, is_progressive = 0, False
     while (at := data.find(b"\xff", place)) >= 0 and at + 4 <= len(data):
         marker = data[at + 1]
         loose += at - place
@@ -118,14 +118,14 @@ def _jpeg(data: bytes) -> None:
             parts += 1
             place = at + 2 + length
             if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-                coefficients, whole = _coefficients(body), marker in _PROGRESSIVE
+                coefficients, is_progressive = _coefficients(body), marker in _PROGRESSIVE
             elif marker == 0xDA:
                 break
         if parts > MAX_PARTS or loose > MAX_LOOSE:
             raise BadMedia(TOO_MANY)
     # 0xFF in a scan's data is always followed by something else: this counts scans, and those of thumbnails after it.
     scans = 1 + data.count(b"\xff\xda", place)
-    if (whole or scans > 1) and coefficients > MAX_COEFFICIENTS:
+    if (is_progressive or scans > 1) and coefficients > MAX_COEFFICIENTS:
         raise MediaTooLarge("the image takes too much memory to decode")
     if scans * coefficients > MAX_SCANNED:
         raise MediaTooLarge("the image has too many scans for its size")

@@ -1,4 +1,4 @@
-"""A TIFF's directory: tags that the pixels do not need are taken out of it, and the range of its samples is read.
+"""Tags that the pixels do not need are taken out of a TIFF's directory, and the range of its samples is read.
 
 Samples of a TIFF may be integers or floats of many widths, with or without a sign, in a range that tags state, and 0
 may be white. Pillow reads most of them as numbers, and leaves it to us what black and white are. What it has no mode
@@ -42,7 +42,7 @@ UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 
 @dataclass(frozen=True)
 class Range:
-    """Which sample is black and which is white, as the file's numbers have it."""
+    """Says which sample is black and which is white, as the file's numbers have it."""
 
     black: float
     white: float
@@ -60,7 +60,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Samples:
-    """What a TIFF's tags say of its samples."""
+    """Holds what a TIFF's tags say of its samples."""
 
     bits: int = 8
     kind: int = UNSIGNED
@@ -122,7 +122,7 @@ class _Tag:
 
 
 class _Directory:
-    """The first directory of a TIFF, whose entries can be rewritten in place."""
+    """Reads the first directory of a TIFF, and rewrites its entries in place."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self._as_it_was = bytearray(data), data

@@ -1,4 +1,4 @@
-"""text → token ids and attention mask, from the bundle's own tokenizer.json."""
+"""The bundle's own tokenizer.json turns a text into token ids and an attention mask."""
 
 import json
 import unicodedata
@@ -18,7 +18,7 @@ Role = Literal["query", "passage"]
 
 
 class Prefixed(BaseModel):
-    """The instructions that a text encoder wants before texts."""
+    """Adds the instructions that a text encoder wants before texts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,7 +37,7 @@ class Prefixed(BaseModel):
 
 
 class TextPreprocessing(Prefixed):
-    """How a text tower wants its tokens; complete together with the tokenizer file it names."""
+    """Says how a text tower wants its tokens: completely, together with the tokenizer file that it names."""
 
     kind: Literal["text"] = "text"
     tokenizer: str = Field(default="tokenizer.json", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -60,7 +60,7 @@ class Tokens:
 
 
 class TextTokenizer:
-    """A tokenizers.Tokenizer with the truncation and padding of the manifest, not those saved in its file.
+    """Wraps a tokenizers.Tokenizer with the truncation and padding of the manifest, not those saved in its file.
 
     Raises ValueError where the file is none, or max_length leaves no room for a text beside the special tokens.
     """
@@ -104,17 +104,17 @@ class TextTokenizer:
             raise InputError("the list of token ids is empty")
         if min(ids) < 0 or max(ids) >= self._vocabulary_size:
             raise InputError(f"a token id is outside the vocabulary of {self._vocabulary_size}")
-        kept = tuple(ids[: self._max_length])
-        plain = [id for id in kept if id not in self._special]
-        return Tokens(kept, len(ids) > self._max_length, self._share_unknown(plain))
+        kept_ids = tuple(ids[: self._max_length])
+        plain = [id for id in kept_ids if id not in self._special]
+        return Tokens(kept_ids, len(ids) > self._max_length, self._share_unknown(plain))
 
     def _share_unknown(self, ids: Sequence[int]) -> float:
         unknown = ids.count(self._unknown) if self._unknown is not None else 0
         if not unknown:
             return 0.0
-        known = sum(_says_something(self._tokenizer.id_to_token(id) or "") for id in ids if id != self._unknown)
+        known_tokens = sum(_says_something(self._tokenizer.id_to_token(id) or "") for id in ids if id != self._unknown)
         # Four decimals, which a cache holds as they are; 1 is kept for what is wholly unknown.
-        return min(round(unknown / (unknown + known), 4), 0.9999) if known else 1.0
+        return min(round(unknown / (unknown + known_tokens), 4), 0.9999) if known_tokens else 1.0
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:

@@ -1,4 +1,4 @@
-"""The only unit-length and truncation rules in the project."""
+"""The project's only rules of unit length and truncation stand here."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""A video file → sampled frames as the image tower takes them, and its sound track as the audio tower hears it.
+"""A video file becomes sampled frames as the image tower takes them, and a sound as the audio tower hears it.
 
 Needs PyAV, which is optional (`pip install 'isthmus[video]'`). A frame goes the way of an image from its RGB on, so
 that a video of one frame is that image; the sound goes the way of a sound file from its samples on.
@@ -42,7 +42,7 @@ class VideoLimits:
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of a video, from one second to another, and what stands for it."""
+    """Holds a part of a video, from one second to another, and what stands for it."""
 
     start: float
     end: float
@@ -61,7 +61,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Claims:
-    """What a file says of itself."""
+    """Holds what a file says of itself."""
 
     frames: int
     """That are sampled."""
@@ -188,18 +188,18 @@ def _frames(source: Any, spec: ImagePreprocessing, extent: _Extent, limits: Vide
 
 def _gone_through(source: Any, middles: list[float]) -> Iterator[Any]:
     """Yield the frame that is seen at each of these moments."""
-    seen, waiting = None, list(reversed(middles))
+    last_frame, moments = None, list(reversed(middles))
     for count, frame in enumerate(source.decode(moving_pictures(source)[0])):
         if count > _MOST_DECODED:
             raise MediaTooLarge("too much of the video would have to be decoded")
-        while waiting and seen is not None and frame.time is not None and frame.time > waiting[-1]:
-            yield seen
-            waiting.pop()
-        if not waiting:
+        while moments and last_frame is not None and frame.time is not None and frame.time > moments[-1]:
+            yield last_frame
+            moments.pop()
+        if not moments:
             return
-        seen = frame
-    for _ in waiting if seen is not None else ():
-        yield seen
+        last_frame = frame
+    for _ in moments if last_frame is not None else ():
+        yield last_frame
 
 
 def _sought(source: Any, middles: list[float]) -> Iterator[Any]:
@@ -207,16 +207,16 @@ def _sought(source: Any, middles: list[float]) -> Iterator[Any]:
     stream, decoded = moving_pictures(source)[0], 0
     for middle in middles:
         source.seek(max(int(middle / stream.time_base), 0), stream=stream)
-        seen = None
+        last_frame = None
         for frame in source.decode(stream):
             decoded += 1
             if decoded > _MOST_DECODED:
                 raise MediaTooLarge("too much of the video would have to be decoded")
-            if seen is not None and frame.time is not None and frame.time > middle:
+            if last_frame is not None and frame.time is not None and frame.time > middle:
                 break
-            seen = frame
-        if seen is not None:
-            yield seen
+            last_frame = frame
+        if last_frame is not None:
+            yield last_frame
 
 
 def _upright(frame: Any) -> Image.Image:

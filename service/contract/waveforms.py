@@ -1,4 +1,4 @@
-"""Waveform → samples at unit variance: the front end of wav2vec 2.0, HuBERT and WavLM, which read the sound itself."""
+"""wav2vec 2.0, HuBERT and WavLM read the sound itself: their front end scales samples to unit variance."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ _EPSILON = 1e-7
 
 
 class Waveforms(AudioPreprocessing):
-    """Stretches of samples, float32 (stretches, samples); a batch is padded with zeros to its longest.
+    """Cuts samples into stretches, float32 (stretches, samples); a batch is padded with zeros to its longest.
 
     A sound of more than `max_samples` is cut, since attention over a stretch costs the square of its length; the
     stretches' vectors are averaged by their own lengths. With `normalise` each is brought to mean 0 and variance 1.

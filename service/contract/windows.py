@@ -1,4 +1,4 @@
-"""Waveform → log-mel windows of one fixed size: the front ends of AST, CLAP and Whisper.
+"""The front ends of AST, CLAP and Whisper turn a waveform into log-mel windows of one fixed size.
 
 A window is what the transformers feature extractor of the same model makes of the same stretch of sound. A sound that
 is longer than the model's window is cut into windows, whose vectors are averaged by how much of the sound each holds.
@@ -21,7 +21,7 @@ Doubles = NDArray[np.float64]
 
 
 class LogMelWindows(AudioPreprocessing):
-    """Long windows of a log-mel spectrum, each one row of the tower: float32 (windows, channels, frames, n_mels).
+    """Cuts a log-mel spectrum into long windows, each a row of the tower: float32 (windows, channels, frames, n_mels).
 
     Each frame of `window_length` samples, every `hop_length`, is freed of its mean (`remove_dc`), pre-emphasised,
     multiplied by a Hann window and zero-padded to `fft_length`; its power spectrum goes through `n_mels` triangular
@@ -72,8 +72,8 @@ class LogMelWindows(AudioPreprocessing):
         check_spectrum(self.fft_length, self.window_length, self.f_min, self.f_max, self.sampling_rate)
         if self.samples < self.window_length:
             raise ValueError(f"samples {self.samples} are fewer than window_length {self.window_length}")
-        given = self.samples - (self.preemphasis_of == "sound")
-        most = 1 + (given - (0 if self.centred else self.window_length)) // self.hop_length
+        samples = self.samples - (self.preemphasis_of == "sound")
+        most = 1 + (samples - (0 if self.centred else self.window_length)) // self.hop_length
         if self.frames > most:
             raise ValueError(f"frames {self.frames} are more than the {most} that {self.samples} samples give")
         if self.long == "fusion" and self.lengths:
@@ -110,14 +110,14 @@ class LogMelWindows(AudioPreprocessing):
     def _window(self, stretch: Waveform) -> NDArray[np.float32]:
         """Return (frames, n_mels) of at most a window's samples, not yet scaled."""
         if self.short == "zeros":
-            given = max(len(stretch), self.window_length)
-            mel = log_mel(np.pad(stretch, (0, given - len(stretch))), self)[: self.frames]
+            length = max(len(stretch), self.window_length)
+            mel = log_mel(np.pad(stretch, (0, length - len(stretch))), self)[: self.frames]
             return np.pad(mel, ((0, self.frames - len(mel)), (0, 0)))
         if self.short != "silence" and 0 < len(stretch) < self.samples:
             stretch = np.tile(stretch, self.samples // len(stretch) + (self.short == "repeat"))[: self.samples]
         # What follows is silence, of which no spectrum need be taken: half a minute for a bark, of Whisper.
-        given = min(self.samples, len(stretch) + self.window_length + self.hop_length)
-        mel = log_mel(np.pad(stretch, (0, given - len(stretch))), self)[: self.frames]
+        length = min(self.samples, len(stretch) + self.window_length + self.hop_length)
+        mel = log_mel(np.pad(stretch, (0, length - len(stretch))), self)[: self.frames]
         silence = _logarithm(np.array([self.floor]), self.logarithm).astype(np.float32)[0]
         mel = np.pad(mel, ((0, self.frames - len(mel)), (0, 0)), constant_values=silence)
         return np.maximum(mel, mel.max() - np.float32(self.dynamic_range)) if self.dynamic_range else mel
@@ -170,13 +170,13 @@ def _logarithm(power: Doubles, kind: str) -> Doubles:
 
 def _peeked(blocks: Iterable[Waveform], samples: int) -> tuple[Iterator[Waveform], bool]:
     """Return the blocks, and whether there are more than so many samples in them."""
-    rest, first, count = iter(blocks), list[Waveform](), 0
-    for block in rest:
+    following, first, count = iter(blocks), list[Waveform](), 0
+    for block in following:
         first.append(block)
         count += len(block)
         if count > samples:
             break
-    return itertools.chain(first, rest), count > samples
+    return itertools.chain(first, following), count > samples
 
 
 def _whole_spectrum(blocks: Iterable[Waveform], about: int, spec: LogMelWindows) -> NDArray[np.float32]:
@@ -194,24 +194,24 @@ def _whole_spectrum(blocks: Iterable[Waveform], about: int, spec: LogMelWindows)
 def _emphasised(blocks: Iterable[Waveform], share: np.float32) -> Iterator[Waveform]:
     before = np.zeros(0, np.float32)
     for block in filter(len, blocks):
-        joined = np.concatenate([before, block])
-        before = joined[-1:]
-        yield joined[1:] - share * joined[:-1]
+        samples = np.concatenate([before, block])
+        before = samples[-1:]
+        yield samples[1:] - share * samples[:-1]
 
 
 def _mirrored(blocks: Iterable[Waveform], edge: int) -> Iterator[Waveform]:
     """Yield more than `edge` samples, with so many mirrored at both ends."""
-    waiting, begun = np.zeros(0, np.float32), False
+    samples, is_started = np.zeros(0, np.float32), False
     for block in blocks:
-        waiting = np.concatenate([waiting, block])
-        if len(waiting) > edge and not begun:
-            yield waiting[edge:0:-1]
-            begun = True
-        if len(waiting) > edge + 1:
-            yield waiting[: -edge - 1]
-            waiting = waiting[-edge - 1 :]
-    yield waiting
-    yield waiting[-2::-1]
+        samples = np.concatenate([samples, block])
+        if len(samples) > edge and not is_started:
+            yield samples[edge:0:-1]
+            is_started = True
+        if len(samples) > edge + 1:
+            yield samples[: -edge - 1]
+            samples = samples[-edge - 1 :]
+    yield samples
+    yield samples[-2::-1]
 
 
 def _fused(mel: NDArray[np.float32], spec: LogMelWindows) -> NDArray[np.float32]:
