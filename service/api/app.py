@@ -180,7 +180,9 @@ async def _open_state(settings: Settings, parts: Parts, metrics: Metrics, closin
     home = models[parts.home]
     metrics.info.info({"version": __version__, "model": parts.home, "space": home.manifest.space})
     metrics.watch_store(settings.store)
-    limiter = open_limiter(settings, metrics)
+    limiter: Limiter = MemoryLimiter()
+    if settings.redis_url is not None:
+        limiter = RedisLimiter(settings.redis_url, timeout_s=quotas.REDIS_TIMEOUT_S, failed=metrics.limiter_errors.inc)
     closing.push_async_callback(limiter.close)
     previewer = Previewer(home.embedder, settings.limits) if settings.keeps_previews else None
     fetching = parts.fetching
@@ -254,12 +256,6 @@ def cors(settings: Settings) -> list[Middleware]:
             expose_headers=["RateLimit", "RateLimit-Policy", "Retry-After", "Server-Timing", "X-Request-ID"],
         )
     ]
-
-
-def open_limiter(settings: Settings, metrics: Metrics) -> Limiter:
-    if settings.redis_url is None:
-        return MemoryLimiter()
-    return RedisLimiter(settings.redis_url, timeout_s=quotas.REDIS_TIMEOUT_S, failed=metrics.limiter_errors.inc)
 
 
 _TAGS = {

@@ -147,14 +147,9 @@ async def _validation(request: Request, error: Exception) -> Response:
     problems = error.errors()
     if any(problem["type"] == "json_invalid" for problem in problems):
         return problem(request.url.path, 400, "malformed_request", "the body is not valid JSON")
-    return problem(
-        request.url.path, 422, "invalid_request", "the request is not valid", errors=readable_errors(problems)
-    )
-
-
-def readable_errors(problems: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return Pydantic's errors as [{loc, msg}], at most 20, without the offending input."""
-    return [{"loc": location(problem), "msg": words_of(problem)} for problem in problems[:20]]
+    # At most 20, without the offending input.
+    readable = [{"loc": location(error), "msg": words_of(error)} for error in problems[:20]]
+    return problem(request.url.path, 422, "invalid_request", "the request is not valid", errors=readable)
 
 
 def install(app: FastAPI) -> None:

@@ -71,7 +71,6 @@ class State:
     readiness: SingleFlight[JSON] = field(default_factory=SingleFlight)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while the server works for the last time before it ends."""
-    _tasks: set["asyncio.Task[object]"] = field(default_factory=set)
 
     def model(self, name: str | None) -> Model:
         """Return the model that a request names, by an alias too, or the default. Raises NotFound."""
@@ -100,12 +99,6 @@ class State:
         self.readers.close(wait=False)
         self.media_readers.close(wait=False)
         await asyncio.gather(*(model.embedder.close() for model in self.models.values()))
-
-    def begin_close(self) -> None:
-        """Start `close`; for the callback of a timer."""
-        task = asyncio.create_task(self.close())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     # Shortcuts to the home model, for routes that do not let a request choose.
 

@@ -122,9 +122,13 @@ class Server(uvicorn.Server):
                     await self._hurried.wait()
         await self._stop_listening(sockets or [])
         # Uvicorn alone would let requests finish for so long, and cut off the others without an answer.
-        grace = asyncio.get_running_loop().call_later(self.grace_s, self.state.begin_close)
+        grace = asyncio.create_task(self._end_grace())
         await super().shutdown(sockets)
         grace.cancel()
+
+    async def _end_grace(self) -> None:
+        await asyncio.sleep(self.grace_s)
+        await self.state.close()
 
     async def _stop_listening(self, sockets: Sequence[socket.socket]) -> None:
         """Accept the connections that wait, and close the sockets in the same step of the event loop: closing resets

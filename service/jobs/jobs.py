@@ -129,7 +129,7 @@ class Jobs:
         """
         await self._ledger.do(Ledger.admit, MAX_JOBS, key)
         await self._threads.run(partial(self._disk.check, size or 0))
-        id = self._new_id()
+        id = f"{secrets.token_hex(12)}-{self.replica}"
         folder = self._folder / id
         try:
             await self._threads.run(folder.mkdir)
@@ -139,9 +139,6 @@ class Jobs:
             await asyncio.shield(self._remove(id))
             raise
         return await asyncio.shield(self._create(id, form, collection, digest, key, meter))
-
-    def _new_id(self) -> str:
-        return f"{secrets.token_hex(12)}-{self.replica}"
 
     async def _remove(self, id: str) -> None:
         """Delete the files of a job."""
