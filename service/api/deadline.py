@@ -9,7 +9,7 @@ from service.api.auth import scope_of
 from service.api.middleware import OfRequests
 from service.api.problems import respond
 from service.errors import DeadlineExceeded
-from service.retrieval.deadline import ADVICE, within
+from service.runtime.deadline import ADVICE, within
 
 _ADVICE: Mapping[str, str] = {
     "/classify": "store many labels once, as a label set (PUT /label-sets/{name}), and name it as label_set; or send "

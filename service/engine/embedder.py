@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
@@ -51,7 +51,8 @@ from service.engine.inputs import (
     parts_of,
 )
 from service.engine.towers import Tower
-from service.errors import DeadlineExceeded, FetchDisabled, InferenceFailed
+from service.errors import FetchDisabled, InferenceFailed
+from service.runtime.deadline import within
 from service.runtime.fair import FairSemaphore
 from service.runtime.metrics import Metrics, TowerMetrics
 from service.runtime.timings import record, timed
@@ -232,17 +233,12 @@ class Embedder:
             for modality, count in counts.items():
                 if modality in self.channels:
                     rooms.enter_context(self.channels[modality].admit(min(count, most)))
-            async with self._in_time(caller):
+            async with self.in_time(caller):
                 yield
 
-    @asynccontextmanager
-    async def _in_time(self, caller: Caller) -> AsyncIterator[None]:
-        """Raises DeadlineExceeded where a caller that waits has waited for too long."""
-        try:
-            async with asyncio.timeout(None if caller.background else self.deadline_s):
-                yield
-        except TimeoutError:
-            raise DeadlineExceeded("the inputs were not embedded within the deadline") from None
+    def in_time(self, caller: Caller) -> AbstractAsyncContextManager[object]:
+        """Bound the time of a caller that waits. The block raises DeadlineExceeded."""
+        return within(None if caller.background else self.deadline_s)
 
     async def _charge(self, inputs: Sequence[Single], caller: Caller) -> None:
         """Charge the inputs' costs to the limits of the caller's key. Raises RateLimited."""
@@ -267,7 +263,7 @@ class Embedder:
             except InputError as error:
                 return error.without_frames()
 
-        async with self._in_time(caller):
+        async with self.in_time(caller):
             clip = await self.in_worker(read)
             if isinstance(clip, InputError):
                 return clip
@@ -285,7 +281,7 @@ class Embedder:
             whole, spec = results[place], self.manifest.towers["audio"].preprocessing
             assert isinstance(whole, Embedded) and isinstance(spec, AudioPreprocessing)
             try:
-                async with self._in_time(caller), self.long_sounds[caller.background]:
+                async with self.in_time(caller), self.long_sounds[caller.background]:
                     moments = await self._moments(sounds[place], spec.sampling_rate, caller.uncharged)
             except InputError:  # the whole is embedded; its moments are not worth its failing
                 continue

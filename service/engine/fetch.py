@@ -33,7 +33,8 @@ from dns.rdtypes.IN.AAAA import AAAA
 from service import __version__
 from service.contract.errors import InputError, MediaTooLarge
 from service.engine.addresses import Address, Network, inside, public
-from service.errors import DeadlineExceeded, FetchFailed, FetchRefused, Overloaded
+from service.errors import FetchFailed, FetchRefused, Overloaded
+from service.runtime.deadline import within
 from service.runtime.fair import FairSemaphore
 from service.runtime.quotas import Meter
 from service.runtime.timings import timed
@@ -459,10 +460,8 @@ class Fetches:
         tasks = [self._made[key] for key in urls]
         try:
             with timed("fetch"):
-                async with asyncio.timeout(None if self.of_a_job else self.fetcher.deadline_s):
+                async with within(None if self.of_a_job else self.fetcher.deadline_s):
                     await asyncio.wait(tasks)
-        except TimeoutError:
-            raise DeadlineExceeded("the URLs were not fetched within the deadline") from None
         finally:
             for task in tasks:
                 task.cancel()  # nothing, where it is done

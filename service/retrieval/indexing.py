@@ -15,7 +15,6 @@ from service.engine.embedder import Embedder
 from service.engine.inputs import Embedded, Fused, Input, Media, StoredModality, Text, in_role, parts_of
 from service.engine.previews import Previewer
 from service.errors import InputFailed
-from service.retrieval.deadline import within
 from service.retrieval.search import unit_vector
 from service.runtime.timings import timed
 from service.store import DEFAULT_COLLECTION, Entry, Moment, Preview, Store
@@ -52,7 +51,7 @@ async def index_items(
     DeadlineExceeded, with nothing stored.
     """
     # One deadline for embedding and previews together; a write is not interrupted.
-    async with within(None if caller.background else embedder.deadline_s):
+    async with embedder.in_time(caller):
         outcomes = await embed_items(embedder, items, caller=caller, previewer=previewer, fail=fail)
     if entries := [entry for entry in outcomes if isinstance(entry, Entry)]:
         with timed("write"):

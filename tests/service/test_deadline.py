@@ -7,7 +7,7 @@ import pytest
 
 from service.api.deadline import Deadline
 from service.errors import DeadlineExceeded
-from service.retrieval.deadline import within
+from service.runtime.deadline import within
 from service.settings import Settings
 from tests.conftest import on_a_loop
 from tests.service.slow import Slow

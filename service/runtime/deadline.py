@@ -1,4 +1,4 @@
-"""A limit on how long one stage of a request may take."""
+"""One stage of a request may take only so long."""
 
 import asyncio
 from collections.abc import AsyncIterator
