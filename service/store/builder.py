@@ -70,7 +70,7 @@ class Builder:
 
     @property
     def behind(self) -> bool:
-        """Whether writes come faster than indexes take them in. False where building failed: it waits for a write."""
+        """Return whether writes come faster than indexes take them in; False where building failed."""
         return self._failed is None and any(index.behind(self._rules) for index in list(self._indexes().values()))
 
     def close(self) -> None:
@@ -118,11 +118,11 @@ class Builder:
     def _step(self) -> bool:
         """Build the first index that is needed, and return whether there was one."""
         for collection, index in list(self._indexes().items()):
-            planned = index.plan(self._rules)
-            if planned is not None:
-                modality, view, spec, more = planned
+            plan = index.plan(self._rules)
+            if plan is not None:
+                modality, view, spec, more = plan
                 self.building = (collection, modality)
-                started = time.monotonic()
+                start_s = time.monotonic()
                 reader = self._reader(collection, False)
                 rows: Keys | None = None  # all of them
                 if spec.kind == "flat":
@@ -148,7 +148,7 @@ class Builder:
                             "modality": modality,
                             "kind": built.spec.kind,
                             "vectors": built.count,
-                            "seconds": round(time.monotonic() - started, 1),
+                            "seconds": round(time.monotonic() - start_s, 1),
                         }
                     },
                 )
@@ -207,8 +207,8 @@ class Builder:
             return built, view, rows
         # What the other index took in is in memory no more.
         taken_in = np.arange(view.count, now.indexed)
-        added = kinds.extend(built, _batches(now, taken_in, reader), self._stopped, copy=False)
-        return added, now.head(now.indexed), np.concatenate([rows, taken_in])
+        extended_index = kinds.extend(built, _batches(now, taken_in, reader), self._stopped, copy=False)
+        return extended_index, now.head(now.indexed), np.concatenate([rows, taken_in])
 
     def _stopped(self) -> bool:
         return self._closing
@@ -231,14 +231,14 @@ def _vectors(view: View, rows: Keys, reader: SlotReader) -> Vectors:
     slots, vectors = reader.vectors(row_slots)
     if len(slots) == len(row_slots):
         return vectors
-    whole = np.zeros((len(row_slots), vectors.shape[1]), np.float32)
-    whole[np.searchsorted(row_slots, slots)] = vectors
-    return whole
+    all_vectors = np.zeros((len(row_slots), vectors.shape[1]), np.float32)
+    all_vectors[np.searchsorted(row_slots, slots)] = vectors
+    return all_vectors
 
 
 def _sampler(view: View, rows: Keys, reader: SlotReader) -> Callable[[int], Vectors]:
     def sample(count: int) -> Vectors:
-        drawn = np.sort(np.random.default_rng(0).choice(rows, count, replace=False)) if count < len(rows) else rows
-        return np.concatenate(list(_batches(view, drawn, reader)))
+        subset = np.sort(np.random.default_rng(0).choice(rows, count, replace=False)) if count < len(rows) else rows
+        return np.concatenate(list(_batches(view, subset, reader)))
 
     return sample

@@ -47,7 +47,7 @@ _CELLS_AT_ONCE = 100_000
 
 
 class Growing:
-    """An array that grows at its end. What held() gave out is never written to again."""
+    """Holds an array that grows at its end. What held() gave out is never written to again."""
 
     def __init__(self, dtype: Any, width: int | None = None) -> None:
         self._array: NDArray[Any] = np.empty((64,) if width is None else (64, width), dtype)
@@ -81,21 +81,21 @@ class Marks:
             if self._size % _MARKS == 0:
                 self._blocks.append(np.zeros(_MARKS, np.bool_))
             start = self._size % _MARKS
-            taken = values[: _MARKS - start]
-            self._blocks[-1][start : start + len(taken)] = taken  # behind all that was given out
-            self._size += len(taken)
-            values = values[len(taken) :]
+            chunk = values[: _MARKS - start]
+            self._blocks[-1][start : start + len(chunk)] = chunk  # behind all that was given out
+            self._size += len(chunk)
+            values = values[len(chunk) :]
 
     def set(self, rows: NDArray[np.int64], value: bool) -> int:
         """Set rows, which ascend; return how many had the other value."""
-        changed = 0
+        changes = 0
         numbers, starts = np.unique(rows // _MARKS, return_index=True)
         for number, start, end in zip(numbers.tolist(), starts, [*starts[1:], len(rows)], strict=False):
-            own, block = rows[start:end] % _MARKS, self._blocks[number].copy()
-            changed += int(np.count_nonzero(block[own] != value))
-            block[own] = value
+            offsets, block = rows[start:end] % _MARKS, self._blocks[number].copy()
+            changes += int(np.count_nonzero(block[offsets] != value))
+            block[offsets] = value
             self._blocks[number] = block
-        return changed
+        return changes
 
     def held(self) -> tuple[Mask, ...]:
         return tuple(self._blocks)
@@ -104,8 +104,8 @@ class Marks:
 def marked(blocks: Sequence[Mask], first: int, end: int) -> Mask:
     """Return the values of the rows from the first on, up to the end, of what held() gave out."""
     start = first // _MARKS
-    joined: Mask = np.concatenate([np.zeros(0, np.bool_), *blocks[start : -(-end // _MARKS)]])
-    return joined[first - start * _MARKS : end - start * _MARKS]
+    marks: Mask = np.concatenate([np.zeros(0, np.bool_), *blocks[start : -(-end // _MARKS)]])
+    return marks[first - start * _MARKS : end - start * _MARKS]
 
 
 def differing(before: Sequence[Mask], now: Sequence[Mask], count: int) -> NDArray[np.int64]:
@@ -122,7 +122,7 @@ _CELL = (np.uint32, np.uint8, np.int64)
 
 
 class _Cells:
-    """Arrays that grow together. They are published together, so that a reader sees whole cells."""
+    """Holds arrays that grow together. They are published together, so that a reader sees whole cells."""
 
     def __init__(self, *dtypes: Any) -> None:
         self._arrays = [Growing(dtype) for dtype in dtypes]
@@ -135,7 +135,7 @@ class _Cells:
 
 
 class Columns:
-    """The metadata of a part's rows. One thread extends; any may select."""
+    """Holds the metadata of a part's rows. One thread extends; any may select."""
 
     def __init__(self) -> None:
         self._columns: dict[int, _Cells] = {}
@@ -186,10 +186,10 @@ class Columns:
             column.extend(*(array[places] for array in cells[1:]))
             self._columns[key] = column
         # Only now: a reader that does not find the column uses the old cells.
-        rest = np.isin(cells[0], keys[~often])
+        is_rare = np.isin(cells[0], keys[~often])
         rare = _Cells(np.int64, *_CELL)
-        rare.extend(*(array[rest] for array in cells))
-        self._rare, self._looked_through = rare, int(np.count_nonzero(rest))
+        rare.extend(*(array[is_rare] for array in cells))
+        self._rare, self._looked_through = rare, int(np.count_nonzero(is_rare))
 
     def kept(self, numbers: NDArray[np.int64]) -> "Columns":
         """Return the columns of the rows whose entry in `numbers`, their new number, is not -1.
@@ -201,11 +201,11 @@ class Columns:
         columns._looked_through = len(columns._rare.cells[0])
         return columns
 
-    def append(self, others: "Columns", first: int, numbers: NDArray[np.int64]) -> None:
+    def append(self, source: "Columns", first: int, numbers: NDArray[np.int64]) -> None:
         """Append, as kept() does, the cells of the rows of others from the number `first` on. Their new numbers come
         after those that are here."""
-        rare: list[NDArray[Any]] = list(others._rare.cells)  # before the columns: see _give_columns()
-        columns = dict(others._columns)
+        rare: list[NDArray[Any]] = list(source._rare.cells)  # before the columns: see _give_columns()
+        columns = dict(source._columns)
         for key, column in columns.items():
             start, end = np.searchsorted(column.cells[0], np.array([first, first + len(numbers)], np.uint32))
             new, kinds, values = _renumbered([array[start:end] for array in column.cells], first, numbers)
@@ -215,8 +215,8 @@ class Columns:
                 self._columns[key].extend(new, kinds, values)
             elif len(new):
                 self._rare.extend(np.full(len(new), key), new, kinds, values)
-        left = ~np.isin(rare[0], list(columns))
-        new, kinds, values, keys = _renumbered([array[left] for array in (*rare[1:], rare[0])], first, numbers)
+        is_left = ~np.isin(rare[0], list(columns))
+        new, kinds, values, keys = _renumbered([array[is_left] for array in (*rare[1:], rare[0])], first, numbers)
         self._rare.extend(keys, new, kinds, values)
 
     def arrays(self, count: int) -> dict[str, list[NDArray[Any]]]:
@@ -224,13 +224,13 @@ class Columns:
         columns again. Only the cells of rare keys are copied."""
         rare = self._rare.cells  # before the columns: see _give_columns()
         columns = {key: _head(column.cells, count) for key, column in dict(self._columns).items()}
-        left = (rare[1] < count) & ~np.isin(rare[0], list(columns))
+        is_left = (rare[1] < count) & ~np.isin(rare[0], list(columns))
         pieces = zip(*columns.values(), strict=True) if columns else ([array] for array in _Cells(*_CELL).cells)
         return {
             "keys": [np.array(list(columns), np.int64)],
             "lengths": [np.array([len(rows) for rows, _, _ in columns.values()], np.int64)],
             **{name: list(arrays) for name, arrays in zip(_COLUMN_ARRAYS, pieces, strict=True)},
-            **{name: [array[left]] for name, array in zip(_RARE_ARRAYS, rare, strict=True)},
+            **{name: [array[is_left]] for name, array in zip(_RARE_ARRAYS, rare, strict=True)},
         }
 
     @classmethod
@@ -238,24 +238,24 @@ class Columns:
         """Raises KeyError and ValueError for what arrays() did not make."""
         columns, ends = cls(), np.cumsum(arrays["lengths"])[:-1]
         cells = zip(*(np.split(arrays[name], ends) for name in _COLUMN_ARRAYS), strict=True)
-        for key, own in zip(arrays["keys"].tolist(), cells if len(arrays["keys"]) else (), strict=True):
+        for key, key_cells in zip(arrays["keys"].tolist(), cells if len(arrays["keys"]) else (), strict=True):
             columns._columns[key] = _Cells(*_CELL)
-            columns._columns[key].extend(*own)
+            columns._columns[key].extend(*key_cells)
         columns._rare.extend(*(arrays[name] for name in _RARE_ARRAYS))
         columns._looked_through = len(columns._rare.cells[0])
         return columns
 
     def nbytes(self) -> int:
-        held = (self._rare.cells, *(column.cells for column in self._columns.values()))
-        return sum(array.nbytes for cells in held for array in cells)
+        groups = (self._rare.cells, *(column.cells for column in self._columns.values()))
+        return sum(array.nbytes for cells in groups for array in cells)
 
     def _of(self, name: str) -> Cells:
         """Return rows, types and values of a key's cells, in the order of the rows."""
         key, (keys, rows, kinds, values) = _key(name), self._rare.cells  # before the columns: see _give_columns()
         if (column := self._columns.get(key)) is not None:
             return column.cells
-        chosen = keys == key
-        return rows[chosen], kinds[chosen], values[chosen]
+        of_key = keys == key
+        return rows[of_key], kinds[of_key], values[of_key]
 
     def numbers(self, name: str, count: int) -> NDArray[np.float64]:
         """Return the number that each of the first `count` rows holds under a key, NaN where it holds none."""
@@ -302,12 +302,12 @@ class Columns:
             case Is(_, scalars):
                 _mark(passing, rows, _is_any(scalars, kinds, values))
             case Bound(_, operator, int() | float() as value):
-                chosen = _compare(operator, values.view(np.float64), _between(value)) & (kinds == _NUMBER)
-                if (wide := kinds == _WIDE).any():
+                matches = _compare(operator, values.view(np.float64), _between(value)) & (kinds == _NUMBER)
+                if (is_wide := kinds == _WIDE).any():
                     # Integers greater than 1.5 are those greater than 1, and integers from 1.5 are those from 2.
-                    whole = math.floor(value) if operator in ("$gt", "$lte") else math.ceil(value)
-                    chosen |= wide & _compare(operator, values, max(min(whole, _LONGEST), -_LONGEST - 1))
-                _mark(passing, rows, chosen)
+                    integer = math.floor(value) if operator in ("$gt", "$lte") else math.ceil(value)
+                    matches |= is_wide & _compare(operator, values, max(min(integer, _LONGEST), -_LONGEST - 1))
+                _mark(passing, rows, matches)
             case Bound():
                 self._read(filter, rows[kinds == _TEXT], "", among, passing, scan)
             case Contains(_, text):
@@ -315,12 +315,12 @@ class Columns:
         return passing & among
 
     def _read(
-        self, filter: Filter, rows: NDArray[np.uint32], holding: str, among: Mask, found: Mask, scan: Scan
+        self, filter: Filter, rows: NDArray[np.uint32], holding: str, among: Mask, passing: Mask, scan: Scan
     ) -> None:
         candidates = rows[among[rows]].astype(np.int64)
         if candidates.size:
             for row, metadata in scan(candidates, holding):
-                found[row] = passes(filter, metadata)
+                passing[row] = passes(filter, metadata)
 
 
 def reads_rows(filter: Filter) -> bool:
@@ -344,31 +344,31 @@ def _head(cells: Cells, count: int) -> Cells:
 
 def _renumbered(cells: Sequence[NDArray[Any]], first: int, numbers: NDArray[np.int64]) -> list[NDArray[Any]]:
     """Return cells, of which the first array has the rows, with new numbers of the rows: see Columns.append."""
-    chosen = (cells[0] >= first) & (cells[0] < first + len(numbers))
-    chosen[chosen] = numbers[cells[0][chosen] - first] >= 0
-    return [numbers[cells[0][chosen] - first], *(array[chosen] for array in cells[1:])]
+    selected = (cells[0] >= first) & (cells[0] < first + len(numbers))
+    selected[selected] = numbers[cells[0][selected] - first] >= 0
+    return [numbers[cells[0][selected] - first], *(array[selected] for array in cells[1:])]
 
 
-def _mark(found: Mask, rows: NDArray[np.uint32], chosen: Mask) -> None:
+def _mark(passing: Mask, rows: NDArray[np.uint32], matches: Mask) -> None:
     """Set in `found` those of the ascending rows that are chosen."""
     if len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1:  # none is left out: several times as quick
-        found[int(rows[0]) : int(rows[-1]) + 1] = chosen
+        passing[int(rows[0]) : int(rows[-1]) + 1] = matches
     else:
-        found[rows[chosen]] = True
+        passing[rows[matches]] = True
 
 
-def _is_any(wanted: Sequence[Any], kinds: NDArray[np.uint8], values: NDArray[np.int64]) -> Mask:
-    cells = [_encoded(value) for value in wanted]
-    chosen = np.zeros(len(kinds), np.bool_)
+def _is_any(scalars: Sequence[Any], kinds: NDArray[np.uint8], values: NDArray[np.int64]) -> Mask:
+    cells = [_encoded(value) for value in scalars]
+    matches = np.zeros(len(kinds), np.bool_)
     for constant in {kind for kind, _ in cells if kind <= _TRUE}:
-        chosen |= kinds == constant
+        matches |= kinds == constant
     for kind, dtype in ((_NUMBER, np.float64), (_WIDE, np.int64), (_TEXT, np.int64)):
         of_kind = np.array([value for cell_kind, value in cells if cell_kind == kind], np.int64).view(dtype)
         if of_kind.size == 1:
-            chosen |= (kinds == kind) & (values.view(dtype) == of_kind[0])
+            matches |= (kinds == kind) & (values.view(dtype) == of_kind[0])
         elif of_kind.size:
-            chosen |= (kinds == kind) & np.isin(values.view(dtype), of_kind)
-    return chosen
+            matches |= (kinds == kind) & np.isin(values.view(dtype), of_kind)
+    return matches
 
 
 def _between(bound: float) -> float:
@@ -378,26 +378,26 @@ def _between(bound: float) -> float:
     return float(bound)
 
 
-def _compare(operator: str, held: NDArray[Any], bound: float) -> Mask:
+def _compare(operator: str, numbers: NDArray[Any], bound: float) -> Mask:
     # Cells that hold no number are read as doubles too, and may be NaN: comparisons with it are false, and silent.
     match operator:
         case "$gt":
-            return held > bound
+            return numbers > bound
         case "$gte":
-            return held >= bound
+            return numbers >= bound
         case "$lt":
-            return held < bound
+            return numbers < bound
         case _:
-            return held <= bound
+            return numbers <= bound
 
 
 def _by_name(rows: list[int], metadata: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[Any]]]:
     """Return, for each metadata key, the rows that have it and their values."""
-    if metadata and all(held.keys() == metadata[0].keys() for held in metadata):  # as below, several times as quick
-        return {name: (rows, [held[name] for held in metadata]) for name in metadata[0]}
+    if metadata and all(item.keys() == metadata[0].keys() for item in metadata):  # as below, several times as quick
+        return {name: (rows, [item[name] for item in metadata]) for name in metadata[0]}
     cells: dict[str, tuple[list[int], list[Any]]] = {}
-    for row, held in zip(rows, metadata, strict=True):
-        for name, value in held.items():
+    for row, item in zip(rows, metadata, strict=True):
+        for name, value in item.items():
             key_rows, values = cells.setdefault(name, ([], []))
             key_rows.append(row)
             values.append(value)
@@ -414,8 +414,8 @@ def _cells(values: list[Any]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     if types == {bool}:
         return np.where(values, np.uint8(_TRUE), np.uint8(_FALSE)), np.zeros(len(values), np.int64)
     if types == {str}:
-        known = {value: _encoded(value)[1] for value in set(values)}
-        return np.full(len(values), _TEXT, np.uint8), np.array([known[value] for value in values], np.int64)
+        codes = {value: _encoded(value)[1] for value in set(values)}
+        return np.full(len(values), _TEXT, np.uint8), np.array([codes[value] for value in values], np.int64)
     kinds, encoded = zip(*map(_encoded, values), strict=True)
     return np.array(kinds, np.uint8), np.array(encoded, np.int64)
 

@@ -43,7 +43,7 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class View:
-    """A part at one moment."""
+    """Shows a part at one moment."""
 
     slots: Keys
     """Slots in ascending order."""
@@ -86,7 +86,7 @@ class Found(NamedTuple):
 
 
 class _Part:
-    """The mutable state that views are made of. Used under the lock of its index."""
+    """Holds the mutable state that views are made of. It is used under the lock of its index."""
 
     def __init__(self, dimensions: int) -> None:
         self._dimensions = dimensions
@@ -115,23 +115,23 @@ class _Part:
         self.alive.extend(np.zeros(len(slots), np.bool_))
         self.dead = len(slots)
 
-    def store(self, vectors: Vectors, held: int) -> None:
+    def store(self, vectors: Vectors, count: int) -> None:
         """Store the vectors of rows that follow `held` others in the blocks."""
         while len(vectors):
-            place = held % self._block_rows
+            place = count % self._block_rows
             if place == 0:
                 self.blocks.append(np.empty((self._block_rows, self._dimensions), np.float32))
-            taken = vectors[: self._block_rows - place]
-            self.blocks[-1][place : place + len(taken)] = taken
-            held += len(taken)
-            vectors = vectors[len(taken) :]
+            chunk = vectors[: self._block_rows - place]
+            self.blocks[-1][place : place + len(chunk)] = chunk
+            count += len(chunk)
+            vectors = vectors[len(chunk) :]
 
     def kill(self, slots: Keys) -> bool:
         """Return whether any was here."""
-        known = self.slots.held()
-        rows = np.searchsorted(known, slots)
-        rows = rows[rows < len(known)]
-        rows = rows[np.isin(known[rows], slots)]
+        own_slots = self.slots.held()
+        rows = np.searchsorted(own_slots, slots)
+        rows = rows[rows < len(own_slots)]
+        rows = rows[np.isin(own_slots[rows], slots)]
         return self.end(np.unique(rows))
 
     def end(self, rows: Keys) -> bool:
@@ -149,13 +149,13 @@ class _Part:
             ended = differing(before.marks, now.marks, before.count)
             of_kept = ended[ended < base]
             places = np.searchsorted(kept, of_kept)
-            there = places < len(kept)
-            there[there] = kept[places[there]] == of_kept[there]
+            is_there = places < len(kept)
+            is_there[is_there] = kept[places[is_there]] == of_kept[is_there]
             first = len(self.slots.held())
             self.slots.extend(now.slots[later])
             self.alive.extend(alive := marked(now.marks, before.count, now.count))
             self.dead += len(later) - int(np.count_nonzero(alive))
-            self.end(np.concatenate([places[there], ended[ended >= base] - base + len(kept)]))
+            self.end(np.concatenate([places[is_there], ended[ended >= base] - base + len(kept)]))
             self.columns.append(now.columns, before.count, np.arange(first, first + len(later)))
             self.records.extend(now.records.get(later))
         for batch in _rest(now, before.count - now.indexed):
@@ -169,7 +169,7 @@ class _Part:
 
 
 class Index:
-    """The parts of one collection. Searches and changes may come from any thread."""
+    """Holds the parts of one collection. Searches and changes may come from any thread."""
 
     def __init__(self, dimensions: int, request: IndexRequest | None = None) -> None:
         self.dimensions = dimensions
@@ -228,17 +228,17 @@ class Index:
         part = self._parts.get(modality)
         part_slots = _NOTHING if part is None else part.slots.held()
         rows = np.searchsorted(part_slots, slots)
-        known = rows < len(part_slots)
-        known[known] = part_slots[rows[known]] == slots[known]
-        if part is not None and known.any():
-            part.alive.set(rows[known], True)
-            part.dead -= int(np.count_nonzero(known))
+        is_known = rows < len(part_slots)
+        is_known[is_known] = part_slots[rows[is_known]] == slots[is_known]
+        if part is not None and is_known.any():
+            part.alive.set(rows[is_known], True)
+            part.dead -= int(np.count_nonzero(is_known))
             if metadata is not None:
-                places = np.flatnonzero(known).tolist()
-                part.columns.extend(rows[known].tolist(), [metadata[place] for place in places])
-                part.records.set(rows[known], [records[place] for place in places])
+                places = np.flatnonzero(is_known).tolist()
+                part.columns.extend(rows[is_known].tolist(), [metadata[place] for place in places])
+                part.records.set(rows[is_known], [records[place] for place in places])
             self._views = {**self._views, modality: part.view()}
-        return known
+        return is_known
 
     def slots(self, views: Mapping[str, View] | None = None) -> Keys:
         """Return every live slot of the current views or of the given ones, ascending."""
@@ -361,9 +361,9 @@ def _rest(view: View, start: int) -> Iterable[Vectors]:
             yield batch
 
 
-def _best(query: int, found: "Sequence[tuple[str, View, Scores, Keys]]", count: int) -> list[Found]:
+def _best(query: int, results: "Sequence[tuple[str, View, Scores, Keys]]", count: int) -> list[Found]:
     """Return one query's best results from scores and rows (Q, N) of every part or block; row -1 is none."""
-    candidates = [(scores[query], rows[query], view.slots) for _, view, scores, rows in found]
+    candidates = [(scores[query], rows[query], view.slots) for _, view, scores, rows in results]
     if len(candidates) == 1:  # as below, in fewer steps
         [(scores, rows, slots)] = candidates
         candidate_slots, origins = slots[rows], None
@@ -377,11 +377,11 @@ def _best(query: int, found: "Sequence[tuple[str, View, Scores, Keys]]", count: 
     order = order[rows[order] >= 0][:count]
     rows, own_slots, own_scores = rows[order], candidate_slots[order].tolist(), scores[order].tolist()
     if origins is None:
-        name, view, _, _ = found[0]
+        name, view, _, _ = results[0]
         return list(map(Found, own_slots, own_scores, repeat(name), view.records.get(rows)))
     best: list[Found] = []
     for slot, score, row, origin in zip(own_slots, own_scores, rows, origins[order].tolist(), strict=True):
-        name, view, _, _ = found[origin]
+        name, view, _, _ = results[origin]
         best.append(Found(slot, score, name, view.records.get(row[None])[0]))
     return best
 
@@ -486,9 +486,9 @@ def _scored_again(view: View, queries: Vectors, rows: Keys, count: int, reader: 
     for query, (row_scores, row_numbers) in enumerate(zip(scores, rows, strict=True)):
         row_slots = view.slots[np.maximum(row_numbers, 0)]
         places = np.searchsorted(slots, row_slots)
-        there = (row_numbers >= 0) & (places < len(slots))
-        there[there] = slots[places[there]] == row_slots[there]
-        row_scores[there] = vectors[places[there]] @ queries[query]
+        is_there = (row_numbers >= 0) & (places < len(slots))
+        is_there[is_there] = slots[places[is_there]] == row_slots[is_there]
+        row_scores[is_there] = vectors[places[is_there]] @ queries[query]
     rows = np.where(np.isinf(scores), -1, rows)
     best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)

@@ -34,7 +34,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Entry:
-    """An item as a client writes it, before it has a place in the store."""
+    """Holds an item as a client writes it, before it has a place in the store."""
 
     collection: str
     id: str

@@ -67,7 +67,7 @@ _GPU_MOST = 2_048
 
 @dataclass(frozen=True)
 class IndexRequest:
-    """What a collection asks for. `auto` goes by size, part by part."""
+    """Names the index that a collection asks for. `auto` goes by size, part by part."""
 
     kind: Kind | Literal["auto"] = "auto"
     precision: Precision | None = None
@@ -77,8 +77,8 @@ class IndexRequest:
             if self.precision is not None:
                 raise ValueError("precision is chosen with a kind of index, not with auto")
         elif self.precision is not None and self.precision not in PRECISIONS[self.kind]:
-            allowed = " or ".join(PRECISIONS[self.kind])
-            raise ValueError(f"an index of kind {self.kind} has {allowed or 'codes of its own, and no'} precision")
+            precisions = " or ".join(PRECISIONS[self.kind])
+            raise ValueError(f"an index of kind {self.kind} has {precisions or 'codes of its own, and no'} precision")
 
     @classmethod
     def stored(cls, kind: str, precision: Precision | None) -> "IndexRequest":
@@ -100,7 +100,7 @@ class IndexSpec:
 
 @dataclass(frozen=True)
 class Rules:
-    """When an index is built and built anew. Tests use smaller numbers."""
+    """Says when an index is built and built anew. Tests use smaller numbers."""
 
     flat_up_to: int = 20_000
     """Vectors of a part that `auto` searches one by one."""
@@ -128,9 +128,9 @@ class Rules:
         """Return how many vectors in no index there are from which on an index that holds so many takes them in."""
         return int(min(max(self.rest_at_least, self.rest_share * indexed), self.rest_at_most))
 
-    def choose(self, wanted: IndexRequest, count: int, dimensions: int, present: Kind | None = None) -> IndexSpec:
+    def choose(self, request: IndexRequest, count: int, dimensions: int, present: Kind | None = None) -> IndexSpec:
         """Return the index of a part of `count` vectors that is served by an index of kind `present` now."""
-        if wanted.kind == "auto":
+        if request.kind == "auto":
             # An index that is there stays until the part is half as large, so that none is built back and forth.
             flat = self.flat_up_to / 2 if present not in (None, "flat") else self.flat_up_to
             if count <= flat:
@@ -143,16 +143,16 @@ class Rules:
                 if count * (dimensions + graph) <= self.memory / 2
                 else IndexSpec("ivf_pq", None)
             )
-        least = self.graph_from if wanted.kind == "hnsw" else self.trained_from
-        if count < (least / 2 if present == wanted.kind else least):
+        least = self.graph_from if request.kind == "hnsw" else self.trained_from
+        if count < (least / 2 if present == request.kind else least):
             return IndexSpec("flat", "float32")
-        allowed = PRECISIONS[wanted.kind]
-        return IndexSpec(wanted.kind, wanted.precision or (allowed[0] if allowed else None))
+        precisions = PRECISIONS[request.kind]
+        return IndexSpec(request.kind, request.precision or (precisions[0] if precisions else None))
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard one search tries; it travels with the call. None leaves it to the kind of index."""
+    """Says how hard one search tries; it travels with the call. None leaves it to the kind of index."""
 
     ef_search: int | None = None
     nprobe: int | None = None
@@ -163,7 +163,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class IndexSnapshot:
-    """An index over rows 0 … count - 1 of a part. Never changed once it is searched."""
+    """Holds an index over rows 0 … count - 1 of a part. It never changes once it is searched."""
 
     spec: IndexSpec
     index: Any
@@ -184,8 +184,8 @@ class IndexSnapshot:
         `share` is how many of those that are near are allowed.
         """
         if allowed is None and self.on_gpu is not None and count <= _GPU_MOST:
-            found: tuple[NDArray[np.float32], Keys] = self.on_gpu.search(queries, count, self._nprobe(effort, 1.0))
-            return found
+            result: tuple[NDArray[np.float32], Keys] = self.on_gpu.search(queries, count, self._nprobe(effort, 1.0))
+            return result
         # The bits stay alive as long as the selector that points to them.
         bits = None if allowed is None else np.packbits(allowed, bitorder="little")
         selector = None if bits is None else faiss.IDSelectorBitmap(bits)
@@ -213,26 +213,26 @@ class IndexSnapshot:
 
     def _parameters(self, index: Any, selector: Any, count: int, share: float, effort: Effort) -> Any:
         index = faiss.downcast_index(index)
-        chosen = {} if selector is None else {"sel": selector}
+        selection = {} if selector is None else {"sel": selector}
         match index:
             case faiss.IndexPreTransform():
                 inner = self._parameters(index.index, selector, count, share, effort)
                 return faiss.SearchParametersPreTransform(index_params=inner)
             case faiss.IndexHNSW():
-                wanted = ef_search(effort, count, share, self.count)
-                return faiss.SearchParametersHNSW(**chosen, efSearch=wanted) if chosen else _without_filter(wanted)
+                ef = ef_search(effort, count, share, self.count)
+                return faiss.SearchParametersHNSW(**selection, efSearch=ef) if selection else _without_filter(ef)
             case faiss.IndexIVF():
-                return faiss.SearchParametersIVF(**chosen, nprobe=self._nprobe(effort, share))
+                return faiss.SearchParametersIVF(**selection, nprobe=self._nprobe(effort, share))
             case _:
-                return faiss.SearchParameters(**chosen)
+                return faiss.SearchParameters(**selection)
 
     def _nprobe(self, effort: Effort, share: float) -> int:
-        """Lists to look into: more of them where a filter leaves less in each."""
+        """Return how many lists to look into: more of them where a filter leaves less in each."""
         index = _inverted(self.index)
         if index is None:
             return 0
-        wanted = effort.nprobe or max(_NPROBE_LEAST, round(index.nlist * _NPROBE_SHARE))
-        return int(min(index.nlist, np.ceil(wanted / max(share, 1e-9))))
+        lists = effort.nprobe or max(_NPROBE_LEAST, round(index.nlist * _NPROBE_SHARE))
+        return int(min(index.nlist, np.ceil(lists / max(share, 1e-9))))
 
     def nominees(self, count: int, effort: Effort) -> int:
         """Return how many candidates to ask for, so that `count` of them are right."""
@@ -250,8 +250,8 @@ def _without_filter(ef_search: int) -> Any:
 def ef_search(effort: Effort, count: int, share: float, total: int) -> int:
     """Return how many nodes a search keeps in sight; more where a filter lets through only a small `share`."""
     grown = _EF_SEARCH * max(1.0, total / _EF_ENOUGH) ** _EF_GROWTH
-    wanted = max(effort.ef_search or int(grown), count)
-    return int(np.ceil(wanted * max(1.0, _MET / max(share, _MET_LEAST))))
+    ef = max(effort.ef_search or int(grown), count)
+    return int(np.ceil(ef * max(1.0, _MET / max(share, _MET_LEAST))))
 
 
 def graph_rather_than_scan(selected: int, total: int, effort: Effort, count: int, around: float) -> bool:

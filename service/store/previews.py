@@ -18,7 +18,7 @@ TEXT_CHARS = 1_000
 
 @dataclass(frozen=True)
 class Shown:
-    """What can be shown of an item without the file itself."""
+    """Holds what can be shown of an item without the file itself."""
 
     text: str | None
     """The beginning of a text item's text."""

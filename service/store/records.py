@@ -20,7 +20,7 @@ _CHUNK = 2**22
 
 
 class Records:
-    """The records of a part's rows, by their numbers. One thread writes; any may read."""
+    """Holds the records of a part's rows, by their numbers. One thread writes; any may read."""
 
     def __init__(self) -> None:
         self._chunks: list[bytearray] = []
@@ -56,14 +56,14 @@ class Records:
         order = np.argsort(places, kind="stable")
         bounds = np.searchsorted(places[order], np.arange(len(chunks) + 1) << _START_BITS)
         for number, chunk in enumerate(chunks):
-            own = order[bounds[number] : bounds[number + 1]]
-            own = own[places[own] != 0]
-            lengths, old = places[own] & _LONGEST, places[own] >> _LENGTH_BITS & _OFFSETS
+            places_of_chunk = order[bounds[number] : bounds[number + 1]]
+            places_of_chunk = places_of_chunk[places[places_of_chunk] != 0]
+            lengths, old = places[places_of_chunk] & _LONGEST, places[places_of_chunk] >> _LENGTH_BITS & _OFFSETS
             starts = np.cumsum(lengths) - lengths
             # Numbers of the bytes that are kept.
             bytes_kept = np.repeat(old - starts, lengths) + np.arange(lengths.sum())
             records._chunks.append(bytearray(np.frombuffer(bytes(chunk), np.uint8)[bytes_kept]))
-            places[own] = number << _START_BITS | starts << _LENGTH_BITS | lengths
+            places[places_of_chunk] = number << _START_BITS | starts << _LENGTH_BITS | lengths
         records._places.extend(places)
         return records
 
@@ -76,8 +76,8 @@ class Records:
         if last := int(places.max(initial=0)):
             # Records are appended: what lies after the last of these rows is of later rows.
             number, end = last >> _START_BITS, (last >> _LENGTH_BITS & _OFFSETS) + (last & _LONGEST)
-            held: list[bytes | bytearray] = [*chunks[:number], bytes(chunks[number][:end])]
-            pieces = [np.frombuffer(chunk, np.uint8) for chunk in held]
+            parts: list[bytes | bytearray] = [*chunks[:number], bytes(chunks[number][:end])]
+            pieces = [np.frombuffer(chunk, np.uint8) for chunk in parts]
         return {
             "places": [places],
             "chunks": [np.array(list(map(len, pieces)), np.int64)],

@@ -90,14 +90,14 @@ def configure_collection(connection: sqlite3.Connection, key: int, request: Inde
 def replace_kinds(connection: sqlite3.Connection) -> None:
     """Give each collection whose kind of index there is no more the nearest kind, and say so in the log."""
     for kind, instead in REPLACED.items():
-        stored = connection.execute("SELECT key, precision FROM collections WHERE kind = ?", (kind,)).fetchall()
-        for key, precision in stored:
+        affected = connection.execute("SELECT key, precision FROM collections WHERE kind = ?", (kind,)).fetchall()
+        for key, precision in affected:
             configure_collection(connection, key, IndexRequest.stored(kind, precision))
-        if stored:
+        if affected:
             _log.warning(
                 "%s collections have an index of kind %s, which there is no more: %s replaces it. The old index is "
                 "searched until the new one is built.",
-                *(len(stored), kind, instead),
+                *(len(affected), kind, instead),
             )
 
 
@@ -207,7 +207,7 @@ def vectors(connection: sqlite3.Connection, collection: int, ids: Sequence[str])
         f"SELECT id, vector FROM items JOIN vectors USING (slot) WHERE collection = ? AND id IN {_GIVEN}",
         (collection, json.dumps(list(ids))),
     )
-    return {id: unpack(stored) for id, stored in rows}
+    return {id: unpack(data) for id, data in rows}
 
 
 def page(
@@ -254,7 +254,7 @@ def vectors_of_prefixes(connection: sqlite3.Connection, collection: int, prefixe
     rows = connection.execute(
         f"SELECT items.id, vector FROM {_BEGINNING} JOIN vectors USING (slot)", (json.dumps(list(prefixes)), collection)
     )
-    return {id: unpack(stored) for id, stored in rows}
+    return {id: unpack(data) for id, data in rows}
 
 
 def slots_of_prefixes(connection: sqlite3.Connection, collection: int, prefixes: Sequence[str]) -> Keys:
@@ -329,8 +329,8 @@ def live(
             size += sum(len(row[2]) for row in fetched)
         if not batch:
             break
-        slots, modalities, metadata, *rest = zip(*batch, strict=True)
-        records = list(map(record, *rest, metadata))
+        slots, modalities, metadata, *fields = zip(*batch, strict=True)
+        records = list(map(record, *fields, metadata))
         yield np.array(slots, np.int64), list(modalities), [orjson.loads(text) for text in metadata], records
 
 

@@ -24,7 +24,7 @@ class Replaced(Exception):
     """Raised where a row that an index shows is not there any more."""
 
 
-def search(connection: sqlite3.Connection, seen: Seen, request: VectorSearch, *, one_moment: bool) -> list[list[Hit]]:
+def search(connection: sqlite3.Connection, state: Seen, request: VectorSearch, *, one_moment: bool) -> list[list[Hit]]:
     """Search as Store.search does; `one_moment`: the views and the rows show the same commit.
 
     Raises Replaced where an item that is needed may have been replaced, which cannot be where it is one moment.
@@ -38,27 +38,27 @@ def search(connection: sqlite3.Connection, seen: Seen, request: VectorSearch, *,
             hits_by_query: list[list[Hit]] = done.value or []
             break
         if isinstance(step, VectorSearch):
-            reply = _nearest(connection, seen, step)
+            reply = _nearest(connection, state, step)
         elif one_moment:
-            reply = rows.item(connection, seen[request.collection][0], step, request.with_vector)
+            reply = rows.item(connection, state[request.collection][0], step, request.with_vector)
         else:
             raise Replaced
     if request.with_shown:
         ids = {hit.item.id for hits in hits_by_query for hit in hits}
-        previews_by_id = previews.shown(connection, seen[request.collection][0], ids)
+        previews_by_id = previews.shown(connection, state[request.collection][0], ids)
         for hit in (hit for hits in hits_by_query for hit in hits):
             hit.shown = previews_by_id.get(hit.item.id)
     return hits_by_query
 
 
-def _nearest(connection: sqlite3.Connection, seen: Seen, request: VectorSearch) -> list[list[Hit]] | None:
+def _nearest(connection: sqlite3.Connection, state: Seen, request: VectorSearch) -> list[list[Hit]] | None:
     """Return the nearest items of each query, or None where the collection does not exist.
 
     Raises Replaced where a row that the index shows does not exist, and InvalidRequest for too much metadata.
     """
-    if request.collection not in seen:
+    if request.collection not in state:
         return None
-    key, index, views = seen[request.collection]
+    key, index, views = state[request.collection]
     reader = SlotReader(connection, key, index.dimensions)
     # One more than asked for, where one of them may be the item that is left out.
     matches_by_query = index.search(
@@ -91,9 +91,9 @@ def _nearest(connection: sqlite3.Connection, seen: Seen, request: VectorSearch) 
     return results
 
 
-def keyword_search(connection: sqlite3.Connection, seen: Seen, request: KeywordSearch) -> list[Hit]:
+def keyword_search(connection: sqlite3.Connection, state: Seen, request: KeywordSearch) -> list[Hit]:
     """Search as Store.keyword_search does; the views and the rows show the same commit."""
-    key, index, views = seen[request.collection]
+    key, index, views = state[request.collection]
     field_names = [keywords.TEXT, *keywords.fields(connection, key)]
     if request.field is not None and request.field not in field_names:
         raise InvalidRequest(
@@ -111,17 +111,19 @@ def keyword_search(connection: sqlite3.Connection, seen: Seen, request: KeywordS
 
 
 def browsed(
-    connection: sqlite3.Connection, seen: SeenCollection, modality: str | None
+    connection: sqlite3.Connection, state: SeenCollection, modality: str | None
 ) -> tuple[int, SlotReader, Mapping[str, View]]:
     """Return the key of a collection, a reader of its rows, and its views: of one modality where it is named."""
-    key, index, views = seen
+    key, index, views = state
     views_of_modality = {name: view for name, view in views.items() if modality is None or name == modality}
     return key, SlotReader(connection, key, index.dimensions), views_of_modality
 
 
-def sample(connection: sqlite3.Connection, seen: SeenCollection, collection: str, count: int) -> tuple[list[Item], int]:
+def sample(
+    connection: sqlite3.Connection, state: SeenCollection, collection: str, count: int
+) -> tuple[list[Item], int]:
     """Sample items as Store.sample does."""
-    key, index, views = seen
+    key, index, views = state
     slots = index.slots(views)
     total = len(slots)
     if total > count:

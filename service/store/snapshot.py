@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class SnapshotDamaged(ValueError):
-    """The message says what does not fit."""
+    """Raised where a snapshot cannot be used: the message says what does not fit."""
 
 
 @dataclass(frozen=True)
@@ -98,25 +98,25 @@ def load_indexes(connection: sqlite3.Connection, directory: Path, store: str, di
         for part in saved:
             if part.collection == collection.key:
                 index.load(part.modality, part.built, part.slots, part.rows)
-        left = rows.slots(connection, collection.key)
+        unindexed = rows.slots(connection, collection.key)
         for part in saved:
             if part.collection == collection.key and part.rows is not None:
-                left = left[~index.revive(part.modality, left)]
+                unindexed = unindexed[~index.revive(part.modality, unindexed)]
         reader = rows.SlotReader(connection, collection.key, dimensions)
-        batches = rows.live(connection, collection.key, int(left[0])) if left.size else ()
+        batches = rows.live(connection, collection.key, int(unindexed[0])) if unindexed.size else ()
         for slots, modalities, metadata, records in batches:
-            wanted = np.isin(slots, left)
+            is_unindexed = np.isin(slots, unindexed)
             for modality in dict.fromkeys(modalities):
-                own = [place for place, name in enumerate(modalities) if name == modality and wanted[place]]
-                places = np.array(own, np.int64)
+                numbers = [place for place, name in enumerate(modalities) if name == modality and is_unindexed[place]]
+                places = np.array(numbers, np.int64)
                 of_parts = [metadata[place] for place in places], [records[place] for place in places]
                 places = places[~index.revive(modality, slots[places], *of_parts)]
                 if places.size:
-                    present, vectors = reader.vectors(slots[places])
-                    if len(present) != len(places):
+                    read_slots, vectors = reader.vectors(slots[places])
+                    if len(read_slots) != len(places):
                         raise ValueError("an item has no vector")
                     fresh = [metadata[place] for place in places], [records[place] for place in places]
-                    index.put(modality, present, vectors, *fresh)
+                    index.put(modality, read_slots, vectors, *fresh)
     for part in saved:
         if part.collection not in indexes:
             forget(directory, part.collection)
@@ -168,13 +168,13 @@ def read(path: Path, header: object, store: str, latest: int, dimensions: int) -
     # Earlier versions called an ivf_pq with a rotation ivf_opq. An index of another kind that is gone is searched until
     # the one that replaces it is built.
     built = IndexSnapshot(IndexSpec("ivf_pq" if kind == "ivf_opq" else kind, precision), index, header["trained"])
-    held = None
+    derived = None
     if ".rows.npz" in header["sha256"]:
         with np.load(files[".rows.npz"], allow_pickle=False) as arrays:  # it reads each as it is asked for
-            held = Columns.of_arrays(arrays), Records.of_arrays(arrays)
-        if len(held[1]) != len(slots):
+            derived = Columns.of_arrays(arrays), Records.of_arrays(arrays)
+        if len(derived[1]) != len(slots):
             raise SnapshotDamaged("it is of another shape")
-    return Saved(header["collection"], header["modality"], built, slots, held)
+    return Saved(header["collection"], header["modality"], built, slots, derived)
 
 
 def _save_pieces(path: Path, arrays: Mapping[str, Sequence[NDArray[Any]]]) -> None:

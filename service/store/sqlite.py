@@ -1,4 +1,4 @@
-"""The store of one process: durable rows in SQLite, and the indexes in memory that are derived from them."""
+"""The store of one process has durable rows in SQLite, and indexes in memory that are derived from them."""
 
 import asyncio
 import os
@@ -61,7 +61,7 @@ P = ParamSpec("P")
 
 
 class SqliteStore(Store):
-    """The store in one directory. Store describes the methods."""
+    """Keeps the store in one directory. Store describes the methods."""
 
     kind = "SQLite"
 
@@ -229,8 +229,8 @@ class SqliteStore(Store):
 
     async def sample(self, collection: str, count: int) -> tuple[list[Item], int]:
         def read(connection: sqlite3.Connection) -> tuple[list[Item], int]:
-            with self._one_moment(connection, collection) as seen:
-                return searches.sample(connection, seen[collection], collection, count)
+            with self._one_moment(connection, collection) as state:
+                return searches.sample(connection, state[collection], collection, count)
 
         return await self._readers.read(read)
 
@@ -267,8 +267,8 @@ class SqliteStore(Store):
 
         def read_ordered(connection: sqlite3.Connection) -> tuple[list[Item], str | None]:
             assert collection is not None
-            with self._one_moment(connection, collection) as seen:
-                key, reader, views = searches.browsed(connection, seen[collection], modality)
+            with self._one_moment(connection, collection) as state:
+                key, reader, views = searches.browsed(connection, state[collection], modality)
                 slots, more = browsing.page(views, filter, order or Order(), cursor, limit, reader)
                 items = rows.items_by_slot(connection, key, collection, set(slots), with_vector=False)
             return [items[slot] for slot in slots], more
@@ -283,8 +283,8 @@ class SqliteStore(Store):
         self, collection: str, keys: Sequence[str] = (), *, modality: str | None = None, filter: Filter | None = None
     ) -> Facets:
         def read(connection: sqlite3.Connection) -> Facets:
-            with self._one_moment(connection, collection) as seen:
-                _, reader, views = searches.browsed(connection, seen[collection], modality)
+            with self._one_moment(connection, collection) as state:
+                _, reader, views = searches.browsed(connection, state[collection], modality)
                 return browsing.facets(views, keys, filter, reader)
 
         return await self._readers.read(read)
@@ -318,10 +318,10 @@ class SqliteStore(Store):
             if not reads:
                 # Most searches read no rows, and so need not be of one moment with them.
                 with suppress(Replaced):
-                    seen = self._seen_together(request.collection)
-                    return searches.search(connection, seen, request, one_moment=False)
-            with self._one_moment(connection, request.collection) as seen:
-                return searches.search(connection, seen, request, one_moment=True)
+                    state = self._seen_together(request.collection)
+                    return searches.search(connection, state, request, one_moment=False)
+            with self._one_moment(connection, request.collection) as state:
+                return searches.search(connection, state, request, one_moment=True)
 
         return await self._readers.read(read)
 
@@ -337,8 +337,8 @@ class SqliteStore(Store):
 
     async def keyword_search(self, request: KeywordSearch) -> list[Hit]:
         def read(connection: sqlite3.Connection) -> list[Hit]:
-            with self._one_moment(connection, request.collection) as seen:
-                return searches.keyword_search(connection, seen, request)
+            with self._one_moment(connection, request.collection) as state:
+                return searches.keyword_search(connection, state, request)
 
         return await self._readers.read(read)
 
@@ -457,21 +457,21 @@ class SqliteStore(Store):
 
     def _seen(self, collection: str) -> Seen:
         """Return the current views of a collection. Raises NotFound."""
-        keys, indexes, seen = self._keys, self._indexes, {}
+        keys, indexes, state = self._keys, self._indexes, {}
         for name in (collection, moments.moments_table(collection)):
             if (key := keys.get(name)) is not None and key in indexes:
-                seen[name] = (key, indexes[key], indexes[key].views())
-        if collection not in seen:
+                state[name] = (key, indexes[key], indexes[key].views())
+        if collection not in state:
             raise NotFound(f"no collection {collection!r}")
-        return seen
+        return state
 
     def _seen_together(self, collection: str) -> Seen:
         """Return what _seen does; where there are moments, the views of them and of the items show the same commit."""
-        applied, seen = self._writer.applied, self._seen(collection)
-        if len(seen) > 1 and self._writer.sequence != applied:
+        applied, state = self._writer.applied, self._seen(collection)
+        if len(state) > 1 and self._writer.sequence != applied:
             with self._writer.committing:
                 return self._seen(collection)
-        return seen
+        return state
 
     @contextmanager
     def _one_moment(self, connection: sqlite3.Connection, collection: str) -> Iterator[Seen]:
@@ -483,15 +483,15 @@ class SqliteStore(Store):
         connection.execute("BEGIN")
         try:
             # In this order: a later commit that the views show is in the rows too.
-            applied, seen = self._writer.applied, self._seen(collection)
+            applied, state = self._writer.applied, self._seen(collection)
             if schema.sequence(connection) != applied:
                 connection.execute("COMMIT")
                 with self._writer.committing:
                     connection.execute("BEGIN")
-                    seen = self._seen(collection)
+                    state = self._seen(collection)
                     if schema.sequence(connection) != self._writer.applied:
                         raise NotReady(BEHIND)
-            yield seen
+            yield state
         finally:
             if connection.in_transaction:
                 connection.execute("COMMIT")

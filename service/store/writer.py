@@ -47,7 +47,7 @@ class Remove:
 
 @dataclass(frozen=True)
 class Configure:
-    """A collection that is new, or whose index is to be of another kind."""
+    """Makes a collection, or gives it another kind of index."""
 
     collection: int
     name: str
@@ -178,14 +178,14 @@ class Writer:
 
     def _waiting(self) -> list[_Job]:
         """Wait for an operation, then return all that wait, up to _GROUP; no operation waits for a group to fill."""
-        taken = [self._taken()]
-        while len(taken) < _GROUP and not self._jobs.empty() and not (taken[0] and taken[0].alone):
+        jobs = [self._taken()]
+        while len(jobs) < _GROUP and not self._jobs.empty() and not (jobs[0] and jobs[0].alone):
             job = self._taken()
             if job is not None and job.alone:
                 self._held_back = job
                 break
-            taken.append(job)
-        return [job for job in taken if job is not None and job.answer.set_running_or_notify_cancel()]
+            jobs.append(job)
+        return [job for job in jobs if job is not None and job.answer.set_running_or_notify_cancel()]
 
     def _taken(self) -> _Job | None:
         job, self._held_back = self._held_back, None

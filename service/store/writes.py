@@ -60,20 +60,20 @@ def move(
     connection = transaction.connection
     slots = rows.slots_of_ids(connection, collection, list(ids))
     items = rows.items_by_slot(connection, collection, name, set(slots.tolist()), with_vector=True)
-    present = {item.id: ids[item.id] for item in items.values()}
-    replaced = [new for old, new in present.items() if new != old]
+    new_ids = {item.id: ids[item.id] for item in items.values()}
+    replaced = [new for old, new in new_ids.items() if new != old]
     delete(transaction, collection, name, rows.slots_of_ids(connection, collection, replaced))
     moved = {
-        slot: replace(item, id=present[item.id], metadata=metadata.get(item.id, item.metadata))
+        slot: replace(item, id=new_ids[item.id], metadata=metadata.get(item.id, item.metadata))
         for slot, item in items.items()
     }
     _rename(transaction, collection, moved)
     table = moments.moments_table(name)
     if (key := rows.collection_key(connection, table)) is not None:
-        slots = _slots_of_moments(transaction, key, list(present))
+        slots = _slots_of_moments(transaction, key, list(new_ids))
         parts = rows.items_by_slot(connection, key, table, set(slots.tolist()), with_vector=True)
-        _rename(transaction, key, {slot: moments.moved(part, present, metadata) for slot, part in parts.items()})
-    return len(present)
+        _rename(transaction, key, {slot: moments.moved(part, new_ids, metadata) for slot, part in parts.items()})
+    return len(new_ids)
 
 
 def forget_moments(transaction: Transaction, name: str, ids: Sequence[str]) -> None:

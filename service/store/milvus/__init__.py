@@ -40,7 +40,7 @@ _MODALITIES = ("audio", "image", "text", "vector", "video")
 
 
 class MilvusStore(Store):
-    """The store in one database of Milvus. Store describes the methods."""
+    """Keeps the store in one database of Milvus. Store describes the methods."""
 
     kind = "Milvus"
 

@@ -1,4 +1,4 @@
-"""Calls to Milvus: every call has a deadline, none blocks the event loop, and a failure is one of three exceptions."""
+"""A call to Milvus has a deadline, does not block the event loop, and fails with one of three exceptions."""
 
 import asyncio
 import logging

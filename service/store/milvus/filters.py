@@ -30,7 +30,7 @@ _SIMPLE_KEY = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 @dataclass(frozen=True)
 class Expression:
-    """A condition that every item which passes the filter meets."""
+    """Holds a condition that every item which passes the filter meets."""
 
     text: str | bool
     """The expression; True: no condition; False: no item passes."""

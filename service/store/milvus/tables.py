@@ -21,7 +21,7 @@ COUNT: Mapping[str, Any] = {"output_fields": ["count(*)"], **STRONG}
 
 
 class Tables:
-    """Raises NotFound where the collection is not there, NotReady where Milvus does not answer."""
+    """Reads and writes rows. Raises NotFound where a collection is not there, NotReady where Milvus does not answer."""
 
     def __init__(self, connection: Connection, dimensions: int) -> None:
         self._connection = connection
