@@ -101,11 +101,11 @@ def test_a_missing_codec_is_told_with_what_to_install(
 
 
 def test_an_orientation_of_a_million_fractions_costs_nothing(pictures: dict[str, media.Sample]) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     assert exif_orientation(media.huge_exif(1_000_000)) is None
     for name in ("huge_exif.jpg", "huge_exif.png"):
         decode_image(pictures[name].data)
-    assert time.perf_counter() - began < 1, "it took 3.5 s to read the fractions"
+    assert time.thread_time() - began < 1, "it took 3.5 s to read the fractions"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -3,12 +3,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from service.contract.bundle import Bundle, read_bundle
 from tests.training import spaces, tiny
 from training.recipe import Recipe, load_recipe
 
 MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What a test draws depends on no test that ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
