@@ -229,6 +229,8 @@ class ProjectorSpec(_Model):
     """The dropout of the text projector; None means the same. Texts are many and their features few: they need less."""
     power: float = Field(default=1.0, gt=0.0, le=1.0)
     """Signed power of pooled media features (Perronnin et al., 2010); 0.5 evens out bursts of rectified ones."""
+    rise: float = Field(default=0.0, ge=0.0)
+    """How much longer an image head's branch of concepts is where the classifier is sure (training.heads.projector)."""
     querybank: int = Field(default=0, ge=0)
     """Media of each modality in the bank that hubs among the texts are corrected by, and texts in the one for hubs
     among the media (training.heads.querybank); 0: none."""

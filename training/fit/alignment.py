@@ -103,7 +103,7 @@ class Alignment(Task):
         assert isinstance(model, nn.ModuleDict)
         heads = self.heads | {m: cast(Head, model[m]) for m in self.heads if m in model}
         _settle(heads, self.names)
-        figures = validate(self.recipe, heads, self.data)
+        figures = validate(self.recipe, heads, self.data, self.names)
         return overall(figures), figures
 
     def state(self) -> dict[str, Any]:
@@ -236,8 +236,8 @@ def _start(recipe: Recipe, learning: Mapping[Modality, Head]) -> None:
     try:
         earlier = load_projectors(path, recipe).heads
         for modality, head in learning.items():
-            banks = {key: value for key, value in head.state_dict().items() if key.startswith("reserve.")}
-            head.load_state_dict(earlier[modality].state_dict() | banks)  # banks are filled anew after training
+            own = {k: v for k, v in head.state_dict().items() if k.startswith(("reserve.", "branch.rise"))}
+            head.load_state_dict(earlier[modality].state_dict() | own)  # banks are filled anew after training
     except (ValueError, RuntimeError, KeyError) as error:
         raise FitError(f"train.start: {path} does not fit: {error}") from None
 

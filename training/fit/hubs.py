@@ -51,7 +51,7 @@ def with_querybank(
             if both in scores:
                 continue
             _set(heads, both, spreads)
-            figures = validate(recipe, heads, data)
+            figures = validate(recipe, heads, data, names)
             scores[both] = overall(figures)
             columns = "".join(f"  {name} {value:.2f}" for name, value in figures.items())
             print(f"hubs corrected by {both[0]:g}, {both[1]:g}{scores[both]:10.2f}{columns}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,27 +134,41 @@ _POOLED = {"linear": Linear, "mlp": ResidualMLP}
 
 
 class ConceptBranch(nn.Module):
-    """Scores (B, C) of what the encoder's own classifier names → unit vectors (B, D): their names, weighted.
+    """Scores (B, C) of what the encoder's own classifier names → vectors (B, D): their names, weighted.
+
+    A vector's length beside the unit vector of the other branch is `gain`, and `rise` times the share of the highest
+    score more: what the classifier is sure of is found by its name, and what it only guesses stays with the captions.
 
     The names' vectors are centred on their mean, without which every name is near every other. `root` undoes the power
     of a sound's scores (training.encoders.Classifier).
     """
 
     names: Tensor
+    rise: Tensor
 
-    def __init__(self, concepts: int, dimensions: int, root: float) -> None:
+    def __init__(self, concepts: int, dimensions: int, root: float, rise: float = 0.0) -> None:
         super().__init__()
         self.root = root
         self.gain = nn.Parameter(torch.tensor(0.5))
-        """Length of this branch beside the unit vector of the other one."""
         self.register_buffer("names", torch.zeros(concepts, dimensions))
+        self.register_buffer("rise", torch.tensor(rise))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
+        state_dict.setdefault(f"{prefix}rise", torch.zeros(()))  # files of before December 2026 have none
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def place(self, vectors: Tensor) -> None:
         """Take the names' vectors (C, D) as they are now."""
         self.names = vectors - vectors.mean(0)
 
+    def certainty(self, scores: Tensor) -> Tensor:
+        """The share of the highest of the scores (B, C): (B,), from 1 / C to 1."""
+        weights = scores**self.root
+        return weights.amax(-1) / weights.sum(-1).clamp_min(1e-6)
+
     def forward(self, scores: Tensor) -> Tensor:
-        return normalize(scores**self.root @ self.names, dim=-1)
+        length = self.gain + self.rise * self.certainty(scores)
+        return length[:, None] * normalize(scores**self.root @ self.names, dim=-1)
 
 
 class Head(nn.Module):
@@ -185,7 +200,10 @@ class Head(nn.Module):
             )
             spec = spec.model_copy(update={"dimensions": spec.inner, "querybank": 0})
         self.width = width
-        self.branch = ConceptBranch(concepts, spec.dimensions, 0.25 if modality == "audio" else 1) if concepts else None
+        self.branch: ConceptBranch | None = None
+        if concepts:
+            root, rise = (0.25, 0.0) if modality == "audio" else (1.0, spec.rise)
+            self.branch = ConceptBranch(concepts, spec.dimensions, root, rise)
         if modality == "text":
             dropout = spec.dropout if spec.text_dropout is None else spec.text_dropout
             spec = spec.model_copy(update={"dropout": dropout, "power": 1.0})
@@ -223,7 +241,7 @@ class Head(nn.Module):
     def _projected(self, pooled: Tensor, tokens: Tensor | None, weights: Tensor | None) -> Tensor:
         if self.branch is not None:
             features, scores = pooled[:, : self.width], pooled[:, self.width :]
-            vector = normalize(self.pooled(features), dim=-1) + self.branch.gain * self.branch(scores)
+            vector = normalize(self.pooled(features), dim=-1) + self.branch(scores)
             return normalize(vector, dim=-1)
         if not self.needs_tokens:
             return normalize(self.pooled(pooled), dim=-1)

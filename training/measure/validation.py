@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from service.contract.bundle import Modality
-from training.features import Features
+from training.features import Features, Item
+from training.heads.concepts import Named
 from training.heads.projector import Head
 from training.measure.prepared import Prepared, tensors
 from training.measure.ranks import class_vectors, mean_recall, top1, word_precision
@@ -21,6 +22,7 @@ _BATCH = 4096
 _TOKEN_BATCH = 64  # items with hundreds of local vectors
 _VALIDATED_MEDIA = 2000  # bounds the cost of one validation
 _MEAN_OF, _TOKEN_MEAN_OF = 20_000, 1_000  # vectors; the error of their mean is 1 / √n of the vectors' deviation
+_SURE = 0.3  # share of the highest score from which a classifier counts as sure of it
 _LEAST = 0.1  # percent: what a figure of 0 counts as
 
 
@@ -41,9 +43,11 @@ def project(head: Head, features: Features, chosen: NDArray[np.int64] | None = N
     return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
 
 
-def validate(recipe: Recipe, heads: Heads, data: Data) -> dict[str, float]:
+def validate(
+    recipe: Recipe, heads: Heads, data: Data, names: Mapping[Modality, Named] | None = None
+) -> dict[str, float]:
     """Mean R@1 of the two directions for captions, top-1 for labels, mean average precision of searches of one word,
-    per source with a validation split.
+    per source with a validation split; with `names`, `MODALITY_names`: what its encoder is sure of, named by a word.
 
     Words search the media of all sources of their modality, as in a collection of many kinds: what belongs to none
     of the words must not come before what does.
@@ -66,7 +70,30 @@ def validate(recipe: Recipe, heads: Heads, data: Data) -> dict[str, float]:
             keep = held.pairs.links[:, 0] < _VALIDATED_MEDIA
             texts = project(heads["text"], held.texts)
             figures[name] = mean_recall(media[:_VALIDATED_MEDIA], texts, held.pairs.links[keep])
+    for modality, vocabulary in (names or {}).items():
+        if agreed := _agreement(heads, vocabulary, [s["validation"] for s in data.values()], modality):
+            figures[f"{modality}_names"] = agreed
     return figures
+
+
+def _agreement(heads: Heads, names: Named, held: Sequence[Prepared], modality: Modality) -> float | None:
+    """Percent of the held-out media whose bare name, among all, is the nearest text where the encoder is sure of it.
+
+    No label is read: the encoder's own classifier says what the media are. None where it is sure of nothing.
+    """
+    branch, bare = heads[modality].branch, project(heads["text"], names.bare)
+    seen: set[Item] = set()
+    right: list[NDArray[np.bool_]] = []
+    for part in held:
+        if part.pairs.modality != modality or not len(part.pairs.media) or seen.issuperset(part.pairs.media):
+            continue
+        seen.update(part.pairs.media)
+        scores = torch.from_numpy(np.asarray(part.media.pooled[:, -names.count :], np.float32))
+        sure = np.flatnonzero(branch.certainty(scores).numpy() >= _SURE)  # type: ignore[union-attr]
+        nearest = (project(heads[modality], part.media, sure) @ bare.T).argmax(1)
+        right.append(nearest == scores.argmax(1).numpy()[sure])
+    total = np.concatenate(right) if right else np.zeros(0)
+    return float(total.mean() * 100) if len(total) else None
 
 
 def overall(figures: Mapping[str, float]) -> float:
