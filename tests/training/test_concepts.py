@@ -17,7 +17,7 @@ from training.features import cached_features, preparer
 from training.fit.ladder import Trained, load_projectors, train
 from training.heads.concepts import name_vectors, named, soft_caption_loss
 from training.heads.projector import ConceptBranch
-from training.measure.validation import Data
+from training.measure.validation import Data, project, validate
 from training.pairs import PairError, read_pairs
 from training.recipe import Recipe, RecipeError
 
@@ -99,7 +99,35 @@ def test_the_branch_is_a_weighted_sum_of_centred_names() -> None:
     got = branch(torch.tensor([[16.0, 0.0, 1.0], [0.0, 81.0, 0.0]]))
     names = np.array([[1, -1 / 3], [0, 2 / 3], [-1, -1 / 3]])
     expected = np.array([2 * names[0] + 1 * names[2], 3 * names[1]])
-    np.testing.assert_allclose(got, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+    expected *= 0.5 / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(got.detach(), expected, atol=1e-6)
+
+
+def test_the_branch_is_longer_where_the_classifier_is_sure() -> None:
+    scores = torch.tensor([[0.8, 0.2, 0.0], [0.4, 0.3, 0.3], [0.0, 0.0, 0.0]])
+    branch = ConceptBranch(3, 2, root=1.0, rise=0.6)
+    branch.place(torch.eye(3)[:, :2])
+    lengths = branch(scores).norm(dim=1).detach()
+    np.testing.assert_allclose(lengths, [0.5 + 0.6 * 0.8, 0.5 + 0.6 * 0.4, 0.0], atol=1e-6)
+
+
+def test_validation_says_how_much_of_what_the_classifier_is_sure_of_its_bare_name_finds(
+    concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe, cache = make_recipe(**tiny.concept_values(concept_root)), tmp_path / "cache"
+    frozen, _, data = pipeline.prepare(recipe, cache)
+    names = named(recipe, frozen, cache)
+    trained = pipeline.fit(recipe, frozen, data, cache, tmp_path)
+    held = data["pictures"]["validation"].media
+    scores = np.asarray(held.pooled[:, -names["image"].count :])
+    sure = scores.max(1) / scores.sum(1) >= 0.3
+    nearest = (project(trained.heads["image"], held) @ project(trained.heads["text"], names["image"].bare).T).argmax(1)
+    figures = validate(recipe, trained.heads, data, names)
+    assert sure.any()
+    assert figures["image_names"] == pytest.approx((nearest == scores.argmax(1))[sure].mean() * 100)
+    assert "audio_names" not in figures, "no sound is held out"
+    assert "image_names" in trained.history[-1]
+    assert "image_names" not in validate(recipe, trained.heads, data)
 
 
 def test_soft_captions_are_cross_entropy_against_normalised_scores() -> None:

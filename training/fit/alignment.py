@@ -236,8 +236,8 @@ def _start(recipe: Recipe, learning: Mapping[Modality, Head]) -> None:
     try:
         earlier = load_projectors(path, recipe).heads
         for modality, head in learning.items():
-            own = {k: v for k, v in head.state_dict().items() if k.startswith(("reserve.", "branch.rise"))}
-            head.load_state_dict(earlier[modality].state_dict() | own)  # banks are filled anew after training
+            banks = {key: value for key, value in head.state_dict().items() if key.startswith("reserve.")}
+            head.load_state_dict(earlier[modality].state_dict() | banks)  # banks are filled anew after training
     except (ValueError, RuntimeError, KeyError) as error:
         raise FitError(f"train.start: {path} does not fit: {error}") from None
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -144,18 +143,12 @@ class ConceptBranch(nn.Module):
     """
 
     names: Tensor
-    rise: Tensor
 
     def __init__(self, concepts: int, dimensions: int, root: float, rise: float = 0.0) -> None:
         super().__init__()
-        self.root = root
+        self.root, self.rise = root, rise
         self.gain = nn.Parameter(torch.tensor(0.5))
         self.register_buffer("names", torch.zeros(concepts, dimensions))
-        self.register_buffer("rise", torch.tensor(rise))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
-        state_dict.setdefault(f"{prefix}rise", torch.zeros(()))  # files of before December 2026 have none
-        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def place(self, vectors: Tensor) -> None:
         """Take the names' vectors (C, D) as they are now."""
