@@ -47,7 +47,8 @@ def validate(
     recipe: Recipe, heads: Heads, data: Data, names: Mapping[Modality, Named] | None = None
 ) -> dict[str, float]:
     """Mean R@1 of the two directions for captions, top-1 for labels, mean average precision of searches of one word,
-    per source with a validation split; with `names`, `MODALITY_names`: what its encoder is sure of, named by a word.
+    per source with a validation split; with `names`, also `image_names`: of the pictures that the encoder's classifier
+    is sure of, the percentage whose bare name is the nearest.
 
     Words search the media of all sources of their modality, as in a collection of many kinds: what belongs to none
     of the words must not come before what does.
@@ -70,30 +71,30 @@ def validate(
             keep = held.pairs.links[:, 0] < _VALIDATED_MEDIA
             texts = project(heads["text"], held.texts)
             figures[name] = mean_recall(media[:_VALIDATED_MEDIA], texts, held.pairs.links[keep])
-    for modality, vocabulary in (names or {}).items():
-        if agreed := _agreement(heads, vocabulary, [s["validation"] for s in data.values()], modality):
-            figures[f"{modality}_names"] = agreed
+    if names and "image" in names and (agreed := _agreement(heads, names["image"], data)) is not None:
+        figures["image_names"] = agreed
     return figures
 
 
-def _agreement(heads: Heads, names: Named, held: Sequence[Prepared], modality: Modality) -> float | None:
-    """Percent of the held-out media whose bare name, among all, is the nearest text where the encoder is sure of it.
+def _agreement(heads: Heads, names: Named, data: Data) -> float | None:
+    """Percent of the held-out pictures whose bare name, among all, is the nearest text where the encoder is sure of it.
 
-    No label is read: the encoder's own classifier says what the media are. None where it is sure of nothing.
+    No label is read: the encoder's own classifier says what a picture shows. None where it is sure of nothing. Sounds
+    are left out: several are in one clip, and their classifiers are weaker.
     """
-    branch, bare = heads[modality].branch, project(heads["text"], names.bare)
+    branch, bare = heads["image"].branch, project(heads["text"], names.bare)
     seen: set[Item] = set()
-    right: list[NDArray[np.bool_]] = []
-    for part in held:
-        if part.pairs.modality != modality or not len(part.pairs.media) or seen.issuperset(part.pairs.media):
+    right: list[bool] = []
+    for splits in data.values():
+        held = splits["validation"]
+        if held.pairs.modality != "image" or not len(held.pairs.media) or seen.issuperset(held.pairs.media):
             continue
-        seen.update(part.pairs.media)
-        scores = torch.from_numpy(np.asarray(part.media.pooled[:, -names.count :], np.float32))
+        seen.update(held.pairs.media)
+        scores = torch.from_numpy(np.asarray(held.media.pooled[:, -names.count :], np.float32))
         sure = np.flatnonzero(branch.certainty(scores).numpy() >= _SURE)  # type: ignore[union-attr]
-        nearest = (project(heads[modality], part.media, sure) @ bare.T).argmax(1)
-        right.append(nearest == scores.argmax(1).numpy()[sure])
-    total = np.concatenate(right) if right else np.zeros(0)
-    return float(total.mean() * 100) if len(total) else None
+        nearest = (project(heads["image"], held.media, sure) @ bare.T).argmax(1)
+        right.extend(nearest == scores.argmax(1).numpy()[sure])
+    return float(np.mean(right) * 100) if right else None
 
 
 def overall(figures: Mapping[str, float]) -> float:
