@@ -160,8 +160,8 @@ class ConceptBranch(nn.Module):
         return weights.amax(-1) / weights.sum(-1).clamp_min(1e-6)
 
     def forward(self, scores: Tensor) -> Tensor:
-        length = self.gain + self.rise * self.certainty(scores)
-        return length[:, None] * normalize(scores**self.root @ self.names, dim=-1)
+        length = self.gain + self.rise * self.certainty(scores)[:, None] if self.rise else self.gain
+        return length * normalize(scores**self.root @ self.names, dim=-1)
 
 
 class Head(nn.Module):
