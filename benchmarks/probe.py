@@ -22,7 +22,7 @@ from training.features import cached_features, default_cache
 from training.measure.intervals import interval
 from training.recipe import Recipe, load_recipe
 
-_PENALTIES = (0.001, 0.003, 0.01, 0.03)
+_PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 def classifier(strength: float) -> Pipeline:
@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     with (options.data / "data/esc50/index.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     files = [options.data / "data/esc50/audio" / row["file"] for row in rows]
-    features = np.asarray(cached_features(encoder, files, options.cache, what="esc50").pooled)
+    pooled = np.asarray(cached_features(encoder, files, options.cache, what="esc50").pooled)
+    features = pooled[:, : pooled.shape[1] - len(encoder.concepts)]  # its classifier's scores are no features
     features = np.sign(features) * np.sqrt(np.abs(features))
     labels = np.array([row["class_id"] for row in rows])
     folds = np.array([int(row["fold"]) for row in rows])
