@@ -134,6 +134,7 @@ def test_a_person_searches_by_words_by_a_picture_and_by_an_item(page: Page, medi
     for _ in range(3):  # the item that was open is a step too
         page.go_back()
     expect(page.locator("#words")).to_have_value("a cat")
+    expect(found).to_have_text(re.compile("best first"))
     expect(page.locator("[aria-busy]")).to_have_count(0)  # results that are being replaced are faint
     wrong = page.evaluate("async () => (await axe.run(document)).violations.map(({id, nodes}) => [id, nodes[0].html])")
     assert wrong == []
