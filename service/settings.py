@@ -263,7 +263,7 @@ class Settings(BaseSettings):
     """Largest input of a job, unpacked, in bytes."""
 
     batch_images: int | None = Field(default=None, gt=0)
-    """Images in one call of the image tower. Unset: 8 on the CPU, 32 on a GPU."""
+    """Images in one call of the image tower. Unset: 2 on the CPU, 32 on a GPU."""
     batch_tokens: int | None = Field(default=None, gt=0)
     """Padded tokens (rows × longest row) in one call of the text tower. Unset: 512 on the CPU, 8,192 on a GPU."""
     queue_inputs: int = Field(default=1_024, gt=0)

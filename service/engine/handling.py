@@ -82,7 +82,8 @@ def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
     canary = Prepared(preprocess_image(gradient, spec), size=1)
 
     def budget(on_cpu: bool, best: int | None) -> Budget:
-        return Budget(settings.batch_images or best or (8 if on_cpu else 32))
+        # More at once are slower on a CPU: what is between two layers leaves its caches (docs/LOG.md).
+        return Budget(settings.batch_images or best or (2 if on_cpu else 32))
 
     return Handling(prepare, collate, budget, canary)
 

@@ -174,6 +174,8 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads = threads
+    # A plan of memory for each shape that was met would keep a block for each, of which few are met again.
+    options.enable_mem_pattern = False
     options.log_severity_level = 3
     # Three sessions share the cores: threads that spin while they wait take them from the others.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -48,16 +48,16 @@ _MET = 0.2
 those near the query it meets as many as it needs, and of one that lets through less it keeps more in sight."""
 _MET_LEAST = 0.05
 """Share below which it misses too many, however many it keeps in sight."""
-_NPROBE_SHARE, _NPROBE_LEAST = 1 / 64, 32
+_NPROBE_SHARE, _NPROBE_LEAST = 1 / 96, 32
 """Of the lists, that a search looks into unless it says otherwise; of few lists, eight miss 7 % of the ten nearest of
-100,000 vectors, and 32 1.4 % (docs/LOG.md)."""
+100,000 vectors, and 32 1.4 %; of two million vectors in 1,833 lists, 32 find 1.3 % fewer than 96 (docs/LOG.md)."""
 _PER_CENTROID = 40
 _MOST_LISTS = 4_096
 """Lists beyond which finding a vector's list costs more than shorter lists save."""
 _ROTATION_ROUNDS, _CODEBOOK_ROUNDS, _ROTATED = 5, 10, 16_384
 """Rounds in which the rotation before product codes and the codebooks are learned, and vectors for the rotation: with
 FAISS's own 50, 25 and 65,536 they take a quarter of an hour, and find no more (docs/LOG.md)."""
-_NOMINATED: dict[Precision | None, int] = {"float16": 2, "int8": 4, None: 16}
+_NOMINATED: dict[Precision | None, int] = {"float16": 2, "int8": 4, None: 10}
 """Candidates per result that are scored again by their stored vectors; None: of product codes."""
 _ADDED = 1_024
 """Vectors added between two looks at whether to stop."""

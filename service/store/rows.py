@@ -197,8 +197,9 @@ def items_by_key(connection: sqlite3.Connection, keys: Iterable[int], with_vecto
 
 
 def keys_of_slots(connection: sqlite3.Connection, collection: int, slots: Keys) -> Keys:
-    query = f"SELECT key FROM items WHERE collection = ? AND slot IN {_GIVEN} ORDER BY key"
-    return _numbers(connection, query, collection, _json(slots.tolist()))
+    # Sorted here: for an ORDER BY, SQLite walks an index in that order, and so looks at every row of the collection.
+    query = f"SELECT key FROM items WHERE collection = ? AND slot IN {_GIVEN}"
+    return np.sort(_numbers(connection, query, collection, _json(slots.tolist())))
 
 
 def vectors(connection: sqlite3.Connection, collection: int, ids: Sequence[str]) -> dict[str, Vectors]:
@@ -240,8 +241,8 @@ def _key_of_cursor(cursor: str) -> int:
 
 
 def slots_of_ids(connection: sqlite3.Connection, collection: int, ids: Sequence[str]) -> Keys:
-    query = f"SELECT slot FROM items WHERE collection = ? AND id IN {_GIVEN} ORDER BY slot"
-    return _numbers(connection, query, collection, json.dumps(list(ids)))
+    query = f"SELECT slot FROM items WHERE collection = ? AND id IN {_GIVEN}"  # sorted here: see keys_of_slots()
+    return np.sort(_numbers(connection, query, collection, json.dumps(list(ids))))
 
 
 _BEGINNING = """json_each(?) AS given CROSS JOIN items

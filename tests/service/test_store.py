@@ -90,6 +90,48 @@ def test_an_index_is_taken_from_its_snapshot_and_brought_up_to_the_rows(tmp_path
     in_store(tmp_path, run, rules=Rules(flat_up_to=20, rest_at_least=1_000))
 
 
+def test_what_names_a_few_items_costs_the_same_however_many_there_are(tmp_path):
+    """Counted in steps of SQLite's virtual machine: a plan that walks a whole index would make ten times as many."""
+    slots = np.arange(100, 110)
+    ids = [f"{slot}" for slot in slots]
+    calls = {
+        "slots of ids": lambda connection, key: rows.slots_of_ids(connection, key, ids),
+        "slots of prefixes": lambda connection, key: rows.slots_of_prefixes(connection, key, ["100\x1f"]),
+        "keys of slots": lambda connection, key: rows.keys_of_slots(connection, key, slots),
+        "ids of slots": lambda connection, key: rows.ids_of_slots(connection, key, slots),
+        "items by slot": lambda connection, key: rows.items_by_slot(connection, key, "default", set(slots), True),
+        "vectors": lambda connection, key: rows.vectors(connection, key, ids),
+        "upsert": lambda connection, key: rows.upsert(connection, key, [entry(id) for id in ids], 1_000_000),
+        "delete": lambda connection, key: rows.delete(connection, key, slots + 20),
+    }
+
+    async def steps(store):
+        connection, counts, steps = store._connections[0], {}, [0]  # the writer's, which has nothing to do
+        key = rows.existing_collection_key(connection, "default")
+
+        def step():
+            steps[0] += 1
+
+        connection.set_progress_handler(step, 1)
+        for name, call in calls.items():
+            connection.execute("BEGIN")
+            steps[0] = 0
+            call(connection, key)
+            counts[name] = steps[0]
+            connection.execute("ROLLBACK")
+        connection.set_progress_handler(None, 0)
+        return counts
+
+    async def run(store):
+        await store.upsert(many(300, start=1))
+        before = await steps(store)
+        await store.upsert(many(3_000, start=301))
+        for name, count in (await steps(store)).items():
+            assert count < 1.5 * before[name], name
+
+    in_store(tmp_path, run)
+
+
 def test_a_write_waits_while_too_many_vectors_wait_for_an_index(tmp_path, monkeypatch):
     """It gives the builder time, and no more than its items are worth: nothing is held up for ever."""
     let, build = threading.Event(), kinds.build
