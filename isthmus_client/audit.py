@@ -107,7 +107,7 @@ class Api:
             batch = list(texts[start : start + at_once])
             answer = self.ask(batch)
             if not answer.ok or len(answer.vectors) != len(batch):
-                raise Unanswered(f"{len(batch)} plain texts got {_told(answer)}")
+                raise Unanswered(f"{len(batch)} plain texts got {_outcome(answer)}")
             vectors += answer.vectors
         return vectors
 
@@ -151,7 +151,7 @@ def _read(body: dict[str, Any], base64_asked: bool) -> Answer:
     return answer
 
 
-def _told(answer: Answer) -> str:
+def _outcome(answer: Answer) -> str:
     return answer.wrong or (f"status {answer.status}" if answer.status != 200 else f"{len(answer.vectors)} vectors")
 
 
@@ -207,7 +207,7 @@ def truncation(api: Api) -> Iterator[Finding]:
             yield Finding("truncation", "ok", f"a text of {words + 24} words is refused, with status {first.status}")
             return
         if not first.ok or not second.ok or not first.vectors or not second.vectors:
-            yield Finding("truncation", "fault", f"a text of {words + 24} words gets {_told(first)}")
+            yield Finding("truncation", "fault", f"a text of {words + 24} words gets {_outcome(first)}")
             return
         if cosine(first.vectors[0], second.vectors[0]) > 1 - 1e-9:
             longer = api.ask(f"{head} {_words(24 + words, 1)}")
@@ -229,7 +229,7 @@ def shape(api: Api) -> Iterator[Finding]:
     if 400 <= fewer.status < 500:
         yield Finding("shape", "ok", f"{len(vector)} dimensions; `dimensions` is refused, with status {fewer.status}")
     elif not fewer.ok or [len(vector) for vector in fewer.vectors] != [half]:
-        length = len(fewer.vectors[0]) if fewer.ok and fewer.vectors else _told(fewer)
+        length = len(fewer.vectors[0]) if fewer.ok and fewer.vectors else _outcome(fewer)
         yield Finding("shape", "fault", f"`dimensions`: {half} were asked for, and {length} came")
     elif cosine(fewer.vectors[0], vector[:half]) < NEARLY:
         yield Finding("shape", "note", f"`dimensions`: {half} are not the first {half} of the whole vector")
@@ -250,7 +250,7 @@ def duplicates(api: Api) -> Iterator[Finding]:
     first, second = _PAIRS[0][1], _PAIRS[1][1]
     answer = api.ask([first, second, first])
     if not answer.ok or len(answer.vectors) != 3:
-        yield Finding("duplicates", "fault", f"three inputs, of which two are equal, get {_told(answer)}")
+        yield Finding("duplicates", "fault", f"three inputs, of which two are equal, get {_outcome(answer)}")
     elif cosine(answer.vectors[0], answer.vectors[2]) < SAME or cosine(answer.vectors[0], answer.vectors[1]) > SAME:
         yield Finding("duplicates", "fault", "equal inputs have different vectors, or different ones the same")
     else:
@@ -321,7 +321,7 @@ def limits(api: Api) -> Iterator[Finding]:
         if 400 <= answer.status < 500:
             refusals.append(f"{request_kind} ({answer.status})")
         elif not answer.ok or len(answer.vectors) != count:
-            faults.append(f"{request_kind} gets {_told(answer)}")
+            faults.append(f"{request_kind} gets {_outcome(answer)}")
     yield Finding("limits", "fault" if faults else "ok", "; ".join(faults) or f"refused: {', '.join(refusals)}")
     unknown_model = Api(api._client, api._route, "no-such-model-3f9a").ask("a dog")
     state: Literal["ok", "note"] = "ok" if 400 <= unknown_model.status < 500 else "note"
@@ -399,7 +399,7 @@ def connect(client: httpx2.Client, url: str, model: str | None) -> Api:
             return Api(client, f"{place}/embeddings", name)
         if answer.status not in (401, 403, 404):
             advice = "" if model else f" for {name}, the first model that it lists: name another by --model"
-            raise ValueError(f"a request with one text got {_told(answer)}{advice}")
+            raise ValueError(f"a request with one text got {_outcome(answer)}{advice}")
     if key_refused:
         raise ValueError("the key is refused, or there is none: name the variable that holds it by --key-env")
     raise ValueError("there is no embeddings route, or the model is unknown: name it by --model")

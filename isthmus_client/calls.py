@@ -137,10 +137,10 @@ def upsert(items: Sequence[Mapping[str, Any]], on_error: str) -> Call[list[resul
 
 def answered(kind: type[T]) -> Callable[[httpx2.Response], list[T]]:
     """Return a function that reads the results of an answer, all of this kind."""
-    return lambda reply: [results.known(kind, result) for result in heeded(reply)["results"]]
+    return lambda reply: [results.from_json(kind, result) for result in body_of(reply)["results"]]
 
 
-def heeded(reply: httpx2.Response) -> Any:
+def body_of(reply: httpx2.Response) -> Any:
     """Return the body of an answer; what the service warns of in it becomes an `IsthmusWarning`."""
     body = reply.json()
     for warning in body.get("warnings") or ():

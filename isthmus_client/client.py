@@ -210,7 +210,7 @@ class Isthmus(_Conversation):
         body = {"queries": [to_wire(query) for query in queries], **options}
 
         def read(reply: httpx2.Response) -> list[list[Found]]:
-            return [[results.known(Found, hit) for hit in hits] for hits in calls.heeded(reply)["results"]]
+            return [[results.from_json(Found, hit) for hit in hits] for hits in calls.body_of(reply)["results"]]
 
         return self._do(Call("POST", "/search/batch", read, body))
 
@@ -227,7 +227,7 @@ class Isthmus(_Conversation):
         ]
         body = {"judgements": judged, "collection": collection}
         return self._do(
-            Call("POST", "/feedback", lambda reply: results.known(FeedbackVersion, calls.heeded(reply)), body)
+            Call("POST", "/feedback", lambda reply: results.from_json(FeedbackVersion, calls.body_of(reply)), body)
         )
 
     def feedback(self, collection: str = "default") -> Feedback:
@@ -242,7 +242,7 @@ class Isthmus(_Conversation):
 
     def delete_feedback(self, version: int | None = None, *, collection: str = "default") -> None:
         """Delete a version of what a collection was taught, or all. Searches that used it use none."""
-        parameters = _given(version=version, collection=collection)
+        parameters = _not_none(version=version, collection=collection)
         return self._do(Call("DELETE", "/feedback", _nothing, parameters=parameters))
 
     def classify(self, inputs: Iterable[Input], **options: Unpack[ClassifyOptions]) -> list[Classified]:
@@ -252,7 +252,7 @@ class Isthmus(_Conversation):
 
     def score(self, pairs: Iterable[tuple[Input, Input]], *, model: str | None = None) -> list[float]:
         """Return the cosine similarity of each pair."""
-        body = {"pairs": [{"a": to_wire(a), "b": to_wire(b)} for a, b in pairs]} | _given(model=model)
+        body = {"pairs": [{"a": to_wire(a), "b": to_wire(b)} for a, b in pairs]} | _not_none(model=model)
         return self._do(Call("POST", "/score", lambda reply: list(reply.json()["scores"]), body))
 
     def upsert(self, items: Iterable[NewItem], *, on_error: str = "fail") -> list[Written]:
@@ -274,7 +274,7 @@ class Isthmus(_Conversation):
 
     def page(self, **options: Unpack[ListOptions]) -> Page:
         """Return one page of the stored items."""
-        parameters = _filtered(**options)
+        parameters = _query_parameters(**options)
         return self._do(Call("GET", "/items", results.reader(Page), parameters=parameters))
 
     def items(self, **options: Unpack[ListOptions]) -> Iterator[Item]:
@@ -307,7 +307,7 @@ class Isthmus(_Conversation):
         collection: str = "default",
     ) -> int:
         """Delete items by ids, or by a filter over the metadata; return how many there were."""
-        body = _given(collection=collection, ids=ids, filter=filter)
+        body = _not_none(collection=collection, ids=ids, filter=filter)
         return self._do(Call("POST", "/items/delete", lambda reply: int(reply.json()["deleted"]), body))
 
     def move(
@@ -341,7 +341,7 @@ class Isthmus(_Conversation):
 
     def map(self, collection: str = "default", *, limit: int | None = None, label: str | None = None) -> Map:
         """Return the map of a collection, each point with the value of a metadata key as its label."""
-        parameters = _given(limit=limit, label=label)
+        parameters = _not_none(limit=limit, label=label)
         return self._do(
             Call("GET", _path("collections", collection, "map"), results.reader(Map), parameters=parameters)
         )
@@ -355,7 +355,7 @@ class Isthmus(_Conversation):
         modality: str | None = None,
     ) -> Facets:
         """Count the items that pass a filter: all, those of each modality, and those with each value of the keys."""
-        parameters = _filtered(key=list(keys), modality=modality, filter=filter)
+        parameters = _query_parameters(key=list(keys), modality=modality, filter=filter)
         path = _path("collections", collection, "facets")
         return self._do(Call("GET", path, results.reader(Facets), parameters=parameters))
 
@@ -380,7 +380,7 @@ class Isthmus(_Conversation):
 
     def jobs(self, *, limit: int = 100, before: str | None = None, states: Sequence[str] = ()) -> list[Job]:
         """Return the newest jobs first; `before`: those that are older than that job."""
-        parameters = _given(limit=limit, state=list(states), before=before)
+        parameters = _not_none(limit=limit, state=list(states), before=before)
         return self._do(Call("GET", "/jobs", results.listed("jobs", Job), parameters=parameters))
 
     def wait_for_job(self, id: str, *, report: Report | None = None, every_s: float = 2.0) -> Job:
@@ -399,7 +399,7 @@ class Isthmus(_Conversation):
 
         # Not splitlines: a line of JSON may contain other line separators.
         def read(reply: httpx2.Response) -> list[JobError]:
-            return [results.known(JobError, json.loads(line)) for line in reply.content.split(b"\n") if line]
+            return [results.from_json(JobError, json.loads(line)) for line in reply.content.split(b"\n") if line]
 
         return self._do(Call("GET", _path("jobs", id, "errors"), read))
 
@@ -412,12 +412,12 @@ class Isthmus(_Conversation):
     ) -> LabelSet:
         """Store labels, encoded once, for `classify(label_set=name)`. A label's `examples` are inputs."""
         off = [to_wire(value) for value in off_topic]
-        body = _given(labels=[_taught(label) for label in labels], off_topic=off, templates=templates)
+        body = _not_none(labels=[_taught(label) for label in labels], off_topic=off, templates=templates)
         return self._do(Call("PUT", _path("label-sets", name), results.label_set, body))
 
     def label_sets(self, *, limit: int = 100, after: str | None = None) -> list[str]:
         """Return the names of the stored label sets, in order; `after`: those that come after that name."""
-        parameters = _given(limit=limit, after=after)
+        parameters = _not_none(limit=limit, after=after)
         return self._do(
             Call(
                 "GET",
@@ -456,14 +456,14 @@ def _path(*parts: str) -> str:
     return "".join(f"/{quote(part, safe='')}" for part in parts)
 
 
-def _given(**options: Any) -> dict[str, Any]:
+def _not_none(**options: Any) -> dict[str, Any]:
     """Return the options that are not None, as parameters or fields of a body."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _filtered(**options: Any) -> dict[str, Any]:
+def _query_parameters(**options: Any) -> dict[str, Any]:
     """Return the options that are not None, as parameters, of which a filter is JSON."""
-    parameters = _given(**options)
+    parameters = _not_none(**options)
     return parameters | ({"filter": json.dumps(parameters["filter"])} if "filter" in parameters else {})
 
 
@@ -487,7 +487,7 @@ class _Calls:
         return call
 
 
-def _awaited(
+def _as_coroutine(
     method: Callable[Concatenate[Isthmus, P], T],
 ) -> Callable[Concatenate["AsyncIsthmus", P], Coroutine[Any, Any, T]]:
     """Return a method of `Isthmus` as one to be awaited. It makes its call in a thread: that may read files."""
@@ -543,41 +543,41 @@ class AsyncIsthmus(_Conversation):
             outcome: T = done.value
             return outcome
 
-    embed = _awaited(Isthmus.embed)
-    search = _awaited(Isthmus.search)
-    search_many = _awaited(Isthmus.search_many)
-    follow = _awaited(Isthmus.follow)
-    teach = _awaited(Isthmus.teach)
-    feedback = _awaited(Isthmus.feedback)
-    use_feedback = _awaited(Isthmus.use_feedback)
-    delete_feedback = _awaited(Isthmus.delete_feedback)
-    classify = _awaited(Isthmus.classify)
-    score = _awaited(Isthmus.score)
-    upsert = _awaited(Isthmus.upsert)
-    page = _awaited(Isthmus.page)
-    item = _awaited(Isthmus.item)
-    delete = _awaited(Isthmus.delete)
-    move = _awaited(Isthmus.move)
-    collections = _awaited(Isthmus.collections)
-    collection = _awaited(Isthmus.collection)
-    put_collection = _awaited(Isthmus.put_collection)
-    drop_collection = _awaited(Isthmus.drop_collection)
-    map = _awaited(Isthmus.map)
-    facets = _awaited(Isthmus.facets)
-    preview = _awaited(Isthmus.preview)
-    original = _awaited(Isthmus.original)
-    create_job = _awaited(Isthmus.create_job)
-    job = _awaited(Isthmus.job)
-    jobs = _awaited(Isthmus.jobs)
-    job_errors = _awaited(Isthmus.job_errors)
-    cancel_job = _awaited(Isthmus.cancel_job)
-    put_label_set = _awaited(Isthmus.put_label_set)
-    label_sets = _awaited(Isthmus.label_sets)
-    label_set = _awaited(Isthmus.label_set)
-    delete_label_set = _awaited(Isthmus.delete_label_set)
-    models = _awaited(Isthmus.models)
-    keeps_previews = _awaited(Isthmus.keeps_previews)
-    ready = _awaited(Isthmus.ready)
+    embed = _as_coroutine(Isthmus.embed)
+    search = _as_coroutine(Isthmus.search)
+    search_many = _as_coroutine(Isthmus.search_many)
+    follow = _as_coroutine(Isthmus.follow)
+    teach = _as_coroutine(Isthmus.teach)
+    feedback = _as_coroutine(Isthmus.feedback)
+    use_feedback = _as_coroutine(Isthmus.use_feedback)
+    delete_feedback = _as_coroutine(Isthmus.delete_feedback)
+    classify = _as_coroutine(Isthmus.classify)
+    score = _as_coroutine(Isthmus.score)
+    upsert = _as_coroutine(Isthmus.upsert)
+    page = _as_coroutine(Isthmus.page)
+    item = _as_coroutine(Isthmus.item)
+    delete = _as_coroutine(Isthmus.delete)
+    move = _as_coroutine(Isthmus.move)
+    collections = _as_coroutine(Isthmus.collections)
+    collection = _as_coroutine(Isthmus.collection)
+    put_collection = _as_coroutine(Isthmus.put_collection)
+    drop_collection = _as_coroutine(Isthmus.drop_collection)
+    map = _as_coroutine(Isthmus.map)
+    facets = _as_coroutine(Isthmus.facets)
+    preview = _as_coroutine(Isthmus.preview)
+    original = _as_coroutine(Isthmus.original)
+    create_job = _as_coroutine(Isthmus.create_job)
+    job = _as_coroutine(Isthmus.job)
+    jobs = _as_coroutine(Isthmus.jobs)
+    job_errors = _as_coroutine(Isthmus.job_errors)
+    cancel_job = _as_coroutine(Isthmus.cancel_job)
+    put_label_set = _as_coroutine(Isthmus.put_label_set)
+    label_sets = _as_coroutine(Isthmus.label_sets)
+    label_set = _as_coroutine(Isthmus.label_set)
+    delete_label_set = _as_coroutine(Isthmus.delete_label_set)
+    models = _as_coroutine(Isthmus.models)
+    keeps_previews = _as_coroutine(Isthmus.keeps_previews)
+    ready = _as_coroutine(Isthmus.ready)
 
     def embed_many(self, inputs: Iterable[Input], **options: Unpack[EmbedOptions]) -> AsyncGenerator[Embedding, None]:
         defaults: EmbedOptions = {"on_error": "null", **options}

@@ -54,20 +54,20 @@ class Commands(click.Group):
     """The client's own commands, and those that other distributions add, listed apart from each other."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return [*self.commands, *(name for name in sorted(_added()) if name not in self.commands)]
+        return [*self.commands, *(name for name in sorted(_plugins()) if name not in self.commands)]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         command = super().get_command(context, name)
         if command is not None:
             return command
-        if name in _added():
-            return _load(_added()[name])
+        if name in _plugins():
+            return _load(_plugins()[name])
         return _absent(name, "it comes with the server") if name in OF_THE_SERVER else None
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         asking = [name for name in self.commands if name != "completion"]
         names = [name for name in self.list_commands(context) if name not in asking]
-        training = [name for name in names if name in _added() and _added()[name].value.startswith("training.")]
+        training = [name for name in names if name in _plugins() and _plugins()[name].value.startswith("training.")]
         local = [name for name in names if name not in training]
         sections = (("Ask a running server", asking), ("On this machine", local), ("Train and measure", training))
         for title, names in ((title, names) for title, names in sections if names):
@@ -75,13 +75,13 @@ class Commands(click.Group):
             rows = [(name, item.get_short_help_str(formatter.width)) for name, item in commands if item is not None]
             with formatter.section(title):
                 formatter.write_dl(rows)
-        if missing := [name for name in OF_THE_SERVER if name not in _added()]:
+        if missing := [name for name in OF_THE_SERVER if name not in _plugins()]:
             with formatter.section("Not installed here"):
                 formatter.write_text(f"{', '.join(missing)}: the server. {INSTALL}")
 
 
 @cache
-def _added() -> dict[str, EntryPoint]:
+def _plugins() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
@@ -130,7 +130,8 @@ def embed(context: click.Context, /, inputs: tuple[str, ...], as_text: bool, as_
     failures = 0
     rows = []
     with server(context) as space:
-        for (name, _), embedding in zip(items, space.embed_many((i for _, i in items), **_given(options)), strict=True):
+        embeddings = space.embed_many((i for _, i in items), **_not_none(options))
+        for (name, _), embedding in zip(items, embeddings, strict=True):
             if embedding.error or embedding.vector is None:
                 failures += 1
                 if not as_json:
@@ -262,7 +263,7 @@ def classify(
     words = [*labels, *(line.strip() for line in file or () if line.strip())]
     if bool(words) == bool(label_set):
         raise click.UsageError("say the labels: --label dog --label cat, --labels FILE, or the name of a --label-set")
-    request = _given(options) | ({"labels": words} if words else {"label_set": label_set})
+    request = _not_none(options) | ({"labels": words} if words else {"label_set": label_set})
     if not options["abstain"]:
         request.pop("abstain", None)
     sources = list(read_inputs(inputs, as_text))
@@ -314,7 +315,7 @@ def _show_found(space: "Isthmus", hits: Sequence[Any], collection: str, media: P
     lines = terminal.table(rows, ("score", "modality", "id", "metadata"), right=(0,)) if rows else []
     for line, hit in zip(lines, [None, *hits], strict=False):
         click.echo(line)
-        if draw and hit is not None and hit.modality == "image" and (file := _shown(space, hit, collection, media)):
+        if draw and hit is not None and hit.modality == "image" and (file := _file_of(space, hit, collection, media)):
             echo_lines(terminal.picture(file))
 
 
@@ -337,7 +338,7 @@ def _show_followed(followed: Sequence["Followed"], as_json: bool) -> None:
         raise Failure("nothing found: no video and no long sound is stored there")
 
 
-def _shown(space: "Isthmus", hit: Any, collection: str, media: Path | None) -> "Path | IO[bytes] | None":
+def _file_of(space: "Isthmus", hit: Any, collection: str, media: Path | None) -> "Path | IO[bytes] | None":
     """Return the file of a result, called by its path in the indexed folder; else the server's preview."""
     from isthmus_client import NotFound
 
@@ -359,7 +360,7 @@ def _nothing_found(space: "Isthmus", collection: str, options: dict[str, Any]) -
     raise Failure(f"the collection {collection!r} is empty", "isthmus index FOLDER fills it")
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
+def _not_none(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 

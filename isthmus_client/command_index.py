@@ -119,9 +119,9 @@ def _index(space: "Isthmus", options: _Options, report: "_Report") -> None:
             report.line(report.stopped())
             raise
     for old, new in report.renamed.items():
-        report.line(f"renamed: {_shown(old)} → {_shown(new)}")
+        report.line(f"renamed: {_printable(old)} → {_printable(new)}")
     for name in report.deleted:
-        report.line(f"deleted: {_shown(name)}")
+        report.line(f"deleted: {_printable(name)}")
 
 
 @dataclass
@@ -165,7 +165,7 @@ class _Report:
         self.counts["failed"] += 1
         if (name, why) not in self.said:
             self.said.add((name, why))
-            self.line(f"error: {_shown(name)}: {why}")
+            self.line(f"error: {_printable(name)}: {why}")
 
     def outcome(self, outcome: "Outcome") -> None:
         if outcome.error is not None:
@@ -175,7 +175,7 @@ class _Report:
         if outcome.truncated and outcome.modality == "text":
             self.long_texts += 1
         elif outcome.truncated:
-            self.line(f"warning: {_shown(outcome.name)}: {_DAMAGED}")
+            self.line(f"warning: {_printable(outcome.name)}: {_DAMAGED}")
         self._done += 1
         self._advance()
 
@@ -194,7 +194,7 @@ class _Report:
             self.line(f"note: links to folders are not followed: {_names(self.listing.links)}")
         if self.missing:
             files = _count(len(self.missing), "missing file")
-            self.line(f"note: metadata.jsonl describes {files}, such as {_shown(self.missing[0])}")
+            self.line(f"note: metadata.jsonl describes {files}, such as {_printable(self.missing[0])}")
         if self.listing.others:
             self.line(f"note: left alone: {_others(self.listing)}: {_names(self.listing.skipped)}")
         if self.listing.hidden:
@@ -263,7 +263,7 @@ def _watch(context: click.Context, options: _Options) -> NoReturn:
             try:
                 once(options, printed, first=first)
                 if first:
-                    click.echo(f"watching {_shown(str(options.folder))}; Ctrl-C ends it", err=True)
+                    click.echo(f"watching {_printable(str(options.folder))}; Ctrl-C ends it", err=True)
                 first = is_due = False
                 options = replace(options, again=False)
             except Failure as error:
@@ -291,14 +291,14 @@ def _others(listing: "Listing") -> str:
 
 def _names(names: list[str]) -> str:
     """Return the first of some names; --json gives all of them."""
-    return ", ".join([*map(_shown, names[:_SHOWN_NAMES]), *(["…"] if len(names) > _SHOWN_NAMES else [])])
+    return ", ".join([*map(_printable, names[:_SHOWN_NAMES]), *(["…"] if len(names) > _SHOWN_NAMES else [])])
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _shown(name: str) -> str:
+def _printable(name: str) -> str:
     """Return a name as one line, whatever it holds."""
     return name if name.isprintable() else ascii(name)
 

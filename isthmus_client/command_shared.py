@@ -58,13 +58,13 @@ def server(context: click.Context, *, background: bool = False) -> Iterator["Ist
             ) as space,
         ):
             warnings.simplefilter("always", IsthmusWarning)
-            warnings.showwarning = _said
+            warnings.showwarning = _show_warning
             yield space
     except ClientError as error:
         raise Failure(str(error), _next_step(error)) from None
 
 
-def _said(message: Warning | str, *place: object, **more: object) -> None:
+def _show_warning(message: Warning | str, *place: object, **more: object) -> None:
     """Print a warning; replaces warnings.showwarning."""
     click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {message}", err=True)
 

@@ -209,7 +209,7 @@ class FolderIndex:
         A file that is new here and has the content of one that is gone is that one, renamed.
         """
         by_digest: dict[str, list[str]] = {}
-        for name in self._gone():
+        for name in self._missing_ids():
             by_digest.setdefault(_stamp_of(self._known[name].metadata)["sha256"], []).append(name)
         sizes = {_stamp_of(self._known[name].metadata).get("bytes") for names in by_digest.values() for name in names}
         moves: dict[str, str] = {}
@@ -258,7 +258,7 @@ class FolderIndex:
         lacks_preview = stored_item is not None and self._lacks_preview(stored_item)
         path = self._listing.folder / name
         status = path.stat()
-        described = self._described(name)
+        described = self._descriptions(name)
         stamp = _stamp(status)
         if described:
             stamp["described"] = hashlib.sha256(b"\0".join(described)).hexdigest()
@@ -280,7 +280,7 @@ class FolderIndex:
         for description in described:
             fields |= _object(description, f"the file's metadata ({self._listing.description(name)})")
         stamp |= {"folder": self._mark} | ({"fields": sorted(fields)} if fields else {})
-        browsed = {FOLDER: self._place(name), **_dated(data, status.st_mtime)}
+        browsed = {FOLDER: self._place(name), **_date_fields(data, status.st_mtime)}
         return NewItem(
             name, _text(data) if text else data, metadata | fields | browsed | {KEY: stamp}, self._collection
         )
@@ -295,7 +295,7 @@ class FolderIndex:
             return False
         return not _stamp_of(item.metadata).get("previewed")
 
-    def _described(self, name: str) -> list[bytes]:
+    def _descriptions(self, name: str) -> list[bytes]:
         """Return the JSON objects that describe a file; the later goes on top of the earlier. Raises UnsuitableFile."""
         described = [self._table[name].encode()] if name in self._table else []
         beside = self._listing.description(name)
@@ -314,26 +314,26 @@ class FolderIndex:
 
     def prune(self) -> list[str]:
         """Delete the items of this folder's files that are gone, and return their ids. Raises ClientError."""
-        names = self._gone()
+        names = self._missing_ids()
         name_iterator = iter(names)
         while batch := list(islice(name_iterator, _AT_ONCE)):
             self._space.delete(batch, collection=self._collection)
         return names
 
-    def _gone(self) -> list[str]:
+    def _missing_ids(self) -> list[str]:
         """Return the ids of the items of this folder's files that are gone."""
         absent = sorted(self._known.keys() - set(self._listing.files))
         ours = [name for name in absent if _stamp_of(self._known[name].metadata).get("folder") == self._mark]
         return [name for name in ours if _is_gone(self._listing.folder / name)]
 
 
-def _dated(data: bytes, modified_s: float) -> dict[str, Any]:
+def _date_fields(data: bytes, modified_s: float) -> dict[str, Any]:
     """Return the fields of a file's date: when the camera took its photograph, or when it was written."""
-    date_time = _taken(data) or datetime.datetime.fromtimestamp(modified_s, datetime.UTC).astimezone()
+    date_time = _photo_time(data) or datetime.datetime.fromtimestamp(modified_s, datetime.UTC).astimezone()
     return {DATE: int(date_time.replace(tzinfo=datetime.UTC).timestamp()), MONTH: f"{date_time:%Y-%m}"}
 
 
-def _taken(data: bytes) -> datetime.datetime | None:
+def _photo_time(data: bytes) -> datetime.datetime | None:
     """Return the date in a picture's EXIF; None without Pillow, which comes with the command."""
     try:
         from PIL import Image

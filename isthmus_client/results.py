@@ -272,7 +272,7 @@ class Readiness:
     providers: Mapping[str, str]
 
 
-def known(kind: type[T], data: Mapping[str, Any]) -> T:
+def from_json(kind: type[T], data: Mapping[str, Any]) -> T:
     """Return a result of this kind from the fields of an answer that it has."""
     readers = _field_readers(kind)  # type: ignore[arg-type]
     return kind(**{name: read(data[name]) for name, read in readers.items() if name in data})
@@ -287,7 +287,7 @@ def _field_readers(kind: Any) -> dict[str, Callable[[Any], Any]]:
 def _reader_of(hint: Any) -> Callable[[Any], Any]:
     """Return a function that turns a value of JSON into a field of this type, and with it the results that it holds."""
     if isinstance(hint, type) and is_dataclass(hint):
-        return partial(known, hint)
+        return partial(from_json, hint)
     types = [argument for argument in get_args(hint) if argument is not NoneType]
     if len(types) != 1 or get_origin(hint) not in (UnionType, Sequence):
         return lambda value: value
@@ -299,19 +299,19 @@ def _reader_of(hint: Any) -> Callable[[Any], Any]:
 
 def reader(kind: type[T]) -> Callable[[httpx2.Response], T]:
     """Return a function that reads an answer as one result of this kind."""
-    return lambda reply: known(kind, reply.json())
+    return lambda reply: from_json(kind, reply.json())
 
 
 def listed(key: str, kind: type[T]) -> Callable[[httpx2.Response], list[T]]:
     """Return a function that reads a list in an answer as results of this kind."""
-    return lambda reply: [known(kind, element) for element in reply.json()[key]]
+    return lambda reply: [from_json(kind, element) for element in reply.json()[key]]
 
 
 def embeddings(reply: httpx2.Response) -> list[Embedding]:
     """Read an answer of `/embed` with `encoding: base64`."""
     rows = reply.json()["embeddings"]
     vectors = [None if row.get("embedding") is None else floats(row["embedding"]) for row in rows]
-    return [known(Embedding, {**row, "vector": vector}) for row, vector in zip(rows, vectors, strict=True)]
+    return [from_json(Embedding, {**row, "vector": vector}) for row, vector in zip(rows, vectors, strict=True)]
 
 
 def floats(encoded: str) -> list[float]:
@@ -325,7 +325,7 @@ def floats(encoded: str) -> list[float]:
 def label_set(reply: httpx2.Response) -> LabelSet:
     data = reply.json()
     names = [label if isinstance(label, str) else label["name"] for label in data["labels"]]
-    return known(LabelSet, {**data, "labels": names})
+    return from_json(LabelSet, {**data, "labels": names})
 
 
 def file(reply: httpx2.Response) -> Preview:

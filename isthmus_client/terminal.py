@@ -35,7 +35,7 @@ _CUBE = (0, 95, 135, 175, 215, 255)
 def table(rows: Sequence[Sequence[str]], header: Sequence[str], *, right: Sequence[int] = ()) -> list[str]:
     """Return the lines of a table, header first, cut to the terminal's width; `right`: columns aligned to the right."""
     if sys.stdout.isatty():
-        return _drawn(rows, header, right)
+        return _rich_lines(rows, header, right)
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = []
     for row in (header, *rows):
@@ -47,7 +47,7 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str], *, right: Sequen
     return lines
 
 
-def _drawn(rows: Sequence[Sequence[str]], header: Sequence[str], right: Sequence[int]) -> list[str]:
+def _rich_lines(rows: Sequence[Sequence[str]], header: Sequence[str], right: Sequence[int]) -> list[str]:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

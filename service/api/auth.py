@@ -105,7 +105,7 @@ class Gate(OfRequests):
         reaches: its browser says whose page it is (Origin). A page that has its own name resolve to this machine (DNS
         rebinding) passes for a page of this server: only the name that is asked for (Host) tells.
         """
-        if self.hosts is not None and not _known(headers.get("host", ""), self.hosts):
+        if self.hosts is not None and not _is_known_host(headers.get("host", ""), self.hosts):
             raise Misdirected("this server does not answer to that name: ISTHMUS_HOSTS lists those it answers to")
         origin = headers.get("origin")
         if method in _SAFE or origin is None or origin in self.origins:
@@ -122,7 +122,7 @@ def local_names(hosts: Iterable[str], host: str, keyed: bool) -> Collection[str]
     return frozenset() if not keyed and is_loopback(host) else None
 
 
-def _known(host: str, hosts: Collection[str]) -> bool:
+def _is_known_host(host: str, hosts: Collection[str]) -> bool:
     """Return whether the host is known, as addresses and localhost are: nobody can make them resolve to another."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
     name = name.lower().removesuffix(".")

@@ -184,12 +184,12 @@ class Prefix(OfRequests):
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 307:
                 headers = MutableHeaders(scope=message)
-                headers["location"] = self._led(scope["path"], urlsplit(headers["location"]))
+                headers["location"] = self._redirect_target(scope["path"], urlsplit(headers["location"]))
             await send(message)
 
         await self.app(scope, receive, sending)
 
-    def _led(self, path: str, to: SplitResult) -> str:
+    def _redirect_target(self, path: str, to: SplitResult) -> str:
         """Return a redirect's target, the path with or without its last slash; relative where the prefix is unknown."""
         if self.root_path:
             target = self.root_path + to.path

@@ -115,11 +115,11 @@ def respond(path: str, error: Exception) -> Response:
     return problem(path, status, code, detail, index=index, headers=headers)
 
 
-async def _known(request: Request, error: Exception) -> Response:
+async def _own_error(request: Request, error: Exception) -> Response:
     return respond(request.url.path, error)
 
 
-async def _http(request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code, detail = _OF_HTTP.get(error.status_code, ("http_error", "the request cannot be read"))
     protocol = protocol_of(request.url.path)
@@ -142,7 +142,7 @@ def _allowed(request: Request) -> str:
     return ", ".join(methods)
 
 
-async def _validation(request: Request, error: Exception) -> Response:
+async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = error.errors()
     if any(problem["type"] == "json_invalid" for problem in problems):
@@ -154,7 +154,7 @@ async def _validation(request: Request, error: Exception) -> Response:
 
 def install(app: FastAPI) -> None:
     """Register the handlers. `middleware.Context` logs and answers any other exception."""
-    app.add_exception_handler(IsthmusError, _known)
-    app.add_exception_handler(InputError, _known)
-    app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(IsthmusError, _own_error)
+    app.add_exception_handler(InputError, _own_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)

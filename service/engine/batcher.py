@@ -207,9 +207,9 @@ class Batcher:
     def _start(self, name: str) -> None:
         work = self._collating if name == "collating" else self._running
         self._tasks[name] = task = asyncio.create_task(work(), name=f"{self.name}-{name}")
-        task.add_done_callback(lambda task: self._ended(name, task))
+        task.add_done_callback(lambda task: self._restart(name, task))
 
-    def _ended(self, name: str, task: "asyncio.Task[None]") -> None:
+    def _restart(self, name: str, task: "asyncio.Task[None]") -> None:
         if self._closed:
             return
         failure = None if task.cancelled() else task.exception()

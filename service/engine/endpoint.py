@@ -64,13 +64,13 @@ class EndpointTower(Tower):
         texts = [text or PROBE for text in texts]
         self._failing = True
         # The API may have another model from one call to the next: the known vector of a text comes with each of them.
-        features = self._asked([*texts, PROBE])
+        features = self._ask([*texts, PROBE])
         if not self._described.knows(features[-1]):
             raise NotReady(f"the embedding API's vectors are not those of the model {self._described.model!r}")
         self._failing = False
         return super().run({"features": features[: len(texts)]})
 
-    def _asked(self, texts: list[str]) -> Vectors:
+    def _ask(self, texts: list[str]) -> Vectors:
         content = request_of(self._described.shape, self._described.model, texts)
         ends = time.monotonic() + 0.8 * self._settings.request_deadline_s  # before who waits is told of the deadline
         for tried in range(1, _TRIES + 1):

@@ -308,14 +308,14 @@ class Fetcher:
         """Return the addresses to connect to; raise FetchFailed where a name has one that is not allowed: an attack."""
         if url.address is not None:
             return [url.address]
-        answers = await asyncio.gather(*(self._resolved(url.host, kind) for kind in ("A", "AAAA")))
+        answers = await asyncio.gather(*(self._resolve(url.host, kind) for kind in ("A", "AAAA")))
         addresses = [address for answer in answers for address in answer]
         if not addresses or not all(map(self.rules.admits, addresses)):
             log.debug("a URL's name has no address that is fetched from, or one that is not")
             raise FetchFailed("the URL could not be fetched")
         return addresses
 
-    async def _resolved(self, host: str, kind: str) -> list[Address]:
+    async def _resolve(self, host: str, kind: str) -> list[Address]:
         try:
             # Resolve the name as it stands: with the search list it might be one of the inner network.
             answer = await self._resolver.resolve(f"{host}.", kind, search=False, raise_on_no_answer=False)
@@ -334,7 +334,7 @@ class Fetcher:
             async with self._places, asyncio.timeout(self._timeout_s):
                 self.rules.check(url)
                 sent = {**headers, "Content-Length": str(len(content))}
-                async with self._asked("POST", url, sent, content) as (answer, answer_headers):
+                async with self._request("POST", url, sent, content) as (answer, answer_headers):
                     body = await _body(answer, answer_headers, most, lambda size: None)
             result, size = "fetched", len(body)
             return answer.status, body, answer_headers.get(b"retry-after", b"")
@@ -348,7 +348,7 @@ class Fetcher:
 
     async def _get(self, url: Url, most: int, count: Count) -> bytes | str:
         """Return the body, or where to go on."""
-        async with self._asked("GET", url, {}) as (response, headers):
+        async with self._request("GET", url, {}) as (response, headers):
             if response.status in _REDIRECT:
                 return _location(headers.get(b"location", b""))
             if response.status != 200 or headers.get(b"content-encoding", b"identity").lower() != b"identity":
@@ -359,7 +359,7 @@ class Fetcher:
             return body
 
     @asynccontextmanager
-    async def _asked(
+    async def _request(
         self, method: str, url: Url, headers: Headers, content: bytes | None = None
     ) -> AsyncIterator[tuple[httpcore2.Response, dict[bytes, bytes]]]:
         """Yield the response of one of the URL's addresses to a request, not read yet, and its headers."""

@@ -366,7 +366,7 @@ def _ends(file: BinaryIO, offset: int) -> bool:
 
 def _member(member: tarfile.TarInfo, file: BinaryIO, writer: _Writer) -> None:
     name = _plain(member.name)
-    printable = _shown(name)
+    printable = _printable(name)
     parts = PurePosixPath(name).parts
     if member.isdir() or not parts or any(part.startswith(".") and part != ".." for part in parts):
         return
@@ -398,7 +398,7 @@ def _storable(name: str) -> bool:
         return False
 
 
-def _shown(name: str) -> str:
+def _printable(name: str) -> str:
     return name.encode("utf-8", "replace").decode().replace("\0", "?")[:_LONGEST_NAME_BYTES]
 
 

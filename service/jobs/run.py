@@ -175,7 +175,7 @@ class Run:
 
     async def work(self) -> None:
         """Work to the end of the input. Raises Unusable, Cancelled, DiskFull, NotReady."""
-        reader = await self._planned()
+        reader = await self._open_plan()
         try:
             self._note()
             attempted = await self._ledger.do(Ledger.attempted, self.job)
@@ -206,7 +206,7 @@ class Run:
         while len(self._seen) > 2 and self._seen[1][0] < now - _RATE_S:
             self._seen.popleft()
 
-    async def _planned(self) -> Reader:
+    async def _open_plan(self) -> Reader:
         job, workplace = self.job, self._workplace
         source, plan = workplace.folder / job.id / "input", workplace.folder / job.id / "plan.sqlite3"
         if job.total is None:
@@ -331,7 +331,7 @@ async def embed(
     paid: set[tuple[int, int]] = set()
     for pause_s in (*FETCH_PAUSES_S, None):
         for batch in _by_urls(at_urls):
-            results |= await _embed_patiently(context, await _fetched(context, batch, meter, paid))
+            results |= await _embed_patiently(context, await _fetch(context, batch, meter, paid))
         at_urls = {line: item for line, item in at_urls.items() if _may_come(results[line])}
         if not at_urls or pause_s is None:
             break
@@ -368,7 +368,7 @@ def _outcome(line: int, item: NewItem, result: Entry | InputError) -> Outcome:
     return Refusal(line, item.id, problem["code"], problem["detail"])
 
 
-async def _fetched(
+async def _fetch(
     context: EmbeddingContext, items: Mapping[int, NewItem], meter: Meter | None, paid: set[tuple[int, int]]
 ) -> dict[int, NewItem]:
     """Return the items with what is at their URLs. `paid`: lines and parts that are paid for, and now those too."""

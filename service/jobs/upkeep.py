@@ -42,7 +42,7 @@ def stage(jobs: Path, target: Path) -> Copied | None:
     try:
         for _ in range(_TRIES):
             target.mkdir(parents=True)
-            if (copied := _copied(jobs, target)) is not None:
+            if (copied := _copy_jobs(jobs, target)) is not None:
                 return copied
             # The job ended while its files were copied, so all of its items are in the store.
             shutil.rmtree(target)
@@ -57,7 +57,7 @@ def restore(source: Path, jobs: Path) -> Copied:
     lock = hold(jobs)
     try:
         refuse_jobs(jobs)
-        copied = _copied(source, jobs)
+        copied = _copy_jobs(source, jobs)
         if copied is None:
             raise StoreError(f"{source} lacks files of jobs that are unfinished: it is no whole backup")
         return copied
@@ -73,7 +73,7 @@ def refuse_jobs(jobs: Path) -> None:
         raise StoreError(f"{jobs} holds jobs already: restore into another directory, or move them away")
 
 
-def _copied(source: Path, target: Path) -> Copied | None:
+def _copy_jobs(source: Path, target: Path) -> Copied | None:
     """Copy jobs, the ledger last; return None where a file of an unfinished job is missing."""
     staged = target / f"{FILE}.new"
     staged.unlink(missing_ok=True)

@@ -63,7 +63,7 @@ def described(error: BaseException) -> Iterator[str]:
         ids.add(id(exception))
         kind = type(exception)
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        description = _told(exception)
+        description = _safe_text(exception)
         yield f"{name}: {description}" if description else name
         for frame in traceback.extract_tb(exception.__traceback__):
             yield f"  {frame.filename}:{frame.lineno} in {frame.name}"
@@ -73,7 +73,7 @@ def described(error: BaseException) -> Iterator[str]:
         exception = exception.__cause__ or (None if exception.__suppress_context__ else exception.__context__)
 
 
-def _told(error: BaseException) -> str | None:
+def _safe_text(error: BaseException) -> str | None:
     if name := getattr(error, "sqlite_errorname", None):
         return str(name)
     if isinstance(error, OSError):

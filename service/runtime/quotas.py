@@ -223,15 +223,15 @@ class Meter:
                 f'"{limit.name}";q={limit.amount};w={limit.period_s}' for limit in self.limits
             ),
             "RateLimit": ", ".join(
-                f'"{limit.name}";r={_left(holds)};t={_until_full(limit, holds)}' for limit, holds in rows
+                f'"{limit.name}";r={_whole_units(holds)};t={_until_full(limit, holds)}' for limit, holds in rows
             ),
             "RateLimit-Limit": str(nearest.amount),
-            "RateLimit-Remaining": str(_left(holds)),
+            "RateLimit-Remaining": str(_whole_units(holds)),
             "RateLimit-Reset": str(_until_full(nearest, holds)),
         }
 
 
-def _left(holds: float) -> int:
+def _whole_units(holds: float) -> int:
     return max(0, math.floor(holds + _TOLERANCE))
 
 

@@ -28,9 +28,9 @@ def backup(store: Path, target: Path) -> int:
     if target.exists():
         raise StoreError(f"{target} is there already: it is not overwritten")
     with closing(schema.open_existing(store / schema.FILE)) as source:
-        _copied(source, target)
+        _copy(source, target)
     with closing(schema.connect(target, read_only=True)) as copy:
-        return _verified(copy, target)
+        return _verify(copy, target)
 
 
 def restore(source: Path, store: Path) -> int:
@@ -39,13 +39,13 @@ def restore(source: Path, store: Path) -> int:
     Its indexes are built at its first start, in the background.
     """
     with closing(schema.open_existing(source)) as connection:
-        count = _verified(connection, source)
+        count = _verify(connection, source)
         lock = hold(store)
         try:
             if (store / schema.FILE).exists():
                 raise StoreError(f"{store} holds a store already: restore into another directory, or move it away")
             snapshot.clear(store / "snapshot")
-            _copied(connection, store / schema.FILE)
+            _copy(connection, store / schema.FILE)
         finally:
             os.close(lock)
     return count
@@ -61,7 +61,7 @@ def contents(store: Path) -> tuple[str, str | None, int]:
             raise StoreDamaged(f"{store} cannot be read: {error}") from None
 
 
-def _copied(source: sqlite3.Connection, target: Path) -> None:
+def _copy(source: sqlite3.Connection, target: Path) -> None:
     staged = target.with_name(target.name + ".new")
     staged.unlink(missing_ok=True)
     try:
@@ -75,7 +75,7 @@ def _copied(source: sqlite3.Connection, target: Path) -> None:
         raise StoreError(f"{target} cannot be written: {error}") from None
 
 
-def _verified(connection: sqlite3.Connection, path: Path) -> int:
+def _verify(connection: sqlite3.Connection, path: Path) -> int:
     try:
         if (report := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise StoreDamaged(f"{path} is damaged: {report}")

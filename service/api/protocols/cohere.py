@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from service.api.protocols.protocol import Protocol, Refusal
-from service.api.protocols.vectors import ranked, told, vectors_of, warnings_of
+from service.api.protocols.vectors import ranked, vectors_of, warning_field, warnings_of
 from service.api.reading import documented, reader
 from service.api.responses import JSON, encoded
 from service.api.state import CallerDep, StateDep
@@ -167,7 +167,7 @@ def _encoded(vector: NDArray[np.float32], dimensions: int | None, kind: Kind) ->
 
 
 def _meta(units: dict[str, int], warnings: Sequence[str]) -> dict[str, Any]:
-    return {"api_version": {"version": "2"}, "billed_units": units} | told(warnings)
+    return {"api_version": {"version": "2"}, "billed_units": units} | warning_field(warnings)
 
 
 def _error(refusal: Refusal) -> dict[str, Any]:

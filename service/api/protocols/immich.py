@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import PlainTextResponse, Response
 
 from service.api.protocols.protocol import Protocol, plain_error
-from service.api.protocols.vectors import told, vectors_of, warnings_of
+from service.api.protocols.vectors import vectors_of, warning_field, warnings_of
 from service.api.reading import form_parts
 from service.api.responses import JSON
 from service.api.routes.health import healthz
@@ -93,7 +93,7 @@ async def predict_for_immich(request: Request, state: StateDep, caller: CallerDe
     if not isinstance(tasks, dict) or not tasks or not tasks.keys() <= _TASKS:
         raise InvalidRequest(f"entries: a JSON object whose keys are among {', '.join(sorted(_TASKS))}")
     if "clip" not in tasks:
-        return await _asked_upstream(entries, content, state, caller)
+        return await _ask_upstream(entries, content, state, caller)
     try:
         clip = ImmichClip.model_validate(tasks).clip
     except ValidationError as error:
@@ -109,7 +109,7 @@ async def predict_for_immich(request: Request, state: StateDep, caller: CallerDe
         limits = state.settings.limits.of_images
         width, height = await model.embedder.in_worker(lambda: header_size(content.data, limits))
         answer |= {"imageHeight": height, "imageWidth": width}
-    return JSON(answer | told(warnings_of(field, [result])))
+    return JSON(answer | warning_field(warnings_of(field, [result])))
 
 
 async def _read(request: Request, state: State) -> tuple[bytes, Media | Text]:
@@ -130,7 +130,7 @@ async def _read(request: Request, state: State) -> tuple[bytes, Media | Text]:
     return form["entries"], text
 
 
-async def _asked_upstream(entries: bytes, content: Media | Text, state: State, caller: Caller) -> Response:
+async def _ask_upstream(entries: bytes, content: Media | Text, state: State, caller: Caller) -> Response:
     """Return the upstream's answer to the same form."""
     settings = state.settings
     if state.upstream is None or settings.immich_upstream is None:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field, StrictBool
 
 from service.api.protocols.protocol import Protocol, plain_error
-from service.api.protocols.vectors import Warnings, ranked, told
+from service.api.protocols.vectors import Warnings, ranked, warning_field
 from service.api.reading import documented, reader
 from service.api.responses import JSON
 from service.api.state import CallerDep, StateDep
@@ -70,7 +70,7 @@ async def rerank_like_jina(body: Body, state: StateDep, caller: CallerDep) -> JS
             result["document"] = {"text": texts[index]}
         results.append(result)
     answer = {"model": body.model, "usage": {"total_tokens": ranking.tokens}, "results": results}
-    return JSON(answer | told(ranking.warnings))
+    return JSON(answer | warning_field(ranking.warnings))
 
 
 PROTOCOL = Protocol("jina", router, ("/v1/rerank",), frozenset({"/v1/rerank"}), *plain_error("Jina", "detail"))

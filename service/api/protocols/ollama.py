@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, BeforeValidator, Field, StrictBool, model_validator
 
 from service.api.protocols.protocol import Protocol, plain_error
-from service.api.protocols.vectors import Warnings, told, vectors_of, warnings_of
+from service.api.protocols.vectors import Warnings, vectors_of, warning_field, warnings_of
 from service.api.reading import documented, reader
 from service.api.responses import JSON, encoded
 from service.api.state import CallerDep, StateDep
@@ -83,7 +83,7 @@ async def embed_like_ollama(body: Body, state: StateDep, caller: CallerDep) -> J
             "load_duration": 0,
             "prompt_eval_count": sum(result.tokens for result in results),
         }
-        | told(warnings_of("input", results))
+        | warning_field(warnings_of("input", results))
     )
 
 

@@ -77,7 +77,7 @@ def warnings_of(field: str, results: Sequence[Embedded]) -> list[str]:
     return warnings
 
 
-def told(warnings: Sequence[str]) -> dict[str, Any]:
+def warning_field(warnings: Sequence[str]) -> dict[str, Any]:
     """Return the field `warnings` that an answer gets where there are any; the protocols' clients leave it aside."""
     return {"warnings": warnings} if warnings else {}
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field, ValidationInfo, model_validator
 
 from service.api.protocols.protocol import Protocol, plain_error
-from service.api.protocols.vectors import Warnings, told, warnings_of
+from service.api.protocols.vectors import Warnings, warning_field, warnings_of
 from service.api.reading import documented, reader
 from service.api.responses import JSON
 from service.api.routes.health import healthz, readyz
@@ -81,7 +81,7 @@ async def vectorize_for_weaviate(body: Body, state: StateDep, caller: CallerDep)
             embedded = [result for result in list_results if isinstance(result, Embedded)]
             answer[_KINDS[kind]] = [result.vector for result in embedded]
             warnings += warnings_of(kind, embedded)
-    return JSON(answer | told(warnings))
+    return JSON(answer | warning_field(warnings))
 
 
 @router.get("/meta")

@@ -69,10 +69,10 @@ async def search_script(body: Script, state: StateDep, caller: CallerDep) -> JSO
     warnings: list[str] = []
     with timed("search"):
         followed = await state.searcher.follow(body, caller, warnings.append)
-    return JSON(_ended({"results": [_followed(result, body.include) for result in followed]}, warnings, start_s))
+    return JSON(_finish({"results": [_followed(result, body.include) for result in followed]}, warnings, start_s))
 
 
-def _ended(answer: dict[str, Any], warnings: list[str], start_s: float) -> dict[str, Any]:
+def _finish(answer: dict[str, Any], warnings: list[str], start_s: float) -> dict[str, Any]:
     """Return an answer with what there is to warn of, and the time that it took."""
     took = {"took_ms": round(1_000 * (time.perf_counter() - start_s), 3)}
     return answer | ({"warnings": warnings} if warnings else {}) | took
@@ -112,7 +112,7 @@ async def _answer(body: SearchOptions, state: State, caller: Caller) -> dict[str
         answer["counts"] = {name: counts[name] for name in counts if body.modalities is None or name in body.modalities}
     if versions:
         answer["feedback"] = versions[0]
-    return _ended(answer, warnings, start_s)
+    return _finish(answer, warnings, start_s)
 
 
 def _result(hit: Result, include: Collection[str]) -> dict[str, Any]:
