@@ -41,12 +41,6 @@ class KeysError(ValueError):
     """Raised where the file of keys cannot be read or changed: the message names it."""
 
 
-def _limit(value: object) -> Limit:
-    if isinstance(value, Limit):
-        return value
-    return Limit.parse(str(value))
-
-
 class Key(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,7 +49,9 @@ class Key(BaseModel):
     """A name for people."""
     sha256: Sha256
     scopes: frozenset[Scope] = Field(min_length=1)
-    limits: tuple[Annotated[Limit, PlainValidator(_limit), PlainSerializer(str)], ...] = ()
+    limits: tuple[
+        Annotated[Limit, PlainValidator(lambda value: Limit.parse(str(value))), PlainSerializer(str)], ...
+    ] = ()
     created: datetime.datetime
     expires: datetime.datetime | None = None
     revoked: datetime.datetime | None = None
